@@ -1,0 +1,75 @@
+"""Three runs from one backbone definition (segmentation, diffusion, both jointly), and one page that compares them.
+
+    python examples/compare_heads.py
+    python examples/compare_heads.py --tiny          # seconds
+
+The same `ModelConfig` is handed to all three: only the task says which heads it gets and what a batch costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import get_args
+
+from unetdiff.compare.report import write_report
+from unetdiff.compare.samples import Budget
+from unetdiff.config import RunConfig, Task
+from unetdiff.data.config import DataConfig, ScenesConfig
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
+from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
+from unetdiff.training.trainer import train
+
+SHOWN = ("segmentation/mean_iou", "segmentation/pixel_accuracy", "diffusion/loss")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/compare_heads"))
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each run: the same budget for all")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
+    given = parser.parse_args()
+
+    backbone = ModelConfig(
+        encoder=EncoderConfig(family="residual", channels=[8, 16] if given.tiny else [32, 64, 96]),
+        residual=ResidualConfig(layers_per_block=1),
+        conditioning=ConditioningConfig(
+            cross_attention_dim=8 if given.tiny else 64, attention_levels=[1 if given.tiny else 2], attention_head_dim=8
+        ),
+    )
+    runs = [
+        train(make_config(task, backbone, given.output / task, 3 if given.tiny else given.steps, given.tiny))
+        for task in get_args(Task)
+    ]
+    for run in runs:
+        summary = json.loads((run / "summary.json").read_text())
+        weights = sum(summary["parameters"].values())
+        figures = [f"{key} {summary['final'][key]:.4f}" for key in SHOWN if key in summary["final"]]
+        print(f"{summary['task']}: {weights / 1e6:.2f} M weights, {summary['minutes']:.1f} min, {', '.join(figures)}")
+    budget = Budget(pictures=10, steps=2, judge_steps=4, rows=2) if given.tiny else Budget()
+    print(write_report(runs, given.output / "report.html", budget=budget))
+
+
+def make_config(task: Task, backbone: ModelConfig, output: Path, steps: int, tiny: bool) -> RunConfig:
+    """One run; nothing but the task and the folder differs between the three."""
+    return RunConfig(
+        task=task,
+        model=deepcopy(backbone),
+        data=DataConfig(scenes=ScenesConfig(train_pictures=32, val_pictures=8) if tiny else ScenesConfig()),
+        diffusion=DiffusionConfig(preview_steps=2 if tiny else 25, preview_per_class=1 if tiny else 4),
+        training=TrainingConfig(
+            output_dir=str(output),
+            steps=steps,
+            batch_size=4 if tiny else 32,
+            validate_every=steps if tiny else max(1, steps // 4),
+            optimizer=OptimizerConfig(lr=2e-3),
+            ema=EMAConfig(half_life_images=10 if tiny else 2000),
+        ),
+    )
+
+
+if __name__ == "__main__":
+    main()

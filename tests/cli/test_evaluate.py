@@ -1,0 +1,140 @@
+"""`unetdiff evaluate`, `compare`, `data check` and `quickstart`: what they hand on, and what they print."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.cli.evaluate import table
+from unetdiff.cli.main import main
+
+
+def test_evaluate_prints_the_figures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), "--samples", "0", "--output", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    recorded = json.loads((run / "summary.json").read_text())["final"]
+    assert figures["segmentation/mean_iou"] == pytest.approx(recorded["segmentation/mean_iou"], abs=1e-3)
+    line = next(line for line in text.splitlines() if line.startswith("segmentation/mean_iou"))
+    assert float(line.split()[-1]) == pytest.approx(figures["segmentation/mean_iou"], abs=1e-4)
+    assert "diffusion/loss" in text
+
+
+def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr("unetdiff.training.evaluation.evaluate", lambda path, **given: calls.append(given) or {})
+    assert main(["evaluate", str(run)]) == 0
+    assert calls[0]["data"] is None and calls[0]["split"] == "val" and calls[0]["output"] is None
+    words = ["--data.scenes.digits", "2", "--split", "train", "--samples", "5", "--steps", "7", "--guidance", "3"]
+    assert main(["evaluate", str(run), *words]) == 0
+    given = calls[1]
+    assert given["data"].scenes.digits == 2
+    assert given["data"].scenes.val_pictures == 4  # the rest is the run's own
+    assert (given["split"], given["samples_per_class"], given["steps"]) == ("train", 5, 7)
+    assert given["guidance_scale"] == 3.0
+
+
+def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in (
+        ([str(run), "--training.steps", "3"], "only --data.KEY"),
+        ([str(run), "--data.rot", "3"], "unknown option --data.rot; nearest: --data.root"),
+        ([str(run), "--split", "test"], "'test' (choose from"),
+        ([str(tmp_path / "nowhere")], f"{tmp_path}/nowhere"),
+    ):
+        assert main(["evaluate", *words]) == 2
+        assert part in capsys.readouterr().err
+
+
+def test_table() -> None:
+    text = table({"model": "run/best", "mean_iou": 0.81234, "n": 3, "iou": {"cat": 0.5, "a dog": 0.25}})
+    assert text.splitlines() == [
+        "model     run/best",
+        "mean_iou  0.8123",
+        "n         3",
+        "iou",
+        "  cat     0.5000",
+        "  a dog   0.2500",
+    ]
+
+
+def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    calls: list[tuple[list[Path], Path]] = []
+
+    def write_report(runs: list[Path], output: Path, **_: Any) -> Path:
+        calls.append((list(runs), output))
+        return output
+
+    monkeypatch.setattr("unetdiff.compare.report.write_report", write_report)
+    assert main(["compare", str(run), str(run), "--output", str(tmp_path / "page.html")]) == 0
+    assert calls == [([run, run], tmp_path / "page.html")]
+    assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
+    assert main(["compare", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no run directory" in capsys.readouterr().err
+
+
+def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("background\nthing\n")
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
+        mask = np.zeros((16, 16), dtype=np.uint8)
+        mask[4:8] = 1
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{number}.png")
+    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
+    words = ["data", "check", "--data.name", "voc_folder", "--data.root", str(root)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"voc_folder in {root}: good\n"
+
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[0, 0] = 7
+    Image.fromarray(mask).save(root / "SegmentationClass" / "1.png")
+    (root / "JPEGImages" / "2.jpg").write_bytes((root / "JPEGImages" / "2.jpg").read_bytes()[:300])
+    assert main(words) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert any("1.png" in line and "7" in line for line in lines[:2])
+    assert any("2.jpg" in line for line in lines[:2])
+    assert lines[2] == f"voc_folder in {root}: 2 faults found"
+
+    (tmp_path / "set.yaml").write_text(f"data: {{name: voc_folder, root: {root}}}\n")
+    assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["data", "check", str(tmp_path / "set.yaml"), "--no-masks"]) == 1
+    assert "1.png" not in capsys.readouterr().out
+
+
+def test_data_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in (
+        ([], "action"),
+        (["check"], "nothing to check"),
+        (["check", "--data.nam", "x"], "nearest: --data.name"),
+        (["check", "--data.name", "voc_folder", "--data.root", str(tmp_path / "no")], str(tmp_path / "no")),
+    ):
+        assert main(["data", *words]) == 2
+        assert part in capsys.readouterr().err
+
+
+def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    calls: list[tuple[Path, dict[str, Any]]] = []
+    monkeypatch.setattr(
+        "unetdiff.compare.quickstart.run",
+        lambda output, **given: calls.append((output, given)) or output / "report.html",
+    )
+    assert main(["quickstart"]) == 0
+    assert main(["quickstart", "--output", str(tmp_path), "--tiny", "--overwrite"]) == 0
+    assert calls == [
+        (Path("runs/quickstart"), {"overwrite": False, "resume": False, "tiny": False}),
+        (tmp_path, {"overwrite": True, "resume": False, "tiny": True}),
+    ]
+    assert capsys.readouterr().out == f"runs/quickstart/report.html\n{tmp_path}/report.html\n"
+    assert main(["quickstart", "--resume", "--overwrite"]) == 2
+    assert "contradict" in capsys.readouterr().err

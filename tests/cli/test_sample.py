@@ -1,0 +1,78 @@
+"""`unetdiff sample`: the same pictures whatever the batch, by class, with any of the samplers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.cli import sample
+from unetdiff.cli.main import main
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_pictures_grid_and_strip(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["sample", str(run), "--class", "seven", "two", "--n", "3", "--steps", "2", "--guidance", "1.5"]
+    names = sample.class_names(sample.load(run, None), ["7", "2"])
+    words[3:5] = [str(name) for name in names]
+    assert main([*words, "--output", str(tmp_path / "a")]) == 0
+    found = sorted(path.stem for path in (tmp_path / "a" / "pictures").iterdir())
+    assert found == sorted(f"{name}-{i:03d}" for name in names for i in range(3))
+    assert pixels(tmp_path / "a" / "pictures" / f"{found[0]}.png").shape == (32, 32, 3)
+    for picture in ("grid.png", "noise_to_picture.png"):
+        assert pixels(tmp_path / "a" / picture).shape[0] > 32
+
+    # a picture depends on its own seed only: drawn two at a time, or with another number before it, it is the same
+    monkeypatch.setattr(sample, "BATCH", 2)
+    assert main([*words, "--output", str(tmp_path / "b")]) == 0
+    assert main([*words, "--seed", "1", "--output", str(tmp_path / "c")]) == 0
+    for stem in found:
+        first, second, other = (pixels(tmp_path / folder / "pictures" / f"{stem}.png") for folder in "abc")
+        assert abs(first - second).mean() < 4  # bf16 in another batch size
+        assert abs(first - other).mean() > 4
+
+
+def test_all_classes_without_being_asked(run: Path, tmp_path: Path) -> None:
+    assert main(["sample", str(run), "--n", "1", "--steps", "1", "--output", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "pictures").iterdir())) == 10
+
+
+@pytest.mark.parametrize("name", sample.SCHEDULERS)
+def test_samplers(run: Path, name: str) -> None:
+    pipeline = sample.load(run, name)
+    assert isinstance(pipeline.scheduler, getattr(diffusers, sample.SCHEDULERS[name]))
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    images, trajectory = sample.draw(pipeline, [pipeline.conditioner.labels[0]], 1, steps=3, guidance=1.0, seed=0)
+    assert len(images) == 1 and np.asarray(images[0]).std() > 0
+    assert trajectory.timesteps[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--class", "sevn"], ["unknown class 'sevn'", "'seven'"]),
+        (["--class", "99"], ["class 99"]),
+        (["--n", "0"], ["--n: 0", "1 or more"]),
+        (["--steps", "0"], ["num_inference_steps: 0"]),
+        (["--scheduler", "dimm"], ["dimm", "ddim"]),
+        (["--steps", "x"], ["--steps", "'x'"]),
+    ],
+)
+def test_refusals(run: Path, words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    for part in parts:
+        assert part in error
+
+
+def test_file_names() -> None:
+    assert sample._file_name("T-shirt/top") == "T-shirt_top"
+    assert sample._file_name("a red 7") == "a_red_7"

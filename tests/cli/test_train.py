@@ -1,0 +1,105 @@
+"""`unetdiff train`: overrides, flags, refusals that write nothing, and a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unetdiff.cli.main import main
+from unetdiff.config import RunConfig, from_yaml
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[RunConfig, str]]:
+    """What `train` was called with, instead of training."""
+    calls: list[tuple[RunConfig, str]] = []
+
+    def train(config: RunConfig, command: str) -> Path:
+        calls.append((config, command))
+        return Path(config.training.output_dir)
+
+    monkeypatch.setattr("unetdiff.training.trainer.train", train)
+    return calls
+
+
+def test_config_flags_and_overrides(config: Path, trained: list[tuple[RunConfig, str]], tmp_path: Path) -> None:
+    words = ["--resume", "--training.steps", "7", "--output_dir", str(tmp_path / "a b"), "--training.compile"]
+    assert main(["train", "joint", str(config), *words]) == 0
+    [(given, command)] = trained
+    assert given.task == "joint"
+    assert given.training.resume and not given.training.overwrite and given.training.compile
+    assert given.training.steps == 7
+    assert given.training.output_dir == str(tmp_path / "a b")
+    assert command == (
+        f"unetdiff train joint {config} --resume --training.steps 7 --output_dir '{tmp_path}/a b' --training.compile"
+    )
+
+
+def test_without_a_file(trained: list[tuple[RunConfig, str]]) -> None:
+    assert main(["train", "segmentation", "--training.steps=3", "--overwrite"]) == 0
+    [(given, _)] = trained
+    assert given.training.steps == 3 and given.training.overwrite
+    assert given.data.name == "scenes"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--training.lr", "3"], "unknown option --training.lr; nearest: --training.optimizer.lr"),
+        (["--lr", "3"], "unknown option --lr; nearest: --training.optimizer.lr"),
+        (["--resum"], "unknown option --resum; nearest: --training.resume"),
+        (["--training.steps", "many"], "training.steps: 'many' is not right; it must be an integer or null"),
+        (["--training.epochs", "3"], "training.steps: 2 and training.epochs 3.0 both give the length"),
+        (["--resume", "--overwrite"], "training.resume: True and training.overwrite true contradict each other"),
+        (["more.yaml"], "unexpected 'more.yaml'"),
+    ],
+)
+def test_refusals_are_one_line_and_write_nothing(
+    config: Path, trained: list, words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "joint", str(config), "--output_dir", str(tmp_path / "run"), *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"unetdiff: {line}")
+    assert captured.err.count("\n") == 1 and captured.out == ""
+    assert not trained
+    assert [path.name for path in tmp_path.iterdir()] == ["joint.yaml"]
+
+
+def test_another_task_than_the_files(config: Path, trained: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "diffusion", str(config)]) == 2
+    assert f"task: 'joint' in {config}, but 'diffusion' was asked for" in capsys.readouterr().err
+
+
+def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "segmentaton"]) == 2
+    assert "'segmentaton' (choose from" in capsys.readouterr().err
+
+
+def test_print_config(config: Path, trained: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "joint", str(config), "--print-config", "--training.seed", "9"]) == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    printed = from_yaml(tmp_path / "printed.yaml")
+    assert printed.training.seed == 9 and printed.model.encoder.channels == [8, 16]
+    assert not trained
+
+
+def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "joint", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--print-config" in text and "--resume" in text
+    assert "--training.optimizer.trunk_lr" in text and "Peak learning rate of the encoder's trunk" in text
+    assert "--print_config" not in text
+
+
+def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["command"].startswith("unetdiff train joint ")
+    # a second run in the same place is refused, and leaves it as it was
+    before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+    assert main(["train", "joint", str(run.parent / "joint.yaml"), "--output_dir", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "--resume" in error and "--overwrite" in error and error.count("\n") == 1
+    assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before

@@ -1,0 +1,59 @@
+"""Every run is shown on the same pictures, with the masks that its network really gives."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from unetdiff.compare.masks import mask_blocks, predictions
+from unetdiff.compare.runs import read_run, read_runs
+from unetdiff.compare.sets import by_set, choose, open_set
+from unetdiff.data import to_model_range
+from unetdiff.models.unet import UNet
+
+
+def test_predictions_are_the_networks(make_run):
+    run = read_run(make_run(task="joint"))
+    dataset = open_set(run)
+    items = [dataset[0], dataset[1]]
+    masks = predictions(run, items, [np.asarray(item["mask"]) for item in items])
+    unet = UNet.from_pretrained(run.model / "unet").eval()
+    with torch.no_grad():
+        expected = unet.segment(to_model_range(torch.stack([item["image"] for item in items]))).argmax(dim=1)
+    assert np.array_equal(np.stack(masks), expected.numpy())
+
+
+def test_rows_and_accuracy(make_run):
+    runs = read_runs(
+        [
+            make_run("alone", task="segmentation"),
+            make_run("noise", task="diffusion"),
+            make_run("both", task="joint", seed=5),
+        ]
+    )
+    blocks, problems = mask_blocks(runs, count=4, seed=2)
+    assert problems == [] and len(blocks) == 1
+    block = blocks[0]
+    assert block.runs == [0, 2] and len(block.rows) == 4
+    assert all(len(row.predictions) == 2 for row in block.rows)
+    dataset = open_set(runs[0])
+    item = dataset[choose(dataset, 4, 2)[0]]
+    assert block.rows[0].name == item["name"]
+    truth = np.asarray(item["mask"])
+    for run, right in zip((runs[0], runs[2]), block.rows[0].right, strict=True):
+        assert right == (predictions(run, [item], [truth])[0] == truth).mean()
+
+
+def test_another_set_is_another_block(make_run):
+    runs = read_runs([make_run("a", digits=1), make_run("b", digits=2), make_run("c", digits=1)])
+    assert [[run.name for run in group] for group in by_set(runs)] == [["a", "c"], ["b"]]
+    blocks, _ = mask_blocks(runs, count=2)
+    assert [block.runs for block in blocks] == [[0, 2], [1]]
+
+
+def test_chosen_pictures_have_different_labels(make_run):
+    dataset = open_set(read_run(make_run(task="segmentation", weights=False)))
+    chosen = choose(dataset, 6, seed=0)
+    assert len({dataset[index]["label"] for index in chosen}) == 6
+    assert chosen == choose(dataset, 6, seed=0) != choose(dataset, 6, seed=1)
+    assert sorted(choose(dataset, 1000, seed=0)) == list(range(len(dataset)))

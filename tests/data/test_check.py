@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.data import DataConfig
+from unetdiff.data.check import check, first_problem, require_clean
+from unetdiff.errors import UserError
+
+SaveMask = Callable[[Path, np.ndarray], None]
+
+
+def config(root: Path, **more: object) -> DataConfig:
+    return DataConfig(name="voc_folder", root=str(root), **more)  # type: ignore[arg-type]
+
+
+def test_a_clean_set_has_no_problem(voc_set: Path) -> None:
+    assert check(config(voc_set), progress=False) == []
+    assert first_problem(config(voc_set)) is None
+    require_clean(config(voc_set))
+    assert check(DataConfig(), progress=False) == []
+
+
+def test_every_fault_is_listed_with_file_value_and_remedy(voc_set: Path, make_mask: SaveMask) -> None:
+    masks, images = voc_set / "SegmentationClass", voc_set / "JPEGImages"
+    values = np.zeros((30, 40))
+    values[0, 0], values[5, 5] = 4, 99
+    make_mask(masks / "a0.png", values)
+    Image.new("RGB", (40, 30)).save(masks / "a1.png")
+    binary = np.zeros((30, 40))
+    binary[:15] = 255
+    make_mask(masks / "a2.png", binary)
+    make_mask(masks / "a3.png", np.ones((20, 40)))
+    jpeg = images / "b0.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[: jpeg.stat().st_size // 2])
+    lists = voc_set / "ImageSets" / "Segmentation"
+    (lists / "val.txt").write_text("b0\nb1\na0\nghost\nghost\n")
+
+    for full in (True, False):
+        problems = check(config(voc_set), full=full, progress=False)
+        found = {(Path(p.file).name, p.value) for p in problems}
+        assert found == {
+            ("train.txt", "a0"),
+            ("val.txt", "ghost"),
+            ("a0.png", "4, 99"),
+            ("a1.png", "mode RGB"),
+            ("a2.png", "50% of it is 255"),
+            ("a3.png", "mask 40x20, picture 40x30"),
+            ("b0.jpg", next(p.value for p in problems if p.file.endswith("b0.jpg"))),
+            ("ghost.jpg", "missing"),
+            ("ghost.png", "missing"),
+        }
+        assert len(problems) == 9, "each fault once, though a0 is in both splits"
+        assert all(p.suggestion and p.what and p.file in str(p) and p.value in str(p) for p in problems)
+    with pytest.raises(UserError, match=r"\(8 more: see `unetdiff data check`\)"):
+        require_clean(config(voc_set))
+
+
+def test_a_jpeg_cut_by_its_last_bytes_is_found_quickly_too(voc_set: Path) -> None:
+    jpeg = voc_set / "JPEGImages" / "a2.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-60])
+    problem = first_problem(config(voc_set))
+    assert problem is not None and problem.file == str(jpeg) and "truncated" in problem.value
+    with pytest.raises(UserError, match="a2.jpg"):
+        require_clean(config(voc_set))
+
+
+def test_void_only_masks_can_be_allowed(voc_set: Path, make_mask: SaveMask) -> None:
+    make_mask(voc_set / "SegmentationClass" / "a0.png", np.full((30, 40), 255))
+    problem = first_problem(config(voc_set))
+    assert problem is not None and "data.void_only_masks=true" in problem.suggestion
+    assert first_problem(config(voc_set, void_only_masks=True)) is None
+
+
+def test_a_grey_mask_is_recognised(voc_set: Path) -> None:
+    grey = Image.fromarray(np.tile(np.arange(0, 240, 6, dtype=np.uint8), (30, 1)), mode="L")
+    grey.save(voc_set / "SegmentationClass" / "a0.png")
+    problem = first_problem(config(voc_set))
+    assert problem is not None and problem.value == "6, 12, 18 and 36 more" and "threshold" in problem.suggestion
+
+
+def test_a_denoiser_does_not_mind_the_masks(voc_set: Path) -> None:
+    (voc_set / "SegmentationClass" / "a0.png").unlink()
+    assert first_problem(config(voc_set)) is not None
+    assert first_problem(config(voc_set), masks=False) is None
+    (voc_set / "JPEGImages" / "a0.jpg").write_bytes(b"no picture")
+    problem = first_problem(config(voc_set), masks=False)
+    assert problem is not None and problem.what == "not a picture"
+
+
+def test_image_folder_truncated_and_shared_pictures(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(3):
+                picture = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+                picture.save(tmp_path / split / name / f"{i}.jpg")
+    folder = DataConfig(name="image_folder", root=str(tmp_path))
+    assert check(folder, progress=False) == []
+    source, copy = tmp_path / "train" / "ant" / "1.jpg", tmp_path / "val" / "bee" / "2.jpg"
+    copy.write_bytes(source.read_bytes())
+    cut = tmp_path / "train" / "bee" / "0.jpg"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert [(p.file, p.what) for p in check(folder, progress=False)] == [
+        (str(copy), "the same picture is in the training split"),
+        (str(cut), "cannot be read"),
+    ]

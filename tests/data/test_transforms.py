@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unetdiff.data.config import AugmentConfig
+from unetdiff.data.sampling import SampleKey
+from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, cover, to_model_range, to_uint8
+from unetdiff.errors import UserError
+
+EVERYTHING = AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[24, 24], color=0.4)
+
+
+def coded(height: int = 30, width: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture whose red channel says its mask: class i where red is 60 * i, in blocks of 10 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(0, 4, (height // 10, width // 10), generator=generator)
+    mask = blocks.repeat_interleave(10, 0).repeat_interleave(10, 1).to(torch.uint8)
+    return torch.stack([mask * 60, torch.full_like(mask, 7), 255 - mask * 60]), mask
+
+
+def test_ranges_are_inverse_and_end_at_one() -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    model = to_model_range(values)
+    assert model.dtype == torch.float32
+    assert model[0] == -1 and model[255] == 1
+    assert to_uint8(model).equal(values)
+    assert to_uint8(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]
+    assert to_uint8(torch.tensor([0.0], dtype=torch.bfloat16)).tolist() == [128]
+
+
+def test_same_seed_same_picture_and_global_generators_untouched() -> None:
+    transform = TrainTransform(None, EVERYTHING)
+    image, mask = coded()
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = transform(image, mask, 5, True)
+    assert torch.get_rng_state().equal(before)
+    torch.rand(3)
+    again = transform(image, mask, 5, True)
+    assert first[0].equal(again[0]) and first[1].equal(again[1])
+    others = [transform(image, mask, seed, True)[0] for seed in range(6, 12)]
+    assert not any(first[0].equal(other) for other in others)
+
+
+def test_augmenting_does_not_seed_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError("the accelerator's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    TrainTransform(None, EVERYTHING)(*coded(), 5, True)
+
+
+def test_picture_and_mask_stay_together() -> None:
+    """Through scale, crop and flip the red channel keeps saying what the mask says (blocks' borders apart)."""
+    image, mask = coded()
+    transform = TrainTransform(None, AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[24, 24]))
+    agree, flipped = [], set()
+    for seed in range(40):
+        picture, target = transform(image, mask, seed, True)
+        assert picture.shape == (3, 24, 24) and target.shape == (24, 24)
+        assert set(target.unique().tolist()) <= {0, 1, 2, 3, 255}
+        inside = target != 255
+        agree.append(((picture[0].float() / 60).round() == target)[inside].float().mean())
+        flipped.add(bool(inside.any()))
+    assert torch.stack(agree).mean() > 0.9
+
+
+def test_crop_beyond_the_picture_is_mean_colour_and_void() -> None:
+    image, mask = coded()
+    transform = TrainTransform(None, AugmentConfig(crop=[50, 60]))
+    places = set()
+    for seed in range(20):
+        picture, target = transform(image, mask, seed, True)
+        rows, columns = torch.nonzero(target != 255, as_tuple=True)
+        top, left = int(rows.min()), int(columns.min())
+        places.add((top, left))
+        assert picture[:, top : top + 30, left : left + 40].equal(image)
+        assert target[top : top + 30, left : left + 40].equal(mask)
+        outside = picture[:, target == 255]
+        assert (target == 255).sum() == 50 * 60 - 30 * 40
+        mean = image.float().mean(dim=(1, 2)).round()
+        assert (outside == mean[:, None]).all()
+    assert len(places) > 10
+
+
+def test_random_crop_takes_windows_of_the_picture() -> None:
+    image, mask = coded()
+    transform = TrainTransform(None, AugmentConfig(crop=[20, 24]))
+    windows = set()
+    for seed in range(200):
+        picture, target = transform(image, mask, seed, True)
+        found = [
+            (top, left)
+            for top in range(11)
+            for left in range(17)
+            if mask[top : top + 20, left : left + 24].equal(target)
+        ]
+        assert found and any(image[:, t : t + 20, x : x + 24].equal(picture) for t, x in found)
+        windows.update(found)
+    assert {0, 10} <= {t for t, _ in windows} and {0, 16} <= {x for _, x in windows}
+
+
+def test_strong_off_drops_scale_and_colour_but_not_crop_and_flip() -> None:
+    image, mask = coded()
+    weak = TrainTransform(None, EVERYTHING)
+    plain = TrainTransform(None, AugmentConfig(flip=True, crop=[24, 24]))
+    for seed in range(10):
+        assert weak(image, mask, seed, False)[0].equal(plain(image, mask, seed, True)[0])
+    assert len({weak(image, mask, seed, False)[0].numpy().tobytes() for seed in range(10)}) > 3
+
+
+def test_flip_mirrors_half_of_the_pictures() -> None:
+    image, mask = coded()
+    transform = TrainTransform(None, AugmentConfig(flip=True))
+    mirrored = 0
+    for seed in range(100):
+        picture, target = transform(image, mask, seed, True)
+        is_mirrored = picture.equal(image.flip(-1))
+        assert is_mirrored or picture.equal(image)
+        assert target.equal(mask.flip(-1) if is_mirrored else mask)
+        mirrored += is_mirrored
+    assert 30 < mirrored < 70
+
+
+def test_an_int_is_never_augmented() -> None:
+    image, mask = coded()
+    transform = Transform(None, EVERYTHING)
+    picture, target = transform(image, mask, 0)
+    assert picture.equal(image) and target is not None and target.equal(mask)
+    assert not transform(image, mask, SampleKey(0, 1, True))[0].equal(image)
+
+
+def test_validation_resizes_the_picture_and_not_the_mask() -> None:
+    image, mask = coded()
+    picture, target = EvalTransform([16, 16])(image, mask)
+    assert picture.shape == (3, 16, 16) and target is not None and target.equal(mask)
+    picture, target = TrainTransform([16, 16], AugmentConfig())(image, mask, 0, True)
+    assert picture.shape == (3, 16, 16) and target is not None and target.shape == (16, 16)
+
+
+def test_without_a_mask_the_aspect_is_kept() -> None:
+    wide = torch.zeros(3, 20, 40, dtype=torch.uint8)
+    wide[:, :, 10:30] = 200  # the middle square
+    assert (cover(wide, (20, 20)) == 200).all()
+    assert (EvalTransform([10, 10])(wide)[0] > 150).all()
+    assert cover(torch.zeros(3, 7, 11, dtype=torch.uint8), (32, 24)).shape == (3, 32, 24)
+
+
+@pytest.mark.parametrize(
+    ("size", "augment", "key"),
+    [
+        ([16], AugmentConfig(), "data.size"),
+        (None, AugmentConfig(crop=[0, 4]), "data.augment.crop"),
+        (None, AugmentConfig(scale=[2.0, 0.5], crop=[8, 8]), "data.augment.scale"),
+        (None, AugmentConfig(scale=[0.5, 2.0]), "data.augment.crop"),
+        (None, AugmentConfig(color=3), "data.augment.color"),
+    ],
+)
+def test_impossible_settings_name_their_key(size: list[int] | None, augment: AugmentConfig, key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        TrainTransform(size, augment)

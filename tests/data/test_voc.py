@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import VOCSegmentation
+
+from unetdiff.data import DataConfig, SampleKey, build_dataset, collate
+from unetdiff.data.config import AugmentConfig
+from unetdiff.data.voc import VOC_CLASSES, VOCFolder, voc_colormap
+from unetdiff.errors import UserError
+
+SaveMask = Callable[[Path, np.ndarray], None]
+
+
+def config(root: Path, **more: object) -> DataConfig:
+    return DataConfig(name="voc_folder", root=str(root), **more)  # type: ignore[arg-type]
+
+
+def test_reads_what_torchvision_reads(voc_set: Path, tmp_path: Path) -> None:
+    (tmp_path / "VOCdevkit").mkdir()
+    (tmp_path / "VOCdevkit" / "VOC2012").symlink_to(voc_set, target_is_directory=True)
+    judge = VOCSegmentation(tmp_path, image_set="train")
+    folder = build_dataset(config(voc_set), "train", segmentation=True)
+    through_torchvision = build_dataset(DataConfig(name="voc", root=str(tmp_path)), "train", segmentation=True)
+    assert len(folder) == len(judge) == len(through_torchvision) == 4
+    for i in range(4):
+        image, mask = judge[i]
+        for item in (folder[i], through_torchvision[i]):
+            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(image))
+            assert np.array_equal(item["mask"].numpy(), np.array(mask))
+            assert item["name"] == f"a{i}" == folder.names(i)
+    assert through_torchvision.classes == VOC_CLASSES
+
+
+def test_names_and_palette_are_the_set_s_own(voc_set: Path) -> None:
+    folder = build_dataset(config(voc_set), "val", segmentation=True)
+    assert folder.classes == ["ground", "tree", "house", "car"]
+    assert folder.palette.tolist() == [[10, 20, 30], [0, 200, 0], [200, 0, 0], [0, 0, 200]]
+    assert folder.labels == []
+
+
+def test_colour_map_is_voc_s() -> None:
+    colors = voc_colormap()
+    assert colors.shape == (256, 3)
+    assert colors[[0, 1, 2, 3, 15, 20]].tolist() == [
+        [0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [192, 128, 128], [0, 64, 128],
+    ]  # fmt: skip
+    assert colors[255].tolist() == [224, 224, 192]
+
+
+def test_grey_masks_get_voc_s_colours_and_names(voc_set: Path) -> None:
+    (voc_set / "classes.txt").unlink()
+    for path in (voc_set / "SegmentationClass").iterdir():
+        Image.fromarray(np.array(Image.open(path)), mode="L").save(path)
+    folder = VOCFolder(voc_set, "train", num_classes=21)
+    assert folder.classes == VOC_CLASSES
+    assert np.array_equal(folder.palette, voc_colormap(21))
+    assert set(folder[0]["mask"].unique().tolist()) == {0, 1, 2, 3, 255}
+
+
+def test_training_item_and_batch(voc_set: Path) -> None:
+    augment = AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[32, 32], color=0.3)
+    folder = build_dataset(config(voc_set, augment=augment), "train", segmentation=True)
+    batch = collate([folder[SampleKey(i, 9 + i, True)] for i in range(4)])
+    assert batch["image"].shape == (4, 3, 32, 32) and batch["mask"].shape == (4, 32, 32)
+    assert batch["mask"].dtype == torch.uint8 and batch["name"] == ["a0", "a1", "a2", "a3"]
+    # The same split asked for as validation is never augmented.
+    val = build_dataset(config(voc_set, augment=augment, val_split="train"), "val", segmentation=True)
+    assert val[SampleKey(0, 9, True)]["image"].equal(folder[0]["image"])
+
+
+def test_validation_mask_keeps_its_size(voc_set: Path, make_mask: SaveMask) -> None:
+    Image.new("RGB", (20, 50)).save(voc_set / "JPEGImages" / "b1.jpg")
+    make_mask(voc_set / "SegmentationClass" / "b1.png", np.zeros((50, 20)))
+    folder = build_dataset(config(voc_set, size=[16, 16]), "val", segmentation=True)
+    batch = collate([folder[0], folder[1]])
+    assert batch["image"].shape == (2, 3, 16, 16)
+    assert [tuple(mask.shape) for mask in batch["mask"]] == [(30, 40), (50, 20)]
+
+
+def test_pictures_alone(voc_set: Path) -> None:
+    folder = build_dataset(config(voc_set, size=[24, 24]), "train", segmentation=False)
+    assert set(folder[0]) == {"image", "name"} and folder[0]["image"].shape == (3, 24, 24)
+    assert folder.classes == [] and folder.palette.shape == (0, 3)
+    with pytest.raises(UserError, match="data.size"):
+        build_dataset(config(voc_set), "train", segmentation=False)
+
+
+def spoil_value(root: Path, make_mask: SaveMask) -> None:
+    make_mask(root / "SegmentationClass" / "a0.png", np.full((30, 40), 37))
+
+
+def spoil_rgb(root: Path, make_mask: SaveMask) -> None:
+    Image.new("RGB", (40, 30)).save(root / "SegmentationClass" / "a0.png")
+
+
+def spoil_size(root: Path, make_mask: SaveMask) -> None:
+    make_mask(root / "SegmentationClass" / "a0.png", np.zeros((40, 30)))
+
+
+def spoil_jpeg(root: Path, make_mask: SaveMask) -> None:
+    path = root / "JPEGImages" / "a0.jpg"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def spoil_missing(root: Path, make_mask: SaveMask) -> None:
+    (root / "SegmentationClass" / "a0.png").rename(root / "SegmentationClass" / "a0.gif")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (spoil_value, r"a0\.png: mask values outside 0\.\.3 and 255 \(void\) \(37\)"),
+        (spoil_rgb, r"a0\.png: .*mode RGB"),
+        (spoil_size, r"a0\.png: .*mask 30x40, picture 40x30\); turn"),
+        (spoil_jpeg, r"a0\.jpg: cannot be read .*truncated"),
+        (spoil_missing, r"a0\.png: no such file \(there is a0\.gif\)"),
+    ],
+)
+def test_a_bad_file_is_named(
+    voc_set: Path, make_mask: SaveMask, spoil: Callable[[Path, SaveMask], None], told: str
+) -> None:
+    spoil(voc_set, make_mask)
+    folder = build_dataset(config(voc_set), "train", segmentation=True)
+    folder[1]
+    with pytest.raises(UserError, match=told):
+        folder[0]
+
+
+def test_bad_sets_are_refused(voc_set: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such split 'trian'; there are: train, val"):
+        build_dataset(config(voc_set, train_split="trian"), "train", segmentation=True)
+    with pytest.raises(UserError, match="no folder JPEGImages"):
+        build_dataset(config(tmp_path / "nowhere"), "train", segmentation=True)
+    with pytest.raises(UserError, match="num_classes=5.*names 4"):
+        build_dataset(config(voc_set, num_classes=5), "train", segmentation=True)
+    with pytest.raises(UserError, match="data.root"):
+        build_dataset(DataConfig(name="voc_folder"), "train", segmentation=True)
+    with pytest.raises(UserError, match="data.download=true"):
+        build_dataset(DataConfig(name="voc", root=str(tmp_path)), "train", segmentation=True)
+    (voc_set / "classes.txt").unlink()
+    with pytest.raises(UserError, match="classes.txt is missing"):
+        build_dataset(config(voc_set), "train", segmentation=True)
+    (voc_set / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
+    with pytest.raises(UserError, match="empty"):
+        build_dataset(config(voc_set, num_classes=4), "train", segmentation=True)

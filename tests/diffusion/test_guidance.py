@@ -1,0 +1,54 @@
+"""Classifier-free guidance by hand, and against diffusers' rescaling."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+from unetdiff.diffusion.guidance import guided
+
+SAMPLE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+GIVEN, NULL = torch.full((2, 1, 5), 2.0), torch.full((2, 1, 5), 0.5)
+
+
+class Denoiser:
+    """Output = the context's first number times the sample, plus the timestep; counts its calls."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        self.batches.append(len(sample))
+        strength = torch.ones(len(sample)) if context is None else context[:, 0, 0]
+        return strength[:, None, None, None] * sample + timestep.expand(len(sample))[:, None, None, None]
+
+
+def test_by_hand_in_one_batch() -> None:
+    denoiser = Denoiser()
+    output = guided(denoiser, SAMPLE, torch.tensor(7), GIVEN, NULL, 3.0)
+    # null + 3 (given - null) = 0.5 x + t + 3 · 1.5 x = 5 x + t
+    assert torch.allclose(output, 5 * SAMPLE + 7, atol=1e-5)
+    assert denoiser.batches == [4]
+
+
+def test_a_timestep_for_each_picture() -> None:
+    output = guided(Denoiser(), SAMPLE, torch.tensor([7, 9]), GIVEN, NULL, 3.0)
+    assert torch.allclose(output, 5 * SAMPLE + torch.tensor([7.0, 9.0])[:, None, None, None], atol=1e-5)
+
+
+def test_scale_one_is_the_conditional_output_in_one_pass() -> None:
+    denoiser = Denoiser()
+    assert torch.equal(guided(denoiser, SAMPLE, torch.tensor(0), GIVEN, NULL, 1.0), 2 * SAMPLE)
+    assert torch.equal(guided(denoiser, SAMPLE, torch.tensor(0), None, None, 4.0), SAMPLE)
+    assert torch.equal(guided(denoiser, SAMPLE, torch.tensor(0), NULL, None, 4.0), 0.5 * SAMPLE)
+    assert denoiser.batches == [2, 2, 2]
+
+
+def test_rescale_is_diffusers_own() -> None:
+    t = torch.tensor(7)
+    plain = guided(Denoiser(), SAMPLE, t, GIVEN, NULL, 3.0)
+    conditional = 2 * SAMPLE + 7
+    for strength in (0.3, 1.0):
+        ours = guided(Denoiser(), SAMPLE, t, GIVEN, NULL, 3.0, rescale=strength)
+        assert torch.allclose(ours, rescale_noise_cfg(plain, conditional, strength), atol=1e-5)
+        assert not torch.allclose(ours, plain, atol=1e-2)

@@ -1,0 +1,57 @@
+"""Each example runs in its tiny setting and leaves what it promises."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def call(name: str) -> Path:
+        monkeypatch.setattr(sys, "argv", [name, "--tiny", "--output", str(tmp_path / "run")])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return tmp_path / "run"
+
+    return call
+
+
+def test_every_example_is_run_here() -> None:
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
+        "compare_heads",
+        "train_conditional_ddpm",
+        "train_voc_segmenter",
+    ]
+
+
+def test_train_voc_segmenter(example) -> None:
+    run = example("train_voc_segmenter")
+    assert (run / "example-overlay.png").is_file()
+    settings = json.loads((run / "best" / "segmentation.json").read_text())
+    assert settings["classes"] == ["background", "red", "green"]
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
+
+
+def test_train_conditional_ddpm(example) -> None:
+    run = example("train_conditional_ddpm")
+    assert (run / "samples-guidance-1.png").is_file()
+    assert (run / "samples-guidance-3.png").read_bytes() != (run / "samples-guidance-1.png").read_bytes()
+
+
+def test_compare_heads(example, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = example("compare_heads")
+    summaries = {
+        task: json.loads((folder / task / "summary.json").read_text())
+        for task in ("segmentation", "diffusion", "joint")
+    }
+    both = summaries["joint"]["parameters"]
+    for part in ("encoder", "middle", "decoder"):  # one backbone: whatever the heads, its size is the same
+        assert {summary["parameters"][part] for summary in summaries.values()} == {both[part]}
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert str(folder / "report.html") in capsys.readouterr().out

@@ -1,0 +1,47 @@
+"""Blocks whose start or statistics are a promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unetdiff.models.blocks import FrozenBatchNorm2d, Grow, ResnetBlock, make_norm, replace_batch_norm
+
+
+def test_frozen_batch_norm_never_looks_at_its_batch() -> None:
+    norm = FrozenBatchNorm2d(3)
+    x = torch.randn(4, 3, 5, 5) * 7 + 2
+    for module in (norm, norm.train(), torch.nn.Sequential(norm).train()):
+        torch.testing.assert_close(module(x), x / (1 + norm.eps) ** 0.5)
+    assert not norm.running_mean.any()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["frozen", "group"])
+def test_replaced_batch_norm_keeps_its_tensors(kind: str) -> None:
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), torch.nn.BatchNorm2d(8))
+    for _ in range(3):
+        module(torch.randn(4, 3, 5, 5))
+    torch.nn.init.normal_(module[1].weight)
+    before, x = module.eval().state_dict(), torch.randn(2, 3, 5, 5)
+    expected = module(x)
+    replace_batch_norm(module, kind)
+    assert torch.equal(module[1].weight, before["1.weight"])
+    if kind == "frozen":
+        torch.testing.assert_close(module.train()(x), expected)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [ResnetBlock(32, 64, None, groups=8), Grow("transposed", 64), ResnetBlock(32, 64, 16, groups=8, resample="down")],
+)
+def test_a_new_block_keeps_the_variance(block: torch.nn.Module) -> None:
+    """Within a factor of two: torch's own start would leave a third of it or less."""
+    torch.manual_seed(0)
+    channels = 64 if isinstance(block, Grow) else 32
+    smooth = torch.randn(8, channels, 1, 1).expand(-1, -1, 16, 16)  # resampling itself changes no variance of it
+    out = block(smooth, None)
+    assert 0.5 < out.var() / smooth.var() < 2.0
+
+
+def test_group_norm_has_four_channels_a_group_and_at_most_32_groups() -> None:
+    assert [make_norm("group", c).num_groups for c in (3, 8, 12, 64, 128, 512)] == [1, 2, 3, 16, 32, 32]

@@ -1,0 +1,291 @@
+"""The network against its published geometries, diffusers' own network, and bad files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from diffusers import UNet2DConditionModel, UNet2DModel
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from unetdiff.errors import UserError
+from unetdiff.models import UNet
+
+SEGMENTATION = {"segmentation": {"num_classes": 5}}
+TINY = {"encoder": {"channels": [8, 16]}, "residual": {"norm_num_groups": 4, "layers_per_block": 1}}
+
+
+def test_reference_geometry_has_the_published_size_and_cost() -> None:
+    unet = UNet(
+        encoder={"family": "resnet50"},
+        decoder={
+            "channels": [512, 256, 128, 64, 64],
+            "norm": "none",
+            "upsample": "bilinear",
+            "align_corners": True,
+        },
+        heads={"segmentation": {"num_classes": 21}},
+    ).eval()
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(43.93, abs=0.005)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        unet.segment(torch.zeros(1, 3, 256, 256))
+    assert counter.get_total_flops() / 2e9 == pytest.approx(22.94, abs=0.005)
+
+
+def test_2015_network_maps_572_to_388_with_its_31_million_parameters() -> None:
+    unet = UNet(
+        in_channels=1,
+        encoder={"family": "classic", "padding": "valid", "norm": "none"},
+        decoder={"norm": "none"},
+        heads={"segmentation": {"num_classes": 2}},
+    ).eval()
+    widths = [1, 64, 128, 256, 512, 1024]
+    down = sum(9 * a * b + b + 9 * b * b + b for a, b in zip(widths, widths[1:], strict=False))
+    up = sum(4 * 2 * c * c + c + 9 * 2 * c * c + c + 9 * c * c + c for c in widths[1:-1])
+    assert sum(p.numel() for p in unet.parameters()) == down + up + 64 * 2 + 2
+    with torch.inference_mode():
+        assert unet.segment(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+
+
+def test_valid_logits_are_the_middle_of_the_picture() -> None:
+    """A pixel's logits come from its own surroundings: shifting the picture by the pooling stride shifts the logits."""
+    torch.manual_seed(0)
+    unet = UNet(encoder={"family": "classic", "padding": "valid", "channels": [4, 4, 4]}, heads=SEGMENTATION).eval()
+    x = torch.randn(1, 3, 96, 96)
+    with torch.inference_mode():
+        here, there = unet.segment(x[..., :92]), unet.segment(x[..., 4:])
+    torch.testing.assert_close(here[..., 4:], there[..., :-4])
+
+
+@pytest.mark.parametrize("family", ["resnet50", "mobilenet_v2", "convnext_tiny", "classic"])
+def test_conditioning_changes_nothing_at_initialisation(family: str) -> None:
+    channels = {"channels": [8, 16, 16]} if family == "classic" else {}
+    told = {"timestep": True, "cross_attention_dim": 16, "num_class_embeds": 3}
+    plain = UNet(encoder={"family": family, **channels}, heads=SEGMENTATION).eval()
+    conditioned = UNet(encoder={"family": family, **channels}, conditioning=told, heads=SEGMENTATION).eval()
+    missing, unexpected = conditioned.load_state_dict(plain.state_dict(), strict=False)
+    assert missing and not unexpected
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        told_logits = conditioned.segment(x, torch.tensor([1, 900]), torch.randn(2, 4, 16), torch.tensor([0, 2]))
+        torch.testing.assert_close(told_logits, plain.segment(x), rtol=0, atol=0)
+
+
+def test_a_trunk_puts_out_torchvisions_own_feature_maps(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50().eval()
+    file = tmp_path / "resnet50.safetensors"
+    save_file(theirs.state_dict(), file)
+    unet = UNet(encoder={"family": "resnet50", "weights": str(file)}, heads=SEGMENTATION).eval()
+    pixels = torch.rand(1, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    h = theirs.relu(theirs.bn1(theirs.conv1((pixels - mean[:, None, None]) / std[:, None, None])))
+    maps = [h]
+    h = theirs.maxpool(h)
+    for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+        h = layer(h)
+        maps.append(h)
+    with torch.inference_mode():
+        ours = unet.features(pixels * 2 - 1)
+    for level, expected in enumerate(maps, start=1):
+        torch.testing.assert_close(ours[f"encoder.{level}"], expected, rtol=1e-3, atol=1e-3)
+
+
+def _rename(key: str) -> str:
+    """diffusers' tensor name -> ours."""
+    for theirs, ours in (
+        ("conv_norm_out", "heads.diffusion.norm"),
+        ("conv_out", "heads.diffusion.conv"),
+        ("conv_in", "encoder.conv_in"),
+        ("down_blocks", "encoder.down_blocks"),
+        ("mid_block", "middle"),
+        ("up_blocks", "decoder.up_blocks"),
+    ):
+        if key.startswith(theirs + "."):
+            return ours + key[len(theirs) :]
+    return key
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("size", [(32, 32), (37, 45)])
+def test_residual_family_is_stable_diffusions_network(linear: bool, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    theirs = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),  # the number of heads, in this class
+        cross_attention_dim=24,
+        norm_num_groups=8,
+        in_channels=3,
+        out_channels=3,
+        use_linear_projection=linear,
+    ).eval()
+    ours = UNet(
+        encoder={"channels": [32, 64]},
+        residual={"norm_num_groups": 8, "linear_projection": linear},
+        conditioning={"cross_attention_dim": 24, "attention_levels": [1], "attention_head_dim": 16},
+        heads={"diffusion": {"out_channels": 3}},
+    ).eval()
+    ours.load_state_dict({_rename(k): v for k, v in theirs.state_dict().items()}, strict=True)
+    x, t, context = torch.randn(2, 3, *size), torch.tensor([4, 800]), torch.randn(2, 5, 24)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x, t, context).sample, theirs(x, t, context).sample, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"resample": "resnet", "scale_shift": True}, {"ddpm": True}])
+def test_residual_family_is_ddpms_network(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    ddpm, adm = bool(options.get("ddpm")), options.get("resample") == "resnet"
+    theirs = UNet2DModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("ResnetDownsampleBlock2D" if adm else "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D" if adm else "UpBlock2D"),
+        attention_head_dim=16,
+        norm_num_groups=8,
+        norm_eps=1e-6 if ddpm else 1e-5,
+        downsample_padding=0 if ddpm else 1,
+        flip_sin_to_cos=not ddpm,
+        freq_shift=1 if ddpm else 0,
+        resnet_time_scale_shift="scale_shift" if adm else "default",
+        attn_norm_num_groups=8 if adm else None,
+        downsample_type="resnet" if adm else "conv",
+        upsample_type="resnet" if adm else "conv",
+    ).eval()
+    ours = UNet(
+        encoder={"channels": [32, 64]},
+        residual={
+            "layers_per_block": 1,
+            "norm_num_groups": 8,
+            "norm_eps": 1e-6 if ddpm else 1e-5,
+            "downsample_padding": 0 if ddpm else 1,
+            "flip_sin_to_cos": not ddpm,
+            "freq_shift": 1 if ddpm else 0,
+            "time_scale_shift": "scale_shift" if adm else "default",
+            "resample": "resnet" if adm else "conv",
+        },
+        conditioning={"attention_levels": [1], "attention_head_dim": 16},
+        heads={"diffusion": {"out_channels": 3}},
+    ).eval()
+    ours.load_state_dict({_rename(k): v for k, v in theirs.state_dict().items()}, strict=True)
+    x, t = torch.randn(2, 3, 32, 32), torch.tensor([4, 800])
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x, t).sample, theirs(x, t).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
+    torch.manual_seed(0)
+    unet = UNet(encoder={"family": "resnet18"}, decoder={"channels": [8] * 5}, heads=SEGMENTATION)
+    unet.freeze_encoder()
+    before = {k: v.clone() for k, v in unet.encoder.state_dict().items()}
+    optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=0.1)
+    unet.train()
+    unet.segment(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    assert all(torch.equal(v, before[k]) for k, v in unet.encoder.state_dict().items())
+    unet.freeze_encoder(False)
+    unet.train()
+    unet.segment(torch.randn(2, 3, 64, 64))
+    assert any(not torch.equal(v, before[k]) for k, v in unet.encoder.state_dict().items())
+
+
+def test_none_is_timestep_zero_and_no_condition_is_one_zero_token() -> None:
+    torch.manual_seed(0)
+    unet = UNet(**TINY, conditioning={"timestep": True, "cross_attention_dim": 8}, heads=SEGMENTATION).eval()
+    for parameter in unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        told = unet.segment(x, 0, torch.zeros(1, 1, 8))
+        assert torch.equal(unet.segment(x), told)
+        assert not torch.equal(unet.segment(x, 500), told)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("config", "says"),
+        [
+            ({"heads": {}}, "neither segmentation nor diffusion"),
+            ({"encoder": {"family": "resnet51"}, "heads": SEGMENTATION}, "nearest is resnet50"),
+            (
+                {"encoder": {"familly": "resnet50"}, "heads": SEGMENTATION},
+                "encoder.familly: unknown key; .*family",
+            ),
+            (
+                {"encoder": {"norm": "layer", "family": "classic"}, "heads": SEGMENTATION},
+                "'layer' is not one of none, batch",
+            ),
+            ({"encoder": {"weights": "imagenet"}, "heads": SEGMENTATION}, "needs a torchvision trunk"),
+            (
+                {"encoder": {"family": "classic", "norm": "batch"}, "heads": {"diffusion": {}}},
+                "frozen or group",
+            ),
+            (
+                {"encoder": {"family": "classic", "padding": "valid"}, "heads": {"diffusion": {}}},
+                "'valid' shrinks",
+            ),
+            (
+                {"encoder": {"family": "resnet18", "weights": "nowhere"}, "heads": SEGMENTATION},
+                "no file 'nowhere'",
+            ),
+            ({"conditioning": {"attention_levels": [9]}, "heads": SEGMENTATION}, r"\[9\] is outside 0..3"),
+            ({"conditioning": {"timestep": False}, "heads": {"diffusion": {}}}, "must know the timestep"),
+        ],
+    )
+    def test_impossible_configs(self, config: dict, says: str) -> None:
+        with pytest.raises(UserError, match=says):
+            UNet(**config)
+
+    def test_missing_head(self) -> None:
+        with pytest.raises(UserError, match="no diffusion head"):
+            UNet(**TINY, heads=SEGMENTATION)(torch.zeros(1, 3, 16, 16), 0)
+
+    @pytest.fixture
+    def directory(self, tmp_path: Path) -> Path:
+        UNet(**TINY, heads=SEGMENTATION).save_pretrained(tmp_path)
+        return tmp_path
+
+    def test_tensors_that_do_not_fit_are_named(self, directory: Path) -> None:
+        file = directory / "diffusion_pytorch_model.safetensors"
+        state = load_file(file)
+        state["encoder.foreign"] = torch.zeros(1)
+        state["encoder.conv_in.weight"] = torch.zeros(3, 3, 3, 3)
+        del state["middle.resnets.0.norm1.bias"]
+        save_file(state, file)
+        with pytest.raises(UserError) as error:
+            UNet.from_pretrained(directory)
+        for part in (
+            "1 missing: middle.resnets.0.norm1.bias",
+            "1 unexpected: encoder.foreign",
+            "encoder.conv_in.weight (3, 3, 3, 3) instead of (8, 3, 3, 3)",
+        ):
+            assert part in str(error.value)
+
+    def test_truncated_and_pickled_weights(self, directory: Path) -> None:
+        file = directory / "diffusion_pytorch_model.safetensors"
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(UserError, match="truncated"):
+            UNet.from_pretrained(directory)
+        file.rename(directory / "diffusion_pytorch_model.bin")
+        with pytest.raises(UserError, match="pickles are never loaded"):
+            UNet.from_pretrained(directory)
+
+    def test_foreign_config(self, directory: Path, tmp_path: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
+        with pytest.raises(UserError, match="describes a UNet2DModel"):
+            UNet.from_pretrained(directory)
+        with pytest.raises(UserError, match="no config.json"):
+            UNet.from_pretrained(tmp_path / "elsewhere")
+
+    def test_weights_of_another_trunk(self, tmp_path: Path) -> None:
+        file = tmp_path / "resnet34.safetensors"
+        save_file(torchvision.models.resnet34().state_dict(), file)
+        with pytest.raises(UserError, match="does not hold torchvision's resnet18"):
+            UNet(encoder={"family": "resnet18", "weights": str(file)}, heads=SEGMENTATION)

@@ -1,0 +1,219 @@
+"""Losses against torch, torchvision's focal, a one-hot Dice and finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import sigmoid_focal_loss
+
+from unetdiff.errors import UserError
+from unetdiff.losses import LOSSES, combined, cross_entropy, dice, focal
+
+CLASSES = 5
+NAMES = sorted(LOSSES)
+
+
+def case(seed: int = 0, dtype: torch.dtype = torch.float32, void: float = 0.3, present: int = CLASSES):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(2, CLASSES, 7, 6, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, present, (2, 7, 6), generator=generator)
+    target[torch.rand(2, 7, 6, generator=generator) < void] = 255
+    return logits.to(dtype), target
+
+
+def one_hot_dice(logits, target, smooth=1e-5):
+    valid = (target != 255)[:, None]
+    hot = F.one_hot(target.where(target != 255, 0), CLASSES).permute(0, 3, 1, 2) * valid
+    probability = logits.softmax(1) * valid
+    overlap = (probability * hot).sum((0, 2, 3))
+    score = (2 * overlap + smooth) / (probability.sum((0, 2, 3)) + hot.sum((0, 2, 3)) + smooth)
+    return 1 - score[hot.sum((0, 2, 3)) > 0].mean()
+
+
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0, 0.5, 2.0]])
+def test_cross_entropy_is_torchs(weights):
+    logits, target = case()
+    expected = F.cross_entropy(logits, target, weights and torch.tensor(weights), ignore_index=255)
+    torch.testing.assert_close(cross_entropy(logits, target, class_weights=weights), expected)
+
+
+def test_focal_of_two_classes_is_torchvisions():
+    # softmax over (0, z) is the sigmoid of z, and alpha 0.5 weighs both classes alike
+    _, target = case(void=0, present=2)
+    z = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(1))
+    logits = torch.stack([torch.zeros_like(z), z], dim=1)
+    expected = sigmoid_focal_loss(z, target.float(), alpha=0.5, gamma=2, reduction="mean")
+    torch.testing.assert_close(focal(logits, target), expected)
+
+
+def test_focal_with_neither_alpha_nor_gamma_is_cross_entropy():
+    logits, target = case()
+    torch.testing.assert_close(focal(logits, target, alpha=1, gamma=0), cross_entropy(logits, target))
+
+
+def test_focal_keeps_the_class_weight_out_of_p_and_divides_by_valid_pixels():
+    logits = torch.tensor([[0.0, 0.0, 0.0], [0.0, math.log(3), 0.0]]).view(1, 2, 1, 3)
+    target = torch.tensor([[[0, 1, 255]]])
+    # p_t = 1/2 and 3/4, weights 2 and 10, two valid pixels
+    expected = 0.5 * (2 * 0.25 * math.log(2) + 10 * 0.0625 * math.log(4 / 3)) / 2
+    assert focal(logits, target, class_weights=[2.0, 10.0]).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("present", [1, 3, CLASSES])
+def test_dice_by_index_is_dice_by_one_hot(present):
+    logits, target = case(present=present)
+    logits.requires_grad_()
+    ours, theirs = dice(logits, target), one_hot_dice(logits, target)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0], rtol=1e-5, atol=1e-8
+    )
+
+
+def test_dice_of_a_perfect_prediction_with_absent_classes_is_0():
+    _, target = case(present=3)
+    logits = 30.0 * F.one_hot(target.where(target != 255, 4), CLASSES).permute(0, 3, 1, 2)
+    assert dice(logits, target).item() == pytest.approx(0, abs=1e-6)  # 1 - 3/5 if absent classes counted
+
+
+def test_dice_weighs_its_average():
+    logits, target = case()
+    only = [dice(logits, target, class_weights=F.one_hot(torch.tensor(c), CLASSES).float()) for c in range(CLASSES)]
+    torch.testing.assert_close(torch.stack(only).mean(), dice(logits, target))
+    weights = torch.tensor([1.0, 0.0, 3.0, 0.0, 0.0])
+    torch.testing.assert_close(dice(logits, target, class_weights=weights), (only[0] + 3 * only[2]) / 4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0, 0.5, 2.0]])
+def test_gradients_are_finite_differences(name, weights):
+    logits, target = case(dtype=torch.float64, present=4)
+    logits = logits[:1, :, :3, :3].clone().requires_grad_()
+    target = target[:1, :3, :3]
+    assert LOSSES[name](logits, target, 255, weights).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, target, 255, weights), logits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_under_void_change_nothing(name):
+    logits, target = case()
+    void = (target == 255)[:, None].expand_as(logits)
+    other = logits.clone()
+    other[void] = 100 * torch.randn(int(void.sum()), generator=torch.Generator().manual_seed(2))
+    losses, grads = [], []
+    for x in (logits, other):
+        x = x.requires_grad_()
+        loss = LOSSES[name](x, target, 255, None)
+        losses.append(loss.item())
+        grads.append(torch.autograd.grad(loss, x)[0])
+    assert losses[0] == losses[1]
+    assert not grads[0][void].any() and not grads[1][void].any()
+    assert torch.equal(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_void_pixels_do_not_dilute_the_mean(name):
+    logits, target = case(void=0)
+    padded = F.pad(logits, (0, 6)), F.pad(target, (0, 6), value=255)
+    torch.testing.assert_close(LOSSES[name](*padded, 255, None), LOSSES[name](logits, target, 255, None))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_all_void_batch_costs_0_with_a_gradient(name):
+    logits = torch.randn(2, CLASSES, 4, 4, requires_grad=True)
+    loss = LOSSES[name](logits, torch.full((2, 4, 4), 255), 255, None)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ignore_index_may_be_a_class_and_masks_may_be_uint8(name):
+    logits, target = case(void=0)
+    as_void = LOSSES[name](logits, target.where(target != 2, 255), 255, None)
+    torch.testing.assert_close(LOSSES[name](logits, target.to(torch.uint8), 2, None), as_void)
+    torch.testing.assert_close(LOSSES[name](logits, target.where(target != 2, -100), -100, None), as_void)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_computes_in_float32(name):
+    logits, target = case()
+    logits = logits.bfloat16().requires_grad_()
+    expected = LOSSES[name](logits.detach().float(), target, 255, [1.0, 2, 3, 4, 5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = LOSSES[name](logits, target, 255, [1.0, 2, 3, 4, 5])
+        loss.backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert logits.grad.dtype == torch.bfloat16 and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_gives_the_same(name):
+    logits, target = case()
+    last = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
+    logits.requires_grad_()
+    ours, theirs = LOSSES[name](last, target, 255, None), LOSSES[name](logits, target, 255, None)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, last)[0], torch.autograd.grad(theirs, logits)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_confident_logits_stay_finite(name):
+    _, target = case()
+    logits = torch.full((2, CLASSES, 7, 6), -1e4)
+    logits[:, 0] = 1e4
+    logits.requires_grad_()
+    LOSSES[name](logits, target, 255, None).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+def test_focal_slope_is_finite_for_a_sure_pixel_at_small_gamma(gamma):
+    logits = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).requires_grad_()
+    focal(logits, torch.zeros(1, 1, 1, dtype=torch.long), gamma=gamma).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_combined_is_the_weighted_sum_and_weighs_classes_in_pixel_losses_only():
+    logits, target = case()
+    weights = [0.2, 1.0, 3.0, 0.5, 2.0]
+    total, parts = combined({"cross_entropy": 0.5, "dice": 2.0, "focal": 1.0}, class_weights=weights)(logits, target)
+    expected = {
+        "cross_entropy": cross_entropy(logits, target, class_weights=weights),
+        "dice": dice(logits, target),
+        "focal": focal(logits, target, class_weights=weights),
+    }
+    assert parts == expected
+    torch.testing.assert_close(total, 0.5 * expected["cross_entropy"] + 2 * expected["dice"] + expected["focal"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "weights", "says"),
+    [
+        ({"crossentropy": 1.0}, None, "'crossentropy'; did you mean 'cross_entropy'"),
+        ({}, None, "empty"),
+        ({"dice": -1.0}, None, "dice: weight -1.0"),
+        ({"dice": float("nan")}, None, "dice: weight nan"),
+        ({"focal": 1.0}, [1.0, -2.0], "class_weights"),
+    ],
+)
+def test_combined_refuses(losses, weights, says):
+    with pytest.raises(UserError, match=says):
+        combined(losses, class_weights=weights)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_wrong_targets_are_refused_by_value_and_shape(name):
+    logits, target = case(void=0)
+    with pytest.raises(UserError, match=r"value 17, neither a class \(0..4\) nor void \(255\)"):
+        LOSSES[name](logits, target.where(target != 3, 17), 255, None)
+    with pytest.raises(UserError, match="do not match"):
+        LOSSES[name](logits, target[:, 1:], 255, None)
+    with pytest.raises(UserError, match="2 values for 5 classes"):
+        LOSSES[name](logits, target, 255, [1.0, 1.0])
+    with pytest.raises(UserError, match="class indices"):
+        LOSSES[name](logits, target.float(), 255, None)

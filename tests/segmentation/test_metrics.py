@@ -1,0 +1,171 @@
+"""The matrix and its figures against torchmetrics and hand-computed cases."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
+
+from unetdiff.errors import UserError
+from unetdiff.metrics import ConfusionMatrix
+
+CLASSES = 7
+
+
+def case(truths: list[int], guesses: list[int], seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.tensor(truths)[torch.randint(len(truths), (3, 24, 20), generator=generator)]
+    prediction = torch.tensor(guesses)[torch.randint(len(guesses), (3, 24, 20), generator=generator)]
+    agree = torch.rand(3, 24, 20, generator=generator) < 0.6
+    prediction = torch.where(agree & torch.isin(target, torch.tensor(guesses)), target, prediction)
+    target[torch.rand(3, 24, 20, generator=generator) < 0.2] = 255
+    return prediction, target
+
+
+CASES = {
+    "all present": (list(range(7)), list(range(7))),
+    "absent in both": ([0, 1, 2, 4, 6], [0, 1, 2, 4, 6]),
+    "absent in truth": ([0, 1, 2, 4, 6], list(range(7))),
+    "never predicted": (list(range(7)), [0, 1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_torchmetrics(name):
+    prediction, target = case(*CASES[name])
+    ours = ConfusionMatrix(CLASSES)
+    for p, t in zip(prediction, target, strict=True):  # one by one: the figures are the whole set's
+        ours.update(p, t)
+    figures = ours.compute()
+
+    def judge(metric):
+        return metric(prediction, target).double()
+
+    assert torch.equal(ours.matrix, MulticlassConfusionMatrix(CLASSES, ignore_index=255)(prediction, target))
+    for key, metric in {
+        "pixel_accuracy": MulticlassAccuracy(CLASSES, average="micro", ignore_index=255),
+        "mean_iou": MulticlassJaccardIndex(CLASSES, average="macro", ignore_index=255),
+        "fw_iou": MulticlassJaccardIndex(CLASSES, average="weighted", ignore_index=255),
+    }.items():
+        assert figures[key] == pytest.approx(judge(metric).item(), abs=1e-6), key
+
+    seen = torch.isin(torch.arange(CLASSES), target)  # torchmetrics gives an absent class 0, we give it nan
+    either = seen | torch.isin(torch.arange(CLASSES), prediction[target != 255])
+    iou = judge(MulticlassJaccardIndex(CLASSES, average="none", ignore_index=255)).where(either, math.nan)
+    accuracy = judge(MulticlassAccuracy(CLASSES, average="none", ignore_index=255)).where(seen, math.nan)
+    np.testing.assert_allclose(figures["iou_per_class"], iou.numpy(), atol=1e-6)
+    np.testing.assert_allclose(figures["accuracy_per_class"], accuracy.numpy(), atol=1e-6)
+    assert figures["mean_accuracy"] == pytest.approx(accuracy.nanmean().item(), abs=1e-6)
+
+
+def test_by_hand():
+    matrix = ConfusionMatrix(4)
+    #            right right miss  void  right
+    target = torch.tensor([[0, 0, 1, 255, 1]], dtype=torch.uint8)
+    guess = torch.tensor([[0, 0, 2, 3, 1]])
+    matrix.update(guess, target)
+    figures = matrix.compute()
+    assert matrix.matrix.dtype == torch.int64
+    assert matrix.matrix.tolist() == [[2, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert figures["pixel_accuracy"] == 0.75
+    assert figures["mean_accuracy"] == 0.75  # 1 and 1/2; class 2 was never there
+    assert figures["mean_iou"] == pytest.approx((1 + 0.5 + 0) / 3)  # class 2 is only predicted: 0; class 3 in neither
+    assert figures["fw_iou"] == pytest.approx(0.5 * 1 + 0.5 * 0.5)
+    assert figures["iou_per_class"][:3] == [1, 0.5, 0] and math.isnan(figures["iou_per_class"][3])
+    assert math.isnan(figures["accuracy_per_class"][2]) and math.isnan(figures["accuracy_per_class"][3])
+
+
+def test_fw_iou_is_pixel_accuracy_less_what_false_positives_cost():
+    # FWIoU = PA - sum TP FP / (T + FP) / sum T
+    prediction, target = case(*CASES["all present"])
+    matrix = ConfusionMatrix(CLASSES)
+    matrix.update(prediction, target)
+    m, figures = matrix.matrix.double(), matrix.compute()
+    right, truth = m.diagonal(), m.sum(1)
+    wrong = m.sum(0) - right
+    expected = figures["pixel_accuracy"] - ((right * wrong) / (truth + wrong)).sum().item() / m.sum().item()
+    assert figures["fw_iou"] == pytest.approx(expected)
+
+
+def test_merge_reduce_and_reset():
+    prediction, target = case(*CASES["all present"])
+    whole, left, right = ConfusionMatrix(CLASSES), ConfusionMatrix(CLASSES), ConfusionMatrix(CLASSES)
+    whole.update(prediction, target)
+    left.update(prediction[:1], target[:1])
+    right.update(prediction[1:].numpy(), target[1:].numpy())
+    assert left.merge(right) is left
+    assert torch.equal(left.matrix, whole.matrix)
+    total = left.reduce(Accelerator(cpu=True))
+    assert torch.equal(total.matrix, whole.matrix) and total.matrix is not left.matrix
+    left.reset()
+    assert left.matrix.sum() == 0 and total.matrix.sum() > 0
+    with pytest.raises(UserError, match="cannot merge"):
+        left.merge(ConfusionMatrix(3))
+
+
+PROCESS = """
+import torch
+from accelerate import Accelerator
+from unetdiff.metrics import ConfusionMatrix
+
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
+matrix = ConfusionMatrix(2)
+matrix.update(torch.full((1, 3 + rank), rank), torch.zeros(1, 3 + rank, dtype=torch.long))
+for _ in range(2):  # twice: it must not count twice
+    total = matrix.reduce(accelerator)
+    assert accelerator.num_processes == 2 and total.matrix.tolist() == [[3, 4], [0, 0]], total.matrix
+"""
+
+
+def test_two_processes_sum_their_matrices():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
+def test_an_empty_matrix_is_nan():
+    figures = ConfusionMatrix(3).compute()
+    assert all(math.isnan(figures[key]) for key in ("pixel_accuracy", "mean_accuracy", "mean_iou"))
+
+
+@pytest.mark.parametrize(
+    ("guess", "truth", "says"),
+    [
+        ([[0, 3]], [[0, 1]], "prediction holds the class 3"),
+        ([[0, -1]], [[0, 1]], "prediction holds the class -1"),
+        ([[0, 1]], [[0, 9]], "target holds the class 9"),
+        ([[0, 1, 1]], [[0, 1]], "differ in size"),
+        ([[0.0, 1.0]], [[0, 1]], "not logits"),
+    ],
+)
+def test_refuses_what_it_cannot_count(guess, truth, says):
+    matrix = ConfusionMatrix(3)
+    with pytest.raises(UserError, match=says):
+        matrix.update(torch.tensor(guess), torch.tensor(truth))
+    assert matrix.matrix.sum() == 0

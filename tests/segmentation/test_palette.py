@@ -1,0 +1,88 @@
+"""Masks as pictures: what is written is read back as indices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unetdiff.data.voc import voc_colormap
+from unetdiff.errors import UserError
+from unetdiff.segmentation.palette import (
+    RIGHT_COLOR,
+    VOID_COLOR,
+    WRONG_COLOR,
+    as_palette,
+    colorize,
+    error_map,
+    overlay,
+    palette_image,
+    save_mask,
+)
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    mask = np.random.default_rng(0).integers(0, 21, (9, 13)).astype(np.uint8)
+    mask[0, :4] = 255
+    return mask
+
+
+def test_vocs_colours():
+    # the devkit's: background, aeroplane, bicycle, bird, ..., person (15), tv monitor (20)
+    palette = voc_colormap(21)
+    assert palette.dtype == np.uint8 and palette.shape == (21, 3)
+    expected = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128)}
+    for index, color in (expected | {20: (0, 64, 128)}).items():
+        assert tuple(palette[index]) == color
+    assert tuple(voc_colormap(256)[255]) == VOID_COLOR
+
+
+def test_png_round_trip(mask, tmp_path):
+    save_mask(torch.from_numpy(mask), tmp_path / "mask.png", voc_colormap(21))
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P"
+        assert np.array_equal(np.asarray(image), mask)
+        assert np.array_equal(np.asarray(image.convert("RGB")), colorize(mask, voc_colormap(21)))
+
+
+def test_palette_image_of_few_classes_keeps_void():
+    image = palette_image(np.array([[0, 1, 255]]), [[10, 20, 30], [40, 50, 60]])
+    assert np.asarray(image).tolist() == [[0, 1, 255]]
+    assert [image.convert("RGB").getpixel((x, 0)) for x in range(3)] == [(10, 20, 30), (40, 50, 60), VOID_COLOR]
+
+
+def test_overlay_blends_and_leaves_void_and_transparent_bare():
+    picture = np.full((1, 4, 3), 100, dtype=np.uint8)
+    mask = np.array([[0, 1, 2, 255]])
+    palette = [[0, 0, 0], [200, 0, 0], [0, 200, 0]]
+    blend = overlay(picture, mask, palette, alpha=0.25, transparent=[0])
+    assert blend.tolist() == [[[100, 100, 100], [125, 75, 75], [75, 125, 75], [100, 100, 100]]]
+    tensor = torch.from_numpy(picture).permute(2, 0, 1)
+    assert np.array_equal(overlay(Image.fromarray(picture), mask, palette), overlay(tensor, mask, palette))
+    assert picture.max() == picture.min() == 100
+
+
+def test_error_map():
+    errors = error_map(np.array([[0, 1, 1]]), np.array([[0, 0, 255]]))
+    assert [tuple(color) for color in errors[0].tolist()] == [RIGHT_COLOR, WRONG_COLOR, VOID_COLOR]
+    faded = error_map(np.array([[0, 1]]), np.array([[0, 0]]), picture=np.zeros((1, 2, 3), np.uint8))
+    assert faded[0, 0].tolist() == [130, 130, 130] and tuple(faded[0, 1].tolist()) == WRONG_COLOR
+
+
+def test_refusals(mask):
+    with pytest.raises(UserError, match="2 colours for 3 classes"):
+        as_palette([[0, 0, 0], [1, 1, 1]], 3)
+    with pytest.raises(UserError, match="0..255 for each class"):
+        as_palette([[0, 0, 300]])
+    with pytest.raises(UserError, match="at most 255 classes"):
+        as_palette(voc_colormap(256))
+    with pytest.raises(UserError, match="class indices"):
+        colorize(mask[None], voc_colormap(21))
+    with pytest.raises(UserError, match="holds values 0..300"):
+        colorize(np.array([[0, 300]]), voc_colormap(21))
+    with pytest.raises(UserError, match="differ in size"):
+        overlay(np.zeros((3, 3, 3), np.uint8), mask, voc_colormap(21))
+    with pytest.raises(UserError, match=r"give uint8 \(3, H, W\)"):
+        overlay(torch.zeros(3, 9, 13), mask, voc_colormap(21))

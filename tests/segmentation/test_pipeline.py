@@ -1,0 +1,162 @@
+"""The pipeline: what it returns, what it saves, and what it refuses to load."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unetdiff import SegmentationPipeline, UNet
+from unetdiff.data.voc import voc_colormap
+from unetdiff.errors import UserError
+from unetdiff.segmentation.inference import predict_logits
+
+CLASSES = ["background", "cat", "dog"]
+PALETTE = [[0, 0, 0], [200, 30, 30], [30, 30, 200]]
+
+
+def network(**heads) -> UNet:
+    torch.manual_seed(0)
+    heads = heads or {"segmentation": {"num_classes": 3}}
+    return UNet(encoder={"family": "residual", "channels": [8, 8]}, residual={"norm_num_groups": 4}, heads=heads)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> SegmentationPipeline:
+    return SegmentationPipeline(network(), CLASSES, PALETTE, size=(32, 32))
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def picture(height: int = 40, width: int = 50, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_labels_a_picture_at_its_own_size(pipeline):
+    image = picture()
+    output = pipeline(image, return_logits=True)
+    expected = predict_logits(pipeline.unet, image, (32, 32))
+    torch.testing.assert_close(output.logits, expected)
+    assert output.mask.dtype == np.uint8
+    assert np.array_equal(output.mask, expected.argmax(0).numpy())
+    assert np.array_equal(np.asarray(output.palette_image), output.mask)
+    assert output.palette_image.mode == "P" and output.palette_image.getpalette()[:9] == sum(PALETTE, [])
+    assert output.overlay.mode == "RGB" and output.overlay.size == (50, 40)
+    bare = output.mask == 0
+    changed = (np.asarray(output.overlay) != image).any(axis=-1)
+    assert bare.any() and not changed[bare].any()  # "background" stays bare
+    assert changed[~bare].mean() > 0.9
+    assert pipeline(image).logits is None
+
+
+def test_lists_paths_and_sizes(pipeline, tmp_path):
+    Image.fromarray(picture(36, 33, 1)).save(tmp_path / "picture.png")
+    given = [picture(), tmp_path / "picture.png", Image.fromarray(picture(64, 32, 2))]
+    outputs = pipeline(given, batch_size=2)
+    assert [output.mask.shape for output in outputs] == [(40, 50), (36, 33), (64, 32)]
+    for image, output in zip(given, outputs, strict=True):
+        assert (pipeline(image).mask == output.mask).mean() > 0.999
+    assert pipeline([]) == []
+
+
+def test_round_trip(pipeline, saved):
+    loaded = SegmentationPipeline.from_pretrained(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["segmentation.json", "unet"]
+    assert json.loads((saved / "segmentation.json").read_text()) == {
+        "classes": CLASSES,
+        "palette": PALETTE,
+        "size": [32, 32],
+        "ignore_index": 255,
+    }
+    assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
+    assert not loaded.unet.training
+    ours, theirs = pipeline(picture(), return_logits=True), loaded(picture(), return_logits=True)
+    assert torch.equal(ours.logits, theirs.logits) and np.array_equal(ours.mask, theirs.mask)
+
+
+def test_own_size_and_vocs_colours_by_default(tmp_path):
+    pipeline = SegmentationPipeline(network(), CLASSES)
+    pipeline.save_pretrained(tmp_path)
+    loaded = SegmentationPipeline.from_pretrained(tmp_path)
+    assert loaded.size is None and np.array_equal(loaded.palette, voc_colormap(3))
+    assert loaded(picture(45, 33)).mask.shape == (45, 33)
+
+
+def test_to_and_saving_beside_other_files(pipeline, saved):
+    (saved / "model_index.json").write_text("{}")
+    SegmentationPipeline.from_pretrained(saved).to(torch.bfloat16).save_pretrained(saved)
+    loaded = SegmentationPipeline.from_pretrained(saved, torch_dtype=torch.bfloat16)
+    assert loaded.unet.dtype == torch.bfloat16 and loaded.device.type == "cpu"
+    assert loaded(picture(), return_logits=True).logits.dtype == torch.float32
+    assert (saved / "model_index.json").exists()
+
+
+def test_classes_palette_and_head_must_agree():
+    with pytest.raises(UserError, match="2 class names for a segmentation head of 3"):
+        SegmentationPipeline(network(), CLASSES[:2])
+    with pytest.raises(UserError, match="2 colours for 3 classes"):
+        SegmentationPipeline(network(), CLASSES, PALETTE[:2])
+    with pytest.raises(UserError, match=r"size \[0, 4\]"):
+        SegmentationPipeline(network(), CLASSES, PALETTE, size=[0, 4])
+    with pytest.raises(UserError, match="no segmentation head"):
+        SegmentationPipeline(network(diffusion={"out_channels": 3}), CLASSES)
+
+
+def test_directories_that_are_no_segmenter_are_named(saved, tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such directory"):
+        SegmentationPipeline.from_pretrained(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(UserError, match=r"has no segmentation.json"):
+        SegmentationPipeline.from_pretrained(run)
+    saved.rename(run / "best")
+    with pytest.raises(UserError, match="is a run, not a model directory; give .*best"):
+        SegmentationPipeline.from_pretrained(run)
+    (run / "best" / "segmentation.json").unlink()
+    (run / "best" / "model_index.json").write_text("{}")
+    with pytest.raises(UserError, match="without a segmentation head"):
+        SegmentationPipeline.from_pretrained(run / "best")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s.pop("size"), "must hold exactly the keys"),
+        (lambda s: s.update(colour=1), "must hold exactly the keys .*colour"),
+        (lambda s: s.update(classes="cat"), "classes must be a list of names"),
+        (lambda s: s.update(palette=[[1, 2]] * 3), "palette must be a list"),
+        (lambda s: s.update(palette=[[1, 2, 300]] * 3), "0..255"),
+        (lambda s: s.update(size=[32]), "size must be"),
+        (lambda s: s.update(ignore_index="void"), "ignore_index must be"),
+        (lambda s: s["classes"].append("cow"), "does not fit .*4 class names for a segmentation head of 3"),
+    ],
+)
+def test_foreign_settings_are_refused(saved, change, says):
+    path = saved / "segmentation.json"
+    settings = json.loads(path.read_text())
+    change(settings)
+    path.write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=says) as error:
+        SegmentationPipeline.from_pretrained(saved)
+    assert str(path) in str(error.value)
+
+
+def test_truncated_files_are_refused_by_name(saved):
+    weights = saved / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="diffusion_pytorch_model.safetensors"):
+        SegmentationPipeline.from_pretrained(saved)
+    weights.unlink()
+    with pytest.raises(UserError, match="diffusion_pytorch_model.safetensors"):
+        SegmentationPipeline.from_pretrained(saved)
+    (saved / "segmentation.json").write_text('{"classes": [')
+    with pytest.raises(UserError, match="segmentation.json is truncated or no JSON"):
+        SegmentationPipeline.from_pretrained(saved)

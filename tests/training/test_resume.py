@@ -1,0 +1,157 @@
+"""A run that is killed with SIGKILL and resumed ends with the very bits of one that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from unetdiff.config import RunConfig, to_yaml
+from unetdiff.errors import UserError
+from unetdiff.training import checkpoints
+from unetdiff.training.records import read_lines
+from unetdiff.training.trainer import train
+
+Tiny = Callable[..., RunConfig]
+
+
+def _tensors(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = checkpoints.newest(run)
+    assert checkpoint is not None
+    files = (checkpoints.MODEL, checkpoints.AVERAGE, checkpoints.OPTIMIZER)
+    return {f"{file}:{k}": v for file in files for k, v in load_file(checkpoint / file).items()}
+
+
+def _assert_same_run(ours: Path, theirs: Path) -> None:
+    a, b = _tensors(ours), _tensors(theirs)
+    assert a.keys() == b.keys() and len(a) > 50
+    assert [k for k in a if not torch.equal(a[k], b[k])] == []
+    for name in ("best", "latest"):
+        weights = "unet/diffusion_pytorch_model.safetensors"
+        a, b = load_file(ours / name / weights), load_file(theirs / name / weights)
+        assert all(torch.equal(a[k], b[k]) for k in b)
+    states = []
+    for run in (ours, theirs):
+        state = json.loads((checkpoints.newest(run) / checkpoints.STATE).read_text())  # type: ignore[operator]
+        states.append({k: v for k, v in state.items() if "minutes" not in k})
+    assert states[0] == states[1]
+    lines = [
+        [(line["kind"], line["step"], line.get("loss")) for line in read_lines(r / "metrics.jsonl")]
+        for r in (ours, theirs)
+    ]
+    assert [line[:2] for line in lines[0]] == [line[:2] for line in lines[1]]
+
+
+def _start(config: RunConfig, tmp_path: Path, *flags: str) -> subprocess.Popen:
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "unetdiff", "train", config.task, str(file), *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        lines = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+        if lines and lines[-1]["step"] >= step:
+            return
+        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+        time.sleep(0.005)
+    raise AssertionError("the run did not get that far")
+
+
+def test_killed_and_resumed_equals_never_stopped(tiny: Tiny, tmp_path: Path) -> None:
+    settings = {"training__steps": 40, "training__log_every": 1, "training__checkpoint_every": 7}
+    torch.set_num_threads(1)
+    whole = train(tiny("joint", "whole", **settings))
+
+    config = tiny("joint", "killed", **settings)
+    run = Path(config.training.output_dir)
+    for step in (10, 24):  # killed twice, off the checkpoints' steps
+        process = _start(config, tmp_path, *(["--resume"] if run.exists() else []))
+        _wait_for(run, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (run / "summary.json").exists()
+    config.training.resume = True
+    train(config)
+    _assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_with_a_checkpoint_and_a_word(tiny: Tiny, tmp_path: Path, number: signal.Signals) -> None:
+    config = tiny("segmentation", training__steps=5000, training__log_every=1, training__checkpoint_every=5000)
+    run = Path(config.training.output_dir)
+    process = _start(config, tmp_path)
+    _wait_for(run, 4, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert "go on with --resume" in errors.splitlines()[-1]
+    step = json.loads((checkpoints.newest(run) / checkpoints.STATE).read_text())["step"]  # type: ignore[operator]
+    assert read_lines(run / "metrics.jsonl")[-1]["step"] == step >= 4
+
+
+def test_resume_after_each_kind_of_cut(tiny: Tiny) -> None:
+    """What a kill can leave behind: half a directory, a swap cut in two, a torn last line."""
+    frozen: dict[str, Any] = {  # its statistics come from the data at the start, and from the checkpoint after
+        "model__encoder__family": "classic",
+        "model__encoder__norm": "frozen",
+        "model__decoder__norm": "frozen",
+    }
+    whole = train(tiny("segmentation", "whole", **frozen))
+    config = tiny("segmentation", "cut", **frozen)
+    run = train(config)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    half = newest.with_name(".writing-step-00000008")
+    half.mkdir()
+    (half / checkpoints.MODEL).write_bytes(b"half")
+    (newest / checkpoints.STATE).unlink()  # the newest is not whole: the one before counts
+    (run / "best").rename(run / ".old-best")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st')
+    config.training.resume = True
+    train(config)
+    _assert_same_run(run, whole)
+
+
+def test_resume_with_another_config_is_refused_by_key(tiny: Tiny) -> None:
+    train(tiny("segmentation", training__steps=2))
+    with pytest.raises(UserError, match=r"training.optimizer.lr: 0.5, but the run .* was started with 0.001"):
+        train(tiny("segmentation", training__steps=2, training__resume=True, training__optimizer__lr=0.5))
+
+
+def test_occupied_directories(tiny: Tiny, tmp_path: Path) -> None:
+    run = train(tiny("segmentation", training__steps=2))
+    before = (run / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match="holds a run already; --resume goes on with it, --overwrite deletes it"):
+        train(tiny("segmentation", training__steps=2))
+    assert (run / "metrics.jsonl").read_text() == before
+    train(tiny("segmentation", training__steps=3, training__overwrite=True))
+    assert read_lines(run / "metrics.jsonl")[-1]["step"] == 3
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds files but no run"):
+        train(tiny("segmentation", "foreign", training__overwrite=True))
+    assert (foreign / "thesis.tex").exists()
+
+
+def test_a_finished_run_is_not_trained_again(tiny: Tiny) -> None:
+    run = train(tiny("segmentation", training__steps=2))
+    before = _tensors(run)
+    train(tiny("segmentation", training__steps=2, training__resume=True))
+    after = _tensors(run)
+    assert all(torch.equal(after[k], before[k]) for k in before)

@@ -1,0 +1,57 @@
+"""Pictures as data URIs, so that the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+SMALL = 96
+"""Pictures up to this many pixels a side are shown pixel by pixel; larger ones are smoothed by the browser."""
+LARGEST = 480
+"""Pixels of the longer side that the page keeps of a larger picture."""
+
+
+def as_array(picture: Tensor | np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) of a uint8 tensor (3, H, W), a float tensor (3, H, W) in [0, 1], or an array (H, W, 3)."""
+    if isinstance(picture, Tensor):
+        array = rearrange(picture.detach().cpu(), "c h w -> h w c").numpy()
+    else:
+        array = np.asarray(picture)
+    if array.dtype != np.uint8:
+        array = (array.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
+    if array.shape[-1] == 1:
+        array = np.repeat(array, 3, axis=-1)
+    return array[..., :3]
+
+
+def data_uri(picture: Tensor | np.ndarray, photo: bool = True) -> str:
+    """A picture as the value of an `src` attribute; small ones exactly (PNG), large photographs as JPEG.
+
+    Args:
+        picture: see `as_array`.
+        photo: False for masks and drawings, which keep their exact colours at any size.
+    """
+    image = Image.fromarray(as_array(picture))
+    if max(image.size) > LARGEST:
+        scale = LARGEST / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize(size, Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    if photo and max(image.size) > SMALL:
+        image.save(buffer, format="JPEG", quality=88)
+        kind = "jpeg"
+    else:
+        image.save(buffer, format="PNG", optimize=True)
+        kind = "png"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def is_small(picture: Tensor | np.ndarray) -> bool:
+    """True where single pixels should be seen (`image-rendering: pixelated`)."""
+    height, width = as_array(picture).shape[:2]
+    return max(height, width) <= SMALL

@@ -1,0 +1,52 @@
+"""The independent judge of class-conditional samples, and what its word is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unetdiff.compare.runs import Run
+from unetdiff.compare.sets import open_set
+from unetdiff.data import PictureDataset
+from unetdiff.diffusion.judge import Judge, Recipe, train_judge
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A classifier that was trained on real training pictures alone."""
+
+    judge: Judge
+    labels: Sequence[str]
+    """Names of its classes."""
+    accuracy: float
+    """Share of real validation pictures that it names rightly."""
+    n: int
+    """Validation pictures behind `accuracy`."""
+    trained_on: int
+    """Training pictures."""
+
+    def classify(self, pictures: Tensor) -> Tensor:
+        """Classes (B,) of pictures (B, 3, H, W) in [0, 1]."""
+        return self.judge.predict((pictures * 255).round().clamp(0, 255).to(torch.uint8))
+
+
+def judge_of(run: Run, validation: PictureDataset, steps: int, cache: Path | None = None) -> Judging:
+    """The judge of a run's set, trained on its real training pictures; `validation` tells how good it is.
+
+    Args:
+        run: names the set.
+        validation: real pictures that the judge never sees in training.
+        steps: optimizer steps.
+        cache: folder where trained judges are kept; None: nowhere.
+
+    Raises:
+        UserError: the training pictures are not there, or have no classes.
+    """
+    real = open_set(run, "train", segmentation=False)
+    place = None if cache is None else cache / f"judge-{run.config['data'].get('name', 'scenes')}"
+    judge = train_judge(real, len(real.labels), place, Recipe(steps=steps))
+    return Judging(judge, list(real.labels), judge.accuracy(validation), len(validation), len(real))

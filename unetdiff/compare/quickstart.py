@@ -1,0 +1,178 @@
+"""One backbone, trained three ways on the embedded set, and the page that shows them side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unetdiff.compare.report import write_report
+from unetdiff.compare.samples import Budget
+from unetdiff.compare.table import DASH, minutes, percent, share
+from unetdiff.config import RunConfig, Task
+from unetdiff.data.config import DataConfig, ScenesConfig
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.errors import UserError
+from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
+from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
+
+TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
+TITLE = "One U-Net, two heads: the quickstart"
+
+BACKBONE = ModelConfig(
+    sample_size=32,
+    patch_size=2,
+    encoder=EncoderConfig(family="residual", channels=[48, 96, 96]),
+    residual=ResidualConfig(layers_per_block=1, norm_num_groups=8),
+    conditioning=ConditioningConfig(
+        timestep=True, cross_attention_dim=64, pooled_context=True, attention_levels=[2], attention_head_dim=96
+    ),
+)
+"""The one definition that all three runs share; the heads come from the task."""
+
+SCENES = ScenesConfig(clutter=0.2, spread=0.25)
+"""One digit a scene, calm background, near the middle: what can be learned in minutes."""
+
+STEPS: dict[Task, int] = {"segmentation": 300, "diffusion": 560, "joint": 380}
+"""Optimizer steps of each run."""
+
+BUDGET = Budget(pictures=300, steps=15)
+"""What is sampled and judged for the page: fewer steps than `unetdiff compare` takes, to keep it short."""
+
+FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
+"""Keys of `training` that say where and how a run is started, not what it is."""
+
+
+def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig]:
+    """The three runs, by task; each in a folder of `output` with the task's name.
+
+    tiny: a few steps of a small network on few pictures, for tests.
+    """
+    model = deepcopy(BACKBONE)
+    scenes = deepcopy(SCENES)
+    if tiny:
+        model.encoder.channels = [8, 16]
+        model.conditioning = ConditioningConfig(cross_attention_dim=8, attention_levels=[1], attention_head_dim=8)
+        scenes = ScenesConfig(train_pictures=64, val_pictures=16)
+    configs: dict[Task, RunConfig] = {}
+    for task in TASKS:
+        steps = 4 if tiny else STEPS[task]
+        configs[task] = RunConfig(
+            task=task,
+            model=deepcopy(model),
+            data=DataConfig(name="scenes", scenes=deepcopy(scenes)),
+            diffusion=DiffusionConfig(preview_steps=2 if tiny else 25, preview_per_class=1 if tiny else 4),
+            training=TrainingConfig(
+                output_dir=str(output / task),
+                steps=steps,
+                batch_size=8 if tiny else 32,
+                eval_batch_size=16 if tiny else 100,
+                optimizer=OptimizerConfig(lr=2e-3),
+                ema=EMAConfig(half_life_images=2000),
+                log_every=2 if tiny else 20,
+                validate_every=max(2, steps // 4),
+                checkpoint_every=max(2, steps // 4),
+            ),
+        )
+    return configs
+
+
+def run(output: Path, overwrite: bool = False, resume: bool = False, tiny: bool = False) -> Path:
+    """Train what is missing in `output`, write report.html there, print the main figures; returns the page.
+
+    A part that is finished under the same config is kept, and one that was interrupted goes on (with or without
+    `resume`), so that a second call is quick. `overwrite` trains everything anew.
+
+    Raises:
+        UserError: a folder of `output` holds a run of another config.
+    """
+    from unetdiff.training.trainer import train  # slow to import, and not needed to read this file's configs
+
+    output = Path(output)
+    configs = quickstart_configs(output, tiny)
+    states = {task: "new" if overwrite else state_of(output / task, config) for task, config in configs.items()}
+    command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
+    for task, config in configs.items():
+        if states[task] == "finished":
+            print(f"{task}: finished before, kept")
+            continue
+        config.training.overwrite = overwrite
+        config.training.resume = states[task] == "interrupted"
+        print(f"{task}: {'going on' if config.training.resume else 'training'}, {config.training.steps} steps")
+        train(config, command)
+
+    page = output / "report.html"
+    if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
+        print("report: sampling and judging")
+        budget = Budget(pictures=10, steps=2, judge_steps=4, rows=2) if tiny else BUDGET
+        parts = [output / task for task in TASKS]
+        write_report(parts, page, TITLE, budget=budget, command=command, cache=output / ".judges")
+    print(figures_text(json.loads(page.with_suffix(".json").read_text())))
+    return page
+
+
+def state_of(folder: Path, config: RunConfig) -> str:
+    """ "new", "interrupted" or "finished": what is left to do for a part.
+
+    Raises:
+        UserError: the folder holds a run of another config.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return "new"
+    difference = first_difference(asdict(config), yaml.safe_load(file.read_text()) or {})
+    if difference is not None:
+        raise UserError(f"{folder} holds a run of another config ({difference}); give --overwrite or another --output")
+    return "finished" if (folder / "summary.json").is_file() else "interrupted"
+
+
+def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key where a run's resolved config is not what was wanted; None where it is.
+
+    None in `wanted` means whatever the trainer filled in; what only says where and how a run starts is passed over.
+    """
+    for key, value in wanted.items():
+        name = f"{prefix}{key}"
+        if value is None or (prefix == "training." and key in FLAGS):
+            continue
+        other = found.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            difference = first_difference(value, other, f"{name}.")
+            if difference is not None:
+                return difference
+        elif value != other:
+            return f"{name} is {other}, not {value}"
+    return None
+
+
+def is_newer(file: Path, others: list[Path]) -> bool:
+    """True where a file exists and none of the others was written after it."""
+    if not (file.is_file() and file.with_suffix(".json").is_file()):
+        return False
+    return all(other.stat().st_mtime <= file.stat().st_mtime for other in others)
+
+
+def figures_text(report: Mapping[str, Any]) -> str:
+    """The main figures of report.json as a small table for the terminal."""
+    columns = (
+        ("time", "minutes", minutes),
+        ("mIoU", "segmentation.mean_iou", share),
+        ("pixel accuracy", "segmentation.pixel_accuracy", share),
+        ("class consistency", "diffusion.class_consistency", percent),
+    )
+    rows = [["", *(title for title, _, _ in columns)]]
+    for one in report["runs"]:
+        numbers = [one["figures"].get(key) for _, key, _ in columns]
+        texts = [DASH if n is None else text(n) for n, (_, _, text) in zip(numbers, columns, strict=True)]
+        rows.append([one["name"], *texts])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
+    return "\n" + "\n".join(lines) + "\n"

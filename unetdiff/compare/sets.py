@@ -1,0 +1,64 @@
+"""The validation pictures that runs are shown on: which runs share a set, and which pictures are taken from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from unetdiff.compare.runs import Run
+from unetdiff.data import DataConfig, PictureDataset, build_dataset
+from unetdiff.models.resolve import section
+
+# What tells two sets apart; how large the pictures are shown to the network and how they are augmented does not.
+_IDENTITY = ("name", "root", "val_split", "num_classes", "scenes")
+
+
+def set_key(run: Run) -> str:
+    """Equal for two runs that are judged on the same validation pictures."""
+    data = run.config.get("data") or {}
+    identity: dict[str, Any] = {key: data.get(key) for key in _IDENTITY}
+    if data.get("name", "scenes") == "scenes":
+        # whatever describes the scenes, but for how many there are to learn from
+        identity["scenes"] = {k: v for k, v in (data.get("scenes") or {}).items() if k != "train_pictures"}
+    else:
+        identity["scenes"] = None
+    return json.dumps(identity, sort_keys=True, default=str)
+
+
+def by_set(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs in groups that share a set, in the order given."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(set_key(run), []).append(run)
+    return list(groups.values())
+
+
+def open_set(run: Run, split: str = "val", segmentation: bool | None = None) -> PictureDataset:
+    """The pictures of a run's split, as its config says. Raises UserError where the set is not there (any more).
+
+    segmentation: with masks; None: where the run has a segmentation head.
+    """
+    config = section(DataConfig, run.config.get("data") or {}, "data")
+    masks = "segmentation" in run.heads if segmentation is None else segmentation
+    return build_dataset(config, "train" if split == "train" else "val", segmentation=masks)
+
+
+def choose(dataset: PictureDataset, count: int, seed: int) -> list[int]:
+    """`count` indices (or all there are), random by the seed; of different labels as long as there are any."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    if not dataset.labels:
+        return order[:count]
+    seen: set[int] = set()
+    first: list[int] = []
+    rest: list[int] = []
+    for index in order[: 20 * count]:  # reading a label may mean reading the picture
+        label = int(dataset[index]["label"])
+        (rest if label in seen else first).append(index)
+        seen.add(label)
+        if len(first) == count:
+            break
+    return (first + rest)[:count]

@@ -1,0 +1,76 @@
+"""Sets of pictures: the embedded scenes, VOC-style folders, classed images; their order, transforms and
+checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from unetdiff.data import images, voc
+from unetdiff.data.base import PictureDataset, collate
+from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
+from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler
+from unetdiff.data.scenes import Scenes
+from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, to_model_range, to_uint8
+from unetdiff.errors import UserError
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "EvalSampler",
+    "EvalTransform",
+    "PictureDataset",
+    "SampleKey",
+    "Scenes",
+    "ScenesConfig",
+    "StepSampler",
+    "TrainTransform",
+    "Transform",
+    "build_dataset",
+    "collate",
+    "to_model_range",
+    "to_uint8",
+]
+
+Role = Literal["train", "val"]
+
+_MASKED: dict[str, Callable[[DataConfig, str, bool, Transform], PictureDataset]] = {
+    "voc": voc.voc,
+    "voc_folder": voc.voc_folder,
+}
+_CLASSED: dict[str, Callable[[DataConfig, str, Transform], PictureDataset]] = {
+    "image_folder": images.image_folder,
+    "parquet": images.parquet,
+    "fashion_mnist": images.fashion_mnist,
+    "cifar10": images.cifar10,
+}
+
+
+def build_dataset(config: DataConfig, split: Role, segmentation: bool) -> PictureDataset:
+    """The pictures of a split.
+
+    Args:
+        config: the `data:` section.
+        split: "train" (augmented as configured, when asked with a `SampleKey`) or "val" (never augmented).
+        segmentation: masks are needed. Without, a VOC-style set gives pictures alone, and needs `data.size`.
+
+    Raises:
+        UserError: a set that is not there, has no masks where they are needed, or is configured impossibly.
+    """
+    augment = config.augment if split == "train" else AugmentConfig()
+    if config.name == "scenes":
+        return Scenes(split, config.scenes, config.size, augment, segmentation)
+    transform = Transform(config.size, augment)
+    if config.name in _CLASSED:
+        if segmentation:
+            raise UserError(
+                f"data.name={config.name} has no masks, and segmentation needs them: use scenes, voc or voc_folder"
+            )
+        return _CLASSED[config.name](config, split, transform)
+    if config.name not in _MASKED:
+        raise UserError(f"data.name={config.name}: use one of scenes, {', '.join([*_MASKED, *_CLASSED])}")
+    if not segmentation and config.size is None:
+        raise UserError(f"data.size is not set, and the pictures of {config.name} differ in size: e.g. [64, 64]")
+    name = config.train_split if split == "train" else config.val_split
+    return _MASKED[config.name](config, name, segmentation, transform)

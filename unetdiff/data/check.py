@@ -1,0 +1,241 @@
+"""Is a set fit to train on? Every fault with its file, its value and a remedy, before any training."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from unetdiff.data import build_dataset
+from unetdiff.data.config import DataConfig
+from unetdiff.data.images import folder_files
+from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.transforms import VOID
+from unetdiff.data.voc import (
+    Pair,
+    VOCFolder,
+    read_image,
+    read_indices,
+    size_problem,
+    split_file,
+    value_problem,
+    wrong_values,
+)
+from unetdiff.errors import UserError
+
+_Task = TypeVar("_Task")
+
+
+def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Problem]:
+    """Every fault of both splits; [] for a set that is fit to train on.
+
+    Args:
+        config: the `data:` section.
+        masks: look at the masks of a VOC-style set too (a denoiser alone needs none).
+        full: decode every picture; else read a JPEG's header and end only, and decode it where those are odd.
+        progress: show a bar.
+
+    Raises:
+        UserError: the set cannot even be listed (no such folder, split or class list).
+    """
+    if config.name in ("voc", "voc_folder"):
+        return _check_masked(config, masks, full, progress)
+    if config.name == "image_folder":
+        return _check_folder(config, full, progress)
+    if config.name == "parquet":
+        return _check_parquet(config, full, progress)
+    for split in _roles():  # scenes, fashion_mnist and cifar10 are read whole when they are built
+        build_dataset(config, split, segmentation=False)
+    return []
+
+
+def first_problem(config: DataConfig, masks: bool = True) -> Problem | None:
+    """The first fault, found quickly: every mask is read, JPEGs by header and end. None for a clean set."""
+    problems = check(config, masks, full=False, progress=False)
+    return problems[0] if problems else None
+
+
+def require_clean(config: DataConfig, masks: bool = True) -> None:
+    """Refuse to train on a set with a fault: UserError naming the first and how many more there are."""
+    problems = check(config, masks, full=False, progress=False)
+    if problems:
+        more = f" ({len(problems) - 1} more: see `unetdiff data check`)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+
+
+def _roles() -> tuple[Literal["train", "val"], Literal["train", "val"]]:
+    return "train", "val"
+
+
+def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -> list[Problem]:
+    sized = config if masks else replace(config, size=config.size or [32, 32])
+    splits: dict[str, VOCFolder] = {}
+    for role in _roles():
+        built = build_dataset(sized, role, segmentation=masks)
+        assert isinstance(built, VOCFolder)
+        splits[role] = built
+    train, val = splits["train"], splits["val"]
+    problems = list(_list_problems(train, val))
+    pairs = list({pair.name: pair for split in (train, val) for pair in split.pairs}.values())
+    count = len(train.classes) if masks else None
+
+    def examine(pair: Pair) -> list[Problem]:
+        return _pair_problems(pair, count, full, config.void_only_masks)
+
+    for found in _in_threads(examine, pairs, progress):
+        problems += found
+    return problems
+
+
+def _list_problems(train: VOCFolder, val: VOCFolder) -> Iterator[Problem]:
+    """Ids that two splits share, or that one names twice."""
+    for split in (train, val):
+        names = [pair.name for pair in split.pairs]
+        again = sorted({name for name, n in _counts(names).items() if n > 1})
+        if again:
+            file = str(split_file(split.root, split.split))
+            yield Problem(file, f"{len(again)} id(s) listed more than once", _some(again), "keep one line of each")
+    shared = sorted({pair.name for pair in train.pairs} & {pair.name for pair in val.pairs})
+    if shared:
+        yield Problem(
+            str(split_file(train.root, train.split)),
+            f"{len(shared)} id(s) are in the split '{val.split}' too",
+            _some(shared),
+            f"take them out of {train.split}.txt, or the score on '{val.split}' is one of memory",
+        )
+
+
+def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: bool) -> list[Problem]:
+    """Faults of one picture and its mask; without `num_classes`, of the picture alone."""
+    problems = []
+    size = None
+    try:
+        size = _image_size(pair.image, full)
+    except BadFile as error:
+        problems.append(_of(error))
+    if num_classes is None:
+        return problems
+    try:
+        values = read_indices(pair.mask)
+    except BadFile as error:
+        return [*problems, _of(error)]
+    there = set(np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist())
+    wrong = wrong_values(values, num_classes)
+    if VOID in there and there <= {0, VOID} and not void_only:
+        problems.append(
+            Problem(
+                str(pair.mask),
+                f"a 0/{VOID} mask, but {VOID} is void, of which nothing is learnt",
+                f"{(values == VOID).mean():.0%} of it is {VOID}",
+                f"write the class's number instead of {VOID}; if it is void, set data.void_only_masks=true",
+            )
+        )
+    elif wrong:
+        problems.append(value_problem(pair.mask, wrong, num_classes))
+    if size is not None and values.shape != size:
+        problems.append(size_problem(pair, size, values.shape))
+    return problems
+
+
+def _image_size(path: Path, full: bool) -> tuple[int, int]:
+    """(height, width) of a picture that can be read, else BadFile."""
+    if not full:
+        try:
+            with Image.open(path) as image, open(path, "rb") as file:
+                if image.format == "JPEG":
+                    file.seek(-2, os.SEEK_END)
+                    if file.read() == b"\xff\xd9":  # the end-of-image marker: not cut short
+                        return image.height, image.width
+        except (OSError, SyntaxError, ValueError):
+            pass  # read_image below says what is wrong
+    height, width = read_image(path).shape[1:]
+    return height, width
+
+
+def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
+    problems = []
+    by_role = {}
+    for role in _roles():
+        files, _, chosen = folder_files(config, role)
+        by_role[role] = [files[i][0] for i in chosen]
+
+    def examine(path: Path) -> list[Problem]:
+        try:
+            _image_size(path, full)
+        except BadFile as error:
+            return [_of(error)]
+        return []
+
+    for train, val in _same_files(by_role["train"], by_role["val"]):
+        problems.append(
+            Problem(str(val), "the same picture is in the training split", str(train), "remove one of the two")
+        )
+    for found in _in_threads(examine, [*by_role["train"], *by_role["val"]], progress):
+        problems += found
+    return problems
+
+
+def _same_files(train: list[Path], val: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Files of the same bytes in both; only those of equal length are read."""
+    by_length = defaultdict(list)
+    for path in train:
+        by_length[path.stat().st_size].append(path)
+    for path in val:
+        candidates = by_length.get(path.stat().st_size, [])
+        if candidates:
+            digest = _digest(path)
+            for other in candidates:
+                if _digest(other) == digest:
+                    yield other, path
+                    break
+
+
+def _digest(path: Path) -> bytes:
+    return hashlib.sha1(path.read_bytes()).digest()
+
+
+def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
+    problems = []
+    for role in _roles():
+        pictures = build_dataset(config, role, segmentation=False)
+        rows = range(len(pictures)) if full else range(min(len(pictures), 8))
+        for i in tqdm(rows, desc=f"check {role}", disable=not progress):
+            try:
+                pictures[i]
+            except BadFile as error:
+                problems.append(_of(error))
+    return problems
+
+
+def _in_threads(
+    examine: Callable[[_Task], list[Problem]], tasks: list[_Task], progress: bool
+) -> Iterable[list[Problem]]:
+    """`examine` of every task, in order; decoding runs outside Python's lock, so threads are enough."""
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        yield from tqdm(pool.map(examine, tasks), total=len(tasks), desc="check", disable=not progress)
+
+
+def _of(error: BadFile) -> Problem:
+    assert error.problem is not None
+    return error.problem
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown}, ..."
+
+
+def _counts(names: list[str]) -> dict[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for name in names:
+        counts[name] += 1
+    return counts

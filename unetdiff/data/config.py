@@ -1,0 +1,73 @@
+"""Which pictures a run sees: the typed `data:` section of a config file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class ScenesConfig:
+    """Difficulty of the embedded set: real digits on textured backgrounds."""
+
+    train_pictures: int = 8000
+    """Scenes in the training split."""
+    val_pictures: int = 500
+    """Scenes in the validation split (their digits are never seen in training)."""
+    digits: int = 1
+    """Digits in a scene."""
+    clutter: float = 0.5
+    """Contrast of the background's texture, 0 (plain) to 1."""
+    spread: float = 1.0
+    """Variety of place and size: 0 (all in the middle of their cell, at full size) to 1 (anywhere, at any size)."""
+    seed: int = 0
+    """Seed of the scenes."""
+
+
+@dataclass
+class AugmentConfig:
+    """Training-time changes of a picture; the strong ones end with the no-augmentation phase."""
+
+    flip: bool = False
+    """Mirror half of the pictures left to right."""
+    scale: list[float] | None = None
+    """Strong: scale jitter, smallest and largest factor (e.g. [0.5, 2.0]); None: none."""
+    crop: list[int] | None = None
+    """Height and width of a random crop (padded with void 255 where the picture is smaller); None: whole
+    picture."""
+    color: float = 0.0
+    """Strong: brightness, contrast and saturation jitter, 0 to 1."""
+
+
+@dataclass
+class DataConfig:
+    """A set of pictures and its splits."""
+
+    name: Literal["scenes", "voc", "voc_folder", "image_folder", "parquet", "fashion_mnist", "cifar10"] = "scenes"
+    """scenes (embedded), voc (torchvision's VOCSegmentation), voc_folder (any folder in VOC's layout),
+    image_folder (one folder a class), parquet (Hugging Face image + label), fashion_mnist and
+    cifar10 (torchvision)."""
+    root: str | None = None
+    """Folder (or parquet file) of the set; not for scenes."""
+    download: bool = False
+    """Let torchvision download the set (voc, fashion_mnist, cifar10)."""
+    train_split: str = "train"
+    """Name of the training split: ImageSets/Segmentation/NAME.txt, or the set's own name."""
+    val_split: str = "val"
+    """Name of the validation split."""
+    num_classes: int | None = None
+    """voc_folder without classes.txt: number of classes, background included."""
+    void_only_masks: bool = False
+    """Accept masks that hold nothing but 0 and 255; refused otherwise, as 255 (void) is then mostly a
+    foreground."""
+    image_column: str = "img"
+    """parquet: column of the picture."""
+    label_column: str = "label"
+    """parquet: column of the class."""
+    size: list[int] | None = None
+    """Height and width that every picture is resized to (the mask keeps its own size in validation); None: as
+    it is."""
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    """The embedded set."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Training-time augmentation."""

@@ -1,0 +1,50 @@
+"""Random numbers that are a pure function of where they are used: SplitMix64 over a few integers.
+
+A draw depends on its words (a seed, an epoch, an index, ...) and on nothing drawn before it, so order, number
+of workers and size of a set never change it. Constants: Steele, Lea and Flood, "Fast splittable pseudorandom
+number generators", OOPSLA 2014.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX1 = 0xBF58476D1CE4E5B9
+_MIX2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+def splitmix64(state: int) -> int:
+    """One SplitMix64 output of a 64-bit state: a bijection that flips about half of the bits for each bit
+    changed.
+    """
+    z = (state + _GAMMA) & _MASK
+    z = ((z ^ (z >> 30)) * _MIX1) & _MASK
+    z = ((z ^ (z >> 27)) * _MIX2) & _MASK
+    return z ^ (z >> 31)
+
+
+def hash_words(*words: int) -> int:
+    """A 64-bit hash of some integers, in order (negative ones count modulo 2**64)."""
+    state = 0
+    for word in words:
+        state = splitmix64(state ^ (word & _MASK))
+    return state
+
+
+def uniform(seed: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.float64]:
+    """Uniform draws in [0, 1), shape (len(rows), columns); a row depends only on `seed` and its number in
+    `rows`.
+    """
+    state = _splitmix64_array(np.uint64(seed) ^ rows.astype(np.uint64))  # (N,)
+    state = _splitmix64_array(state[:, None] ^ np.arange(columns, dtype=np.uint64))  # (N, columns)
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _splitmix64_array(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = state + np.uint64(_GAMMA)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
+    return z ^ (z >> np.uint64(31))

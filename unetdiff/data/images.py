@@ -1,0 +1,346 @@
+"""Pictures with a class: folders, Hugging Face parquet, torchvision's Fashion-MNIST and CIFAR-10."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import get_worker_info
+from torchvision import datasets as tv
+
+from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.config import DataConfig
+from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.sampling import SampleKey
+from unetdiff.data.transforms import Transform, checked_size, cover
+from unetdiff.data.voc import root_of, unreadable
+from unetdiff.errors import UserError
+
+MEMORY = 1 << 30
+"""Bytes of decoded pictures that a set may keep (shared out among the loader's workers)."""
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
+
+
+class ImageArray(PictureDataset):
+    """Pictures held in memory as uint8, (N, C, H, W) with C = 1 (given out as grey RGB) or 3.
+
+    They are brought to `size` once, at construction.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: list[int],
+        labels: list[str],
+        title: str,
+        transform: Transform,
+        size: list[int] | None,
+    ) -> None:
+        self.classes, self.palette, self.labels = [], no_palette(), labels
+        wanted = checked_size("data.size", size)
+        self.images = images if wanted is None else torch.cat([cover(part, wanted) for part in images.split(1000)])
+        self.targets = targets
+        self.title = title
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def names(self, index: int) -> str:
+        return f"{self.title}/{index:06d}"
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        index = self.position(key)
+        image = self.images[index]
+        if image.shape[0] == 1:
+            image = repeat(image, "1 h w -> c h w", c=3)
+        image, _ = self.transform(image, None, key)
+        return {"image": image, "name": self.names(index), "label": self.targets[index]}
+
+
+class ImageSource(PictureDataset):
+    """Pictures decoded when first asked for and then kept, at `size`, while they fit into `MEMORY`.
+
+    Args:
+        open_picture: the RGB picture of an index, uint8 (3, H, W).
+        targets: class of each picture.
+        labels: names of the classes.
+        titles: name of each picture.
+    """
+
+    def __init__(
+        self,
+        open_picture: Callable[[int], Tensor],
+        targets: list[int],
+        labels: list[str],
+        titles: Callable[[int], str],
+        transform: Transform,
+        size: list[int] | None,
+    ) -> None:
+        self.classes, self.palette, self.labels = [], no_palette(), labels
+        self.open_picture = open_picture
+        self.targets = targets
+        self.titles = titles
+        self.transform = transform
+        self.size = checked_size("data.size", size)
+        self._kept: dict[int, Tensor] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def names(self, index: int) -> str:
+        return self.titles(index)
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        index = self.position(key)
+        image, _ = self.transform(self._picture(index), None, key)
+        return {"image": image, "name": self.names(index), "label": self.targets[index]}
+
+    def _picture(self, index: int) -> Tensor:
+        if index in self._kept:
+            return self._kept[index]
+        image = self.open_picture(index)
+        if self.size is not None:
+            image = cover(image, self.size)
+        worker = get_worker_info()
+        if self._bytes + image.numel() <= MEMORY // (worker.num_workers if worker else 1):
+            self._kept[index] = image
+            self._bytes += image.numel()
+        return image
+
+
+def held_out(count: int, split: str) -> NDArray[np.int64]:
+    """Ascending indices of "train" or "val" where a set has one split only.
+
+    Val is a tenth of the set, 2,000 pictures at most, drawn by a permutation with a fixed seed; train is the
+    rest.
+    """
+    if count < 2:
+        raise UserError(f"a set of {count} picture(s) cannot be split into train and val: give at least 2")
+    share = max(1, min(HELD_OUT_MOST, int(count * HELD_OUT_SHARE)))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
+    return np.sort(order[:share] if split == "val" else order[share:])
+
+
+def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
+    """One folder a class, in `root/SPLIT/CLASS/` or, where there is one split only, in `root/CLASS/`.
+
+    With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT`, or with neither, val is held out of the one set (see
+    `held_out`).
+    """
+    files, labels, chosen = folder_files(config, role)
+
+    def open_picture(i: int) -> Tensor:
+        return _decode(files[chosen[i]][0])
+
+    return ImageSource(
+        open_picture,
+        [files[i][1] for i in chosen],
+        labels,
+        lambda i: str(files[chosen[i]][0]),
+        transform,
+        config.size,
+    )
+
+
+def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]], list[str], list[int]]:
+    """Every (file, class) of the folder that holds a split, the class names, and which of the files the split
+    has.
+    """
+    root = root_of(config)
+    train, val = root / config.train_split, root / config.val_split
+    both = train.is_dir() and val.is_dir()
+    folder = (val if role == "val" else train) if both else (train if train.is_dir() else root)
+    if not folder.is_dir():
+        raise UserError(f"data.root={config.root}: no such folder")
+    files, labels = _listing(folder)
+    if not both:
+        return files, labels, held_out(len(files), role).tolist()
+    if train != val:
+        other = _listing(train if role == "val" else val)[1]
+        if other != labels:
+            unlike = sorted(set(other) ^ set(labels))
+            raise UserError(
+                f"{root}: {train.name} and {val.name} have not the same class folders "
+                f"({', '.join(unlike[:5])}); give both the same, or leave val out"
+            )
+    return files, labels, list(range(len(files)))
+
+
+def _listing(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    try:
+        listing = tv.ImageFolder(folder)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: {error}; an image folder has one folder a class with pictures in it") from error
+    return [(Path(path), target) for path, target in listing.samples], listing.classes
+
+
+def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
+    """Hugging Face parquet with a picture and a class column; pictures are decoded when asked for.
+
+    `root` is a file, or a folder (itself or its `data/`) with files named SPLIT*.parquet. Where there are
+    none of the validation split, val is held out of the training split (see `held_out`). Names of the classes
+    come from the features if they are there; else they are the column's own values.
+    """
+    rows, column, title, targets, labels = _parquet_rows(config, role)
+
+    def open_picture(i: int) -> Tensor:
+        return _decode(rows[i][column], f"{title(i)} ({column})")
+
+    return ImageSource(open_picture, targets, labels, title, transform, config.size)
+
+
+def _parquet_rows(config: DataConfig, role: str) -> tuple[Any, str, Callable[[int], str], list[int], list[str]]:
+    import datasets as hf  # slow to import; needed only here
+
+    root = root_of(config)
+    train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
+    whole = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
+    if not whole or not whole[0].is_file():
+        raise UserError(f"data.root={config.root}: no parquet file there")
+    single = not (train and val)
+    files = (train or whole) if single else (val if role == "val" else train)
+    if single and not train and len({_split_name(file) for file in whole}) > 1:
+        raise UserError(
+            f"data.train_split={config.train_split}: no file {config.train_split}*.parquet in {root}; "
+            "there are "
+            f"{', '.join(sorted({_split_name(file) for file in whole}))}"
+        )
+    try:
+        rows = hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+    except Exception as error:  # pyarrow and datasets have no common base
+        raise UserError(f"{files[0]}: cannot be read as parquet ({error})") from error
+    for key, column in (("image_column", config.image_column), ("label_column", config.label_column)):
+        if column not in rows.column_names:
+            raise UserError(f"data.{key}={column}: {files[0].name} has the columns {', '.join(rows.column_names)}")
+    values = rows[config.label_column][:]
+    feature = rows.features[config.label_column]
+    names: list[Any] = sorted(set(values))
+    if isinstance(feature, hf.ClassLabel):
+        labels, targets = list(feature.names), [int(value) for value in values]
+    else:
+        if not single and role == "val":  # the classes are train's
+            other = hf.Dataset.from_parquet([str(file) for file in train])
+            unknown = set(names) - set(other[config.label_column][:])
+            if unknown:
+                raise UserError(f"data.label_column={config.label_column}: val has {min(unknown)!r}, train has not")
+            names = sorted(set(other[config.label_column][:]))
+        number = {name: i for i, name in enumerate(names)}
+        labels, targets = [str(name) for name in names], [number[value] for value in values]
+    for i, target in enumerate(targets):
+        if not 0 <= target < len(labels):
+            raise UserError(f"{files[0]}, row {i}: class {target}, but there are {len(labels)}; remove the row")
+    chosen = held_out(len(rows), role) if single else np.arange(len(rows))
+    rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
+    if single:
+        rows = rows.select(chosen)
+    stem = files[0].stem
+
+    def title(i: int) -> str:
+        return f"{stem}/{int(chosen[i]):06d}"
+
+    return rows, config.image_column, title, [targets[i] for i in chosen], labels
+
+
+def _split_name(file: Path) -> str:
+    return file.stem.split("-")[0]
+
+
+def _parquet_files(root: Path, split: str) -> list[Path]:
+    if not root.is_dir():
+        return []
+    found = [file for file in sorted(root.rglob("*.parquet")) if _split_name(file) == split]
+    if not found and split == "val":
+        found = [file for file in sorted(root.rglob("*.parquet")) if _split_name(file) == "validation"]
+    return found
+
+
+def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageArray:
+    """Fashion-MNIST, 28x28 grey, 10 classes; train is its 60,000 training pictures, val its 10,000 test ones.
+
+    `root` holds the four idx.gz files themselves, or torchvision's `FashionMNIST/raw` (downloaded where
+    asked).
+    """
+    root = root_of(config)
+    stem = "t10k" if role == "val" else "train"
+    gz = [root / f"{stem}-images-idx3-ubyte.gz", root / f"{stem}-labels-idx1-ubyte.gz"]
+    labels = list(tv.FashionMNIST.classes)
+    if all(path.is_file() for path in gz):
+        images, targets = (_read_idx(path) for path in gz)
+    else:
+        try:
+            source = tv.FashionMNIST(str(root), train=role == "train", download=config.download)
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data.root={config.root}: no {gz[0].name} and no FashionMNIST/raw there "
+                f"({error}); set data.download=true"
+            ) from error
+        images, targets = source.data, source.targets
+    pixels = rearrange(images, "n h w -> n 1 h w")
+    return ImageArray(pixels, targets.tolist(), labels, f"fashion_mnist/{stem}", transform, config.size)
+
+
+def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
+    """CIFAR-10 through torchvision, 32x32: train is its 50,000 training pictures, val its 10,000 test
+    pictures.
+    """
+    root = root_of(config)
+    try:
+        source = tv.CIFAR10(str(root), train=role == "train", download=config.download)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"data.root={config.root}: no cifar-10-batches-py there ({error}); set data.download=true "
+            "(for a parquet file use data.name=parquet)"
+        ) from error
+    pixels = rearrange(torch.from_numpy(source.data), "n h w c -> n c h w").contiguous()
+    title = "cifar10/" + ("test" if role == "val" else "train")
+    return ImageArray(pixels, list(source.targets), list(source.classes), title, transform, config.size)
+
+
+def _read_idx(path: Path) -> Tensor:
+    """A gzipped idx file of bytes (Y. LeCun's MNIST format): big-endian magic, one size a dimension, the
+    bytes.
+    """
+    try:
+        with gzip.open(path) as file:
+            data = file.read()
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); fetch it again") from error
+    dimensions = data[3] if len(data) >= 4 else 0
+    shape = np.frombuffer(data, ">i4", dimensions, 4).tolist() if len(data) >= 4 + 4 * dimensions else []
+    if data[:3] != b"\x00\x00\x08" or len(data) != 4 + 4 * dimensions + math.prod(shape):
+        raise UserError(f"{path}: not a whole idx file of bytes; fetch it again")
+    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy())
+
+
+def _decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
+    """A picture file, or a Hugging Face {"bytes", "path"}, upright and RGB, as uint8 (3, H, W)."""
+    try:
+        if isinstance(source, Path):
+            opened = Image.open(source)
+        elif source is not None and source["bytes"] is not None:
+            opened = Image.open(io.BytesIO(source["bytes"]))
+        elif source is not None and source["path"] is not None:
+            opened = Image.open(source["path"])
+        else:
+            raise BadFile.of(Problem(name, "the row holds no picture", "empty", "remove it"))
+        with opened as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(source, Path):
+            raise BadFile.of(unreadable(source, error)) from error
+        raise BadFile.of(Problem(name, "the picture cannot be read", str(error), "remove the row")) from error
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()

@@ -1,0 +1,170 @@
+"""Pixels in and out: ranges, resizing, and augmentation as a pure function of a seed (transforms.v2 on
+uint8).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from unetdiff.data.config import AugmentConfig
+from unetdiff.data.sampling import SampleKey
+from unetdiff.errors import UserError
+
+VOID = 255
+
+
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 pixels 0..255, any shape, to float32 in [-1, 1]: x / 127.5 - 1."""
+    return pixels.to(torch.float32) / 127.5 - 1.0
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Float pixels in [-1, 1], any shape, to uint8 0..255, rounded; values beyond the range are clamped."""
+    return ((pixels.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 image (..., C, H, W) to exactly `size` = (height, width): bilinear, antialiased."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    return F.resize_image(image, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 mask (H, W) to exactly `size`: nearest neighbour, so that no value is invented."""
+    if tuple(mask.shape) == size:
+        return mask
+    return F.resize_mask(mask[None], list(size))[0]
+
+
+def cover(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 image (..., C, H, W) resized, its aspect kept, to just cover `size`, then cut to its centre."""
+    height, width = image.shape[-2:]
+    factor = max(size[0] / height, size[1] / width)
+    scaled = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
+    return F.center_crop_image(resize_image(image, scaled), list(size))
+
+
+class EvalTransform:
+    """What validation sees: the picture at `size`; a mask keeps its own size.
+
+    A picture with a mask is resized to exactly `size` (logits go back to the mask's size); one without is
+    resized by its short side and centre-cropped, so that what a model learns to draw keeps its aspect.
+    """
+
+    def __init__(self, size: list[int] | None) -> None:
+        self.size = checked_size("data.size", size)
+
+    def __call__(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """image uint8 (3, H, W), mask uint8 (H, W) or None -> the same, resized."""
+        if self.size is None:
+            return image, mask
+        return (cover(image, self.size) if mask is None else resize_image(image, self.size)), mask
+
+
+class TrainTransform:
+    """Resize, scale jitter, random crop, flip, colour jitter, in this order.
+
+    All of it is a pure function of the key's seed and leaves every global generator as it was. `strong=False`
+    drops scale and colour jitter; crop and flip stay. A crop beyond the picture's border is filled with the
+    picture's mean colour and the mask with void. With scale jitter and no `crop`, the crop is `size`.
+
+    Raises:
+        UserError: a size, crop, scale or colour that cannot be, or scale jitter with neither crop nor size.
+    """
+
+    def __init__(self, size: list[int] | None, augment: AugmentConfig) -> None:
+        self.size = checked_size("data.size", size)
+        self.crop = checked_size("data.augment.crop", augment.crop)
+        self.flip = augment.flip
+        self.scale: tuple[float, float] | None = None
+        if augment.scale is not None:
+            if len(augment.scale) != 2 or not 0 < augment.scale[0] <= augment.scale[1]:
+                raise UserError(
+                    f"data.augment.scale={augment.scale}: give the smallest and largest factor, e.g. [0.5, 2]"
+                )
+            self.scale = (augment.scale[0], augment.scale[1])
+            self.crop = self.crop or self.size
+            if self.crop is None:
+                raise UserError(
+                    f"data.augment.scale={augment.scale} makes pictures of many sizes: set data.augment.crop "
+                    "(or data.size) too, e.g. [256, 256]"
+                )
+        if not 0 <= augment.color <= 1:
+            raise UserError(f"data.augment.color={augment.color}: use 0 (none) to 1")
+        self.jitter = (
+            v2.ColorJitter(brightness=augment.color, contrast=augment.color, saturation=augment.color)
+            if augment.color > 0
+            else None
+        )
+        self.random = self.flip or self.crop is not None or self.jitter is not None
+
+    def __call__(self, image: Tensor, mask: Tensor | None, seed: int, strong: bool) -> tuple[Tensor, Tensor | None]:
+        """image uint8 (3, H, W), mask uint8 (H, W) or None -> both of one size."""
+        if mask is None and self.size is not None:
+            image = cover(image, self.size)
+        if not self.random:
+            return self._resize(image, mask, 1.0)
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the accelerators' generators as well.
+            torch.default_generator.manual_seed(seed)
+            factor = 1.0
+            if self.scale is not None and strong:
+                factor = float(torch.empty(()).uniform_(*self.scale))
+            image, mask = self._resize(image, mask, factor)
+            if self.crop is not None:
+                image, mask = _random_crop(image, mask, self.crop)
+            if self.flip and bool(torch.rand(()) < 0.5):
+                image, mask = image.flip(-1), None if mask is None else mask.flip(-1)
+            if self.jitter is not None and strong:
+                image = self.jitter(image)
+        return image, mask
+
+    def _resize(self, image: Tensor, mask: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
+        height, width = self.size or image.shape[-2:]
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        return resize_image(image, size), None if mask is None else resize_mask(mask, size)
+
+
+class Transform:
+    """Both of the above behind a dataset's key: an int is never augmented, a `SampleKey` is."""
+
+    def __init__(self, size: list[int] | None, augment: AugmentConfig | None = None) -> None:
+        self.train = TrainTransform(size, augment or AugmentConfig())
+        self.eval = EvalTransform(size)
+
+    def __call__(self, image: Tensor, mask: Tensor | None, key: int | SampleKey) -> tuple[Tensor, Tensor | None]:
+        """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that was asked for."""
+        if isinstance(key, SampleKey):
+            return self.train(image, mask, key.seed, key.strong)
+        return self.eval(image, mask)
+
+
+def checked_size(key: str, size: list[int] | None) -> tuple[int, int] | None:
+    """`size` as (height, width), or a UserError that names the config key."""
+    if size is None:
+        return None
+    if len(size) != 2 or min(size) < 1:
+        raise UserError(f"{key}={size}: give height and width in pixels, e.g. [256, 256]")
+    return size[0], size[1]
+
+
+def _random_crop(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    """A window of `size` anywhere that lies within the picture, or around it where the picture is smaller."""
+    offsets, padding = [], []
+    for own, wanted in zip(image.shape[-2:], size, strict=True):
+        at = int(torch.randint(abs(own - wanted) + 1, ()))
+        before = at if own < wanted else 0
+        offsets.append(at if own > wanted else 0)
+        padding.append((before, max(0, wanted - own) - before))
+    (top, bottom), (left, right) = padding
+    if top or bottom or left or right:
+        sides = [left, top, right, bottom]
+        mean = image.to(torch.float32).mean(dim=(-2, -1)).round().tolist()
+        image = F.pad_image(image, sides, fill=mean)
+        mask = None if mask is None else F.pad_mask(mask[None], sides, fill=VOID)[0]
+    image = F.crop_image(image, *offsets, *size)
+    return image, None if mask is None else F.crop_mask(mask[None], *offsets, *size)[0]

@@ -1,0 +1,310 @@
+"""Pictures and masks in PASCAL VOC's layout: VOC itself through torchvision, and any folder made like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.datasets import VOCSegmentation
+
+from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.config import DataConfig
+from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.sampling import SampleKey
+from unetdiff.data.transforms import VOID, Transform
+from unetdiff.errors import UserError
+
+VOC_CLASSES = [
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
+    "tvmonitor",
+]  # fmt: skip
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_SPLITS = Path("ImageSets") / "Segmentation"
+
+
+def voc_colormap(count: int = 256) -> NDArray[np.uint8]:
+    """VOC's colours of the values 0..count-1, (count, 3).
+
+    Bits of the value are dealt in turn to red, green and blue, high bits first (VOC development kit,
+    VOClabelcolormap).
+    """
+    value = np.arange(count)
+    colors = np.zeros((count, 3), np.uint8)
+    for i in range(8):
+        for channel in range(3):
+            colors[:, channel] |= (((value >> (3 * i + channel)) & 1) << (7 - i)).astype(np.uint8)
+    return colors
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One line of a split: where its picture and its mask lie (whether or not they are there)."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+class VOCFolder(PictureDataset):
+    """A folder with `JPEGImages/ID.jpg`, `SegmentationClass/ID.png` and `ImageSets/Segmentation/SPLIT.txt`.
+
+    Class names are the lines of `classes.txt` (value 0 first); without it `num_classes` says how many there
+    are. The palette is that of the first mask with one, else VOC's colours. Files are read when asked for.
+
+    Args:
+        root: the folder.
+        split: name of the list in `ImageSets/Segmentation`.
+        num_classes: number of classes with background; None: as many as `classes.txt` has lines.
+        segmentation: give masks; without, items are pictures alone.
+        transform: resizing and augmentation.
+        pairs, classes: given where the layout has been read already (VOC itself).
+
+    Raises:
+        UserError: no such folder or split, an empty split, classes unknown or contradictory. On reading a
+        sample: a
+            missing or truncated file, a mask of another size, with colours or with a value that is no class.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        num_classes: int | None = None,
+        segmentation: bool = True,
+        transform: Transform | None = None,
+        pairs: list[Pair] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        self.split = split
+        self.segmentation = segmentation
+        self.transform = transform or Transform(None)
+        self.pairs = pairs if pairs is not None else list_pairs(self.root, split)
+        self.labels = []
+        if segmentation:
+            own = _first_palette(self.pairs)
+            self.classes = classes or class_names(self.root, num_classes, own)
+            count = len(self.classes)
+            self.palette = own[:count] if own is not None and len(own) >= count else voc_colormap(count)
+        else:
+            self.classes, self.palette = [], no_palette()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def names(self, index: int) -> str:
+        return self.pairs[index].name
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        pair = self.pairs[self.position(key)]
+        image = read_image(pair.image)
+        mask = None
+        if self.segmentation:
+            mask = read_mask(pair.mask, len(self.classes))
+            if mask.shape != image.shape[1:]:
+                raise BadFile.of(size_problem(pair, image.shape[1:], mask.shape))
+        image, mask = self.transform(image, mask, key)
+        item: dict[str, Any] = {"image": image, "name": pair.name}
+        if mask is not None:
+            item["mask"] = mask
+        return item
+
+
+def voc_folder(config: DataConfig, split: str, segmentation: bool, transform: Transform) -> VOCFolder:
+    """Any folder in VOC's layout."""
+    return VOCFolder(root_of(config), split, config.num_classes, segmentation, transform)
+
+
+def voc(config: DataConfig, split: str, segmentation: bool, transform: Transform) -> VOCFolder:
+    """PASCAL VOC 2012 through torchvision's `VOCSegmentation`: `root` holds (or will hold)
+    `VOCdevkit/VOC2012`.
+    """
+    root = root_of(config)
+    if config.num_classes not in (None, len(VOC_CLASSES)):
+        raise UserError(f"data.num_classes={config.num_classes}: VOC has 21; leave the key out")
+    try:
+        # Once downloaded it is not unpacked again for the second split.
+        there = (root / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir()
+        source = VOCSegmentation(root, year="2012", image_set=split, download=config.download and not there)
+    except (RuntimeError, ValueError, OSError) as error:
+        hint = (
+            f"VOC has the splits train, trainval, val, not '{split}'"
+            if split not in ("train", "trainval", "val")
+            else "set data.download=true, or data.root to the folder that holds VOCdevkit/VOC2012 "
+            "(for VOC files in a folder of your own use data.name=voc_folder)"
+        )
+        raise UserError(f"data.root={config.root}: {str(error).strip()}; {hint}") from error
+    pairs = [
+        Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in zip(source.images, source.masks, strict=True)
+    ]
+    folder = root / "VOCdevkit" / "VOC2012"
+    return VOCFolder(folder, split, 21, segmentation, transform, pairs, list(VOC_CLASSES))
+
+
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """The lines of a split as picture and mask, in the list's order. A missing file is left for the reader to
+    name.
+    """
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        if not (root / folder).is_dir():
+            raise UserError(
+                f"data.root={root}: no folder {folder}; a VOC-style set has JPEGImages, SegmentationClass, "
+                "ImageSets/Segmentation"
+            )
+    ids = [line.strip() for line in split_file(root, split).read_text(encoding="utf-8").splitlines()]
+    ids = [name for name in ids if name]
+    if not ids:
+        raise UserError(f"{split_file(root, split)} is empty: give one id a line")
+    images = root / "JPEGImages"
+    # One listing of the folder instead of a question a file.
+    by_stem = {
+        Path(entry).stem: entry
+        for entry in sorted(p.name for p in images.iterdir())
+        if entry.lower().endswith(IMAGE_SUFFIXES)
+    }
+    return [
+        Pair(name, images / by_stem.get(name, f"{name}.jpg"), root / "SegmentationClass" / f"{name}.png")
+        for name in ids
+    ]
+
+
+def split_file(root: Path, split: str) -> Path:
+    """Where the ids of a split are listed; a UserError names the splits there are."""
+    path = root / _SPLITS / f"{split}.txt"
+    if not path.is_file():
+        there = sorted(p.stem for p in (root / _SPLITS).glob("*.txt"))
+        raise UserError(f"{path}: no such split '{split}'; there are: {', '.join(there) or 'none'}")
+    return path
+
+
+def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] | None) -> list[str]:
+    """Names of the mask values: `classes.txt`; VOC's own for 21 classes in VOC's colours; else "class 0" and
+    so on.
+    """
+    path = root / "classes.txt"
+    if path.is_file():
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if num_classes not in (None, len(names)):
+            raise UserError(f"data.num_classes={num_classes}, but {path} names {len(names)}: make them agree")
+    elif num_classes is None:
+        raise UserError(f"{path} is missing: write one class name a line (value 0 first), or set data.num_classes")
+    elif num_classes == 21 and (palette is None or np.array_equal(palette[:21], voc_colormap(21))):
+        names = list(VOC_CLASSES)
+    else:
+        names = [f"class {i}" for i in range(num_classes)]
+    if not 2 <= len(names) <= VOID:
+        raise UserError(f"{len(names)} classes in {root}: a mask has 2 to {VOID} (values 0..254; {VOID} is void)")
+    return names
+
+
+def read_image(path: Path) -> Tensor:
+    """A picture file as RGB, uint8 (3, H, W); BadFile when it is missing, truncated or no picture."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadFile.of(unreadable(path, error)) from error
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
+
+
+def read_mask(path: Path, num_classes: int) -> Tensor:
+    """A mask PNG as its indices, (H, W); BadFile on colours or a value that is neither class nor void."""
+    values = read_indices(path)
+    wrong = wrong_values(values, num_classes)
+    if wrong:
+        raise BadFile.of(value_problem(path, wrong, num_classes))
+    return torch.from_numpy(values)
+
+
+def read_indices(path: Path) -> NDArray[np.uint8]:
+    """The stored values of a one-channel PNG (palette, grey or one bit), (H, W), never its colours."""
+    try:
+        with Image.open(path) as image:
+            mode = image.mode
+            values = np.array(image) if mode in ("P", "L", "1") else None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadFile.of(unreadable(path, error)) from error
+    if values is None:
+        what = "the mask does not store one 8-bit class number a pixel"
+        fix = "map its colours to class numbers and save an indexed (palette) or 8-bit grey PNG"
+        raise BadFile.of(Problem(str(path), what, f"mode {mode}", fix))
+    return values.astype(np.uint8)
+
+
+def wrong_values(values: NDArray[np.uint8], num_classes: int) -> list[int]:
+    """The values of a mask that are neither a class nor void, ascending."""
+    there = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256))
+    return [int(value) for value in there if num_classes <= value != VOID]
+
+
+def value_problem(path: Path, wrong: list[int], num_classes: int) -> Problem:
+    """What to tell of a mask with values beyond the classes."""
+    if len(wrong) > 20:
+        fix = "it looks like a grey or antialiased mask: threshold it to class numbers"
+    else:
+        fix = "map them to a class or to 255, or correct classes.txt / data.num_classes"
+    return Problem(str(path), f"mask values outside 0..{num_classes - 1} and {VOID} (void)", listed(wrong), fix)
+
+
+def size_problem(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...]) -> Problem:
+    """What to tell of a mask whose (height, width) is not its picture's."""
+    if tuple(mask) == tuple(image[::-1]):
+        fix = "turn one of them (the picture may carry an EXIF orientation)"
+    else:
+        fix = "resize the mask with nearest neighbour, or export it again"
+    found = f"mask {mask[1]}x{mask[0]}, picture {image[1]}x{image[0]}"
+    return Problem(str(pair.mask), f"the mask has not the size of its picture {pair.image.name}", found, fix)
+
+
+def unreadable(path: Path, error: Exception) -> Problem:
+    """What to tell of a file that could not be read."""
+    leave = f"or take '{path.stem}' out of the split"
+    if isinstance(error, FileNotFoundError):
+        others = sorted(p.name for p in path.parent.glob(f"{_escaped(path.stem)}.*"))
+        found = f"there is {', '.join(others)}" if others else "missing"
+        return Problem(str(path), "no such file", found, f"put it there, {leave}")
+    if isinstance(error, UnidentifiedImageError):
+        return Problem(str(path), "not a picture", f"{path.stat().st_size} bytes", f"replace it, {leave}")
+    return Problem(str(path), "cannot be read", str(error), f"fetch it again, {leave}")
+
+
+def listed(values: list[int]) -> str:
+    """A few values in words: "21, 37, 40 and 12 more"."""
+    shown = ", ".join(str(value) for value in values[:3])
+    return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"
+
+
+def root_of(config: DataConfig) -> Path:
+    if config.root is None:
+        raise UserError(f"data.name={config.name} needs data.root, the folder of the set")
+    return Path(config.root).expanduser()
+
+
+def _escaped(stem: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in stem)
+
+
+def _first_palette(pairs: list[Pair]) -> NDArray[np.uint8] | None:
+    """Colours of the first mask stored with a palette; None if it has none (a grey ramp shows nothing: none
+    too).
+    """
+    for pair in pairs[:20]:
+        try:
+            with Image.open(pair.mask) as image:
+                colors = image.getpalette() if image.mode == "P" else None
+        except (OSError, SyntaxError, ValueError):
+            continue
+        if colors is None:
+            return None
+        palette = np.array(colors, np.uint8).reshape(-1, 3)
+        ramp = np.repeat(np.arange(len(palette), dtype=np.uint8)[:, None], 3, axis=1)
+        return None if np.array_equal(palette, ramp) else palette
+    return None

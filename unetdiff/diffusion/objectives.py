@@ -1,0 +1,178 @@
+"""What the denoiser learns, as pure functions over a diffusers scheduler.
+
+Notation: x_t = α_t x_0 + σ_t ε with α_t² = ᾱ_t and σ_t² = 1 - ᾱ_t (Ho et al. 2020, eq. 4);
+SNR(t) = α_t² / σ_t².
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from einops import rearrange, reduce
+
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.errors import UserError
+
+
+class Scheduler(Protocol):
+    """What the functions below read of a diffusers scheduler."""
+
+    alphas_cumprod: torch.Tensor
+    """ᾱ of every timestep, (T,)."""
+
+    @property
+    def config(self) -> Any:
+        """`config.prediction_type` is epsilon, sample or v_prediction."""
+
+
+def build_scheduler(config: DiffusionConfig) -> DDIMScheduler:
+    """The forward process of `config`, as the scheduler that a pipeline is saved with.
+
+    Timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
+
+    Raises:
+        UserError: zero terminal SNR with epsilon prediction (the noise of the last timestep says nothing of
+            the picture: the loss weight is 0/0 and the first step of sampling is meaningless).
+    """
+    noise = config.noise
+    if noise.zero_terminal_snr and config.prediction_type == "epsilon":
+        raise UserError(
+            "diffusion.noise.zero_terminal_snr: true does not go with diffusion.prediction_type: epsilon; "
+            "use v_prediction or sample."
+        )
+    trained_betas = None
+    if noise.beta_schedule == "sigmoid":  # DDIMScheduler has no sigmoid of its own
+        ddpm = DDPMScheduler(num_train_timesteps=noise.num_train_timesteps, beta_schedule="sigmoid")
+        trained_betas = ddpm.betas.tolist()
+    return DDIMScheduler(
+        num_train_timesteps=noise.num_train_timesteps,
+        beta_start=0.0001,  # said aloud: what is left to a default becomes the other scheduler's default
+        beta_end=0.02,  # in `Other.from_config(this.config)`, and Heun's is another
+        beta_schedule=noise.beta_schedule,
+        trained_betas=trained_betas,
+        prediction_type=config.prediction_type,
+        rescale_betas_zero_snr=noise.zero_terminal_snr,
+        timestep_spacing="trailing",
+        clip_sample=True,
+        clip_sample_range=1.0,
+    )
+
+
+def alpha_sigma(scheduler: Scheduler, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Signal and noise level (α_t, σ_t) of timesteps (B,), each (B,) float32 on the timesteps' device."""
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps]  # (B,)
+    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def snr(scheduler: Scheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """Signal-to-noise ratio α_t² / σ_t² of timesteps (B,) -> (B,) float32."""
+    alpha, sigma = alpha_sigma(scheduler, timesteps)
+    return (alpha / sigma) ** 2
+
+
+def target(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """What the network should output for x_t, (B, C, H, W).
+
+    ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, section 4).
+    """
+    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
+    targets = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}
+    return targets[scheduler.config.prediction_type]
+
+
+def predicted_x0(scheduler: Scheduler, output: torch.Tensor, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """The clean picture that `output` stands for at x_t, (B, C, H, W): inverse of `target`, not clipped."""
+    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
+    x0 = {
+        "epsilon": lambda: (xt - sigma * output) / alpha,
+        "sample": lambda: output,
+        "v_prediction": lambda: alpha * xt - sigma * output,
+    }
+    return x0[scheduler.config.prediction_type]()
+
+
+def loss_weight(
+    scheduler: Scheduler, timesteps: torch.Tensor, weighting: str = "min_snr", gamma: float = 5.0
+) -> torch.Tensor:
+    """Weight of each timestep's squared error, (B,) float32.
+
+    Min-SNR (Hang et al. 2023, section 3.4) weighs the error of x_0 by min(SNR, γ), soft-Min-SNR (Crowson
+    et al. 2024, "HDiT") by its smooth form SNR·γ / (SNR + γ). The squared error of ε is SNR times that of
+    x_0, that of v SNR + 1 times, so their weights are divided by as much. "uniform" is 1 for all.
+
+    "clamped_snr" is clamp(SNR, 1, γ): Min-SNR from above, the truncated SNR of Salimans & Ho 2022 (section 4) from
+    below. Min-SNR gives the noisiest timesteps a weight of SNR, which goes to 0: a short run never learns there, where
+    class and layout are decided.
+
+    Raises:
+        UserError: an unknown weighting, or clamped_snr with epsilon, whose weight would go to infinity.
+    """
+    ratio = snr(scheduler, timesteps)  # (B,)
+    if weighting == "uniform":
+        return torch.ones_like(ratio)
+    prediction = scheduler.config.prediction_type
+    if weighting == "min_snr":
+        if prediction == "epsilon":
+            return (gamma / ratio).clamp(max=1)  # min(SNR, γ) / SNR, finite where SNR is 0
+        weight = ratio.clamp(max=gamma)
+    elif weighting == "soft_min_snr":
+        if prediction == "epsilon":
+            return gamma / (ratio + gamma)
+        weight = ratio * gamma / (ratio + gamma)
+    elif weighting == "clamped_snr":
+        if prediction == "epsilon":
+            raise UserError(
+                "diffusion.weighting: clamped_snr does not go with diffusion.prediction_type: epsilon; use min_snr."
+            )
+        weight = ratio.clamp(min=1, max=gamma)
+    else:
+        raise UserError(
+            f"diffusion.weighting: '{weighting}' is not one of uniform, min_snr, soft_min_snr, clamped_snr."
+        )
+    return weight / (ratio + 1) if prediction == "v_prediction" else weight
+
+
+def sample_timesteps(
+    batch: int,
+    num_train_timesteps: int,
+    generator: torch.Generator,
+    stratified: bool = True,
+    process_index: int = 0,
+    num_processes: int = 1,
+) -> torch.Tensor:
+    """Random timesteps (batch,) int64 in 0..num_train_timesteps-1, on the generator's device.
+
+    Stratified: the timesteps are cut into batch × num_processes equal strata and each picture of the whole
+    batch gets one, so that every optimizer step sees every noise level (the same mean as independent draws,
+    less variance). A process takes every num_processes-th stratum.
+    """
+    uniform = torch.rand(batch, generator=generator, device=generator.device)
+    if stratified:
+        strata = torch.arange(batch, device=generator.device) * num_processes + process_index
+        uniform = (strata + uniform) / (batch * num_processes)
+    return (uniform * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+
+
+def diffusion_loss(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean squared error of each picture in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,)."""
+    error = (output.float() - target.float()).square()
+    return weight * reduce(error, "b c h w -> b", "mean")
+
+
+def loss_by_quartile(
+    per_sample: torch.Tensor, timesteps: torch.Tensor, num_train_timesteps: int
+) -> dict[str, torch.Tensor]:
+    """Mean loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from (B,) and (B,).
+
+    A quarter that no picture fell into has no entry (stratified timesteps of B >= 4 pictures reach all four).
+    """
+    quartile = timesteps * 4 // num_train_timesteps
+    means = {}
+    for q in range(4):
+        inside = quartile == q
+        if inside.any():
+            means[f"loss_q{q}"] = per_sample[inside].mean()
+    return means

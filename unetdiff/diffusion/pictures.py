@@ -1,0 +1,169 @@
+"""Samples as a person looks at them: a labelled grid, the way from noise to picture; and their colours in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from einops import rearrange
+from PIL import Image, ImageDraw, ImageFont
+
+from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.pipeline import Trajectory
+from unetdiff.errors import UserError
+
+PAPER, INK, FAINT = "#ffffff", "#1f2933", "#7b8794"
+FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+"""Comes with matplotlib, so that a picture looks the same everywhere."""
+
+Pictures = torch.Tensor | Sequence[Image.Image]
+
+
+def grid(
+    images: Pictures,
+    rows: Sequence[str] | None = None,
+    columns: Sequence[str] | None = None,
+    title: str | None = None,
+    cell: int = 64,
+) -> Image.Image:
+    """A grid of pictures with labelled rows and columns.
+
+    Args:
+        images: (N, 3, H, W) uint8, or float in [0, 1], or N PIL images; row by row, the last row may be short.
+        rows: a label for each row; None: no labels, and without columns about as many rows as columns.
+        columns: a label for each column.
+        title: a line above.
+        cell: smallest side of a cell in pixels; smaller pictures are enlarged by whole pixels.
+
+    Raises:
+        UserError: no pictures, or labels that do not fit their number.
+    """
+    pictures = [_enlarged(picture, cell) for picture in _as_pil(images)]
+    count = len(pictures)
+    if not count:
+        raise UserError("grid: there are no pictures.")
+    if columns is not None:
+        across = len(columns)
+    elif rows is not None:
+        across = -(-count // len(rows))
+    else:
+        across = max(1, round(count**0.5))
+    down = -(-count // across)
+    if rows is not None and len(rows) != down:
+        raise UserError(f"grid: {len(rows)} row labels, but {count} pictures make {down} rows of {across}.")
+
+    width, height = pictures[0].size
+    size = max(12, min(18, height // 4))
+    font, small, large = _font(size), _font(max(11, size - 3)), _font(size + 3)
+    gap = max(2, width // 24)
+    margin = 2 * gap + 8
+    left = margin + (max(_extent(font, label) for label in rows) + 12 if rows else 0)
+    top = margin + (size + 16 if title else 0) + (size + 8 if columns else 0)
+    right_edge = left + across * (width + gap) - gap + margin
+    if title:
+        right_edge = max(right_edge, 2 * margin + _extent(large, title))
+    canvas = Image.new("RGB", (right_edge, top + down * (height + gap) - gap + margin), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    if title:
+        draw.text((margin, margin), title, INK, large, anchor="lt")
+    for column, label in enumerate(columns or []):
+        draw.text((left + column * (width + gap) + width // 2, top - 9), label, FAINT, small, anchor="ms")
+    for row, label in enumerate(rows or []):
+        draw.text((left - 12, top + row * (height + gap) + height // 2), label, INK, font, anchor="rm")
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, across)
+        canvas.paste(picture, (left + column * (width + gap), top + row * (height + gap)))
+    return canvas
+
+
+def strip(
+    trajectory: Trajectory, picture: int = 0, title: str | None = None, predicted: bool = True, cell: int = 96
+) -> Image.Image:
+    """The way of one picture from noise, left to right: what the network was given, and what it made of it.
+
+    Args:
+        trajectory: of a pipeline called with `return_trajectory`.
+        picture: which of the batch.
+        title: a line above.
+        predicted: show the predicted clean picture too, as a second row.
+        cell: smallest side of a cell in pixels.
+    """
+    steps = [f"t = {t}" for t in trajectory.timesteps[:-1]] + ["picture"]
+    images = trajectory.noisy[:, picture]  # (k, C, H, W)
+    rows = ["noisy"]
+    if predicted:
+        images = torch.cat([images, trajectory.predicted[:, picture]])
+        rows = ["noisy", "predicted"]
+    return grid(images, rows=rows, columns=steps, title=title, cell=cell)
+
+
+def strips(trajectory: Trajectory, rows: Sequence[str], title: str | None = None, cell: int = 64) -> Image.Image:
+    """The way of every picture of the batch from noise (x_t), a labelled row each.
+
+    Raises:
+        UserError: another number of labels than of pictures.
+    """
+    steps = [f"t = {t}" for t in trajectory.timesteps[:-1]] + ["picture"]
+    images = rearrange(trajectory.noisy, "k b c h w -> (b k) c h w")
+    return grid(images, rows=rows, columns=steps, title=title, cell=cell)
+
+
+def color_statistics(images: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel over all pixels, on the scale of [-1, 1]: (3,), (3,).
+
+    Args:
+        images: (N, 3, H, W) uint8, or float in [0, 1], or PIL images of one size.
+    """
+    pixels = to_model_range(_as_uint8(images)).double()
+    channels = rearrange(pixels, "n c h w -> c (n h w)")
+    return channels.mean(dim=1).float(), channels.std(dim=1).float()
+
+
+def color_error(samples: Pictures, data: Pictures) -> dict[str, float]:
+    """How far the samples' colours are from the data's: a tint shows as mean, greyness as deviation.
+
+    Returns:
+        color_mean_error and color_std_error: mean absolute difference over the channels of the per-channel mean
+        and standard deviation, on the scale of [-1, 1] (0.02 is 2.5 of 255 levels).
+    """
+    (mean, std), (data_mean, data_std) = color_statistics(samples), color_statistics(data)
+    return {
+        "color_mean_error": (mean - data_mean).abs().mean().item(),
+        "color_std_error": (std - data_std).abs().mean().item(),
+    }
+
+
+def _as_uint8(images: Pictures) -> torch.Tensor:
+    """(N, C, H, W) uint8."""
+    if not isinstance(images, torch.Tensor):
+        rows = [torch.frombuffer(bytearray(i.convert("RGB").tobytes()), dtype=torch.uint8) for i in images]
+        width, height = images[0].size
+        return rearrange(torch.stack(rows), "n (h w c) -> n c h w", h=height, w=width)
+    if images.dtype == torch.uint8:
+        return images.cpu()
+    return (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _as_pil(images: Pictures) -> list[Image.Image]:
+    if not isinstance(images, torch.Tensor):
+        return [image.convert("RGB") for image in images]
+    pixels = rearrange(_as_uint8(images), "n c h w -> n h w c").numpy()
+    return [
+        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).convert("RGB") for picture in pixels
+    ]
+
+
+def _enlarged(picture: Image.Image, least: int) -> Image.Image:
+    """By a whole factor, nearest neighbour, so that every pixel of a small picture can be seen."""
+    factor = max(1, -(-least // min(picture.size)))
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(FONT, size)
+
+
+def _extent(font: ImageFont.FreeTypeFont, text: str) -> int:
+    return round(font.getlength(text))

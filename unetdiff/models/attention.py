@@ -1,0 +1,139 @@
+"""Change 2 of 3: attention, over the map itself and over the tokens of a condition (encoder_hidden_states).
+
+Tensor names are diffusers' (to_q, to_k, to_v, to_out.0, ...), so that Stable Diffusion's weights fit as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017)."""
+
+    def __init__(self, channels: int, context_dim: int | None, heads: int, bias: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(channels, channels, bias=bias)
+        self.to_k = nn.Linear(context_dim or channels, channels, bias=bias)
+        self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        source = tokens if context is None else context
+        q, k, v = (
+            rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
+            for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
+        )
+        if q.device.type == "cpu" and torch.is_grad_enabled():
+            q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
+        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))
+
+
+class AttentionBlock(Attention):
+    """Self-attention over a map's pixels with GroupNorm and a residual path (DDPM, UNet2DModel)."""
+
+    def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
+        super().__init__(channels, None, heads, bias=True)
+        self.group_norm = nn.GroupNorm(groups, channels, eps)
+        for parameter in self.to_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:  # context: unused, one signature for both
+        height = h.shape[-2]
+        tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
+        return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
+
+
+class GEGLU(nn.Module):
+    """Linear to twice the width; one half gates the other (Shazeer 2020, equation 5)."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU and back; the indices of `net` are diffusers' (0, 2)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for layer in self.net:
+            tokens = layer(tokens)
+        return tokens
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, cross-attention to the condition, feed-forward; each normalised and residual."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, None, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, context_dim, heads)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        tokens = tokens + self.attn1(self.norm1(tokens))
+        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class TransformerBlock(nn.Module):
+    """Stable Diffusion's transformer on a map: norm, project in, layers, project out, residual.
+
+    `proj_out` starts at zero: a new block is the identity, whatever it joins.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        context_dim: int,
+        heads: int,
+        groups: int,
+        depth: int = 1,
+        linear_projection: bool = False,
+    ) -> None:
+        super().__init__()
+        self.linear_projection = linear_projection
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)  # 1e-6 always, whatever the model's norm_eps
+        self.proj_in: nn.Module = (
+            nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        )
+        self.transformer_blocks = nn.ModuleList([TransformerLayer(channels, context_dim, heads) for _ in range(depth)])
+        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        for parameter in self.proj_out.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is None:
+            raise ValueError("a transformer block needs encoder_hidden_states (B, tokens, dim)")
+        height = h.shape[-2]
+        x = self.norm(h)
+        if self.linear_projection:
+            tokens = self.proj_in(rearrange(x, "b c h w -> b (h w) c"))
+        else:
+            tokens = rearrange(self.proj_in(x), "b c h w -> b (h w) c")
+        for layer in self.transformer_blocks:
+            tokens = layer(tokens, context)
+        if self.linear_projection:
+            return h + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=height)
+        return h + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=height))
+
+
+def null_context(batch: int, dim: int, like: Tensor) -> Tensor:
+    """One zero token (B, 1, dim): what a model with cross-attention reads when no condition is given."""
+    return torch.zeros(batch, 1, dim, device=like.device, dtype=like.dtype)

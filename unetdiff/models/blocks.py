@@ -1,0 +1,221 @@
+"""The convolutional blocks that encoders and decoders are built from."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetdiff.models.embeddings import TimeModulation
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that always uses its stored statistics; survives `.train()`. Same tensors as BatchNorm2d."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.train()
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        return super().train(False)
+
+
+def norm_groups(channels: int, groups: int = 32) -> int:
+    """The largest number of groups, at most `groups`, that divides `channels`."""
+    return math.gcd(channels, groups) if channels % groups else groups
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """A normalisation by name: none, batch, frozen or group (at most 32 groups of at least four channels)."""
+    if kind == "none":
+        return nn.Identity()
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "frozen":
+        return FrozenBatchNorm2d(channels)
+    if kind == "group":
+        return nn.GroupNorm(norm_groups(channels, min(32, max(1, channels // 4))), channels)
+    raise ValueError(f"norm '{kind}' is not one of none, batch, frozen, group")
+
+
+def replace_batch_norm(module: nn.Module, kind: str) -> None:
+    """Turn every BatchNorm2d below `module` into frozen or group; weight, bias and (frozen) statistics stay."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            new = make_norm(kind, child.num_features)
+            if isinstance(new, FrozenBatchNorm2d):
+                new.eps = child.eps
+            new.load_state_dict(child.state_dict(), strict=kind == "frozen")
+            setattr(module, name, new.train(child.training))
+        else:
+            replace_batch_norm(child, kind)
+
+
+def keep_variance(module: nn.Module) -> None:
+    """Start convolutions and linear layers so that they keep their input's variance (Ho et al. 2020, released code).
+
+    torch's own start shrinks it to a third in each layer. Down to the coarsest map and up again that leaves next to
+    nothing beside the finer skips, and a network that labels strokes long before it sees what they belong to.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+        elif isinstance(layer, nn.ConvTranspose2d):  # stride = kernel: a pixel is made from one pixel below
+            nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+class DoubleConv(nn.Module):
+    """(3x3 convolution, norm, ReLU) twice (Ronneberger et al. 2015, figure 1).
+
+    With a time embedding, the first norm's output is scaled and shifted by it (zero at the start).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        norm: str,
+        padding: str = "same",
+        time_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        pad, bias = (1 if padding == "same" else 0), norm == "none"
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=pad, bias=bias)
+        self.norm1 = make_norm(norm, out_channels)
+        self.time = TimeModulation(time_dim, out_channels) if time_dim else None
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=pad, bias=bias)
+        self.norm2 = make_norm(norm, out_channels)
+        self.act = nn.ReLU(inplace=True)
+        for conv in (self.conv1, self.conv2):  # He et al. 2015, as the 2015 paper's section 3 asks
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
+        h = self.norm1(self.conv1(h))
+        if self.time is not None and temb is not None:
+            h = self.time(h, temb)
+        return self.act(self.norm2(self.conv2(self.act(h))))
+
+
+class Grow(nn.Module):
+    """Upsample a map to the size of its skip: bilinear, nearest, or the 2015 paper's 2x2 transposed convolution."""
+
+    def __init__(self, kind: str, channels: int, align_corners: bool = False) -> None:
+        super().__init__()
+        self.kind, self.align_corners = kind, align_corners
+        self.conv = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2) if kind == "transposed" else None
+        self.out_channels = channels // 2 if kind == "transposed" else channels
+        keep_variance(self)
+
+    def forward(self, h: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """`size` is the skip's (height, width); None doubles (the unpadded network, where the skip is cropped)."""
+        if self.conv is not None:
+            h = self.conv(h)
+            if size is None or h.shape[-2:] == size:
+                return h
+            return F.interpolate(h, size=size, mode="nearest")
+        size = size or (2 * h.shape[-2], 2 * h.shape[-1])
+        if self.kind == "bilinear":
+            return F.interpolate(h, size=size, mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(h, size=size, mode="nearest")
+
+
+def centre_crop(h: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of a map (B, C, H, W), cut to `size` (Ronneberger et al. 2015: skips of unpadded convolutions)."""
+    top, left = (h.shape[-2] - size[0]) // 2, (h.shape[-1] - size[1]) // 2
+    return h[..., top : top + size[0], left : left + size[1]]
+
+
+class Downsample(nn.Module):
+    """Half the size by a strided 3x3 convolution; padding 0 pads the right and bottom only, as google/ddpm-* do."""
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        keep_variance(self)
+
+    def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
+        return self.conv(F.pad(h, (0, 1, 0, 1)) if self.padding == 0 else h)
+
+
+class Upsample(nn.Module):
+    """Grow to `size` (double without it) by nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        keep_variance(self)
+
+    def forward(self, h: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        return self.conv(grow_nearest(h, size))
+
+
+def grow_nearest(h: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Nearest-neighbour upsampling to `size`, or to double the size."""
+    if size is None:
+        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+    return F.interpolate(h, size=size, mode="nearest")
+
+
+class ResnetBlock(nn.Module):
+    """The residual block of DDPM and Stable Diffusion (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3).
+
+    norm -> SiLU -> conv1 -> time -> norm -> SiLU -> conv2, plus the input. `conv2` starts at zero, so that a new block
+    passes its input on. `resample` ("up", "down") changes the size on both paths after the first norm (ADM).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_dim: int | None,
+        *,
+        groups: int = 32,
+        eps: float = 1e-5,
+        scale_shift: bool = False,
+        dropout: float = 0.0,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
+        self.norm1 = nn.GroupNorm(norm_groups(in_channels, groups), in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, (2 if scale_shift else 1) * out_channels) if time_dim else None
+        self.norm2 = nn.GroupNorm(norm_groups(out_channels, groups), out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        keep_variance(self)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        h = F.silu(self.norm1(x))
+        if self.resample == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        elif self.resample == "up":
+            x, h = grow_nearest(x, size), grow_nearest(h, size)
+        h = self.conv1(h)
+        if self.time_emb_proj is not None and temb is not None:
+            time = self.time_emb_proj(F.silu(temb))[:, :, None, None]  # (B, C or 2C, 1, 1)
+            if self.scale_shift:
+                scale, shift = time.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
+            else:
+                h = self.norm2(h + time)
+        else:
+            h = self.norm2(h)
+        h = self.conv2(self.dropout(F.silu(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def join(h: Tensor, skip: Tensor) -> Tensor:
+    """Concatenate a map with its skip along the channels."""
+    return torch.cat([h, skip], dim=1)  # (B, C + C_skip, H, W)

@@ -1,0 +1,381 @@
+"""One U-Net, two heads: encoder -> middle -> decoder -> heads.
+
+The encoder pushes skips, the decoder pops them, and the last decoder map (full resolution) feeds every head. Nothing in
+the backbone knows which head will be asked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetdiff.errors import UserError
+from unetdiff.models import loading
+from unetdiff.models.attention import null_context
+from unetdiff.models.conditioning import AttentionPlan, Condition
+from unetdiff.models.config import ModelConfig
+from unetdiff.models.decoders import PyramidDecoder, PyramidMiddle, ResidualDecoder, ResidualMiddle
+from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
+from unetdiff.models.encoders import build_encoder
+from unetdiff.models.heads import DiffusionHead, SegmentationHead
+from unetdiff.models.resolve import parse, resolve
+
+Head = Literal["segmentation", "diffusion"]
+TRUNK_TIME_WIDTH = 64  # sinusoids of the time embedding where no first level says it (trunks)
+
+
+class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A U-Net with a segmentation head, a diffusion head, or both, on one of three encoder families.
+
+    The keyword arguments are the sections of `unetdiff.models.config.ModelConfig`, as dicts or as its dataclasses:
+
+        UNet(encoder={"family": "resnet50"}, heads={"segmentation": {"num_classes": 21}})
+        UNet(encoder={"channels": [32, 64]}, heads={"diffusion": {"out_channels": 3}})
+
+    Pixels are floats in [-1, 1], (B, in_channels, H, W), with H and W of 32 or more for trunks; trunks restate them to
+    ImageNet's statistics themselves. Outputs have the input's height and width (`padding="valid"` excepted).
+
+    Raises:
+        UserError: for an unknown key, a value out of range or a combination that cannot be.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        patch_size: int = 1,
+        sample_size: int | None = None,
+        encoder: Any = None,
+        residual: Any = None,
+        decoder: Any = None,
+        conditioning: Any = None,
+        heads: Any = None,
+    ) -> None:
+        super().__init__()
+        given = parse(in_channels, patch_size, sample_size, encoder, residual, decoder, conditioning, heads)
+        config = resolve(given)
+        self.register_to_config(**asdict(config))
+        self._build(config)
+        self.gradient_checkpointing = False
+        self._trunk_frozen = False
+
+    def _build(self, config: ModelConfig) -> None:
+        is_residual = config.encoder.family == "residual"
+        channels = config.encoder.channels or []
+        told = config.conditioning
+        first = channels[0] if channels else TRUNK_TIME_WIDTH
+        time_dim = 4 * first if told.timestep else None
+        self.sinusoids = first
+        if time_dim:
+            self.time_embedding = TimestepEmbedding(first, time_dim)
+            if told.num_class_embeds:
+                self.class_embedding = nn.Embedding(told.num_class_embeds, time_dim)
+            if told.pooled_context and told.cross_attention_dim:
+                self.context_embedding = nn.Linear(told.cross_attention_dim, time_dim)
+                for parameter in self.context_embedding.parameters():
+                    nn.init.zeros_(parameter)
+        attention = AttentionPlan(
+            frozenset(told.attention_levels or []),
+            told.cross_attention_dim,
+            told.attention_head_dim,
+            config.residual.norm_num_groups,
+            config.residual.norm_eps,
+            config.residual.transformer_depth,
+            config.residual.linear_projection,
+        )
+        norm, padding = config.encoder.norm or "group", config.encoder.padding
+        squares = config.patch_size**2  # pixels that become channels
+        self.encoder = build_encoder(
+            config.in_channels * squares, config.encoder, channels, norm, config.residual, time_dim, attention
+        )
+        level = self.encoder.out_level
+        if is_residual:
+            self.middle: nn.Module = ResidualMiddle(channels[-1], level, config.residual, time_dim, attention)
+            self.decoder: nn.Module = ResidualDecoder(
+                channels, self.encoder.skips, config.residual, time_dim, attention
+            )
+        else:
+            bottom = (channels[-2], channels[-1]) if config.encoder.family == "classic" else None
+            self.middle = PyramidMiddle(bottom, level, norm, padding, time_dim, attention)
+            self.decoder = PyramidDecoder(
+                bottom[1] if bottom else self.encoder.out_channels,
+                level,
+                self.encoder.skips,
+                config.decoder.channels or [],
+                config.decoder.norm or "group",
+                config.decoder.upsample or "bilinear",
+                config.decoder.align_corners,
+                padding,
+                time_dim,
+                attention,
+            )
+        width: int = self.decoder.out_channels  # type: ignore[assignment]
+        groups = config.residual.norm_num_groups if is_residual else max(1, min(32, width // 4))
+        self.heads = nn.ModuleDict()
+        if config.heads.segmentation is not None:
+            classes = config.heads.segmentation.num_classes * squares
+            self.heads["segmentation"] = SegmentationHead(width, classes, groups if is_residual else None)
+        if config.heads.diffusion is not None:
+            strided = bool(self.encoder.skips) and self.encoder.skips[0][0] > 0
+            self.heads["diffusion"] = DiffusionHead(
+                width,
+                config.heads.diffusion.out_channels * squares,
+                groups,
+                config.residual.norm_eps,
+                time_dim,
+                config.in_channels if strided else None,
+            )
+
+    def __getattr__(self, name: str) -> Any:
+        # diffusers would answer `self.encoder` with the config's section of that name; the module is meant
+        return nn.Module.__getattr__(self, name)
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+        head: Head = "diffusion",
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """The diffusers contract: noisy sample and timestep in, the head's prediction out.
+
+        Args:
+            sample: (B, in_channels, H, W) pixels in [-1, 1], noisy or clean.
+            timestep: one number or (B,); None means a clean picture, which is timestep 0.
+            encoder_hidden_states: (B, tokens, cross_attention_dim); None is one zero token.
+            class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`).
+            return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
+            head: "diffusion" or "segmentation".
+
+        Returns:
+            (B, out_channels, H, W) noise (or x0, or v), or (B, num_classes, H, W) logits.
+
+        Raises:
+            UserError: when the model has no such head, or is given a condition it was not made for.
+        """
+        if head not in self.heads:
+            raise UserError(f"this UNet has no {head} head (it has: {', '.join(self.heads) or 'none'}); see add_head")
+        condition = self._condition(sample, timestep, encoder_hidden_states, class_labels)
+        h = self.backbone(sample, condition)
+        out = self.heads[head](h, sample, condition.temb) if head == "diffusion" else self.heads[head](h)
+        patch = self.config["patch_size"]
+        if patch > 1:
+            out = F.pixel_shuffle(out, patch)[..., : sample.shape[-2], : sample.shape[-1]]
+        return UNet2DOutput(sample=out) if return_dict else (out,)
+
+    def segment(
+        self,
+        pixels: Tensor,
+        timestep: Tensor | float | int | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (B, num_classes, H, W) of pixels in [-1, 1]; see `forward` for the arguments."""
+        return self(pixels, timestep, encoder_hidden_states, class_labels, return_dict=False, head="segmentation")[0]
+
+    def features(
+        self,
+        pixels: Tensor,
+        timestep: Tensor | float | int | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Every level's maps {name: (B, C, h, w)} by name, in the order they are computed, for probes."""
+        condition = self._condition(pixels, timestep, encoder_hidden_states, class_labels)
+        condition.maps = {}
+        condition.keep("last", self.backbone(pixels, condition))
+        return condition.maps
+
+    def backbone(self, sample: Tensor, condition: Condition) -> Tensor:
+        """Encoder, middle, decoder: (B, in_channels, H, W) -> (B, C, H / patch, W / patch), what every head reads."""
+        patch = self.config["patch_size"]
+        if patch > 1:
+            height, width = sample.shape[-2:]
+            sample = F.pad(sample, (0, -width % patch, 0, -height % patch), mode="replicate")
+            sample = F.pixel_unshuffle(sample, patch)  # (B, in_channels patch^2, H / patch, W / patch)
+        skips, h = self.encoder(sample, condition)
+        h = self.middle(h, condition)
+        return self.decoder(h, skips, (sample.shape[-2], sample.shape[-1]), condition)
+
+    def _condition(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int | None,
+        encoder_hidden_states: Tensor | None,
+        class_labels: Tensor | None,
+    ) -> Condition:
+        told = self._told
+        temb = None
+        if told["timestep"]:
+            residual = self.config["residual"]
+            step = torch.as_tensor(0 if timestep is None else timestep, device=sample.device).expand(sample.shape[0])
+            waves = timestep_sinusoids(step, self.sinusoids, residual["flip_sin_to_cos"], residual["freq_shift"])
+            temb = self.time_embedding(waves.to(sample.dtype))  # (B, time_dim)
+            if class_labels is not None:
+                if not told["num_class_embeds"]:
+                    raise UserError("class_labels given, but this UNet has no conditioning.num_class_embeds")
+                temb = temb + self.class_embedding(class_labels).to(temb.dtype)
+        elif timestep is not None:
+            raise UserError("timestep given, but this UNet has no time embedding (conditioning.timestep is false)")
+        context, dim = encoder_hidden_states, told["cross_attention_dim"]
+        if dim is None and context is not None:
+            raise UserError("encoder_hidden_states given, but this UNet has no conditioning.cross_attention_dim")
+        if dim is not None and context is None:
+            context = null_context(sample.shape[0], dim, like=sample)
+        if temb is not None and context is not None and told["pooled_context"]:  # Saharia et al. 2022, section 2.3
+            temb = temb + self.context_embedding(context.mean(dim=1))
+        return Condition(temb, context, recompute=self.gradient_checkpointing and self.training)
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        return self.config["conditioning"]
+
+    # ------------------------------------------------------------------ facts
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the segmentation head, or None."""
+        head = self.config["heads"]["segmentation"]
+        return head and head["num_classes"]
+
+    @property
+    def out_channels(self) -> int | None:
+        """Channels of the diffusion head, or None."""
+        head = self.config["heads"]["diffusion"]
+        return head and head["out_channels"]
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters of the encoder, middle, decoder, of what tells them time and condition, and of each head."""
+        parts = ["encoder", "middle", "decoder", "conditioning", *(f"head.{name}" for name in self.heads)]
+        counts: dict[str, int] = dict.fromkeys(parts, 0)
+        marks = (
+            "time_embedding",
+            "class_embedding",
+            "context_embedding",
+            ".times.",
+            ".time.",
+            "time_emb_proj",
+            "attn2",
+        )
+        for name, parameter in self.named_parameters():
+            part = name.split(".")[0]
+            if part == "heads":
+                part = "head." + name.split(".")[1]
+            elif any(mark in name for mark in marks):
+                part = "conditioning"
+            counts[part] += parameter.numel()
+        return counts
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters (diffusers' signature)."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    # ------------------------------------------------------------------ training
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        """Recompute activations in the backward pass: less memory, about a third more time."""
+        self.gradient_checkpointing = True
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep activations again."""
+        self.gradient_checkpointing = False
+
+    def trunk_parameters(self) -> list[nn.Parameter]:
+        """The encoder's own parameters (without what was added to a trunk): a group with its own learning rate."""
+        return [p for module in self.encoder.trunk_modules() for p in module.parameters()]
+
+    def freeze_encoder(self, frozen: bool = True) -> None:
+        """Stop (or start) training the encoder's trunk, its BatchNorm statistics too; survives `.train()`."""
+        for parameter in self.trunk_parameters():
+            parameter.requires_grad_(not frozen)
+        self._trunk_frozen = frozen
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> UNet:
+        super().train(mode)
+        if getattr(self, "_trunk_frozen", False):
+            for module in self.encoder.trunk_modules():
+                for norm in module.modules():
+                    if isinstance(norm, nn.BatchNorm2d):
+                        norm.eval()
+        return self
+
+    # ------------------------------------------------------------------ heads, save and load
+
+    def add_head(self, name: Head, **options: Any) -> UNet:
+        """Add a head to this model in place; everything that was there keeps its weights bit for bit.
+
+        A diffusion head brings the time embedding with it (and `cross_attention_dim`, where it is given, in trunks and
+        classic): what is new starts as the identity, so the logits of a segmentation head stay the same, and BatchNorm
+        becomes frozen (a batch of the diffusion objective mixes noise levels, inference does not).
+
+        Args:
+            name: "segmentation" (num_classes) or "diffusion" (out_channels; cross_attention_dim, num_class_embeds).
+
+        Raises:
+            UserError: when the head is there already, or the addition would change what is there.
+        """
+        if name in self.heads:
+            raise UserError(f"add_head: this UNet has a {name} head already")
+        config = loading.plain(self.config)
+        if name == "diffusion":
+            conditioning: dict[str, Any] = {
+                k: options.pop(k) for k in ("cross_attention_dim", "num_class_embeds") if k in options
+            }
+            told: dict[str, Any] = {"timestep": True, **conditioning}
+            config["conditioning"] |= told
+            if "cross_attention_dim" in conditioning:
+                config["conditioning"]["attention_levels"] = None
+            for part in ("encoder", "decoder"):
+                if config[part]["norm"] == "batch":
+                    config[part]["norm"] = "frozen"
+        config["heads"][name] = options
+        grown = loading.build(UNet, config)
+        old, new = self.state_dict(), grown.state_dict()
+        drop = {k for k in old if k.endswith("num_batches_tracked") and k not in new}
+        changed = [k for k in old if k not in drop and (k not in new or new[k].shape != old[k].shape)]
+        if changed:
+            raise UserError(
+                f"add_head: a {name} head with these options would change {len(changed)} tensors: {changed[:3]}"
+            )
+        grown.load_state_dict({k: v for k, v in old.items() if k not in drop}, strict=False)
+        for key in set(new) - set(old):  # a time projection that joins trained blocks starts at zero
+            if "time_emb_proj" in key and not key.startswith("heads."):
+                nn.init.zeros_(grown.get_parameter(key))
+        nn.Module.to(grown, device=self.device, dtype=self.dtype).train(self.training)
+        frozen = self._trunk_frozen
+        self._modules = grown._modules
+        self.sinusoids = grown.sinusoids
+        self.register_to_config(**loading.plain(grown.config))
+        if frozen:
+            self.freeze_encoder()
+        return self
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **kwargs: Any
+    ) -> UNet:
+        """Load config.json and diffusion_pytorch_model.safetensors from a directory, strictly, in eval mode.
+
+        `torch_dtype` is honoured; diffusers' other loading options are accepted and not needed.
+
+        Raises:
+            UserError: for a missing or truncated file, a pickle, or a tensor that is missing, unexpected or of another
+                shape, by name.
+        """
+        directory = Path(pretrained_model_name_or_path) / (subfolder or "")
+        return loading.load(cls, directory, kwargs.get("torch_dtype"))

@@ -1,0 +1,162 @@
+"""One picture of how a segmenter does: rows of picture | truth | prediction | errors, and a legend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from unetdiff.errors import UserError
+from unetdiff.segmentation.palette import (
+    VOID_COLOR,
+    WRONG_COLOR,
+    Mask,
+    Palette,
+    Picture,
+    as_mask,
+    as_palette,
+    as_picture,
+    colorize,
+    error_map,
+)
+
+__all__ = ["preview"]
+
+HEADERS = ("picture", "truth", "prediction", "errors")
+SMALL, LARGE = 160, 320  # pixels: smaller pictures grow to about the first, larger ones shrink to the second
+MARGIN, GAP, LINE = 16, 8, 20
+PAPER, INK, MUTED, EDGE = (255, 255, 255), (32, 36, 40), (110, 116, 124), (200, 204, 208)
+
+
+def preview(
+    images: Sequence[Picture],
+    truths: Sequence[Mask],
+    predictions: Sequence[Mask],
+    palette: Palette,
+    class_names: Sequence[str],
+    ignore_index: int = 255,
+    names: Sequence[str] | None = None,
+) -> Image.Image:
+    """Draw each picture beside its truth, its prediction and their difference.
+
+    images: uint8 (3, H, W) tensors (or PIL, or arrays (H, W, 3)). truths, predictions: (H', W') class
+    indices, of one size within a pair; where it is not the picture's, the picture is resized to it. palette:
+    (classes, 3). The legend names the classes that occur. `names` are written under the pictures. Raises
+    UserError where lengths or sizes differ.
+    """
+    if not len(images) == len(truths) == len(predictions) > 0:
+        raise UserError(
+            f"preview of {len(images)} pictures, {len(truths)} truths, {len(predictions)} predictions: "
+            "give the same number of each, at least one"
+        )
+    colors = as_palette(palette, len(class_names))
+    rows, captions, occurring = [], [], set()
+    for number, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
+        target, guess = as_mask(truth), as_mask(prediction)
+        if target.shape != guess.shape:
+            raise UserError(f"truth {number} is {target.shape} and its prediction {guess.shape}; sizes must agree")
+        picture = _resized(Image.fromarray(as_picture(image)), target.shape)
+        tiles = [
+            np.asarray(picture),
+            colorize(target, colors, ignore_index),
+            colorize(guess, colors, ignore_index),
+            error_map(guess, target, ignore_index, picture),
+        ]
+        rows.append([_fitted(tile, smooth=column == 0) for column, tile in enumerate(tiles)])
+        valid = target != ignore_index
+        right = f"{(guess == target)[valid].mean():.1%} of pixels right" if valid.any() else "all void"
+        captions.append((names[number] if names is not None else "", right))
+        occurring |= set(np.unique(target).tolist()) | set(np.unique(guess).tolist())
+
+    legend = [(name, tuple(colors[c].tolist())) for c, name in enumerate(class_names) if c in occurring]
+    if ignore_index in occurring:
+        legend.append(("void", VOID_COLOR))
+    legend.append(("wrong", WRONG_COLOR))
+    return _page(rows, captions, legend)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _fitted(tile: np.ndarray, smooth: bool) -> Image.Image:
+    """Small tiles grow by a whole factor and stay crisp; large ones shrink."""
+    image = Image.fromarray(tile)
+    longest = max(image.size)
+    if longest <= SMALL:
+        factor = max(1, round(SMALL / longest))
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    if longest <= LARGE:
+        return image
+    size = (max(1, round(image.width * LARGE / longest)), max(1, round(image.height * LARGE / longest)))
+    return image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.BOX)
+
+
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: the page looks the same on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _page(
+    rows: list[list[Image.Image]], captions: list[tuple[str, str]], legend: list[tuple[str, tuple[int, ...]]]
+) -> Image.Image:
+    header_font, font, small = _font(13, bold=True), _font(12), _font(11)
+    column = max(tile.width for row in rows for tile in row)
+    heights = [max(tile.height for tile in row) for row in rows]
+    width = 2 * MARGIN + len(HEADERS) * column + (len(HEADERS) - 1) * GAP
+    lines = _wrapped(legend, font, width - 2 * MARGIN)
+    height = MARGIN + LINE + sum(heights) + len(rows) * (LINE + GAP) + len(lines) * LINE + MARGIN
+    page = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(page)
+    lefts = [MARGIN + number * (column + GAP) for number in range(len(HEADERS))]
+
+    top = MARGIN
+    for left, header in zip(lefts, HEADERS, strict=True):
+        draw.text((left, top), header, fill=INK, font=header_font)
+    top += LINE
+    for row, (name, right), row_height in zip(rows, captions, heights, strict=True):
+        for left, tile in zip(lefts, row, strict=True):
+            page.paste(tile, (left, top))
+            draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=EDGE)
+        top += row_height
+        draw.text((lefts[0], top + 3), _cut(name, small, column), fill=MUTED, font=small)
+        draw.text((lefts[3], top + 3), _cut(right, small, column), fill=MUTED, font=small)
+        top += LINE + GAP
+    for line in lines:
+        left = MARGIN
+        for label, color, step in line:
+            draw.rectangle((left, top + 2, left + 12, top + 14), fill=color, outline=MUTED)
+            draw.text((left + 18, top + 1), label, fill=INK, font=font)
+            left += step
+        top += LINE
+    return page
+
+
+def _wrapped(
+    legend: list[tuple[str, tuple[int, ...]]], font: ImageFont.FreeTypeFont, width: int
+) -> list[list[tuple[str, tuple[int, ...], int]]]:
+    """The legend's entries in lines no wider than the page: (label, colour, pixels to the next entry)."""
+    lines: list[list[tuple[str, tuple[int, ...], int]]] = [[]]
+    used = 0
+    for label, color in legend:
+        step = 18 + round(font.getlength(label)) + 18
+        if lines[-1] and used + step > width:
+            lines.append([])
+            used = 0
+        lines[-1].append((label, color, step))
+        used += step
+    return lines
+
+
+def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Text that fits, its end replaced by an ellipsis where it does not."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"

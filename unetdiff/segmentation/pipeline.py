@@ -1,0 +1,213 @@
+"""From a picture to a mask with a trained segmenter: load, call, save."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unetdiff.data.voc import voc_colormap
+from unetdiff.errors import UserError
+from unetdiff.models.unet import UNet
+from unetdiff.segmentation.inference import PictureLike, load_picture, logits_by_size
+from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
+
+__all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline"]
+
+SETTINGS = "segmentation.json"
+KEYS = ("classes", "palette", "size", "ignore_index")
+BACKGROUND = "background"  # a class of this name stays bare in overlays
+
+
+@dataclass
+class SegmentationOutput:
+    """What a picture was taken to be, at its own size."""
+
+    mask: np.ndarray
+    """Class indices, uint8 (H, W)."""
+    logits: Tensor | None
+    """(classes, H, W), float32 on the CPU, if asked for."""
+    overlay: Image.Image
+    """The picture with the classes' colours laid over it (RGB); a class named "background" stays bare."""
+    palette_image: Image.Image
+    """The mask as a picture of mode "P": `palette_image.save("mask.png")` writes VOC's kind of mask."""
+
+
+class SegmentationPipeline:
+    """Labels every pixel of pictures of any size.
+
+        pipeline = SegmentationPipeline.from_pretrained("runs/camvid/best")
+        output = pipeline("street.jpg")
+        output.overlay.save("overlay.png")
+
+    Args:
+        unet: a model with a segmentation head.
+        classes: a name for each of its classes.
+        palette: a colour [r, g, b] for each; None: VOC's.
+        size: (H, W) that pictures are resized to for the network; None: their own size.
+        ignore_index: void in the masks it was trained on.
+
+    Raises:
+        UserError: where classes, palette and head do not agree, or there is no segmentation head.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        classes: Sequence[str],
+        palette: Palette | None = None,
+        size: Sequence[int] | None = None,
+        ignore_index: int = 255,
+    ) -> None:
+        if unet.num_classes is None:
+            raise UserError('this UNet has no segmentation head; see add_head("segmentation", num_classes=...)')
+        if unet.num_classes != len(classes):
+            raise UserError(f"{len(classes)} class names for a segmentation head of {unet.num_classes} classes")
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise UserError(f"size {list(size)}: give [height, width] in pixels, or null for the picture's own")
+        self.unet = unet  # its mode is the caller's: each call predicts in eval mode and restores it
+        self.classes = list(classes)
+        self.palette = as_palette(voc_colormap(len(classes)) if palette is None else palette, len(classes))
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self.ignore_index = ignore_index
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.unet.device
+
+    def to(self, *args: Any, **kwargs: Any) -> SegmentationPipeline:
+        """Move the network to a device, or to a precision (as `torch.nn.Module.to`); returns self."""
+        self.unet.to(*args, **kwargs)
+        return self
+
+    @overload
+    def __call__(
+        self,
+        images: PictureLike,
+        return_logits: bool = ...,
+        batch_size: int = ...,
+        autocast: torch.dtype | None = ...,
+    ) -> SegmentationOutput: ...
+    @overload
+    def __call__(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        return_logits: bool = ...,
+        batch_size: int = ...,
+        autocast: torch.dtype | None = ...,
+    ) -> list[SegmentationOutput]: ...
+    def __call__(
+        self,
+        images: PictureLike | list[Any] | tuple[Any, ...],
+        return_logits: bool = False,
+        batch_size: int = 8,
+        autocast: torch.dtype | None = None,
+    ) -> SegmentationOutput | list[SegmentationOutput]:
+        """Segment a picture, or a list of them (in batches), each at its own size.
+
+        A picture is a path, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W). `autocast` is
+        the precision to compute in, e.g. torch.bfloat16; None: the weights'. Raises UserError naming an
+        unreadable file.
+        """
+        many = isinstance(images, list | tuple)
+        pictures = [load_picture(image) for image in (images if isinstance(images, list | tuple) else [images])]
+        outputs: dict[int, SegmentationOutput] = {}
+        for index, logits in logits_by_size(self.unet, pictures, self.size, batch_size, autocast):
+            outputs[index] = self._output(pictures[index], logits, return_logits)
+        return [outputs[index] for index in range(len(pictures))] if many else outputs[0]
+
+    def _output(self, picture: Tensor, logits: Tensor, return_logits: bool) -> SegmentationOutput:
+        mask = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+        bare = [index for index, name in enumerate(self.classes) if name == BACKGROUND]
+        blend = overlay(picture, mask, self.palette, ignore_index=self.ignore_index, transparent=bare)
+        return SegmentationOutput(
+            mask=mask,
+            logits=logits.cpu() if return_logits else None,
+            overlay=Image.fromarray(blend),
+            palette_image=palette_image(mask, self.palette, self.ignore_index),
+        )
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write unet/ and segmentation.json; what else the directory holds stays."""
+        directory = Path(directory)
+        self.unet.save_pretrained(directory / "unet")
+        self.save_settings(directory)
+
+    def save_settings(self, directory: str | Path) -> None:
+        """Write segmentation.json alone (for a directory whose unet/ is written by somebody else)."""
+        settings = {
+            "classes": self.classes,
+            "palette": self.palette.tolist(),
+            "size": None if self.size is None else list(self.size),
+            "ignore_index": self.ignore_index,
+        }
+        path = Path(directory) / SETTINGS
+        aside = path.with_suffix(".json.part")
+        aside.write_text(json.dumps(settings, indent=1) + "\n")
+        os.replace(aside, path)
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, torch_dtype: torch.dtype | None = None) -> SegmentationPipeline:
+        """Load a directory that `save_pretrained` or a training run (`RUN/best`, `RUN/latest`) wrote.
+
+        Raises UserError naming the file that is missing, truncated, foreign, or does not fit the others.
+        """
+        directory = Path(directory)
+        path = directory / SETTINGS
+        if not path.is_file():
+            raise UserError(_not_a_segmenter(directory))
+        settings = _read_settings(path)
+        unet = UNet.from_pretrained(directory / "unet", torch_dtype=torch_dtype)
+        try:
+            return cls(unet, **settings)
+        except UserError as error:
+            raise UserError(f"{path} does not fit {directory / 'unet'}: {error}") from None
+
+
+def _not_a_segmenter(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"{directory}: no such directory; give a model directory that holds unet/ and {SETTINGS}"
+    for name in ("best", "latest"):
+        if (directory / name / SETTINGS).is_file():
+            return f"{directory} is a run, not a model directory; give {directory / name}"
+    if (directory / "model_index.json").is_file():
+        return f"{directory} holds a model without a segmentation head (no {SETTINGS}); try GenerationPipeline"
+    return f"{directory} has no {SETTINGS}; give a model directory that holds unet/ and {SETTINGS}"
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """segmentation.json -> the pipeline's keyword arguments: every key, of its type, and no other."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise UserError(f"{path} is truncated or no JSON ({error}); write it again with save_pretrained") from None
+    if not isinstance(settings, dict) or set(settings) != set(KEYS):
+        found = sorted(settings) if isinstance(settings, dict) else type(settings).__name__
+        raise UserError(f"{path} must hold exactly the keys {', '.join(KEYS)}; found {found}")
+    classes, palette, size = settings["classes"], settings["palette"], settings["size"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: classes must be a list of names, not {classes!r}")
+    if not isinstance(palette, list) or not all(_integers(color, 3) for color in palette):
+        raise UserError(f"{path}: palette must be a list of [red, green, blue] of 0..255")
+    if size is not None and not _integers(size, 2):
+        raise UserError(f"{path}: size must be [height, width] or null, not {size!r}")
+    if not _integers([settings["ignore_index"]], 1):
+        raise UserError(f"{path}: ignore_index must be an integer, not {settings['ignore_index']!r}")
+    return settings
+
+
+def _integers(value: Any, length: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == length
+        and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+    )

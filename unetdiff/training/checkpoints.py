@@ -1,0 +1,242 @@
+"""What a run leaves on disk, written aside and renamed: checkpoints to go on from, and model directories to use.
+
+Safetensors and JSON only; nothing is pickled, so nothing that is loaded can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unetdiff.errors import UserError
+from unetdiff.training.tasks.base import Task
+
+FOLDER = "checkpoints"
+MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class Progress:
+    """Where a run is, beside its tensors. Random numbers need no state: each step's seed is a function of the step."""
+
+    step: int = 0
+    """Optimizer steps done (skipped ones count)."""
+    images: int = 0
+    """Pictures seen."""
+    minutes: float = 0.0
+    """Minutes trained, validation included, over every session of the run."""
+    train_minutes: float = 0.0
+    """Minutes in the loop alone, without validation and writing."""
+    best: float | None = None
+    """The best value of the task's figure."""
+    best_step: int | None = None
+    """The step that it was reached at."""
+    nonfinite: int = 0
+    """Non-finite losses in a row."""
+    skipped: int = 0
+    """Steps skipped for a non-finite loss, in all."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the float16 loss scaler."""
+
+
+def name_of(step: int) -> str:
+    """Directory name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def newest(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run directory, or None."""
+    found = sorted(p for p in (run / FOLDER).glob("step-*") if (p / STATE).is_file())
+    return found[-1] if found else None
+
+
+def save(
+    run: Path, progress: Progress, task: Task, average: Task | None, optimizer: torch.optim.Optimizer, keep: int
+) -> Path:
+    """Write a checkpoint beside the others, then delete all but the newest `keep`.
+
+    Raises:
+        OSError: e.g. a full disk; then nothing of it is left and the older checkpoints are whole.
+    """
+    target = run / FOLDER / name_of(progress.step)
+
+    def write(directory: Path) -> None:
+        _save_tensors(_tensors(task), directory / MODEL)
+        if average is not None:
+            _save_tensors(_tensors(average), directory / AVERAGE)
+        _save_tensors(optimizer_tensors(optimizer), directory / OPTIMIZER)
+        (directory / STATE).write_text(json.dumps(asdict(progress), indent=1))
+
+    replace_directory(target, write)
+    for old in sorted((run / FOLDER).glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load(directory: Path, task: Task, average: Task | None, optimizer: torch.optim.Optimizer) -> Progress:
+    """Put a checkpoint back, strictly.
+
+    Raises:
+        UserError: naming the file and what does not fit.
+    """
+    _load_modules(directory / MODEL, task)
+    if average is not None:
+        _load_modules(directory / AVERAGE, average)
+    load_optimizer(optimizer, _read(directory / OPTIMIZER), directory / OPTIMIZER)
+    return Progress(**json.loads((directory / STATE).read_text()))
+
+
+def export(run: Path, name: str, task: Task) -> Path:
+    """Write a model directory (`best`, `latest`) that the pipelines load."""
+    return replace_directory(run / name, task.save)
+
+
+def model_directory(path: str | Path) -> Path:
+    """The model directory meant by a path: a run's `best`, else its `latest`, else the path itself.
+
+    Raises:
+        UserError: when there is no model there.
+    """
+    path = Path(path)
+    for name in ("best", "latest"):
+        restore_swapped(path / name)
+    for candidate in (path / "best", path / "latest", path):
+        if (candidate / "unet" / "config.json").is_file():
+            return candidate
+    if not path.exists():
+        raise UserError(f"no directory '{path}'; give a run directory (with best/ or latest/) or a model directory")
+    raise UserError(
+        f"'{path}' holds no model: none of best/unet, latest/unet, unet is there (has the run validated yet?)"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- tensors
+
+
+def _tensors(task: Task) -> dict[str, Tensor]:
+    """Every tensor of a task once, as "component.name"."""
+    return {
+        f"{component}.{name}": tensor
+        for component, module in task.components().items()
+        for name, tensor in module.state_dict().items()
+    }
+
+
+def _load_modules(path: Path, task: Task) -> None:
+    state, expected = _read(path), _tensors(task)
+    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
+    foreign = [k for k in state if k not in expected]
+    if wrong or foreign:
+        raise UserError(
+            f"'{path}' is of another network: {len(wrong)} tensors missing or of another shape {wrong[:3]}, "
+            f"{len(foreign)} unknown {foreign[:3]}"
+        )
+    for component, module in task.components().items():
+        start = f"{component}."
+        module.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as flat tensors, "parameter|key"."""
+    return {
+        f"{name}|{key}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Put `optimizer_tensors` back; a parameter that had taken no step has none."""
+    parameters = {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    }
+    for key, value in tensors.items():
+        name, _, entry = key.partition("|")
+        if name not in parameters:
+            raise UserError(f"'{path}' is of another run: it has a state for '{name}', which this network has not")
+        parameter = parameters[name]
+        if entry == "step":
+            value = value.to(parameter.device)
+        else:
+            value = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
+        optimizer.state[parameter][entry] = value
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    # safetensors wants plain contiguous memory; the memory format is put back by copying into place
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:  # its word for a failed write, e.g. a full disk
+        raise OSError(f"{path}: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"no file '{path}': the checkpoint is not whole; delete its directory to use the one before"
+        ) from None
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is truncated or no safetensors file ({error}); delete its directory") from None
+
+
+# ------------------------------------------------------------------------------------------ directories
+
+
+def replace_directory(target: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a directory aside, then put it in the place of `target`: whole or not at all."""
+    aside, old = target.with_name(f".writing-{target.name}"), target.with_name(f".old-{target.name}")
+    with _removed_on_failure(aside):
+        aside.mkdir(parents=True)
+        write(aside)
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if old.exists():
+            shutil.rmtree(old)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def restore_swapped(target: Path) -> None:
+    """Undo a swap that a kill cut in two: the old directory was moved aside and the new one not yet in place."""
+    old = target.with_name(f".old-{target.name}")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+@contextmanager
+def _removed_on_failure(directory: Path) -> Iterator[None]:
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,114 @@
+"""How long, how fast and how safely a run trains: the typed `training:` section of a config file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (fused where the machine has it)."""
+
+    lr: float = 1e-3
+    """Peak learning rate of everything but a pretrained trunk."""
+    trunk_lr: float | None = None
+    """Peak learning rate of the encoder's trunk; None: a tenth of lr where the trunk is pretrained, else lr."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Decay of the two moments."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of weights with two dimensions or more."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0: never."""
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run."""
+
+    name: Literal["warmup_cosine", "step", "constant"] = "warmup_cosine"
+    """warmup_cosine (warm-up, cosine, constant last phase), step (ten steps down), constant."""
+    min_lr_ratio: float = 0.01
+    """Last learning rate as a share of the peak."""
+    warmup_ratio: float = 0.05
+    """Share of the run that warms up (clamped to 1..3 epochs)."""
+    warmup_lr_ratio: float = 0.1
+    """First learning rate as a share of the peak."""
+    no_aug_ratio: float = 0.05
+    """Share of the run without strong augmentation at its end (clamped to 1..15 epochs), at the last learning rate."""
+
+
+@dataclass
+class EMAConfig:
+    """Exponential moving average: parameters averaged, buffers copied."""
+
+    enabled: bool = True
+    """Keep an average, and judge and export it."""
+    half_life_images: int = 10_000
+    """Length of the average: pictures after which an old weight counts half."""
+    warmup_ratio: float = 0.05
+    """The half-life is at most this share of the pictures seen so far (EDM2)."""
+
+
+@dataclass
+class JointConfig:
+    """How the two objectives share a joint run."""
+
+    segmentation_weight: float = 1.0
+    """Weight of the segmentation loss."""
+    diffusion_weight: float = 1.0
+    """Weight of the diffusion loss."""
+
+
+@dataclass
+class TrainingConfig:
+    """The loop."""
+
+    output_dir: str = "runs/run"
+    """The run directory; refused when it holds a run, unless --resume or --overwrite."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation, noise."""
+    epochs: float | None = None
+    """Length in passes over the training split; give this or steps."""
+    steps: int | None = None
+    """Length in optimizer steps."""
+    batch_size: int = 32
+    """Pictures of one optimizer step, over all processes and accumulation."""
+    accumulation: int = 1
+    """Parts that a process splits its share of the batch into, to save memory."""
+    eval_batch_size: int = 16
+    """Pictures a process evaluates at once."""
+    num_workers: int = 0
+    """Loader processes; 0: load in the training process."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """auto: bf16 where the machine has it, else float32."""
+    channels_last: bool = True
+    """Channels-last memory format."""
+    compile: bool = False
+    """torch.compile (no gain on a CPU)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass, to save memory."""
+    calibrate_images: int = 512
+    """Training pictures that a random start's frozen BatchNorm takes its statistics from, before the first step."""
+    freeze_encoder: float = 0.0
+    """Share of the run at its start in which the encoder is frozen, its BatchNorm statistics too."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate."""
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    """The averaged weights."""
+    log_every: int = 20
+    """Steps between lines of metrics.jsonl."""
+    validate_every: int = 500
+    """Steps between validations with pictures; the last step always validates."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints that --resume can go on from; the last step always checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, newest first."""
+    max_nonfinite: int = 5
+    """Non-finite losses in a row that stop the run."""
+    resume: bool = False
+    """Go on from the run directory's newest checkpoint."""
+    overwrite: bool = False
+    """Delete what the run directory holds."""

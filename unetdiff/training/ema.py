@@ -1,0 +1,36 @@
+"""The exponential moving average of a task's weights: parameters averaged, buffers copied."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from unetdiff.training.config import EMAConfig
+from unetdiff.training.tasks.base import Task
+
+
+def ema_decay(images: int, batch_size: int, half_life_images: float, warmup_ratio: float) -> float:
+    """Share of the old average that an optimizer step keeps (Karras et al. 2022, training code).
+
+    The half-life is counted in pictures, so it is the same for every batch size, and is at most `warmup_ratio` of the
+    pictures seen so far, so that the random start is forgotten.
+    """
+    half_life = min(half_life_images, warmup_ratio * images)
+    return 0.5 ** (batch_size / max(half_life, 1e-8))
+
+
+class EMA:
+    """A second copy of the task, in eval mode, that follows the first. It is what is judged, drawn and exported."""
+
+    def __init__(self, task: Task, config: EMAConfig) -> None:
+        self.config = config
+        self.task = copy.deepcopy(task).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, task: Task, images: int, batch_size: int) -> None:
+        """Move towards the task's weights, after a step that brought the pictures seen to `images`."""
+        decay = ema_decay(images, batch_size, self.config.half_life_images, self.config.warmup_ratio)
+        torch._foreach_lerp_(list(self.task.parameters()), list(task.parameters()), 1 - decay)
+        for average, buffer in zip(self.task.buffers(), task.buffers(), strict=True):
+            average.copy_(buffer)

@@ -1,0 +1,94 @@
+"""AdamW over four groups: the pretrained trunk and the rest, each with and without weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from unetdiff.training.config import OptimizerConfig, ScheduleConfig
+from unetdiff.training.schedules import is_no_aug, phase_lengths, schedule
+from unetdiff.training.tasks.base import Task
+
+PRETRAINED_SHARE = 0.1  # a pretrained trunk learns at a tenth of the learning rate unless told otherwise
+LONG_RUN = 20  # epochs from which the reference's clamps (at least one epoch a phase) hold
+
+
+def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW, fused, whose groups know their "peak_lr" and the names of their parameters.
+
+    Norms, biases and other vectors have no weight decay.
+    """
+    trunk = {id(p) for p in task.unet.trunk_parameters()}
+    pretrained = task.unet.config["encoder"]["weights"] is not None
+    trunk_lr = config.trunk_lr
+    if trunk_lr is None:
+        trunk_lr = config.lr * (PRETRAINED_SHARE if pretrained else 1.0)
+    groups: dict[tuple[bool, bool], dict] = {}
+    for name, parameter in task.named_parameters():
+        key = (id(parameter) in trunk, parameter.ndim > 1)
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "names": [],
+                "peak_lr": trunk_lr if key[0] else config.lr,
+                "weight_decay": config.weight_decay if key[1] else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    betas = (config.betas[0], config.betas[1])
+    return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """The schedule of a run as a pure function of the optimizer step.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        epochs: passes over the training split in the whole run.
+    """
+
+    config: ScheduleConfig
+    steps: int
+    epochs: float
+
+    @property
+    def _clamps(self) -> dict[str, tuple[float, float]]:
+        lowest = 1.0 if self.epochs >= LONG_RUN else 0.0
+        return {"warmup_clamp": (lowest, 3.0), "no_aug_clamp": (lowest, 15.0)}
+
+    def at(self, step: int, peak: float) -> float:
+        """Learning rate of a step (0 is the first) for a group with this peak."""
+        rate: Callable[..., float] = schedule(self.config.name)
+        return rate(
+            step * self.epochs / self.steps,
+            self.epochs,
+            peak,
+            peak * self.config.min_lr_ratio,
+            warmup_ratio=self.config.warmup_ratio,
+            warmup_lr_ratio=self.config.warmup_lr_ratio,
+            no_aug_ratio=self.config.no_aug_ratio,
+            **self._clamps,
+        )
+
+    def set(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Give every group its learning rate; returns the highest."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.at(step, group["peak_lr"])
+        return max(group["lr"] for group in optimizer.param_groups)
+
+    @property
+    def strong_until(self) -> int:
+        """The first step of the last phase, in which strong augmentation is off."""
+        clamp = self._clamps["no_aug_clamp"]
+        off = partial(is_no_aug, total_steps=self.epochs, no_aug_ratio=self.config.no_aug_ratio, no_aug_clamp=clamp)
+        _, length = phase_lengths(self.epochs, no_aug_ratio=self.config.no_aug_ratio, no_aug_clamp=clamp)
+        step = max(0, int((self.epochs - length) / self.epochs * self.steps) - 1)
+        while step < self.steps and not off(step * self.epochs / self.steps):
+            step += 1
+        return step

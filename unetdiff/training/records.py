@@ -1,0 +1,90 @@
+"""A run's written record: metrics.jsonl, TensorBoard, pictures, and the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.tracking import TensorBoardTracker
+from PIL import Image
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class Records:
+    """Writes what happens. On resume, lines of steps that will be done again are dropped first."""
+
+    def __init__(self, run: Path, step: int, steps: int) -> None:
+        self.run = run
+        self.path = run / METRICS
+        if self.path.is_file():
+            kept = [line for line in read_lines(self.path) if line["step"] <= step]
+            aside = self.path.with_suffix(".writing")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(aside, self.path)
+        self.tracker = TensorBoardTracker("tensorboard", run, purge_step=step + 1)
+        self.tracker.start()
+        self.bar = tqdm(
+            total=steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            disable=None if os.environ.get("UNETDIFF_NO_BAR") is None else True,
+        )
+
+    def line(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, and its numbers on TensorBoard under train/ or validation/."""
+        entry = {"kind": kind, "step": step, **{name: _json(value) for name, value in figures.items()}}
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
+        self.tracker.log(numbers, step=step)
+
+    def pictures(self, step: int, pictures: dict[str, Image.Image]) -> None:
+        """pictures/step-000500-NAME.png, and the same on TensorBoard."""
+        folder = self.run / "pictures"
+        folder.mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            picture.save(folder / f"step-{step:06d}-{name}.png")
+            pixels = np.asarray(picture.convert("RGB"))[None]
+            self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+
+    def advance(self, step: int, shown: dict[str, str]) -> None:
+        """Move the progress bar to a step; `shown` stands behind it."""
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def say(self, text: str) -> None:
+        """A line above the progress bar."""
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """End the bar and TensorBoard's file."""
+        self.bar.close()
+        self.tracker.finish()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list):
+        return [_json(v) for v in value]
+    return value

@@ -1,0 +1,78 @@
+"""The run directory: refused when occupied, emptied when asked, checked when a run goes on in it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unetdiff.config import RunConfig, from_yaml, to_yaml
+from unetdiff.errors import UserError
+
+CONFIG = "config.yaml"
+# what may differ between the sessions of one run: nothing that the weights depend on
+FREE = {
+    "training.output_dir",
+    "training.resume",
+    "training.overwrite",
+    "training.num_workers",
+    "training.eval_batch_size",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.max_nonfinite",
+    "data.root",
+    "data.download",
+}
+
+
+def open_run(config: RunConfig) -> Path:
+    """The run directory of a config, made ready; nothing is written where it is refused.
+
+    Raises:
+        UserError: it holds a run and neither --resume nor --overwrite was given, it holds something that is no run, or
+            the run to be resumed was started with another config.
+    """
+    run = Path(config.training.output_dir)
+    if run.exists() and not run.is_dir():
+        raise UserError(f"training.output_dir: '{run}' is a file; give a directory")
+    occupied = run.is_dir() and any(run.iterdir())
+    is_run = (run / CONFIG).is_file()
+    if occupied and not is_run:
+        raise UserError(
+            f"training.output_dir: '{run}' holds files but no run ({CONFIG}); give an empty or new directory"
+        )
+    if is_run and config.training.resume:
+        _same(from_yaml(run / CONFIG), config, run)
+        return run
+    if is_run and not config.training.overwrite:
+        raise UserError(
+            f"training.output_dir: '{run}' holds a run already; --resume goes on with it, --overwrite deletes it"
+        )
+    if is_run:
+        shutil.rmtree(run)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / CONFIG).write_text(to_yaml(config))
+    return run
+
+
+def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
+    before, now = _flat(asdict(old)), _flat(asdict(new))
+    changed = [k for k in now if k not in FREE and before.get(k) != now[k]]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{key}: {now[key]!r}, but the run in '{run}' was started with {before.get(key)!r}; "
+            f"resume with the same config ({len(changed)} keys differ), or give another training.output_dir"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,144 @@
+"""The diffusion head: what a batch of noised pictures costs, its loss by noise level, and samples to look at."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from einops import repeat
+from torch import Tensor, nn
+
+from unetdiff.conditioning import ClassConditioner
+from unetdiff.data import PictureDataset
+from unetdiff.data.hashing import hash_words
+from unetdiff.diffusion import objectives
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.pictures import color_error, grid
+from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
+from unetdiff.models import UNet
+from unetdiff.segmentation.inference import inference
+from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenly, rest_heads
+
+PREVIEW_CLASSES = 12  # rows of a sample grid
+COLOR_PICTURES = 200  # real pictures whose colours the samples' are held against
+
+
+class DiffusionTask(Task):
+    """Predict the noise (or x0, or v) in a picture, given the timestep and a condition.
+
+    Args:
+        unet: a UNet with a diffusion head.
+        conditioner: makes context tokens of classes; None: unconditional.
+        config: objective and judgement.
+        val: the validation split.
+        seed: of the previews' noise.
+    """
+
+    best = ("diffusion/loss", "min")
+
+    def __init__(
+        self, unet: UNet, conditioner: ClassConditioner | None, config: DiffusionConfig, val: PictureDataset, seed: int
+    ) -> None:
+        super().__init__()
+        self.unet, self.conditioner, self.config, self.seed = unet, conditioner, config, seed
+        self.facts = DataFacts(val, None)
+        self.scheduler = objectives.build_scheduler(config)
+        rest_heads(unet, "diffusion")
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet} | ({} if self.conditioner is None else {"conditioner": self.conditioner})
+
+    @property
+    def timesteps(self) -> int:
+        """Number of timesteps of the forward process."""
+        return self.config.noise.num_train_timesteps
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        x0 = self.pixels(batch["image"])  # (B, 3, H, W)
+        generator = torch.Generator(x0.device).manual_seed(seed)
+        timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
+        noise = torch.empty_like(x0).normal_(generator=generator)
+        labels = None
+        if self.conditioner is not None:
+            labels = self.conditioner.drop(batch["label"].to(x0.device), self.config.condition_dropout, generator)
+        per_sample = self.per_sample(x0, noise, timesteps, labels)
+        parts = objectives.loss_by_quartile(per_sample.detach(), timesteps, self.timesteps)
+        return {"loss": per_sample.mean(), **parts}
+
+    def per_sample(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """The weighted loss of each picture, (B,)."""
+        alpha, sigma = (level[:, None, None, None] for level in objectives.alpha_sigma(self.scheduler, timesteps))
+        noisy = alpha * x0 + sigma * noise  # Ho et al. 2020, equation 4
+        context = None if self.conditioner is None else self.conditioner(labels)
+        output = self.unet(noisy, timesteps, context, return_dict=False)[0]
+        target = objectives.target(self.scheduler, x0, noise, timesteps)
+        weight = objectives.loss_weight(self.scheduler, timesteps, self.config.weighting, self.config.snr_gamma)
+        return objectives.diffusion_loss(output, target, weight)
+
+    def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
+        """The training loss of the validation pictures, in all and by quartile of the timestep.
+
+        A picture's noise and timestep are a function of its name, so figures of different steps and runs compare.
+        """
+        sums = torch.zeros(5, 2, dtype=torch.float64, device=accelerator.device)  # all, q0..q3: loss, pictures
+        for batch in loader:
+            x0 = self.pixels(batch["image"])
+            draws = [self._draw(name, x0.shape[1:]) for name in batch["name"]]
+            timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
+            noise = torch.stack([noise for _, noise in draws]).to(x0.device)
+            labels = None if self.conditioner is None else batch["label"].to(x0.device)
+            with inference(self, accelerator.device.type, None), accelerator.autocast():
+                losses = self.per_sample(x0, noise, timesteps, labels).double()
+            rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
+            values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
+            sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))
+        sums = accelerator.reduce(sums)  # type: ignore[assignment]
+        means = (sums[:, 0] / sums[:, 1]).tolist()
+        figures: dict[str, Any] = {"diffusion/loss": means[0], "diffusion/pictures": int(sums[0, 1])}
+        return figures | {f"diffusion/loss_q{q}": means[1 + q] for q in range(4) if sums[1 + q, 1] > 0}
+
+    def _draw(self, name: str, shape: torch.Size) -> tuple[int, Tensor]:
+        generator = torch.Generator().manual_seed(hash_words(zlib.crc32(name.encode())) >> 1)
+        timestep = int(torch.randint(self.timesteps, (), generator=generator))
+        return timestep, torch.randn(shape, generator=generator)
+
+    def preview(self, accelerator: Accelerator) -> Previews:
+        """Samples from the same noise and classes every time, a row a class, and their colours against the data's."""
+        config, val = self.config, self.facts.val
+        across = config.preview_per_class
+        rows = None
+        labels: list[int] | None = None
+        count = across * across
+        if self.conditioner is not None:
+            classes = range(min(self.conditioner.num_classes, PREVIEW_CLASSES))
+            rows = [self.conditioner.labels[c] for c in classes]
+            labels = [c for c in classes for _ in range(across)]
+            count = len(labels)
+        real = [val[i]["image"] for i in evenly(len(val), COLOR_PICTURES)]
+        generator = torch.Generator().manual_seed(self.seed)
+        latents = torch.randn(count, *real[0].shape, generator=generator)
+        pipeline = self.pipeline()
+        pipeline.set_progress_bar_config(disable=True)
+        with accelerator.autocast():
+            drawn = pipeline(
+                class_labels=labels,
+                latents=latents,
+                num_inference_steps=config.preview_steps,
+                guidance_scale=config.guidance_scale if labels else 1.0,
+                generator=generator,
+                output_type="pt",
+            )
+        samples = cast(GenerationOutput, drawn).pixels()  # (N, 3, H, W)
+        colors = color_error(samples, torch.stack(real))
+        return {"samples": grid(samples, rows)}, {f"diffusion/{name}": value for name, value in colors.items()}
+
+    def pipeline(self) -> GenerationPipeline:
+        """The pipeline that samples with these very weights."""
+        return GenerationPipeline(self.unet, self.scheduler, self.conditioner)
+
+    def save(self, directory: Path) -> None:
+        self.pipeline().save_pretrained(directory)

@@ -1,0 +1,54 @@
+"""Both heads on one backbone: clean pictures for the one, noised pictures for the other, one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from unetdiff.training.config import JointConfig
+from unetdiff.training.tasks.base import Batch, Previews, Task
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
+
+
+class JointTask(Task):
+    """The weighted sum of a segmentation and a diffusion task that share one UNet."""
+
+    best = ("segmentation/mean_iou", "max")
+
+    def __init__(self, segmentation: SegmentationTask, diffusion: DiffusionTask, config: JointConfig) -> None:
+        super().__init__()
+        if segmentation.unet is not diffusion.unet:
+            raise ValueError("a joint task needs one UNet under both heads")
+        self.unet = segmentation.unet
+        self.unet.heads.requires_grad_(True)  # each task alone would rest the other's head
+        self.segmentation, self.diffusion, self.config = segmentation, diffusion, config
+
+    def components(self) -> dict[str, nn.Module]:
+        return self.diffusion.components()
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        parts = {"segmentation": self.segmentation(batch, seed), "diffusion": self.diffusion(batch, seed)}
+        config = self.config
+        total = (
+            config.segmentation_weight * parts["segmentation"]["loss"]
+            + config.diffusion_weight * parts["diffusion"]["loss"]
+        )
+        logged = {f"{task}/{name}": value for task, losses in parts.items() for name, value in losses.items()}
+        return {"loss": total, **logged}
+
+    def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
+        return self.segmentation.evaluate(loader, accelerator) | self.diffusion.evaluate(loader, accelerator)
+
+    def preview(self, accelerator: Accelerator) -> Previews:
+        pictures, figures = self.segmentation.preview(accelerator)
+        more_pictures, more_figures = self.diffusion.preview(accelerator)
+        return pictures | more_pictures, figures | more_figures
+
+    def save(self, directory: Path) -> None:
+        self.segmentation.save(directory)
+        self.diffusion.save(directory)

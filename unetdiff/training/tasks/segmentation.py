@@ -1,0 +1,106 @@
+"""The segmentation head: what a batch of masks costs, and the four figures from one confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unetdiff.data import PictureDataset, collate
+from unetdiff.models import UNet
+from unetdiff.models.blocks import centre_crop
+from unetdiff.segmentation.config import SegmentationConfig
+from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
+from unetdiff.segmentation.losses import combined
+from unetdiff.segmentation.metrics import ConfusionMatrix
+from unetdiff.segmentation.pictures import preview
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenly, rest_heads
+
+
+class SegmentationTask(Task):
+    """Label every pixel.
+
+    Args:
+        unet: a UNet with a segmentation head.
+        config: its loss and judgement.
+        val: the validation split, for previews, class names and palette.
+        size: (height, width) that pictures are resized to for the network, or None.
+    """
+
+    best = ("segmentation/mean_iou", "max")
+
+    def __init__(
+        self, unet: UNet, config: SegmentationConfig, val: PictureDataset, size: list[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.unet, self.config = unet, config
+        self.facts = DataFacts(val, size)
+        self.loss = combined(config.losses, config.ignore_index, config.class_weights)
+        rest_heads(unet, "segmentation")
+
+    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        logits = self.unet.segment(self.pixels(batch["image"]))  # (B, C, H, W)
+        target = batch["mask"].to(logits.device, non_blocking=True)
+        if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
+            target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
+        total, parts = self.loss(logits, target)
+        return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
+
+    def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
+        unet = self.unet
+        matrix = ConfusionMatrix(unet.num_classes or 0, self.config.ignore_index, accelerator.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss, pictures
+        for batch in loader:
+            for images, masks in _same_size(batch):
+                with inference(unet, accelerator.device.type, None), accelerator.autocast():
+                    logits = segment_whole(unet, self.pixels(images))
+                    target = masks.to(logits.device)
+                    logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
+                    matrix.update(logits.argmax(dim=1), target)
+                    loss, _ = self.loss(logits, target)
+                    sums += torch.stack([loss * len(images), loss.new_tensor(len(images))])
+        sums = accelerator.reduce(sums)  # type: ignore[assignment]
+        figures = matrix.reduce(accelerator).compute()
+        return {
+            "segmentation/loss": float(sums[0] / sums[1]),
+            "segmentation/pictures": int(sums[1]),
+            **{f"segmentation/{name}": value for name, value in figures.items()},
+        }
+
+    def preview(self, accelerator: Accelerator) -> Previews:
+        val = self.facts.val
+        shown = [val[i] for i in evenly(len(val), self.config.preview_pictures)]
+        predictions = []
+        for item in shown:
+            with inference(self.unet, accelerator.device.type, None), accelerator.autocast():
+                logits = segment_whole(self.unet, self.pixels(collate([item])["image"]))
+            mask = item["mask"]
+            predictions.append(resize_logits(logits, (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0).cpu())
+        picture = preview(
+            [item["image"] for item in shown],
+            [item["mask"] for item in shown],
+            predictions,
+            val.palette,
+            val.classes,
+            self.config.ignore_index,
+            [item["name"] for item in shown],
+        )
+        return {"segmentation": picture}, {}
+
+    def save(self, directory: Path) -> None:
+        val = self.facts.val
+        pipeline = SegmentationPipeline(self.unet, val.classes, val.palette, self.facts.size, self.config.ignore_index)
+        pipeline.save_pretrained(directory)
+
+
+def _same_size(batch: Batch) -> list[tuple[Tensor, Tensor]]:
+    """A batch as (images, masks) of one size each: itself, or one picture at a time."""
+    images, masks = batch["image"], batch["mask"]
+    if isinstance(images, Tensor) and isinstance(masks, Tensor):
+        return [(images, masks)]
+    return [(image[None], mask[None]) for image, mask in zip(images, masks, strict=True)]

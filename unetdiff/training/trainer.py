@@ -1,0 +1,402 @@
+"""The one loop. A task says what a batch costs and how it is judged; everything else of a run is here.
+
+One iteration of the loop is one optimizer step. Its learning rate, its pictures, their augmentation and every random
+number are functions of (seed, step), so a run that was killed and resumed ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from unetdiff.config import RunConfig, validate
+from unetdiff.data import EvalSampler, StepSampler, build_dataset, collate
+from unetdiff.data.check import require_clean
+from unetdiff.data.hashing import hash_words
+from unetdiff.errors import TrainingStopped
+from unetdiff.training import checkpoints, machine
+from unetdiff.training.calibration import calibrate
+from unetdiff.training.checkpoints import Progress
+from unetdiff.training.ema import EMA
+from unetdiff.training.optimizer import LearningRate, build_optimizer
+from unetdiff.training.records import Records
+from unetdiff.training.rundir import open_run
+from unetdiff.training.signals import StopRequest, stop_on_signals
+from unetdiff.training.tasks import Task, build_task
+from unetdiff.training.tasks.base import Batch
+
+
+def train(config: RunConfig, command: str | None = None) -> Path:
+    """Train what a config says; returns the run directory (see docs/runs.md for what is in it).
+
+    Args:
+        config: the whole run.
+        command: the command line, for summary.json.
+
+    Raises:
+        UserError: a config, data set or run directory that cannot be used; nothing was trained.
+        TrainingStopped: ended early by a signal, a full disk or non-finite losses; the message says how to go on.
+    """
+    validate(config)
+    trainer = Trainer(config, command)
+    try:
+        with stop_on_signals() as stop:
+            trainer.run(stop)
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise TrainingStopped(f"the disk is full ({error}). {trainer.how_to_go_on()}") from error
+        raise
+    finally:
+        trainer.close()
+    return trainer.directory
+
+
+class Trainer:
+    """A run's state: data, task, average, optimizer, progress."""
+
+    def __init__(self, config: RunConfig, command: str | None) -> None:
+        self.config, self.command = config, command
+        settings = config.training
+        self.accelerator = machine.build_accelerator(settings)
+        self.records: Records | None = None
+        masks = config.task != "diffusion"
+        if self.accelerator.is_main_process:
+            require_clean(config.data, masks=masks)
+        self.accelerator.wait_for_everyone()
+        self.data = build_dataset(config.data, "train", masks)
+        self.val = build_dataset(config.data, "val", masks)
+        self.epoch_steps = len(self.data) / settings.batch_size
+        self.steps = settings.steps or max(1, round((settings.epochs or 1) * self.epoch_steps))
+
+        torch.manual_seed(settings.seed)
+        self.task: Task = build_task(config, self.data, self.val).to(self.accelerator.device)
+        whole = checkpoints.newest(Path(settings.output_dir)) if settings.resume else None
+        if whole is None:  # before the task knows its process: the same statistics on all of them
+            calibrate(self.task, self.data, settings.calibrate_images, settings.eval_batch_size)
+        self.task.place(settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes))
+        if settings.gradient_checkpointing:
+            self.task.unet.enable_gradient_checkpointing()
+        self.ema = EMA(self.task, settings.ema) if settings.ema.enabled else None
+        self.optimizer = build_optimizer(self.task, settings.optimizer)
+        self.rate = LearningRate(settings.schedule, self.steps, self.steps / self.epoch_steps)
+
+        self.directory = Path(settings.output_dir)
+        if self.accelerator.is_main_process:
+            self.directory = open_run(config)
+        self.accelerator.wait_for_everyone()
+        self.progress = self._resumed() if settings.resume else Progress()
+        self.prepared_optimizer: Any = self.accelerator.prepare_optimizer(self.optimizer, device_placement=False)
+        if self.accelerator.scaler is not None and self.progress.scaler:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        self._wrap()
+
+    # ------------------------------------------------------------------ the loop
+
+    def run(self, stop: StopRequest) -> None:
+        """Train to the last step; validate, draw and checkpoint on the way."""
+        settings, progress = self.config.training, self.progress
+        if self.accelerator.is_main_process:
+            self.records = Records(self.directory, progress.step, self.steps)
+            self.records.say(self._headline())
+        window = Window()
+        batches = self._batches()
+        figures: dict[str, Any] = {}
+        while progress.step < self.steps:
+            began = time.perf_counter()
+            self._freeze()
+            rate = self.rate.set(self.optimizer, progress.step)
+            losses, waited, names = self._optimizer_step(batches)
+            progress.step += 1
+            progress.images += settings.batch_size
+            finite, stopped = self._agree(losses["loss"], stop)
+            if finite:
+                progress.nonfinite = 0
+                if self.ema is not None:
+                    self.ema.update(self.task, progress.images, settings.batch_size)
+                window.add(losses, settings.batch_size)
+            else:
+                self._nonfinite(losses, names)
+            window.spend(time.perf_counter() - began, waited)
+            progress.minutes += (time.perf_counter() - began) / 60
+            progress.train_minutes += (time.perf_counter() - began) / 60
+            last = progress.step == self.steps
+            if progress.step % settings.log_every == 0 or last:
+                self._log(window, rate)
+                window = Window()
+            began = time.perf_counter()
+            if progress.step % settings.validate_every == 0 or last:
+                figures = self._validate()
+                progress.minutes += (time.perf_counter() - began) / 60
+            if progress.step % settings.checkpoint_every == 0 or last or stopped:
+                self._checkpoint()
+            if stopped:
+                number = stop.number or 15
+                raise TrainingStopped(f"stopped by signal {number}. {self.how_to_go_on()}", 128 + number)
+        if self.accelerator.is_main_process:
+            self._summary(figures)
+        self.accelerator.wait_for_everyone()
+
+    def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float, list[str]]:
+        """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, pictures' names."""
+        settings, accelerator = self.config.training, self.accelerator
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        waited, names, healthy = 0.0, [], True
+        for part in range(settings.accumulation):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - began
+            names += batch["name"]
+            seed = hash_words(settings.seed, self.progress.step, part, accelerator.process_index) >> 1
+            torch.manual_seed(seed)  # what is not drawn from the task's own generator: dropout
+            with accelerator.accumulate(self.model):
+                with accelerator.autocast():
+                    losses = self.model(batch, seed)
+                accelerator.backward(losses["loss"])
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulation
+                if accelerator.sync_gradients:
+                    healthy = self._clip(sums["loss"])
+                    if healthy:
+                        self.prepared_optimizer.step()
+                    self.prepared_optimizer.zero_grad(set_to_none=True)
+        if not healthy:
+            sums["loss"] = torch.full_like(sums["loss"], math.nan)
+        return sums, waited, names
+
+    def _clip(self, loss: Tensor) -> bool:
+        """Clip the gradients; whether loss and gradients are finite (float16's scaler judges its gradients itself)."""
+        most = self.config.training.optimizer.max_grad_norm
+        parameters = [p for p in self.task.parameters() if p.grad is not None]
+        norm = self.accelerator.clip_grad_norm_(parameters, most or math.inf)
+        finite = torch.isfinite(loss)
+        if self.accelerator.scaler is None:
+            finite = finite & torch.isfinite(norm)
+        if self.accelerator.num_processes > 1:
+            return bool(self.accelerator.reduce(finite.float(), reduction="sum") == self.accelerator.num_processes)
+        return bool(finite)
+
+    def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[bool, bool]:
+        """Whether this step was finite, and whether any process was asked to stop."""
+        stopped = stop.number is not None
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(stopped), device=self.accelerator.device)
+            stopped = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
+        return bool(torch.isfinite(loss)), stopped
+
+    def _nonfinite(self, losses: dict[str, Tensor], names: list[str]) -> None:
+        progress, settings = self.progress, self.config.training
+        progress.nonfinite += 1
+        progress.skipped += 1
+        figures = {"losses": {name: float(value) for name, value in losses.items()}, "names": names}
+        if self.records is not None:
+            self.records.line("nonfinite", progress.step, {"in_a_row": progress.nonfinite, "names": names})
+            self.records.say(f"step {progress.step}: the loss is not finite; skipped ({progress.nonfinite} in a row)")
+        if progress.nonfinite < settings.max_nonfinite:
+            return
+        path = self.directory / "nonfinite.json"
+        if self.accelerator.is_main_process:
+            path.write_text(json.dumps({"step": progress.step, **figures}, indent=1))
+        raise TrainingStopped(
+            f"{progress.nonfinite} non-finite losses in a row at step {progress.step}; the last batch's files "
+            f"are named in {path}. Lower training.optimizer.lr, or look at those files. {self.how_to_go_on()}"
+        )
+
+    # ------------------------------------------------------------------ what happens now and then
+
+    def _log(self, window: Window, rate: float) -> None:
+        progress = self.progress
+        losses = window.means()
+        if self.accelerator.num_processes > 1 and losses:
+            values = torch.tensor(list(losses.values()), device=self.accelerator.device)
+            values = self.accelerator.reduce(values, reduction="mean")  # type: ignore[assignment]
+            losses = dict(zip(losses, values.tolist(), strict=True))
+        if self.records is None:
+            return
+        speed, wait = window.images_per_second(), window.data_wait()
+        figures = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": rate}
+        figures |= {"images_per_second": speed, "data_wait": wait}
+        self.records.line("train", progress.step, figures)
+        shown = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{rate:.2e}"}
+        self.records.advance(progress.step, shown | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
+
+    def _validate(self) -> dict[str, Any]:
+        """Judge the averaged weights (or the weights), keep them if they are the best, and draw."""
+        task, progress = self.judged, self.progress
+        batch_size = self.config.training.eval_batch_size
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        sampler = EvalSampler(len(self.val), batch_size, rank, world)
+        loader = DataLoader(self.val, batch_sampler=sampler, collate_fn=collate)
+        figures = task.evaluate(loader, self.accelerator)
+        if self.records is not None:
+            pictures, more = task.preview(self.accelerator)
+            figures |= more
+            entry = {"images": progress.images, "minutes": progress.minutes, **figures}
+            self.records.line("validation", progress.step, entry)
+            self.records.pictures(progress.step, pictures)
+        name, direction = task.best
+        value = figures[name]
+        better = progress.best is None or (value > progress.best if direction == "max" else value < progress.best)
+        if better and math.isfinite(value):
+            progress.best, progress.best_step = value, progress.step
+            if self.records is not None:
+                checkpoints.export(self.directory, "best", task)
+        if self.records is not None:
+            star = " (best)" if progress.best_step == progress.step else ""
+            self.records.say(f"step {progress.step}: {name} {value:.4f}{star}")
+        self.accelerator.wait_for_everyone()
+        return figures
+
+    def _checkpoint(self) -> None:
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
+        if self.records is not None:
+            average = None if self.ema is None else self.ema.task
+            keep = self.config.training.keep_checkpoints
+            checkpoints.save(self.directory, self.progress, self.task, average, self.optimizer, keep)
+            checkpoints.export(self.directory, "latest", self.judged)
+        self.accelerator.wait_for_everyone()
+
+    def _summary(self, figures: dict[str, Any]) -> None:
+        progress, name = self.progress, self.task.best[0]
+        summary = {
+            "task": self.config.task,
+            "steps": progress.step,
+            "images": progress.images,
+            "minutes": progress.minutes,
+            "train_minutes": progress.train_minutes,
+            "images_per_second": progress.images / max(1e-9, 60 * progress.train_minutes),
+            "parameters": self.task.unet.parameter_counts(),
+            "best": {"metric": name, "value": progress.best, "step": progress.best_step},
+            "final": figures or self._last_validation(),
+            "skipped_steps": progress.skipped,
+            **machine.facts(self.accelerator),
+            "command": self.command,
+        }
+        aside = self.directory / ".writing-summary.json"
+        aside.write_text(json.dumps(summary, indent=1))
+        aside.replace(self.directory / "summary.json")
+
+    def _last_validation(self) -> dict[str, Any]:
+        from unetdiff.training.records import METRICS, read_lines
+
+        lines = [line for line in read_lines(self.directory / METRICS) if line["kind"] == "validation"]
+        return {k: v for k, v in lines[-1].items() if "/" in k} if lines else {}
+
+    def how_to_go_on(self) -> str:
+        """One sentence: which checkpoint is whole, and how to resume."""
+        whole = checkpoints.newest(self.directory)
+        if whole is None:
+            return "No checkpoint was written yet; start again with --resume."
+        return f"The last whole checkpoint is {whole}; go on with --resume."
+
+    def close(self) -> None:
+        """End the progress bar and the trackers."""
+        if self.records is not None:
+            self.records.close()
+
+    # ------------------------------------------------------------------ parts
+
+    @property
+    def judged(self) -> Task:
+        """The weights that are judged and exported: the average, or the weights themselves without one."""
+        return self.task if self.ema is None else self.ema.task
+
+    def _resumed(self) -> Progress:
+        for name in ("best", "latest"):
+            if self.accelerator.is_main_process:
+                checkpoints.restore_swapped(self.directory / name)
+        self.accelerator.wait_for_everyone()
+        whole = checkpoints.newest(self.directory)
+        if whole is None:
+            return Progress()
+        return checkpoints.load(whole, self.task, None if self.ema is None else self.ema.task, self.optimizer)
+
+    def _batches(self) -> Iterator[Batch]:
+        settings = self.config.training
+        sampler = StepSampler(
+            len(self.data),
+            settings.batch_size,
+            settings.seed,
+            start=self.progress.step,
+            stop=self.steps,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            parts=settings.accumulation,
+            strong_until=self.rate.strong_until,
+        )
+        return iter(
+            DataLoader(
+                self.data,
+                batch_sampler=sampler,
+                collate_fn=collate,
+                num_workers=settings.num_workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
+        )
+
+    def _freeze(self) -> None:
+        """Freeze the encoder in the run's first share, and let it learn after."""
+        until = round(self.config.training.freeze_encoder * self.steps)
+        frozen = self.progress.step < until
+        if frozen != self.frozen:
+            self._wrap()
+
+    def _wrap(self) -> None:
+        """(Re)wrap the task for the processes; which parameters take gradients is fixed from here on."""
+        until = round(self.config.training.freeze_encoder * self.steps)
+        self.frozen = self.progress.step < until
+        if until:
+            self.task.unet.freeze_encoder(self.frozen)
+        self.model = self.accelerator.prepare_model(self.task, device_placement=False)
+        if self.config.training.compile:
+            self.model = torch.compile(self.model)
+
+    def _headline(self) -> str:
+        counts = self.task.unet.parameter_counts()
+        facts = machine.facts(self.accelerator)
+        start = f", resumed at step {self.progress.step}" if self.progress.step else ""
+        return (
+            f"{self.config.task} on {self.config.data.name}: {len(self.data)} training and {len(self.val)} validation "
+            f"pictures, {sum(counts.values()) / 1e6:.2f} M parameters, {self.steps} steps of "
+            f"{self.config.training.batch_size} ({self.steps / self.epoch_steps:.1f} epochs), {facts['precision']}, "
+            f"{facts['device']}, {facts['threads']} threads{start}"
+        )
+
+
+class Window:
+    """Losses and seconds since the last line of the log; losses stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.images += images
+
+    def spend(self, seconds: float, waited: float) -> None:
+        self.seconds += seconds
+        self.waited += waited
+
+    def means(self) -> dict[str, float]:
+        return {name: float(value) / self.counts[name] for name, value in sorted(self.sums.items())}
+
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def data_wait(self) -> float:
+        """Share of the time spent waiting for the loader."""
+        return self.waited / self.seconds if self.seconds else 0.0
