@@ -127,6 +127,7 @@ matrix.update(torch.full((1, 3 + rank), rank), torch.zeros(1, 3 + rank, dtype=to
 for _ in range(2):  # twice: it must not count twice
     total = matrix.reduce(accelerator)
     assert accelerator.num_processes == 2 and total.matrix.tolist() == [[3, 4], [0, 0]], total.matrix
+accelerator.end_training()  # without it, gloo's threads may abort the process at exit
 """
 
 

@@ -81,7 +81,13 @@ class Judge:
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, num_classes) float32 of uint8 pictures (B, 3, H, W)."""
+        """Logits (B, num_classes) float32 of uint8 pictures (B, 3, H, W).
+
+        Raises:
+            TypeError: pictures of another type, which would all look alike.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"the judge takes uint8 pictures, not {images.dtype}")
         device = self.network.head.weight.device
         parts = []
         for part in images.split(256):

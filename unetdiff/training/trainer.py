@@ -300,9 +300,10 @@ class Trainer:
         return f"The last whole checkpoint is {whole}; go on with --resume."
 
     def close(self) -> None:
-        """End the progress bar and the trackers."""
+        """End the progress bar, the trackers, and what joins the processes (left open, gloo may abort at exit)."""
         if self.records is not None:
             self.records.close()
+        self.accelerator.end_training()
 
     # ------------------------------------------------------------------ parts
 
