@@ -146,7 +146,7 @@ def validate_data(config: RunConfig) -> None:
     _share("data.augment.color", data.augment.color)
     _share("data.scenes.clutter", data.scenes.clutter)
     _share("data.scenes.spread", data.scenes.spread)
-    for name in ("train_pictures", "val_pictures", "digits"):
+    for name in ("train_pictures", "val_pictures", "digits", "colors"):
         _at_least(f"data.scenes.{name}", getattr(data.scenes, name), 1)
 
 

@@ -16,6 +16,8 @@ class ScenesConfig:
     """Scenes in the validation split (their digits are never seen in training)."""
     digits: int = 1
     """Digits in a scene."""
+    colors: int = 6
+    """Colours that digits come in: the first so many of red, green, blue, yellow, purple, white."""
     clutter: float = 0.5
     """Contrast of the background's texture, 0 (plain) to 1."""
     spread: float = 1.0

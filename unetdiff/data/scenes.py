@@ -78,6 +78,8 @@ class Scenes(PictureDataset):
             raise UserError(f"data.scenes.clutter={config.clutter}: give 0 (plain) to 1")
         if not 0 <= config.spread <= 1:
             raise UserError(f"data.scenes.spread={config.spread}: give 0 (all alike) to 1 (anywhere, at any size)")
+        if not 1 <= config.colors <= len(COLORS):
+            raise UserError(f"data.scenes.colors={config.colors}: give 1 to {len(COLORS)} ({', '.join(COLORS)})")
         self.split = split
         self.segmentation = segmentation
         self.classes = ["background", *DIGITS] if segmentation else []
@@ -161,7 +163,7 @@ def _make(
     lengths = np.array([len(pool) for pool in pools])
     table = np.stack([np.resize(pool, lengths.max()) for pool in pools])  # (10, longest)
     sources = table[digits, (draw[1] * lengths[digits]).astype(np.int64)]
-    colors = _distinct(draw[2], len(COLORS))
+    colors = _distinct(draw[2], config.colors)
     heights = -np.sort(-(low + (high - low) * draw[3]), axis=1)  # the first digit is the largest
     first, last = _columns()
     widths = heights / 8 * (last - first)[sources]

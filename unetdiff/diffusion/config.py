@@ -24,9 +24,9 @@ class DiffusionConfig:
 
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     """What the network predicts: the noise, the clean picture, or v."""
-    weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "clamped_snr"
-    """Weight of a timestep in the loss, right for each prediction type. clamped_snr is Min-SNR (Hang et al. 2023)
-    that does not fall below its value at SNR 1: the noisiest steps, where class and layout are decided, count too."""
+    weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
+    """Weight of a timestep in the loss, right for each prediction type. uniform learns fastest in short runs (see
+    docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) that does not fall below its value at SNR 1."""
     snr_gamma: float = 5.0
     """Gamma of the SNR weights: the largest weight of an error of the clean picture."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)

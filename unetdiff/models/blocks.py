@@ -53,21 +53,16 @@ def replace_batch_norm(module: nn.Module, kind: str) -> None:
             replace_batch_norm(child, kind)
 
 
-def keep_variance(module: nn.Module) -> None:
-    """Start convolutions and linear layers so that they keep their input's variance (Ho et al. 2020, released code).
+def keep_variance(conv: nn.Conv2d) -> nn.Conv2d:
+    """Start a convolution of the residual path so that it keeps its input's variance (Glorot & Bengio 2010).
 
-    torch's own start shrinks it to a third in each layer. Down to the coarsest map and up again that leaves next to
-    nothing beside the finer skips, and a network that labels strokes long before it sees what they belong to.
+    torch's own start shrinks it to a third. From the coarsest map up again that leaves next to nothing beside the finer
+    skips, and a network that labels strokes long before it sees what they belong to.
     """
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-        elif isinstance(layer, nn.ConvTranspose2d):  # stride = kernel: a pixel is made from one pixel below
-            nn.init.normal_(layer.weight, std=layer.in_channels**-0.5)
-        else:
-            continue
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+    nn.init.xavier_uniform_(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
 
 
 class DoubleConv(nn.Module):
@@ -112,7 +107,9 @@ class Grow(nn.Module):
         self.kind, self.align_corners = kind, align_corners
         self.conv = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2) if kind == "transposed" else None
         self.out_channels = channels // 2 if kind == "transposed" else channels
-        keep_variance(self)
+        if self.conv is not None:  # a pixel is made from one pixel below: keep its variance
+            nn.init.normal_(self.conv.weight, std=channels**-0.5)
+            nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor, size: tuple[int, int] | None) -> Tensor:
         """`size` is the skip's (height, width); None doubles (the unpadded network, where the skip is cropped)."""
@@ -140,7 +137,6 @@ class Downsample(nn.Module):
         super().__init__()
         self.padding = padding
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
-        keep_variance(self)
 
     def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
         return self.conv(F.pad(h, (0, 1, 0, 1)) if self.padding == 0 else h)
@@ -152,7 +148,6 @@ class Upsample(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        keep_variance(self)
 
     def forward(self, h: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
         return self.conv(grow_nearest(h, size))
@@ -192,8 +187,8 @@ class ResnetBlock(nn.Module):
         self.norm2 = nn.GroupNorm(norm_groups(out_channels, groups), out_channels, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-        keep_variance(self)
+        same = in_channels == out_channels
+        self.conv_shortcut = None if same else keep_variance(nn.Conv2d(in_channels, out_channels, 1))
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
-from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, keep_variance, replace_batch_norm
+from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, replace_batch_norm
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import EncoderConfig, ResidualConfig
 from unetdiff.models.embeddings import TimeModulation
@@ -152,7 +152,6 @@ class ResidualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        keep_variance(self)
         self.down_blocks = nn.ModuleList()
         self.skips = [(0, channels[0])]
         previous = channels[0]

@@ -24,7 +24,7 @@ class SegmentationHead(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """Norm, SiLU, 3x3 convolution with as many channels as the noise; the convolution starts at zero.
+    """Norm, SiLU, 3x3 convolution with as many channels as the noise.
 
     A trunk with a strided stem never sees the noise at full resolution: there, the head takes a skip from the input
     (`skip_in`), joined by a residual block that knows the timestep.
@@ -44,8 +44,6 @@ class DiffusionHead(nn.Module):
         self.fuse = ResnetBlock(2 * channels, channels, time_dim, groups=groups, scale_shift=True) if skip_in else None
         self.norm = nn.GroupNorm(norm_groups(channels, groups), channels, eps)
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         if self.skip is not None and self.fuse is not None:

@@ -82,8 +82,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 self.class_embedding = nn.Embedding(told.num_class_embeds, time_dim)
             if told.pooled_context and told.cross_attention_dim:
                 self.context_embedding = nn.Linear(told.cross_attention_dim, time_dim)
-                for parameter in self.context_embedding.parameters():
-                    nn.init.zeros_(parameter)
+                nn.init.zeros_(self.context_embedding.bias)  # a zero token says nothing
         attention = AttentionPlan(
             frozenset(told.attention_levels or []),
             told.cross_attention_dim,
