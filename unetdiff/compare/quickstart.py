@@ -44,6 +44,9 @@ STEPS: dict[Task, int] = {"segmentation": 450, "diffusion": 1400, "joint": 1000}
 BUDGET = Budget(pictures=300, steps=15)
 """What is sampled and judged for the page: fewer steps than `unetdiff compare` takes, to keep it short."""
 
+GUIDANCE = 4.0
+"""Guidance of the samples: more than the default, as a short run needs."""
+
 FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
 """Keys of `training` that say where and how a run is started, not what it is."""
 
@@ -67,7 +70,9 @@ def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig
             model=deepcopy(model),
             data=DataConfig(name="scenes", scenes=deepcopy(scenes)),
             diffusion=DiffusionConfig(
-                preview_steps=2 if tiny else 25, preview_per_class=1 if tiny else 4, guidance_scale=4.0
+                preview_steps=2 if tiny else 25,
+                preview_per_class=1 if tiny else 4,
+                guidance_scale=DiffusionConfig.guidance_scale if task == "segmentation" else GUIDANCE,
             ),
             training=TrainingConfig(
                 output_dir=str(output / task),
