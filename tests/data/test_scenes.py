@@ -173,3 +173,11 @@ def test_spread_of_zero_puts_every_digit_in_the_middle_at_full_size() -> None:
         Scenes("val", ScenesConfig(val_pictures=5)).images,
         Scenes("val", ScenesConfig(val_pictures=5, spread=1.0)).images,
     )
+
+
+def test_fewer_colors_are_the_first_ones() -> None:
+    few = Scenes("train", ScenesConfig(train_pictures=100, colors=2))
+    assert set(few.colors[:, 0].tolist()) == {0, 1}
+    for colors in (0, len(COLORS) + 1):
+        with pytest.raises(UserError, match=f"data.scenes.colors={colors}"):
+            Scenes("train", ScenesConfig(train_pictures=1, colors=colors))

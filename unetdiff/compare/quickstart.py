@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
@@ -65,6 +66,7 @@ def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig
     configs: dict[Task, RunConfig] = {}
     for task in TASKS:
         steps = 4 if tiny else STEPS[task]
+        quarter = math.ceil(steps / 4)  # rounded up: the fourth is the last step, not one just before it
         configs[task] = RunConfig(
             task=task,
             model=deepcopy(model),
@@ -82,8 +84,8 @@ def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig
                 optimizer=OptimizerConfig(lr=2e-3),
                 ema=EMAConfig(half_life_images=2000),
                 log_every=2 if tiny else 20,
-                validate_every=max(2, steps // 4),
-                checkpoint_every=max(2, steps // 4),
+                validate_every=max(2, quarter),
+                checkpoint_every=max(2, quarter),
             ),
         )
     return configs

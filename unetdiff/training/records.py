@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate.tracking import TensorBoardTracker
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
@@ -69,6 +70,35 @@ class Records:
         """End the bar and TensorBoard's file."""
         self.bar.close()
         self.tracker.finish()
+
+
+class Window:
+    """Losses and seconds since the last line of the log; losses stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+            self.counts[name] = self.counts.get(name, 0) + 1
+        self.images += images
+
+    def spend(self, seconds: float, waited: float) -> None:
+        self.seconds += seconds
+        self.waited += waited
+
+    def means(self) -> dict[str, float]:
+        return {name: float(value) / self.counts[name] for name, value in sorted(self.sums.items())}
+
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def data_wait(self) -> float:
+        """Share of the time spent waiting for the loader."""
+        return self.waited / self.seconds if self.seconds else 0.0
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

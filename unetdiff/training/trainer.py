@@ -28,7 +28,7 @@ from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import LearningRate, build_optimizer
-from unetdiff.training.records import Records
+from unetdiff.training.records import METRICS, Records, Window, read_lines
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, stop_on_signals
 from unetdiff.training.tasks import Task, build_task
@@ -287,8 +287,6 @@ class Trainer:
         aside.replace(self.directory / "summary.json")
 
     def _last_validation(self) -> dict[str, Any]:
-        from unetdiff.training.records import METRICS, read_lines
-
         lines = [line for line in read_lines(self.directory / METRICS) if line["kind"] == "validation"]
         return {k: v for k, v in lines[-1].items() if "/" in k} if lines else {}
 
@@ -372,32 +370,3 @@ class Trainer:
             f"{self.config.training.batch_size} ({self.steps / self.epoch_steps:.1f} epochs), {facts['precision']}, "
             f"{facts['device']}, {facts['threads']} threads{start}"
         )
-
-
-class Window:
-    """Losses and seconds since the last line of the log; losses stay on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.images, self.seconds, self.waited = 0, 0.0, 0.0
-
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-            self.counts[name] = self.counts.get(name, 0) + 1
-        self.images += images
-
-    def spend(self, seconds: float, waited: float) -> None:
-        self.seconds += seconds
-        self.waited += waited
-
-    def means(self) -> dict[str, float]:
-        return {name: float(value) / self.counts[name] for name, value in sorted(self.sums.items())}
-
-    def images_per_second(self) -> float:
-        return self.images / self.seconds if self.seconds else 0.0
-
-    def data_wait(self) -> float:
-        """Share of the time spent waiting for the loader."""
-        return self.waited / self.seconds if self.seconds else 0.0
