@@ -251,6 +251,7 @@ IMPOSSIBLE = [
     ("segmentation", {"segmentation.losses": {"dice": 0.0}}, ["segmentation.losses: {'dice': 0.0}", "weighs nothing"]),
     ("segmentation", {"segmentation.losses": {"dice": -1.0}}, ["segmentation.losses.dice: -1.0", "0 or more"]),
     ("joint", {"joint.diffusion_weight": 0}, ["joint.diffusion_weight: 0.0", "positive"]),
+    ("joint", {"joint.segmentation_share": 0}, ["joint.segmentation_share: 0.0", "use 1 or less"]),
     (
         "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},

@@ -251,6 +251,10 @@ def _validate_joint(config: RunConfig) -> None:
     ):
         if not 0 < weight < math.inf:
             raise refuse(f"joint.{name}", weight, "leaves a head untrained", "use a positive number, e.g. 1.0")
+    if not 0 < given.segmentation_share <= 1:
+        raise refuse(
+            "joint.segmentation_share", given.segmentation_share, "is no share of a batch", "use 1 or less, above 0"
+        )
 
 
 # ---------------------------------------------------------------------------------------------- the loop

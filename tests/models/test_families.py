@@ -74,6 +74,23 @@ class FamilyTester:
         assert all(p.grad.isfinite().all() for p in unet.parameters())  # type: ignore[union-attr]
         assert unet.encoder.trunk_modules()[0].parameters().__next__().grad.abs().sum() > 0  # type: ignore[union-attr]
 
+    @pytest.mark.parametrize("told", CONDITIONS)
+    def test_both_heads_in_one_pass_equal_two(self, told: str) -> None:
+        torch.manual_seed(0)
+        unet = self.build("both", told)
+        _leave_zero(unet)
+        unet.train().to(torch.float64)
+        for module in unet.modules():  # nothing random: some trunks drop whole blocks
+            module.training = module.training and "Stochastic" not in type(module).__name__
+        clean, noisy = torch.randn(2, 3, *ODD, dtype=torch.float64), torch.randn(3, 3, *ODD, dtype=torch.float64)
+        timestep = torch.tensor([3, 500, 999])
+        dim = unet.config["conditioning"]["cross_attention_dim"]
+        context = torch.randn(3, 2, CONTEXT, dtype=torch.float64) if dim else None
+        with torch.no_grad():
+            logits, output = unet.both(clean, noisy, timestep, context)
+            torch.testing.assert_close(logits, unet.segment(clean))
+            torch.testing.assert_close(output, unet(noisy, timestep, context).sample)
+
     def test_any_size(self, unet: UNet) -> None:
         unet.eval()
         for size in (ODD, (32, 33), (50, 96)):

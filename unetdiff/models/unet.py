@@ -166,15 +166,56 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             UserError: when the model has no such head, or is given a condition it was not made for.
         """
+        self._require(head)
+        condition = self._condition(sample, timestep, encoder_hidden_states, class_labels)
+        out = self._answer(head, self.backbone(sample, condition), sample, condition.temb)
+        return UNet2DOutput(sample=out) if return_dict else (out,)
+
+    def both(
+        self,
+        pixels: Tensor,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Both heads in one pass of the backbone: clean pictures for the one, noisy ones for the other.
+
+        The same numbers as `segment(pixels)` and `forward(sample, timestep, encoder_hidden_states)`, for less time than
+        two passes: with a diffusion head no norm mixes the pictures of a batch.
+
+        Args:
+            pixels: (A, in_channels, H, W) clean pictures.
+            sample: (B, in_channels, H, W) noisy pictures of the same size.
+            timestep: (B,) of the noisy ones.
+            encoder_hidden_states: (B, tokens, cross_attention_dim) of the noisy ones; None is one zero token.
+
+        Returns:
+            Logits (A, num_classes, H, W) and noise (or x0, or v) (B, out_channels, H, W).
+
+        Raises:
+            UserError: when one of the heads is missing.
+        """
+        self._require("segmentation")
+        self._require("diffusion")
+        clean = pixels.shape[0]
+        context = encoder_hidden_states
+        if context is not None:  # tokens of zeros say nothing, as many as there are
+            context = torch.cat([context.new_zeros(clean, *context.shape[1:]), context])
+        pictures = torch.cat([pixels, sample])  # (A + B, C, H, W)
+        condition = self._condition(pictures, torch.cat([timestep.new_zeros(clean), timestep]), context, None)
+        h = self.backbone(pictures, condition)
+        temb = None if condition.temb is None else condition.temb[clean:]
+        return self._answer("segmentation", h[:clean], pixels, None), self._answer("diffusion", h[clean:], sample, temb)
+
+    def _require(self, head: Head) -> None:
         if head not in self.heads:
             raise UserError(f"this UNet has no {head} head (it has: {', '.join(self.heads) or 'none'}); see add_head")
-        condition = self._condition(sample, timestep, encoder_hidden_states, class_labels)
-        h = self.backbone(sample, condition)
-        out = self.heads[head](h, sample, condition.temb) if head == "diffusion" else self.heads[head](h)
+
+    def _answer(self, head: Head, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
+        """What a head makes of the backbone's map (B, C, H / patch, W / patch), at the size of `sample`."""
+        out = self.heads[head](h, sample, temb) if head == "diffusion" else self.heads[head](h)
         patch = self.config["patch_size"]
-        if patch > 1:
-            out = F.pixel_shuffle(out, patch)[..., : sample.shape[-2], : sample.shape[-1]]
-        return UNet2DOutput(sample=out) if return_dict else (out,)
+        return F.pixel_shuffle(out, patch)[..., : sample.shape[-2], : sample.shape[-1]] if patch > 1 else out
 
     def segment(
         self,

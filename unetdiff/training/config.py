@@ -58,6 +58,8 @@ class JointConfig:
     """Weight of the segmentation loss."""
     diffusion_weight: float = 1.0
     """Weight of the diffusion loss."""
+    segmentation_share: float = 1.0
+    """Share of a batch's pictures that the segmentation head is asked for; the diffusion head is asked for all."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,20 @@ from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenl
 
 PREVIEW_CLASSES = 12  # rows of a sample grid
 COLOR_PICTURES = 200  # real pictures whose colours the samples' are held against
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Noised pictures and what the network should say of them."""
+
+    sample: Tensor
+    """x_t, (B, C, H, W)."""
+    timesteps: Tensor
+    """(B,)."""
+    context: Tensor | None
+    """Context tokens, (B, tokens, dim)."""
+    target: Tensor
+    """The noise (or x0, or v), (B, C, H, W)."""
 
 
 class DiffusionTask(Task):
@@ -58,6 +73,12 @@ class DiffusionTask(Task):
         return self.config.noise.num_train_timesteps
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        noised = self.noised(batch, seed)
+        output = self.unet(noised.sample, noised.timesteps, noised.context, return_dict=False)[0]
+        return self.judge(output, noised)
+
+    def noised(self, batch: Batch, seed: int) -> Noised:
+        """A training batch at random timesteps, its conditions partly dropped."""
         x0 = self.pixels(batch["image"])  # (B, 3, H, W)
         generator = torch.Generator(x0.device).manual_seed(seed)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
@@ -65,19 +86,24 @@ class DiffusionTask(Task):
         labels = None
         if self.conditioner is not None:
             labels = self.conditioner.drop(batch["label"].to(x0.device), self.config.condition_dropout, generator)
-        per_sample = self.per_sample(x0, noise, timesteps, labels)
-        parts = objectives.loss_by_quartile(per_sample.detach(), timesteps, self.timesteps)
+        return self._noise(x0, noise, timesteps, labels)
+
+    def judge(self, output: Tensor, noised: Noised) -> dict[str, Tensor]:
+        """The mean loss of the network's output (B, C, H, W), in all and by quartile of the timestep."""
+        per_sample = self.per_sample(output, noised)
+        parts = objectives.loss_by_quartile(per_sample.detach(), noised.timesteps, self.timesteps)
         return {"loss": per_sample.mean(), **parts}
 
-    def per_sample(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+    def per_sample(self, output: Tensor, noised: Noised) -> Tensor:
         """The weighted loss of each picture, (B,)."""
+        weight = objectives.loss_weight(self.scheduler, noised.timesteps, self.config.weighting, self.config.snr_gamma)
+        return objectives.diffusion_loss(output, noised.target, weight)
+
+    def _noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> Noised:
         alpha, sigma = (level[:, None, None, None] for level in objectives.alpha_sigma(self.scheduler, timesteps))
-        noisy = alpha * x0 + sigma * noise  # Ho et al. 2020, equation 4
+        sample = alpha * x0 + sigma * noise  # Ho et al. 2020, equation 4
         context = None if self.conditioner is None else self.conditioner(labels)
-        output = self.unet(noisy, timesteps, context, return_dict=False)[0]
-        target = objectives.target(self.scheduler, x0, noise, timesteps)
-        weight = objectives.loss_weight(self.scheduler, timesteps, self.config.weighting, self.config.snr_gamma)
-        return objectives.diffusion_loss(output, target, weight)
+        return Noised(sample, timesteps, context, objectives.target(self.scheduler, x0, noise, timesteps))
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss of the validation pictures, in all and by quartile of the timestep.
@@ -92,7 +118,9 @@ class DiffusionTask(Task):
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             labels = None if self.conditioner is None else batch["label"].to(x0.device)
             with inference(self, accelerator.device.type, None), accelerator.autocast():
-                losses = self.per_sample(x0, noise, timesteps, labels).double()
+                noised = self._noise(x0, noise, timesteps, labels)
+                output = self.unet(noised.sample, noised.timesteps, noised.context, return_dict=False)[0]
+                losses = self.per_sample(output, noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
             sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))

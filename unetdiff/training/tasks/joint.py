@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ class JointTask(Task):
         return self.diffusion.components()
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        parts = {"segmentation": self.segmentation(batch, seed), "diffusion": self.diffusion(batch, seed)}
+        noised = self.diffusion.noised(batch, seed)
+        clean = math.ceil(self.config.segmentation_share * len(noised.sample))
+        pixels, masks = self.pixels(batch["image"][:clean]), batch["mask"][:clean]
+        logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.context)
+        parts = {
+            "segmentation": self.segmentation.judge(logits, masks),
+            "diffusion": self.diffusion.judge(output, noised),
+        }
         config = self.config
         total = (
             config.segmentation_weight * parts["segmentation"]["loss"]

@@ -44,8 +44,11 @@ class SegmentationTask(Task):
         rest_heads(unet, "segmentation")
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        logits = self.unet.segment(self.pixels(batch["image"]))  # (B, C, H, W)
-        target = batch["mask"].to(logits.device, non_blocking=True)
+        return self.judge(self.unet.segment(self.pixels(batch["image"])), batch["mask"])
+
+    def judge(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """The loss of logits (B, C, H, W) against masks (B, H, W), in all and by part."""
+        target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
             target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
         total, parts = self.loss(logits, target)

@@ -1,0 +1,31 @@
+"""Both heads in one step: what it costs is what the two tasks would say of their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from unetdiff.config import RunConfig
+from unetdiff.data import build_dataset, collate
+from unetdiff.training.tasks import JointTask, build_task
+
+Tiny = Callable[..., RunConfig]
+
+
+@pytest.mark.parametrize(("share", "clean"), [(1.0, 4), (0.5, 2), (0.3, 2)])
+def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, share: float, clean: int) -> None:
+    weights = {"joint__diffusion_weight": 7.0, "joint__segmentation_weight": 0.5}
+    config = tiny("joint", joint__segmentation_share=share, model__residual__dropout=0.0, **weights)
+    train = build_dataset(config.data, "train", True)
+    torch.manual_seed(0)
+    task = build_task(config, train, build_dataset(config.data, "val", True))
+    assert isinstance(task, JointTask)
+    batch = collate([train[i] for i in range(4)])
+    part = {key: value[:clean] for key, value in batch.items()}
+    losses = task(batch, seed=5)
+    segmentation, diffusion = task.segmentation(part, 5)["loss"], task.diffusion(batch, 5)["loss"]
+    torch.testing.assert_close(losses["segmentation/loss"], segmentation)
+    torch.testing.assert_close(losses["diffusion/loss"], diffusion)
+    torch.testing.assert_close(losses["loss"], 0.5 * segmentation + 7 * diffusion)
