@@ -115,7 +115,7 @@ def draw(
         labels = torch.arange(task.conditioner.num_classes).repeat_interleave(per_class)
         count = len(labels)
     generator = torch.Generator().manual_seed(seed)
-    precision = torch.bfloat16 if machine.precision("auto") == "bf16" else None
+    precision = machine.autocast_dtype()
     parts = []
     for start in tqdm(range(0, count, SAMPLE_BATCH), desc="sampling", unit="batch", disable=None):
         size = min(SAMPLE_BATCH, count - start)
