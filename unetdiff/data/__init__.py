@@ -10,6 +10,7 @@ from typing import Literal
 from unetdiff.data import images, voc
 from unetdiff.data.base import PictureDataset, collate
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
+from unetdiff.data.loaders import eval_loader
 from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, to_model_range, to_uint8
@@ -29,6 +30,7 @@ __all__ = [
     "Transform",
     "build_dataset",
     "collate",
+    "eval_loader",
     "to_model_range",
     "to_uint8",
 ]

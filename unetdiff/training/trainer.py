@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unetdiff.config import RunConfig, validate
-from unetdiff.data import EvalSampler, StepSampler, build_dataset, collate
+from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
 from unetdiff.data.check import require_clean
 from unetdiff.data.hashing import hash_words
 from unetdiff.errors import TrainingStopped
@@ -232,10 +232,8 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Judge the averaged weights (or the weights), keep them if they are the best, and draw."""
         task, progress = self.judged, self.progress
-        batch_size = self.config.training.eval_batch_size
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        sampler = EvalSampler(len(self.val), batch_size, rank, world)
-        loader = DataLoader(self.val, batch_sampler=sampler, collate_fn=collate)
+        loader = eval_loader(self.val, self.config.training.eval_batch_size, rank, world)
         figures = task.evaluate(loader, self.accelerator)
         if self.records is not None:
             pictures, more = task.preview(self.accelerator)
