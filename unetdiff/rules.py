@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
 
@@ -169,7 +168,7 @@ def _validate_segmentation(config: RunConfig) -> None:
         raise refuse("segmentation.losses", given.losses, "weighs nothing", "e.g. {cross_entropy: 1.0}")
     for name, weight in given.losses.items():
         if name not in LOSSES:
-            near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0)[0]
+            near = nearest(name, LOSSES)
             raise refuse(
                 f"segmentation.losses.{name}",
                 weight,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from importlib import import_module
 
 import unetdiff
 from unetdiff.cli.processes import start_the_others
-from unetdiff.errors import TrainingStopped, UserError
+from unetdiff.errors import TrainingStopped, UserError, nearest
 
 # command -> (module with `main(argv) -> exit status`, what it does); imported when called, so that help is quick
 COMMANDS = {
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if words[0] not in COMMANDS:
-            near = difflib.get_close_matches(words[0], COMMANDS, n=1, cutoff=0)[0]
+            near = nearest(words[0], COMMANDS)
             raise UserError(f"unknown command {words[0]!r}; nearest: {near} (one of {', '.join(COMMANDS)})")
         _set_threads()
         start_the_others(words)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import NoReturn
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     def unknown(self, word: str) -> UserError:
         """The refusal of a word that is no option of this command."""
         options = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(word.partition("=")[0], options, n=1, cutoff=0)[0]
+        near = nearest(word.partition("=")[0], options)
         return UserError(f"{self.prog}: unknown {word!r}; nearest: {near} (see {self.prog} --help)")
 
 

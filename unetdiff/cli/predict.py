@@ -74,15 +74,12 @@ def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
 
 def predict(pipeline: Any, pictures: Sequence[tuple[Path, Path]], output: Path, batch_size: int) -> list[str]:
     """Write output/masks/NAME.png and output/overlays/NAME.png for each picture; messages of the unreadable ones."""
-    import torch
+    from unetdiff.training.machine import autocast_dtype
 
-    from unetdiff.training.machine import precision
-
-    autocast = torch.bfloat16 if precision("auto") == "bf16" else None
     failed: list[str] = []
     with tqdm(total=len(pictures), unit="picture", disable=None) as bar:
         for batch in _batches(pictures, batch_size, failed, bar):
-            outputs = pipeline([image for image, _ in batch], batch_size=batch_size, autocast=autocast)
+            outputs = pipeline([image for image, _ in batch], batch_size=batch_size, autocast=autocast_dtype())
             for result, (_, stem) in zip(outputs, batch, strict=True):
                 for folder, image in (("masks", result.palette_image), ("overlays", result.overlay)):
                     path = output / folder / f"{stem}.png"

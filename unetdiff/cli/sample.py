@@ -78,9 +78,8 @@ def draw(
     """
     import torch
 
-    from unetdiff.training.machine import precision
+    from unetdiff.training.machine import autocast_dtype
 
-    autocast = torch.bfloat16 if precision("auto") == "bf16" else None
     wanted = [name for name in names for _ in range(n)]
     images: list[Any] = []
     trajectory = None
@@ -92,7 +91,7 @@ def draw(
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
-            autocast_dtype=autocast,
+            autocast_dtype=autocast_dtype(),
             return_trajectory=0 if trajectory is not None else STRIP,
         )
         images += output.images

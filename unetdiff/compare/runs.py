@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from unetdiff.errors import UserError
+from unetdiff.training.records import METRICS, read_lines
 
 SHARED_PARTS = ("encoder", "middle", "decoder", "conditioning")
 """The parts of `UNet.parameter_counts()` that every head uses."""
@@ -90,23 +91,14 @@ def read_json(path: Path) -> JsonDict:
 
 
 def read_metrics(path: Path) -> list[JsonDict]:
-    """The lines of metrics.jsonl; a last line that a kill cut in half is left out.
+    """The lines of metrics.jsonl; a last line that a kill cut in half is left out (see `read_lines`).
 
     Where a resumed run wrote a step twice, the later line counts.
     """
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines()
     found: dict[tuple[str, int], JsonDict] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}, line {number} is not valid JSON ({error}); remove the line") from error
+    for entry in read_lines(path, strict=True):
         found[str(entry.get("kind")), int(entry.get("step", 0))] = entry
     return sorted(found.values(), key=lambda entry: entry.get("step", 0))
 
@@ -128,7 +120,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         raise UserError(f"{config_file} is not valid YAML: {error}") from error
     if not isinstance(config, dict) or "task" not in config:
         raise UserError(f"{config_file} names no task; it is not the config of a training run")
-    metrics = read_metrics(path / "metrics.jsonl")
+    metrics = read_metrics(path / METRICS)
     model = next((path / part for part in ("best", "latest") if (path / part / "unet").is_dir()), None)
     model_config = read_json(model / "unet" / "config.json") if model else {}
     return Run(

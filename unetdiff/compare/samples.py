@@ -18,6 +18,7 @@ from unetdiff.compare.sets import by_set, choose, open_set
 from unetdiff.data import PictureDataset
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
 from unetdiff.errors import UserError
+from unetdiff.training.machine import autocast_dtype
 
 SHOWN_CLASSES = 12
 SHOWN_PER_CLASS = 5
@@ -205,7 +206,7 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
             output_type="pt",
             return_trajectory=moments,
             # the precision that the weights were validated in
-            autocast_dtype=torch.bfloat16 if run.summary.get("precision") == "bf16" else None,
+            autocast_dtype=autocast_dtype(run.summary.get("precision", "no")),
         )
         assert isinstance(output, GenerationOutput) and isinstance(output.images, Tensor)
         return output.images, output.trajectory

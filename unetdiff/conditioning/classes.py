@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -12,7 +11,7 @@ from einops import rearrange
 from torch import nn
 
 from unetdiff.conditioning.base import Conditioner
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 
 
 class ClassConditioner(Conditioner):
@@ -79,11 +78,9 @@ class ClassConditioner(Conditioner):
                 return self.labels.index(condition)
             if not condition.isdecimal():
                 lowered = {label.lower(): label for label in self.labels}
-                near = get_close_matches(condition.lower(), lowered, n=1, cutoff=0.0)
+                near = lowered[nearest(condition.lower(), lowered)]
                 known = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
-                raise UserError(
-                    f"unknown class '{condition}'; did you mean '{lowered[near[0]]}'? The classes: {known}."
-                )
+                raise UserError(f"unknown class '{condition}'; did you mean '{near}'? The classes: {known}.")
         index = int(condition)
         if not 0 <= index < self.num_classes:
             raise UserError(f"class {index} does not exist: the classes are 0 to {self.num_classes - 1}.")

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from unetdiff.data import images, voc
+from unetdiff.data import images, parquet, voc
 from unetdiff.data.base import PictureDataset, collate
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
+from unetdiff.data.loaders import eval_loader
 from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, to_model_range, to_uint8
@@ -29,6 +30,7 @@ __all__ = [
     "Transform",
     "build_dataset",
     "collate",
+    "eval_loader",
     "to_model_range",
     "to_uint8",
 ]
@@ -41,7 +43,7 @@ _MASKED: dict[str, Callable[[DataConfig, str, bool, Transform], PictureDataset]]
 }
 _CLASSED: dict[str, Callable[[DataConfig, str, Transform], PictureDataset]] = {
     "image_folder": images.image_folder,
-    "parquet": images.parquet,
+    "parquet": parquet.parquet,
     "fashion_mnist": images.fashion_mnist,
     "cifar10": images.cifar10,
 }

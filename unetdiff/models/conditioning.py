@@ -40,6 +40,21 @@ class AttentionPlan:
         return TransformerBlock(channels, self.context_dim, heads, groups, self.depth, self.linear_projection)
 
 
+class LevelAttention(nn.ModuleDict):
+    """At most one attention a level, named by the level's number; levels that the plan leaves out pass unchanged."""
+
+    def add(self, plan: AttentionPlan, level: int, channels: int) -> None:
+        """Make the attention of a level, where the plan has one."""
+        block = plan.block(level, channels)
+        if block is not None:
+            self[str(level)] = block
+
+    def forward(self, level: int, h: Tensor, condition: Condition) -> Tensor:
+        """The level's map (B, C, h, w) after its attention."""
+        key = str(level)
+        return condition.run(self[key], h, condition.context) if key in self else h
+
+
 @dataclass
 class Condition:
     """What one forward pass tells every block.

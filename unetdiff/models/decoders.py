@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from unetdiff.models.blocks import DoubleConv, Grow, Upsample, centre_crop, join
-from unetdiff.models.conditioning import AttentionPlan, Condition
+from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
 from unetdiff.models.config import ResidualConfig
 from unetdiff.models.encoders import Skips, resnet_block
 
@@ -59,16 +59,14 @@ class PyramidDecoder(nn.Module):
         super().__init__()
         widths = dict(skips)
         self.valid = padding == "valid"
-        self.grows, self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList(), nn.ModuleDict()
+        self.grows, self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList(), LevelAttention()
         self.levels = list(range(in_level - 1, -1, -1))
         for level, width in zip(self.levels, channels, strict=True):
             grow = Grow(upsample, in_channels, align_corners)
             self.grows.append(grow)
             joined = grow.out_channels + widths.get(level, 0)
             self.blocks.append(DoubleConv(joined, width, norm, padding, time_dim))
-            block = attention.block(level, width)
-            if block is not None:
-                self.attentions[str(level)] = block
+            self.attentions.add(attention, level, width)
             in_channels = width
         self.with_skip = set(widths)
         self.out_channels = in_channels
@@ -86,8 +84,7 @@ class PyramidDecoder(nn.Module):
             else:  # ceil(size / 2^level): what a strided, padded stem would have put out
                 h = grow(h, (-(-size[0] // 2**level), -(-size[1] // 2**level)))
             h = condition.run(block, h if skip is None else join(skip, h), condition.temb)
-            if str(level) in self.attentions:
-                h = condition.run(self.attentions[str(level)], h, condition.context)
+            h = self.attentions(level, h, condition)
             condition.keep(f"decoder.{level}", h)
         return h  # (B, C, H, W)
 

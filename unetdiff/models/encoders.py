@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from unetdiff.errors import UserError
 from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, replace_batch_norm
-from unetdiff.models.conditioning import AttentionPlan, Condition
+from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
 from unetdiff.models.config import EncoderConfig, ResidualConfig
 from unetdiff.models.embeddings import TimeModulation
 
@@ -44,12 +44,10 @@ class ClassicEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.levels = nn.ModuleList()
-        self.attentions = nn.ModuleDict()
+        self.attentions = LevelAttention()
         for level, width in enumerate(channels[:-1]):
             self.levels.append(DoubleConv(in_channels, width, norm, padding, time_dim))
-            block = attention.block(level, width)
-            if block is not None:
-                self.attentions[str(level)] = block
+            self.attentions.add(attention, level, width)
             in_channels = width
         self.skips = list(enumerate(channels[:-1]))
         self.out_level, self.out_channels = len(channels) - 1, channels[-2]
@@ -61,8 +59,7 @@ class ClassicEncoder(nn.Module):
         skips: Skips = []
         for level, block in enumerate(self.levels):
             x = condition.run(block, x, condition.temb)  # (B, C, H / 2^level, W / 2^level)
-            if str(level) in self.attentions:
-                x = condition.run(self.attentions[str(level)], x, condition.context)
+            x = self.attentions(level, x, condition)
             skips.append(condition.keep(f"encoder.{level}", x))
             x = F.max_pool2d(x, 2)
         return skips, x
@@ -101,7 +98,7 @@ class TrunkEncoder(nn.Module):
         self.register_buffer("scale", scale[:in_channels, None, None], persistent=False)
         self.register_buffer("shift", shift[:in_channels, None, None], persistent=False)
 
-        self.times, self.attentions = nn.ModuleDict(), nn.ModuleDict()
+        self.times, self.attentions = nn.ModuleDict(), LevelAttention()
         self.plan: list[list[str]] = []  # names of the blocks of each level, strides 2, 4, ...
         self.skips: list[tuple[int, int]] = []
         for level, names, channels in pyramid(self.trunk, in_channels):
@@ -110,9 +107,7 @@ class TrunkEncoder(nn.Module):
             for name, width in zip(names, channels, strict=True):
                 if time_dim and any(self.trunk.get_submodule(name).children()):
                     self.times[name.replace(".", "_")] = TimeModulation(time_dim, width)
-            block = attention.block(level, channels[-1])
-            if block is not None:
-                self.attentions[str(level)] = block
+            self.attentions.add(attention, level, channels[-1])
         self.out_level, self.out_channels = self.skips.pop()
 
     def trunk_modules(self) -> list[nn.Module]:
@@ -132,8 +127,7 @@ class TrunkEncoder(nn.Module):
         levels = [*[level for level, _ in self.skips], self.out_level]
         for level, names in zip(levels, self.plan, strict=True):
             x = condition.run(partial(self._level, names), x, condition.temb, within=self.trunk)
-            if str(level) in self.attentions:
-                x = condition.run(self.attentions[str(level)], x, condition.context)
+            x = self.attentions(level, x, condition)
             maps.append(condition.keep(f"encoder.{level}", x))  # (B, C, H / 2^level, W / 2^level)
         return maps[:-1], maps[-1]
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 from unetdiff.models.config import (
     CLASSIC,
     FAMILIES,
@@ -60,8 +59,7 @@ def section(cls: type[Section], given: Any, name: str) -> Section:
     values: dict[str, Any] = {}
     for key, value in given.items():
         if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
-            raise UserError(f"{name}.{key}: unknown key; the nearest is {name}.{near[0]}")
+            raise UserError(f"{name}.{key}: unknown key; the nearest is {name}.{nearest(key, known)}")
         inner = [h for h in (hints[key], *get_args(hints[key])) if is_dataclass(h)]
         if inner and value is not None:
             value = section(inner[0], value, f"{name}.{key}")  # type: ignore[arg-type]
@@ -77,7 +75,7 @@ def resolve(given: ModelConfig) -> ModelConfig:
     """Fill in every default that depends on another key, and refuse what cannot be (UserError)."""
     encoder, heads = given.encoder, given.heads
     if encoder.family not in FAMILIES:
-        near = difflib.get_close_matches(str(encoder.family), FAMILIES, n=1, cutoff=0.0)[0]
+        near = nearest(str(encoder.family), FAMILIES)
         raise UserError(
             f"encoder.family: '{encoder.family}' is unknown; the nearest is {near} (all: {', '.join(FAMILIES)})"
         )

@@ -25,6 +25,7 @@ from unetdiff.models.config import ModelConfig
 from unetdiff.models.decoders import PyramidDecoder, PyramidMiddle, ResidualDecoder, ResidualMiddle
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
+from unetdiff.models.growth import with_head
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
 from unetdiff.models.resolve import parse, resolve
 
@@ -371,31 +372,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if name in self.heads:
             raise UserError(f"add_head: this UNet has a {name} head already")
-        config = loading.plain(self.config)
-        if name == "diffusion":
-            conditioning: dict[str, Any] = {
-                k: options.pop(k) for k in ("cross_attention_dim", "num_class_embeds") if k in options
-            }
-            told: dict[str, Any] = {"timestep": True, **conditioning}
-            config["conditioning"] |= told
-            if "cross_attention_dim" in conditioning:
-                config["conditioning"]["attention_levels"] = None
-            for part in ("encoder", "decoder"):
-                if config[part]["norm"] == "batch":
-                    config[part]["norm"] = "frozen"
-        config["heads"][name] = options
-        grown = loading.build(UNet, config)
-        old, new = self.state_dict(), grown.state_dict()
-        drop = {k for k in old if k.endswith("num_batches_tracked") and k not in new}
-        changed = [k for k in old if k not in drop and (k not in new or new[k].shape != old[k].shape)]
-        if changed:
-            raise UserError(
-                f"add_head: a {name} head with these options would change {len(changed)} tensors: {changed[:3]}"
-            )
-        grown.load_state_dict({k: v for k, v in old.items() if k not in drop}, strict=False)
-        for key in set(new) - set(old):  # a time projection that joins trained blocks starts at zero
-            if "time_emb_proj" in key and not key.startswith("heads."):
-                nn.init.zeros_(grown.get_parameter(key))
+        grown = with_head(UNet, self, name, options)
         nn.Module.to(grown, device=self.device, dtype=self.dtype).train(self.training)
         frozen = self._trunk_frozen
         self._modules = grown._modules

@@ -6,7 +6,6 @@ or present classes only, and give 0 with a zero gradient where everything is voi
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 
 __all__ = ["LOSSES", "WeightedLoss", "combined", "cross_entropy", "dice", "focal"]
 
@@ -161,7 +160,7 @@ def combined(losses: Mapping[str, float], ignore_index: int = 255, class_weights
         raise UserError(f"segmentation.losses is empty; give at least one of {', '.join(LOSSES)}")
     for name, weight in losses.items():
         if name not in LOSSES:
-            near = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.0)[0]
+            near = nearest(name, LOSSES)
             raise UserError(f"segmentation.losses: unknown loss '{name}'; did you mean '{near}'? ({', '.join(LOSSES)})")
         if not 0 <= weight < float("inf"):
             raise UserError(f"segmentation.losses.{name}: weight {weight} must be a finite number of at least 0")

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unetdiff.config import RunConfig, from_yaml
-from unetdiff.data import DataConfig, EvalSampler, PictureDataset, build_dataset, collate
+from unetdiff.data import DataConfig, PictureDataset, build_dataset, eval_loader
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.judge import Judge, train_judge
@@ -71,8 +70,7 @@ def evaluate(
     accelerator = machine.build_accelerator(config.training)
     task.to(accelerator.device)
     task.place(config.training.channels_last)
-    sampler = EvalSampler(len(pictures), config.training.eval_batch_size)
-    loader = DataLoader(pictures, batch_sampler=sampler, collate_fn=collate)
+    loader = eval_loader(pictures, config.training.eval_batch_size)
     figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
     figures |= task.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
     if pictures.classes:
@@ -115,7 +113,7 @@ def draw(
         labels = torch.arange(task.conditioner.num_classes).repeat_interleave(per_class)
         count = len(labels)
     generator = torch.Generator().manual_seed(seed)
-    precision = torch.bfloat16 if machine.precision("auto") == "bf16" else None
+    precision = machine.autocast_dtype()
     parts = []
     for start in tqdm(range(0, count, SAMPLE_BATCH), desc="sampling", unit="batch", disable=None):
         size = min(SAMPLE_BATCH, count - start)

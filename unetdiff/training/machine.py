@@ -26,6 +26,11 @@ def precision(asked: str) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
+def autocast_dtype(asked: str = "auto") -> torch.dtype | None:
+    """What to sample or predict in, for a pipeline's autocast: bfloat16 where `precision` says bf16, else None."""
+    return torch.bfloat16 if precision(asked) == "bf16" else None
+
+
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The one Accelerator of a run; the state of an earlier run in this process (its precision) is forgotten."""
     AcceleratorState._reset_state()

@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from unetdiff.errors import UserError
+
 METRICS = "metrics.jsonl"
 
 
@@ -101,13 +103,26 @@ class Window:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out."""
-    lines = []
-    for text in path.read_text().splitlines():
+def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+
+    Args:
+        path: the file.
+        strict: pass over blank lines, and refuse a broken line before the last; else reading ends at either.
+
+    Raises:
+        UserError: strict, and a line before the last is no JSON.
+    """
+    lines: list[dict[str, Any]] = []
+    texts = path.read_text().splitlines()
+    for number, text in enumerate(texts, start=1):
+        if strict and not text.strip():
+            continue
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        except json.JSONDecodeError as error:
+            if strict and number < len(texts):
+                raise UserError(f"{path}, line {number} is not valid JSON ({error}); remove the line") from error
             break
     return lines
 

@@ -7,11 +7,10 @@ needs no state.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 
 __all__ = ["SCHEDULES", "constant", "is_no_aug", "phase_lengths", "schedule", "step_decay", "warmup_cosine"]
 
@@ -112,7 +111,7 @@ def schedule(name: str) -> Schedule:
     Raises UserError naming the nearest right name.
     """
     if name not in SCHEDULES:
-        near = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.0)[0]
+        near = nearest(name, SCHEDULES)
         raise UserError(
             f"training.schedule.name: unknown schedule '{name}'; did you mean '{near}'? "
             f"(one of: {', '.join(SCHEDULES)})"

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unetdiff.config import RunConfig, validate
-from unetdiff.data import EvalSampler, StepSampler, build_dataset, collate
+from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
 from unetdiff.data.check import require_clean
 from unetdiff.data.hashing import hash_words
 from unetdiff.errors import TrainingStopped
@@ -28,9 +28,10 @@ from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import LearningRate, build_optimizer
-from unetdiff.training.records import METRICS, Records, Window, read_lines
+from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, stop_on_signals
+from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task
 from unetdiff.training.tasks.base import Batch
 
@@ -103,10 +104,12 @@ class Trainer:
 
     def run(self, stop: StopRequest) -> None:
         """Train to the last step; validate, draw and checkpoint on the way."""
-        settings, progress = self.config.training, self.progress
+        config, settings, progress = self.config, self.config.training, self.progress
         if self.accelerator.is_main_process:
+            sizes = len(self.data), len(self.val)
             self.records = Records(self.directory, progress.step, self.steps)
-            self.records.say(self._headline())
+            epochs = self.steps / self.epoch_steps
+            self.records.say(headline(config, progress, self.task, self.accelerator, sizes, self.steps, epochs))
         window = Window()
         batches = self._batches()
         figures: dict[str, Any] = {}
@@ -142,7 +145,7 @@ class Trainer:
                 number = stop.number or 15
                 raise TrainingStopped(f"stopped by signal {number}. {self.how_to_go_on()}", 128 + number)
         if self.accelerator.is_main_process:
-            self._summary(figures)
+            write_summary(self.directory, config, progress, self.task, self.accelerator, figures, self.command)
         self.accelerator.wait_for_everyone()
 
     def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float, list[str]]:
@@ -232,10 +235,8 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Judge the averaged weights (or the weights), keep them if they are the best, and draw."""
         task, progress = self.judged, self.progress
-        batch_size = self.config.training.eval_batch_size
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        sampler = EvalSampler(len(self.val), batch_size, rank, world)
-        loader = DataLoader(self.val, batch_sampler=sampler, collate_fn=collate)
+        loader = eval_loader(self.val, self.config.training.eval_batch_size, rank, world)
         figures = task.evaluate(loader, self.accelerator)
         if self.records is not None:
             pictures, more = task.preview(self.accelerator)
@@ -265,30 +266,6 @@ class Trainer:
             checkpoints.save(self.directory, self.progress, self.task, average, self.optimizer, keep)
             checkpoints.export(self.directory, "latest", self.judged)
         self.accelerator.wait_for_everyone()
-
-    def _summary(self, figures: dict[str, Any]) -> None:
-        progress, name = self.progress, self.task.best[0]
-        summary = {
-            "task": self.config.task,
-            "steps": progress.step,
-            "images": progress.images,
-            "minutes": progress.minutes,
-            "train_minutes": progress.train_minutes,
-            "images_per_second": progress.images / max(1e-9, 60 * progress.train_minutes),
-            "parameters": self.task.unet.parameter_counts(),
-            "best": {"metric": name, "value": progress.best, "step": progress.best_step},
-            "final": figures or self._last_validation(),
-            "skipped_steps": progress.skipped,
-            **machine.facts(self.accelerator),
-            "command": self.command,
-        }
-        aside = self.directory / ".writing-summary.json"
-        aside.write_text(json.dumps(summary, indent=1))
-        aside.replace(self.directory / "summary.json")
-
-    def _last_validation(self) -> dict[str, Any]:
-        lines = [line for line in read_lines(self.directory / METRICS) if line["kind"] == "validation"]
-        return {k: v for k, v in lines[-1].items() if "/" in k} if lines else {}
 
     def how_to_go_on(self) -> str:
         """One sentence: which checkpoint is whole, and how to resume."""
@@ -359,14 +336,3 @@ class Trainer:
         self.model = self.accelerator.prepare_model(self.task, device_placement=False)
         if self.config.training.compile:
             self.model = torch.compile(self.model)
-
-    def _headline(self) -> str:
-        counts = self.task.unet.parameter_counts()
-        facts = machine.facts(self.accelerator)
-        start = f", resumed at step {self.progress.step}" if self.progress.step else ""
-        return (
-            f"{self.config.task} on {self.config.data.name}: {len(self.data)} training and {len(self.val)} validation "
-            f"pictures, {sum(counts.values()) / 1e6:.2f} M parameters, {self.steps} steps of "
-            f"{self.config.training.batch_size} ({self.steps / self.epoch_steps:.1f} epochs), {facts['precision']}, "
-            f"{facts['device']}, {facts['threads']} threads{start}"
-        )

@@ -1,0 +1,70 @@
+"""What a run says of itself: one line before its first step, and summary.json after its last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from unetdiff.config import RunConfig
+from unetdiff.training import machine
+from unetdiff.training.checkpoints import Progress
+from unetdiff.training.records import METRICS, read_lines
+from unetdiff.training.tasks.base import Task
+
+
+def headline(
+    config: RunConfig,
+    progress: Progress,
+    task: Task,
+    accelerator: Accelerator,
+    pictures: tuple[int, int],
+    steps: int,
+    epochs: float,
+) -> str:
+    """One line: task, data, network, length and machine; `pictures` are the training and the validation ones."""
+    counts = task.unet.parameter_counts()
+    facts = machine.facts(accelerator)
+    start = f", resumed at step {progress.step}" if progress.step else ""
+    return (
+        f"{config.task} on {config.data.name}: {pictures[0]} training and {pictures[1]} validation "
+        f"pictures, {sum(counts.values()) / 1e6:.2f} M parameters, {steps} steps of "
+        f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
+        f"{facts['device']}, {facts['threads']} threads{start}"
+    )
+
+
+def write_summary(
+    directory: Path,
+    config: RunConfig,
+    progress: Progress,
+    task: Task,
+    accelerator: Accelerator,
+    figures: dict[str, Any],
+    command: str | None,
+) -> None:
+    """Write summary.json of a finished run; without the last validation's `figures` they are read from its record."""
+    summary = {
+        "task": config.task,
+        "steps": progress.step,
+        "images": progress.images,
+        "minutes": progress.minutes,
+        "train_minutes": progress.train_minutes,
+        "images_per_second": progress.images / max(1e-9, 60 * progress.train_minutes),
+        "parameters": task.unet.parameter_counts(),
+        "best": {"metric": task.best[0], "value": progress.best, "step": progress.best_step},
+        "final": figures or _last_validation(directory),
+        "skipped_steps": progress.skipped,
+        **machine.facts(accelerator),
+        "command": command,
+    }
+    aside = directory / ".writing-summary.json"
+    aside.write_text(json.dumps(summary, indent=1))
+    aside.replace(directory / "summary.json")
+
+
+def _last_validation(directory: Path) -> dict[str, Any]:
+    lines = [line for line in read_lines(directory / METRICS) if line["kind"] == "validation"]
+    return {k: v for k, v in lines[-1].items() if "/" in k} if lines else {}
