@@ -133,6 +133,14 @@ def validate_data(config: RunConfig) -> None:
     if data.num_classes is not None and data.name != "voc_folder":
         raise refuse("data.num_classes", data.num_classes, f"is known for {data.name}", "only voc_folder takes it")
     _pair("data.size", data.size)
+    if data.longest_side is not None:
+        _at_least("data.longest_side", data.longest_side, 32)
+    _share("data.balance", data.balance)
+    for key, value in (("longest_side", data.longest_side), ("balance", data.balance)):
+        if value and data.name not in ("voc", "voc_folder"):
+            raise refuse(f"data.{key}", value, f"is not for {data.name}", "leave it out (voc and voc_folder have it)")
+    if data.longest_side is not None and data.size is not None:
+        raise refuse("data.longest_side", data.longest_side, f"and data.size {data.size} contradict", "set one to null")
     _pair("data.augment.crop", data.augment.crop)
     uneven = ("voc", "image_folder", "parquet")
     if data.name in uneven and data.size is None and data.augment.crop is None:
@@ -295,6 +303,7 @@ def _validate_training(config: RunConfig) -> None:
             f"nearest that does: {near}",
         )
     _share("training.freeze_encoder", given.freeze_encoder)
+    _at_least("training.frozen_levels", given.frozen_levels, 0)
     for name in ("min_lr_ratio", "warmup_ratio", "warmup_lr_ratio", "no_aug_ratio"):
         _share(f"training.schedule.{name}", getattr(given.schedule, name))
     _share("training.ema.warmup_ratio", given.ema.warmup_ratio)

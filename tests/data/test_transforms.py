@@ -160,3 +160,14 @@ def test_without_a_mask_the_aspect_is_kept() -> None:
 def test_impossible_settings_name_their_key(size: list[int] | None, augment: AugmentConfig, key: str) -> None:
     with pytest.raises(UserError, match=key):
         TrainTransform(size, augment)
+
+
+def test_longest_side_keeps_the_aspect_and_the_validation_mask() -> None:
+    image, mask = torch.zeros(3, 50, 100, dtype=torch.uint8), torch.zeros(50, 100, dtype=torch.uint8)
+    transform = Transform(None, longest_side=64)
+    small, own = transform(image, mask, 0)
+    assert small.shape == (3, 32, 64) and own is mask
+    small, own = transform(image, mask, SampleKey(0, 1, True))
+    assert small.shape == (3, 32, 64) and own is not None and own.shape == (32, 64)
+    jitter = Transform(None, AugmentConfig(scale=[0.5, 0.5], crop=[16, 16]), longest_side=64)
+    assert jitter.train._resize(image, mask, 0.5)[0].shape == (3, 16, 32)

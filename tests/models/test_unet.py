@@ -16,6 +16,7 @@ from unetdiff.errors import UserError
 from unetdiff.models import UNet
 
 SEGMENTATION = {"segmentation": {"num_classes": 5}}
+HEADS_BOTH = {**SEGMENTATION, "diffusion": {"out_channels": 3}}
 TINY = {"encoder": {"channels": [8, 16]}, "residual": {"norm_num_groups": 4, "layers_per_block": 1}}
 
 
@@ -193,6 +194,40 @@ def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
     unet.train()
     unet.segment(torch.randn(2, 3, 64, 64))
     assert any(not torch.equal(v, before[k]) for k, v in unet.encoder.state_dict().items())
+
+
+@pytest.mark.parametrize("encoder", [{"family": "resnet18"}, {"family": "classic", "channels": [8, 12, 16]}])
+def test_frozen_levels_stay_as_they_are_and_the_rest_learns(encoder: dict) -> None:
+    torch.manual_seed(0)
+    unet = UNet(encoder={**encoder, "norm": "batch"}, heads=SEGMENTATION)
+    unet.freeze_encoder(False, levels=1)
+    rest = [parameter for parameter in unet.trunk_parameters() if parameter.requires_grad]
+    frozen = {k: v.clone() for m in unet.encoder.level_modules(1) for k, v in m.state_dict(keep_vars=True).items()}
+    assert frozen and rest and all(not v.requires_grad for v in frozen.values() if v.is_floating_point())
+    unet.train()
+    unet.segment(torch.randn(2, 3, 64, 64)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in rest)
+    after = {k: v for m in unet.encoder.level_modules(1) for k, v in m.state_dict().items()}
+    assert all(torch.equal(v, after[k]) for k, v in frozen.items())
+
+
+def test_a_decoder_that_stops_early_enlarges_its_logits() -> None:
+    torch.manual_seed(0)
+    unet = UNet(encoder={"family": "resnet18"}, decoder={"channels": [16, 12, 8]}, heads=SEGMENTATION).eval()
+    with torch.inference_mode():
+        x = torch.randn(1, 3, 66, 45)
+        assert unet.features(x)["last"].shape == (1, 8, 17, 12)  # a quarter, rounded up
+        logits = unet.segment(x)
+        small = unet.heads["segmentation"](unet.features(x)["last"])
+        wanted = torch.nn.functional.interpolate(small, size=(66, 45), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits, wanted)
+    for heads, error in ((HEADS_BOTH, "must have 5 values"), (SEGMENTATION, "1 to 5 values")):
+        with pytest.raises(UserError, match=error):
+            UNet(
+                encoder={"family": "resnet18"},
+                decoder={"channels": [8] * (6 if heads is SEGMENTATION else 3)},
+                heads=heads,
+            )
 
 
 def test_none_is_timestep_zero_and_no_condition_is_one_zero_token() -> None:

@@ -63,7 +63,7 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool) -> Pictur
     augment = config.augment if split == "train" else AugmentConfig()
     if config.name == "scenes":
         return Scenes(split, config.scenes, config.size, augment, segmentation)
-    transform = Transform(config.size, augment)
+    transform = Transform(config.size, augment, config.longest_side)
     if config.name in _CLASSED:
         if segmentation:
             raise UserError(

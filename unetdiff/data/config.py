@@ -69,6 +69,12 @@ class DataConfig:
     size: list[int] | None = None
     """Height and width that every picture is resized to (the mask keeps its own size in validation); None: as
     it is."""
+    longest_side: int | None = None
+    """voc and voc_folder: longest side that every picture is resized to, its aspect kept (the mask keeps its own size
+    in validation); before augmentation. Instead of `size`."""
+    balance: float = 0.0
+    """voc and voc_folder: a picture with a class that less than this share of the pictures has comes more often, the
+    root of the lack times as often (Gupta et al. 2019, repeat factors); 0: every picture alike."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """The embedded set."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -40,6 +40,12 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_mask(mask[None], list(size))[0]
 
 
+def fitted(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
+    """(height, width) of a picture made as large as `longest_side` allows, its aspect kept."""
+    factor = longest_side / max(own)
+    return max(1, round(own[0] * factor)), max(1, round(own[1] * factor))
+
+
 def cover(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 image (..., C, H, W) resized, its aspect kept, to just cover `size`, then cut to its centre."""
     height, width = image.shape[-2:]
@@ -49,17 +55,19 @@ def cover(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class EvalTransform:
-    """What validation sees: the picture at `size`; a mask keeps its own size.
+    """What validation sees: the picture at `size`, or fitted to `longest_side`; a mask keeps its own size.
 
     A picture with a mask is resized to exactly `size` (logits go back to the mask's size); one without is
     resized by its short side and centre-cropped, so that what a model learns to draw keeps its aspect.
     """
 
-    def __init__(self, size: list[int] | None) -> None:
-        self.size = checked_size("data.size", size)
+    def __init__(self, size: list[int] | None, longest_side: int | None = None) -> None:
+        self.size, self.longest_side = checked_size("data.size", size), longest_side
 
     def __call__(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """image uint8 (3, H, W), mask uint8 (H, W) or None -> the same, resized."""
+        if self.longest_side is not None:
+            image = resize_image(image, fitted(image.shape[-2:], self.longest_side))
         if self.size is None:
             return image, mask
         return (cover(image, self.size) if mask is None else resize_image(image, self.size)), mask
@@ -76,8 +84,8 @@ class TrainTransform:
         UserError: a size, crop, scale or colour that cannot be, or scale jitter with neither crop nor size.
     """
 
-    def __init__(self, size: list[int] | None, augment: AugmentConfig) -> None:
-        self.size = checked_size("data.size", size)
+    def __init__(self, size: list[int] | None, augment: AugmentConfig, longest_side: int | None = None) -> None:
+        self.size, self.longest_side = checked_size("data.size", size), longest_side
         self.crop = checked_size("data.augment.crop", augment.crop)
         self.flip = augment.flip
         self.scale: tuple[float, float] | None = None
@@ -125,6 +133,8 @@ class TrainTransform:
 
     def _resize(self, image: Tensor, mask: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
         height, width = self.size or image.shape[-2:]
+        if self.longest_side is not None:
+            height, width = fitted((height, width), self.longest_side)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
         return resize_image(image, size), None if mask is None else resize_mask(mask, size)
 
@@ -132,9 +142,11 @@ class TrainTransform:
 class Transform:
     """Both of the above behind a dataset's key: an int is never augmented, a `SampleKey` is."""
 
-    def __init__(self, size: list[int] | None, augment: AugmentConfig | None = None) -> None:
-        self.train = TrainTransform(size, augment or AugmentConfig())
-        self.eval = EvalTransform(size)
+    def __init__(
+        self, size: list[int] | None, augment: AugmentConfig | None = None, longest_side: int | None = None
+    ) -> None:
+        self.train = TrainTransform(size, augment or AugmentConfig(), longest_side)
+        self.eval = EvalTransform(size, longest_side)
 
     def __call__(self, image: Tensor, mask: Tensor | None, key: int | SampleKey) -> tuple[Tensor, Tensor | None]:
         """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that was asked for."""

@@ -75,7 +75,9 @@ class DecoderConfig:
     """The way up: from the deepest map and the skips to a full-resolution map (classic and trunks)."""
 
     channels: list[int] | None = None
-    """Width of each up step, deepest first; None: 512, 256, 128, 64, 64 for trunks, the encoder's for classic."""
+    """Width of each up step, deepest first; None: 512, 256, 128, 64, 64 for trunks, the encoder's for classic. Fewer
+    values stop early (three of a trunk's five: at a quarter of the size), and the logits are enlarged: the finest maps
+    cost most. Not with a diffusion head, which needs every pixel."""
     norm: Norm | None = None
     """None: batch, or group with a diffusion head. "none" is the reference decoder."""
     upsample: Literal["bilinear", "nearest", "transposed"] | None = None

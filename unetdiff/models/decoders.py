@@ -60,7 +60,7 @@ class PyramidDecoder(nn.Module):
         widths = dict(skips)
         self.valid = padding == "valid"
         self.grows, self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList(), LevelAttention()
-        self.levels = list(range(in_level - 1, -1, -1))
+        self.levels = list(range(in_level - 1, in_level - 1 - len(channels), -1))
         for level, width in zip(self.levels, channels, strict=True):
             grow = Grow(upsample, in_channels, align_corners)
             self.grows.append(grow)

@@ -1,7 +1,8 @@
 """The way down, in three families: each turns a picture into skips (finest first) and a deepest map.
 
 An encoder has `skips: list[tuple[level, channels]]` in the order it pushes them, `out_level` and `out_channels` of its
-deepest map, `trunk_modules()` (what a freeze phase freezes) and `forward(x, condition) -> (skips, deepest)`.
+deepest map, `trunk_modules()` (what a freeze phase freezes), `level_modules(count)` (its finest levels) and
+`forward(x, condition) -> (skips, deepest)`.
 Level k has the picture's size divided by 2**k.
 """
 
@@ -54,6 +55,9 @@ class ClassicEncoder(nn.Module):
 
     def trunk_modules(self) -> list[nn.Module]:
         return list(self.levels)
+
+    def level_modules(self, count: int) -> list[nn.Module]:
+        return list(self.levels)[:count]
 
     def forward(self, x: Tensor, condition: Condition) -> tuple[Skips, Tensor]:
         skips: Skips = []
@@ -113,6 +117,9 @@ class TrunkEncoder(nn.Module):
     def trunk_modules(self) -> list[nn.Module]:
         return [self.trunk]
 
+    def level_modules(self, count: int) -> list[nn.Module]:
+        return [self.trunk.get_submodule(name) for names in self.plan[:count] for name in names]
+
     def _level(self, names: list[str], h: Tensor, temb: Tensor | None) -> Tensor:
         for name in names:
             h = self.trunk.get_submodule(name)(h)
@@ -158,6 +165,9 @@ class ResidualEncoder(nn.Module):
 
     def trunk_modules(self) -> list[nn.Module]:
         return [self]
+
+    def level_modules(self, count: int) -> list[nn.Module]:
+        return [self.conv_in, *list(self.down_blocks)[:count]] if count else []
 
     def forward(self, x: Tensor, condition: Condition) -> tuple[Skips, Tensor]:
         h = self.conv_in(x)

@@ -98,18 +98,19 @@ def resolve(given: ModelConfig) -> ModelConfig:
 
     conditioning = _conditioning(given, trunk)
     encoder, decoder = _norms(given, trunk)
+    whole = heads.diffusion is not None or encoder.padding == "valid"
     if encoder.family == CLASSIC:
         encoder = replace(encoder, channels=list(encoder.channels or [64, 128, 256, 512, 1024]))
         channels = encoder.channels or []
         if len(channels) < 2:
             raise UserError(f"encoder.channels: {channels} must name two levels or more")
-        decoder = _sized(decoder, list(reversed(channels[:-1])), "transposed")
+        decoder = _sized(decoder, list(reversed(channels[:-1])), "transposed", whole)
     elif encoder.family == RESIDUAL:
         encoder = replace(encoder, channels=list(encoder.channels or [64, 128, 256, 512]))
         if decoder.channels is not None or decoder.upsample is not None:
             raise UserError("decoder: channels and upsample are not for the residual family; it mirrors its encoder")
     else:
-        decoder = _sized(decoder, TRUNK_DECODER, "bilinear")
+        decoder = _sized(decoder, TRUNK_DECODER, "bilinear", whole)
     levels = 5 if trunk else len(encoder.channels or []) - 1
     wrong = [level for level in conditioning.attention_levels or [] if not 0 <= level <= levels]
     if wrong:
@@ -117,9 +118,16 @@ def resolve(given: ModelConfig) -> ModelConfig:
     return replace(given, encoder=encoder, decoder=decoder, conditioning=conditioning)
 
 
-def _sized(decoder: DecoderConfig, channels: list[int], upsample: Any) -> DecoderConfig:
-    if decoder.channels is not None and len(decoder.channels) != len(channels):
-        raise UserError(f"decoder.channels: {decoder.channels} must have {len(channels)} values, deepest first")
+def _sized(decoder: DecoderConfig, channels: list[int], upsample: Any, whole: bool) -> DecoderConfig:
+    """The decoder's widths and upsampling filled in; `whole`: it must go up to full resolution."""
+    count = len(channels) if decoder.channels is None else len(decoder.channels)
+    if whole and count != len(channels):
+        raise UserError(
+            f"decoder.channels: {decoder.channels} must have {len(channels)} values, deepest first; "
+            "only a segmenter with padding 'same' may stop early"
+        )
+    if not 1 <= count <= len(channels):
+        raise UserError(f"decoder.channels: {decoder.channels} must have 1 to {len(channels)} values, deepest first")
     upsample = decoder.upsample or upsample
     if decoder.align_corners and upsample != "bilinear":
         raise UserError(f"decoder.align_corners: true needs decoder.upsample bilinear, not {upsample}")

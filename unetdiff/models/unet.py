@@ -68,7 +68,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(**asdict(config))
         self._build(config)
         self.gradient_checkpointing = False
-        self._trunk_frozen = False
+        self._frozen = (False, 0)  # the whole trunk, or its finest levels
 
     def _build(self, config: ModelConfig) -> None:
         is_residual = config.encoder.family == "residual"
@@ -215,8 +215,12 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _answer(self, head: Head, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         """What a head makes of the backbone's map (B, C, H / patch, W / patch), at the size of `sample`."""
         out = self.heads[head](h, sample, temb) if head == "diffusion" else self.heads[head](h)
-        patch = self.config["patch_size"]
-        return F.pixel_shuffle(out, patch)[..., : sample.shape[-2], : sample.shape[-1]] if patch > 1 else out
+        patch, size = self.config["patch_size"], (sample.shape[-2], sample.shape[-1])
+        if patch > 1:
+            return F.pixel_shuffle(out, patch)[..., : size[0], : size[1]]
+        if self.config["encoder"]["padding"] == "same" and out.shape[-2:] != size:  # the decoder stopped early
+            return F.interpolate(out, size=size, mode="bilinear", align_corners=False)
+        return out
 
     def segment(
         self,
@@ -339,17 +343,28 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """The encoder's own parameters (without what was added to a trunk): a group with its own learning rate."""
         return [p for module in self.encoder.trunk_modules() for p in module.parameters()]
 
-    def freeze_encoder(self, frozen: bool = True) -> None:
-        """Stop (or start) training the encoder's trunk, its BatchNorm statistics too; survives `.train()`."""
+    def freeze_encoder(self, frozen: bool = True, levels: int = 0) -> None:
+        """Stop training the encoder's trunk, its BatchNorm statistics too; survives `.train()`.
+
+        Args:
+            frozen: the whole trunk; False: only what `levels` says.
+            levels: this many of its levels, finest first, whose maps are the largest and cost the most to train.
+        """
+        self._frozen = (frozen, levels)
         for parameter in self.trunk_parameters():
-            parameter.requires_grad_(not frozen)
-        self._trunk_frozen = frozen
+            parameter.requires_grad_(True)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
         self.train(self.training)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        frozen, levels = self._frozen
+        return self.encoder.trunk_modules() if frozen else self.encoder.level_modules(levels)
 
     def train(self, mode: bool = True) -> UNet:
         super().train(mode)
-        if getattr(self, "_trunk_frozen", False):
-            for module in self.encoder.trunk_modules():
+        if hasattr(self, "_frozen"):  # torch calls this before the attribute is there
+            for module in self._frozen_modules():
                 for norm in module.modules():
                     if isinstance(norm, nn.BatchNorm2d):
                         norm.eval()
@@ -374,12 +389,10 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise UserError(f"add_head: this UNet has a {name} head already")
         grown = with_head(UNet, self, name, options)
         nn.Module.to(grown, device=self.device, dtype=self.dtype).train(self.training)
-        frozen = self._trunk_frozen
         self._modules = grown._modules
         self.sinusoids = grown.sinusoids
         self.register_to_config(**loading.plain(grown.config))
-        if frozen:
-            self.freeze_encoder()
+        self.freeze_encoder(*self._frozen)
         return self
 
     @classmethod

@@ -94,6 +94,9 @@ class TrainingConfig:
     """Training pictures that a random start's frozen BatchNorm takes its statistics from, before the first step."""
     freeze_encoder: float = 0.0
     """Share of the run at its start in which the encoder is frozen, its BatchNorm statistics too."""
+    frozen_levels: int = 0
+    """Levels of the encoder, finest first, that are never trained: a pretrained trunk's first filters are general, and
+    their large maps cost the most."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

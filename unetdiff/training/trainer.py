@@ -331,8 +331,8 @@ class Trainer:
         """(Re)wrap the task for the processes; which parameters take gradients is fixed from here on."""
         until = round(self.config.training.freeze_encoder * self.steps)
         self.frozen = self.progress.step < until
-        if until:
-            self.task.unet.freeze_encoder(self.frozen)
+        if until or self.config.training.frozen_levels:
+            self.task.unet.freeze_encoder(self.frozen, self.config.training.frozen_levels)
         self.model = self.accelerator.prepare_model(self.task, device_placement=False)
         if self.config.training.compile:
             self.model = torch.compile(self.model)
