@@ -26,6 +26,7 @@ from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints, machine
 from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
+from unetdiff.training.class_weights import provenance, sentence, with_numbers
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.records import METRICS, Records, Window, read_lines
@@ -64,7 +65,7 @@ class Trainer:
     """A run's state: data, task, average, optimizer, progress."""
 
     def __init__(self, config: RunConfig, command: str | None) -> None:
-        self.config, self.command = config, command
+        self.command = command
         settings = config.training
         self.accelerator = machine.build_accelerator(settings)
         self.records: Records | None = None
@@ -74,6 +75,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.data = build_dataset(config.data, "train", masks)
         self.val = build_dataset(config.data, "val", masks)
+        asked, config = config, with_numbers(config, self.data, self.accelerator)
+        self.config, self.class_weights = config, provenance(asked, config, self.data.classes)
         self.epoch_steps = len(self.data) / settings.batch_size
         self.steps = settings.steps or max(1, round((settings.epochs or 1) * self.epoch_steps))
 
@@ -107,6 +110,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.records = Records(self.directory, progress.step, self.steps)
             self.records.say(self._headline())
+            if self.class_weights is not None:
+                self.records.say(sentence(self.class_weights))
         window = Window()
         batches = self._batches()
         figures: dict[str, Any] = {}
@@ -276,6 +281,7 @@ class Trainer:
             "train_minutes": progress.train_minutes,
             "images_per_second": progress.images / max(1e-9, 60 * progress.train_minutes),
             "parameters": self.task.unet.parameter_counts(),
+            "class_weights": self.class_weights,
             "best": {"metric": name, "value": progress.best, "step": progress.best_step},
             "final": figures or self._last_validation(),
             "skipped_steps": progress.skipped,
