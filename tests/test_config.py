@@ -52,7 +52,9 @@ def test_every_key_is_known_and_helped() -> None:
     expected = [key for key, _, _ in every_field(RunConfig)]
     assert expected == LEAVES
     for key in expected:
-        if key.startswith("model.heads."):  # an optional section is one option, which names the section's keys itself
+        if key.startswith(
+            ("model.heads.", "segmentation.ohem.")
+        ):  # an optional section is one option, which names the section's keys itself
             continue
         assert f"--{key} " in text, key
     # the words of an attribute docstring, two levels down
@@ -189,6 +191,7 @@ def test_files_that_are_none(tmp_path: Path, file: Path) -> None:
 
 
 # (task, overrides, what the one line must hold)
+ONLY_LOVASZ = {"segmentation.losses": {"lovasz": 1.0, "cross_entropy": 0.0, "dice": 0.0}}
 IMPOSSIBLE = [
     ("segmentation", {"training.steps": None}, ["training.steps: None", "training.epochs null", "set one of the two"]),
     (
@@ -273,6 +276,45 @@ IMPOSSIBLE = [
         },
         ["segmentation.class_weights: [1.0, 2.0]", "2 weights", "give 4"],
     ),
+    (
+        "segmentation",
+        {"segmentation.class_weights": [1.0, -1.0]},
+        ["segmentation.class_weights: [1.0, -1.0]", "finite numbers"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.class_weights": [0.0, 0.0]},
+        ["segmentation.class_weights: [0.0, 0.0]", "positive"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.class_weights": "computd"},
+        ["segmentation.class_weights: 'computd'", "nearest: computed"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.class_weights": "computed", **ONLY_LOVASZ},
+        ["segmentation.class_weights: 'computed'", "without cross_entropy or focal", "use null"],
+    ),
+    ("segmentation", {"segmentation.label_smoothing": 1.0}, ["segmentation.label_smoothing: 1.0", "e.g. 0.1"]),
+    (
+        "segmentation",
+        {"segmentation.label_smoothing": 0.1, **ONLY_LOVASZ},
+        ["segmentation.label_smoothing: 0.1", "without cross_entropy", "use 0"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.ohem": {"threshold": 0.5}, **ONLY_LOVASZ},
+        ["segmentation.ohem: {'threshold': 0.5, 'min_share': 0.2}", "without cross_entropy", "use null"],
+    ),
+    ("segmentation", {"segmentation.ohem": {"threshold": 1.5}}, ["segmentation.ohem.threshold: 1.5", "use 0 to 1"]),
+    ("segmentation", {"segmentation.ohem": {"min_share": -1}}, ["segmentation.ohem.min_share: -1.0", "use 0 to 1"]),
+    (
+        "segmentation",
+        {"segmentation.ohem": {"threshold": 0, "min_share": 0}},
+        ["segmentation.ohem.threshold: 0.0", "min_share 0.0 keep no pixel", "0.7"],
+    ),
+    ("segmentation", {"segmentation.ohem.treshold": 1}, ["segmentation.ohem.treshold", "segmentation.ohem.threshold"]),
     (
         "segmentation",
         {"training.resume": True, "training.overwrite": True},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ from unetdiff.models.resolve import resolve
 
 if TYPE_CHECKING:
     from unetdiff.config import RunConfig
+    from unetdiff.segmentation.config import SegmentationConfig
 
-LOSSES = ("cross_entropy", "focal", "dice")
+LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
 WITH_MASKS = ("scenes", "voc", "voc_folder")
 WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")
 DOWNLOADABLE = ("voc", "fashion_mnist", "cifar10")
@@ -185,17 +186,43 @@ def _validate_segmentation(config: RunConfig) -> None:
             )
         if not (weight >= 0 and math.isfinite(weight)):
             raise refuse(f"segmentation.losses.{name}", weight, "is no weight", "give 0 or more")
-    classes = config.data.num_classes or (config.model.heads.segmentation or _NoHead).num_classes
-    if given.class_weights is not None and classes is not None and len(given.class_weights) != classes:
-        raise refuse(
-            "segmentation.class_weights",
-            given.class_weights,
-            f"has {len(given.class_weights)} weights",
-            f"give {classes}, one a class",
-        )
+    _validate_class_weights(config)
+    _validate_cross_entropy(given)
     if not 0 <= given.ignore_index <= 255:
         raise refuse("segmentation.ignore_index", given.ignore_index, "is no pixel value", "use 255")
     _at_least("segmentation.preview_pictures", given.preview_pictures, 0)
+
+
+def _validate_class_weights(config: RunConfig) -> None:
+    key, given = "segmentation.class_weights", config.segmentation.class_weights
+    if given is None:
+        return
+    if not any(config.segmentation.losses.get(name) for name in ("cross_entropy", "focal")):
+        raise refuse(key, given, "weighs nothing without cross_entropy or focal in segmentation.losses", "use null")
+    if isinstance(given, str):
+        return
+    classes = config.data.num_classes or (config.model.heads.segmentation or _NoHead).num_classes
+    if classes is not None and len(given) != classes:
+        raise refuse(key, given, f"has {len(given)} weights", f"give {classes}, one a class")
+    if not all(0 <= weight < math.inf for weight in given) or not any(given):
+        raise refuse(key, given, "cannot weigh", "give finite numbers of 0 or more, one of them positive")
+
+
+def _validate_cross_entropy(given: SegmentationConfig) -> None:
+    smoothing, ohem = given.label_smoothing, given.ohem
+    if not 0 <= smoothing < 1:
+        raise refuse("segmentation.label_smoothing", smoothing, "is no share", "use 0 to below 1, e.g. 0.1")
+    if not given.losses.get("cross_entropy"):
+        without = "does nothing without cross_entropy in segmentation.losses"
+        if smoothing:
+            raise refuse("segmentation.label_smoothing", smoothing, without, "use 0, or give cross_entropy a weight")
+        if ohem is not None:
+            raise refuse("segmentation.ohem", asdict(ohem), without, "use null, or give cross_entropy a weight")
+    if ohem is not None:
+        _share("segmentation.ohem.threshold", ohem.threshold)
+        _share("segmentation.ohem.min_share", ohem.min_share)
+        if ohem.threshold == 0 and ohem.min_share == 0:
+            raise refuse("segmentation.ohem.threshold", 0.0, "and min_share 0.0 keep no pixel", "e.g. 0.7 and 0.2")
 
 
 class _NoHead:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
+from unetdiff import rules
 from unetdiff.errors import UserError
-from unetdiff.losses import LOSSES, combined, cross_entropy, dice, focal
+from unetdiff.losses import LOSSES, OHEMConfig, combined, cross_entropy, dice, focal, lovasz
 
 CLASSES = 5
-NAMES = sorted(LOSSES)
+# what holds for every loss is held for the options of cross_entropy and Lovász-softmax too
+OHEM = OHEMConfig(threshold=0.3, min_share=0.4)
+VARIANTS = LOSSES | {
+    "smoothed": partial(cross_entropy, label_smoothing=0.2),
+    "ohem": partial(cross_entropy, ohem=OHEM),
+    "smoothed_ohem": partial(cross_entropy, label_smoothing=0.2, ohem=OHEM),
+    "lovasz_per_picture": partial(lovasz, per_picture=True),
+}
+NAMES = sorted(VARIANTS)
 
 
 def case(seed: int = 0, dtype: torch.dtype = torch.float32, void: float = 0.3, present: int = CLASSES):
@@ -38,6 +48,27 @@ def test_cross_entropy_is_torchs(weights):
     logits, target = case()
     expected = F.cross_entropy(logits, target, weights and torch.tensor(weights), ignore_index=255)
     torch.testing.assert_close(cross_entropy(logits, target, class_weights=weights), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.9])
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0, 0.5, 2.0]])
+def test_label_smoothing_is_torchs(smoothing, weights):
+    logits, target = case(dtype=torch.float64)
+    logits.requires_grad_()
+    weight = weights and torch.tensor(weights, dtype=torch.float64)
+    theirs = F.cross_entropy(logits, target, weight, ignore_index=255, label_smoothing=smoothing)
+    ours = cross_entropy(logits, target, class_weights=weights, label_smoothing=smoothing)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])
+    assert ours.item() != pytest.approx(cross_entropy(logits, target, class_weights=weights).item(), rel=1e-3)
+
+
+def test_smoothed_pixels_that_all_weigh_nothing_cost_nothing():
+    logits, target = case(present=1)
+    logits.requires_grad_()
+    loss = cross_entropy(logits, target, class_weights=[0.0, 1, 1, 1, 1], label_smoothing=0.1)  # torch: 0 / 0
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
 
 
 def test_focal_of_two_classes_is_torchvisions():
@@ -93,8 +124,8 @@ def test_gradients_are_finite_differences(name, weights):
     logits, target = case(dtype=torch.float64, present=4)
     logits = logits[:1, :, :3, :3].clone().requires_grad_()
     target = target[:1, :3, :3]
-    assert LOSSES[name](logits, target, 255, weights).dtype == torch.float64
-    assert torch.autograd.gradcheck(lambda x: LOSSES[name](x, target, 255, weights), logits)
+    assert VARIANTS[name](logits, target, 255, weights).dtype == torch.float64
+    assert torch.autograd.gradcheck(lambda x: VARIANTS[name](x, target, 255, weights), logits)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +137,7 @@ def test_logits_under_void_change_nothing(name):
     losses, grads = [], []
     for x in (logits, other):
         x = x.requires_grad_()
-        loss = LOSSES[name](x, target, 255, None)
+        loss = VARIANTS[name](x, target, 255, None)
         losses.append(loss.item())
         grads.append(torch.autograd.grad(loss, x)[0])
     assert losses[0] == losses[1]
@@ -118,13 +149,13 @@ def test_logits_under_void_change_nothing(name):
 def test_void_pixels_do_not_dilute_the_mean(name):
     logits, target = case(void=0)
     padded = F.pad(logits, (0, 6)), F.pad(target, (0, 6), value=255)
-    torch.testing.assert_close(LOSSES[name](*padded, 255, None), LOSSES[name](logits, target, 255, None))
+    torch.testing.assert_close(VARIANTS[name](*padded, 255, None), VARIANTS[name](logits, target, 255, None))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_all_void_batch_costs_0_with_a_gradient(name):
     logits = torch.randn(2, CLASSES, 4, 4, requires_grad=True)
-    loss = LOSSES[name](logits, torch.full((2, 4, 4), 255), 255, None)
+    loss = VARIANTS[name](logits, torch.full((2, 4, 4), 255), 255, None)
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
@@ -133,18 +164,18 @@ def test_an_all_void_batch_costs_0_with_a_gradient(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_ignore_index_may_be_a_class_and_masks_may_be_uint8(name):
     logits, target = case(void=0)
-    as_void = LOSSES[name](logits, target.where(target != 2, 255), 255, None)
-    torch.testing.assert_close(LOSSES[name](logits, target.to(torch.uint8), 2, None), as_void)
-    torch.testing.assert_close(LOSSES[name](logits, target.where(target != 2, -100), -100, None), as_void)
+    as_void = VARIANTS[name](logits, target.where(target != 2, 255), 255, None)
+    torch.testing.assert_close(VARIANTS[name](logits, target.to(torch.uint8), 2, None), as_void)
+    torch.testing.assert_close(VARIANTS[name](logits, target.where(target != 2, -100), -100, None), as_void)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_autocast_computes_in_float32(name):
     logits, target = case()
     logits = logits.bfloat16().requires_grad_()
-    expected = LOSSES[name](logits.detach().float(), target, 255, [1.0, 2, 3, 4, 5])
+    expected = VARIANTS[name](logits.detach().float(), target, 255, [1.0, 2, 3, 4, 5])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = LOSSES[name](logits, target, 255, [1.0, 2, 3, 4, 5])
+        loss = VARIANTS[name](logits, target, 255, [1.0, 2, 3, 4, 5])
         loss.backward()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
@@ -156,7 +187,7 @@ def test_channels_last_gives_the_same(name):
     logits, target = case()
     last = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
     logits.requires_grad_()
-    ours, theirs = LOSSES[name](last, target, 255, None), LOSSES[name](logits, target, 255, None)
+    ours, theirs = VARIANTS[name](last, target, 255, None), VARIANTS[name](logits, target, 255, None)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(torch.autograd.grad(ours, last)[0], torch.autograd.grad(theirs, logits)[0])
 
@@ -167,7 +198,7 @@ def test_confident_logits_stay_finite(name):
     logits = torch.full((2, CLASSES, 7, 6), -1e4)
     logits[:, 0] = 1e4
     logits.requires_grad_()
-    LOSSES[name](logits, target, 255, None).backward()
+    VARIANTS[name](logits, target, 255, None).backward()
     assert logits.grad.isfinite().all()
 
 
@@ -181,14 +212,29 @@ def test_focal_slope_is_finite_for_a_sure_pixel_at_small_gamma(gamma):
 def test_combined_is_the_weighted_sum_and_weighs_classes_in_pixel_losses_only():
     logits, target = case()
     weights = [0.2, 1.0, 3.0, 0.5, 2.0]
-    total, parts = combined({"cross_entropy": 0.5, "dice": 2.0, "focal": 1.0}, class_weights=weights)(logits, target)
+    losses = {"cross_entropy": 0.5, "dice": 2.0, "focal": 1.0, "lovasz": 3.0}
+    total, parts = combined(losses, class_weights=weights)(logits, target)
     expected = {
         "cross_entropy": cross_entropy(logits, target, class_weights=weights),
         "dice": dice(logits, target),
         "focal": focal(logits, target, class_weights=weights),
+        "lovasz": lovasz(logits, target),
     }
     assert parts == expected
-    torch.testing.assert_close(total, 0.5 * expected["cross_entropy"] + 2 * expected["dice"] + expected["focal"])
+    torch.testing.assert_close(total, sum(weight * expected[name] for name, weight in losses.items()))
+
+
+def test_combined_smooths_and_mines_cross_entropy_alone():
+    logits, target = case()
+    losses = {"cross_entropy": 1.0, "focal": 1.0, "lovasz": 1.0}
+    _, parts = combined(losses, label_smoothing=0.2, ohem=OHEM)(logits, target)
+    assert parts["cross_entropy"] == cross_entropy(logits, target, label_smoothing=0.2, ohem=OHEM)
+    assert parts["cross_entropy"] != cross_entropy(logits, target)
+    assert parts["focal"] == focal(logits, target) and parts["lovasz"] == lovasz(logits, target)
+
+
+def test_a_config_may_name_every_loss():
+    assert list(LOSSES) == list(rules.LOSSES)
 
 
 @pytest.mark.parametrize(
@@ -199,6 +245,7 @@ def test_combined_is_the_weighted_sum_and_weighs_classes_in_pixel_losses_only():
         ({"dice": -1.0}, None, "dice: weight -1.0"),
         ({"dice": float("nan")}, None, "dice: weight nan"),
         ({"focal": 1.0}, [1.0, -2.0], "class_weights"),
+        ({"focal": 1.0}, "computed", "class_weights: 'computed' is counted when a run starts"),
     ],
 )
 def test_combined_refuses(losses, weights, says):
@@ -210,10 +257,10 @@ def test_combined_refuses(losses, weights, says):
 def test_wrong_targets_are_refused_by_value_and_shape(name):
     logits, target = case(void=0)
     with pytest.raises(UserError, match=r"value 17, neither a class \(0..4\) nor void \(255\)"):
-        LOSSES[name](logits, target.where(target != 3, 17), 255, None)
+        VARIANTS[name](logits, target.where(target != 3, 17), 255, None)
     with pytest.raises(UserError, match="do not match"):
-        LOSSES[name](logits, target[:, 1:], 255, None)
+        VARIANTS[name](logits, target[:, 1:], 255, None)
     with pytest.raises(UserError, match="2 values for 5 classes"):
-        LOSSES[name](logits, target, 255, [1.0, 1.0])
+        VARIANTS[name](logits, target, 255, [1.0, 1.0])
     with pytest.raises(UserError, match="class indices"):
-        LOSSES[name](logits, target.float(), 255, None)
+        VARIANTS[name](logits, target.float(), 255, None)

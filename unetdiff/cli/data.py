@@ -1,4 +1,4 @@
-"""`unetdiff data check`: every fault of a data set, before any training."""
+"""`unetdiff data check|stats`: every fault of a data set, before any training, and what it holds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,24 @@ from collections.abc import Sequence
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
 
-USAGE = "unetdiff data check [CONFIG] [--data.name NAME --data.root DIR ...]"
+ACTIONS = ("check", "stats")
+USAGE = "unetdiff data {check,stats} [CONFIG] [--data.name NAME --data.root DIR ...]"
 
 
 def main(argv: Sequence[str]) -> int:
+    """Do with a set what the first word says; see `check` and `unetdiff.cli.data_stats.main`."""
+    if argv and argv[0] == "stats":
+        from unetdiff.cli import data_stats
+
+        return data_stats.main(argv[1:])
+    return check(argv)
+
+
+def check(argv: Sequence[str]) -> int:
     """Check both splits; prints a line for each fault. 0 for a set without faults, else 1."""
     overrides, words = split_overrides(argv, known=[])
     parser = Parser("unetdiff data", "Look for faults in a data set: each with file, value and remedy.", USAGE)
-    parser.add_argument("action", choices=("check",), help="what to do with the set")
+    parser.add_argument("action", choices=ACTIONS, help="check, or stats (see `unetdiff data stats --help`)")
     parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
     parser.add_argument("--no-masks", action="store_true", help="leave masks out (a denoiser needs none)")
     parser.add_argument("--quick", action="store_true", help="decode pictures only where the file looks odd")
@@ -23,11 +33,11 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")
 
     from unetdiff.config import parse
-    from unetdiff.data.check import check
+    from unetdiff.data.check import check as faults_of
 
     config = parse(given.config, overrides)
     masks = config.task != "diffusion" and not given.no_masks
-    problems = check(config.data, masks=masks, full=not given.quick)
+    problems = faults_of(config.data, masks=masks, full=not given.quick)
     for problem in problems:
         print(problem)
     name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"

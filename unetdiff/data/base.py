@@ -41,6 +41,10 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
     def names(self, index: int) -> str:
         """Name of a sample, without reading it."""
 
+    def mask(self, index: int) -> Tensor:
+        """The mask of a sample at its own size, never augmented, uint8 (H, W)."""
+        return self[index]["mask"]
+
     def position(self, key: int | SampleKey) -> int:
         """The index that `key` asks for; IndexError beyond the set (that ends a plain `for` over it)."""
         index = key.index if isinstance(key, SampleKey) else operator.index(key)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +18,7 @@ from unetdiff.data import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.images import folder_files
 from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.threads import in_threads
 from unetdiff.data.transforms import VOID
 from unetdiff.data.voc import (
     Pair,
@@ -31,8 +31,6 @@ from unetdiff.data.voc import (
     wrong_values,
 )
 from unetdiff.errors import UserError
-
-_Task = TypeVar("_Task")
 
 
 def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Problem]:
@@ -91,7 +89,7 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     def examine(pair: Pair) -> list[Problem]:
         return _pair_problems(pair, count, full, config.void_only_masks)
 
-    for found in _in_threads(examine, pairs, progress):
+    for found in in_threads(examine, pairs, "check", progress):
         problems += found
     return problems
 
@@ -179,7 +177,7 @@ def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Proble
         problems.append(
             Problem(str(val), "the same picture is in the training split", str(train), "remove one of the two")
         )
-    for found in _in_threads(examine, [*by_role["train"], *by_role["val"]], progress):
+    for found in in_threads(examine, [*by_role["train"], *by_role["val"]], "check", progress):
         problems += found
     return problems
 
@@ -214,14 +212,6 @@ def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Probl
             except BadFile as error:
                 problems.append(_of(error))
     return problems
-
-
-def _in_threads(
-    examine: Callable[[_Task], list[Problem]], tasks: list[_Task], progress: bool
-) -> Iterable[list[Problem]]:
-    """`examine` of every task, in order; decoding runs outside Python's lock, so threads are enough."""
-    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        yield from tqdm(pool.map(examine, tasks), total=len(tasks), desc="check", disable=not progress)
 
 
 def _of(error: BadFile) -> Problem:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from unetdiff.data.balance import balanced_epoch
 from unetdiff.data.hashing import hash_words
 from unetdiff.errors import UserError
 
@@ -40,6 +43,8 @@ class StepSampler(Sampler[list[SampleKey]]):
         rank, world_size: this process, and how many there are.
         parts: micro-batches of a step and rank (gradient accumulation).
         strong_until: first step without strong augmentation; None: strong to the end.
+        factors: how often each sample comes, relative to the others (`unetdiff.data.balance`), (length,); None: alike.
+            An epoch still has `length` samples.
 
     Raises:
         UserError: the set is empty, or batch_size does not divide by world_size * parts.
@@ -57,6 +62,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         world_size: int = 1,
         parts: int = 1,
         strong_until: int | None = None,
+        factors: NDArray[np.float64] | None = None,
     ) -> None:
         if length < 1:
             raise UserError("the training split holds no picture: give a split with at least one")
@@ -77,6 +83,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.world_size = world_size
         self.parts = parts
         self.strong_until = strong_until
+        self.factors = factors
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start) * self.parts
@@ -94,14 +101,20 @@ class StepSampler(Sampler[list[SampleKey]]):
                     epoch = position // self.length
                     order = self._permutation(epoch)
                 index = int(order[position % self.length])
+                # A picture that comes twice in an epoch is augmented in two ways.
+                words = (epoch, index) if self.factors is None else (epoch, index, position % self.length)
                 # 63 bits: fits a signed 64-bit integer on its way through a worker.
-                keys.append(SampleKey(index, hash_words(self.seed, epoch, index) >> 1, strong))
+                keys.append(SampleKey(index, hash_words(self.seed, *words) >> 1, strong))
             for i in range(0, share, part):
                 yield keys[i : i + part]
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(hash_words(self.seed, epoch) >> 1)
-        return torch.randperm(self.length, generator=generator)
+        order = torch.randperm(self.length, generator=generator)
+        if self.factors is None:
+            return order
+        offset = float(torch.rand((), generator=generator))
+        return torch.from_numpy(balanced_epoch(self.factors, offset))[order]
 
 
 class EvalSampler(Sampler[list[int]]):

@@ -103,6 +103,9 @@ class VOCFolder(PictureDataset):
     def names(self, index: int) -> str:
         return self.pairs[index].name
 
+    def mask(self, index: int) -> Tensor:
+        return read_mask(self.pairs[self.position(index)].mask, len(self.classes))  # the picture stays unread
+
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         pair = self.pairs[self.position(key)]
         image = read_image(pair.image)

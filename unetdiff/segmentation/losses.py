@@ -6,8 +6,9 @@ or present classes only, and give 0 with a zero gradient where everything is voi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,26 +17,50 @@ from einops import rearrange
 from torch import Tensor
 
 from unetdiff.errors import UserError, nearest
+from unetdiff.segmentation.config import OHEMConfig
+from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, positive, prepare, weights_like
+from unetdiff.segmentation.lovasz import lovasz
+from unetdiff.segmentation.ohem import hard_pixels
 
-__all__ = ["LOSSES", "WeightedLoss", "combined", "cross_entropy", "dice", "focal"]
+__all__ = ["LOSSES", "OHEMConfig", "WeightedLoss", "combined", "cross_entropy", "dice", "focal", "lovasz"]
 
-ClassWeights = Tensor | Sequence[float] | None
 DICE_SMOOTH = 1e-5
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, ignore_index: int = 255, class_weights: ClassWeights = None
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int = 255,
+    class_weights: ClassWeights = None,
+    *,
+    label_smoothing: float = 0.0,
+    ohem: OHEMConfig | None = None,
 ) -> Tensor:
     """Mean of -log p_t over valid pixels; with class weights the mean is weighted (as in torch).
+
+    label_smoothing: e of (1 - e) w_t (-log p_t) + e / C sum_c w_c (-log p_c), still divided by the sum of w_t: torch's
+    definition (Szegedy et al. 2016, section 7, with weights). ohem: only the hard pixels are averaged
+    (`unetdiff.segmentation.ohem`), chosen by -log p_t, without weights or smoothing.
 
     logits: (B, C, H, W), any float type. target: (B, H, W), any integer type, 0..C-1 or `ignore_index`.
     class_weights: (C,). Raises UserError where shapes, or (on a CPU) values of the target, cannot be.
     """
-    logits, target, valid = _prepare(logits, target, ignore_index)
-    weight = _weights(class_weights, logits)
-    per_pixel = F.cross_entropy(logits, target, weight, ignore_index=_VOID, reduction="none")  # (B, H, W)
-    counts = valid if weight is None else weight[target.clamp_min(0)] * valid
-    return per_pixel.sum() / _positive(counts.sum().to(logits.dtype))
+    logits, target, valid = prepare(logits, target, ignore_index)
+    weight = weights_like(class_weights, logits)
+    per_pixel = F.cross_entropy(  # (B, H, W), 0 under void
+        logits, target, weight, ignore_index=VOID, reduction="none", label_smoothing=label_smoothing
+    )
+    counted = valid
+    if ohem is not None:
+        plain = per_pixel.detach()
+        if weight is not None or label_smoothing:
+            plain = F.cross_entropy(logits.detach(), target, ignore_index=VOID, reduction="none")
+        counted = hard_pixels(plain, valid, ohem.threshold, ohem.min_share)
+        per_pixel = per_pixel * counted
+    counts = counted if weight is None else weight[target.clamp_min(0)] * counted
+    total = counts.sum().to(logits.dtype)
+    # the smoothed loss of a pixel that weighs nothing is not 0: where all are such, there is nothing to average
+    return per_pixel.sum() * (total > 0) / positive(total)
 
 
 def focal(
@@ -53,16 +78,16 @@ def focal(
     pixels, so alpha = 1, gamma = 0 without weights is `cross_entropy`. Shapes and errors as in
     `cross_entropy`.
     """
-    logits, target, valid = _prepare(logits, target, ignore_index)
-    weight = _weights(class_weights, logits)
-    log_loss = F.cross_entropy(logits, target, ignore_index=_VOID, reduction="none")  # (B, H, W), 0 under void
+    logits, target, valid = prepare(logits, target, ignore_index)
+    weight = weights_like(class_weights, logits)
+    log_loss = F.cross_entropy(logits, target, ignore_index=VOID, reduction="none")  # (B, H, W), 0 under void
     miss = -torch.expm1(-log_loss)  # 1 - p_t, exact near 0
     if gamma < 1:
         miss = miss.clamp_min(1e-12)  # the power's slope at 0 is infinite there
     per_pixel = alpha * miss**gamma * log_loss
     if weight is not None:
         per_pixel = per_pixel * weight[target.clamp_min(0)]
-    return per_pixel.sum() / _positive(valid.sum().to(logits.dtype))
+    return per_pixel.sum() / positive(valid.sum().to(logits.dtype))
 
 
 def dice(
@@ -79,14 +104,14 @@ def dice(
     included. A class that the batch does not contain is not averaged (it would hold the loss at 1 - present /
     C). class_weights (C,) weigh the average. Shapes and errors as in `cross_entropy`.
     """
-    logits, target, valid = _prepare(logits, target, ignore_index)
-    weight = _weights(class_weights, logits)
+    logits, target, valid = prepare(logits, target, ignore_index)
+    weight = weights_like(class_weights, logits)
     overlap, mass, count = _SoftCounts.apply(logits, target, valid)  # (C,) each
     score = (2 * overlap + smooth) / (mass + count + smooth)  # TP + FP = mass, TP + FN = count
     share = (count > 0).to(score.dtype)
     if weight is not None:
         share = share * weight
-    return ((1 - score) * share).sum() / _positive(share.sum())
+    return ((1 - score) * share).sum() / positive(share.sum())
 
 
 class _SoftCounts(torch.autograd.Function):
@@ -129,8 +154,8 @@ def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
 
 
 Loss = Callable[[Tensor, Tensor, int, ClassWeights], Tensor]
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice}
-UNWEIGHTED = frozenset({"dice"})  # inside a sum, class weights are for the losses over pixels
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}
+UNWEIGHTED = frozenset({"dice", "lovasz"})  # inside a sum, class weights are for the losses over pixels
 
 
 @dataclass(frozen=True)
@@ -140,21 +165,37 @@ class WeightedLoss:
     losses: Mapping[str, float]
     ignore_index: int = 255
     class_weights: ClassWeights = None
+    label_smoothing: float = 0.0
+    ohem: OHEMConfig | None = None
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         parts = {
-            name: LOSSES[name](logits, target, self.ignore_index, None if name in UNWEIGHTED else self.class_weights)
+            name: self._loss(name)(
+                logits, target, self.ignore_index, None if name in UNWEIGHTED else self.class_weights
+            )
             for name in self.losses
         }
         total = torch.stack([self.losses[name] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
 
+    def _loss(self, name: str) -> Loss:
+        if name == "cross_entropy":
+            return partial(cross_entropy, label_smoothing=self.label_smoothing, ohem=self.ohem)
+        return LOSSES[name]
 
-def combined(losses: Mapping[str, float], ignore_index: int = 255, class_weights: ClassWeights = None) -> WeightedLoss:
+
+def combined(
+    losses: Mapping[str, float],
+    ignore_index: int = 255,
+    class_weights: ClassWeights | str = None,
+    *,
+    label_smoothing: float = 0.0,
+    ohem: OHEMConfig | None = None,
+) -> WeightedLoss:
     """A weighted sum of losses by name: `combined({"cross_entropy": 1.0, "dice": 1.0})(logits, target)`.
 
-    class_weights go to cross_entropy and focal. Raises UserError for an unknown name, no loss, or a weight
-    that is negative or not finite.
+    class_weights go to cross_entropy and focal, label_smoothing and ohem to cross_entropy. Raises UserError for an
+    unknown name, no loss, a weight that is negative or not finite, or class weights still to be computed.
     """
     if not losses:
         raise UserError(f"segmentation.losses is empty; give at least one of {', '.join(LOSSES)}")
@@ -164,48 +205,13 @@ def combined(losses: Mapping[str, float], ignore_index: int = 255, class_weights
             raise UserError(f"segmentation.losses: unknown loss '{name}'; did you mean '{near}'? ({', '.join(LOSSES)})")
         if not 0 <= weight < float("inf"):
             raise UserError(f"segmentation.losses.{name}: weight {weight} must be a finite number of at least 0")
+    if isinstance(class_weights, str):
+        raise UserError(
+            f"segmentation.class_weights: '{class_weights}' is counted when a run starts, not here; "
+            "give numbers, e.g. those of unetdiff.data.stats.class_weights"
+        )
     if class_weights is not None:
         class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
         if not bool((class_weights.isfinite() & (class_weights >= 0)).all()):
             raise UserError(f"segmentation.class_weights {class_weights.tolist()}: each must be finite and at least 0")
-    return WeightedLoss(dict(losses), ignore_index, class_weights)
-
-
-_VOID = -1  # inside this file; outside, ignore_index may be any integer, a class included
-
-
-def _prepare(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """-> logits in float32 or float64, target (B, H, W) as int64 with void at -1, valid (B, H, W) as bool."""
-    if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
-        raise UserError(
-            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not match: "
-            "give logits (B, C, H, W) and a target (B, H, W) of the same size"
-        )
-    if target.is_floating_point():
-        raise UserError(f"target has type {target.dtype}; give class indices (uint8 or int64)")
-    num_classes = logits.shape[1]
-    valid = target != ignore_index
-    target = target.long()
-    if target.device.type == "cpu":  # elsewhere the check would wait for the device
-        wrong = valid & ((target < 0) | (target >= num_classes))
-        if bool(wrong.any()):
-            raise UserError(
-                f"target holds the value {int(target[wrong][0])}, neither a class (0..{num_classes - 1}) "
-                f"nor void ({ignore_index}); run `unetdiff data check`"
-            )
-    target = target.masked_fill(~valid, _VOID)
-    return logits if logits.dtype == torch.float64 else logits.float(), target, valid
-
-
-def _weights(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:
-    if class_weights is None:
-        return None
-    weight = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
-    if weight.shape != (logits.shape[1],):
-        raise UserError(f"class_weights has {weight.numel()} values for {logits.shape[1]} classes; give one for each")
-    return weight
-
-
-def _positive(total: Tensor) -> Tensor:
-    """A divisor: 1 where there is nothing to average."""
-    return torch.where(total > 0, total, torch.ones_like(total))
+    return WeightedLoss(dict(losses), ignore_index, class_weights, label_smoothing, ohem)

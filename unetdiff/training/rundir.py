@@ -59,11 +59,12 @@ def open_run(config: RunConfig) -> Path:
 
 def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
     before, now = _flat(asdict(old)), _flat(asdict(new))
-    changed = [k for k in now if k not in FREE and before.get(k) != now[k]]
+    # a section that may be null (segmentation.ohem) is one key without it, several with it
+    changed = [k for k in now | before if k not in FREE and before.get(k) != now.get(k)]
     if changed:
         key = changed[0]
         raise UserError(
-            f"{key}: {now[key]!r}, but the run in '{run}' was started with {before.get(key)!r}; "
+            f"{key}: {now.get(key)!r}, but the run in '{run}' was started with {before.get(key)!r}; "
             f"resume with the same config ({len(changed)} keys differ), or give another training.output_dir"
         )
 

@@ -43,9 +43,10 @@ def write_summary(
     task: Task,
     accelerator: Accelerator,
     figures: dict[str, Any],
-    command: str | None,
+    more: dict[str, Any],
 ) -> None:
-    """Write summary.json of a finished run; without the last validation's `figures` they are read from its record."""
+    """Write summary.json of a finished run, `more` in it; without the last validation's `figures` they are read from
+    its record."""
     summary = {
         "task": config.task,
         "steps": progress.step,
@@ -58,7 +59,7 @@ def write_summary(
         "final": figures or _last_validation(directory),
         "skipped_steps": progress.skipped,
         **machine.facts(accelerator),
-        "command": command,
+        **more,
     }
     aside = directory / ".writing-summary.json"
     aside.write_text(json.dumps(summary, indent=1))

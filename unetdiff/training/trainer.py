@@ -20,12 +20,14 @@ from torch.utils.data import DataLoader
 
 from unetdiff.config import RunConfig, validate
 from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
+from unetdiff.data.balance import class_presence, repeat_factors
 from unetdiff.data.check import require_clean
 from unetdiff.data.hashing import hash_words
 from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints, machine
 from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
+from unetdiff.training.class_weights import provenance, sentence, with_numbers
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.records import Records, Window
@@ -65,7 +67,7 @@ class Trainer:
     """A run's state: data, task, average, optimizer, progress."""
 
     def __init__(self, config: RunConfig, command: str | None) -> None:
-        self.config, self.command = config, command
+        self.command = command
         settings = config.training
         self.accelerator = machine.build_accelerator(settings)
         self.records: Records | None = None
@@ -75,6 +77,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.data = build_dataset(config.data, "train", masks)
         self.val = build_dataset(config.data, "val", masks)
+        self.factors = None
+        if masks and config.data.balance:
+            self.factors = repeat_factors(class_presence(self.data), config.data.balance)
+        asked, config = config, with_numbers(config, self.data, self.accelerator)
+        self.config, self.class_weights = config, provenance(asked, config, self.data.classes)
         self.epoch_steps = len(self.data) / settings.batch_size
         self.steps = settings.steps or max(1, round((settings.epochs or 1) * self.epoch_steps))
 
@@ -110,6 +117,8 @@ class Trainer:
             self.records = Records(self.directory, progress.step, self.steps)
             epochs = self.steps / self.epoch_steps
             self.records.say(headline(config, progress, self.task, self.accelerator, sizes, self.steps, epochs))
+            if self.class_weights is not None:
+                self.records.say(sentence(self.class_weights))
         window = Window()
         batches = self._batches()
         figures: dict[str, Any] = {}
@@ -145,7 +154,8 @@ class Trainer:
                 number = stop.number or 15
                 raise TrainingStopped(f"stopped by signal {number}. {self.how_to_go_on()}", 128 + number)
         if self.accelerator.is_main_process:
-            write_summary(self.directory, config, progress, self.task, self.accelerator, figures, self.command)
+            more = {"class_weights": self.class_weights, "command": self.command}
+            write_summary(self.directory, config, progress, self.task, self.accelerator, figures, more)
         self.accelerator.wait_for_everyone()
 
     def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float, list[str]]:
@@ -309,6 +319,7 @@ class Trainer:
             world_size=self.accelerator.num_processes,
             parts=settings.accumulation,
             strong_until=self.rate.strong_until,
+            factors=self.factors,
         )
         return iter(
             DataLoader(

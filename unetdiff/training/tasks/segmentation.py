@@ -40,7 +40,13 @@ class SegmentationTask(Task):
         super().__init__()
         self.unet, self.config = unet, config
         self.facts = DataFacts(val, size)
-        self.loss = combined(config.losses, config.ignore_index, config.class_weights)
+        self.loss = combined(
+            config.losses,
+            config.ignore_index,
+            config.class_weights,
+            label_smoothing=config.label_smoothing,
+            ohem=config.ohem,
+        )
         rest_heads(unet, "segmentation")
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:

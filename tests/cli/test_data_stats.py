@@ -1,0 +1,93 @@
+"""`unetdiff data stats`: the table, the JSON, and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.cli.main import main
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes; training masks of 6 x 4 (one void row) and 8 x 4 (all ground), a validation mask of 6 x 4."""
+    root = tmp_path / "set"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("ground\ntree house\n")
+    (root / "ImageSets/Segmentation/most.txt").write_text("a\nb\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("c\n")
+    half = np.repeat(np.array([[0], [0], [1], [255]], np.uint8), 6, axis=1)
+    for name, values in {"a": half, "b": np.zeros((4, 8), np.uint8), "c": half % 255}.items():
+        Image.fromarray(values).save(root / "SegmentationClass" / f"{name}.png")
+    return root
+
+
+def words(root: Path, *more: str) -> list[str]:
+    return ["data", "stats", "--data.name", "voc_folder", "--data.root", str(root), "--data.train_split=most", *more]
+
+
+def test_table_and_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new" / "stats.json"
+    assert main(words(root, "--output", str(file))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"voc_folder in {root}: 2 classes"
+    # f: 44 / 50 and 6 / 18, their median 0.6067; ln(1.02 + 0.88), ln(1.02 + 0.12)
+    assert [line.split() for line in lines[3:5]] == [
+        ["ground", "44", "88.00%", "2", "18", "75.00%", "1", "0.689", "1.558"],
+        ["tree", "house", "6", "12.00%", "1", "6", "25.00%", "1", "1.820", "7.637"],
+    ]
+    assert len({len(line) for line in lines[2:5]}) == 1  # aligned on the right
+    facts = {line[:28].strip(): line[28:].split("  ") for line in lines[6:]}
+    facts = {name: [cell.strip() for cell in cells if cell] for name, cells in facts.items()}
+    assert facts == {
+        "": ["train (most)", "val (val)"],
+        "pictures": ["2", "1"],
+        "void": ["10.71% of the pixels", "0.00% of the pixels"],
+        "width, min / median / max": ["6 / 8 / 8", "6 / 6 / 6"],
+        "height, min / median / max": ["4 / 4 / 4", "4 / 4 / 4"],
+        "sizes": ["2", "1"],
+        "most common (width x height)": ["6 x 4 (1), 8 x 4 (1)", "6 x 4 (1)"],
+    }
+    figures = json.loads(file.read_text())
+    assert figures["classes"] == ["ground", "tree house"]
+    assert figures["train"]["split"] == "most" and figures["train"]["pictures"] == 2
+    assert figures["train"]["pixels_by_class"] == {"ground": 44, "tree house": 6}
+    assert figures["train"]["void_pixels"] == 6 and figures["val"]["void_share"] == 0
+    assert figures["train"]["width"] == {"min": 6, "median": 8, "max": 8}
+    assert figures["class_weights"]["computed"] == {"ground": 0.6894, "tree house": 1.82}
+
+
+def test_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--data.scenes.train_pictures=4", "--data.scenes.val_pictures=2"]
+    assert main(["data", "stats", *small]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("scenes: 11 classes\n") and "32 x 32 (4)" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["data", "stats"], "unetdiff data stats: nothing to count; give a config file, or --data.name and"),
+        (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks to count; use"),
+        (["data", "stats", "--outptu", "x"], "unetdiff data stats: unknown '--outptu'; nearest: --output"),
+        (["data", "stats", "--data.name=scenes", "--output", "."], "--output: '.' is a directory; give a file"),
+        (["data", "chek"], "unetdiff data: argument action: invalid choice: 'chek' (choose from"),
+    ],
+)
+def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"unetdiff: {line}") and error.count("\n") == 1
+
+
+def test_a_bad_mask_and_a_bad_place_for_the_output(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(root, "--output", str(root / "classes.txt" / "stats.json"))) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    (root / "SegmentationClass" / "b.png").unlink()
+    assert main(words(root)) == 2
+    assert "b.png: no such file (missing)" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""Hard pixels, counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unetdiff.losses import OHEMConfig, cross_entropy
+from unetdiff.segmentation.ohem import hard_pixels
+
+P = torch.tensor([0.9, 0.2, 0.6, 0.95, 0.5, 0.8, 0.1, 0.3])  # of the true class; the last two pixels are void
+VALID = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0], dtype=torch.bool)
+
+
+def chosen(threshold: float, min_share: float, p: torch.Tensor = P, valid: torch.Tensor = VALID) -> list[int]:
+    hard = hard_pixels(-p.log().view(1, 2, -1), valid.view(1, 2, -1), threshold, min_share)
+    assert hard.shape == (1, 2, len(p) // 2)
+    return hard.flatten().nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("threshold", "min_share", "pixels"),
+    [
+        (0.7, 0.0, [1, 2, 4]),  # below the threshold
+        (0.55, 0.0, [1, 4]),
+        (0.55, 0.5, [1, 2, 4]),  # three of six at least
+        (0.55, 0.51, [1, 2, 4, 5]),  # four: rounded up
+        (0.7, 0.2, [1, 2, 4]),  # more than the share
+        (0.0, 1 / 3, [1, 4]),  # the share alone
+        (0.0, 0.01, [1]),
+        (0.05, 0.0, []),
+        (0.0, 1.0, [0, 1, 2, 3, 4, 5]),
+        (1.0, 0.0, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_which_pixels_are_hard(threshold, min_share, pixels):
+    assert chosen(threshold, min_share) == pixels
+
+
+def test_pixels_as_hard_as_the_last_one_are_kept_too():
+    assert chosen(0.0, 0.25, torch.tensor([0.5, 0.5, 0.9, 0.5]), torch.ones(4, dtype=torch.bool)) == [0, 1, 3]
+
+
+def test_nothing_valid_nothing_hard():
+    assert chosen(0.7, 0.5, valid=torch.zeros(8, dtype=torch.bool)) == []
+
+
+def scene() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes, class 1 everywhere but at pixel 1, the probabilities of `P`, two void pixels."""
+    target = torch.tensor([[[1, 0, 1, 1], [1, 1, 255, 255]]])
+    toward = torch.log(P / (1 - P)).view(1, 2, 4) * torch.where(target == 0, -1, 1)
+    return torch.stack([torch.zeros_like(toward), toward], dim=1), target
+
+
+def test_cross_entropy_is_averaged_over_the_hard_pixels():
+    logits, target = scene()
+    logits.requires_grad_()
+    loss = cross_entropy(logits, target, ohem=OHEMConfig(0.55, 0.5))
+    assert loss.item() == pytest.approx(-math.log(0.2 * 0.6 * 0.5) / 3)
+    loss.backward()
+    felt = logits.grad.abs().sum(1).flatten().nonzero()[:, 0].tolist()
+    assert felt == [1, 2, 4]
+
+
+def test_the_choice_ignores_weights_and_smoothing_and_the_mean_uses_them():
+    logits, target = scene()
+    weights = [0.1, 5.0]  # weighed first, pixel 1 would not be among the three hardest
+    kept = target.clone().fill_(255)
+    for i in (1, 2, 4):
+        kept.view(-1)[i] = target.view(-1)[i]
+    expected = F.cross_entropy(logits, kept, torch.tensor(weights), ignore_index=255, label_smoothing=0.2)
+    loss = cross_entropy(logits, target, class_weights=weights, label_smoothing=0.2, ohem=OHEMConfig(0.55, 0.5))
+    torch.testing.assert_close(loss, expected)

@@ -1,0 +1,140 @@
+"""`unetdiff data stats`: what both splits of a set hold, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from unetdiff.config import RunConfig
+    from unetdiff.data.stats import SplitCounts
+
+USAGE = "unetdiff data stats [CONFIG] [--data.name NAME --data.root DIR ...] [--output FILE.json]"
+SPLITS: tuple[Literal["train"], Literal["val"]] = ("train", "val")
+SIZES = 3  # of the most common sizes, how many are told
+
+
+def main(argv: Sequence[str]) -> int:
+    """Count both splits and print a table; 0. UserError for a set that cannot be read or has no masks."""
+    overrides, words = split_overrides(argv, known=[])
+    about = "Pixels and pictures of each class, class weights of each method, void, sizes."
+    parser = Parser("unetdiff data stats", about, USAGE)
+    parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
+    parser.add_argument("--output", type=Path, help="write the same figures to this JSON file")
+    given = parser.parse_strictly(words)
+    if given.config is None and not overrides:
+        raise UserError("unetdiff data stats: nothing to count; give a config file, or --data.name and --data.root")
+    if given.output is not None and given.output.is_dir():
+        raise UserError(f"--output: '{given.output}' is a directory; give a file, e.g. {given.output / 'stats.json'}")
+
+    from unetdiff.config import parse
+
+    figures = count_both(parse(given.config, overrides))
+    if given.output is not None:
+        try:
+            given.output.parent.mkdir(parents=True, exist_ok=True)
+            given.output.write_text(json.dumps(figures, indent=1))
+        except OSError as error:
+            raise UserError(f"--output: '{given.output}' cannot be written ({error.strerror}); give another") from None
+    print(table(figures))
+    return 0
+
+
+def count_both(config: RunConfig) -> dict[str, Any]:
+    """The figures of a RunConfig's set: classes, each split's counts, and the training split's class weights."""
+    from unetdiff.data import build_dataset
+    from unetdiff.data.stats import METHODS, class_weights, count
+    from unetdiff.rules import WITH_MASKS
+
+    data = config.data
+    if data.name not in WITH_MASKS:
+        raise UserError(f"data.name: '{data.name}' has no masks to count; use one of {', '.join(WITH_MASKS)}")
+    sets = {role: build_dataset(data, role, segmentation=True) for role in SPLITS}
+    classes = sets["train"].classes
+    counts: dict[str, SplitCounts] = {
+        role: count(pictures, config.segmentation.ignore_index, what=role) for role, pictures in sets.items()
+    }
+    figures: dict[str, Any] = {"data": data.name, "root": data.root, "classes": classes}
+    for role, split in zip(SPLITS, (data.train_split, data.val_split), strict=True):
+        figures[role] = {"split": split, **_split_figures(counts[role], classes)}
+    figures["class_weights"] = {
+        method: dict(zip(classes, class_weights(method, counts["train"]), strict=True)) for method in METHODS
+    }
+    return figures
+
+
+def _split_figures(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
+    heights, widths = (sorted(size[side] for size in counts.sizes.elements()) for side in (0, 1))
+    return {
+        "pictures": counts.sizes.total(),
+        "pixels_by_class": dict(zip(classes, counts.pixels.tolist(), strict=True)),
+        "pictures_by_class": dict(zip(classes, counts.pictures.tolist(), strict=True)),
+        "void_pixels": counts.void,
+        "void_share": counts.void_share,
+        "width": _range(widths),
+        "height": _range(heights),
+        "sizes": len(counts.sizes),
+        "most_common_sizes": [
+            {"width": width, "height": height, "pictures": pictures}
+            for (height, width), pictures in counts.sizes.most_common(SIZES)
+        ],
+    }
+
+
+def _range(values: list[int]) -> dict[str, int]:
+    return {"min": values[0], "median": values[len(values) // 2], "max": values[-1]}
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures as two aligned tables: a row for each class, and a row for each fact of the pictures."""
+    classes, weights = figures["classes"], figures["class_weights"]
+    head = ["class"]
+    for role in SPLITS:
+        head += [f"{role} pixels", "share", "pictures"]
+    rows = [head + [f"weight: {method}" for method in weights]]
+    for name in classes:
+        row = [name]
+        for role in SPLITS:
+            row += _class_cells(figures[role], name)
+        rows.append(row + [f"{by_class[name]:.3f}" for by_class in weights.values()])
+    facts = [["", *(f"{role} ({figures[role]['split']})" for role in SPLITS)]]
+    facts += [[name, *(tell(figures[role]) for role in SPLITS)] for name, tell in FACTS.items()]
+    where = figures["data"] if figures["root"] is None else f"{figures['data']} in {figures['root']}"
+    return "\n".join([f"{where}: {len(classes)} classes", "", *aligned(rows, ">"), "", *aligned(facts, "<")])
+
+
+def _class_cells(split: Mapping[str, Any], name: str) -> list[str]:
+    pixels = split["pixels_by_class"]
+    share = pixels[name] / max(1, sum(pixels.values()))
+    return [f"{pixels[name]:,}", f"{share:.2%}", f"{split['pictures_by_class'][name]:,}"]
+
+
+def _spread(side: str) -> Any:
+    return lambda split: " / ".join(f"{split[side][key]}" for key in ("min", "median", "max"))
+
+
+FACTS: dict[str, Any] = {
+    "pictures": lambda split: f"{split['pictures']:,}",
+    "void": lambda split: f"{split['void_share']:.2%} of the pixels",
+    "width, min / median / max": _spread("width"),
+    "height, min / median / max": _spread("height"),
+    "sizes": lambda split: f"{split['sizes']:,}",
+    "most common (width x height)": lambda split: ", ".join(
+        f"{size['width']} x {size['height']} ({size['pictures']:,})" for size in split["most_common_sizes"]
+    ),
+}
+
+
+def aligned(rows: Sequence[Sequence[str]], side: str) -> list[str]:
+    """Rows of cells as lines; the first column to the left, the others to `side` ("<" or ">")."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    sides = ["<"] + [side] * (len(widths) - 1)
+    return [
+        "  ".join(f"{cell:{s}{width}}" for cell, s, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]

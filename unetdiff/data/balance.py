@@ -1,0 +1,55 @@
+"""Pictures of rare classes more often: repeat factors, and an epoch that holds them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unetdiff.data.threads import in_threads
+
+if TYPE_CHECKING:
+    from unetdiff.data.base import PictureDataset
+
+Shares = NDArray[np.float64]
+
+
+def class_presence(data: PictureDataset, progress: bool = True) -> NDArray[np.bool_]:
+    """Which classes each picture of a set with masks holds, (pictures, classes)."""
+    classes = len(data.classes)
+
+    def examine(index: int) -> NDArray[np.bool_]:
+        return np.bincount(data.mask(index).numpy().reshape(-1), minlength=256)[:classes] > 0
+
+    return np.stack(list(in_threads(examine, range(len(data)), "classes of each picture", progress)))
+
+
+def repeat_factors(presence: NDArray[np.bool_], threshold: float) -> Shares:
+    """How often each picture comes where one without rare classes comes once, (pictures,).
+
+    A class that the share f of the pictures holds has the factor max(1, sqrt(threshold / f)); a picture has the largest
+    factor of its classes (Gupta et al. 2019, "LVIS", section 4.1 of the appendix).
+
+    Args:
+        presence: (pictures, classes).
+        threshold: the share below which a class is rare, 0 to 1.
+    """
+    share = presence.mean(axis=0)  # (C,)
+    factor = np.sqrt(np.maximum(1.0, threshold / np.maximum(share, 1e-12)))
+    return np.where(presence, factor, 1.0).max(axis=1)
+
+
+def balanced_epoch(factors: Shares, offset: float) -> NDArray[np.int64]:
+    """As many indices as there are pictures, each about in proportion to its factor, ascending.
+
+    Systematic sampling (Madow 1949): a picture that should come x times comes floor(x) or ceil(x) times.
+
+    Args:
+        factors: (pictures,), positive.
+        offset: 0 to 1, the one random number.
+    """
+    count = len(factors)
+    ends = np.cumsum(factors) * count / factors.sum()
+    ends[-1] = count  # rounding must not lose the last one
+    return np.searchsorted(ends, np.arange(count) + offset, side="right").astype(np.int64)
