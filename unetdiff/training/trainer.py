@@ -251,7 +251,8 @@ class Trainer:
         if self.records is not None:
             pictures, more = task.preview(self.accelerator)
             figures |= more
-            entry = {"images": progress.images, "minutes": progress.minutes, **figures}
+            spent = {"minutes": progress.minutes, "train_minutes": progress.train_minutes}
+            entry = {"images": progress.images, **spent, **figures}
             self.records.line("validation", progress.step, entry)
             self.records.pictures(progress.step, pictures)
         name, direction = task.best
