@@ -14,7 +14,7 @@ from unetdiff.models.resolve import resolve
 
 if TYPE_CHECKING:
     from unetdiff.config import RunConfig
-    from unetdiff.segmentation.config import SegmentationConfig
+    from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
 
 LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
 WITH_MASKS = ("scenes", "voc", "voc_folder")
@@ -289,6 +289,19 @@ def _validate_joint(config: RunConfig) -> None:
         raise refuse(
             "joint.segmentation_share", given.segmentation_share, "is no share of a batch", "use 1 or less, above 0"
         )
+
+
+# ------------------------------------------------------------------------------------------- inference
+
+
+def validate_inference(config: InferenceConfig) -> None:
+    """Refuse tiles, overlaps, scales and batches that cannot be (UserError)."""
+    _pair("tile", config.tile)
+    if not 0 <= config.overlap <= 0.9:
+        raise refuse("overlap", config.overlap, "is no share of a tile", "use 0 to 0.9, e.g. 0.25")
+    if not config.scales or not all(0 < scale < math.inf for scale in config.scales):
+        raise refuse("scales", config.scales, "are not positive factors", "give e.g. [0.75, 1.0, 1.25]")
+    _at_least("batch_size", config.batch_size, 1)
 
 
 # ---------------------------------------------------------------------------------------------- the loop

@@ -39,6 +39,32 @@ def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert given["guidance_scale"] == 3.0
 
 
+def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def judged(*words: str) -> dict[str, Any]:
+        assert main(["evaluate", str(run), "--samples", "0", "--output", str(tmp_path), *words]) == 0
+        return json.loads((tmp_path / "figures.json").read_text())
+
+    plain = judged()
+    assert "segmentation/inference" not in plain
+    seen = judged("--tile", "16,24", "--overlap", "0.5", "--flip", "--scales", "1,1.5")
+    assert seen["segmentation/inference"] == {
+        "tile": [16, 24],
+        "overlap": 0.5,
+        "flip": True,
+        "scales": [1.0, 1.5],
+        "batch_size": 8,
+    }
+    assert seen["segmentation/loss"] != plain["segmentation/loss"]
+    assert seen["segmentation/pictures"] == plain["segmentation/pictures"] == 4
+    for words, part in (
+        (["--overlap", "2"], "--overlap: 2.0 is no share of a tile; use 0 to 0.9"),
+        (["--tile", "a"], "'a' is no size"),
+        (["--scales", "1,b"], "'1,b' is no list of numbers"),
+    ):
+        assert main(["evaluate", str(run), *words]) == 2
+        assert part in capsys.readouterr().err
+
+
 def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
         ([str(run), "--training.steps", "3"], "only --data.KEY"),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,6 +15,7 @@ from PIL import Image
 from unetdiff.cli.main import main
 from unetdiff.cli.predict import list_pictures
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
@@ -82,3 +87,107 @@ def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = picture(tmp_path / "x.png", (8, 8))
     assert main(["predict", str(tmp_path / "nowhere"), str(image)]) == 2
     assert f"{tmp_path}/nowhere" in capsys.readouterr().err
+
+
+class Bytes(io.TextIOWrapper):
+    """A standard stream made of bytes."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+
+
+def test_tiles_and_views_are_the_pipelines(run: Path, tmp_path: Path) -> None:
+    image = picture(tmp_path / "x.png", (50, 41))
+    words = [
+        "--tile",
+        "24,32",
+        "--overlap",
+        "0.5",
+        "--flip",
+        "--scales",
+        "1,1.5",
+        "--batch_size",
+        "3",
+        "--device",
+        "cpu",
+    ]
+    assert main(["predict", str(run), str(image), "--output", str(tmp_path), *words]) == 0
+    options = InferenceConfig(tile=[24, 32], overlap=0.5, flip=True, scales=[1.0, 1.5])
+    pipeline = SegmentationPipeline.from_pretrained(run / "best")
+    with Image.open(tmp_path / "masks" / "x.png") as mask:
+        ours = np.asarray(mask)
+    assert (ours == pipeline(image, inference=options).mask).mean() > 0.95  # bf16 where the machine has it
+
+
+def test_options_that_cannot_be(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = picture(tmp_path / "x.png", (8, 8))
+    for words, part in (
+        (["--tile", "-4"], "--tile: [-4, -4] is not"),
+        (["--tile", "1,2,3"], "argument --tile: '1,2,3' is no size"),
+        (["--overlap", "1"], "--overlap: 1.0 is no share"),
+        (["--scales", "1,0"], "--scales: [1.0, 0.0] are not positive"),
+        (["--batch_size", "0"], "--batch_size: 0 is too small; use 1 or more"),
+        (["--device", "abacus"], "--device: 'abacus' cannot be used here"),
+        (["--device", "meta"], "--device: 'meta' cannot be used here"),
+        (["--list"], "--list: no input is -"),
+        (["-", "--output", "-"], "-: one picture on standard input goes alone"),
+        ([str(picture(tmp_path / "y.png", (8, 8))), "--output", "-"], "--output -: one mask"),
+    ):
+        assert main(["predict", str(run), str(image), *words]) == 2
+        assert part in capsys.readouterr().err
+
+
+def test_bytes_in_mask_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(tmp_path / "x.png", (40, 36))
+    assert main(["predict", str(run), str(image), "--output", str(tmp_path / "files")]) == 0
+    monkeypatch.setattr(sys, "stdin", Bytes(image.read_bytes()))
+    monkeypatch.setattr(sys, "stdout", stdout := Bytes())
+    assert main(["predict", str(run), "-", "--output", "-"]) == 0
+    stdout.flush()
+    with Image.open(io.BytesIO(stdout.buffer.getvalue())) as ours, Image.open(tmp_path / "files/masks/x.png") as file:  # type: ignore[attr-defined]
+        assert ours.mode == "P" and np.array_equal(np.asarray(ours), np.asarray(file))
+
+
+def test_standard_input_to_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    image = picture(tmp_path / "x.png", (40, 36))
+    monkeypatch.setattr(sys, "stdin", Bytes(image.read_bytes()))
+    assert main(["predict", str(run), "-", "--output", str(tmp_path / "one")]) == 0
+    assert (tmp_path / "one" / "overlays" / "stdin.png").is_file()
+    other = picture(tmp_path / "a name.png", (32, 32))
+    monkeypatch.setattr(sys, "stdin", Bytes(f"{image}\n\n{other}\n".encode()))
+    assert main(["predict", str(run), "-", "--list", "--output", str(tmp_path / "two")]) == 0
+    assert {path.name for path in (tmp_path / "two" / "masks").iterdir()} == {"x.png", "a name.png"}
+    capsys.readouterr()
+    for data, words, status, part in (
+        (b"no picture", [], 1, "10 bytes given: not a readable picture"),
+        (b"\n", ["--list"], 2, "the list on standard input is empty"),
+        (b"nowhere.png\n", ["--list"], 2, "nowhere.png: no picture there"),
+    ):
+        monkeypatch.setattr(sys, "stdin", Bytes(data))
+        assert main(["predict", str(run), "-", "--output", str(tmp_path / "three"), *words]) == status
+        assert part in capsys.readouterr().err
+
+
+def test_videos_beside_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    picture(tmp_path / "in" / "x.png", (32, 32))
+    with av.open(str(tmp_path / "in" / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(10))
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for number in range(3):
+            frame = np.full((32, 48, 3), 80 * number, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    (tmp_path / "in" / "broken.mov").write_text("no video")
+    output = tmp_path / "out"
+    assert main(["predict", str(run), str(tmp_path / "in"), "--output", str(output), "--masks"]) == 1
+    captured = capsys.readouterr()
+    assert "broken.mov: not a readable video" in captured.err
+    assert captured.out == f"{output}: 1 masks and overlays, 1 overlay videos\n"
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    frames = {f"masks/clip/{number:06d}.png" for number in range(3)}
+    assert found == {"masks/x.png", "overlays/x.png", "overlays/clip.mp4"} | frames
+    with av.open(str(output / "overlays" / "clip.mp4")) as container:
+        assert [(frame.height, frame.width) for frame in container.decode(video=0)] == [(32, 48)] * 3
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert main(["predict", str(run), str(tmp_path / "in" / "clip.mp4")]) == 2
+    assert "pip install 'unetdiff[video]'" in capsys.readouterr().err

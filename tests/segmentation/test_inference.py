@@ -11,9 +11,12 @@ from torchvision.transforms import v2
 
 from unetdiff import UNet
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import (
+    argmax_at,
     inference,
     load_picture,
+    logits_by_size,
     predict_batch,
     predict_logits,
     predict_masks,
@@ -67,11 +70,39 @@ def test_a_batch_of_many_sizes_keeps_its_order(unet):
     assert np.array_equal(masks[1], predict_logits(unet, images[2]).argmax(0).numpy())
 
 
+def test_tiles_and_views_come_back_at_the_pictures_own_size(unet):
+    images = [picture(32, 40, 0), picture(36, 90, 1), picture(20, 24, 2)]
+    options = InferenceConfig(tile=[32, 32], flip=True, scales=[1.0, 2.0], batch_size=5)
+    for size in (None, [48, 48]):
+        logits = dict(logits_by_size(unet, images, size, options=options))
+        assert list(logits) == [0, 1, 2] and [tuple(logits[i].shape[-2:]) for i in logits] == [
+            (32, 40),
+            (36, 90),
+            (20, 24),
+        ]
+        masks = predict_masks(unet, images, size, options=options)
+        for index, mask in enumerate(masks):
+            assert np.array_equal(mask, logits[index].argmax(0).numpy())
+            alone = predict_logits(unet, images[index], size, options=options)
+            torch.testing.assert_close(alone, logits[index], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(33, 21), (100, 7), (5, 9), (11, 13)])
+def test_a_mask_in_bands_is_the_argmax_of_the_resized_logits(size, monkeypatch):
+    logits = torch.randn(3, 11, 13, generator=torch.Generator().manual_seed(0))
+    whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
+    monkeypatch.setattr("unetdiff.segmentation.inference.BAND", 3 * size[1] * 4)  # four rows
+    mask = argmax_at(logits, size)
+    assert mask.dtype == torch.uint8
+    assert torch.equal(mask.long(), whole.argmax(0))
+
+
 def test_every_kind_of_picture_is_the_same_picture(unet, tmp_path):
     image = picture(32, 36)
     array = image.permute(1, 2, 0).numpy()
     Image.fromarray(array).save(tmp_path / "picture.png")
-    kinds = [image, array, Image.fromarray(array), tmp_path / "picture.png", str(tmp_path / "picture.png")]
+    file = tmp_path / "picture.png"
+    kinds = [image, array, Image.fromarray(array), file, str(file), file.read_bytes()]
     for kind in kinds:
         assert torch.equal(load_picture(kind), image)
 
@@ -92,6 +123,15 @@ def test_unreadable_files_are_named(tmp_path):
     for name in ("half.jpg", "text.png"):
         with pytest.raises(UserError, match=f"{name}: not a readable picture"):
             load_picture(tmp_path / name)
+    with pytest.raises(UserError, match="^10 bytes given: not a readable picture .unknown format"):
+        load_picture(b"no picture")
+
+
+def test_a_picture_too_large_for_pils_guard_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match="large.png: .*MAX_IMAGE_PIXELS"):
+        load_picture(tmp_path / "large.png")
 
 
 def test_modes_are_as_they_were_afterwards():

@@ -12,7 +12,9 @@ from PIL import Image
 from unetdiff import SegmentationPipeline, UNet
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_logits
+from unetdiff.segmentation.pipeline import saved_inference
 
 CLASSES = ["background", "cat", "dog"]
 PALETTE = [[0, 0, 0], [200, 30, 30], [30, 30, 200]]
@@ -74,11 +76,50 @@ def test_round_trip(pipeline, saved):
         "palette": PALETTE,
         "size": [32, 32],
         "ignore_index": 255,
+        "inference": {"tile": None, "overlap": 0.25, "flip": False, "scales": [1.0], "batch_size": 8},
     }
     assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
     assert not loaded.unet.training
     ours, theirs = pipeline(picture(), return_logits=True), loaded(picture(), return_logits=True)
     assert torch.equal(ours.logits, theirs.logits) and np.array_equal(ours.mask, theirs.mask)
+
+
+def test_how_pictures_are_seen_is_saved_and_can_be_overridden(tmp_path):
+    seen = InferenceConfig(tile=[16, 24], overlap=0.5, flip=True, scales=[0.5, 1.0], batch_size=3)
+    SegmentationPipeline(network(), CLASSES, inference=seen).save_pretrained(tmp_path)
+    loaded = SegmentationPipeline.from_pretrained(tmp_path)
+    assert loaded.inference == seen == saved_inference(tmp_path)
+    image = picture()
+    output = loaded(image, return_logits=True)
+    torch.testing.assert_close(output.logits, predict_logits(loaded.unet, image, options=seen))
+    assert np.array_equal(output.mask, output.logits.argmax(0).numpy())
+    assert np.array_equal(output.mask, loaded(image).mask)  # reduced to the mask band by band
+    plain = loaded(image, return_logits=True, inference=InferenceConfig())
+    torch.testing.assert_close(plain.logits, predict_logits(loaded.unet, image))
+    assert not torch.allclose(plain.logits.softmax(0), output.logits.softmax(0), atol=1e-3)
+
+
+def test_models_saved_before_there_were_options_load(saved):
+    path = saved / "segmentation.json"
+    settings = json.loads(path.read_text())
+    del settings["inference"]
+    path.write_text(json.dumps(settings))
+    assert SegmentationPipeline.from_pretrained(saved).inference == InferenceConfig()
+    assert saved_inference(saved) == saved_inference(saved / "unet") == InferenceConfig()
+
+
+def test_a_stream_takes_pictures_when_their_turn_comes(pipeline):
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(len(taken))
+            yield picture(32, 32, taken[-1])
+
+    stream = pipeline.stream(endless(), batch_size=2)
+    for number in range(5):
+        assert np.array_equal(next(stream).mask, pipeline(picture(32, 32, number)).mask)
+    assert len(taken) <= 6
 
 
 def test_own_size_and_vocs_colours_by_default(tmp_path):
@@ -135,6 +176,10 @@ def test_directories_that_are_no_segmenter_are_named(saved, tmp_path):
         (lambda s: s.update(palette=[[1, 2, 300]] * 3), "0..255"),
         (lambda s: s.update(size=[32]), "size must be"),
         (lambda s: s.update(ignore_index="void"), "ignore_index must be"),
+        (lambda s: s.update(inference={"tiles": 3}), "inference must hold some of the keys tile, .*tiles"),
+        (lambda s: s["inference"].update(tile="big"), "inference holds a value of the wrong type"),
+        (lambda s: s["inference"].update(scales=1), "inference holds a value of the wrong type"),
+        (lambda s: s["inference"].update(overlap=1), "inference.overlap: 1 is no share"),
         (lambda s: s["classes"].append("cow"), "does not fit .*4 class names for a segmentation head of 3"),
     ],
 )

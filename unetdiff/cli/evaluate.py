@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
 
-USAGE = "unetdiff evaluate PATH [--split val] [--output DIR] [--samples 30] [--data.key value ...]"
+USAGE = "unetdiff evaluate PATH [--split val] [--output DIR] [--tile 512] [--samples 30] [--data.key value ...]"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,11 +24,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=50, help="diffusion: denoising steps of these")
     parser.add_argument("--guidance", type=float, help="diffusion: guidance of these; none given: the run's")
     parser.add_argument("--seed", type=int, default=0, help="diffusion: of their noise")
+    add_inference(parser)
     given = parser.parse_strictly(words)
     if given.samples < 0:
         raise UserError(f"--samples: {given.samples} is too small; use 0 or more")
     data = data_section(given.path, overrides) if overrides else None
 
+    from unetdiff.segmentation.pipeline import saved_inference
+    from unetdiff.training.checkpoints import model_directory
     from unetdiff.training.evaluation import evaluate
 
     figures = evaluate(
@@ -39,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         steps=given.steps,
         guidance_scale=given.guidance,
         seed=given.seed,
+        inference=inference_options(given, saved_inference(model_directory(given.path))),
     )
     print(table(figures))
     return 0

@@ -16,7 +16,7 @@ COMMANDS = {
     "quickstart": ("unetdiff.cli.quickstart", "train both heads on the embedded set and write one page about it"),
     "train": ("unetdiff.cli.train", "train segmentation, diffusion or both jointly from a config file"),
     "evaluate": ("unetdiff.cli.evaluate", "judge a trained model on a split, as a table"),
-    "predict": ("unetdiff.cli.predict", "masks and overlays for pictures, folders or globs"),
+    "predict": ("unetdiff.cli.predict", "masks and overlays for pictures, folders, globs and videos"),
     "sample": ("unetdiff.cli.sample", "draw pictures, by class where the model has classes"),
     "compare": ("unetdiff.cli.compare", "one page that shows runs side by side"),
     "data": ("unetdiff.cli.data", "check a data set (every fault, with its file and a remedy), or count what it holds"),

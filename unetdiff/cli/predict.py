@@ -1,49 +1,126 @@
-"""`unetdiff predict PATH INPUT ...`: masks in the set's palette, and overlays, for any pictures."""
+"""`unetdiff predict PATH INPUT ...`: masks in the set's palette, and overlays, for any pictures and videos."""
 
 from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from unetdiff.cli.inference import add_inference, chosen_device, inference_options
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError
 
+if TYPE_CHECKING:
+    from unetdiff.segmentation.pipeline import SegmentationOutput, SegmentationPipeline
+
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv"}
+STDIN = "-"
+
+Source = tuple[Path | bytes, Path]
+"""A file (or a picture's bytes) and its relative path without suffix in the output."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Predict; 0 when every picture could be read, else 1 (the bad ones are named, the rest is done)."""
-    parser = Parser("unetdiff predict", "Label every pixel of pictures with a trained segmenter.")
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="a picture, a folder of pictures, or a glob")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder for masks and overlays")
-    parser.add_argument("--batch_size", "--batch-size", type=int, default=8, help="pictures at once")
-    given = parser.parse_strictly(argv)
-    if given.batch_size < 1:
-        raise UserError(f"--batch_size: {given.batch_size} is too small; use 1 or more")
-    pictures = list_pictures(given.inputs)
+    """Predict; 0 when everything could be read, else 1 (the bad ones are named, the rest is done)."""
+    given = _parser().parse_strictly(argv)
+    sources = list_sources(given.inputs, given.list)
+    videos = [source for source in sources if is_video(source[0])]
+    pictures = [source for source in sources if not is_video(source[0])]
+    to_stdout = str(given.output) == STDIN
+    if to_stdout and (videos or len(pictures) != 1):
+        raise UserError(f"--output -: one mask goes to standard output, not {len(sources)}; give one picture")
 
     import torch
 
+    from unetdiff.segmentation.config import InferenceConfig
     from unetdiff.segmentation.pipeline import SegmentationPipeline
+    from unetdiff.segmentation.video import require_pyav
     from unetdiff.training.checkpoints import model_directory
+    from unetdiff.training.machine import autocast_dtype
 
+    inference_options(given, InferenceConfig())  # what cannot be is refused before anything is loaded
+    if videos:
+        require_pyav()
     pipeline = SegmentationPipeline.from_pretrained(model_directory(given.path))
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    failed = predict(pipeline, pictures, given.output, given.batch_size)
+    pipeline.inference = inference_options(given, pipeline.inference)
+    device = chosen_device(given.device)
+    pipeline.to(device).to(memory_format=torch.channels_last)
+    autocast = autocast_dtype(device=device.type)
+
+    def save(result: SegmentationOutput, stem: Path) -> None:
+        if to_stdout:
+            result.palette_image.save(sys.stdout.buffer, format="PNG")
+            return
+        for folder, image in (("masks", result.palette_image), ("overlays", result.overlay)):
+            path = given.output / folder / f"{stem}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
+
+    failed = predict_pictures(pipeline, pictures, save, autocast)
+    lost = len(failed)
+    failed += predict_videos(pipeline, videos, given.output, given.masks, autocast)
     for message in failed:
         print(f"unetdiff: {message}", file=sys.stderr)
-    print(f"{given.output}: {len(pictures) - len(failed)} masks and overlays")
+    done = []
+    if pictures:
+        done.append(f"{len(pictures) - lost} masks and overlays")
+    if videos:
+        done.append(f"{len(videos) - len(failed) + lost} overlay videos")
+    if not to_stdout:
+        print(f"{given.output}: {', '.join(done)}")
     return 1 if failed else 0
 
 
+def _parser() -> Parser:
+    parser = Parser("unetdiff predict", "Label every pixel of pictures and videos with a trained segmenter.")
+    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="a picture, a video, a folder of them, a quoted glob, or - (the bytes of one picture on standard input)",
+    )
+    parser.add_argument("--list", action="store_true", help="- is a list of inputs instead, one a line")
+    parser.add_argument(
+        "--output", type=Path, default=Path("predictions"), help="folder; - : one mask (PNG) to standard output"
+    )
+    parser.add_argument("--masks", action="store_true", help="videos: a mask for each frame too")
+    parser.add_argument("--batch_size", "--batch-size", type=int, help="pictures, or tiles, at once")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; none given: a GPU where there is one")
+    add_inference(parser)
+    return parser
+
+
+def is_video(source: Path | bytes) -> bool:
+    """Whether a file is taken for a video, by its suffix."""
+    return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
+
+
+def list_sources(inputs: Sequence[str], listed: bool = False) -> list[Source]:
+    """Every input's files; "-" is a picture's bytes on standard input or, `listed`, inputs there, one a line."""
+    if STDIN not in inputs:
+        if listed:
+            raise UserError("--list: no input is -; give - where the list on standard input goes")
+        return list(list_pictures(inputs))
+    if not listed:
+        if len(inputs) > 1:
+            raise UserError("-: one picture on standard input goes alone; give files, or a list with --list")
+        return [(sys.stdin.buffer.read(), Path("stdin"))]
+    lines = [line for line in sys.stdin.read().splitlines() if line]
+    words = [word for given in inputs for word in (lines if given == STDIN else [given])]
+    if not words:
+        raise UserError("-: the list on standard input is empty; give one input a line")
+    return list(list_pictures(words))
+
+
 def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
-    """(picture, its relative path without suffix in the output) for every input; a folder is searched through.
+    """(picture or video, its relative path without suffix in the output) of all inputs; a folder is searched through.
 
     A name that occurs twice gets a number ("street-2"), so that no mask overwrites another. Raises UserError for
     an input that names nothing.
@@ -52,13 +129,13 @@ def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
     for word in inputs:
         path = Path(word)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES)
             matches = [(file, file.relative_to(path).with_suffix("")) for file in files]
         else:
             names = [word] if path.is_file() else sorted(glob.glob(word, recursive=True))
             matches = [(Path(name), Path(Path(name).stem)) for name in names if Path(name).is_file()]
         if not matches:
-            raise UserError(f"{word}: no picture there; give a picture, a folder of pictures, or a quoted glob")
+            raise UserError(f"{word}: no picture there; give a picture, a video, a folder of them, or a quoted glob")
         found |= dict(matches)
     pairs: list[tuple[Path, Path]] = []
     taken: set[Path] = set()
@@ -72,38 +149,50 @@ def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def predict(pipeline: Any, pictures: Sequence[tuple[Path, Path]], output: Path, batch_size: int) -> list[str]:
-    """Write output/masks/NAME.png and output/overlays/NAME.png for each picture; messages of the unreadable ones."""
-    from unetdiff.training.machine import autocast_dtype
+def predict_pictures(
+    pipeline: SegmentationPipeline,
+    pictures: Sequence[Source],
+    save: Callable[[SegmentationOutput, Path], None],
+    autocast: Any,
+) -> list[str]:
+    """Save what each picture is taken to be; returns messages of the unreadable ones."""
+    from unetdiff.segmentation.inference import load_picture
 
     failed: list[str] = []
-    with tqdm(total=len(pictures), unit="picture", disable=None) as bar:
-        for batch in _batches(pictures, batch_size, failed, bar):
-            outputs = pipeline([image for image, _ in batch], batch_size=batch_size, autocast=autocast_dtype())
-            for result, (_, stem) in zip(outputs, batch, strict=True):
-                for folder, image in (("masks", result.palette_image), ("overlays", result.overlay)):
-                    path = output / folder / f"{stem}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    image.save(path)
+    stems: deque[Path] = deque()
+
+    def readable() -> Iterator[Any]:
+        for source, stem in pictures:
+            try:
+                picture = load_picture(source)  # (3, H, W)
+            except UserError as error:
+                failed.append(str(error))
                 bar.update()
+                continue
+            stems.append(stem)
+            yield picture
+
+    with tqdm(total=len(pictures), unit="picture", disable=None if pictures else True) as bar:
+        for result in pipeline.stream(readable(), autocast=autocast):
+            save(result, stems.popleft())
+            bar.update()
     return failed
 
 
-def _batches(
-    pictures: Sequence[tuple[Path, Path]], batch_size: int, failed: list[str], bar: Any
-) -> Iterator[list[tuple[Any, Path]]]:
-    """Decoded pictures, uint8 (3, H, W), with their names, `batch_size` at a time; unreadable ones go to `failed`."""
-    from unetdiff.segmentation.inference import load_picture
+def predict_videos(
+    pipeline: SegmentationPipeline, videos: Sequence[Source], output: Path, masks: bool, autocast: Any
+) -> list[str]:
+    """Write output/overlays/NAME.mp4 of each and, with `masks`, output/masks/NAME/000000.png on; messages as above."""
+    from unetdiff.segmentation.video import frame_count, segment_video
 
-    batch: list[tuple[Any, Path]] = []
-    for file, stem in pictures:
+    failed: list[str] = []
+    for source, stem in videos:
+        assert isinstance(source, Path)
+        target = output / "overlays" / f"{stem}.mp4"
+        folder = output / "masks" / stem if masks else None
         try:
-            batch.append((load_picture(file), stem))
+            with tqdm(total=frame_count(source), unit="frame", desc=source.name, disable=None) as bar:
+                segment_video(pipeline, source, target, folder, autocast, bar.update)
         except UserError as error:
             failed.append(str(error))
-            bar.update()
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    return failed

@@ -1,4 +1,4 @@
-"""How the segmentation head is trained and judged: the typed `segmentation:` section of a config file."""
+"""The typed `segmentation:` section of a config file (loss and judgement), and how a trained head is asked."""
 
 from __future__ import annotations
 
@@ -35,3 +35,33 @@ class SegmentationConfig:
     """Void: counted in no loss and no metric."""
     preview_pictures: int = 6
     """Validation pictures drawn with truth and prediction."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How a picture becomes logits: in one piece or in tiles, seen once or in several views.
+
+    With more than one view (flip, scales) the views' softmax probabilities are averaged, and the logits are their
+    logarithm; the one view of the defaults gives the network's own logits.
+    """
+
+    tile: list[int] | None = None
+    """[height, width] that the network sees at once; None: the whole picture. Smaller pictures are mirrored to it."""
+    overlap: float = 0.25
+    """Share of a tile, at least, that it has in common with its neighbour, 0 to 0.9; seams are blended there."""
+    flip: bool = False
+    """See each picture mirrored left to right as well."""
+    scales: list[float] = field(default_factory=lambda: [1.0])
+    """See each picture at these sizes; a tile stays as it is and covers more of a smaller picture."""
+    batch_size: int = 8
+    """Tiles (of any pictures and views) that the network sees together; whole pictures, where there are no tiles."""
+
+    @property
+    def views(self) -> list[tuple[float, bool]]:
+        """(scale, mirrored) of each view."""
+        return [(scale, flip) for scale in self.scales for flip in ([False, True] if self.flip else [False])]
+
+    @property
+    def plain(self) -> bool:
+        """Whether a picture is seen whole, once, as it is."""
+        return self.tile is None and self.views == [(1.0, False)]

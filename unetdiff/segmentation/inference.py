@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,48 +18,52 @@ from torch import Tensor, nn
 
 from unetdiff.data.transforms import checked_size, resize_image, to_model_range
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.palette import Picture, as_picture
+from unetdiff.segmentation.tiles import bands, resize_logits
 
 if TYPE_CHECKING:
     from unetdiff.models.unet import UNet
 
 __all__ = [
     "PictureLike",
+    "Prediction",
+    "argmax_at",
     "inference",
     "load_picture",
     "logits_by_size",
     "predict_batch",
     "predict_logits",
     "predict_masks",
+    "predictions",
     "resize_logits",
     "segment_whole",
 ]
 
-PictureLike = Picture | str | Path
+PictureLike = Picture | str | Path | bytes
+BAND = 1 << 25  # logits that are resized at once on the way to a mask: 128 MiB of float32
 
 
 def load_picture(picture: PictureLike) -> Tensor:
-    """A file (upright, by its EXIF tag), PIL image, array (H, W, 3) or tensor (3, H, W) -> uint8 (3, H, W).
+    """A file or its bytes (upright, by the EXIF tag), PIL image, array (H, W, 3), tensor (3, H, W) -> uint8 (3, H, W).
 
-    Raises UserError naming a file that is missing, truncated or no picture.
+    Raises UserError naming a file that is missing, truncated, no picture, or too large for PIL's guard.
     """
-    if isinstance(picture, str | Path):
+    if isinstance(picture, str | Path | bytes):
+        source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+        if isinstance(picture, bytes):
+            picture = f"{len(picture)} bytes given"
         try:
-            with Image.open(picture) as file:
+            with Image.open(source) as file:
                 picture = ImageOps.exif_transpose(file).convert("RGB")
+        except Image.DecompressionBombError as error:
+            raise UserError(f"{picture}: {error}; cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS in Python") from None
         except FileNotFoundError:
             raise UserError(f"{picture}: no such file; give the path of a picture") from None
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"{picture}: not a readable picture ({error}); replace or remove it") from None
+            why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
+            raise UserError(f"{picture}: not a readable picture ({why}); replace or remove it") from None
     return rearrange(torch.from_numpy(as_picture(picture).copy()), "h w c -> c h w").contiguous()
-
-
-def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (B, C, h, w) -> (B, C, H, W), float32, bilinear. The argmax comes after this, never before."""
-    logits = logits.float()
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 @contextmanager
@@ -74,47 +80,6 @@ def inference(module: nn.Module, device_type: str, autocast: torch.dtype | None)
     finally:
         for part in training:
             part.training = True
-
-
-def logits_by_size(
-    unet: UNet,
-    images: Sequence[PictureLike] | Tensor,
-    size: Sequence[int] | None = None,
-    batch_size: int = 8,
-    autocast: torch.dtype | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index, logits (classes, H, W) float32 on the model's device) for every picture, at its own size.
-
-    With `size` (H, W) every picture is resized to it for the network; without, pictures of one size share a
-    batch. The order of the indices is that of the batches. Files are read when their batch comes, except that
-    without `size` all are read first.
-    """
-    groups: dict[object, list[int]] = {}
-    loaded: dict[int, Tensor] = {}
-    for index in range(len(images)):
-        if size is None:
-            loaded[index] = load_picture(images[index])
-            groups.setdefault(tuple(loaded[index].shape), []).append(index)
-        else:
-            groups.setdefault(None, []).append(index)
-    for members in groups.values():
-        for start in range(0, len(members), batch_size):
-            batch = members[start : start + batch_size]
-            pictures = [loaded.pop(index) if index in loaded else load_picture(images[index]) for index in batch]
-            logits = _forward(unet, pictures, size, autocast)
-            for number, (index, picture) in enumerate(zip(batch, pictures, strict=True)):
-                height, width = picture.shape[-2:]
-                yield index, resize_logits(logits[number : number + 1], (height, width))[0]
-
-
-def _forward(unet: UNet, pictures: list[Tensor], size: Sequence[int] | None, autocast: torch.dtype | None) -> Tensor:
-    """uint8 pictures (3, H, W), of one size unless `size` is given -> logits (B, classes, h, w)."""
-    wanted = None if size is None else checked_size("size", list(size))
-    if wanted is not None:
-        pictures = [resize_image(picture, wanted) for picture in pictures]
-    pixels = to_model_range(torch.stack(pictures).to(unet.device))  # (B, 3, h, w)
-    with inference(unet, unet.device.type, autocast):
-        return segment_whole(unet, pixels.to(unet.dtype))
 
 
 def segment_whole(unet: UNet, pixels: Tensor) -> Tensor:
@@ -143,43 +108,171 @@ def segment_whole(unet: UNet, pixels: Tensor) -> Tensor:
     return logits[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width]
 
 
+@dataclass
+class Prediction:
+    """What the network made of one picture, at the picture's own size."""
+
+    picture: Tensor
+    """uint8 (3, H, W), as it was read."""
+    mask: Tensor
+    """Class indices, uint8 (H, W), on the CPU."""
+    logits: Tensor | None
+    """(classes, H, W), float32 on the model's device, where they were asked for."""
+
+
+def predictions(
+    unet: UNet,
+    images: Iterable[PictureLike] | Tensor,
+    size: Sequence[int] | None = None,
+    options: InferenceConfig | None = None,
+    autocast: torch.dtype | None = None,
+    keep_logits: bool = False,
+) -> Iterator[Prediction]:
+    """Yield a Prediction for every picture, in the order given.
+
+    Pictures are read when their turn comes, a few batches ahead of what is yielded, so `images` may be endless. Without
+    `keep_logits`, a picture's logits are reduced to its mask band by band: where there are tiles, no large picture's
+    logits are ever held whole.
+
+    Args:
+        unet: the network; put into eval mode for each batch and back again.
+        images: files, bytes, PIL images, arrays uint8 (H, W, 3) or tensors uint8 (3, H, W).
+        size: (H, W) that pictures are resized to before anything else; None: their own. Tiles and scales are of that.
+        options: tiles, views, batch size; None: the whole picture, once.
+        autocast: e.g. torch.bfloat16; None: the weights' precision.
+        keep_logits: whether logits are wanted.
+
+    Raises:
+        UserError: a picture that cannot be read, or options that cannot be.
+    """
+    wanted = None if size is None else checked_size("size", list(size))
+    opened: dict[int, _Assembly] = {}
+
+    def resized() -> Iterator[Tensor]:
+        for index, image in enumerate(images):
+            picture = load_picture(image)
+            opened[index] = _Assembly(picture, keep_logits)
+            yield picture if wanted is None else resize_image(picture, wanted)
+
+    def forward(pictures: Tensor) -> Tensor:
+        pixels = to_model_range(pictures.to(unet.device))  # (B, 3, h, w)
+        with inference(unet, unet.device.type, autocast):
+            return segment_whole(unet, pixels.to(unet.dtype))
+
+    following = 0
+    for index, band in bands(forward, resized(), options or InferenceConfig()):
+        opened[index].add(band, wanted)
+        while following in opened and (result := opened[following].result) is not None:
+            yield result
+            del opened[following]
+            following += 1
+
+
+class _Assembly:
+    """A picture whose bands come in from top to bottom."""
+
+    def __init__(self, picture: Tensor, keep_logits: bool) -> None:
+        self.picture, self.keep_logits = picture, keep_logits
+        self.parts: list[Tensor] = []  # bands of the mask, or of the logits
+        self.result: Prediction | None = None
+
+    def add(self, band: Tensor, seen: tuple[int, int] | None) -> None:
+        """band (C, rows, w) of the logits of a picture that was resized to `seen` (None: not)."""
+        height, width = self.picture.shape[-2:]
+        whole = self.keep_logits or seen not in (None, (height, width))  # to be resized: `seen` is a network's size
+        self.parts.append(band if whole else band.argmax(dim=0).to(torch.uint8).cpu())
+        if sum(part.shape[-2] for part in self.parts) < (seen or (height, width))[0]:
+            return
+        joined = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=-2)
+        self.parts = []
+        logits = None
+        if whole and self.keep_logits:
+            logits = resize_logits(joined[None], (height, width))[0]
+        mask = argmax_at(joined if logits is None else logits, (height, width)) if whole else joined
+        self.result = Prediction(self.picture, mask, logits)
+
+
+def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (C, h, w) -> mask uint8 (H, W) on the CPU: argmax of the resized logits, at most `BAND` of them at once.
+
+    Bilinear as in `resize_logits`: row i lies at (i + 1/2) h/H - 1/2 of the rows given.
+    """
+    classes, rows = logits.shape[0], logits.shape[1]
+    height, width = size
+    step = max(1, BAND // (classes * width))
+    if step >= height:
+        return resize_logits(logits[None], size)[0].argmax(dim=0).to(torch.uint8).cpu()
+    parts = []
+    for top in range(0, height, step):
+        place = (torch.arange(top, min(top + step, height), device=logits.device, dtype=torch.float32) + 0.5) * (
+            rows / height
+        ) - 0.5
+        place = place.clamp(0, rows - 1)
+        upper = place.long()
+        lower = (upper + 1).clamp(max=rows - 1)
+        band = torch.lerp(logits[:, upper].float(), logits[:, lower].float(), (place - upper)[:, None])  # (C, step, w)
+        band = resize_logits(band[None], (band.shape[1], width))[0]
+        parts.append(band.argmax(dim=0).to(torch.uint8).cpu())
+    return torch.cat(parts)
+
+
+def logits_by_size(
+    unet: UNet,
+    images: Iterable[PictureLike] | Tensor,
+    size: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    autocast: torch.dtype | None = None,
+    options: InferenceConfig | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index, logits (classes, H, W) float32 on the model's device) of every picture at its own size, in order.
+
+    Arguments as in `predictions`; `batch_size` overrides that of the options.
+    """
+    found = predictions(unet, images, size, _options(options, batch_size), autocast, keep_logits=True)
+    for index, one in enumerate(found):
+        assert one.logits is not None  # they were asked for
+        yield index, one.logits
+
+
 def predict_batch(
     unet: UNet,
     images: Sequence[PictureLike] | Tensor,
     size: Sequence[int] | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     autocast: torch.dtype | None = None,
+    options: InferenceConfig | None = None,
 ) -> list[Tensor]:
     """Logits (classes, H, W), float32, of every picture at its own size, in the order given.
 
-    All of them are held at once; `predict_masks` holds the masks only. Arguments as in `predict_logits`.
+    All of them are held at once; `predict_masks` holds the masks only. Arguments as in `logits_by_size`.
     """
-    results = dict(logits_by_size(unet, images, size, batch_size, autocast))
-    return [results[index] for index in range(len(results))]
+    return [logits for _, logits in logits_by_size(unet, images, size, batch_size, autocast, options)]
 
 
 def predict_logits(
-    unet: UNet, image: PictureLike, size: Sequence[int] | None = None, autocast: torch.dtype | None = None
+    unet: UNet,
+    image: PictureLike,
+    size: Sequence[int] | None = None,
+    autocast: torch.dtype | None = None,
+    options: InferenceConfig | None = None,
 ) -> Tensor:
-    """Logits (classes, H, W), float32, at the picture's own size.
-
-    image: uint8 tensor (3, H, W), PIL image, array (H, W, 3) or path. size: (H, W) that the network sees;
-    None: the picture's own. autocast: e.g. torch.bfloat16; None: the weights' precision. The model is put
-    into eval mode and back again.
-    """
-    return predict_batch(unet, [image], size, autocast=autocast)[0]
+    """Logits (classes, H, W), float32, of one picture at its own size. Arguments as in `predictions`."""
+    return predict_batch(unet, [image], size, autocast=autocast, options=options)[0]
 
 
 def predict_masks(
     unet: UNet,
     images: Sequence[PictureLike] | Tensor,
     size: Sequence[int] | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     autocast: torch.dtype | None = None,
+    options: InferenceConfig | None = None,
 ) -> list[np.ndarray]:
-    """Masks uint8 (H, W), each at its picture's size, in the order given: argmax of the resized logits."""
-    results = {
-        index: logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
-        for index, logits in logits_by_size(unet, images, size, batch_size, autocast)
-    }
-    return [results[index] for index in range(len(results))]
+    """Masks uint8 (H, W), each at its picture's size, in the order given. Arguments as in `predict_batch`."""
+    options = _options(options, batch_size)
+    return [one.mask.numpy() for one in predictions(unet, images, size, options, autocast)]
+
+
+def _options(options: InferenceConfig | None, batch_size: int | None) -> InferenceConfig:
+    options = options or InferenceConfig()
+    return options if batch_size is None else replace(options, batch_size=batch_size)

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 VOID = 255
+ROWS = 256  # of a picture, blended at once
 VOID_COLOR = (224, 224, 192)  # VOC's cream
 WRONG_COLOR = (214, 39, 40)
 RIGHT_COLOR = (236, 238, 240)
@@ -113,9 +114,14 @@ def overlay(
     base, index = as_picture(picture), as_mask(mask)
     if base.shape[:2] != index.shape:
         raise UserError(f"picture {base.shape[:2]} and mask {index.shape} differ in size; they must agree to overlay")
-    blend = (1 - alpha) * base + alpha * colorize(index, palette, ignore_index)
-    bare = np.isin(index, [ignore_index, *transparent])
-    return np.where(bare[..., None], base, blend.round().astype(np.uint8))
+    colors = alpha * _table(palette, ignore_index)  # (256, 3)
+    bare = np.isin(np.arange(256), [ignore_index, *transparent])
+    result = np.empty_like(base)
+    for top in range(0, len(base), ROWS):  # floats are held of these rows only
+        rows = slice(top, top + ROWS)
+        blend = ((1 - alpha) * base[rows] + colors[index[rows]]).round().astype(np.uint8)
+        result[rows] = np.where(bare[index[rows]][..., None], base[rows], blend)
+    return result
 
 
 def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, picture: Picture | None = None) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -17,13 +17,16 @@ from torch import Tensor
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import PictureLike, load_picture, logits_by_size
+from unetdiff.rules import validate_inference
+from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.inference import PictureLike, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
-__all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline"]
+__all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline", "saved_inference"]
 
 SETTINGS = "segmentation.json"
 KEYS = ("classes", "palette", "size", "ignore_index")
+LATER_KEYS = ("inference",)  # not in the files of before it
 BACKGROUND = "background"  # a class of this name stays bare in overlays
 
 
@@ -47,6 +50,7 @@ class SegmentationPipeline:
         pipeline = SegmentationPipeline.from_pretrained("runs/camvid/best")
         output = pipeline("street.jpg")
         output.overlay.save("overlay.png")
+        pipeline.inference = InferenceConfig(tile=[512, 512], flip=True, scales=[0.75, 1.0, 1.25])
 
     Args:
         unet: a model with a segmentation head.
@@ -54,6 +58,7 @@ class SegmentationPipeline:
         palette: a colour [r, g, b] for each; None: VOC's.
         size: (H, W) that pictures are resized to for the network; None: their own size.
         ignore_index: void in the masks it was trained on.
+        inference: how pictures are seen (tiles, flips, scales, batch size); None: whole, once. Saved with the rest.
 
     Raises:
         UserError: where classes, palette and head do not agree, or there is no segmentation head.
@@ -66,6 +71,7 @@ class SegmentationPipeline:
         palette: Palette | None = None,
         size: Sequence[int] | None = None,
         ignore_index: int = 255,
+        inference: InferenceConfig | None = None,
     ) -> None:
         if unet.num_classes is None:
             raise UserError('this UNet has no segmentation head; see add_head("segmentation", num_classes=...)')
@@ -78,6 +84,8 @@ class SegmentationPipeline:
         self.palette = as_palette(voc_colormap(len(classes)) if palette is None else palette, len(classes))
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.ignore_index = ignore_index
+        self.inference = inference or InferenceConfig()
+        validate_inference(self.inference)
 
     @property
     def device(self) -> torch.device:
@@ -94,44 +102,59 @@ class SegmentationPipeline:
         self,
         images: PictureLike,
         return_logits: bool = ...,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
+        inference: InferenceConfig | None = ...,
     ) -> SegmentationOutput: ...
     @overload
     def __call__(
         self,
         images: list[Any] | tuple[Any, ...],
         return_logits: bool = ...,
-        batch_size: int = ...,
+        batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
+        inference: InferenceConfig | None = ...,
     ) -> list[SegmentationOutput]: ...
     def __call__(
         self,
         images: PictureLike | list[Any] | tuple[Any, ...],
         return_logits: bool = False,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         autocast: torch.dtype | None = None,
+        inference: InferenceConfig | None = None,
     ) -> SegmentationOutput | list[SegmentationOutput]:
         """Segment a picture, or a list of them (in batches), each at its own size.
 
-        A picture is a path, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W). `autocast` is
-        the precision to compute in, e.g. torch.bfloat16; None: the weights'. Raises UserError naming an
-        unreadable file.
+        A picture is a path, a file's bytes, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W).
+        `inference` and `batch_size` override the pipeline's own. `autocast` is the precision to compute in, e.g.
+        torch.bfloat16; None: the weights'. Raises UserError naming an unreadable file.
         """
-        many = isinstance(images, list | tuple)
-        pictures = [load_picture(image) for image in (images if isinstance(images, list | tuple) else [images])]
-        outputs: dict[int, SegmentationOutput] = {}
-        for index, logits in logits_by_size(self.unet, pictures, self.size, batch_size, autocast):
-            outputs[index] = self._output(pictures[index], logits, return_logits)
-        return [outputs[index] for index in range(len(pictures))] if many else outputs[0]
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, return_logits, batch_size, autocast, inference))
+        return next(self.stream([images], return_logits, batch_size, autocast, inference))
 
-    def _output(self, picture: Tensor, logits: Tensor, return_logits: bool) -> SegmentationOutput:
-        mask = logits.argmax(dim=0).to(torch.uint8).cpu().numpy()
+    def stream(
+        self,
+        images: Iterable[PictureLike],
+        return_logits: bool = False,
+        batch_size: int | None = None,
+        autocast: torch.dtype | None = None,
+        inference: InferenceConfig | None = None,
+    ) -> Iterator[SegmentationOutput]:
+        """As a call, for any number of pictures: each is taken when its turn comes, and yielded in its order."""
+        options = inference or self.inference
+        if batch_size is not None:
+            options = replace(options, batch_size=batch_size)
+        for one in predictions(self.unet, images, self.size, options, autocast, return_logits):
+            yield self._output(one)
+
+    def _output(self, one: Prediction) -> SegmentationOutput:
+        mask = one.mask.numpy()
         bare = [index for index, name in enumerate(self.classes) if name == BACKGROUND]
-        blend = overlay(picture, mask, self.palette, ignore_index=self.ignore_index, transparent=bare)
+        blend = overlay(one.picture, mask, self.palette, ignore_index=self.ignore_index, transparent=bare)
         return SegmentationOutput(
             mask=mask,
-            logits=logits.cpu() if return_logits else None,
+            logits=None if one.logits is None else one.logits.cpu(),
             overlay=Image.fromarray(blend),
             palette_image=palette_image(mask, self.palette, self.ignore_index),
         )
@@ -149,6 +172,7 @@ class SegmentationPipeline:
             "palette": self.palette.tolist(),
             "size": None if self.size is None else list(self.size),
             "ignore_index": self.ignore_index,
+            "inference": asdict(self.inference),
         }
         path = Path(directory) / SETTINGS
         aside = path.with_suffix(".json.part")
@@ -190,7 +214,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
         raise UserError(f"{path} is truncated or no JSON ({error}); write it again with save_pretrained") from None
-    if not isinstance(settings, dict) or set(settings) != set(KEYS):
+    if not isinstance(settings, dict) or set(settings) - set(LATER_KEYS) != set(KEYS):
         found = sorted(settings) if isinstance(settings, dict) else type(settings).__name__
         raise UserError(f"{path} must hold exactly the keys {', '.join(KEYS)}; found {found}")
     classes, palette, size = settings["classes"], settings["palette"], settings["size"]
@@ -202,7 +226,36 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: size must be [height, width] or null, not {size!r}")
     if not _integers([settings["ignore_index"]], 1):
         raise UserError(f"{path}: ignore_index must be an integer, not {settings['ignore_index']!r}")
+    if "inference" in settings:
+        settings["inference"] = _read_inference(path, settings["inference"])
     return settings
+
+
+def _read_inference(path: Path, given: Any) -> InferenceConfig:
+    """The section as the options it says; a key that it leaves out has its default."""
+    known = [item.name for item in fields(InferenceConfig)]
+    if not isinstance(given, dict) or not set(given) <= set(known):
+        raise UserError(f"{path}: inference must hold some of the keys {', '.join(known)}, not {given!r}")
+    config = InferenceConfig(**given)
+    numbers = config.scales if isinstance(config.scales, list) else [None]
+    if (
+        not (config.tile is None or _integers(config.tile, 2))
+        or not _integers([config.batch_size], 1)
+        or not isinstance(config.flip, bool)
+        or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [config.overlap, *numbers])
+    ):
+        raise UserError(f"{path}: inference holds a value of the wrong type: {given!r}; see InferenceConfig")
+    try:
+        validate_inference(config)
+    except UserError as error:
+        raise UserError(f"{path}: inference.{error}") from None
+    return config
+
+
+def saved_inference(directory: str | Path) -> InferenceConfig:
+    """How a model directory's segmenter sees pictures; the defaults where it does not say, or is none."""
+    path = Path(directory) / SETTINGS
+    return _read_settings(path).get("inference", InferenceConfig()) if path.is_file() else InferenceConfig()
 
 
 def _integers(value: Any, length: int) -> bool:

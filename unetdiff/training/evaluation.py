@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,12 @@ from unetdiff.diffusion.judge import Judge, train_judge
 from unetdiff.diffusion.pictures import color_error
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.pipeline import saved_inference
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.tasks import DiffusionTask, JointTask, load_task
+from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, load_task
 from unetdiff.training.tasks.base import evenly
 
 SAMPLE_BATCH = 100
@@ -36,6 +38,7 @@ def evaluate(
     steps: int = 50,
     guidance_scale: float | None = None,
     seed: int = 0,
+    inference: InferenceConfig | None = None,
 ) -> dict[str, Any]:
     """Judge a run's best weights, or a model directory.
 
@@ -53,6 +56,7 @@ def evaluate(
         steps: denoising steps of the samples.
         guidance_scale: guidance of the samples; None: the run's.
         seed: of the samples.
+        inference: how the segmentation head sees pictures; None: as its pipeline does.
 
     Raises:
         UserError: no model there, no such split, or no data set named anywhere.
@@ -71,8 +75,15 @@ def evaluate(
     task.to(accelerator.device)
     task.place(config.training.channels_last)
     loader = eval_loader(pictures, config.training.eval_batch_size)
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    if isinstance(segmentation, SegmentationTask):
+        segmentation.inference = inference or saved_inference(directory)
+    elif inference is not None and not inference.plain:
+        raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
     figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
     figures |= task.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
+    if isinstance(segmentation, SegmentationTask) and not segmentation.inference.plain:
+        figures["segmentation/inference"] = asdict(segmentation.inference)
     if pictures.classes:
         for kind in ("iou_per_class", "accuracy_per_class"):
             values = figures.pop(f"segmentation/{kind}")

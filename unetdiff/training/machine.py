@@ -17,18 +17,24 @@ from unetdiff.training.config import TrainingConfig
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "numpy")
 
 
-def precision(asked: str) -> str:
-    """ "auto" as what the machine is fast at: bf16, or no (float32)."""
+def precision(asked: str, device: str | None = None) -> str:
+    """ "auto" as what the machine is fast at: bf16, or no (float32).
+
+    device: the type of the device that is meant; None: a GPU where there is one.
+    """
     if asked != "auto":
         return asked
-    if torch.cuda.is_available():
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cuda", "cpu"):
+        return "no"
+    if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def autocast_dtype(asked: str = "auto") -> torch.dtype | None:
+def autocast_dtype(asked: str = "auto", device: str | None = None) -> torch.dtype | None:
     """What to sample or predict in, for a pipeline's autocast: bfloat16 where `precision` says bf16, else None."""
-    return torch.bfloat16 if precision(asked) == "bf16" else None
+    return torch.bfloat16 if precision(asked, device) == "bf16" else None
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:

@@ -1,0 +1,151 @@
+"""A video's frames through a segmenter: frames in, a video of overlays out, one batch held at a time (PyAV)."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unetdiff.errors import UserError
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+
+__all__ = ["frame_count", "require_pyav", "segment_video"]
+
+CRF = "18"  # x264's constant quality: hardly to be told from the original
+BT709 = 1  # ffmpeg's number of it, as matrix, primaries and transfer
+
+
+def segment_video(
+    pipeline: SegmentationPipeline,
+    source: str | Path,
+    target: str | Path,
+    masks: str | Path | None = None,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[], Any] = lambda: None,
+) -> int:
+    """Write the overlays of a video's frames as H.264 in MP4, with its size, frame rate and time stamps; no sound.
+
+    It is written aside and renamed when it is whole. A frame turned by the file's own rotation is turned upright.
+
+    Args:
+        pipeline: the segmenter; its `inference` says how frames are seen and how many at once.
+        source: the video.
+        target: the .mp4 to write.
+        masks: a folder for the frames' masks as palette PNG, 000000.png on; None: none.
+        autocast: precision to compute in, as for a call of the pipeline.
+        progress: called after each frame.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        UserError: PyAV is not installed, or the file is no video, is damaged, or holds no frame.
+    """
+    av = require_pyav()
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if masks is not None:
+        Path(masks).mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(target.name + ".part")
+    stamps: deque[int] = deque()
+    count = 0
+    try:
+        with _opened(source) as container, av.open(str(aside), "w", format="mp4") as output:
+            video = container.streams.video[0]
+            video.thread_type = "AUTO"
+            encoder: Any = None
+            frames = _frames(container, video, str(source), stamps)
+            for result in pipeline.stream(frames, autocast=autocast):
+                overlay = np.asarray(result.overlay)  # (H, W, 3)
+                encoder = encoder or _encoder(output, video, overlay.shape[:2])
+                frame = av.VideoFrame.from_ndarray(overlay, format="rgb24")
+                frame = frame.reformat(format=encoder.pix_fmt, dst_colorspace="ITU709")
+                frame.pts, frame.time_base = stamps.popleft(), video.time_base
+                output.mux(encoder.encode(frame))
+                if masks is not None:
+                    result.palette_image.save(Path(masks) / f"{count:06d}.png")
+                count += 1
+                progress()
+            if encoder is None:
+                raise UserError(f"{source}: a video without a frame; replace or remove it")
+            output.mux(encoder.encode())
+        os.replace(aside, target)
+    except (av.error.FFmpegError, OSError) as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); give another --output") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return count
+
+
+def frame_count(source: str | Path) -> int | None:
+    """How many frames a video says it has; None where it does not. Raises UserError as `segment_video`."""
+    with _opened(source) as container:
+        return container.streams.video[0].frames or None
+
+
+def require_pyav() -> Any:
+    """The `av` package; UserError where it is not installed."""
+    try:
+        import av
+    except ImportError:
+        raise UserError("videos need PyAV, which is not installed; pip install 'unetdiff[video]'") from None
+    return av
+
+
+def _opened(source: str | Path) -> Any:
+    """The file as a PyAV container with a video stream in it."""
+    av = require_pyav()
+    try:
+        container = av.open(str(source))
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file; give the path of a video") from None
+    except av.error.FFmpegError as error:
+        raise UserError(f"{source}: not a readable video ({error.strerror}); replace or remove it") from None
+    if not container.streams.video:
+        container.close()
+        raise UserError(f"{source}: no picture stream in it; give a video")
+    return container
+
+
+def _frames(container: Any, video: Any, source: str, stamps: deque[int]) -> Iterator[np.ndarray]:
+    """Upright frames (H, W, 3) uint8, all of the first one's size; the time stamp of each goes to `stamps`."""
+    av = require_pyav()
+    first: tuple[int, int] | None = None
+    number, rate = 0, _rate(video)
+    try:
+        for number, frame in enumerate(container.decode(video)):
+            picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            size = (picture.shape[0], picture.shape[1])
+            first = first or size
+            if size != first:
+                raise UserError(f"{source}: frame {number} is {size}, the first {first}; re-encode it to one size")
+            stamps.append(round(number / (rate * video.time_base)) if frame.pts is None else frame.pts)
+            yield np.ascontiguousarray(picture)
+    except av.error.FFmpegError as error:
+        raise UserError(f"{source}: damaged after frame {number} ({error.strerror}); replace or remove it") from None
+
+
+def _rate(video: Any) -> Fraction:
+    """Frames a second, as the file says or else as ffmpeg guesses."""
+    return video.average_rate or video.guessed_rate or Fraction(25)
+
+
+def _encoder(output: Any, video: Any, size: tuple[int, int]) -> Any:
+    """An H.264 stream of `size` (H, W) with the source's rate and clock.
+
+    Odd sizes need colour at full resolution (yuv444p), which fewer players show.
+    """
+    stream = output.add_stream("libx264", rate=_rate(video))
+    stream.height, stream.width = size
+    stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
+    stream.options = {"crf": CRF}
+    context = stream.codec_context
+    context.time_base = video.time_base
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    return stream
