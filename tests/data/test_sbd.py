@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -163,6 +164,19 @@ def test_what_stands_in_the_way_is_named(net: Any, root: Path, tmp_path: Path) -
         download_sbd(root, progress=False)
     (problem,) = check(config(root), progress=False)
     assert (problem.file, problem.value) == (str(path), "2007_04")
+
+
+def test_a_full_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Image.Image, path: Path, format: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Image.Image, "save", full)
+        with pytest.raises(
+            UserError, match="VOC2012: cannot be written to .*No space left.*run this again: it goes on"
+        ):
+            download_sbd(root, progress=False)
+    assert len(download_sbd(root, progress=False).read_text().split()) == 5
 
 
 def test_whole_lists_give_10582_ids() -> None:

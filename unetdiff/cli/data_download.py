@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ def main(argv: Sequence[str]) -> int:
     """Fetch and build; prints where the set is and what to run next."""
     parser = Parser("unetdiff data download", WHAT, USAGE)
     parser.add_argument("set", choices=("voc", "sbd"), help="which set; sbd needs voc in the same folder")
-    parser.add_argument("--root", type=Path, required=True, help="folder for the archives and VOCdevkit/VOC2012")
+    folder = "folder for the archives and VOCdevkit/VOC2012"
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", default=argparse.SUPPRESS, help=folder)
     given = parser.parse_strictly(argv)
 
     from unetdiff.data.download import download_voc
@@ -34,5 +36,7 @@ def main(argv: Sequence[str]) -> int:
         path = download_sbd(given.root)
         print(f"{path}: {len(path.read_text(encoding='utf-8').split())} training pictures, none of them in val")
         print(f"Next: {train}/voc_resnet50.yaml --data.root {root} --data.train_split trainaug")
-        print(f"{given.root / 'benchmark.tgz'} and {given.root / 'sbd'} are no longer needed.")
+        left = [str(given.root / name) for name in ("benchmark.tgz", "sbd") if (given.root / name).exists()]
+        if left:
+            print(f"No longer needed: {', '.join(left)}")
     return 0

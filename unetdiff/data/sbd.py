@@ -62,11 +62,14 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
         unpack(fetch(archive, root), Path("benchmark_RELEASE") / "dataset", source)
     names = trainaug(_sbd_ids(source), _voc_ids(voc, "train"), val)
     _require_pictures(voc, names)
-    convert_masks(names, source / "cls", voc, progress)
     _require_apart(target, names, val)
-    aside = target.with_name(f".{target.name}.part")
-    aside.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    os.replace(aside, target)
+    try:
+        convert_masks(names, source / "cls", voc, progress)
+        aside = target.with_name(f".{target.name}.part")
+        aside.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        os.replace(aside, target)
+    except OSError as error:
+        raise UserError(f"{voc}: cannot be written to ({error}); mend that and run this again: it goes on") from error
     return target
 
 
@@ -85,6 +88,7 @@ def convert_masks(names: Collection[str], source: Path, voc: Path, progress: boo
 
     Raises:
         BadFile: a .mat file that is missing, damaged, or holds a value that is no class.
+        OSError: the disk is full or read-only.
     """
     target = voc / AUGMENTED_MASKS
     target.mkdir(exist_ok=True)
