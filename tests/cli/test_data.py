@@ -38,7 +38,7 @@ def test_data_download_says_where_and_what_next(
     assert "voc_resnet50_reference.yaml --data.root 'my data'\n" in text and "download sbd --root 'my data'\n" in text
     assert main(["data", "download", "sbd", "--root", "data"]) == 0
     text = capsys.readouterr().out
-    assert f"{ids}: 2 training pictures" in text and "--data.root data --data.train_split trainaug\n" in text
+    assert f"{ids}: 2 training pictures" in text and "voc_resnet50.yaml --data.root data\n" in text
 
 
 def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         path = download_sbd(given.root)
         print(f"{path}: {len(path.read_text(encoding='utf-8').split())} training pictures, none of them in val")
-        print(f"Next: {train}/voc_resnet50.yaml --data.root {root} --data.train_split trainaug")
+        print(f"Next: {train}/voc_resnet50.yaml --data.root {root}")
         left = [str(given.root / name) for name in ("benchmark.tgz", "sbd") if (given.root / name).exists()]
         if left:
             print(f"No longer needed: {', '.join(left)}")
