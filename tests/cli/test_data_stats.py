@@ -76,7 +76,7 @@ def test_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
         (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks to count; use"),
         (["data", "stats", "--outptu", "x"], "unetdiff data stats: unknown '--outptu'; nearest: --output"),
         (["data", "stats", "--data.name=scenes", "--output", "."], "--output: '.' is a directory; give a file"),
-        (["data", "chek"], "unetdiff data: argument action: invalid choice: 'chek' (choose from"),
+        (["data", "chek"], "unetdiff data: unknown action 'chek'; nearest: check"),
     ],
 )
 def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

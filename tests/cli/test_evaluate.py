@@ -1,4 +1,4 @@
-"""`unetdiff evaluate`, `compare`, `data check` and `quickstart`: what they hand on, and what they print."""
+"""`unetdiff evaluate`, `compare` and `quickstart`: what they hand on, and what they print."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from unetdiff.cli.evaluate import table
 from unetdiff.cli.main import main
@@ -101,52 +99,6 @@ def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytes
     assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
     assert main(["compare", str(tmp_path)]) == 2
     assert f"{tmp_path}: no run directory" in capsys.readouterr().err
-
-
-def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = tmp_path / "set"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("background\nthing\n")
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
-        mask = np.zeros((16, 16), dtype=np.uint8)
-        mask[4:8] = 1
-        Image.fromarray(mask).save(root / "SegmentationClass" / f"{number}.png")
-    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
-    (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
-    words = ["data", "check", "--data.name", "voc_folder", "--data.root", str(root)]
-    assert main(words) == 0
-    assert capsys.readouterr().out == f"voc_folder in {root}: good\n"
-
-    mask = np.zeros((16, 16), dtype=np.uint8)
-    mask[0, 0] = 7
-    Image.fromarray(mask).save(root / "SegmentationClass" / "1.png")
-    (root / "JPEGImages" / "2.jpg").write_bytes((root / "JPEGImages" / "2.jpg").read_bytes()[:300])
-    assert main(words) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert any("1.png" in line and "7" in line for line in lines[:2])
-    assert any("2.jpg" in line for line in lines[:2])
-    assert lines[2] == f"voc_folder in {root}: 2 faults found"
-
-    (tmp_path / "set.yaml").write_text(f"data: {{name: voc_folder, root: {root}}}\n")
-    assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 3
-    assert main(["data", "check", str(tmp_path / "set.yaml"), "--no-masks"]) == 1
-    assert "1.png" not in capsys.readouterr().out
-
-
-def test_data_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words, part in (
-        ([], "action"),
-        (["check"], "nothing to check"),
-        (["check", "--data.nam", "x"], "nearest: --data.name"),
-        (["check", "--data.name", "voc_folder", "--data.root", str(tmp_path / "no")], str(tmp_path / "no")),
-    ):
-        assert main(["data", *words]) == 2
-        assert part in capsys.readouterr().err
 
 
 def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 
 from unetdiff.data import DataConfig
 from unetdiff.data.check import check, first_problem, require_clean
+from unetdiff.data.download import download_voc
+from unetdiff.data.sbd import download_sbd
 from unetdiff.errors import UserError
 
 SaveMask = Callable[[Path, np.ndarray], None]
@@ -58,6 +61,47 @@ def test_every_fault_is_listed_with_file_value_and_remedy(voc_set: Path, make_ma
         assert all(p.suggestion and p.what and p.file in str(p) and p.value in str(p) for p in problems)
     with pytest.raises(UserError, match=r"\(8 more: see `unetdiff data check`\)"):
         require_clean(config(voc_set))
+
+
+def test_every_fault_of_voc_and_its_trainaug_is_listed(net: Any, tmp_path: Path, make_mask: SaveMask) -> None:
+    voc = download_voc(tmp_path)
+    download_sbd(tmp_path, progress=False)
+    own, added, images = voc / "SegmentationClass", voc / "SegmentationClassAug", voc / "JPEGImages"
+    good = DataConfig(name="voc", root=str(tmp_path), train_split="trainaug")
+    assert check(good, progress=False) == []
+
+    values = np.zeros((16, 20))
+    values[0, 0] = 21
+    make_mask(added / "2008_05.png", values)
+    Image.new("RGB", (20, 16)).save(added / "2008_06.png")
+    binary = np.zeros((16, 20))
+    binary[:4] = 255
+    make_mask(added / "2008_07.png", binary)
+    make_mask(own / "2007_02.png", np.ones((20, 16)))
+    jpeg = images / "2007_03.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:-60])
+    (images / "2007_04.jpg").unlink()
+    (own / "2007_04.png").unlink()
+    lists = voc / "ImageSets" / "Segmentation"
+    (lists / "trainaug.txt").write_text((lists / "trainaug.txt").read_text() + "2007_03\n2008_99\n")
+
+    for full in (True, False):
+        problems = check(good, full=full, progress=False)
+        assert {(Path(p.file).relative_to(voc).as_posix(), p.value) for p in problems} == {
+            ("ImageSets/Segmentation/trainaug.txt", "2007_03"),
+            ("SegmentationClassAug/2008_05.png", "21"),
+            ("SegmentationClassAug/2008_06.png", "mode RGB"),
+            ("SegmentationClassAug/2008_07.png", "25% of it is 255"),
+            ("SegmentationClass/2007_02.png", "mask 16x20, picture 20x16"),
+            ("JPEGImages/2007_03.jpg", next(p.value for p in problems if "truncated" in p.value)),
+            ("JPEGImages/2007_04.jpg", "missing"),
+            ("SegmentationClass/2007_04.png", "missing"),
+            ("JPEGImages/2008_99.jpg", "missing"),
+            ("SegmentationClassAug/2008_99.png", "missing"),
+        }
+        assert len(problems) == 10 and all(p.suggestion and p.what for p in problems)
+    with pytest.raises(UserError, match=r"trainaug\.txt: 1 id.* \(9 more: see `unetdiff data check`\)"):
+        require_clean(good)
 
 
 def test_a_jpeg_cut_by_its_last_bytes_is_found_quickly_too(voc_set: Path) -> None:

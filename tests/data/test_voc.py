@@ -37,6 +37,21 @@ def test_reads_what_torchvision_reads(voc_set: Path, tmp_path: Path) -> None:
     assert through_torchvision.classes == VOC_CLASSES
 
 
+def test_masks_beside_the_set_s_own(voc_set: Path, make_mask: SaveMask) -> None:
+    added = voc_set / "SegmentationClassAug"
+    added.mkdir()
+    make_mask(added / "a0.png", np.full((30, 40), 3))  # the set has its own
+    (voc_set / "SegmentationClass" / "a1.png").rename(added / "a1.png")
+    (voc_set / "SegmentationClass" / "a2.png").unlink()
+    folder = VOCFolder(voc_set, "train")
+    assert [pair.mask.parent.name for pair in folder.pairs] == [
+        "SegmentationClass", "SegmentationClassAug", "SegmentationClass", "SegmentationClass",
+    ]  # fmt: skip
+    assert 255 in folder[0]["mask"] and 255 in folder[1]["mask"]
+    with pytest.raises(UserError, match="a2.png: no such file .*; put it there, or take 'a2' out of the split"):
+        folder[2]
+
+
 def test_names_and_palette_are_the_set_s_own(voc_set: Path) -> None:
     folder = build_dataset(config(voc_set), "val", segmentation=True)
     assert folder.classes == ["ground", "tree", "house", "car"]
@@ -143,6 +158,12 @@ def test_bad_sets_are_refused(voc_set: Path, tmp_path: Path) -> None:
         build_dataset(DataConfig(name="voc_folder"), "train", segmentation=True)
     with pytest.raises(UserError, match="data.download=true"):
         build_dataset(DataConfig(name="voc", root=str(tmp_path)), "train", segmentation=True)
+    for split, told in (
+        ("trian", "the splits train, trainval, val, trainaug, not 'trian'"),
+        ("trainaug", "download sbd"),
+    ):
+        with pytest.raises(UserError, match=told):
+            build_dataset(DataConfig(name="voc", root=str(tmp_path), train_split=split), "train", segmentation=True)
     (voc_set / "classes.txt").unlink()
     with pytest.raises(UserError, match="classes.txt is missing"):
         build_dataset(config(voc_set), "train", segmentation=True)

@@ -1,45 +1,31 @@
-"""`unetdiff data check|stats`: every fault of a data set, before any training, and what it holds."""
+"""`unetdiff data ACTION`: what can be done with a data set before any training; one small file an action."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
-from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, nearest
 
-ACTIONS = ("check", "stats")
-USAGE = "unetdiff data {check,stats} [CONFIG] [--data.name NAME --data.root DIR ...]"
+# action -> (module with `main(argv) -> exit status`, what it does)
+ACTIONS = {
+    "check": ("unetdiff.cli.data_check", "every fault of a set, with its file, value and remedy"),
+    "stats": ("unetdiff.cli.data_stats", "pixels and pictures of each class, class weights, void, sizes"),
+    "download": ("unetdiff.cli.data_download", "fetch PASCAL VOC 2012; build its split trainaug from SBD"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do with a set what the first word says; see `check` and `unetdiff.cli.data_stats.main`."""
-    if argv and argv[0] == "stats":
-        from unetdiff.cli import data_stats
-
-        return data_stats.main(argv[1:])
-    return check(argv)
-
-
-def check(argv: Sequence[str]) -> int:
-    """Check both splits; prints a line for each fault. 0 for a set without faults, else 1."""
-    overrides, words = split_overrides(argv, known=[])
-    parser = Parser("unetdiff data", "Look for faults in a data set: each with file, value and remedy.", USAGE)
-    parser.add_argument("action", choices=ACTIONS, help="check, or stats (see `unetdiff data stats --help`)")
-    parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
-    parser.add_argument("--no-masks", action="store_true", help="leave masks out (a denoiser needs none)")
-    parser.add_argument("--quick", action="store_true", help="decode pictures only where the file looks odd")
-    given = parser.parse_strictly(words)
-    if given.config is None and not overrides:
-        raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")
-
-    from unetdiff.config import parse
-    from unetdiff.data.check import check as faults_of
-
-    config = parse(given.config, overrides)
-    masks = config.task != "diffusion" and not given.no_masks
-    problems = faults_of(config.data, masks=masks, full=not given.quick)
-    for problem in problems:
-        print(problem)
-    name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
-    print(f"{name}: {len(problems)} fault{'' if len(problems) == 1 else 's'} found" if problems else f"{name}: good")
-    return 1 if problems else 0
+    """Hand over to one action; its exit status. Raises UserError without one."""
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print("usage: unetdiff data ACTION ...\n\nactions:")
+        for name, (_, what) in ACTIONS.items():
+            print(f"  {name:<12}{what}")
+        print("\n`unetdiff data ACTION --help` tells what an action takes.")
+        return 0
+    if not argv:
+        raise UserError(f"unetdiff data: no action; one of {', '.join(ACTIONS)}")
+    if argv[0] not in ACTIONS:
+        near = nearest(argv[0], ACTIONS)
+        raise UserError(f"unetdiff data: unknown action {argv[0]!r}; nearest: {near} (one of {', '.join(ACTIONS)})")
+    return import_module(ACTIONS[argv[0]][0]).main(argv[1:])

@@ -19,7 +19,7 @@ COMMANDS = {
     "predict": ("unetdiff.cli.predict", "masks and overlays for pictures, folders, globs and videos"),
     "sample": ("unetdiff.cli.sample", "draw pictures, by class where the model has classes"),
     "compare": ("unetdiff.cli.compare", "one page that shows runs side by side"),
-    "data": ("unetdiff.cli.data", "check a data set (every fault, with its file and a remedy), or count what it holds"),
+    "data": ("unetdiff.cli.data", "check a data set, count what it holds, or download PASCAL VOC and SBD"),
 }
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from unetdiff.data import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.images import folder_files
-from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.problem import BadFile, Problem, size_problem, value_problem
 from unetdiff.data.threads import in_threads
 from unetdiff.data.transforms import VOID
 from unetdiff.data.voc import (
@@ -25,9 +25,7 @@ from unetdiff.data.voc import (
     VOCFolder,
     read_image,
     read_indices,
-    size_problem,
     split_file,
-    value_problem,
     wrong_values,
 )
 from unetdiff.errors import UserError
@@ -140,7 +138,7 @@ def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: b
     elif wrong:
         problems.append(value_problem(pair.mask, wrong, num_classes))
     if size is not None and values.shape != size:
-        problems.append(size_problem(pair, size, values.shape))
+        problems.append(size_problem(pair.image, pair.mask, size, values.shape))
     return problems
 
 

@@ -46,7 +46,7 @@ class DataConfig:
     """A set of pictures and its splits."""
 
     name: Literal["scenes", "voc", "voc_folder", "image_folder", "parquet", "fashion_mnist", "cifar10"] = "scenes"
-    """scenes (embedded), voc (torchvision's VOCSegmentation), voc_folder (any folder in VOC's layout),
+    """scenes (embedded), voc (PASCAL VOC 2012), voc_folder (any folder in VOC's layout),
     image_folder (one folder a class), parquet (Hugging Face image + label), fashion_mnist and
     cifar10 (torchvision)."""
     root: str | None = None
@@ -54,7 +54,8 @@ class DataConfig:
     download: bool = False
     """Let torchvision download the set (voc, fashion_mnist, cifar10)."""
     train_split: str = "train"
-    """Name of the training split: ImageSets/Segmentation/NAME.txt, or the set's own name."""
+    """Name of the training split: ImageSets/Segmentation/NAME.txt, or the set's own name. voc: train, or trainaug
+    once `unetdiff data download sbd` has built it."""
     val_split: str = "val"
     """Name of the validation split."""
     num_classes: int | None = None

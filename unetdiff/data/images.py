@@ -20,10 +20,10 @@ from torchvision import datasets as tv
 
 from unetdiff.data.base import PictureDataset, no_palette
 from unetdiff.data.config import DataConfig
-from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.problem import BadFile, Problem, unreadable
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform, checked_size, cover
-from unetdiff.data.voc import root_of, unreadable
+from unetdiff.data.voc import root_of
 from unetdiff.errors import UserError
 
 MEMORY = 1 << 30

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VOCSegmentation
 
 from unetdiff.data.base import PictureDataset, no_palette
 from unetdiff.data.config import DataConfig
-from unetdiff.data.problem import BadFile, Problem
+from unetdiff.data.download import download_voc
+from unetdiff.data.layout import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
+from unetdiff.data.problem import BadFile, Problem, size_problem, unreadable, value_problem
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import VOID, Transform
 from unetdiff.errors import UserError
@@ -27,7 +29,6 @@ VOC_CLASSES = [
     "tvmonitor",
 ]  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_SPLITS = Path("ImageSets") / "Segmentation"
 
 
 def voc_colormap(count: int = 256) -> NDArray[np.uint8]:
@@ -113,7 +114,7 @@ class VOCFolder(PictureDataset):
         if self.segmentation:
             mask = read_mask(pair.mask, len(self.classes))
             if mask.shape != image.shape[1:]:
-                raise BadFile.of(size_problem(pair, image.shape[1:], mask.shape))
+                raise BadFile.of(size_problem(pair.image, pair.mask, image.shape[1:], mask.shape))
         image, mask = self.transform(image, mask, key)
         item: dict[str, Any] = {"image": image, "name": pair.name}
         if mask is not None:
@@ -127,63 +128,80 @@ def voc_folder(config: DataConfig, split: str, segmentation: bool, transform: Tr
 
 
 def voc(config: DataConfig, split: str, segmentation: bool, transform: Transform) -> VOCFolder:
-    """PASCAL VOC 2012 through torchvision's `VOCSegmentation`: `root` holds (or will hold)
-    `VOCdevkit/VOC2012`.
+    """PASCAL VOC 2012: `root` holds (or will hold) `VOCdevkit/VOC2012`.
+
+    VOC's own splits come through torchvision's `VOCSegmentation`; `trainaug` is there once it is built.
     """
     root = root_of(config)
+    folder = root / VOC_FOLDER
     if config.num_classes not in (None, len(VOC_CLASSES)):
         raise UserError(f"data.num_classes={config.num_classes}: VOC has 21; leave the key out")
-    try:
-        # Once downloaded it is not unpacked again for the second split.
-        there = (root / "VOCdevkit" / "VOC2012" / "JPEGImages").is_dir()
-        source = VOCSegmentation(root, year="2012", image_set=split, download=config.download and not there)
-    except (RuntimeError, ValueError, OSError) as error:
-        hint = (
-            f"VOC has the splits train, trainval, val, not '{split}'"
-            if split not in ("train", "trainval", "val")
-            else "set data.download=true, or data.root to the folder that holds VOCdevkit/VOC2012 "
-            "(for VOC files in a folder of your own use data.name=voc_folder)"
+    if split not in (*VOC_SPLITS, AUGMENTED_SPLIT):
+        own = ", ".join((*VOC_SPLITS, AUGMENTED_SPLIT))
+        raise UserError(
+            f"data.root={config.root}: VOC has the splits {own}, not '{split}' (for lists of your own: "
+            f"data.name=voc_folder, data.root={folder}, data.num_classes=21)"
         )
-        raise UserError(f"data.root={config.root}: {str(error).strip()}; {hint}") from error
-    pairs = [
-        Pair(Path(image).stem, Path(image), Path(mask)) for image, mask in zip(source.images, source.masks, strict=True)
-    ]
-    folder = root / "VOCdevkit" / "VOC2012"
+    if split == AUGMENTED_SPLIT and not (folder / SPLITS / f"{split}.txt").is_file():
+        raise UserError(
+            f"data.root={config.root}: the split '{split}' is not built; run `unetdiff data download sbd --root {root}`"
+        )
+    if config.download and not folder.is_dir():
+        download_voc(root)
+    if split == AUGMENTED_SPLIT:
+        pairs = list_pairs(folder, split)
+    else:
+        try:
+            source = VOCSegmentation(root, year="2012", image_set=split)
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data.root={config.root}: {str(error).strip()}; run `unetdiff data download voc --root {root}` or set "
+                "data.download=true, or set data.root to the folder that holds VOCdevkit/VOC2012 "
+                "(for VOC files in a folder of your own use data.name=voc_folder)"
+            ) from error
+        pairs = [
+            Pair(Path(image).stem, Path(image), Path(mask))
+            for image, mask in zip(source.images, source.masks, strict=True)
+        ]
     return VOCFolder(folder, split, 21, segmentation, transform, pairs, list(VOC_CLASSES))
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
     """The lines of a split as picture and mask, in the list's order. A missing file is left for the reader to
     name.
+
+    A mask lies in `SegmentationClass`, or else in `SegmentationClassAug` where there is such a folder.
     """
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+    for folder in (IMAGES, MASKS, SPLITS):
         if not (root / folder).is_dir():
-            raise UserError(
-                f"data.root={root}: no folder {folder}; a VOC-style set has JPEGImages, SegmentationClass, "
-                "ImageSets/Segmentation"
-            )
+            raise UserError(f"data.root={root}: no folder {folder}; a VOC-style set has {IMAGES}, {MASKS}, {SPLITS}")
     ids = [line.strip() for line in split_file(root, split).read_text(encoding="utf-8").splitlines()]
     ids = [name for name in ids if name]
     if not ids:
         raise UserError(f"{split_file(root, split)} is empty: give one id a line")
-    images = root / "JPEGImages"
+    images = root / IMAGES
     # One listing of the folder instead of a question a file.
     by_stem = {
         Path(entry).stem: entry
         for entry in sorted(p.name for p in images.iterdir())
         if entry.lower().endswith(IMAGE_SUFFIXES)
     }
-    return [
-        Pair(name, images / by_stem.get(name, f"{name}.jpg"), root / "SegmentationClass" / f"{name}.png")
-        for name in ids
-    ]
+    own, added = root / MASKS, root / AUGMENTED_MASKS
+    in_own = {path.name for path in own.iterdir()}
+    in_added = {path.name for path in added.iterdir()} if added.is_dir() else set()
+
+    def mask(file: str) -> Path:
+        elsewhere = file not in in_own and (file in in_added or split == AUGMENTED_SPLIT)
+        return (added if elsewhere else own) / file
+
+    return [Pair(name, images / by_stem.get(name, f"{name}.jpg"), mask(f"{name}.png")) for name in ids]
 
 
 def split_file(root: Path, split: str) -> Path:
     """Where the ids of a split are listed; a UserError names the splits there are."""
-    path = root / _SPLITS / f"{split}.txt"
+    path = root / SPLITS / f"{split}.txt"
     if not path.is_file():
-        there = sorted(p.stem for p in (root / _SPLITS).glob("*.txt"))
+        there = sorted(p.stem for p in (root / SPLITS).glob("*.txt"))
         raise UserError(f"{path}: no such split '{split}'; there are: {', '.join(there) or 'none'}")
     return path
 
@@ -248,51 +266,10 @@ def wrong_values(values: NDArray[np.uint8], num_classes: int) -> list[int]:
     return [int(value) for value in there if num_classes <= value != VOID]
 
 
-def value_problem(path: Path, wrong: list[int], num_classes: int) -> Problem:
-    """What to tell of a mask with values beyond the classes."""
-    if len(wrong) > 20:
-        fix = "it looks like a grey or antialiased mask: threshold it to class numbers"
-    else:
-        fix = "map them to a class or to 255, or correct classes.txt / data.num_classes"
-    return Problem(str(path), f"mask values outside 0..{num_classes - 1} and {VOID} (void)", listed(wrong), fix)
-
-
-def size_problem(pair: Pair, image: tuple[int, ...], mask: tuple[int, ...]) -> Problem:
-    """What to tell of a mask whose (height, width) is not its picture's."""
-    if tuple(mask) == tuple(image[::-1]):
-        fix = "turn one of them (the picture may carry an EXIF orientation)"
-    else:
-        fix = "resize the mask with nearest neighbour, or export it again"
-    found = f"mask {mask[1]}x{mask[0]}, picture {image[1]}x{image[0]}"
-    return Problem(str(pair.mask), f"the mask has not the size of its picture {pair.image.name}", found, fix)
-
-
-def unreadable(path: Path, error: Exception) -> Problem:
-    """What to tell of a file that could not be read."""
-    leave = f"or take '{path.stem}' out of the split"
-    if isinstance(error, FileNotFoundError):
-        others = sorted(p.name for p in path.parent.glob(f"{_escaped(path.stem)}.*"))
-        found = f"there is {', '.join(others)}" if others else "missing"
-        return Problem(str(path), "no such file", found, f"put it there, {leave}")
-    if isinstance(error, UnidentifiedImageError):
-        return Problem(str(path), "not a picture", f"{path.stat().st_size} bytes", f"replace it, {leave}")
-    return Problem(str(path), "cannot be read", str(error), f"fetch it again, {leave}")
-
-
-def listed(values: list[int]) -> str:
-    """A few values in words: "21, 37, 40 and 12 more"."""
-    shown = ", ".join(str(value) for value in values[:3])
-    return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"
-
-
 def root_of(config: DataConfig) -> Path:
     if config.root is None:
         raise UserError(f"data.name={config.name} needs data.root, the folder of the set")
     return Path(config.root).expanduser()
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in stem)
 
 
 def _first_palette(pairs: list[Pair]) -> NDArray[np.uint8] | None:

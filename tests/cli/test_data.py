@@ -1,0 +1,101 @@
+"""`unetdiff data`: the actions, what they print and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.cli.data import ACTIONS
+from unetdiff.cli.main import main
+
+
+def test_help_lists_the_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[0] for line in text.partition("actions:\n")[2].partition("\n\n")[0].splitlines()] == list(
+        ACTIONS
+    )
+    for action in ACTIONS:
+        with pytest.raises(SystemExit) as leave:
+            main(["data", action, "--help"])
+        assert leave.value.code == 0
+        assert f"usage: unetdiff data {action}" in capsys.readouterr().out
+
+
+def test_data_download_says_where_and_what_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unetdiff.data.download.download_voc", lambda root: root / "VOCdevkit" / "VOC2012")
+    ids = tmp_path / "trainaug.txt"
+    ids.write_text("a\nb\n")
+    monkeypatch.setattr("unetdiff.data.sbd.download_sbd", lambda root: ids)
+    assert main(["data", "download", "voc", "--root", "my data"]) == 0
+    text = capsys.readouterr().out
+    assert "VOC 2012 is in my data/VOCdevkit/VOC2012\n" in text
+    assert "voc_resnet50_reference.yaml --data.root 'my data'\n" in text and "download sbd --root 'my data'\n" in text
+    assert main(["data", "download", "sbd", "--root", "data"]) == 0
+    text = capsys.readouterr().out
+    assert f"{ids}: 2 training pictures" in text and "voc_resnet50.yaml --data.root data\n" in text
+
+
+def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for words, part in (
+        ([], "required: set, --root"),
+        (["voc"], "required: --root"),
+        (["camvid", "--root", "x"], "invalid choice: 'camvid'"),
+        (["voc", "--roto", "x"], "--root"),
+        (["sbd", "--root", str(tmp_path)], f"first `unetdiff data download voc --root {tmp_path}`"),
+    ):
+        assert main(["data", "download", *words]) == 2
+        error = capsys.readouterr().err
+        assert part in error and error.count("\n") == 1
+
+
+def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "set"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("background\nthing\n")
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
+        mask = np.zeros((16, 16), dtype=np.uint8)
+        mask[4:8] = 1
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{number}.png")
+    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
+    words = ["data", "check", "--data.name", "voc_folder", "--data.root", str(root)]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"voc_folder in {root}: good\n"
+
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[0, 0] = 7
+    Image.fromarray(mask).save(root / "SegmentationClass" / "1.png")
+    (root / "JPEGImages" / "2.jpg").write_bytes((root / "JPEGImages" / "2.jpg").read_bytes()[:300])
+    assert main(words) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert any("1.png" in line and "7" in line for line in lines[:2])
+    assert any("2.jpg" in line for line in lines[:2])
+    assert lines[2] == f"voc_folder in {root}: 2 faults found"
+
+    (tmp_path / "set.yaml").write_text(f"data: {{name: voc_folder, root: {root}}}\n")
+    assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["data", "check", str(tmp_path / "set.yaml"), "--no-masks"]) == 1
+    assert "1.png" not in capsys.readouterr().out
+
+
+def test_data_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in (
+        ([], "no action; one of check, stats, download"),
+        (["chek"], "unknown action 'chek'; nearest: check"),
+        (["check"], "nothing to check"),
+        (["check", "--data.nam", "x"], "nearest: --data.name"),
+        (["check", "--data.name", "voc_folder", "--data.root", str(tmp_path / "no")], str(tmp_path / "no")),
+    ):
+        assert main(["data", *words]) == 2
+        assert part in capsys.readouterr().err

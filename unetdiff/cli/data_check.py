@@ -1,0 +1,34 @@
+"""`unetdiff data check`: every fault of a data set, before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.errors import UserError
+
+USAGE = "unetdiff data check [CONFIG] [--data.name NAME --data.root DIR ...]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check both splits; prints a line for each fault. 0 for a set without faults, else 1."""
+    overrides, words = split_overrides(argv, known=[])
+    parser = Parser("unetdiff data check", "Look for faults in a data set: each with file, value and remedy.", USAGE)
+    parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
+    parser.add_argument("--no-masks", action="store_true", help="leave masks out (a denoiser needs none)")
+    parser.add_argument("--quick", action="store_true", help="decode pictures only where the file looks odd")
+    given = parser.parse_strictly(words)
+    if given.config is None and not overrides:
+        raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")
+
+    from unetdiff.config import parse
+    from unetdiff.data.check import check
+
+    config = parse(given.config, overrides)
+    masks = config.task != "diffusion" and not given.no_masks
+    problems = check(config.data, masks=masks, full=not given.quick)
+    for problem in problems:
+        print(problem)
+    name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
+    print(f"{name}: {len(problems)} fault{'' if len(problems) == 1 else 's'} found" if problems else f"{name}: good")
+    return 1 if problems else 0
