@@ -205,3 +205,20 @@ def test_truncated_files_are_refused_by_name(saved):
     (saved / "segmentation.json").write_text('{"classes": [')
     with pytest.raises(UserError, match="segmentation.json is truncated or no JSON"):
         SegmentationPipeline.from_pretrained(saved)
+
+
+def test_a_longest_side_keeps_the_aspect_and_is_saved(tmp_path, monkeypatch):
+    pipeline = SegmentationPipeline(network(), CLASSES, PALETTE, size=48)
+    seen = []
+    whole = UNet.segment
+    monkeypatch.setattr(UNet, "segment", lambda unet, pixels: (seen.append(pixels.shape[-2:]), whole(unet, pixels))[1])
+    image = picture(60, 120)
+    mask = pipeline(image).mask
+    assert mask.shape == (60, 120) and seen == [(24, 48)]
+    pipeline.save_pretrained(tmp_path)
+    again = SegmentationPipeline.from_pretrained(tmp_path)
+    assert again.size == 48
+    np.testing.assert_array_equal(again(image).mask, mask)
+    for wrong in (0, [3], [0, 4]):
+        with pytest.raises(UserError, match="a longest side"):
+            SegmentationPipeline(network(), CLASSES, PALETTE, size=wrong)

@@ -16,7 +16,7 @@ from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from unetdiff.data.transforms import checked_size, resize_image, to_model_range
+from unetdiff.data.transforms import checked_size, fitted, resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.palette import Picture, as_picture
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unetdiff.models.unet import UNet
 
 __all__ = [
+    "InputSize",
     "PictureLike",
     "Prediction",
     "argmax_at",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 PictureLike = Picture | str | Path | bytes
+InputSize = Sequence[int] | int | None
+"""What pictures are resized to for the network: (H, W), a longest side with the aspect kept, or not at all."""
 BAND = 1 << 25  # logits that are resized at once on the way to a mask: 128 MiB of float32
 
 
@@ -123,7 +126,7 @@ class Prediction:
 def predictions(
     unet: UNet,
     images: Iterable[PictureLike] | Tensor,
-    size: Sequence[int] | None = None,
+    size: InputSize = None,
     options: InferenceConfig | None = None,
     autocast: torch.dtype | None = None,
     keep_logits: bool = False,
@@ -137,7 +140,8 @@ def predictions(
     Args:
         unet: the network; put into eval mode for each batch and back again.
         images: files, bytes, PIL images, arrays uint8 (H, W, 3) or tensors uint8 (3, H, W).
-        size: (H, W) that pictures are resized to before anything else; None: their own. Tiles and scales are of that.
+        size: (H, W) or longest side that pictures are resized to before anything else; None: their own. Tiles and
+            scales are of that.
         options: tiles, views, batch size; None: the whole picture, once.
         autocast: e.g. torch.bfloat16; None: the weights' precision.
         keep_logits: whether logits are wanted.
@@ -145,14 +149,14 @@ def predictions(
     Raises:
         UserError: a picture that cannot be read, or options that cannot be.
     """
-    wanted = None if size is None else checked_size("size", list(size))
     opened: dict[int, _Assembly] = {}
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
             picture = load_picture(image)
-            opened[index] = _Assembly(picture, keep_logits)
-            yield picture if wanted is None else resize_image(picture, wanted)
+            seen = _input_size(picture, size)
+            opened[index] = _Assembly(picture, seen, keep_logits)
+            yield resize_image(picture, seen)
 
     def forward(pictures: Tensor) -> Tensor:
         pixels = to_model_range(pictures.to(unet.device))  # (B, 3, h, w)
@@ -161,27 +165,35 @@ def predictions(
 
     following = 0
     for index, band in bands(forward, resized(), options or InferenceConfig()):
-        opened[index].add(band, wanted)
+        opened[index].add(band)
         while following in opened and (result := opened[following].result) is not None:
             yield result
             del opened[following]
             following += 1
 
 
+def _input_size(picture: Tensor, size: InputSize) -> tuple[int, int]:
+    """(H, W) at which the network sees a picture (3, H, W)."""
+    own = (picture.shape[-2], picture.shape[-1])
+    if isinstance(size, int):
+        return fitted(own, size)
+    return own if size is None else checked_size("size", list(size)) or own
+
+
 class _Assembly:
     """A picture whose bands come in from top to bottom."""
 
-    def __init__(self, picture: Tensor, keep_logits: bool) -> None:
-        self.picture, self.keep_logits = picture, keep_logits
+    def __init__(self, picture: Tensor, seen: tuple[int, int], keep_logits: bool) -> None:
+        self.picture, self.seen, self.keep_logits = picture, seen, keep_logits
         self.parts: list[Tensor] = []  # bands of the mask, or of the logits
         self.result: Prediction | None = None
 
-    def add(self, band: Tensor, seen: tuple[int, int] | None) -> None:
-        """band (C, rows, w) of the logits of a picture that was resized to `seen` (None: not)."""
+    def add(self, band: Tensor) -> None:
+        """band (C, rows, w) of the logits of the picture as the network sees it."""
         height, width = self.picture.shape[-2:]
-        whole = self.keep_logits or seen not in (None, (height, width))  # to be resized: `seen` is a network's size
+        whole = self.keep_logits or self.seen != (height, width)  # to be resized: `seen` is a network's size
         self.parts.append(band if whole else band.argmax(dim=0).to(torch.uint8).cpu())
-        if sum(part.shape[-2] for part in self.parts) < (seen or (height, width))[0]:
+        if sum(part.shape[-2] for part in self.parts) < self.seen[0]:
             return
         joined = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=-2)
         self.parts = []
@@ -219,7 +231,7 @@ def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def logits_by_size(
     unet: UNet,
     images: Iterable[PictureLike] | Tensor,
-    size: Sequence[int] | None = None,
+    size: InputSize = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
@@ -237,7 +249,7 @@ def logits_by_size(
 def predict_batch(
     unet: UNet,
     images: Sequence[PictureLike] | Tensor,
-    size: Sequence[int] | None = None,
+    size: InputSize = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
@@ -252,7 +264,7 @@ def predict_batch(
 def predict_logits(
     unet: UNet,
     image: PictureLike,
-    size: Sequence[int] | None = None,
+    size: InputSize = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> Tensor:
@@ -263,7 +275,7 @@ def predict_logits(
 def predict_masks(
     unet: UNet,
     images: Sequence[PictureLike] | Tensor,
-    size: Sequence[int] | None = None,
+    size: InputSize = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,

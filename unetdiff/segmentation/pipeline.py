@@ -19,7 +19,7 @@ from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.rules import validate_inference
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.inference import PictureLike, Prediction, predictions
+from unetdiff.segmentation.inference import InputSize, PictureLike, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
 __all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline", "saved_inference"]
@@ -27,6 +27,7 @@ __all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline", "saved_infe
 SETTINGS = "segmentation.json"
 KEYS = ("classes", "palette", "size", "ignore_index")
 LATER_KEYS = ("inference",)  # not in the files of before it
+SIZES = "[height, width] in pixels, a longest side, or null for the picture's own"
 BACKGROUND = "background"  # a class of this name stays bare in overlays
 
 
@@ -56,7 +57,8 @@ class SegmentationPipeline:
         unet: a model with a segmentation head.
         classes: a name for each of its classes.
         palette: a colour [r, g, b] for each; None: VOC's.
-        size: (H, W) that pictures are resized to for the network; None: their own size.
+        size: (H, W) that pictures are resized to for the network, or the longest side (an int, the aspect is kept);
+            None: their own size.
         ignore_index: void in the masks it was trained on.
         inference: how pictures are seen (tiles, flips, scales, batch size); None: whole, once. Saved with the rest.
 
@@ -69,7 +71,7 @@ class SegmentationPipeline:
         unet: UNet,
         classes: Sequence[str],
         palette: Palette | None = None,
-        size: Sequence[int] | None = None,
+        size: InputSize = None,
         ignore_index: int = 255,
         inference: InferenceConfig | None = None,
     ) -> None:
@@ -77,12 +79,12 @@ class SegmentationPipeline:
             raise UserError('this UNet has no segmentation head; see add_head("segmentation", num_classes=...)')
         if unet.num_classes != len(classes):
             raise UserError(f"{len(classes)} class names for a segmentation head of {unet.num_classes} classes")
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise UserError(f"size {list(size)}: give [height, width] in pixels, or null for the picture's own")
+        self.size = size if isinstance(size, int) or size is None else tuple(int(length) for length in size)
+        if size is not None and not _is_size(size if isinstance(size, int) else list(size)):
+            raise UserError(f"size {size!r}: give {SIZES}")
         self.unet = unet  # its mode is the caller's: each call predicts in eval mode and restores it
         self.classes = list(classes)
         self.palette = as_palette(voc_colormap(len(classes)) if palette is None else palette, len(classes))
-        self.size = None if size is None else (int(size[0]), int(size[1]))
         self.ignore_index = ignore_index
         self.inference = inference or InferenceConfig()
         validate_inference(self.inference)
@@ -170,7 +172,7 @@ class SegmentationPipeline:
         settings = {
             "classes": self.classes,
             "palette": self.palette.tolist(),
-            "size": None if self.size is None else list(self.size),
+            "size": list(self.size) if isinstance(self.size, tuple) else self.size,
             "ignore_index": self.ignore_index,
             "inference": asdict(self.inference),
         }
@@ -222,8 +224,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: classes must be a list of names, not {classes!r}")
     if not isinstance(palette, list) or not all(_integers(color, 3) for color in palette):
         raise UserError(f"{path}: palette must be a list of [red, green, blue] of 0..255")
-    if size is not None and not _integers(size, 2):
-        raise UserError(f"{path}: size must be [height, width] or null, not {size!r}")
+    if size is not None and not _is_size(size):
+        raise UserError(f"{path}: size must be {SIZES}, not {size!r}")
     if not _integers([settings["ignore_index"]], 1):
         raise UserError(f"{path}: ignore_index must be an integer, not {settings['ignore_index']!r}")
     if "inference" in settings:
@@ -256,6 +258,11 @@ def saved_inference(directory: str | Path) -> InferenceConfig:
     """How a model directory's segmenter sees pictures; the defaults where it does not say, or is none."""
     path = Path(directory) / SETTINGS
     return _read_settings(path).get("inference", InferenceConfig()) if path.is_file() else InferenceConfig()
+
+
+def _is_size(size: Any) -> bool:
+    lengths = size if isinstance(size, list) else [size, size]
+    return _integers(lengths, 2) and min(lengths) >= 1
 
 
 def _integers(value: Any, length: int) -> bool:

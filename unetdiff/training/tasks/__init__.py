@@ -61,11 +61,11 @@ def load_task(config: RunConfig, directory: Path, val: PictureDataset) -> Task:
 
 def _assemble(config: RunConfig, unet: UNet, conditioner: ClassConditioner | None, val: PictureDataset) -> Task:
     if config.task == "segmentation":
-        return SegmentationTask(unet, config.segmentation, val, config.data.size)
+        return SegmentationTask(unet, config.segmentation, val, config.data.size or config.data.longest_side)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed)
     if config.task == "diffusion":
         return diffusion
-    segmentation = SegmentationTask(unet, config.segmentation, val, config.data.size)
+    segmentation = SegmentationTask(unet, config.segmentation, val, config.data.size or config.data.longest_side)
     return JointTask(segmentation, diffusion, config.joint)
 
 

@@ -89,7 +89,7 @@ def rest_heads(unet: UNet, used: str) -> None:
 class DataFacts:
     """What a task knows of its data; one object, so that copying a task (for its average) does not copy pictures."""
 
-    def __init__(self, val: PictureDataset, size: list[int] | None) -> None:
+    def __init__(self, val: PictureDataset, size: list[int] | int | None) -> None:
         self.val, self.size = val, size
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DataFacts:

@@ -31,7 +31,7 @@ class SegmentationTask(Task):
         unet: a UNet with a segmentation head.
         config: its loss and judgement.
         val: the validation split, for previews, class names and palette.
-        size: (height, width) that pictures are resized to for the network, or None.
+        size: (height, width) that pictures are resized to for the network, or their longest side, or None.
 
     Attributes:
         inference: how `evaluate` sees pictures (tiles, flips, scales).
@@ -40,7 +40,7 @@ class SegmentationTask(Task):
     best = ("segmentation/mean_iou", "max")
 
     def __init__(
-        self, unet: UNet, config: SegmentationConfig, val: PictureDataset, size: list[int] | None = None
+        self, unet: UNet, config: SegmentationConfig, val: PictureDataset, size: list[int] | int | None = None
     ) -> None:
         super().__init__()
         self.unet, self.config = unet, config
