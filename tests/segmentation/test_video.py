@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unetdiff import SegmentationPipeline, UNet
 from unetdiff.errors import UserError
+from unetdiff.segmentation import video
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.video import frame_count, segment_video
 
@@ -108,27 +109,19 @@ def test_a_video_taken_on_its_side_is_turned_upright(pipeline: SegmentationPipel
     assert mask[:12, -12:].mean() > 0.9 and mask.mean() < 0.15  # what was left above is right above
 
 
-def test_frames_are_read_as_they_are_written(pipeline: SegmentationPipeline, tmp_path: Path) -> None:
+def test_frames_are_read_as_they_are_written(pipeline: SegmentationPipeline, tmp_path: Path, monkeypatch) -> None:
     source = clip(tmp_path / "in.mp4", (32, 256), range(40), Fraction(10))
+    taken: list[int] = []
     ahead: list[int] = []
-    read_frames: list[int] = []
-    stream = pipeline.stream
+    frames = video._frames
 
-    def watched(frames, **given):
-        def counted():
-            for frame in frames:
-                read_frames.append(1)
-                yield frame
+    def counted(*given: Any) -> Iterator[np.ndarray]:
+        for frame in frames(*given):
+            taken.append(1)
+            yield frame
 
-        return stream(counted(), **given)
-
-    pipeline.stream = watched  # type: ignore[method-assign]
-    try:
-        segment_video(
-            pipeline, source, tmp_path / "out.mp4", progress=lambda: ahead.append(len(read_frames) - len(ahead))
-        )
-    finally:
-        del pipeline.stream
+    monkeypatch.setattr(video, "_frames", counted)
+    segment_video(pipeline, source, tmp_path / "out.mp4", progress=lambda: ahead.append(len(taken) - len(ahead)))
     assert len(ahead) == 40 and max(ahead) <= 2 * pipeline.inference.batch_size
 
 
@@ -155,14 +148,17 @@ def test_what_is_no_video_is_named(pipeline: SegmentationPipeline, tmp_path: Pat
 
 
 def test_a_failure_in_the_middle_leaves_nothing(pipeline: SegmentationPipeline, tmp_path: Path) -> None:
-    source = clip(tmp_path / "in.mp4", (32, 64), range(6), Fraction(10))
+    source = clip(tmp_path / "in.mp4", (16, 512), range(120), Fraction(10))
+    seen: list[list[str]] = []
 
     def stop() -> None:
-        raise KeyboardInterrupt
+        seen.append([path.name for path in (tmp_path / "out").iterdir()])
+        if len(seen) == 115:  # the codec has let go of its first frames
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         segment_video(pipeline, source, tmp_path / "out" / "in.mp4", progress=stop)
-    assert not list((tmp_path / "out").iterdir())
+    assert seen[-1] == ["in.mp4.part"] and not list((tmp_path / "out").iterdir())
 
 
 def test_without_pyav_the_extra_is_named(pipeline: SegmentationPipeline, tmp_path: Path, monkeypatch) -> None:

@@ -159,7 +159,7 @@ class Canvas:
         if done <= 0:
             return None
         self.top += done
-        finished, self.rows = self.rows[:, :done], self.rows[:, done:].clone()
+        finished, self.rows = self.rows[:, :done], self.rows[:, done:]
         return finished
 
 
