@@ -216,10 +216,8 @@ def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
         return resize_logits(logits[None], size)[0].argmax(dim=0).to(torch.uint8).cpu()
     parts = []
     for top in range(0, height, step):
-        place = (torch.arange(top, min(top + step, height), device=logits.device, dtype=torch.float32) + 0.5) * (
-            rows / height
-        ) - 0.5
-        place = place.clamp(0, rows - 1)
+        lines = torch.arange(top, min(top + step, height), device=logits.device) + 0.5
+        place = (lines * (rows / height) - 0.5).clamp(0, rows - 1)
         upper = place.long()
         lower = (upper + 1).clamp(max=rows - 1)
         band = torch.lerp(logits[:, upper].float(), logits[:, lower].float(), (place - upper)[:, None])  # (C, step, w)
