@@ -84,7 +84,7 @@ class PyramidDecoder(nn.Module):
             elif skip is not None:
                 h = grow(h, (skip.shape[-2], skip.shape[-1]))
             else:  # ceil(size / 2^level): what a strided, padded stem would have put out
-                h = grow(h, (-(-size[0] // 2**level), -(-size[1] // 2**level)))
+                h = grow(h, ((size[0] + 2**level - 1) // 2**level, (size[1] + 2**level - 1) // 2**level))
             h = condition.run(block, h if skip is None else join(skip, h), condition.temb)
             if str(level) in self.attentions:
                 h = condition.run(self.attentions[str(level)], h, condition.context)

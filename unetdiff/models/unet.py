@@ -245,7 +245,9 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         patch = self.config["patch_size"]
         if patch > 1:
             height, width = sample.shape[-2:]
-            sample = F.pad(sample, (0, -width % patch, 0, -height % patch), mode="replicate")
+            rows, columns = (height + patch - 1) // patch, (width + patch - 1) // patch
+            right, bottom = columns * patch - width, rows * patch - height
+            sample = F.pad(sample, (0, right, 0, bottom), mode="replicate")
             sample = F.pixel_unshuffle(sample, patch)  # (B, in_channels patch^2, H / patch, W / patch)
         skips, h = self.encoder(sample, condition)
         h = self.middle(h, condition)
