@@ -18,7 +18,7 @@ _WHERE = {
     "SegmentationPipeline": "unetdiff.segmentation.pipeline",
     "GenerationPipeline": "unetdiff.diffusion.pipeline",
 }
-_MODULES = {"metrics", "losses", "schedules"}
+_MODULES = {"metrics", "losses", "schedules", "export"}
 
 __all__ = ["UNet", "SegmentationPipeline", "GenerationPipeline", "__version__"]
 

@@ -69,6 +69,7 @@ class PyramidDecoder(nn.Module):
             self.attentions.add(attention, level, width)
             in_channels = width
         self.with_skip = set(widths)
+        self.out_level = self.levels[-1]
         self.out_channels = in_channels
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: Condition) -> Tensor:
@@ -82,7 +83,7 @@ class PyramidDecoder(nn.Module):
             elif skip is not None:
                 h = grow(h, (skip.shape[-2], skip.shape[-1]))
             else:  # ceil(size / 2^level): what a strided, padded stem would have put out
-                h = grow(h, (-(-size[0] // 2**level), -(-size[1] // 2**level)))
+                h = grow(h, ((size[0] + 2**level - 1) // 2**level, (size[1] + 2**level - 1) // 2**level))
             h = condition.run(block, h if skip is None else join(skip, h), condition.temb)
             h = self.attentions(level, h, condition)
             condition.keep(f"decoder.{level}", h)
@@ -136,7 +137,7 @@ class ResidualDecoder(nn.Module):
             own = [widths.pop() for _ in range(options.layers_per_block + 1)]
             self.up_blocks.append(UpBlock(previous, channels[level], own, level, options, time_dim, attention))
             previous = channels[level]
-        self.out_channels = previous
+        self.out_level, self.out_channels = 0, previous
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: Condition) -> Tensor:
         skips = list(skips)

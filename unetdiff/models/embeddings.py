@@ -62,5 +62,5 @@ class TimeModulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
-        scale, shift = rearrange(self.linear(self.act(temb)), "b (two c) -> two b c 1 1", two=2)
+        scale, shift = rearrange(self.linear(self.act(temb)), "b c -> b c 1 1").chunk(2, dim=1)  # (B, C, 1, 1) each
         return h * (1 + scale) + shift  # (B, C, H, W)

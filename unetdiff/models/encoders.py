@@ -17,6 +17,7 @@ import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
@@ -123,6 +124,8 @@ class TrunkEncoder(nn.Module):
     def _level(self, names: list[str], h: Tensor, temb: Tensor | None) -> Tensor:
         for name in names:
             h = self.trunk.get_submodule(name)(h)
+            if is_exporting():  # convnext permutes: strides would tie an export to batches of two or more
+                h = h.contiguous()
             key = name.replace(".", "_")
             if temb is not None and key in self.times:
                 h = self.times[key](h, temb)

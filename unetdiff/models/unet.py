@@ -120,6 +120,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 attention,
             )
         width: int = self.decoder.out_channels  # type: ignore[assignment]
+        self._enlarges = bool(self.decoder.out_level)  # the decoder stops early
         groups = config.residual.norm_num_groups if is_residual else max(1, min(32, width // 4))
         self.heads = nn.ModuleDict()
         if config.heads.segmentation is not None:
@@ -218,7 +219,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         patch, size = self.config["patch_size"], (sample.shape[-2], sample.shape[-1])
         if patch > 1:
             return F.pixel_shuffle(out, patch)[..., : size[0], : size[1]]
-        if self.config["encoder"]["padding"] == "same" and out.shape[-2:] != size:  # the decoder stopped early
+        if self._enlarges:
             return F.interpolate(out, size=size, mode="bilinear", align_corners=False)
         return out
 
@@ -250,7 +251,9 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         patch = self.config["patch_size"]
         if patch > 1:
             height, width = sample.shape[-2:]
-            sample = F.pad(sample, (0, -width % patch, 0, -height % patch), mode="replicate")
+            rows, columns = (height + patch - 1) // patch, (width + patch - 1) // patch
+            right, bottom = columns * patch - width, rows * patch - height
+            sample = F.pad(sample, (0, right, 0, bottom), mode="replicate")
             sample = F.pixel_unshuffle(sample, patch)  # (B, in_channels patch^2, H / patch, W / patch)
         skips, h = self.encoder(sample, condition)
         h = self.middle(h, condition)

@@ -99,13 +99,13 @@ def segment_whole(unet: UNet, pixels: Tensor) -> Tensor:
     margin, stride = 24 * 2 ** (levels - 2) - 8, 2 ** (levels - 1)
     pads, starts = [], []
     for length in pixels.shape[-2:]:
-        fitting = -(-(length + margin + 4) // stride) * stride - 4
+        fitting = (length + margin + 4 + stride - 1) // stride * stride - 4
         start = (fitting - margin - length) // 2
         pads.append((start + margin // 2, fitting - length - start - margin // 2))
         starts.append(start)
     (top, bottom), (left, right) = pads
     height, width = pixels.shape[-2:]
-    mirrored = max(top, bottom) < height and max(left, right) < width
+    mirrored = bottom < height and right < width  # top and left are never the larger ones
     padded = F.pad(pixels, (left, right, top, bottom), mode="reflect" if mirrored else "replicate")
     logits = unet.segment(padded)
     return logits[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width]

@@ -1,0 +1,71 @@
+"""`unetdiff export`: a run in, one checked file out; what cannot be is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from unetdiff.cli.main import main
+from unetdiff.models import UNet
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+
+
+def test_pictures_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "net.onnx"
+    assert main(["export", str(run), "--output", str(file), "--preprocess"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == f"{file}: pixels (batch, height, width, 3) -> logits"
+    assert second.startswith("largest difference to the network at 1x16x25x3 and 3x23x17x3: ")
+
+    pipeline = SegmentationPipeline.from_pretrained(run / "best")
+    picture = np.random.default_rng(0).integers(0, 256, (32, 27, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    logits = session.run(["logits"], {"pixels": picture[None]})[0][0]
+    expected = pipeline(picture, return_logits=True).logits
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
+    notes = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert notes["classes"] == pipeline.classes
+    assert notes["palette"] == pipeline.palette.tolist()
+    assert notes["size"] is None and pipeline.size is None  # scenes are seen at their own
+
+
+def test_fixed_denoiser_beside_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--format", "torch", "--head", "diffusion", "--fixed", "--size", "16", "20"]
+    assert main(["export", str(run), *words]) == 0
+    assert "sample (1, 3, 16, 20), timestep (1), encoder_hidden_states (1, tokens, 8) -> prediction" in (
+        capsys.readouterr().out
+    )
+    unet = UNet.from_pretrained(run / "best" / "unet")
+    sample, timestep, context = torch.randn(1, 3, 16, 20), torch.tensor([300]), torch.randn(1, 1, 8)
+    with torch.no_grad():
+        found = torch.export.load(run / "diffusion.pt2").module()(sample, timestep, context)
+        expected = unet(sample, timestep, context).sample
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "torch", "--opset", "18"], "--opset: 18 is for --format onnx, not torch"),
+        (["--head", "diffusion", "--fixed"], "--fixed: this model has no height and width of its own; give --size H W"),
+        (["--head", "diffusion", "--preprocess"], "preprocess: a denoiser takes noisy floats"),
+        (["--size", "1", "1"], "size: [1, 1] is too small; give height and width of 2 or more"),
+        (["--formt", "torch"], "unknown '--formt'; nearest: --format"),
+    ],
+)
+def test_refusals(words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(run.iterdir())
+    assert main(["export", str(run), *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+    assert sorted(run.iterdir()) == before
+
+
+def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path / "nowhere")]) == 2
+    assert f"no directory '{tmp_path}/nowhere'" in capsys.readouterr().err

@@ -1,0 +1,203 @@
+"""Exports with free batch, height and width answer as the network does, at sizes that they were not traced at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+
+from unetdiff.errors import UserError
+from unetdiff.export import files, to_onnx, to_torch_export
+from unetdiff.models import UNet
+from unetdiff.segmentation.inference import segment_whole
+
+CLASSES, CONTEXT = 5, 12
+SEGMENTS: dict[str, Any] = {"segmentation": {"num_classes": CLASSES}}
+TOLD: dict[str, Any] = {
+    "timestep": True,
+    "cross_attention_dim": CONTEXT,
+    "attention_head_dim": 8,
+    "attention_levels": [1],
+}
+CLASSIC: dict[str, Any] = {"encoder": {"family": "classic", "channels": [8, 12]}}
+RESIDUAL: dict[str, Any] = {
+    "encoder": {"family": "residual", "channels": [8, 16]},
+    "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet"},
+    "conditioning": TOLD,
+}
+
+
+def trunk(family: str, **rest: Any) -> dict[str, Any]:
+    return {"encoder": {"family": family}, "decoder": {"channels": [8] * 5}, **rest}
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "classic, squares": {**CLASSIC, "patch_size": 2},
+    "classic, valid": {"encoder": {"family": "classic", "channels": [4, 6, 8], "padding": "valid"}},
+    "residual, ADM": RESIDUAL,
+    "resnet18": trunk("resnet18", conditioning={"timestep": True, "attention_levels": [5], "attention_head_dim": 64}),
+    "mobilenet_v2": {**trunk("mobilenet_v2"), "decoder": {"channels": [8] * 5, "align_corners": True}},
+    "convnext_tiny": trunk("convnext_tiny"),
+}
+SIZES = {
+    "classic, valid": [(1, 33, 46), (3, 55, 38)],
+    "convnext_tiny": [(1, 64, 71), (3, 77, 66)],  # its .pt2 refuses 33 to 63, where the deepest map is one pixel
+}
+USUAL = [(1, 32, 32), (1, 33, 57), (3, 50, 45)]
+
+
+def build(**config: Any) -> UNet:
+    """A random network in eval mode, no tensor of which is zero."""
+    torch.manual_seed(0)
+    unet = UNet(**{"heads": SEGMENTS, **config}).eval()
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            if not parameter.any():
+                parameter.copy_(0.05 * torch.randn_like(parameter))
+    return unet
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def assert_agrees(found: Tensor | np.ndarray, expected: Tensor) -> None:
+    assert tuple(found.shape) == tuple(expected.shape)
+    difference = (torch.as_tensor(found) - expected).abs().max() / expected.abs().max()
+    assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_onnx_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> None:
+    unet = build(**CONFIGS[name])
+    done = to_onnx(unet, tmp_path / "net.onnx")
+    model = session(done.path)
+    assert [(i.name, i.type, i.shape) for i in model.get_inputs()] == [
+        ("pixels", "tensor(float)", ["batch", 3, "height", "width"])
+    ]
+    assert [(o.name, o.shape) for o in model.get_outputs()] == [("logits", ["batch", CLASSES, "height", "width"])]
+    for batch, height, width in SIZES.get(name, USUAL):
+        x = random(batch, 3, height, width)
+        with torch.no_grad():
+            expected = segment_whole(unet, x)
+        assert expected.shape == (batch, CLASSES, height, width)
+        assert_agrees(model.run(None, {"pixels": x.numpy()})[0], expected)
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.parametrize("name", ["classic, squares", "classic, valid", "convnext_tiny"])
+def test_torch_export_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> None:
+    unet = build(**CONFIGS[name])
+    done = to_torch_export(unet, tmp_path / "net.pt2")
+    program = torch.export.load(done.path).module()
+    for batch, height, width in SIZES.get(name, USUAL):
+        x = random(batch, 3, height, width)
+        with torch.no_grad():
+            assert_agrees(program(x), segment_whole(unet, x))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
+
+
+@pytest.mark.parametrize("to", [to_onnx, to_torch_export])
+def test_denoiser(to: Any, tmp_path: Path) -> None:
+    heads = {"diffusion": {"out_channels": 3}}
+    unet = build(**CLASSIC, conditioning={**TOLD, "num_class_embeds": 4, "pooled_context": True}, heads=heads)
+    done = to(unet, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
+    assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
+    for batch, height, width, tokens in ((1, 16, 19, 1), (4, 21, 30, 5)):
+        given = {
+            "sample": random(batch, 3, height, width),
+            "timestep": torch.arange(batch) * 200 + 7,
+            "encoder_hidden_states": random(batch, tokens, CONTEXT),
+            "class_labels": torch.arange(batch),
+        }
+        with torch.no_grad():
+            expected = unet(**given, return_dict=False)[0]
+            if to is to_onnx:
+                found = session(done.path).run(["prediction"], {k: v.numpy() for k, v in given.items()})[0]
+            else:
+                found = torch.export.load(done.path).module()(*given.values())
+        assert_agrees(found, expected)
+
+
+def test_pictures_fixed_sizes_opset_and_metadata(tmp_path: Path) -> None:
+    unet = build(**CLASSIC)
+    told = {"classes": list("abcde"), "size": [20, 31]}
+    done = to_onnx(unet, tmp_path / "net.onnx", size=(20, 31), batch=1, opset=18, preprocess=True, metadata=told)
+    model = session(done.path)
+    assert model.get_inputs()[0].shape == [1, 20, 31, 3]
+    assert model.get_outputs()[0].shape == [1, CLASSES, 20, 31]
+    picture = np.random.default_rng(0).integers(0, 256, (1, 20, 31, 3), dtype=np.uint8)
+    with torch.no_grad():
+        expected = unet.segment(torch.from_numpy(picture).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert_agrees(model.run(None, {"pixels": picture})[0], expected)
+    notes = {key: json.loads(value) for key, value in model.get_modelmeta().custom_metadata_map.items()}
+    assert {key: notes[key] for key in told} == told
+    assert notes["inputs"] == {"pixels": [1, 20, 31, 3]} and "0 to 255" in notes["pixels"]
+    assert [o.version for o in onnx.load(done.path).opset_import if o.domain == ""] == [18]
+
+
+def test_notes_of_a_torch_program_and_a_network_in_bf16_that_trains(tmp_path: Path) -> None:
+    unet = build(**CLASSIC).to(torch.bfloat16).train()
+    statistics = {name: buffer.clone() for name, buffer in unet.named_buffers()}
+    done = to_torch_export(unet, tmp_path / "net.pt2", metadata={"classes": ["a", "b"]})
+    notes = {"unetdiff.json": ""}
+    program = torch.export.load(done.path, extra_files=notes).module()
+    assert json.loads(notes["unetdiff.json"])["classes"] == ["a", "b"]
+    assert program(random(2, 3, 9, 11)).dtype == torch.float32
+    assert unet.training and unet.dtype == torch.bfloat16 and all(p.requires_grad for p in unet.parameters())
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in unet.named_buffers())
+
+
+def test_a_file_that_does_not_agree_is_refused_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = build(**CLASSIC)
+    (tmp_path / "net.onnx").write_text("what was there")
+    monkeypatch.setattr(files, "TOLERANCE", 1e-9)
+    with pytest.raises(UserError, match=r"net.onnx' is not written: its outputs differ"):
+        to_onnx(unet, tmp_path / "net.onnx")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("net.onnx", "what was there")]
+
+
+def test_a_network_whose_answer_is_not_finite_is_refused(tmp_path: Path) -> None:
+    unet = build(**CLASSIC)
+    with torch.no_grad():
+        unet.heads["segmentation"].conv.bias[0] = float("nan")
+    with pytest.raises(UserError, match="is not written"):
+        to_torch_export(unet, tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "diffusion"}, "head: this UNet has no diffusion head, only segmentation"),
+        ({"size": (1, 64)}, r"size: \[1, 64\] is too small; give height and width of 2 or more"),
+        ({"batch": 0}, "batch: 0 is too small"),
+        ({"opset": 17}, "opset: 17 is not one of 18 to 23"),
+        ({"path": "net.pb"}, r"net.pb' must end in .onnx"),
+        ({"path": "nowhere/net.onnx"}, "no directory '.*nowhere' for 'net.onnx'"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / options.pop("path", "net.onnx")
+    with pytest.raises(UserError, match=message):
+        to_onnx(build(**CLASSIC), path, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "find_spec", lambda name: None if name == "onnxruntime" else True)
+    with pytest.raises(UserError, match=r"needs onnxruntime; pip install 'unetdiff\[export\]'"):
+        to_onnx(build(**CLASSIC), tmp_path / "net.onnx")

@@ -1,0 +1,157 @@
+"""What an export traces: a module of tensors alone, with the shape and the name of all that goes in and comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx.experimental._config as shape_config
+from einops import rearrange
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from unetdiff.data.transforms import to_model_range
+from unetdiff.errors import UserError
+from unetdiff.models.unet import Head, UNet
+from unetdiff.segmentation.inference import segment_whole
+
+Dims = list[int | str]  # a free dimension has a name
+
+
+class _Segmenter(nn.Module):
+    """Pixels (B, C, H, W), or pictures uint8 (B, H, W, C), to logits."""
+
+    def __init__(self, unet: UNet, pictures: bool) -> None:
+        super().__init__()
+        self.unet, self.pictures = unet, pictures
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if self.pictures:
+            pixels = to_model_range(rearrange(pixels, "b h w c -> b c h w").contiguous())
+        return segment_whole(self.unet, pixels)
+
+
+class _Denoiser(nn.Module):
+    """The diffusers contract without what is no tensor."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        return self.unet(sample, timestep, encoder_hidden_states, class_labels, return_dict=False)[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is traced: a module of tensors, and the shapes of what goes in and comes out (free dimensions by name)."""
+
+    module: nn.Module
+    arguments: dict[str, Dims | None]  # in the module's order; None: this network has no such input
+    output: str
+    out_dims: Dims
+    smallest: int  # height and width
+    below: dict[str, int]  # integer inputs: the number that their values stay below
+
+    @property
+    def shapes(self) -> dict[str, Dims]:
+        """The inputs that there are."""
+        return {name: dims for name, dims in self.arguments.items() if dims is not None}
+
+    def inputs(self, batch: int, size: tuple[int, int], seed: int) -> tuple[Tensor | None, ...]:
+        """Random inputs; a dimension that is fixed stays as it is."""
+        generator = torch.Generator().manual_seed(seed)
+        free = {"batch": batch, "height": size[0], "width": size[1], "tokens": 2 + seed}
+        tensors: list[Tensor | None] = []
+        for name, dims in self.arguments.items():
+            if dims is None:
+                tensors.append(None)
+                continue
+            shape = [free[dim] if isinstance(dim, str) else dim for dim in dims]
+            if name in self.below:
+                dtype = torch.uint8 if name == "pixels" else torch.int64
+                tensors.append(torch.randint(self.below[name], shape, generator=generator).to(dtype))
+            else:
+                tensors.append(2 * torch.rand(shape, generator=generator) - 1)
+        return tuple(tensors)
+
+    def capture(self) -> ExportedProgram:
+        """The program, traced at sizes that are odd and no multiple of anything."""
+        unit = max(self.smallest, 8)
+        least = {"height": self.smallest, "width": self.smallest, "tokens": 1, "batch": 1}
+        free = tuple(
+            None if dims is None else {i: Dim.DYNAMIC(min=least[d]) for i, d in enumerate(dims) if isinstance(d, str)}
+            for dims in self.arguments.values()
+        )
+        example = self.inputs(2, (2 * unit + unit // 3 + 1, 3 * unit + unit // 3 + 1), seed=0)
+        # sizes of one are as good as others (torch.onnx sets the same when it captures)
+        with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            return torch.export.export(self.module, example, dynamic_shapes=free, strict=False)
+
+    def cases(self) -> list[tuple[Tensor | None, ...]]:
+        """Inputs of other sizes than the traced one (of that size where it is fixed), odd ones too."""
+        unit = max(self.smallest, 8)
+        return [
+            self.inputs(1, (2 * unit, 3 * unit + 1), seed=1),
+            self.inputs(3, (3 * unit - 1, 2 * unit + 1), seed=2),
+        ]
+
+    def metadata(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the file says about itself: names, shapes and range of its inputs, and what was given."""
+        pixels = "uint8, 0 to 255" if "pixels" in self.below else "float32, -1 to 1: x / 127.5 - 1 of x in 0 to 255"
+        return {"inputs": self.shapes, "output": self.output, "pixels": pixels, **(given or {})}
+
+
+def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: int | None, preprocess: bool) -> Plan:
+    """The plan for one head of a network; see `to_onnx` for the arguments and what is refused."""
+    head = head or ("segmentation" if "segmentation" in unet.heads else "diffusion")
+    if head not in unet.heads:
+        raise UserError(f"head: this UNet has no {head} head, only {', '.join(unet.heads)}; name that one")
+    if preprocess and head == "diffusion":
+        raise UserError("preprocess: a denoiser takes noisy floats, not pictures; leave preprocess out")
+    smallest = _smallest(unet)
+    if size is not None and (len(size) != 2 or min(size) < smallest):
+        raise UserError(f"size: {list(size)} is too small; give height and width of {smallest} or more")
+    if batch is not None and batch < 1:
+        raise UserError(f"batch: {batch} is too small; use 1 or more")
+    n: int | str = "batch" if batch is None else batch
+    h, w = ("height", "width") if size is None else (int(size[0]), int(size[1]))
+    channels = unet.config["in_channels"]
+    copy = deepcopy(unet).requires_grad_(False).eval()
+    module: nn.Module = copy
+    module.to(device="cpu", dtype=torch.float32).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    if head == "segmentation":
+        pixels: Dims = [n, h, w, channels] if preprocess else [n, channels, h, w]
+        below = {"pixels": 256} if preprocess else {}
+        out: Dims = [n, unet.num_classes or 0, h, w]
+        return Plan(_Segmenter(copy, preprocess), {"pixels": pixels}, "logits", out, smallest, below)
+    told = unet.config["conditioning"]
+    dim, labels = told["cross_attention_dim"], told["num_class_embeds"]
+    arguments: dict[str, Dims | None] = {"sample": [n, channels, h, w], "timestep": [n]}
+    if dim or labels:
+        arguments["encoder_hidden_states"] = [n, "tokens", dim] if dim else None
+    if labels:
+        arguments["class_labels"] = [n]
+    below = {"timestep": 1000, "class_labels": labels or 0}
+    return Plan(_Denoiser(copy), arguments, "prediction", [n, unet.out_channels or 0, h, w], smallest, below)
+
+
+def _smallest(unet: UNet) -> int:
+    """The height and width that the deepest map needs, at least."""
+    encoder = unet.config["encoder"]
+    if not encoder["channels"]:
+        return 32
+    levels = len(encoder["channels"])
+    stride = unet.config["patch_size"] * 2 ** (levels - 1)
+    if encoder["padding"] == "valid":  # the mirrored border must fit into the picture, see `segment_whole`
+        return 12 * 2 ** (levels - 2) - 4 + stride + 1
+    return stride
