@@ -22,6 +22,7 @@ from unetdiff.models import loading
 from unetdiff.models.attention import null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
+from unetdiff.models.counting import counted_by_part
 from unetdiff.models.decoders import PyramidDecoder, PyramidMiddle, ResidualDecoder, ResidualMiddle
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
@@ -308,25 +309,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the encoder, middle, decoder, of what tells them time and condition, and of each head."""
-        parts = ["encoder", "middle", "decoder", "conditioning", *(f"head.{name}" for name in self.heads)]
-        counts: dict[str, int] = dict.fromkeys(parts, 0)
-        marks = (
-            "time_embedding",
-            "class_embedding",
-            "context_embedding",
-            ".times.",
-            ".time.",
-            "time_emb_proj",
-            "attn2",
-        )
-        for name, parameter in self.named_parameters():
-            part = name.split(".")[0]
-            if part == "heads":
-                part = "head." + name.split(".")[1]
-            elif any(mark in name for mark in marks):
-                part = "conditioning"
-            counts[part] += parameter.numel()
-        return counts
+        return counted_by_part(self, list(self.heads))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters (diffusers' signature)."""
