@@ -39,12 +39,14 @@ CASES = {
     "absent in both": ([0, 1, 2, 4, 6], [0, 1, 2, 4, 6]),
     "absent in truth": ([0, 1, 2, 4, 6], list(range(7))),
     "never predicted": (list(range(7)), [0, 1, 2]),
+    "all three at once": ([0, 1, 2, 3], [0, 1, 4]),
 }
 
 
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_torchmetrics(name):
-    prediction, target = case(*CASES[name])
+def test_agrees_with_torchmetrics(name, seed):
+    prediction, target = case(*CASES[name], seed)
     ours = ConfusionMatrix(CLASSES)
     for p, t in zip(prediction, target, strict=True):  # one by one: the figures are the whole set's
         ours.update(p, t)

@@ -13,6 +13,36 @@ from unetdiff.errors import UserError
 __all__ = ["ConfusionMatrix"]
 
 
+def check_indices(
+    prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, ignore_index: int
+) -> tuple[Tensor, Tensor]:
+    """Prediction and target as tensors of class indices of one shape, on the prediction's device.
+
+    Raises UserError where the shapes differ, where they are logits, or where a pixel that is not void has a class
+    outside 0..C-1.
+    """
+    prediction, target = torch.as_tensor(prediction), torch.as_tensor(target)
+    if prediction.shape != target.shape:
+        raise UserError(
+            f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in size; "
+            "resize the logits to the target's size, then take the argmax"
+        )
+    if prediction.is_floating_point() or target.is_floating_point():
+        raise UserError("prediction and target must be class indices (integers), not logits")
+    target = target.to(prediction.device)
+    valid = target != ignore_index
+    for what, values in (("target", target[valid]), ("prediction", prediction[valid])):
+        if values.numel() == 0:
+            continue
+        low, high = (int(value) for value in torch.stack(torch.aminmax(values)))
+        if low < 0 or high >= num_classes:
+            raise UserError(
+                f"{what} holds the class {low if low < 0 else high}; "
+                f"the matrix has classes 0..{num_classes - 1} and void {ignore_index}"
+            )
+    return prediction, target
+
+
 class ConfusionMatrix:
     """Counts of (truth, prediction) over pixels that are not void in the truth.
 
@@ -31,32 +61,12 @@ class ConfusionMatrix:
         The matrix moves to the prediction's device. Raises UserError where the shapes differ, or where a
         pixel that counts has a class outside 0..C-1 in the truth or in the prediction.
         """
-        prediction, target = torch.as_tensor(prediction), torch.as_tensor(target)
-        if prediction.shape != target.shape:
-            raise UserError(
-                f"prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in size; "
-                "resize the logits to the target's size, then take the argmax"
-            )
-        if prediction.is_floating_point() or target.is_floating_point():
-            raise UserError("prediction and target must be class indices (integers), not logits")
-        target = target.to(prediction.device)
+        prediction, target = check_indices(prediction, target, self.num_classes, self.ignore_index)
         valid = target != self.ignore_index
         truth, guess = target[valid].long(), prediction[valid].long()  # (pixels,)
-        self._check("target", truth)
-        self._check("prediction", guess)
         n = self.num_classes
         counts = torch.bincount(truth * n + guess, minlength=n * n).view(n, n)
         self.matrix = self.matrix.to(counts.device) + counts
-
-    def _check(self, what: str, values: Tensor) -> None:
-        if values.numel() == 0:
-            return
-        low, high = (int(value) for value in torch.stack(torch.aminmax(values)))
-        if low < 0 or high >= self.num_classes:
-            raise UserError(
-                f"{what} holds the class {low if low < 0 else high}; "
-                f"the matrix has classes 0..{self.num_classes - 1} and void {self.ignore_index}"
-            )
 
     def compute(self) -> dict[str, Any]:
         """The figures, as shares of 1. T = row sums, P = column sums, d = diagonal:
