@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from unetdiff.cli.main import main
 def test_evaluate_prints_the_figures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run), "--samples", "0", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    figures = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)  # no NaN in the file
     recorded = json.loads((run / "summary.json").read_text())["final"]
     assert figures["segmentation/mean_iou"] == pytest.approx(recorded["segmentation/mean_iou"], abs=1e-3)
     line = next(line for line in text.splitlines() if line.startswith("segmentation/mean_iou"))
     assert float(line.split()[-1]) == pytest.approx(figures["segmentation/mean_iou"], abs=1e-4)
     assert "diffusion/loss" in text
+    assert "segmentation/boundary_width" in text and "2 % of the diagonal, 1 pixel" in text
+    header = next(line for line in text.splitlines() if line.startswith("class "))
+    assert re.split(r"  +", header) == ["class", "IoU", "boundary IoU", "accuracy", "share of pixels", "pictures"]
+    written = ["metrics.json", "per_class.csv", "confusion.png", "reliability.png", "report.html"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(written)
+    assert text.splitlines()[-1] == f"{tmp_path}: {', '.join(written)}"
 
 
 def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,19 +35,21 @@ def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("unetdiff.training.evaluation.evaluate", lambda path, **given: calls.append(given) or {})
     assert main(["evaluate", str(run)]) == 0
     assert calls[0]["data"] is None and calls[0]["split"] == "val" and calls[0]["output"] is None
+    assert calls[0]["worst"] == 20
     words = ["--data.scenes.digits", "2", "--split", "train", "--samples", "5", "--steps", "7", "--guidance", "3"]
+    words += ["--worst", "4"]
     assert main(["evaluate", str(run), *words]) == 0
     given = calls[1]
     assert given["data"].scenes.digits == 2
     assert given["data"].scenes.val_pictures == 4  # the rest is the run's own
     assert (given["split"], given["samples_per_class"], given["steps"]) == ("train", 5, 7)
-    assert given["guidance_scale"] == 3.0
+    assert given["guidance_scale"] == 3.0 and given["worst"] == 4
 
 
 def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def judged(*words: str) -> dict[str, Any]:
         assert main(["evaluate", str(run), "--samples", "0", "--output", str(tmp_path), *words]) == 0
-        return json.loads((tmp_path / "figures.json").read_text())
+        return json.loads((tmp_path / "metrics.json").read_text())
 
     plain = judged()
     assert "segmentation/inference" not in plain
@@ -52,7 +61,8 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
         "scales": [1.0, 1.5],
         "batch_size": 8,
     }
-    assert seen["segmentation/loss"] != plain["segmentation/loss"]
+    assert seen["segmentation/nll"] != plain["segmentation/nll"]
+    assert "tiles, 4 views" in (tmp_path / "report.html").read_text()
     assert seen["segmentation/pictures"] == plain["segmentation/pictures"] == 4
     for words, part in (
         (["--overlap", "2"], "--overlap: 2.0 is no share of a tile; use 0 to 0.9"),
@@ -68,6 +78,7 @@ def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ([str(run), "--training.steps", "3"], "only --data.KEY"),
         ([str(run), "--data.rot", "3"], "unknown option --data.rot; nearest: --data.root"),
         ([str(run), "--split", "test"], "'test' (choose from"),
+        ([str(run), "--worst", "-1"], "--worst: -1 is too small"),
         ([str(tmp_path / "nowhere")], f"{tmp_path}/nowhere"),
     ):
         assert main(["evaluate", *words]) == 2
@@ -75,14 +86,20 @@ def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_table() -> None:
-    text = table({"model": "run/best", "mean_iou": 0.81234, "n": 3, "iou": {"cat": 0.5, "a dog": 0.25}})
-    assert text.splitlines() == [
-        "model     run/best",
-        "mean_iou  0.8123",
-        "n         3",
-        "iou",
-        "  cat     0.5000",
-        "  a dog   0.2500",
+    figures = {"model": "run/best", "t/mean_iou": 0.81234, "n": 3, "pixels": [1, 2], "bins": {"count": [1]}}
+    figures |= {"t/iou_per_class": {"cat": 0.5, "a dog": float("nan")}, "t/hits_per_class": {"cat": 12, "a dog": 7}}
+    figures |= {"s/consistency_per_class": {"seven": 0.25}}
+    assert table(figures).splitlines() == [
+        "model       run/best",
+        "t/mean_iou  0.8123",
+        "n           3",
+        "",
+        "class     IoU  hits",
+        "cat    0.5000    12",
+        "a dog       –     7",
+        "",
+        "class  consistency",
+        "seven       0.2500",
     ]
 
 

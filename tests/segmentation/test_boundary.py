@@ -32,7 +32,7 @@ def test_a_shifted_square_by_hand():
     # frames are 12 x 12 rings, of which 2 x 11 pixels fall on each other; the squares leave the border alone.
     assert figures["boundary_iou_per_class"][0] == pytest.approx((136 + 22) / (136 + 88 - 22))
     assert figures["mean_boundary_iou"] == pytest.approx((18 / 54 + 158 / 202) / 2)
-    assert figures["boundary_width"] == "2 % of the diagonal, 1 pixels" and figures["boundary_pixels"] == [1, 1]
+    assert figures["boundary_width"] == "2 % of the diagonal, 1 pixel" and figures["boundary_pixels"] == [1, 1]
 
 
 def test_the_width_is_that_of_the_paper():

@@ -10,24 +10,30 @@ from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
 
-USAGE = "unetdiff evaluate PATH [--split val] [--output DIR] [--tile 512] [--samples 30] [--data.key value ...]"
+USAGE = "unetdiff evaluate PATH [--split val] [--output DIR] [--worst 20] [--tile 512] [--samples 30] [--data.key ...]"
+WRITTEN = ("metrics.json", "per_class.csv", "confusion.png", "reliability.png", "report.html")
+LABELS = {"iou": "IoU", "boundary_iou": "boundary IoU"}  # other names are read with spaces
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate and print a table."""
+    """Evaluate, print the figures and name what was written."""
     overrides, words = split_overrides(argv, known=[])
     parser = Parser("unetdiff evaluate", "Judge a trained model on a split of its data set, or of another.", USAGE)
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="the split to judge on")
-    parser.add_argument("--output", type=Path, help="folder for figures.json; none given: PATH/evaluation-SPLIT")
+    parser.add_argument("--output", type=Path, help="folder of what is written; none given: PATH/evaluation-SPLIT")
+    parser.add_argument(
+        "--worst", type=int, default=20, help="segmentation: pictures on the page of the worst; 0: none"
+    )
     parser.add_argument("--samples", type=int, default=30, help="diffusion: pictures drawn of each class; 0: none")
     parser.add_argument("--steps", type=int, default=50, help="diffusion: denoising steps of these")
     parser.add_argument("--guidance", type=float, help="diffusion: guidance of these; none given: the run's")
     parser.add_argument("--seed", type=int, default=0, help="diffusion: of their noise")
     add_inference(parser)
     given = parser.parse_strictly(words)
-    if given.samples < 0:
-        raise UserError(f"--samples: {given.samples} is too small; use 0 or more")
+    for name in ("samples", "worst"):
+        if getattr(given, name) < 0:
+            raise UserError(f"--{name}: {getattr(given, name)} is too small; use 0 or more")
     data = data_section(given.path, overrides) if overrides else None
 
     from unetdiff.segmentation.pipeline import saved_inference
@@ -44,8 +50,11 @@ def main(argv: Sequence[str]) -> int:
         guidance_scale=given.guidance,
         seed=given.seed,
         inference=inference_options(given, saved_inference(model_directory(given.path))),
+        worst=given.worst,
     )
     print(table(figures))
+    output = given.output or given.path / f"evaluation-{given.split}"
+    print(f"{output}: {', '.join(name for name in WRITTEN if (output / name).is_file())}")
     return 0
 
 
@@ -61,18 +70,26 @@ def data_section(path: Path, overrides: Sequence[str]) -> Any:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """Figures as aligned lines; figures by class (a mapping or a list) become indented lines."""
-    rows: list[tuple[str, str]] = []
+    """Figures as aligned lines, then a table of those by class; lists are left to metrics.json."""
+    single = {name: _figure(value) for name, value in figures.items() if not isinstance(value, Mapping | list | tuple)}
+    width = max(map(len, single), default=0)
+    lines = [f"{name:<{width}}  {value}".rstrip() for name, value in single.items()]
+    by_class: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for name, value in figures.items():
-        if isinstance(value, Mapping | list | tuple):
-            rows.append((name, ""))
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            rows += [(f"  {key}", _figure(item)) for key, item in items]
-        else:
-            rows.append((name, _figure(value)))
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
+        if isinstance(value, Mapping) and name.endswith("_per_class"):
+            by_class.setdefault(tuple(value), {})[name.rpartition("/")[2].removesuffix("_per_class")] = value
+    for classes, columns in by_class.items():
+        rows = [["class", *(LABELS.get(name, name.replace("_", " ")) for name in columns)]]
+        rows += [[label, *(_figure(column[label]) for column in columns.values())] for label in classes]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines.append("")
+        for first, *others in rows:
+            cells = [f"{other:>{width}}" for other, width in zip(others, widths[1:], strict=True)]
+            lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
+    return "\n".join(lines)
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4f}"
+    return str(value)

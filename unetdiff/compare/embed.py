@@ -13,7 +13,7 @@ from torch import Tensor
 SMALL = 96
 """Pictures up to this many pixels a side are shown pixel by pixel; larger ones are smoothed by the browser."""
 LARGEST = 480
-"""Pixels of the longer side that the page keeps of a larger picture."""
+"""Pixels of the longer side that the comparison keeps of a larger picture."""
 
 
 def as_array(picture: Tensor | np.ndarray) -> np.ndarray:
@@ -29,16 +29,17 @@ def as_array(picture: Tensor | np.ndarray) -> np.ndarray:
     return array[..., :3]
 
 
-def data_uri(picture: Tensor | np.ndarray, photo: bool = True) -> str:
+def data_uri(picture: Tensor | np.ndarray, photo: bool = True, largest: int = LARGEST) -> str:
     """A picture as the value of an `src` attribute; small ones exactly (PNG), large photographs as JPEG.
 
     Args:
         picture: see `as_array`.
         photo: False for masks and drawings, which keep their exact colours at any size.
+        largest: pixels of the longer side that are kept.
     """
     image = Image.fromarray(as_array(picture))
-    if max(image.size) > LARGEST:
-        scale = LARGEST / max(image.size)
+    if max(image.size) > largest:
+        scale = largest / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
     buffer = io.BytesIO()

@@ -113,7 +113,7 @@ class BoundaryIoU:
         width = f"{100 * self.ratio:g} % of the diagonal"
         if self.widths is not None:
             low, high = self.widths
-            width += f", {low} pixels" if low == high else f", {low} to {high} pixels"
+            width += f", {low} to {high} pixels" if low < high else f", {low} pixel{'s' if low > 1 else ''}"
         return {
             "mean_boundary_iou": float(iou.nanmean()),
             "boundary_width": width,

@@ -1,15 +1,17 @@
-"""A trained model judged on a split: the figures of its task, and the class consistency of its samples."""
+"""A trained model judged on a split: the figures of its heads, and the class consistency of its samples."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from tqdm import tqdm
 
+from unetdiff.compare.segmenter import write_segmenter_report
 from unetdiff.config import RunConfig, from_yaml
 from unetdiff.data import DataConfig, PictureDataset, build_dataset, eval_loader
 from unetdiff.data.config import AugmentConfig
@@ -19,14 +21,18 @@ from unetdiff.diffusion.pictures import color_error
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.pipeline import saved_inference
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
+from unetdiff.training.records import jsonable
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, load_task
 from unetdiff.training.tasks.base import evenly
 
+METRICS = "metrics.json"
 SAMPLE_BATCH = 100
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def evaluate(
@@ -39,11 +45,13 @@ def evaluate(
     guidance_scale: float | None = None,
     seed: int = 0,
     inference: InferenceConfig | None = None,
+    worst: int = 20,
 ) -> dict[str, Any]:
-    """Judge a run's best weights, or a model directory.
+    """Judge a run's best weights, or a model directory, and write metrics.json with all figures.
 
-    With a segmentation head: the four figures and those of each class, at the masks' own size. With a diffusion head:
-    the loss by quartile of the timestep, and for a class-conditional one the class consistency of its samples by an
+    With a segmentation head: the figures of `unetdiff.segmentation.evaluation` at the masks' own size, in all and of
+    each class, and the table, plots and page of `unetdiff.compare.segmenter` beside them. With a diffusion head: the
+    loss by quartile of the timestep, and for a class-conditional one the class consistency of its samples by an
     independent classifier (trained on the set's real training pictures, once, cached in the run directory) with that
     classifier's accuracy on the real pictures of the split, and the samples' colours against theirs.
 
@@ -51,12 +59,17 @@ def evaluate(
         path: a run directory or a model directory.
         data: another set; None: the run's own.
         split: "val" or "train".
-        output: where figures.json goes; None: evaluation-SPLIT/ in `path`.
+        output: folder of what is written; None: evaluation-SPLIT/ in `path`.
         samples_per_class: pictures drawn of each class; 0: none.
         steps: denoising steps of the samples.
         guidance_scale: guidance of the samples; None: the run's.
         seed: of the samples.
         inference: how the segmentation head sees pictures; None: as its pipeline does.
+        worst: pictures on the page of a segmenter.
+
+    Returns:
+        The figures, as "TASK/NAME"; those of each class are {class: figure} under "TASK/NAME_per_class". In the file a
+        figure that there is not (nan) is null.
 
     Raises:
         UserError: no model there, no such split, or no data set named anywhere.
@@ -74,21 +87,29 @@ def evaluate(
     accelerator = machine.build_accelerator(config.training)
     task.to(accelerator.device)
     task.place(config.training.channels_last)
-    loader = eval_loader(pictures, config.training.eval_batch_size)
+    output = Path(output) if output is not None else path / f"evaluation-{split}"
+    figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
     segmentation = task.segmentation if isinstance(task, JointTask) else task
     if isinstance(segmentation, SegmentationTask):
-        segmentation.inference = inference or saved_inference(directory)
+        seen = inference or saved_inference(directory)
+        plain_data = replace(config.data, size=None, longest_side=None)
+        own_size = pictures if plain_data == config.data else _split(plain_data, split, masks)
+        judged = judge_segmenter(segmentation, own_size, config, seen, accelerator.mixed_precision, worst)
+        figures |= {f"segmentation/{name}": value for name, value in judged.figures().items()}
+        facts = {"model": str(directory), "set": config.data.name, "split": split}
+        if not seen.plain:
+            figures["segmentation/inference"] = asdict(seen)
+            views = len(seen.views)
+            facts["seen in"] = f"{'tiles' if seen.tile else 'whole'}, {views} view{'s' if views > 1 else ''}"
+        output.mkdir(parents=True, exist_ok=True)
+        name = path.name if path == directory else path.resolve().name
+        write_segmenter_report(judged, own_size, output, f"{name} on {split}", facts)
     elif inference is not None and not inference.plain:
         raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
-    figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
-    figures |= task.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
-    if isinstance(segmentation, SegmentationTask) and not segmentation.inference.plain:
-        figures["segmentation/inference"] = asdict(segmentation.inference)
-    if pictures.classes:
-        for kind in ("iou_per_class", "accuracy_per_class"):
-            values = figures.pop(f"segmentation/{kind}")
-            figures[f"segmentation/{kind}"] = dict(zip(pictures.classes, values, strict=True))
     diffusion = task.diffusion if isinstance(task, JointTask) else task
+    if isinstance(diffusion, DiffusionTask):
+        loader = eval_loader(pictures, config.training.eval_batch_size)
+        figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
     if isinstance(diffusion, DiffusionTask) and samples_per_class:
         guidance = config.diffusion.guidance_scale if guidance_scale is None else guidance_scale
         samples, labels = draw(diffusion, samples_per_class, steps, guidance, seed)
@@ -98,10 +119,30 @@ def evaluate(
         figures |= {f"samples/{name}": value for name, value in color_error(samples, real).items()}
         if labels is not None:
             figures |= class_consistency(config.data, pictures, samples, labels, path / "judge")
-    output = Path(output) if output is not None else path / f"evaluation-{split}"
     output.mkdir(parents=True, exist_ok=True)
-    (output / "figures.json").write_text(json.dumps(figures, indent=1))
+    (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
     return figures
+
+
+def judge_segmenter(
+    task: SegmentationTask,
+    pictures: PictureDataset,
+    config: RunConfig,
+    inference: InferenceConfig,
+    precision: str,
+    worst: int = 20,
+) -> SegmentationEvaluation:
+    """A task's network on pictures at their own size, each resized to data.size for the network alone."""
+    batch_size = config.training.eval_batch_size
+    seen = replace(inference, batch_size=batch_size) if inference.plain else inference
+    return evaluate_segmenter(
+        network_logits(task.unet, task.facts.size, seen, AUTOCAST.get(precision)),
+        pictures,
+        config.segmentation.ignore_index,
+        worst,
+        batch_size,
+        partial(tqdm, desc="evaluating", unit="batch", disable=None),
+    )
 
 
 def run_config(path: Path) -> RunConfig:

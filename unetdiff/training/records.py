@@ -44,7 +44,7 @@ class Records:
 
     def line(self, kind: str, step: int, figures: dict[str, Any]) -> None:
         """A line of metrics.jsonl, and its numbers on TensorBoard under train/ or validation/."""
-        entry = {"kind": kind, "step": step, **{name: _json(value) for name, value in figures.items()}}
+        entry = {"kind": kind, "step": step, **{name: jsonable(value) for name, value in figures.items()}}
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
         numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
@@ -127,9 +127,12 @@ def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
     return lines
 
 
-def _json(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """A value of lists and mappings as JSON can hold it: a number that is not finite becomes None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, list):
-        return [_json(v) for v in value]
+        return [jsonable(v) for v in value]
+    if isinstance(value, dict):
+        return {name: jsonable(v) for name, v in value.items()}
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,12 @@ from torch import Tensor
 from unetdiff.data import PictureDataset, collate
 from unetdiff.models import UNet
 from unetdiff.models.blocks import centre_crop
-from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
+from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
 from unetdiff.segmentation.losses import combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.pictures import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.segmentation.tiles import segment_batch
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenly, rest_heads
 
 
@@ -32,9 +30,6 @@ class SegmentationTask(Task):
         config: its loss and judgement.
         val: the validation split, for previews, class names and palette.
         size: (height, width) that pictures are resized to for the network, or their longest side, or None.
-
-    Attributes:
-        inference: how `evaluate` sees pictures (tiles, flips, scales).
     """
 
     best = ("segmentation/mean_iou", "max")
@@ -44,7 +39,6 @@ class SegmentationTask(Task):
     ) -> None:
         super().__init__()
         self.unet, self.config = unet, config
-        self.inference = InferenceConfig()
         self.facts = DataFacts(val, size)
         self.loss = combined(
             config.losses,
@@ -73,7 +67,7 @@ class SegmentationTask(Task):
         for batch in loader:
             for images, masks in _same_size(batch):
                 with inference(unet, accelerator.device.type, None), accelerator.autocast():
-                    logits = segment_batch(partial(segment_whole, unet), self.pixels(images), self.inference)
+                    logits = segment_whole(unet, self.pixels(images))
                     target = masks.to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
                     matrix.update(logits.argmax(dim=1), target)

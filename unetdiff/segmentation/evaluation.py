@@ -1,0 +1,173 @@
+"""A segmenter judged on a set, at the masks' own size, in one pass that keeps counts and the worst pictures only."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unetdiff.data import EvalSampler, PictureDataset
+from unetdiff.errors import UserError
+from unetdiff.models.unet import UNet
+from unetdiff.segmentation.boundary import BoundaryIoU
+from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.inference import InputSize, logits_by_size, resize_logits
+from unetdiff.segmentation.metrics import ConfusionMatrix
+from unetdiff.segmentation.reliability import Calibration
+
+__all__ = ["SegmentationEvaluation", "WorstPicture", "evaluate_segmenter", "network_logits"]
+
+PER_CLASS = ("iou", "boundary_iou", "accuracy", "share_of_pixels", "pictures")
+Logits = Callable[[Sequence[Tensor]], Iterable[Tensor]]
+
+
+@dataclass
+class WorstPicture:
+    """One of the pictures that a segmenter does worst on."""
+
+    index: int
+    """Its place in the set."""
+    name: str
+    score: float
+    """Mean IoU of the classes in its truth."""
+    right: float
+    """Share of its pixels that are right (void aside)."""
+    iou: dict[int, float]
+    """IoU of each class in its truth or its prediction; 0 for one that is only predicted."""
+    prediction: np.ndarray
+    """uint8 (H, W)."""
+
+
+@dataclass
+class SegmentationEvaluation:
+    """What was counted; `figures` makes numbers of it."""
+
+    classes: list[str]
+    matrix: ConfusionMatrix
+    boundary: BoundaryIoU
+    calibration: Calibration
+    shown: Tensor
+    """Pictures whose truth holds the class, int64 (C,)."""
+    pictures: int = 0
+    worst: list[WorstPicture] = field(default_factory=list)
+    """The worst first; a picture that is void all over has no score and is never among them."""
+
+    def figures(self) -> dict[str, Any]:
+        """Every figure by name; those of each class as {class: figure} under `..._per_class`."""
+        counted = self.matrix.compute() | self.boundary.compute() | self.calibration.compute()
+        truth = self.matrix.matrix.cpu().sum(dim=1).double()  # (C,)
+        counted["share_of_pixels_per_class"] = (truth / truth.sum()).tolist()
+        counted["pictures_per_class"] = self.shown.tolist()
+        by_class = {f"{kind}_per_class": counted.pop(f"{kind}_per_class") for kind in PER_CLASS}
+        named = {kind: dict(zip(self.classes, values, strict=True)) for kind, values in by_class.items()}
+        return {"pictures": self.pictures, **counted, **named}
+
+    def write_table(self, path: Path) -> None:
+        """A line for each class as CSV: its index, its name, its figures; a field is empty where there is none."""
+        figures = self.figures()
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["index", "class", *PER_CLASS])
+            for index, name in enumerate(self.classes):
+                values = [figures[f"{kind}_per_class"][name] for kind in PER_CLASS]
+                writer.writerow([index, name, *("" if math.isnan(value) else value for value in values)])
+
+
+def network_logits(
+    unet: UNet,
+    size: InputSize = None,
+    inference: InferenceConfig | None = None,
+    autocast: torch.dtype | None = None,
+) -> Logits:
+    """What `evaluate_segmenter` asks: pictures uint8 (3, H, W) -> logits (C, H, W) at each one's own size, in order.
+
+    Arguments as in `unetdiff.segmentation.inference.predictions`.
+    """
+    return lambda pictures: (
+        logits for _, logits in logits_by_size(unet, pictures, size, autocast=autocast, options=inference)
+    )
+
+
+def evaluate_segmenter(
+    logits_of: Logits,
+    pictures: PictureDataset,
+    ignore_index: int = 255,
+    worst: int = 20,
+    batch_size: int = 8,
+    progress: Callable[[Iterable[list[int]]], Iterable[list[int]]] = iter,
+) -> SegmentationEvaluation:
+    """Judge whatever turns pictures into logits, each picture at the size of its mask.
+
+    The argmax is taken of the logits at that size. Kept are counts, and the predictions of the `worst` pictures by
+    the mean IoU of the classes in their truth (a few stray pixels of another class do not make a picture the worst).
+
+    Args:
+        logits_of: see `network_logits`.
+        pictures: a set with masks; its pictures at their own size, or at the network's.
+        ignore_index: void.
+        worst: pictures kept.
+        batch_size: pictures read and handed over at once.
+        progress: wraps the batches of indices, e.g. `tqdm`.
+
+    Raises:
+        UserError: the set has no masks.
+    """
+    classes = list(pictures.classes)
+    if not classes:
+        raise UserError("this set has no masks to judge a segmenter by; give one that has, e.g. data.name=voc_folder")
+    total = SegmentationEvaluation(
+        classes,
+        ConfusionMatrix(len(classes), ignore_index),
+        BoundaryIoU(len(classes), ignore_index),
+        Calibration(ignore_index=ignore_index),
+        torch.zeros(len(classes), dtype=torch.int64),
+    )
+    heap: list[tuple[float, int, WorstPicture]] = []  # (-score, -index): the best of the worst on top
+    for indices in progress(EvalSampler(len(pictures), batch_size)):
+        items = [pictures[index] for index in indices]
+        for index, name, logits, target in _judged(logits_of, indices, items):
+            prediction = logits.argmax(dim=0)  # (H, W)
+            one = ConfusionMatrix(len(classes), ignore_index)
+            one.update(prediction, target)
+            total.matrix.merge(one)
+            total.boundary.update(prediction, target)
+            total.calibration.update(logits, target)
+            total.shown += (one.matrix.sum(dim=1) > 0).cpu()
+            total.pictures += 1
+            scored = _scored(one, index, name)
+            if scored is not None and (len(heap) < worst or (heap and (-scored.score, -index) > heap[0][:2])):
+                kept = replace(scored, prediction=prediction.to(torch.uint8).cpu().numpy())
+                heapq.heappush(heap, (-scored.score, -index, kept))
+                if len(heap) > worst:
+                    heapq.heappop(heap)
+    total.worst = [entry[2] for entry in sorted(heap, key=lambda entry: entry[:2], reverse=True)]
+    return total
+
+
+def _judged(
+    logits_of: Logits, indices: Sequence[int], items: Sequence[dict[str, Any]]
+) -> Iterator[tuple[int, str, Tensor, Tensor]]:
+    """(index in the set, name, logits (C, H, W), truth (H, W)) of a batch, logits at the truth's size."""
+    for index, item, logits in zip(indices, items, logits_of([item["image"] for item in items]), strict=True):
+        target = item["mask"].to(logits.device)
+        yield index, item["name"], resize_logits(logits[None], (target.shape[-2], target.shape[-1]))[0], target
+
+
+def _scored(one: ConfusionMatrix, index: int, name: str) -> WorstPicture | None:
+    """A picture's figures from its own matrix; None where it is void all over."""
+    figures = one.compute()
+    present = (one.matrix.sum(dim=1) > 0).cpu()
+    if not present.any():
+        return None
+    iou = torch.tensor(figures["iou_per_class"], dtype=torch.float64)
+    occurring = {int(label): float(iou[label]) for label in (~iou.isnan()).nonzero()[:, 0]}
+    empty = np.zeros((0, 0), np.uint8)
+    return WorstPicture(index, name, float(iou[present].mean()), figures["pixel_accuracy"], occurring, empty)

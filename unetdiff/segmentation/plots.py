@@ -1,0 +1,119 @@
+"""Two plots of a segmenter: what it takes for what, and whether it is as sure as it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+
+__all__ = ["draw_confusion", "draw_reliability"]
+
+LIGHT = {"paper": "#ffffff", "ink": "#1c2430", "dim": "#5d6775", "rule": "#d5d2c8", "none": "#efece4",
+         "strong": "#064f48", "bar": "#0b7f74", "gap": "#c2325d"}  # fmt: skip
+DARK = {"paper": "#181d25", "ink": "#e6e9ee", "dim": "#9aa5b4", "rule": "#39434f", "none": "#272e39",
+        "strong": "#6fe3d3", "bar": "#2a7f76", "gap": "#f58aa6"}  # fmt: skip
+NUMBERED = 30  # classes up to which every cell has its number
+LONGEST = 24  # characters of a class name
+
+
+def draw_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], dark: bool = False) -> None:
+    """A confusion matrix (C, C), rows truth, each row as shares of its own pixels; a class without any is blank.
+
+    Written as PNG. The cells' side and the letters follow the number of classes, so that 2 and 60 can be read.
+    """
+    colors, count = DARK if dark else LIGHT, len(classes)
+    with np.errstate(invalid="ignore"):
+        share = matrix / matrix.sum(axis=1, keepdims=True)  # (C, C), nan in the rows of absent classes
+    names = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
+    cell = float(np.interp(count, [2, 12, 30, 60], [1.1, 0.5, 0.36, 0.22]))  # inches
+    letters = float(np.interp(count, [2, 12, 30, 60], [11, 10, 8.5, 7]))  # points
+    margin = 0.4 + 0.0085 * letters * max(map(len, names))
+    with rc_context(_style(colors)):
+        figure = Figure(figsize=(count * cell + margin + 1.2, count * cell + margin + 0.9), layout="constrained")
+        axes = figure.add_subplot()
+        blend = LinearSegmentedColormap.from_list("share", [colors["paper"], colors["strong"]])
+        ramp = blend.with_extremes(bad=colors["none"])
+        image = axes.imshow(np.ma.masked_invalid(share), cmap=ramp, norm=PowerNorm(0.5, 0, 1), aspect="equal")
+        if count <= NUMBERED:
+            _numbers(axes, share, colors, letters * (0.78 if count > 12 else 0.9))
+        axes.set_xticks(range(count), names, rotation=90 if count > 3 else 0, fontsize=letters)
+        axes.set_yticks(range(count), names, fontsize=letters)
+        axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color=colors["rule"], linewidth=0.4)
+        axes.tick_params(length=0, which="both")
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("truth")
+        beside = axes.inset_axes((1 + 0.15 / (count * cell), 0, 0.14 / (count * cell), 1))  # 0.14 inches wide
+        bar = figure.colorbar(image, cax=beside)
+        bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
+        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.ax.tick_params(length=0, labelsize=9)
+        bar.set_label("share of the true class's pixels", fontsize=9)
+        figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.12)
+
+
+def _numbers(axes: Any, share: np.ndarray, colors: dict[str, str], size: float) -> None:
+    """Percentages in the cells that round to 1 or more."""
+    for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.005), strict=True):
+        value = share[row, column]
+        ink = colors["paper"] if value > 0.3 else colors["ink"]
+        axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=size)
+
+
+def draw_reliability(path: Path, figures: dict[str, Any], dark: bool = False) -> None:
+    """Accuracy against confidence by bin, and how many pixels each bin holds; from `Calibration.compute()`. PNG."""
+    colors, reliability = DARK if dark else LIGHT, figures["reliability"]
+    count = np.array(reliability["count"], dtype=np.float64)  # (M,) each
+    accuracy, confidence = (np.array(reliability[key], dtype=np.float64) for key in ("accuracy", "confidence"))
+    bins, filled, pixels = len(count), count > 0, max(count.sum(), 1)
+    middles = (np.arange(bins) + 0.5) / bins
+    with rc_context(_style(colors)):
+        figure = Figure(figsize=(4.8, 5.4), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1])
+        upper.plot([0, 1], [0, 1], color=colors["dim"], linewidth=1, linestyle=(0, (4, 3)), zorder=3)
+        upper.bar(middles[filled], accuracy[filled], 0.9 / bins, color=colors["bar"], label="accuracy")
+        upper.scatter(
+            confidence[filled], confidence[filled], s=16, color=colors["gap"], zorder=4, label="mean confidence"
+        )
+        upper.vlines(confidence[filled], accuracy[filled], confidence[filled], color=colors["gap"], linewidth=1.4)
+        upper.set_ylim(0, 1)
+        upper.set_xlim(0, 1)
+        upper.set_ylabel("share of pixels that are right")
+        upper.legend(loc="upper left", frameon=False, fontsize=9)
+        overall = float((count[filled] * accuracy[filled]).sum() / pixels)
+        upper.set_title(
+            f"ECE {figures['ece']:.3f} · mean confidence {figures['mean_confidence']:.3f} · accuracy {overall:.3f}",
+            fontsize=10,
+            loc="left",
+        )
+        lower.bar(middles, 100 * count / pixels, 0.9 / bins, color=colors["dim"])
+        lower.set_ylabel("% of pixels")
+        lower.set_xlabel("confidence: softmax of the answered class")
+        for axes in (upper, lower):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color=colors["rule"], linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(length=0)
+        figure.savefig(path, dpi=160)
+
+
+def _style(colors: dict[str, str]) -> Any:
+    return {
+        "figure.facecolor": colors["paper"],
+        "axes.facecolor": colors["paper"],
+        "savefig.facecolor": colors["paper"],
+        "text.color": colors["ink"],
+        "axes.labelcolor": colors["dim"],
+        "axes.edgecolor": colors["rule"],
+        "xtick.color": colors["ink"],
+        "ytick.color": colors["ink"],
+        "font.family": "DejaVu Sans",
+        "font.size": 10,
+    }
