@@ -118,22 +118,27 @@ def test_a_stray_pixel_of_another_class_does_not_make_a_picture_the_worst():
 
         def __getitem__(self, key: Any) -> dict[str, Any]:
             item = super().__getitem__(key)
-            return item | {"mask": torch.zeros_like(item["mask"])}
+            mask = torch.zeros_like(item["mask"])
+            if item["name"] == "few/1":
+                mask[:10, :10] = 1
+            return item | {"mask": mask}
 
     def logits(pictures: list[Tensor]) -> list[Tensor]:
         found = []
         for picture in pictures:
-            wrong = torch.zeros(picture.shape[-2:], dtype=torch.long)
-            if picture[0, 0, 0] == 0:
-                wrong[0, 0] = 2  # one pixel of a class that is not there
-            found.append(F.one_hot(wrong, 4).permute(2, 0, 1).float())
-            if picture[0, 0, 0] == 1:
-                found[-1][1, :4, :5] = 2  # twenty pixels
+            index = int(picture[0, 0, 0])
+            mask = Two()[index]["mask"].long()
+            if index == 0:
+                mask[0, 0] = 2  # one pixel of a class that is not there
+            else:
+                mask[:2, :10] = 0  # twenty of a class that is
+            found.append(F.one_hot(mask, 4).permute(2, 0, 1).float())
         return found
 
     judged = evaluate_segmenter(logits, Two())
     assert [one.index for one in judged.worst] == [1, 0]
-    assert judged.worst[1].iou == {0: pytest.approx(1 - 1 / 768), 2: 0.0}
+    assert judged.worst[0].score == pytest.approx((80 / 100 + 300 / 320) / 2)
+    assert judged.worst[1].score == pytest.approx(767 / 768) and judged.worst[1].iou == {0: 767 / 768, 2: 0.0}
 
 
 def test_the_table_as_csv(tmp_path: Path):

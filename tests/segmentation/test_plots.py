@@ -19,8 +19,7 @@ def share(path: Path, color: str) -> float:
     return float((np.abs(pixels - np.array(to_rgb(color)) * 255) < 6).all(axis=-1).mean())
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("count", [2, 21, 60])
+@pytest.mark.parametrize(("count", "dark"), [(2, False), (21, True), (60, False)])
 def test_a_perfect_matrix_has_its_diagonal_and_nothing_else(tmp_path: Path, count: int, dark: bool):
     colors = DARK if dark else LIGHT
     path = tmp_path / "confusion.png"
