@@ -102,8 +102,7 @@ def evaluate(
             views = len(seen.views)
             facts["seen in"] = f"{'tiles' if seen.tile else 'whole'}, {views} view{'s' if views > 1 else ''}"
         output.mkdir(parents=True, exist_ok=True)
-        name = path.name if path == directory else path.resolve().name
-        write_segmenter_report(judged, own_size, output, f"{name} on {split}", facts)
+        write_segmenter_report(judged, own_size, output, f"{path.resolve().name} on {split}", facts)
     elif inference is not None and not inference.plain:
         raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
     diffusion = task.diffusion if isinstance(task, JointTask) else task
