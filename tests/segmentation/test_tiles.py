@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unetdiff.errors import UserError
 from unetdiff.segmentation import tiles
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.tiles import bands, pieces, seam_weights, segment_batch, tile_starts
+from unetdiff.segmentation.tiles import bands, pieces, seam_weights, tile_starts
 
 
 def pixels(height: int, width: int, count: int = 1, seed: int = 0) -> Tensor:
@@ -30,6 +30,14 @@ def convolution() -> nn.Module:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 6, 5, padding=2), nn.Tanh(), nn.Conv2d(6, 6, 5, padding=2), nn.Tanh()]
     return nn.Sequential(*layers, nn.Conv2d(6, 4, 3, padding=1)).eval().requires_grad_(False)
+
+
+def segment_batch(forward, pixels: Tensor, config: InferenceConfig) -> Tensor:
+    """Logits (B, C, H, W) of pixels (B, 3, H, W): the bands of each picture put together."""
+    parts = [[] for _ in pixels]
+    for index, band in bands(forward, pixels, config):
+        parts[index].append(band)
+    return torch.stack([torch.cat(part, dim=1) for part in parts])
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(100, 32, 0.25), (101, 32, 0.5), (33, 32, 0.0), (999, 7, 0.9)])

@@ -17,7 +17,7 @@ from unetdiff.data.transforms import resize_image
 from unetdiff.rules import validate_inference
 from unetdiff.segmentation.config import InferenceConfig
 
-__all__ = ["Piece", "bands", "pieces", "resize_logits", "seam_weights", "segment_batch", "tile_starts"]
+__all__ = ["Piece", "bands", "pieces", "resize_logits", "seam_weights", "tile_starts"]
 
 WAITING = 4  # batches' worth of pieces that wait for others of their size
 
@@ -211,13 +211,3 @@ def _run(forward: Forward, jobs: list[Job], views: int) -> Iterator[tuple[int, T
             if views > 1:
                 finished = finished.clamp_min(torch.finfo(torch.float32).tiny).log()
             yield canvas.index, finished
-
-
-def segment_batch(forward: Forward, pixels: Tensor, config: InferenceConfig) -> Tensor:
-    """Logits (B, C, H, W) of pixels (B, 3, H, W), seen as `config` says; plainly, the batch goes as it comes."""
-    if config.plain:
-        return forward(pixels)
-    parts: list[list[Tensor]] = [[] for _ in pixels]
-    for index, band in bands(forward, pixels, config):
-        parts[index].append(band)
-    return torch.stack([torch.cat(part, dim=1) for part in parts])
