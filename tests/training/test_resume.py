@@ -57,7 +57,8 @@ def _start(config: RunConfig, tmp_path: Path, *flags: str) -> subprocess.Popen:
     file.write_text(to_yaml(config))
     command = [sys.executable, "-m", "unetdiff", "train", config.task, str(file), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
 def _wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
@@ -89,15 +90,20 @@ def test_killed_and_resumed_equals_never_stopped(tiny: Tiny, tmp_path: Path) -> 
     _assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_with_a_checkpoint_and_a_word(tiny: Tiny, tmp_path: Path, number: signal.Signals) -> None:
-    config = tiny("segmentation", training__steps=5000, training__log_every=1, training__checkpoint_every=5000)
+def test_signals_end_with_a_checkpoint_and_a_word(
+    tiny: Tiny, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    """As a terminal's Ctrl-C does, the signal reaches the loader's processes as well."""
+    long = {"training__steps": 5000, "training__log_every": 1, "training__checkpoint_every": 5000}
+    config = tiny("segmentation", training__num_workers=workers, **long)
     run = Path(config.training.output_dir)
     process = _start(config, tmp_path)
     _wait_for(run, 4, process)
-    process.send_signal(number)
+    os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, errors
     assert "go on with --resume" in errors.splitlines()[-1]
     step = json.loads((checkpoints.newest(run) / checkpoints.STATE).read_text())["step"]  # type: ignore[operator]
     assert read_lines(run / "metrics.jsonl")[-1]["step"] == step >= 4

@@ -33,3 +33,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_to_main(worker: int) -> None:
+    """For a loader's process: pass the signals over. A terminal's Ctrl-C, and some schedulers, reach it as well, and
+    the step at hand needs its batches; it ends with the main process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

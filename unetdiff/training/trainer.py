@@ -32,7 +32,7 @@ from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
-from unetdiff.training.signals import StopRequest, stop_on_signals
+from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task
 from unetdiff.training.tasks.base import Batch
@@ -328,6 +328,7 @@ class Trainer:
                 batch_sampler=sampler,
                 collate_fn=collate,
                 num_workers=settings.num_workers,
+                worker_init_fn=leave_to_main,
                 pin_memory=self.accelerator.device.type == "cuda",
             )
         )
