@@ -20,7 +20,7 @@ def test_pictures_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert main(["export", str(run), "--output", str(file), "--preprocess"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{file}: pixels (batch, height, width, 3) -> logits"
-    assert second.startswith("largest difference to the network at 1x16x25x3 and 3x23x17x3: ")
+    assert second.startswith("largest difference to the network at 1x2x25x3 and 3x23x17x3: ")
 
     pipeline = SegmentationPipeline.from_pretrained(run / "best")
     picture = np.random.default_rng(0).integers(0, 256, (32, 27, 3), dtype=np.uint8)

@@ -46,11 +46,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {**trunk("mobilenet_v2"), "decoder": {"channels": [8] * 5, "align_corners": True}},
     "convnext_tiny": trunk("convnext_tiny"),
 }
-SIZES = {
-    "classic, valid": [(1, 33, 46), (3, 55, 38)],
-    "convnext_tiny": [(1, 64, 71), (3, 77, 66)],  # its .pt2 refuses 33 to 63, where the deepest map is one pixel
-}
-USUAL = [(1, 32, 32), (1, 33, 57), (3, 50, 45)]
+SIZES = [(1, 32, 32), (1, 33, 57), (3, 50, 45)]
 
 
 def build(**config: Any) -> UNet:
@@ -89,7 +85,7 @@ def test_onnx_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> N
         ("pixels", "tensor(float)", ["batch", 3, "height", "width"])
     ]
     assert [(o.name, o.shape) for o in model.get_outputs()] == [("logits", ["batch", CLASSES, "height", "width"])]
-    for batch, height, width in SIZES.get(name, USUAL):
+    for batch, height, width in SIZES:
         x = random(batch, 3, height, width)
         with torch.no_grad():
             expected = segment_whole(unet, x)
@@ -98,12 +94,12 @@ def test_onnx_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> N
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.parametrize("name", ["classic, squares", "classic, valid", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["classic, squares", "classic, valid", "resnet18", "convnext_tiny"])
 def test_torch_export_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> None:
     unet = build(**CONFIGS[name])
     done = to_torch_export(unet, tmp_path / "net.pt2")
     program = torch.export.load(done.path).module()
-    for batch, height, width in SIZES.get(name, USUAL):
+    for batch, height, width in SIZES:
         x = random(batch, 3, height, width)
         with torch.no_grad():
             assert_agrees(program(x), segment_whole(unet, x))
@@ -116,7 +112,7 @@ def test_denoiser(to: Any, tmp_path: Path) -> None:
     unet = build(**CLASSIC, conditioning={**TOLD, "num_class_embeds": 4, "pooled_context": True}, heads=heads)
     done = to(unet, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
     assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
-    for batch, height, width, tokens in ((1, 16, 19, 1), (4, 21, 30, 5)):
+    for batch, height, width, tokens in ((1, 2, 2, 1), (4, 21, 30, 5)):
         given = {
             "sample": random(batch, 3, height, width),
             "timestep": torch.arange(batch) * 200 + 7,

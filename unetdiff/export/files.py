@@ -161,7 +161,7 @@ def _write(
     path: Path, plan: Plan, save: Callable[[Path], Any], load: Callable[[Path], Callable[..., Tensor]]
 ) -> Exported:
     """Save aside, compare what was saved with the network, and only then put it in its place."""
-    difference, scale, checked = 0.0, 0.0, []
+    checked, differences, outputs = [], [], []
     with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         aside = Path(folder) / path.name
         with _quiet():
@@ -178,9 +178,10 @@ def _write(
                     f"the network {tuple(expected.shape)}"
                 )
             checked.append(shape)
-            scale = max(scale, float(expected.abs().max()))
-            difference = max(difference, float((found - expected).abs().max()))
-        if not difference <= TOLERANCE * scale:  # not: a NaN is refused
+            differences.append((found - expected).abs().max())
+            outputs.append(expected.abs().max())
+        difference, scale = float(torch.stack(differences).max()), float(torch.stack(outputs).max())
+        if not difference <= TOLERANCE * scale:  # "not", because NaN, which torch's max keeps, is refused too
             raise UserError(
                 f"'{path}' is not written: its outputs differ from the network's by {difference:.2g} where they go up "
                 f"to {scale:.2g}, more than {TOLERANCE:g} of that; try another opset, or the other format"
