@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "classic, valid": {"encoder": {"family": "classic", "channels": [4, 6, 8], "padding": "valid"}},
     "residual, ADM": RESIDUAL,
     "resnet18": trunk("resnet18", conditioning={"timestep": True, "attention_levels": [5], "attention_head_dim": 64}),
-    "mobilenet_v2": {**trunk("mobilenet_v2"), "decoder": {"channels": [8] * 5, "align_corners": True}},
+    "mobilenet_v2": {**trunk("mobilenet_v2"), "decoder": {"channels": [8] * 3, "align_corners": True}},
     "convnext_tiny": trunk("convnext_tiny"),
 }
 SIZES = [(1, 32, 32), (1, 33, 57), (3, 50, 45)]

@@ -130,8 +130,8 @@ def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: 
     h, w = ("height", "width") if size is None else (int(size[0]), int(size[1]))
     channels = unet.config["in_channels"]
     copy = deepcopy(unet).requires_grad_(False).eval()
-    module: nn.Module = copy
-    module.to(device="cpu", dtype=torch.float32).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    nn.Module.to(copy, "cpu", torch.float32)  # not diffusers' own, which warns
+    nn.Module.to(copy, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if head == "segmentation":
         pixels: Dims = [n, h, w, channels] if preprocess else [n, channels, h, w]
         below = {"pixels": 256} if preprocess else {}
