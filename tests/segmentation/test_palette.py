@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unetdiff.data import scenes
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
@@ -86,3 +87,9 @@ def test_refusals(mask):
         overlay(np.zeros((3, 3, 3), np.uint8), mask, voc_colormap(21))
     with pytest.raises(UserError, match=r"give uint8 \(3, H, W\)"):
         overlay(torch.zeros(3, 9, 13), mask, voc_colormap(21))
+
+
+def test_wrong_pixels_have_a_colour_of_their_own():
+    """No class of VOC and none of scenes looks like an error."""
+    colors = np.concatenate([voc_colormap(21), scenes.PALETTE]).astype(int)
+    assert np.abs(colors - np.array(WRONG_COLOR)).max(axis=1).min() > 20

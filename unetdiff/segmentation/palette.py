@@ -28,7 +28,7 @@ __all__ = [
 VOID = 255
 ROWS = 256  # of a picture, blended at once
 VOID_COLOR = (224, 224, 192)  # VOC's cream
-WRONG_COLOR = (214, 39, 40)
+WRONG_COLOR = (214, 30, 120)  # no class has it, in VOC's palette or that of scenes
 RIGHT_COLOR = (236, 238, 240)
 
 Mask = Tensor | np.ndarray
@@ -125,7 +125,7 @@ def overlay(
 
 
 def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, picture: Picture | None = None) -> np.ndarray:
-    """Wrong pixels red, void cream, the others pale (or the picture in faded grey): uint8 (H, W, 3)."""
+    """Wrong pixels magenta, void cream, the others pale (or the picture in faded grey): uint8 (H, W, 3)."""
     guess, index = as_mask(prediction), as_mask(truth)
     if guess.shape != index.shape:
         raise UserError(f"prediction {guess.shape} and truth {index.shape} differ in size")
