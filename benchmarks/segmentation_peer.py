@@ -29,6 +29,7 @@ from unetdiff.data.config import AugmentConfig
 from unetdiff.data.transforms import Transform
 from unetdiff.data.voc import VOCFolder
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
+from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 FLOOR = 1e-6  # learning rate at the cosine's end, as a share of the peak
@@ -60,11 +61,9 @@ def judge(model: nn.Module, val: VOCFolder) -> dict[str, float | list[float | No
         pixels = normalised(item["image"][None])
         height, width = pixels.shape[-2:]
         with torch.autocast("cpu", torch.bfloat16):
-            logits = model(F.pad(pixels, (0, -width % 32, 0, -height % 32)))[..., :height, :width].float()
+            logits = model(F.pad(pixels, (0, -width % 32, 0, -height % 32)))[..., :height, :width]
         size = (item["mask"].shape[-2], item["mask"].shape[-1])
-        if logits.shape[-2:] != size:
-            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        matrix.update(logits.argmax(dim=1), item["mask"][None])
+        matrix.update(resize_logits(logits, size).argmax(dim=1), item["mask"][None])
     model.train()
     return matrix.compute()
 

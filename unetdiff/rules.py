@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
 
 LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
-WITH_MASKS = ("scenes", "voc", "voc_folder")
+IN_VOC_LAYOUT = ("voc", "voc_folder")
+WITH_MASKS = ("scenes", *IN_VOC_LAYOUT)
 WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")
 DOWNLOADABLE = ("voc", "fashion_mnist", "cifar10")
 OWN_SIZE = {
@@ -138,7 +139,7 @@ def validate_data(config: RunConfig) -> None:
         _at_least("data.longest_side", data.longest_side, 32)
     _share("data.balance", data.balance)
     for key, value in (("longest_side", data.longest_side), ("balance", data.balance)):
-        if value and data.name not in ("voc", "voc_folder"):
+        if value and data.name not in IN_VOC_LAYOUT:
             raise refuse(f"data.{key}", value, f"is not for {data.name}", "leave it out (voc and voc_folder have it)")
     if data.longest_side is not None and data.size is not None:
         raise refuse("data.longest_side", data.longest_side, f"and data.size {data.size} contradict", "set one to null")
@@ -146,7 +147,7 @@ def validate_data(config: RunConfig) -> None:
     uneven = ("voc", "image_folder", "parquet")
     if data.name in uneven and data.size is None and data.augment.crop is None:
         raise refuse("data.size", None, f"is missing for {data.name}", "give [height, width], or data.augment.crop")
-    if task == "diffusion" and data.name in ("voc", "voc_folder") and data.size is None:
+    if task == "diffusion" and data.name in IN_VOC_LAYOUT and data.size is None:
         raise refuse("data.size", None, f"is missing for {data.name} without masks", "give [height, width]")
     scale = data.augment.scale
     if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1]):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unetdiff.data.balance import balanced_epoch, class_presence, repeat_factors
+from unetdiff.data.balance import balanced_epoch, repeat_factors
 from unetdiff.data.config import ScenesConfig
 from unetdiff.data.sampling import SampleKey, StepSampler
 from unetdiff.data.scenes import Scenes
+from unetdiff.data.stats import class_presence
 
 
 def test_a_picture_has_the_largest_factor_of_its_classes() -> None:

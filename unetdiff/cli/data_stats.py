@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
+from unetdiff.text import aligned
 
 if TYPE_CHECKING:
     from unetdiff.config import RunConfig
@@ -128,13 +129,3 @@ FACTS: dict[str, Any] = {
         f"{size['width']} x {size['height']} ({size['pictures']:,})" for size in split["most_common_sizes"]
     ),
 }
-
-
-def aligned(rows: Sequence[Sequence[str]], side: str) -> list[str]:
-    """Rows of cells as lines; the first column to the left, the others to `side` ("<" or ">")."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    sides = ["<"] + [side] * (len(widths) - 1)
-    return [
-        "  ".join(f"{cell:{s}{width}}" for cell, s, width in zip(row, sides, widths, strict=True)).rstrip()
-        for row in rows
-    ]

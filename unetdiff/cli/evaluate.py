@@ -9,6 +9,7 @@ from typing import Any
 from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
+from unetdiff.text import aligned
 
 USAGE = "unetdiff evaluate PATH [--split val] [--output DIR] [--worst 20] [--tile 512] [--samples 30] [--data.key ...]"
 WRITTEN = ("metrics.json", "per_class.csv", "confusion.png", "reliability.png", "report.html")
@@ -71,9 +72,8 @@ def data_section(path: Path, overrides: Sequence[str]) -> Any:
 
 def table(figures: Mapping[str, Any]) -> str:
     """Figures as aligned lines, then a table of those by class; lists are left to metrics.json."""
-    single = {name: _figure(value) for name, value in figures.items() if not isinstance(value, Mapping | list | tuple)}
-    width = max(map(len, single), default=0)
-    lines = [f"{name:<{width}}  {value}".rstrip() for name, value in single.items()]
+    single = [(name, value) for name, value in figures.items() if not isinstance(value, Mapping | list | tuple)]
+    lines = aligned([(name, _figure(value)) for name, value in single], "<")
     by_class: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping) and name.endswith("_per_class"):
@@ -81,11 +81,7 @@ def table(figures: Mapping[str, Any]) -> str:
     for classes, columns in by_class.items():
         rows = [["class", *(LABELS.get(name, name.replace("_", " ")) for name in columns)]]
         rows += [[label, *(_figure(column[label]) for column in columns.values())] for label in classes]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines.append("")
-        for first, *others in rows:
-            cells = [f"{other:>{width}}" for other, width in zip(others, widths[1:], strict=True)]
-            lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
+        lines += ["", *aligned(rows)]
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.errors import UserError
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
+from unetdiff.text import aligned
 from unetdiff.training.config import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
 
 TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
@@ -184,9 +185,4 @@ def figures_text(report: Mapping[str, Any]) -> str:
         numbers = [one["figures"].get(key) for _, key, _ in columns]
         texts = [DASH if n is None else text(n) for n, (_, _, text) in zip(numbers, columns, strict=True)]
         rows.append([one["name"], *texts])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for name, *cells in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
-    return "\n" + "\n".join(lines) + "\n"
+    return "\n" + "\n".join(aligned(rows)) + "\n"

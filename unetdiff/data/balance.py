@@ -2,27 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdiff.data.threads import in_threads
-
-if TYPE_CHECKING:
-    from unetdiff.data.base import PictureDataset
-
 Shares = NDArray[np.float64]
-
-
-def class_presence(data: PictureDataset, progress: bool = True) -> NDArray[np.bool_]:
-    """Which classes each picture of a set with masks holds, (pictures, classes)."""
-    classes = len(data.classes)
-
-    def examine(index: int) -> NDArray[np.bool_]:
-        return np.bincount(data.mask(index).numpy().reshape(-1), minlength=256)[:classes] > 0
-
-    return np.stack(list(in_threads(examine, range(len(data)), "classes of each picture", progress)))
 
 
 def repeat_factors(presence: NDArray[np.bool_], threshold: float) -> Shares:

@@ -61,7 +61,7 @@ def count(data: PictureDataset, ignore_index: int = VOID, progress: bool = True,
 
     def examine(index: int) -> tuple[Counts, tuple[int, int]]:
         values = data.mask(index).numpy()  # (H, W)
-        found = np.bincount(values.reshape(-1), minlength=256)[:classes].astype(np.int64)
+        found = _pixels(values, classes)
         if ignore_index < classes:
             found[ignore_index] = 0
         return found, (values.shape[0], values.shape[1])
@@ -76,6 +76,21 @@ def count(data: PictureDataset, ignore_index: int = VOID, progress: bool = True,
         total.void += height * width - int(found.sum())
         total.sizes[height, width] += 1
     return total
+
+
+def class_presence(data: PictureDataset, progress: bool = True) -> NDArray[np.bool_]:
+    """Which classes each picture of a set with masks holds, (pictures, classes); arguments and errors as of `count`."""
+    classes = len(data.classes)
+
+    def examine(index: int) -> NDArray[np.bool_]:
+        return _pixels(data.mask(index).numpy(), classes) > 0
+
+    return np.stack(list(in_threads(examine, range(len(data)), "classes of each picture", progress)))
+
+
+def _pixels(values: NDArray[np.uint8], classes: int) -> Counts:
+    """Pixels of each class in a mask (H, W), (C,)."""
+    return np.bincount(values.reshape(-1), minlength=256)[:classes].astype(np.int64)
 
 
 def class_weights(method: str, counts: SplitCounts) -> list[float]:

@@ -116,9 +116,8 @@ class Grow(nn.Module):
         """`size` is the skip's (height, width); None doubles (the unpadded network, where the skip is cropped)."""
         if self.conv is not None:
             h = self.conv(h)
-            if size is None or (
-                not is_exporting() and h.shape[-2:] == size
-            ):  # a branch would tie an export to odd, even
+            fits = not is_exporting() and h.shape[-2:] == size  # asked, it would tie an export to odd sizes, or even
+            if size is None or fits:
                 return h
             return F.interpolate(h, size=size, mode="nearest")
         size = size or (2 * h.shape[-2], 2 * h.shape[-1])

@@ -349,11 +349,10 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def train(self, mode: bool = True) -> UNet:
         super().train(mode)
-        if hasattr(self, "_frozen"):  # torch calls this before the attribute is there
-            for module in self._frozen_modules():
-                for norm in module.modules():
-                    if isinstance(norm, nn.BatchNorm2d):
-                        norm.eval()
+        for module in self._frozen_modules():
+            for norm in module.modules():
+                if isinstance(norm, nn.BatchNorm2d):
+                    norm.eval()
         return self
 
     # ------------------------------------------------------------------ heads, save and load

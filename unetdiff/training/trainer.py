@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 
 from unetdiff.config import RunConfig, validate
 from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
-from unetdiff.data.balance import class_presence, repeat_factors
+from unetdiff.data.balance import repeat_factors
 from unetdiff.data.check import require_clean
 from unetdiff.data.hashing import hash_words
+from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints, machine
 from unetdiff.training.calibration import calibrate

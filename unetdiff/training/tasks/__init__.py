@@ -60,12 +60,13 @@ def load_task(config: RunConfig, directory: Path, val: PictureDataset) -> Task:
 
 
 def _assemble(config: RunConfig, unet: UNet, conditioner: ClassConditioner | None, val: PictureDataset) -> Task:
+    size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
-        return SegmentationTask(unet, config.segmentation, val, config.data.size or config.data.longest_side)
+        return SegmentationTask(unet, config.segmentation, val, size)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed)
     if config.task == "diffusion":
         return diffusion
-    segmentation = SegmentationTask(unet, config.segmentation, val, config.data.size or config.data.longest_side)
+    segmentation = SegmentationTask(unet, config.segmentation, val, size)
     return JointTask(segmentation, diffusion, config.joint)
 
 

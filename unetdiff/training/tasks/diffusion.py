@@ -74,8 +74,7 @@ class DiffusionTask(Task):
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         noised = self.noised(batch, seed)
-        output = self.unet(noised.sample, noised.timesteps, noised.context, return_dict=False)[0]
-        return self.judge(output, noised)
+        return self.judge(self._predict(noised), noised)
 
     def noised(self, batch: Batch, seed: int) -> Noised:
         """A training batch at random timesteps, its conditions partly dropped."""
@@ -87,6 +86,9 @@ class DiffusionTask(Task):
         if self.conditioner is not None:
             labels = self.conditioner.drop(batch["label"].to(x0.device), self.config.condition_dropout, generator)
         return self._noise(x0, noise, timesteps, labels)
+
+    def _predict(self, noised: Noised) -> Tensor:
+        return self.unet(noised.sample, noised.timesteps, noised.context, return_dict=False)[0]  # (B, C, H, W)
 
     def judge(self, output: Tensor, noised: Noised) -> dict[str, Tensor]:
         """The mean loss of the network's output (B, C, H, W), in all and by quartile of the timestep."""
@@ -119,8 +121,7 @@ class DiffusionTask(Task):
             labels = None if self.conditioner is None else batch["label"].to(x0.device)
             with inference(self, accelerator.device.type, None), accelerator.autocast():
                 noised = self._noise(x0, noise, timesteps, labels)
-                output = self.unet(noised.sample, noised.timesteps, noised.context, return_dict=False)[0]
-                losses = self.per_sample(output, noised).double()
+                losses = self.per_sample(self._predict(noised), noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
             sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))

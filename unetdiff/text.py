@@ -1,0 +1,15 @@
+"""Figures as text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], side: str = ">") -> list[str]:
+    """Rows of cells as lines; the first column to the left, the others to `side` ("<" or ">")."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    sides = ["<"] + [side] * (len(widths) - 1)
+    return [
+        "  ".join(f"{cell:{s}{width}}" for cell, s, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
