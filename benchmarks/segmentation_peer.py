@@ -39,7 +39,8 @@ def build(encoder: str, weights: Path | None, classes: int) -> nn.Module:
     """smp's default U-Net on a trunk whose weights come from a file with torchvision's names."""
     model = smp.Unet(encoder, encoder_weights=None, classes=classes)
     if weights is not None:
-        missing, unexpected = model.encoder.load_state_dict(load_file(weights), strict=False)
+        # smp's own load_state_dict does not tell what was missing
+        missing, unexpected = nn.Module.load_state_dict(model.encoder, load_file(weights), strict=False)
         missing = [name for name in missing if not name.endswith("num_batches_tracked")]
         if missing or unexpected:
             raise SystemExit(f"{weights} does not fit smp's {encoder}: missing {missing[:3]}, unknown {unexpected[:3]}")
