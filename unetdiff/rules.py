@@ -230,8 +230,66 @@ class _NoHead:
     num_classes: int | None = None
 
 
+def _validate_condition(config: RunConfig) -> None:
+    """What the denoiser is told must be in the data set, and must reach the network."""
+    given, dim = config.diffusion, config.model.conditioning.cross_attention_dim
+    several = given.condition == "class" and given.classes_at_once > 1
+    needs = {
+        "class": ("picture classes", WITH_LABELS),
+        "text": ("captions", WITH_CAPTIONS),
+        "layout": ("masks", WITH_MASKS),
+    }
+    if several:
+        needs["class"] = ("masks that show the classes", WITH_MASKS)
+    if given.condition in needs:
+        what, sets = needs[given.condition]
+        if config.data.name not in sets:
+            raise refuse(
+                "diffusion.condition",
+                given.condition,
+                f"needs {what}, which {config.data.name} has not",
+                f"use none, or data.name {', '.join(sets)}",
+            )
+    if config.task == "joint" and (several or given.condition in ("layout", "picture")):
+        name, value = ("classes_at_once", given.classes_at_once) if several else ("condition", given.condition)
+        raise refuse(
+            f"diffusion.{name}",
+            value,
+            "does not go with task joint: one head would be told what the other is to find, or see more channels",
+            "use class with classes_at_once 1, text or none",
+        )
+    if given.condition in ("class", "text") and dim is None:
+        raise refuse(
+            "model.conditioning.cross_attention_dim",
+            None,
+            f"leaves diffusion.condition {given.condition} without tokens",
+            "give a width such as 64, or set diffusion.condition to none",
+        )
+    if given.condition == "layout":
+        _at_least("diffusion.layout.grid", given.layout.grid, 0)
+        _at_least("diffusion.layout.channels", given.layout.channels, 0)
+        if not given.layout.channels and (not given.layout.grid or dim is None):
+            raise refuse(
+                "diffusion.layout.channels",
+                0,
+                "leaves the layout without channels, and without a grid or cross_attention_dim there are no tokens",
+                "give channels such as 8, or diffusion.layout.grid and model.conditioning.cross_attention_dim",
+            )
+    if given.condition == "picture":
+        least = 1 if given.picture.degradation == "downscale" else 0
+        if not least < given.picture.strength < math.inf:
+            raise refuse(
+                "diffusion.picture.strength",
+                given.picture.strength,
+                f"degrades nothing by {given.picture.degradation}",
+                f"use more than {least}",
+            )
+    if given.condition == "text" and given.text.max_tokens is not None:
+        _at_least("diffusion.text.max_tokens", given.text.max_tokens, 1)
+
+
 def _validate_diffusion(config: RunConfig) -> None:
-    given, conditioning = config.diffusion, config.model.conditioning
+    given = config.diffusion
     if given.noise.zero_terminal_snr and given.prediction_type == "epsilon":
         raise refuse(
             "diffusion.prediction_type",
@@ -241,23 +299,10 @@ def _validate_diffusion(config: RunConfig) -> None:
         )
     if given.weighting == "clamped_snr" and given.prediction_type == "epsilon":
         raise refuse("diffusion.weighting", "clamped_snr", "goes to infinity for epsilon", "use min_snr")
-    if given.condition == "class" and config.data.name not in WITH_LABELS:
-        raise refuse(
-            "diffusion.condition",
-            "class",
-            f"needs picture classes, which {config.data.name} has not",
-            "use none",
-        )
-    if given.condition == "class" and conditioning.cross_attention_dim is None:
-        raise refuse(
-            "model.conditioning.cross_attention_dim",
-            None,
-            "leaves diffusion.condition class without tokens",
-            "give a width such as 64, or set diffusion.condition to none",
-        )
+    _validate_condition(config)
     _at_least("diffusion.noise.num_train_timesteps", given.noise.num_train_timesteps, 2)
-    _at_least("diffusion.class_tokens", given.class_tokens, 1)
-    _at_least("diffusion.preview_per_class", given.preview_per_class, 1)
+    for name in ("class_tokens", "classes_at_once", "preview_per_class", "preview_rows"):
+        _at_least(f"diffusion.{name}", getattr(given, name), 1)
     if not 1 <= given.preview_steps <= given.noise.num_train_timesteps:
         raise refuse(
             "diffusion.preview_steps",

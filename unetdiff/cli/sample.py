@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from unetdiff.errors import UserError
 
 BATCH = 64  # pictures drawn at once
 STRIP = 8  # moments of the noise -> picture strip
+FILM = 25  # moments of the film
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "ddpm": "DDPMScheduler",
@@ -19,28 +22,72 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
 }
+OPTIONS = {"class_labels": "--class", "prompt": "--prompt", "layout": "--layout", "picture": "--picture"}
+USAGE = "unetdiff sample PATH [--class NAME ...] [--prompt TEXT ...] [--n 4] [--steps 50] [--guidance 2] [--output DIR]"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to draw, a row each."""
+
+    labels: list[str]
+    """What each row is called; [""] where nothing is said."""
+    conditions: Any = None
+    """(rows, ...) as the model's conditioner takes them; None: nothing is said."""
+    shown: Any = None
+    """A layout or picture before each row, (rows, 3, H, W) in [0, 1], or None."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Draw; prints the files that show all of it."""
-    parser = Parser("unetdiff sample", "Draw pictures with a trained denoiser.")
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
-    parser.add_argument("--class", dest="classes", nargs="+", metavar="NAME", help="classes; none given: all")
-    parser.add_argument("--n", type=int, default=4, help="pictures of each class")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=2.0, help="1: none; larger: more typical, less varied")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; none given: the model's own")
-    parser.add_argument("--output", type=Path, default=Path("samples"), help="folder for the pictures")
-    given = parser.parse_strictly(argv)
+    given = build_parser().parse_strictly(argv)
     if given.n < 1:
         raise UserError(f"--n: {given.n} draws nothing; use 1 or more")
     pipeline = load(given.path, given.scheduler)
-    names = class_names(pipeline, given.classes)
-    images, trajectory = draw(pipeline, names, given.n, given.steps, given.guidance, given.seed)
-    for path in write(images, trajectory, names, given.n, given.output):
+    asked = what_to_draw(pipeline, given)
+    settings = settings_of(pipeline, given)
+    if given.to_seed is not None:
+        written = interpolate(pipeline, asked, given, settings)
+    else:
+        images, trajectory = draw(pipeline, asked, given.n, given.seed, settings, FILM if given.gif else STRIP)
+        written = write(images, trajectory, asked, given.n, given.output, given.gif)
+    for path in written:
         print(path)
     return 0
+
+
+def build_parser() -> Parser:
+    """What the command takes."""
+    parser = Parser("unetdiff sample", "Draw pictures with a trained denoiser.", USAGE)
+    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    what = parser.add_argument_group("what to draw (as the model was trained; a row each)")
+    what.add_argument(
+        "--class", dest="classes", nargs="+", metavar="NAME", help="classes (cat+dog: both in one); none given: all"
+    )
+    what.add_argument("--prompt", nargs="+", metavar="TEXT", help="captions")
+    what.add_argument("--layout", nargs="+", type=Path, metavar="FILE", help="masks of class indices (PNG)")
+    what.add_argument("--picture", nargs="+", type=Path, metavar="FILE", help="pictures to restore")
+    what.add_argument("--negative", metavar="NAME|TEXT", help="a class or a text to move away from")
+    what.add_argument("--n", type=int, default=4, help="pictures of each")
+    what.add_argument("--seed", type=int, default=0, help="of the noise")
+    how = parser.add_argument_group("how")
+    how.add_argument("--steps", type=int, default=50, help="denoising steps")
+    how.add_argument("--guidance", type=float, default=2.0, help="1: none; larger: more typical, less varied")
+    how.add_argument("--guidance_rescale", type=float, default=0.0, help="0 to 1: less overexposed")
+    how.add_argument(
+        "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="shares of the timesteps"
+    )
+    how.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; none given: the model's own")
+    start = parser.add_argument_group("from a picture")
+    start.add_argument("--image", type=Path, metavar="FILE", help="a picture to start from")
+    start.add_argument("--strength", type=float, help="0 to 1, how far from it; none given: 0.8, with a mask 1")
+    start.add_argument("--mask", type=Path, metavar="FILE", help="where it is drawn anew (bright)")
+    written = parser.add_argument_group("what is written")
+    written.add_argument("--output", type=Path, default=Path("samples"), help="folder for the pictures")
+    written.add_argument("--gif", action="store_true", help="the way from noise to pictures as a film, too")
+    written.add_argument("--to_seed", type=int, help="instead: the way from the noise of --seed to that of this seed")
+    written.add_argument("--frames", type=int, default=12, help="pictures on that way")
+    return parser
 
 
 def load(path: Path, scheduler: str | None) -> Any:
@@ -59,64 +106,172 @@ def load(path: Path, scheduler: str | None) -> Any:
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def class_names(pipeline: Any, asked: Sequence[str] | None) -> list[str | None]:
-    """The classes to draw, each once; [None] for a model without classes."""
-    if pipeline.conditioner is None:
-        if asked:
-            raise UserError(f"--class: {asked[0]!r} was asked for, but this model was trained without classes")
-        return [None]
-    labels = pipeline.conditioner.labels
-    return [labels[int(i)] for i in pipeline.conditioner.encode(list(asked))] if asked else list(labels)
+def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:
+    """The rows that the command line asks for.
+
+    Raises:
+        UserError: a condition that the model was not trained with, or none where it needs one.
+    """
+    by_option = {
+        "class_labels": given.classes,
+        "prompt": given.prompt,
+        "layout": given.layout,
+        "picture": given.picture,
+    }
+    conditioner = pipeline.conditioner
+    right: str | None = None if conditioner is None else conditioner.asked_by
+    for name, value in by_option.items():
+        if value and name != right:
+            instead = "without a condition" if right is None else f"with {OPTIONS[right]}"
+            raise UserError(f"{OPTIONS[name]}: {str(value[0])!r} was asked for, but this model was trained {instead}")
+    if right is None:
+        return Asked([""])
+    size = pipeline.unet.config.sample_size or 0
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    words = by_option[right]
+    if right == "class_labels":
+        conditions = conditioner.encode(words or list(conditioner.labels))
+        return Asked(class_rows(conditioner, conditions), conditions)
+    if not words:
+        raise UserError(f"{OPTIONS[right]}: nothing to draw was given, and this model needs it")
+    if right == "prompt":
+        return Asked(list(words), conditioner.encode(words))
+    conditions = conditioner.encode([opened(path) for path in words], sides)
+    return Asked([path.stem for path in words], conditions, conditioner.shown(conditions))
+
+
+def class_rows(conditioner: Any, conditions: Any) -> list[str]:
+    """The names of each row's classes, "cat+dog"."""
+    from unetdiff.conditioning.classes import EMPTY, TOGETHER
+
+    return [TOGETHER.join(conditioner.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]
+
+
+def opened(path: Path) -> Any:
+    """A picture file; a palette PNG stays indices."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error})") from None
+
+
+def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline is told beside conditions, noise and size of a batch."""
+    from unetdiff.training.machine import autocast_dtype
+
+    settings: dict[str, Any] = {
+        "num_inference_steps": given.steps,
+        "guidance_scale": given.guidance,
+        "guidance_rescale": given.guidance_rescale,
+        "guidance_interval": given.guidance_interval,
+        "autocast_dtype": autocast_dtype(),
+    }
+    if given.negative is not None:
+        kinds = {"class_labels": "negative_class_labels", "prompt": "negative_prompt"}
+        right = "" if pipeline.conditioner is None else pipeline.conditioner.asked_by
+        if right not in kinds:
+            raise UserError(f"--negative: {given.negative!r}, but this model was trained without classes and texts")
+        settings[kinds[right]] = given.negative
+    if given.image is not None:
+        settings |= {"image": opened(given.image), "strength": given.strength}
+    elif given.strength is not None:
+        raise UserError(f"--strength: {given.strength} of what? give --image as well")
+    if given.mask is not None:
+        settings["mask_image"] = opened(given.mask).convert("L").convert("RGB")
+    return settings
 
 
 def draw(
-    pipeline: Any, names: Sequence[str | None], n: int, steps: int, guidance: float, seed: int
+    pipeline: Any, asked: Asked, n: int, seed: int, settings: dict[str, Any], moments: int = STRIP
 ) -> tuple[list[Any], Any]:
-    """`n` PIL pictures of each class, class by class, and the trajectory of the first batch.
+    """`n` PIL pictures of each row, row by row, and the trajectory of the first batch.
 
     Picture i has its own generator (seed + i): it does not depend on how many are drawn with it.
     """
     import torch
 
-    from unetdiff.training.machine import autocast_dtype
-
-    wanted = [name for name in names for _ in range(n)]
+    total = n * len(asked.labels)
     images: list[Any] = []
     trajectory = None
-    for start in range(0, len(wanted), BATCH):
-        part = wanted[start : start + BATCH]
+    for start in range(0, total, BATCH):
+        numbers = range(start, min(start + BATCH, total))
+        rows = [number // n for number in numbers]
         output = pipeline(
-            class_labels=None if part[0] is None else part,
-            batch_size=len(part),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(part))],
-            autocast_dtype=autocast_dtype(),
-            return_trajectory=0 if trajectory is not None else STRIP,
+            conditions=None if asked.conditions is None else asked.conditions[rows],
+            batch_size=len(numbers),
+            generator=[torch.Generator().manual_seed(seed + number) for number in numbers],
+            return_trajectory=0 if trajectory is not None else moments,
+            **settings,
         )
         images += output.images
         trajectory = trajectory or output.trajectory
     return images, trajectory
 
 
-def write(
-    images: Sequence[Any], trajectory: Any, names: Sequence[str | None], n: int, output: Path
-) -> tuple[Path, Path, Path]:
-    """A PNG for each picture, one grid with a row a class, and the way of the first picture from noise."""
-    from unetdiff.diffusion.pictures import grid, strip
+def write(images: Sequence[Any], trajectory: Any, asked: Asked, n: int, output: Path, film: bool = False) -> list[Path]:
+    """A PNG for each picture, one grid with a row each, and the way of the first picture from noise."""
+    from unetdiff.diffusion.pictures import grid, save_film, strip, table
 
     folder = output / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        name = names[index // n]
-        stem = f"{index:04d}" if name is None else f"{_file_name(name)}-{index % n:03d}"
+        name = asked.labels[index // n]
+        stem = f"{index:04d}" if not name else f"{_file_name(name)}-{index % n:03d}"
         image.save(folder / f"{stem}.png")
-    rows = None if names[0] is None else [str(name) for name in names]
-    grid(images, rows=rows).save(output / "grid.png")
-    strip(trajectory).save(output / "noise_to_picture.png")
-    return folder, output / "grid.png", output / "noise_to_picture.png"
+    written = [folder, output / "grid.png", output / "noise_to_picture.png"]
+    if asked.shown is not None:
+        table(images, asked.shown).save(written[1])
+    else:
+        grid(images, rows=asked.labels if any(asked.labels) else None).save(written[1])
+    strip(trajectory).save(written[2])
+    if film:
+        written.append(output / "noise_to_picture.gif")
+        save_film(trajectory, written[-1])
+    return written
+
+
+def interpolate(pipeline: Any, asked: Asked, given: argparse.Namespace, settings: dict[str, Any]) -> list[Path]:
+    """Pictures of the noises between two seeds, a row each."""
+    import torch
+
+    from unetdiff.diffusion.editing import between
+    from unetdiff.diffusion.pictures import grid, save_frames
+
+    size = pipeline.unet.config.sample_size
+    shape = (pipeline.channels, size, size)
+    first, last = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (given.seed, given.to_seed)
+    )
+    noises = between(first, last, given.frames)  # (frames, C, H, W)
+    given.output.mkdir(parents=True, exist_ok=True)
+    images: list[Any] = []
+    for row in range(len(asked.labels)):
+        images += pipeline(
+            conditions=None if asked.conditions is None else asked.conditions[row : row + 1],
+            latents=noises,
+            generator=[torch.Generator().manual_seed(given.seed) for _ in range(given.frames)],
+            **settings,
+        ).images
+    written = [given.output / "interpolation.png", given.output / "interpolation.gif"]
+    named = asked.labels if any(asked.labels) else [f"{given.seed} to {given.to_seed}"]
+    grid(images, rows=named).save(written[0])
+    columns = [[images[row * given.frames + frame] for row in range(len(named))] for frame in range(given.frames)]
+    save_frames([grid(column, columns=[""] * len(column)) for column in columns], written[1], back=True)
+    return written
+
+
+def _interval(word: str) -> tuple[float, float]:
+    try:
+        first, last = (float(part) for part in word.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is no interval; give two shares such as 0.2,0.8") from None
+    return first, last
 
 
 def _file_name(name: str) -> str:
-    """A class name as part of a file name ("T-shirt/top" -> "T-shirt_top")."""
-    return re.sub(r"[^\w.-]+", "_", name)
+    """A class name or a prompt as part of a file name ("T-shirt/top" -> "T-shirt_top")."""
+    return re.sub(r"[^\w.+-]+", "_", name)[:80]

@@ -13,7 +13,7 @@ from unetdiff.compare.runs import Run
 from unetdiff.compare.samples import load_generator, starting_noise
 from unetdiff.compare.sets import choose, open_set
 from unetdiff.compare.table import compact
-from unetdiff.data import to_model_range
+from unetdiff.data import collate, to_model_range
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import colorize
@@ -134,9 +134,12 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
         noised = pipeline.scheduler.add_noise(clean, starting_noise(tuple(clean.shape), seed), t)
         told = None
         if pipeline.conditioner is not None:
-            labelled = "label" in item and item["label"] < pipeline.conditioner.num_classes
-            told = pipeline.conditioner(torch.tensor([item["label"]])) if labelled else pipeline.conditioner.null(1)
+            conditioner, size = pipeline.conditioner, (clean.shape[-2], clean.shape[-1])
+            known = conditioner.needs in item
+            conditions = conditioner.of(collate([item])) if known else conditioner.nothing(1, size)
+            context = conditioner(conditions, size)
+            noised, told = context.beside(noised), context.tokens
         output = pipeline.unet.eval()(noised, t, told).sample
-        found["noised"] = data_uri((noised[0] / 2 + 0.5).clamp(0, 1))
+        found["noised"] = data_uri((noised[0, :3] / 2 + 0.5).clamp(0, 1))
         found["noise"] = data_uri((output[0] / 4 + 0.5).clamp(0, 1))  # two deviations either way
     return found

@@ -194,7 +194,7 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
     per_class = max(1, budget.pictures // len(labels))
     asked = torch.arange(len(labels)).repeat(per_class)  # one of each class, again and again
     size = pipeline.unet.config.sample_size or 32
-    noise = starting_noise((len(asked), pipeline.unet.config.in_channels, size, size), seed)
+    noise = starting_noise((len(asked), pipeline.channels, size, size), seed)
 
     def draw(first: int, last: int, moments: int = 0) -> tuple[Tensor, Trajectory | None]:
         output = pipeline(

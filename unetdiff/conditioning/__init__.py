@@ -1,8 +1,38 @@
-"""Conditions as context tokens for the denoiser's cross-attention, each with a null token."""
+"""Conditions as what the denoiser is told: tokens for its cross-attention, channels beside the noisy picture."""
 
 from __future__ import annotations
 
-from unetdiff.conditioning.base import Conditioner
-from unetdiff.conditioning.classes import ClassConditioner
+import json
+from pathlib import Path
 
-__all__ = ["ClassConditioner", "Conditioner"]
+from unetdiff.conditioning.base import Conditioner, Context
+from unetdiff.conditioning.classes import ClassConditioner
+from unetdiff.conditioning.layouts import LayoutConditioner
+from unetdiff.conditioning.pictures import PictureConditioner
+from unetdiff.conditioning.text import TextConditioner
+from unetdiff.errors import UserError
+
+__all__ = [
+    "ClassConditioner",
+    "Conditioner",
+    "Context",
+    "LayoutConditioner",
+    "PictureConditioner",
+    "TextConditioner",
+    "load_conditioner",
+]
+
+KINDS: tuple[type[Conditioner], ...] = (ClassConditioner, LayoutConditioner, PictureConditioner, TextConditioner)
+
+
+def load_conditioner(directory: Path) -> Conditioner:
+    """The conditioner that `save_pretrained` wrote, of whichever kind.
+
+    Raises:
+        UserError: none of the kinds, or damaged weights.
+    """
+    name = json.loads((directory / "config.json").read_text())["_class_name"]
+    for kind in KINDS:
+        if kind.__name__ == name:
+            return kind.from_pretrained(directory)
+    raise UserError(f"{directory}: '{name}' is none of {', '.join(kind.__name__ for kind in KINDS)}")

@@ -1,39 +1,102 @@
-"""What every condition has in common: it becomes context tokens, and it has a null token."""
+"""What every condition has in common: it becomes tokens or channels for the denoiser, and it can say nothing."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
 
 from unetdiff.errors import UserError
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the denoiser is told of a batch of pictures."""
+
+    tokens: Tensor | None = None
+    """`encoder_hidden_states` for its cross-attention, (B, tokens, dim)."""
+    channels: Tensor | None = None
+    """Channels beside the noisy picture, (B, C, H, W)."""
+
+    def beside(self, sample: Tensor) -> Tensor:
+        """The network's input: the noisy picture (B, 3, H, W) and the channels beside it, (B, 3 + C, H, W)."""
+        return sample if self.channels is None else torch.cat([sample, self.channels.to(sample)], dim=1)
+
+
+def joined(first: Context, second: Context) -> Context:
+    """Two contexts of one kind as one batch."""
+
+    def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+        return None if a is None or b is None else torch.cat([a, b])
+
+    return Context(both(first.tokens, second.tokens), both(first.channels, second.channels))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A few conditions to draw pictures of, one a row."""
+
+    rows: list[str]
+    """What each row is called."""
+    conditions: Tensor
+    """As `Conditioner.forward` takes them, first axis = row."""
+
 
 class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Maps conditions to the denoiser's `encoder_hidden_states`, (B, tokens, dim).
+    """Maps conditions to what the denoiser is told.
 
-    A condition first becomes a tensor of indices or features (`encode`), part of which is replaced by the
-    null condition while training (`drop`, Ho & Salimans 2022), and then context tokens (`forward`). `null`
-    is the context of no condition at all, which classifier-free guidance moves away from.
+    A condition first becomes a tensor (`of` a training batch, or `encode` of what a person writes), part of which says
+    nothing while training (`drop`, Ho & Salimans 2022), and then tokens and channels (`forward`). The context of
+    `nothing` is what classifier-free guidance moves away from.
     """
 
-    @abstractmethod
-    def encode(self, conditions: Any) -> torch.Tensor:
-        """What a person writes (names, indices) as the tensor that `forward` takes, first axis = batch."""
+    asked_by: str
+    """The argument of `GenerationPipeline` that its conditions are given by."""
+    needs: str
+    """The key of a data set's items that it makes conditions of."""
+    channels: int = 0
+    """Channels that it puts beside the noisy picture."""
 
     @abstractmethod
-    def null(self, batch: int) -> torch.Tensor:
-        """Context of "nothing was said", (batch, tokens, dim)."""
+    def forward(self, conditions: Tensor, size: Size) -> Context:
+        """What the denoiser is told, for pictures of `size`."""
 
     @abstractmethod
-    def drop(
-        self, conditions: torch.Tensor, probability: float, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """The same conditions, each replaced by the null condition with `probability`."""
+    def of(self, batch: Mapping[str, Any]) -> Tensor:
+        """The conditions of a batch of a data set, first axis = batch."""
+
+    @abstractmethod
+    def encode(self, conditions: Any, size: Size) -> Tensor:
+        """What a person writes as the tensor that `forward` takes, first axis = batch."""
+
+    @abstractmethod
+    def nothing(self, batch: int, size: Size) -> Tensor:
+        """Conditions that say nothing, as `forward` takes them."""
+
+    @abstractmethod
+    def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
+        """Conditions to draw while training, made of items of the validation split where they are needed."""
+
+    def shown(self, conditions: Tensor) -> Tensor | None:
+        """Conditions as pictures, floats in [0, 1], (B, 3, H, W); None where they have no shape to show."""
+        return None
+
+    def drop(self, conditions: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+        """The same conditions, each made to say nothing with `probability` (Ho & Salimans 2022, algorithm 1)."""
+        where = conditions.device if generator is None else generator.device
+        dropped = torch.rand(len(conditions), generator=generator, device=where).to(conditions.device) < probability
+        nothing = self.nothing(len(conditions), (conditions.shape[-2], conditions.shape[-1])).to(conditions)
+        return torch.where(dropped.reshape(-1, *[1] * (conditions.ndim - 1)), nothing, conditions)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -45,6 +45,14 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
         """The mask of a sample at its own size, never augmented, uint8 (H, W)."""
         return self[index]["mask"]
 
+    def captions(self) -> list[str]:
+        """The caption of every sample, never augmented.
+
+        Raises:
+            KeyError: a set without captions.
+        """
+        return [self[i]["caption"] for i in range(len(self))]
+
     def position(self, key: int | SampleKey) -> int:
         """The index that `key` asks for; IndexError beyond the set (that ends a plain `for` over it)."""
         index = key.index if isinstance(key, SampleKey) else operator.index(key)

@@ -19,6 +19,40 @@ class NoiseConfig:
 
 
 @dataclass
+class TextConfig:
+    """diffusion.condition text: the captions of the data set, by a frozen text encoder."""
+
+    encoder: str = "openai/clip-vit-large-patch14"
+    """A text encoder with its tokenizer: a name on the hub, or a folder in transformers' format (CLIP, T5, BERT, ...)."""
+    max_tokens: int | None = None
+    """Tokens of a caption that are read; longer ones are cut, which is said. None: as many as the longest caption of the
+    training split has, and the encoder reads."""
+    cache_dir: str | None = None
+    """Folder for the features of the captions; None: unetdiff/captions in the user's cache folder."""
+
+
+@dataclass
+class LayoutConfig:
+    """diffusion.condition layout: the data set's masks."""
+
+    grid: int = 8
+    """Tokens are those of a grid of this many cells a side, each with its shares of the classes; 0, or no
+    model.conditioning.cross_attention_dim: no tokens."""
+    channels: int = 8
+    """Channels beside the noisy picture, a learned colour for each class; 0: none."""
+
+
+@dataclass
+class PictureConfig:
+    """diffusion.condition picture: a degraded picture that is to be restored."""
+
+    degradation: Literal["downscale", "grayscale", "blur"] = "downscale"
+    """downscale (super-resolution), grayscale (colouring), blur (deblurring)."""
+    strength: float = 4.0
+    """Factor of downscale, standard deviation of blur in pixels; grayscale has none."""
+
+
+@dataclass
 class DiffusionConfig:
     """Objective, condition and judgement of the diffusion head."""
 
@@ -31,15 +65,26 @@ class DiffusionConfig:
     """Gamma of the SNR weights: the largest weight of an error of the clean picture."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
-    condition: Literal["none", "class"] = "class"
-    """What the denoiser is told: nothing, or the picture's class."""
+    condition: Literal["none", "class", "text", "layout", "picture"] = "class"
+    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or a degraded form of
+    it."""
     condition_dropout: float = 0.1
     """Share of pictures that are trained with the null token, for classifier-free guidance."""
     class_tokens: int = 1
     """Tokens that a class is told with."""
+    classes_at_once: int = 1
+    """Most classes that a picture is told with. 1: its label; more: the classes that its mask shows."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Captions."""
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    """Masks."""
+    picture: PictureConfig = field(default_factory=PictureConfig)
+    """Restoration."""
     preview_steps: int = 25
     """Denoising steps of the pictures drawn while training."""
     preview_per_class: int = 4
-    """Pictures of each class drawn while training."""
+    """Pictures of each class (or caption, mask, picture) drawn while training."""
     guidance_scale: float = 2.0
     """Guidance of the pictures drawn while training."""
+    preview_rows: int = 8
+    """Captions, masks or pictures of the validation split that pictures are drawn for while training."""

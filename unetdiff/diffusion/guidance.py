@@ -7,16 +7,18 @@ from collections.abc import Callable
 import torch
 from einops import rearrange, repeat
 
-Denoise = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
-"""(sample (B, C, H, W), timestep () or (B,), context (B, tokens, dim) or None) -> output (B, C, H, W)."""
+from unetdiff.conditioning.base import Context, joined
+
+Denoise = Callable[[torch.Tensor, torch.Tensor, "Context | None"], torch.Tensor]
+"""(sample (B, C, H, W), timestep () or (B,), context or None) -> output (B, C, H, W)."""
 
 
 def guided(
     denoise: Denoise,
     sample: torch.Tensor,
     timestep: torch.Tensor,
-    conditional: torch.Tensor | None,
-    null: torch.Tensor | None,
+    conditional: Context | None,
+    null: Context | None,
     guidance_scale: float,
     rescale: float = 0.0,
 ) -> torch.Tensor:
@@ -29,8 +31,8 @@ def guided(
         denoise: the network.
         sample: x_t, (B, C, H, W).
         timestep: one for all, () or (1,), or one for each picture, (B,).
-        conditional: context tokens of the condition, (B, tokens, dim), or None.
-        null: context tokens of no condition, the same shape, or None.
+        conditional: context of the condition, or None.
+        null: context of no condition, or of what is not wanted (a negative prompt), or None.
         guidance_scale: 1 = conditional alone, larger = more typical of the condition.
         rescale: 0 to 1, how far the output's deviation is put back to the conditional one's (`rescaled`).
 
@@ -42,10 +44,19 @@ def guided(
     both = repeat(sample, "b c h w -> (two b) c h w", two=2)
     if timestep.ndim == 1 and timestep.shape[0] > 1:
         timestep = repeat(timestep, "b -> (two b)", two=2)
-    output = denoise(both, timestep, torch.cat([null, conditional]))
+    output = denoise(both, timestep, joined(null, conditional))
     without, given = rearrange(output, "(two b) c h w -> two b c h w", two=2)
     output = without + guidance_scale * (given - without)
     return rescaled(output, given, rescale) if rescale else output
+
+
+def inside(timestep: torch.Tensor, num_train_timesteps: int, interval: tuple[float, float]) -> bool:
+    """Whether guidance is on at a timestep, (): the interval is of shares of all timesteps, 0 clean to 1 noise.
+
+    Guidance at the noisiest timesteps costs variety, at the cleanest it does nothing (Kynkäänniemi et al. 2024).
+    """
+    share = float(timestep) / (num_train_timesteps - 1)
+    return interval[0] <= share <= interval[1]
 
 
 def rescaled(guided: torch.Tensor, conditional: torch.Tensor, strength: float) -> torch.Tensor:

@@ -78,6 +78,42 @@ def grid(
     return canvas
 
 
+def table(samples: Pictures, given: torch.Tensor, truth: torch.Tensor | None = None) -> Image.Image:
+    """A row for each given layout or picture: itself, the samples drawn for it, and what was really there.
+
+    Args:
+        samples: row by row, as many for each.
+        given: (rows, 3, H, W) in [0, 1].
+        truth: the same, or None.
+    """
+    rows = len(given)
+    across = len(samples) // rows
+    drawn, first = _as_pil(samples), _as_pil(given)
+    last = [] if truth is None else _as_pil(truth)
+    pictures: list[Image.Image] = []
+    for row in range(rows):
+        mine = drawn[row * across : (row + 1) * across]
+        shown = first[row].resize(mine[0].size, Image.Resampling.NEAREST)
+        pictures += [shown, *mine, *[picture.resize(mine[0].size) for picture in last[row : row + 1]]]
+    columns = ["given", *[f"{i + 1}" for i in range(across)], *(["real"] if last else [])]
+    return grid(pictures, columns=columns)
+
+
+def save_film(trajectory: Trajectory, path: Path) -> None:
+    """A GIF of the way from noise to pictures, all of a batch at once (the first 16)."""
+    save_frames([grid(noisy[:16]) for noisy in trajectory.noisy], path)
+
+
+def save_frames(frames: Sequence[Image.Image], path: Path, back: bool = False, milliseconds: int = 120) -> None:
+    """A GIF that stays on its last frame for a second; `back`: and then runs the other way."""
+    ordered = list(frames)
+    durations = [milliseconds] * (len(ordered) - 1) + [1000]
+    if back:
+        ordered += ordered[-2:0:-1]
+        durations += [milliseconds] * (len(ordered) - len(durations))
+    ordered[0].save(path, save_all=True, append_images=ordered[1:], duration=durations, loop=0, optimize=False)
+
+
 def strip(
     trajectory: Trajectory, picture: int = 0, title: str | None = None, predicted: bool = True, cell: int = 96
 ) -> Image.Image:

@@ -18,13 +18,18 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 
-from unetdiff.conditioning.base import Conditioner
-from unetdiff.conditioning.classes import ClassConditioner
-from unetdiff.diffusion.guidance import guided
+from unetdiff.conditioning.base import Conditioner, Context, Size
+from unetdiff.conditioning.classes import Classes
+from unetdiff.conditioning.encoder import TextEncoder
+from unetdiff.conditioning.layouts import Layout
+from unetdiff.conditioning.pictures import Picture
+from unetdiff.conditioning.text import TextConditioner
+from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, known_picture, started
+from unetdiff.diffusion.guidance import Denoise, guided, inside
 from unetdiff.diffusion.objectives import predicted_x0
 from unetdiff.errors import UserError
 
-ClassLabels = int | str | Sequence[int | str] | torch.Tensor
+ClassLabels = Classes | Sequence[Classes] | torch.Tensor
 StepCallback = Callable[["GenerationPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -63,15 +68,33 @@ class GenerationPipeline(DiffusionPipeline):
         unet: the denoiser, `unet(sample, timestep, encoder_hidden_states=...).sample`.
         scheduler: any of diffusers' that knows the model's prediction type; swap it by
             `pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)`.
-        conditioner: makes context tokens of class labels; None for a model without a condition.
+        conditioner: what tells it of classes, a text, a layout or a picture; None for a model without a condition.
+        text_encoder: for a `TextConditioner`, a transformers text encoder.
+        tokenizer: its tokenizer.
     """
 
-    model_cpu_offload_seq = "conditioner->unet"  # type: ignore[assignment]
-    _optional_components = ["conditioner"]
+    model_cpu_offload_seq = "text_encoder->conditioner->unet"  # type: ignore[assignment]
+    _optional_components = ["conditioner", "text_encoder", "tokenizer"]
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, conditioner: Conditioner | None = None) -> None:
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        conditioner: Conditioner | None = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, conditioner=conditioner)
+        self.register_modules(
+            unet=unet, scheduler=scheduler, conditioner=conditioner, text_encoder=text_encoder, tokenizer=tokenizer
+        )
+        if isinstance(conditioner, TextConditioner) and conditioner.features is None and text_encoder is not None:
+            conditioner.features = TextEncoder(text_encoder, tokenizer, conditioner.max_tokens)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return self.unet.device
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
@@ -92,10 +115,20 @@ class GenerationPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: ClassLabels | None = None,
+        prompt: str | Sequence[str] | None = None,
+        layout: Layout | Sequence[Layout] | None = None,
+        picture: Picture | Sequence[Picture] | None = None,
+        conditions: torch.Tensor | None = None,
+        negative_class_labels: ClassLabels | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        image: Picture | None = None,
+        strength: float | None = None,
+        mask_image: Picture | None = None,
         batch_size: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
         guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         height: int | None = None,
         width: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -108,12 +141,27 @@ class GenerationPipeline(DiffusionPipeline):
     ) -> GenerationOutput | tuple[Any, ...]:
         """Draw pictures.
 
+        What to draw is told in the way that the model was trained: by class_labels, prompt, layout or picture (or
+        `conditions`); one of them is drawn `batch_size` times. None of them: anything.
+
         Args:
-            class_labels: classes to draw, by index or name; one is drawn `batch_size` times. None: any.
-            batch_size: number of pictures; None: as many as there are labels or latents, else 1.
+            class_labels: classes, by index or name; for several in one picture "cat+dog" or a sequence.
+            prompt: what the picture shows, in words.
+            layout: masks of class indices, (H, W) or (B, H, W), or PIL images of mode L or P; of any size.
+            picture: pictures to restore, of any size.
+            conditions: what the model's conditioner makes of these (`encode`, `of`), first axis = picture.
+            negative_class_labels: classes to move away from, instead of from no class at all.
+            negative_prompt: what the picture should not show, in words.
+            image: a picture to start from; brought to the size of the result.
+            strength: share of the way that is gone from `image`, above 0 (hardly changed) to 1 (drawn anew); None: 0.8,
+                or 1 with a mask.
+            mask_image: where `image` is drawn anew (bright) and where it stays (dark); of any size.
+            batch_size: number of pictures; None: as many as there are conditions or latents, else 1.
             num_inference_steps: denoising steps.
-            guidance_scale: 1 = no guidance (half the work), larger = more typical of the class, less varied.
+            guidance_scale: 1 = no guidance (half the work), larger = more typical of the condition, less varied.
             guidance_rescale: 0 to 1, undoes the overexposure of a large guidance scale (Lin et al. 2024).
+            guidance_interval: guidance only here, shares of the timesteps from 0 (clean) to 1 (noise); outside, a step
+                costs half (Kynkäänniemi et al. 2024).
             height: pixels; None: the size the model was trained at.
             width: pixels; None: the size the model was trained at.
             generator: of the starting noise and of the steps' noise; a list has one for each picture.
@@ -126,38 +174,58 @@ class GenerationPipeline(DiffusionPipeline):
             return_dict: False returns a tuple.
 
         Raises:
-            UserError: an unknown class or output type, a batch size other than that of the labels, no size.
+            UserError: a condition that the model was not trained with, an unknown class or output type, a batch size
+                other than that of the conditions, no size.
         """
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type: '{output_type}' is not one of pil, np, pt.")
         steps_allowed = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= steps_allowed:
             raise UserError(f"num_inference_steps: {num_inference_steps} is not between 1 and {steps_allowed}.")
+        if not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+            raise UserError(f"guidance_interval: {guidance_interval} is no interval; give shares, e.g. (0.2, 0.8).")
+        if mask_image is not None and image is None:
+            raise UserError("mask_image: there is no image to keep; give image as well.")
         device = self._execution_device
-        labels, batch = self._labels(class_labels, batch_size, None if latents is None else latents.shape[0])
+        size = self._size(height, width) if latents is None else (latents.shape[-2], latents.shape[-1])
+        asked = {"class_labels": class_labels, "prompt": prompt, "layout": layout, "picture": picture}
+        told = self._encoded(asked, size) if conditions is None else conditions
+        batch = self._batch(told, batch_size, None if latents is None else len(latents))
         if latents is None:
-            shape = (batch, self.unet.config.in_channels, *self._size(height, width))
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            latents = randn_tensor(
+                (batch, self.channels, *size), generator=generator, device=device, dtype=torch.float32
+            )
+        latents = latents.to(device, torch.float32)
 
         with _evaluating(self.unet, self.conditioner):
-            conditional, null = self._context(labels, batch)
+            away = self._encoded({"class_labels": negative_class_labels, "prompt": negative_prompt}, size)
+            conditional, null = self._contexts(told, away, batch, size)
             self.scheduler.set_timesteps(num_inference_steps, device=device)
-            timesteps = self.scheduler.timesteps
+            known, timesteps = None, self.scheduler.timesteps
+            if image is not None:
+                known = known_picture(image, mask_image, latents)
+                usual = STRENGTH if mask_image is None else STRENGTH_WITH_MASK
+                timesteps = started(self.scheduler, num_inference_steps, usual if strength is None else strength)
             kept = _evenly(len(timesteps), return_trajectory - 1)  # the finished picture is the last entry
             history: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             step_arguments = self._step_arguments(generator)
             denoise = self._denoiser(autocast_dtype, device)
 
-            xt = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+            xt = latents * self.scheduler.init_noise_sigma
+            if known is not None and len(timesteps) < len(self.scheduler.timesteps):
+                xt = known.at(self.scheduler, timesteps[0])
             with self.progress_bar(total=len(timesteps)) as progress:
                 for step, t in enumerate(timesteps):
+                    scale = guidance_scale if inside(t, steps_allowed, guidance_interval) else 1.0
                     model_input = self.scheduler.scale_model_input(xt, t)
-                    output = guided(denoise, model_input, t, conditional, null, guidance_scale, guidance_rescale)
+                    output = guided(denoise, model_input, t, conditional, null, scale, guidance_rescale)
                     if step in kept:
                         whole = t.round().long().expand(batch)  # some schedulers count in floats
                         x0 = predicted_x0(self.scheduler, output, model_input, whole)
                         history.append((int(whole[0]), _to_unit(model_input), _to_unit(x0)))
                     xt = self.scheduler.step(output, t, xt, **step_arguments).prev_sample
+                    if known is not None:
+                        xt = known.kept(self.scheduler, xt, timesteps[step + 1] if step + 1 < len(timesteps) else None)
                     if callback_on_step_end is not None:
                         xt = (callback_on_step_end(self, step, t, {"latents": xt}) or {}).get("latents", xt)
                     progress.update()
@@ -174,25 +242,48 @@ class GenerationPipeline(DiffusionPipeline):
             return (images,) if trajectory is None else (images, trajectory)
         return GenerationOutput(images=images, trajectory=trajectory)
 
-    def _labels(
-        self, class_labels: ClassLabels | None, batch_size: int | None, given: int | None
-    ) -> tuple[torch.Tensor | None, int]:
-        """Labels (B,) or None, and B."""
+    @property
+    def channels(self) -> int:
+        """Channels of a picture: those of the network's input without what the conditioner puts beside it."""
+        return self.unet.config.in_channels - (0 if self.conditioner is None else self.conditioner.channels)
+
+    def _encoded(self, asked: dict[str, Any], size: Size) -> torch.Tensor | None:
+        """The conditions (B, ...) that were asked for, by whichever argument; None: none."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        right = None if self.conditioner is None else self.conditioner.asked_by
+        for name in given:
+            if name != right:
+                instead = "without a condition; leave it out" if right is None else f"with {right}; use that"
+                raise UserError(f"{name}: this model was trained {instead}.")
+        return self.conditioner.encode(given[right], size) if right in given else None
+
+    def _batch(self, conditions: torch.Tensor | None, batch_size: int | None, given: int | None) -> int:
+        """How many pictures to draw."""
         wanted = given if batch_size is None else batch_size
         if given is not None and wanted != given:
             raise UserError(f"batch_size: {batch_size}, but latents are given for {given} pictures.")
-        if class_labels is None:
-            return None, 1 if wanted is None else wanted
-        if not isinstance(self.conditioner, ClassConditioner):
-            raise UserError("class_labels: this model was trained without classes; leave them out.")
-        labels = self.conditioner.encode(class_labels)
-        if len(labels) == 1 and wanted is not None:
-            labels = labels.expand(wanted)
-        if wanted is not None and len(labels) != wanted:
-            raise UserError(f"class_labels: {len(labels)} are given for {wanted} pictures.")
-        return labels, len(labels)
+        if conditions is None:
+            return 1 if wanted is None else wanted
+        if wanted is not None and len(conditions) not in (1, wanted):
+            raise UserError(f"{self.conditioner.asked_by}: {len(conditions)} are given for {wanted} pictures.")
+        return len(conditions) if wanted is None else wanted
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _contexts(
+        self, conditions: torch.Tensor | None, away: torch.Tensor | None, batch: int, size: Size
+    ) -> tuple[Context | None, Context | None]:
+        """Context of the conditions, and of what guidance moves away from."""
+        if self.conditioner is None:
+            return None, None
+
+        def context(given: torch.Tensor) -> Context:
+            return self.conditioner(given.expand(batch, *given.shape[1:]), size)
+
+        nothing = context(self.conditioner.nothing(batch, size))
+        if conditions is None:
+            return nothing, None if away is None else context(away)
+        return context(conditions), nothing if away is None else context(away)
+
+    def _size(self, height: int | None, width: int | None) -> Size:
         size = self.unet.config.sample_size
         default = (size, size) if size is None or isinstance(size, int) else tuple(size)
         height, width = height or default[0], width or default[1]
@@ -200,19 +291,11 @@ class GenerationPipeline(DiffusionPipeline):
             raise UserError("height, width: the model does not say what size it was trained at; give both.")
         return height, width
 
-    def _context(self, labels: torch.Tensor | None, batch: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Context of the condition and of no condition, (B, tokens, dim) or None."""
-        if self.conditioner is None:
-            return None, None
-        null = self.conditioner.null(batch)
-        return (null, None) if labels is None else (self.conditioner(labels), null)
-
-    def _denoiser(
-        self, autocast_dtype: torch.dtype | None, device: torch.device
-    ) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
-        def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-            sample = sample.to(self.unet.dtype, memory_format=torch.channels_last)
-            condition = {} if context is None else {"encoder_hidden_states": context.to(self.unet.dtype)}
+    def _denoiser(self, autocast_dtype: torch.dtype | None, device: torch.device) -> Denoise:
+        def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: Context | None) -> torch.Tensor:
+            told = context or Context()
+            sample = told.beside(sample).to(self.unet.dtype, memory_format=torch.channels_last)
+            condition = {} if told.tokens is None else {"encoder_hidden_states": told.tokens.to(self.unet.dtype)}
             precision = nullcontext() if autocast_dtype is None else torch.autocast(device.type, autocast_dtype)
             with precision:
                 return self.unet(sample, timestep, **condition).sample.float()

@@ -29,6 +29,7 @@ from unetdiff.training import checkpoints, machine
 from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.class_weights import provenance, sentence, with_numbers
+from unetdiff.training.conditions import needs_layout
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.records import Records, Window
@@ -74,10 +75,11 @@ class Trainer:
         self.records: Records | None = None
         masks = config.task != "diffusion"
         if self.accelerator.is_main_process:
-            require_clean(config.data, masks=masks)
+            require_clean(config.data, masks=masks or needs_layout(config))
         self.accelerator.wait_for_everyone()
-        self.data = build_dataset(config.data, "train", masks)
-        self.val = build_dataset(config.data, "val", masks)
+        layout = needs_layout(config)
+        self.data = build_dataset(config.data, "train", masks, layout)
+        self.val = build_dataset(config.data, "val", masks, layout)
         self.factors = None
         if masks and config.data.balance:
             self.factors = repeat_factors(class_presence(self.data), config.data.balance)

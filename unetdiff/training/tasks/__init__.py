@@ -6,11 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetdiff.conditioning import ClassConditioner
+from unetdiff.conditioning import Conditioner, TextConditioner, load_conditioner
+from unetdiff.conditioning.encoder import CachedFeatures, saved_encoder
 from unetdiff.data import PictureDataset
-from unetdiff.errors import UserError
 from unetdiff.models import UNet
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
+from unetdiff.training.conditions import build_conditioner, channels_beside
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -23,7 +24,7 @@ __all__ = ["DiffusionTask", "JointTask", "SegmentationTask", "Task", "build_task
 
 
 def build_task(config: RunConfig, train: PictureDataset, val: PictureDataset) -> Task:
-    """A task with a fresh network, its heads sized by the data."""
+    """A task with a fresh network, its heads sized by the data and its input by the condition."""
     model = config.model
     heads = HeadsConfig()
     if config.task != "diffusion":
@@ -31,20 +32,9 @@ def build_task(config: RunConfig, train: PictureDataset, val: PictureDataset) ->
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=model.in_channels)
     size = model.sample_size or _side(train)
-    unet = UNet(**{**asdict(model), "heads": asdict(heads), "sample_size": size})
-    conditioner = None
-    if config.task != "segmentation" and config.diffusion.condition == "class":
-        dim = model.conditioning.cross_attention_dim
-        if dim is None:
-            raise UserError(
-                "diffusion.condition: 'class' reaches the network through cross-attention; "
-                "set model.conditioning.cross_attention_dim, e.g. 64, or diffusion.condition none"
-            )
-        if not train.labels:
-            raise UserError(
-                f"diffusion.condition: 'class', but data.name={config.data.name} has no labels; set it to none"
-            )
-        conditioner = ClassConditioner(len(train.labels), dim, config.diffusion.class_tokens, train.labels)
+    channels = model.in_channels + channels_beside(config)
+    unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
+    conditioner = None if config.task == "segmentation" else build_conditioner(config, train)
     return _assemble(config, unet, conditioner, val)
 
 
@@ -54,12 +44,14 @@ def load_task(config: RunConfig, directory: Path, val: PictureDataset) -> Task:
     heads = unet.config["heads"]
     conditioner = None
     if (directory / "conditioner").is_dir():
-        conditioner = ClassConditioner.from_pretrained(directory / "conditioner")
+        conditioner = load_conditioner(directory / "conditioner")
+    if isinstance(conditioner, TextConditioner):
+        conditioner.features = CachedFeatures(saved_encoder(directory, conditioner.max_tokens))
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
     return _assemble(config, unet, conditioner, val)
 
 
-def _assemble(config: RunConfig, unet: UNet, conditioner: ClassConditioner | None, val: PictureDataset) -> Task:
+def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: PictureDataset) -> Task:
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
         return SegmentationTask(unet, config.segmentation, val, size)

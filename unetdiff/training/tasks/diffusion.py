@@ -13,18 +13,18 @@ from accelerate import Accelerator
 from einops import repeat
 from torch import Tensor, nn
 
-from unetdiff.conditioning import ClassConditioner
-from unetdiff.data import PictureDataset
+from unetdiff.conditioning import Conditioner, Context, TextConditioner
+from unetdiff.conditioning.encoder import CachedFeatures
+from unetdiff.data import PictureDataset, collate
 from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.diffusion.pictures import color_error, grid
+from unetdiff.diffusion.pictures import color_error, grid, table
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models import UNet
 from unetdiff.segmentation.inference import inference
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenly, rest_heads
 
-PREVIEW_CLASSES = 12  # rows of a sample grid
 COLOR_PICTURES = 200  # real pictures whose colours the samples' are held against
 
 
@@ -33,11 +33,11 @@ class Noised:
     """Noised pictures and what the network should say of them."""
 
     sample: Tensor
-    """x_t, (B, C, H, W)."""
+    """x_t, and the channels beside it, (B, 3 + C, H, W)."""
     timesteps: Tensor
     """(B,)."""
-    context: Tensor | None
-    """Context tokens, (B, tokens, dim)."""
+    context: Context
+    """What the network is told of the pictures."""
     target: Tensor
     """The noise (or x0, or v), (B, C, H, W)."""
 
@@ -47,7 +47,7 @@ class DiffusionTask(Task):
 
     Args:
         unet: a UNet with a diffusion head.
-        conditioner: makes context tokens of classes; None: unconditional.
+        conditioner: what the network is told of a picture; None: unconditional.
         config: objective and judgement.
         val: the validation split.
         seed: of the previews' noise.
@@ -56,7 +56,7 @@ class DiffusionTask(Task):
     best = ("diffusion/loss", "min")
 
     def __init__(
-        self, unet: UNet, conditioner: ClassConditioner | None, config: DiffusionConfig, val: PictureDataset, seed: int
+        self, unet: UNet, conditioner: Conditioner | None, config: DiffusionConfig, val: PictureDataset, seed: int
     ) -> None:
         super().__init__()
         self.unet, self.conditioner, self.config, self.seed = unet, conditioner, config, seed
@@ -82,13 +82,17 @@ class DiffusionTask(Task):
         generator = torch.Generator(x0.device).manual_seed(seed)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
         noise = torch.empty_like(x0).normal_(generator=generator)
-        labels = None
-        if self.conditioner is not None:
-            labels = self.conditioner.drop(batch["label"].to(x0.device), self.config.condition_dropout, generator)
-        return self._noise(x0, noise, timesteps, labels)
+        conditions = self._conditions(batch, x0.device)
+        if self.conditioner is not None and conditions is not None:
+            conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
+        return self._noise(x0, noise, timesteps, conditions)
+
+    def _conditions(self, batch: Batch, device: torch.device) -> Tensor | None:
+        return None if self.conditioner is None else self.conditioner.of(batch).to(device)
 
     def _predict(self, noised: Noised) -> Tensor:
-        return self.unet(noised.sample, noised.timesteps, noised.context, return_dict=False)[0]  # (B, C, H, W)
+        told = noised.context.tokens
+        return self.unet(noised.sample, noised.timesteps, told, return_dict=False)[0]  # (B, C, H, W)
 
     def judge(self, output: Tensor, noised: Noised) -> dict[str, Tensor]:
         """The mean loss of the network's output (B, C, H, W), in all and by quartile of the timestep."""
@@ -101,11 +105,14 @@ class DiffusionTask(Task):
         weight = objectives.loss_weight(self.scheduler, noised.timesteps, self.config.weighting, self.config.snr_gamma)
         return objectives.diffusion_loss(output, noised.target, weight)
 
-    def _noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor, labels: Tensor | None) -> Noised:
+    def _noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None) -> Noised:
         alpha, sigma = (level[:, None, None, None] for level in objectives.alpha_sigma(self.scheduler, timesteps))
         sample = alpha * x0 + sigma * noise  # Ho et al. 2020, equation 4
-        context = None if self.conditioner is None else self.conditioner(labels)
-        return Noised(sample, timesteps, context, objectives.target(self.scheduler, x0, noise, timesteps))
+        context = Context()
+        if self.conditioner is not None:
+            context = self.conditioner(conditions, (x0.shape[-2], x0.shape[-1]))
+        target = objectives.target(self.scheduler, x0, noise, timesteps)
+        return Noised(context.beside(sample), timesteps, context, target)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss of the validation pictures, in all and by quartile of the timestep.
@@ -118,9 +125,9 @@ class DiffusionTask(Task):
             draws = [self._draw(name, x0.shape[1:]) for name in batch["name"]]
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
-            labels = None if self.conditioner is None else batch["label"].to(x0.device)
+            conditions = self._conditions(batch, x0.device)
             with inference(self, accelerator.device.type, None), accelerator.autocast():
-                noised = self._noise(x0, noise, timesteps, labels)
+                noised = self._noise(x0, noise, timesteps, conditions)
                 losses = self.per_sample(self._predict(noised), noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
@@ -136,17 +143,22 @@ class DiffusionTask(Task):
         return timestep, torch.randn(shape, generator=generator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        """Samples from the same noise and classes every time, a row a class, and their colours against the data's."""
+        """Samples from the same noise and conditions every time, a row each, and their colours against the data's.
+
+        A layout or a picture to restore stands before its row, and the real picture after it.
+        """
         config, val = self.config, self.facts.val
-        across = config.preview_per_class
-        rows = None
-        labels: list[int] | None = None
+        across, rows, conditions = config.preview_per_class, None, None
         count = across * across
+        shown = truth = None
         if self.conditioner is not None:
-            classes = range(min(self.conditioner.num_classes, PREVIEW_CLASSES))
-            rows = [self.conditioner.labels[c] for c in classes]
-            labels = [c for c in classes for _ in range(across)]
-            count = len(labels)
+            items = [val[i] for i in evenly(len(val), config.preview_rows)]
+            examples = self.conditioner.examples(items)
+            rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
+            count = len(conditions)
+            shown = self.conditioner.shown(examples.conditions)
+            if shown is not None:
+                truth, rows = collate(items)["image"].float() / 255, None  # the names of files say little
         real = [val[i]["image"] for i in evenly(len(val), COLOR_PICTURES)]
         generator = torch.Generator().manual_seed(self.seed)
         latents = torch.randn(count, *real[0].shape, generator=generator)
@@ -154,20 +166,27 @@ class DiffusionTask(Task):
         pipeline.set_progress_bar_config(disable=True)
         with accelerator.autocast():
             drawn = pipeline(
-                class_labels=labels,
+                conditions=conditions,
                 latents=latents,
                 num_inference_steps=config.preview_steps,
-                guidance_scale=config.guidance_scale if labels else 1.0,
+                guidance_scale=config.guidance_scale if conditions is not None else 1.0,
                 generator=generator,
                 output_type="pt",
             )
         samples = cast(GenerationOutput, drawn).pixels()  # (N, 3, H, W)
         colors = color_error(samples, torch.stack(real))
-        return {"samples": grid(samples, rows)}, {f"diffusion/{name}": value for name, value in colors.items()}
+        figures = {f"diffusion/{name}": value for name, value in colors.items()}
+        if shown is None or truth is None:
+            return {"samples": grid(samples, rows)}, figures
+        return {"samples": table(samples, shown, truth)}, figures
 
     def pipeline(self) -> GenerationPipeline:
         """The pipeline that samples with these very weights."""
-        return GenerationPipeline(self.unet, self.scheduler, self.conditioner)
+        text: dict[str, Any] = {}
+        if isinstance(self.conditioner, TextConditioner) and isinstance(self.conditioner.features, CachedFeatures):
+            encoder = self.conditioner.features.encoder
+            text = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
+        return GenerationPipeline(self.unet, self.scheduler, self.conditioner, **text)
 
     def save(self, directory: Path) -> None:
         self.pipeline().save_pretrained(directory)

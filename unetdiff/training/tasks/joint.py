@@ -36,7 +36,7 @@ class JointTask(Task):
         noised = self.diffusion.noised(batch, seed)
         clean = math.ceil(self.config.segmentation_share * len(noised.sample))
         pixels, masks = self.pixels(batch["image"][:clean]), batch["mask"][:clean]
-        logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.context)
+        logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.context.tokens)
         parts = {
             "segmentation": self.segmentation.judge(logits, masks),
             "diffusion": self.diffusion.judge(output, noised),

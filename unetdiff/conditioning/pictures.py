@@ -1,0 +1,118 @@
+"""Conditioning on a picture, as channels beside the noisy one: super-resolution, colouring, deblurring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (DiffusionPipeline looks for it in this module)
+from einops import rearrange, reduce, repeat
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from unetdiff.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.data.transforms import to_model_range
+from unetdiff.errors import UserError
+
+Degradation = Literal["downscale", "grayscale", "blur"]
+Picture = Tensor | np.ndarray | Image.Image
+
+
+class PictureConditioner(Conditioner):
+    """The picture to restore, as channels: its three, and one that is 1 where a picture was given.
+
+    In training the picture is made of the clean one by the degradation (SR3, Saharia et al. 2021, section 2); in use it
+    is what a person gives, brought to the size of the result.
+
+    Args:
+        degradation: downscale (super-resolution), grayscale (colouring) or blur.
+        strength: the factor of downscale, or the standard deviation of blur in pixels.
+    """
+
+    channels = 4
+
+    asked_by = "picture"
+    needs = "image"
+
+    @register_to_config
+    def __init__(self, degradation: Degradation = "downscale", strength: float = 4.0) -> None:
+        super().__init__()
+        self.degradation, self.strength = degradation, strength
+        self.blank = nn.Parameter(torch.zeros(self.channels))  # what the channels say where there is no picture
+
+    def forward(self, conditions: Tensor, size: Size) -> Context:
+        """Pictures (B, 4, H, W) at `size`."""
+        pictures = conditions.to(self.blank)
+        blank = rearrange(self.blank, "c -> 1 c 1 1")
+        return Context(channels=torch.where(pictures[:, -1:] > 0, pictures, blank))
+
+    def of(self, batch: Mapping[str, Any]) -> Tensor:
+        """A batch's "image", degraded, (B, 4, H, W)."""
+        return _given(self.degraded(to_model_range(batch["image"])))
+
+    def degraded(self, pictures: Tensor) -> Tensor:
+        """Clean pictures (B, 3, H, W) in [-1, 1] as the network will see them, the same shape."""
+        height, width = pictures.shape[-2:]
+        if self.degradation == "grayscale":
+            weights = pictures.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+            return repeat(torch.einsum("b c h w, c -> b h w", pictures, weights), "b h w -> b c h w", c=3)
+        if self.degradation == "blur":
+            return gaussian_blur(pictures, [2 * round(3 * self.strength) + 1] * 2, [self.strength] * 2)
+        small = (max(1, round(height / self.strength)), max(1, round(width / self.strength)))
+        coarse = F.interpolate(pictures, size=small, mode="area")
+        return _enlarged(coarse, (height, width))
+
+    def nothing(self, batch: int, size: Size) -> Tensor:
+        return torch.zeros(batch, self.channels, *size)
+
+    def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
+        """Pictures of the validation split, degraded."""
+        images = torch.stack([item["image"] for item in items])
+        return Examples([str(item["name"]) for item in items], self.of({"image": images}))
+
+    def shown(self, conditions: Tensor) -> Tensor | None:
+        return (conditions[:, :3].float().cpu() / 2 + 0.5).clamp(0, 1)
+
+    def encode(self, conditions: Picture | Sequence[Picture], size: Size) -> Tensor:
+        """Pictures (uint8, or floats in [0, 1]) of any sizes, enlarged to `size`, (B, 4, H, W).
+
+        Raises:
+            UserError: an array that is no RGB picture.
+        """
+        many = conditions if isinstance(conditions, Sequence) else [conditions]
+        return torch.cat([_given(_enlarged(unit_picture(picture) * 2 - 1, size)) for picture in many])
+
+
+def unit_picture(picture: Picture) -> Tensor:
+    """A PIL image, an array (H, W, 3) or a tensor (3, H, W) or (B, 3, H, W), uint8 or in [0, 1], as (B, 3, H, W) in [0, 1].
+
+    Raises:
+        UserError: an array of another shape.
+    """
+    if isinstance(picture, Image.Image):
+        picture = np.array(picture.convert("RGB"))
+    if not isinstance(picture, Tensor):
+        picture = torch.from_numpy(picture)
+        picture = rearrange(picture, "h w c -> c h w") if picture.ndim == 3 else picture
+    pixels = picture[None] if picture.ndim == 3 else picture
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise UserError(
+            f"an RGB picture is (3, H, W), or (H, W, 3) as an array; this has the shape {tuple(picture.shape)}."
+        )
+    return pixels.cpu().float() / (255 if pixels.dtype == torch.uint8 else 1)
+
+
+def _enlarged(pictures: Tensor, size: Size) -> Tensor:
+    """Bicubic, within [-1, 1]."""
+    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def _given(pictures: Tensor) -> Tensor:
+    """With a fourth channel of ones."""
+    flag = torch.ones_like(reduce(pictures, "b c h w -> b 1 h w", "max"))
+    return torch.cat([pictures, flag], dim=1)

@@ -1,0 +1,125 @@
+"""Drawing that starts from a picture: image-to-image, inpainting, and the way between two noises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unetdiff.conditioning.base import Size
+from unetdiff.conditioning.pictures import Picture, unit_picture
+from unetdiff.errors import UserError
+
+STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """The picture that drawing starts from, and where it stays."""
+
+    pixels: Tensor
+    """In [-1, 1], (B, 3, H, W)."""
+    noise: Tensor
+    """Of unit variance, (B, 3, H, W)."""
+    repaint: Tensor | None
+    """1 where the picture is drawn anew, 0 where it stays, (B, 1, H, W); None: everywhere."""
+
+    def at(self, scheduler: Any, timestep: Tensor) -> Tensor:
+        """The picture noised to a timestep, (): what drawing starts from (SDEdit, Meng et al. 2022, algorithm 1)."""
+        return scheduler.add_noise(self.pixels, self.noise, timestep.expand(1))
+
+    def kept(self, scheduler: Any, xt: Tensor, timestep: Tensor | None) -> Tensor:
+        """x_t with the known picture, noised to the timestep, where it stays (Lugmayr et al. 2022, equation 8).
+
+        timestep: of x_t, (); None: x_t is the finished picture.
+        """
+        if self.repaint is None:
+            return xt
+        known = self.pixels if timestep is None else self.at(scheduler, timestep)
+        return self.repaint * xt + (1 - self.repaint) * known
+
+
+def known_picture(image: Picture, mask: Picture | None, noise: Tensor) -> Known:
+    """A picture, and where to repaint it, at the size and on the device of the noise (B, 3, H, W).
+
+    Args:
+        image: as `unit_picture` takes it; one for all, or one for each.
+        mask: the same, or (H, W); what is brighter than half is drawn anew; None: all of it.
+        noise: of unit variance.
+
+    Raises:
+        UserError: shapes that do not fit.
+    """
+    size = (noise.shape[-2], noise.shape[-1])
+    pixels = _fitted(unit_picture(image), size) * 2 - 1
+    if len(pixels) not in (1, len(noise)):
+        raise UserError(f"image: {len(pixels)} pictures are given for {len(noise)} to draw.")
+    repaint = None
+    if mask is not None:
+        grey = _unit_mask(mask)
+        if len(grey) not in (1, len(noise)):
+            raise UserError(f"mask_image: {len(grey)} masks are given for {len(noise)} pictures.")
+        repaint = (_fitted(grey, size) > 0.5).to(noise).expand(len(noise), 1, *size)
+    return Known(pixels.to(noise).expand_as(noise), noise, repaint)
+
+
+def started(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
+    """The timesteps that are left of a schedule when drawing starts from a picture, and the scheduler told so.
+
+    strength: share of the steps that are done, above 0; 1: all of them.
+
+    Raises:
+        UserError: a share that is none, or leaves no step.
+    """
+    if not 0 < strength <= 1:
+        raise UserError(f"strength: {strength} is no share of the steps; use above 0 to 1.")
+    left = round(num_inference_steps * strength)
+    if left < 1:
+        raise UserError(
+            f"strength: {strength} of {num_inference_steps} steps is none; use a larger one, or more steps."
+        )
+    first = (num_inference_steps - left) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):  # schedulers that count their own steps
+        scheduler.set_begin_index(first)
+    return scheduler.timesteps[first:]
+
+
+def between(first: Tensor, last: Tensor, frames: int) -> Tensor:
+    """Noises on the great circle from one to another, both ends included: (C, H, W) twice to (frames, C, H, W).
+
+    A straight line would pass through noise of less variance, which draws grey (Shoemake 1985; Ho et al. 2020, section
+    4.4 interpolate pictures).
+
+    Raises:
+        UserError: fewer than two frames.
+    """
+    if frames < 2:
+        raise UserError(f"frames: {frames} have no ends; use 2 or more.")
+    cosine = F.cosine_similarity(first.flatten(), last.flatten(), dim=0).clamp(-1, 1)
+    angle = torch.arccos(cosine)
+    share = torch.linspace(0, 1, frames, device=first.device)[:, None, None, None]
+    if angle.sin() < 1e-4:  # one and the same noise
+        return (1 - share) * first + share * last
+    return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
+
+
+def _fitted(pixels: Tensor, size: Size) -> Tensor:
+    """(B, C, h, w) in [0, 1] at `size`."""
+    if tuple(pixels.shape[-2:]) == size:
+        return pixels
+    return F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def _unit_mask(mask: Picture) -> Tensor:
+    """(B, 1, H, W) in [0, 1]."""
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        mask = mask[None]
+    if isinstance(mask, Tensor) and mask.ndim == 3 and mask.shape[0] != 3:
+        grey = mask[:, None].float() / (255 if mask.dtype == torch.uint8 else 1)
+        return grey.cpu()
+    if not isinstance(mask, Tensor) and not hasattr(mask, "convert") and mask.ndim == 2:
+        return _unit_mask(torch.from_numpy(mask))
+    return unit_picture(mask).mean(dim=1, keepdim=True)

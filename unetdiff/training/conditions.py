@@ -1,0 +1,75 @@
+"""How a config's `diffusion.condition` becomes a conditioner, sized by the data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unetdiff.conditioning import (
+    ClassConditioner,
+    Conditioner,
+    LayoutConditioner,
+    PictureConditioner,
+    TextConditioner,
+)
+from unetdiff.conditioning.encoder import CachedFeatures, TextEncoder
+from unetdiff.data import PictureDataset
+from unetdiff.errors import UserError
+
+if TYPE_CHECKING:
+    from unetdiff.config import RunConfig
+
+
+def needs_layout(config: RunConfig) -> bool:
+    """Whether the denoiser needs each picture's mask: for a layout, or for the classes that it shows."""
+    given = config.diffusion
+    return config.task == "diffusion" and (
+        given.condition == "layout" or (given.condition == "class" and given.classes_at_once > 1)
+    )
+
+
+def channels_beside(config: RunConfig) -> int:
+    """Channels that the condition puts beside the noisy picture."""
+    if config.task == "segmentation":
+        return 0
+    beside = {"layout": config.diffusion.layout.channels, "picture": PictureConditioner.channels}
+    return beside.get(config.diffusion.condition, 0)
+
+
+def build_conditioner(config: RunConfig, train: PictureDataset) -> Conditioner | None:
+    """A fresh conditioner; None: the denoiser is told nothing.
+
+    Raises:
+        UserError: the set has not what the condition is made of, or the network no way to be told.
+    """
+    given, dim = config.diffusion, config.model.conditioning.cross_attention_dim
+    if given.condition == "none":
+        return None
+    if given.condition == "picture":
+        return PictureConditioner(given.picture.degradation, given.picture.strength)
+    if given.condition == "layout":
+        palette = [[int(level) for level in colour] for colour in train.palette]
+        return LayoutConditioner(
+            len(train.classes), dim, given.layout.grid, given.layout.channels, train.classes, palette
+        )
+    if dim is None:
+        raise UserError(
+            f"diffusion.condition: '{given.condition}' reaches the network through cross-attention; "
+            "set model.conditioning.cross_attention_dim, e.g. 64, or diffusion.condition none"
+        )
+    if given.condition == "text":
+        return _text_conditioner(config, train, dim)
+    if not train.labels:
+        raise UserError(f"diffusion.condition: 'class', but data.name={config.data.name} has no labels; set it to none")
+    return ClassConditioner(len(train.labels), dim, given.class_tokens, train.labels, given.classes_at_once)
+
+
+def _text_conditioner(config: RunConfig, train: PictureDataset, dim: int) -> TextConditioner:
+    text = config.diffusion.text
+    captions = train.captions()
+    encoder = TextEncoder.from_pretrained(text.encoder, text.max_tokens)
+    if text.max_tokens is None:
+        encoder.max_tokens = min(encoder.max_tokens, max(encoder.lengths(list(dict.fromkeys(captions)))))
+    conditioner = TextConditioner(dim, encoder.width, encoder.max_tokens)
+    conditioner.features = CachedFeatures(encoder, captions, None if text.cache_dir is None else Path(text.cache_dir))
+    return conditioner
