@@ -20,8 +20,9 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_pictures_grid_and_strip(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["sample", str(run), "--class", "seven", "two", "--n", "3", "--steps", "2", "--guidance", "1.5"]
-    names = sample.class_names(sample.load(run, None), ["7", "2"])
-    words[3:5] = [str(name) for name in names]
+    labels = sample.load(run, None).conditioner.labels
+    names = [labels[7], labels[2]]
+    words[3:5] = names
     assert main([*words, "--output", str(tmp_path / "a")]) == 0
     found = sorted(path.stem for path in (tmp_path / "a" / "pictures").iterdir())
     assert found == sorted(f"{name}-{i:03d}" for name in names for i in range(3))
@@ -44,13 +45,37 @@ def test_all_classes_without_being_asked(run: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "pictures").iterdir())) == 10
 
 
+def test_from_a_picture_with_a_mask_and_a_film(run: Path, tmp_path: Path) -> None:
+    red, left = Image.new("RGB", (48, 48), (250, 10, 10)), Image.new("L", (48, 48), 0)
+    left.paste(255, (0, 0, 24, 48))
+    red.save(tmp_path / "red.png")
+    left.save(tmp_path / "left.png")
+    words = ["sample", str(run), "--class", "2", "--n", "2", "--steps", "3", "--image", str(tmp_path / "red.png")]
+    words += ["--mask", str(tmp_path / "left.png"), "--gif", "--negative", "3", "--guidance_interval", "0,0.9"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    for picture in (tmp_path / "out" / "pictures").iterdir():
+        assert abs(pixels(picture)[:, 16:] - [250, 10, 10]).max() <= 1
+        assert abs(pixels(picture)[:, :16] - [250, 10, 10]).max() > 20
+    with Image.open(tmp_path / "out" / "noise_to_picture.gif") as film:
+        assert film.n_frames == 4
+
+
+def test_between_two_seeds(run: Path, tmp_path: Path) -> None:
+    words = ["sample", str(run), "--class", "2", "7", "--steps", "2", "--seed", "3"]
+    assert main([*words, "--to_seed", "4", "--frames", "5", "--output", str(tmp_path)]) == 0
+    assert pixels(tmp_path / "interpolation.png").shape[1] > 5 * 32
+    with Image.open(tmp_path / "interpolation.gif") as film:
+        assert film.n_frames == 8  # there and back
+
+
 @pytest.mark.parametrize("name", sample.SCHEDULERS)
 def test_samplers(run: Path, name: str) -> None:
     pipeline = sample.load(run, name)
     assert isinstance(pipeline.scheduler, getattr(diffusers, sample.SCHEDULERS[name]))
     assert pipeline.scheduler.config.timestep_spacing == "trailing"
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
-    images, trajectory = sample.draw(pipeline, [pipeline.conditioner.labels[0]], 1, steps=3, guidance=1.0, seed=0)
+    asked = sample.Asked(["zero"], pipeline.conditioner.encode([0]))
+    images, trajectory = sample.draw(pipeline, asked, 1, 0, {"num_inference_steps": 3, "guidance_scale": 1.0})
     assert len(images) == 1 and np.asarray(images[0]).std() > 0
     assert trajectory.timesteps[-1] == 0
 
@@ -64,6 +89,11 @@ def test_samplers(run: Path, name: str) -> None:
         (["--steps", "0"], ["num_inference_steps: 0"]),
         (["--scheduler", "dimm"], ["dimm", "ddim"]),
         (["--steps", "x"], ["--steps", "'x'"]),
+        (["--prompt", "a three"], ["--prompt: 'a three'", "trained with --class"]),
+        (["--strength", "0.5"], ["--strength: 0.5", "--image"]),
+        (["--image", "nowhere.png"], ["nowhere.png", "cannot be read"]),
+        (["--guidance_interval", "0.2"], ["'0.2' is no interval"]),
+        (["--negative", "sevn"], ["unknown class 'sevn'"]),
     ],
 )
 def test_refusals(run: Path, words: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:

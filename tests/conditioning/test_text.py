@@ -67,7 +67,9 @@ def test_drop_takes_whole_captions(conditioner: TextConditioner) -> None:
 
 
 def test_long_captions_are_cut_aloud(encoder: TextEncoder) -> None:
-    with pytest.warns(UserWarning, match=r"2 captions are cut to 6 tokens; the first has 9: 'a red three a blue one a'"):
+    with pytest.warns(
+        UserWarning, match=r"2 captions are cut to 6 tokens; the first has 9: 'a red three a blue one a'"
+    ):
         features = encoder(["a red three a blue one a", "two", "a a a a a"])
     assert features.shape == (3, 6, 8)
     with warnings.catch_warnings():

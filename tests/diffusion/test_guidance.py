@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from unetdiff.diffusion.guidance import guided
+from unetdiff.conditioning import Context
+from unetdiff.diffusion.guidance import guided, inside
 
 SAMPLE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-GIVEN, NULL = torch.full((2, 1, 5), 2.0), torch.full((2, 1, 5), 0.5)
+GIVEN, NULL = Context(torch.full((2, 1, 5), 2.0)), Context(torch.full((2, 1, 5), 0.5))
 
 
 class Denoiser:
@@ -17,9 +18,9 @@ class Denoiser:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+    def __call__(self, sample: torch.Tensor, timestep: torch.Tensor, context: Context | None) -> torch.Tensor:
         self.batches.append(len(sample))
-        strength = torch.ones(len(sample)) if context is None else context[:, 0, 0]
+        strength = torch.ones(len(sample)) if context is None else context.tokens[:, 0, 0]
         return strength[:, None, None, None] * sample + timestep.expand(len(sample))[:, None, None, None]
 
 
@@ -52,3 +53,22 @@ def test_rescale_is_diffusers_own() -> None:
         ours = guided(Denoiser(), SAMPLE, t, GIVEN, NULL, 3.0, rescale=strength)
         assert torch.allclose(ours, rescale_noise_cfg(plain, conditional, strength), atol=1e-5)
         assert not torch.allclose(ours, plain, atol=1e-2)
+
+
+def test_channels_are_joined_like_tokens() -> None:
+    seen = []
+
+    def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: Context | None) -> torch.Tensor:
+        seen.append(context)
+        return sample
+
+    one, zero = torch.ones(2, 4, 4, 4), torch.zeros(2, 4, 4, 4)
+    guided(denoise, SAMPLE, torch.tensor(0), Context(channels=one), Context(channels=zero), 2.0)
+    assert torch.equal(seen[0].channels, torch.cat([zero, one])) and seen[0].tokens is None
+    assert torch.equal(seen[0].beside(torch.cat([SAMPLE, SAMPLE]))[:, 3:], torch.cat([zero, one]))
+
+
+def test_the_interval_is_of_shares_of_the_timesteps() -> None:
+    where = [inside(torch.tensor(t), 1000, (0.2, 0.8)) for t in (0, 199, 200, 500, 799, 800, 999)]
+    assert where == [False, False, True, True, True, False, False]
+    assert all(inside(torch.tensor(t), 1000, (0.0, 1.0)) for t in (0, 999))

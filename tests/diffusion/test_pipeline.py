@@ -83,8 +83,8 @@ def test_one_batch_of_guidance_equals_two_passes(pipeline: GenerationPipeline) -
     x = noise
     with torch.no_grad():
         for t in scheduler.timesteps:
-            given = unet(x, t, encoder_hidden_states=pipeline.conditioner(torch.tensor([0, 1]))).sample
-            null = unet(x, t, encoder_hidden_states=pipeline.conditioner(torch.tensor([3, 3]))).sample
+            given = unet(x, t, encoder_hidden_states=pipeline.conditioner(torch.tensor([[0], [1]])).tokens).sample
+            null = unet(x, t, encoder_hidden_states=pipeline.conditioner(torch.tensor([[3], [3]])).tokens).sample
             x = scheduler.step(null + 3 * (given - null), t, x, use_clipped_model_output=True).prev_sample
     assert torch.allclose(ours, (x / 2 + 0.5).clamp(0, 1), atol=1e-4)
 
@@ -102,6 +102,31 @@ def test_scale_one_is_the_conditional_pass_alone(pipeline: GenerationPipeline, m
     assert torch.allclose(one, two, atol=1e-3)
 
 
+def test_guidance_outside_its_interval_costs_one_pass(pipeline: GenerationPipeline, monkeypatch) -> None:
+    batches = []
+    forward = pipeline.unet.forward
+    monkeypatch.setattr(
+        pipeline.unet, "forward", lambda sample, *a, **k: batches.append(len(sample)) or forward(sample, *a, **k)
+    )
+    draw(pipeline, guidance_scale=3.0, guidance_interval=(0.3, 0.8))  # timesteps 999, 666, 333
+    assert batches == [2, 4, 4]
+
+
+def test_a_negative_class_takes_the_place_of_nothing(pipeline: GenerationPipeline) -> None:
+    plain = draw(pipeline, guidance_scale=3.0)
+    away = draw(pipeline, guidance_scale=3.0, negative_class_labels="one")
+    assert not torch.allclose(plain, away, atol=1e-3)
+    # away from itself is no guidance at all
+    itself = draw(pipeline, ["one", "one"], guidance_scale=3.0, negative_class_labels="one")
+    assert torch.allclose(itself, draw(pipeline, ["one", "one"], guidance_scale=1.0), atol=1e-4)
+    assert not torch.allclose(itself, draw(pipeline, ["one", "one"], guidance_scale=3.0), atol=1e-3)
+
+
+def test_conditions_are_what_the_conditioner_makes(pipeline: GenerationPipeline) -> None:
+    encoded = pipeline.conditioner.encode(["zero", "seven"])
+    assert torch.equal(draw(pipeline, None, conditions=encoded), draw(pipeline))
+
+
 def test_without_labels_the_null_token_is_told(pipeline: GenerationPipeline, monkeypatch) -> None:
     told = []
     forward = pipeline.unet.forward
@@ -112,7 +137,7 @@ def test_without_labels_the_null_token_is_told(pipeline: GenerationPipeline, mon
 
     monkeypatch.setattr(pipeline.unet, "forward", spy)
     assert draw(pipeline, None, batch_size=2).shape[0] == 2
-    assert len(told) == 3 and torch.equal(told[0], pipeline.conditioner.null(2))
+    assert len(told) == 3 and torch.equal(told[0], pipeline.conditioner(pipeline.conditioner.nothing(2)).tokens)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +211,7 @@ def test_round_trip_without_a_conditioner(tmp_path) -> None:
     loaded.set_progress_bar_config(disable=True)
     assert loaded.conditioner is None
     assert torch.equal(draw(loaded, None), draw(pipeline, None))
-    with pytest.raises(UserError, match="without classes"):
+    with pytest.raises(UserError, match="class_labels: this model was trained without a condition"):
         draw(loaded, ["zero"])
 
 
@@ -245,6 +270,12 @@ def test_autocast_is_for_the_network_alone(pipeline: GenerationPipeline, monkeyp
         ({"class_labels": 0, "output_type": "jpg"}, "'jpg' is not one of"),
         ({"class_labels": 0, "num_inference_steps": 1001}, "not between 1 and 1000"),
         ({"batch_size": 3, "latents": torch.zeros(2, 3, 8, 8)}, "latents are given for 2"),
+        ({"prompt": "a seven"}, "prompt: this model was trained with class_labels"),
+        ({"class_labels": 0, "negative_prompt": "grey"}, "negative_prompt: this model was trained with class_labels"),
+        ({"class_labels": 0, "guidance_interval": (0.8, 0.2)}, "is no interval"),
+        ({"class_labels": 0, "mask_image": np.zeros((8, 8))}, "there is no image"),
+        ({"class_labels": 0, "image": np.zeros((8, 8, 3)), "strength": 1.5}, "strength: 1.5 is no share"),
+        ({"class_labels": 0, "image": np.zeros((8, 8, 3)), "strength": 0.001}, "is none"),
     ],
 )
 def test_refusals(pipeline: GenerationPipeline, arguments, message: str) -> None:

@@ -14,8 +14,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    def call(name: str) -> Path:
-        monkeypatch.setattr(sys, "argv", [name, "--tiny", "--output", str(tmp_path / "run")])
+    def call(name: str, *words: str) -> Path:
+        monkeypatch.setattr(sys, "argv", [name, "--tiny", "--output", str(tmp_path / "run"), *words])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return tmp_path / "run"
 
@@ -25,6 +25,8 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_every_example_is_run_here() -> None:
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "compare_heads",
+        "layout_to_picture",
+        "text_to_picture",
         "train_conditional_ddpm",
         "train_voc_segmenter",
     ]
@@ -55,3 +57,15 @@ def test_compare_heads(example, capsys: pytest.CaptureFixture[str]) -> None:
         assert {summary["parameters"][part] for summary in summaries.values()} == {both[part]}
     assert (folder / "report.html").stat().st_size > 10_000
     assert str(folder / "report.html") in capsys.readouterr().out
+
+
+def test_text_to_picture(example, text_encoder: Path) -> None:
+    run = example("text_to_picture", "--encoder", str(text_encoder))
+    assert (run / "samples-plain.png").read_bytes() != (run / "samples-negative.png").read_bytes()
+    assert (run / "best" / "text_encoder" / "model.safetensors").is_file()
+
+
+def test_layout_to_picture(example) -> None:
+    run = example("layout_to_picture")
+    assert (run / "layouts.png").is_file()
+    assert json.loads((run / "best" / "unet" / "config.json").read_text())["in_channels"] == 3 + 8

@@ -89,7 +89,7 @@ class PictureConditioner(Conditioner):
 
 
 def unit_picture(picture: Picture) -> Tensor:
-    """A PIL image, an array (H, W, 3) or a tensor (3, H, W) or (B, 3, H, W), uint8 or in [0, 1], as (B, 3, H, W) in [0, 1].
+    """A PIL image, an array (H, W, 3) or a tensor ([B,] 3, H, W), uint8 or in [0, 1], as (B, 3, H, W) in [0, 1].
 
     Raises:
         UserError: an array of another shape.

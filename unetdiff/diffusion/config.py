@@ -23,10 +23,10 @@ class TextConfig:
     """diffusion.condition text: the captions of the data set, by a frozen text encoder."""
 
     encoder: str = "openai/clip-vit-large-patch14"
-    """A text encoder with its tokenizer: a name on the hub, or a folder in transformers' format (CLIP, T5, BERT, ...)."""
+    """A text encoder with its tokenizer: a name on the hub, or a folder in transformers' format (CLIP, T5, BERT, …)."""
     max_tokens: int | None = None
-    """Tokens of a caption that are read; longer ones are cut, which is said. None: as many as the longest caption of the
-    training split has, and the encoder reads."""
+    """Tokens of a caption that are read; longer ones are cut, which is said. None: as many as the longest caption of
+    the training split has, and the encoder reads."""
     cache_dir: str | None = None
     """Folder for the features of the captions; None: unetdiff/captions in the user's cache folder."""
 
@@ -66,8 +66,8 @@ class DiffusionConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
     condition: Literal["none", "class", "text", "layout", "picture"] = "class"
-    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or a degraded form of
-    it."""
+    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or a degraded form
+    of it."""
     condition_dropout: float = 0.1
     """Share of pictures that are trained with the null token, for classifier-free guidance."""
     class_tokens: int = 1

@@ -1,0 +1,150 @@
+"""A denoiser of each condition, trained for a few steps by the command's own path, saved, loaded, judged, sampled."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from unetdiff.conditioning import (
+    ClassConditioner,
+    Context,
+    LayoutConditioner,
+    PictureConditioner,
+    TextConditioner,
+)
+from unetdiff.config import RunConfig, validate
+from unetdiff.data import build_dataset, collate
+from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.errors import UserError
+from unetdiff.training import checkpoints
+from unetdiff.training.conditions import needs_layout
+from unetdiff.training.evaluation import evaluate
+from unetdiff.training.tasks import DiffusionTask, load_task
+from unetdiff.training.trainer import train
+
+SETTINGS = {
+    "several": {"diffusion__classes_at_once": 2, "data__scenes__digits": 2},
+    "text": {"diffusion__condition": "text"},
+    "layout": {"diffusion__condition": "layout", "diffusion__layout__grid": 4},
+    "layout without tokens": {
+        "diffusion__condition": "layout",
+        "model__conditioning__cross_attention_dim": None,
+        "model__conditioning__attention_levels": [],
+    },
+    "picture": {"diffusion__condition": "picture"},
+}
+KINDS = {
+    "several": ClassConditioner,
+    "text": TextConditioner,
+    "layout": LayoutConditioner,
+    "layout without tokens": LayoutConditioner,
+    "picture": PictureConditioner,
+}
+ASKED = {
+    "several": {"class_labels": "one+two"},
+    "text": {"prompt": "a red three"},
+    "layout": {"layout": Image.new("L", (16, 16), 1)},
+    "layout without tokens": {"layout": Image.new("L", (16, 16), 1)},
+    "picture": {"picture": Image.new("RGB", (8, 8), (200, 30, 30))},
+}
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest, text_encoder: Path, tmp_path: Path) -> dict:
+    name = request.param
+    extra = {}
+    if name == "text":
+        extra = {"diffusion__text__encoder": str(text_encoder), "diffusion__text__cache_dir": str(tmp_path / "cache")}
+    return {"name": name, **SETTINGS[name], **extra}
+
+
+@pytest.mark.parametrize("settings", SETTINGS, indirect=True)
+def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settings: dict) -> None:
+    name = settings.pop("name")
+    config = tiny("diffusion", training__steps=2, training__validate_every=2, diffusion__preview_rows=2, **settings)
+    run = train(config)
+    assert list((run / "pictures").rglob("*.png"))
+    pipeline = GenerationPipeline.from_pretrained(run / "best")
+    assert isinstance(pipeline.conditioner, KINDS[name])
+    assert pipeline.channels == 3
+    pipeline.set_progress_bar_config(disable=True)
+    out = pipeline(
+        **ASKED[name], batch_size=2, num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
+    )
+    assert out.images.shape == (2, 3, 32, 32) and out.images.std() > 0
+
+    val = build_dataset(config.data, "val", False, needs_layout(config))
+    task = load_task(config, run / "best", val)
+    assert isinstance(task, DiffusionTask) and isinstance(task.conditioner, KINDS[name])
+    first, second = (task.noised(collate([val[0], val[1]]), seed=3) for _ in range(2))
+    assert torch.equal(first.sample, second.sample)
+    other = task.noised(collate([val[2], val[3]]), seed=3)
+    told = [first.context, other.context]
+    differ = [not torch.equal(a, b) for a, b in zip(*(listed(context) for context in told), strict=True)]
+    assert differ and all(differ)
+
+
+def listed(context: Context) -> list[torch.Tensor]:
+    return [tensor for tensor in (context.tokens, context.channels) if tensor is not None]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, indirect=True)
+def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
+    settings.pop("name")
+    run = train(tiny("diffusion", training__steps=2, training__validate_every=2, **settings))
+    figures = evaluate(run, samples_per_class=2, steps=2)
+    assert figures["diffusion/loss"] > 0 and figures["samples/number"] > 0
+
+
+@pytest.mark.parametrize("settings", ["text"], indirect=True)
+def test_resumed_with_a_text_encoder(tiny: Callable[..., RunConfig], settings: dict) -> None:
+    settings.pop("name")
+    config = tiny("diffusion", training__steps=4, training__validate_every=4, **settings)
+    run = train(config)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    before = load_file(newest / checkpoints.MODEL)
+    shutil.rmtree(newest)
+    config.training.resume = True
+    train(config)
+    after = load_file(newest / checkpoints.MODEL)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert any("null_token" in key for key in before)
+    assert not any("word_embeddings" in key for key in before)  # the encoder is not trained, nor kept in checkpoints
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("diffusion", {"diffusion__condition": "text", "data__name": "cifar10", "data__root": "."}, "needs captions"),
+        ("diffusion", {"diffusion__condition": "layout", "data__name": "cifar10", "data__root": "."}, "needs masks"),
+        ("joint", {"diffusion__condition": "layout"}, "does not go with task joint"),
+        ("joint", {"diffusion__condition": "picture"}, "does not go with task joint"),
+        ("joint", {"diffusion__classes_at_once": 2}, "diffusion.classes_at_once: 2 does not go with task joint"),
+        (
+            "diffusion",
+            {"diffusion__condition": "text", "model__conditioning__cross_attention_dim": None},
+            "leaves diffusion.condition text without tokens",
+        ),
+        (
+            "diffusion",
+            {"diffusion__condition": "layout", "diffusion__layout__grid": 0, "diffusion__layout__channels": 0},
+            "diffusion.layout.channels: 0 leaves the layout without channels",
+        ),
+        (
+            "diffusion",
+            {"diffusion__condition": "picture", "diffusion__picture__strength": 1.0},
+            "diffusion.picture.strength: 1.0 degrades nothing by downscale",
+        ),
+        ("diffusion", {"diffusion__classes_at_once": 0}, "diffusion.classes_at_once: 0 is too small"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: Callable[..., RunConfig], task: str, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate(tiny(task, **changes))
