@@ -181,7 +181,7 @@ def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
     elif given.strength is not None:
         raise UserError(f"--strength: {given.strength} of what? give --image as well")
     if given.mask is not None:
-        settings["mask_image"] = opened(given.mask).convert("L").convert("RGB")
+        settings["mask_image"] = opened(given.mask)
     return settings
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +16,8 @@ from unetdiff.conditioning.pictures import Picture, unit_picture
 from unetdiff.errors import UserError
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+
+Mask = Tensor | np.ndarray | Image.Image
 
 
 @dataclass(frozen=True)
@@ -42,12 +46,13 @@ class Known:
         return self.repaint * xt + (1 - self.repaint) * known
 
 
-def known_picture(image: Picture, mask: Picture | None, noise: Tensor) -> Known:
+def known_picture(image: Picture, mask: Mask | None, noise: Tensor) -> Known:
     """A picture, and where to repaint it, at the size and on the device of the noise (B, 3, H, W).
 
     Args:
         image: as `unit_picture` takes it; one for all, or one for each.
-        mask: the same, or (H, W); what is brighter than half is drawn anew; None: all of it.
+        mask: (H, W) or (B, H, W), uint8 or in [0, 1], or a PIL image; what is brighter than half is drawn anew; None:
+            all of it.
         noise: of unit variance.
 
     Raises:
@@ -113,13 +118,14 @@ def _fitted(pixels: Tensor, size: Size) -> Tensor:
     return F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def _unit_mask(mask: Picture) -> Tensor:
+def _unit_mask(mask: Mask) -> Tensor:
     """(B, 1, H, W) in [0, 1]."""
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        mask = mask[None]
-    if isinstance(mask, Tensor) and mask.ndim == 3 and mask.shape[0] != 3:
-        grey = mask[:, None].float() / (255 if mask.dtype == torch.uint8 else 1)
-        return grey.cpu()
-    if not isinstance(mask, Tensor) and not hasattr(mask, "convert") and mask.ndim == 2:
-        return _unit_mask(torch.from_numpy(mask))
-    return unit_picture(mask).mean(dim=1, keepdim=True)
+    if isinstance(mask, Image.Image):
+        mask = np.array(mask.convert("L"))
+    grey = mask if isinstance(mask, Tensor) else torch.from_numpy(mask)
+    grey = grey[None] if grey.ndim == 2 else grey
+    if grey.ndim != 3:
+        raise UserError(
+            f"mask_image: a mask is (H, W), or (B, H, W) for several; this has the shape {tuple(grey.shape)}."
+        )
+    return grey[:, None].cpu().float() / (255 if grey.dtype == torch.uint8 else 1)

@@ -24,7 +24,7 @@ from unetdiff.conditioning.encoder import TextEncoder
 from unetdiff.conditioning.layouts import Layout
 from unetdiff.conditioning.pictures import Picture
 from unetdiff.conditioning.text import TextConditioner
-from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, known_picture, started
+from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, known_picture, started
 from unetdiff.diffusion.guidance import Denoise, guided, inside
 from unetdiff.diffusion.objectives import predicted_x0
 from unetdiff.errors import UserError
@@ -123,7 +123,7 @@ class GenerationPipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         image: Picture | None = None,
         strength: float | None = None,
-        mask_image: Picture | None = None,
+        mask_image: Mask | None = None,
         batch_size: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 2.0,
@@ -198,7 +198,8 @@ class GenerationPipeline(DiffusionPipeline):
         latents = latents.to(device, torch.float32)
 
         with _evaluating(self.unet, self.conditioner):
-            away = self._encoded({"class_labels": negative_class_labels, "prompt": negative_prompt}, size)
+            unwanted = {"class_labels": negative_class_labels, "prompt": negative_prompt}
+            away = self._encoded(unwanted, size, "negative_")
             conditional, null = self._contexts(told, away, batch, size)
             self.scheduler.set_timesteps(num_inference_steps, device=device)
             known, timesteps = None, self.scheduler.timesteps
@@ -247,14 +248,14 @@ class GenerationPipeline(DiffusionPipeline):
         """Channels of a picture: those of the network's input without what the conditioner puts beside it."""
         return self.unet.config.in_channels - (0 if self.conditioner is None else self.conditioner.channels)
 
-    def _encoded(self, asked: dict[str, Any], size: Size) -> torch.Tensor | None:
+    def _encoded(self, asked: dict[str, Any], size: Size, prefix: str = "") -> torch.Tensor | None:
         """The conditions (B, ...) that were asked for, by whichever argument; None: none."""
         given = {name: value for name, value in asked.items() if value is not None}
         right = None if self.conditioner is None else self.conditioner.asked_by
         for name in given:
             if name != right:
                 instead = "without a condition; leave it out" if right is None else f"with {right}; use that"
-                raise UserError(f"{name}: this model was trained {instead}.")
+                raise UserError(f"{prefix}{name}: this model was trained {instead}.")
         return self.conditioner.encode(given[right], size) if right in given else None
 
     def _batch(self, conditions: torch.Tensor | None, batch_size: int | None, given: int | None) -> int:
