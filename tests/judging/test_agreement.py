@@ -1,0 +1,52 @@
+"""A segmenter that reads the colour of a pixel: agreement is whole, half, or refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unetdiff import UNet
+from unetdiff.errors import UserError
+from unetdiff.judging.agreement import layout_agreement
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+
+
+@pytest.fixture
+def segmenter(monkeypatch: pytest.MonkeyPatch) -> SegmentationPipeline:
+    """Bright pixels are class 1."""
+    unet = UNet(
+        encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4}, heads={"segmentation": {"num_classes": 2}}
+    )
+
+    def forward(sample, *_, **__):
+        bright = sample.mean(dim=1, keepdim=True)
+        return (torch.cat([-bright, bright], dim=1),)
+
+    monkeypatch.setattr(unet, "forward", forward)
+    return SegmentationPipeline(unet, ["dark", "bright"])
+
+
+def test_agreement_is_counted_by_hand(segmenter: SegmentationPipeline) -> None:
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[:, 4:] = 1
+    right = (mask * 255).expand(3, 8, 8)
+    assert layout_agreement(segmenter, [right], [mask], 2)["mean_iou"] == 1
+    half = right.clone()
+    half[:, 4:] = 0  # of the bright half the upper part only
+    figures = layout_agreement(segmenter, [half, right], [mask, mask], 2)
+    # bright: 16 + 32 of 64 found, none wrong; dark: 64 right, 16 wrong
+    assert figures["iou_per_class"] == pytest.approx([64 / 80, 48 / 64])
+    assert figures["pixel_accuracy"] == pytest.approx(112 / 128)
+
+
+def test_masks_of_another_size_and_void(segmenter: SegmentationPipeline) -> None:
+    mask = torch.zeros(16, 16, dtype=torch.uint8)
+    mask[:, 8:] = 1
+    picture = (mask[::2, ::2] * 255).expand(3, 8, 8)
+    mask[:, 6:10] = 255  # the seam that enlarging blurs
+    assert layout_agreement(segmenter, [picture], [mask], 2)["mean_iou"] == 1
+
+
+def test_another_number_of_classes_is_refused(segmenter: SegmentationPipeline) -> None:
+    with pytest.raises(UserError, match="2 classes, the layouts 3"):
+        layout_agreement(segmenter, [], [], 3)
