@@ -139,8 +139,8 @@ def test_nearest_key(given: str, right: str, tmp_path: Path) -> None:
         (["--training.optimizer.lr=null"], "training.optimizer.lr: 'null' is not right; it must be a number"),
         (
             ["--data.name", "scene"],
-            "data.name: 'scene' is not right; it must be one of scenes, voc, voc_folder, image_folder, parquet, "
-            "fashion_mnist, cifar10 (nearest: scenes)",
+            "data.name: 'scene' is not right; it must be one of scenes, voc, voc_folder, image_folder, "
+            "captioned_folder, parquet, fashion_mnist, cifar10 (nearest: scenes)",
         ),
         (
             ["--model.heads.segmentation.num_classes", "x"],
@@ -267,6 +267,13 @@ IMPOSSIBLE = [
     ("segmentation", {"data.name": "voc", "data.root": "."}, ["data.size: None", "voc", "[height, width]"]),
     ("diffusion", {"data.name": "image_folder", "data.root": "."}, ["data.size: None", "image_folder"]),
     ("diffusion", {"data.name": "parquet", "data.root": "."}, ["data.size: None", "parquet"]),
+    (
+        "diffusion",
+        {"data.name": "captioned_folder", "data.root": ".", "diffusion.condition": "none"},
+        ["data.size: None", "captioned_folder"],
+    ),
+    ("segmentation", {"data.caption_column": "text"}, ["data.caption_column: 'text'", "captioned_folder and parquet"]),
+    ("diffusion", {"data.scenes.held_out_pairs": ["blu 3"]}, ["data.scenes.held_out_pairs: 'blu 3'", "nearest: blue"]),
     ("segmentation", {"data.download": True}, ["data.download: True", "scenes", "voc, fashion_mnist, cifar10"]),
     ("segmentation", {"data.num_classes": 4}, ["data.num_classes: 4", "only voc_folder"]),
     ("segmentation", {"data.augment.crop": [32]}, ["data.augment.crop: [32]", "two positive integers"]),

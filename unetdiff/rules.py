@@ -8,18 +8,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetdiff.data.prompt import trained_pairs
 from unetdiff.errors import UserError, nearest
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
 
 if TYPE_CHECKING:
     from unetdiff.config import RunConfig
+    from unetdiff.data.config import DataConfig
     from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
 
 LOSSES = ("cross_entropy", "focal", "dice", "lovasz")
 IN_VOC_LAYOUT = ("voc", "voc_folder")
+# What the pictures of each data.name come with.
 WITH_MASKS = ("scenes", *IN_VOC_LAYOUT)
-WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")
+WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")  # one class a picture: "label"
+WITH_CLASSES = (*WITH_LABELS, *IN_VOC_LAYOUT)  # "labels": that class, or those in the mask
+WITH_CAPTIONS = ("scenes", "captioned_folder", "parquet")  # parquet: where data.caption_column is given
 DOWNLOADABLE = ("voc", "fashion_mnist", "cifar10")
 OWN_SIZE = {
     "scenes": 32,
@@ -144,7 +149,10 @@ def validate_data(config: RunConfig) -> None:
     if data.longest_side is not None and data.size is not None:
         raise refuse("data.longest_side", data.longest_side, f"and data.size {data.size} contradict", "set one to null")
     _pair("data.augment.crop", data.augment.crop)
-    uneven = ("voc", "image_folder", "parquet")
+    if data.caption_column is not None and (data.name not in WITH_CAPTIONS or data.name == "scenes"):
+        right = "leave it out (captioned_folder and parquet have it)"
+        raise refuse("data.caption_column", data.caption_column, f"is not for {data.name}", right)
+    uneven = ("voc", "image_folder", "captioned_folder", "parquet")
     if data.name in uneven and data.size is None and data.augment.crop is None:
         raise refuse("data.size", None, f"is missing for {data.name}", "give [height, width], or data.augment.crop")
     if task == "diffusion" and data.name in IN_VOC_LAYOUT and data.size is None:
@@ -157,6 +165,16 @@ def validate_data(config: RunConfig) -> None:
     _share("data.scenes.spread", data.scenes.spread)
     for name in ("train_pictures", "val_pictures", "digits", "colors"):
         _at_least(f"data.scenes.{name}", getattr(data.scenes, name), 1)
+    trained_pairs(data.scenes)
+
+
+def require_captions(key: str, value: Any, data: DataConfig) -> None:
+    """Refuse `key: value`, which needs captions, for a set that has none."""
+    if data.name not in WITH_CAPTIONS:
+        right = f"use one of {', '.join(WITH_CAPTIONS)}"
+        raise refuse(key, value, f"needs captions, which {data.name} has not", right)
+    if data.name == "parquet" and data.caption_column is None:
+        raise refuse("data.caption_column", None, f"leaves {key} {value} without captions", "name the parquet's column")
 
 
 def picture_size(config: RunConfig) -> list[int] | None:
@@ -236,7 +254,6 @@ def _validate_condition(config: RunConfig) -> None:
     several = given.condition == "class" and given.classes_at_once > 1
     needs = {
         "class": ("picture classes", WITH_LABELS),
-        "text": ("captions", WITH_CAPTIONS),
         "layout": ("masks", WITH_MASKS),
     }
     if several:
@@ -258,6 +275,10 @@ def _validate_condition(config: RunConfig) -> None:
             "does not go with task joint: one head would be told what the other is to find, or see more channels",
             "use class with classes_at_once 1, text or none",
         )
+    if given.condition == "text":
+        require_captions("diffusion.condition", "text", config.data)
+        if given.text.max_tokens is not None:
+            _at_least("diffusion.text.max_tokens", given.text.max_tokens, 1)
     if given.condition in ("class", "text") and dim is None:
         raise refuse(
             "model.conditioning.cross_attention_dim",
@@ -284,8 +305,6 @@ def _validate_condition(config: RunConfig) -> None:
                 f"degrades nothing by {given.picture.degradation}",
                 f"use more than {least}",
             )
-    if given.condition == "text" and given.text.max_tokens is not None:
-        _at_least("diffusion.text.max_tokens", given.text.max_tokens, 1)
 
 
 def _validate_diffusion(config: RunConfig) -> None:

@@ -89,6 +89,26 @@ def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "1.png" not in capsys.readouterr().out
 
 
+def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    good = [f'{{"file_name": "{number}.png", "text": "picture {number}"}}' for number in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(good))
+    words = ["data", "check", "--data.name=captioned_folder", f"--data.root={tmp_path}"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == f"captioned_folder in {tmp_path}: good\n"
+    bad = [good[0], good[1].replace("picture 1", ""), good[2].replace("2.png", "9.png"), good[0]]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(bad))
+    assert main(words) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [
+        f"{tmp_path}/metadata.jsonl:2: no caption",
+        f"{tmp_path}/metadata.jsonl:3: no such picture",
+        f"{tmp_path}/metadata.jsonl:4: file_name 0.png comes again",
+        f"captioned_folder in {tmp_path}: 3 faults found",
+    ]
+
+
 def test_data_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
         ([], "no action; one of check, stats, download"),

@@ -67,13 +67,44 @@ def test_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "stats", *small]) == 0
     out = capsys.readouterr().out
     assert out.startswith("scenes: 11 classes\n") and "32 x 32 (4)" in out
+    assert any(line.split() == ["captions", "4", "2"] for line in out.splitlines())
+
+
+def test_captions_are_counted_with_the_empty_and_the_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, captions in (("train", ["a cat", "", "a cat", "a big dog"]), ("val", ["a bird"])):
+        (tmp_path / split).mkdir()
+        rows = [{"file_name": f"{i}.png", "text": caption} for i, caption in enumerate(captions)]
+        (tmp_path / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "stats.json"
+    argv = ["data", "stats", "--data.name=captioned_folder", f"--data.root={tmp_path}", "--output", str(file)]
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"captioned_folder in {tmp_path}"
+    facts = {line[:23].strip(): [cell.strip() for cell in line[23:].split("  ") if cell] for line in lines[2:]}
+    assert facts == {
+        "": ["train (train)", "val (val)"],
+        "pictures": ["4", "1"],
+        "captions": ["3", "1"],
+        "empty": ["1", "0"],
+        "duplicates": ["1", "0"],
+        "words, median / longest": ["2 / 3", "2 / 2"],
+        "longest": ["a big dog", "a bird"],
+    }
+    figures = json.loads(file.read_text())
+    assert figures["train"]["captions"]["longest"] == "a big dog" and "classes" not in figures
 
 
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
         (["data", "stats"], "unetdiff data stats: nothing to count; give a config file, or --data.name and"),
-        (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks to count; use"),
+        (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks or captions to"),
+        (
+            ["data", "stats", "--data.name=parquet", "--data.root=."],
+            "data.caption_column: None leaves data.name parquet",
+        ),
         (["data", "stats", "--outptu", "x"], "unetdiff data stats: unknown '--outptu'; nearest: --output"),
         (["data", "stats", "--data.name=scenes", "--output", "."], "--output: '.' is a directory; give a file"),
         (["data", "chek"], "unetdiff data: unknown action 'chek'; nearest: check"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import datasets as hf
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision import datasets as tv
 
-from unetdiff.data import DataConfig, SampleKey, build_dataset, collate
+from unetdiff.data import DataConfig, SampleKey, build_dataset
+from unetdiff.data.check import check
 from unetdiff.data.config import AugmentConfig
 from unetdiff.errors import UserError
 
@@ -25,6 +25,13 @@ def png(seed: int) -> bytes:
     buffer = io.BytesIO()
     picture(seed).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def make_captioned(path: Path, captions: list[str | None], **columns: list[str]) -> None:
+    pictures = [{"bytes": png(i), "path": None} for i in range(len(captions))]
+    rows = {"img": pictures, "words": captions, **columns}
+    features = hf.Features({"img": hf.Image(), "words": hf.Value("string")} | {k: hf.Value("string") for k in columns})
+    hf.Dataset.from_dict(rows, features=features).to_parquet(str(path))
 
 
 def make_parquet(path: Path, count: int, first: int = 0, names: bool = True) -> None:
@@ -61,7 +68,7 @@ def test_parquet_with_one_split_holds_a_tenth_out(tmp_path: Path) -> None:
     assert sorted(found) == list(range(40)), "every row is in exactly one split"
     for row, item in found.items():
         assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(picture(row)))
-        assert item["label"] == row % 2
+        assert item["label"] == row % 2 and item["labels"] == (row % 2,)
     again = build_dataset(parquet(tmp_path / "train-00000-of-00001.parquet"), "val", False)
     assert [again.names(i) for i in range(4)] == [val.names(i) for i in range(4)]
 
@@ -87,6 +94,47 @@ def test_parquet_faults(tmp_path: Path) -> None:
     file.write_bytes(b"PAR1 no more")
     with pytest.raises(UserError, match="cannot be read as parquet"):
         build_dataset(parquet(file), "train", False)
+
+
+def test_parquet_with_captions_and_with_or_without_classes(tmp_path: Path) -> None:
+    make_captioned(tmp_path / "train.parquet", [f" picture {i} " for i in range(20)])
+    sets = [build_dataset(parquet(tmp_path, caption_column="words"), split, False) for split in ("train", "val")]
+    found = {}
+    for pictures in sets:
+        assert pictures.labels == []
+        for i in range(len(pictures)):
+            item = pictures[i]
+            assert set(item) == {"image", "name", "caption"} and item["caption"] == pictures.caption(i)
+            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(picture(int(item["name"][-6:]))))
+            found[int(item["name"][-6:])] = item["caption"]
+    assert found == {i: f"picture {i}" for i in range(20)}
+
+    (tmp_path / "both").mkdir()
+    make_captioned(tmp_path / "both" / "train.parquet", ["a", "b"], label=["dog", "cat"])
+    both = build_dataset(parquet(tmp_path / "both", caption_column="words"), "train", False)
+    assert both.labels == ["cat", "dog"] and both[0]["label"] == int(both[0]["caption"] == "a")
+
+
+def test_parquet_caption_faults(tmp_path: Path) -> None:
+    file = tmp_path / "train.parquet"
+    make_captioned(file, ["a", None, "c", "  "], tags=["x", "x", "x", "x"])
+    with pytest.raises(UserError, match=r"data\.caption_column=text: train\.parquet has the columns img, words, tags"):
+        build_dataset(parquet(file, caption_column="text"), "train", False)
+    with pytest.raises(UserError, match=r"data\.label_column=tag: .* img, words, tags"):
+        build_dataset(parquet(file, caption_column="words", label_column="tag"), "train", False)
+    with pytest.raises(UserError, match="data.label_column=label"):
+        build_dataset(parquet(file), "train", False)
+    with pytest.raises(UserError, match=r"data\.caption_column=img: .* no text there"):
+        build_dataset(parquet(file, caption_column="img"), "train", False)
+    told = set()
+    for split in ("train", "val"):
+        try:
+            build_dataset(parquet(file, caption_column="words"), split, False)
+        except UserError as error:
+            told.add(str(error))
+    assert told and all("no caption (words is empty); write one" in text for text in told)
+    problems = check(parquet(file, caption_column="words"), progress=False)
+    assert {problem.file for problem in problems} == {f"{file}, row 1", f"{file}, row 3"} and len(problems) == 2
 
 
 def make_folder(root: Path, splits: tuple[str, ...]) -> None:
@@ -193,18 +241,9 @@ def test_cifar10_keeps_the_channels_in_place(tmp_path: Path, monkeypatch: pytest
     assert np.array_equal(train[2]["image"].permute(1, 2, 0).numpy(), pixels[2]) and train[2]["label"] == 1
 
 
-def test_classed_sets_are_refused_for_segmentation(tmp_path: Path) -> None:
-    for name in ("image_folder", "parquet", "fashion_mnist", "cifar10"):
+def test_sets_without_masks_are_refused_where_masks_are_needed(tmp_path: Path) -> None:
+    for name in ("image_folder", "captioned_folder", "parquet", "fashion_mnist", "cifar10"):
         with pytest.raises(UserError, match=f"data.name={name} has no masks"):
             build_dataset(DataConfig(name=name, root=str(tmp_path)), "train", segmentation=True)
-
-
-def test_collate_stacks_what_fits() -> None:
-    items = [
-        {"image": torch.zeros(3, 4, 4), "mask": torch.zeros(2 + i, 2), "label": i, "name": f"n{i}"} for i in range(2)
-    ]
-    batch = collate(items)
-    assert batch["image"].shape == (2, 3, 4, 4)
-    assert isinstance(batch["mask"], list) and batch["mask"][1].shape == (3, 2)
-    assert batch["label"].tolist() == [0, 1] and batch["label"].dtype == torch.int64
-    assert batch["name"] == ["n0", "n1"]
+        with pytest.raises(UserError, match=f"data.name={name} has no masks, and a layout is one"):
+            build_dataset(DataConfig(name=name, root=str(tmp_path)), "train", segmentation=False, layout=True)

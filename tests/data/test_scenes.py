@@ -46,6 +46,7 @@ def test_item_holds_what_the_contract_says(scenes: Scenes) -> None:
     assert item["mask"].shape == (32, 32) and item["mask"].dtype == torch.uint8
     assert set(item["mask"].unique().tolist()) == {0, item["label"] + 1}
     assert item["caption"] == f"a {COLORS[item['color']]} {DIGITS[item['label']]}"
+    assert item["labels"] == (item["label"],)
     assert item["name"] == scenes.names(5)
     assert scenes.classes == ["background", *DIGITS] and scenes.labels == DIGITS
     assert scenes.palette.shape == (11, 3) and len({tuple(c) for c in scenes.palette.tolist()}) == 11
@@ -100,7 +101,11 @@ def test_several_digits() -> None:
         item = scenes[i]
         values = set(item["mask"].unique().tolist()) - {0}
         assert values <= set((scenes.digits[i] + 1).tolist())
-        assert item["caption"].count(" and ") == 2
+        told = [words.split() for words in item["caption"].split(" and ")]
+        assert [(COLORS.index(color), DIGITS.index(digit)) for _, color, digit in told] == list(
+            zip(scenes.colors[i], scenes.digits[i], strict=True)
+        )
+        assert item["labels"] == tuple(sorted(value - 1 for value in values)), "each digit once, ascending"
         assert len(set(scenes.colors[i])) == 3
         # None is hidden: each digit that occurs once has an area of its own.
         for digit in scenes.digits[i]:
@@ -181,3 +186,51 @@ def test_fewer_colors_are_the_first_ones() -> None:
     for colors in (0, len(COLORS) + 1):
         with pytest.raises(UserError, match=f"data.scenes.colors={colors}"):
             Scenes("train", ScenesConfig(train_pictures=1, colors=colors))
+
+
+def paired(scenes: Scenes) -> set[tuple[int, int]]:
+    return set(zip(scenes.digits.flatten().tolist(), scenes.colors.flatten().tolist(), strict=True))
+
+
+def test_held_out_pairs_are_in_validation_alone() -> None:
+    config = ScenesConfig(train_pictures=700, val_pictures=400, held_out_pairs=["blue 3", "red seven"])
+    train, val = Scenes("train", config), Scenes("val", config)
+    everything = {(digit, color) for digit in range(10) for color in range(6)}
+    assert everything - paired(train) == {(3, 2), (7, 0)}
+    assert paired(val) == everything
+    assert (
+        [p.caption for p in train.prompts() if p.held_out]
+        == ["a blue three", "a red seven"]
+        == [p.caption for p in val.prompts() if p.held_out]
+    )
+    plain = Scenes("train", ScenesConfig(train_pictures=700))
+    assert val.images[:60].equal(Scenes("val", ScenesConfig(val_pictures=60)).images)
+    # nothing else has changed: the digits stay, and the scenes of other pairings are the same pictures
+    assert np.array_equal(train.digits, plain.digits)
+    kept = [i for i in range(700) if (plain.digits[i, 0], plain.colors[i, 0]) not in {(3, 2), (7, 0)}]
+    assert len(kept) < 700 and train.images[kept].equal(plain.images[kept])
+    threes = train.colors[train.digits[:, 0] == 3, 0]
+    assert np.bincount(threes, minlength=6)[[0, 1, 3, 4, 5]].min() > 5, "their colours are the others in equal shares"
+    smaller = Scenes("train", ScenesConfig(train_pictures=90, held_out_pairs=config.held_out_pairs))
+    assert smaller.images.equal(train.images[:90])
+
+
+def test_held_out_pairs_among_several_digits() -> None:
+    few = Scenes("train", ScenesConfig(train_pictures=300, digits=3, held_out_pairs=[f"blue {d}" for d in range(5)]))
+    assert not paired(few) & {(digit, 2) for digit in range(5)} and (5, 2) in paired(few)
+    assert all(len(set(row)) == 3 for row in few.colors.tolist()), "colours still differ within a scene"
+    # two threes may have to share the one colour that is left to them
+    tight = Scenes("train", ScenesConfig(train_pictures=300, digits=2, colors=2, held_out_pairs=["red 3"]))
+    both = (tight.digits == 3).all(axis=1)
+    assert both.any() and (tight.colors[both] == 1).all() and (3, 0) not in paired(tight)
+    with pytest.raises(UserError, match="held_out_pairs"):
+        Scenes("val", ScenesConfig(val_pictures=1, held_out_pairs=["pink 3"]))
+
+
+def test_a_layout_is_resized_with_the_picture() -> None:
+    config = ScenesConfig(val_pictures=3, train_pictures=3, digits=2)
+    plain = Scenes("val", config, size=[16, 16])
+    layout = Scenes("val", config, size=[16, 16], segmentation=False, layout=True)
+    assert plain[0]["mask"].shape == (32, 32) and layout[0]["mask"].shape == (16, 16)
+    assert layout.mask(0).shape == (32, 32) and layout.classes == plain.classes
+    assert set(layout[0]) == set(plain[0]) and layout[0]["image"].shape == (3, 16, 16)

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, cover, to_model_range, to_uint8
+from unetdiff.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    Transform,
+    cover,
+    resize_mask,
+    to_model_range,
+    to_uint8,
+)
 from unetdiff.errors import UserError
 
 EVERYTHING = AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[24, 24], color=0.4)
@@ -171,3 +181,26 @@ def test_longest_side_keeps_the_aspect_and_the_validation_mask() -> None:
     assert small.shape == (3, 32, 64) and own is not None and own.shape == (32, 64)
     jitter = Transform(None, AugmentConfig(scale=[0.5, 0.5], crop=[16, 16]), longest_side=64)
     assert jitter.train._resize(image, mask, 0.5)[0].shape == (3, 16, 32)
+
+
+def test_a_layout_is_picked_at_the_middle_of_its_pixels_as_pillow_does() -> None:
+    mask = torch.randint(0, 9, (33, 45), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for size in ((11, 15), (13, 11), (45, 80)):  # odd sides: no middle falls between two pixels
+        judge = Image.fromarray(mask.numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)
+        assert np.array_equal(resize_mask(mask, size, centred=True).numpy(), np.array(judge))
+    # a third: the middle of each three by three, where torch's "nearest" takes the corner
+    assert resize_mask(mask, (11, 15), centred=True).equal(mask[1::3, 1::3])
+    assert resize_mask(mask, (11, 15)).equal(mask[::3, ::3])
+
+
+def test_a_layout_goes_where_its_picture_goes() -> None:
+    mask = coded()[1] % 2
+    image = torch.stack([mask * 255] * 3)
+    for size, longest_side in (([15, 15], None), ([60, 45], None), (None, 20), ([30, 40], None), ([10, 10], 60)):
+        transform = Transform(size, AugmentConfig(), longest_side, layout=True)
+        for key in (0, SampleKey(0, 1, True)):
+            picture, layout = transform(image, mask, key)
+            assert layout is not None and layout.shape == picture.shape[1:] and layout.dtype == torch.uint8
+            assert set(layout.unique().tolist()) == {0, 1}
+            assert ((picture[0] > 127) == layout).float().mean() > 0.95
+        assert transform(image, None, 0)[0].equal(picture), "the picture is what it is without a layout"

@@ -56,7 +56,7 @@ def test_names_and_palette_are_the_set_s_own(voc_set: Path) -> None:
     folder = build_dataset(config(voc_set), "val", segmentation=True)
     assert folder.classes == ["ground", "tree", "house", "car"]
     assert folder.palette.tolist() == [[10, 20, 30], [0, 200, 0], [200, 0, 0], [0, 0, 200]]
-    assert folder.labels == []
+    assert folder.labels == folder.classes
 
 
 def test_colour_map_is_voc_s() -> None:
@@ -101,9 +101,55 @@ def test_validation_mask_keeps_its_size(voc_set: Path, make_mask: SaveMask) -> N
 def test_pictures_alone(voc_set: Path) -> None:
     folder = build_dataset(config(voc_set, size=[24, 24]), "train", segmentation=False)
     assert set(folder[0]) == {"image", "name"} and folder[0]["image"].shape == (3, 24, 24)
-    assert folder.classes == [] and folder.palette.shape == (0, 3)
+    assert folder.classes == folder.labels == [] and folder.palette.shape == (0, 3)
     with pytest.raises(UserError, match="data.size"):
         build_dataset(config(voc_set), "train", segmentation=False)
+
+
+def test_classes_in_the_mask_are_the_labels(voc_set: Path, make_mask: SaveMask) -> None:
+    values = np.zeros((30, 40))
+    values[:, :20], values[:, 30], values[0] = 3, 1, 255  # void hides nothing whole
+    make_mask(voc_set / "SegmentationClass" / "a0.png", values)
+    make_mask(voc_set / "SegmentationClass" / "a1.png", np.where(values == 255, 255, 0))
+    folder = build_dataset(config(voc_set), "train", segmentation=True)
+    batch = collate([folder[i] for i in range(4)])
+    assert batch["labels"].tolist() == [[1, 3, -1], [-1, -1, -1], [1, 2, 3], [1, 2, 3]]
+    assert [folder.labels[i] for i in folder[0]["labels"]] == ["tree", "car"]
+    # of a crop, those that it shows
+    cropped = build_dataset(config(voc_set, augment=AugmentConfig(crop=[30, 12])), "train", segmentation=True)
+    seen = set()
+    for seed in range(30):
+        item = cropped[SampleKey(0, seed, True)]
+        assert set(item["labels"]) == set(item["mask"].unique().tolist()) - {0, 255}
+        seen.add(item["labels"])
+    assert {(3,), (1,)} <= seen
+
+
+def test_a_layout_has_the_picture_s_size_and_place_in_both_splits(voc_set: Path) -> None:
+    """Masks that say where their picture is red stay on it through resizing, cropping, scaling and flipping."""
+    for path in (voc_set / "SegmentationClass").iterdir():
+        values = np.zeros((30, 40), np.uint8)
+        values[6:18, 10:26] = 1
+        Image.fromarray(values).save(path)
+        red = np.stack([values * 255, np.zeros_like(values), np.zeros_like(values)], axis=-1)
+        Image.fromarray(red).save(voc_set / "JPEGImages" / f"{path.stem}.jpg", quality=100, subsampling=0)
+    augment = AugmentConfig(flip=True, scale=[0.8, 1.5], crop=[16, 16])
+    settings = config(voc_set, size=[18, 18], augment=augment)
+    train, val = (build_dataset(settings, split, False, layout=True) for split in ("train", "val"))
+    assert train.labels == val.labels == train.classes == ["ground", "tree", "house", "car"]
+    batch = collate([val[0], val[1], train[0]])
+    assert batch["image"].shape == (3, 3, 18, 18) and batch["mask"].shape == (3, 18, 18)
+    # 12 x 16 of 30 x 40 pixels at 18 / 30: the aspect is kept
+    assert batch["mask"][0].sum() == pytest.approx(12 * 16 * (18 / 30) ** 2, rel=0.15)
+    agree = []
+    for item in [val[0], *(train[SampleKey(0, seed, True)] for seed in range(20))]:
+        assert item["mask"].shape == item["image"].shape[1:] and item["labels"] == (1,)
+        inside = item["mask"] != 255
+        agree.append(((item["image"][0] > 127) == (item["mask"] == 1))[inside].float().mean())
+    assert torch.stack(agree).min() > 0.9
+    assert val.mask(0).shape == (30, 40)
+    with pytest.raises(UserError, match="data.size"):
+        build_dataset(config(voc_set), "train", False, layout=True)
 
 
 def spoil_value(root: Path, make_mask: SaveMask) -> None:

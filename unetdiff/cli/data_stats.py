@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,13 +18,16 @@ if TYPE_CHECKING:
 
 USAGE = "unetdiff data stats [CONFIG] [--data.name NAME --data.root DIR ...] [--output FILE.json]"
 SPLITS: tuple[Literal["train"], Literal["val"]] = ("train", "val")
+SHOWN = 60  # letters of the longest caption
 SIZES = 3  # of the most common sizes, how many are told
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count both splits and print a table; 0. UserError for a set that cannot be read or has no masks."""
+    """Count both splits and print a table; 0. UserError for a set that cannot be read or has neither masks nor
+    captions.
+    """
     overrides, words = split_overrides(argv, known=[])
-    about = "Pixels and pictures of each class, class weights of each method, void, sizes."
+    about = "Masks: pixels and pictures of each class, class weights, void, sizes. Captions: how many, how long."
     parser = Parser("unetdiff data stats", about, USAGE)
     parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
     parser.add_argument("--output", type=Path, help="write the same figures to this JSON file")
@@ -47,26 +51,53 @@ def main(argv: Sequence[str]) -> int:
 
 
 def count_both(config: RunConfig) -> dict[str, Any]:
-    """The figures of a RunConfig's set: classes, each split's counts, and the training split's class weights."""
-    from unetdiff.data import build_dataset
-    from unetdiff.data.stats import METHODS, class_weights, count
-    from unetdiff.rules import WITH_MASKS
+    """The figures of a RunConfig's set: each split's captions, and of masks classes, counts and class weights."""
+    from unetdiff.rules import WITH_CAPTIONS, WITH_MASKS, require_captions
 
     data = config.data
-    if data.name not in WITH_MASKS:
-        raise UserError(f"data.name: '{data.name}' has no masks to count; use one of {', '.join(WITH_MASKS)}")
-    sets = {role: build_dataset(data, role, segmentation=True) for role in SPLITS}
-    classes = sets["train"].classes
+    masks = data.name in WITH_MASKS
+    captions = data.name in WITH_CAPTIONS
+    if not masks and not captions:
+        right = ", ".join(dict.fromkeys((*WITH_MASKS, *WITH_CAPTIONS)))
+        raise UserError(f"data.name: '{data.name}' has no masks or captions to count; use one of {right}")
+    figures: dict[str, Any] = {"data": data.name, "root": data.root}
+    for role, split in zip(SPLITS, (data.train_split, data.val_split), strict=True):
+        figures[role] = {"split": split}
+    if masks:
+        _count_masks(config, figures)
+    if captions:
+        require_captions("data.name", data.name, data)
+        _count_captions(config, figures)
+    return figures
+
+
+def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
+    from unetdiff.data import build_dataset
+    from unetdiff.data.stats import METHODS, class_weights, count
+
+    sets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
+    classes = figures["classes"] = sets["train"].classes
     counts: dict[str, SplitCounts] = {
         role: count(pictures, config.segmentation.ignore_index, what=role) for role, pictures in sets.items()
     }
-    figures: dict[str, Any] = {"data": data.name, "root": data.root, "classes": classes}
-    for role, split in zip(SPLITS, (data.train_split, data.val_split), strict=True):
-        figures[role] = {"split": split, **_split_figures(counts[role], classes)}
+    for role in SPLITS:
+        figures[role] |= _split_figures(counts[role], classes)
     figures["class_weights"] = {
         method: dict(zip(classes, class_weights(method, counts["train"]), strict=True)) for method in METHODS
     }
-    return figures
+
+
+def _count_captions(config: RunConfig, figures: dict[str, Any]) -> None:
+    from unetdiff.data.caption_stats import captions_of, count_captions
+
+    for role in SPLITS:
+        counts = count_captions(captions_of(config.data, role))
+        figures[role]["pictures"] = counts.captions + counts.empty
+        figures[role]["captions"] = {
+            **asdict(counts),
+            "duplicates": counts.duplicates,
+            "longest_words": counts.longest_words,
+        }
 
 
 def _split_figures(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
@@ -92,21 +123,29 @@ def _range(values: list[int]) -> dict[str, int]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures as two aligned tables: a row for each class, and a row for each fact of the pictures."""
-    classes, weights = figures["classes"], figures["class_weights"]
+    """The figures as aligned tables: a row for each class of the masks, and a row for each fact of the pictures."""
+    where = figures["data"] if figures["root"] is None else f"{figures['data']} in {figures['root']}"
+    lines, told = [where], CAPTION_FACTS
+    if "classes" in figures:
+        lines = [f"{where}: {len(figures['classes'])} classes", "", *_class_table(figures)]
+        told = FACTS | CAPTION_FACTS if "captions" in figures["train"] else FACTS
+    facts = [["", *(f"{role} ({figures[role]['split']})" for role in SPLITS)]]
+    facts += [[name, *(tell(figures[role]) for role in SPLITS)] for name, tell in told.items()]
+    return "\n".join([*lines, "", *aligned(facts, "<")])
+
+
+def _class_table(figures: Mapping[str, Any]) -> list[str]:
+    weights = figures["class_weights"]
     head = ["class"]
     for role in SPLITS:
         head += [f"{role} pixels", "share", "pictures"]
     rows = [head + [f"weight: {method}" for method in weights]]
-    for name in classes:
+    for name in figures["classes"]:
         row = [name]
         for role in SPLITS:
             row += _class_cells(figures[role], name)
         rows.append(row + [f"{by_class[name]:.3f}" for by_class in weights.values()])
-    facts = [["", *(f"{role} ({figures[role]['split']})" for role in SPLITS)]]
-    facts += [[name, *(tell(figures[role]) for role in SPLITS)] for name, tell in FACTS.items()]
-    where = figures["data"] if figures["root"] is None else f"{figures['data']} in {figures['root']}"
-    return "\n".join([f"{where}: {len(classes)} classes", "", *aligned(rows, ">"), "", *aligned(facts, "<")])
+    return aligned(rows, ">")
 
 
 def _class_cells(split: Mapping[str, Any], name: str) -> list[str]:
@@ -129,3 +168,18 @@ FACTS: dict[str, Any] = {
         f"{size['width']} x {size['height']} ({size['pictures']:,})" for size in split["most_common_sizes"]
     ),
 }
+
+CAPTION_FACTS: dict[str, Any] = {
+    "pictures": lambda split: f"{split['pictures']:,}",
+    "captions": lambda split: f"{split['captions']['captions']:,}",
+    "empty": lambda split: f"{split['captions']['empty']:,}",
+    "duplicates": lambda split: f"{split['captions']['duplicates']:,}",
+    "words, median / longest": lambda split: (
+        f"{split['captions']['median_words']} / {split['captions']['longest_words']}"
+    ),
+    "longest": lambda split: _shortened(split["captions"]["longest"]),
+}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

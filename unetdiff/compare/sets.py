@@ -21,8 +21,9 @@ def set_key(run: Run) -> str:
     data = run.config.get("data") or {}
     identity: dict[str, Any] = {key: data.get(key) for key in _IDENTITY}
     if data.get("name", "scenes") == "scenes":
-        # whatever describes the scenes, but for how many there are to learn from
-        identity["scenes"] = {k: v for k, v in (data.get("scenes") or {}).items() if k != "train_pictures"}
+        # whatever describes the scenes, but for those that there are to learn from
+        only_train = ("train_pictures", "held_out_pairs")
+        identity["scenes"] = {k: v for k, v in (data.get("scenes") or {}).items() if k not in only_train}
     else:
         identity["scenes"] = None
     return json.dumps(identity, sort_keys=True, default=str)
@@ -50,7 +51,7 @@ def choose(dataset: PictureDataset, count: int, seed: int) -> list[int]:
     """`count` indices (or all there are), random by the seed; of different labels as long as there are any."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset), generator=generator).tolist()
-    if not dataset.labels:
+    if not dataset.labels or "label" not in dataset[order[0]]:  # a set with masks may give "labels" alone
         return order[:count]
     seen: set[int] = set()
     first: list[int] = []

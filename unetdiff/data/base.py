@@ -14,14 +14,20 @@ from torch.utils.data import Dataset
 
 from unetdiff.data.sampling import SampleKey
 
+NO_LABEL = -1
+"""What fills a row of a batch's "labels" beyond the classes of its picture."""
+
 
 class PictureDataset(Dataset[dict[str, Any]], ABC):
     """A set of pictures.
 
-    An item is a dict: always "image", uint8 (3, H, W), and "name"; "mask", uint8 (H, W) with void 255, where
-    the set has masks; "label" (int) and "caption" (str) where it has them. Asked for with an int it is never
-    augmented (and the mask keeps its own size); with a `SampleKey` its augmentation is a pure function of the
-    key's seed.
+    An item is a dict: always "image", uint8 (3, H, W), and "name"; and where the set has them
+    - "mask", uint8 (H, W) with void 255, whose values are indices in `classes`;
+    - "label", the one class of a picture, and "labels", the classes in it (a tuple, ascending, each once, maybe
+      none): indices in `labels`. A set that gives "label" gives "labels" too, a set with masks gives "labels";
+    - "caption" (str).
+    Asked for with an int it is never augmented (and the mask keeps its own size, unless it is a layout; see
+    `build_dataset`); with a `SampleKey` its augmentation is a pure function of the key's seed.
     """
 
     classes: list[str]
@@ -29,7 +35,8 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
     palette: NDArray[np.uint8]
     """Colours of the classes, (C, 3)."""
     labels: list[str]
-    """Names of the pictures' classes; [] without."""
+    """Names that "label" and "labels" are indices of; [] without. Of a VOC-style set with masks they are `classes`,
+    background included, which is in no picture's "labels"."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -45,13 +52,10 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
         """The mask of a sample at its own size, never augmented, uint8 (H, W)."""
         return self[index]["mask"]
 
-    def captions(self) -> list[str]:
-        """The caption of every sample, never augmented.
+    def caption(self, index: int) -> str:
+        """The caption of a sample; without reading its picture where the set can do that."""
+        return self[index]["caption"]
 
-        Raises:
-            KeyError: a set without captions.
-        """
-        return [self[i]["caption"] for i in range(len(self))]
 
     def position(self, key: int | SampleKey) -> int:
         """The index that `key` asks for; IndexError beyond the set (that ends a plain `for` over it)."""
@@ -66,9 +70,18 @@ def no_palette() -> NDArray[np.uint8]:
     return np.zeros((0, 3), np.uint8)
 
 
+def classes_present(mask: Tensor) -> tuple[int, ...]:
+    """The values that a mask, uint8 (H, W), has at least one pixel of, ascending; without background 0 and void 255."""
+    there = torch.bincount(mask.flatten(), minlength=256)
+    return tuple(there[1:255].nonzero().flatten().add(1).tolist())
+
+
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of items: tensors of one shape stacked, of several shapes as a list; ints as (B,) int64; else
-    lists.
+    """A batch of items.
+
+    Tensors of one shape are stacked, of several shapes a list; ints become (B,) int64; tuples of ints ("labels")
+    (B, K) int64, K the longest one's length and at least 1, the shorter ones padded with `NO_LABEL`, -1; all else
+    (names, captions) is a list.
     """
     batch: dict[str, Any] = {}
     for key in items[0]:
@@ -78,6 +91,10 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
             batch[key] = torch.stack(values) if same else values
         elif isinstance(values[0], int):
             batch[key] = torch.tensor(values, dtype=torch.int64)
+        elif isinstance(values[0], tuple):
+            longest = max(1, *(len(value) for value in values))
+            padded = [[*value, *[NO_LABEL] * (longest - len(value))] for value in values]
+            batch[key] = torch.tensor(padded, dtype=torch.int64)
         else:
             batch[key] = values
     return batch

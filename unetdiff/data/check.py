@@ -15,9 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from unetdiff.data import build_dataset
+from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.images import folder_files
-from unetdiff.data.problem import BadFile, Problem, size_problem, value_problem
+from unetdiff.data.parquet import read_table
+from unetdiff.data.problem import BadFile, Problem, refuse_faulty, size_problem, value_problem
 from unetdiff.data.threads import in_threads
 from unetdiff.data.transforms import VOID
 from unetdiff.data.voc import (
@@ -28,7 +30,6 @@ from unetdiff.data.voc import (
     split_file,
     wrong_values,
 )
-from unetdiff.errors import UserError
 
 
 def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Problem]:
@@ -47,6 +48,8 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
         return _check_masked(config, masks, full, progress)
     if config.name == "image_folder":
         return _check_folder(config, full, progress)
+    if config.name == "captioned_folder":
+        return _check_captioned(config, full, progress)
     if config.name == "parquet":
         return _check_parquet(config, full, progress)
     for split in _roles():  # scenes, fashion_mnist and cifar10 are read whole when they are built
@@ -62,10 +65,7 @@ def first_problem(config: DataConfig, masks: bool = True) -> Problem | None:
 
 def require_clean(config: DataConfig, masks: bool = True) -> None:
     """Refuse to train on a set with a fault: UserError naming the first and how many more there are."""
-    problems = check(config, masks, full=False, progress=False)
-    if problems:
-        more = f" ({len(problems) - 1} more: see `unetdiff data check`)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}")
+    refuse_faulty(check(config, masks, full=False, progress=False))
 
 
 def _roles() -> tuple[Literal["train", "val"], Literal["train", "val"]]:
@@ -158,11 +158,24 @@ def _image_size(path: Path, full: bool) -> tuple[int, int]:
 
 
 def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
-    problems = []
     by_role = {}
     for role in _roles():
         files, _, chosen = folder_files(config, role)
         by_role[role] = [files[i][0] for i in chosen]
+    return _picture_problems(by_role["train"], by_role["val"], full, progress)
+
+
+def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
+    splits = [read_split(config, role) for role in _roles()]
+    train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
+    # both splits may be of one metadata file, whose faults are each told once
+    problems = list(dict.fromkeys(problem for split in splits for problem in split.problems))
+    return problems + _picture_problems(train, val, full, progress)
+
+
+def _picture_problems(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Problem]:
+    """Pictures that both splits have, and those that cannot be read."""
+    problems = []
 
     def examine(path: Path) -> list[Problem]:
         try:
@@ -171,11 +184,11 @@ def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Proble
             return [_of(error)]
         return []
 
-    for train, val in _same_files(by_role["train"], by_role["val"]):
+    for other, file in _same_files(train, val):
         problems.append(
-            Problem(str(val), "the same picture is in the training split", str(train), "remove one of the two")
+            Problem(str(file), "the same picture is in the training split", str(other), "remove one of the two")
         )
-    for found in in_threads(examine, [*by_role["train"], *by_role["val"]], "check", progress):
+    for found in in_threads(examine, [*train, *val], "check", progress):
         problems += found
     return problems
 
@@ -202,11 +215,12 @@ def _digest(path: Path) -> bytes:
 def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
     problems = []
     for role in _roles():
-        pictures = build_dataset(config, role, segmentation=False)
-        rows = range(len(pictures)) if full else range(min(len(pictures), 8))
+        table = read_table(config, role)
+        problems += table.problems
+        rows = range(len(table.rows)) if full else range(min(len(table.rows), 8))
         for i in tqdm(rows, desc=f"check {role}", disable=not progress):
             try:
-                pictures[i]
+                table.picture(i)
             except BadFile as error:
                 problems.append(_of(error))
     return problems

@@ -24,6 +24,9 @@ class ScenesConfig:
     """Variety of place and size: 0 (all in the middle of their cell, at full size) to 1 (anywhere, at any size)."""
     seed: int = 0
     """Seed of the scenes."""
+    held_out_pairs: list[str] = field(default_factory=list)
+    """Digits and colours that never meet in the training split, e.g. ["blue 3", "red 7"]; the validation split has
+    every pairing."""
 
 
 @dataclass
@@ -45,17 +48,19 @@ class AugmentConfig:
 class DataConfig:
     """A set of pictures and its splits."""
 
-    name: Literal["scenes", "voc", "voc_folder", "image_folder", "parquet", "fashion_mnist", "cifar10"] = "scenes"
+    name: Literal[
+        "scenes", "voc", "voc_folder", "image_folder", "captioned_folder", "parquet", "fashion_mnist", "cifar10"
+    ] = "scenes"
     """scenes (embedded), voc (PASCAL VOC 2012), voc_folder (any folder in VOC's layout),
-    image_folder (one folder a class), parquet (Hugging Face image + label), fashion_mnist and
-    cifar10 (torchvision)."""
+    image_folder (one folder a class), captioned_folder (pictures and a metadata.jsonl with their captions),
+    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
     root: str | None = None
     """Folder (or parquet file) of the set; not for scenes."""
     download: bool = False
     """Let torchvision download the set (voc, fashion_mnist, cifar10)."""
     train_split: str = "train"
-    """Name of the training split: ImageSets/Segmentation/NAME.txt, or the set's own name. voc: train, or trainaug
-    once `unetdiff data download sbd` has built it."""
+    """Name of the training split: ImageSets/Segmentation/NAME.txt, a folder, or the set's own name. voc: train, or
+    trainaug once `unetdiff data download sbd` has built it."""
     val_split: str = "val"
     """Name of the validation split."""
     num_classes: int | None = None
@@ -66,10 +71,13 @@ class DataConfig:
     image_column: str = "img"
     """parquet: column of the picture."""
     label_column: str = "label"
-    """parquet: column of the class."""
+    """parquet: column of the class; where there is a caption column, a table without "label" has no classes."""
+    caption_column: str | None = None
+    """captioned_folder: column of the caption in its metadata file; None: text. parquet: column of the caption; None:
+    without captions."""
     size: list[int] | None = None
-    """Height and width that every picture is resized to (the mask keeps its own size in validation); None: as
-    it is."""
+    """Height and width that every picture is resized to (a segmenter's mask keeps its own size in validation); None:
+    as it is."""
     longest_side: int | None = None
     """voc and voc_folder: longest side that every picture is resized to, its aspect kept (the mask keeps its own size
     in validation); before augmentation. Instead of `size`."""

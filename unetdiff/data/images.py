@@ -65,7 +65,8 @@ class ImageArray(PictureDataset):
         if image.shape[0] == 1:
             image = repeat(image, "1 h w -> c h w", c=3)
         image, _ = self.transform(image, None, key)
-        return {"image": image, "name": self.names(index), "label": self.targets[index]}
+        target = self.targets[index]
+        return {"image": image, "name": self.names(index), "label": target, "labels": (target,)}
 
 
 class ImageSource(PictureDataset):
@@ -73,23 +74,27 @@ class ImageSource(PictureDataset):
 
     Args:
         open_picture: the RGB picture of an index, uint8 (3, H, W).
-        targets: class of each picture.
+        targets: class of each picture; None: without classes.
         labels: names of the classes.
         titles: name of each picture.
+        captions: caption of each picture; None: without captions. One of targets and captions is there.
     """
 
     def __init__(
         self,
         open_picture: Callable[[int], Tensor],
-        targets: list[int],
+        targets: list[int] | None,
         labels: list[str],
         titles: Callable[[int], str],
         transform: Transform,
         size: list[int] | None,
+        captions: list[str] | None = None,
     ) -> None:
         self.classes, self.palette, self.labels = [], no_palette(), labels
         self.open_picture = open_picture
         self.targets = targets
+        self.captions = captions
+        self.length = len((captions or []) if targets is None else targets)
         self.titles = titles
         self.transform = transform
         self.size = checked_size("data.size", size)
@@ -97,15 +102,26 @@ class ImageSource(PictureDataset):
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self.targets)
+        return self.length
 
     def names(self, index: int) -> str:
         return self.titles(index)
 
+    def caption(self, index: int) -> str:
+        if self.captions is None:
+            raise UserError(f"{self.names(index)}: this set has no captions; for parquet give data.caption_column")
+        return self.captions[self.position(index)]
+
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         index = self.position(key)
         image, _ = self.transform(self._picture(index), None, key)
-        return {"image": image, "name": self.names(index), "label": self.targets[index]}
+        item: dict[str, Any] = {"image": image, "name": self.names(index)}
+        if self.targets is not None:
+            item["label"] = self.targets[index]
+            item["labels"] = (self.targets[index],)
+        if self.captions is not None:
+            item["caption"] = self.captions[index]
+        return item
 
     def _picture(self, index: int) -> Tensor:
         if index in self._kept:

@@ -1,39 +1,100 @@
-"""Hugging Face parquet: a table with a picture and a class column."""
+"""Hugging Face parquet: a table with a picture column and a class column, a caption column, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
+from unetdiff.data.captions import caption_fault
 from unetdiff.data.config import DataConfig
 from unetdiff.data.images import ImageSource, decode, held_out
+from unetdiff.data.problem import Problem, refuse_faulty
 from unetdiff.data.transforms import Transform
 from unetdiff.data.voc import root_of
 from unetdiff.errors import UserError
 
 
+@dataclass(frozen=True)
+class Table:
+    """The rows of a split."""
+
+    rows: Any
+    """A `datasets.Dataset` of the picture column alone."""
+    column: str
+    """Its name."""
+    stem: str
+    """Name of the (first) file."""
+    numbers: NDArray[np.int64]
+    """Each row's number in the file."""
+    targets: list[int] | None
+    """Each row's class; None without a class column."""
+    labels: list[str]
+    """Names of the classes."""
+    captions: list[str] | None
+    """Each row's caption without space around it, "" for none; None without a caption column."""
+    problems: list[Problem]
+    """Rows without a caption, where there should be one."""
+
+    def title(self, i: int) -> str:
+        """Name of a row."""
+        return f"{self.stem}/{int(self.numbers[i]):06d}"
+
+    def picture(self, i: int) -> Tensor:
+        """The picture of a row, uint8 (3, H, W); BadFile where it has none that can be read."""
+        return decode(self.rows[i][self.column], f"{self.title(i)} ({self.column})")
+
+
 def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
-    """Hugging Face parquet with a picture and a class column; pictures are decoded when asked for.
+    """Hugging Face parquet with a picture column, and classes, captions or both; pictures are decoded when asked for.
 
     `root` is a file, or a folder (itself or its `data/`) with files named SPLIT*.parquet. Where there are
     none of the validation split, val is held out of the training split (see `held_out`). Names of the classes
-    come from the features if they are there; else they are the column's own values.
+    come from the features if they are there; else they are the column's own values. With `data.caption_column`
+    the class column may be missing.
+
+    Raises:
+        UserError: no such file or column, a class that is none, or a row without a caption.
     """
-    rows, column, title, targets, labels = _parquet_rows(config, role)
-
-    def open_picture(i: int) -> Tensor:
-        return decode(rows[i][column], f"{title(i)} ({column})")
-
-    return ImageSource(open_picture, targets, labels, title, transform, config.size)
+    table = read_table(config, role)
+    refuse_faulty(table.problems)
+    return ImageSource(table.picture, table.targets, table.labels, table.title, transform, config.size, table.captions)
 
 
-def _parquet_rows(config: DataConfig, role: str) -> tuple[Any, str, Callable[[int], str], list[int], list[str]]:
+def read_table(config: DataConfig, role: str) -> Table:
+    """The rows of "train" or "val", with missing captions listed instead of refused; other errors as of `parquet`."""
     import datasets as hf  # slow to import; needed only here
 
+    files, train, single = _files_of(config, role)
+    rows = _open(files)
+    needed = [("image_column", config.image_column)]
+    if config.caption_column is not None:
+        needed.append(("caption_column", config.caption_column))
+    if config.caption_column is None or config.label_column != DataConfig.label_column:
+        needed.append(("label_column", config.label_column))  # with captions only a column that was asked for by name
+    for key, column in needed:
+        if column not in rows.column_names:
+            raise UserError(f"data.{key}={column}: {files[0].name} has the columns {', '.join(rows.column_names)}")
+    chosen = held_out(len(rows), role) if single else np.arange(len(rows))
+    targets, labels = _classes(config.label_column, rows, files, train if not single and role == "val" else None)
+    captions: list[str] | None = None
+    problems: list[Problem] = []
+    if config.caption_column is not None:
+        captions, problems = _captions(rows, config.caption_column, files[0], chosen)
+    rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
+    if single:
+        rows = rows.select(chosen)
+    if targets is not None:
+        targets = [targets[i] for i in chosen]
+    return Table(rows, config.image_column, files[0].stem, chosen, targets, labels, captions, problems)
+
+
+def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:
+    """The files that hold a split, those of the training split, and whether the first hold both splits."""
     root = root_of(config)
     train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
     whole = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
@@ -47,40 +108,53 @@ def _parquet_rows(config: DataConfig, role: str) -> tuple[Any, str, Callable[[in
             "there are "
             f"{', '.join(sorted({_split_name(file) for file in whole}))}"
         )
+    return files, train, single
+
+
+def _open(files: list[Path]) -> Any:
+    import datasets as hf
+
     try:
-        rows = hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+        return hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
     except Exception as error:  # pyarrow and datasets have no common base
         raise UserError(f"{files[0]}: cannot be read as parquet ({error})") from error
-    for key, column in (("image_column", config.image_column), ("label_column", config.label_column)):
-        if column not in rows.column_names:
-            raise UserError(f"data.{key}={column}: {files[0].name} has the columns {', '.join(rows.column_names)}")
-    values = rows[config.label_column][:]
-    feature = rows.features[config.label_column]
-    names: list[Any] = sorted(set(values))
+
+
+def _classes(column: str, rows: Any, files: list[Path], train: list[Path] | None) -> tuple[list[int] | None, list[str]]:
+    """The class of each row and the names of the classes; the names are those in the files `train` where given."""
+    import datasets as hf
+
+    if column not in rows.column_names:
+        return None, []
+    values = rows[column][:]
+    feature = rows.features[column]
     if isinstance(feature, hf.ClassLabel):
         labels, targets = list(feature.names), [int(value) for value in values]
     else:
-        if not single and role == "val":  # the classes are train's
-            other = hf.Dataset.from_parquet([str(file) for file in train])
-            unknown = set(names) - set(other[config.label_column][:])
-            if unknown:
-                raise UserError(f"data.label_column={config.label_column}: val has {min(unknown)!r}, train has not")
-            names = sorted(set(other[config.label_column][:]))
+        names: list[Any] = sorted(set(values))
+        if train is not None:
+            other = _open(train)
+            known = set(other[column][:]) if column in other.column_names else set()
+            if set(names) - known:
+                raise UserError(f"data.label_column={column}: val has {min(set(names) - known)!r}, train has not")
+            names = sorted(known)
         number = {name: i for i, name in enumerate(names)}
         labels, targets = [str(name) for name in names], [number[value] for value in values]
     for i, target in enumerate(targets):
         if not 0 <= target < len(labels):
             raise UserError(f"{files[0]}, row {i}: class {target}, but there are {len(labels)}; remove the row")
-    chosen = held_out(len(rows), role) if single else np.arange(len(rows))
-    rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
-    if single:
-        rows = rows.select(chosen)
-    stem = files[0].stem
+    return targets, labels
 
-    def title(i: int) -> str:
-        return f"{stem}/{int(chosen[i]):06d}"
 
-    return rows, config.image_column, title, [targets[i] for i in chosen], labels
+def _captions(rows: Any, column: str, file: Path, chosen: NDArray[np.int64]) -> tuple[list[str], list[Problem]]:
+    """The captions of the chosen rows, and a fault for each that has none."""
+    kind = rows.features[column]
+    if str(getattr(kind, "dtype", kind)) not in ("string", "large_string"):
+        raise UserError(f"data.caption_column={column}: {file.name} has no text there ({kind}); give one text a row")
+    values = rows[column][:]
+    given = [(int(i), values[i]) for i in chosen]
+    faults = [caption_fault(f"{file}, row {i}", column, value) for i, value in given]
+    return [(value or "").strip() for _, value in given], [fault for fault in faults if fault is not None]
 
 
 def _split_name(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ class Problem:
     """One fault of a set."""
 
     file: str
-    """The file that has it."""
+    """The file that has it; with its line or row where it is a table."""
     what: str
     """What is wrong."""
     value: str
@@ -39,6 +40,15 @@ class BadFile(UserError):
         error = cls(str(problem))
         error.problem = problem
         return error
+
+
+def refuse_faulty(problems: Sequence[Problem]) -> None:
+    """Raise BadFile that tells the first of some faults and how many more there are; nothing for none."""
+    if problems:
+        more = f" ({len(problems) - 1} more: see `unetdiff data check`)" if len(problems) > 1 else ""
+        error = BadFile(f"{problems[0]}{more}")
+        error.problem = problems[0]
+        raise error
 
 
 def value_problem(path: Path, wrong: list[int], num_classes: int) -> Problem:

@@ -3,7 +3,7 @@
 The digits are the 1,797 of scikit-learn's `load_digits` (UCI, 8x8, real handwriting), a fixed fifth of each
 class kept for validation, so that no digit image is in both splits. A scene has a picture, a pixel mask
 (digit + 1), a class, a colour and a caption, and is a pure function of (seed, split, index): a larger set
-begins with the smaller one.
+begins with the smaller one. Of the training split it is one of the pairings held out as well.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from torch import Tensor
 from unetdiff.data.base import PictureDataset
 from unetdiff.data.config import AugmentConfig, ScenesConfig
 from unetdiff.data.hashing import hash_words, uniform
+from unetdiff.data.prompt import COLORS, DIGITS, Prompt, caption_of, prompts, trained_pairs
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError
 
 SIZE = 32
 """Height and width of a scene in pixels."""
-DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-COLORS = ["red", "green", "blue", "yellow", "purple", "white"]
 PALETTE = np.array(
     [
         (0, 0, 0), (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
@@ -51,14 +50,20 @@ _INK = 0.45  # share of full ink above which a pixel belongs to the digit
 _LAYOUT = {1: (18.0, 28.0, 1), 2: (13.0, 18.0, 2), 3: (13.0, 17.0, 2), 4: (12.0, 16.0, 2)}
 _LAYOUT_MANY = (9.0, 11.5, 3)
 _CHUNK = 1000
+_ATTEMPTS = 50  # draws of distinct colours for the digits of a scene, before they are drawn apart
 _SPLITS = {"train": 0, "val": 1}
 
 
 class Scenes(PictureDataset):
-    """`count` scenes of a split, all made at construction and held as uint8.
+    """The scenes of a split, all made at construction and held as uint8.
+
+    Args:
+        split, config, size, augment: see `build_dataset`.
+        segmentation: give masks.
+        layout: give masks, resized with the picture (see `Transform`).
 
     Raises:
-        UserError: a number of digits or a clutter that cannot be, or an empty split.
+        UserError: a number of digits, a clutter or pairings that cannot be, or an empty split.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Scenes(PictureDataset):
         size: list[int] | None = None,
         augment: AugmentConfig | None = None,
         segmentation: bool = True,
+        layout: bool = False,
     ) -> None:
         count = config.train_pictures if split == "train" else config.val_pictures
         if count < 1:
@@ -80,12 +86,14 @@ class Scenes(PictureDataset):
             raise UserError(f"data.scenes.spread={config.spread}: give 0 (all alike) to 1 (anywhere, at any size)")
         if not 1 <= config.colors <= len(COLORS):
             raise UserError(f"data.scenes.colors={config.colors}: give 1 to {len(COLORS)} ({', '.join(COLORS)})")
+        trained_pairs(config)
         self.split = split
-        self.segmentation = segmentation
-        self.classes = ["background", *DIGITS] if segmentation else []
-        self.palette = PALETTE if segmentation else PALETTE[:0]
+        self.masked = segmentation or layout
+        self.classes = ["background", *DIGITS] if self.masked else []
+        self.palette = PALETTE if self.masked else PALETTE[:0]
         self.labels = list(DIGITS)
-        self.transform = Transform(size, augment)
+        self.config = config
+        self.transform = Transform(size, augment, layout=layout)
         chunks = [
             _make(split, config, np.arange(first, min(first + _CHUNK, count))) for first in range(0, count, _CHUNK)
         ]
@@ -102,19 +110,27 @@ class Scenes(PictureDataset):
 
     def caption(self, index: int) -> str:
         """E.g. "a red seven and a blue two"; the largest digit first."""
-        return " and ".join(
-            f"a {COLORS[color]} {DIGITS[digit]}"
-            for digit, color in zip(self.digits[index], self.colors[index], strict=True)
-        )
+        return caption_of(self.digits[index], self.colors[index])
+
+    def prompts(self) -> list[Prompt]:
+        """Every digit in every colour that these scenes have, and whether that pairing is held out of training."""
+        return prompts(self.config)
+
+    def mask(self, index: int) -> Tensor:
+        return self.masks[self.position(index)]
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        """The item of `PictureDataset`, with "label" the largest digit and "color" its index in `COLORS`."""
+        """The item of `PictureDataset`, with "label" the largest digit and "color" its index in `COLORS`.
+
+        "labels" are all its digits, whatever of them a crop leaves.
+        """
         index = self.position(key)
-        image, mask = self.transform(self.images[index], self.masks[index] if self.segmentation else None, key)
+        image, mask = self.transform(self.images[index], self.masks[index] if self.masked else None, key)
         item: dict[str, Any] = {"image": image, "name": self.names(index)}
         if mask is not None:
             item["mask"] = mask
         item["label"] = int(self.digits[index, 0])
+        item["labels"] = tuple(sorted(set(self.digits[index].tolist())))
         item["color"] = int(self.colors[index, 0])
         item["caption"] = self.caption(index)
         return item
@@ -164,6 +180,8 @@ def _make(
     table = np.stack([np.resize(pool, lengths.max()) for pool in pools])  # (10, longest)
     sources = table[digits, (draw[1] * lengths[digits]).astype(np.int64)]
     colors = _distinct(draw[2], config.colors)
+    if split == "train":
+        colors = _with_trained(digits, colors, trained_pairs(config), stream, indices)
     heights = -np.sort(-(low + (high - low) * draw[3]), axis=1)  # the first digit is the largest
     first, last = _columns()
     widths = heights / 8 * (last - first)[sources]
@@ -204,6 +222,32 @@ def _distinct(draw: NDArray[np.float64], kinds: int) -> NDArray[np.int64]:
             keep = np.arange(left.shape[1])[None] != pick[:, None]
             left = rearrange(left[keep], "(n k) -> n k", n=count)
     return values
+
+
+def _with_trained(
+    digits: NDArray[np.int64],
+    colors: NDArray[np.int64],
+    trained: NDArray[np.bool_],
+    stream: int,
+    indices: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The colours (N, D), drawn anew in rows where a digit has one that is held out of training for it.
+
+    `trained` is (10, colours). Where no draw of distinct colours fits, a digit's is drawn apart from the others'.
+    """
+    kinds, colors = trained.shape[1], colors.copy()
+    for attempt in range(_ATTEMPTS):
+        wrong = ~trained[digits, colors].all(axis=1)
+        if not wrong.any():
+            return colors
+        draw = uniform(hash_words(stream, 6, attempt), indices[wrong], digits.shape[1])
+        colors[wrong] = _distinct(draw, kinds)
+    wrong = ~trained[digits, colors].all(axis=1)
+    draw = uniform(hash_words(stream, 7), indices[wrong], digits.shape[1])  # (M, D)
+    there = trained[digits[wrong]]  # (M, D, colours)
+    nth = (draw * there.sum(axis=-1)).astype(np.int64)
+    colors[wrong] = (there.cumsum(axis=-1) > nth[:, :, None]).argmax(axis=-1)
+    return colors
 
 
 def _centres(

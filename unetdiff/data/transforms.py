@@ -33,11 +33,16 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_image(image, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 mask (H, W) to exactly `size`: nearest neighbour, so that no value is invented."""
+def resize_mask(mask: Tensor, size: tuple[int, int], centred: bool = False) -> Tensor:
+    """uint8 mask (H, W) to exactly `size`: nearest neighbour, so that no value is invented.
+
+    `centred` takes the pixel under the middle of each new one, as the resizing of pictures does; else it is the one
+    under its upper left corner (torch's "nearest").
+    """
     if tuple(mask.shape) == size:
         return mask
-    return F.resize_mask(mask[None], list(size))[0]
+    mode = v2.InterpolationMode.NEAREST_EXACT if centred else v2.InterpolationMode.NEAREST
+    return F.resize_image(mask[None], list(size), interpolation=mode)[0]
 
 
 def fitted(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
@@ -48,24 +53,45 @@ def fitted(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
 
 def cover(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 image (..., C, H, W) resized, its aspect kept, to just cover `size`, then cut to its centre."""
-    height, width = image.shape[-2:]
-    factor = max(size[0] / height, size[1] / width)
-    scaled = (max(size[0], round(height * factor)), max(size[1], round(width * factor)))
-    return F.center_crop_image(resize_image(image, scaled), list(size))
+    return F.center_crop_image(resize_image(image, _covering(image.shape[-2:], size)), list(size))
+
+
+def _covering(own: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    factor = max(size[0] / own[0], size[1] / own[1])
+    return max(size[0], round(own[0] * factor)), max(size[1], round(own[1] * factor))
+
+
+def resize_layout(
+    image: Tensor, mask: Tensor, size: tuple[int, int] | None, longest_side: int | None
+) -> tuple[Tensor, Tensor]:
+    """image uint8 (3, H, W) and its mask uint8 (H, W), resized and cut alike, their aspect kept.
+
+    They are fitted to `longest_side` and made to cover `size`, where these are given.
+    """
+    if longest_side is not None:
+        whole = fitted(image.shape[-2:], longest_side)
+        image, mask = resize_image(image, whole), resize_mask(mask, whole, centred=True)
+    if size is not None:
+        scaled = resize_mask(mask, _covering(mask.shape, size), centred=True)
+        image, mask = cover(image, size), F.center_crop_image(scaled[None], list(size))[0]
+    return image, mask
 
 
 class EvalTransform:
     """What validation sees: the picture at `size`, or fitted to `longest_side`; a mask keeps its own size.
 
     A picture with a mask is resized to exactly `size` (logits go back to the mask's size); one without is
-    resized by its short side and centre-cropped, so that what a model learns to draw keeps its aspect.
+    resized by its short side and centre-cropped, so that what a model learns to draw keeps its aspect. With
+    `layout` the mask is what a picture is drawn from: both are resized and cropped so.
     """
 
-    def __init__(self, size: list[int] | None, longest_side: int | None = None) -> None:
-        self.size, self.longest_side = checked_size("data.size", size), longest_side
+    def __init__(self, size: list[int] | None, longest_side: int | None = None, layout: bool = False) -> None:
+        self.size, self.longest_side, self.layout = checked_size("data.size", size), longest_side, layout
 
     def __call__(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """image uint8 (3, H, W), mask uint8 (H, W) or None -> the same, resized."""
+        if self.layout and mask is not None:
+            return resize_layout(image, mask, self.size, self.longest_side)
         if self.longest_side is not None:
             image = resize_image(image, fitted(image.shape[-2:], self.longest_side))
         if self.size is None:
@@ -79,13 +105,16 @@ class TrainTransform:
     All of it is a pure function of the key's seed and leaves every global generator as it was. `strong=False`
     drops scale and colour jitter; crop and flip stay. A crop beyond the picture's border is filled with the
     picture's mean colour and the mask with void. With scale jitter and no `crop`, the crop is `size`.
+    `layout` as of `EvalTransform`.
 
     Raises:
         UserError: a size, crop, scale or colour that cannot be, or scale jitter with neither crop nor size.
     """
 
-    def __init__(self, size: list[int] | None, augment: AugmentConfig, longest_side: int | None = None) -> None:
-        self.size, self.longest_side = checked_size("data.size", size), longest_side
+    def __init__(
+        self, size: list[int] | None, augment: AugmentConfig, longest_side: int | None = None, layout: bool = False
+    ) -> None:
+        self.size, self.longest_side, self.layout = checked_size("data.size", size), longest_side, layout
         self.crop = checked_size("data.augment.crop", augment.crop)
         self.flip = augment.flip
         self.scale: tuple[float, float] | None = None
@@ -114,6 +143,8 @@ class TrainTransform:
         """image uint8 (3, H, W), mask uint8 (H, W) or None -> both of one size."""
         if mask is None and self.size is not None:
             image = cover(image, self.size)
+        elif mask is not None and self.layout:
+            image, mask = resize_layout(image, mask, self.size, self.longest_side)
         if not self.random:
             return self._resize(image, mask, 1.0)
         with torch.random.fork_rng(devices=[]):
@@ -136,17 +167,21 @@ class TrainTransform:
         if self.longest_side is not None:
             height, width = fitted((height, width), self.longest_side)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        return resize_image(image, size), None if mask is None else resize_mask(mask, size)
+        return resize_image(image, size), None if mask is None else resize_mask(mask, size, self.layout)
 
 
 class Transform:
     """Both of the above behind a dataset's key: an int is never augmented, a `SampleKey` is."""
 
     def __init__(
-        self, size: list[int] | None, augment: AugmentConfig | None = None, longest_side: int | None = None
+        self,
+        size: list[int] | None,
+        augment: AugmentConfig | None = None,
+        longest_side: int | None = None,
+        layout: bool = False,
     ) -> None:
-        self.train = TrainTransform(size, augment or AugmentConfig(), longest_side)
-        self.eval = EvalTransform(size, longest_side)
+        self.train = TrainTransform(size, augment or AugmentConfig(), longest_side, layout)
+        self.eval = EvalTransform(size, longest_side, layout)
 
     def __call__(self, image: Tensor, mask: Tensor | None, key: int | SampleKey) -> tuple[Tensor, Tensor | None]:
         """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that was asked for."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VOCSegmentation
 
-from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.base import PictureDataset, classes_present, no_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.download import download_voc
 from unetdiff.data.layout import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
@@ -64,7 +64,7 @@ class VOCFolder(PictureDataset):
         root: the folder.
         split: name of the list in `ImageSets/Segmentation`.
         num_classes: number of classes with background; None: as many as `classes.txt` has lines.
-        segmentation: give masks; without, items are pictures alone.
+        segmentation: give masks, and the classes in them as "labels"; without, items are pictures alone.
         transform: resizing and augmentation.
         pairs, classes: given where the layout has been read already (VOC itself).
 
@@ -89,7 +89,6 @@ class VOCFolder(PictureDataset):
         self.segmentation = segmentation
         self.transform = transform or Transform(None)
         self.pairs = pairs if pairs is not None else list_pairs(self.root, split)
-        self.labels = []
         if segmentation:
             own = _first_palette(self.pairs)
             self.classes = classes or class_names(self.root, num_classes, own)
@@ -97,6 +96,7 @@ class VOCFolder(PictureDataset):
             self.palette = own[:count] if own is not None and len(own) >= count else voc_colormap(count)
         else:
             self.classes, self.palette = [], no_palette()
+        self.labels = list(self.classes)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -119,15 +119,16 @@ class VOCFolder(PictureDataset):
         item: dict[str, Any] = {"image": image, "name": pair.name}
         if mask is not None:
             item["mask"] = mask
+            item["labels"] = classes_present(mask)  # those that the crop shows
         return item
 
 
-def voc_folder(config: DataConfig, split: str, segmentation: bool, transform: Transform) -> VOCFolder:
+def voc_folder(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
     """Any folder in VOC's layout."""
-    return VOCFolder(root_of(config), split, config.num_classes, segmentation, transform)
+    return VOCFolder(root_of(config), split, config.num_classes, masks, transform)
 
 
-def voc(config: DataConfig, split: str, segmentation: bool, transform: Transform) -> VOCFolder:
+def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
     """PASCAL VOC 2012: `root` holds (or will hold) `VOCdevkit/VOC2012`.
 
     VOC's own splits come through torchvision's `VOCSegmentation`; `trainaug` is there once it is built.
@@ -163,7 +164,7 @@ def voc(config: DataConfig, split: str, segmentation: bool, transform: Transform
             Pair(Path(image).stem, Path(image), Path(mask))
             for image, mask in zip(source.images, source.masks, strict=True)
         ]
-    return VOCFolder(folder, split, 21, segmentation, transform, pairs, list(VOC_CLASSES))
+    return VOCFolder(folder, split, 21, masks, transform, pairs, list(VOC_CLASSES))
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:

@@ -66,7 +66,7 @@ def build_conditioner(config: RunConfig, train: PictureDataset) -> Conditioner |
 
 def _text_conditioner(config: RunConfig, train: PictureDataset, dim: int) -> TextConditioner:
     text = config.diffusion.text
-    captions = train.captions()
+    captions = [train.caption(i) for i in range(len(train))]
     encoder = TextEncoder.from_pretrained(text.encoder, text.max_tokens)
     if text.max_tokens is None:
         encoder.max_tokens = min(encoder.max_tokens, max(encoder.lengths(list(dict.fromkeys(captions)))))

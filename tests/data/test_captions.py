@@ -1,0 +1,176 @@
+"""Captioned folders, as Hugging Face reads them, and every fault of their metadata with its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets as hf
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.data import DataConfig, SampleKey, build_dataset, collate
+from unetdiff.data.check import check
+from unetdiff.data.config import AugmentConfig
+from unetdiff.errors import UserError
+
+Rows = list[dict[str, Any]]
+
+
+def config(root: Path, **more: Any) -> DataConfig:
+    return DataConfig(name="captioned_folder", root=str(root), **more)
+
+
+def make_pictures(folder: Path, count: int, first: int = 0) -> Rows:
+    """Pictures in the folder and one below it, and their rows."""
+    (folder / "more").mkdir(parents=True)
+    rows: Rows = []
+    for i in range(count):
+        name = f"{i}.png" if i % 2 else f"more/{i}.png"
+        pixels = np.random.default_rng(first + i).integers(0, 256, (10, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+        rows.append({"file_name": name, "text": f"number {first + i}, in words"})
+    return rows
+
+
+def write(folder: Path, rows: Rows, kind: str = "jsonl") -> Path:
+    file = folder / f"metadata.{kind}"
+    if kind == "jsonl":
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    elif kind == "csv":
+        with open(file, "w", newline="", encoding="utf-8") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        hf.Dataset.from_list(rows).to_parquet(str(file))
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of one split with ten pictures."""
+    write(tmp_path / "set", make_pictures(tmp_path / "set", 10))
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_reads_what_hugging_face_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    root = tmp_path / "set"
+    for split, count, first in (("train", 5, 0), ("validation", 3, 100)):
+        write(root / split, make_pictures(root / split, count, first), kind)
+    judge = hf.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "cache"))
+    for role, split in (("train", "train"), ("val", "validation")):
+        pictures = build_dataset(config(root), role, segmentation=False)
+        judged = {row["text"]: np.array(row["image"]) for row in judge[split]}
+        assert len(pictures) == len(judged) and pictures.labels == pictures.classes == []
+        for i in range(len(pictures)):
+            item = pictures[i]
+            assert set(item) == {"image", "name", "caption"}
+            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), judged[item["caption"]])
+            assert item["caption"] == pictures.caption(i) and item["name"] == pictures.names(i)
+
+
+def test_one_folder_holds_a_tenth_out(folder: Path) -> None:
+    train, val = (build_dataset(config(folder), role, False) for role in ("train", "val"))
+    assert (len(train), len(val)) == (9, 1)
+    captions = [pictures.caption(i) for pictures in (train, val) for i in range(len(pictures))]
+    assert sorted(captions) == [f"number {i}, in words" for i in range(10)]
+    for pictures in (train, val):
+        for i in range(len(pictures)):
+            assert pictures.caption(i).split()[1] == f"{Path(pictures.names(i)).stem},"
+    # the same where the one folder is root/train
+    folder.rename(folder.parent / "train")
+    again = build_dataset(config(folder.parent), "val", False)
+    assert len(again) == 1 and again.caption(0) == val.caption(0)
+
+
+def test_items_are_resized_augmented_and_batched(folder: Path) -> None:
+    train = build_dataset(config(folder, size=[8, 8], augment=AugmentConfig(flip=True)), "train", False)
+    batch = collate([train[SampleKey(i, 3, True)] for i in range(3)])
+    assert batch["image"].shape == (3, 3, 8, 8) and batch["caption"] == [train.caption(i) for i in range(3)]
+
+
+def test_another_column_and_space_around_captions(folder: Path) -> None:
+    write(folder, [{"file_name": f"{i}.png", "words": f"  été {i}\n", "n": i} for i in (1, 3, 5)])
+    train = build_dataset(config(folder, caption_column="words"), "train", False)
+    assert {train.caption(i) for i in range(len(train))} < {"été 1", "été 3", "été 5"}
+    with pytest.raises(UserError, match=r"no column text \(data\.caption_column=text\); it has file_name, words, n"):
+        build_dataset(config(folder), "train", False)
+
+
+def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
+    good = make_pictures(folder.parent / "unused", 1)[0] | {"file_name": "1.png"}
+    (folder.parent / "beside.png").write_bytes((folder / "1.png").read_bytes())
+    (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
+    rows = [
+        good,
+        {"file_name": "ghost.png", "text": "a ghost"},
+        {"text": "no picture"},
+        {"file_name": "3.png", "text": " "},
+        {"file_name": "../beside.png", "text": "beside"},
+        {"file_name": str(folder / "7.png"), "text": "named from the root of the disk"},
+        {"file_name": "more/../1.png", "text": "once more"},
+        {"file_name": "7.png", "text": 7},
+        {"file_name": "5.png", "text": "cut short"},
+        {"file_name": "more/0.png", "text": "good"},
+    ]
+    file = write(folder, rows)
+    file.write_text(file.read_text() + "\n{'file_name': 1}\n[1, 2]\n")
+    for full in (True, False):
+        problems = check(config(folder), full=full, progress=False)
+        assert [(p.file.removeprefix(f"{folder}/"), p.what, p.value) for p in problems[:-1]] == [
+            ("metadata.jsonl:2", "no such picture", str(folder / "ghost.png")),
+            ("metadata.jsonl:3", "no file_name", "None"),
+            ("metadata.jsonl:4", "no caption", "text is empty"),
+            ("metadata.jsonl:5", "the picture is not below the folder", "../beside.png"),
+            ("metadata.jsonl:6", "the picture is not below the folder", str(folder / "7.png")),
+            ("metadata.jsonl:7", "file_name more/../1.png comes again", f"first in {file}:1"),
+            ("metadata.jsonl:8", "no caption", "text: 7"),
+            ("metadata.jsonl:12", "the line is no JSON", problems[7].value),
+            ("metadata.jsonl:13", "the line is no JSON object", "[1, 2]"),
+        ]
+        assert problems[-1].file == str(folder / "5.png")
+    with pytest.raises(UserError, match=r"metadata\.jsonl:2: no such picture .*\(8 more: see `unetdiff data check`\)"):
+        build_dataset(config(folder), "train", False)
+
+
+def test_a_comma_without_quotes_is_a_fault_and_not_half_a_caption(folder: Path) -> None:
+    (folder / "metadata.jsonl").unlink()
+    (folder / "metadata.csv").write_text('file_name,text\n1.png,"red, or not"\n3.png,red, or not\n5.png\n')
+    problems = check(config(folder), progress=False)
+    assert [(p.file[-5:], p.what, p.value) for p in problems] == [
+        ("csv:3", "the row has too many cells", "3 cells, 2 columns"),
+        ("csv:4", "no caption", "text is empty"),
+    ]
+
+
+def test_a_picture_in_both_splits_is_a_fault(tmp_path: Path) -> None:
+    for split in ("train", "val"):  # the same seeds: the same pictures
+        write(tmp_path / split, make_pictures(tmp_path / split, 2))
+    problems = check(config(tmp_path), progress=False)
+    assert {p.what for p in problems} == {"the same picture is in the training split"} and len(problems) == 2
+
+
+def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        build_dataset(config(tmp_path / "none"), "train", False)
+    with pytest.raises(UserError, match=r"no metadata\.jsonl or metadata\.csv or metadata\.parquet"):
+        build_dataset(config(folder / "more"), "train", False)
+    write(folder, [{"file_name": "1.png", "text": "one"}], "csv")
+    with pytest.raises(UserError, match=r"has metadata\.jsonl and metadata\.csv; keep one"):
+        build_dataset(config(folder), "train", False)
+    (folder / "metadata.csv").unlink()
+    for text, told in (
+        ("", "metadata.jsonl is empty"),
+        ("\xff", "cannot be read .* as UTF-8"),
+        ('{"file_name": "1.png", "text": "one"}', r"a set of 1 picture\(s\) cannot be split"),
+        ("?", "the line is no JSON"),
+    ):
+        (folder / "metadata.jsonl").write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match=told):
+            build_dataset(config(folder), "train", False)

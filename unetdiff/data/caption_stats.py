@@ -1,0 +1,65 @@
+"""What the captions of a split are like, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from unetdiff.data import build_dataset
+from unetdiff.data.captions import read_split
+from unetdiff.data.config import DataConfig
+from unetdiff.data.parquet import read_table
+
+
+@dataclass(frozen=True)
+class CaptionCounts:
+    """The counts of a split."""
+
+    captions: int
+    """Pictures with a caption."""
+    empty: int
+    """Pictures without."""
+    distinct: int
+    """Captions that differ."""
+    median_words: int
+    """Words of the caption in the middle."""
+    longest: str
+    """The caption with the most letters; "" where there is none."""
+
+    @property
+    def duplicates(self) -> int:
+        """Captions that an earlier picture has too."""
+        return self.captions - self.distinct
+
+    @property
+    def longest_words(self) -> int:
+        """Words of the longest caption."""
+        return len(self.longest.split())
+
+
+def captions_of(config: DataConfig, role: Literal["train", "val"]) -> list[str]:
+    """The captions of a split, "" where a picture has none; no picture is read.
+
+    Raises:
+        UserError: the set is not there, or has not the columns.
+    """
+    if config.name == "captioned_folder":
+        return [row.caption for row in read_split(config, role).rows]
+    if config.name == "parquet":
+        return read_table(config, role).captions or []
+    pictures = build_dataset(config, role, segmentation=False)
+    return [pictures.caption(index) for index in range(len(pictures))]
+
+
+def count_captions(captions: Sequence[str]) -> CaptionCounts:
+    """Count captions; "" is none."""
+    there = [caption for caption in captions if caption]
+    words = sorted(len(caption.split()) for caption in there)
+    return CaptionCounts(
+        captions=len(there),
+        empty=len(captions) - len(there),
+        distinct=len(set(there)),
+        median_words=words[len(words) // 2] if words else 0,
+        longest=max(there, key=len, default=""),
+    )
