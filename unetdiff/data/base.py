@@ -56,7 +56,6 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
         """The caption of a sample; without reading its picture where the set can do that."""
         return self[index]["caption"]
 
-
     def position(self, key: int | SampleKey) -> int:
         """The index that `key` asks for; IndexError beyond the set (that ends a plain `for` over it)."""
         index = key.index if isinstance(key, SampleKey) else operator.index(key)
