@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.cli.parser import Parser
+from unetdiff.diffusion.schedulers import SCHEDULERS, swap
 from unetdiff.errors import UserError
 
 BATCH = 64  # pictures drawn at once
 STRIP = 8  # moments of the noise -> picture strip
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +39,6 @@ def main(argv: Sequence[str]) -> int:
 
 def load(path: Path, scheduler: str | None) -> Any:
     """The GenerationPipeline in a run or model directory, with another sampler where one is named."""
-    import diffusers
     import torch
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -53,9 +46,7 @@ def load(path: Path, scheduler: str | None) -> Any:
 
     pipeline = GenerationPipeline.from_pretrained(model_directory(path))
     if scheduler is not None:
-        options = {"timestep_spacing": "trailing"}
-        scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
-        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
+        pipeline.scheduler = swap(pipeline.scheduler, scheduler)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
