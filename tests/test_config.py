@@ -238,6 +238,15 @@ IMPOSSIBLE = [
     ),
     ("diffusion", {"diffusion.preview_steps": 2000}, ["diffusion.preview_steps: 2000", "use 1 to 1000"]),
     ("diffusion", {"diffusion.condition_dropout": 1.5}, ["diffusion.condition_dropout: 1.5", "use 0 to 1"]),
+    ("diffusion", {"diffusion.offset_noise": -0.1}, ["diffusion.offset_noise: -0.1", "is no strength", "e.g. 0.1"]),
+    ("diffusion", {"diffusion.offset_noise": ".inf"}, ["diffusion.offset_noise: inf", "is no strength"]),
+    ("diffusion", {"diffusion.snr_gamma": 0}, ["diffusion.snr_gamma: 0.0", "5.0"]),
+    ("diffusion", {"diffusion.snr_gamma": ".inf"}, ["diffusion.snr_gamma: inf", "5.0"]),
+    (
+        "diffusion",
+        {"diffusion.weighting": "clamped_snr", "diffusion.snr_gamma": 0.5},
+        ["diffusion.snr_gamma: 0.5", "clamped_snr", "use 5.0"],
+    ),
     ("diffusion", {"model.sample_size": 64}, ["model.sample_size: 64", "[32, 32]", "use 32"]),
     (
         "diffusion",
@@ -386,6 +395,7 @@ def test_shipped_configs(path: Path) -> None:
 
 def test_all_configs_are_shipped() -> None:
     assert [f"{path.parent.name}/{path.stem}" for path in CONFIGS] == [
+        "diffusion/cifar10",
         "diffusion/fashion_mnist",
         "diffusion/scenes",
         "joint/scenes",

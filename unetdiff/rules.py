@@ -329,8 +329,12 @@ def _validate_diffusion(config: RunConfig) -> None:
             "is out of range",
             f"use 1 to {given.noise.num_train_timesteps} (diffusion.noise.num_train_timesteps)",
         )
-    if not given.snr_gamma > 0:
-        raise refuse("diffusion.snr_gamma", given.snr_gamma, "is not positive", "the paper uses 5.0")
+    if not 0 < given.snr_gamma < math.inf:
+        raise refuse("diffusion.snr_gamma", given.snr_gamma, "is no positive number", "the paper uses 5.0")
+    if given.weighting == "clamped_snr" and given.snr_gamma < 1:
+        raise refuse("diffusion.snr_gamma", given.snr_gamma, "is below clamped_snr's least weight of 1", "use 5.0")
+    if not 0 <= given.offset_noise < math.inf:
+        raise refuse("diffusion.offset_noise", given.offset_noise, "is no strength", "use 0 (off) or more, e.g. 0.1")
     _share("diffusion.condition_dropout", given.condition_dropout)
     size, trained = config.model.sample_size, picture_size(config)
     if size is not None and trained is not None and trained != [size, size]:

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
 from unetdiff.config import RunConfig
+from unetdiff.data import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
 from unetdiff.training import checkpoints, trainer
 from unetdiff.training.evaluation import evaluate
 from unetdiff.training.records import read_lines
-from unetdiff.training.tasks import SegmentationTask
+from unetdiff.training.tasks import SegmentationTask, load_task
 from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]
@@ -58,6 +59,23 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
     if summary["best"]["step"] == 6:
         assert figures["segmentation/mean_iou"] == pytest.approx(summary["final"]["segmentation/mean_iou"], abs=1e-6)
         assert figures["diffusion/loss"] == pytest.approx(summary["final"]["diffusion/loss"], rel=1e-4)
+
+
+def test_the_judged_weights_of_every_checkpoint_can_be_loaded(tiny: Tiny) -> None:
+    config = tiny("diffusion", training__steps=4, training__keep_checkpoints=5)
+    run = train(config)
+    kept = checkpoints.whole(run)
+    assert [p.name for p in kept] == ["step-00000002", "step-00000004"] and kept[-1] == checkpoints.newest(run)
+    val = build_dataset(config.data, "val", False)
+    task = load_task(config, run / "latest", val)
+    weight = "unet.encoder.conv_in.weight"
+    for checkpoint, step in zip(kept, (2, 4), strict=True):
+        assert checkpoints.load_judged(checkpoint, task).step == step
+        average = load_file(checkpoint / checkpoints.AVERAGE)
+        assert torch.equal(task.state_dict()[weight], average[weight])
+    (kept[0] / checkpoints.AVERAGE).unlink()  # as in a run without an average
+    checkpoints.load_judged(kept[0], task)
+    assert torch.equal(task.state_dict()[weight], load_file(kept[0] / checkpoints.MODEL)[weight])
 
 
 def test_accumulation_gives_the_same_step(tiny: Tiny) -> None:

@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.cli.parser import Parser
+from unetdiff.diffusion.schedulers import SCHEDULERS, swap
 from unetdiff.errors import UserError
 
 BATCH = 64  # pictures drawn at once
 STRIP = 8  # moments of the noise -> picture strip
 FILM = 25  # moments of the film
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-}
 OPTIONS = {"class_labels": "--class", "prompt": "--prompt", "layout": "--layout", "picture": "--picture"}
 USAGE = "unetdiff sample PATH [--class NAME ...] [--prompt TEXT ...] [--n 4] [--steps 50] [--guidance 2] [--output DIR]"
 
@@ -92,7 +86,6 @@ def build_parser() -> Parser:
 
 def load(path: Path, scheduler: str | None) -> Any:
     """The GenerationPipeline in a run or model directory, with another sampler where one is named."""
-    import diffusers
     import torch
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -100,9 +93,7 @@ def load(path: Path, scheduler: str | None) -> Any:
 
     pipeline = GenerationPipeline.from_pretrained(model_directory(path))
     if scheduler is not None:
-        options = {"timestep_spacing": "trailing"}
-        scheduler_class = getattr(diffusers, SCHEDULERS[scheduler])
-        pipeline.scheduler = scheduler_class.from_config(pipeline.scheduler.config, **options)
+        pipeline.scheduler = swap(pipeline.scheduler, scheduler)
     return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -65,6 +65,9 @@ class DiffusionConfig:
     """Gamma of the SNR weights: the largest weight of an error of the clean picture."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
+    offset_noise: float = 0.0
+    """Strength of a constant added to the training noise of each picture and channel (Guttenberg 2023, who takes 0.1),
+    for samples that are darker or brighter than the mean. The noise's variance becomes 1 + its square; 0: off."""
     condition: Literal["none", "class", "text", "layout", "picture"] = "class"
     """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or a degraded form
     of it."""

@@ -61,6 +61,20 @@ def build_scheduler(config: DiffusionConfig) -> DDIMScheduler:
     )
 
 
+def draw_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
+    """Noise for pictures x0 (B, C, H, W), of their shape, type and device.
+
+    Unit normal, and with `offset` > 0 plus offset · (one unit normal for each picture and channel), so that the mean of
+    a channel is drowned too and has to be learned (Guttenberg 2023, "Diffusion with offset noise", who takes 0.1). It
+    is no longer white: a pixel has variance 1 + offset², a channel's mean 1/(H·W) + offset². The loss weights still go
+    by the SNR of white noise, and sampling still starts from it.
+    """
+    noise = torch.empty_like(x0).normal_(generator=generator)
+    if offset:
+        noise += offset * torch.empty_like(x0[..., :1, :1]).normal_(generator=generator)  # (B, C, 1, 1)
+    return noise
+
+
 def alpha_sigma(scheduler: Scheduler, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Signal and noise level (α_t, σ_t) of timesteps (B,), each (B,) float32 on the timesteps' device."""
     alpha_bar = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps]  # (B,)
@@ -101,7 +115,8 @@ def loss_weight(
 
     Min-SNR (Hang et al. 2023, section 3.4) weighs the error of x_0 by min(SNR, γ), soft-Min-SNR (Crowson
     et al. 2024, "HDiT") by its smooth form SNR·γ / (SNR + γ). The squared error of ε is SNR times that of
-    x_0, that of v SNR + 1 times, so their weights are divided by as much. "uniform" is 1 for all.
+    x_0, that of v SNR + 1 times, so their weights are divided by as much. "uniform" is 1 for all. Where the SNR is 0
+    (the last timestep of zero terminal SNR) every weight is finite, and Min-SNR's of x_0 and v is 0.
 
     "clamped_snr" is clamp(SNR, 1, γ): Min-SNR from above, the truncated SNR of Salimans & Ho 2022 (section 4) from
     below. Min-SNR gives the noisiest timesteps a weight of SNR, which goes to 0: a short run never learns there, where
@@ -146,8 +161,8 @@ def sample_timesteps(
     """Random timesteps (batch,) int64 in 0..num_train_timesteps-1, on the generator's device.
 
     Stratified: the timesteps are cut into batch × num_processes equal strata and each picture of the whole
-    batch gets one, so that every optimizer step sees every noise level (the same mean as independent draws,
-    less variance). A process takes every num_processes-th stratum.
+    batch gets one, so that every call sees every noise level (the same mean as independent draws, less
+    variance). A process takes every num_processes-th stratum; under accumulation each part is a batch.
     """
     uniform = torch.rand(batch, generator=generator, device=generator.device)
     if stratified:
@@ -165,14 +180,18 @@ def diffusion_loss(output: torch.Tensor, target: torch.Tensor, weight: torch.Ten
 def loss_by_quartile(
     per_sample: torch.Tensor, timesteps: torch.Tensor, num_train_timesteps: int
 ) -> dict[str, torch.Tensor]:
-    """Mean loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from (B,) and (B,).
+    """Loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from (B,) and (B,).
 
-    A quarter that no picture fell into has no entry (stratified timesteps of B >= 4 pictures reach all four).
+    The sum over the quarter's pictures is divided by the number expected of B uniform timesteps, not by the number
+    that fell into it. So every quarter always has an entry, and the mean over steps, parts and processes is the
+    quarter's mean loss, however few pictures each of them sees. For stratified timesteps of 4, 8, 12... pictures over
+    all processes both numbers are the same.
     """
-    quartile = timesteps * 4 // num_train_timesteps
-    means = {}
+    quartile = timesteps * 4 // num_train_timesteps  # (B,)
+    first = [-(-q * num_train_timesteps // 4) for q in range(5)]  # timestep of each quarter
+    losses = {}
     for q in range(4):
-        inside = quartile == q
-        if inside.any():
-            means[f"loss_q{q}"] = per_sample[inside].mean()
-    return means
+        expected = len(timesteps) * (first[q + 1] - first[q]) / num_train_timesteps
+        if expected:  # of two or three timesteps in all, not every quarter has one
+            losses[f"loss_q{q}"] = torch.where(quartile == q, per_sample, 0).sum() / expected
+    return losses

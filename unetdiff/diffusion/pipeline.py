@@ -24,6 +24,7 @@ from unetdiff.conditioning.encoder import TextEncoder
 from unetdiff.conditioning.layouts import Layout
 from unetdiff.conditioning.pictures import Picture
 from unetdiff.conditioning.text import TextConditioner
+from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, known_picture, started
 from unetdiff.diffusion.guidance import Denoise, guided, inside
 from unetdiff.diffusion.objectives import predicted_x0
@@ -201,7 +202,7 @@ class GenerationPipeline(DiffusionPipeline):
             unwanted = {"class_labels": negative_class_labels, "prompt": negative_prompt}
             away = self._encoded(unwanted, size, "negative_")
             conditional, null = self._contexts(told, away, batch, size)
-            self.scheduler.set_timesteps(num_inference_steps, device=device)
+            schedulers.set_steps(self.scheduler, num_inference_steps, device)
             known, timesteps = None, self.scheduler.timesteps
             if image is not None:
                 known = known_picture(image, mask_image, latents)
@@ -224,7 +225,7 @@ class GenerationPipeline(DiffusionPipeline):
                         whole = t.round().long().expand(batch)  # some schedulers count in floats
                         x0 = predicted_x0(self.scheduler, output, model_input, whole)
                         history.append((int(whole[0]), _to_unit(model_input), _to_unit(x0)))
-                    xt = self.scheduler.step(output, t, xt, **step_arguments).prev_sample
+                    xt = schedulers.step(self.scheduler, output, t, xt, **step_arguments)
                     if known is not None:
                         xt = known.kept(self.scheduler, xt, timesteps[step + 1] if step + 1 < len(timesteps) else None)
                     if callback_on_step_end is not None:

@@ -55,9 +55,14 @@ def name_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def whole(run: Path) -> list[Path]:
+    """The whole checkpoints of a run directory, oldest first."""
+    return sorted(p for p in (run / FOLDER).glob("step-*") if (p / STATE).is_file())
+
+
 def newest(run: Path) -> Path | None:
     """The newest whole checkpoint of a run directory, or None."""
-    found = sorted(p for p in (run / FOLDER).glob("step-*") if (p / STATE).is_file())
+    found = whole(run)
     return found[-1] if found else None
 
 
@@ -94,6 +99,17 @@ def load(directory: Path, task: Task, average: Task | None, optimizer: torch.opt
     if average is not None:
         _load_modules(directory / AVERAGE, average)
     load_optimizer(optimizer, _read(directory / OPTIMIZER), directory / OPTIMIZER)
+    return Progress(**json.loads((directory / STATE).read_text()))
+
+
+def load_judged(directory: Path, task: Task) -> Progress:
+    """Put the weights of a checkpoint that are judged, its average where it has one, into a task, strictly.
+
+    Raises:
+        UserError: naming the file and what does not fit.
+    """
+    average = directory / AVERAGE
+    _load_modules(average if average.is_file() else directory / MODEL, task)
     return Progress(**json.loads((directory / STATE).read_text()))
 
 

@@ -81,7 +81,7 @@ class DiffusionTask(Task):
         x0 = self.pixels(batch["image"])  # (B, 3, H, W)
         generator = torch.Generator(x0.device).manual_seed(seed)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
-        noise = torch.empty_like(x0).normal_(generator=generator)
+        noise = objectives.draw_noise(x0, generator, self.config.offset_noise)
         conditions = self._conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
