@@ -196,7 +196,7 @@ def test_a_layout_is_picked_at_the_middle_of_its_pixels_as_pillow_does() -> None
 def test_a_layout_goes_where_its_picture_goes() -> None:
     mask = coded()[1] % 2
     image = torch.stack([mask * 255] * 3)
-    for size, longest_side in (([15, 15], None), ([60, 45], None), (None, 20), ([30, 40], None), ([10, 10], 60)):
+    for size, longest_side in (([15, 15], None), ([60, 45], None), (None, 20), ([30, 40], None)):
         transform = Transform(size, AugmentConfig(), longest_side, layout=True)
         for key in (0, SampleKey(0, 1, True)):
             picture, layout = transform(image, mask, key)
