@@ -16,7 +16,7 @@ from unetdiff.config import RunConfig, from_yaml
 from unetdiff.data import DataConfig, PictureDataset, build_dataset, eval_loader
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.transforms import to_uint8
-from unetdiff.diffusion.judge import Judge, train_judge
+from unetdiff.judging.classifier import Judge, train_judge
 from unetdiff.diffusion.pictures import color_error
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.errors import UserError
