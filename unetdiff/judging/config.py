@@ -1,4 +1,4 @@
-"""What is asked of the judging of a denoiser; read without torch."""
+"""What is asked of the judging of a denoiser, and how it is said in words."""
 
 from __future__ import annotations
 

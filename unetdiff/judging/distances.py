@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -40,6 +41,12 @@ class Gaussian:
             scatter += centred.T @ centred
         return cls(mean, scatter / (len(features) - 1), len(features))
 
+    @cached_property
+    def root(self) -> Tensor:
+        """The covariance's symmetric root, (D, D); an eigenvalue that rounding made negative is 0."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
 
 def frechet_distance(first: Gaussian | Tensor, second: Gaussian | Tensor) -> float:
     """Squared Fréchet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017, equation 6).
@@ -50,13 +57,11 @@ def frechet_distance(first: Gaussian | Tensor, second: Gaussian | Tensor) -> flo
     It falls with the number of samples, all else equal: compare at one n.
 
     Args:
-        first: a Gaussian, or features (N, D) to take it of.
+        first: a Gaussian (whose root is kept for the next time), or features (N, D) to take it of.
         second: the other.
     """
     a, b = (given if isinstance(given, Gaussian) else Gaussian.of(given) for given in (first, second))
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T  # (D, D)
-    shared = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    shared = torch.linalg.eigvalsh(a.root @ b.covariance @ a.root).clamp(min=0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * shared
     return max(0.0, distance.item())
 

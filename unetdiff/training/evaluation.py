@@ -104,7 +104,9 @@ def evaluate(
         if asked.anything:
             guidance = config.diffusion.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
             setting = Setting(asked.steps, guidance, asked.seed)
-            sets = _sets(config.data, split, pictures)
+            other = _split(config.data, "val" if split == "train" else "train", masks)
+            train, val = (pictures, other) if split == "train" else (other, pictures)
+            sets = Sets(config.data.name, train, val, split)
             figures |= judge_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
     output.mkdir(parents=True, exist_ok=True)
     (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
@@ -138,13 +140,6 @@ def run_config(path: Path) -> RunConfig:
         if candidate.is_file():
             return from_yaml(candidate)
     return RunConfig()
-
-
-def _sets(data: DataConfig, split: str, pictures: PictureDataset) -> Sets:
-    """Both splits as the denoiser saw them; `pictures` is the one that is judged on."""
-    other = _split(data, "val" if split == "train" else "train", masks=bool(pictures.classes))
-    train, val = (pictures, other) if split == "train" else (other, pictures)
-    return Sets(data.name, train, val, split)
 
 
 def _split(data: DataConfig, split: str, masks: bool) -> PictureDataset:
