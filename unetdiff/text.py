@@ -1,4 +1,4 @@
-"""Figures as text for a terminal."""
+"""Figures as text: for a terminal, and as Markdown."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def aligned(rows: Sequence[Sequence[str]], side: str = ">") -> list[str]:
         "  ".join(f"{cell:{s}{width}}" for cell, s, width in zip(row, sides, widths, strict=True)).rstrip()
         for row in rows
     ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells, the head first, as the lines of a Markdown table; the first column to the left, others right."""
+    head, *others = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = [":--"] + ["--:"] * (len(head) - 1)
+    return [f"| {' | '.join(row)} |" for row in (head, rule, *others)]

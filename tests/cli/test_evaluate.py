@@ -11,6 +11,7 @@ import pytest
 
 from unetdiff.cli.evaluate import table
 from unetdiff.cli.main import main
+from unetdiff.judging.config import JudgingConfig, SweepConfig
 
 
 def test_evaluate_prints_the_figures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,15 +36,48 @@ def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("unetdiff.training.evaluation.evaluate", lambda path, **given: calls.append(given) or {})
     assert main(["evaluate", str(run)]) == 0
     assert calls[0]["data"] is None and calls[0]["split"] == "val" and calls[0]["output"] is None
-    assert calls[0]["worst"] == 20
+    assert calls[0]["worst"] == 20 and calls[0]["judging"] == JudgingConfig()  # the same defaults in both places
     words = ["--data.scenes.digits", "2", "--split", "train", "--samples", "5", "--steps", "7", "--guidance", "3"]
     words += ["--worst", "4"]
     assert main(["evaluate", str(run), *words]) == 0
     given = calls[1]
     assert given["data"].scenes.digits == 2
     assert given["data"].scenes.val_pictures == 4  # the rest is the run's own
-    assert (given["split"], given["samples_per_class"], given["steps"]) == ("train", 5, 7)
-    assert given["guidance_scale"] == 3.0 and given["worst"] == 4
+    assert given["split"] == "train" and given["worst"] == 4
+    assert given["judging"] == JudgingConfig(samples_per_class=5, steps=7, guidance_scale=3.0)
+    words = ["--features", "inception", "--features", "classifier", "--reference", "val", "--fid_samples", "40"]
+    words += ["--neighbours", "0", "--bits_per_dimension", "6", "--bits_timesteps", "0", "--seed", "3"]
+    assert main(["evaluate", str(run), *words, "--sweep", "steps=2,3 guidance=1,1.5"]) == 0
+    assert calls[2]["judging"] == JudgingConfig(
+        seed=3,
+        features=("inception", "classifier"),
+        reference="val",
+        fid_samples=40,
+        neighbours=0,
+        bits_per_dimension=6,
+        bits_timesteps=0,
+        sweep=SweepConfig(steps=(2, 3), guidance=(1.0, 1.5)),
+    )
+
+
+def test_evaluate_a_denoiser(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The judges see real pictures and samples of the run; everything is printed with its n and reference."""
+    words = ["--samples", "1", "--steps", "2", "--neighbours", "2", "--worst", "0", "--output", str(tmp_path)]
+    words += ["--bits_per_dimension", "2", "--bits_timesteps", "2", "--sweep", "steps=1,2 scheduler=ddim,dpm++"]
+    assert main(["evaluate", str(run), *words]) == 0
+    text = capsys.readouterr().out
+    figures = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    distance = figures["samples/distances"][0]
+    assert (distance["n"], distance["reference"], distance["reference_n"]) == (10, "scenes train", 16)
+    assert f"{distance['value']:.4f}" in next(line for line in text.splitlines() if line.startswith("Fréchet distance"))
+    assert "n 10, reference scenes train (16 pictures)" in text
+    assert len(figures["sweep"]["cells"]) == 4 and "s / picture" in text
+    assert figures["likelihood/pictures"] == 2 and "likelihood/bits_per_dimension" in text
+    assert "neighbours/memorised_pixels" in text and "samples/class_consistency" in text
+    last = text.splitlines()[-1].partition(": ")[2].split(", ")
+    written = ["samples.png", "neighbours.png", "sweep.json", "sweep.csv", "sweep.md"]
+    assert last[-5:] == written and all((tmp_path / name).stat().st_size > 0 for name in last)
+    assert (run / "reference" / "train-classifier.json").is_file()
 
 
 def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +113,10 @@ def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ([str(run), "--data.rot", "3"], "unknown option --data.rot; nearest: --data.root"),
         ([str(run), "--split", "test"], "'test' (choose from"),
         ([str(run), "--worst", "-1"], "--worst: -1 is too small"),
+        ([str(run), "--fid_samples", "1"], "--fid_samples: 1 is too small; use 2 or more"),
+        ([str(run), "--features", "mobilenet"], "--features: 'mobilenet' is unknown; nearest: mobilenet_v2"),
+        ([str(run), "--features", "inception=no.pth"], "--features: no file 'no.pth' for inception"),
+        ([str(run), "--sweep", "steps=10 schedular=ddim"], "--sweep: unknown setting 'schedular=ddim'"),
         ([str(tmp_path / "nowhere")], f"{tmp_path}/nowhere"),
     ):
         assert main(["evaluate", *words]) == 2
@@ -89,10 +127,18 @@ def test_table() -> None:
     figures = {"model": "run/best", "t/mean_iou": 0.81234, "n": 3, "pixels": [1, 2], "bins": {"count": [1]}}
     figures |= {"t/iou_per_class": {"cat": 0.5, "a dog": float("nan")}, "t/hits_per_class": {"cat": 12, "a dog": 7}}
     figures |= {"s/consistency_per_class": {"seven": 0.25}}
+    told = {"n": 12, "reference": "scenes train", "reference_n": 16}
+    figures["samples/distances"] = [
+        {"name": "FID", "value": 1.5, "deviation": None, "note": "", **told},
+        {"name": "KID", "value": 0.25, "deviation": 0.125, "note": "2 subsets of 6", **told},
+    ]
     assert table(figures).splitlines() == [
         "model       run/best",
         "t/mean_iou  0.8123",
         "n           3",
+        "",
+        "FID  1.5000           n 12, reference scenes train (16 pictures)",
+        "KID  0.2500 ± 0.1250  n 12, reference scenes train (16 pictures); 2 subsets of 6",
         "",
         "class     IoU  hits",
         "cat    0.5000    12",

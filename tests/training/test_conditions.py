@@ -22,6 +22,7 @@ from unetdiff.config import RunConfig, validate
 from unetdiff.data import build_dataset, collate
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
+from unetdiff.judging.config import JudgingConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.evaluation import evaluate
@@ -98,7 +99,8 @@ def listed(context: Context) -> list[torch.Tensor]:
 def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
     settings.pop("name")
     run = train(tiny("diffusion", training__steps=2, training__validate_every=2, **settings))
-    figures = evaluate(run, samples_per_class=2, steps=2)
+    judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, bits_per_dimension=1, bits_timesteps=3)
+    figures = evaluate(run, judging=judging)
     assert figures["diffusion/loss"] > 0 and figures["samples/number"] > 0
 
 

@@ -16,6 +16,7 @@ from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
 from unetdiff.config import RunConfig
 from unetdiff.data import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
+from unetdiff.judging.config import JudgingConfig
 from unetdiff.training import checkpoints, trainer
 from unetdiff.training.evaluation import evaluate
 from unetdiff.training.records import read_lines
@@ -55,7 +56,7 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
     assert SegmentationPipeline.from_pretrained(run / "best")(picture).mask.shape == (33, 40)
     images = GenerationPipeline.from_pretrained(run / "best")("seven", num_inference_steps=2, batch_size=2).images
     assert len(images) == 2 and images[0].size == (32, 32)
-    figures = evaluate(run, samples_per_class=0)
+    figures = evaluate(run, judging=JudgingConfig(samples_per_class=0))
     if summary["best"]["step"] == 6:
         assert figures["segmentation/mean_iou"] == pytest.approx(summary["final"]["segmentation/mean_iou"], abs=1e-6)
         assert figures["diffusion/loss"] == pytest.approx(summary["final"]["diffusion/loss"], rel=1e-4)
@@ -215,4 +216,4 @@ def test_classic_valid_and_unconditional_runs(tiny: Tiny, head: str) -> None:
         options |= {"model__encoder__padding": "valid", "model__encoder__channels": [4, 4]}
     run = train(tiny(head, **options))
     assert (run / "best" / "unet").is_dir()
-    evaluate(run, samples_per_class=1, steps=2)
+    evaluate(run, judging=JudgingConfig(samples_per_class=1, steps=2))

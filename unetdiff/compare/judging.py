@@ -12,7 +12,7 @@ from torch import Tensor
 from unetdiff.compare.runs import Run
 from unetdiff.compare.sets import open_set
 from unetdiff.data import PictureDataset
-from unetdiff.diffusion.judge import Judge, Recipe, train_judge
+from unetdiff.judging.classifier import Judge, Recipe, train_judge
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A trained model judged on a split: the figures of its heads, and the class consistency of its samples."""
+"""A trained model judged on a split: the figures of its heads, and of what it draws."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -15,23 +15,22 @@ from unetdiff.compare.segmenter import write_segmenter_report
 from unetdiff.config import RunConfig, from_yaml
 from unetdiff.data import DataConfig, PictureDataset, build_dataset, eval_loader
 from unetdiff.data.config import AugmentConfig
-from unetdiff.data.transforms import to_uint8
-from unetdiff.diffusion.judge import Judge, train_judge
-from unetdiff.diffusion.pictures import color_error
-from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.errors import UserError
+from unetdiff.judging.config import JudgingConfig
+from unetdiff.judging.denoiser import judge_denoiser
+from unetdiff.judging.subject import Sets, Setting
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.pipeline import saved_inference
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
+from unetdiff.training.conditions import needs_layout
 from unetdiff.training.records import jsonable
 from unetdiff.training.rundir import CONFIG
+from unetdiff.training.sampling import as_denoiser
 from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, load_task
-from unetdiff.training.tasks.base import evenly
 
 METRICS = "metrics.json"
-SAMPLE_BATCH = 100
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,10 +39,7 @@ def evaluate(
     data: DataConfig | None = None,
     split: str = "val",
     output: str | Path | None = None,
-    samples_per_class: int = 30,
-    steps: int = 50,
-    guidance_scale: float | None = None,
-    seed: int = 0,
+    judging: JudgingConfig | None = None,
     inference: InferenceConfig | None = None,
     worst: int = 20,
 ) -> dict[str, Any]:
@@ -51,19 +47,15 @@ def evaluate(
 
     With a segmentation head: the figures of `unetdiff.segmentation.evaluation` at the masks' own size, in all and of
     each class, and the table, plots and page of `unetdiff.compare.segmenter` beside them. With a diffusion head: the
-    loss by quartile of the timestep, and for a class-conditional one the class consistency of its samples by an
-    independent classifier (trained on the set's real training pictures, once, cached in the run directory) with that
-    classifier's accuracy on the real pictures of the split, and the samples' colours against theirs.
+    loss by quartile of the timestep, and what `unetdiff.judging.denoiser` says of its samples and likelihood, with
+    their pictures and tables. The classifier and the real pictures' features are kept in `path` for the next time.
 
     Args:
         path: a run directory or a model directory.
         data: another set; None: the run's own.
         split: "val" or "train".
         output: folder of what is written; None: evaluation-SPLIT/ in `path`.
-        samples_per_class: pictures drawn of each class; 0: none.
-        steps: denoising steps of the samples.
-        guidance_scale: guidance of the samples; None: the run's.
-        seed: of the samples.
+        judging: how a diffusion head is judged.
         inference: how the segmentation head sees pictures; None: as its pipeline does.
         worst: pictures on the page of a segmenter.
 
@@ -72,7 +64,7 @@ def evaluate(
         figure that there is not (nan) is null.
 
     Raises:
-        UserError: no model there, no such split, or no data set named anywhere.
+        UserError: no model there, no such split, no data set named anywhere, or judges that are not to be had.
     """
     path = Path(path)
     directory = model_directory(path)
@@ -82,7 +74,8 @@ def evaluate(
     if split not in ("val", "train"):
         raise UserError(f"split: '{split}' is not one of val, train")
     masks = bool((_heads(directory))["segmentation"])
-    pictures = _split(config.data, split, masks)
+    layout = needs_layout(config) and not masks
+    pictures = _split(config.data, split, masks, layout)
     task = load_task(config, directory, pictures)
     accelerator = machine.build_accelerator(config.training)
     task.to(accelerator.device)
@@ -109,15 +102,14 @@ def evaluate(
     if isinstance(diffusion, DiffusionTask):
         loader = eval_loader(pictures, config.training.eval_batch_size)
         figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
-    if isinstance(diffusion, DiffusionTask) and samples_per_class:
-        guidance = config.diffusion.guidance_scale if guidance_scale is None else guidance_scale
-        samples, labels = draw(diffusion, samples_per_class, steps, guidance, seed)
-        figures |= {"samples/number": len(samples), "samples/steps": steps, "samples/seed": seed}
-        figures["samples/guidance_scale"] = guidance if labels is not None else 1.0
-        real = torch.stack([pictures[i]["image"] for i in evenly(len(pictures), 500)])
-        figures |= {f"samples/{name}": value for name, value in color_error(samples, real).items()}
-        if labels is not None:
-            figures |= class_consistency(config.data, pictures, samples, labels, path / "judge")
+        asked = judging or JudgingConfig()
+        if asked.anything:
+            guidance = config.diffusion.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
+            setting = Setting(asked.steps, guidance, asked.seed)
+            other = _split(config.data, "val" if split == "train" else "train", masks, layout)
+            train, val = (pictures, other) if split == "train" else (other, pictures)
+            sets = Sets(config.data.name, train, val, split)
+            figures |= judge_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
     output.mkdir(parents=True, exist_ok=True)
     (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
     return figures
@@ -152,58 +144,9 @@ def run_config(path: Path) -> RunConfig:
     return RunConfig()
 
 
-def draw(
-    task: DiffusionTask, per_class: int, steps: int, guidance_scale: float, seed: int
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Samples, uint8 (N, 3, H, W), and the classes (N,) that they were asked for (None without classes)."""
-    pipeline = task.pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    labels = None
-    count = per_class * 10
-    if task.conditioner is not None:
-        labels = torch.arange(task.conditioner.num_classes).repeat_interleave(per_class)
-        count = len(labels)
-    generator = torch.Generator().manual_seed(seed)
-    precision = machine.autocast_dtype()
-    parts = []
-    for start in tqdm(range(0, count, SAMPLE_BATCH), desc="sampling", unit="batch", disable=None):
-        size = min(SAMPLE_BATCH, count - start)
-        result = pipeline(
-            class_labels=None if labels is None else labels[start : start + size].tolist(),
-            batch_size=size,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale if labels is not None else 1.0,
-            generator=generator,
-            output_type="pt",
-            autocast_dtype=precision,
-        )
-        parts.append(to_uint8(cast(GenerationOutput, result).pixels() * 2 - 1))
-    return torch.cat(parts), labels
-
-
-def class_consistency(
-    data: DataConfig, pictures: PictureDataset, samples: torch.Tensor, labels: torch.Tensor, cache: Path
-) -> dict[str, Any]:
-    """Share of samples that an independent classifier takes for the class they were asked for; its own accuracy too."""
-    judge = real_judge(data, cache)
-    names = pictures.labels
-    return {
-        "samples/class_consistency": judge.consistency(samples, labels),
-        "samples/class_consistency_per_class": dict(
-            zip(names, judge.consistency_per_class(samples, labels), strict=True)
-        ),
-        "samples/judge_accuracy_on_real": judge.accuracy(pictures),
-    }
-
-
-def real_judge(data: DataConfig, cache: Path | None) -> Judge:
-    """The classifier of a set's real training pictures; cached at `cache` (two files)."""
-    train = _split(data, "train", masks=False)
-    return train_judge(train, len(train.labels), cache)
-
-
-def _split(data: DataConfig, split: str, masks: bool) -> PictureDataset:
-    return build_dataset(replace(data, augment=AugmentConfig()), "train" if split == "train" else "val", masks)
+def _split(data: DataConfig, split: str, masks: bool, layout: bool = False) -> PictureDataset:
+    plain = replace(data, augment=AugmentConfig())
+    return build_dataset(plain, "train" if split == "train" else "val", masks, layout)
 
 
 def _heads(directory: Path) -> dict[str, Any]:

@@ -90,6 +90,11 @@ class DiffusionTask(Task):
     def _conditions(self, batch: Batch, device: torch.device) -> Tensor | None:
         return None if self.conditioner is None else self.conditioner.of(batch).to(device)
 
+    def told(self, batch: Batch, device: torch.device, size: tuple[int, int]) -> Context:
+        """What the network is told of a batch, nothing dropped, for pictures of `size`."""
+        conditions = self._conditions(batch, device)
+        return Context() if self.conditioner is None else self.conditioner(conditions, size)
+
     def _predict(self, noised: Noised) -> Tensor:
         told = noised.context.tokens
         return self.unet(noised.sample, noised.timesteps, told, return_dict=False)[0]  # (B, C, H, W)

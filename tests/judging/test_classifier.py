@@ -9,9 +9,9 @@ import torch
 from einops import repeat
 from sklearn.datasets import load_digits
 
-from unetdiff.diffusion import judge as judging
-from unetdiff.diffusion.judge import Judge, Recipe, train_judge
 from unetdiff.errors import UserError
+from unetdiff.judging import classifier as judging
+from unetdiff.judging.classifier import Judge, Recipe, train_judge
 
 QUICK = Recipe(steps=40, batch=32, lr=5e-3, shift=1)
 

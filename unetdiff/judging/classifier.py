@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -67,8 +68,12 @@ class Network(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(before, num_classes)
 
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees, (B, 128), of pixels (B, 3, H, W) in [-1, 1]."""
+        return reduce(self.body(pixels), "b c h w -> b c", "mean")
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.head(reduce(self.body(pixels), "b c h w -> b c", "mean"))
+        return self.head(self.features(pixels))
 
 
 class Judge:
@@ -79,20 +84,27 @@ class Judge:
         self.num_classes = num_classes
         self.fingerprint = fingerprint
 
-    @torch.no_grad()
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (B, num_classes) float32 of uint8 pictures (B, 3, H, W).
 
         Raises:
             TypeError: pictures of another type, which would all look alike.
         """
+        return self._run(self.network, images)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the last layer sees, (B, 128) float32, of uint8 pictures (B, 3, H, W); TypeError as in `logits`."""
+        return self._run(self.network.features, images)
+
+    @torch.no_grad()
+    def _run(self, part_of_network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
             raise TypeError(f"the judge takes uint8 pictures, not {images.dtype}")
         device = self.network.head.weight.device
         parts = []
         for part in images.split(256):
             pixels = to_model_range(_judged_size(part).to(device)).contiguous(memory_format=torch.channels_last)
-            parts.append(self.network(pixels).cpu())
+            parts.append(part_of_network(pixels).cpu())
         return torch.cat(parts)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
@@ -101,15 +113,11 @@ class Judge:
 
     def consistency(self, images: torch.Tensor, labels: torch.Tensor) -> float:
         """Share of pictures, uint8 (B, 3, H, W), that are taken for the class they were asked for, (B,)."""
-        return (self.predict(images) == labels.cpu()).float().mean().item()
+        return share_right(self.predict(images), labels)
 
     def consistency_per_class(self, images: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
         """`consistency` of each class; None for a class that no picture was asked for."""
-        right, labels = self.predict(images) == labels.cpu(), labels.cpu()
-        return [
-            right[labels == index].float().mean().item() if (labels == index).any() else None
-            for index in range(self.num_classes)
-        ]
+        return share_right_per_class(self.predict(images), labels, self.num_classes)
 
     def accuracy(self, dataset: LabelledPictures) -> float:
         """Share of a set's real pictures that it names rightly; to be told beside every consistency."""
@@ -139,6 +147,20 @@ class Judge:
         except (ValueError, KeyError, RuntimeError, OSError, SafetensorError):
             return None  # a damaged cache is no cache
         return cls(network, facts["num_classes"], fingerprint)
+
+
+def share_right(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of pictures that are taken for the class they were asked for, of classes (B,) and (B,)."""
+    return (predicted == labels.cpu()).float().mean().item()
+
+
+def share_right_per_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float | None]:
+    """`share_right` of each class; None for a class that no picture was asked for."""
+    labels = labels.cpu()
+    return [
+        share_right(predicted[labels == index], labels[labels == index]) if (labels == index).any() else None
+        for index in range(num_classes)
+    ]
 
 
 def train_judge(

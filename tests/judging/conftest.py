@@ -1,0 +1,49 @@
+"""Small sets of pictures for the judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unetdiff.data.base import PictureDataset, no_palette
+
+
+class Held(PictureDataset):
+    """Pictures held in memory, uint8 (N, 3, H, W); a picture's class is its place modulo the number of classes."""
+
+    def __init__(self, images: Tensor, labels: list[str] | None = None, title: str = "held") -> None:
+        self.images, self.labels, self.title = images, labels or [], title
+        self.classes, self.palette = [], no_palette()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def names(self, index: int) -> str:
+        return f"{self.title}/{index}"
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        index = self.position(key)
+        item: dict[str, Any] = {"image": self.images[index], "name": self.names(index)}
+        return item | ({"label": index % len(self.labels)} if self.labels else {})
+
+
+def noise(count: int, seed: int, side: int = 8) -> Tensor:
+    """Random pictures, uint8 (N, 3, side, side)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), generator=generator).to(torch.uint8)
+
+
+@pytest.fixture
+def held() -> Callable[..., Held]:
+    """held(images, labels=None, title="held"): a set of these pictures."""
+    return Held
+
+
+@pytest.fixture
+def noisy() -> Callable[..., Tensor]:
+    """noisy(count, seed, side=8): random pictures."""
+    return noise

@@ -1,0 +1,72 @@
+"""What is judged, as functions: nothing here knows of networks or of how they are told a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unetdiff.data import PictureDataset
+from unetdiff.diffusion.objectives import Scheduler
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, C, H, W), timesteps (B,)) -> the network's output (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How samples are drawn."""
+
+    steps: int = 50
+    """Denoising steps."""
+    guidance_scale: float = 1.0
+    """1: none."""
+    seed: int = 0
+    """Seed of the noise."""
+    scheduler: str | None = None
+    """The sampler by name; None: the model's own."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Some samples."""
+
+    pictures: Tensor
+    """uint8 (B, 3, H, W)."""
+    labels: Tensor | None
+    """The classes (B,) that they were asked for; None: none."""
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A trained denoiser."""
+
+    draw: Callable[[int, Setting], Iterable[Drawn]]
+    """Draws so many pictures, part by part, their classes in turn; the first are the same however many are drawn."""
+    denoise: Callable[[dict[str, Any]], Denoise]
+    """The network, told what it is trained to be told of a batch of real pictures."""
+    scheduler: Scheduler
+    """Its forward process."""
+    classes: list[str]
+    """Names of the classes that it draws; [] for one that is told none."""
+    guided: bool
+    """Whether it is told anything that guidance can move away from."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Real pictures, never augmented."""
+
+    name: str
+    """The set's name."""
+    train: PictureDataset
+    """What the denoiser has seen."""
+    val: PictureDataset
+    """What it has not."""
+    split: str
+    """The split that is judged on, train or val."""
+
+    def __getitem__(self, split: str) -> PictureDataset:
+        return self.train if split == "train" else self.val

@@ -1,0 +1,95 @@
+"""A diffusion task as `unetdiff.judging` knows a denoiser: how it is asked for samples, and told of real pictures.
+
+Only `asked` and `told` know what conditions there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unetdiff.conditioning import ClassConditioner
+from unetdiff.data import collate, to_uint8
+from unetdiff.data.hashing import hash_words
+from unetdiff.diffusion.pipeline import GenerationOutput
+from unetdiff.diffusion.schedulers import swap
+from unetdiff.judging.subject import Denoise, Denoiser, Drawn, Setting
+from unetdiff.segmentation.inference import inference
+from unetdiff.training import machine
+from unetdiff.training.tasks import DiffusionTask
+
+SAMPLE_BATCH = 100
+
+
+def classes_of(task: DiffusionTask) -> list[str]:
+    """The classes that a task draws, one a picture; [] where it is told something else, or nothing."""
+    told = task.conditioner
+    return list(told.labels) if isinstance(told, ClassConditioner) and told.at_once == 1 else []
+
+
+def as_denoiser(task: DiffusionTask) -> Denoiser:
+    """What is judged of a task."""
+    return Denoiser(
+        lambda count, setting: draw_parts(task, count, setting),
+        lambda batch: told(task, batch),
+        task.scheduler,
+        classes_of(task),
+        task.conditioner is not None,
+    )
+
+
+def asked(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], Tensor | None]:
+    """What the pipeline is asked for by these of the samples: the classes in turn, and those (B,); or what the pictures
+    of the validation split show, in turn, and None."""
+    if task.conditioner is None:
+        return {}, None
+    if classes := classes_of(task):
+        labels = torch.arange(numbers.start, numbers.stop) % len(classes)
+        return {"class_labels": labels.tolist()}, labels
+    val = task.facts.val
+    return {"conditions": task.conditioner.of(collate([val[number % len(val)] for number in numbers]))}, None
+
+
+def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
+    """The network in float32, told the conditions of a batch of real pictures."""
+    device = task.unet.device
+
+    def denoise(xt: Tensor, timesteps: Tensor) -> Tensor:
+        with inference(task, device.type, None):
+            context = task.told(batch, device, (xt.shape[-2], xt.shape[-1]))
+            return task.unet(context.beside(xt), timesteps, context.tokens, return_dict=False)[0]
+
+    return denoise
+
+
+def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Drawn]:
+    """Samples part by part; each has a noise of its own, so it is the same however many are drawn."""
+    pipeline = task.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    if setting.scheduler is not None:
+        pipeline.scheduler = swap(pipeline.scheduler, setting.scheduler)
+    precision = machine.autocast_dtype()
+    for start in tqdm(range(0, count, SAMPLE_BATCH), desc="sampling", unit="batch", leave=False, disable=None):
+        numbers = range(start, min(start + SAMPLE_BATCH, count))
+        conditions, labels = asked(task, numbers)
+        result = pipeline(
+            **conditions,
+            batch_size=len(numbers),
+            num_inference_steps=setting.steps,
+            guidance_scale=setting.guidance_scale if conditions else 1.0,
+            generator=[torch.Generator().manual_seed(hash_words(setting.seed, number) >> 1) for number in numbers],
+            output_type="pt",
+            autocast_dtype=precision,
+        )
+        yield Drawn(to_uint8(cast(GenerationOutput, result).pixels() * 2 - 1), labels)
+
+
+def draw(task: DiffusionTask, count: int, setting: Setting) -> tuple[Tensor, Tensor | None]:
+    """Samples, uint8 (N, 3, H, W), and the classes (N,) that they were asked for (None without classes)."""
+    parts = list(draw_parts(task, count, setting))
+    labels = [part.labels for part in parts if part.labels is not None]
+    return torch.cat([part.pictures for part in parts]), torch.cat(labels) if labels else None
