@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from unetdiff.data.prompt import COLORS, DIGITS
+
 
 @pytest.fixture(scope="session")
 def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -14,7 +16,8 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("text_encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "blue", "one", "two", "three"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "and"]
+    words += [*COLORS, *DIGITS]
     (folder / "vocab.txt").write_text("\n".join(words))
     torch.manual_seed(0)
     config = BertConfig(

@@ -395,9 +395,13 @@ def test_shipped_configs(path: Path) -> None:
 
 def test_all_configs_are_shipped() -> None:
     assert [f"{path.parent.name}/{path.stem}" for path in CONFIGS] == [
+        "diffusion/captioned_folder",
         "diffusion/cifar10",
         "diffusion/fashion_mnist",
+        "diffusion/image_folder",
         "diffusion/scenes",
+        "diffusion/scenes_text",
+        "diffusion/voc_layout",
         "joint/scenes",
         "segmentation/camvid_mobilenet_v2",
         "segmentation/scenes",

@@ -176,6 +176,11 @@ def test_an_oracle_network_is_led_to_its_picture_by_any_scheduler(solver) -> Non
     assert trajectory.noisy[0].std() > 0.3 > (trajectory.noisy[-1] - out.images).std()
 
 
+def test_more_moments_than_steps_are_all_steps(pipeline: GenerationPipeline) -> None:
+    trajectory = pipeline("one", num_inference_steps=3, return_trajectory=25).trajectory
+    assert trajectory.timesteps == [999, 666, 332, 0]
+
+
 def test_sampling_is_in_eval_mode_and_puts_back_every_mode(pipeline: GenerationPipeline) -> None:
     reference = draw(pipeline)
     pipeline.unet.train()

@@ -72,8 +72,8 @@ def test_the_network_is_told_the_class_of_each_picture(tiny: Tiny) -> None:
     assert task.training  # as it was
     task.eval()
     with torch.no_grad():
-        right = task.unet(xt, t, task.conditioner(batch["label"])).sample  # type: ignore[misc]
-        wrong = task.unet(xt, t, task.conditioner((batch["label"] + 1) % 10)).sample  # type: ignore[misc]
+        right = task.unet(xt, t, task.conditioner(batch["label"][:, None]).tokens).sample  # type: ignore[misc]
+        wrong = task.unet(xt, t, task.conditioner((batch["label"][:, None] + 1) % 10).tokens).sample  # type: ignore[misc]
     assert torch.allclose(output, right, atol=1e-5) and not torch.allclose(output, wrong, atol=1e-3)
     subject = as_denoiser(task)
     assert subject.classes == task.facts.val.labels and subject.guided

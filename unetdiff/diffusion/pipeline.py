@@ -318,8 +318,9 @@ def _to_unit(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _evenly(total: int, count: int) -> set[int]:
-    """`count` evenly spaced indices below `total`, starting with 0."""
-    return {round(i * total / count) for i in range(min(count, total))} if count > 0 else set()
+    """At most `count` evenly spaced indices below `total`, starting with 0."""
+    count = min(count, total)
+    return {round(i * total / count) for i in range(count)} if count > 0 else set()
 
 
 def _trajectory(history: list[tuple[int, torch.Tensor, torch.Tensor]]) -> Trajectory:
