@@ -79,7 +79,9 @@ def test_the_fingerprint_follows_name_and_weights() -> None:
         def forward(self, pictures: Tensor) -> Tensor:
             return pictures.flatten(1).float() * self.by
 
-    one, same, renamed, other = (FeatureNetwork(n, Scale(by)) for n, by in (("a", 1), ("a", 1), ("b", 1), ("a", 2)))
+    one, same, renamed, other = (
+        FeatureNetwork(n, Scale(by)) for n, by in (("a", 1.0), ("a", 1.0), ("b", 1.0), ("a", 2.0))
+    )
     assert one.fingerprint == same.fingerprint
     assert len({one.fingerprint, renamed.fingerprint, other.fingerprint}) == 3
 
@@ -105,25 +107,33 @@ class Trap:
         return (Path.touch, (Path("trapped"),))
 
 
-def test_inception_is_torchmetrics_fid(tmp_path: Path, noisy: Noisy, monkeypatch: pytest.MonkeyPatch) -> None:
-    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+def test_inception_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_fidelity")
     monkeypatch.chdir(tmp_path)
     torch.save({"weights": Trap()}, "trap.pth")
     with pytest.raises(UserError, match="'trap.pth' cannot be read as tensors alone"):
         load_features("inception", "trap.pth")
     assert not Path("trapped").exists()
+    torch.load("trap.pth", weights_only=False)
+    assert Path("trapped").exists()  # the trap is one
+
+
+def test_inception_is_torchmetrics_fid(tmp_path: Path, noisy: Noisy, monkeypatch: pytest.MonkeyPatch) -> None:
+    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.chdir(tmp_path)
     torch.save({"weights": torch.zeros(2)}, "other.pth")
-    with pytest.raises(UserError, match="'other.pth' does not hold torch-fidelity's Inception-v3"):
-        load_features("inception", "other.pth")
 
     class Unweighted(fidelity.FeatureExtractorInceptionV3):
         def load_state_dict(self, *_, **__):
             return None
 
     torch.manual_seed(0)
-    state = Unweighted("random", ["2048"], str(tmp_path / "other.pth")).state_dict()
+    state = Unweighted("random", ["2048"], "other.pth").state_dict()
     torch.save(state, "random.pth")
     save_file(state, "random.safetensors")
+    monkeypatch.setattr(nn.Conv2d, "reset_parameters", lambda _: None)  # slow, and what it makes is loaded over
+    with pytest.raises(UserError, match="'other.pth' does not hold torch-fidelity's Inception-v3"):
+        load_features("inception", "other.pth")
     network = load_features("inception", "random.pth")
     assert (network.frechet, network.kernel) == ("FID", "KID")
     assert load_features("inception", "random.safetensors").fingerprint == network.fingerprint
