@@ -57,3 +57,20 @@ def test_chosen_pictures_have_different_labels(make_run):
     assert len({dataset[index]["label"] for index in chosen}) == 6
     assert chosen == choose(dataset, 6, seed=0) != choose(dataset, 6, seed=1)
     assert sorted(choose(dataset, 1000, seed=0)) == list(range(len(dataset)))
+
+
+class Several:
+    """A set whose pictures have no one class, as VOC with masks."""
+
+    labels = ["background", "cat"]
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> dict:
+        return {"labels": (1,)}
+
+
+def test_pictures_without_a_class_of_their_own_are_chosen_by_the_seed_alone():
+    chosen = choose(Several(), 3, seed=0)  # type: ignore[arg-type]
+    assert len(set(chosen)) == 3 and chosen == choose(Several(), 5, seed=0)[:3]  # type: ignore[arg-type]
