@@ -87,6 +87,11 @@ def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["data", "check", str(tmp_path / "set.yaml"), "--no-masks"]) == 1
     assert "1.png" not in capsys.readouterr().out
+    for condition, seen in (("none", False), ("layout", True)):  # a denoiser's masks matter where it is told of them
+        text = f"task: diffusion\ndata: {{name: voc_folder, root: {root}, size: [8, 8]}}\n"
+        (tmp_path / "set.yaml").write_text(text + f"diffusion: {{condition: {condition}}}\n")
+        assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
+        assert ("1.png" in capsys.readouterr().out) == seen
 
 
 def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,9 @@ def main(argv: Sequence[str]) -> int:
     overrides, words = split_overrides(argv, known=[])
     parser = Parser("unetdiff data check", "Look for faults in a data set: each with file, value and remedy.", USAGE)
     parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
-    parser.add_argument("--no-masks", action="store_true", help="leave masks out (a denoiser needs none)")
+    parser.add_argument(
+        "--no-masks", action="store_true", help="leave masks out (a denoiser needs them for layouts only)"
+    )
     parser.add_argument("--quick", action="store_true", help="decode pictures only where the file looks odd")
     given = parser.parse_strictly(words)
     if given.config is None and not overrides:
@@ -23,9 +25,10 @@ def main(argv: Sequence[str]) -> int:
 
     from unetdiff.config import parse
     from unetdiff.data.check import check
+    from unetdiff.training.conditions import needs_layout
 
     config = parse(given.config, overrides)
-    masks = config.task != "diffusion" and not given.no_masks
+    masks = (config.task != "diffusion" or needs_layout(config)) and not given.no_masks
     problems = check(config.data, masks=masks, full=not given.quick)
     for problem in problems:
         print(problem)
