@@ -17,7 +17,7 @@ from unetdiff.data.base import PictureDataset
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.errors import UserError
-from unetdiff.judging import classifier, denoiser
+from unetdiff.judging import classifier, judges
 from unetdiff.judging.classifier import Judge, Network
 from unetdiff.judging.config import JudgingConfig, SweepConfig
 from unetdiff.judging.denoiser import judge_denoiser
@@ -80,7 +80,7 @@ def sets(held: Callable[..., PictureDataset]) -> Sets:
 
 @pytest.fixture(autouse=True)
 def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoiser, "train_judge", lambda *_, **__: Brightness())
+    monkeypatch.setattr(judges, "train_judge", lambda *_, **__: Brightness())
 
 
 def test_samples_are_judged_and_shown(sets: Sets, tmp_path: Path) -> None:

@@ -3,5 +3,5 @@
 `features` turns pictures into numbers, `distances` compares them, `reference` keeps those of the real set,
 `classifier` says which class a sample shows, `neighbours` looks for copies of training pictures, `likelihood` gives
 bits per dimension, `sweep` tries settings of the sampler. `denoiser` does all of it for `unetdiff evaluate`, knowing a
-denoiser only as a few functions (`subject`). Import from the modules.
+denoiser only as a few functions (`subject`); `judges` are those who look at its samples. Import from the modules.
 """

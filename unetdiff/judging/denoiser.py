@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from tqdm import tqdm
 from unetdiff.data import PictureDataset, collate
 from unetdiff.diffusion.pictures import color_error, grid
 from unetdiff.errors import UserError
-from unetdiff.judging.classifier import Judge, share_right, share_right_per_class, train_judge
-from unetdiff.judging.config import CLASSIFIER, JudgingConfig, SweepConfig, parse_features
+from unetdiff.judging.classifier import share_right, share_right_per_class
+from unetdiff.judging.config import JudgingConfig, SweepConfig
 from unetdiff.judging.distances import Figure, compare
-from unetdiff.judging.features import FeatureNetwork, load_features
+from unetdiff.judging.features import FeatureNetwork
+from unetdiff.judging.judges import Judges, References, Seen, find_judges, look
 from unetdiff.judging.likelihood import Bound, strata, summary, variational_bound
 from unetdiff.judging.neighbours import QUANTILE, find_copies, neighbours_picture, pixels_as_points
-from unetdiff.judging.reference import Reference, batches, reference
-from unetdiff.judging.subject import Denoiser, Drawn, Sets, Setting
+from unetdiff.judging.reference import Reference, batches
+from unetdiff.judging.subject import Denoiser, Sets, Setting
 from unetdiff.judging.sweep import sweep
 
 KEPT = 500  # samples and real pictures that colours and neighbours are taken from
@@ -31,46 +32,6 @@ SHOWN = 8  # samples on the picture of neighbours
 LIKELIHOOD_BATCH = 16
 CLASSES_WITHOUT = 10  # a denoiser without classes draws as many as one of ten classes
 SWEEP_SAMPLES = 300  # of each setting, where nothing else says how many
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who looks at the samples."""
-
-    networks: list[FeatureNetwork]
-    classifier: Judge | None
-
-
-@dataclass(frozen=True)
-class References:
-    """The real pictures' features, each set read once for each network whoever asks."""
-
-    sets: Sets
-    cache: Path
-    known: dict[tuple[str, str], Reference] = field(default_factory=dict)
-
-    def of(self, network: FeatureNetwork, split: str) -> Reference:
-        """The features of a split."""
-        key = (network.name, split)
-        if key not in self.known:
-            place = self.cache / f"{split}-{network.name}"
-            self.known[key] = reference(self.sets[split], f"{self.sets.name} {split}", network, place)
-        return self.known[key]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What is left of samples that were drawn part by part."""
-
-    pictures: Tensor
-    """The first few, uint8 (K, 3, H, W)."""
-    labels: Tensor | None
-    """The classes that all of them were asked for, (N,)."""
-    predicted: Tensor | None
-    """The classes that they were taken for, (N,)."""
-    features: list[Tensor]
-    """(N, D) of each network."""
-    n: int
 
 
 def judge_denoiser(
@@ -109,7 +70,7 @@ def judge_denoiser(
         judges = find_judges(denoiser, sets, config, cache, device)
         references = References(sets, cache / "reference")
         if total := max(usual, for_distances):
-            seen = look(denoiser.draw(total, setting), judges)
+            seen = look(denoiser.draw(total, setting), judges, KEPT)
             figures |= _samples(seen, denoiser, sets, judges, setting)
             figures["samples/distances"] = [
                 asdict(figure)
@@ -136,56 +97,6 @@ def check_sweep(denoiser: Denoiser, config: JudgingConfig) -> None:
         raise UserError(f"sweep: guidance={asked.guidance[0]:g}, but the model is told no condition; leave it out")
 
 
-def find_judges(
-    denoiser: Denoiser, sets: Sets, config: JudgingConfig, cache: Path, device: torch.device | str
-) -> Judges:
-    """The feature networks that are asked for, and the classifier where it is one of them or there are classes.
-
-    Raises:
-        UserError: as in `judge_denoiser`.
-    """
-    labels = list(sets.train.labels)
-    if denoiser.classes and denoiser.classes != labels:
-        raise UserError(
-            f"data.name: the model draws the classes {denoiser.classes[:5]}, but {sets.name} has {labels[:5]}; "
-            "judge it on its own set, or draw nothing (samples 0)"
-        )
-    asked = config.features
-    if asked is None:
-        asked = (CLASSIFIER,) if labels else ()
-    words = [parse_features(word) for word in asked]
-    classifier = None
-    if labels and (denoiser.classes or CLASSIFIER in dict(words)):
-        classifier = train_judge(sets.train, len(labels), cache / "judge", device=device)
-    return Judges([load_features(name, weights, classifier, device) for name, weights in words], classifier)
-
-
-def look(drawn: Iterable[Drawn], judges: Judges, kept: int = KEPT) -> Seen:
-    """Let the judges see samples as they are drawn; of the pictures only the first `kept` stay."""
-    pictures: list[Tensor] = []
-    labels: list[Tensor] = []
-    predicted: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in judges.networks]
-    n = 0
-    for part in drawn:
-        if n < kept:
-            pictures.append(part.pictures[: kept - n])
-        n += len(part.pictures)
-        for network, found in zip(judges.networks, features, strict=True):
-            found.append(network(part.pictures))
-        if part.labels is not None:
-            labels.append(part.labels)
-            if judges.classifier is not None:
-                predicted.append(judges.classifier.predict(part.pictures))
-    return Seen(
-        torch.cat(pictures),
-        torch.cat(labels) if labels else None,
-        torch.cat(predicted) if predicted else None,
-        [torch.cat(found) for found in features],
-        n,
-    )
-
-
 def likelihood(
     denoiser: Denoiser, sets: Sets, count: int, timesteps: int, seed: int, device: torch.device | str
 ) -> dict[str, Any]:
@@ -193,9 +104,8 @@ def likelihood(
     generator = torch.Generator(device).manual_seed(seed)
     pictures = sets[sets.split]
     bounds: list[Bound] = []
-    for numbers in tqdm(
-        torch.tensor(_evenly(len(pictures), count)).split(LIKELIHOOD_BATCH), "likelihood", disable=None
-    ):
+    chosen = torch.tensor(_evenly(len(pictures), count)).split(LIKELIHOOD_BATCH)
+    for numbers in tqdm(chosen, desc="likelihood", unit="batch", disable=None):
         batch = collate([pictures[int(number)] for number in numbers])
         denoise = denoiser.denoise(batch)
         bounds.append(variational_bound(denoise, denoiser.scheduler, batch["image"], generator, timesteps))
