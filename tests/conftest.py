@@ -1,4 +1,4 @@
-"""A text encoder of a few thousand weights, with a tokenizer of its own, as folders that transformers loads."""
+"""A text encoder of a few thousand weights, with a tokenizer of its own, as a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from unetdiff.data.prompt import COLORS, DIGITS
 
 @pytest.fixture(scope="session")
 def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny BERT and its word tokenizer."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    """A tiny BERT and a tokenizer that knows the words of the scenes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("text_encoder")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "and"]
-    words += [*COLORS, *DIGITS]
-    (folder / "vocab.txt").write_text("\n".join(words))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "and", *COLORS, *DIGITS]
+    rules = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    rules.pre_tokenizer = pre_tokenizers.Whitespace()
+    rules.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=12, **names).save_pretrained(folder)
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=12,
-    )  # fmt: skip
-    BertModel(config).save_pretrained(folder)
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt"), model_max_length=12).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=12, **sizes)).save_pretrained(folder)
     return folder

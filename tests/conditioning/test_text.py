@@ -34,6 +34,7 @@ def test_features_are_the_encoders_and_padding_is_zero(encoder: TextEncoder, tex
     model, tokenizer = AutoModel.from_pretrained(text_encoder).eval(), AutoTokenizer.from_pretrained(text_encoder)
     features = encoder(CAPTIONS)
     assert features.shape == (3, 6, 8)
+    assert not torch.equal(features[0, 1], features[1, 1])  # the tokenizer knows the words
     for caption, row in zip(CAPTIONS, features, strict=True):
         tokens = tokenizer([caption], return_tensors="pt")
         length = tokens["input_ids"].shape[1]

@@ -73,6 +73,7 @@ COSINE, ZERO = NoiseConfig(), NoiseConfig(zero_terminal_snr=True)
 SAMPLERS = [("ddim", 250, p, COSINE) for p in PREDICTIONS] + [("ddpm", 300, p, COSINE) for p in PREDICTIONS]
 SAMPLERS += [(name, 50, "v_prediction", COSINE) for name in ("dpm++", "unipc", "heun")]
 SAMPLERS += [("ddim", 250, "v_prediction", ZERO), ("ddpm", 300, "v_prediction", ZERO)]
+SAMPLERS += [("ddim", 150, "v_prediction", COSINE)]  # does not divide the 1,000 timesteps
 SAMPLERS += [(name, 50, "sample", ZERO) for name in ("dpm++", "unipc", "heun")]
 
 

@@ -67,8 +67,9 @@ class GenerationPipeline(DiffusionPipeline):
 
     Args:
         unet: the denoiser, `unet(sample, timestep, encoder_hidden_states=...).sample`.
-        scheduler: any of diffusers' that knows the model's prediction type; swap it by
-            `pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)`.
+        scheduler: any of diffusers' that knows the model's prediction type; change it by
+            `pipeline.scheduler = swap(pipeline.scheduler, "dpm++")` (`unetdiff.diffusion.schedulers`), or for one that
+            is not among its names by `EulerDiscreteScheduler.from_config(pipeline.scheduler.config)`.
         conditioner: what tells it of classes, a text, a layout or a picture; None for a model without a condition.
         text_encoder: for a `TextConditioner`, a transformers text encoder.
         tokenizer: its tokenizer.
