@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -102,6 +103,42 @@ def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
     judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, bits_per_dimension=1, bits_timesteps=3)
     figures = evaluate(run, judging=judging)
     assert figures["diffusion/loss"] > 0 and figures["samples/number"] > 0
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Six pictures with masks of three classes, in VOC's layout."""
+    root = tmp_path / "voc"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("background\ncat\ndog\n")
+    for number in range(6):
+        pixels = np.random.default_rng(number).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
+        mask = np.zeros((24, 32), np.uint8)
+        mask[4:12, 4:20], mask[12:20, 4:20] = 1 + number % 2, 2
+        Image.fromarray(mask).save(root / "SegmentationClass" / f"{number}.png")
+    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n3\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("4\n5\n")
+    return root
+
+
+def test_masks_of_a_folder_as_layouts_and_as_several_classes(tiny: Callable[..., RunConfig], voc: Path) -> None:
+    shared = {"data__name": "voc_folder", "data__root": str(voc), "data__size": [16, 16]}
+    short = {**shared, "training__steps": 2, "training__validate_every": 2}
+    segmenter = train(tiny("segmentation", "segmenter", **short))
+    judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, segmenter=segmenter)
+    figures = evaluate(train(tiny("diffusion", "layout", diffusion__condition="layout", **short)), judging=judging)
+    assert figures["layouts/number"] == 2
+    assert 0 <= figures["layouts/mean_iou_of_samples"] <= 1
+    assert 0 < figures["layouts/pixel_accuracy_of_real"] <= 1
+
+    run = train(tiny("diffusion", "several", diffusion__classes_at_once=2, **short))
+    pipeline = GenerationPipeline.from_pretrained(run / "best")
+    assert pipeline.conditioner.labels == ["background", "cat", "dog"]
+    assert pipeline.conditioner.encode("cat+dog").tolist() == [[1, 2]]
+    with pytest.raises(UserError, match="segmenter: the model is told no layouts"):
+        evaluate(run, judging=judging)
 
 
 @pytest.mark.parametrize("settings", ["text"], indirect=True)

@@ -101,6 +101,7 @@ def build_parser() -> Parser:
     add("--neighbours", type=int, default=3, help="nearest training pictures of the samples; 0: none")
     add("--bits_per_dimension", type=int, default=0, metavar="K", help="pictures for the likelihood; 0: none")
     add("--bits_timesteps", type=int, default=50, help="timesteps looked at for each of these; 0: every one")
+    add("--segmenter", type=Path, metavar="RUN", help="for layouts: a segmenter of real pictures that looks for them")
     add("--sweep", metavar='"steps=10,25 scheduler=ddim,dpm++ guidance=1,2"', help="settings to try, each with each")
     add_inference(parser)
     return parser
@@ -128,6 +129,7 @@ def judging_options(given: argparse.Namespace) -> JudgingConfig:
         bits_per_dimension=given.bits_per_dimension,
         bits_timesteps=given.bits_timesteps,
         sweep=sweep,
+        segmenter=given.segmenter,
     )
 
 

@@ -55,11 +55,16 @@ class JudgingConfig:
     """Timesteps that each of these is judged at; 0: every one."""
     sweep: SweepConfig | None = None
     """Settings of the sampler to try."""
+    segmenter: Path | None = None
+    """For a denoiser that is told layouts: a run or model directory of a segmenter of the same set's real pictures,
+    which looks for the layouts in the samples (`unetdiff.judging.agreement`)."""
 
     @property
     def anything(self) -> bool:
         """Whether anything at all is asked for."""
-        return bool(self.samples_per_class or self.fid_samples or self.bits_per_dimension or self.sweep)
+        return bool(
+            self.samples_per_class or self.fid_samples or self.bits_per_dimension or self.sweep or self.segmenter
+        )
 
 
 def parse_features(word: str) -> tuple[str, str | None]:

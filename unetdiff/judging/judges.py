@@ -65,7 +65,8 @@ def find_judges(
     Raises:
         UserError: as in `judge_denoiser`.
     """
-    labels = list(sets.train.labels)
+    one_class = "label" in sets.train[0]  # a mask's classes are several, and no classifier learns from them
+    labels = list(sets.train.labels) if one_class else []
     if denoiser.classes and denoiser.classes != labels:
         raise UserError(
             f"data.name: the model draws the classes {denoiser.classes[:5]}, but {sets.name} has {labels[:5]}; "

@@ -12,25 +12,28 @@ import torch
 from tqdm import tqdm
 
 from unetdiff.compare.segmenter import write_segmenter_report
+from unetdiff.conditioning import LayoutConditioner
 from unetdiff.config import RunConfig, from_yaml
 from unetdiff.data import DataConfig, PictureDataset, build_dataset, eval_loader
 from unetdiff.data.config import AugmentConfig
 from unetdiff.errors import UserError
+from unetdiff.judging.agreement import layout_agreement
 from unetdiff.judging.config import JudgingConfig
 from unetdiff.judging.denoiser import judge_denoiser
 from unetdiff.judging.subject import Sets, Setting
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
-from unetdiff.segmentation.pipeline import saved_inference
+from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.records import jsonable
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.sampling import as_denoiser
+from unetdiff.training.sampling import as_denoiser, draw_parts
 from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, load_task
 
 METRICS = "metrics.json"
+LAYOUTS = 500  # at most so many are drawn for a segmenter
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -110,6 +113,8 @@ def evaluate(
             train, val = (pictures, other) if split == "train" else (other, pictures)
             sets = Sets(config.data.name, train, val, split)
             figures |= judge_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
+            if asked.segmenter is not None:
+                figures |= judge_layouts(diffusion, pictures, asked.segmenter, setting)
     output.mkdir(parents=True, exist_ok=True)
     (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
     return figures
@@ -134,6 +139,28 @@ def judge_segmenter(
         batch_size,
         partial(tqdm, desc="evaluating", unit="batch", disable=None),
     )
+
+
+def judge_layouts(task: DiffusionTask, pictures: PictureDataset, segmenter: Path, setting: Setting) -> dict[str, Any]:
+    """What a segmenter of real pictures finds in one sample for each layout of a split, and in the real pictures.
+
+    Raises:
+        UserError: a denoiser that is told no layouts, or a segmenter of other classes.
+    """
+    if not isinstance(task.conditioner, LayoutConditioner):
+        raise UserError("segmenter: the model is told no layouts that a segmenter could look for; leave it out")
+    judge = SegmentationPipeline.from_pretrained(model_directory(segmenter)).to(task.unet.device)
+    count = min(len(pictures), LAYOUTS)
+    parts = draw_parts(task, count, setting)
+    samples = (picture for part in parts for picture in part.pictures)
+    masks = [pictures[i]["mask"] for i in range(count)]
+    real = (pictures[i]["image"] for i in range(count))
+    classes = task.conditioner.num_classes
+    seen = {"samples": layout_agreement(judge, samples, masks, classes)}
+    seen["real"] = layout_agreement(judge, real, masks, classes)
+    told = ("mean_iou", "pixel_accuracy", "mean_accuracy")
+    figures = {f"layouts/{name}_of_{what}": seen[what][name] for what in seen for name in told}
+    return {"layouts/number": count, "layouts/segmenter": str(segmenter), **figures}
 
 
 def run_config(path: Path) -> RunConfig:
