@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from unetdiff.judging.classifier import train_judge
 
 from unetdiff import GenerationPipeline
 from unetdiff.data import Prompt, ScenePairs, prompts, to_uint8
 from unetdiff.diffusion.pictures import grid
+from unetdiff.judging.classifier import train_judge
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.evaluation import run_config
