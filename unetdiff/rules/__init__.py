@@ -1,0 +1,66 @@
+"""What a config may not say: each impossible combination is refused with key, value and what is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unetdiff.rules.diffusion import validate_diffusion, validate_joint
+from unetdiff.rules.loop import validate_length, validate_training
+from unetdiff.rules.network import validate_heads, validate_network
+from unetdiff.rules.pictures import (
+    DOWNLOADABLE,
+    WITH_CAPTIONS,
+    WITH_CLASSES,
+    WITH_LABELS,
+    WITH_MASKS,
+    require_captions,
+    validate_data,
+)
+from unetdiff.rules.refusals import refuse
+from unetdiff.rules.segmentation import LOSSES, validate_inference, validate_segmentation
+
+if TYPE_CHECKING:
+    from unetdiff.config import RunConfig
+
+__all__ = [
+    "LOSSES",
+    "WITH_CAPTIONS",
+    "WITH_CLASSES",
+    "WITH_LABELS",
+    "WITH_MASKS",
+    "check_files",
+    "require_captions",
+    "validate",
+    "validate_inference",
+]
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse a config that cannot be trained (UserError); looks at nothing but the config."""
+    validate_network(config)
+    validate_heads(config)
+    validate_data(config)
+    if config.task != "diffusion":
+        validate_segmentation(config)
+    if config.task != "segmentation":
+        validate_diffusion(config)
+    if config.task == "joint":
+        validate_joint(config)
+    validate_length(config)
+    validate_training(config)
+
+
+def check_files(config: RunConfig) -> None:
+    """Refuse files that are named and not there, and half precision that the machine has not."""
+    weights, root = config.model.encoder.weights, config.data.root
+    if weights is not None and weights != "imagenet" and not Path(weights).is_file():
+        raise refuse("model.encoder.weights", weights, "does not exist", 'give a safetensors file, "imagenet", or null')
+    if root is not None and config.data.name != "scenes" and not config.data.download and not Path(root).exists():
+        hint = ", or set data.download to true" if config.data.name in DOWNLOADABLE else ""
+        raise refuse("data.root", root, "does not exist", f"give the place of the set{hint}")
+    if config.training.mixed_precision == "fp16":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise refuse("training.mixed_precision", "fp16", "needs a GPU", "use auto, bf16 or no")

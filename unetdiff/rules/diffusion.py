@@ -1,0 +1,124 @@
+"""What the `diffusion:` and `joint:` sections may not say."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from unetdiff.rules.pictures import WITH_LABELS, WITH_MASKS, picture_size, require_captions
+from unetdiff.rules.refusals import at_least, refuse, share
+
+if TYPE_CHECKING:
+    from unetdiff.config import RunConfig
+
+
+def _validate_condition(config: RunConfig) -> None:
+    """What the denoiser is told must be in the data set, and must reach the network."""
+    given, dim = config.diffusion, config.model.conditioning.cross_attention_dim
+    several = given.condition == "class" and given.classes_at_once > 1
+    needs = {
+        "class": ("picture classes", WITH_LABELS),
+        "layout": ("masks", WITH_MASKS),
+    }
+    if several:
+        needs["class"] = ("masks that show the classes", WITH_MASKS)
+    if given.condition in needs:
+        what, sets = needs[given.condition]
+        if config.data.name not in sets:
+            raise refuse(
+                "diffusion.condition",
+                given.condition,
+                f"needs {what}, which {config.data.name} has not",
+                f"use none, or data.name {', '.join(sets)}",
+            )
+    if config.task == "joint" and (several or given.condition in ("layout", "picture")):
+        name, value = ("classes_at_once", given.classes_at_once) if several else ("condition", given.condition)
+        raise refuse(
+            f"diffusion.{name}",
+            value,
+            "does not go with task joint: one head would be told what the other is to find, or see more channels",
+            "use class with classes_at_once 1, text or none",
+        )
+    if given.condition == "text":
+        require_captions("diffusion.condition", "text", config.data)
+        if given.text.max_tokens is not None:
+            at_least("diffusion.text.max_tokens", given.text.max_tokens, 1)
+    if given.condition in ("class", "text") and dim is None:
+        raise refuse(
+            "model.conditioning.cross_attention_dim",
+            None,
+            f"leaves diffusion.condition {given.condition} without tokens",
+            "give a width such as 64, or set diffusion.condition to none",
+        )
+    if given.condition == "layout":
+        at_least("diffusion.layout.grid", given.layout.grid, 0)
+        at_least("diffusion.layout.channels", given.layout.channels, 0)
+        if not given.layout.channels and (not given.layout.grid or dim is None):
+            raise refuse(
+                "diffusion.layout.channels",
+                0,
+                "leaves the layout without channels, and without a grid or cross_attention_dim there are no tokens",
+                "give channels such as 8, or diffusion.layout.grid and model.conditioning.cross_attention_dim",
+            )
+    if given.condition == "picture":
+        least = 1 if given.picture.degradation == "downscale" else 0
+        if not least < given.picture.strength < math.inf:
+            raise refuse(
+                "diffusion.picture.strength",
+                given.picture.strength,
+                f"degrades nothing by {given.picture.degradation}",
+                f"use more than {least}",
+            )
+
+
+def validate_diffusion(config: RunConfig) -> None:
+    given = config.diffusion
+    if given.noise.zero_terminal_snr and given.prediction_type == "epsilon":
+        raise refuse(
+            "diffusion.prediction_type",
+            "epsilon",
+            "learns nothing where the last timestep is pure noise (diffusion.noise.zero_terminal_snr true)",
+            "use v_prediction or sample",
+        )
+    if given.weighting == "clamped_snr" and given.prediction_type == "epsilon":
+        raise refuse("diffusion.weighting", "clamped_snr", "goes to infinity for epsilon", "use min_snr")
+    _validate_condition(config)
+    at_least("diffusion.noise.num_train_timesteps", given.noise.num_train_timesteps, 2)
+    for name in ("class_tokens", "classes_at_once", "preview_per_class", "preview_rows"):
+        at_least(f"diffusion.{name}", getattr(given, name), 1)
+    if not 1 <= given.preview_steps <= given.noise.num_train_timesteps:
+        raise refuse(
+            "diffusion.preview_steps",
+            given.preview_steps,
+            "is out of range",
+            f"use 1 to {given.noise.num_train_timesteps} (diffusion.noise.num_train_timesteps)",
+        )
+    if not 0 < given.snr_gamma < math.inf:
+        raise refuse("diffusion.snr_gamma", given.snr_gamma, "is no positive number", "the paper uses 5.0")
+    if given.weighting == "clamped_snr" and given.snr_gamma < 1:
+        raise refuse("diffusion.snr_gamma", given.snr_gamma, "is below clamped_snr's least weight of 1", "use 5.0")
+    if not 0 <= given.offset_noise < math.inf:
+        raise refuse("diffusion.offset_noise", given.offset_noise, "is no strength", "use 0 (off) or more, e.g. 0.1")
+    share("diffusion.condition_dropout", given.condition_dropout)
+    size, trained = config.model.sample_size, picture_size(config)
+    if size is not None and trained is not None and trained != [size, size]:
+        raise refuse(
+            "model.sample_size",
+            size,
+            f"is not the size that the pictures have ({trained})",
+            f"use {trained[0]}" if trained[0] == trained[1] else "use null",
+        )
+
+
+def validate_joint(config: RunConfig) -> None:
+    given = config.joint
+    for name, weight in (
+        ("segmentation_weight", given.segmentation_weight),
+        ("diffusion_weight", given.diffusion_weight),
+    ):
+        if not 0 < weight < math.inf:
+            raise refuse(f"joint.{name}", weight, "leaves a head untrained", "use a positive number, e.g. 1.0")
+    if not 0 < given.segmentation_share <= 1:
+        raise refuse(
+            "joint.segmentation_share", given.segmentation_share, "is no share of a batch", "use 1 or less, above 0"
+        )
