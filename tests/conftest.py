@@ -1,13 +1,38 @@
-"""A text encoder of a few thousand weights, with a tokenizer of its own, as a folder that transformers loads."""
+"""What tests of several folders need: a tiny set in VOC's layout, and a tiny text encoder with its tokenizer."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from unetdiff.data.prompt import COLORS, DIGITS
+
+
+@pytest.fixture
+def voc_layout(tmp_path: Path) -> Callable[..., Path]:
+    """voc_layout(classes, {split: {name: mask}}, pictures=True): a new folder, with random pictures of that size."""
+
+    def make(classes: list[str], splits: dict[str, dict[str, np.ndarray]], pictures: bool = True) -> Path:
+        root = tmp_path / "voc"
+        for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (root / folder).mkdir(parents=True)
+        (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
+        random = np.random.default_rng(0)
+        for split, masks in splits.items():
+            (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in masks))
+            for name, mask in masks.items():
+                Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
+                if pictures:
+                    pixels = random.integers(0, 255, (*mask.shape, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
+        return root
+
+    return make
 
 
 @pytest.fixture(scope="session")

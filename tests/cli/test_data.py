@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +55,10 @@ def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         assert part in error and error.count("\n") == 1
 
 
-def test_data_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = tmp_path / "set"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("background\nthing\n")
-    for number in range(4):
-        pixels = np.random.default_rng(number).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
-        mask = np.zeros((16, 16), dtype=np.uint8)
-        mask[4:8] = 1
-        Image.fromarray(mask).save(root / "SegmentationClass" / f"{number}.png")
-    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
-    (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
+def test_data_check(tmp_path: Path, voc_layout: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[4:8] = 1
+    root = voc_layout(["background", "thing"], {"train": {name: mask for name in "012"}, "val": {"3": mask}})
     words = ["data", "check", "--data.name", "voc_folder", "--data.root", str(root)]
     assert main(words) == 0
     assert capsys.readouterr().out == f"voc_folder in {root}: good\n"

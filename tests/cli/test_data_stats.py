@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from unetdiff.cli.main import main
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(voc_layout: Callable[..., Path]) -> Path:
     """Two classes; training masks of 6 x 4 (one void row) and 8 x 4 (all ground), a validation mask of 6 x 4."""
-    root = tmp_path / "set"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("ground\ntree house\n")
-    (root / "ImageSets/Segmentation/most.txt").write_text("a\nb\n")
-    (root / "ImageSets/Segmentation/val.txt").write_text("c\n")
     half = np.repeat(np.array([[0], [0], [1], [255]], np.uint8), 6, axis=1)
-    for name, values in {"a": half, "b": np.zeros((4, 8), np.uint8), "c": half % 255}.items():
-        Image.fromarray(values).save(root / "SegmentationClass" / f"{name}.png")
-    return root
+    splits = {"most": {"a": half, "b": np.zeros((4, 8), np.uint8)}, "val": {"c": half % 255}}
+    return voc_layout(["ground", "tree house"], splits, pictures=False)
 
 
 def words(root: Path, *more: str) -> list[str]:

@@ -89,7 +89,7 @@ def test_the_cache_gives_the_same_features_without_the_encoder(
         raise AssertionError(captions)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextEncoder, "__call__", never)
+        patch.setattr(TextEncoder, "features", never)
         again = CachedFeatures(encoder, CAPTIONS, tmp_path)
         assert torch.equal(again(CAPTIONS[::-1]), fresh(CAPTIONS[::-1]))
     assert copy.deepcopy(fresh) is fresh

@@ -106,21 +106,14 @@ def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
 
 
 @pytest.fixture
-def voc(tmp_path: Path) -> Path:
+def voc(voc_layout: Callable[..., Path]) -> Path:
     """Six pictures with masks of three classes, in VOC's layout."""
-    root = tmp_path / "voc"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("background\ncat\ndog\n")
+    masks = {}
     for number in range(6):
-        pixels = np.random.default_rng(number).integers(0, 255, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.jpg")
-        mask = np.zeros((24, 32), np.uint8)
+        masks[str(number)] = mask = np.zeros((24, 32), np.uint8)
         mask[4:12, 4:20], mask[12:20, 4:20] = 1 + number % 2, 2
-        Image.fromarray(mask).save(root / "SegmentationClass" / f"{number}.png")
-    (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n3\n")
-    (root / "ImageSets/Segmentation/val.txt").write_text("4\n5\n")
-    return root
+    splits = {"train": {name: masks[name] for name in "0123"}, "val": {name: masks[name] for name in "45"}}
+    return voc_layout(["background", "cat", "dog"], splits)
 
 
 def test_masks_of_a_folder_as_layouts_and_as_several_classes(tiny: Callable[..., RunConfig], voc: Path) -> None:
