@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unetdiff.data import PictureDataset, build_dataset
+from unetdiff.data import PictureDataset, build_dataset, evenly
 from unetdiff.data.config import AugmentConfig
 from unetdiff.diffusion.pictures import grid
 from unetdiff.judging.classifier import train_judge
@@ -35,7 +35,6 @@ from unetdiff.training.evaluation import run_config
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.sampling import draw
 from unetdiff.training.tasks import DiffusionTask, load_task
-from unetdiff.training.tasks.base import evenly
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -117,25 +117,16 @@ def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:
             raise UserError(f"{OPTIONS[name]}: {str(value[0])!r} was asked for, but this model was trained {instead}")
     if right is None:
         return Asked([""])
-    size = pipeline.unet.config.sample_size or 0
-    sides = (size, size) if isinstance(size, int) else tuple(size)
     words = by_option[right]
     if right == "class_labels":
         conditions = conditioner.encode(words or list(conditioner.labels))
-        return Asked(class_rows(conditioner, conditions), conditions)
+        return Asked(conditioner.names(conditions), conditions)
     if not words:
         raise UserError(f"{OPTIONS[right]}: nothing to draw was given, and this model needs it")
     if right == "prompt":
         return Asked(list(words), conditioner.encode(words))
-    conditions = conditioner.encode([opened(path) for path in words], sides)
+    conditions = conditioner.encode([opened(path) for path in words], pipeline.size())
     return Asked([path.stem for path in words], conditions, conditioner.shown(conditions))
-
-
-def class_rows(conditioner: Any, conditions: Any) -> list[str]:
-    """The names of each row's classes, "cat+dog"."""
-    from unetdiff.conditioning.classes import EMPTY, TOGETHER
-
-    return [TOGETHER.join(conditioner.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]
 
 
 def opened(path: Path) -> Any:
@@ -232,8 +223,7 @@ def interpolate(pipeline: Any, asked: Asked, given: argparse.Namespace, settings
     from unetdiff.diffusion.editing import between
     from unetdiff.diffusion.pictures import grid, save_frames
 
-    size = pipeline.unet.config.sample_size
-    shape = (pipeline.channels, size, size)
+    shape = (pipeline.channels, *pipeline.size())
     first, last = (
         torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (given.seed, given.to_seed)
     )

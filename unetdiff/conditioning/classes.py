@@ -85,7 +85,12 @@ class ClassConditioner(Conditioner):
         if self.at_once > 1:
             shown = [[self.labels[i] for i in item["labels"][: self.at_once]] for item in items]
             rows = [list(names) for names in dict.fromkeys(tuple(names) for names in shown if names)][:MOST_ROWS]
-        return Examples([TOGETHER.join(names) for names in rows], self.encode(rows))
+        conditions = self.encode(rows)
+        return Examples(self.names(conditions), conditions)
+
+    def names(self, conditions: Tensor) -> list[str]:
+        """What each picture's labels (B, at_once) are called: "cat", "cat+dog"."""
+        return [TOGETHER.join(self.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]
 
     def encode(self, conditions: Classes | Sequence[Classes] | Tensor, size: Size = (0, 0)) -> Tensor:
         """Class names or indices, one picture's or a sequence of pictures', as labels (B, at_once).

@@ -69,7 +69,6 @@ class TextEncoder:
         """Tokens of each caption, not cut."""
         return [len(ids) for ids in self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
 
-    @torch.inference_mode()
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """(B, max_tokens, width) float32 on the CPU; zeros after a caption's last token.
 
@@ -77,6 +76,11 @@ class TextEncoder:
             UserWarning: a caption has more than `max_tokens` tokens; the warning quotes the first.
         """
         self.say_what_is_cut(captions)
+        return self.features(captions)
+
+    @torch.inference_mode()
+    def features(self, captions: Sequence[str]) -> Tensor:
+        """As a call, and nothing is said of what is cut."""
         tokens = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
@@ -213,9 +217,7 @@ class CachedFeatures:
                 rows: list[Tensor] = []
                 for at in range(0, len(chosen), BATCH):
                     batch = chosen[at : at + BATCH]
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore", UserWarning)  # said above, of all of them
-                        features = encoder(batch)
+                    features = encoder.features(batch)
                     lengths = (features.abs().amax(dim=2) > 0).sum(dim=1).tolist()
                     rows += [feature[:length].half() for feature, length in zip(features, lengths, strict=True)]
                     bar.update(len(batch))

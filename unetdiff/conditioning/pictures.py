@@ -65,7 +65,7 @@ class PictureConditioner(Conditioner):
             return gaussian_blur(pictures, [2 * round(3 * self.strength) + 1] * 2, [self.strength] * 2)
         small = (max(1, round(height / self.strength)), max(1, round(width / self.strength)))
         coarse = F.interpolate(pictures, size=small, mode="area")
-        return _enlarged(coarse, (height, width))
+        return fitted(coarse, (height, width), -1)
 
     def nothing(self, batch: int, size: Size) -> Tensor:
         return torch.zeros(batch, self.channels, *size)
@@ -85,7 +85,7 @@ class PictureConditioner(Conditioner):
             UserError: an array that is no RGB picture.
         """
         many = conditions if isinstance(conditions, Sequence) else [conditions]
-        return torch.cat([_given(_enlarged(unit_picture(picture) * 2 - 1, size)) for picture in many])
+        return torch.cat([_given(fitted(unit_picture(picture) * 2 - 1, size, -1)) for picture in many])
 
 
 def unit_picture(picture: Picture) -> Tensor:
@@ -107,9 +107,11 @@ def unit_picture(picture: Picture) -> Tensor:
     return pixels.cpu().float() / (255 if pixels.dtype == torch.uint8 else 1)
 
 
-def _enlarged(pictures: Tensor, size: Size) -> Tensor:
-    """Bicubic, within [-1, 1]."""
-    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
+def fitted(pictures: Tensor, size: Size, least: float = 0) -> Tensor:
+    """Pictures (B, C, h, w) in [least, 1] at `size`, bicubic, as they are where they have it."""
+    if tuple(pictures.shape[-2:]) == size:
+        return pictures
+    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(least, 1)
 
 
 def _given(pictures: Tensor) -> Tensor:

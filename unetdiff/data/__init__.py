@@ -13,7 +13,7 @@ from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
 from unetdiff.data.loaders import eval_loader
 from unetdiff.data.pairs import ScenePairs
 from unetdiff.data.prompt import Prompt, prompts
-from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler
+from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler, evenly
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, to_model_range, to_uint8
 from unetdiff.errors import UserError
@@ -35,6 +35,7 @@ __all__ = [
     "build_dataset",
     "collate",
     "eval_loader",
+    "evenly",
     "prompts",
     "to_model_range",
     "to_uint8",

@@ -139,3 +139,9 @@ class EvalSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for i in range(self.first, self.last, self.batch_size):
             yield list(range(i, min(i + self.batch_size, self.last)))
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` indices spread over 0..length-1."""
+    count = min(length, count)
+    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.conditioning.base import Size
-from unetdiff.conditioning.pictures import Picture, unit_picture
+from unetdiff.conditioning.pictures import Picture, fitted, unit_picture
 from unetdiff.errors import UserError
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -59,7 +58,7 @@ def known_picture(image: Picture, mask: Mask | None, noise: Tensor) -> Known:
         UserError: shapes that do not fit.
     """
     size = (noise.shape[-2], noise.shape[-1])
-    pixels = _fitted(unit_picture(image), size) * 2 - 1
+    pixels = fitted(unit_picture(image), size) * 2 - 1
     if len(pixels) not in (1, len(noise)):
         raise UserError(f"image: {len(pixels)} pictures are given for {len(noise)} to draw.")
     repaint = None
@@ -67,7 +66,7 @@ def known_picture(image: Picture, mask: Mask | None, noise: Tensor) -> Known:
         grey = _unit_mask(mask)
         if len(grey) not in (1, len(noise)):
             raise UserError(f"mask_image: {len(grey)} masks are given for {len(noise)} pictures.")
-        repaint = (_fitted(grey, size) > 0.5).to(noise).expand(len(noise), 1, *size)
+        repaint = (fitted(grey, size) > 0.5).to(noise).expand(len(noise), 1, *size)
     return Known(pixels.to(noise).expand_as(noise), noise, repaint)
 
 
@@ -109,13 +108,6 @@ def between(first: Tensor, last: Tensor, frames: int) -> Tensor:
     if angle.sin() < 1e-4:  # one and the same noise
         return (1 - share) * first + share * last
     return (torch.sin((1 - share) * angle) * first + torch.sin(share * angle) * last) / torch.sin(angle)
-
-
-def _fitted(pixels: Tensor, size: Size) -> Tensor:
-    """(B, C, h, w) in [0, 1] at `size`."""
-    if tuple(pixels.shape[-2:]) == size:
-        return pixels
-    return F.interpolate(pixels, size=size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _unit_mask(mask: Mask) -> Tensor:

@@ -189,7 +189,7 @@ class GenerationPipeline(DiffusionPipeline):
         if mask_image is not None and image is None:
             raise UserError("mask_image: there is no image to keep; give image as well.")
         device = self._execution_device
-        size = self._size(height, width) if latents is None else (latents.shape[-2], latents.shape[-1])
+        size = self.size(height, width) if latents is None else (latents.shape[-2], latents.shape[-1])
         asked = {"class_labels": class_labels, "prompt": prompt, "layout": layout, "picture": picture}
         told = self._encoded(asked, size) if conditions is None else conditions
         batch = self._batch(told, batch_size, None if latents is None else len(latents))
@@ -286,7 +286,12 @@ class GenerationPipeline(DiffusionPipeline):
             return nothing, None if away is None else context(away)
         return context(conditions), nothing if away is None else context(away)
 
-    def _size(self, height: int | None, width: int | None) -> Size:
+    def size(self, height: int | None = None, width: int | None = None) -> Size:
+        """Height and width of what is drawn; what is not given is the size that the model was trained at.
+
+        Raises:
+            UserError: the model does not say.
+        """
         size = self.unet.config.sample_size
         default = (size, size) if size is None or isinstance(size, int) else tuple(size)
         height, width = height or default[0], width or default[1]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.data import PictureDataset, collate
+from unetdiff.data import PictureDataset, collate, evenly
 from unetdiff.diffusion.pictures import color_error, grid
 from unetdiff.errors import UserError
 from unetdiff.judging.classifier import share_right, share_right_per_class
@@ -23,7 +23,7 @@ from unetdiff.judging.judges import Judges, References, Seen, find_judges, look
 from unetdiff.judging.likelihood import Bound, strata, summary, variational_bound
 from unetdiff.judging.neighbours import QUANTILE, find_copies, neighbours_picture, pixels_as_points
 from unetdiff.judging.reference import Reference, batches
-from unetdiff.judging.subject import Denoiser, Sets, Setting
+from unetdiff.judging.subject import Denoiser, Sets, Setting, together
 from unetdiff.judging.sweep import sweep
 
 KEPT = 500  # samples and real pictures that colours and neighbours are taken from
@@ -104,7 +104,7 @@ def likelihood(
     generator = torch.Generator(device).manual_seed(seed)
     pictures = sets[sets.split]
     bounds: list[Bound] = []
-    chosen = torch.tensor(_evenly(len(pictures), count)).split(LIKELIHOOD_BATCH)
+    chosen = torch.tensor(evenly(len(pictures), count)).split(LIKELIHOOD_BATCH)
     for numbers in tqdm(chosen, desc="likelihood", unit="batch", disable=None):
         batch = collate([pictures[int(number)] for number in numbers])
         denoise = denoiser.denoise(batch)
@@ -193,13 +193,8 @@ def _sweep(
     n = n or SWEEP_SAMPLES
     network = judges.networks[0] if judges.networks else None
 
-    def draw(count: int, how: Setting) -> tuple[Tensor, Tensor | None]:
-        parts = list(denoiser.draw(count, how))
-        labels = [part.labels for part in parts if part.labels is not None]
-        return torch.cat([part.pictures for part in parts]), torch.cat(labels) if labels else None
-
     found = sweep(
-        draw,
+        lambda count, how: together(denoiser.draw(count, how)),
         asked.steps or (setting.steps,),
         asked.scheduler or ("ddim",),
         asked.guidance or (setting.guidance_scale if denoiser.guided else 1.0,),
@@ -215,9 +210,4 @@ def _sweep(
 
 def _pictures(pictures: PictureDataset, count: int) -> Tensor:
     """At most `count` evenly spaced pictures, uint8 (K, 3, H, W)."""
-    return torch.stack([pictures[number]["image"] for number in _evenly(len(pictures), count)])
-
-
-def _evenly(total: int, count: int) -> list[int]:
-    """At most `count` numbers spread over 0..total-1."""
-    return torch.linspace(0, total - 1, min(total, count)).round().long().tolist()
+    return torch.stack([pictures[number]["image"] for number in evenly(len(pictures), count)])

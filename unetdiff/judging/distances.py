@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
+from unetdiff.data import evenly
 from unetdiff.errors import UserError
 
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as in its paper
@@ -195,12 +196,7 @@ def compare(
         note = f"{mmd.subsets} subsets of {mmd.size}"
         figures.append(Figure(kernel, mmd.mean, mmd.deviation, n, reference, total, note))
         each = min(n, total, MOST_NEIGHBOURS)
-        precision, recall = precision_recall(_evenly(real, each), _evenly(samples, each), k)
+        precision, recall = precision_recall(real[evenly(total, each)], samples[evenly(n, each)], k)
         for name, value in (("precision", precision), ("recall", recall)):
             figures.append(Figure(f"{name} ({features} features)", value, None, each, reference, each, f"k = {k}"))
     return figures
-
-
-def _evenly(features: Tensor, count: int) -> Tensor:
-    """`count` evenly spaced rows."""
-    return features[torch.linspace(0, len(features) - 1, count).round().long()]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unetdiff.data import PictureDataset
@@ -37,6 +38,13 @@ class Drawn:
     """uint8 (B, 3, H, W)."""
     labels: Tensor | None
     """The classes (B,) that they were asked for; None: none."""
+
+
+def together(parts: Iterable[Drawn]) -> tuple[Tensor, Tensor | None]:
+    """Samples that were drawn part by part: uint8 (N, 3, H, W), and the classes (N,) that they were asked for."""
+    drawn = list(parts)
+    labels = [part.labels for part in drawn if part.labels is not None]
+    return torch.cat([part.pictures for part in drawn]), torch.cat(labels) if labels else None
 
 
 @dataclass(frozen=True)

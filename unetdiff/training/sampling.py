@@ -17,7 +17,7 @@ from unetdiff.data import collate, to_uint8
 from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import swap
-from unetdiff.judging.subject import Denoise, Denoiser, Drawn, Setting
+from unetdiff.judging.subject import Denoise, Denoiser, Drawn, Setting, together
 from unetdiff.segmentation.inference import inference
 from unetdiff.training import machine
 from unetdiff.training.tasks import DiffusionTask
@@ -56,11 +56,12 @@ def asked(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], Tensor |
 
 def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
     """The network in float32, told the conditions of a batch of real pictures."""
-    device = task.unet.device
+    device, images = task.unet.device, batch["image"]
+    with inference(task, device.type, None):  # once, for all the timesteps that will be asked
+        context = task.context(task.conditions(batch, device), (images.shape[-2], images.shape[-1]))
 
     def denoise(xt: Tensor, timesteps: Tensor) -> Tensor:
         with inference(task, device.type, None):
-            context = task.told(batch, device, (xt.shape[-2], xt.shape[-1]))
             return task.unet(context.beside(xt), timesteps, context.tokens, return_dict=False)[0]
 
     return denoise
@@ -90,6 +91,4 @@ def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Dr
 
 def draw(task: DiffusionTask, count: int, setting: Setting) -> tuple[Tensor, Tensor | None]:
     """Samples, uint8 (N, 3, H, W), and the classes (N,) that they were asked for (None without classes)."""
-    parts = list(draw_parts(task, count, setting))
-    labels = [part.labels for part in parts if part.labels is not None]
-    return torch.cat([part.pictures for part in parts]), torch.cat(labels) if labels else None
+    return together(draw_parts(task, count, setting))

@@ -73,11 +73,10 @@ class Trainer:
         settings = config.training
         self.accelerator = machine.build_accelerator(settings)
         self.records: Records | None = None
-        masks = config.task != "diffusion"
+        masks, layout = config.task != "diffusion", needs_layout(config)
         if self.accelerator.is_main_process:
-            require_clean(config.data, masks=masks or needs_layout(config))
+            require_clean(config.data, masks=masks or layout)
         self.accelerator.wait_for_everyone()
-        layout = needs_layout(config)
         self.data = build_dataset(config.data, "train", masks, layout)
         self.val = build_dataset(config.data, "val", masks, layout)
         self.factors = None

@@ -94,9 +94,3 @@ class DataFacts:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DataFacts:
         return self
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """At most `count` indices spread over 0..length-1."""
-    count = min(length, count)
-    return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]

@@ -14,8 +14,9 @@ from einops import repeat
 from torch import Tensor, nn
 
 from unetdiff.conditioning import Conditioner, Context, TextConditioner
+from unetdiff.conditioning.base import Size
 from unetdiff.conditioning.encoder import CachedFeatures
-from unetdiff.data import PictureDataset, collate
+from unetdiff.data import PictureDataset, collate, evenly
 from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig
@@ -23,7 +24,7 @@ from unetdiff.diffusion.pictures import color_error, grid, table
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models import UNet
 from unetdiff.segmentation.inference import inference
-from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenly, rest_heads
+from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, rest_heads
 
 COLOR_PICTURES = 200  # real pictures whose colours the samples' are held against
 
@@ -82,17 +83,17 @@ class DiffusionTask(Task):
         generator = torch.Generator(x0.device).manual_seed(seed)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
         noise = objectives.draw_noise(x0, generator, self.config.offset_noise)
-        conditions = self._conditions(batch, x0.device)
+        conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
         return self._noise(x0, noise, timesteps, conditions)
 
-    def _conditions(self, batch: Batch, device: torch.device) -> Tensor | None:
+    def conditions(self, batch: Batch, device: torch.device) -> Tensor | None:
+        """The conditions of a batch, none of them dropped; None for a denoiser without."""
         return None if self.conditioner is None else self.conditioner.of(batch).to(device)
 
-    def told(self, batch: Batch, device: torch.device, size: tuple[int, int]) -> Context:
-        """What the network is told of a batch, nothing dropped, for pictures of `size`."""
-        conditions = self._conditions(batch, device)
+    def context(self, conditions: Tensor | None, size: Size) -> Context:
+        """What the network is told of them, for pictures of `size`."""
         return Context() if self.conditioner is None else self.conditioner(conditions, size)
 
     def _predict(self, noised: Noised) -> Tensor:
@@ -113,9 +114,7 @@ class DiffusionTask(Task):
     def _noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None) -> Noised:
         alpha, sigma = (level[:, None, None, None] for level in objectives.alpha_sigma(self.scheduler, timesteps))
         sample = alpha * x0 + sigma * noise  # Ho et al. 2020, equation 4
-        context = Context()
-        if self.conditioner is not None:
-            context = self.conditioner(conditions, (x0.shape[-2], x0.shape[-1]))
+        context = self.context(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
         return Noised(context.beside(sample), timesteps, context, target)
 
@@ -130,7 +129,7 @@ class DiffusionTask(Task):
             draws = [self._draw(name, x0.shape[1:]) for name in batch["name"]]
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
-            conditions = self._conditions(batch, x0.device)
+            conditions = self.conditions(batch, x0.device)
             with inference(self, accelerator.device.type, None), accelerator.autocast():
                 noised = self._noise(x0, noise, timesteps, conditions)
                 losses = self.per_sample(self._predict(noised), noised).double()

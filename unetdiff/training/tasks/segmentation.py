@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from unetdiff.data import PictureDataset, collate
+from unetdiff.data import PictureDataset, collate, evenly
 from unetdiff.models import UNet
 from unetdiff.models.blocks import centre_crop
 from unetdiff.segmentation.config import SegmentationConfig
@@ -19,7 +19,7 @@ from unetdiff.segmentation.losses import combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.pictures import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, evenly, rest_heads
+from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, rest_heads
 
 
 class SegmentationTask(Task):
