@@ -307,6 +307,16 @@ IMPOSSIBLE = [
     ),
     (
         "segmentation",
+        {"segmentation.class_weights_until": 0.5},
+        ["segmentation.class_weights_until: 0.5", "weights that are not there"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.class_weights": "computed", "segmentation.class_weights_until": 0.0},
+        ["segmentation.class_weights_until: 0.0", "0 to 1"],
+    ),
+    (
+        "segmentation",
         {"segmentation.class_weights": "computd"},
         ["segmentation.class_weights: 'computd'", "nearest: computed"],
     ),

@@ -224,6 +224,17 @@ def test_combined_is_the_weighted_sum_and_weighs_classes_in_pixel_losses_only():
     torch.testing.assert_close(total, sum(weight * expected[name] for name, weight in losses.items()))
 
 
+def test_eased_class_weights_lie_between_what_was_given_and_one():
+    logits, target = case()
+    loss = combined({"cross_entropy": 1.0, "dice": 1.0}, class_weights=[0.2, 1.0, 3.0, 0.5, 2.0])
+    halfway = [0.6, 1.0, 2.0, 0.75, 1.5]
+    for strength, weights in ((1.0, [0.2, 1.0, 3.0, 0.5, 2.0]), (0.5, halfway), (0.0, None)):
+        _, parts = loss.eased(strength)(logits, target)
+        torch.testing.assert_close(parts["cross_entropy"], cross_entropy(logits, target, class_weights=weights))
+    without = combined({"cross_entropy": 1.0})
+    assert without.eased(0.5) is without
+
+
 def test_combined_smooths_and_mines_cross_entropy_alone():
     logits, target = case()
     losses = {"cross_entropy": 1.0, "focal": 1.0, "lovasz": 1.0}

@@ -14,6 +14,8 @@ import torch
 from unetdiff.config import RunConfig, from_yaml
 from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
+from unetdiff.segmentation.losses import cross_entropy
+from unetdiff.training.signals import StopRequest
 from unetdiff.training.trainer import Trainer, train
 
 Tiny = Callable[..., RunConfig]
@@ -85,3 +87,17 @@ def test_what_is_left_out_on_resume_is_noticed(tiny: Tiny) -> None:
     del without.segmentation.losses["dice"]
     with pytest.raises(UserError, match=r"segmentation.losses.dice: None, but .* started with 1.0"):
         Trainer(without, None)
+
+
+def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
+    options = {"segmentation__losses": {"cross_entropy": 1.0}, "segmentation__class_weights_until": 0.5}
+    trainer = Trainer(weighed(tiny, [0.5, *[3.0] * 10], **options), None)
+    task: Any = trainer.task
+    logits = torch.randn(1, 11, 4, 4, generator=torch.Generator().manual_seed(0))
+    masks = torch.arange(16).remainder(11).view(1, 4, 4)
+    for done, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
+        task.advance(done)
+        torch.testing.assert_close(task.judge(logits, masks)["loss"], cross_entropy(logits, masks, 255, weights))
+    trainer.run(StopRequest())
+    trainer.close()
+    assert task.done == 0.5  # told so before the second of two steps

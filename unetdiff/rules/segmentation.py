@@ -41,6 +41,11 @@ def validate_segmentation(config: RunConfig) -> None:
 
 def _validate_class_weights(config: RunConfig) -> None:
     key, given = "segmentation.class_weights", config.segmentation.class_weights
+    until = config.segmentation.class_weights_until
+    if until is not None and given is None:
+        raise refuse(f"{key}_until", until, "eases weights that are not there", "use null, or give class_weights")
+    if until is not None and not 0 < until <= 1:
+        raise refuse(f"{key}_until", until, "is no share of a run", "use 0 to 1, e.g. 0.5")
     if given is None:
         return
     if not any(config.segmentation.losses.get(name) for name in ("cross_entropy", "focal")):

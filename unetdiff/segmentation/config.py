@@ -27,6 +27,9 @@ class SegmentationConfig:
     """A weight for each class in cross_entropy and focal; None: all 1. computed: from the training split's pixels when
     a run starts, by median frequency (Eigen & Fergus 2015); computed_log: by the inverse logarithm (ENet, Paszke 2016);
     `unetdiff data stats` shows both."""
+    class_weights_until: float | None = None
+    """Share of the run after which every class weighs 1: the weights go there in a straight line, so that rare classes
+    are found early and not overrated at the end; None: the weights stay."""
     label_smoothing: float = 0.0
     """Share of a pixel's target that cross_entropy spreads over all classes, 0 to below 1 (torch's definition)."""
     ohem: OHEMConfig | None = None

@@ -7,7 +7,7 @@ or present classes only, and give 0 with a zero gradient where everything is voi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -167,6 +167,12 @@ class WeightedLoss:
     class_weights: ClassWeights = None
     label_smoothing: float = 0.0
     ohem: OHEMConfig | None = None
+
+    def eased(self, strength: float) -> WeightedLoss:
+        """The same with class weights w as 1 + strength (w - 1): 1 leaves them, 0 lets every class weigh 1."""
+        if self.class_weights is None:
+            return self
+        return replace(self, class_weights=1 + strength * (torch.as_tensor(self.class_weights) - 1))
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         parts = {

@@ -128,6 +128,7 @@ class Trainer:
             began = time.perf_counter()
             self._freeze()
             rate = self.rate.set(self.optimizer, progress.step)
+            self.task.advance(progress.step / self.steps)
             losses, waited, names = self._optimizer_step(batches)
             progress.step += 1
             progress.images += settings.batch_size

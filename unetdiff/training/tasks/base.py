@@ -28,12 +28,14 @@ class Task(nn.Module, ABC):
         best: the validation figure that says which weights are best, and whether more is better.
         channels_last: the memory format of the network's input.
         process: index of this process and number of processes, for what is spread over the whole batch.
+        done: share of the run's steps that were made, 0 to 1, for what changes on the way.
     """
 
     unet: UNet
     best: tuple[str, Literal["max", "min"]]
     channels_last: bool = False
     process: tuple[int, int] = (0, 1)
+    done: float = 0.0
 
     @abstractmethod
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
@@ -62,6 +64,12 @@ class Task(nn.Module, ABC):
                 part.channels_last, part.process = channels_last, process
         if channels_last:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def advance(self, done: float) -> None:
+        """Say, before a step, what share of the run's steps was made; here and in the tasks it is made of."""
+        for part in self.modules():
+            if isinstance(part, Task):
+                part.done = done
 
     def pixels(self, images: Tensor | list[Tensor]) -> Tensor:
         """uint8 pictures (B, 3, H, W) as the network's input, floats in [-1, 1].

@@ -57,7 +57,9 @@ class SegmentationTask(Task):
         target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
             target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
-        total, parts = self.loss(logits, target)
+        until = self.config.class_weights_until
+        loss = self.loss if until is None else self.loss.eased(max(0.0, 1 - self.done / until))
+        total, parts = loss(logits, target)
         return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
