@@ -56,7 +56,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self,
         in_channels: int = 3,
         patch_size: int = 1,
-        sample_size: int | None = None,
+        sample_size: int | list[int] | None = None,
         encoder: Any = None,
         residual: Any = None,
         decoder: Any = None,
@@ -81,19 +81,14 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if time_dim:
             self.time_embedding = TimestepEmbedding(first, time_dim)
             if told.num_class_embeds:
-                self.class_embedding = nn.Embedding(told.num_class_embeds, time_dim)
+                self.class_embedding: nn.Module = nn.Embedding(told.num_class_embeds, time_dim)
+            elif told.class_embed_type:
+                timestep = told.class_embed_type == "timestep"
+                self.class_embedding = TimestepEmbedding(first, time_dim) if timestep else nn.Identity()
             if told.pooled_context and told.cross_attention_dim:
                 self.context_embedding = nn.Linear(told.cross_attention_dim, time_dim)
                 nn.init.zeros_(self.context_embedding.bias)  # a zero token says nothing
-        attention = AttentionPlan(
-            frozenset(told.attention_levels or []),
-            told.cross_attention_dim,
-            told.attention_head_dim,
-            config.residual.norm_num_groups,
-            config.residual.norm_eps,
-            config.residual.transformer_depth,
-            config.residual.linear_projection,
-        )
+        attention = AttentionPlan.of(config)
         norm, padding = config.encoder.norm or "group", config.encoder.padding
         squares = config.patch_size**2  # pixels that become channels
         self.encoder = build_encoder(
@@ -159,7 +154,8 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             sample: (B, in_channels, H, W) pixels in [-1, 1], noisy or clean.
             timestep: one number or (B,); None means a clean picture, which is timestep 0.
             encoder_hidden_states: (B, tokens, cross_attention_dim); None is one zero token.
-            class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`).
+            class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`), or what
+                `class_embed_type` says.
             return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
             head: "diffusion" or "segmentation".
 
@@ -270,14 +266,14 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         told = self._told
         temb = None
         if told["timestep"]:
-            residual = self.config["residual"]
             step = torch.as_tensor(0 if timestep is None else timestep, device=sample.device).expand(sample.shape[0])
-            waves = timestep_sinusoids(step, self.sinusoids, residual["flip_sin_to_cos"], residual["freq_shift"])
-            temb = self.time_embedding(waves.to(sample.dtype))  # (B, time_dim)
+            temb = self.time_embedding(self._waves(step).to(sample.dtype))  # (B, time_dim)
             if class_labels is not None:
-                if not told["num_class_embeds"]:
+                kind = told["class_embed_type"]
+                if not told["num_class_embeds"] and kind is None:
                     raise UserError("class_labels given, but this UNet has no conditioning.num_class_embeds")
-                temb = temb + self.class_embedding(class_labels).to(temb.dtype)
+                labels = self._waves(class_labels).to(sample.dtype) if kind == "timestep" else class_labels
+                temb = temb + self.class_embedding(labels).to(temb.dtype)
         elif timestep is not None:
             raise UserError("timestep given, but this UNet has no time embedding (conditioning.timestep is false)")
         context, dim = encoder_hidden_states, told["cross_attention_dim"]
@@ -288,6 +284,11 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if temb is not None and context is not None and told["pooled_context"]:  # Saharia et al. 2022, section 2.3
             temb = temb + self.context_embedding(context.mean(dim=1))
         return Condition(temb, context, recompute=self.gradient_checkpointing and self.training)
+
+    def _waves(self, numbers: Tensor) -> Tensor:
+        """The sinusoids (B, first level's width) of timesteps (B,)."""
+        residual = self.config["residual"]
+        return timestep_sinusoids(numbers, self.sinusoids, residual["flip_sin_to_cos"], residual["freq_shift"])
 
     @property
     def _told(self) -> dict[str, Any]:
