@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
-from unetdiff.models import loading
+from unetdiff.models import interop, loading
 from unetdiff.models.attention import null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
@@ -395,3 +395,42 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         directory = Path(pretrained_model_name_or_path) / (subfolder or "")
         return loading.load(cls, directory, kwargs.get("torch_dtype"))
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        source: str | Path | ModelMixin,
+        *,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> UNet:
+        """A `UNet2DModel` or `UNet2DConditionModel` of diffusers as a residual network of ours with a diffusion head.
+
+        The same outputs from the same weights, which are copied, under other names; in eval mode. A segmentation head
+        that `to_diffusers` has put beside them comes back.
+
+        Args:
+            source: a model, a model directory, or a pipeline directory with `unet/`.
+            subfolder: of the directory.
+            variant: of the file, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
+            torch_dtype: None: the model's own, and float32 for a directory.
+
+        Raises:
+            UserError: for a config that the residual family cannot be, by key and value; for a missing or truncated
+                file, a pickle, shards, or a tensor that is missing, unexpected or of another shape, by name.
+        """
+        return interop.load(cls, source, subfolder, variant, torch_dtype)
+
+    def to_diffusers(self, directory: str | Path) -> None:
+        """Write config.json and diffusion_pytorch_model.safetensors, which diffusers' `from_pretrained` loads.
+
+        Without cross_attention_dim they are a `UNet2DModel`, which takes sizes that divide by 2 ** (levels - 1) only,
+        with it a `UNet2DConditionModel`. A segmentation head goes into a file of its own, which diffusers passes over
+        and `from_diffusers` reads. Other files in the directory stay.
+
+        Raises:
+            UserError: where diffusers has no such network, naming the key, its value and what to do.
+            OSError: e.g. a full disk; no file is then half written.
+        """
+        interop.save(self, Path(directory))
