@@ -29,7 +29,7 @@ TOLD: dict[str, Any] = {
 CLASSIC: dict[str, Any] = {"encoder": {"family": "classic", "channels": [8, 12]}}
 RESIDUAL: dict[str, Any] = {
     "encoder": {"family": "residual", "channels": [8, 16]},
-    "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet"},
+    "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet", "upcast_attention": True},
     "conditioning": TOLD,
 }
 

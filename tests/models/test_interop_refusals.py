@@ -79,6 +79,7 @@ def test_what_a_plain_network_may_not_say(change: dict[str, Any], says: str) -> 
         ({"cross_attention_dim": [8, 16]}, r"cross_attention_dim \[8, 16\] .*; only one integer"),
         ({"layers_per_block": [1, 2]}, r"layers_per_block \[1, 2\] .*; only one integer"),
         ({"attention_head_dim": [4, 5]}, r"attention_head_dim \[4, 5\] .*; it is the number of heads and must divide"),
+        ({"attention_head_dim": 0}, "attention_head_dim 0 .*; it is the number of heads and must divide"),
         ({"attention_head_dim": [4, 4, 8]}, "attention_head_dim .*; give 2 values"),
         ({"transformer_layers_per_block": [[1, 2], 1]}, "transformer_layers_per_block .*; only one integer, or one"),
         ({"only_cross_attention": [False, True]}, r"only_cross_attention \[False, True\] .*; only False is"),

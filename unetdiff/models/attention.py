@@ -35,7 +35,8 @@ class Attention(nn.Module):
         precision = q.dtype
         if self.upcast or (q.device.type == "cpu" and torch.is_grad_enabled()):
             q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
-        with torch.autocast(q.device.type, enabled=False) if self.upcast else nullcontext():
+        lowered = self.upcast and torch.is_autocast_enabled(q.device.type)
+        with torch.autocast(q.device.type, enabled=False) if lowered else nullcontext():
             out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
         return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)").to(precision))
 

@@ -70,7 +70,7 @@ class _Theirs:
 
 
 def alike(value: Any) -> Any:
-    """Tuples as lists, and a list of equal values as that value, but where it names channels or blocks."""
+    """Tuples as lists, and a list of equal numbers as that number, as diffusers reads it; names of blocks stay."""
     if not isinstance(value, list | tuple):
         return value
     values = [alike(v) if isinstance(v, list | tuple) else v for v in value]
@@ -192,9 +192,7 @@ def _middle(theirs: _Theirs) -> str:
 
 def _heads(theirs: _Theirs, channels: list[int], looking: set[int]) -> list[int]:
     heads = theirs.by_level("attention_head_dim", len(channels))
-    if any(
-        not isinstance(count, int) or channels[level] % count for level, count in enumerate(heads) if level in looking
-    ):
+    if any(not isinstance(heads[i], int) or heads[i] < 1 or channels[i] % heads[i] for i in looking):
         raise theirs.refusal(
             "attention_head_dim", f"it is the number of heads and must divide block_out_channels {channels}"
         )
