@@ -248,6 +248,18 @@ IMPOSSIBLE = [
         ["diffusion.snr_gamma: 0.5", "clamped_snr", "use 5.0"],
     ),
     ("diffusion", {"model.sample_size": 64}, ["model.sample_size: 64", "[32, 32]", "use 32"]),
+    ("diffusion", {"model.sample_size": [32, 48]}, ["model.sample_size: [32, 48]", "[32, 32]", "use 32"]),
+    (
+        "diffusion",
+        {"model.conditioning.class_embed_type": "timestep"},
+        ["model.conditioning.class_embed_type: 'timestep'", "is not trained here", "use null"],
+    ),
+    ("diffusion", {"model.residual.attention_heads": [2, 2]}, ["model.residual.attention_heads: [2, 2]", "4 values"]),
+    (
+        "diffusion",
+        {"model.residual.transformer_depth": [1, 2]},
+        ["model.residual.transformer_depth: [1, 2]", "4 values"],
+    ),
     (
         "diffusion",
         {"data.name": "voc_folder", "data.root": ".", "data.size": [64, 64]},

@@ -9,8 +9,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from diffusers import DDIMPipeline, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 
+from unetdiff import GenerationPipeline
 from unetdiff.cli.main import main
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.models import UNet
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
@@ -48,9 +52,59 @@ def test_fixed_denoiser_beside_the_run(run: Path, capsys: pytest.CaptureFixture[
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_denoiser_for_diffusers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Diffusers has the same denoiser, our pipeline draws the same with it, and the segmentation head comes along."""
+    assert main(["export", str(run), "--format", "diffusers", "--output", str(tmp_path / "out")]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{tmp_path / 'out'}: sample (batch, 3, height, width), timestep (batch), encoder_hidden")
+    assert second.startswith("largest difference to the network at 2x3x16x24: ")
+    ours = GenerationPipeline.from_pretrained(run / "best")
+    stock = GenerationPipeline.from_pretrained(tmp_path / "out")
+    assert type(stock.unet) is UNet2DConditionModel
+    pictures = []
+    for pipeline in (ours, stock):
+        pipeline.set_progress_bar_config(disable=True)
+        drawn = pipeline([3, 7], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
+        pictures.append(drawn.images)
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-4)
+    segmenter = UNet.from_diffusers(tmp_path / "out")
+    pixels = torch.randn(1, 3, 21, 18)
+    with torch.no_grad():
+        torch.testing.assert_close(segmenter.segment(pixels), ours.unet.segment(pixels))
+    assert (tmp_path / "out" / "segmentation.json").read_text() == (run / "best" / "segmentation.json").read_text()
+    assert main(["export", str(run), "--format", "diffusers", "--output", str(tmp_path / "out")]) == 2
+    assert "is there already; delete it, or give another directory" in capsys.readouterr().err
+
+
+def test_a_denoiser_that_is_told_nothing_is_a_stock_pipeline(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet = UNet(
+        sample_size=16,
+        encoder={"channels": [8, 16]},
+        residual={"layers_per_block": 1, "norm_num_groups": 4},
+        conditioning={"attention_head_dim": 8},
+        heads={"diffusion": {"out_channels": 3}},
+    )
+    GenerationPipeline(unet, build_scheduler(DiffusionConfig())).save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--format", "diffusers"]) == 0
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "model" / "diffusers")
+    ours = GenerationPipeline.from_pretrained(tmp_path / "model")
+    assert type(stock) is DDIMPipeline and type(stock.unet) is UNet2DModel
+    pictures = []
+    for pipeline, options in ((stock, {"use_clipped_model_output": True}), (ours, {})):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        drawn = pipeline(batch_size=2, num_inference_steps=4, generator=generator, output_type="np", **options)
+        pictures.append(torch.from_numpy(drawn.images))
+    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--format", "diffusers", "--head", "segmentation"], "--head: is for --format onnx or torch, not diffusers"),
+        (["--format", "diffusers", "--fixed"], "--fixed: is for --format onnx or torch, not diffusers; leave it out"),
         (["--format", "torch", "--opset", "18"], "--opset: 18 is for --format onnx, not torch"),
         (["--head", "diffusion", "--fixed"], "--fixed: this model has no height and width of its own; give --size H W"),
         (["--head", "diffusion", "--preprocess"], "preprocess: a denoiser takes noisy floats"),
@@ -69,3 +123,9 @@ def test_refusals(words: list[str], message: str, run: Path, capsys: pytest.Capt
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "nowhere")]) == 2
     assert f"no directory '{tmp_path}/nowhere'" in capsys.readouterr().err
+
+
+def test_no_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    UNet(encoder={"channels": [8, 16]}, heads={"segmentation": {"num_classes": 2}}).save_pretrained(tmp_path / "unet")
+    assert main(["export", str(tmp_path), "--format", "diffusers"]) == 2
+    assert f"'{tmp_path}' has no model_index.json, so no denoiser" in capsys.readouterr().err

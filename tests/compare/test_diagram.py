@@ -20,6 +20,17 @@ CONFIGS = {
         "conditioning": {"attention_levels": [0, 2], "attention_head_dim": 8},
         "heads": {"diffusion": {"out_channels": 3}},
     },
+    "attends below": {
+        "encoder": {"channels": [8, 16]},
+        "residual": {"layers_per_block": 1, "middle": "attention"},
+        "conditioning": {"attention_levels": [0], "attention_head_dim": 8},
+        "heads": {"diffusion": {"out_channels": 3}},
+    },
+    "no middle": {
+        "encoder": {"channels": [8, 16]},
+        "residual": {"layers_per_block": 1, "middle": "none"},
+        "heads": {"diffusion": {"out_channels": 3}},
+    },
     "classic": {
         "encoder": {"family": "classic", "channels": [4, 8, 16, 32]},
         "decoder": {"channels": [12, 8, 6]},
@@ -57,6 +68,7 @@ def test_levels_are_those_of_the_real_network(name):
     )
     assert {size: channels for size, (channels, _) in up.items()} == drawn_up
     if anatomy.family == "residual":
+        assert anatomy.middle_layers == len(unet.middle.resnets)
         for level in anatomy.levels:
             assert level.decoder_layers == up[level.size or 0][1]
     assert maps["middle"].shape[1:3] == (anatomy.middle_channels, anatomy.middle_size)

@@ -29,7 +29,7 @@ TOLD: dict[str, Any] = {
 CLASSIC: dict[str, Any] = {"encoder": {"family": "classic", "channels": [8, 12]}}
 RESIDUAL: dict[str, Any] = {
     "encoder": {"family": "residual", "channels": [8, 16]},
-    "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet"},
+    "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet", "upcast_attention": True},
     "conditioning": TOLD,
 }
 
@@ -126,6 +126,20 @@ def test_denoiser(to: Any, tmp_path: Path) -> None:
             else:
                 found = torch.export.load(done.path).module()(*given.values())
         assert_agrees(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["timestep", "identity"])
+def test_a_denoiser_whose_class_labels_are_numbers_or_vectors(kind: str, tmp_path: Path) -> None:
+    heads = {"diffusion": {"out_channels": 3}}
+    unet = build(**{**RESIDUAL, "conditioning": {"class_embed_type": kind, "attention_levels": []}}, heads=heads)
+    done = to_torch_export(unet, tmp_path / "net.pt2")
+    assert done.inputs["class_labels"] == (["batch"] if kind == "timestep" else ["batch", 32])
+    labels = torch.tensor([3, 8]) if kind == "timestep" else random(2, 32)
+    given = (random(2, 3, 8, 10), torch.tensor([4, 700]), None, labels)
+    with torch.no_grad():
+        expected = unet(*given).sample
+        assert not torch.equal(unet(*given[:3]).sample, expected)
+        assert_agrees(torch.export.load(done.path).module()(*given), expected)
 
 
 def test_pictures_fixed_sizes_opset_and_metadata(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unetdiff.models.attention import Attention
 from unetdiff.models.blocks import FrozenBatchNorm2d, Grow, ResnetBlock, make_norm, replace_batch_norm
 
 
@@ -45,3 +46,25 @@ def test_a_new_residual_block_passes_its_input_on() -> None:
 
 def test_group_norm_has_four_channels_a_group_and_at_most_32_groups() -> None:
     assert [make_norm("group", c).num_groups for c in (3, 8, 12, 64, 128, 512)] == [1, 2, 3, 16, 32, 32]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("upcast", [False, True])
+def test_attention_is_in_float32_where_that_is_asked_for(
+    upcast: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*inputs: torch.Tensor) -> torch.Tensor:
+        used.append(attend(*inputs).dtype)
+        return attend(*inputs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    attention = Attention(8, 6, heads=2, upcast=upcast).to(torch.float32 if autocast else torch.bfloat16)
+    tokens, context = (torch.randn(1, n, dim).to(attention.to_q.weight.dtype) for n, dim in ((5, 8), (3, 6)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert attention(tokens, context).dtype == torch.bfloat16
+    assert used == [torch.float32 if upcast else torch.bfloat16]
+    if not autocast:  # gradients are in float32 on a CPU, and the result is in the precision of the weights again
+        assert attention(tokens, context).dtype == torch.bfloat16

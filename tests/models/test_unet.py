@@ -1,4 +1,4 @@
-"""The network against its published geometries, diffusers' own network, and bad files."""
+"""The network against its published geometries, and bad files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from diffusers import UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -96,88 +95,25 @@ def test_a_trunk_puts_out_torchvisions_own_feature_maps(tmp_path: Path) -> None:
         torch.testing.assert_close(ours[f"encoder.{level}"], expected, rtol=1e-3, atol=1e-3)
 
 
-def _rename(key: str) -> str:
-    """diffusers' tensor name -> ours."""
-    for theirs, ours in (
-        ("conv_norm_out", "heads.diffusion.norm"),
-        ("conv_out", "heads.diffusion.conv"),
-        ("conv_in", "encoder.conv_in"),
-        ("down_blocks", "encoder.down_blocks"),
-        ("mid_block", "middle"),
-        ("up_blocks", "decoder.up_blocks"),
-    ):
-        if key.startswith(theirs + "."):
-            return ours + key[len(theirs) :]
-    return key
-
-
-@pytest.mark.parametrize("linear", [False, True])
-@pytest.mark.parametrize("size", [(32, 32), (37, 45)])
-def test_residual_family_is_stable_diffusions_network(linear: bool, size: tuple[int, int]) -> None:
-    torch.manual_seed(0)
-    theirs = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=2,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),  # the number of heads, in this class
-        cross_attention_dim=24,
-        norm_num_groups=8,
-        in_channels=3,
-        out_channels=3,
-        use_linear_projection=linear,
-    ).eval()
-    ours = UNet(
-        encoder={"channels": [32, 64]},
-        residual={"norm_num_groups": 8, "linear_projection": linear},
-        conditioning={"cross_attention_dim": 24, "attention_levels": [1], "attention_head_dim": 16},
-        heads={"diffusion": {"out_channels": 3}},
-    ).eval()
-    ours.load_state_dict({_rename(k): v for k, v in theirs.state_dict().items()}, strict=True)
-    x, t, context = torch.randn(2, 3, *size), torch.tensor([4, 800]), torch.randn(2, 5, 24)
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(x, t, context).sample, theirs(x, t, context).sample, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("options", [{}, {"resample": "resnet", "scale_shift": True}, {"ddpm": True}])
-def test_residual_family_is_ddpms_network(options: dict[str, object]) -> None:
-    torch.manual_seed(0)
-    ddpm, adm = bool(options.get("ddpm")), options.get("resample") == "resnet"
-    theirs = UNet2DModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("ResnetDownsampleBlock2D" if adm else "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D" if adm else "UpBlock2D"),
-        attention_head_dim=16,
-        norm_num_groups=8,
-        norm_eps=1e-6 if ddpm else 1e-5,
-        downsample_padding=0 if ddpm else 1,
-        flip_sin_to_cos=not ddpm,
-        freq_shift=1 if ddpm else 0,
-        resnet_time_scale_shift="scale_shift" if adm else "default",
-        attn_norm_num_groups=8 if adm else None,
-        downsample_type="resnet" if adm else "conv",
-        upsample_type="resnet" if adm else "conv",
-    ).eval()
-    ours = UNet(
-        encoder={"channels": [32, 64]},
-        residual={
-            "layers_per_block": 1,
-            "norm_num_groups": 8,
-            "norm_eps": 1e-6 if ddpm else 1e-5,
-            "downsample_padding": 0 if ddpm else 1,
-            "flip_sin_to_cos": not ddpm,
-            "freq_shift": 1 if ddpm else 0,
-            "time_scale_shift": "scale_shift" if adm else "default",
-            "resample": "resnet" if adm else "conv",
-        },
-        conditioning={"attention_levels": [1], "attention_head_dim": 16},
-        heads={"diffusion": {"out_channels": 3}},
-    ).eval()
-    ours.load_state_dict({_rename(k): v for k, v in theirs.state_dict().items()}, strict=True)
-    x, t = torch.randn(2, 3, 32, 32), torch.tensor([4, 800])
-    with torch.inference_mode():
-        torch.testing.assert_close(ours(x, t).sample, theirs(x, t).sample, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    ("levels", "middle", "blocks"),
+    [
+        ([1], None, (2, 1)),
+        ([0], None, (2, 0)),
+        ([0], "attention", (2, 1)),
+        ([1], "resnet", (1, 0)),
+        ([1], "none", (0, 0)),
+    ],
+)
+def test_the_middle_attends_where_the_deepest_level_does_or_as_told(
+    levels: list[int], middle: str | None, blocks: tuple[int, int]
+) -> None:
+    conditioning = {"attention_levels": levels, "attention_head_dim": 8}
+    residual = {**TINY["residual"], "middle": middle}
+    unet = UNet(encoder=TINY["encoder"], residual=residual, conditioning=conditioning, heads=SEGMENTATION).eval()
+    assert (len(unet.middle.resnets), len(unet.middle.attentions)) == blocks
+    with torch.no_grad():
+        assert unet.segment(torch.randn(1, 3, 9, 11)).shape == (1, 5, 9, 11)
 
 
 def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
@@ -271,6 +207,35 @@ class TestRefusals:
             ),
             ({"conditioning": {"attention_levels": [9]}, "heads": SEGMENTATION}, r"\[9\] is outside 0..3"),
             ({"conditioning": {"timestep": False}, "heads": {"diffusion": {}}}, "must know the timestep"),
+            (
+                {"conditioning": {"class_embed_type": "timestep", "num_class_embeds": 3}, "heads": {"diffusion": {}}},
+                "class_embed_type: 'timestep' .*num_class_embeds null",
+            ),
+            ({**TINY, "sample_size": [8], "heads": SEGMENTATION}, r"sample_size: \[8\] is not \[height, width\]"),
+            (
+                {"residual": {"attention_heads": [4, 4]}, "heads": SEGMENTATION},
+                r"attention_heads: \[4, 4\] must have 4 values of 1 or more",
+            ),
+            (
+                {"residual": {"transformer_depth": [1, 0, 1, 1]}, "heads": SEGMENTATION},
+                "transformer_depth: .* must have 4 values of 1 or more",
+            ),
+            (
+                {"encoder": {"family": "classic"}, "residual": {"attention_heads": [4] * 5}, "heads": SEGMENTATION},
+                "attention_heads: .* is for the residual family, not classic",
+            ),
+            (
+                {"residual": {"attention_heads": [1, 1, 1, 3]}, "heads": SEGMENTATION},
+                "attention_heads: 3 does not divide the 512 channels of level 3",
+            ),
+            (
+                {"residual": {"middle_attention_groups": 3}, "heads": SEGMENTATION},
+                "middle_attention_groups: 3 does not divide the 512 channels",
+            ),
+            (
+                {"residual": {"middle_attention_groups": 4, "middle": "resnet"}, "heads": SEGMENTATION},
+                "middle_attention_groups: 4 is for self-attention in the middle block",
+            ),
         ],
     )
     def test_impossible_configs(self, config: dict, says: str) -> None:

@@ -17,6 +17,7 @@ from unetdiff.config import RunConfig
 from unetdiff.data import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
 from unetdiff.judging.config import JudgingConfig
+from unetdiff.models import loading
 from unetdiff.training import checkpoints, trainer
 from unetdiff.training.evaluation import evaluate
 from unetdiff.training.records import read_lines
@@ -170,16 +171,16 @@ def test_nonfinite_losses_in_a_row_stop_with_the_files_named(tiny: Tiny, monkeyp
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = checkpoints.save_file, []
+    real, calls = loading.save_file, []
 
-    def full(tensors, path):  # type: ignore[no-untyped-def]
+    def full(tensors, path, metadata):  # type: ignore[no-untyped-def]
         calls.append(path)
         if len(calls) == 5:  # the second checkpoint's second file
             Path(path).write_bytes(b"torn")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(tensors, path)
+        real(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(loading, "save_file", full)
     config = tiny("segmentation")
     with pytest.raises(TrainingStopped, match="the disk is full .*step-00000002; go on with --resume"):
         train(config)

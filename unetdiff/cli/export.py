@@ -1,23 +1,40 @@
-"""`unetdiff export PATH`: a trained network as one file, ONNX or torch.export, compared with the network."""
+"""`unetdiff export PATH`: a trained network as ONNX, torch.export or diffusers, compared with the network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError
 
+if TYPE_CHECKING:
+    from unetdiff.export import Exported
+
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+DIFFUSERS = "diffusers"
+FOR_FILES = ("head", "size", "fixed", "opset", "preprocess")
+"""Options that a directory of diffusers has no use for: it is the denoiser, of any size."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Export; prints what goes in, what comes out, and how closely the file agrees with the network."""
-    parser = Parser("unetdiff export", "Write a trained network as one file; batch, height and width stay free.")
+    parser = Parser(
+        "unetdiff export",
+        "Write a trained network as one file, or a denoiser as a pipeline directory of diffusers; batch, height and "
+        "width stay free.",
+    )
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
-    parser.add_argument("--format", choices=SUFFIXES, default="onnx", help="ONNX, or torch.export's .pt2")
-    parser.add_argument("--output", type=Path, help="the file; none given: PATH/HEAD.onnx or PATH/HEAD.pt2")
+    parser.add_argument(
+        "--format",
+        choices=(*SUFFIXES, DIFFUSERS),
+        default="onnx",
+        help="ONNX, torch.export's .pt2, or what diffusers' from_pretrained loads",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="the file or directory; none given: PATH/HEAD.onnx, PATH/HEAD.pt2 or PATH/diffusers"
+    )
     parser.add_argument(
         "--head", choices=("segmentation", "diffusion"), help="none given: segmentation where there is one"
     )
@@ -28,9 +45,16 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_strictly(argv)
     if given.opset is not None and given.format != "onnx":
         raise UserError(f"--opset: {given.opset} is for --format onnx, not {given.format}")
+    if given.format == DIFFUSERS:
+        for option in FOR_FILES:
+            if getattr(given, option) not in (None, False):
+                raise UserError(f"--{option}: is for --format onnx or torch, not {DIFFUSERS}; leave it out")
 
-    from unetdiff.export import to_onnx, to_torch_export
+    from unetdiff.export import to_diffusers, to_onnx, to_torch_export
+    from unetdiff.training.checkpoints import model_directory
 
+    if given.format == DIFFUSERS:
+        return _print(to_diffusers(model_directory(given.path), given.output or given.path / DIFFUSERS))
     unet, settings = load(given.path, given.head)
     head = given.head or ("segmentation" if settings else "diffusion")
     size = given.size
@@ -50,6 +74,11 @@ def main(argv: Sequence[str]) -> int:
         done = to_onnx(unet, output, opset=given.opset, **options)
     else:
         done = to_torch_export(unet, output, **options)
+    return _print(done)
+
+
+def _print(done: Exported) -> int:
+    """What goes in and comes out, and how closely it agrees."""
     inputs = ", ".join(f"{name} ({', '.join(map(str, dims))})" for name, dims in done.inputs.items())
     print(f"{done.path}: {inputs} -> {done.output}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in done.checked)

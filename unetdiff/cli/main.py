@@ -20,7 +20,7 @@ COMMANDS = {
     "sample": ("unetdiff.cli.sample", "draw pictures, by class where the model has classes"),
     "compare": ("unetdiff.cli.compare", "one page that shows runs side by side"),
     "data": ("unetdiff.cli.data", "check a data set, count what it holds, or download PASCAL VOC and SBD"),
-    "export": ("unetdiff.cli.export", "one file that runs without this package: ONNX or torch.export"),
+    "export": ("unetdiff.cli.export", "what runs without this package: ONNX, torch.export or diffusers"),
 }
 
 

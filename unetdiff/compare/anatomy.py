@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from unetdiff.models.config import CLASSIC, RESIDUAL, ModelConfig
+from unetdiff.models.config import CLASSIC, MIDDLE_RESNETS, RESIDUAL, ModelConfig
 from unetdiff.models.encoders import load_trunk, pyramid
 from unetdiff.models.resolve import parse, resolve
 
@@ -73,7 +73,8 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
     patch = config.get("patch_size", 1)
     model = resolve(parse(config.get("in_channels", 3), patch, config.get("sample_size"), *sections))
     family, told = model.encoder.family, model.conditioning
-    size = model.sample_size or sample_size
+    height = model.sample_size[0] if isinstance(model.sample_size, list) else model.sample_size
+    size = height or sample_size
     rows, middle, bottom = _rows(model)
     attention = set(told.attention_levels or [])
     levels = tuple(
@@ -88,7 +89,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
         )
         for stride, down, up, down_layers, up_layers in rows
     )
-    residual, classic = family == RESIDUAL, family == CLASSIC
+    middle_kind = model.residual.middle if family == RESIDUAL else None
     segmentation, diffusion = model.heads.segmentation, model.heads.diffusion
     return Anatomy(
         family=family,
@@ -96,10 +97,10 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
         levels=levels,
         middle_channels=middle,
         middle_size=_map_size(size, 2**bottom * patch),
-        middle_layers=2 if classic or (residual and model.residual.middle == "attention") else 1,
-        middle_attention=bottom in attention and not (residual and model.residual.middle == "resnet"),
+        middle_layers=MIDDLE_RESNETS[middle_kind] if middle_kind else (2 if family == CLASSIC else 1),
+        middle_attention=middle_kind == "attention" if middle_kind else bottom in attention,
         timestep=bool(told.timestep),
-        scale_shift=not residual or model.residual.time_scale_shift == "scale_shift",
+        scale_shift=family != RESIDUAL or model.residual.time_scale_shift == "scale_shift",
         cross_attention_dim=told.cross_attention_dim,
         class_embeds=told.num_class_embeds,
         num_classes=segmentation.num_classes if segmentation else None,

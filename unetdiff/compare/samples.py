@@ -193,8 +193,8 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
     labels: list[str] = list(pipeline.conditioner.labels) if told else [""]
     per_class = max(1, budget.pictures // len(labels))
     asked = torch.arange(len(labels)).repeat(per_class)  # one of each class, again and again
-    size = pipeline.unet.config.sample_size or 32
-    noise = starting_noise((len(asked), pipeline.channels, size, size), seed)
+    size = pipeline.size() if pipeline.unet.config.sample_size else (32, 32)
+    noise = starting_noise((len(asked), pipeline.channels, *size), seed)
 
     def draw(first: int, last: int, moments: int = 0) -> tuple[Tensor, Trajectory | None]:
         output = pipeline(

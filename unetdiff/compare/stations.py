@@ -116,6 +116,6 @@ def place_stations(
             x_down = downs[index].right + step
         ups[index] = station(x_up, y, height, up_bars[index], mirrored=True)
         x_up = ups[index].x - step
-    total = sum(w * unit for w, _ in middle_bars) + GAP * (len(middle_bars) - 1)
+    total = sum(w * unit for w, _ in middle_bars) + GAP * max(0, len(middle_bars) - 1)
     center = (x_down + x_up) / 2
     return downs, ups, station(center - total / 2, tops[-1], middle_height, middle_bars, mirrored=False)

@@ -119,7 +119,7 @@ def to_onnx(
 
         return run
 
-    return _write(path, plan, program.save, load)
+    return write(path, plan, program.save, load, plan.cases())
 
 
 def to_torch_export(
@@ -140,11 +140,12 @@ def to_torch_export(
     plan = make_plan(unet, head, size, batch, preprocess)
     program = plan.capture()
     extra = {METADATA: json.dumps(plan.metadata(metadata))}
-    return _write(
+    return write(
         path,
         plan,
         save=lambda file: torch.export.save(program, file, extra_files=extra),
         load=lambda file: torch.export.load(file).module(),
+        cases=plan.cases(),
     )
 
 
@@ -157,17 +158,32 @@ def _checked_path(path: str | Path, suffix: str) -> Path:
     return path
 
 
-def _write(
-    path: Path, plan: Plan, save: Callable[[Path], Any], load: Callable[[Path], Callable[..., Tensor]]
+def write(
+    path: Path,
+    plan: Plan,
+    save: Callable[[Path], Any],
+    load: Callable[[Path], Callable[..., Tensor]],
+    cases: Sequence[Sequence[Tensor | None]],
 ) -> Exported:
-    """Save aside, compare what was saved with the network, and only then put it in its place."""
+    """Save aside, compare what was saved with the network, and only then put it in its place.
+
+    Args:
+        path: the file, or a directory that is not there yet or empty.
+        plan: what is exported.
+        save: writes it to a path.
+        load: reads that as a function of the plan's inputs.
+        cases: inputs that both must agree on.
+
+    Raises:
+        UserError: where they do not, to TOLERANCE; then nothing is left behind.
+    """
     checked, differences, outputs = [], [], []
     with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
         aside = Path(folder) / path.name
         with _quiet():
             save(aside)
             run = load(aside)
-        for inputs in plan.cases():
+        for inputs in cases:
             with torch.no_grad():
                 expected = plan.module(*inputs)
                 found = run(*inputs)

@@ -5,6 +5,8 @@ Tensor names are diffusers' (to_q, to_k, to_v, to_out.0, ...), so that Stable Di
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,9 +16,11 @@ from torch.nn import functional as F
 class Attention(nn.Module):
     """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017)."""
 
-    def __init__(self, channels: int, context_dim: int | None, heads: int, bias: bool = False) -> None:
+    def __init__(
+        self, channels: int, context_dim: int | None, heads: int, bias: bool = False, upcast: bool = False
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.upcast = heads, upcast
         self.to_q = nn.Linear(channels, channels, bias=bias)
         self.to_k = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
@@ -28,18 +32,21 @@ class Attention(nn.Module):
             rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
             for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
         )
-        if q.device.type == "cpu" and torch.is_grad_enabled():
+        precision = q.dtype
+        if self.upcast or (q.device.type == "cpu" and torch.is_grad_enabled()):
             q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
-        out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
-        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))
+        lowered = self.upcast and torch.is_autocast_enabled(q.device.type)
+        with torch.autocast(q.device.type, enabled=False) if lowered else nullcontext():
+            out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)").to(precision))
 
 
 class AttentionBlock(Attention):
-    """Self-attention over a map's pixels with GroupNorm and a residual path (DDPM, UNet2DModel)."""
+    """Self-attention over a map's pixels with GroupNorm (0 groups: none) and a residual path (DDPM, UNet2DModel)."""
 
     def __init__(self, channels: int, heads: int, groups: int, eps: float) -> None:
         super().__init__(channels, None, heads, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps)
+        self.group_norm = nn.GroupNorm(groups, channels, eps) if groups else nn.Identity()
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
 
@@ -77,12 +84,12 @@ class FeedForward(nn.Module):
 class TransformerLayer(nn.Module):
     """Self-attention, cross-attention to the condition, feed-forward; each normalised and residual."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+    def __init__(self, dim: int, context_dim: int, heads: int, upcast: bool = False) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, None, heads)
+        self.attn1 = Attention(dim, None, heads, upcast=upcast)
         self.norm2 = nn.LayerNorm(dim)
-        self.attn2 = Attention(dim, context_dim, heads)
+        self.attn2 = Attention(dim, context_dim, heads, upcast=upcast)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
@@ -106,6 +113,7 @@ class TransformerBlock(nn.Module):
         groups: int,
         depth: int = 1,
         linear_projection: bool = False,
+        upcast: bool = False,
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
@@ -113,7 +121,9 @@ class TransformerBlock(nn.Module):
         self.proj_in: nn.Module = (
             nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
         )
-        self.transformer_blocks = nn.ModuleList([TransformerLayer(channels, context_dim, heads) for _ in range(depth)])
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerLayer(channels, context_dim, heads, upcast) for _ in range(depth)]
+        )
         self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)

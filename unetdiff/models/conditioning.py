@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unetdiff.models.attention import AttentionBlock, TransformerBlock
 from unetdiff.models.blocks import norm_groups
+from unetdiff.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -24,20 +25,53 @@ class AttentionPlan:
     head_dim: int
     groups: int = 32
     eps: float = 1e-5
-    depth: int = 1
+    depth: int | list[int] = 1
     linear_projection: bool = False
+    upcast: bool = False
+    heads: list[int] | None = None
+    middle_groups: int | None = None
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> AttentionPlan:
+        """The plan of a resolved config."""
+        told, residual = config.conditioning, config.residual
+        return cls(
+            frozenset(told.attention_levels or []),
+            told.cross_attention_dim,
+            told.attention_head_dim,
+            residual.norm_num_groups,
+            residual.norm_eps,
+            residual.transformer_depth,
+            residual.linear_projection,
+            residual.upcast_attention,
+            residual.attention_heads,
+            residual.middle_attention_groups,
+        )
 
     def block(self, level: int, channels: int) -> nn.Module | None:
         """The attention of a level: transformer (with a condition), self-attention (without), or none."""
-        if level not in self.levels:
-            return None
+        return self._make(level, channels, None) if level in self.levels else None
+
+    def middle(self, level: int, channels: int) -> nn.Module:
+        """The attention between the residual family's two middle blocks, whether or not the deepest level attends."""
+        return self._make(level, channels, self.middle_groups)
+
+    def _make(self, level: int, channels: int, own_groups: int | None) -> nn.Module:
+        heads = self.heads_at(level, channels)
+        groups = norm_groups(channels, self.groups)
+        if self.context_dim is None:
+            return AttentionBlock(channels, heads, groups if own_groups is None else own_groups, self.eps)
+        depth = self.depth if isinstance(self.depth, int) else self.depth[level]
+        return TransformerBlock(channels, self.context_dim, heads, groups, depth, self.linear_projection, self.upcast)
+
+    def heads_at(self, level: int, channels: int) -> int:
+        """Number of attention heads for so many channels."""
+        if self.heads is not None:
+            return self.heads[level]
         heads = max(1, channels // self.head_dim)
         while channels % heads:
             heads -= 1
-        groups = norm_groups(channels, self.groups)
-        if self.context_dim is None:
-            return AttentionBlock(channels, heads, groups, self.eps)
-        return TransformerBlock(channels, self.context_dim, heads, groups, self.depth, self.linear_projection)
+        return heads
 
 
 class LevelAttention(nn.ModuleDict):

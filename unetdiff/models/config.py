@@ -20,6 +20,8 @@ TRUNKS = (
 FAMILIES = (CLASSIC, RESIDUAL, *TRUNKS)
 
 Norm = Literal["none", "batch", "frozen", "group"]
+MIDDLE_RESNETS = {"attention": 2, "resnets": 2, "resnet": 1, "none": 0}
+"""Residual blocks of each kind of middle (`ResidualConfig.middle`)."""
 
 
 @dataclass
@@ -62,10 +64,17 @@ class ResidualConfig:
     """Shift of the sinusoids' exponent divisor (1 in google/ddpm-*)."""
     linear_projection: bool = False
     """Transformer blocks project with a linear layer (SD 2.x) instead of a 1x1 convolution (SD 1.x)."""
-    transformer_depth: int = 1
-    """Transformer layers in each transformer block."""
-    middle: Literal["attention", "resnet"] = "attention"
-    """Middle block: residual - attention - residual, or a single residual block."""
+    transformer_depth: int | list[int] = 1
+    """Transformer layers in each transformer block; residual: one number, or one for each level."""
+    upcast_attention: bool = False
+    """Transformer blocks attend in float32 whatever the precision (SD 2.x, whose float16 overflows there)."""
+    attention_heads: list[int] | None = None
+    """Number of heads at each level (SD 1.x: 8 at all); None: as many as conditioning.attention_head_dim makes."""
+    middle: Literal["attention", "resnets", "resnet", "none"] | None = None
+    """Middle block: residual - attention - residual, two residual blocks, a single one, or none at all. None: attention
+    where the deepest level has it, else two residual blocks."""
+    middle_attention_groups: int | None = None
+    """Groups of the norm before the middle's self-attention; None: norm_num_groups, 0: no such norm."""
     dropout: float = 0.0
     """Dropout inside the residual blocks."""
 
@@ -102,6 +111,9 @@ class ConditioningConfig:
     """Channels of one attention head."""
     num_class_embeds: int | None = None
     """Classes of an embedding that is added to the time embedding (class_labels); None: no such embedding."""
+    class_embed_type: Literal["timestep", "identity"] | None = None
+    """class_labels without a table of classes: numbers (B,) that are embedded as the timestep is, or vectors
+    (B, 4 * channels[0]) that are added to its embedding as they are."""
 
 
 @dataclass
@@ -138,8 +150,8 @@ class ModelConfig:
     """Channels of the input picture."""
     patch_size: int = 1
     """classic and residual: the network works on squares of this many pixels a side, as channels; 2 costs a quarter."""
-    sample_size: int | None = None
-    """Height and width that the denoiser was trained at (what `sample` draws when not told)."""
+    sample_size: int | list[int] | None = None
+    """Height and width that the denoiser was trained at (what `sample` draws when not told); one number for both."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     """The way down."""
     residual: ResidualConfig = field(default_factory=ResidualConfig)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from unetdiff.models.blocks import DoubleConv, Grow, Upsample, centre_crop, join
 from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
-from unetdiff.models.config import ResidualConfig
+from unetdiff.models.config import MIDDLE_RESNETS, ResidualConfig
 from unetdiff.models.encoders import Skips, resnet_block
 
 
@@ -91,7 +91,7 @@ class PyramidDecoder(nn.Module):
 
 
 class ResidualMiddle(nn.Module):
-    """Residual block, attention, residual block (or a single residual block) at the coarsest level."""
+    """Residual block, attention, residual block at the coarsest level, or less of it (`residual.middle`)."""
 
     def __init__(
         self,
@@ -102,19 +102,17 @@ class ResidualMiddle(nn.Module):
         attention: AttentionPlan,
     ) -> None:
         super().__init__()
+        count = MIDDLE_RESNETS[options.middle or "attention"]
+        self.resnets = nn.ModuleList([resnet_block(channels, channels, options, time_dim) for _ in range(count)])
         attends = options.middle == "attention"
-        block = attention.block(level, channels) if attends else None
-        self.resnets = nn.ModuleList(
-            [resnet_block(channels, channels, options, time_dim) for _ in range(2 if attends else 1)]
-        )
-        self.attentions = nn.ModuleList([] if block is None else [block])
+        self.attentions = nn.ModuleList([attention.middle(level, channels)] if attends else [])
 
     def forward(self, h: Tensor, condition: Condition) -> Tensor:
-        h = condition.run(self.resnets[0], h, condition.temb)
-        for attention in self.attentions:
-            h = condition.run(attention, h, condition.context)
-        for resnet in self.resnets[1:]:
+        for index, resnet in enumerate(self.resnets):
             h = condition.run(resnet, h, condition.temb)
+            if index == 0:
+                for attention in self.attentions:
+                    h = condition.run(attention, h, condition.context)
         return condition.keep("middle", h)
 
 

@@ -28,8 +28,9 @@ def timestep_sinusoids(
         (B, dim) in float32.
     """
     half = dim // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=timestep.device) / (half - freq_shift)
-    angles = timestep.float()[:, None] * torch.exp(-math.log(max_period) * exponent)[None]  # (B, half)
+    # multiplied, then divided, as diffusers does: a last bit of a frequency is 1e-4 of an angle at timestep 999
+    exponent = -math.log(max_period) * torch.arange(half, dtype=torch.float32, device=timestep.device)
+    angles = timestep.float()[:, None] * torch.exp(exponent / (half - freq_shift))[None]  # (B, half)
     parts = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
     embedding = torch.cat(parts, dim=-1)
     return nn.functional.pad(embedding, (0, dim % 2))  # (B, dim)

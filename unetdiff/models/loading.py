@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from unetdiff.errors import UserError
 
@@ -44,46 +44,110 @@ def load(cls: type[Model], directory: Path, dtype: torch.dtype | None) -> Model:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config.json of a model directory."""
-    path = directory / "config.json"
-    if not path.is_file():
-        raise UserError(f"'{directory}' is no model directory: it has no config.json")
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"'{path}' is no JSON: {error}") from None
-    if config.get("_class_name") != "UNet":
-        raise UserError(f"'{path}' describes a {config.get('_class_name')}, not a unetdiff UNet")
+    """The config.json of one of our model directories, without diffusers' own entries."""
+    config = read_json(directory / "config.json")
+    name = config.get("_class_name")
+    if name != "UNet":
+        hint = "; UNet.from_diffusers reads that" if name in ("UNet2DModel", "UNet2DConditionModel") else ""
+        raise UserError(f"'{directory / 'config.json'}' describes a {name}, not a unetdiff UNet{hint}")
     return {k: v for k, v in config.items() if not k.startswith("_")}
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The config.json of any model directory."""
+    if not path.is_file():
+        raise UserError(f"'{path.parent}' is no model directory: it has no {path.name}")
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise UserError(f"'{path}' is no JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise UserError(f"'{path}' holds no keys and values, but a {type(config).__name__}")
+    return config
+
+
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a model: the same names, the same shapes, nothing more and nothing less.
+    """Load a safetensors file into a model, strictly; see `fill`."""
+    fill(model, read_tensors(path), f"'{path}'")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name.
 
     Raises:
-        UserError: naming the file and the tensors that do not fit; the model is then unchanged.
+        UserError: for a file that is missing (also where a pickle or shards lie in its place) or truncated.
     """
     if not path.is_file():
-        pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLES)
-        hint = f" ('{pickles[0]}' is a pickle: pickles are never loaded, convert it to safetensors)" if pickles else ""
-        raise UserError(f"no file '{path}'{hint}")
+        raise UserError(f"no file '{path}'{_instead(path)}")
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise UserError(f"'{path}' is truncated or no safetensors file: {error}") from None
-    expected = model.state_dict()
-    missing = sorted(set(expected) - set(state))
-    unexpected = sorted(set(state) - set(expected))
+
+
+def _instead(path: Path) -> str:
+    """What lies in the place of a missing file of weights, and what to do."""
+    shards = sorted(p.name for p in path.parent.glob("*.index.json"))
+    if shards:
+        return f" ('{shards[0]}': the weights are in shards; load them with diffusers and save them as one file)"
+    pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLES)
+    if pickles:
+        return f" ('{pickles[0]}' is a pickle: pickles are never loaded, convert it to safetensors)"
+    others = sorted(p.name for p in path.parent.glob("*.safetensors"))
+    return f" (there is '{others[0]}')" if others else ""
+
+
+def fill(
+    model: nn.Module, state: Mapping[str, Tensor], source: str, called: Callable[[str], str] = lambda name: name
+) -> None:
+    """Copy tensors into a model: the same names, the same shapes, nothing more and nothing less.
+
+    Args:
+        model: a model on any device but meta.
+        state: tensors by the model's names.
+        source: what they come from, for the message.
+        called: the model's name of a tensor -> the source's, for the message.
+
+    Raises:
+        UserError: naming the source and the tensors that do not fit; the model is then unchanged.
+    """
+    check(state, model.state_dict(), f"{source} does not fit this model", called)
+    model.load_state_dict(state, strict=True)
+
+
+def check(
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    complaint: str,
+    called: Callable[[str], str] = lambda name: name,
+) -> None:
+    """Refuse (UserError) tensors that are missing, unexpected or of another shape, by name."""
     shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        f"{called(k)} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
         for k in sorted(set(state) & set(expected))
         if state[k].shape != expected[k].shape
     ]
     faults = [
         f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (
+            ("missing", [called(k) for k in sorted(set(expected) - set(state))]),
+            ("unexpected", [called(k) for k in sorted(set(state) - set(expected))]),
+            ("of another shape", shapes),
+        )
         if names
     ]
     if faults:
-        raise UserError(f"'{path}' does not fit this model: " + "; ".join(faults))
-    model.load_state_dict(state, strict=True)
+        raise UserError(f"{complaint}: " + "; ".join(faults))
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    # safetensors wants plain contiguous memory; the memory format is put back by copying into place
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
+    except SafetensorError as error:  # its word for a failed write, e.g. a full disk
+        raise OSError(f"{path}: {error}") from error

@@ -26,7 +26,7 @@ TRUNK_DECODER = [512, 256, 128, 64, 64]
 def parse(
     in_channels: int,
     patch_size: int,
-    sample_size: int | None,
+    sample_size: Any,
     encoder: Any,
     residual: Any,
     decoder: Any,
@@ -37,7 +37,7 @@ def parse(
     return ModelConfig(
         in_channels,
         patch_size,
-        sample_size,
+        list(sample_size) if isinstance(sample_size, tuple) else sample_size,
         section(EncoderConfig, encoder, "encoder"),
         section(ResidualConfig, residual, "residual"),
         section(DecoderConfig, decoder, "decoder"),
@@ -96,6 +96,9 @@ def resolve(given: ModelConfig) -> ModelConfig:
     if given.patch_size < 1 or (given.patch_size > 1 and (trunk or encoder.padding == "valid")):
         raise UserError(f"patch_size: {given.patch_size} must be 1 for trunks and padding 'valid', else 1 or more")
 
+    if isinstance(given.sample_size, list) and len(given.sample_size) != 2:
+        raise UserError(f"sample_size: {given.sample_size} is not [height, width]; give two numbers, or one for both")
+
     conditioning = _conditioning(given, trunk)
     encoder, decoder = _norms(given, trunk)
     whole = heads.diffusion is not None or encoder.padding == "valid"
@@ -115,7 +118,43 @@ def resolve(given: ModelConfig) -> ModelConfig:
     wrong = [level for level in conditioning.attention_levels or [] if not 0 <= level <= levels]
     if wrong:
         raise UserError(f"conditioning.attention_levels: {wrong} is outside 0..{levels}")
-    return replace(given, encoder=encoder, decoder=decoder, conditioning=conditioning)
+    residual = _residual(given, encoder.channels or [], conditioning)
+    return replace(given, encoder=encoder, residual=residual, decoder=decoder, conditioning=conditioning)
+
+
+def _residual(given: ModelConfig, channels: list[int], told: ConditioningConfig) -> ResidualConfig:
+    """The fine print of the residual family with its middle filled in."""
+    options, levels = given.residual, told.attention_levels or []
+    by_level = {
+        "residual.attention_heads": options.attention_heads,
+        "residual.transformer_depth": options.transformer_depth,
+    }
+    for key, value in by_level.items():
+        if not isinstance(value, list):
+            continue
+        if given.encoder.family != RESIDUAL:
+            raise UserError(f"{key}: {value} by level is for the residual family, not {given.encoder.family}")
+        if len(value) != len(channels) or min(value) < 1:
+            raise UserError(f"{key}: {value} must have {len(channels)} values of 1 or more, one for each level")
+    if given.encoder.family != RESIDUAL:
+        return options
+    deepest = len(channels) - 1
+    middle = options.middle or ("attention" if deepest in levels else "resnets")
+    for level in {*levels, *([deepest] if middle == "attention" else [])}:
+        if options.attention_heads is not None and channels[level] % options.attention_heads[level]:
+            raise UserError(
+                f"residual.attention_heads: {options.attention_heads[level]} does not divide the {channels[level]} "
+                f"channels of level {level}"
+            )
+    groups = options.middle_attention_groups
+    if groups is not None and (middle != "attention" or told.cross_attention_dim is not None):
+        raise UserError(
+            f"residual.middle_attention_groups: {groups} is for self-attention in the middle block; use null with "
+            "conditioning.cross_attention_dim, or without residual.middle attention"
+        )
+    if groups and channels[-1] % groups:
+        raise UserError(f"residual.middle_attention_groups: {groups} does not divide the {channels[-1]} channels there")
+    return replace(options, middle=middle)  # type: ignore[arg-type]
 
 
 def _sized(decoder: DecoderConfig, channels: list[int], upsample: Any, whole: bool) -> DecoderConfig:
@@ -141,6 +180,11 @@ def _conditioning(given: ModelConfig, trunk: bool) -> ConditioningConfig:
         raise UserError("conditioning.timestep: false, but a diffusion head must know the timestep")
     if told.num_class_embeds and not timestep:
         raise UserError("conditioning.num_class_embeds: is added to the time embedding; set conditioning.timestep true")
+    if told.class_embed_type and (told.num_class_embeds or not timestep):
+        raise UserError(
+            f"conditioning.class_embed_type: '{told.class_embed_type}' is added to the time embedding in the place of "
+            "a table of classes; set conditioning.timestep true and conditioning.num_class_embeds null"
+        )
     if told.pooled_context and not (timestep and told.cross_attention_dim):
         raise UserError(
             "conditioning.pooled_context: is the mean of the tokens, added to the time embedding; "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
-from unetdiff.models import loading
+from unetdiff.models import interop, loading
 from unetdiff.models.attention import null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
@@ -56,7 +56,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self,
         in_channels: int = 3,
         patch_size: int = 1,
-        sample_size: int | None = None,
+        sample_size: int | list[int] | None = None,
         encoder: Any = None,
         residual: Any = None,
         decoder: Any = None,
@@ -81,19 +81,14 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if time_dim:
             self.time_embedding = TimestepEmbedding(first, time_dim)
             if told.num_class_embeds:
-                self.class_embedding = nn.Embedding(told.num_class_embeds, time_dim)
+                self.class_embedding: nn.Module = nn.Embedding(told.num_class_embeds, time_dim)
+            elif told.class_embed_type:
+                timestep = told.class_embed_type == "timestep"
+                self.class_embedding = TimestepEmbedding(first, time_dim) if timestep else nn.Identity()
             if told.pooled_context and told.cross_attention_dim:
                 self.context_embedding = nn.Linear(told.cross_attention_dim, time_dim)
                 nn.init.zeros_(self.context_embedding.bias)  # a zero token says nothing
-        attention = AttentionPlan(
-            frozenset(told.attention_levels or []),
-            told.cross_attention_dim,
-            told.attention_head_dim,
-            config.residual.norm_num_groups,
-            config.residual.norm_eps,
-            config.residual.transformer_depth,
-            config.residual.linear_projection,
-        )
+        attention = AttentionPlan.of(config)
         norm, padding = config.encoder.norm or "group", config.encoder.padding
         squares = config.patch_size**2  # pixels that become channels
         self.encoder = build_encoder(
@@ -159,7 +154,8 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             sample: (B, in_channels, H, W) pixels in [-1, 1], noisy or clean.
             timestep: one number or (B,); None means a clean picture, which is timestep 0.
             encoder_hidden_states: (B, tokens, cross_attention_dim); None is one zero token.
-            class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`).
+            class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`), or what
+                `class_embed_type` says.
             return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
             head: "diffusion" or "segmentation".
 
@@ -270,14 +266,14 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         told = self._told
         temb = None
         if told["timestep"]:
-            residual = self.config["residual"]
             step = torch.as_tensor(0 if timestep is None else timestep, device=sample.device).expand(sample.shape[0])
-            waves = timestep_sinusoids(step, self.sinusoids, residual["flip_sin_to_cos"], residual["freq_shift"])
-            temb = self.time_embedding(waves.to(sample.dtype))  # (B, time_dim)
+            temb = self.time_embedding(self._waves(step).to(sample.dtype))  # (B, time_dim)
             if class_labels is not None:
-                if not told["num_class_embeds"]:
+                kind = told["class_embed_type"]
+                if not told["num_class_embeds"] and kind is None:
                     raise UserError("class_labels given, but this UNet has no conditioning.num_class_embeds")
-                temb = temb + self.class_embedding(class_labels).to(temb.dtype)
+                labels = self._waves(class_labels).to(sample.dtype) if kind == "timestep" else class_labels
+                temb = temb + self.class_embedding(labels).to(temb.dtype)
         elif timestep is not None:
             raise UserError("timestep given, but this UNet has no time embedding (conditioning.timestep is false)")
         context, dim = encoder_hidden_states, told["cross_attention_dim"]
@@ -288,6 +284,11 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if temb is not None and context is not None and told["pooled_context"]:  # Saharia et al. 2022, section 2.3
             temb = temb + self.context_embedding(context.mean(dim=1))
         return Condition(temb, context, recompute=self.gradient_checkpointing and self.training)
+
+    def _waves(self, numbers: Tensor) -> Tensor:
+        """The sinusoids (B, first level's width) of timesteps (B,)."""
+        residual = self.config["residual"]
+        return timestep_sinusoids(numbers, self.sinusoids, residual["flip_sin_to_cos"], residual["freq_shift"])
 
     @property
     def _told(self) -> dict[str, Any]:
@@ -394,3 +395,42 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         directory = Path(pretrained_model_name_or_path) / (subfolder or "")
         return loading.load(cls, directory, kwargs.get("torch_dtype"))
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        source: str | Path | ModelMixin,
+        *,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> UNet:
+        """A `UNet2DModel` or `UNet2DConditionModel` of diffusers as a residual network of ours with a diffusion head.
+
+        The same outputs from the same weights, which are copied, under other names; in eval mode. A segmentation head
+        that `to_diffusers` has put beside them comes back.
+
+        Args:
+            source: a model, a model directory, or a pipeline directory with `unet/`.
+            subfolder: of the directory.
+            variant: of the file, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
+            torch_dtype: None: the model's own, and float32 for a directory.
+
+        Raises:
+            UserError: for a config that the residual family cannot be, by key and value; for a missing or truncated
+                file, a pickle, shards, or a tensor that is missing, unexpected or of another shape, by name.
+        """
+        return interop.load(cls, source, subfolder, variant, torch_dtype)
+
+    def to_diffusers(self, directory: str | Path) -> None:
+        """Write config.json and diffusion_pytorch_model.safetensors, which diffusers' `from_pretrained` loads.
+
+        Without cross_attention_dim they are a `UNet2DModel`, which takes sizes that divide by 2 ** (levels - 1) only,
+        with it a `UNet2DConditionModel`. A segmentation head goes into a file of its own, which diffusers passes over
+        and `from_diffusers` reads. Other files in the directory stay.
+
+        Raises:
+            UserError: where diffusers has no such network, naming the key, its value and what to do.
+            OSError: e.g. a full disk; no file is then half written.
+        """
+        interop.save(self, Path(directory))

@@ -101,7 +101,7 @@ def validate_diffusion(config: RunConfig) -> None:
         raise refuse("diffusion.offset_noise", given.offset_noise, "is no strength", "use 0 (off) or more, e.g. 0.1")
     share("diffusion.condition_dropout", given.condition_dropout)
     size, trained = config.model.sample_size, picture_size(config)
-    if size is not None and trained is not None and trained != [size, size]:
+    if size is not None and trained is not None and trained != ([size, size] if isinstance(size, int) else size):
         raise refuse(
             "model.sample_size",
             size,

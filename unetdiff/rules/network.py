@@ -34,6 +34,13 @@ def validate_network(config: RunConfig) -> None:
             "is for imported networks and is not trained here",
             "use null; classes are told by diffusion.condition class",
         )
+    if model.conditioning.class_embed_type is not None:
+        raise refuse(
+            "model.conditioning.class_embed_type",
+            model.conditioning.class_embed_type,
+            "is for imported networks and is not trained here",
+            "use null",
+        )
     at_least("model.conditioning.attention_head_dim", model.conditioning.attention_head_dim, 1)
     heads = HeadsConfig(
         SegmentationHeadConfig() if config.task != "diffusion" else None, DiffusionHeadConfig() if noisy else None

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from unetdiff.errors import UserError
+from unetdiff.models.loading import save_tensors
 from unetdiff.training.tasks.base import Task
 
 FOLDER = "checkpoints"
@@ -77,10 +78,10 @@ def save(
     target = run / FOLDER / name_of(progress.step)
 
     def write(directory: Path) -> None:
-        _save_tensors(_tensors(task), directory / MODEL)
+        save_tensors(_tensors(task), directory / MODEL)
         if average is not None:
-            _save_tensors(_tensors(average), directory / AVERAGE)
-        _save_tensors(optimizer_tensors(optimizer), directory / OPTIMIZER)
+            save_tensors(_tensors(average), directory / AVERAGE)
+        save_tensors(optimizer_tensors(optimizer), directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps(asdict(progress), indent=1))
 
     replace_directory(target, write)
@@ -190,14 +191,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         else:
             value = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
         optimizer.state[parameter][entry] = value
-
-
-def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    # safetensors wants plain contiguous memory; the memory format is put back by copying into place
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
-    except SafetensorError as error:  # its word for a failed write, e.g. a full disk
-        raise OSError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Tensor]:

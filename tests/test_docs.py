@@ -1,0 +1,31 @@
+"""The Python examples of the README and of docs/ run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(page: str, section: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a section's Python in an empty folder; the names that it leaves."""
+    found = re.search(rf"## {section}\n.*?```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert found
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(compile(found[1], page, "exec"), names)
+    return names
+
+
+def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("README.md", "In Python", tmp_path, monkeypatch)
+    assert names["noise"].shape == (1, 3, 64, 64) and set(names["unet"].heads) == {"segmentation", "diffusion"}
+
+
+def test_interop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/interop.md", "In Python", tmp_path, monkeypatch)
+    assert names["logits"].shape == (1, 21, 32, 32) and len(names["images"]) == 2
