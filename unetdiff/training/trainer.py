@@ -22,7 +22,6 @@ from unetdiff.config import RunConfig, validate
 from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
 from unetdiff.data.balance import repeat_factors
 from unetdiff.data.check import require_clean
-from unetdiff.data.hashing import hash_words
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints, machine
@@ -35,6 +34,7 @@ from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
+from unetdiff.training.step import optimizer_step
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task
 from unetdiff.training.tasks.base import Batch
@@ -129,7 +129,9 @@ class Trainer:
             self._freeze()
             rate = self.rate.set(self.optimizer, progress.step)
             self.task.advance(progress.step / self.steps)
-            losses, waited, names = self._optimizer_step(batches)
+            losses, waited, names = optimizer_step(
+                self.model, self.prepared_optimizer, batches, progress.step, settings, self.accelerator
+            )
             progress.step += 1
             progress.images += settings.batch_size
             finite, stopped = self._agree(losses["loss"], stop)
@@ -160,46 +162,6 @@ class Trainer:
             more = {"class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, figures, more)
         self.accelerator.wait_for_everyone()
-
-    def _optimizer_step(self, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], float, list[str]]:
-        """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, pictures' names."""
-        settings, accelerator = self.config.training, self.accelerator
-        self.model.train()
-        sums: dict[str, Tensor] = {}
-        waited, names, healthy = 0.0, [], True
-        for part in range(settings.accumulation):
-            began = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - began
-            names += batch["name"]
-            seed = hash_words(settings.seed, self.progress.step, part, accelerator.process_index) >> 1
-            torch.manual_seed(seed)  # what is not drawn from the task's own generator: dropout
-            with accelerator.accumulate(self.model):
-                with accelerator.autocast():
-                    losses = self.model(batch, seed)
-                accelerator.backward(losses["loss"])
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulation
-                if accelerator.sync_gradients:
-                    healthy = self._clip(sums["loss"])
-                    if healthy:
-                        self.prepared_optimizer.step()
-                    self.prepared_optimizer.zero_grad(set_to_none=True)
-        if not healthy:
-            sums["loss"] = torch.full_like(sums["loss"], math.nan)
-        return sums, waited, names
-
-    def _clip(self, loss: Tensor) -> bool:
-        """Clip the gradients; whether loss and gradients are finite (float16's scaler judges its gradients itself)."""
-        most = self.config.training.optimizer.max_grad_norm
-        parameters = [p for p in self.task.parameters() if p.grad is not None]
-        norm = self.accelerator.clip_grad_norm_(parameters, most or math.inf)
-        finite = torch.isfinite(loss)
-        if self.accelerator.scaler is None:
-            finite = finite & torch.isfinite(norm)
-        if self.accelerator.num_processes > 1:
-            return bool(self.accelerator.reduce(finite.float(), reduction="sum") == self.accelerator.num_processes)
-        return bool(finite)
 
     def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[bool, bool]:
         """Whether this step was finite, and whether any process was asked to stop."""

@@ -1,0 +1,74 @@
+"""One optimizer step: its parts forward and backward, the gradients clipped and judged, the weights moved."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from unetdiff.data.hashing import hash_words
+from unetdiff.training.config import TrainingConfig
+from unetdiff.training.tasks.base import Batch
+
+
+def optimizer_step(
+    model: nn.Module,
+    optimizer: Any,
+    batches: Iterator[Batch],
+    step: int,
+    settings: TrainingConfig,
+    accelerator: Accelerator,
+) -> tuple[dict[str, Tensor], float, list[str]]:
+    """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, pictures' names.
+
+    Where the loss or the gradients are not finite the weights stay as they are, and "loss" is nan.
+
+    Args:
+        model: the task, as it is wrapped for the processes.
+        optimizer: of its parameters, as the accelerator prepared it.
+        batches: the parts, one after another.
+        step: steps done before; with the seed it decides every random number.
+        settings: seed, accumulation and clipping.
+        accelerator: of this run.
+    """
+    model.train()
+    sums: dict[str, Tensor] = {}
+    waited, names, healthy = 0.0, [], True
+    for part in range(settings.accumulation):
+        began = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - began
+        names += batch["name"]
+        seed = hash_words(settings.seed, step, part, accelerator.process_index) >> 1
+        torch.manual_seed(seed)  # what is not drawn from the task's own generator: dropout
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                losses = model(batch, seed)
+            accelerator.backward(losses["loss"])
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulation
+            if accelerator.sync_gradients:
+                healthy = _clip(model, sums["loss"], settings.optimizer.max_grad_norm, accelerator)
+                if healthy:
+                    optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+    if not healthy:
+        sums["loss"] = torch.full_like(sums["loss"], math.nan)
+    return sums, waited, names
+
+
+def _clip(model: nn.Module, loss: Tensor, most: float, accelerator: Accelerator) -> bool:
+    """Clip the gradients; whether loss and gradients are finite (float16's scaler judges its gradients itself)."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = accelerator.clip_grad_norm_(parameters, most or math.inf)
+    finite = torch.isfinite(loss)
+    if accelerator.scaler is None:
+        finite = finite & torch.isfinite(norm)
+    if accelerator.num_processes > 1:
+        return bool(accelerator.reduce(finite.float(), reduction="sum") == accelerator.num_processes)
+    return bool(finite)
