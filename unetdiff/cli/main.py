@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": ("unetdiff.cli.compare", "one page that shows runs side by side"),
     "data": ("unetdiff.cli.data", "check a data set, count what it holds, or download PASCAL VOC and SBD"),
     "export": ("unetdiff.cli.export", "what runs without this package: ONNX, torch.export or diffusers"),
+    "benchmark": ("unetdiff.cli.benchmark", "how fast a network trains, predicts and draws on this machine"),
 }
 
 

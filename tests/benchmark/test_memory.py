@@ -1,0 +1,46 @@
+"""Peaks against allocations of known size; a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from unetdiff.benchmark.memory import in_fresh_process, working_memory
+
+MIB = 1 << 20
+
+
+def test_peak_is_what_the_rounds_hold_at_once() -> None:
+    before = np.ones(128 * MIB, np.uint8)
+    del before  # an earlier peak is none of theirs
+
+    def start() -> Callable[[], None]:
+        kept = np.ones(48 * MIB, np.uint8)  # an optimizer's state
+
+        def work() -> None:
+            kept[0] = np.ones(32 * MIB, np.uint8)[0]
+
+        return work
+
+    found = working_memory(start, torch.device("cpu"), rounds=2)
+    assert found is not None and 78 * MIB < found < 84 * MIB
+
+
+def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append("forgotten"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: calls.append("waited"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350)
+    assert working_memory(lambda: lambda: calls.append("round"), torch.device("cuda"), rounds=2) == 250
+    assert calls == ["forgotten", "round", "round", "waited"]
+
+
+def test_a_fresh_process_and_its_errors() -> None:
+    assert in_fresh_process(os.getpid) != os.getpid()
+    with pytest.raises(ValueError, match="invalid literal"):
+        in_fresh_process(int, "x")

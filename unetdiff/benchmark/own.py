@@ -1,0 +1,173 @@
+"""A model of one's own on this machine, by batch size: training step, masks, samples, memory, share of the ceiling."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from unetdiff.benchmark.ceiling import precision_of
+from unetdiff.benchmark.counting import macs
+from unetdiff.benchmark.memory import in_fresh_process, working_memory
+from unetdiff.benchmark.rounds import prediction_round, sampling_round, training_round
+from unetdiff.benchmark.timing import Round, Spread, in_turns, synchronizer
+from unetdiff.config import load, parse, validate
+from unetdiff.data import StepSampler, build_dataset, collate
+from unetdiff.errors import UserError
+from unetdiff.training import machine
+from unetdiff.training.checkpoints import model_directory
+from unetdiff.training.conditions import needs_layout
+from unetdiff.training.rundir import CONFIG
+from unetdiff.training.tasks import JointTask, Task, build_task, load_task
+from unetdiff.training.tasks.base import Batch
+
+Kind = Literal["training step", "masks", "samples"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn, as `unetdiff sample` has it."""
+
+    steps: int = 50
+    """Denoising steps."""
+    guidance: float = 2.0
+    """Scale; 1: none."""
+
+
+class Subject:
+    """What is measured: a config file's network with fresh weights, or a run directory's with its own.
+
+    Args:
+        path: the config file or the run directory.
+        overrides: of the config's keys, as words of a command line.
+
+    Raises:
+        UserError: a config or a data set that cannot be trained, or a directory without a run.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        if path.is_dir() and not (path / CONFIG).is_file():
+            raise UserError(f"{path}: no {CONFIG} in it; give a run directory, or a config file")
+        self.path, self.overrides = path, tuple(overrides)
+        if path.is_dir():
+            self.config = parse(path / CONFIG, overrides)
+            validate(self.config)
+        else:
+            self.config = load(path, overrides)
+        config = self.config
+        masks, layout = config.task != "diffusion", needs_layout(config)
+        self.train, val = (build_dataset(config.data, split, masks, layout) for split in ("train", "val"))
+        if isinstance(config.segmentation.class_weights, str):  # which numbers they come to changes no time
+            config.segmentation.class_weights = [1.0] * len(self.train.classes)
+        torch.manual_seed(config.training.seed)
+        if path.is_dir():
+            self.task: Task = load_task(config, model_directory(path), val)
+        else:
+            self.task = build_task(config, self.train, val)
+
+    @property
+    def kinds(self) -> list[Kind]:
+        """What the network can do."""
+        heads = self.task.unet.heads
+        found: list[Kind] = ["training step"]
+        return found + (["masks"] if "segmentation" in heads else []) + (["samples"] if "diffusion" in heads else [])
+
+    def batch(self, size: int) -> Batch:
+        """The first pictures of the training split, in training's order and augmentation."""
+        sampler = StepSampler(len(self.train), size, self.config.training.seed, stop=1)
+        return collate([self.train[key] for key in next(iter(sampler))])
+
+    def precision(self, kind: Kind) -> str:
+        """What a kind is computed in: bf16, fp16 or float32."""
+        if kind != "training step":
+            return precision_of(machine.autocast_dtype())
+        given = machine.precision(self.config.training.mixed_precision)
+        return "float32" if given == "no" else given
+
+    def start(self, kind: Kind, size: int, sampling: Sampling) -> Round:
+        """One round of a kind with so many pictures. A training step leaves the task placed and its weights changed."""
+        batch, unet = self.batch(size), self.task.unet
+        if kind == "training step":
+            return training_round(self.task, batch, self.config.training)
+        self.task.to(machine.build_accelerator(self.config.training).device)
+        if kind == "masks":
+            return prediction_round(unet, batch["image"], machine.autocast_dtype())
+        task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
+        conditions = task.conditions(batch, unet.device)
+        noise = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
+        autocast = machine.autocast_dtype()
+        return sampling_round(task.pipeline(), conditions, noise, sampling.steps, sampling.guidance, autocast)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one kind of work costs at one batch size."""
+
+    kind: Kind
+    batch: int
+    precision: str
+    seconds: Spread
+    """Of a round, on the wall."""
+    cpu_seconds: Spread
+    images_per_second: float
+    """At the median."""
+    macs: float
+    """Multiply-adds of a round."""
+    share: float | None
+    """Of the machine's ceiling at this precision; None where that was not measured."""
+    memory: int | None
+    """Bytes at the peak beyond the network's own; None: not measured."""
+
+
+def measure(
+    subject: Subject,
+    sizes: Sequence[int],
+    ceilings: Mapping[str, float],
+    device: torch.device,
+    rounds: int,
+    warmups: int,
+    sampling: Sampling,
+    memory: bool = True,
+) -> Iterator[Measured]:
+    """Measure every kind of work at every batch size; a size that does not fit the GPU ends its kind.
+
+    Args:
+        subject: what is measured; each kind but the first builds it anew.
+        sizes: batch sizes, ascending.
+        ceilings: of the machine, by precision.
+        device: what it runs on.
+        rounds: that are timed.
+        warmups: rounds before them.
+        sampling: how samples are drawn.
+        memory: whether memory is measured, each in a process of its own.
+    """
+    path, overrides = subject.path, subject.overrides
+    for number, kind in enumerate(subject.kinds):
+        if number:
+            subject = Subject(path, overrides)
+        for size in sizes:
+            try:
+                work = subject.start(kind, size, sampling)
+                count = macs(work)
+                times = in_turns({kind: work}, rounds, warmups, synchronizer(device))[kind]
+                peak = in_fresh_process(_peak, path, overrides, kind, size, sampling, device) if memory else None
+            except torch.OutOfMemoryError:
+                break
+            del work
+            gc.collect()
+            seconds, precision = Spread.of(times.wall), subject.precision(kind)
+            share = 2 * count / seconds.median / ceilings[precision] if precision in ceilings else None
+            speed = size / seconds.median
+            yield Measured(kind, size, precision, seconds, Spread.of(times.cpu), speed, count, share, peak)
+
+
+def _peak(
+    path: Path, overrides: Sequence[str], kind: Kind, size: int, sampling: Sampling, device: torch.device
+) -> int | None:
+    subject = Subject(path, overrides)
+    subject.task.to(device)
+    return working_memory(lambda: subject.start(kind, size, sampling), device)

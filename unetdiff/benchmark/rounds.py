@@ -1,0 +1,95 @@
+"""One round of what this package does with a network: a training step as `unetdiff train` takes it, masks as `predict`
+makes them, pictures as `sample` draws them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count, repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetdiff.benchmark.timing import Round
+from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.models import UNet
+from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.inference import predict_masks
+from unetdiff.training import machine
+from unetdiff.training.config import TrainingConfig
+from unetdiff.training.ema import EMA
+from unetdiff.training.optimizer import build_optimizer
+from unetdiff.training.step import optimizer_step
+from unetdiff.training.tasks.base import Batch, Task
+
+
+def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
+    """An optimizer step on the same batch every time: loss, gradients, their clipping, weights, average.
+
+    The task is moved to the machine's device and trained. What is left out of the loop: reading pictures, the learning
+    rate's schedule, and the log.
+
+    Args:
+        task: what is trained.
+        batch: pictures of one step.
+        settings: precision, memory format, optimizer, average; `accumulation` does not matter.
+    """
+    settings = replace(settings, accumulation=1)
+    accelerator = machine.build_accelerator(settings)
+    task.to(accelerator.device)
+    task.place(settings.channels_last)
+    if settings.gradient_checkpointing:
+        task.unet.enable_gradient_checkpointing()
+    if settings.frozen_levels:
+        task.unet.freeze_encoder(False, settings.frozen_levels)
+    average = EMA(task, settings.ema) if settings.ema.enabled else None
+    optimizer: Any = accelerator.prepare_optimizer(build_optimizer(task, settings.optimizer), device_placement=False)
+    model: Any = accelerator.prepare_model(task, device_placement=False)
+    if settings.compile:
+        model = torch.compile(model)
+    batches, steps, size = repeat(batch), count(), len(batch["name"])
+
+    def step() -> None:
+        number = next(steps)
+        optimizer_step(model, optimizer, batches, number, settings, accelerator)
+        if average is not None:
+            average.update(task, (number + 1) * size, size)
+
+    return step
+
+
+def prediction_round(unet: UNet, pictures: Tensor, autocast: torch.dtype | None) -> Round:
+    """Masks of pictures, uint8 (B, 3, H, W), all at once."""
+    options = InferenceConfig(batch_size=len(pictures))
+    return lambda: predict_masks(unet, pictures, options=options, autocast=autocast)
+
+
+def sampling_round(
+    pipeline: GenerationPipeline,
+    conditions: Tensor | None,
+    noise: Tensor,
+    steps: int,
+    guidance: float,
+    autocast: torch.dtype | None,
+) -> Round:
+    """Pictures (B, 3, H, W) in [0, 1] from starting noise (B, 3, H, W); one pass a step where there is no condition.
+
+    Args:
+        pipeline: the denoiser with its sampler.
+        conditions: as its conditioner encodes them, (B, ...).
+        noise: of unit variance.
+        steps: denoising steps.
+        guidance: scale; with one other than 1 a step is two passes.
+        autocast: type to compute in; None: the weights'.
+    """
+    pipeline.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {
+        "conditions": conditions,
+        "latents": noise,
+        "num_inference_steps": steps,
+        "guidance_scale": 1.0 if conditions is None else guidance,
+        "output_type": "pt",
+        "autocast_dtype": autocast,
+        "return_dict": False,
+    }
+    return lambda: pipeline(**settings)[0]
