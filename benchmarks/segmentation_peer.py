@@ -20,15 +20,15 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from suite.cases.pictures import normalised
 from unetdiff.data import StepSampler, collate
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.transforms import Transform
 from unetdiff.data.voc import VOCFolder
-from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
@@ -45,12 +45,6 @@ def build(encoder: str, weights: Path | None, classes: int) -> nn.Module:
         if missing or unexpected:
             raise SystemExit(f"{weights} does not fit smp's {encoder}: missing {missing[:3]}, unknown {unexpected[:3]}")
     return model.to(memory_format=torch.channels_last)
-
-
-def normalised(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) by ImageNet's mean and deviation, channels last."""
-    mean, std = torch.tensor(IMAGENET_MEAN)[:, None, None], torch.tensor(IMAGENET_STD)[:, None, None]
-    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 @torch.inference_mode()

@@ -1,0 +1,1 @@
+"""What is compared with peers, a module for each peer's piece of work."""

@@ -1,0 +1,71 @@
+"""Cross-entropy and Dice together, forward and backward, against segmentation_models_pytorch's DiceLoss and torch's
+cross-entropy: the two losses of the training step by themselves, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import segmentation_models_pytorch as smp
+import torch
+from torch import Tensor, nn
+
+from suite.cases.case import OURS, Case, Side
+from suite.cases.pictures import RandomPictures
+from suite.cases.segmentation import PEER, VOID
+from unetdiff.benchmark.timing import Round
+from unetdiff.segmentation.config import SegmentationConfig
+from unetdiff.segmentation.losses import combined
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, C, H, W), masks (B, H, W)) -> loss ()."""
+
+
+@dataclass(frozen=True)
+class LossCase(Case):
+    """The loss of logits (batch, classes, size, size), and its gradient."""
+
+    classes: int = 21
+    work: ClassVar[str] = "cross-entropy and Dice"
+    targets: ClassVar[dict[str, float]] = {"defaults": 2.5}
+    counted: ClassVar[bool] = False
+
+    def _round(self, loss: Loss, masks: Tensor, device: torch.device) -> Round:
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(self.batch, self.classes, self.size, self.size, generator=generator)
+        logits, masks = logits.to(device).requires_grad_(), masks.to(device)
+
+        def both() -> Tensor:
+            logits.grad = None
+            value = loss(logits, masks)
+            value.backward()
+            return value.detach()
+
+        return both
+
+    @property
+    def masks(self) -> Tensor:
+        """uint8 (batch, size, size), as masks are read."""
+        return RandomPictures(self.batch, self.size, self.classes).batch()["mask"]
+
+    def ours(self, device: torch.device) -> Side:
+        loss = combined(SegmentationConfig().losses, VOID)
+
+        def total(logits: Tensor, masks: Tensor) -> Tensor:
+            return loss(logits, masks)[0]
+
+        return Side(OURS, nn.Module(), "float32", lambda: self._round(total, self.masks, device))
+
+    def theirs(self, device: torch.device) -> Side:
+        dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+
+        def loss(logits: Tensor, masks: Tensor) -> Tensor:
+            return dice(logits, masks) + entropy(logits, masks)
+
+        return Side(PEER, nn.Module(), "float32", lambda: self._round(loss, self.masks.long(), device))
+
+
+def cases(quick: bool) -> list[Case]:
+    """Two pictures of 512 x 512 and 21 classes."""
+    return [LossCase("defaults", 2, 32 if quick else 512)]

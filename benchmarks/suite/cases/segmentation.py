@@ -1,0 +1,151 @@
+"""Segmentation against segmentation_models_pytorch's U-Net: the same trunk, decoder widths and classes.
+
+Training, defaults: ours as `unetdiff train` does it (bf16 where the machine has it, channels-last, fused AdamW,
+gradients clipped, an average kept; cross-entropy and Dice); theirs as its users write it (float32, cross-entropy and
+its DiceLoss, torch's AdamW). Best: bf16, channels-last and fused AdamW for both, neither clipping nor an average.
+
+Inference is from pictures to masks. Defaults: ours as `unetdiff predict` does it; theirs in float32. Best: BatchNorm
+folded, weights in bf16, channels-last for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import ClassVar
+
+import segmentation_models_pytorch as smp
+import torch
+from torch import nn
+
+from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision
+from suite.cases.folding import fold_batch_norm
+from suite.cases.pictures import RandomPictures, normalised
+from unetdiff.benchmark.rounds import prediction_round, training_round
+from unetdiff.benchmark.timing import Round
+from unetdiff.config import RunConfig, parse
+from unetdiff.data import to_model_range
+from unetdiff.training.tasks import Task, build_task
+
+PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"
+VOID = 255
+TINY = {"encoder": "resnet18", "channels": (16, 8, 8, 8, 8), "classes": 5}
+
+
+@dataclass(frozen=True)
+class SegmentationCase(Case):
+    """One network at both."""
+
+    encoder: str = "resnet50"
+    channels: tuple[int, ...] = (256, 128, 64, 32, 16)
+    """Of the decoder; these are the peer's default."""
+    classes: int = 21
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """The peer's memory format."""
+        return torch.channels_last if self.best else torch.contiguous_format
+
+    @property
+    def pictures(self) -> RandomPictures:
+        """As many as the batch has."""
+        return RandomPictures(self.batch, self.size, self.classes)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Our run; what is not said is its default."""
+        network = {"model.encoder.family": self.encoder, "model.decoder.channels": list(self.channels)}
+        return parse(overrides=network | (PLAIN if self.best else {}), task="segmentation")
+
+    def our_task(self) -> Task:
+        """Our network with its loss, fresh."""
+        torch.manual_seed(0)
+        return build_task(self.config, self.pictures, self.pictures)
+
+    def their_network(self) -> nn.Module:
+        """The peer's network, fresh."""
+        torch.manual_seed(0)
+        return smp.Unet(self.encoder, encoder_weights=None, decoder_channels=self.channels, classes=self.classes)
+
+
+class SegmentationTraining(SegmentationCase):
+    """An optimizer step: picture to loss, gradients, weights."""
+
+    work: ClassVar[str] = "segmentation training step"
+    targets: ClassVar[dict[str, float]] = {"defaults": 2.3, "best": 1.1}
+
+    def ours(self, device: torch.device) -> Side:
+        task = self.our_task().to(device)
+        batch, settings = self.pictures.batch(), self.config.training
+        return Side(OURS, task, fast_precision(device), lambda: training_round(task, batch, settings))
+
+    def theirs(self, device: torch.device) -> Side:
+        network = self.their_network().to(device, memory_format=self.layout).train()
+        dtype = fast_dtype(device) if self.best else None
+
+        def start() -> Round:
+            optimizer = torch.optim.AdamW(network.parameters(), fused=self.best or None)
+            dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+            batch = self.pictures.batch()
+
+            def step() -> None:
+                pixels = normalised(batch["image"].to(device), self.layout)
+                target = batch["mask"].to(device).long()
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    logits = network(pixels)
+                loss = dice(logits.float(), target) + entropy(logits.float(), target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+
+            return step
+
+        return Side(PEER, network, fast_precision(device) if self.best else "float32", start)
+
+
+class SegmentationInference(SegmentationCase):
+    """Masks of pictures, from uint8 to uint8."""
+
+    work: ClassVar[str] = "segmentation inference"
+    targets: ClassVar[dict[str, float]] = {"defaults": 1.8, "best": 1.1}
+
+    def ours(self, device: torch.device) -> Side:
+        unet = self.our_task().unet.eval()
+        pictures = self.pictures.batch()["image"]
+        if self.best:
+            fold_batch_norm(unet, lambda: unet.segment(to_model_range(pictures)))
+            nn.Module.to(unet, dtype=fast_dtype(device), memory_format=torch.channels_last)  # diffusers' own warns
+        unet.to(device)
+        autocast = None if self.best else fast_dtype(device)
+        return Side(OURS, unet, fast_precision(device), lambda: prediction_round(unet, pictures, autocast))
+
+    def theirs(self, device: torch.device) -> Side:
+        network = self.their_network().eval()
+        pictures = self.pictures.batch()["image"]
+        dtype = (fast_dtype(device) if self.best else None) or torch.float32
+        if self.best:
+            fold_batch_norm(network, lambda: network(normalised(pictures)))
+        network.to(device, dtype, memory_format=self.layout)
+
+        def predict() -> torch.Tensor:
+            with torch.inference_mode():
+                pixels = normalised(pictures.to(device), self.layout).to(dtype)
+                return network(pixels).argmax(dim=1).to(torch.uint8).cpu()
+
+        return Side(PEER, network, fast_precision(device) if self.best else "float32", lambda: predict)
+
+
+def training_cases(quick: bool) -> list[Case]:
+    """Batches of 4 and 8 at 256 x 256, at both settings."""
+    if quick:
+        return [SegmentationTraining(setting, 2, 64, **TINY) for setting in SETTINGS]
+    return [SegmentationTraining(setting, batch, 256) for setting in SETTINGS for batch in (4, 8)]
+
+
+def inference_cases(quick: bool) -> list[Case]:
+    """One picture and eight, at 256 x 256 and 512 x 512, at both settings."""
+    if quick:
+        return [SegmentationInference(setting, 2, 64, **TINY) for setting in SETTINGS]
+    every = [(setting, batch, size) for setting in SETTINGS for size in (256, 512) for batch in (1, 8)]
+    return [SegmentationInference(setting, batch, size) for setting, batch, size in every]

@@ -1,0 +1,136 @@
+"""One row: both sides built, given the same weights, counted, timed in turns, and their memory measured."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from suite.cases.case import Case, Cost, Setting, same_work
+from unetdiff.benchmark.memory import in_fresh_process, working_memory
+from unetdiff.benchmark.timing import Spread, Times, in_turns, speedup, synchronizer
+
+Which = Literal["ours", "theirs"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one side's round costs."""
+
+    name: str
+    precision: str
+    parameters: int
+    macs: float
+    """Multiply-adds."""
+    seconds: Spread
+    cpu_seconds: Spread
+    share: float | None
+    """Of the machine's ceiling at this precision; None where there is nothing to count, or no such ceiling."""
+    memory: int | None
+    """Bytes at the peak beyond the network's own; None: not measured."""
+
+    @property
+    def flops(self) -> float:
+        """Operations a second at the median."""
+        return 2 * self.macs / self.seconds.median
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case's outcome."""
+
+    name: str
+    setting: Setting
+    ours: Outcome
+    theirs: Outcome
+    speedup: Spread
+    """How many times as long theirs takes, of the rounds' own ratios."""
+    cpu_speedup: Spread
+    """The same by CPU time."""
+    target: float
+    """What the speedup should be."""
+    figures: Mapping[str, float]
+    """How well the two agree."""
+    figure_targets: Mapping[str, float]
+    """The least that some of these should be."""
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Ours as a share of theirs."""
+        if self.ours.memory is None or not self.theirs.memory:
+            return None
+        return self.ours.memory / self.theirs.memory
+
+
+@dataclass(frozen=True)
+class Race:
+    """Both sides timed in turns; ours comes first everywhere."""
+
+    names: tuple[str, str]
+    precisions: tuple[str, str]
+    costs: tuple[Cost, Cost]
+    times: tuple[Times, Times]
+    figures: Mapping[str, float]
+
+
+def race(case: Case, device: torch.device, rounds: int, warmups: int) -> Race:
+    """Time both sides of a case.
+
+    Raises:
+        UserError: they do not do the same work.
+    """
+    sides = case.ours(device), case.theirs(device)
+    figures = case.match(*sides)
+    work = {side.name: side.start() for side in sides}
+    costs = same_work(*sides, work) if case.counted else (Cost(0, 0), Cost(0, 0))
+    times = in_turns(work, rounds, warmups, synchronizer(device))
+    a, b = (side.name for side in sides)
+    return Race((a, b), (sides[0].precision, sides[1].precision), costs, (times[a], times[b]), figures)
+
+
+def compare(
+    case: Case, device: torch.device, ceilings: Mapping[str, float], rounds: int, warmups: int, memory: bool
+) -> Row:
+    """The row of a case.
+
+    Args:
+        case: what is compared.
+        device: what it runs on.
+        ceilings: operations a second that the machine reaches, by precision.
+        rounds: that are timed.
+        warmups: rounds before them.
+        memory: whether memory is measured, each side in a process of its own.
+    """
+    result = race(case, device, rounds, warmups)
+    gc.collect()  # both networks are gone before others are made
+
+    def outcome(side: int, which: Which) -> Outcome:
+        cost, times, precision = result.costs[side], result.times[side], result.precisions[side]
+        seconds = Spread.of(times.wall)
+        counted = cost.macs and precision in ceilings
+        share = 2 * cost.macs / seconds.median / ceilings[precision] if counted else None
+        peak = in_fresh_process(peak_memory, case, which, device) if memory else None
+        name, cpu = result.names[side], Spread.of(times.cpu)
+        return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, share, peak)
+
+    ours, theirs = result.times
+    return Row(
+        case.name,
+        case.setting,
+        outcome(0, "ours"),
+        outcome(1, "theirs"),
+        speedup(ours.wall, theirs.wall),
+        speedup(ours.cpu, theirs.cpu),
+        case.target,
+        result.figures,
+        case.figure_targets,
+    )
+
+
+def peak_memory(case: Case, which: Which, device: torch.device) -> int | None:
+    """Bytes that one side's rounds take beyond its network, in a process that has done nothing else."""
+    side = case.ours(device) if which == "ours" else case.theirs(device)
+    return working_memory(side.start, device)

@@ -1,0 +1,133 @@
+"""The table, the plot and the exponents, from figures made by hand; and the whole command in small."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("segmentation_models_pytorch", exc_type=ImportError)
+
+from suite import compare, plot, table  # noqa: E402
+from suite.compare import Outcome, Row  # noqa: E402
+from suite.growth import Growth, exponent  # noqa: E402
+from unetdiff.benchmark.timing import Spread  # noqa: E402
+
+RUN = Path(__file__).parents[2] / "benchmarks" / "run.py"
+MACHINE = {"device": "a machine", "threads": 2, "versions": {"torch": "2.15"}}
+CEILINGS = {"float32": 100e9, "bf16": 800e9}
+
+
+def outcome(name: str, precision: str, seconds: float, memory: int | None) -> Outcome:
+    spread = Spread(0.9 * seconds, seconds, 1.1 * seconds)
+    return Outcome(name, precision, 32_520_000, 40e9, spread, spread, 80e9 / seconds / CEILINGS[precision], memory)
+
+
+def row(speed: float, memory: int | None = 800_000_000, figures: dict | None = None) -> Row:
+    ours, theirs = outcome("ours 1", "bf16", 0.5, memory), outcome("peer 2", "float32", 1.0, 1_000_000_000)
+    spread = Spread(speed - 0.1, speed, speed + 0.1)
+    return Row(
+        "training step", "defaults", ours, theirs, spread, spread, 2.3, figures or {}, {"psnr": 50} if figures else {}
+    )
+
+
+def growth(power: float) -> Growth:
+    values = [64**2, 128**2, 256**2]
+    ours, theirs = ([Spread.of([n**p / 1e6]) for n in values] for p in (power, 1.0))
+    return Growth("training step, batch 2, best", "pixels", values, ("ours 1", "peer 2"), ours, theirs)
+
+
+def cells(text: str, start: str) -> list[list[str]]:
+    """The rows of the table whose head starts so, without head and rule."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"| {start}"))
+    rows = []
+    for line in lines[first + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_tables_of_a_result() -> None:
+    rows = [row(2.5, figures={"psnr": 61.25}), row(2.2, memory=950_000_000), row(2.3, memory=None)]
+    text = table.as_markdown(MACHINE, CEILINGS, rows, [growth(1.04), growth(1.2)], 10, 3)
+    speed = cells(text, "work | settings | ours, ms")
+    assert speed[0] == [
+        "training step", "defaults", "500 (450 to 550)", "1000 (900 to 1100)", "2.50 (2.40 to 2.60)",
+        "2.50 (2.40 to 2.60)", "2.3", "yes", "psnr 61.2 (at least 50: yes)",
+    ]  # fmt: skip
+    assert [line[7] for line in speed] == ["yes", "**no**", "yes"]
+    work = cells(text, "work | settings | side")
+    assert work[0][2:] == ["ours 1", "bf16", "32.52", "40.00", "160.0", "20 %"]
+    assert work[1][2:] == ["peer 2", "float32", "32.52", "40.00", "80.0", "80 %"]
+    memory = cells(text, "peak memory")
+    assert [line[2:] for line in memory] == [
+        ["800", "1,000", "0.80", "yes (at most 0.9)"],
+        ["950", "1,000", "0.95", "**no** (at most 0.9)"],
+    ]
+    grown = cells(text, "growth of")
+    assert [line[-2:] for line in grown] == [["1.04 and 1.00", "yes"], ["1.20 and 1.00", "**no**"]]
+    assert "100.0 GFLOP/s in float32, 800.0 GFLOP/s in bf16" in text and "medians of 10 rounds after 3" in text
+
+
+def test_pictures_that_differ_miss_their_target() -> None:
+    assert table.reached(row(2.5, figures={"psnr": 49.0})) == {"speedup": True, "memory": True, "psnr": False}
+
+
+def test_json_holds_every_figure() -> None:
+    found = json.loads(json.dumps(table.as_json(MACHINE, CEILINGS, [row(2.5)], [growth(1.2)])))
+    assert found["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
+    assert found["rows"][0]["memory_ratio"] == 0.8 and found["rows"][0]["reached"] == {"speedup": True, "memory": True}
+    assert found["growth"][0]["exponents"] == pytest.approx([1.2, 1.0]) and not found["growth"][0]["reached"]
+
+
+def test_exponent_of_a_power_law() -> None:
+    values = np.array([1.0, 2, 4, 8])
+    assert exponent(values, 3 * values**0.75) == pytest.approx(0.75)
+    assert exponent([10, 1000], [1, 10]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("rows", "growths"), [(3, 2), (1, 0), (0, 1)])
+def test_plot(rows: int, growths: int, tmp_path: Path) -> None:
+    plot.draw(tmp_path / "plot.png", [row(2.5)] * rows, [growth(1.1)] * growths, "a machine")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_the_whole_command_in_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the training steps, which have tests of their own, and without a process for each peak."""
+
+    def instead(function: object, *given: object) -> int:
+        assert function is compare.peak_memory and pickle.dumps(given)
+        return 10**6 if "ours" in given else 2 * 10**6
+
+    monkeypatch.setattr(compare, "in_fresh_process", instead)
+    work = ["segmentation-inference", "loss", "sampling", "growth"]
+    words = ["--quick", "--rounds", "1", "--warmups", "0", "--output", str(tmp_path / "result")]
+    monkeypatch.setattr(sys, "argv", [str(RUN), *words, "--only", *work])
+    runpy.run_path(str(RUN), run_name="__main__")
+    result = json.loads((tmp_path / "result" / "table.json").read_text())
+    assert len(result["rows"]) == 5 and len(result["growth"]) == 2
+    for one in result["rows"]:
+        ours, theirs = one["ours"], one["theirs"]
+        assert ours["parameters"] == pytest.approx(theirs["parameters"], rel=0.05)
+        assert one["speedup"]["median"] == pytest.approx(theirs["seconds"]["median"] / ours["seconds"]["median"])
+        assert one["memory_ratio"] == 0.5 and one["reached"]["memory"]
+    assert (tmp_path / "result" / "plot.png").is_file()
+    assert (tmp_path / "result" / "table.md").read_text() in capsys.readouterr().out
+
+
+def test_too_few_rounds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", [str(RUN), "--rounds", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(RUN), run_name="__main__")
+    assert "give 1 or more rounds" in capsys.readouterr().err
