@@ -22,9 +22,7 @@ def precision_of(dtype: torch.dtype | None) -> str:
     return "bf16" if dtype == torch.bfloat16 else "float32"
 
 
-def ceilings(
-    device: torch.device, channels: int = CHANNELS, side: int = SIDE, rounds: int = ROUNDS
-) -> dict[str, float]:
+def ceilings(device: torch.device, channels: int = CHANNELS, side: int = SIDE) -> dict[str, float]:
     """Floating point operations a second (a multiply-add is two) of the fastest round, by precision.
 
     "float32" is the faster of the two memory formats; "bf16" is channels-last, and there where the machine has it.

@@ -99,10 +99,11 @@ class Cost:
     """Multiply-adds of one round."""
 
 
-def same_work(ours: Side, theirs: Side, rounds: Mapping[str, Round]) -> tuple[Cost, Cost]:
+def same_work(name: str, ours: Side, theirs: Side, rounds: Mapping[str, Round]) -> tuple[Cost, Cost]:
     """What each side has to compute, which must be the same within `TOLERANCE`.
 
     Args:
+        name: of the case.
         ours: our side.
         theirs: the peer's.
         rounds: a started round of each, by the side's name; done once, to count.
@@ -114,8 +115,8 @@ def same_work(ours: Side, theirs: Side, rounds: Mapping[str, Round]) -> tuple[Co
     for what, x, y in (("parameters", a.parameters, b.parameters), ("multiply-adds", a.macs, b.macs)):
         if abs(x - y) > TOLERANCE * max(x, y):
             raise UserError(
-                f"{what}: {ours.name} has {x / 1e6:,.2f} M and {theirs.name} {y / 1e6:,.2f} M, more than "
-                f"{100 * TOLERANCE:.0f} % apart, so their times do not compare; give both the same widths and input"
+                f"{name}: {what} differ, {ours.name} has {x / 1e6:,.2f} M and {theirs.name} {y / 1e6:,.2f} M, more "
+                f"than {100 * TOLERANCE:.0f} % apart, so their times do not compare; give both the same widths"
             )
     return a, b
 
