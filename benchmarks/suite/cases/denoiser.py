@@ -19,13 +19,13 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision
-from suite.cases.diffusers_weights import load_diffusers_weights
 from suite.cases.pictures import RandomPictures
 from unetdiff.benchmark.rounds import training_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.config import RunConfig, parse
 from unetdiff.data import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
+from unetdiff.models.interop_names import to_ours
 from unetdiff.training.tasks import DiffusionTask, build_task
 
 PEER = f"diffusers {version('diffusers')}"
@@ -95,9 +95,9 @@ class DenoiserCase(Case):
     @torch.inference_mode()
     def match(self, ours: Side, theirs: Side) -> dict[str, float]:
         """The peer's weights in ours; how far the two networks' outputs are apart, as a share of the largest."""
-        load_diffusers_weights(ours.network.unet, theirs.network["unet"])
-        ours.network.conditioner.table.load_state_dict(theirs.network["table"].state_dict())
-        unet = theirs.network["unet"]
+        unet, table = theirs.network["unet"], theirs.network["table"]
+        ours.network.unet.load_state_dict({to_ours(name): tensor for name, tensor in unet.state_dict().items()})
+        ours.network.conditioner.table.load_state_dict(table.state_dict())
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(2, 3, self.size, self.size, generator=generator).to(unet.device, unet.dtype)
         told = torch.randn(2, 1, TOKEN, generator=generator).to(unet.device, unet.dtype)
