@@ -82,16 +82,17 @@ def _attention(anatomy: Anatomy, run: Run) -> Change:
 
 
 def _output(anatomy: Anatomy, run: Run) -> Change:
+    head = f"{anatomy.head_kernel}×{anatomy.head_kernel}"
     if anatomy.out_channels is None:
         text = (
-            f"This network ends in a 1×1 convolution to {anatomy.num_classes} classes; "
+            f"This network ends in a {head} convolution to {anatomy.num_classes} classes; "
             "a denoiser ends in the channels of the noise."
         )
         return Change(3, "Output convolution", text, False)
     weights = run.head_parameters("diffusion")
     counted = f" ({compact(weights)} weights)" if weights else ""
     if anatomy.num_classes is not None:
-        first = f"Where the segmenter has a 1×1 convolution to {anatomy.num_classes} classes, the denoiser has"
+        first = f"Where the segmenter has a {head} convolution to {anatomy.num_classes} classes, the denoiser has"
     else:
         first = "Where a segmenter has a 1×1 convolution to its classes, the denoiser has"
     text = (

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from unetdiff.errors import UserError
 
@@ -63,14 +63,42 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: naming the file and the tensors that do not fit; the model is then unchanged.
     """
+    load_state(model, read_tensors(path), f"'{path}'")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Raises:
+        UserError: naming the file, and how a pickle is converted.
+    """
+    if path.suffix in PICKLES:
+        raise UserError(f"'{path}' is a pickle: {conversion(path)}")
     if not path.is_file():
-        pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLES)
-        hint = f" ('{pickles[0]}' is a pickle: pickles are never loaded, convert it to safetensors)" if pickles else ""
+        pickles = sorted(p for p in path.parent.glob("*") if p.suffix in PICKLES)
+        hint = f" ('{pickles[0].name}' is a pickle: {conversion(pickles[0])})" if pickles else ""
         raise UserError(f"no file '{path}'{hint}")
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise UserError(f"'{path}' is truncated or no safetensors file: {error}") from None
+
+
+def conversion(pickle: Path) -> str:
+    """How a pickled state dict becomes a safetensors file."""
+    return (
+        "pickles are never loaded, convert it to safetensors: "
+        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
+        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
+    )
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load tensors into a model: the same names, the same shapes, nothing more and nothing less.
+
+    Raises:
+        UserError: naming the source and the tensors that do not fit; the model is then unchanged.
+    """
     expected = model.state_dict()
     missing = sorted(set(expected) - set(state))
     unexpected = sorted(set(state) - set(expected))
@@ -85,5 +113,5 @@ def load_weights(model: nn.Module, path: Path) -> None:
         if names
     ]
     if faults:
-        raise UserError(f"'{path}' does not fit this model: " + "; ".join(faults))
+        raise UserError(f"{source} does not fit this model: " + "; ".join(faults))
     model.load_state_dict(state, strict=True)

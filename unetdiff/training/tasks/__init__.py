@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ def build_task(config: RunConfig, train: PictureDataset, val: PictureDataset) ->
     model = config.model
     heads = HeadsConfig()
     if config.task != "diffusion":
-        heads.segmentation = SegmentationHeadConfig(num_classes=len(train.classes))
+        head = model.heads.segmentation or SegmentationHeadConfig()
+        heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=model.in_channels)
     size = model.sample_size or _side(train)
