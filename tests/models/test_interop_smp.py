@@ -26,12 +26,18 @@ def trained(encoder: str = "resnet18", **options: Any) -> nn.Module:
     model = smp.Unet(encoder, **{**SMALL, **options})
     channels = options.get("in_channels", 3)
     with torch.no_grad():
-        for _ in range(3):
+        for _ in range(2):
             model(torch.randn(2, channels, 64, 64))
         for parameter in model.parameters():  # no norm is the identity, and no bias nothing
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    """With smp's defaults, for tests that leave it as it is."""
+    return trained()
 
 
 def picture(size: tuple[int, int] = (64, 96)) -> Tensor:
@@ -45,16 +51,26 @@ def logits(model: nn.Module, unet: UNet, pixels: Tensor) -> tuple[Tensor, Tensor
         return unet.segment(pixels / 127.5 - 1), model((pixels / 255 - MEAN) / STD)
 
 
+def same(ours: Tensor, theirs: Tensor) -> None:
+    """Equal in float32: random networks enlarge the rounding of each library's normalisation."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * max(1.0, float(theirs.std())))
+
+
 @pytest.mark.parametrize("encoder", TRUNKS)
 def test_the_same_picture_gives_the_same_logits(encoder: str) -> None:
     model = trained(encoder, decoder_channels=(256, 128, 64, 32, 16))
     unet = UNet.from_smp(model)
     assert not unet.training and unet.config["encoder"]["family"] == encoder
     assert sum(p.numel() for p in unet.parameters()) == sum(p.numel() for p in model.parameters())
+    same(*logits(model, unet, picture()))
+    exact = UNet.from_smp(model, statistics="none").to(torch.float64)  # without ImageNet's rounded constants
+    model.to(torch.float64)
     for size in ((64, 96), (37, 45)):
-        ours, theirs = logits(model, unet, picture(size))
+        pixels = picture(size).to(torch.float64)
+        with torch.inference_mode():
+            ours, theirs = exact.segment(pixels / 127.5 - 1), model(pixels / 255)
         assert theirs.std() > 0.05
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +84,7 @@ def test_the_same_picture_gives_the_same_logits(encoder: str) -> None:
 )
 def test_options_in_common(options: dict[str, Any]) -> None:
     model = trained(**options)
-    ours, theirs = logits(model, UNet.from_smp(model), picture())
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    same(*logits(model, UNet.from_smp(model), picture()))
 
 
 def test_more_input_channels_stay_as_they_are_given() -> None:
@@ -78,25 +93,25 @@ def test_more_input_channels_stay_as_they_are_given() -> None:
     with torch.inference_mode():
         ours = unet.segment(torch.cat([pixels / 127.5 - 1, more], dim=1))
         theirs = model(torch.cat([(pixels / 255 - MEAN) / STD, more], dim=1))
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    same(ours, theirs)
 
 
-def test_pixels_without_imagenets_statistics() -> None:
-    model = trained()
-    unet = UNet.from_smp(model, statistics="none")
+def test_pixels_without_imagenets_statistics(plain: nn.Module) -> None:
+    unet = UNet.from_smp(plain, statistics="none")
     with torch.inference_mode():
-        ours, theirs = unet.segment(picture() / 127.5 - 1), model(picture() / 255)
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        ours, theirs = unet.segment(picture() / 127.5 - 1), plain(picture() / 255)
+    same(ours, theirs)
 
 
-def test_a_binary_model_gets_a_background() -> None:
+def test_a_binary_model_gets_a_background(plain: nn.Module) -> None:
     model = trained(classes=1)
     ours, theirs = logits(model, UNet.from_smp(model, background=True), picture())
     assert ours.shape[1] == 2
-    torch.testing.assert_close(ours.softmax(dim=1)[:, 1:], theirs.sigmoid(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(ours.argmax(dim=1, keepdim=True) == 1, theirs > 0)
+    same(ours.softmax(dim=1)[:, 1:], theirs.sigmoid())
+    sure = theirs.abs() > 1e-3
+    assert torch.equal((ours.argmax(dim=1, keepdim=True) == 1)[sure], (theirs > 0)[sure])
     with pytest.raises(UserError, match="background: the model has 4 classes"):
-        UNet.from_smp(trained(), background=True)
+        UNet.from_smp(plain, background=True)
 
 
 def test_from_wherever_the_model_comes(tmp_path: Path) -> None:
@@ -105,7 +120,7 @@ def test_from_wherever_the_model_comes(tmp_path: Path) -> None:
     state = model.state_dict()
     save_file({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
     expected, theirs = logits(model, UNet.from_smp(model), picture())
-    torch.testing.assert_close(expected, theirs, rtol=1e-5, atol=1e-5)
+    same(expected, theirs)
     for source, options in (
         (tmp_path / "saved", {}),
         (str(tmp_path / "wrapped.safetensors"), {"upsample": "bilinear"}),
@@ -115,16 +130,15 @@ def test_from_wherever_the_model_comes(tmp_path: Path) -> None:
     assert not torch.allclose(logits(model, UNet.from_smp(state), picture())[0], expected, atol=1e-3)  # nearest
 
 
-def test_goes_on_as_any_unet(tmp_path: Path) -> None:
-    model = trained()
-    unet = UNet.from_smp(model)
+def test_goes_on_as_any_unet(plain: nn.Module, tmp_path: Path) -> None:
+    unet = UNet.from_smp(plain)
     unet.save_pretrained(tmp_path)
     again = UNet.from_pretrained(tmp_path)
-    ours, theirs = logits(model, again, picture())
-    assert torch.equal(ours, logits(model, unet, picture())[0])
+    ours, theirs = logits(plain, again, picture())
+    assert torch.equal(ours, logits(plain, unet, picture())[0])
     again.add_head("diffusion", out_channels=3)
-    ours, theirs = logits(model, again, picture())
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    ours, theirs = logits(plain, again, picture())
+    same(ours, theirs)
     again.train().segment(picture() / 127.5 - 1).square().mean().backward()
     assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.trunk"))
 
@@ -155,25 +169,25 @@ def test_an_activation_is_refused_and_has_no_tensors(activation: Any) -> None:
     with pytest.raises(UserError, match="(?i)activation 'sigmoid'.*the tensors alone"):
         UNet.from_smp(model)
     ours, theirs = logits(model, UNet.from_smp(model.state_dict()), picture())
-    torch.testing.assert_close(ours.sigmoid(), theirs, rtol=1e-5, atol=1e-5)
+    same(ours.sigmoid(), theirs)
 
 
-def test_other_decoders_are_refused_by_name(tmp_path: Path) -> None:
+def test_other_decoders_are_refused_by_name(plain: nn.Module, tmp_path: Path) -> None:
     model = smp.FPN("resnet18", encoder_weights=None)
     model.save_pretrained(tmp_path)
     for source, says in (
         (model, "model_class 'FPN' .*only smp.Unet"),
         (tmp_path, "model_class 'FPN' .*only smp.Unet"),
         (model.state_dict(), "holds no smp.Unet"),
-        (trained().encoder, "model_class 'ResNetEncoder' .*only smp.Unet"),
-        (trained().encoder.state_dict(), "holds no smp.Unet"),
+        (plain.encoder, "model_class 'ResNetEncoder' .*only smp.Unet"),
+        (plain.encoder.state_dict(), "holds no smp.Unet"),
     ):
         with pytest.raises(UserError, match=says):
             UNet.from_smp(source)
 
 
-def test_norms_without_statistics_and_foreign_tensors_are_refused() -> None:
-    state = trained().state_dict()
+def test_norms_without_statistics_and_foreign_tensors_are_refused(plain: nn.Module) -> None:
+    state = plain.state_dict()
     inplace = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     with pytest.raises(UserError, match="decoder_use_norm that is no BatchNorm"):
         UNet.from_smp(inplace)
@@ -181,8 +195,8 @@ def test_norms_without_statistics_and_foreign_tensors_are_refused() -> None:
         UNet.from_smp({**state, "decoder.center": torch.zeros(1)})
 
 
-def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path: Path) -> None:
-    torch.save(trained().state_dict(), tmp_path / "best.pth")
+def test_pickles_are_refused_with_the_way_to_convert_them(plain: nn.Module, tmp_path: Path) -> None:
+    torch.save(plain.state_dict(), tmp_path / "best.pth")
     with pytest.raises(UserError, match=r"best.pth' is a pickle: .*torch.load\('best.pth'.*'best.safetensors'"):
         UNet.from_smp(tmp_path / "best.pth")
     (tmp_path / "config.json").write_text("{}")
