@@ -87,7 +87,6 @@ def test_found_in_a_folder_of_stable_diffusions_layout(vae: Path, tmp_path: Path
 
 def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
     weights = "diffusion_pytorch_model.safetensors"
-    cases = []
     for name in ("pickle", "truncated", "foreign", "grey"):
         shutil.copytree(vae, tmp_path / name)
     (tmp_path / "pickle" / weights).rename(tmp_path / "pickle" / "diffusion_pytorch_model.bin")
@@ -97,10 +96,13 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
     unet.save_pretrained(tmp_path / "unet")
     shutil.copy(tmp_path / "unet" / weights, tmp_path / "foreign" / weights)
     AutoencoderKL(1, 1, block_out_channels=(4,), norm_num_groups=2).save_pretrained(tmp_path / "grey")
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
     cases = [
         ("nowhere", "nowhere' does not exist; give a folder with a diffusers AutoencoderKL"),
         ("empty", "holds no config.json"),
+        ("broken", "holds a config.json that is no JSON"),
         ("unet", "holds a UNet2DModel"),
         ("pickle", r"'.*diffusion_pytorch_model.bin' is a pickle: .*torch.load\("),
         ("truncated", "cannot be loaded"),

@@ -77,7 +77,10 @@ class Latents:
             folder = folder / "vae"
         if not (folder / "config.json").is_file():
             raise refuse("holds no config.json" if folder.is_dir() else "does not exist")
-        kind = json.loads((folder / "config.json").read_text()).get("_class_name")
+        try:
+            kind = json.loads((folder / "config.json").read_text()).get("_class_name")
+        except json.JSONDecodeError as error:
+            raise refuse(f"holds a config.json that is no JSON ({error})") from None
         if kind != "AutoencoderKL":
             raise refuse(f"holds a {kind}")
         pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
