@@ -1,4 +1,4 @@
-"""What tests of several folders need: a tiny set in VOC's layout, and a tiny text encoder with its tokenizer."""
+"""What tests of several folders need: a tiny set in VOC's layout, a text encoder with its tokenizer, an autoencoder."""
 
 from __future__ import annotations
 
@@ -51,4 +51,22 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=12, **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny autoencoder: four channels of latents, a cell for 2 x 2 pixels, with a shift and a scale."""
+    from diffusers import AutoencoderKL
+
+    folder = tmp_path_factory.mktemp("vae")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        scaling_factor=0.6,
+        shift_factor=0.3,
+    ).save_pretrained(folder)
     return folder

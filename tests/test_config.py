@@ -145,7 +145,7 @@ def test_nearest_key(given: str, right: str, tmp_path: Path) -> None:
         (
             ["--model.heads.segmentation.num_classes", "x"],
             "model.heads.segmentation: 'num_classes=x' is not right; it must be a section with num_classes (an "
-            "integer) or null",
+            "integer), kernel_size (an integer) or null",
         ),
         (
             ["--segmentation.losses", "3"],

@@ -44,6 +44,17 @@ def test_channels_are_a_colour_for_each_class_at_the_pictures_size() -> None:
     assert torch.equal(channels[0, :, 5, 4], conditioner.colours.weight[2])
 
 
+def test_beside_latents_a_cell_has_the_mean_colour_of_its_pixels() -> None:
+    conditioner, mask = make(), halves()
+    mask[0, 1, 1] = 0  # one pixel of the first cell's four
+    channels, colours = conditioner(mask, (2, 2)).channels, conditioner.colours.weight
+    assert channels.shape == (1, 4, 2, 2)
+    torch.testing.assert_close(channels[0, :, 0, 0], 0.75 * colours[1] + 0.25 * colours[0])
+    torch.testing.assert_close(channels[0, :, 1, 1], colours[2])
+    channels.sum().backward()
+    assert conditioner.colours.weight.grad[0].abs().sum() > 0
+
+
 def test_void_and_nothing_are_said_differently() -> None:
     conditioner = make()
     void, nothing = torch.full((1, 4, 4), 255), conditioner.nothing(1, (4, 4))

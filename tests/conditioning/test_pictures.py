@@ -63,6 +63,21 @@ def test_unit_picture_takes_arrays_tensors_and_images() -> None:
         unit_picture(np.zeros((4, 4), np.uint8))
 
 
+def test_a_denoiser_of_latents_is_told_the_pictures_latents(tmp_path) -> None:
+    conditioner = PictureConditioner("grayscale", latent_channels=5)
+    assert conditioner.channels == 6
+    torch.nn.init.constant_(conditioner.blank, 0.5)
+    conditions = torch.cat([conditioner.of({"image": pictures()}), conditioner.nothing(1, (8, 8))])
+    with pytest.raises(UserError, match="autoencoder is not loaded"):
+        conditioner(conditions, (4, 4))
+    conditioner.latents_of = lambda x: torch.nn.functional.avg_pool2d(x, 2)[:, [0, 1, 2, 0, 1]]
+    channels = conditioner(conditions, (4, 4)).channels
+    torch.testing.assert_close(channels[:2, :5], conditioner.latents_of(conditions[:2, :3]))
+    assert (channels[:2, 5] == 1).all() and (channels[2] == 0.5).all()
+    conditioner.save_pretrained(tmp_path)
+    assert load_conditioner(tmp_path).channels == 6
+
+
 def test_save_and_load(tmp_path) -> None:
     conditioner = PictureConditioner("blur", 2.0)
     torch.nn.init.normal_(conditioner.blank)

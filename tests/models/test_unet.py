@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unetdiff.errors import UserError
 from unetdiff.models import UNet
+from unetdiff.models.encoders import load_trunk
 
 SEGMENTATION = {"segmentation": {"num_classes": 5}}
 HEADS_BOTH = {**SEGMENTATION, "diffusion": {"out_channels": 3}}
@@ -80,7 +82,8 @@ def test_a_trunk_puts_out_torchvisions_own_feature_maps(tmp_path: Path) -> None:
     theirs = torchvision.models.resnet50().eval()
     file = tmp_path / "resnet50.safetensors"
     save_file(theirs.state_dict(), file)
-    unet = UNet(encoder={"family": "resnet50", "weights": str(file)}, heads=SEGMENTATION).eval()
+    with pytest.warns(UserWarning, match="resnet50.safetensors': fc.bias, fc.weight: the classifier's.*; left out"):
+        unet = UNet(encoder={"family": "resnet50", "weights": str(file)}, heads=SEGMENTATION).eval()
     pixels = torch.rand(1, 3, 64, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     h = theirs.relu(theirs.bn1(theirs.conv1((pixels - mean[:, None, None]) / std[:, None, None])))
@@ -114,6 +117,23 @@ def test_the_middle_attends_where_the_deepest_level_does_or_as_told(
     assert (len(unet.middle.resnets), len(unet.middle.attentions)) == blocks
     with torch.no_grad():
         assert unet.segment(torch.randn(1, 3, 9, 11)).shape == (1, 5, 9, 11)
+
+
+@pytest.mark.parametrize(
+    "family", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"]
+)
+def test_torchvisions_tensors_are_loaded_by_name(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    file, whole = tmp_path / "trunk.safetensors", torchvision.models.get_model(family).state_dict()
+    save_file(whole, file)
+    with pytest.warns(UserWarning, match="the classifier's, which a trunk has not; left out"):
+        trunk = load_trunk(family, str(file)).state_dict()
+    assert whole.keys() - trunk.keys() == {name for name in whole if name.split(".")[0] in ("fc", "classifier")}
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in trunk.items())
+    save_file(trunk, file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is left out of a trunk alone
+        load_trunk(family, str(file))
 
 
 def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
@@ -289,3 +309,13 @@ class TestRefusals:
         save_file(torchvision.models.resnet34().state_dict(), file)
         with pytest.raises(UserError, match="does not hold torchvision's resnet18"):
             UNet(encoder={"family": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
+
+    def test_pickled_weights_of_a_trunk(self, tmp_path: Path) -> None:
+        file = tmp_path / "resnet18.pth"
+        torch.save({}, file)
+        with pytest.raises(UserError, match=r"weights: '.*' is a pickle: .*save_file\(state, 'resnet18.safetensors'\)"):
+            UNet(encoder={"family": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
+
+    def test_a_head_without_a_middle(self) -> None:
+        with pytest.raises(UserError, match="heads.segmentation.kernel_size: 2 has no middle"):
+            UNet(**TINY, heads={"segmentation": {"num_classes": 5, "kernel_size": 2}})

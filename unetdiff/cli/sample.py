@@ -223,7 +223,7 @@ def interpolate(pipeline: Any, asked: Asked, given: argparse.Namespace, settings
     from unetdiff.diffusion.editing import between
     from unetdiff.diffusion.pictures import grid, save_frames
 
-    shape = (pipeline.channels, *pipeline.size())
+    shape = pipeline.noise_shape()
     first, last = (
         torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (given.seed, given.to_seed)
     )

@@ -52,6 +52,8 @@ class Anatomy:
     """Classes of the segmentation head; None: no such head."""
     out_channels: int | None
     """Channels of the diffusion head; None: no such head."""
+    head_kernel: int
+    """Side of the segmentation head's convolution."""
 
     @property
     def attention_levels(self) -> list[int]:
@@ -105,6 +107,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
         class_embeds=told.num_class_embeds,
         num_classes=segmentation.num_classes if segmentation else None,
         out_channels=diffusion.out_channels if diffusion else None,
+        head_kernel=segmentation.kernel_size if segmentation else 1,
     )
 
 

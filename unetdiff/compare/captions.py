@@ -13,6 +13,7 @@ from unetdiff.compare.runs import Run
 from unetdiff.compare.samples import load_generator, starting_noise
 from unetdiff.compare.sets import choose, open_set
 from unetdiff.compare.table import compact
+from unetdiff.conditioning import Context
 from unetdiff.data import collate, to_model_range
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
@@ -82,16 +83,17 @@ def _attention(anatomy: Anatomy, run: Run) -> Change:
 
 
 def _output(anatomy: Anatomy, run: Run) -> Change:
+    head = f"{anatomy.head_kernel}×{anatomy.head_kernel}"
     if anatomy.out_channels is None:
         text = (
-            f"This network ends in a 1×1 convolution to {anatomy.num_classes} classes; "
+            f"This network ends in a {head} convolution to {anatomy.num_classes} classes; "
             "a denoiser ends in the channels of the noise."
         )
         return Change(3, "Output convolution", text, False)
     weights = run.head_parameters("diffusion")
     counted = f" ({compact(weights)} weights)" if weights else ""
     if anatomy.num_classes is not None:
-        first = f"Where the segmenter has a 1×1 convolution to {anatomy.num_classes} classes, the denoiser has"
+        first = f"Where the segmenter has a {head} convolution to {anatomy.num_classes} classes, the denoiser has"
     else:
         first = "Where a segmenter has a 1×1 convolution to its classes, the denoiser has"
     text = (
@@ -128,18 +130,19 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
     if "diffusion" in run.heads:
         pipeline = load_generator(run.model)
         clean = to_model_range(item["image"])[None]  # (1, 3, H, W)
+        size = (clean.shape[-2], clean.shape[-1])
+        clean = pipeline.space.encode(clean)  # (1, C, h, w)
         steps = torch.arange(pipeline.scheduler.config.num_train_timesteps)
         sigma = alpha_sigma(pipeline.scheduler, steps)[1]
         t = (sigma - noise_level).abs().argmin()[None]
         noised = pipeline.scheduler.add_noise(clean, starting_noise(tuple(clean.shape), seed), t)
-        told = None
+        context = Context()
         if pipeline.conditioner is not None:
-            conditioner, size = pipeline.conditioner, (clean.shape[-2], clean.shape[-1])
+            conditioner = pipeline.conditioner
             known = conditioner.needs in item
             conditions = conditioner.of(collate([item])) if known else conditioner.nothing(1, size)
-            context = conditioner(conditions, size)
-            noised, told = context.beside(noised), context.tokens
-        output = pipeline.unet.eval()(noised, t, told).sample
-        found["noised"] = data_uri((noised[0, :3] / 2 + 0.5).clamp(0, 1))
-        found["noise"] = data_uri((output[0] / 4 + 0.5).clamp(0, 1))  # two deviations either way
+            context = conditioner(conditions, (clean.shape[-2], clean.shape[-1]))
+        output = pipeline.unet.eval()(context.beside(noised), t, context.tokens).sample
+        found["noised"] = data_uri((pipeline.space.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
+        found["noise"] = data_uri((output[0, :3] / 4 + 0.5).clamp(0, 1))  # two deviations either way
     return found

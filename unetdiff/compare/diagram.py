@@ -218,7 +218,7 @@ def _heads(anatomy: Anatomy, target: str) -> list[dict[str, float | str]]:
                 "kind": "segmentation",
                 "tile_kind": "mask",
                 "title": "segmentation",
-                "line1": "1\u00d71 convolution",
+                "line1": f"{anatomy.head_kernel}\u00d7{anatomy.head_kernel} convolution",
                 "line2": f"\u2192 {anatomy.num_classes} classes",
                 "note": "label of each pixel",
             }

@@ -23,6 +23,7 @@ from unetdiff.training.machine import autocast_dtype
 SHOWN_CLASSES = 12
 SHOWN_PER_CLASS = 5
 STRIP_MOMENTS = 8
+UNTOLD_SIZE = 32  # pixels of a side, where a network does not say what it was trained at
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
     labels: list[str] = list(pipeline.conditioner.labels) if told else [""]
     per_class = max(1, budget.pictures // len(labels))
     asked = torch.arange(len(labels)).repeat(per_class)  # one of each class, again and again
-    size = pipeline.size() if pipeline.unet.config.sample_size else (32, 32)
-    noise = starting_noise((len(asked), pipeline.channels, *size), seed)
+    told_size = pipeline.unet.config.sample_size is not None
+    shape = pipeline.noise_shape() if told_size else pipeline.noise_shape(UNTOLD_SIZE, UNTOLD_SIZE)
+    noise = starting_noise((len(asked), *shape), seed)
 
     def draw(first: int, last: int, moments: int = 0) -> tuple[Tensor, Trajectory | None]:
         output = pipeline(

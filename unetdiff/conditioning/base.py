@@ -29,7 +29,7 @@ class Context:
     """Channels beside the noisy picture, (B, C, H, W)."""
 
     def beside(self, sample: Tensor) -> Tensor:
-        """The network's input: the noisy picture (B, 3, H, W) and the channels beside it, (B, 3 + C, H, W)."""
+        """The network's input: noisy pixels or latents (B, K, H, W), and the channels beside them, (B, K + C, H, W)."""
         return sample if self.channels is None else torch.cat([sample, self.channels.to(sample)], dim=1)
 
 
@@ -65,11 +65,11 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
     needs: str
     """The key of a data set's items that it makes conditions of."""
     channels: int = 0
-    """Channels that it puts beside the noisy picture."""
+    """Channels that it puts beside the noisy picture (or latents)."""
 
     @abstractmethod
     def forward(self, conditions: Tensor, size: Size) -> Context:
-        """What the denoiser is told, for pictures of `size`."""
+        """What the denoiser is told, beside noisy pictures (or latents) of `size`."""
 
     @abstractmethod
     def of(self, batch: Mapping[str, Any]) -> Tensor:

@@ -73,15 +73,20 @@ class LayoutConditioner(Conditioner):
         return self.num_classes + 1
 
     def forward(self, conditions: Tensor, size: Size) -> Context:
-        """Masks (B, H, W) as tokens (B, grid^2, dim) and channels (B, channels, *size)."""
+        """Masks (B, H, W) as tokens (B, grid^2, dim) and channels (B, channels, *size).
+
+        Where the noisy ones are smaller, as latents are, a cell has the mean colour of its pixels.
+        """
         masks = conditions.to(self.device).long()  # (B, H, W)
         masks = torch.where(masks == VOID, self.num_classes, masks)
         tokens = channels = None
         if self.grid:
             tokens = self.shares(self._shares(masks)) + self.places  # (B, grid^2, dim)
         if self.channels:
-            scaled = F.interpolate(masks[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
-            channels = rearrange(self.colours(scaled), "b h w c -> b c h w")
+            channels = rearrange(self.colours(masks), "b h w c -> b c h w")
+            if channels.shape[-2:] != size:
+                mode = "area" if size[0] < channels.shape[-2] else "nearest-exact"
+                channels = F.interpolate(channels, size=size, mode=mode)
         return Context(tokens, channels)
 
     def _shares(self, masks: Tensor) -> Tensor:

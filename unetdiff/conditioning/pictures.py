@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,31 +23,53 @@ Degradation = Literal["downscale", "grayscale", "blur"]
 Picture = Tensor | np.ndarray | Image.Image
 
 
+def channels_of(latent_channels: int | None) -> int:
+    """Channels beside the noisy one: the picture's, or those of its latents, and one that says that there is one."""
+    return (3 if latent_channels is None else latent_channels) + 1
+
+
 class PictureConditioner(Conditioner):
     """The picture to restore, as channels: its three, and one that is 1 where a picture was given.
 
     In training the picture is made of the clean one by the degradation (SR3, Saharia et al. 2021, section 2); in use it
-    is what a person gives, brought to the size of the result.
+    is what a person gives, brought to the size of the result. A denoiser of latents is told the picture's latents
+    (InstructPix2Pix, Brooks et al. 2023, section 3.2); what makes them is not part of it and is handed in as
+    `latents_of`.
 
     Args:
         degradation: downscale (super-resolution), grayscale (colouring) or blur.
         strength: the factor of downscale, or the standard deviation of blur in pixels.
+        latent_channels: channels of the latents; None: pixels.
     """
-
-    channels = 4
 
     asked_by = "picture"
     needs = "image"
 
     @register_to_config
-    def __init__(self, degradation: Degradation = "downscale", strength: float = 4.0) -> None:
+    def __init__(
+        self, degradation: Degradation = "downscale", strength: float = 4.0, latent_channels: int | None = None
+    ) -> None:
         super().__init__()
         self.degradation, self.strength = degradation, strength
+        self.in_latents = latent_channels is not None
+        self.channels = channels_of(latent_channels)
+        self.latents_of: Callable[[Tensor], Tensor] | None = None
         self.blank = nn.Parameter(torch.zeros(self.channels))  # what the channels say where there is no picture
 
     def forward(self, conditions: Tensor, size: Size) -> Context:
-        """Pictures (B, 4, H, W) at `size`."""
+        """Pictures (B, 4, H, W) at the size of the noisy ones, or as their latents (B, latent_channels + 1, *size).
+
+        Raises:
+            UserError: they are to be latents, and no autoencoder was given.
+        """
         pictures = conditions.to(self.blank)
+        if self.in_latents:
+            if self.latents_of is None:
+                raise UserError(
+                    "picture: this model's autoencoder is not loaded; load it with GenerationPipeline.from_pretrained."
+                )
+            flag = F.interpolate(pictures[:, -1:], size=size, mode="nearest-exact")
+            pictures = torch.cat([self.latents_of(pictures[:, :3]).to(flag), flag], dim=1)
         blank = rearrange(self.blank, "c -> 1 c 1 1")
         return Context(channels=torch.where(pictures[:, -1:] > 0, pictures, blank))
 
@@ -68,7 +90,7 @@ class PictureConditioner(Conditioner):
         return fitted(coarse, (height, width), -1)
 
     def nothing(self, batch: int, size: Size) -> Tensor:
-        return torch.zeros(batch, self.channels, *size)
+        return torch.zeros(batch, channels_of(None), *size)
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
         """Pictures of the validation split, degraded."""

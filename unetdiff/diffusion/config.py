@@ -19,6 +19,14 @@ class NoiseConfig:
 
 
 @dataclass
+class LatentConfig:
+    """What is noised: pixels, or an autoencoder's latents of them (Rombach et al. 2022)."""
+
+    vae: str | None = None
+    """A folder with a diffusers AutoencoderKL, or with one in vae/ (Stable Diffusion's); None: pixels."""
+
+
+@dataclass
 class TextConfig:
     """diffusion.condition text: the captions of the data set, by a frozen text encoder."""
 
@@ -65,6 +73,8 @@ class DiffusionConfig:
     """Gamma of the SNR weights: the largest weight of an error of the clean picture."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    """Pixels or latents."""
     offset_noise: float = 0.0
     """Strength of a constant added to the training noise of each picture and channel (Guttenberg 2023, who takes 0.1),
     for samples that are darker or brighter than the mean. The noise's variance becomes 1 + its square; 0: off."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unetdiff.conditioning.pictures import Picture, fitted, unit_picture
+from unetdiff.diffusion.latents import Pixels, Space
 from unetdiff.errors import UserError
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -25,14 +26,18 @@ class Known:
 
     pixels: Tensor
     """In [-1, 1], (B, 3, H, W)."""
-    noise: Tensor
-    """Of unit variance, (B, 3, H, W)."""
-    repaint: Tensor | None
+    hole: Tensor | None
     """1 where the picture is drawn anew, 0 where it stays, (B, 1, H, W); None: everywhere."""
+    clean: Tensor
+    """What is noised: the pixels, or their latents, (B, C, h, w)."""
+    noise: Tensor
+    """Of unit variance, (B, C, h, w)."""
+    repaint: Tensor | None
+    """The hole at the size of the noise: every cell that has a part of it, (B, 1, h, w)."""
 
     def at(self, scheduler: Any, timestep: Tensor) -> Tensor:
         """The picture noised to a timestep, (): what drawing starts from (SDEdit, Meng et al. 2022, algorithm 1)."""
-        return scheduler.add_noise(self.pixels, self.noise, timestep.expand(1))
+        return scheduler.add_noise(self.clean, self.noise, timestep.expand(1))
 
     def kept(self, scheduler: Any, xt: Tensor, timestep: Tensor | None) -> Tensor:
         """x_t with the known picture, noised to the timestep, where it stays (Lugmayr et al. 2022, equation 8).
@@ -41,33 +46,42 @@ class Known:
         """
         if self.repaint is None:
             return xt
-        known = self.pixels if timestep is None else self.at(scheduler, timestep)
+        known = self.clean if timestep is None else self.at(scheduler, timestep)
         return self.repaint * xt + (1 - self.repaint) * known
 
+    def pasted(self, pixels: Tensor) -> Tensor:
+        """Drawn pixels (B, 3, H, W) with the picture's own where it stays, which no autoencoder gives back the same."""
+        return pixels if self.hole is None else self.hole * pixels + (1 - self.hole) * self.pixels
 
-def known_picture(image: Picture, mask: Mask | None, noise: Tensor) -> Known:
-    """A picture, and where to repaint it, at the size and on the device of the noise (B, 3, H, W).
+
+def known_picture(image: Picture, mask: Mask | None, noise: Tensor, space: Space | None = None) -> Known:
+    """A picture, and where to repaint it, at the size and on the device of the noise (B, C, h, w).
 
     Args:
         image: as `unit_picture` takes it; one for all, or one for each.
         mask: (H, W) or (B, H, W), uint8 or in [0, 1], or a PIL image; what is brighter than half is drawn anew; None:
             all of it.
         noise: of unit variance.
+        space: what is noised; None: pixels.
 
     Raises:
         UserError: shapes that do not fit.
     """
-    size = (noise.shape[-2], noise.shape[-1])
-    pixels = fitted(unit_picture(image), size) * 2 - 1
+    space = space or Pixels()
+    grid = (noise.shape[-2], noise.shape[-1])
+    size = (grid[0] * space.factor, grid[1] * space.factor)
+    pixels = (fitted(unit_picture(image), size) * 2 - 1).to(noise)
     if len(pixels) not in (1, len(noise)):
         raise UserError(f"image: {len(pixels)} pictures are given for {len(noise)} to draw.")
-    repaint = None
+    hole = repaint = None
     if mask is not None:
         grey = _unit_mask(mask)
         if len(grey) not in (1, len(noise)):
             raise UserError(f"mask_image: {len(grey)} masks are given for {len(noise)} pictures.")
-        repaint = (fitted(grey, size) > 0.5).to(noise).expand(len(noise), 1, *size)
-    return Known(pixels.to(noise).expand_as(noise), noise, repaint)
+        hole = (fitted(grey, size) > 0.5).to(noise).expand(len(noise), 1, *size)
+        repaint = F.adaptive_max_pool2d(hole, grid)
+    clean = space.encode(pixels).expand_as(noise)
+    return Known(pixels.expand(len(noise), *pixels.shape[1:]), hole, clean, noise, repaint)
 
 
 def started(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:

@@ -28,10 +28,14 @@ class Scheduler(Protocol):
         """`config.prediction_type` is epsilon, sample or v_prediction."""
 
 
-def build_scheduler(config: DiffusionConfig) -> DDIMScheduler:
+def build_scheduler(config: DiffusionConfig, clip: bool = True) -> DDIMScheduler:
     """The forward process of `config`, as the scheduler that a pipeline is saved with.
 
     Timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
+
+    Args:
+        config: objective and noise.
+        clip: sampling holds the predicted x_0 in [-1, 1], as pixels are; False for latents, which have no such bounds.
 
     Raises:
         UserError: zero terminal SNR with epsilon prediction (the noise of the last timestep says nothing of
@@ -56,7 +60,7 @@ def build_scheduler(config: DiffusionConfig) -> DDIMScheduler:
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=noise.zero_terminal_snr,
         timestep_spacing="trailing",
-        clip_sample=True,
+        clip_sample=clip,
         clip_sample_range=1.0,
     )
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -22,11 +24,12 @@ from unetdiff.conditioning.base import Conditioner, Context, Size
 from unetdiff.conditioning.classes import Classes
 from unetdiff.conditioning.encoder import TextEncoder
 from unetdiff.conditioning.layouts import Layout
-from unetdiff.conditioning.pictures import Picture
+from unetdiff.conditioning.pictures import Picture, PictureConditioner
 from unetdiff.conditioning.text import TextConditioner
 from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, known_picture, started
 from unetdiff.diffusion.guidance import Denoise, guided, inside
+from unetdiff.diffusion.latents import Space, space_of
 from unetdiff.diffusion.objectives import predicted_x0
 from unetdiff.errors import UserError
 
@@ -38,7 +41,7 @@ StepCallback = Callable[["GenerationPipeline", int, torch.Tensor, dict[str, torc
 class Trajectory:
     """What sampling went through, at evenly spaced steps; the last entry is the finished picture.
 
-    Pictures are float in [0, 1] on the CPU, (k, B, C, H, W).
+    Pictures are float in [0, 1] on the CPU, (k, B, C, H, W); latents are decoded.
     """
 
     timesteps: list[int]
@@ -73,10 +76,11 @@ class GenerationPipeline(DiffusionPipeline):
         conditioner: what tells it of classes, a text, a layout or a picture; None for a model without a condition.
         text_encoder: for a `TextConditioner`, a transformers text encoder.
         tokenizer: its tokenizer.
+        vae: for a denoiser of latents, the autoencoder that they are of, diffusers' AutoencoderKL.
     """
 
-    model_cpu_offload_seq = "text_encoder->conditioner->unet"  # type: ignore[assignment]
-    _optional_components = ["conditioner", "text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->conditioner->unet->vae"  # type: ignore[assignment]
+    _optional_components = ["conditioner", "text_encoder", "tokenizer", "vae"]
 
     def __init__(
         self,
@@ -85,13 +89,21 @@ class GenerationPipeline(DiffusionPipeline):
         conditioner: Conditioner | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
+        vae: AutoencoderKL | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
-            unet=unet, scheduler=scheduler, conditioner=conditioner, text_encoder=text_encoder, tokenizer=tokenizer
+            unet=unet,
+            scheduler=scheduler,
+            conditioner=conditioner,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            vae=vae,
         )
         if isinstance(conditioner, TextConditioner) and conditioner.features is None and text_encoder is not None:
             conditioner.features = TextEncoder(text_encoder, tokenizer, conditioner.max_tokens)
+        if isinstance(conditioner, PictureConditioner) and vae is not None:
+            conditioner.latents_of = self.space.encode
 
     @property
     def device(self) -> torch.device:
@@ -100,7 +112,7 @@ class GenerationPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
-        """Load a directory in diffusers' layout (model_index.json, unet/, scheduler/, conditioner/).
+        """Load a directory in diffusers' layout (model_index.json, unet/, scheduler/, conditioner/, vae/).
 
         Raises:
             UserError: a directory without model_index.json, that is, a model without a diffusion head.
@@ -157,7 +169,8 @@ class GenerationPipeline(DiffusionPipeline):
             image: a picture to start from; brought to the size of the result.
             strength: share of the way that is gone from `image`, above 0 (hardly changed) to 1 (drawn anew); None: 0.8,
                 or 1 with a mask.
-            mask_image: where `image` is drawn anew (bright) and where it stays (dark); of any size.
+            mask_image: where `image` is drawn anew (bright) and where it stays (dark); of any size. A denoiser of
+                latents draws every cell anew that has a bright pixel, and the dark ones are then put back as they were.
             batch_size: number of pictures; None: as many as there are conditions or latents, else 1.
             num_inference_steps: denoising steps.
             guidance_scale: 1 = no guidance (half the work), larger = more typical of the condition, less varied.
@@ -167,17 +180,17 @@ class GenerationPipeline(DiffusionPipeline):
             height: pixels; None: the size the model was trained at.
             width: pixels; None: the size the model was trained at.
             generator: of the starting noise and of the steps' noise; a list has one for each picture.
-            latents: starting noise of unit variance, (B, C, H, W), instead of drawing it.
+            latents: starting noise of unit variance, (B, *noise_shape()), instead of drawing it.
             output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1].
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; may
                 return a dict with other latents.
             return_trajectory: keep this many evenly spaced moments of the way to the picture (0: none).
-            autocast_dtype: run the network under autocast, e.g. torch.bfloat16; x_t stays in float32.
+            autocast_dtype: run the networks under autocast, e.g. torch.bfloat16; x_t stays in float32.
             return_dict: False returns a tuple.
 
         Raises:
             UserError: a condition that the model was not trained with, an unknown class or output type, a batch size
-                other than that of the conditions, no size.
+                other than that of the conditions, no size, or one that an autoencoder does not divide.
         """
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type: '{output_type}' is not one of pil, np, pt.")
@@ -188,31 +201,36 @@ class GenerationPipeline(DiffusionPipeline):
             raise UserError(f"guidance_interval: {guidance_interval} is no interval; give shares, e.g. (0.2, 0.8).")
         if mask_image is not None and image is None:
             raise UserError("mask_image: there is no image to keep; give image as well.")
-        device = self._execution_device
-        size = self.size(height, width) if latents is None else (latents.shape[-2], latents.shape[-1])
+        device, space = self._execution_device, self.space
+        shape = self.noise_shape(height, width) if latents is None else tuple(latents.shape[1:])
+        grid = (shape[-2], shape[-1])
+        size = (grid[0] * space.factor, grid[1] * space.factor)
         asked = {"class_labels": class_labels, "prompt": prompt, "layout": layout, "picture": picture}
         told = self._encoded(asked, size) if conditions is None else conditions
         batch = self._batch(told, batch_size, None if latents is None else len(latents))
         if latents is None:
-            latents = randn_tensor(
-                (batch, self.channels, *size), generator=generator, device=device, dtype=torch.float32
-            )
+            latents = randn_tensor((batch, *shape), generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
 
         with _evaluating(self.unet, self.conditioner):
             unwanted = {"class_labels": negative_class_labels, "prompt": negative_prompt}
             away = self._encoded(unwanted, size, "negative_")
-            conditional, null = self._contexts(told, away, batch, size)
+            conditional, null = self._contexts(told, away, batch, size, grid)
             schedulers.set_steps(self.scheduler, num_inference_steps, device)
             known, timesteps = None, self.scheduler.timesteps
             if image is not None:
-                known = known_picture(image, mask_image, latents)
+                known = known_picture(image, mask_image, latents, space)
                 usual = STRENGTH if mask_image is None else STRENGTH_WITH_MASK
                 timesteps = started(self.scheduler, num_inference_steps, usual if strength is None else strength)
             kept = _evenly(len(timesteps), return_trajectory - 1)  # the finished picture is the last entry
             history: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             step_arguments = self._step_arguments(generator)
-            denoise = self._denoiser(autocast_dtype, device)
+            precision = partial(_precision, device.type, autocast_dtype)
+            denoise = self._denoiser(precision)
+
+            def pixels(x: torch.Tensor) -> torch.Tensor:
+                with precision():
+                    return space.decode(x)
 
             xt = latents * self.scheduler.init_noise_sigma
             if known is not None and len(timesteps) < len(self.scheduler.timesteps):
@@ -225,16 +243,17 @@ class GenerationPipeline(DiffusionPipeline):
                     if step in kept:
                         whole = t.round().long().expand(batch)  # some schedulers count in floats
                         x0 = predicted_x0(self.scheduler, output, model_input, whole)
-                        history.append((int(whole[0]), _to_unit(model_input), _to_unit(x0)))
+                        history.append((int(whole[0]), _to_unit(pixels(model_input)), _to_unit(pixels(x0))))
                     xt = schedulers.step(self.scheduler, output, t, xt, **step_arguments)
                     if known is not None:
                         xt = known.kept(self.scheduler, xt, timesteps[step + 1] if step + 1 < len(timesteps) else None)
                     if callback_on_step_end is not None:
                         xt = (callback_on_step_end(self, step, t, {"latents": xt}) or {}).get("latents", xt)
                     progress.update()
+            drawn = pixels(xt)
         self.maybe_free_model_hooks()
 
-        pictures = _to_unit(xt)  # (B, C, H, W)
+        pictures = _to_unit(drawn if known is None else known.pasted(drawn))  # (B, C, H, W)
         trajectory = _trajectory([*history, (0, pictures, pictures)]) if return_trajectory else None
         images: Any = pictures
         if output_type != "pt":
@@ -247,8 +266,13 @@ class GenerationPipeline(DiffusionPipeline):
 
     @property
     def channels(self) -> int:
-        """Channels of a picture: those of the network's input without what the conditioner puts beside it."""
+        """Channels of what is noised: those of the network's input without what the conditioner puts beside it."""
         return self.unet.config.in_channels - (0 if self.conditioner is None else self.conditioner.channels)
+
+    @property
+    def space(self) -> Space:
+        """What is noised."""
+        return space_of(self.vae)
 
     def _encoded(self, asked: dict[str, Any], size: Size, prefix: str = "") -> torch.Tensor | None:
         """The conditions (B, ...) that were asked for, by whichever argument; None: none."""
@@ -272,14 +296,14 @@ class GenerationPipeline(DiffusionPipeline):
         return len(conditions) if wanted is None else wanted
 
     def _contexts(
-        self, conditions: torch.Tensor | None, away: torch.Tensor | None, batch: int, size: Size
+        self, conditions: torch.Tensor | None, away: torch.Tensor | None, batch: int, size: Size, grid: Size
     ) -> tuple[Context | None, Context | None]:
-        """Context of the conditions, and of what guidance moves away from."""
+        """Context of the conditions, and of what guidance moves away from, for pictures of `size`, noised on `grid`."""
         if self.conditioner is None:
             return None, None
 
         def context(given: torch.Tensor) -> Context:
-            return self.conditioner(given.expand(batch, *given.shape[1:]), size)
+            return self.conditioner(given.expand(batch, *given.shape[1:]), grid)
 
         nothing = context(self.conditioner.nothing(batch, size))
         if conditions is None:
@@ -287,25 +311,33 @@ class GenerationPipeline(DiffusionPipeline):
         return context(conditions), nothing if away is None else context(away)
 
     def size(self, height: int | None = None, width: int | None = None) -> Size:
-        """Height and width of what is drawn; what is not given is the size that the model was trained at.
+        """Height and width of what is drawn, pixels; what is not given is the size that the model was trained at.
 
         Raises:
             UserError: the model does not say.
         """
-        size = self.unet.config.sample_size
-        default = (size, size) if size is None or isinstance(size, int) else tuple(size)
-        height, width = height or default[0], width or default[1]
-        if height is None or width is None:
+        size, factor = self.unet.config.sample_size, self.space.factor
+        if size is not None:
+            sides = (size, size) if isinstance(size, int) else tuple(size)
+            height, width = height or sides[0] * factor, width or sides[1] * factor
+        if not height or not width:
             raise UserError("height, width: the model does not say what size it was trained at; give both.")
         return height, width
 
-    def _denoiser(self, autocast_dtype: torch.dtype | None, device: torch.device) -> Denoise:
+    def noise_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
+        """Channels, height and width of the noise that a picture of so many pixels is drawn from.
+
+        Raises:
+            UserError: no size, or one that the autoencoder does not divide.
+        """
+        return (self.channels, *self.space.grid(self.size(height, width), "height, width"))
+
+    def _denoiser(self, precision: Callable[[], AbstractContextManager[Any]]) -> Denoise:
         def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: Context | None) -> torch.Tensor:
             told = context or Context()
             sample = told.beside(sample).to(self.unet.dtype, memory_format=torch.channels_last)
             condition = {} if told.tokens is None else {"encoder_hidden_states": told.tokens.to(self.unet.dtype)}
-            precision = nullcontext() if autocast_dtype is None else torch.autocast(device.type, autocast_dtype)
-            with precision:
+            with precision():
                 return self.unet(sample, timestep, **condition).sample.float()
 
         return denoise
@@ -316,6 +348,11 @@ class GenerationPipeline(DiffusionPipeline):
         # a clipped x_0 must be followed by the noise that agrees with it, as in DDIM's own code
         every = {"generator": generator, "use_clipped_model_output": True}
         return {name: value for name, value in every.items() if name in known}
+
+
+def _precision(device_type: str, autocast_dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Autocast where a precision is asked for."""
+    return nullcontext() if autocast_dtype is None else torch.autocast(device_type, autocast_dtype)
 
 
 def _to_unit(pictures: torch.Tensor) -> torch.Tensor:

@@ -59,9 +59,14 @@ def judge_denoiser(
 
     Raises:
         UserError: other classes than the set's, an unknown feature network, weights that cannot be read, a sweep over
-            what the denoiser has not.
+            what the denoiser has not, the likelihood of a denoiser of latents.
     """
     check_sweep(denoiser, config)
+    if config.bits_per_dimension and denoiser.denoise is None:
+        raise UserError(
+            f"bits_per_dimension: {config.bits_per_dimension}, but the model denoises latents, and their likelihood is "
+            "not that of pictures; leave it out"
+        )
     output.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     usual = config.samples_per_class * (len(denoiser.classes) or CLASSES_WITHOUT)
@@ -101,6 +106,7 @@ def likelihood(
     denoiser: Denoiser, sets: Sets, count: int, timesteps: int, seed: int, device: torch.device | str
 ) -> dict[str, Any]:
     """Bits per dimension of evenly spaced pictures of the judged split; see `unetdiff.judging.likelihood`."""
+    assert denoiser.denoise is not None
     generator = torch.Generator(device).manual_seed(seed)
     pictures = sets[sets.split]
     bounds: list[Bound] = []

@@ -53,8 +53,8 @@ class Denoiser:
 
     draw: Callable[[int, Setting], Iterable[Drawn]]
     """Draws so many pictures, part by part, their classes in turn; the first are the same however many are drawn."""
-    denoise: Callable[[dict[str, Any]], Denoise]
-    """The network, told what it is trained to be told of a batch of real pictures."""
+    denoise: Callable[[dict[str, Any]], Denoise] | None
+    """The network, told what it is trained to be told of a batch of real pictures; None: it denoises latents."""
     scheduler: Scheduler
     """Its forward process."""
     classes: list[str]

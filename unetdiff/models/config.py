@@ -122,6 +122,8 @@ class SegmentationHeadConfig:
 
     num_classes: int = 21
     """Classes, background included."""
+    kernel_size: int = 1
+    """Side of the head's convolution, odd: 1 as in 2015, 3 as in segmentation_models_pytorch."""
 
 
 @dataclass

@@ -8,14 +8,13 @@ Level k has the picture's size divided by 2**k.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
@@ -25,11 +24,13 @@ from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, replace_
 from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
 from unetdiff.models.config import EncoderConfig, ResidualConfig
 from unetdiff.models.embeddings import TimeModulation
+from unetdiff.models.loading import read_tensors
 
 Skips = list[Tensor]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLASSIFIER = ("avgpool", "fc", "classifier")  # what torchvision's networks have beside their trunk
 
 
 class ClassicEncoder(nn.Module):
@@ -242,23 +243,26 @@ def resnet_block(
 def load_trunk(family: str, weights: str | None) -> nn.Module:
     """A torchvision classifier without its classifier: random, with ImageNet weights, or from a safetensors file.
 
+    The file has torchvision's names (`save_file(torchvision.models.resnet18(weights="DEFAULT").state_dict(), path)`).
+
     Raises:
-        UserError: for a file that is missing, no safetensors file, or of another network.
+        UserError: for a file that is missing, a pickle, no safetensors file, or of another network.
+
+    Warns:
+        UserWarning: the file holds the classifier's tensors too; it names them.
     """
     trunk = torchvision.models.get_model(family, weights="DEFAULT" if weights == "imagenet" else None)
-    for name in ("avgpool", "fc", "classifier"):
+    for name in CLASSIFIER:
         if hasattr(trunk, name):
             delattr(trunk, name)
     if weights is None or weights == "imagenet":
         return trunk
-    path = Path(weights)
-    if not path.is_file():
-        raise UserError(f"model.encoder.weights: no file '{weights}'; give a safetensors file, \"imagenet\" or null")
     try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"model.encoder.weights: '{weights}' is no whole safetensors file ({error})") from None
-    state = {k: v for k, v in state.items() if k.split(".")[0] not in ("avgpool", "fc", "classifier")}
+        state = read_tensors(Path(weights))
+    except UserError as error:
+        raise UserError(f'model.encoder.weights: {error}; give a safetensors file, "imagenet" or null') from None
+    unused = [name for name in state if name.split(".")[0] in CLASSIFIER]
+    state = {name: tensor for name, tensor in state.items() if name not in unused}
     expected = {k: v for k, v in trunk.state_dict().items() if not k.endswith("num_batches_tracked")}
     wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
     foreign = [k for k in state if k not in trunk.state_dict()]
@@ -267,6 +271,9 @@ def load_trunk(family: str, weights: str | None) -> nn.Module:
             f"model.encoder.weights: '{weights}' does not hold torchvision's {family}: "
             f"{len(wrong)} tensors missing or of another shape {wrong[:2]}, {len(foreign)} unknown {foreign[:2]}"
         )
+    if unused:
+        left_out = f"{', '.join(unused)}: the classifier's, which a trunk has not; left out"
+        warnings.warn(f"model.encoder.weights: '{weights}': {left_out}", UserWarning, stacklevel=2)
     trunk.load_state_dict(state, strict=False)
     return trunk
 

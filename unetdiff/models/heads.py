@@ -10,12 +10,12 @@ from unetdiff.models.blocks import ResnetBlock, norm_groups
 
 
 class SegmentationHead(nn.Module):
-    """A 1x1 convolution to one logit a class (Ronneberger et al. 2015), after norm and SiLU where it lacks them."""
+    """A convolution to one logit a class (1x1: Ronneberger et al. 2015), after norm and SiLU where it lacks them."""
 
-    def __init__(self, channels: int, num_classes: int, groups: int | None) -> None:
+    def __init__(self, channels: int, num_classes: int, groups: int | None, kernel_size: int = 1) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(norm_groups(channels, groups), channels) if groups else None
-        self.conv = nn.Conv2d(channels, num_classes, 1)
+        self.conv = nn.Conv2d(channels, num_classes, kernel_size, padding=kernel_size // 2)
 
     def forward(self, h: Tensor) -> Tensor:
         if self.norm is not None:

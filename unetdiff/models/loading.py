@@ -72,11 +72,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name.
+    """The tensors of a safetensors file, by name.
 
     Raises:
-        UserError: for a file that is missing (also where a pickle or shards lie in its place) or truncated.
+        UserError: for a file that is missing (also where a pickle or shards lie in its place), a pickle (with the way
+            to convert it), or truncated.
     """
+    if path.suffix in PICKLES:
+        raise UserError(f"'{path}' is a pickle: {conversion(path)}")
     if not path.is_file():
         raise UserError(f"no file '{path}'{_instead(path)}")
     try:
@@ -90,11 +93,20 @@ def _instead(path: Path) -> str:
     shards = sorted(p.name for p in path.parent.glob("*.index.json"))
     if shards:
         return f" ('{shards[0]}': the weights are in shards; load them with diffusers and save them as one file)"
-    pickles = sorted(p.name for p in path.parent.glob("*") if p.suffix in PICKLES)
+    pickles = sorted(p for p in path.parent.glob("*") if p.suffix in PICKLES)
     if pickles:
-        return f" ('{pickles[0]}' is a pickle: pickles are never loaded, convert it to safetensors)"
+        return f" ('{pickles[0].name}' is a pickle: {conversion(pickles[0])})"
     others = sorted(p.name for p in path.parent.glob("*.safetensors"))
     return f" (there is '{others[0]}')" if others else ""
+
+
+def conversion(pickle: Path) -> str:
+    """How a pickled state dict becomes a safetensors file."""
+    return (
+        "pickles are never loaded, convert it to safetensors: "
+        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
+        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
+    )
 
 
 def fill(

@@ -82,6 +82,9 @@ def resolve(given: ModelConfig) -> ModelConfig:
     trunk = encoder.family not in (CLASSIC, RESIDUAL)
     if heads.segmentation is None and heads.diffusion is None:
         raise UserError("heads: neither segmentation nor diffusion; give at least one")
+    kernel = heads.segmentation.kernel_size if heads.segmentation is not None else 1
+    if kernel < 1 or kernel % 2 == 0:
+        raise UserError(f"heads.segmentation.kernel_size: {kernel} has no middle; use 1 or 3")
     if encoder.weights is not None and not trunk:
         raise UserError(f"encoder.weights: '{encoder.weights}' needs a torchvision trunk, not family {encoder.family}")
     if encoder.channels is not None and trunk:

@@ -6,6 +6,7 @@ the backbone knows which head will be asked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
-from unetdiff.models import interop, loading
+from unetdiff.models import interop, interop_smp, loading
 from unetdiff.models.attention import null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
@@ -120,8 +121,11 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         groups = config.residual.norm_num_groups if is_residual else max(1, min(32, width // 4))
         self.heads = nn.ModuleDict()
         if config.heads.segmentation is not None:
-            classes = config.heads.segmentation.num_classes * squares
-            self.heads["segmentation"] = SegmentationHead(width, classes, groups if is_residual else None)
+            head = config.heads.segmentation
+            classes = head.num_classes * squares
+            self.heads["segmentation"] = SegmentationHead(
+                width, classes, groups if is_residual else None, head.kernel_size
+            )
         if config.heads.diffusion is not None:
             strided = bool(self.encoder.skips) and self.encoder.skips[0][0] > 0
             self.heads["diffusion"] = DiffusionHead(
@@ -434,3 +438,31 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
             OSError: e.g. a full disk; no file is then half written.
         """
         interop.save(self, Path(directory))
+
+    @classmethod
+    def from_smp(
+        cls,
+        source: str | Path | nn.Module | Mapping[str, Tensor],
+        *,
+        upsample: Literal["nearest", "bilinear"] | None = None,
+        statistics: Literal["imagenet", "none"] = "imagenet",
+        background: bool = False,
+    ) -> UNet:
+        """A trained `smp.Unet` of segmentation_models_pytorch, with the same logits, in eval mode.
+
+        Encoders resnet18, resnet34, resnet50, resnet101 and mobilenet_v2, with any input channels, decoder widths and
+        classes. Pictures are given in [-1, 1] as everywhere here; the trunk restates them to what smp's
+        `get_preprocessing_fn` makes (channels after the third stay as they are given).
+
+        Args:
+            source: a model, its state dict, a directory of its `save_pretrained`, or a safetensors file of its state
+                dict. A state dict does not say what has no tensors: an activation after the logits is left out.
+            upsample: smp's decoder_interpolation; None: as the source says, "nearest" where it does not.
+            statistics: "none" for a model that was trained on pixels in [0, 1] without ImageNet's mean and deviation.
+            background: for one class alone (smp's binary masks): a background with the logit 0 before it, so that
+                softmax gives what the sigmoid gave, and argmax the class where its logit was above 0.
+
+        Raises:
+            UserError: a pickle, another network, or an option of smp that has no equal here, by name.
+        """
+        return interop_smp.load(cls, source, upsample, statistics, background)

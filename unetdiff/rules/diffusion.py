@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from unetdiff.models.config import CLASSIC, RESIDUAL
 from unetdiff.rules.pictures import WITH_LABELS, WITH_MASKS, picture_size, require_captions
 from unetdiff.rules.refusals import at_least, refuse, share
 
@@ -71,8 +72,27 @@ def _validate_condition(config: RunConfig) -> None:
             )
 
 
+def _validate_latent(config: RunConfig) -> None:
+    """What cannot be with latents, as far as the config alone tells."""
+    vae, model = config.diffusion.latent.vae, config.model
+    if vae is None:
+        return
+    if config.task == "joint":
+        right = "use task diffusion, or null"
+        raise refuse("diffusion.latent.vae", vae, "does not go with task joint, whose other head sees pixels", right)
+    family = model.encoder.family
+    if family not in (CLASSIC, RESIDUAL):
+        why = "sees pictures, not the latents of diffusion.latent.vae"
+        raise refuse("model.encoder.family", family, why, f"use {RESIDUAL} or {CLASSIC}")
+    for key, value in (("sample_size", model.sample_size), ("heads.diffusion", model.heads.diffusion)):
+        if value is not None:
+            right = "leave it out"
+            raise refuse(f"model.{key}", value, "follows from the pictures and from diffusion.latent.vae", right)
+
+
 def validate_diffusion(config: RunConfig) -> None:
     given = config.diffusion
+    _validate_latent(config)
     if given.noise.zero_terminal_snr and given.prediction_type == "epsilon":
         raise refuse(
             "diffusion.prediction_type",

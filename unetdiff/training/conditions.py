@@ -14,6 +14,7 @@ from unetdiff.conditioning import (
 )
 from unetdiff.conditioning.encoder import CachedFeatures, TextEncoder
 from unetdiff.data import PictureDataset
+from unetdiff.diffusion.latents import Latents, Space
 from unetdiff.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,16 +29,16 @@ def needs_layout(config: RunConfig) -> bool:
     )
 
 
-def channels_beside(config: RunConfig) -> int:
-    """Channels that the condition puts beside the noisy picture."""
+def channels_beside(config: RunConfig, space: Space) -> int:
+    """Channels that the condition puts beside the noisy picture, or beside its latents."""
     if config.task == "segmentation":
         return 0
-    beside = {"layout": config.diffusion.layout.channels, "picture": PictureConditioner.channels}
+    beside = {"layout": config.diffusion.layout.channels, "picture": space.channels + 1}
     return beside.get(config.diffusion.condition, 0)
 
 
-def build_conditioner(config: RunConfig, train: PictureDataset) -> Conditioner | None:
-    """A fresh conditioner; None: the denoiser is told nothing.
+def build_conditioner(config: RunConfig, train: PictureDataset, space: Space) -> Conditioner | None:
+    """A fresh conditioner for a denoiser of `space`; None: it is told nothing.
 
     Raises:
         UserError: the set has not what the condition is made of, or the network no way to be told.
@@ -46,7 +47,10 @@ def build_conditioner(config: RunConfig, train: PictureDataset) -> Conditioner |
     if given.condition == "none":
         return None
     if given.condition == "picture":
-        return PictureConditioner(given.picture.degradation, given.picture.strength)
+        latent_channels = space.channels if isinstance(space, Latents) else None
+        conditioner = PictureConditioner(given.picture.degradation, given.picture.strength, latent_channels)
+        conditioner.latents_of = space.encode
+        return conditioner
     if given.condition == "layout":
         palette = [[int(level) for level in colour] for colour in train.palette]
         return LayoutConditioner(

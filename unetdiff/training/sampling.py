@@ -15,6 +15,7 @@ from tqdm import tqdm
 from unetdiff.conditioning import ClassConditioner
 from unetdiff.data import collate, to_uint8
 from unetdiff.data.hashing import hash_words
+from unetdiff.diffusion.latents import Pixels
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import swap
 from unetdiff.judging.subject import Denoise, Denoiser, Drawn, Setting, together
@@ -35,7 +36,7 @@ def as_denoiser(task: DiffusionTask) -> Denoiser:
     """What is judged of a task."""
     return Denoiser(
         lambda count, setting: draw_parts(task, count, setting),
-        lambda batch: told(task, batch),
+        (lambda batch: told(task, batch)) if isinstance(task.space, Pixels) else None,
         task.scheduler,
         classes_of(task),
         task.conditioner is not None,
@@ -55,7 +56,7 @@ def asked(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], Tensor |
 
 
 def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
-    """The network in float32, told the conditions of a batch of real pictures."""
+    """The network of pixels in float32, told the conditions of a batch of real pictures."""
     device, images = task.unet.device, batch["image"]
     with inference(task, device.type, None):  # once, for all the timesteps that will be asked
         context = task.context(task.conditions(batch, device), (images.shape[-2], images.shape[-1]))

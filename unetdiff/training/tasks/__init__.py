@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetdiff.conditioning import Conditioner, TextConditioner, load_conditioner
+from unetdiff.conditioning import Conditioner, PictureConditioner, TextConditioner, load_conditioner
 from unetdiff.conditioning.encoder import CachedFeatures, saved_encoder
 from unetdiff.data import PictureDataset
+from unetdiff.diffusion.latents import Latents, Pixels, Space
 from unetdiff.models import UNet
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.training.conditions import build_conditioner, channels_beside
@@ -24,45 +25,56 @@ __all__ = ["DiffusionTask", "JointTask", "SegmentationTask", "Task", "build_task
 
 
 def build_task(config: RunConfig, train: PictureDataset, val: PictureDataset) -> Task:
-    """A task with a fresh network, its heads sized by the data and its input by the condition."""
-    model = config.model
+    """A task with a fresh network, its heads sized by the data and its input by the condition.
+
+    Raises:
+        UserError: an autoencoder that cannot be loaded, or pictures of a size that it does not divide.
+    """
+    model, vae = config.model, config.diffusion.latent.vae
+    space = Pixels() if vae is None or config.task == "segmentation" else Latents.from_pretrained(vae)
     heads = HeadsConfig()
     if config.task != "diffusion":
-        heads.segmentation = SegmentationHeadConfig(num_classes=len(train.classes))
+        head = model.heads.segmentation or SegmentationHeadConfig()
+        heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
-        heads.diffusion = DiffusionHeadConfig(out_channels=model.in_channels)
-    size = model.sample_size or _side(train)
-    channels = model.in_channels + channels_beside(config)
+        heads.diffusion = DiffusionHeadConfig(out_channels=space.channels)
+    size = model.sample_size or _side(train, space)
+    channels = space.channels + channels_beside(config, space)
     unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
-    conditioner = None if config.task == "segmentation" else build_conditioner(config, train)
-    return _assemble(config, unet, conditioner, val)
+    conditioner = None if config.task == "segmentation" else build_conditioner(config, train, space)
+    return _assemble(config, unet, conditioner, val, space)
 
 
 def load_task(config: RunConfig, directory: Path, val: PictureDataset) -> Task:
     """A task with the weights of a model directory, for evaluation."""
     unet = UNet.from_pretrained(directory / "unet")
     heads = unet.config["heads"]
-    conditioner = None
+    conditioner, vae = None, directory / "vae"
+    space = Latents.from_pretrained(vae, "vae") if vae.is_dir() else Pixels()
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
     if isinstance(conditioner, TextConditioner):
         conditioner.features = CachedFeatures(saved_encoder(directory, conditioner.max_tokens))
+    if isinstance(conditioner, PictureConditioner):
+        conditioner.latents_of = space.encode
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
-    return _assemble(config, unet, conditioner, val)
+    return _assemble(config, unet, conditioner, val, space)
 
 
-def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: PictureDataset) -> Task:
+def _assemble(
+    config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: PictureDataset, space: Space
+) -> Task:
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
         return SegmentationTask(unet, config.segmentation, val, size)
-    diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed)
+    diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, space)
     if config.task == "diffusion":
         return diffusion
     segmentation = SegmentationTask(unet, config.segmentation, val, size)
     return JointTask(segmentation, diffusion, config.joint)
 
 
-def _side(data: PictureDataset) -> int | None:
-    """The side of a set's pictures where they are square."""
-    height, width = data[0]["image"].shape[-2:]
-    return int(height) if height == width else None
+def _side(data: PictureDataset, space: Space) -> int | None:
+    """The side of what is noised of a set's pictures, where it is square."""
+    height, width = space.grid(tuple(data[0]["image"].shape[-2:]), "data.size")
+    return height if height == width else None

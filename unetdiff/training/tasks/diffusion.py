@@ -20,6 +20,7 @@ from unetdiff.data import PictureDataset, collate, evenly
 from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.latents import Latents, Pixels, Space
 from unetdiff.diffusion.pictures import color_error, grid, table
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models import UNet
@@ -34,13 +35,13 @@ class Noised:
     """Noised pictures and what the network should say of them."""
 
     sample: Tensor
-    """x_t, and the channels beside it, (B, 3 + C, H, W)."""
+    """x_t, and the channels beside it, (B, K + C, H, W)."""
     timesteps: Tensor
     """(B,)."""
     context: Context
     """What the network is told of the pictures."""
     target: Tensor
-    """The noise (or x0, or v), (B, C, H, W)."""
+    """The noise (or x0, or v), (B, K, H, W)."""
 
 
 class DiffusionTask(Task):
@@ -52,17 +53,25 @@ class DiffusionTask(Task):
         config: objective and judgement.
         val: the validation split.
         seed: of the previews' noise.
+        space: what is noised; None: pixels.
     """
 
     best = ("diffusion/loss", "min")
 
     def __init__(
-        self, unet: UNet, conditioner: Conditioner | None, config: DiffusionConfig, val: PictureDataset, seed: int
+        self,
+        unet: UNet,
+        conditioner: Conditioner | None,
+        config: DiffusionConfig,
+        val: PictureDataset,
+        seed: int,
+        space: Space | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.conditioner, self.config, self.seed = unet, conditioner, config, seed
         self.facts = DataFacts(val, None)
-        self.scheduler = objectives.build_scheduler(config)
+        self.space = space or Pixels()
+        self.scheduler = objectives.build_scheduler(config, clip=self.space.bounded)
         rest_heads(unet, "diffusion")
 
     def components(self) -> dict[str, nn.Module]:
@@ -79,8 +88,8 @@ class DiffusionTask(Task):
 
     def noised(self, batch: Batch, seed: int) -> Noised:
         """A training batch at random timesteps, its conditions partly dropped."""
-        x0 = self.pixels(batch["image"])  # (B, 3, H, W)
-        generator = torch.Generator(x0.device).manual_seed(seed)
+        generator = torch.Generator(self.unet.device).manual_seed(seed)
+        x0 = self.clean(batch["image"], generator)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
         noise = objectives.draw_noise(x0, generator, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
@@ -88,12 +97,19 @@ class DiffusionTask(Task):
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
         return self._noise(x0, noise, timesteps, conditions)
 
+    def clean(self, images: Tensor | list[Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """uint8 pictures (B, 3, H, W) as what is noised: pixels in [-1, 1], or latents, (B, K, h, w).
+
+        generator: latents are drawn from the posterior; None: they are its mean.
+        """
+        return self.space.encode(self.pixels(images), generator)
+
     def conditions(self, batch: Batch, device: torch.device) -> Tensor | None:
         """The conditions of a batch, none of them dropped; None for a denoiser without."""
         return None if self.conditioner is None else self.conditioner.of(batch).to(device)
 
     def context(self, conditions: Tensor | None, size: Size) -> Context:
-        """What the network is told of them, for pictures of `size`."""
+        """What the network is told of them, beside noisy pictures (or latents) of `size`."""
         return Context() if self.conditioner is None else self.conditioner(conditions, size)
 
     def _predict(self, noised: Noised) -> Tensor:
@@ -125,7 +141,8 @@ class DiffusionTask(Task):
         """
         sums = torch.zeros(5, 2, dtype=torch.float64, device=accelerator.device)  # all, q0..q3: loss, pictures
         for batch in loader:
-            x0 = self.pixels(batch["image"])
+            with accelerator.autocast():
+                x0 = self.clean(batch["image"])
             draws = [self._draw(name, x0.shape[1:]) for name in batch["name"]]
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
@@ -165,8 +182,9 @@ class DiffusionTask(Task):
                 truth, rows = collate(items)["image"].float() / 255, None  # the names of files say little
         real = [val[i]["image"] for i in evenly(len(val), COLOR_PICTURES)]
         generator = torch.Generator().manual_seed(self.seed)
-        latents = torch.randn(count, *real[0].shape, generator=generator)
         pipeline = self.pipeline()
+        shape = pipeline.noise_shape(*real[0].shape[-2:])
+        latents = torch.randn(count, *shape, generator=generator)
         pipeline.set_progress_bar_config(disable=True)
         with accelerator.autocast():
             drawn = pipeline(
@@ -190,7 +208,8 @@ class DiffusionTask(Task):
         if isinstance(self.conditioner, TextConditioner) and isinstance(self.conditioner.features, CachedFeatures):
             encoder = self.conditioner.features.encoder
             text = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
-        return GenerationPipeline(self.unet, self.scheduler, self.conditioner, **text)
+        vae = self.space.vae if isinstance(self.space, Latents) else None
+        return GenerationPipeline(self.unet, self.scheduler, self.conditioner, **text, vae=vae)
 
     def save(self, directory: Path) -> None:
         self.pipeline().save_pretrained(directory)

@@ -1,0 +1,141 @@
+"""Denoisers of latents, trained for a few steps by the command's own path, saved, loaded, drawn, judged, compared."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file
+
+from unetdiff.cli.main import main
+from unetdiff.compare.captions import illustrations
+from unetdiff.compare.runs import read_runs
+from unetdiff.compare.samples import Budget, sample_blocks
+from unetdiff.config import RunConfig, validate
+from unetdiff.data import build_dataset, collate, to_model_range
+from unetdiff.diffusion.objectives import alpha_sigma
+from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.errors import UserError
+from unetdiff.judging.config import JudgingConfig
+from unetdiff.rules import check_files
+from unetdiff.training import checkpoints
+from unetdiff.training.evaluation import evaluate
+from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.trainer import train
+
+Tiny = Callable[..., RunConfig]
+SHORT = {"training__steps": 2, "training__validate_every": 2}
+CHANNELS = {"class": 4, "layout": 4 + 8, "picture": 4 + 5}  # of the latents, and beside them
+ASKED = {
+    "class": {"class_labels": "seven"},
+    "layout": {"layout": Image.new("L", (16, 16), 1)},
+    "picture": {"picture": Image.new("RGB", (8, 8), (200, 30, 30))},
+}
+
+
+def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> None:
+    config = tiny("diffusion", diffusion__latent__vae=str(vae), diffusion__prediction_type="epsilon")
+    data = build_dataset(config.data, "train", False)
+    task = build_task(config, data, data)
+    assert isinstance(task, DiffusionTask)
+    batch, theirs = collate([data[i] for i in range(4)]), AutoencoderKL.from_pretrained(vae)
+    noised = task.noised(batch, seed=3)
+    with torch.no_grad():
+        posterior = theirs.encode(to_model_range(batch["image"])).latent_dist
+        z = (posterior.sample(torch.Generator().manual_seed(3)) - 0.3) * 0.6
+    alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
+    torch.testing.assert_close(noised.sample, alpha * z + sigma * noised.target, atol=1e-4, rtol=1e-4)
+    assert torch.equal(task.noised(batch, seed=3).sample, noised.sample)
+    assert task.scheduler.config.clip_sample is False
+    assert not any("vae" in name or "encoder.conv_out" in name for name, _ in task.named_parameters())
+
+
+@pytest.mark.parametrize("condition", CHANNELS)
+def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition: str, tmp_path: Path) -> None:
+    copied = shutil.copytree(vae, tmp_path / "vae")
+    config = tiny(
+        "diffusion",
+        diffusion__latent__vae=str(copied),
+        diffusion__condition=condition,
+        diffusion__layout__grid=4,
+        diffusion__preview_rows=2,
+        **SHORT,
+    )
+    run = train(config)
+    shutil.rmtree(copied)  # what was trained is whole without it
+    with Image.open(next((run / "pictures").rglob("*.png"))) as preview:
+        assert preview.width > 32
+    pipeline = GenerationPipeline.from_pretrained(run / "best")
+    pipeline.set_progress_bar_config(disable=True)
+    assert (pipeline.unet.config.in_channels, pipeline.channels) == (CHANNELS[condition], 4)
+    assert pipeline.unet.config.sample_size == 16 and pipeline.size() == (32, 32)
+    out = pipeline(**ASKED[condition], batch_size=2, num_inference_steps=2, output_type="pt")
+    assert out.images.shape == (2, 3, 32, 32) and out.images.std() > 0
+    samples = int(condition == "class")  # one condition's are enough: the judges see pictures
+    figures = evaluate(run, judging=JudgingConfig(samples_per_class=samples, steps=2, neighbours=1))
+    assert figures["diffusion/loss"] > 0 and figures.get("samples/number", 0) == 10 * samples
+    with pytest.raises(UserError, match="bits_per_dimension: 1, but the model denoises latents"):
+        evaluate(run, judging=JudgingConfig(bits_per_dimension=1))
+
+
+def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path) -> None:
+    config = tiny("diffusion", diffusion__latent__vae=str(vae), **{**SHORT, "training__steps": 4})
+    run = train(config)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    before = load_file(newest / checkpoints.MODEL)
+    shutil.rmtree(newest)
+    config.training.resume = True
+    train(config)
+    after = load_file(newest / checkpoints.MODEL)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert {key.split(".")[0] for key in before} == {"unet", "conditioner"}
+
+    words = ["sample", str(run), "--class", "seven", "--steps", "2", "--output", str(tmp_path / "out")]
+    assert main([*words, "--to_seed", "4", "--frames", "2"]) == 0
+    assert main([*words, "--n", "1"]) == 0
+    with Image.open(next((tmp_path / "out" / "pictures").iterdir())) as picture:
+        assert picture.size == (32, 32)
+
+    runs = read_runs([run])
+    blocks, problems = sample_blocks(runs, Budget(pictures=10, steps=1, judge_steps=2, batch_size=8))
+    assert problems == [] and len(blocks[0].grids) == 2 and len(blocks[0].strips) == 1
+    assert illustrations(runs[0]).keys() == {"picture", "noised", "noise"}
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("joint", {}, "diffusion.latent.vae: '.*' does not go with task joint"),
+        ("diffusion", {"model__sample_size": 32}, "model.sample_size: 32 follows from"),
+        (
+            "diffusion",
+            {"model__encoder__family": "resnet18", "model__encoder__channels": None},
+            "model.encoder.family: 'resnet18' sees pictures, not the latents",
+        ),
+        ("diffusion", {"diffusion__latent__vae": "nowhere"}, "diffusion.latent.vae: 'nowhere' does not exist"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: Tiny, vae: Path, task: str, changes: dict, message: str) -> None:
+    config = tiny(task, **{"diffusion__latent__vae": str(vae), **changes})
+    with pytest.raises(UserError, match=message):
+        validate(config)
+        check_files(config)
+
+
+def test_pictures_that_do_not_divide_are_refused_before_anything_is_written(
+    tiny: Tiny, vae: Path, voc_layout: Callable[..., Path]
+) -> None:
+    mask = np.zeros((24, 32), np.uint8)
+    root = voc_layout(["background", "cat"], {"train": {"a": mask}, "val": {"b": mask}})
+    shared = {"data__name": "voc_folder", "data__root": str(root), "data__size": [17, 16]}
+    config = tiny("diffusion", diffusion__latent__vae=str(vae), diffusion__condition="none", **shared, **SHORT)
+    with pytest.raises(UserError, match=r"data.size: \[17, 16\] does not divide .* nearest that does is \[16, 16\]"):
+        train(config)
+    assert not Path(config.training.output_dir).exists()

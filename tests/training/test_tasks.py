@@ -1,0 +1,18 @@
+"""How a config becomes a task: the heads are sized by the data, and keep what the config says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from unetdiff.config import RunConfig
+from unetdiff.data import build_dataset
+from unetdiff.models.config import SegmentationHeadConfig
+from unetdiff.training.tasks import build_task
+
+
+def test_a_head_is_sized_by_the_data_and_keeps_its_convolution(tiny: Callable[..., RunConfig]) -> None:
+    config = tiny("segmentation")
+    config.model.heads.segmentation = SegmentationHeadConfig(kernel_size=3)
+    data = build_dataset(config.data, "train", True)
+    conv = build_task(config, data, data).unet.heads["segmentation"].conv
+    assert (conv.out_channels, conv.kernel_size) == (len(data.classes), (3, 3)) and len(data.classes) != 21
