@@ -85,7 +85,8 @@ def race(case: Case, device: torch.device, rounds: int, warmups: int) -> Race:
     sides = case.ours(device), case.theirs(device)
     figures = case.match(*sides)
     work = {side.name: side.start() for side in sides}
-    costs = same_work(case.name, *sides, work) if case.counted else (Cost(0, 0), Cost(0, 0))
+    plain = {side.name: side.plain() if side.plain else work[side.name] for side in sides}
+    costs = same_work(case.name, *sides, plain) if case.counted else (Cost(0, 0), Cost(0, 0))
     times = in_turns(work, rounds, warmups, synchronizer(device))
     a, b = (side.name for side in sides)
     return Race((a, b), (sides[0].precision, sides[1].precision), costs, (times[a], times[b]), figures)

@@ -94,12 +94,13 @@ class Subject:
         if kind == "training step":
             return training_round(self.task, batch, self.config.training)
         self.task.to(machine.build_accelerator(self.config.training).device)
+        autocast = machine.autocast_dtype()
+        unet.optimize_for_inference(autocast)  # as `predict` and `sample` do
         if kind == "masks":
-            return prediction_round(unet, batch["image"], machine.autocast_dtype())
+            return prediction_round(unet, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         noise = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
-        autocast = machine.autocast_dtype()
         return sampling_round(task.pipeline(), conditions, noise, sampling.steps, sampling.guidance, autocast)
 
 

@@ -58,10 +58,10 @@ def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
     return step
 
 
-def prediction_round(unet: UNet, pictures: Tensor, autocast: torch.dtype | None) -> Round:
-    """Masks of pictures, uint8 (B, 3, H, W), all at once."""
+def prediction_round(unet: UNet, pictures: Tensor) -> Round:
+    """Masks of pictures, uint8 (B, 3, H, W), all at once, in the network's own precision."""
     options = InferenceConfig(batch_size=len(pictures))
-    return lambda: predict_masks(unet, pictures, options=options, autocast=autocast)
+    return lambda: predict_masks(unet, pictures, options=options)
 
 
 def sampling_round(

@@ -36,8 +36,6 @@ def main(argv: Sequence[str]) -> int:
     if to_stdout and (videos or len(pictures) != 1):
         raise UserError(f"--output -: one mask goes to standard output, not {len(sources)}; give one picture")
 
-    import torch
-
     from unetdiff.segmentation.config import InferenceConfig
     from unetdiff.segmentation.pipeline import SegmentationPipeline
     from unetdiff.segmentation.video import require_pyav
@@ -50,8 +48,7 @@ def main(argv: Sequence[str]) -> int:
     pipeline = SegmentationPipeline.from_pretrained(model_directory(given.path))
     pipeline.inference = inference_options(given, pipeline.inference)
     device = chosen_device(given.device)
-    pipeline.to(device).to(memory_format=torch.channels_last)
-    autocast = autocast_dtype(device=device.type)
+    pipeline.to(device).optimize_for_inference(autocast_dtype(device=device.type), given.compile)
 
     def save(result: SegmentationOutput, stem: Path) -> None:
         if to_stdout:
@@ -62,9 +59,9 @@ def main(argv: Sequence[str]) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
 
-    failed = predict_pictures(pipeline, pictures, save, autocast)
+    failed = predict_pictures(pipeline, pictures, save)
     lost = len(failed)
-    failed += predict_videos(pipeline, videos, given.output, given.masks, autocast)
+    failed += predict_videos(pipeline, videos, given.output, given.masks)
     for message in failed:
         print(f"unetdiff: {message}", file=sys.stderr)
     done = []
@@ -93,6 +90,9 @@ def _parser() -> Parser:
     parser.add_argument("--masks", action="store_true", help="videos: a mask for each frame too")
     parser.add_argument("--batch_size", "--batch-size", type=int, help="pictures, or tiles, at once")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; none given: a GPU where there is one")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network first: worth it for many pictures of one size"
+    )
     add_inference(parser)
     return parser
 
@@ -153,7 +153,6 @@ def predict_pictures(
     pipeline: SegmentationPipeline,
     pictures: Sequence[Source],
     save: Callable[[SegmentationOutput, Path], None],
-    autocast: Any,
 ) -> list[str]:
     """Save what each picture is taken to be; returns messages of the unreadable ones."""
     from unetdiff.segmentation.inference import load_picture
@@ -173,15 +172,13 @@ def predict_pictures(
             yield picture
 
     with tqdm(total=len(pictures), unit="picture", disable=None if pictures else True) as bar:
-        for result in pipeline.stream(readable(), autocast=autocast):
+        for result in pipeline.stream(readable()):
             save(result, stems.popleft())
             bar.update()
     return failed
 
 
-def predict_videos(
-    pipeline: SegmentationPipeline, videos: Sequence[Source], output: Path, masks: bool, autocast: Any
-) -> list[str]:
+def predict_videos(pipeline: SegmentationPipeline, videos: Sequence[Source], output: Path, masks: bool) -> list[str]:
     """Write output/overlays/NAME.mp4 of each and, with `masks`, output/masks/NAME/000000.png on; messages as above."""
     from unetdiff.segmentation.video import frame_count, segment_video
 
@@ -192,7 +189,7 @@ def predict_videos(
         folder = output / "masks" / stem if masks else None
         try:
             with tqdm(total=frame_count(source), unit="frame", desc=source.name, disable=None) as bar:
-                segment_video(pipeline, source, target, folder, autocast, bar.update)
+                segment_video(pipeline, source, target, folder, progress=bar.update)
         except UserError as error:
             failed.append(str(error))
     return failed

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     given = build_parser().parse_strictly(argv)
     if given.n < 1:
         raise UserError(f"--n: {given.n} draws nothing; use 1 or more")
-    pipeline = load(given.path, given.scheduler)
+    pipeline = load(given.path, given.scheduler, given.compile)
     asked = what_to_draw(pipeline, given)
     settings = settings_of(pipeline, given)
     if given.to_seed is not None:
@@ -71,6 +71,7 @@ def build_parser() -> Parser:
     how.add_argument(
         "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="shares of the timesteps"
     )
+    how.add_argument("--compile", action="store_true", help="compile the network first: worth it for many pictures")
     how.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; none given: the model's own")
     start = parser.add_argument_group("from a picture")
     start.add_argument("--image", type=Path, metavar="FILE", help="a picture to start from")
@@ -84,17 +85,20 @@ def build_parser() -> Parser:
     return parser
 
 
-def load(path: Path, scheduler: str | None) -> Any:
+def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
     """The GenerationPipeline in a run or model directory, with another sampler where one is named."""
     import torch
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
     from unetdiff.training.checkpoints import model_directory
+    from unetdiff.training.machine import autocast_dtype
 
     pipeline = GenerationPipeline.from_pretrained(model_directory(path))
     if scheduler is not None:
         pipeline.scheduler = swap(pipeline.scheduler, scheduler)
-    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.unet.optimize_for_inference(autocast_dtype(), compile)
+    return pipeline
 
 
 def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:

@@ -6,20 +6,17 @@ the backbone knows which head will be asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
-from unetdiff.models import interop, interop_smp, loading
+from unetdiff.models import loading
 from unetdiff.models.attention import null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
@@ -27,6 +24,8 @@ from unetdiff.models.counting import counted_by_part
 from unetdiff.models.decoders import PyramidDecoder, PyramidMiddle, ResidualDecoder, ResidualMiddle
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
+from unetdiff.models.exchange import Exchange
+from unetdiff.models.folding import fold_batch_norm
 from unetdiff.models.growth import with_head
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
 from unetdiff.models.resolve import parse, resolve
@@ -35,7 +34,7 @@ Head = Literal["segmentation", "diffusion"]
 TRUNK_TIME_WIDTH = 64  # sinusoids of the time embedding where no first level says it (trunks)
 
 
-class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class UNet(Exchange, ConfigMixin):
     """A U-Net with a segmentation head, a diffusion head, or both, on one of three encoder families.
 
     The keyword arguments are the sections of `unetdiff.models.config.ModelConfig`, as dicts or as its dataclasses:
@@ -71,6 +70,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self._build(config)
         self.gradient_checkpointing = False
         self._frozen = (False, 0)  # the whole trunk, or its finest levels
+        self.optimized_for_inference = False
 
     def _build(self, config: ModelConfig) -> None:
         is_residual = config.encoder.family == "residual"
@@ -360,7 +360,30 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
                     norm.eval()
         return self
 
-    # ------------------------------------------------------------------ heads, save and load
+    # ------------------------------------------------------------------ what it is made for
+
+    def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> UNet:
+        """Make this network answer faster, in place; from then on it does nothing else, and cannot be saved.
+
+        In eval mode, without gradients: each BatchNorm is folded into the convolution before it, the weights have the
+        given precision and lie channels-last.
+
+        Args:
+            dtype: of weights and answers, e.g. torch.bfloat16 where the machine is fast at it; None: as it is.
+            compile: by torch.compile with the weights as constants. The first answer at a size takes half a minute or
+                more, and a C++ compiler (CPU) or Triton (GPU).
+        """
+        self.eval().requires_grad_(False)
+        if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
+            head: Head = "segmentation" if "segmentation" in self.heads else "diffusion"
+            side = 188 if self.config["encoder"]["padding"] == "valid" else 64  # 188: what the 2015 network needs
+            example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device, dtype=self.dtype)
+            fold_batch_norm(self, lambda: self(example, return_dict=False, head=head)[0])
+        nn.Module.to(self, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.compile(options={"freezing": True})
+        self.optimized_for_inference = True
+        return self
 
     def add_head(self, name: Head, **options: Any) -> UNet:
         """Add a head to this model in place; everything that was there keeps its weights bit for bit.
@@ -375,6 +398,7 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             UserError: when the head is there already, or the addition would change what is there.
         """
+        self.refuse_if_optimized("add_head")
         if name in self.heads:
             raise UserError(f"add_head: this UNet has a {name} head already")
         grown = with_head(UNet, self, name, options)
@@ -384,85 +408,3 @@ class UNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(**loading.plain(grown.config))
         self.freeze_encoder(*self._frozen)
         return self
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **kwargs: Any
-    ) -> UNet:
-        """Load config.json and diffusion_pytorch_model.safetensors from a directory, strictly, in eval mode.
-
-        `torch_dtype` is honoured; diffusers' other loading options are accepted and not needed.
-
-        Raises:
-            UserError: for a missing or truncated file, a pickle, or a tensor that is missing, unexpected or of another
-                shape, by name.
-        """
-        directory = Path(pretrained_model_name_or_path) / (subfolder or "")
-        return loading.load(cls, directory, kwargs.get("torch_dtype"))
-
-    @classmethod
-    def from_diffusers(
-        cls,
-        source: str | Path | ModelMixin,
-        *,
-        subfolder: str | None = None,
-        variant: str | None = None,
-        torch_dtype: torch.dtype | None = None,
-    ) -> UNet:
-        """A `UNet2DModel` or `UNet2DConditionModel` of diffusers as a residual network of ours with a diffusion head.
-
-        The same outputs from the same weights, which are copied, under other names; in eval mode. A segmentation head
-        that `to_diffusers` has put beside them comes back.
-
-        Args:
-            source: a model, a model directory, or a pipeline directory with `unet/`.
-            subfolder: of the directory.
-            variant: of the file, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
-            torch_dtype: None: the model's own, and float32 for a directory.
-
-        Raises:
-            UserError: for a config that the residual family cannot be, by key and value; for a missing or truncated
-                file, a pickle, shards, or a tensor that is missing, unexpected or of another shape, by name.
-        """
-        return interop.load(cls, source, subfolder, variant, torch_dtype)
-
-    def to_diffusers(self, directory: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors, which diffusers' `from_pretrained` loads.
-
-        Without cross_attention_dim they are a `UNet2DModel`, which takes sizes that divide by 2 ** (levels - 1) only,
-        with it a `UNet2DConditionModel`. A segmentation head goes into a file of its own, which diffusers passes over
-        and `from_diffusers` reads. Other files in the directory stay.
-
-        Raises:
-            UserError: where diffusers has no such network, naming the key, its value and what to do.
-            OSError: e.g. a full disk; no file is then half written.
-        """
-        interop.save(self, Path(directory))
-
-    @classmethod
-    def from_smp(
-        cls,
-        source: str | Path | nn.Module | Mapping[str, Tensor],
-        *,
-        upsample: Literal["nearest", "bilinear"] | None = None,
-        statistics: Literal["imagenet", "none"] = "imagenet",
-        background: bool = False,
-    ) -> UNet:
-        """A trained `smp.Unet` of segmentation_models_pytorch, with the same logits, in eval mode.
-
-        Encoders resnet18, resnet34, resnet50, resnet101 and mobilenet_v2, with any input channels, decoder widths and
-        classes. Pictures are given in [-1, 1] as everywhere here; the trunk restates them to what smp's
-        `get_preprocessing_fn` makes (channels after the third stay as they are given).
-
-        Args:
-            source: a model, its state dict, a directory of its `save_pretrained`, or a safetensors file of its state
-                dict. A state dict does not say what has no tensors: an activation after the logits is left out.
-            upsample: smp's decoder_interpolation; None: as the source says, "nearest" where it does not.
-            statistics: "none" for a model that was trained on pixels in [0, 1] without ImageNet's mean and deviation.
-            background: for one class alone (smp's binary masks): a background with the logit 0 before it, so that
-                softmax gives what the sigmoid gave, and argmax the class where its logit was above 0.
-
-        Raises:
-            UserError: a pickle, another network, or an option of smp that has no equal here, by name.
-        """
-        return interop_smp.load(cls, source, upsample, statistics, background)

@@ -99,6 +99,11 @@ class SegmentationPipeline:
         self.unet.to(*args, **kwargs)
         return self
 
+    def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> SegmentationPipeline:
+        """See `UNet.optimize_for_inference`: faster, and no longer to be saved. Returns self."""
+        self.unet.optimize_for_inference(dtype, compile)
+        return self
+
     @overload
     def __call__(
         self,

@@ -17,8 +17,9 @@ from unetdiff.benchmark.timing import Round
 from unetdiff.errors import UserError
 from unetdiff.training import machine
 
-Setting = Literal["defaults", "best"]
-"""defaults: what each library gives to who does not choose. best: the fastest known settings, the same for both."""
+Setting = Literal["defaults", "best", "compiled"]
+"""defaults: what each library gives to who does not choose. best: the fastest known settings that compile nothing, the
+same for both. compiled: those, and torch.compile with frozen weights, for both."""
 
 SETTINGS: tuple[Setting, ...] = ("defaults", "best")
 TOLERANCE = 0.05  # how far apart two networks may be in parameters and in multiply-adds
@@ -40,6 +41,8 @@ class Side:
     """What most of it is computed in: float32 or bf16."""
     start: Callable[[], Round]
     """Makes what a round needs beside the network (optimizer, average, input), and gives the round."""
+    plain: Callable[[], Round] | None = None
+    """The same round not compiled, for compiled code hides its multiply-adds; None: `start` gives no compiled one."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Case(ABC):
 
     @property
     def best(self) -> bool:
-        """Whether both are at their best settings."""
-        return self.setting == "best"
+        """Whether both are at their best settings, compiled or not."""
+        return self.setting != "defaults"
 
     @property
     def target(self) -> float:

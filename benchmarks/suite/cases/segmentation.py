@@ -4,12 +4,15 @@ Training, defaults: ours as `unetdiff train` does it (bf16 where the machine has
 gradients clipped, an average kept; cross-entropy and Dice); theirs as its users write it (float32, cross-entropy and
 its DiceLoss, torch's AdamW). Best: bf16, channels-last and fused AdamW for both, neither clipping nor an average.
 
-Inference is from pictures to masks. Defaults: ours as `unetdiff predict` does it; theirs in float32. Best: BatchNorm
-folded, weights in bf16, channels-last for both.
+Inference is from pictures to masks. Defaults: ours as `unetdiff predict` does it (BatchNorm folded, weights in bf16
+where the machine has it, channels-last); theirs in float32. Best: that for both. Compiled: that and torch.compile, for
+both.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -20,12 +23,11 @@ import torch
 from torch import nn
 
 from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision
-from suite.cases.folding import fold_batch_norm
 from suite.cases.pictures import RandomPictures, normalised
 from unetdiff.benchmark.rounds import prediction_round, training_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.config import RunConfig, parse
-from unetdiff.data import to_model_range
+from unetdiff.models.folding import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
 PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"
@@ -108,32 +110,44 @@ class SegmentationInference(SegmentationCase):
     """Masks of pictures, from uint8 to uint8."""
 
     work: ClassVar[str] = "segmentation inference"
-    targets: ClassVar[dict[str, float]] = {"defaults": 1.8, "best": 1.1}
+    targets: ClassVar[dict[str, float]] = {"defaults": 1.8, "best": 1.1, "compiled": 1.1}
 
     def ours(self, device: torch.device) -> Side:
-        unet = self.our_task().unet.eval()
+        unet = self.our_task().unet.to(device)
         pictures = self.pictures.batch()["image"]
-        if self.best:
-            fold_batch_norm(unet, lambda: unet.segment(to_model_range(pictures)))
-            nn.Module.to(unet, dtype=fast_dtype(device), memory_format=torch.channels_last)  # diffusers' own warns
-        unet.to(device)
-        autocast = None if self.best else fast_dtype(device)
-        return Side(OURS, unet, fast_precision(device), lambda: prediction_round(unet, pictures, autocast))
+
+        def start(compiled: bool) -> Round:
+            network = copy.deepcopy(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
+            return prediction_round(network, pictures)
+
+        return self._side(OURS, unet, fast_precision(device), start)
 
     def theirs(self, device: torch.device) -> Side:
-        network = self.their_network().eval()
-        pictures = self.pictures.batch()["image"]
+        smp_unet = self.their_network().to(device).eval()
+        pictures = self.pictures.batch()["image"].to(device)
         dtype = (fast_dtype(device) if self.best else None) or torch.float32
-        if self.best:
-            fold_batch_norm(network, lambda: network(normalised(pictures)))
-        network.to(device, dtype, memory_format=self.layout)
 
-        def predict() -> torch.Tensor:
-            with torch.inference_mode():
-                pixels = normalised(pictures.to(device), self.layout).to(dtype)
-                return network(pixels).argmax(dim=1).to(torch.uint8).cpu()
+        def start(compiled: bool) -> Round:
+            network = copy.deepcopy(smp_unet)
+            if self.best:
+                fold_batch_norm(network, lambda: network(normalised(pictures)))
+            network.to(dtype=dtype, memory_format=self.layout)
+            if compiled:
+                network.compile(options={"freezing": True})
 
-        return Side(PEER, network, fast_precision(device) if self.best else "float32", lambda: predict)
+            def predict() -> torch.Tensor:
+                with torch.inference_mode():
+                    pixels = normalised(pictures, self.layout).to(dtype)
+                    return network(pixels).argmax(dim=1).to(torch.uint8).cpu()
+
+            return predict
+
+        return self._side(PEER, smp_unet, fast_precision(device) if self.best else "float32", start)
+
+    def _side(self, name: str, network: nn.Module, precision: str, start: Callable[[bool], Round]) -> Side:
+        """start(compiled) makes a round."""
+        compiled = self.setting == "compiled"
+        return Side(name, network, precision, lambda: start(compiled), (lambda: start(False)) if compiled else None)
 
 
 def training_cases(quick: bool) -> list[Case]:
@@ -147,5 +161,5 @@ def inference_cases(quick: bool) -> list[Case]:
     """One picture and eight, at 256 x 256 and 512 x 512, at both settings."""
     if quick:
         return [SegmentationInference(setting, 2, 64, **TINY) for setting in SETTINGS]
-    every = [(setting, batch, size) for setting in SETTINGS for size in (256, 512) for batch in (1, 8)]
+    every = [(setting, batch, size) for setting in (*SETTINGS, "compiled") for size in (256, 512) for batch in (1, 8)]
     return [SegmentationInference(setting, batch, size) for setting, batch, size in every]
