@@ -137,7 +137,7 @@ def test_without_labels_the_null_token_is_told(pipeline: GenerationPipeline, mon
 
     monkeypatch.setattr(pipeline.unet, "forward", spy)
     assert draw(pipeline, None, batch_size=2).shape[0] == 2
-    assert len(told) == 3 and torch.equal(told[0], pipeline.conditioner(pipeline.conditioner.nothing(2)).tokens)
+    assert len(told) == 3 and torch.equal(told[0].tokens, pipeline.conditioner(pipeline.conditioner.nothing(2)).tokens)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unetdiff.models.attention import Attention
+from unetdiff.models.attention import Attention, Told
 from unetdiff.models.blocks import FrozenBatchNorm2d, Grow, ResnetBlock, make_norm, replace_batch_norm
 
 
@@ -68,3 +68,18 @@ def test_attention_is_in_float32_where_that_is_asked_for(
     assert used == [torch.float32 if upcast else torch.bfloat16]
     if not autocast:  # gradients are in float32 on a CPU, and the result is in the precision of the weights again
         assert attention(tokens, context).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_told_gives_the_same_answers_and_projects_once(tokens: int) -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, 6, 2).eval()
+    queries, context = torch.randn(2, 7, 8), torch.randn(2, tokens, 6)
+    expected = attention(queries, context)  # with gradients: the whole computation
+    told = Told(context)
+    calls: list[int] = []
+    attention.to_k.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        for found in (attention(queries, context), attention(queries, told), attention(queries, told)):
+            torch.testing.assert_close(found.expand_as(expected), expected)
+    assert len(calls) == 2  # without, and the first time with

@@ -21,6 +21,7 @@ def guided(
     null: Context | None,
     guidance_scale: float,
     rescale: float = 0.0,
+    both: Context | None = None,
 ) -> torch.Tensor:
     """The denoiser's output, moved away from what it says without the condition.
 
@@ -35,16 +36,17 @@ def guided(
         null: context of no condition, or of what is not wanted (a negative prompt), or None.
         guidance_scale: 1 = conditional alone, larger = more typical of the condition.
         rescale: 0 to 1, how far the output's deviation is put back to the conditional one's (`rescaled`).
+        both: null and conditional joined, where the caller keeps that from step to step.
 
     Returns:
         (B, C, H, W)
     """
     if guidance_scale == 1 or conditional is None or null is None:
         return denoise(sample, timestep, conditional)
-    both = repeat(sample, "b c h w -> (two b) c h w", two=2)
+    twice = repeat(sample, "b c h w -> (two b) c h w", two=2)
     if timestep.ndim == 1 and timestep.shape[0] > 1:
         timestep = repeat(timestep, "b -> (two b)", two=2)
-    output = denoise(both, timestep, joined(null, conditional))
+    output = denoise(twice, timestep, both or joined(null, conditional))
     without, given = rearrange(output, "(two b) c h w -> two b c h w", two=2)
     output = without + guidance_scale * (given - without)
     return rescaled(output, given, rescale) if rescale else output

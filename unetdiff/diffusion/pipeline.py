@@ -20,7 +20,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 
-from unetdiff.conditioning.base import Conditioner, Context, Size
+from unetdiff.conditioning.base import Conditioner, Context, Size, joined
 from unetdiff.conditioning.classes import Classes
 from unetdiff.conditioning.encoder import TextEncoder
 from unetdiff.conditioning.layouts import Layout
@@ -32,6 +32,8 @@ from unetdiff.diffusion.guidance import Denoise, guided, inside
 from unetdiff.diffusion.latents import Space, space_of
 from unetdiff.diffusion.objectives import predicted_x0
 from unetdiff.errors import UserError
+from unetdiff.models import UNet
+from unetdiff.models.attention import Told
 
 ClassLabels = Classes | Sequence[Classes] | torch.Tensor
 StepCallback = Callable[["GenerationPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -227,6 +229,7 @@ class GenerationPipeline(DiffusionPipeline):
             step_arguments = self._step_arguments(generator)
             precision = partial(_precision, device.type, autocast_dtype)
             denoise = self._denoiser(precision)
+            both = None if conditional is None or null is None else joined(null, conditional)
 
             def pixels(x: torch.Tensor) -> torch.Tensor:
                 with precision():
@@ -239,7 +242,7 @@ class GenerationPipeline(DiffusionPipeline):
                 for step, t in enumerate(timesteps):
                     scale = guidance_scale if inside(t, steps_allowed, guidance_interval) else 1.0
                     model_input = self.scheduler.scale_model_input(xt, t)
-                    output = guided(denoise, model_input, t, conditional, null, scale, guidance_rescale)
+                    output = guided(denoise, model_input, t, conditional, null, scale, guidance_rescale, both)
                     if step in kept:
                         whole = t.round().long().expand(batch)  # some schedulers count in floats
                         x0 = predicted_x0(self.scheduler, output, model_input, whole)
@@ -333,12 +336,18 @@ class GenerationPipeline(DiffusionPipeline):
         return (self.channels, *self.space.grid(self.size(height, width), "height, width"))
 
     def _denoiser(self, precision: Callable[[], AbstractContextManager[Any]]) -> Denoise:
+        ours = isinstance(self.unet, UNet) and self.unet._compiled_call_impl is None  # compiled code takes tensors only
+        conditions: dict[int, dict[str, Any]] = {}  # of each context, which lives as long as this function
+
         def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: Context | None) -> torch.Tensor:
             told = context or Context()
             sample = told.beside(sample).to(self.unet.dtype, memory_format=torch.channels_last)
-            condition = {} if told.tokens is None else {"encoder_hidden_states": told.tokens.to(self.unet.dtype)}
+            if id(context) not in conditions:
+                tokens = None if told.tokens is None else told.tokens.to(self.unet.dtype)
+                states = Told(tokens) if ours and tokens is not None else tokens
+                conditions[id(context)] = {} if states is None else {"encoder_hidden_states": states}
             with precision():
-                return self.unet(sample, timestep, **condition).sample.float()
+                return self.unet(sample, timestep, **conditions[id(context)]).sample.float()
 
         return denoise
 

@@ -10,7 +10,26 @@ from contextlib import nullcontext
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from torch.nn import functional as F
+
+
+class Told:
+    """encoder_hidden_states that many passes read, as the steps of sampling do: keys and values are computed once.
+
+    For a network whose weights do not change meanwhile, without gradients, and for tokens (B, M, D) of its own
+    precision.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self._computed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def keys_and_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        """(B, heads, M, d) each, as this attention makes them."""
+        if attention not in self._computed:
+            self._computed[attention] = attention.keys_and_values(self.tokens)
+        return self._computed[attention]
 
 
 class Attention(nn.Module):
@@ -26,12 +45,22 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
-        source = tokens if context is None else context
-        q, k, v = (
-            rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
-            for projected in (self.to_q(tokens), self.to_k(source), self.to_v(source))
-        )
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Of tokens (B, M, D): (B, heads, M, d) each."""
+        return self._by_head(self.to_k(source)), self._by_head(self.to_v(source))
+
+    def _by_head(self, projected: Tensor) -> Tensor:
+        return rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
+
+    def forward(self, tokens: Tensor, context: Tensor | Told | None = None) -> Tensor:
+        if isinstance(context, Told):
+            k, v = context.keys_and_values(self)
+        else:
+            k, v = self.keys_and_values(tokens if context is None else context)
+        if not torch.is_grad_enabled() and not is_exporting() and k.shape[2] == 1:
+            # all attention is on the one token, whatever the query
+            return self.to_out[0](rearrange(v, "b heads 1 d -> b 1 (heads d)"))  # (B, 1, C), the same for every query
+        q = self._by_head(self.to_q(tokens))
         precision = q.dtype
         if self.upcast or (q.device.type == "cpu" and torch.is_grad_enabled()):
             q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
@@ -50,7 +79,8 @@ class AttentionBlock(Attention):
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:  # context: unused, one signature for both
+    def forward(self, h: Tensor, context: Tensor | Told | None = None) -> Tensor:
+        # context: unused, one signature for both kinds of block
         height = h.shape[-2]
         tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
         return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
@@ -93,7 +123,7 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor | Told) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
@@ -128,7 +158,7 @@ class TransformerBlock(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | Told | None = None) -> Tensor:
         if context is None:
             raise ValueError("a transformer block needs encoder_hidden_states (B, tokens, dim)")
         height = h.shape[-2]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unetdiff.models.attention import AttentionBlock, TransformerBlock
+from unetdiff.models.attention import AttentionBlock, Told, TransformerBlock
 from unetdiff.models.blocks import norm_groups
 from unetdiff.models.config import ModelConfig
 
@@ -94,14 +94,14 @@ class Condition:
     """What one forward pass tells every block.
 
     Attributes:
-        temb: (B, time_dim) time embedding, or None in a model without one.
+        temb: (B, time_dim) time embedding, (1, time_dim) where it is the same for all, or None in a model without one.
         context: (B, tokens, dim) encoder_hidden_states, or None in a model without cross-attention.
         recompute: gradient checkpointing: activations are recomputed in the backward pass.
         maps: where the maps of `UNet.features` are collected, or None.
     """
 
     temb: Tensor | None
-    context: Tensor | None
+    context: Tensor | Told | None
     recompute: bool = False
     maps: dict[str, Tensor] | None = None
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from unetdiff.errors import UserError
 from unetdiff.models import loading
-from unetdiff.models.attention import null_context
+from unetdiff.models.attention import Told, null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
 from unetdiff.models.counting import counted_by_part
@@ -110,7 +110,7 @@ class UNet(Exchange, ConfigMixin):
                 self.encoder.skips,
                 config.decoder.channels or [],
                 config.decoder.norm or "group",
-                config.decoder.upsample or "bilinear",
+                config.decoder.upsample or "nearest",
                 config.decoder.align_corners,
                 padding,
                 time_dim,
@@ -147,7 +147,7 @@ class UNet(Exchange, ConfigMixin):
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None = None,
-        encoder_hidden_states: Tensor | None = None,
+        encoder_hidden_states: Tensor | Told | None = None,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         head: Head = "diffusion",
@@ -157,7 +157,8 @@ class UNet(Exchange, ConfigMixin):
         Args:
             sample: (B, in_channels, H, W) pixels in [-1, 1], noisy or clean.
             timestep: one number or (B,); None means a clean picture, which is timestep 0.
-            encoder_hidden_states: (B, tokens, cross_attention_dim); None is one zero token.
+            encoder_hidden_states: (B, tokens, cross_attention_dim), or `unetdiff.models.attention.Told` of them for the
+                many passes of sampling; None is one zero token.
             class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`), or what
                 `class_embed_type` says.
             return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
@@ -264,14 +265,14 @@ class UNet(Exchange, ConfigMixin):
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None,
-        encoder_hidden_states: Tensor | None,
+        encoder_hidden_states: Tensor | Told | None,
         class_labels: Tensor | None,
     ) -> Condition:
         told = self._told
         temb = None
         if told["timestep"]:
-            step = torch.as_tensor(0 if timestep is None else timestep, device=sample.device).expand(sample.shape[0])
-            temb = self.time_embedding(self._waves(step).to(sample.dtype))  # (B, time_dim)
+            step = torch.as_tensor(0 if timestep is None else timestep, device=sample.device).reshape(-1)
+            temb = self.time_embedding(self._waves(step).to(sample.dtype))  # (B or 1, time_dim)
             if class_labels is not None:
                 kind = told["class_embed_type"]
                 if not told["num_class_embeds"] and kind is None:
@@ -280,13 +281,15 @@ class UNet(Exchange, ConfigMixin):
                 temb = temb + self.class_embedding(labels).to(temb.dtype)
         elif timestep is not None:
             raise UserError("timestep given, but this UNet has no time embedding (conditioning.timestep is false)")
-        context, dim = encoder_hidden_states, told["cross_attention_dim"]
+        dim = told["cross_attention_dim"]
+        context: Tensor | Told | None = encoder_hidden_states
         if dim is None and context is not None:
             raise UserError("encoder_hidden_states given, but this UNet has no conditioning.cross_attention_dim")
         if dim is not None and context is None:
             context = null_context(sample.shape[0], dim, like=sample)
         if temb is not None and context is not None and told["pooled_context"]:  # Saharia et al. 2022, section 2.3
-            temb = temb + self.context_embedding(context.mean(dim=1))
+            tokens = context.tokens if isinstance(context, Told) else context
+            temb = temb + self.context_embedding(tokens.mean(dim=1))
         return Condition(temb, context, recompute=self.gradient_checkpointing and self.training)
 
     def _waves(self, numbers: Tensor) -> Tensor:
