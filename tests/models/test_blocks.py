@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -71,11 +73,24 @@ def test_attention_is_in_float32_where_that_is_asked_for(
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_told_gives_the_same_answers_and_projects_once(tokens: int) -> None:
+def test_attention_is_torchs_own_and_told_projects_once(tokens: int) -> None:
     torch.manual_seed(0)
-    attention = Attention(8, 6, 2).eval()
+    attention = Attention(8, 6, 2)
     queries, context = torch.randn(2, 7, 8), torch.randn(2, tokens, 6)
-    expected = attention(queries, context)  # with gradients: the whole computation
+    judge = torch.nn.MultiheadAttention(8, 2, bias=False, kdim=6, vdim=6, batch_first=True)
+    judge.q_proj_weight, judge.k_proj_weight, judge.v_proj_weight = (
+        torch.nn.Parameter(part.weight.detach().clone()) for part in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    judge.out_proj = copy.deepcopy(attention.to_out[0])
+    expected = judge(queries, context, context, need_weights=False)[0]
+    weights = torch.randn(2, 7, 8)
+    (expected * weights).sum().backward()
+    (attention(queries, context) * weights).sum().backward()
+    torch.testing.assert_close(attention.to_q.weight.grad, judge.q_proj_weight.grad)
+    torch.testing.assert_close(attention.to_k.weight.grad, judge.k_proj_weight.grad)
+    torch.testing.assert_close(attention.to_v.weight.grad, judge.v_proj_weight.grad)
+    torch.testing.assert_close(attention.to_out[0].bias.grad, judge.out_proj.bias.grad)
+
     told = Told(context)
     calls: list[int] = []
     attention.to_k.register_forward_hook(lambda *_: calls.append(1))

@@ -33,7 +33,10 @@ class Told:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017)."""
+    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017).
+
+    Gives (B, N, C), or (B, 1, C) over a context of one token, where it is the same for all.
+    """
 
     def __init__(
         self, channels: int, context_dim: int | None, heads: int, bias: bool = False, upcast: bool = False
@@ -57,9 +60,11 @@ class Attention(nn.Module):
             k, v = context.keys_and_values(self)
         else:
             k, v = self.keys_and_values(tokens if context is None else context)
-        if not torch.is_grad_enabled() and not is_exporting() and k.shape[2] == 1:
-            # all attention is on the one token, whatever the query
-            return self.to_out[0](rearrange(v, "b heads 1 d -> b 1 (heads d)"))  # (B, 1, C), the same for every query
+        if not is_exporting() and k.shape[2] == 1:  # all attention is on the one token, whatever the query
+            out = self.to_out[0](rearrange(v, "b heads 1 d -> b 1 (heads d)"))  # (B, 1, C), the same for every query
+            # queries and keys have a gradient of 0; it is there, so that several processes find every weight in use
+            idle = [*self.to_q.parameters(), *self.to_k.parameters()] if torch.is_grad_enabled() else []
+            return out + 0 * sum(parameter.sum() for parameter in idle)
         q = self._by_head(self.to_q(tokens))
         precision = q.dtype
         if self.upcast or (q.device.type == "cpu" and torch.is_grad_enabled()):
