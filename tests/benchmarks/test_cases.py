@@ -70,7 +70,7 @@ def test_the_full_cases_do_the_same_work() -> None:
         costs = [Cost(counting.parameters(whole), counting.macs(run)) for whole, run in pair]
         assert costs[0].parameters == pytest.approx(costs[1].parameters, rel=0.05)
         assert costs[0].macs == pytest.approx(costs[1].macs, rel=0.05) and costs[0].macs > 1e9
-    assert len(segmentation.training_cases(False)) == 4 and len(segmentation.inference_cases(False)) == 8
+    assert len(segmentation.training_cases(False)) == 4 and len(segmentation.inference_cases(False)) == 12
 
 
 def test_random_pictures_are_the_same_every_time() -> None:

@@ -90,7 +90,7 @@ def test_weights_of_a_trunk_are_refused_by_name(trunk_weights: Path, tmp_path: P
     with pytest.raises(UserError, match="features resnet18: .* does not hold torchvision's resnet18"):
         load_features("resnet18", str(trunk_weights))
     (tmp_path / "cut.safetensors").write_bytes(trunk_weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="features mobilenet_v2: .*cut.safetensors' is no whole"):
+    with pytest.raises(UserError, match="features mobilenet_v2: .*cut.safetensors' is truncated"):
         load_features("mobilenet_v2", str(tmp_path / "cut.safetensors"))
 
 

@@ -17,7 +17,8 @@ SEGMENTATION = {"segmentation": {"num_classes": 5}}
 FAMILIES = {
     "resnet18": {"encoder": {"family": "resnet18"}, "heads": SEGMENTATION},
     "mobilenet_v2, told": {
-        "encoder": {"family": "mobilenet_v2"},
+        "encoder": {"family": "mobilenet_v2", "norm": "frozen"},
+        "decoder": {"norm": "frozen"},
         "heads": {**SEGMENTATION, "diffusion": {"out_channels": 3}},
         "conditioning": {"cross_attention_dim": 8},
     },

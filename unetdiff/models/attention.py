@@ -62,9 +62,11 @@ class Attention(nn.Module):
             k, v = self.keys_and_values(tokens if context is None else context)
         if not is_exporting() and k.shape[2] == 1:  # all attention is on the one token, whatever the query
             out = self.to_out[0](rearrange(v, "b heads 1 d -> b 1 (heads d)"))  # (B, 1, C), the same for every query
+            if not torch.is_grad_enabled():
+                return out
             # queries and keys have a gradient of 0; it is there, so that several processes find every weight in use
-            idle = [*self.to_q.parameters(), *self.to_k.parameters()] if torch.is_grad_enabled() else []
-            return out + 0 * sum(parameter.sum() for parameter in idle)
+            idle = [tokens[:1, :1], *self.to_q.parameters(), *self.to_k.parameters()]
+            return out + 0 * sum(part.sum() for part in idle)
         q = self._by_head(self.to_q(tokens))
         precision = q.dtype
         if self.upcast or (q.device.type == "cpu" and torch.is_grad_enabled()):

@@ -90,7 +90,8 @@ class DecoderConfig:
     norm: Norm | None = None
     """None: batch, or group with a diffusion head. "none" is the reference decoder."""
     upsample: Literal["bilinear", "nearest", "transposed"] | None = None
-    """How a map grows to the size of its skip. None: transposed for classic (as in 2015), nearest for trunks."""
+    """How a map grows to the size of its skip. None: transposed for classic (as in 2015), nearest for trunks
+    (bilinear with align_corners)."""
     align_corners: bool = False
     """Bilinear only; True in the reference."""
 

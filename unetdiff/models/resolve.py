@@ -116,7 +116,7 @@ def resolve(given: ModelConfig) -> ModelConfig:
         if decoder.channels is not None or decoder.upsample is not None:
             raise UserError("decoder: channels and upsample are not for the residual family; it mirrors its encoder")
     else:
-        decoder = _sized(decoder, TRUNK_DECODER, "nearest", whole)
+        decoder = _sized(decoder, TRUNK_DECODER, "bilinear" if decoder.align_corners else "nearest", whole)
     levels = 5 if trunk else len(encoder.channels or []) - 1
     wrong = [level for level in conditioning.attention_levels or [] if not 0 <= level <= levels]
     if wrong:

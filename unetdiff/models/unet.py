@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +35,7 @@ Head = Literal["segmentation", "diffusion"]
 TRUNK_TIME_WIDTH = 64  # sinusoids of the time embedding where no first level says it (trunks)
 
 
-class UNet(Exchange, ConfigMixin):
+class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers looks for ModelMixin in this module
     """A U-Net with a segmentation head, a diffusion head, or both, on one of three encoder families.
 
     The keyword arguments are the sections of `unetdiff.models.config.ModelConfig`, as dicts or as its dataclasses:
