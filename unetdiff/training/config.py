@@ -55,9 +55,9 @@ class JointConfig:
     """How the two objectives share a joint run."""
 
     segmentation_weight: float = 1.0
-    """Weight of the segmentation loss."""
+    """Weight of the segmentation loss; under uncertainty what it starts from, under gradient_norm the gradient's."""
     diffusion_weight: float = 1.0
-    """Weight of the diffusion loss."""
+    """Weight of the diffusion loss, likewise."""
     segmentation_share: float = 1.0
     """Share of a batch's pictures that the segmentation head is asked for; the diffusion head is asked for all."""
 
@@ -74,6 +74,9 @@ class TrainingConfig:
     """Length in passes over the training split; give this or steps."""
     steps: int | None = None
     """Length in optimizer steps."""
+    init_from: str | None = None
+    """Start the network from other weights: a run directory (its best), a model directory, or one of a diffusers U-Net.
+    The backbone must be the same; a head of the same kind and size comes along, any other starts fresh."""
     batch_size: int = 32
     """Pictures of one optimizer step, over all processes and accumulation."""
     accumulation: int = 1

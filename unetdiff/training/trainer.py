@@ -35,6 +35,7 @@ from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
 from unetdiff.training.step import optimizer_step
+from unetdiff.training.start import Start, start_from
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task
 from unetdiff.training.tasks.base import Batch
@@ -90,7 +91,10 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.task: Task = build_task(config, self.data, self.val).to(self.accelerator.device)
         whole = checkpoints.newest(Path(settings.output_dir)) if settings.resume else None
-        if whole is None:  # before the task knows its process: the same statistics on all of them
+        self.start: Start | None = None
+        if whole is None:  # before the task knows its process: the same start on all of them
+            if settings.init_from is not None:
+                self.start = start_from(self.task, settings.init_from)
             calibrate(self.task, self.data, settings.calibrate_images, settings.eval_batch_size)
         self.task.place(settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes))
         if settings.gradient_checkpointing:
@@ -105,6 +109,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         self.progress = self._resumed() if settings.resume else Progress()
         self.prepared_optimizer: Any = self.accelerator.prepare_optimizer(self.optimizer, device_placement=False)
+        if self.start is not None:
+            self.progress.start = self.start.facts()
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self._wrap()
@@ -120,6 +126,8 @@ class Trainer:
             epochs = self.steps / self.epoch_steps
             self.records.say(headline(config, progress, self.task, self.accelerator, sizes, self.steps, epochs))
             if self.class_weights is not None:
+            if self.start is not None:
+                self.records.say(self.start.sentence())
                 self.records.say(sentence(self.class_weights))
         window = Window()
         batches = self._batches()
@@ -159,7 +167,7 @@ class Trainer:
                 number = stop.number or 15
                 raise TrainingStopped(f"stopped by signal {number}. {self.how_to_go_on()}", 128 + number)
         if self.accelerator.is_main_process:
-            more = {"class_weights": self.class_weights, "command": self.command}
+            more = {"init_from": progress.start, "class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, figures, more)
         self.accelerator.wait_for_everyone()
 
