@@ -54,6 +54,8 @@ class EMAConfig:
 class JointConfig:
     """How the two objectives share a joint run."""
 
+    weighting: Literal["fixed", "uncertainty", "gradient_norm"] = "fixed"
+    """How the losses are weighed: as given, by learned uncertainties, or so that their gradients are of one size."""
     segmentation_weight: float = 1.0
     """Weight of the segmentation loss; under uncertainty what it starts from, under gradient_norm the gradient's."""
     diffusion_weight: float = 1.0
@@ -72,11 +74,11 @@ class TrainingConfig:
     """Seed of weights, data order, augmentation, noise."""
     epochs: float | None = None
     """Length in passes over the training split; give this or steps."""
-    steps: int | None = None
-    """Length in optimizer steps."""
     init_from: str | None = None
     """Start the network from other weights: a run directory (its best), a model directory, or one of a diffusers U-Net.
     The backbone must be the same; a head of the same kind and size comes along, any other starts fresh."""
+    steps: int | None = None
+    """Length in optimizer steps."""
     batch_size: int = 32
     """Pictures of one optimizer step, over all processes and accumulation."""
     accumulation: int = 1
