@@ -62,6 +62,8 @@ class JointConfig:
     """Weight of the diffusion loss, likewise."""
     segmentation_share: float = 1.0
     """Share of a batch's pictures that the segmentation head is asked for; the diffusion head is asked for all."""
+    log_gradients: int = 0
+    """Steps between lines of metrics.jsonl that compare the two losses' gradients, level by level; 0: never."""
 
 
 @dataclass
@@ -72,11 +74,11 @@ class TrainingConfig:
     """The run directory; refused when it holds a run, unless --resume or --overwrite."""
     seed: int = 0
     """Seed of weights, data order, augmentation, noise."""
-    epochs: float | None = None
-    """Length in passes over the training split; give this or steps."""
     init_from: str | None = None
     """Start the network from other weights: a run directory (its best), a model directory, or one of a diffusers U-Net.
     The backbone must be the same; a head of the same kind and size comes along, any other starts fresh."""
+    epochs: float | None = None
+    """Length in passes over the training split; give this or steps."""
     steps: int | None = None
     """Length in optimizer steps."""
     batch_size: int = 32
