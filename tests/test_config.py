@@ -279,6 +279,27 @@ IMPOSSIBLE = [
     ("segmentation", {"segmentation.losses": {"dice": -1.0}}, ["segmentation.losses.dice: -1.0", "0 or more"]),
     ("joint", {"joint.diffusion_weight": 0}, ["joint.diffusion_weight: 0.0", "positive"]),
     ("joint", {"joint.segmentation_share": 0}, ["joint.segmentation_share: 0.0", "use 1 or less"]),
+    ("joint", {"joint.log_gradients": -1}, ["joint.log_gradients: -1", "use 0 or more"]),
+    (
+        "joint",
+        {"joint.weighting": "gradnorm"},
+        ["joint.weighting: 'gradnorm'", "fixed, uncertainty, gradient_norm", "nearest: gradient_norm"],
+    ),
+    (
+        "joint",
+        {"joint.weighting": "gradient_norm", "training.compile": True},
+        ["training.compile: True", "joint.weighting gradient_norm", "use false"],
+    ),
+    (
+        "joint",
+        {"joint.log_gradients": 5, "training.compile": True},
+        ["training.compile: True", "joint.log_gradients 5", "use false"],
+    ),
+    (
+        "joint",
+        {"joint.weighting": "gradient_norm", "training.mixed_precision": "fp16"},
+        ["training.mixed_precision: 'fp16'", "gradient_norm", "use bf16 or no"],
+    ),
     (
         "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,9 +35,8 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def test_two_processes_learn_what_one_learns(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
-    one = train(tiny("segmentation", "one", **SAME))
-    config = tiny("segmentation", "two", **SAME)
+def _on_two(config: RunConfig, tmp_path: Path) -> Path:
+    """Train a config on two processes, as a person starts them."""
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
     command = [
@@ -49,12 +49,15 @@ def test_two_processes_learn_what_one_learns(tiny: Callable[..., RunConfig], tmp
         "--main_process_port",
         _free_port(),
     ]
-    command += ["-m", "unetdiff", "train", "segmentation", str(file)]
+    command += ["-m", "unetdiff", "train", config.task, str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    two = Path(config.training.output_dir)
+    return Path(config.training.output_dir)
 
+
+def test_two_processes_learn_what_one_learns(tiny: Callable[..., RunConfig], tmp_path: Path) -> None:
+    one, two = train(tiny("segmentation", "one", **SAME)), _on_two(tiny("segmentation", "two", **SAME), tmp_path)
     summary = json.loads((two / "summary.json").read_text())
     assert summary["processes"] == 2 and summary["images"] == 24
     lines = {run: read_lines(run / "metrics.jsonl") for run in (one, two)}
@@ -73,3 +76,22 @@ def test_two_processes_learn_what_one_learns(tiny: Callable[..., RunConfig], tmp
     assert sorted(p.relative_to(two) for p in two.rglob("*.png")) == sorted(
         p.relative_to(one) for p in one.rglob("*.png")
     )
+
+
+def test_two_processes_weigh_and_compare_the_gradients_of_the_whole_batch(
+    tiny: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    """The segmentation loss knows no noise: the norm of its gradient is that of one process."""
+    options: dict[str, Any] = {**SAME, "joint__weighting": "gradient_norm", "joint__log_gradients": 1}
+    options |= {"training__steps": 1, "training__log_every": 1}
+    one, two = train(tiny("joint", "one", **options)), _on_two(tiny("joint", "two", **options), tmp_path)
+    lines = [read_lines(run / "metrics.jsonl") for run in (one, two)]
+    assert [line["kind"] for line in lines[1]] == [line["kind"] for line in lines[0]]
+    a, b = (next(line for line in those if line["kind"] == "gradients") for those in lines)
+    assert a.keys() == b.keys()
+    for group in ("decoder.0", "encoder.0", "all"):
+        assert b[f"{group}/segmentation_norm"] == pytest.approx(a[f"{group}/segmentation_norm"], rel=1e-3)
+    files = (checkpoints.newest(run) / checkpoints.MODEL for run in (one, two))  # type: ignore[operator]
+    a, b = (load_file(file)["weighting.norms"].tolist() for file in files)
+    assert b[0] == pytest.approx(a[0], rel=1e-3) and a[0] > 0
+    assert b[1] != pytest.approx(a[1], rel=1e-3)  # other noise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,22 +118,24 @@ class Condition:
         owner = block if isinstance(block, nn.Module) else within
 
         def contexts() -> tuple[nullcontext[None], AbstractContextManager[None]]:
-            return nullcontext(), _statistics_off(owner)
+            return nullcontext(), _StatisticsOff(owner)
 
         return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-@contextmanager
-def _statistics_off(owner: nn.Module | None) -> Iterator[None]:
-    """While recomputing, BatchNorm must not count the same batch twice."""
-    modules = () if owner is None else owner.modules()
-    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
-    for norm in norms:
-        norm.momentum = 0.0  # new statistics = 1 * old + 0 * batch
-    try:
-        yield
-    finally:
-        for norm, momentum, count in before:
+class _StatisticsOff(AbstractContextManager[None]):
+    """While recomputing, BatchNorm must not count the same batch twice. Entered once in each backward pass."""
+
+    def __init__(self, owner: nn.Module | None) -> None:
+        modules = () if owner is None else owner.modules()
+        self.norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.training]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]  # type: ignore[union-attr]
+        for norm in self.norms:
+            norm.momentum = 0.0  # new statistics = 1 * old + 0 * batch
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

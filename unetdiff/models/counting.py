@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-TOLD = ("time_embedding", "class_embedding", "context_embedding", ".times.", ".time.", "time_emb_proj", "attn2")
-"""Marks in a tensor's name of what tells the network time and condition: changes 1 and 2 of the three."""
+TIMED = ("time_embedding", "class_embedding", "context_embedding", ".times.", ".time.", "time_emb_proj")
+"""Marks in a tensor's name of what tells the network the time, and what is added to it: change 1 of the three."""
+TOLD = (*TIMED, "attn2")
+"""Marks of what tells it time and condition: changes 1 and 2."""
 
 
 def counted_by_part(unet: nn.Module, heads: Sequence[str]) -> dict[str, int]:

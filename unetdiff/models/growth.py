@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from diffusers.models.modeling_utils import ModelMixin
@@ -37,7 +38,15 @@ def with_head(cls: type[Model], model: Model, name: str, options: dict[str, Any]
             f"add_head: a {name} head with these options would change {len(changed)} tensors: {changed[:3]}"
         )
     grown.load_state_dict({k: v for k, v in old.items() if k not in drop}, strict=False)
-    for key in set(new) - set(old):  # a time projection that joins trained blocks starts at zero
-        if "time_emb_proj" in key and not key.startswith("heads."):
-            nn.init.zeros_(grown.get_parameter(key))
+    start_silent(grown, set(new) - set(old))
     return grown
+
+
+def start_silent(model: nn.Module, names: Iterable[str]) -> None:
+    """Start the time projections among these tensors at zero: they join trained blocks, which go on as they were.
+
+    Those of the heads keep their start; every other new part of a backbone is the identity by itself.
+    """
+    for name in names:
+        if "time_emb_proj" in name and not name.startswith("heads."):
+            nn.init.zeros_(model.get_parameter(name))

@@ -27,9 +27,9 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(cls: type[Model], config: dict[str, Any]) -> Model:
     """A model of this config with fresh weights; `encoder.weights` is not read (the config goes on to name it)."""
-    encoder = config["encoder"]
-    model = cls(**{**config, "encoder": {**encoder, "weights": None}})
-    model.register_to_config(encoder=dict(encoder))  # type: ignore[operator]
+    weights = config["encoder"].get("weights")
+    model: Any = cls(**{**config, "encoder": {**config["encoder"], "weights": None}})
+    model.register_to_config(encoder={**model.config["encoder"], "weights": weights})
     return model
 
 

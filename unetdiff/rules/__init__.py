@@ -61,6 +61,10 @@ def check_files(config: RunConfig) -> None:
         raise refuse("data.root", root, "does not exist", f"give the place of the set{hint}")
     if vae is not None and config.task != "segmentation" and not Path(vae).is_dir():
         raise refuse("diffusion.latent.vae", vae, "does not exist", "give a diffusers AutoencoderKL's folder, or null")
+    start = config.training.init_from
+    if start is not None and not config.training.resume and not Path(start).is_dir():  # a resumed run does not read it
+        right = "give a run directory, a model directory or a directory of a diffusers U-Net, or null"
+        raise refuse("training.init_from", start, "does not exist", right)
     if config.training.mixed_precision == "fp16":
         import torch
 

@@ -142,3 +142,20 @@ def validate_joint(config: RunConfig) -> None:
         raise refuse(
             "joint.segmentation_share", given.segmentation_share, "is no share of a batch", "use 1 or less, above 0"
         )
+    _validate_gradients(config)
+
+
+def _validate_gradients(config: RunConfig) -> None:
+    """What reads the gradients of each loss by itself goes through one step's graph several times."""
+    given, training = config.joint, config.training
+    balanced = given.weighting == "gradient_norm"
+    at_least("joint.log_gradients", given.log_gradients, 0)
+    if training.compile and (balanced or given.log_gradients):
+        key = "joint.weighting" if balanced else "joint.log_gradients"
+        why = (
+            f"does not go with {key} {given.weighting if balanced else given.log_gradients}, which looks into the step"
+        )
+        raise refuse("training.compile", True, why, f"use false, or leave {key} out")
+    if balanced and training.mixed_precision == "fp16":
+        right = "use bf16 or no, or joint.weighting fixed or uncertainty"
+        raise refuse("training.mixed_precision", "fp16", "underflows in joint.weighting gradient_norm", right)

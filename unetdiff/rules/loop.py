@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetdiff.rules.refusals import at_least, refuse, share
@@ -32,6 +33,8 @@ def validate_training(config: RunConfig) -> None:
     given = config.training
     if given.resume and given.overwrite:
         raise refuse("training.resume", True, "and training.overwrite true contradict each other", "set one of the two")
+    if given.init_from is not None:
+        _validate_init_from(config, given.init_from)
     for name in ("batch_size", "accumulation", "eval_batch_size", "log_every", "validate_every"):
         at_least(f"training.{name}", getattr(given, name), 1)
     for name in ("checkpoint_every", "keep_checkpoints", "max_nonfinite"):
@@ -60,3 +63,13 @@ def validate_training(config: RunConfig) -> None:
         raise refuse("training.optimizer.betas", optimizer.betas, "are not two decays", "e.g. [0.9, 0.999]")
     at_least("training.optimizer.weight_decay", optimizer.weight_decay, 0)
     at_least("training.optimizer.max_grad_norm", optimizer.max_grad_norm, 0)
+
+
+def _validate_init_from(config: RunConfig, path: str) -> None:
+    weights, run = config.model.encoder.weights, config.training.output_dir
+    if weights is not None:
+        right = f"set model.encoder.weights to null, or training.init_from (now {path!r})"
+        raise refuse("model.encoder.weights", weights, "and training.init_from both say where to start", right)
+    if Path(path).resolve().is_relative_to(Path(run).resolve()):
+        right = "give another training.output_dir, or go on with --resume"
+        raise refuse("training.init_from", path, f"lies in the run's own directory {run!r}", right)

@@ -49,6 +49,8 @@ class Progress:
     """Steps skipped for a non-finite loss, in all."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the float16 loss scaler."""
+    start: dict[str, Any] | None = None
+    """Where the weights started from (`training.init_from`), for the summary."""
 
 
 def name_of(step: int) -> str:

@@ -54,12 +54,16 @@ class EMAConfig:
 class JointConfig:
     """How the two objectives share a joint run."""
 
+    weighting: Literal["fixed", "uncertainty", "gradient_norm"] = "fixed"
+    """How the losses are weighed: as given, by learned uncertainties, or so that their gradients are of one size."""
     segmentation_weight: float = 1.0
-    """Weight of the segmentation loss."""
+    """Weight of the segmentation loss; under uncertainty what it starts from, under gradient_norm the gradient's."""
     diffusion_weight: float = 1.0
-    """Weight of the diffusion loss."""
+    """Weight of the diffusion loss, likewise."""
     segmentation_share: float = 1.0
     """Share of a batch's pictures that the segmentation head is asked for; the diffusion head is asked for all."""
+    log_gradients: int = 0
+    """Steps between lines of metrics.jsonl that compare the two losses' gradients, level by level; 0: never."""
 
 
 @dataclass
@@ -70,6 +74,9 @@ class TrainingConfig:
     """The run directory; refused when it holds a run, unless --resume or --overwrite."""
     seed: int = 0
     """Seed of weights, data order, augmentation, noise."""
+    init_from: str | None = None
+    """Start the network from other weights: a run directory (its best), a model directory, or one of a diffusers U-Net.
+    The backbone must be the same; a head of the same kind and size comes along, any other starts fresh."""
     epochs: float | None = None
     """Length in passes over the training split; give this or steps."""
     steps: int | None = None

@@ -22,6 +22,7 @@ FREE = {
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.max_nonfinite",
+    "joint.log_gradients",
     "data.root",
     "data.download",
 }

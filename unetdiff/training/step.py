@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ def optimizer_step(
     step: int,
     settings: TrainingConfig,
     accelerator: Accelerator,
+    before_backward: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> tuple[dict[str, Tensor], float, list[str]]:
     """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, pictures' names.
 
@@ -35,6 +36,7 @@ def optimizer_step(
         step: steps done before; with the seed it decides every random number.
         settings: seed, accumulation and clipping.
         accelerator: of this run.
+        before_backward: sees the losses of each part, with their graph, which it must leave there.
     """
     model.train()
     sums: dict[str, Tensor] = {}
@@ -49,6 +51,8 @@ def optimizer_step(
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 losses = model(batch, seed)
+            if before_backward is not None:
+                before_backward(losses)
             accelerator.backward(losses["loss"])
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulation

@@ -30,10 +30,12 @@ from unetdiff.training.checkpoints import Progress
 from unetdiff.training.class_weights import provenance, sentence, with_numbers
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.ema import EMA
+from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
+from unetdiff.training.start import Start, start_from
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task
@@ -90,7 +92,10 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.task: Task = build_task(config, self.data, self.val).to(self.accelerator.device)
         whole = checkpoints.newest(Path(settings.output_dir)) if settings.resume else None
-        if whole is None:  # before the task knows its process: the same statistics on all of them
+        self.start: Start | None = None
+        if whole is None:  # before the task knows its process: the same start on all of them
+            if settings.init_from is not None:
+                self.start = start_from(self.task, settings.init_from)
             calibrate(self.task, self.data, settings.calibrate_images, settings.eval_batch_size)
         self.task.place(settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes))
         if settings.gradient_checkpointing:
@@ -104,6 +109,8 @@ class Trainer:
             self.directory = open_run(config)
         self.accelerator.wait_for_everyone()
         self.progress = self._resumed() if settings.resume else Progress()
+        if self.start is not None:
+            self.progress.start = self.start.facts()
         self.prepared_optimizer: Any = self.accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
@@ -119,6 +126,8 @@ class Trainer:
             self.records = Records(self.directory, progress.step, self.steps)
             epochs = self.steps / self.epoch_steps
             self.records.say(headline(config, progress, self.task, self.accelerator, sizes, self.steps, epochs))
+            if self.start is not None:
+                self.records.say(self.start.sentence())
             if self.class_weights is not None:
                 self.records.say(sentence(self.class_weights))
         window = Window()
@@ -129,11 +138,14 @@ class Trainer:
             self._freeze()
             rate = self.rate.set(self.optimizer, progress.step)
             self.task.advance(progress.step / self.steps)
+            comparison = self._comparison()
             losses, waited, names = optimizer_step(
-                self.model, self.prepared_optimizer, batches, progress.step, settings, self.accelerator
+                self.model, self.prepared_optimizer, batches, progress.step, settings, self.accelerator, comparison
             )
             progress.step += 1
             progress.images += settings.batch_size
+            if comparison is not None:
+                self._log_gradients(comparison)
             finite, stopped = self._agree(losses["loss"], stop)
             if finite:
                 progress.nonfinite = 0
@@ -159,7 +171,7 @@ class Trainer:
                 number = stop.number or 15
                 raise TrainingStopped(f"stopped by signal {number}. {self.how_to_go_on()}", 128 + number)
         if self.accelerator.is_main_process:
-            more = {"class_weights": self.class_weights, "command": self.command}
+            more = {"init_from": progress.start, "class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, figures, more)
         self.accelerator.wait_for_everyone()
 
@@ -206,6 +218,18 @@ class Trainer:
         self.records.line("train", progress.step, figures)
         shown = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{rate:.2e}"}
         self.records.advance(progress.step, shown | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
+
+    def _comparison(self) -> GradientComparison | None:
+        """What looks at the next step's gradients, where the config asks for it."""
+        every = self.config.joint.log_gradients
+        if self.config.task != "joint" or not every or (self.progress.step + 1) % every:
+            return None
+        return GradientComparison(self.task.unet, self.accelerator)
+
+    def _log_gradients(self, comparison: GradientComparison) -> None:
+        figures = comparison.figures()
+        if self.records is not None:
+            self.records.line("gradients", self.progress.step, {"images": self.progress.images, **figures})
 
     def _validate(self) -> dict[str, Any]:
         """Judge the averaged weights (or the weights), keep them if they are the best, and draw."""

@@ -14,6 +14,7 @@ from unetdiff.training.config import JointConfig
 from unetdiff.training.tasks.base import Batch, Previews, Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
+from unetdiff.training.weighting import WEIGHTINGS
 
 
 class JointTask(Task):
@@ -28,9 +29,11 @@ class JointTask(Task):
         self.unet = segmentation.unet
         self.unet.heads.requires_grad_(True)  # each task alone would rest the other's head
         self.segmentation, self.diffusion, self.config = segmentation, diffusion, config
+        self.weighting = WEIGHTINGS[config.weighting](config)
 
     def components(self) -> dict[str, nn.Module]:
-        return self.diffusion.components()
+        remembered = {"weighting": self.weighting} if self.weighting.state_dict() else {}
+        return self.diffusion.components() | remembered
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         noised = self.diffusion.noised(batch, seed)
@@ -41,13 +44,10 @@ class JointTask(Task):
             "segmentation": self.segmentation.judge(logits, masks),
             "diffusion": self.diffusion.judge(output, noised),
         }
-        config = self.config
-        total = (
-            config.segmentation_weight * parts["segmentation"]["loss"]
-            + config.diffusion_weight * parts["diffusion"]["loss"]
-        )
+        each = {task: losses["loss"] for task, losses in parts.items()}
+        total, weights = self.weighting(each, self.unet, self.process[1])
         logged = {f"{task}/{name}": value for task, losses in parts.items() for name, value in losses.items()}
-        return {"loss": total, **logged}
+        return {"loss": total, **logged, **{f"weight/{task}": weight for task, weight in weights.items()}}
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         return self.segmentation.evaluate(loader, accelerator) | self.diffusion.evaluate(loader, accelerator)

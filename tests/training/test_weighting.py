@@ -1,0 +1,165 @@
+"""How a joint run weighs its losses: by hand, in the optimizer, in the checkpoints, on two processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unetdiff.config import RunConfig
+from unetdiff.data import build_dataset, collate
+from unetdiff.models import UNet
+from unetdiff.training import checkpoints
+from unetdiff.training.config import JointConfig, OptimizerConfig
+from unetdiff.training.optimizer import build_optimizer
+from unetdiff.training.records import read_lines
+from unetdiff.training.tasks import JointTask, build_task
+from unetdiff.training.trainer import train
+from unetdiff.training.weighting import MEMORY, GradientNorm, Uncertainty, last_shared
+
+Tiny = Callable[..., RunConfig]
+FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
+    "residual": (
+        {
+            "encoder": {"channels": [8, 16]},
+            "residual": {"norm_num_groups": 4, "layers_per_block": 1},
+            "conditioning": {"attention_levels": [1]},
+        },
+        "decoder.up_blocks.1.resnets.1.conv_shortcut.weight",
+    ),
+    "classic": ({"encoder": {"family": "classic", "channels": [4, 8]}}, "decoder.blocks.0.conv2.weight"),
+    "resnet18": (
+        {"encoder": {"family": "resnet18"}, "decoder": {"channels": [8] * 5}},
+        "decoder.blocks.4.conv2.weight",
+    ),
+}
+
+
+def _task(config: RunConfig) -> tuple[JointTask, dict[str, Any]]:
+    train_set = build_dataset(config.data, "train", True)
+    torch.manual_seed(0)
+    task = build_task(config, train_set, build_dataset(config.data, "val", True))
+    assert isinstance(task, JointTask)
+    return task, collate([train_set[i] for i in range(4)])
+
+
+def test_uncertainty_is_equation_10() -> None:
+    """1 / (2 σ_1²) L_1 + 1 / σ_2² L_2 + log σ_1 + log σ_2, with the regression first."""
+    weighting = Uncertainty(JointConfig(segmentation_weight=0.5, diffusion_weight=10.0))
+    sigma = {"segmentation": 1.7, "diffusion": 0.4}
+    with torch.no_grad():
+        weighting.log_variances.copy_(torch.tensor([2 * math.log(s) for s in sigma.values()]))
+    losses = {"segmentation": torch.tensor(0.8), "diffusion": torch.tensor(0.03)}
+    total, weights = weighting(losses, UNet(**FAMILIES["residual"][0], heads={"diffusion": {}}), 1)
+    first = 10 * 0.03 / (2 * 0.4**2) + math.log(0.4)
+    assert total.item() == pytest.approx(first + 0.5 * 0.8 / 1.7**2 + math.log(1.7), rel=1e-5)
+    assert weights["diffusion"].item() == pytest.approx(10 / (2 * 0.4**2), rel=1e-5)
+    assert weights["segmentation"].item() == pytest.approx(0.5 / 1.7**2, rel=1e-5)
+
+
+def test_the_uncertainties_settle_where_the_equation_is_smallest() -> None:
+    """σ_d² = w L_d for a regression, σ_s² = 2 w L_s for a classification."""
+    weighting = Uncertainty(JointConfig(segmentation_weight=0.5, diffusion_weight=10.0))
+    losses = {"segmentation": torch.tensor(0.8), "diffusion": torch.tensor(0.03)}
+    unet = UNet(**FAMILIES["residual"][0], heads={"diffusion": {}})
+    optimizer = torch.optim.SGD(weighting.parameters(), lr=1.0)
+    for _ in range(100):
+        optimizer.zero_grad()
+        weighting(losses, unet, 1)[0].backward()
+        optimizer.step()
+    torch.testing.assert_close(weighting.log_variances.exp(), torch.tensor([2 * 0.5 * 0.8, 10 * 0.03]))
+
+
+def test_uncertainties_are_learned_without_weight_decay_and_kept(tiny: Tiny) -> None:
+    config = tiny("joint", joint__weighting="uncertainty")
+    task, _ = _task(config)
+    groups = build_optimizer(task, OptimizerConfig(weight_decay=0.1)).param_groups
+    assert [g["weight_decay"] for g in groups if "weighting.log_variances" in g["names"]] == [0.0]
+    run = train(config)
+    newest = checkpoints.newest(run)
+    assert newest is not None
+    learned = load_file(newest / checkpoints.MODEL)["weighting.log_variances"]
+    moment = load_file(newest / checkpoints.OPTIMIZER)["weighting.log_variances|exp_avg"]
+    assert (learned != 0).all() and (moment != 0).all()
+    lines = [line for line in read_lines(run / "metrics.jsonl") if line["kind"] == "train"]
+    weights = [(line["weight/segmentation"], line["weight/diffusion"]) for line in lines]
+    assert weights[0] == pytest.approx((1.0, 0.5), rel=1e-2) and weights[0] != weights[-1]
+
+
+def _norms(losses: dict[str, Tensor], layer: torch.nn.Parameter) -> list[float]:
+    norms = []
+    for head in ("segmentation", "diffusion"):
+        layer.grad = None
+        losses[f"{head}/loss"].backward(retain_graph=True)
+        assert layer.grad is not None
+        norms.append(float(layer.grad.norm()))
+    return norms
+
+
+def test_gradient_norms_are_as_the_weights_that_are_given(tiny: Tiny) -> None:
+    given = {"joint__segmentation_weight": 0.5, "joint__diffusion_weight": 10.0}
+    task, batch = _task(tiny("joint", joint__weighting="gradient_norm", model__residual__dropout=0.0, **given))
+    layer = task.unet.get_parameter("decoder.up_blocks.1.resnets.1.conv_shortcut.weight")
+    losses = task.train()(batch, seed=5)
+    weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]
+    assert sum(weights) == pytest.approx(10.5, rel=1e-5)
+    first = _norms(losses, layer)
+    assert weights[1] * first[1] / (weights[0] * first[0]) == pytest.approx(10 / 0.5, rel=1e-3)
+    parts = [losses[f"{head}/loss"].item() for head in ("segmentation", "diffusion")]
+    assert losses["loss"].item() == pytest.approx(weights[0] * parts[0] + weights[1] * parts[1], rel=1e-5)
+
+    losses = task(batch, seed=6)  # the moving average of two steps
+    second = _norms(losses, layer)
+    mean = [(MEMORY * a + b) / (1 + MEMORY) for a, b in zip(first, second, strict=True)]
+    weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]
+    assert weights[1] * mean[1] / (weights[0] * mean[0]) == pytest.approx(10 / 0.5, rel=1e-3)
+
+    with torch.no_grad():  # nothing is measured where nothing is trained
+        before = task.weighting.norms.clone()
+        task(batch, seed=7)
+    assert torch.equal(task.weighting.norms, before)
+
+
+def test_a_gradient_that_is_not_finite_does_not_count() -> None:
+    weighting, unet = GradientNorm(JointConfig()), UNet(**FAMILIES["residual"][0], heads={"diffusion": {}})
+    layer = last_shared(unet)
+    weighting({"segmentation": 2 * layer.sum(), "diffusion": layer.sum()}, unet, 1)
+    before = {name: buffer.clone() for name, buffer in weighting.named_buffers()}
+    _, weights = weighting({"segmentation": layer.sum() * math.nan, "diffusion": layer.sum()}, unet, 1)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in weighting.named_buffers())
+    assert [float(w) for w in weights.values()] == pytest.approx([2 / 3, 4 / 3])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_shared_layer_is_the_end_of_the_decoder(family: str) -> None:
+    config, name = FAMILIES[family]
+    unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}})
+    assert last_shared(unet) is unet.get_parameter(name)
+
+
+@pytest.mark.parametrize("weighting", ["uncertainty", "gradient_norm"])
+def test_a_resumed_run_weighs_as_one_that_was_never_stopped(tiny: Tiny, weighting: str) -> None:
+    runs = []
+    for name in ("whole", "cut"):
+        config = tiny("joint", name, joint__weighting=weighting, training__log_every=1)
+        run = train(config)
+        if name == "cut":
+            (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
+            config.training.resume = True
+            train(config)
+        runs.append(run)
+    files = (checkpoints.MODEL, checkpoints.AVERAGE, checkpoints.OPTIMIZER)
+    for file in files:
+        a, b = (load_file(checkpoints.newest(run) / file) for run in runs)  # type: ignore[operator]
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        assert file == checkpoints.OPTIMIZER or any(name.startswith("weighting.") for name in a)
+    a, b = (
+        [line["weight/diffusion"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "train"]
+        for run in runs
+    )
+    assert a == b and len(set(a)) == 6
