@@ -27,6 +27,11 @@ FAMILIES = {
         "decoder": {"norm": "batch"},
         "heads": SEGMENTATION,
     },
+    "classic, unpadded, six levels": {
+        "encoder": {"family": "classic", "channels": [4, 4, 4, 4, 4, 4], "norm": "batch", "padding": "valid"},
+        "decoder": {"norm": "batch"},
+        "heads": SEGMENTATION,
+    },
     "residual": {
         "encoder": {"channels": [8, 16]},
         "residual": {"norm_num_groups": 4, "layers_per_block": 1},
@@ -79,7 +84,7 @@ def answer(unet: UNet, side: int, dtype: torch.dtype = torch.float32) -> torch.T
 def test_a_network_optimized_for_inference_answers_the_same(family: str) -> None:
     torch.manual_seed(0)
     unet = lively(UNet(**FAMILIES[family]))
-    side = 188 if "unpadded" in family else 48
+    side = {"classic, unpadded": 188, "classic, unpadded, six levels": 380}.get(family, 48)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
     expected = answer(unet, side)
     assert unet.optimize_for_inference() is unet and not unet.training

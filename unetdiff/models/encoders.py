@@ -55,6 +55,14 @@ class ClassicEncoder(nn.Module):
         self.skips = list(enumerate(channels[:-1]))
         self.out_level, self.out_channels = len(channels) - 1, channels[-2]
 
+    @property
+    def lost_unpadded(self) -> int:
+        """Pixels a side pair that the unpadded network loses, 24 2^(n-2) - 8 with n levels: 184 of 572 for 5.
+
+        It fits inputs 2^(n-1) (b + 4) - 4; the smallest is 4 more than what is lost.
+        """
+        return 24 * 2 ** (self.out_level - 1) - 8
+
     def trunk_modules(self) -> list[nn.Module]:
         return list(self.levels)
 

@@ -380,7 +380,8 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self.eval().requires_grad_(False)
         if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
             head: Head = "segmentation" if "segmentation" in self.heads else "diffusion"
-            side = 188 if self.config["encoder"]["padding"] == "valid" else 64  # 188: what the 2015 network needs
+            encoder: Any = self.encoder
+            side = encoder.lost_unpadded + 4 if self.config["encoder"]["padding"] == "valid" else 64
             example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device, dtype=self.dtype)
             fold_batch_norm(self, lambda: self(example, return_dict=False, head=head)[0])
         nn.Module.to(self, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

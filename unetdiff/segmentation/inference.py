@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -89,14 +89,12 @@ def segment_whole(unet: UNet, pixels: Tensor) -> Tensor:
     """Logits (B, classes, H, W) for every pixel of (B, 3, H, W), from an unpadded 2015 network too.
 
     That one answers for the middle of its input only, so the picture is mirrored beyond its border first
-    (Ronneberger et al. 2015, fig. 2). Its n levels lose m = 24 2^(n-2) - 8 pixels a side pair, and fit inputs
-    2^(n-1) (b + 4) - 4.
+    (Ronneberger et al. 2015, fig. 2), by what it loses (`ClassicEncoder.lost_unpadded`) and on to a size that fits.
     """
-    encoder = unet.config["encoder"]
-    if encoder["padding"] != "valid":
+    if unet.config["encoder"]["padding"] != "valid":
         return unet.segment(pixels)
-    levels = len(encoder["channels"])
-    margin, stride = 24 * 2 ** (levels - 2) - 8, 2 ** (levels - 1)
+    classic: Any = unet.encoder
+    margin, stride = classic.lost_unpadded, 2**classic.out_level
     pads, starts = [], []
     for length in pixels.shape[-2:]:
         fitting = (length + margin + 4 + stride - 1) // stride * stride - 4
