@@ -13,9 +13,12 @@ from torch import nn
 import unetdiff
 from unetdiff.benchmark.ceiling import precision_of
 from unetdiff.benchmark.counting import macs, parameters
+from unetdiff.benchmark.rounds import training_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.errors import UserError
 from unetdiff.training import machine
+from unetdiff.training.config import TrainingConfig
+from unetdiff.training.tasks.base import Batch, Task
 
 Setting = Literal["defaults", "best", "compiled"]
 """defaults: what each library gives to who does not choose. best: the fastest known settings that compile nothing, the
@@ -122,6 +125,12 @@ def same_work(name: str, ours: Side, theirs: Side, rounds: Mapping[str, Round]) 
                 f"than {100 * TOLERANCE:.0f} % apart, so their times do not compare; give both the same widths"
             )
     return a, b
+
+
+def our_training(task: Task, batch: Batch, settings: TrainingConfig, device: torch.device) -> Side:
+    """Our side of an optimizer step."""
+    task.to(device)
+    return Side(OURS, task, fast_precision(device), lambda: training_round(task, batch, settings))
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:

@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision
+from suite.cases.case import PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
 from suite.cases.pictures import RandomPictures
-from unetdiff.benchmark.rounds import training_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.config import RunConfig, parse
 from unetdiff.data import to_model_range
@@ -112,9 +111,7 @@ class DenoiserTraining(DenoiserCase):
     targets: ClassVar[dict[str, float]] = {"defaults": 1.5, "best": 1.1}
 
     def ours(self, device: torch.device) -> Side:
-        task = self.our_task().to(device)
-        batch, settings = self.pictures.batch(), self.config.training
-        return Side(OURS, task, fast_precision(device), lambda: training_round(task, batch, settings))
+        return our_training(self.our_task(), self.pictures.batch(), self.config.training, device)
 
     def theirs(self, device: torch.device) -> Side:
         network = self.their_network().to(device, memory_format=self.layout).train()

@@ -22,9 +22,9 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import nn
 
-from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision
+from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
 from suite.cases.pictures import RandomPictures, normalised
-from unetdiff.benchmark.rounds import prediction_round, training_round
+from unetdiff.benchmark.rounds import prediction_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.config import RunConfig, parse
 from unetdiff.models.folding import fold_batch_norm
@@ -78,9 +78,7 @@ class SegmentationTraining(SegmentationCase):
     targets: ClassVar[dict[str, float]] = {"defaults": 2.3, "best": 1.1}
 
     def ours(self, device: torch.device) -> Side:
-        task = self.our_task().to(device)
-        batch, settings = self.pictures.batch(), self.config.training
-        return Side(OURS, task, fast_precision(device), lambda: training_round(task, batch, settings))
+        return our_training(self.our_task(), self.pictures.batch(), self.config.training, device)
 
     def theirs(self, device: torch.device) -> Side:
         network = self.their_network().to(device, memory_format=self.layout).train()

@@ -67,7 +67,7 @@ class Task(nn.Module, ABC):
 
     def advance(self, done: float) -> None:
         """Say, before a step, what share of the run's steps was made; here and in the tasks it is made of."""
-        for part in self.modules():
+        for part in (self, *self.children()):  # not modules(): this is called at every step
             if isinstance(part, Task):
                 part.done = done
 
