@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from unetdiff.config import RunConfig, parse
+from unetdiff.training import checkpoints
+from unetdiff.training.trainer import train
 
 TINY: dict[str, Any] = {
     "model.encoder.channels": [8, 16],
@@ -30,6 +36,25 @@ TINY: dict[str, Any] = {
     "training.validate_every": 3,
     "training.checkpoint_every": 2,
 }
+
+
+@pytest.fixture
+def cut_and_resumed() -> Callable[[RunConfig], dict[str, Tensor]]:
+    """Train, lose the last checkpoint and go on: the same weights, which are given back by name."""
+
+    def resume(config: RunConfig) -> dict[str, Tensor]:
+        run = train(config)
+        newest = checkpoints.newest(run)
+        assert newest is not None
+        before = load_file(newest / checkpoints.MODEL)
+        shutil.rmtree(newest)
+        config.training.resume = True
+        train(config)
+        after = load_file(newest / checkpoints.MODEL)
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+        return after
+
+    return resume
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.errors import UserError
+from unetdiff.models.loading import save_tensors
 
 BATCH = 64  # captions encoded at once
 PART = 4096  # captions in a file of the cache
@@ -224,7 +224,7 @@ class CachedFeatures:
                 ends = torch.tensor([len(row) for row in rows]).cumsum(0)
                 path = target / f"{part // PART:05d}.safetensors"
                 aside = path.with_suffix(f".{os.getpid()}")
-                save_file({"features": torch.cat(rows), "ends": ends}, aside, {"captions": json.dumps(list(chosen))})
+                save_tensors({"features": torch.cat(rows), "ends": ends}, aside, {"captions": json.dumps(list(chosen))})
                 aside.replace(path)
 
 

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.errors import UserError
+from unetdiff.models.loading import save_tensors
 
 LARGEST_SIDE = 64  # pixels; larger pictures are judged at this size
 MOST_PICTURES = 20_000  # of a larger set this many are used
@@ -127,8 +128,7 @@ class Judge:
     def save(self, path: Path) -> None:
         """Write PATH.safetensors and PATH.json (the fingerprint)."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        save_file(weights, path.with_suffix(".safetensors"))
+        save_tensors(self.network.state_dict(), path.with_suffix(".safetensors"))
         about = {"fingerprint": self.fingerprint, "num_classes": self.num_classes}
         path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +21,7 @@ from unetdiff.data import PictureDataset, eval_loader
 from unetdiff.errors import UserError
 from unetdiff.judging.distances import Gaussian
 from unetdiff.judging.features import BATCH, FeatureNetwork
+from unetdiff.models.loading import save_tensors
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _save(cache: Path, features: Tensor, fingerprint: str, network: FeatureNetwo
     tensors, about = _files(cache)
     cache.parent.mkdir(parents=True, exist_ok=True)
     aside = tensors.with_name(f".writing-{tensors.name}")
-    save_file({"features": features.contiguous()}, aside)
+    save_tensors({"features": features}, aside)
     facts = {
         "fingerprint": fingerprint,
         "network": network.name,
