@@ -6,8 +6,9 @@
 Its Unet and GaussianDiffusion with their defaults (cosine schedule, noise predicted, half of the classes dropped), and
 what its Trainer does around them (which takes no classes, so the loop is here): Adam at 1e-4, gradients clipped to 1,
 its EMA. `--dim 18` gives about as many parameters as ours has (3.25 M), 64 is its README's. Pictures are read by ours.
-Every so many minutes of training it draws with its own sampler and leaves samples-MINUTES.safetensors (`images` uint8
-(N, 3, H, W), `labels`), a grid, and a line of metrics.jsonl; `minutes` counts training alone, data included.
+Every so many minutes of training it leaves its averaged weights (weights-MINUTES.safetensors) and a line of
+metrics.jsonl; `minutes` counts training alone, data included. At the end, or later with `--draw_only`, it draws with its
+own sampler from all of them: samples-MINUTES.safetensors (`images` uint8 (N, 3, H, W), `labels`), and a grid.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ import torch
 from denoising_diffusion_pytorch.classifier_free_guidance import GaussianDiffusion, Unet
 from einops import reduce, repeat
 from ema_pytorch import EMA
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from unetdiff.data import DataConfig, StepSampler, build_dataset, collate
+from unetdiff.data import DataConfig, PictureDataset, StepSampler, build_dataset, collate
 from unetdiff.diffusion.pictures import grid
 
 FOREVER = 10**8  # optimizer steps; the minutes end the run
@@ -55,12 +56,11 @@ def inputs(images: Tensor, given: argparse.Namespace) -> Tensor:
 def draw(diffusion: GaussianDiffusion, labels: Tensor, given: argparse.Namespace) -> Tensor:
     """A picture of each label by its own sampler, uint8 (N, 3, H, W); the same noise every time."""
     diffusion.eval()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(given.seed)
-        parts = [
-            diffusion.sample(part, cond_scale=given.cond_scale, rescaled_phi=given.rescaled_phi)
-            for part in labels.split(given.sample_batch)
-        ]
+    torch.manual_seed(given.seed)
+    parts = [
+        diffusion.sample(part, cond_scale=given.cond_scale, rescaled_phi=given.rescaled_phi).cpu()
+        for part in labels.to(given.device).split(given.sample_batch)
+    ]
     pixels = torch.cat(parts)
     if not pixels.isfinite().all():  # with eta 1 and few steps, the 1 - α - σ² under its root rounds to below 0
         raise SystemExit(f"--sampling_steps {given.sampling_steps}: its sampler gave NaN; use more, e.g. 50")
@@ -68,11 +68,23 @@ def draw(diffusion: GaussianDiffusion, labels: Tensor, given: argparse.Namespace
     return repeat(images, "n 1 h w -> n c h w", c=3) if given.channels == 1 else images
 
 
-def write(images: Tensor, labels: Tensor, names: list[str], minutes: float, output: Path) -> None:
+def write(images: Tensor, labels: Tensor, names: list[str], file: Path) -> None:
     """The samples, and a grid of eight of each class."""
-    save_file({"images": images.contiguous(), "labels": labels}, output / f"samples-{minutes:.1f}.safetensors")
+    save_file({"images": images.contiguous(), "labels": labels}, file)
     shown = [i for c in range(len(names)) for i in torch.nonzero(labels == c).flatten().tolist()[:8]]
-    grid(images[shown], rows=names).save(output / f"samples-{minutes:.1f}.png")
+    grid(images[shown], rows=names).save(file.with_suffix(".png"))
+
+
+def draw_all(diffusion: GaussianDiffusion, names: list[str], given: argparse.Namespace) -> None:
+    """Samples of every point of the run that has none yet."""
+    diffusion.to(given.device)
+    labels = torch.arange(len(names)).repeat_interleave(given.per_class)
+    for weights in sorted(given.output.glob("weights-*.safetensors"), key=lambda p: float(p.stem.partition("-")[2])):
+        file = weights.with_name(weights.name.replace("weights", "samples"))
+        if not file.is_file():
+            diffusion.model.load_state_dict(load_file(weights))
+            write(draw(diffusion, labels, given), labels, names, file)
+            print(file, flush=True)
 
 
 def main() -> None:
@@ -91,8 +103,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="its Trainer's: amp is off")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--minutes", type=float, default=60, help="of training")
-    parser.add_argument("--sample_every", type=float, default=10, help="minutes of training")
-    parser.add_argument("--per_class", type=int, default=100, help="samples of each class")
+    parser.add_argument("--keep_every", type=float, default=10, help="minutes of training between kept weights")
+    parser.add_argument("--draw_only", action="store_true", help="train nothing; --output holds the weights")
+    parser.add_argument("--device", default="cpu", help="of the drawing")
+    parser.add_argument("--per_class", type=int, default=100, help="samples of each class; 0: drawn later")
     parser.add_argument(
         "--sampling_steps", type=int, default=250, help="its README's; below 1000 it is its DDIM, eta 1"
     )
@@ -112,6 +126,14 @@ def main() -> None:
     torch.manual_seed(given.seed)
     data = build_dataset(DataConfig(name=given.name, root=given.root, size=[given.size] * 2), "train", False)
     diffusion = build(given, len(data.labels))
+    if not given.draw_only:
+        train(diffusion, data, given)
+    if given.per_class:
+        draw_all(diffusion, data.labels, given)
+
+
+def train(diffusion: GaussianDiffusion, data: PictureDataset, given: argparse.Namespace) -> None:
+    """What its Trainer does, with classes; leaves the averaged weights of several points."""
     ema = EMA(diffusion, beta=given.ema_decay, update_every=10)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=given.lr, betas=(0.9, 0.99))
     sampler = StepSampler(len(data), given.batch_size, given.seed, stop=FOREVER)
@@ -122,8 +144,7 @@ def main() -> None:
     (given.output / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(f"{parameters / 1e6:.2f} M parameters, {len(data)} pictures, {given.precision}")
 
-    labels = torch.arange(len(data.labels)).repeat_interleave(given.per_class)
-    seconds, due, losses = 0.0, given.sample_every, []
+    seconds, due, losses = 0.0, given.keep_every, []
     batches = iter(DataLoader(data, batch_sampler=sampler, collate_fn=collate))
     began = time.perf_counter()
     with (given.output / "metrics.jsonl").open("w") as log:
@@ -141,15 +162,16 @@ def main() -> None:
             if spent < 60 * min(due, given.minutes):
                 continue
             seconds, images = spent, step * given.batch_size
-            line = {"kind": "samples", "step": step, "images": images, "minutes": seconds / 60}
+            line = {"kind": "weights", "step": step, "images": images, "minutes": seconds / 60}
             line |= {"images_per_second": images / seconds, "loss": sum(losses) / len(losses)}
             log.write(json.dumps(line) + "\n")
             log.flush()
             print(json.dumps(line), flush=True)
-            write(draw(ema.ema_model, labels, given), labels, data.labels, seconds / 60, given.output)
+            averaged = {name: w.contiguous() for name, w in ema.ema_model.model.state_dict().items()}
+            save_file(averaged, given.output / f"weights-{seconds / 60:.1f}.safetensors")
             if seconds >= 60 * given.minutes:
                 break
-            due, losses, began = due + given.sample_every, [], time.perf_counter()
+            due, losses, began = due + given.keep_every, [], time.perf_counter()
 
 
 if __name__ == "__main__":
