@@ -12,7 +12,7 @@ from unetdiff.cli import main as module
 from unetdiff.cli.main import COMMANDS, main
 from unetdiff.errors import TrainingStopped, UserError
 
-LISTED = ["quickstart", "train", "evaluate", "predict", "sample", "compare", "data", "export", "benchmark"]
+LISTED = ["quickstart", "train", "evaluate", "predict", "sample", "experiment", "compare", "data", "export", "benchmark"]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])

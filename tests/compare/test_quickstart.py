@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unetdiff.compare.quickstart import TASKS, figures_text, first_difference, quickstart_configs, run, state_of
+from unetdiff.compare.quickstart import TASKS, figures_text, quickstart_configs, run
 from unetdiff.config import load, to_yaml
-from unetdiff.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -34,28 +33,6 @@ def test_config_files_say_the_same(task):
     found = load(CONFIGS / task / "scenes.yaml", task=task)
     wanted.training.output_dir = found.training.output_dir
     assert to_yaml(found) == to_yaml(wanted)  # as text: the difference is shown line by line
-
-
-def test_first_difference():
-    wanted = {"task": "joint", "training": {"steps": 5, "output_dir": "a", "epochs": None}, "list": [1]}
-    found = {"task": "joint", "training": {"steps": 5, "output_dir": "b", "epochs": 3.0}, "list": [1], "more": 1}
-    assert first_difference(wanted, found) is None
-    found["training"]["steps"] = 6
-    assert first_difference(wanted, found) == "training.steps is 6, not 5"
-
-
-def test_state_of_a_part(tmp_path):
-    config = quickstart_configs(tmp_path, tiny=True)["joint"]
-    folder = tmp_path / "joint"
-    assert state_of(folder, config) == "new"
-    folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(config))
-    assert state_of(folder, config) == "interrupted"
-    (folder / "summary.json").write_text("{}")
-    assert state_of(folder, config) == "finished"
-    config.training.steps = 99
-    with pytest.raises(UserError, match="training.steps is 4, not 99.*--overwrite"):
-        state_of(folder, config)
 
 
 def test_figures_text():

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("unetdiff.cli.evaluate", "judge a trained model on a split, as a table"),
     "predict": ("unetdiff.cli.predict", "masks and overlays for pictures, folders, globs and videos"),
     "sample": ("unetdiff.cli.sample", "draw pictures, by class where the model has classes"),
+    "experiment": ("unetdiff.cli.experiment", "one question about the two heads, for a section of that page"),
     "compare": ("unetdiff.cli.compare", "one page that shows runs side by side"),
     "data": ("unetdiff.cli.data", "check a data set, count what it holds, or download PASCAL VOC and SBD"),
     "export": ("unetdiff.cli.export", "what runs without this package: ONNX, torch.export or diffusers"),

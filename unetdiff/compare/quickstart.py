@@ -6,11 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from unetdiff.compare.report import write_report
 from unetdiff.compare.samples import Budget
@@ -18,10 +15,10 @@ from unetdiff.compare.table import DASH, minutes, percent, share
 from unetdiff.config import RunConfig, Task
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.errors import UserError
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.text import aligned
 from unetdiff.training.config import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
+from unetdiff.training.once import state_of
 
 TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
 TITLE = "One U-Net, two heads: the quickstart"
@@ -52,9 +49,6 @@ GUIDANCE = 6.0
 SHARED = JointConfig(segmentation_weight=0.5, diffusion_weight=10.0, segmentation_share=0.25)
 """The label is learned long before the noise: a quarter of the pictures is enough for it, and most of the weight is the
 noise's, whose loss is smaller."""
-
-FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
-"""Keys of `training` that say where and how a run is started, not what it is."""
 
 
 def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig]:
@@ -129,40 +123,6 @@ def run(output: Path, overwrite: bool = False, resume: bool = False, tiny: bool 
         write_report(parts, page, TITLE, budget=budget, command=command, cache=output / ".judges")
     print(figures_text(json.loads(page.with_suffix(".json").read_text())))
     return page
-
-
-def state_of(folder: Path, config: RunConfig) -> str:
-    """ "new", "interrupted" or "finished": what is left to do for a part.
-
-    Raises:
-        UserError: the folder holds a run of another config.
-    """
-    file = folder / "config.yaml"
-    if not file.is_file():
-        return "new"
-    difference = first_difference(asdict(config), yaml.safe_load(file.read_text()) or {})
-    if difference is not None:
-        raise UserError(f"{folder} holds a run of another config ({difference}); give --overwrite or another --output")
-    return "finished" if (folder / "summary.json").is_file() else "interrupted"
-
-
-def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first key where a run's resolved config is not what was wanted; None where it is.
-
-    None in `wanted` means whatever the trainer filled in; what only says where and how a run starts is passed over.
-    """
-    for key, value in wanted.items():
-        name = f"{prefix}{key}"
-        if value is None or (prefix == "training." and key in FLAGS):
-            continue
-        other = found.get(key)
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            difference = first_difference(value, other, f"{name}.")
-            if difference is not None:
-                return difference
-        elif value != other:
-            return f"{name} is {other}, not {value}"
-    return None
 
 
 def is_newer(file: Path, others: list[Path]) -> bool:

@@ -131,7 +131,7 @@ def jsonable(value: Any) -> Any:
     """A value of lists and mappings as JSON can hold it: a number that is not finite becomes None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [jsonable(v) for v in value]
     if isinstance(value, dict):
         return {name: jsonable(v) for name, v in value.items()}

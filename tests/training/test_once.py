@@ -1,0 +1,32 @@
+"""A run that is one of several."""
+
+from __future__ import annotations
+
+import pytest
+
+from unetdiff.compare.quickstart import quickstart_configs
+from unetdiff.config import to_yaml
+from unetdiff.errors import UserError
+from unetdiff.training.once import first_difference, state_of
+
+
+def test_first_difference():
+    wanted = {"task": "joint", "training": {"steps": 5, "output_dir": "a", "epochs": None}, "list": [1]}
+    found = {"task": "joint", "training": {"steps": 5, "output_dir": "b", "epochs": 3.0}, "list": [1], "more": 1}
+    assert first_difference(wanted, found) is None
+    found["training"]["steps"] = 6
+    assert first_difference(wanted, found) == "training.steps is 6, not 5"
+
+
+def test_state_of_a_part(tmp_path):
+    config = quickstart_configs(tmp_path, tiny=True)["joint"]
+    folder = tmp_path / "joint"
+    assert state_of(folder, config) == "new"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    assert state_of(folder, config) == "interrupted"
+    (folder / "summary.json").write_text("{}")
+    assert state_of(folder, config) == "finished"
+    config.training.steps = 99
+    with pytest.raises(UserError, match="training.steps is 4, not 99.*--overwrite"):
+        state_of(folder, config)

@@ -1,0 +1,67 @@
+"""A run that is one of several: trained where it is missing, gone on with where it was interrupted, else kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unetdiff.config import RunConfig
+from unetdiff.errors import UserError
+
+FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
+"""Keys of `training` that say where and how a run is started, not what it is."""
+
+
+def train_once(config: RunConfig, command: str | None = None) -> Path:
+    """The run directory of a config, trained as far as it was not; returns at once where it was done before.
+
+    Raises:
+        UserError: training.output_dir holds a run of another config.
+        TrainingStopped: see `train`.
+    """
+    from unetdiff.training.trainer import train
+
+    folder = Path(config.training.output_dir)
+    state = state_of(folder, config)
+    if state == "finished":
+        return folder
+    config.training.resume = state == "interrupted"
+    return train(config, command)
+
+
+def state_of(folder: Path, config: RunConfig) -> str:
+    """ "new", "interrupted" or "finished": what is left to do for a part.
+
+    Raises:
+        UserError: the folder holds a run of another config.
+    """
+    file = folder / "config.yaml"
+    if not file.is_file():
+        return "new"
+    difference = first_difference(asdict(config), yaml.safe_load(file.read_text()) or {})
+    if difference is not None:
+        raise UserError(f"{folder} holds a run of another config ({difference}); give --overwrite or another --output")
+    return "finished" if (folder / "summary.json").is_file() else "interrupted"
+
+
+def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key where a run's resolved config is not what was wanted; None where it is.
+
+    None in `wanted` means whatever the trainer filled in; what only says where and how a run starts is passed over.
+    """
+    for key, value in wanted.items():
+        name = f"{prefix}{key}"
+        if value is None or (prefix == "training." and key in FLAGS):
+            continue
+        other = found.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            difference = first_difference(value, other, f"{name}.")
+            if difference is not None:
+                return difference
+        elif value != other:
+            return f"{name} is {other}, not {value}"
+    return None
