@@ -7,8 +7,8 @@ Its Unet and GaussianDiffusion with their defaults (cosine schedule, noise predi
 what its Trainer does around them (which takes no classes, so the loop is here): Adam at 1e-4, gradients clipped to 1,
 its EMA. `--dim 18` gives about as many parameters as ours has (3.25 M), 64 is its README's. Pictures are read by ours.
 Every so many minutes of training it leaves its averaged weights (weights-MINUTES.safetensors) and a line of
-metrics.jsonl; `minutes` counts training alone, data included. At the end, or later with `--draw_only`, it draws with its
-own sampler from all of them: samples-MINUTES.safetensors (`images` uint8 (N, 3, H, W), `labels`), and a grid.
+metrics.jsonl; `minutes` counts training alone, data included. At the end, or later with `--draw_only`, it draws from
+all of them with its own sampler: samples-MINUTES.safetensors (`images` uint8 (N, 3, H, W), `labels`), and a grid.
 """
 
 from __future__ import annotations

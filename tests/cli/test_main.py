@@ -12,7 +12,18 @@ from unetdiff.cli import main as module
 from unetdiff.cli.main import COMMANDS, main
 from unetdiff.errors import TrainingStopped, UserError
 
-LISTED = ["quickstart", "train", "evaluate", "predict", "sample", "experiment", "compare", "data", "export", "benchmark"]
+LISTED = [
+    "quickstart",
+    "train",
+    "evaluate",
+    "predict",
+    "sample",
+    "experiment",
+    "compare",
+    "data",
+    "export",
+    "benchmark",
+]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
@@ -50,7 +61,7 @@ def test_python_m_unetdiff() -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unetdiff: unknown command 'predcit'; nearest: predict "
-        "(one of quickstart, train, evaluate, predict, sample, compare, data, export, benchmark)\n"
+        "(one of quickstart, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
     )
 
 

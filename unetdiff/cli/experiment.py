@@ -18,7 +18,7 @@ def help_text() -> str:
         [
             "usage: unetdiff experiment NAME ... [--output DIR]",
             "",
-            "One question about the two heads. Its answer is a folder that `unetdiff compare RUN ... --with DIR` shows.",
+            "One question about the two heads. Its answer is a folder for `unetdiff compare RUN ... --with DIR`.",
             "",
             *(f"  {name:<16}{what}" for name, (_, what) in EXPERIMENTS.items()),
             "",
