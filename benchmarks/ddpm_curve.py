@@ -26,7 +26,7 @@ from torch import Tensor
 from unetdiff.data import PictureDataset, build_dataset, evenly
 from unetdiff.data.config import AugmentConfig
 from unetdiff.diffusion.pictures import grid
-from unetdiff.judging.classifier import train_judge
+from unetdiff.judging.classifier import Recipe, train_judge
 from unetdiff.judging.distances import Gaussian, frechet_distance
 from unetdiff.judging.features import load_features
 from unetdiff.judging.subject import Setting
@@ -57,6 +57,7 @@ def drawn(run: Path, val: PictureDataset, given: argparse.Namespace) -> dict[flo
             if not isinstance(loaded, DiffusionTask):
                 raise SystemExit(f"{run} is no diffusion run")
             task = loaded
+            task.to(given.device)
         checkpoints.load_judged(checkpoint, task)
         setting = Setting(given.steps, given.guidance, given.seed)
         images, labels = draw(task, given.per_class * len(val.labels), setting)
@@ -109,6 +110,8 @@ def main() -> None:
     parser.add_argument("--weights", help="the feature network's weights; downloaded without")
     parser.add_argument("--real", type=int, default=10_000, help="validation pictures that samples are held against")
     parser.add_argument("--root", help="where the set lies, if not where the first run found it")
+    parser.add_argument("--judge_steps", type=int, default=Recipe.steps, help="optimizer steps of the classifier")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("curve"))
     given = parser.parse_args()
     folders = {name: Path(folder) for name, _, folder in (run.partition("=") for run in given.runs)}
@@ -118,8 +121,14 @@ def main() -> None:
     data = run_config(ours).data
     data.root, data.download, data.augment = given.root or data.root, False, AugmentConfig()
     val = build_dataset(data, "val", False)
-    judge = train_judge(build_dataset(data, "train", False), len(val.labels), ours / "judge")
-    network = load_features(given.features, given.weights, judge)
+    judge = train_judge(
+        build_dataset(data, "train", False),
+        len(val.labels),
+        ours / "judge",
+        Recipe(steps=given.judge_steps),
+        given.device,
+    )
+    network = load_features(given.features, given.weights, judge, given.device)
     real = Gaussian.of(network(torch.stack([val[i]["image"] for i in evenly(len(val), given.real)])))
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=150)

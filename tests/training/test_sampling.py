@@ -38,7 +38,7 @@ def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_samples_do_not_depend_on_their_number(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     task, setting = build(tiny), Setting(steps=2, guidance_scale=2.0, seed=5)
     few, classes = draw(task, 3, setting)
-    monkeypatch.setattr(sampling, "SAMPLE_BATCH", 2)
+    monkeypatch.setattr(sampling, "SAMPLE_BATCH", {"cpu": 2})
     more, more_classes = draw(task, 5, setting)
     assert classes is not None and more_classes is not None
     assert few.dtype == torch.uint8 and few.shape == (3, 3, 32, 32)
