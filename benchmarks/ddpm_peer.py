@@ -124,7 +124,8 @@ def main() -> None:
         raise SystemExit(f"--batch_size {given.batch_size}: its Trainer asks for 16 or more")
 
     torch.manual_seed(given.seed)
-    data = build_dataset(DataConfig(name=given.name, root=given.root, size=[given.size] * 2), "train", False)
+    split = "val" if given.draw_only else "train"  # the names of its classes are all that drawing needs
+    data = build_dataset(DataConfig(name=given.name, root=given.root, size=[given.size] * 2), split, False)
     diffusion = build(given, len(data.labels))
     if not given.draw_only:
         train(diffusion, data, given)
