@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from unetdiff.compare.curves import thousands
 from unetdiff.compare.svg import RUNS, drawn
-from unetdiff.experiments.record import Chart, Line, Value
+from unetdiff.experiments.record import Chart, Line
 
 SIZE = (4.7, 2.9)
 """Inches; narrower than the learning curves, so that letters are larger on a phone."""
@@ -69,7 +69,7 @@ def _draw_line(axes: Axes, index: int, line: Line) -> None:
         if len(xs) > BARS:
             axes.fill_between(xs, ys - spread, ys + spread, color=style["color"], alpha=0.16, linewidth=0)
         else:
-            axes.errorbar(xs, ys, spread, fmt="none", ecolor=style["color"], elinewidth=1.1, capsize=2.6, alpha=0.8)
+            axes.errorbar(xs, ys, spread, fmt="none", color=style["color"], elinewidth=1.1, capsize=2.6, alpha=0.8)
     if len(xs) > 4 * BARS:
         style["markevery"] = max(1, len(xs) // BARS)
     axes.plot(xs, ys, **style)

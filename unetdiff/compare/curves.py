@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from unetdiff.compare.runs import Run
 from unetdiff.compare.svg import RUNS, drawn
 
+
 @dataclass(frozen=True)
 class Curve:
     """One quantity against the pictures seen or the minutes trained, a line for each run."""
