@@ -30,7 +30,7 @@ class Written:
 
 
 def pieces(value: Value, unit: Unit = "number") -> Written:
-    """A figure with its unit and its spread apart; the spread has its decimals, or more where all of them would be 0."""
+    """A figure, its unit and its spread, apart; the spread has its decimals, or more where all would be 0."""
     mean, spread = _finite(value.mean), _finite(value.spread)
     if mean is None:
         return Written(DASH)
