@@ -22,7 +22,6 @@ from unetdiff.errors import UserError
 from unetdiff.experiments.record import Chart, Column, Gallery, Heatmap, Line, Record, Table, Value, write_record
 
 HOSTILE = '<b onclick="x">&"\'</b> $x^{$ </script><style>'
-VOID = {"meta", "link", "img", "br", "rect", "path", "use", "i", "source"}
 
 
 class Page(HTMLParser):
@@ -35,7 +34,6 @@ class Page(HTMLParser):
         self.loads: list[str] = []
         self.links: list[str] = []
         self.ids: list[str] = []
-        self.tags: set[str] = set()
         self.images: dict[str, str] = {}
         self.attributes: set[str] = set()
         self._section, self._cell = "", False
@@ -44,7 +42,6 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         given = {key: value or "" for key, value in attrs}
-        self.tags.add(tag)
         self.attributes |= set(given)
         self.loads += [given[key] for key in ("src", "srcset", "data", "poster", "xlink:href") if key in given]
         self.ids += [given["id"]] if "id" in given else []
@@ -182,7 +179,7 @@ def test_names_are_text_not_markup(tmp_path: Path) -> None:
     make_record(tmp_path / "bad", name=HOSTILE, hostile=HOSTILE)
     html = write_report([], tmp_path / "report.html", experiments=[tmp_path / "bad"]).read_text()
     page = Page(html)
-    assert "onclick" not in page.attributes and "b" not in page.tags - {"b"}
+    assert "onclick" not in page.attributes
     assert html.count("<style>") == 1 and html.count("</script>") == 1
     assert "<b onclick" not in html
     (section,) = [name for name in page.text if name.startswith("experiment-")]
