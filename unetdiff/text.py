@@ -1,8 +1,11 @@
-"""Figures as text: for a terminal, and as Markdown."""
+"""Figures as text: for a terminal, and as Markdown; and which of them is the better one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
+
+Better = Literal["higher", "lower", "neither"]
 
 
 def aligned(rows: Sequence[Sequence[str]], side: str = ">") -> list[str]:
@@ -20,3 +23,20 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     head, *others = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     rule = [":--"] + ["--:"] * (len(head) - 1)
     return [f"| {' | '.join(row)} |" for row in (head, rule, *others)]
+
+
+def best_of(numbers: Sequence[float | None], texts: Sequence[str], better: Better, groups: Sequence[str]) -> list[bool]:
+    """Which values are the better ones.
+
+    Nothing is marked where there is nothing to compare: a single value, all alike as written, figures without a
+    better end, or runs whose `groups` differ (another set, another objective, another machine). Values that are
+    written alike are marked alike.
+    """
+    present = [index for index, number in enumerate(numbers) if number is not None]
+    if better == "neither" or len(present) < 2 or len({groups[index] for index in present}) > 1:
+        return [False] * len(numbers)
+    if len({texts[index] for index in present}) == 1:
+        return [False] * len(numbers)
+    pick = max if better == "higher" else min
+    winner = pick(present, key=lambda index: numbers[index] or 0.0)
+    return [index in present and texts[index] == texts[winner] for index in range(len(numbers))]

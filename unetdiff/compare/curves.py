@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from unetdiff.compare.runs import Run
-
-# Colours that matplotlib writes and the page's CSS variables that take their place. No other mark uses them.
-_INK, _RULE = "#0a0b01", "#0a0b02"
-_RUNS = [f"#0a0c{index:02x}" for index in range(8)]
+from unetdiff.compare.svg import RUNS, drawn
 
 
 @dataclass(frozen=True)
@@ -44,9 +37,9 @@ def learning_curves(runs: Sequence[Run]) -> list[Curve]:
     for title, kind, key, log in _QUANTITIES:
         for across, label in _ACROSS:
             lines = [(index, points(run, kind, key, across)) for index, run in enumerate(runs)]
-            drawn = [(index, xs, ys) for index, (xs, ys) in lines if xs]
-            if drawn:
-                svg = _plot(drawn, label, log, smooth=kind == "train", salt=f"{key}{kind}{across}")
+            present = [(index, xs, ys) for index, (xs, ys) in lines if xs]
+            if present:
+                svg = _plot(present, label, log, smooth=kind == "train", salt=f"{key}{kind}{across}")
                 curves.append(Curve(title, label, svg))
     return curves
 
@@ -79,29 +72,17 @@ def smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
 
 
 def _plot(lines: Sequence[tuple[int, list[float], list[float]]], label: str, log: bool, smooth: bool, salt: str) -> str:
-    style: Any = {
-        "svg.fonttype": "none",  # text stays text; `themed` gives it the page's font
-        "svg.hashsalt": salt,  # ids are the same in every run and differ between the page's drawings
-        "font.size": 10.5,
-        "axes.edgecolor": _RULE,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.labelcolor": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with rc_context(style):
-        figure = Figure(figsize=(5.2, 2.9), layout="constrained")
-        axes = figure.add_subplot()
+    every = [y for _, _, ys in lines for y in ys]
+    log = log and min(every) > 0 and max(every) / min(every) > 5
+
+    def plot(axes: Axes) -> None:
         for index, xs, ys in lines:
-            color = _RUNS[index % len(_RUNS)]
+            color = RUNS[index % len(RUNS)]
             if smooth and len(xs) > 5:
                 axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.28)
                 axes.plot(xs, smoothed(ys), color=color, linewidth=1.9)
             else:
                 axes.plot(xs, ys, color=color, linewidth=1.9, marker="o", markersize=3.6)
-        every = [y for _, _, ys in lines for y in ys]
-        log = log and min(every) > 0 and max(every) / min(every) > 5
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -109,33 +90,18 @@ def _plot(lines: Sequence[tuple[int, list[float], list[float]]], label: str, log
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}")
-        if not log:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.grid(color=_RULE, linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0, which="both")
+        axes.xaxis.set_major_formatter(lambda x, _: thousands(x))
         axes.set_xlabel(label)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return themed(buffer.getvalue())
+
+    return drawn(plot, salt)
 
 
-def themed(svg: str) -> str:
-    """matplotlib's SVG file as an inline drawing: no prologue, no metadata, the page's colours and font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = svg.replace(_INK, "var(--dim)").replace(_RULE, "var(--rule)")
-    for index, color in enumerate(_RUNS):
-        svg = svg.replace(color, f"var(--run-{index})")
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would style the whole page
-    svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg)  # matplotlib's names of groups, the same in every drawing
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    return re.sub(r"\s*\n\s*", " ", svg)
+def thousands(number: float) -> str:
+    """A number of an axis: 1500 -> "1.5k", 0.25 -> "0.25"."""
+    return f"{number / 1000:g}k" if abs(number) >= 1000 else f"{number:g}"
 
 
 def _is_number(value: object) -> bool:

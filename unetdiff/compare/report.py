@@ -18,6 +18,7 @@ from unetdiff.compare.anatomy import read_anatomy
 from unetdiff.compare.captions import TARGETS, changes, illustrations
 from unetdiff.compare.curves import learning_curves
 from unetdiff.compare.diagram import draw_network
+from unetdiff.compare.experiments import Section, read_sections
 from unetdiff.compare.findings import findings
 from unetdiff.compare.masks import mask_blocks
 from unetdiff.compare.runs import Run, read_runs
@@ -25,6 +26,7 @@ from unetdiff.compare.samples import Budget, Consistency, SampleBlock, sample_bl
 from unetdiff.compare.sets import by_set
 from unetdiff.compare.table import Table, build_table, compact, judged_line, percent
 from unetdiff.compare.templates import render
+from unetdiff.errors import UserError
 
 TITLE = "One U-Net, two heads"
 
@@ -38,11 +40,12 @@ def write_report(
     budget: Budget | None = None,
     command: str | None = None,
     cache: Path | None = None,
+    experiments: Sequence[Path] = (),
 ) -> Path:
-    """Write the page that compares runs, and report.json beside it.
+    """Write the page that compares runs and shows experiments, and report.json beside it.
 
     Args:
-        runs: run directories, in the order of the page's columns.
+        runs: run directories, in the order of the page's columns; may be empty where there are experiments.
         output: the HTML file; or a folder, for report.html in it.
         title: heading of the page.
         facts: more to say under the heading, e.g. {"set": "scenes"}.
@@ -50,18 +53,23 @@ def write_report(
         budget: how much is sampled and judged.
         command: what a person types to make this page; None: `unetdiff compare` with these runs.
         cache: folder where trained judges are kept for the next page; None: nowhere.
+        experiments: folders with a record (the --output of `unetdiff experiment`), in the order of the page.
 
     Returns:
         The HTML file.
 
     Raises:
-        UserError: a path that is no run directory, or weights that cannot be read.
+        UserError: nothing to show, a path that is no run directory, weights that cannot be read, or a folder that holds
+            no record.
     """
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    if not runs and not experiments:
+        raise UserError("compare has nothing to show; give run directories, or --with the folder of an experiment")
     budget = budget or Budget()
-    read = read_runs(runs)
+    sections = read_sections(experiments)
+    read = read_runs(runs) if runs else []
+    page.parent.mkdir(parents=True, exist_ok=True)
 
     masks, mask_problems = mask_blocks(read, budget.rows, seed)
     samples, sample_problems = sample_blocks(read, budget, seed, cache)
@@ -69,43 +77,46 @@ def write_report(
     table = build_table(read, scores)
     judge = next((block.judge for block in samples if block.judge is not None), None)
     cards = findings(read, table, scores, judge)
-    command = command or shlex.join(["unetdiff", "compare", *map(str, runs), "--output", str(output)])
+    shown = ["--with", *map(str, experiments)] if experiments else []
+    command = command or shlex.join(["unetdiff", "compare", *map(str, runs), *shown, "--output", str(output)])
 
     content = {
         "title": title,
-        "facts": {**_facts(read), **(facts or {})},
+        "facts": {**_facts(read, sections), **(facts or {})},
         "notices": [*_notices(read), *mask_problems, *sample_problems],
         "findings": cards,
         "runs": [_reproduce(run) for run in read],
-        "network": _network(read, seed),
+        "network": _network(read, seed) if read else None,
         "table": table,
         "masks": masks,
         "samples": samples,
         "curves": [(c.title, c.across, Markup(c.svg)) for c in learning_curves(read)],
+        "experiments": sections,
         "command": command,
         "seed": seed,
-        "versions": _versions(read),
+        "versions": _versions([run.summary for run in read] + [section.record.machine for section in sections]),
         "percent": percent,
     }
-    _write(page.with_suffix(".json"), _raw(read, table, scores, samples, title, seed, command))
+    _write(page.with_suffix(".json"), _raw(read, table, scores, samples, sections, title, seed, command))
     _write(page, render("page.html", **content))
     return page
 
 
-def _facts(runs: Sequence[Run]) -> dict[str, str]:
-    """What the runs have in common, for the line under the heading."""
-    sets = list(dict.fromkeys(run.data_name for run in runs))
+def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
+    """What runs and experiments have in common, for the line under the heading."""
+    sets = list(dict.fromkeys([run.data_name for run in runs] + [section.record.set_name for section in sections]))
     families = list(
         dict.fromkeys(str((run.model_config.get("encoder") or {}).get("family", "residual")) for run in runs)
     )
-    facts = {"set": ", ".join(sets), "encoder": ", ".join(families)}
-    machine = next((run.summary for run in runs if run.summary.get("device")), {})
+    facts = {"set": ", ".join(filter(None, sets)), "encoder": ", ".join(families)}
+    machines = [run.summary for run in runs] + [section.record.machine for section in sections]
+    machine = next((machine for machine in machines if machine.get("device")), {})
     if machine:
         count = machine.get("threads")
         threads = f", {count} thread{'s' if count != 1 else ''}" if count else ""
         precision = f", {machine['precision']}" if machine.get("precision") else ""
         facts["machine"] = f"{machine['device']}{threads}{precision}"
-    return facts
+    return {name: value for name, value in facts.items() if value}
 
 
 def _notices(runs: Sequence[Run]) -> list[str]:
@@ -161,11 +172,11 @@ def _reproduce(run: Run) -> dict[str, Any]:
     }
 
 
-def _versions(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Versions of the libraries; where runs differ, all of them."""
+def _versions(machines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Versions of the libraries; where runs or experiments differ, all of them."""
     found: dict[str, list[str]] = {}
-    for run in runs:
-        for name, version in (run.summary.get("versions") or {}).items():
+    for machine in machines:
+        for name, version in (machine.get("versions") or {}).items():
             if str(version) not in found.setdefault(name, []):
                 found[name].append(str(version))
     return [(name, " / ".join(versions)) for name, versions in found.items()]
@@ -176,6 +187,7 @@ def _raw(
     table: Table,
     scores: Mapping[int, Consistency],
     samples: Sequence[SampleBlock],
+    sections: Sequence[Section],
     title: str,
     seed: int,
     command: str,
@@ -211,6 +223,7 @@ def _raw(
             for block in samples
             if block.judge is not None
         ],
+        "experiments": [{"path": str(section.path), **asdict(section.record)} for section in sections],
     }
 
 

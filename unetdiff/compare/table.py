@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from unetdiff.compare.runs import JsonDict, Run
 from unetdiff.compare.samples import Consistency
 from unetdiff.compare.sets import set_key
+from unetdiff.text import Better, best_of
 
-Better = Literal["higher", "lower", "neither"]
 DASH = "–"
 
 
@@ -196,23 +195,6 @@ def _add(table: Table, figure: Figure, runs: Sequence[Run], cells: Sequence[tupl
         Value(number, text, note, marked) for (number, note), text, marked in zip(cells, texts, best, strict=True)
     )
     table.rows.append(Row(figure.key, figure.label, figure.note, figure.group, values))
-
-
-def best_of(numbers: Sequence[float | None], texts: Sequence[str], better: Better, groups: Sequence[str]) -> list[bool]:
-    """Which values are the better ones.
-
-    Nothing is marked where there is nothing to compare: a single value, all alike as written, figures without a
-    better end, or runs whose `groups` differ (another set, another objective, another machine). Values that are
-    written alike are marked alike.
-    """
-    present = [index for index, number in enumerate(numbers) if number is not None]
-    if better == "neither" or len(present) < 2 or len({groups[index] for index in present}) > 1:
-        return [False] * len(numbers)
-    if len({texts[index] for index in present}) == 1:
-        return [False] * len(numbers)
-    pick = max if better == "higher" else min
-    winner = pick(present, key=lambda index: numbers[index] or 0.0)
-    return [index in present and texts[index] == texts[winner] for index in range(len(numbers))]
 
 
 def _number(value: object) -> float | None:

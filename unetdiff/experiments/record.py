@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -186,9 +187,9 @@ def read_record(folder: Path) -> Record:
         content = json.loads(file.read_text())
         parts = [_part(part) for part in content.pop("parts")]
         record = Record(parts=parts, **content)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder} holds no {RECORD}; give the --output of an `unetdiff experiment`") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no record of an experiment ({error}); do the experiment again") from error
     _check(record, Path(folder))
     return record
@@ -219,6 +220,9 @@ def _check(record: Record, folder: Path) -> None:
             missing = [file for _, files in part.rows for file in files if file and not (folder / file).is_file()]
             if missing:
                 raise UserError(f"{folder / missing[0]} is missing; do the experiment again: {record.command}")
+            colors = [color for _, color in part.legend if not re.fullmatch(r"#[0-9a-fA-F]{6}", color)]
+            if colors:
+                raise UserError(f"{record.name}: colour {colors[0]!r} in the legend of “{part.title}” is not #rrggbb")
         if isinstance(part, Chart):
             odd = [line.name for line in part.lines if len(line.x) != len(line.y)]
             if odd:
