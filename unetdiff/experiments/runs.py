@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from unetdiff.config import RunConfig, Task, as_arguments, check_files, parse, v
 from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.experiments.record import Line, Value
+from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
+from unetdiff.models.resolve import resolve
 from unetdiff.training.once import train_once
 
 MACHINE = ("device", "processes", "threads", "precision", "versions")
@@ -63,6 +65,21 @@ def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any
     return config
 
 
+def one_backbone(base: RunConfig) -> RunConfig:
+    """`base` with a backbone that is the same under either head: what follows from a diffusion head (a time embedding,
+    norms that do not mix a batch) is said outright, so that a segmenter alone has it too.
+
+    Raises:
+        UserError: a network that cannot have a diffusion head.
+    """
+    heads = HeadsConfig(SegmentationHeadConfig(), DiffusionHeadConfig())
+    try:
+        model = resolve(replace(base.model, heads=heads))
+    except UserError as error:
+        raise UserError(f"model.{error}") from None
+    return replace(base, model=replace(model, heads=base.model.heads))
+
+
 def steps_of(config: RunConfig) -> int:
     """Optimizer steps of a run, from epochs where it says those."""
     settings = config.training
@@ -96,6 +113,11 @@ def train(name: str, config: RunConfig, command: str) -> Run:
 
 
 # ------------------------------------------------------------------------------------------------ reading
+
+
+def last_weights(run: Run) -> Run:
+    """A finished run, to be judged by the weights that its last validation is of."""
+    return replace(run, model=run.path / "latest")
 
 
 def last(run: Run, figure: str) -> float:
@@ -134,6 +156,24 @@ def machine_of(runs: Sequence[Run]) -> dict[str, Any]:
 def configs_of(runs: Mapping[str, Run]) -> dict[str, str]:
     """Each run's resolved config as YAML."""
     return {name: yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) for name, run in runs.items()}
+
+
+def difference(ours: Sequence[float], theirs: Sequence[float]) -> Value:
+    """By how much runs differ from others of the same seeds: mean and spread of the differences, seed by seed."""
+    return Value.of([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def difference_words(found: Value, digits: int = 3) -> str:
+    """ "0.041 lower, more than its spread over 3 seeds (0.012)"."""
+    if found.mean is None:
+        return "not to be compared"
+    size = f"{abs(found.mean):.{digits}f}"
+    way = "higher" if found.mean > 0 else "lower"
+    what = f"{size} {way}" if float(size) else "the same"
+    if found.spread is None:
+        return f"{what}; with one seed, chance is not ruled out"
+    more = "more than" if abs(found.mean) > found.spread else "within"
+    return f"{what}, {more} the spread of that difference over {found.n} seeds ({found.spread:.{digits}f})"
 
 
 def seeds_of(count: int, first: int = 0) -> list[int]:
