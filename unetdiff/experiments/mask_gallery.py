@@ -12,11 +12,10 @@ from unetdiff.compare.embed import as_array, shrunk
 from unetdiff.compare.masks import predictions
 from unetdiff.compare.runs import Run
 from unetdiff.compare.sets import choose, open_set
+from unetdiff.experiments.pictures import Album, legend
 from unetdiff.experiments.record import Gallery
 from unetdiff.experiments.runs import last_weights
-from unetdiff.segmentation.palette import VOID_COLOR, as_mask, colorize
-
-VOID = 255
+from unetdiff.segmentation.palette import as_mask, colorize
 
 
 def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, seed: int) -> Gallery:
@@ -25,34 +24,24 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, 
     Args:
         title: of the gallery.
         runs: finished runs with a segmentation head, all of one set, by the name of their column.
-        folder: the record's; the files go to pictures/ in it.
+        folder: the record's.
         count: validation pictures, of different classes as far as there are.
         seed: which pictures.
     """
-    first = next(iter(runs.values()))
-    data = open_set(first)
+    data = open_set(next(iter(runs.values())))
     items = [data[index] for index in choose(data, count, seed)]
-    truths = [as_mask(item["mask"]) for item in items]
-    found = {"picture": [as_array(item["image"]) for item in items]}
-    occurring: set[int] = {int(value) for truth in truths for value in np.unique(truth)}
-    found["truth"] = [colorize(truth, data.palette) for truth in truths]
+    masks = {"truth": [as_mask(item["mask"]) for item in items]}
     for name, run in runs.items():
-        masks = predictions(last_weights(run), items, truths)
-        occurring |= {int(value) for mask in masks for value in np.unique(mask)}
-        found[name] = [colorize(mask, data.palette) for mask in masks]
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        masks[name] = predictions(last_weights(run), items, masks["truth"])
+    album = Album(folder, "masks")
+
+    def add(picture: np.ndarray, photo: bool) -> str:
+        return album.add(np.asarray(shrunk(Image.fromarray(picture), photo)))
+
     rows = []
     for row, item in enumerate(items):
-        files = []
-        for column, pictures in found.items():
-            file = f"pictures/{row:02d}-{column.replace(' ', '-').lower()}.png"
-            shrunk(Image.fromarray(pictures[row]), photo=column == "picture").save(folder / file)
-            files.append(file)
+        files = [add(as_array(item["image"]), photo=True)]
+        files += [add(colorize(column[row], data.palette), photo=False) for column in masks.values()]
         rows.append((str(item["name"]), files))
-    legend = [(name, _hex(data.palette[i])) for i, name in enumerate(data.classes) if i in occurring]
-    legend += [("void, counted nowhere", _hex(VOID_COLOR))] if VOID in occurring else []
-    return Gallery(title, list(found), rows, legend=legend)
-
-
-def _hex(color: np.ndarray | tuple[int, ...]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*(int(level) for level in color))
+    shown = legend(data.classes, data.palette, [mask for column in masks.values() for mask in column])
+    return Gallery(title, ["picture", *masks], rows, legend=shown)

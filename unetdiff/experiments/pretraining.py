@@ -188,8 +188,9 @@ def _method(plan: Plan, denoiser: Run, runs: Mapping[tuple[str, float, int], Run
     noise = denoiser.config
     told = [
         f"The denoiser: {noise['training']['steps']} steps of {noise['training']['batch_size']} of all "
-        f"{plan.pictures:,} training pictures, without labels and told nothing ("
-        f"{noise['diffusion']['prediction_type']}, {noise['diffusion']['weighting']} weights). It is trained once: the spread is not that of pre-training.",
+        f"{plan.pictures:,} training pictures, without labels and told nothing "
+        f"({noise['diffusion']['prediction_type']}, {noise['diffusion']['weighting']} weights). It is trained once, so "
+        "the spread is not that of pre-training.",
         f"Each segmenter: {one['steps']} steps of {one['batch_size']}, whatever its share of the labels, so a small "
         "share is seen more often. The warm-up is three epochs at most, so it is short for small shares, whatever the "
         "start.",
