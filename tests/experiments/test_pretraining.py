@@ -104,14 +104,14 @@ def test_an_imagenet_trunk_keeps_its_own_network(asked: Callable[..., Any], tmp_
 
 
 def test_a_whole_tiny_pretraining(asked: Callable[..., Any], tmp_path: Path) -> None:
-    given, overrides = asked("pretraining", "--shares", "0.05", "1", "--seeds", "2", "--steps", "3",
+    given, overrides = asked("pretraining", "--shares", "0.05", "1", "--seeds", "1", "--steps", "3",
                              "--pretraining_steps", "3", "--rows", "2", *TINY)  # fmt: skip
     record = pretraining.run(given, overrides, tmp_path, "unetdiff experiment pretraining")
     write_record(record, tmp_path)
-    assert read_record(tmp_path) == record and record.seeds == [0, 1]
+    assert read_record(tmp_path) == record and record.seeds == [0]
     curves, table, gallery = record.parts
     assert curves.kind == "chart" and [line.x for line in curves.lines] == [[3.0, 64.0]] * 2
-    assert table.kind == "table" and all(value.n == 2 for _, values in table.rows for value in values)
+    assert table.kind == "table" and all(value.n == 1 for _, values in table.rows for value in values)
     assert isinstance(gallery, Gallery) and gallery.columns == ["picture", "truth", RANDOM, DENOISER]
 
     # the gallery's last column is what the denoiser's segmenter says, in the set's colours

@@ -51,6 +51,9 @@ def test_steps_follow_from_epochs_and_the_share(tmp_path: Path) -> None:
     assert steps_of(epochs) == 24
     epochs.data.share = 0.5
     assert steps_of(epochs) == 12
+    epochs.training.epochs = None
+    with pytest.raises(UserError, match="training.steps: None and training.epochs null give no length"):
+        steps_of(epochs)
 
 
 def test_what_is_read_of_runs() -> None:

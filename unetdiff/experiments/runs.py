@@ -19,6 +19,7 @@ from unetdiff.errors import UserError
 from unetdiff.experiments.record import Line, Value
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
+from unetdiff.rules.loop import validate_length
 from unetdiff.training.once import train_once
 
 MACHINE = ("device", "processes", "threads", "precision", "versions")
@@ -81,8 +82,13 @@ def one_backbone(base: RunConfig) -> RunConfig:
 
 
 def steps_of(config: RunConfig) -> int:
-    """Optimizer steps of a run, from epochs where it says those."""
+    """Optimizer steps of a run, from epochs where it says those.
+
+    Raises:
+        UserError: it says neither, or both.
+    """
     settings = config.training
+    validate_length(config)
     if settings.steps is not None:
         return settings.steps
     pictures = len(build_dataset(config.data, "train", segmentation=config.task != "diffusion"))
