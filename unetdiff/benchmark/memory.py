@@ -11,15 +11,13 @@ import gc
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
 
 from unetdiff.benchmark.timing import Round, synchronizer
+from unetdiff.training.peak import forget_peak, peak_bytes
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ROUNDS = 2  # the first training step makes the optimizer's state, the second has it beside the activations
 
 Given = ParamSpec("Given")
@@ -44,24 +42,11 @@ def working_memory(start: Callable[[], Round], device: torch.device, rounds: int
         None where the system does not say (no Linux, no GPU).
     """
     gc.collect()
-    cuda = device.type == "cuda"
-    if not cuda and not STATUS.is_file():
-        return None
-    if cuda:
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):
-            CLEAR.write_text("5")  # the highest so far is forgotten, where the system lets a process do that
-        before = _status("VmHWM")
+    forget_peak(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_bytes(device)
     work = start()
     for _ in range(rounds):
         work()
     synchronizer(device)()
-    return (torch.cuda.max_memory_allocated(device) if cuda else _status("VmHWM")) - before
-
-
-def _status(name: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    lines = STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+    peak = peak_bytes(device)
+    return None if before is None or peak is None else peak - before

@@ -37,11 +37,7 @@ def data_uri(picture: Tensor | np.ndarray, photo: bool = True, largest: int = LA
         photo: False for masks and drawings, which keep their exact colours at any size.
         largest: pixels of the longer side that are kept.
     """
-    image = Image.fromarray(as_array(picture))
-    if max(image.size) > largest:
-        scale = largest / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
+    image = shrunk(Image.fromarray(as_array(picture)), photo, largest)
     buffer = io.BytesIO()
     if photo and max(image.size) > SMALL:
         image.save(buffer, format="JPEG", quality=88)
@@ -50,6 +46,15 @@ def data_uri(picture: Tensor | np.ndarray, photo: bool = True, largest: int = LA
         image.save(buffer, format="PNG", optimize=True)
         kind = "png"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def shrunk(image: Image.Image, photo: bool = True, largest: int = LARGEST) -> Image.Image:
+    """The picture with a longer side of at most `largest` pixels; arguments as of `data_uri`."""
+    if max(image.size) <= largest:
+        return image
+    scale = largest / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
 
 
 def is_small(picture: Tensor | np.ndarray) -> bool:

@@ -10,5 +10,14 @@ Each experiment is a module that leaves a `Record` (record.py), which `unetdiff 
 
 from __future__ import annotations
 
-EXPERIMENTS: dict[str, tuple[str, str]] = {}
+EXPERIMENTS: dict[str, tuple[str, str]] = {
+    "budget": (
+        "unetdiff.experiments.budget",
+        "one backbone trained for one budget as segmenter, as denoiser and as both",
+    ),
+    "pretraining": (
+        "unetdiff.experiments.pretraining",
+        "whether a segmenter of few labels gains from a denoiser's start",
+    ),
+}
 """Name -> (module, what it asks); imported when called."""

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from unetdiff.config import RunConfig
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import Progress
+from unetdiff.training.peak import peak_bytes
 from unetdiff.training.records import METRICS, read_lines
 from unetdiff.training.tasks.base import Task
 
@@ -58,6 +59,7 @@ def write_summary(
         "best": {"metric": task.best[0], "value": progress.best, "step": progress.best_step},
         "final": figures or _last_validation(directory),
         "skipped_steps": progress.skipped,
+        "peak_memory": peak_bytes(accelerator.device),
         **machine.facts(accelerator),
         **more,
     }

@@ -32,6 +32,7 @@ from unetdiff.training.conditions import needs_layout
 from unetdiff.training.ema import EMA
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.optimizer import LearningRate, build_optimizer
+from unetdiff.training.peak import forget_peak
 from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
@@ -74,6 +75,7 @@ class Trainer:
         self.command = command
         settings = config.training
         self.accelerator = machine.build_accelerator(settings)
+        forget_peak(self.accelerator.device)
         self.records: Records | None = None
         masks, layout = config.task != "diffusion", needs_layout(config)
         if self.accelerator.is_main_process:

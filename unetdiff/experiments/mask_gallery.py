@@ -1,0 +1,47 @@
+"""The same validation pictures, segmented by several runs, as pictures of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from unetdiff.compare.embed import as_array, shrunk
+from unetdiff.compare.masks import predictions
+from unetdiff.compare.runs import Run
+from unetdiff.compare.sets import choose, open_set
+from unetdiff.experiments.pictures import Album, legend
+from unetdiff.experiments.record import Gallery
+from unetdiff.experiments.runs import last_weights
+from unetdiff.segmentation.palette import as_mask, colorize
+
+
+def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, seed: int) -> Gallery:
+    """A row a validation picture: itself, its truth, and what each run finds in it with its last weights.
+
+    Args:
+        title: of the gallery.
+        runs: finished runs with a segmentation head, all of one set, by the name of their column.
+        folder: the record's.
+        count: validation pictures, of different classes as far as there are.
+        seed: which pictures.
+    """
+    data = open_set(next(iter(runs.values())))
+    items = [data[index] for index in choose(data, count, seed)]
+    masks = {"truth": [as_mask(item["mask"]) for item in items]}
+    for name, run in runs.items():
+        masks[name] = predictions(last_weights(run), items, masks["truth"])
+    album = Album(folder, "masks")
+
+    def add(picture: np.ndarray, photo: bool) -> str:
+        return album.add(np.asarray(shrunk(Image.fromarray(picture), photo)))
+
+    rows = []
+    for row, item in enumerate(items):
+        files = [add(as_array(item["image"]), photo=True)]
+        files += [add(colorize(column[row], data.palette), photo=False) for column in masks.values()]
+        rows.append((str(item["name"]), files))
+    shown = legend(data.classes, data.palette, [mask for column in masks.values() for mask in column])
+    return Gallery(title, ["picture", *masks], rows, legend=shown)
