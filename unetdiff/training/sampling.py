@@ -75,6 +75,7 @@ def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Dr
     if setting.scheduler is not None:
         pipeline.scheduler = swap(pipeline.scheduler, setting.scheduler)
     precision = machine.autocast_dtype()
+    height, width = task.drawn_size()
     for start in tqdm(range(0, count, SAMPLE_BATCH), desc="sampling", unit="batch", leave=False, disable=None):
         numbers = range(start, min(start + SAMPLE_BATCH, count))
         conditions, labels = asked(task, numbers)
@@ -83,6 +84,8 @@ def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Dr
             batch_size=len(numbers),
             num_inference_steps=setting.steps,
             guidance_scale=setting.guidance_scale if conditions else 1.0,
+            height=height,
+            width=width,
             generator=[torch.Generator().manual_seed(hash_words(setting.seed, number) >> 1) for number in numbers],
             output_type="pt",
             autocast_dtype=precision,
