@@ -10,5 +10,9 @@ Each experiment is a module that leaves a `Record` (record.py), which `unetdiff 
 
 from __future__ import annotations
 
-EXPERIMENTS: dict[str, tuple[str, str]] = {}
+EXPERIMENTS: dict[str, tuple[str, str]] = {
+    "noise": ("unetdiff.experiments.noise", "how well a segmenter sees through noise, told how much there is or not"),
+    "agreement": ("unetdiff.experiments.agreement", "whether a segmentation head sees what samples were asked for"),
+    "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
+}
 """Name -> (module, what it asks); imported when called."""

@@ -5,7 +5,7 @@ Only `asked` and `told` know what conditions there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -18,12 +18,16 @@ from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion.latents import Pixels
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import swap
+from unetdiff.diffusion.steering import Steering
 from unetdiff.judging.subject import Denoise, Denoiser, Drawn, Setting, together
 from unetdiff.segmentation.inference import inference
 from unetdiff.training import machine
 from unetdiff.training.tasks import DiffusionTask
 
 SAMPLE_BATCH = 100
+
+Ask = Callable[[DiffusionTask, range], tuple[dict[str, Any], Tensor | None]]
+"""What the pipeline is asked for by these of the samples, and the classes (B,) of which they are to be."""
 
 
 def classes_of(task: DiffusionTask) -> list[str]:
@@ -68,8 +72,22 @@ def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
     return denoise
 
 
-def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Drawn]:
-    """Samples part by part; each has a noise of its own, so it is the same however many are drawn."""
+def draw_parts(
+    task: DiffusionTask,
+    count: int,
+    setting: Setting,
+    ask: Ask = asked,
+    steering: Callable[[range], Steering] | None = None,
+) -> Iterator[Drawn]:
+    """Samples part by part; each has a noise of its own, so it is the same however many are drawn.
+
+    Args:
+        task: the denoiser.
+        count: how many.
+        setting: how.
+        ask: what the pipeline is asked for by some of the samples, and their classes.
+        steering: where to some of the samples are led; None: nowhere.
+    """
     pipeline = task.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     if setting.scheduler is not None:
@@ -78,7 +96,7 @@ def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Dr
     height, width = task.drawn_size()
     for start in tqdm(range(0, count, SAMPLE_BATCH), desc="sampling", unit="batch", leave=False, disable=None):
         numbers = range(start, min(start + SAMPLE_BATCH, count))
-        conditions, labels = asked(task, numbers)
+        conditions, labels = ask(task, numbers)
         result = pipeline(
             **conditions,
             batch_size=len(numbers),
@@ -89,6 +107,7 @@ def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Dr
             generator=[torch.Generator().manual_seed(hash_words(setting.seed, number) >> 1) for number in numbers],
             output_type="pt",
             autocast_dtype=precision,
+            steering=None if steering is None else steering(numbers),
         )
         yield Drawn(to_uint8(cast(GenerationOutput, result).pixels() * 2 - 1), labels)
 

@@ -69,9 +69,7 @@ def _assemble(
     if config.task == "segmentation":
         scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
         return SegmentationTask(unet, config.segmentation, val, size, scheduler)
-    diffusion = DiffusionTask(
-        unet, conditioner, config.diffusion, val, config.training.seed, space, config.data.size
-    )
+    diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, space, config.data.size)
     if config.task == "diffusion":
         return diffusion
     segmentation = SegmentationTask(unet, config.segmentation, val, size)
