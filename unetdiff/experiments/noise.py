@@ -20,7 +20,7 @@ import torch
 from unetdiff.compare.quickstart import quickstart_configs
 from unetdiff.config import RunConfig, check_files, overridden, parse, to_yaml, validate
 from unetdiff.data import evenly
-from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler
+from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
 from unetdiff.experiments.pictures import Album, legend
 from unetdiff.experiments.record import Chart, Column, Gallery, Line, Record, Table, Value
@@ -83,16 +83,17 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         check_files(config)
     pictures = split_of(base.data, "val", masks=True)
     noises = Noises(pictures, scheduler, base.training.seed)
-    accelerator = machine.build_accelerator(base.training)
-    precision = machine.autocast_dtype(base.training.mixed_precision)
     joint = None if given.joint is None else _joint(given.joint, pictures.classes, scheduler)
     runs = {key: train_once(config, command) for key, config in configs.items()}
+    accelerator = machine.build_accelerator(base.training)
+    precision = machine.autocast_dtype(base.training.mixed_precision)
     indices = evenly(len(pictures), given.pictures)
 
     def network(name: str, seed: int) -> UNet:
         # the weights of the last step: the best ones are the best on clean pictures
         unet: UNet = UNet.from_pretrained(runs[name, seed] / "latest" / "unet")
-        return unet.to(accelerator.device)
+        unet.to(accelerator.device)
+        return unet
 
     found: dict[str, list[list[float]]] = {}  # by segmenter, then seed, then timestep
     shown: dict[str, Segment] = {}
@@ -120,18 +121,16 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         _table(values, across, timesteps),
         _gallery(shown, noises, indices[: given.rows], _some(timesteps, COLUMNS), output),
     ]
+    length = base.training
+    trained = f"{length.steps} steps" if length.steps is not None else f"{length.epochs:g} epochs"
     method = [
-        f"Each segmenter was trained for {configs[PLAIN, 0].training.steps or 'the given epochs of'} steps"
-        if configs[PLAIN, 0].training.steps
-        else f"Each segmenter was trained for {configs[PLAIN, 0].training.epochs} epochs",
+        f"Each segmenter was trained for {trained} on the same pictures in the same order; the third has a time "
+        "embedding, the first two have none.",
         f"Of the training pictures of the noisy ones, a share of {given.share:g} was noised, each to a random timestep "
         f"of the {len(scheduler.alphas_cumprod)} of the schedule {base.diffusion.noise.beta_schedule}.",
         "The weights are those of the last step. Timestep 0 stands for a picture without any noise.",
         "mIoU is from one confusion matrix over all pictures, at the masks' own size.",
     ]
-    method[0] += (
-        ", all on the same pictures in the same order; the first two have no time embedding, the third has one."
-    )
     if joint is not None:
         method.append(f"The joint run is {given.joint}, trained on its own budget: its line is no fair comparison.")
     return Record(
@@ -175,14 +174,14 @@ def variant(base: RunConfig, name: str, seed: int, share: float, output: Path) -
     return config
 
 
-def _joint(path: Path, classes: Sequence[str], scheduler: object) -> UNet:
+def _joint(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:
     """The network of a joint run of the same classes and noise."""
     loaded = load_run(path)
     if loaded.segmentation is None or loaded.diffusion is None:
         raise UserError(f"--joint: {path} has not both heads; give the run directory of a joint run")
     if list(loaded.pictures.classes) != list(classes):
         raise UserError(f"--joint: {path} has other classes than this set; give a joint run of the same set")
-    theirs, ours = loaded.diffusion.scheduler.alphas_cumprod, scheduler.alphas_cumprod  # type: ignore[attr-defined]
+    theirs, ours = loaded.diffusion.scheduler.alphas_cumprod, scheduler.alphas_cumprod
     if len(theirs) != len(ours) or not torch.allclose(theirs, ours):
         raise UserError(f"--joint: {path} was trained with another diffusion.noise; use its own here")
     return loaded.task.unet
@@ -226,7 +225,7 @@ def _gallery(
 
 
 def findings(
-    values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int], scheduler: object
+    values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int], scheduler: Scheduler
 ) -> list[str]:
     """What came out, as sentences of the figures."""
 
@@ -239,9 +238,9 @@ def findings(
             f"On clean pictures, mIoU is {at(PLAIN, 0)} for the segmenter that was trained on them, {at(NOISY, 0)} for "
             f"the one trained on noisy pictures, and {at(TOLD, 0)} for the one that is told the timestep as well."
         )
-    middle = int(np.argmin([abs(t - len(scheduler.alphas_cumprod) / 2) for t in timesteps]))  # type: ignore[attr-defined]
+    middle = int(np.argmin([abs(t - len(scheduler.alphas_cumprod) / 2) for t in timesteps]))
     t = timesteps[middle]
-    alpha, sigma = (float(level) for level in alpha_sigma(scheduler, torch.tensor([t])))  # type: ignore[arg-type]
+    alpha, sigma = (float(level) for level in alpha_sigma(scheduler, torch.tensor([t])))
     told.append(
         f"At t = {t} (α {alpha:.2f}, σ {sigma:.2f}) they reach {at(PLAIN, middle)}, {at(NOISY, middle)} and "
         f"{at(TOLD, middle)}."

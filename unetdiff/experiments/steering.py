@@ -3,7 +3,8 @@
 At each step of DDIM the picture that the denoiser expects, x_0, is segmented, and the gradient of the cross-entropy
 against a wished layout is added to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of
 validation pictures. A picture that is moved along the gradient of one network may please that network alone, as
-adversarial examples do. So the samples are judged twice: by the segmenter that steered, and by one that had no part in it.
+adversarial examples do. So the samples are judged twice: by the segmenter that steered, and by one that had no
+part in it.
 """
 
 from __future__ import annotations
@@ -262,16 +263,18 @@ def findings(found: Mapping[str, Judged], real: Judged, best: str, n: int) -> li
     most = found[pleased]
     told = [
         f"Without steering, the mIoU of {n} samples against the wished layouts is {before.by_segmenter:.3f} by the "
-        f"steering segmenter and {before.by_judge:.3f} by the independent one; real pictures have {real.by_segmenter:.3f} and "
-        f"{real.by_judge:.3f}."
+        f"steering segmenter and {before.by_judge:.3f} by the independent one; real pictures have "
+        f"{real.by_segmenter:.3f} and {real.by_judge:.3f}."
     ]
     if pleased == UNSTEERED:
         return [*told, "No scale raises the steering segmenter's own mIoU: steering failed here."]
     gain, confirmed = most.by_segmenter - before.by_segmenter, most.by_judge - before.by_judge
     told.append(f"Steered at {pleased}, the steering segmenter's mIoU is {most.by_segmenter:.3f} ({gain:+.3f}).")
+    seen = f"{most.by_judge:.3f} ({confirmed:+.3f})"
     told.append(
-        f"The independent judge {'confirms' if confirmed > 0 else 'does not confirm'} it: {most.by_judge:.3f} "
-        f"({confirmed:+.3f}), {confirmed / gain:.0%} of that gain."
+        f"The independent judge sees {confirmed / gain:.0%} of that gain: {seen}."
+        if confirmed > 0
+        else f"The independent judge does not confirm it: {seen}. What was gained, only the steering segmenter sees."
     )
     if best == UNSTEERED:
         told.append("At no scale does the independent judge see the layouts better than without steering.")
@@ -279,7 +282,8 @@ def findings(found: Mapping[str, Judged], real: Judged, best: str, n: int) -> li
         chosen = found[best]
         told.append(
             f"The independent judge likes {best} most: {chosen.by_judge:.3f} "
-            f"({chosen.by_judge - before.by_judge:+.3f}). That is the best of the scales on the same samples, so it flatters a little."
+            f"({chosen.by_judge - before.by_judge:+.3f}). It is chosen by these very "
+            "samples, which flatters it a little."
         )
     if most.seconds is not None and before.seconds:
         told.append(f"A steered sample takes {most.seconds / before.seconds:.1f} times as long as one that is not.")
