@@ -249,8 +249,10 @@ class GenerationPipeline(DiffusionPipeline):
                 for step, t in enumerate(timesteps):
                     scale = guidance_scale if inside(t, steps_allowed, guidance_interval) else 1.0
                     model_input = self.scheduler.scale_model_input(xt, t)
-                    told_all = {"conditional": conditional, "null": null, "guidance_scale": scale, "both": both}
-                    predict = partial(guided, denoise, timestep=t, rescale=guidance_rescale, **told_all)
+
+                    def predict(x: torch.Tensor, t: torch.Tensor = t, scale: float = scale) -> torch.Tensor:
+                        return guided(denoise, x, t, conditional, null, scale, guidance_rescale, both)
+
                     if steering is None:
                         output = predict(model_input)
                     else:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from unetdiff.compare.runs import data_name
 from unetdiff.compare.samples import wilson
 from unetdiff.conditioning import LayoutConditioner
 from unetdiff.config import to_yaml
@@ -134,7 +135,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source=SOURCE,
         command=command,
         seeds=[given.seed],
-        set_name=loaded.config.data.name,
+        set_name=data_name(asdict(loaded.config.data)),
         configs={"denoiser": to_yaml(loaded.config), "segmenter": to_yaml(run_config(Path(judge_path)))},
         machine=machine.facts(loaded.accelerator),
         minutes=(time.perf_counter() - began) / 60,

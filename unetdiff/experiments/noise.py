@@ -12,18 +12,20 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from unetdiff.compare.quickstart import quickstart_configs
+from unetdiff.compare.runs import data_name
 from unetdiff.config import RunConfig, check_files, overridden, parse, to_yaml, validate
 from unetdiff.data import evenly
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
 from unetdiff.experiments.pictures import Album, legend
-from unetdiff.experiments.record import Chart, Column, Gallery, Line, Record, Table, Value
+from unetdiff.experiments.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
 from unetdiff.experiments.text import written
 from unetdiff.judging.robustness import (
     CLEAN,
@@ -104,12 +106,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         if joint is not None and not seed:
             segmenters[JOINT] = asks(joint.to(accelerator.device), True, precision)
         ignore, batch = base.segmentation.ignore_index, base.training.eval_batch_size
-        for name, values in mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore, batch).items():
-            found.setdefault(name, []).append(values)
+        for name, figures in mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore, batch).items():
+            found.setdefault(name, []).append(figures)
         shown = shown or segmenters
     values = {name: [Value.of(at) for at in zip(*seeds, strict=True)] for name, seeds in found.items()}
     across = {name: Value.of([float(np.mean(seed)) for seed in seeds]) for name, seeds in found.items()}
-    parts = [
+    parts: list[Part] = [
         Chart(
             "Segmentation under noise",
             "timestep of the noise in the picture (0: clean)",
@@ -143,7 +145,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source=SOURCE,
         command=command,
         seeds=[base.training.seed + seed for seed in range(given.seeds)],
-        set_name=base.data.name + (f" ({Path(base.data.root).name})" if base.data.root else ""),
+        set_name=data_name(asdict(base.data)),
         configs={name: to_yaml(configs[name, 0]) for name in NAMES},
         machine=machine.facts(accelerator),
         minutes=(time.perf_counter() - began) / 60,

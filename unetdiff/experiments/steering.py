@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from unetdiff.compare.runs import data_name
 from unetdiff.config import RunConfig, check_files, to_yaml, validate
 from unetdiff.data import collate, evenly
 from unetdiff.data.transforms import fitted
@@ -160,7 +161,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source=SOURCE,
         command=command,
         seeds=[given.seed],
-        set_name=loaded.config.data.name,
+        set_name=data_name(asdict(loaded.config.data)),
         configs={
             "denoiser": to_yaml(loaded.config),
             "segmenter": to_yaml(run_config(steerer_path)),
@@ -242,10 +243,12 @@ def _gallery(
         seen.append(
             [predict_masks(who.unet, some, who.size, BATCH, options=who.inference) for who in (segmenter, judge)]
         )
-    rows, masks = [], []
+    rows: list[tuple[str, list[str]]] = []
+    masks: list[np.ndarray] = []
     for number, layout in enumerate(layouts):
         wished = as_mask(layout)
-        files, masks = [album.add(colorize(wished, palette))], [*masks, wished]
+        files = [album.add(colorize(wished, palette))]
+        masks.append(wished)
         for one, both in zip(shown.values(), seen, strict=True):
             files.append(album.add(one.pictures[number]))
             for guesses in both:
