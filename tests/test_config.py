@@ -369,6 +369,22 @@ IMPOSSIBLE = [
         {"segmentation.ohem": {"threshold": 0.5}, **ONLY_LOVASZ},
         ["segmentation.ohem: {'threshold': 0.5, 'min_share': 0.2}", "without cross_entropy", "use null"],
     ),
+    ("segmentation", {"segmentation.noise": 1.5}, ["segmentation.noise: 1.5", "use 0 to 1"]),
+    ("joint", {"segmentation.noise": 0.5}, ["segmentation.noise: 0.5", "task joint", "use 0.0, or task segmentation"]),
+    (
+        "segmentation",
+        {
+            "segmentation.noise": 0.5,
+            "diffusion.noise.zero_terminal_snr": True,
+            "diffusion.prediction_type": "epsilon",
+        },
+        ["diffusion.prediction_type: 'epsilon'", "pure noise"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.noise": 0.5, "diffusion.noise.num_train_timesteps": 1},
+        ["diffusion.noise.num_train_timesteps: 1", "use 2 or more"],
+    ),
     ("segmentation", {"segmentation.ohem": {"threshold": 1.5}}, ["segmentation.ohem.threshold: 1.5", "use 0 to 1"]),
     ("segmentation", {"segmentation.ohem": {"min_share": -1}}, ["segmentation.ohem.min_share: -1.0", "use 0 to 1"]),
     (

@@ -276,10 +276,25 @@ def parse(
     overrides: {"training.steps": 5}, or words of a command line (["--training.steps", "5"]).
     task: what is trained; refused where the file says otherwise. Raises UserError, one line.
     """
-    arguments = as_arguments(overrides)
     tree = read_yaml(Path(path)) if path is not None else {}
     if task is not None and tree.get("task", task) != task:
         raise UserError(f"task: {tree['task']!r} in {path}, but {task!r} was asked for; ask for {tree['task']}")
+    config = _typed(tree, as_arguments(overrides))
+    if task is not None:
+        config.task = task
+    _check_tree(asdict(config), "the config")
+    return config
+
+
+def overridden(config: RunConfig, overrides: Mapping[str, Any] | Sequence[str] | None) -> RunConfig:
+    """A copy of a config with overrides on it, keys and types checked; see `parse`."""
+    changed = _typed(asdict(config), as_arguments(overrides))
+    _check_tree(asdict(changed), "the config")
+    return changed
+
+
+def _typed(tree: dict[str, Any], arguments: list[str]) -> RunConfig:
+    """A tree of plain values, and words of a command line over it, as a config."""
     parser = build_parser()
     try:
         namespace = parser.parse_object(tree)
@@ -287,11 +302,7 @@ def parse(
         built = parser.instantiate(namespace)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise _refuse_jsonargparse(error, arguments, tree) from None
-    config = RunConfig(task=built.task, **{name: getattr(built, name) for name in SECTIONS})
-    if task is not None:
-        config.task = task
-    _check_tree(asdict(config), "the config")
-    return config
+    return RunConfig(task=built.task, **{name: getattr(built, name) for name in SECTIONS})
 
 
 def load(

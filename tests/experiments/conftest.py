@@ -1,26 +1,66 @@
-"""Options of an experiment, as from the command line."""
+"""What an experiment is given: options as from the command line, and runs of seconds."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.config import RunConfig, parse
 from unetdiff.experiments import EXPERIMENTS
+from unetdiff.training.trainer import train
+
+TINY = {
+    "model": {
+        "encoder": {"channels": [8, 16]},
+        "residual": {"layers_per_block": 1, "norm_num_groups": 4},
+        "conditioning": {"cross_attention_dim": 8, "attention_levels": [1], "attention_head_dim": 8},
+    },
+    "data": {"scenes": {"train_pictures": 16, "val_pictures": 12}},
+    "diffusion": {"preview_steps": 2, "preview_per_class": 1},
+    "segmentation": {"preview_pictures": 1},
+    "training": {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "validate_every": 2, "log_every": 1},
+}
 
 
 @pytest.fixture
 def asked() -> Callable[..., tuple[argparse.Namespace, list[str]]]:
     """asked("budget", "--steps", "4", ...): the experiment's options and the dotted overrides."""
 
-    def parse(name: str, *words: str) -> tuple[argparse.Namespace, list[str]]:
+    def parse_words(name: str, *words: str) -> tuple[argparse.Namespace, list[str]]:
         parser = Parser(name, name)
         import_module(EXPERIMENTS[name][0]).add_arguments(parser)
         options = [option for action in parser._actions for option in action.option_strings]
         overrides, others = split_overrides(words, options)
         return parser.parse_strictly(others), overrides
 
-    return parse
+    return parse_words
+
+
+@pytest.fixture
+def options() -> Callable[..., argparse.Namespace]:
+    """options(module, *words): an experiment's options, where it takes no dotted overrides."""
+
+    def parsed(module: ModuleType, *words: object) -> argparse.Namespace:
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        return parser.parse_args([str(word) for word in words])
+
+    return parsed
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., RunConfig]:
+    """tiny_config(task, folder): a config that trains in a second or two."""
+    return lambda task, folder: parse(None, {**TINY, "training": {**TINY["training"], "output_dir": str(folder)}}, task)
+
+
+@pytest.fixture(scope="session")
+def joint_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., RunConfig]) -> Path:
+    """A trained run directory with both heads."""
+    return train(tiny_config("joint", tmp_path_factory.mktemp("experiments") / "joint"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from unetdiff import UNet
 from unetdiff.errors import UserError
-from unetdiff.judging.agreement import layout_agreement
+from unetdiff.judging.agreement import background_of, class_agreement, layout_agreement
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
@@ -50,3 +51,22 @@ def test_masks_of_another_size_and_void(segmenter: SegmentationPipeline) -> None
 def test_another_number_of_classes_is_refused(segmenter: SegmentationPipeline) -> None:
     with pytest.raises(UserError, match="2 classes, the layouts 3"):
         layout_agreement(segmenter, [], [], 3)
+
+
+def test_class_agreement_by_hand() -> None:
+    masks = [
+        np.array(rows, np.uint8) for rows in ([[0, 0], [0, 2]], [[1, 1], [1, 2]], [[0, 0], [0, 0]], [[2, 2], [1, 1]])
+    ]
+    asked = [{2}, {2}, {1}, {1, 2}]
+    found = class_agreement(masks, asked, background=0)
+    assert found.found == [2, 1, None, 1]  # a tie goes to the lower class
+    assert found.right == 2 and found.share == 0.5
+    assert found.foreground == pytest.approx((1 / 4 + 1 + 0 + 1) / 4)
+    whole = class_agreement(masks, asked, background=None)
+    assert whole.found == [0, 1, 0, 1] and whole.foreground == 1
+    with pytest.raises(UserError, match="no pictures"):
+        class_agreement([], [], None)
+
+
+def test_background_by_name() -> None:
+    assert background_of(["sky", "background"]) == 1 and background_of(["sky", "road"]) is None

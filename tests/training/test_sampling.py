@@ -12,6 +12,7 @@ from unetdiff.config import RunConfig
 from unetdiff.data import build_dataset, collate
 from unetdiff.judging.subject import Setting
 from unetdiff.training import machine, sampling
+from unetdiff.training.conditions import needs_layout
 from unetdiff.training.sampling import as_denoiser, draw, told
 from unetdiff.training.tasks import DiffusionTask, build_task
 
@@ -21,8 +22,9 @@ Tiny = Callable[..., RunConfig]
 def build(tiny: Tiny, **options) -> DiffusionTask:
     config = tiny("diffusion", **options)
     torch.manual_seed(0)
-    val = build_dataset(config.data, "val", False)
-    task = build_task(config, build_dataset(config.data, "train", False), val)
+    layout = needs_layout(config)
+    val = build_dataset(config.data, "val", False, layout)
+    task = build_task(config, build_dataset(config.data, "train", False, layout), val)
     assert isinstance(task, DiffusionTask)
     with torch.no_grad():
         for parameter in task.parameters():
@@ -88,3 +90,16 @@ def test_without_classes(tiny: Tiny) -> None:
     assert labels is None and pictures.shape == (2, 3, 32, 32)
     batch = collate([task.facts.val[0]])
     assert subject.denoise(batch)(torch.zeros(1, 3, 32, 32), torch.tensor([3])).shape == (1, 3, 32, 32)
+
+
+def test_samples_have_the_size_of_the_sets_pictures(tiny: Tiny) -> None:
+    """Height and width that differ are in the model's config, and are what is drawn where that does not say."""
+    task = build(tiny, data__size=[16, 24], diffusion__condition="layout")
+    assert task.unet.config.sample_size == [16, 24] and task.pipeline().size() == (16, 24)
+    pictures, _ = draw(task, 2, Setting(steps=1))
+    assert pictures.shape == (2, 3, 16, 24)
+    task.unet.register_to_config(sample_size=None)  # as runs of before have it
+    assert draw(task, 2, Setting(steps=1))[0].shape == (2, 3, 16, 24)
+    task.facts.size = None
+    task.unet.register_to_config(sample_size=8)
+    assert task.drawn_size() == (8, 8)

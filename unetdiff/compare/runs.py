@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,13 @@ class Run:
     @property
     def data_name(self) -> str:
         """The set's name, with its folder where it has one: what two runs must share to be compared."""
-        data = self.config.get("data") or {}
-        root = data.get("root")
-        return f"{data.get('name', '?')}" + (f" ({Path(root).name})" if root else "")
+        return data_name(self.config.get("data") or {})
+
+
+def data_name(data: Mapping[str, Any]) -> str:
+    """What a `data:` section's set is called: "scenes", "voc_folder (camvid)"."""
+    root = data.get("root")
+    return f"{data.get('name', '?')}" + (f" ({Path(root).name})" if root else "")
 
 
 def read_json(path: Path) -> JsonDict:

@@ -85,6 +85,12 @@ def alpha_sigma(scheduler: Scheduler, timesteps: torch.Tensor) -> tuple[torch.Te
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
+def noised(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """x_t = α_t x_0 + σ_t ε (Ho et al. 2020, equation 4), (B, C, H, W), for timesteps (B,)."""
+    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
+    return alpha * x0 + sigma * noise
+
+
 def snr(scheduler: Scheduler, timesteps: torch.Tensor) -> torch.Tensor:
     """Signal-to-noise ratio α_t² / σ_t² of timesteps (B,) -> (B,) float32."""
     alpha, sigma = alpha_sigma(scheduler, timesteps)

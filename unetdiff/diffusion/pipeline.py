@@ -29,8 +29,9 @@ from unetdiff.conditioning.text import TextConditioner
 from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, known_picture, started
 from unetdiff.diffusion.guidance import Denoise, guided, inside
-from unetdiff.diffusion.latents import Space, space_of
+from unetdiff.diffusion.latents import Pixels, Space, space_of
 from unetdiff.diffusion.objectives import predicted_x0
+from unetdiff.diffusion.steering import Steering, steered
 from unetdiff.errors import UserError
 from unetdiff.models import UNet
 from unetdiff.models.attention import Told
@@ -151,6 +152,7 @@ class GenerationPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
+        steering: Steering | None = None,
         return_trajectory: int = 0,
         autocast_dtype: torch.dtype | None = None,
         return_dict: bool = True,
@@ -186,13 +188,16 @@ class GenerationPipeline(DiffusionPipeline):
             output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1].
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; may
                 return a dict with other latents.
+            steering: lead the pictures to what a loss wants, by its gradient (`unetdiff.diffusion.steering`); of pixels
+                only.
             return_trajectory: keep this many evenly spaced moments of the way to the picture (0: none).
             autocast_dtype: run the networks under autocast, e.g. torch.bfloat16; x_t stays in float32.
             return_dict: False returns a tuple.
 
         Raises:
             UserError: a condition that the model was not trained with, an unknown class or output type, a batch size
-                other than that of the conditions, no size, or one that an autoencoder does not divide.
+                other than that of the conditions, no size, or one that an autoencoder does not divide, or steering
+                of latents.
         """
         if output_type not in ("pil", "np", "pt"):
             raise UserError(f"output_type: '{output_type}' is not one of pil, np, pt.")
@@ -204,6 +209,8 @@ class GenerationPipeline(DiffusionPipeline):
         if mask_image is not None and image is None:
             raise UserError("mask_image: there is no image to keep; give image as well.")
         device, space = self._execution_device, self.space
+        if steering is not None and not isinstance(space, Pixels):
+            raise UserError("steering: this model denoises latents, and the loss sees pictures; use None.")
         shape = self.noise_shape(height, width) if latents is None else tuple(latents.shape[1:])
         grid = (shape[-2], shape[-1])
         size = (grid[0] * space.factor, grid[1] * space.factor)
@@ -242,7 +249,14 @@ class GenerationPipeline(DiffusionPipeline):
                 for step, t in enumerate(timesteps):
                     scale = guidance_scale if inside(t, steps_allowed, guidance_interval) else 1.0
                     model_input = self.scheduler.scale_model_input(xt, t)
-                    output = guided(denoise, model_input, t, conditional, null, scale, guidance_rescale, both)
+
+                    def predict(x: torch.Tensor, t: torch.Tensor = t, scale: float = scale) -> torch.Tensor:
+                        return guided(denoise, x, t, conditional, null, scale, guidance_rescale, both)
+
+                    if steering is None:
+                        output = predict(model_input)
+                    else:
+                        output = steered(steering, self.scheduler, predict, model_input, t)
                     if step in kept:
                         whole = t.round().long().expand(batch)  # some schedulers count in floats
                         x0 = predicted_x0(self.scheduler, output, model_input, whole)

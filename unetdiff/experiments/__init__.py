@@ -19,5 +19,8 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "unetdiff.experiments.pretraining",
         "whether a segmenter of few labels gains from a denoiser's start",
     ),
+    "noise": ("unetdiff.experiments.noise", "how well a segmenter sees through noise, told how much there is or not"),
+    "agreement": ("unetdiff.experiments.agreement", "whether a segmentation head sees what samples were asked for"),
+    "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
 }
 """Name -> (module, what it asks); imported when called."""

@@ -1,22 +1,74 @@
-"""Whether samples show the layout that they were asked for: a segmenter of real pictures looks at them.
+"""Whether samples show the class or the layout that they were asked for: a segmenter of real pictures looks at them.
 
 Ours, never "FID": what it says means as much as its figures on real pictures, which are told beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from unetdiff.errors import UserError
 from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
-from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.segmentation.pipeline import BACKGROUND, SegmentationPipeline
 
 BATCH = 16  # pictures segmented at once
+
+
+@dataclass(frozen=True)
+class ClassAgreement:
+    """What a segmenter finds in pictures, against the classes that they were asked for."""
+
+    found: list[int | None]
+    """The foreground class with the most pixels of each picture; None: all is background."""
+    right: int
+    """Pictures in which that is a class asked for."""
+    foreground: float
+    """Mean share of the pixels that are no background."""
+
+    @property
+    def share(self) -> float:
+        """Share of the pictures that are right."""
+        return self.right / len(self.found)
+
+
+def class_agreement(
+    masks: Iterable[np.ndarray], asked: Iterable[Collection[int]], background: int | None
+) -> ClassAgreement:
+    """The foreground class with the most pixels of each picture, against what was asked for; ties go to the lower.
+
+    Args:
+        masks: what a segmenter found, class indices (H, W) each.
+        asked: the classes that each picture was asked for: any of them is right.
+        background: the class that is no foreground; None: all are.
+
+    Raises:
+        UserError: there are no pictures.
+    """
+    found: list[int | None] = []
+    right, foreground = 0, 0.0
+    for mask, wanted in zip(masks, asked, strict=True):
+        counts = np.bincount(mask.ravel(), minlength=256)
+        if background is not None:
+            counts[background] = 0
+        most = int(counts.argmax()) if counts.any() else None
+        found.append(most)
+        right += most in wanted
+        foreground += counts.sum() / mask.size
+    if not found:
+        raise UserError("agreement: there are no pictures to look at; draw some (--n 1 or more)")
+    return ClassAgreement(found, right, float(foreground / len(found)))
+
+
+def background_of(classes: Collection[str]) -> int | None:
+    """The class that is no foreground, by its name; None: there is none."""
+    return list(classes).index(BACKGROUND) if BACKGROUND in classes else None
 
 
 def layout_agreement(

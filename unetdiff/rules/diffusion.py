@@ -90,9 +90,9 @@ def _validate_latent(config: RunConfig) -> None:
             raise refuse(f"model.{key}", value, "follows from the pictures and from diffusion.latent.vae", right)
 
 
-def validate_diffusion(config: RunConfig) -> None:
+def validate_noise(config: RunConfig) -> None:
+    """Refuse a forward process that cannot be."""
     given = config.diffusion
-    _validate_latent(config)
     if given.noise.zero_terminal_snr and given.prediction_type == "epsilon":
         raise refuse(
             "diffusion.prediction_type",
@@ -100,10 +100,16 @@ def validate_diffusion(config: RunConfig) -> None:
             "learns nothing where the last timestep is pure noise (diffusion.noise.zero_terminal_snr true)",
             "use v_prediction or sample",
         )
+    at_least("diffusion.noise.num_train_timesteps", given.noise.num_train_timesteps, 2)
+
+
+def validate_diffusion(config: RunConfig) -> None:
+    given = config.diffusion
+    _validate_latent(config)
+    validate_noise(config)
     if given.weighting == "clamped_snr" and given.prediction_type == "epsilon":
         raise refuse("diffusion.weighting", "clamped_snr", "goes to infinity for epsilon", "use min_snr")
     _validate_condition(config)
-    at_least("diffusion.noise.num_train_timesteps", given.noise.num_train_timesteps, 2)
     for name in ("class_tokens", "classes_at_once", "preview_per_class", "preview_rows"):
         at_least(f"diffusion.{name}", getattr(given, name), 1)
     if not 1 <= given.preview_steps <= given.noise.num_train_timesteps:

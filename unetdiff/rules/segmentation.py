@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from unetdiff.errors import nearest
+from unetdiff.rules.diffusion import validate_noise
 from unetdiff.rules.refusals import at_least, pair, refuse, share
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ def validate_segmentation(config: RunConfig) -> None:
     if not 0 <= given.ignore_index <= 255:
         raise refuse("segmentation.ignore_index", given.ignore_index, "is no pixel value", "use 255")
     at_least("segmentation.preview_pictures", given.preview_pictures, 0)
+    _validate_noise(config)
+
+
+def _validate_noise(config: RunConfig) -> None:
+    noise = config.segmentation.noise
+    share("segmentation.noise", noise)
+    if not noise:
+        return
+    if config.task == "joint":
+        why = "does not go with task joint, whose segmentation head is shown the clean pictures of the batch"
+        raise refuse("segmentation.noise", noise, why, "use 0.0, or task segmentation")
+    validate_noise(config)
 
 
 def _validate_class_weights(config: RunConfig) -> None:

@@ -36,6 +36,9 @@ class SegmentationConfig:
     """Average cross_entropy over the hard pixels alone; null: over all."""
     ignore_index: int = 255
     """Void: counted in no loss and no metric."""
+    noise: float = 0.0
+    """Share of the training pictures that are noised to a uniform timestep of `diffusion.noise`, as a denoiser sees
+    them; 0: none. With model.conditioning.timestep true the network is told the timestep, else it is not."""
     preview_pictures: int = 6
     """Validation pictures drawn with truth and prediction."""
 

@@ -85,14 +85,16 @@ def inference(module: nn.Module, device_type: str, autocast: torch.dtype | None)
             part.training = True
 
 
-def segment_whole(unet: UNet, pixels: Tensor) -> Tensor:
+def segment_whole(unet: UNet, pixels: Tensor, timestep: Tensor | int | None = None) -> Tensor:
     """Logits (B, classes, H, W) for every pixel of (B, 3, H, W), from an unpadded 2015 network too.
+
+    timestep: of the noise in the pictures, for a network that is told it; None: they are clean, or it is not told.
 
     That one answers for the middle of its input only, so the picture is mirrored beyond its border first
     (Ronneberger et al. 2015, fig. 2), by what it loses (`ClassicEncoder.lost_unpadded`) and on to a size that fits.
     """
     if unet.config["encoder"]["padding"] != "valid":
-        return unet.segment(pixels)
+        return unet.segment(pixels, timestep)
     classic: Any = unet.encoder
     margin, stride = classic.lost_unpadded, 2**classic.out_level
     pads, starts = [], []
@@ -105,7 +107,7 @@ def segment_whole(unet: UNet, pixels: Tensor) -> Tensor:
     height, width = pixels.shape[-2:]
     mirrored = bottom < height and right < width  # top and left are never the larger ones
     padded = F.pad(pixels, (left, right, top, bottom), mode="reflect" if mirrored else "replicate")
-    logits = unet.segment(padded)
+    logits = unet.segment(padded, timestep)
     return logits[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width]
 
 

@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from unetdiff.compare.segmenter import write_segmenter_report
 from unetdiff.conditioning import LayoutConditioner
-from unetdiff.config import RunConfig, from_yaml
-from unetdiff.data import DataConfig, PictureDataset, build_dataset, eval_loader
-from unetdiff.data.config import AugmentConfig
+from unetdiff.config import RunConfig
+from unetdiff.data import DataConfig, PictureDataset, eval_loader
 from unetdiff.errors import UserError
 from unetdiff.judging.agreement import layout_agreement
 from unetdiff.judging.config import JudgingConfig
@@ -24,13 +23,13 @@ from unetdiff.judging.subject import Sets, Setting
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
-from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.conditions import needs_layout
+from unetdiff.training.loaded import load_run, run_config, split_of
 from unetdiff.training.records import jsonable
-from unetdiff.training.rundir import CONFIG
 from unetdiff.training.sampling import as_denoiser, draw_parts
-from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, load_task
+from unetdiff.training.tasks import DiffusionTask, SegmentationTask
+
+__all__ = ["evaluate", "judge_layouts", "judge_segmenter", "run_config"]
 
 METRICS = "metrics.json"
 LAYOUTS = 500  # at most so many are drawn for a segmenter
@@ -70,26 +69,15 @@ def evaluate(
         UserError: no model there, no such split, no data set named anywhere, or judges that are not to be had.
     """
     path = Path(path)
-    directory = model_directory(path)
-    config = run_config(path)
-    if data is not None:
-        config.data = data
-    if split not in ("val", "train"):
-        raise UserError(f"split: '{split}' is not one of val, train")
-    masks = bool((_heads(directory))["segmentation"])
-    layout = needs_layout(config) and not masks
-    pictures = _split(config.data, split, masks, layout)
-    task = load_task(config, directory, pictures)
-    accelerator = machine.build_accelerator(config.training)
-    task.to(accelerator.device)
-    task.place(config.training.channels_last)
+    loaded = load_run(path, data, split)
+    config, directory, pictures, accelerator = loaded.config, loaded.directory, loaded.pictures, loaded.accelerator
     output = Path(output) if output is not None else path / f"evaluation-{split}"
     figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
-    segmentation = task.segmentation if isinstance(task, JointTask) else task
-    if isinstance(segmentation, SegmentationTask):
+    segmentation = loaded.segmentation
+    if segmentation is not None:
         seen = inference or saved_inference(directory)
         plain_data = replace(config.data, size=None, longest_side=None)
-        own_size = pictures if plain_data == config.data else _split(plain_data, split, masks)
+        own_size = pictures if plain_data == config.data else split_of(plain_data, split, loaded.masks)
         judged = judge_segmenter(segmentation, own_size, config, seen, accelerator.mixed_precision, worst)
         figures |= {f"segmentation/{name}": value for name, value in judged.figures().items()}
         facts = {"model": str(directory), "set": config.data.name, "split": split}
@@ -101,15 +89,15 @@ def evaluate(
         write_segmenter_report(judged, own_size, output, f"{path.resolve().name} on {split}", facts)
     elif inference is not None and not inference.plain:
         raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
-    diffusion = task.diffusion if isinstance(task, JointTask) else task
-    if isinstance(diffusion, DiffusionTask):
+    diffusion = loaded.diffusion
+    if diffusion is not None:
         loader = eval_loader(pictures, config.training.eval_batch_size)
         figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
         asked = judging or JudgingConfig()
         if asked.anything:
             guidance = config.diffusion.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
             setting = Setting(asked.steps, guidance, asked.seed)
-            other = _split(config.data, "val" if split == "train" else "train", masks, layout)
+            other = loaded.split("val" if split == "train" else "train")
             train, val = (pictures, other) if split == "train" else (other, pictures)
             sets = Sets(config.data.name, train, val, split)
             figures |= judge_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
@@ -161,20 +149,3 @@ def judge_layouts(task: DiffusionTask, pictures: PictureDataset, segmenter: Path
     told = ("mean_iou", "pixel_accuracy", "mean_accuracy")
     figures = {f"layouts/{name}_of_{what}": seen[what][name] for what in seen for name in told}
     return {"layouts/number": count, "layouts/segmenter": str(segmenter), **figures}
-
-
-def run_config(path: Path) -> RunConfig:
-    """The config of a run or model directory's run; the defaults where there is none."""
-    for candidate in (path / CONFIG, path.parent / CONFIG):
-        if candidate.is_file():
-            return from_yaml(candidate)
-    return RunConfig()
-
-
-def _split(data: DataConfig, split: str, masks: bool, layout: bool = False) -> PictureDataset:
-    plain = replace(data, augment=AugmentConfig())
-    return build_dataset(plain, "train" if split == "train" else "val", masks, layout)
-
-
-def _heads(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "unet" / "config.json").read_text())["heads"]

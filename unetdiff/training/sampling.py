@@ -5,7 +5,7 @@ Only `asked` and `told` know what conditions there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
@@ -18,6 +18,7 @@ from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion.latents import Pixels
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import swap
+from unetdiff.diffusion.steering import Steering
 from unetdiff.judging.subject import Denoise, Denoiser, Drawn, Setting, together
 from unetdiff.segmentation.inference import inference
 from unetdiff.training import machine
@@ -25,6 +26,9 @@ from unetdiff.training.tasks import DiffusionTask
 
 SAMPLE_BATCH = {"cpu": 100, "cuda": 500}
 """Pictures drawn at once, by type of device; which they are does not depend on it."""
+
+Ask = Callable[[DiffusionTask, range], tuple[dict[str, Any], Tensor | None]]
+"""What the pipeline is asked for by these of the samples, and the classes (B,) of which they are to be."""
 
 
 def classes_of(task: DiffusionTask) -> list[str]:
@@ -69,25 +73,43 @@ def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
     return denoise
 
 
-def draw_parts(task: DiffusionTask, count: int, setting: Setting) -> Iterator[Drawn]:
-    """Samples part by part; each has a noise of its own, so it is the same however many are drawn."""
+def draw_parts(
+    task: DiffusionTask,
+    count: int,
+    setting: Setting,
+    ask: Ask = asked,
+    steering: Callable[[range], Steering] | None = None,
+) -> Iterator[Drawn]:
+    """Samples part by part; each has a noise of its own, so it is the same however many are drawn.
+
+    Args:
+        task: the denoiser.
+        count: how many.
+        setting: how.
+        ask: what the pipeline is asked for by some of the samples, and their classes.
+        steering: where to some of the samples are led; None: nowhere.
+    """
     pipeline = task.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     if setting.scheduler is not None:
         pipeline.scheduler = swap(pipeline.scheduler, setting.scheduler)
     precision = machine.autocast_dtype()
+    height, width = task.drawn_size()
     batch = SAMPLE_BATCH.get(task.unet.device.type, SAMPLE_BATCH["cpu"])
     for start in tqdm(range(0, count, batch), desc="sampling", unit="batch", leave=False, disable=None):
         numbers = range(start, min(start + batch, count))
-        conditions, labels = asked(task, numbers)
+        conditions, labels = ask(task, numbers)
         result = pipeline(
             **conditions,
             batch_size=len(numbers),
             num_inference_steps=setting.steps,
             guidance_scale=setting.guidance_scale if conditions else 1.0,
+            height=height,
+            width=width,
             generator=[torch.Generator().manual_seed(hash_words(setting.seed, number) >> 1) for number in numbers],
             output_type="pt",
             autocast_dtype=precision,
+            steering=None if steering is None else steering(numbers),
         )
         yield Drawn(to_uint8(cast(GenerationOutput, result).pixels() * 2 - 1), labels)
 

@@ -10,6 +10,7 @@ from unetdiff.conditioning import Conditioner, PictureConditioner, TextCondition
 from unetdiff.conditioning.encoder import CachedFeatures, saved_encoder
 from unetdiff.data import PictureDataset
 from unetdiff.diffusion.latents import Latents, Pixels, Space
+from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.models import UNet
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.training.conditions import build_conditioner, channels_beside
@@ -38,7 +39,7 @@ def build_task(config: RunConfig, train: PictureDataset, val: PictureDataset) ->
         heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=space.channels)
-    size = model.sample_size or _side(train, space)
+    size = model.sample_size or _sides(config.data.size, train, space)
     channels = space.channels + channels_beside(config, space)
     unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, space)
@@ -66,15 +67,19 @@ def _assemble(
 ) -> Task:
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
-        return SegmentationTask(unet, config.segmentation, val, size)
-    diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, space)
+        scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler)
+    diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, space, config.data.size)
     if config.task == "diffusion":
         return diffusion
     segmentation = SegmentationTask(unet, config.segmentation, val, size)
     return JointTask(segmentation, diffusion, config.joint)
 
 
-def _side(data: PictureDataset, space: Space) -> int | None:
-    """The side of what is noised of a set's pictures, where it is square."""
+def _sides(size: list[int] | None, data: PictureDataset, space: Space) -> int | list[int] | None:
+    """What is noised of a set's pictures: its side, or its height and width; None where a crop decides and the first
+    picture is not square."""
     height, width = space.grid(tuple(data[0]["image"].shape[-2:]), "data.size")
-    return height if height == width else None
+    if height == width:
+        return height
+    return None if size is None else [height, width]

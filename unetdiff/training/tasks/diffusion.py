@@ -54,6 +54,7 @@ class DiffusionTask(Task):
         val: the validation split.
         seed: of the previews' noise.
         space: what is noised; None: pixels.
+        size: (height, width) of the set's pictures, in pixels; None: that of the network's `sample_size`.
     """
 
     best = ("diffusion/loss", "min")
@@ -66,16 +67,28 @@ class DiffusionTask(Task):
         val: PictureDataset,
         seed: int,
         space: Space | None = None,
+        size: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.conditioner, self.config, self.seed = unet, conditioner, config, seed
-        self.facts = DataFacts(val, None)
+        self.facts = DataFacts(val, size)
         self.space = space or Pixels()
         self.scheduler = objectives.build_scheduler(config, clip=self.space.bounded)
         rest_heads(unet, "diffusion")
 
     def components(self) -> dict[str, nn.Module]:
         return {"unet": self.unet} | ({} if self.conditioner is None else {"conditioner": self.conditioner})
+
+    def drawn_size(self) -> Size:
+        """Height and width of what is drawn, pixels: the set's `data.size`, else what the network was trained at, else
+        the first validation picture's."""
+        if isinstance(self.facts.size, list):
+            height, width = self.facts.size
+            return height, width
+        if self.unet.config["sample_size"] is not None:
+            return self.pipeline().size()
+        height, width = self.facts.val[0]["image"].shape[-2:]
+        return height, width
 
     @property
     def timesteps(self) -> int:
@@ -128,8 +141,7 @@ class DiffusionTask(Task):
         return objectives.diffusion_loss(output, noised.target, weight)
 
     def _noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None) -> Noised:
-        alpha, sigma = (level[:, None, None, None] for level in objectives.alpha_sigma(self.scheduler, timesteps))
-        sample = alpha * x0 + sigma * noise  # Ho et al. 2020, equation 4
+        sample = objectives.noised(self.scheduler, x0, noise, timesteps)
         context = self.context(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
         return Noised(context.beside(sample), timesteps, context, target)
@@ -183,7 +195,7 @@ class DiffusionTask(Task):
         real = [val[i]["image"] for i in evenly(len(val), COLOR_PICTURES)]
         generator = torch.Generator().manual_seed(self.seed)
         pipeline = self.pipeline()
-        shape = pipeline.noise_shape(*real[0].shape[-2:])
+        shape = pipeline.noise_shape(*self.drawn_size())
         latents = torch.randn(count, *shape, generator=generator)
         pipeline.set_progress_bar_config(disable=True)
         with accelerator.autocast():

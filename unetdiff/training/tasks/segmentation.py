@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from einops import rearrange
 from torch import Tensor
 
 from unetdiff.data import PictureDataset, collate, evenly
+from unetdiff.diffusion import objectives
 from unetdiff.models import UNet
 from unetdiff.models.blocks import centre_crop
 from unetdiff.segmentation.config import SegmentationConfig
@@ -30,15 +32,21 @@ class SegmentationTask(Task):
         config: its loss and judgement.
         val: the validation split, for previews, class names and palette.
         size: (height, width) that pictures are resized to for the network, or their longest side, or None.
+        scheduler: the forward process that `config.noise` of the pictures go through; None: none do.
     """
 
     best = ("segmentation/mean_iou", "max")
 
     def __init__(
-        self, unet: UNet, config: SegmentationConfig, val: PictureDataset, size: list[int] | int | None = None
+        self,
+        unet: UNet,
+        config: SegmentationConfig,
+        val: PictureDataset,
+        size: list[int] | int | None = None,
+        scheduler: objectives.Scheduler | None = None,
     ) -> None:
         super().__init__()
-        self.unet, self.config = unet, config
+        self.unet, self.config, self.scheduler = unet, config, scheduler
         self.facts = DataFacts(val, size)
         self.loss = combined(
             config.losses,
@@ -50,7 +58,25 @@ class SegmentationTask(Task):
         rest_heads(unet, "segmentation")
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        return self.judge(self.unet.segment(self.pixels(batch["image"])), batch["mask"])
+        pixels, timesteps = self.noised(self.pixels(batch["image"]), seed)
+        return self.judge(self.unet.segment(pixels, timesteps), batch["mask"])
+
+    def noised(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
+        """The pictures (B, 3, H, W), a share of them at random timesteps, and what the network is told: timesteps (B,).
+
+        A clean picture's is 0; None where the network is told no timestep, or none of the pictures is ever noised.
+        """
+        if self.scheduler is None or not self.config.noise:
+            return pixels, None
+        generator = torch.Generator(pixels.device).manual_seed(seed)
+        of = len(self.scheduler.alphas_cumprod)
+        timesteps = objectives.sample_timesteps(len(pixels), of, generator, True, *self.process)
+        noise = objectives.draw_noise(pixels, generator)
+        chosen = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
+        sample = objectives.noised(self.scheduler, pixels, noise, timesteps)
+        told = self.unet.config["conditioning"]["timestep"]
+        seen = torch.where(rearrange(chosen, "b -> b 1 1 1"), sample, pixels)
+        return seen, torch.where(chosen, timesteps, 0) if told else None
 
     def judge(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """The loss of logits (B, C, H, W) against masks (B, H, W), in all and by part."""

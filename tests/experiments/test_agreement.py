@@ -1,0 +1,68 @@
+"""Agreement of the heads: real pictures in the place of samples agree as real pictures do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from unetdiff.data import build_dataset
+from unetdiff.errors import UserError
+from unetdiff.experiments import agreement
+from unetdiff.experiments.record import Gallery, Heatmap, Table, read_record, write_record
+from unetdiff.training.trainer import train
+
+
+def test_real_pictures_as_samples(
+    tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    val = build_dataset(tiny_config("joint", tmp_path).data, "val", True)
+    drawn = torch.stack([item["image"] for item in val]), torch.tensor([item["label"] for item in val])
+    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: drawn)
+    given = options(agreement, joint_run, "--guidance", 1, 3, "--n", 12, "--rows", 2)
+    record = agreement.run(given, [], tmp_path, "the command")
+    write_record(record, tmp_path)
+    assert read_record(tmp_path) == record
+    table, heat, gallery = record.parts
+    assert isinstance(table, Table) and isinstance(heat, Heatmap) and isinstance(gallery, Gallery)
+    assert [name for name, _ in table.rows] == ["guidance 1", "guidance 3", "real pictures"]
+    assert table.rows[0][1] == table.rows[1][1] == table.rows[2][1]
+    assert all(sum(row) == pytest.approx(1) for row in heat.values)  # type: ignore[arg-type]
+    right = sum(
+        heat.values[heat.rows.index(val.labels[label])][heat.columns.index(val.labels[label])] or 0
+        for label in drawn[1].tolist()
+    )  # each picture counts as its class's share
+    assert table.rows[0][1][0].mean == pytest.approx(right / 12)
+    assert len(gallery.columns) == 4 and len(gallery.rows) == 2
+    assert "shares its backbone" in record.findings[-1]
+
+
+def test_layouts_are_compared_pixel_by_pixel(
+    tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable
+) -> None:
+    config = tiny_config("diffusion", tmp_path / "layout")
+    config.diffusion.condition = "layout"
+    run = train(config)
+    given = options(agreement, run, "--segmenter", joint_run, "--guidance", 2, "--n", 3, "--steps", 2)
+    record = agreement.run(given, [], tmp_path, "")
+    table, gallery = record.parts[0], record.parts[-1]
+    assert isinstance(table, Table) and [column.name for column in table.columns][-1] == "mIoU"
+    assert all(row[-1].mean is not None for _, row in table.rows)
+    assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout asked for"
+
+
+def test_refusals(tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable) -> None:
+    with pytest.raises(UserError, match="--n: 0"):
+        agreement.run(options(agreement, joint_run, "--n", 0), [], tmp_path, "")
+    with pytest.raises(UserError, match="--training.steps: this experiment trains nothing"):
+        agreement.run(options(agreement, joint_run), ["--training.steps", "3"], tmp_path, "")
+    segmenter = train(tiny_config("segmentation", tmp_path / "segmenter"))
+    with pytest.raises(UserError, match="RUN: .* has no diffusion head; give a diffusion or joint run"):
+        agreement.run(options(agreement, segmenter), [], tmp_path, "")
+    config = tiny_config("diffusion", tmp_path / "none")
+    config.diffusion.condition = "none"
+    untold = train(config)
+    with pytest.raises(UserError, match="RUN: .* is told no condition"):
+        agreement.run(options(agreement, untold), [], tmp_path, "")

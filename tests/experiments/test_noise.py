@@ -1,0 +1,71 @@
+"""Segmenters under noise: trained once, judged as `evaluate` judges, told what they are to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from unetdiff.config import from_yaml, to_yaml
+from unetdiff.errors import UserError
+from unetdiff.experiments import noise
+from unetdiff.experiments.record import Chart, Gallery, Table, read_record, write_record
+from unetdiff.training import trainer
+from unetdiff.training.evaluation import evaluate
+
+
+def test_from_training_to_the_record(
+    tmp_path: Path, tiny_config: Callable, joint_run: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "joint.yaml"
+    file.write_text(to_yaml(tiny_config("joint", tmp_path / "unused")))  # any task: the segmenters follow from it
+    words = (file, "--steps", 3, "--seeds", 2, "--timesteps", 0, 500, 900, "--rows", 1, "--joint", joint_run)
+    given = options(noise, *words)
+    changes = ["--training.batch_size", "2", "--training.mixed_precision", "no"]  # bf16 would round by the batch
+    record = noise.run(given, changes, tmp_path / "out", "the command")
+    write_record(record, tmp_path / "out")
+    assert read_record(tmp_path / "out") == record
+
+    chart, table, gallery = record.parts
+    assert isinstance(chart, Chart) and isinstance(table, Table) and isinstance(gallery, Gallery)
+    assert [line.name for line in chart.lines] == [noise.PLAIN, noise.NOISY, noise.TOLD, noise.WRONG, noise.JOINT]
+    assert [line.y[0].n for line in chart.lines] == [2, 2, 2, 2, 1]
+    judged = [evaluate(tmp_path / "out" / f"plain-{s}" / "latest")["segmentation/mean_iou"] for s in (0, 1)]
+    assert chart.lines[0].y[0].mean == pytest.approx(sum(judged) / 2, abs=1e-6)
+    assert chart.lines[2].y[0] == chart.lines[3].y[0]  # the wrong answer is the right one on clean pictures
+    assert table.rows[0][1][-1].mean == pytest.approx(sum(v.mean or 0 for v in chart.lines[0].y) / 3)
+    assert len(gallery.rows) == 3 and len(gallery.columns) == 7
+
+    configs = {name: from_yaml(tmp_path / "out" / f"{name}-1" / "config.yaml") for name in ("plain", "noisy", "told")}
+    assert [c.segmentation.noise for c in configs.values()] == [0.0, 1.0, 1.0]
+    assert [c.model.conditioning.timestep for c in configs.values()] == [False, False, True]
+    assert {(c.task, c.training.steps, c.training.seed, c.training.batch_size) for c in configs.values()} == {
+        ("segmentation", 3, 1, 2)
+    }
+
+    monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("trained again"))
+    again = noise.run(given, changes, tmp_path / "out", "the command")
+    assert again.parts == record.parts and again.findings == record.findings
+
+
+def test_refusals_come_before_any_training(
+    tmp_path: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noise, "train_once", lambda *_: pytest.fail("trained"))
+    file = tmp_path / "a.yaml"
+    file.write_text(to_yaml(tiny_config("segmentation", tmp_path / "run")))
+    for words, message in [
+        (("--timesteps", 0, 1000), "timesteps: 1000 cannot be; use 0 .clean. to 999"),
+        (("--share", 1.5), "segmentation.noise: 1.5"),
+        (("--seeds", 0), "--seeds: 0"),
+        (("--joint", tmp_path / "nowhere"), "no directory"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            noise.run(options(noise, file, *words), [], tmp_path / "out", "")
+
+
+def test_without_a_config_it_is_the_quickstarts_backbone() -> None:
+    config = noise.base_config(None, ["--data.scenes.val_pictures", "7"], None)
+    assert (config.task, config.data.name, config.data.scenes.val_pictures) == ("segmentation", "scenes", 7)
+    assert config.model.encoder.channels == [48, 96, 96] and config.training.steps == 450

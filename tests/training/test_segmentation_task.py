@@ -1,0 +1,80 @@
+"""Noise in a segmenter's training pictures: what they become, what the network is told, and a resumed run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from unetdiff.config import RunConfig
+from unetdiff.data import build_dataset, collate
+from unetdiff.training.tasks import SegmentationTask, build_task
+
+Tiny = Callable[..., RunConfig]
+
+
+def build(tiny: Tiny, **options) -> tuple[SegmentationTask, dict]:
+    config = tiny("segmentation", **options)
+    data = build_dataset(config.data, "train", True)
+    task = build_task(config, data, data)
+    assert isinstance(task, SegmentationTask)
+    return task, collate([data[i] for i in range(16)])
+
+
+def test_pictures_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
+    task, batch = build(tiny, segmentation__noise=0.5, model__conditioning__timestep=True)
+    clean = task.pixels(batch["image"])
+    seen, told = task.noised(clean, seed=3)
+    assert told is not None
+    noisy = told > 0
+    assert 2 <= int(noisy.sum()) <= 14 and torch.equal(seen[~noisy], clean[~noisy])
+    # told a timestep t, a picture is cos x_0 + sin ε of the cosine schedule (Nichol & Dhariwal 2021, equation 17)
+    share = (told[noisy] / 1000 + 0.008) / 1.008
+    alpha = (torch.cos(share * torch.pi / 2) / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2)))[:, None]
+    noise = (seen[noisy].flatten(1) - alpha * clean[noisy].flatten(1)) / (1 - alpha**2).sqrt()
+    assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
+    again, _ = task.noised(clean, seed=3)
+    other, _ = task.noised(clean, seed=4)
+    assert torch.equal(seen, again) and not torch.equal(seen, other)
+
+
+def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    for timestep in (True, False):
+        task, batch = build(tiny, segmentation__noise=1.0, model__conditioning__timestep=timestep)
+        heard: list[Tensor | None] = []
+        segment = task.unet.segment
+
+        def spy(pixels: Tensor, t: Tensor | None = None, segment=segment, heard=heard) -> Tensor:
+            heard.append(t)
+            return segment(pixels, t)
+
+        monkeypatch.setattr(task.unet, "segment", spy)
+        task(batch, 0)["loss"].backward()
+        t = heard[0]
+        if not timestep:
+            assert t is None
+            continue
+        assert t is not None  # one in each sixteenth of the timesteps
+        assert sorted((t * 16 // 1000).tolist()) == list(range(16))
+
+
+def test_without_noise_nothing_is_changed(tiny: Tiny) -> None:
+    task, batch = build(tiny, model__conditioning__timestep=True)
+    clean = task.pixels(batch["image"])
+    seen, told = task.noised(clean, seed=3)
+    assert seen is clean and told is None
+
+
+def test_share_of_the_pictures(tiny: Tiny) -> None:
+    task, batch = build(tiny, segmentation__noise=0.25)
+    clean = task.pixels(batch["image"])
+    changed = [(task.noised(clean, seed)[0] != clean).flatten(1).any(dim=1).float().mean() for seed in range(60)]
+    assert torch.stack(changed).mean() == pytest.approx(0.25, abs=0.05)  # deviation 0.014
+
+
+def test_a_resumed_run_sees_the_same_noise(
+    tiny: Tiny, cut_and_resumed: Callable[[RunConfig], dict[str, Tensor]]
+) -> None:
+    cut_and_resumed(tiny("segmentation", segmentation__noise=0.5, model__conditioning__timestep=True))

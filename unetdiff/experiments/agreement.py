@@ -1,0 +1,273 @@
+"""Does the one head see what the other was asked to draw?
+
+Samples that were asked for a class, a text or a layout are segmented by a segmentation head. Counted are the samples in
+which the class asked for is the foreground class with the most pixels, and for a denoiser of layouts the mIoU of the
+segmentation against the layout asked for; beside the same figures on real pictures, which say what the segmenter itself
+is worth. The figures are this project's own: they say nothing of realism or variety, and are never to be called FID.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unetdiff.compare.runs import data_name
+from unetdiff.compare.samples import wilson
+from unetdiff.conditioning import LayoutConditioner
+from unetdiff.config import to_yaml
+from unetdiff.data import PictureDataset, evenly
+from unetdiff.errors import UserError
+from unetdiff.experiments.pictures import Album, legend
+from unetdiff.experiments.record import Column, Gallery, Heatmap, Part, Record, Table, Value
+from unetdiff.judging.agreement import (
+    BATCH,
+    ClassAgreement,
+    background_of,
+    class_agreement,
+    layout_agreement,
+)
+from unetdiff.judging.subject import Setting
+from unetdiff.segmentation.inference import predict_masks
+from unetdiff.segmentation.palette import as_mask, colorize
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.training import machine
+from unetdiff.training.checkpoints import model_directory
+from unetdiff.training.loaded import Loaded, load_run, run_config
+from unetdiff.training.sampling import draw
+from unetdiff.training.tasks import DiffusionTask
+
+SOURCE = "This project's own; after the segmentation accuracy of GauGAN (Park et al. 2019) and class consistency"
+MOST_CLASSES = 30  # of the map of what was asked for and what was found
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Some pictures, and what the segmenter found in them."""
+
+    pictures: Tensor
+    """uint8 (N, 3, H, W)."""
+    masks: list[np.ndarray]
+    """uint8 (H, W) each."""
+    classes: ClassAgreement
+    mean_iou: float | None
+    """Against the layouts; None: there are none."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run with a diffusion head")
+    parser.add_argument("--segmenter", type=Path, metavar="RUN", help="who judges; none given: RUN's own other head")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0], help="guidance scales")
+    parser.add_argument("--n", type=int, default=200, help="samples at each")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same at each guidance")
+    parser.add_argument("--rows", type=int, default=6, help="samples that are shown")
+
+
+def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Draw, segment and count; see the module.
+
+    Raises:
+        UserError: a run without a diffusion head or without a condition, or a segmenter of other classes.
+    """
+    began = time.perf_counter()
+    if overrides:
+        raise UserError(f"{overrides[0]}: this experiment trains nothing; leave out what changes a config")
+    for name in ("n", "steps"):
+        if getattr(given, name) < 1:
+            raise UserError(f"--{name}: {getattr(given, name)} is too small; use 1 or more")
+    loaded = load_run(given.run, layouts=True)
+    task, pictures = denoiser_of(loaded, given.run), loaded.pictures
+    if task.conditioner is None:
+        raise UserError(f"RUN: {given.run} is told no condition, so nothing can be asked of it; give one that is")
+    judge_path = given.segmenter or given.run
+    judge = open_segmenter(judge_path, pictures.classes, loaded)
+    layouts = isinstance(task.conditioner, LayoutConditioner)
+
+    def judged(some: Tensor, asked: list[set[int]], places: list[int]) -> Judged:
+        masks = predict_masks(judge.unet, some, judge.size, BATCH, options=judge.inference)
+        found = class_agreement(masks, asked, background_of(judge.classes))
+        truths = [pictures[place]["mask"] for place in places] if layouts else []
+        figures = layout_agreement(judge, some, truths, len(judge.classes)) if layouts else {}
+        return Judged(some, masks, found, figures.get("mean_iou"))
+
+    chosen = evenly(len(pictures), given.n)
+    real_asked = [shown_classes(pictures, place) for place in chosen]
+    real = judged(torch.stack([pictures[place]["image"] for place in chosen]), real_asked, chosen)
+    drawn: dict[float, Judged] = {}
+    asked: list[set[int]] = []
+    for scale in given.guidance:
+        samples, labels = draw(task, given.n, Setting(given.steps, scale, given.seed))
+        places = [number % len(pictures) for number in range(given.n)]
+        if labels is None:
+            asked = [shown_classes(pictures, place) for place in places]
+        else:
+            names = task.conditioner.labels  # type: ignore[union-attr]
+            asked = [{class_index(pictures.classes, names[label])} for label in labels.tolist()]
+        drawn[scale] = judged(samples, asked, places)
+    best = max(drawn, key=lambda scale: drawn[scale].classes.right)
+    parts: list[Part] = [_table(real, drawn, layouts)]
+    if all(len(one) == 1 for one in asked) and len(pictures.classes) <= MOST_CLASSES:
+        parts.append(_map([next(iter(one)) for one in asked], drawn[best].classes, pictures.classes, best))
+    parts.append(_gallery(drawn, asked, pictures, layouts, given.rows, output))
+    itself = model_directory(judge_path) == loaded.directory
+    return Record(
+        name="agreement",
+        title="Does one head see what the other was asked to draw?",
+        question="How many samples show a segmenter what they were asked for?",
+        findings=findings(real, drawn, itself),
+        parts=parts,
+        method=[
+            f"{given.n} samples at each guidance scale, {given.steps} steps of DDIM, the same noise at each.",
+            f"Judged by {judge_path}" + (", the denoiser's own other head." if itself else "."),
+            "A sample counts as right where the class asked for is the foreground class with the most pixels.",
+            f"Real pictures: {len(chosen)} of the validation split, judged in the same way against what is in them.",
+            "These figures are this project's own. They are no FID: a denoiser that draws one good picture of each "
+            "class again and again would have all of them.",
+        ],
+        source=SOURCE,
+        command=command,
+        seeds=[given.seed],
+        set_name=data_name(asdict(loaded.config.data)),
+        configs={"denoiser": to_yaml(loaded.config), "segmenter": to_yaml(run_config(Path(judge_path)))},
+        machine=machine.facts(loaded.accelerator),
+        minutes=(time.perf_counter() - began) / 60,
+    )
+
+
+def denoiser_of(loaded: Loaded, path: Path) -> DiffusionTask:
+    """The diffusion head of a run; UserError where there is none."""
+    if loaded.diffusion is None:
+        raise UserError(f"RUN: {path} has no diffusion head; give a diffusion or joint run")
+    return loaded.diffusion
+
+
+def open_segmenter(
+    path: Path, classes: Sequence[str], loaded: Loaded, option: str = "--segmenter"
+) -> SegmentationPipeline:
+    """A run's segmenter, on the denoiser's device.
+
+    Raises:
+        UserError: no segmentation head, or one of other classes.
+    """
+    try:
+        segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+    if segmenter.classes != list(classes):
+        raise UserError(f"{option}: {path} has other classes than the denoiser's set; give a run of the same set")
+    return segmenter.to(loaded.accelerator.device)
+
+
+def shown_classes(pictures: PictureDataset, place: int) -> set[int]:
+    """The foreground classes in a real picture, as indices of the masks' classes."""
+    item = pictures[place]
+    return {class_index(pictures.classes, pictures.labels[label]) for label in item["labels"]}
+
+
+def class_index(classes: Sequence[str], name: str) -> int:
+    """A class of the masks by the name that the denoiser has for it; UserError where there is none."""
+    if name not in classes:
+        raise UserError(f"--segmenter: it has no class {name!r}, which the denoiser draws; give one of the same set")
+    return list(classes).index(name)
+
+
+def _table(real: Judged, drawn: dict[float, Judged], layouts: bool) -> Table:
+    columns = [
+        Column("class asked for", "higher", "percent", "share in which it has most of the foreground's pixels"),
+        Column("foreground", "neither", "percent", "mean share of the pixels that are no background"),
+    ]
+    if layouts:
+        columns.append(Column("mIoU", "higher", "share", "of the segmentation against the layout asked for"))
+
+    def values(one: Judged) -> list[Value]:
+        figures = [Value(one.classes.share), Value(one.classes.foreground), Value(one.mean_iou)]
+        return figures[: len(columns)]
+
+    rows = [(f"guidance {scale:g}", values(one)) for scale, one in drawn.items()]
+    table = Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
+    return replace(table, rows=[*rows, ("real pictures", values(real))])
+
+
+def _map(asked: list[int], found: ClassAgreement, classes: Sequence[str], scale: float) -> Heatmap:
+    """Share of the samples of each class (rows) that the segmenter takes for each class (columns)."""
+    foreground = [i for i in range(len(classes)) if i != background_of(classes)]
+    rows = [index for index in foreground if index in asked]
+    ends: list[int | None] = [*foreground, None]
+    values: list[list[float | None]] = []
+    for row in rows:
+        seen = [one for one, wanted in zip(found.found, asked, strict=True) if wanted == row]
+        values.append([seen.count(end) / len(seen) for end in ends])
+    return Heatmap(
+        f"Asked for and found, guidance {scale:g}",
+        "class asked for",
+        "class found",
+        [classes[row] for row in rows],
+        [*(classes[index] for index in foreground), "nothing"],
+        values,
+        note="Shares of a row's samples.",
+    )
+
+
+def _gallery(
+    drawn: dict[float, Judged],
+    asked: list[set[int]],
+    pictures: PictureDataset,
+    layouts: bool,
+    count: int,
+    output: Path,
+) -> Gallery:
+    album = Album(output, "agreement")
+    columns = ["layout asked for"] if layouts else []
+    for scale in drawn:
+        columns += [f"guidance {scale:g}", "segmented"]
+    rows, masks = [], []
+    for number in range(min(count, len(asked))):
+        files = []
+        if layouts:
+            masks.append(as_mask(pictures[number % len(pictures)]["mask"]))
+            files.append(album.add(colorize(masks[-1], pictures.palette)))
+        for one in drawn.values():
+            masks.append(one.masks[number])
+            files += [album.add(one.pictures[number]), album.add(colorize(masks[-1], pictures.palette))]
+        rows.append((", ".join(pictures.classes[index] for index in sorted(asked[number])) or "nothing", files))
+    note = "The same noise all along a row."
+    return Gallery("Samples, segmented", columns, rows, note, legend(pictures.classes, pictures.palette, masks))
+
+
+def findings(real: Judged, drawn: dict[float, Judged], itself: bool) -> list[str]:
+    """What came out, as sentences of the figures."""
+    best = max(drawn, key=lambda scale: drawn[scale].classes.right)
+    first, last = min(drawn), max(drawn)
+    one, n = drawn[best].classes, len(drawn[best].classes.found)
+    low, high = wilson(one.right, n)
+    told = [
+        f"At guidance {best:g}, {one.share:.1%} of {n} samples show the segmenter the class asked for (95 % interval "
+        f"{low:.1%} to {high:.1%}); of {len(real.classes.found)} real pictures, {real.classes.share:.1%}."
+    ]
+    if first != last:
+        change = drawn[last].classes.share - drawn[first].classes.share
+        told.append(
+            f"From guidance {first:g} to {last:g} the share goes from {drawn[first].classes.share:.1%} to "
+            f"{drawn[last].classes.share:.1%} ({100 * change:+.1f} points)."
+        )
+    told.append(
+        f"Foreground covers {one.foreground:.1%} of the samples' pixels (guidance {best:g}) and "
+        f"{real.classes.foreground:.1%} of the real ones'."
+    )
+    if real.mean_iou is not None:
+        miou = max(drawn, key=lambda scale: drawn[scale].mean_iou or 0.0)
+        told.append(
+            f"Against the layouts asked for, mIoU is {drawn[miou].mean_iou:.3f} at guidance {miou:g}; on the real "
+            f"pictures of the same masks it is {real.mean_iou:.3f}."
+        )
+    if itself:
+        told.append("The judge shares its backbone with the denoiser: it may see what an independent one would not.")
+    return told

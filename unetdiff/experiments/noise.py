@@ -1,0 +1,270 @@
+"""Does a segmenter see through noise, and does it help to tell it how much there is?
+
+A picture is noised as the diffusion head sees it, x_t = α_t x_0 + σ_t ε, and segmented at rising timesteps. Three
+segmenters of one backbone are trained for it with the same steps and pictures: on clean pictures; on noisy pictures
+without a word of the timestep; and on noisy pictures with the timestep told, as a denoiser is told it. The last is also
+asked with the wrong answer, "t = 0": a network that does not use what it is told would not mind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from unetdiff.compare.quickstart import quickstart_configs
+from unetdiff.compare.runs import data_name
+from unetdiff.config import RunConfig, check_files, overridden, parse, to_yaml, validate
+from unetdiff.data import evenly
+from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
+from unetdiff.errors import UserError
+from unetdiff.experiments.pictures import Album, legend
+from unetdiff.experiments.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
+from unetdiff.experiments.text import written
+from unetdiff.judging.robustness import (
+    CLEAN,
+    Noises,
+    Segment,
+    asks,
+    check_timesteps,
+    mean_iou_by_timestep,
+)
+from unetdiff.models import UNet
+from unetdiff.segmentation.inference import argmax_at
+from unetdiff.segmentation.palette import as_mask, colorize
+from unetdiff.training import machine
+from unetdiff.training.loaded import load_run, split_of
+from unetdiff.training.once import train_once
+
+SOURCE = "Ho et al. 2020, equation 4 (the noise); Brempong et al. 2022 (what a segmenter gains from denoising)"
+TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
+COLUMNS = 5  # timesteps of the table
+PLAIN, NOISY, TOLD = "trained on clean pictures", "trained on noisy pictures", "noisy pictures, told t"
+WRONG = "noisy pictures, told t = 0"
+JOINT = "joint run, told t"
+NAMES = {PLAIN: "plain", NOISY: "noisy", TOLD: "told"}
+"""Segmenters that are trained here, and the beginnings of their folders."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("config", nargs="?", type=Path, help="YAML of a run of this backbone; none given: quickstart's")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each segmenter; none given: the config's")
+    parser.add_argument("--seeds", type=int, default=1, help="segmenters of each kind, from as many seeds")
+    parser.add_argument("--timesteps", type=int, nargs="+", default=list(TIMESTEPS), help="0: clean")
+    parser.add_argument("--share", type=float, default=1.0, help="of the training pictures that are noised")
+    parser.add_argument("--pictures", type=int, default=500, help="validation pictures that are segmented, at most")
+    parser.add_argument("--rows", type=int, default=2, help="pictures that are shown")
+    parser.add_argument("--joint", type=Path, metavar="RUN", help="a joint run, whose segmentation head is asked too")
+
+
+def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Train what is missing, segment under noise, and write the pictures; see the module.
+
+    Raises:
+        UserError: a config that cannot be trained, a timestep that is none, or a joint run of another set or noise.
+    """
+    began = time.perf_counter()
+    base = base_config(given.config, overrides, given.steps)
+    if given.seeds < 1:
+        raise UserError(f"--seeds: {given.seeds} trains nothing; use 1 or more")
+    timesteps = sorted(set(given.timesteps))
+    scheduler = build_scheduler(base.diffusion)
+    check_timesteps(timesteps, scheduler)
+    configs = {
+        (name, seed): variant(base, name, seed, given.share, output) for name in NAMES for seed in range(given.seeds)
+    }
+    for config in configs.values():
+        validate(config)
+        check_files(config)
+    pictures = split_of(base.data, "val", masks=True)
+    noises = Noises(pictures, scheduler, base.training.seed)
+    joint = None if given.joint is None else _joint(given.joint, pictures.classes, scheduler)
+    runs = {key: train_once(config, command) for key, config in configs.items()}
+    accelerator = machine.build_accelerator(base.training)
+    precision = machine.autocast_dtype(base.training.mixed_precision)
+    indices = evenly(len(pictures), given.pictures)
+
+    def network(name: str, seed: int) -> UNet:
+        # the weights of the last step: the best ones are the best on clean pictures
+        unet: UNet = UNet.from_pretrained(runs[name, seed] / "latest" / "unet")
+        unet.to(accelerator.device)
+        return unet
+
+    found: dict[str, list[list[float]]] = {}  # by segmenter, then seed, then timestep
+    shown: dict[str, Segment] = {}
+    for seed in range(given.seeds):
+        told = network(TOLD, seed)
+        segmenters = {name: asks(network(name, seed), False, precision) for name in (PLAIN, NOISY)}
+        segmenters |= {TOLD: asks(told, True, precision), WRONG: asks(told, True, precision, always=CLEAN)}
+        if joint is not None and not seed:
+            segmenters[JOINT] = asks(joint.to(accelerator.device), True, precision)
+        ignore, batch = base.segmentation.ignore_index, base.training.eval_batch_size
+        for name, figures in mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore, batch).items():
+            found.setdefault(name, []).append(figures)
+        shown = shown or segmenters
+    values = {name: [Value.of(at) for at in zip(*seeds, strict=True)] for name, seeds in found.items()}
+    across = {name: Value.of([float(np.mean(seed)) for seed in seeds]) for name, seeds in found.items()}
+    parts: list[Part] = [
+        Chart(
+            "Segmentation under noise",
+            "timestep of the noise in the picture (0: clean)",
+            "mIoU",
+            [Line(name, [float(t) for t in timesteps], line) for name, line in values.items()],
+            better="higher",
+            note=f"Over {len(indices)} validation pictures, the same noise for every line.",
+        ),
+        _table(values, across, timesteps),
+        _gallery(shown, noises, indices[: given.rows], _some(timesteps, COLUMNS), output),
+    ]
+    length = base.training
+    trained = f"{length.steps} steps" if length.steps is not None else f"{length.epochs:g} epochs"
+    method = [
+        f"Each segmenter was trained for {trained} on the same pictures in the same order; the third has a time "
+        "embedding, the first two have none.",
+        f"Of the training pictures of the noisy ones, a share of {given.share:g} was noised, each to a random timestep "
+        f"of the {len(scheduler.alphas_cumprod)} of the schedule {base.diffusion.noise.beta_schedule}.",
+        "The weights are those of the last step. Timestep 0 stands for a picture without any noise.",
+        "mIoU is from one confusion matrix over all pictures, at the masks' own size.",
+    ]
+    if joint is not None:
+        method.append(f"The joint run is {given.joint}, trained on its own budget: its line is no fair comparison.")
+    return Record(
+        name="noise",
+        title="Seeing through noise",
+        question="How much noise does a segmenter bear, and does it help to tell it how much there is?",
+        findings=findings(values, across, timesteps, scheduler),
+        parts=parts,
+        method=method,
+        source=SOURCE,
+        command=command,
+        seeds=[base.training.seed + seed for seed in range(given.seeds)],
+        set_name=data_name(asdict(base.data)),
+        configs={name: to_yaml(configs[name, 0]) for name in NAMES},
+        machine=machine.facts(accelerator),
+        minutes=(time.perf_counter() - began) / 60,
+    )
+
+
+def base_config(path: Path | None, overrides: Sequence[str], steps: int | None) -> RunConfig:
+    """The config that the segmenters share: a file's, or the quickstart's, with overrides on it."""
+    if path is None:
+        config = overridden(quickstart_configs(Path("runs"))["segmentation"], overrides)
+    else:
+        config = parse(path, overrides)
+    config.task = "segmentation"
+    config.model.heads.diffusion = None
+    if steps is not None:
+        config.training.steps, config.training.epochs = steps, None
+    return config
+
+
+def variant(base: RunConfig, name: str, seed: int, share: float, output: Path) -> RunConfig:
+    """The config of one segmenter: what it sees, and whether it is told."""
+    config = deepcopy(base)
+    config.model.conditioning.timestep = name == TOLD
+    config.model.conditioning.pooled_context = False  # needs the time embedding; a segmenter is told no tokens anyway
+    config.segmentation.noise = 0.0 if name == PLAIN else share
+    config.training.seed = base.training.seed + seed
+    config.training.output_dir = str(output / f"{NAMES[name]}-{seed}")
+    return config
+
+
+def _joint(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:
+    """The network of a joint run of the same classes and noise."""
+    loaded = load_run(path)
+    if loaded.segmentation is None or loaded.diffusion is None:
+        raise UserError(f"--joint: {path} has not both heads; give the run directory of a joint run")
+    if list(loaded.pictures.classes) != list(classes):
+        raise UserError(f"--joint: {path} has other classes than this set; give a joint run of the same set")
+    theirs, ours = loaded.diffusion.scheduler.alphas_cumprod, scheduler.alphas_cumprod
+    if len(theirs) != len(ours) or not torch.allclose(theirs, ours):
+        raise UserError(f"--joint: {path} was trained with another diffusion.noise; use its own here")
+    return loaded.task.unet
+
+
+def _some(timesteps: Sequence[int], count: int) -> list[int]:
+    return [timesteps[place] for place in evenly(len(timesteps), count)]
+
+
+def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int]) -> Table:
+    chosen = _some(timesteps, COLUMNS)
+    columns = [Column("clean" if t == CLEAN else f"t = {t}", "higher", "share") for t in chosen]
+    columns.append(Column("mean", "higher", "share", f"over the {len(timesteps)} timesteps of the chart"))
+    rows = [(name, [*(line[timesteps.index(t)] for t in chosen), across[name]]) for name, line in values.items()]
+    return Table("mIoU by noise", columns, rows)
+
+
+def _gallery(
+    segmenters: Mapping[str, Segment], noises: Noises, indices: Sequence[int], timesteps: Sequence[int], output: Path
+) -> Gallery:
+    """A row for each picture and timestep: the noisy picture, the truth, and every segmenter's mask."""
+    album, pictures = Album(output, "noise"), noises.pictures
+    rows, masks = [], []
+    for index in indices:
+        truth = as_mask(pictures[index]["mask"])
+        for t in timesteps:
+            seen = noises.at(index, t)
+            size = (truth.shape[0], truth.shape[1])
+            guesses = [argmax_at(segment(seen[None], t)[0], size).numpy() for segment in segmenters.values()]
+            masks += [truth, *guesses]
+            files = [album.add((seen / 2 + 0.5).clamp(0, 1))]
+            files += [album.add(colorize(mask, pictures.palette)) for mask in (truth, *guesses)]
+            rows.append((f"{pictures.names(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
+    return Gallery(
+        "Masks under rising noise",
+        ["what is seen", "truth", *segmenters],
+        rows,
+        note="Each picture has one noise, scaled to the timestep.",
+        legend=legend(pictures.classes, pictures.palette, masks),
+    )
+
+
+def findings(
+    values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int], scheduler: Scheduler
+) -> list[str]:
+    """What came out, as sentences of the figures."""
+
+    def at(name: str, place: int) -> str:
+        return written(values[name][place], "share")
+
+    told = []
+    if timesteps[0] == CLEAN:
+        told.append(
+            f"On clean pictures, mIoU is {at(PLAIN, 0)} for the segmenter that was trained on them, {at(NOISY, 0)} for "
+            f"the one trained on noisy pictures, and {at(TOLD, 0)} for the one that is told the timestep as well."
+        )
+    middle = int(np.argmin([abs(t - len(scheduler.alphas_cumprod) / 2) for t in timesteps]))
+    t = timesteps[middle]
+    alpha, sigma = (float(level) for level in alpha_sigma(scheduler, torch.tensor([t])))
+    told.append(
+        f"At t = {t} (α {alpha:.2f}, σ {sigma:.2f}) they reach {at(PLAIN, middle)}, {at(NOISY, middle)} and "
+        f"{at(TOLD, middle)}."
+    )
+    gain, loss = _difference(across[TOLD], across[NOISY]), _difference(across[TOLD], across[WRONG])
+    told.append(
+        f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
+        f"timesteps: {written(across[TOLD], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
+    )
+    told.append(
+        f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "
+        + ("it uses what it is told." if loss > 0.01 else "it makes next to no use of what it is told.")
+    )
+    if JOINT in values:
+        told.append(
+            f"The joint run's segmentation head, trained on clean pictures beside a denoiser, has "
+            f"{written(across[JOINT], 'share')} over all timesteps when told them, and {at(JOINT, middle)} at t = {t}."
+        )
+    if across[TOLD].n == 1:
+        told.append("One seed: differences of a hundredth or two may be chance.")
+    return told
+
+
+def _difference(first: Value, second: Value) -> float:
+    return (first.mean or 0.0) - (second.mean or 0.0)

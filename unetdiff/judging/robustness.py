@@ -1,0 +1,118 @@
+"""How well segmenters see through noise: their mean IoU at timesteps of a forward process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unetdiff.data import PictureDataset, collate, to_model_range
+from unetdiff.data.hashing import hash_words
+from unetdiff.diffusion.objectives import Scheduler, noised
+from unetdiff.errors import UserError
+from unetdiff.models import UNet
+from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
+from unetdiff.segmentation.metrics import ConfusionMatrix
+
+Segment = Callable[[Tensor, int], Tensor]
+"""Pictures in [-1, 1] (B, 3, H, W), noised to a timestep, to logits (B, classes, H, W)."""
+CLEAN = 0
+"""The timestep at which nothing is added here: what a network takes for a clean picture."""
+
+
+@dataclass(frozen=True)
+class Noises:
+    """The pictures and their noise, the same for every segmenter and timestep."""
+
+    pictures: PictureDataset
+    """With masks."""
+    scheduler: Scheduler
+    """The forward process."""
+    seed: int = 0
+    """Of the noise."""
+
+    def at(self, index: int, timestep: int) -> Tensor:
+        """A picture noised to a timestep, floats about in [-1, 1], (3, H, W); clean at `CLEAN`."""
+        x0 = to_model_range(self.pictures[index]["image"])
+        if timestep == CLEAN:
+            return x0
+        generator = torch.Generator().manual_seed(hash_words(self.seed, index) >> 1)
+        noise = torch.randn(x0.shape, generator=generator)
+        return noised(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
+
+
+def asks(unet: UNet, told: bool, autocast: torch.dtype | None = None, always: int | None = None) -> Segment:
+    """A network as `Segment`.
+
+    Args:
+        unet: with a segmentation head.
+        told: whether it is told the timestep.
+        autocast: precision; None: the weights'.
+        always: tell it this timestep, whatever the truth.
+    """
+
+    def segment(pictures: Tensor, timestep: int) -> Tensor:
+        with inference(unet, unet.device.type, autocast):
+            said = (timestep if always is None else always) if told else None
+            return segment_whole(unet, pictures.to(unet.device), said).float()
+
+    return segment
+
+
+def mean_iou_by_timestep(
+    segmenters: Mapping[str, Segment],
+    noises: Noises,
+    indices: Sequence[int],
+    timesteps: Sequence[int],
+    ignore_index: int = 255,
+    batch_size: int = 50,
+) -> dict[str, list[float]]:
+    """Mean IoU of each segmenter at each timestep, by its name; logits are resized to the masks.
+
+    Args:
+        segmenters: by name; each is shown the same noised pictures.
+        noises: pictures and noise.
+        indices: the pictures that count.
+        timesteps: how noisy they are.
+        ignore_index: void.
+        batch_size: pictures seen at once.
+
+    Raises:
+        UserError: a timestep that the forward process has not.
+    """
+    check_timesteps(timesteps, noises.scheduler)
+    classes = len(noises.pictures.classes)
+    counts = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
+    parts = list(torch.tensor(list(indices)).split(batch_size))
+    for part in tqdm(parts, desc="noise", unit="batch", leave=False, disable=None):
+        masks = [noises.pictures[int(index)]["mask"] for index in part]
+        for place, timestep in enumerate(timesteps):
+            for pictures, numbers in _by_size([noises.at(int(index), timestep) for index in part]):
+                for name, segment in segmenters.items():
+                    logits = segment(pictures, timestep)
+                    for one, number in zip(logits, numbers, strict=True):
+                        truth = masks[number].to(one.device)
+                        guess = resize_logits(one[None], (truth.shape[-2], truth.shape[-1])).argmax(dim=1)
+                        counts[name][place].update(guess, truth[None])
+    return {name: [matrix.compute()["mean_iou"] for matrix in matrices] for name, matrices in counts.items()}
+
+
+def check_timesteps(timesteps: Sequence[int], scheduler: Scheduler) -> None:
+    """Refuse timesteps that a forward process has not (UserError)."""
+    most = len(scheduler.alphas_cumprod) - 1
+    wrong = [timestep for timestep in timesteps if not 0 <= timestep <= most]
+    if wrong or not timesteps:
+        raise UserError(f"timesteps: {wrong[0] if wrong else 'none'} cannot be; use 0 (clean) to {most}")
+
+
+def _by_size(pictures: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
+    """Pictures in batches of one size, with their places: all together, or one by one."""
+    together = collate([{"image": picture} for picture in pictures])["image"]
+    if isinstance(together, Tensor):
+        yield together, list(range(len(pictures)))
+        return
+    for number, picture in enumerate(pictures):
+        yield picture[None], [number]
