@@ -10,5 +10,8 @@ Each experiment is a module that leaves a `Record` (record.py), which `unetdiff 
 
 from __future__ import annotations
 
-EXPERIMENTS: dict[str, tuple[str, str]] = {}
+EXPERIMENTS: dict[str, tuple[str, str]] = {
+    "probe": ("unetdiff.experiments.probe", "what a linear probe finds in each block at each timestep"),
+    "similarity": ("unetdiff.experiments.similarity", "how alike two networks are, layer by layer (linear CKA)"),
+}
 """Name -> (module, what it asks); imported when called."""
