@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from unetdiff.benchmark.memory import working_memory
+from unetdiff.benchmark.memory import in_fresh_process, working_memory
 from unetdiff.compare.embed import as_array
 from unetdiff.compare.runs import Run
 from unetdiff.data import PictureDataset, evenly
@@ -55,6 +56,9 @@ from unetdiff.training.machine import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "150", "300", "500", "750")
 """Paper: 50, 150 and 250 of 1,000 are the ones used; the map goes on to where little is left of the picture."""
+
+MEMORY_STEPS = 3
+"""Steps that the memory of the stream is measured over."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,24 +96,23 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
     found: list[Probed] = []
 
-    def measured(name: str, of: str, network: dict[str, Any], opened: Callable[[], _Subject]) -> None:
+    def measured(name: str, of: str, network: dict[str, Any], opened: partial[_Subject]) -> None:
         folder = output / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
-        result = kept(folder / "probes.json", common | network, lambda: _measure(opened(), given, folder, output))
+        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output))
         found.append(Probed(name, of, **result))
 
+    first = runs[0]
     for one in runs:
-        measured(
-            one.name, one.task, _identity(one, runs[0]), lambda one=one: _subject(one, runs[0], asked, given, device)
-        )  # type: ignore[misc]
-    measured("random weights", "random", _identity(runs[0], runs[0]) | {"fresh": True},
-             lambda: _random(runs[0], asked, given, device))  # fmt: skip
+        measured(one.name, one.task, _identity(one, first), partial(_subject, one, first, asked, given, device))
+    fresh = partial(_random, first, asked, given, device)
+    measured("random weights", "random", _identity(first, first) | {"fresh": True}, fresh)
     if given.trunk is not None:
-        trunk = {"first": _identity(runs[0], runs[0])["data"], "trunk_file": _file(given.trunk_weights)}
-        measured(f"{given.trunk}, ImageNet", "trunk", trunk, lambda: _trunk(runs[0], given, device))
-    shown = _pictures(labelled(runs[0], runs[0], "val"), given, output)
+        trunk = {"first": first.config["data"], "trunk_file": _file(given.trunk_weights)}
+        measured(f"{given.trunk}, ImageNet", "trunk", trunk, partial(_trunk, first, given, device))
+    shown = _pictures(labelled(first, first, "val"), given, output)
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
     minutes = (time.monotonic() - start) / 60
-    return probe_record(found, shown, given, runs[0].data_name, command, configs, facts(accelerator), minutes)
+    return probe_record(found, shown, given, first.data_name, command, configs, facts(accelerator), minutes)
 
 
 class _Subject:
@@ -137,21 +140,18 @@ def _trunk(first: Run, given: argparse.Namespace, device: torch.device) -> _Subj
     return _Subject(TrunkFeatures(given.trunk, given.trunk_weights, given.trunk_side, device), first, first)
 
 
-def _measure(subject: _Subject, given: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
+def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
     """Train and judge the probes of one network; writes the masks that the gallery shows."""
     start = time.monotonic()
+    memory = in_fresh_process(_memory, opened, given)
+    subject = opened()
     features, train, val = subject.features, subject.train, subject.val
     classes, void = len(train.classes), subject.void
     learned, judged = evenly(len(train), given.pictures), evenly(len(val), given.val_pictures)
-    recipe = Recipe(given.steps, given.batch_size, given.lr, given.weight_decay, given.seed)
-    probes: dict[Spec, LinearProbe] = {}
+    recipe = _recipe(given)
     seen = look_through(features, train, learned, given.batch_size)
     specs = [Spec(moment, (block,)) for moment, block in seen.scales]
-
-    def stream() -> None:
-        probes.update(train_probes(features, train, learned, specs, seen.scales, classes, recipe, void))
-
-    memory = working_memory(lambda: stream, _device(features), rounds=1)
+    probes = train_probes(features, train, learned, specs, seen.scales, classes, recipe, void)
 
     def judge(which: dict[Spec, LinearProbe]) -> dict[Spec, Halves]:
         return judge_probes(features, val, judged, which, classes, given.batch_size, void)
@@ -181,6 +181,29 @@ def _measure(subject: _Subject, given: argparse.Namespace, folder: Path, output:
         "minutes": (time.monotonic() - start) / 60,
         "masks": _masks(subject, best, probes[best], judged, given.rows, folder, output),
     }
+
+
+def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
+    """Bytes at the peak of training all probes, beyond what a new process with the network and the set holds.
+
+    A few steps: later ones hold no more, and nothing is kept of a picture.
+    """
+    subject = opened()
+    recipe = replace(_recipe(given), steps=MEMORY_STEPS)
+    chosen = evenly(len(subject.train), min(given.pictures, MEMORY_STEPS * given.batch_size))
+
+    def stream() -> None:
+        seen = look_through(subject.features, subject.train, chosen, given.batch_size)
+        specs = [Spec(moment, (block,)) for moment, block in seen.scales]
+        classes = len(subject.train.classes)
+        train_probes(subject.features, subject.train, chosen, specs, seen.scales, classes, recipe, subject.void)
+
+    device = next(subject.features.network.parameters()).device
+    return working_memory(lambda: stream, device, rounds=1)
+
+
+def _recipe(given: argparse.Namespace) -> Recipe:
+    return Recipe(given.steps, given.batch_size, given.lr, given.weight_decay, given.seed)
 
 
 def _told(spec: Spec, probe: LinearProbe, counts: Halves) -> dict[str, Any]:
@@ -259,7 +282,3 @@ def _identity(run: Run, first: Run) -> dict[str, Any]:
 def _file(weights: str) -> Any:
     path = Path(weights)
     return [weights, path.stat().st_size, path.stat().st_mtime] if path.is_file() else weights
-
-
-def _device(features: Features) -> torch.device:
-    return next(features.network.parameters()).device

@@ -109,10 +109,10 @@ def probe_record(
 
 
 def _where(probe: dict[str, Any]) -> str:
-    """ "decoder 16x16 at t = 150", or with "clean pictures"."""
+    """ "decoder 16x16 at t = 150", or "on clean pictures"."""
     spec = probe["spec"]
-    at = "clean pictures" if spec["moment"] is None else f"t = {spec['moment']}"
-    return f"{' + '.join(spec['blocks'])} at {at}"
+    at = "on clean pictures" if spec["moment"] is None else f"at t = {spec['moment']}"
+    return f"{' + '.join(spec['blocks'])} {at}"
 
 
 def _best_table(found: list[Probed]) -> Table:
@@ -182,7 +182,7 @@ def _cost_table(found: list[Probed]) -> Table:
     ]
     columns = [
         Column("probes", "neither", "count"),
-        Column("peak memory of training them", "lower", "megabytes", "beyond what the process held before"),
+        Column("peak memory of training them", "lower", "megabytes", "beyond network and libraries"),
         Column("the maps, stored", "neither", "megabytes", "float32, of the labelled pictures"),
         Column("the same at the masks' size", "neither", "megabytes", "as the published code stores them"),
         Column("time", "lower", "minutes"),

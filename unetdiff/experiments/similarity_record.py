@@ -164,7 +164,7 @@ def _findings(compared: Compared, one: int, other: int) -> list[str]:
     pair = f"{compared.names[one]} and {compared.names[other]}"
     shared = compared.shared(one, other)
     cells = [
-        (value, value - floor, block, _at(compared, moment, one, other))
+        (value, value - floor, block, _on(compared, moment, one, other))
         for moment in range(len(compared.moments))
         for value, floor, block in zip(
             compared.diagonal(moment, one, other), compared.floor(moment, one, other), shared, strict=True
@@ -182,9 +182,9 @@ def _findings(compared: Compared, one: int, other: int) -> list[str]:
         if mean is not None and floor is not None:
             means.append(f"{_at(compared, moment, one, other)} {mean:.2f} ({floor:.2f})")
     return [
-        f"{pair}: most alike in {most[2]} at {most[3]}, CKA {most[0]:.2f}, {_above(most[1])} the floor of random "
-        f"weights; least alike in {least[2]} at {least[3]}, CKA {least[0]:.2f}, {_above(least[1])} it.",
-        f"{pair}: the layer furthest above its floor is {gap[2]} at {gap[3]}, CKA {gap[0]:.2f}, {_above(gap[1])} it; "
+        f"{pair}: most alike in {most[2]} {most[3]}, CKA {most[0]:.2f}, {_above(most[1])} the floor of random "
+        f"weights; least alike in {least[2]} {least[3]}, CKA {least[0]:.2f}, {_above(least[1])} it.",
+        f"{pair}: the layer furthest above its floor is {gap[2]} {gap[3]}, CKA {gap[0]:.2f}, {_above(gap[1])} it; "
         f"{above} of {len(cells)} layers, counted at each timestep, are above theirs.",
         f"{pair}: mean CKA over the layers, and that of the floor: {', '.join(means)}.",
     ]
@@ -193,7 +193,7 @@ def _findings(compared: Compared, one: int, other: int) -> list[str]:
 def _without_shared(compared: Compared, one: int, other: int) -> list[str]:
     """Networks of different blocks have no diagonal: the nearest layers instead."""
     cells = [
-        (value, a, b, _at(compared, moment, one, other))
+        (value, a, b, _on(compared, moment, one, other))
         for moment in range(len(compared.moments))
         for a, row in zip(compared.blocks[one], compared.between(moment, one, other), strict=True)
         for b, value in zip(compared.blocks[other], row, strict=True)
@@ -203,7 +203,13 @@ def _without_shared(compared: Compared, one: int, other: int) -> list[str]:
     if not cells:
         return [f"{pair}: no layer says anything; CKA is not defined."]
     value, a, b, at = max(cells)
-    return [f"{pair} share no layer; the nearest are {a} and {b} at {at}, CKA {value:.2f}."]
+    return [f"{pair} share no layer; the nearest are {a} and {b} {at}, CKA {value:.2f}."]
+
+
+def _on(compared: Compared, moment: int, *which: int) -> str:
+    """The same within a sentence."""
+    at = _at(compared, moment, *which)
+    return f"at {at}" if at.startswith("t =") else f"on {at}"
 
 
 def _above(gap: float) -> str:
