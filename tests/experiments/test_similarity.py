@@ -26,7 +26,12 @@ def test_the_same_network_twice_is_one_and_another_is_not(make_run, tmp_path):
     main(["similarity", str(one), str(tmp_path / "copy"), str(other), *QUICK, "--output", str(output)])
     charts = {part.title: part for part in read_record(output).parts if isinstance(part, Chart)}
     same = next(chart for title, chart in charts.items() if title.endswith("one and copy"))
-    assert [line.name for line in same.lines] == ["clean pictures", "t = 600", "random weights, the highest"]
+    assert [line.name for line in same.lines] == [
+        "clean pictures",
+        "t = 600",
+        "one and random weights, the highest",
+        "copy and random weights, the highest",
+    ]
     for line in same.lines[:2]:
         assert all(value.mean == pytest.approx(1, abs=1e-5) for value in line.y)
     different = next(chart for title, chart in charts.items() if title.endswith("one and other"))

@@ -47,14 +47,14 @@ class Compared:
         a, b = self.blocks[one % n], self.blocks[other % n]
         return [_number(table[a.index(block)][b.index(block)]) for block in self.shared(one % n, other % n)]
 
-    def floor(self, moment: int, one: int, other: int) -> list[float]:
-        """For each shared layer, the higher CKA of either network with its own random twin."""
+    def floors(self, moment: int, one: int, other: int) -> tuple[list[float], list[float]]:
+        """For each shared layer, the CKA of either network with its own random twin."""
         n, shared = len(self.names), self.shared(one, other)
         found = []
         for which in (one, other):
             own = dict(zip(self.blocks[which], self.diagonal(moment, which, which + n), strict=True))
             found.append([own[block] for block in shared])
-        return [max(a, b) for a, b in zip(*found, strict=True)]
+        return found[0], found[1]
 
 
 def similarity_record(
@@ -112,17 +112,19 @@ def _chart(compared: Compared, one: int, other: int) -> Chart:
         Line(_at(compared, moment, one, other), x, [Value.of([v]) for v in compared.diagonal(moment, one, other)])
         for moment in range(len(compared.moments))
     ]
-    floors = [compared.floor(moment, one, other) for moment in range(len(compared.moments))]
-    highest = [max(column) for column in zip(*floors, strict=True)]
-    lines.append(Line("random weights, the highest", x, [Value.of([value]) for value in highest]))
+    floors = [compared.floors(moment, one, other) for moment in range(len(compared.moments))]
+    for which, index in ((one, 0), (other, 1)):
+        highest = [max(column) for column in zip(*(both[index] for both in floors), strict=True)]
+        name = f"{compared.names[which]} and random weights, the highest"
+        lines.append(Line(name, x, [Value.of([value]) for value in highest]))
     order = ", ".join(f"{index + 1} {block}" for index, block in enumerate(shared))
     return Chart(
         f"CKA of the same layer: {compared.names[one]} and {compared.names[other]}",
         "layer, from the picture to the heads",
         "linear CKA (1: the same up to rotation and scale)",
         lines,
-        note=f"Layers: {order}. The last line is the highest CKA, at any timestep, of the layer with the same layer of "
-        "a network with random weights.",
+        note=f"Layers: {order}. The last two lines are the floors: each network and one of the same config with "
+        "random weights, the highest CKA of the layer at any timestep.",
     )
 
 
@@ -164,30 +166,47 @@ def _findings(compared: Compared, one: int, other: int) -> list[str]:
     pair = f"{compared.names[one]} and {compared.names[other]}"
     shared = compared.shared(one, other)
     cells = [
-        (value, value - floor, block, _on(compared, moment, one, other))
+        _Cell(value, floors, f"{block} {_on(compared, moment, one, other)}")
         for moment in range(len(compared.moments))
-        for value, floor, block in zip(
-            compared.diagonal(moment, one, other), compared.floor(moment, one, other), shared, strict=True
+        for value, floors, block in zip(
+            compared.diagonal(moment, one, other),
+            zip(*compared.floors(moment, one, other), strict=True),
+            shared,
+            strict=True,
         )
-        if not math.isnan(value) and not math.isnan(floor)
+        if not any(math.isnan(figure) for figure in (value, *floors))
     ]
     if not cells:
         return [f"{pair}: no layer says anything; CKA is not defined."]
-    most, least = max(cells), min(cells)
-    gap = max(cells, key=lambda cell: cell[1])
-    above = sum(cell[1] > 0 for cell in cells)
-    means = []
-    for moment in range(len(compared.moments)):
-        mean, floor = _mean(compared.diagonal(moment, one, other)), _mean(compared.floor(moment, one, other))
-        if mean is not None and floor is not None:
-            means.append(f"{_at(compared, moment, one, other)} {mean:.2f} ({floor:.2f})")
-    return [
-        f"{pair}: most alike in {most[2]} {most[3]}, CKA {most[0]:.2f}, {_above(most[1])} the floor of random "
-        f"weights; least alike in {least[2]} {least[3]}, CKA {least[0]:.2f}, {_above(least[1])} it.",
-        f"{pair}: the layer furthest above its floor is {gap[2]} {gap[3]}, CKA {gap[0]:.2f}, {_above(gap[1])} it; "
-        f"{above} of {len(cells)} layers, counted at each timestep, are above theirs.",
-        f"{pair}: mean CKA over the layers, and that of the floor: {', '.join(means)}.",
+    a, b = (f"{compared.names[which]} and random weights" for which in (one, other))
+    most, least = max(cells, key=lambda cell: cell.value), min(cells, key=lambda cell: cell.value)
+    above = [sum(cell.value > cell.floors[index] for cell in cells) for index in (0, 1)]
+    means = [
+        f"{_at(compared, moment, one, other)} {_mean(compared.diagonal(moment, one, other)) or math.nan:.2f}"
+        for moment in range(len(compared.moments))
     ]
+    return [
+        f"{pair} are most alike in {most.place}: CKA {most.value:.2f}, {most.beside(0)} what {a} have there, "
+        f"{most.beside(1)} what {b} have.",
+        f"{pair} are least alike in {least.place}: CKA {least.value:.2f}, {least.beside(0)} what {a} have there, "
+        f"{least.beside(1)} what {b} have.",
+        f"Of {len(cells)} layers of {pair}, each timestep counted, {above[0]} are more alike than {a}, and {above[1]} "
+        f"more than {b}.",
+        f"{pair}: mean CKA over the layers {', '.join(means)}.",
+    ]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One layer of two networks at one moment."""
+
+    value: float
+    floors: tuple[float, float]
+    place: str
+
+    def beside(self, index: int) -> str:
+        gap = self.value - self.floors[index]
+        return f"{abs(gap):.2f} {'above' if gap >= 0 else 'below'}"
 
 
 def _without_shared(compared: Compared, one: int, other: int) -> list[str]:
@@ -212,10 +231,6 @@ def _on(compared: Compared, moment: int, *which: int) -> str:
     return f"at {at}" if at.startswith("t =") else f"on {at}"
 
 
-def _above(gap: float) -> str:
-    return f"{abs(gap):.2f} {'above' if gap >= 0 else 'below'}"
-
-
 def _method(compared: Compared, given: argparse.Namespace) -> list[str]:
     cells = given.grid**2
     return [
@@ -230,6 +245,8 @@ def _method(compared: Compared, given: argparse.Namespace) -> list[str]:
         "denoiser is told no condition; a network that trained no diffusion head is shown clean pictures at every "
         "timestep of the other's.",
         "The floor of a layer is its CKA with the same layer of a network of the same config with random weights (one "
-        "seed) on the same input; of a pair, the higher of the two. A network with itself is 1 by definition.",
+        "seed) on the same input; a pair has two, one for each network. Where a network is nearer to random weights "
+        "than to the other run, it has kept to what any such network does with the pixels. With itself it is 1 by "
+        "definition.",
         "CKA says that the same pictures lie near each other in both layers, not that the layers are of the same use.",
     ]
