@@ -42,7 +42,7 @@ class Recipe:
     """Optimizer steps."""
     batch_size: int = 16
     """Pictures of a step."""
-    lr: float = 0.03
+    lr: float = 0.1
     """Peak learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = 0.0
     """Decoupled."""
