@@ -456,6 +456,7 @@ def test_all_configs_are_shipped() -> None:
     assert [f"{path.parent.name}/{path.stem}" for path in CONFIGS] == [
         "diffusion/captioned_folder",
         "diffusion/cifar10",
+        "diffusion/cifar10_gpu",
         "diffusion/fashion_mnist",
         "diffusion/image_folder",
         "diffusion/scenes",

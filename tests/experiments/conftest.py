@@ -9,10 +9,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.config import RunConfig, parse
+from unetdiff.config import RunConfig, Task, overridden, parse, to_yaml
+from unetdiff.data import build_dataset
 from unetdiff.experiments import EXPERIMENTS
+from unetdiff.training.tasks import build_task
 from unetdiff.training.trainer import train
 
 TINY = {
@@ -21,7 +24,7 @@ TINY = {
         "residual": {"layers_per_block": 1, "norm_num_groups": 4},
         "conditioning": {"cross_attention_dim": 8, "attention_levels": [1], "attention_head_dim": 8},
     },
-    "data": {"scenes": {"train_pictures": 16, "val_pictures": 12}},
+    "data": {"scenes": {"train_pictures": 24, "val_pictures": 12}},
     "diffusion": {"preview_steps": 2, "preview_per_class": 1},
     "segmentation": {"preview_pictures": 1},
     "training": {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "validate_every": 2, "log_every": 1},
@@ -56,11 +59,35 @@ def options() -> Callable[..., argparse.Namespace]:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., RunConfig]:
-    """tiny_config(task, folder): a config that trains in a second or two."""
-    return lambda task, folder: parse(None, {**TINY, "training": {**TINY["training"], "output_dir": str(folder)}}, task)
+    """tiny_config(task, folder, **{"dotted.key": value}): a config that trains in a second or two."""
+
+    def config(task: Task, folder: Path, **overrides: object) -> RunConfig:
+        tree = {**TINY, "training": {**TINY["training"], "output_dir": str(folder)}}
+        return overridden(parse(None, tree, task), overrides)
+
+    return config
 
 
 @pytest.fixture(scope="session")
 def joint_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., RunConfig]) -> Path:
     """A trained run directory with both heads."""
     return train(tiny_config("joint", tmp_path_factory.mktemp("experiments") / "joint"))
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    """make_run("name", task, seed=0, **{"dotted.key": value}): a run that ended without a step."""
+
+    def make(name: str, task: str = "diffusion", seed: int = 0, **overrides: object) -> Path:
+        folder = tmp_path / name
+        config = tiny_config(task, folder, **overrides)
+        torch.manual_seed(seed)
+        train_set, val = (build_dataset(config.data, split, task != "diffusion") for split in ("train", "val"))
+        built = build_task(config, train_set, val)
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
+        (folder / "summary.json").write_text('{"steps": 1}')
+        built.save(folder / "best")
+        return folder
+
+    return make

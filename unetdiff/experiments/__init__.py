@@ -22,5 +22,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "noise": ("unetdiff.experiments.noise", "how well a segmenter sees through noise, told how much there is or not"),
     "agreement": ("unetdiff.experiments.agreement", "whether a segmentation head sees what samples were asked for"),
     "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
+    "probe": ("unetdiff.experiments.probe", "what a linear probe finds in each block at each timestep"),
+    "similarity": ("unetdiff.experiments.similarity", "how alike two networks are, layer by layer (linear CKA)"),
 }
 """Name -> (module, what it asks); imported when called."""

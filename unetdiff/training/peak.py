@@ -10,20 +10,24 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak(device: torch.device) -> None:
-    """Count the highest anew from here on, where the system lets a process do that."""
+def forget_peak(device: torch.device) -> bool:
+    """Count the highest anew from here on; False where the system does not let a process do that (some containers)."""
     if device.type == "cuda":
         with suppress(RuntimeError):  # nothing was held there yet
             torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with suppress(OSError):
-            CLEAR.write_text("5")
+        return True
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_bytes(device: torch.device) -> int | None:
     """Bytes at the highest since `forget_peak`: of torch's tensors on a GPU, else of the whole process (Linux' VmHWM).
 
-    What a process freed before and did not give back to the system counts in it. None where the system does not say.
+    What a process freed before and did not give back to the system counts in it, as does an earlier peak that could not
+    be forgotten. None where the system does not say.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

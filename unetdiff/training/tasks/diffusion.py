@@ -108,7 +108,7 @@ class DiffusionTask(Task):
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
-        return self._noise(x0, noise, timesteps, conditions)
+        return self.noised_with(x0, noise, timesteps, conditions)
 
     def clean(self, images: Tensor | list[Tensor], generator: torch.Generator | None = None) -> Tensor:
         """uint8 pictures (B, 3, H, W) as what is noised: pixels in [-1, 1], or latents, (B, K, h, w).
@@ -140,7 +140,8 @@ class DiffusionTask(Task):
         weight = objectives.loss_weight(self.scheduler, noised.timesteps, self.config.weighting, self.config.snr_gamma)
         return objectives.diffusion_loss(output, noised.target, weight)
 
-    def _noise(self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None) -> Noised:
+    def noised_with(self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None) -> Noised:
+        """Clean pictures or latents (B, K, h, w) at timesteps (B,) by the given noise, and what is told of them."""
         sample = objectives.noised(self.scheduler, x0, noise, timesteps)
         context = self.context(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
@@ -160,7 +161,7 @@ class DiffusionTask(Task):
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
             with inference(self, accelerator.device.type, None), accelerator.autocast():
-                noised = self._noise(x0, noise, timesteps, conditions)
+                noised = self.noised_with(x0, noise, timesteps, conditions)
                 losses = self.per_sample(self._predict(noised), noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)

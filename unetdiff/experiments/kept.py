@@ -1,0 +1,41 @@
+"""What an experiment measured of one run, kept on disk, so that a second call is quick and a killed one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from unetdiff.models.loading import WEIGHTS
+from unetdiff.training.records import jsonable
+
+
+def kept(file: Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result in a file where it was measured with the same settings, else measured now and written.
+
+    Both are plain values, as JSON has them; figures that are not numbers come back as None. The result may name
+    pictures that `measure` wrote; where one is gone, the caller's record is refused when it is written.
+    """
+    wanted = json.loads(json.dumps(jsonable(settings)))
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text())
+        except json.JSONDecodeError:
+            found = {}
+        if isinstance(found, dict) and found.get("settings") == wanted:
+            return found["result"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    result = json.loads(json.dumps(jsonable(measure())))
+    aside = file.with_suffix(".writing")
+    aside.write_text(json.dumps({"settings": wanted, "result": result}, allow_nan=False) + "\n")
+    os.replace(aside, file)
+    return result
+
+
+def fingerprint(model: Path) -> str:
+    """A hash of a model directory's U-Net: other weights have another one."""
+    with (model / "unet" / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
