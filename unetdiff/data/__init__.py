@@ -12,6 +12,7 @@ from unetdiff.data.base import PictureDataset, collate
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
 from unetdiff.data.loaders import eval_loader
 from unetdiff.data.pairs import ScenePairs
+from unetdiff.data.part import Part, pictures_of_share, share_indices
 from unetdiff.data.prompt import Prompt, prompts
 from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler, evenly
 from unetdiff.data.scenes import Scenes
@@ -23,6 +24,7 @@ __all__ = [
     "DataConfig",
     "EvalSampler",
     "EvalTransform",
+    "Part",
     "PictureDataset",
     "Prompt",
     "SampleKey",
@@ -36,7 +38,9 @@ __all__ = [
     "collate",
     "eval_loader",
     "evenly",
+    "pictures_of_share",
     "prompts",
+    "share_indices",
     "to_model_range",
     "to_uint8",
 ]
@@ -61,7 +65,8 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
     Args:
         config: the `data:` section.
-        split: "train" (augmented as configured, when asked with a `SampleKey`) or "val" (never augmented).
+        split: "train" (augmented as configured, when asked with a `SampleKey`; `data.share` of it) or "val" (never
+            augmented, always whole).
         segmentation: masks are needed. Without, a VOC-style set gives pictures alone, and needs `data.size`.
         layout: masks are needed as what a picture is drawn from: picture and mask are resized alike, their aspect kept
             and their centre cut out at `data.size`, in validation too. With `segmentation`, this is what counts.
@@ -69,6 +74,13 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
     Raises:
         UserError: a set that is not there, has no masks where they are needed, or is configured impossibly.
     """
+    whole = _whole(config, split, segmentation, layout)
+    if split == "val" or config.share == 1:
+        return whole
+    return Part(whole, share_indices(len(whole), config.share, config.share_seed))
+
+
+def _whole(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> PictureDataset:
     augment = config.augment if split == "train" else AugmentConfig()
     masks = segmentation or layout
     if config.name == "scenes":

@@ -10,6 +10,7 @@ from unetdiff.data import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.parquet import read_table
+from unetdiff.data.part import share_indices
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,18 @@ def captions_of(config: DataConfig, role: Literal["train", "val"]) -> list[str]:
         UserError: the set is not there, or has not the columns.
     """
     if config.name == "captioned_folder":
-        return [row.caption for row in read_split(config, role).rows]
+        return _used([row.caption for row in read_split(config, role).rows], config, role)
     if config.name == "parquet":
-        return read_table(config, role).captions or []
+        return _used(read_table(config, role).captions or [], config, role)
     pictures = build_dataset(config, role, segmentation=False)
     return [pictures.caption(index) for index in range(len(pictures))]
+
+
+def _used(captions: list[str], config: DataConfig, role: str) -> list[str]:
+    """Those of the pictures that `data.share` leaves."""
+    if role == "val" or config.share == 1 or not captions:
+        return captions
+    return [captions[index] for index in share_indices(len(captions), config.share, config.share_seed)]
 
 
 def count_captions(captions: Sequence[str]) -> CaptionCounts:

@@ -33,7 +33,7 @@ from unetdiff.data.voc import (
 
 
 def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Problem]:
-    """Every fault of both splits; [] for a set that is fit to train on.
+    """Every fault of both splits, whatever `data.share`; [] for a set that is fit to train on.
 
     Args:
         config: the `data:` section.
@@ -44,6 +44,7 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
     Raises:
         UserError: the set cannot even be listed (no such folder, split or class list).
     """
+    config = replace(config, share=1.0)
     if config.name in ("voc", "voc_folder"):
         return _check_masked(config, masks, full, progress)
     if config.name == "image_folder":

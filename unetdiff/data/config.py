@@ -84,6 +84,11 @@ class DataConfig:
     balance: float = 0.0
     """voc and voc_folder: a picture with a class that less than this share of the pictures has comes more often, the
     root of the lack times as often (Gupta et al. 2019, repeat factors); 0: every picture alike."""
+    share: float = 1.0
+    """Share of the training pictures that are used, at least one; random by share_seed, and a larger share has all of a
+    smaller one's."""
+    share_seed: int = 0
+    """Which pictures a share below 1 takes."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """The embedded set."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -46,6 +46,8 @@ def validate_data(config: RunConfig) -> None:
     if data.longest_side is not None:
         at_least("data.longest_side", data.longest_side, 32)
     share("data.balance", data.balance)
+    if not 0 < data.share <= 1:
+        raise refuse("data.share", data.share, "is no share of the training pictures", "use 1 or less, above 0")
     for key, value in (("longest_side", data.longest_side), ("balance", data.balance)):
         if value and data.name not in IN_VOC_LAYOUT:
             raise refuse(f"data.{key}", value, f"is not for {data.name}", "leave it out (voc and voc_folder have it)")

@@ -7,9 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from unetdiff.config import RunConfig
+from unetdiff.config import RunConfig, from_yaml
 from unetdiff.errors import UserError
 
 FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
@@ -42,7 +40,7 @@ def state_of(folder: Path, config: RunConfig) -> str:
     file = folder / "config.yaml"
     if not file.is_file():
         return "new"
-    difference = first_difference(asdict(config), yaml.safe_load(file.read_text()) or {})
+    difference = first_difference(asdict(config), asdict(from_yaml(file)))  # a key that is newer has its default
     if difference is not None:
         raise UserError(f"{folder} holds a run of another config ({difference}); give --overwrite or another --output")
     return "finished" if (folder / "summary.json").is_file() else "interrupted"

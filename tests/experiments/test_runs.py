@@ -1,0 +1,67 @@
+"""Configs of an experiment's runs, and what is read from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from unetdiff.compare.quickstart import quickstart_configs
+from unetdiff.compare.runs import Run
+from unetdiff.config import to_yaml
+from unetdiff.errors import UserError
+from unetdiff.experiments.runs import base_config, curve, last, over_runs, seeds_of, steps_of, variant
+
+
+def run_of(*validation: dict[str, float]) -> Run:
+    return Run("run", Path("run"), "segmentation", {}, validation=list(validation))
+
+
+def test_default_and_file_are_overridden_alike(tmp_path: Path) -> None:
+    default = quickstart_configs(tmp_path, tiny=True)["joint"]
+    assert asdict(base_config(None, [], default)) == asdict(default)
+    file = tmp_path / "any.yaml"
+    file.write_text(to_yaml(default))
+    words = ["--training.batch_size", "4", "--training.ema.half_life_images=7"]
+    given, told = base_config(None, words, default), base_config(file, words, quickstart_configs(tmp_path)["joint"])
+    assert asdict(given) == asdict(told)
+    assert (given.training.batch_size, given.training.ema.half_life_images) == (4, 7)
+    with pytest.raises(UserError, match="unknown option --training.batchsize; nearest: --training.batch_size"):
+        base_config(None, ["--training.batchsize", "4"], default)
+
+
+def test_a_variant_leaves_its_base_alone_and_is_refused_where_it_cannot_be_trained(tmp_path: Path) -> None:
+    base = quickstart_configs(tmp_path, tiny=True)["segmentation"]
+    before = asdict(base)
+    run = variant(base, "diffusion", tmp_path / "run", {"training.seed": 3, "diffusion.condition": "none"})
+    assert (run.task, run.training.seed, run.diffusion.condition) == ("diffusion", 3, "none")
+    assert run.training.output_dir == str(tmp_path / "run") and asdict(base) == before
+    with pytest.raises(UserError, match="data.share: 0.0 is no share"):
+        variant(base, "segmentation", tmp_path / "run", {"data.share": 0.0})
+    with pytest.raises(KeyError, match="training.sed"):
+        variant(base, "segmentation", tmp_path / "run", {"training.sed": 1})
+
+
+def test_steps_follow_from_epochs_and_the_share(tmp_path: Path) -> None:
+    base = quickstart_configs(tmp_path, tiny=True)["segmentation"]  # 64 pictures in batches of 8
+    assert steps_of(base) == 4
+    epochs = variant(base, "segmentation", tmp_path, {"training.steps": None, "training.epochs": 3.0})
+    assert steps_of(epochs) == 24
+    epochs.data.share = 0.5
+    assert steps_of(epochs) == 12
+
+
+def test_what_is_read_of_runs() -> None:
+    first = run_of({"images": 8, "a/x": 0.1}, {"images": 16, "a/x": 0.4})
+    second = run_of({"images": 10, "a/x": 0.3}, {"images": 16, "a/x": 0.6})
+    assert last(first, "a/x") == 0.4 and math.isnan(last(first, "a/y")) and math.isnan(last(run_of(), "a/x"))
+    value = over_runs([first, second], lambda run: last(run, "a/x"))
+    assert value.mean == pytest.approx(0.5) and value.spread == pytest.approx(math.sqrt(0.02)) and value.n == 2
+    line = curve([first, second], "both", "a/x", "images")
+    assert line.x == [9, 16] and [y.mean for y in line.y] == pytest.approx([0.2, 0.5])
+    assert curve([first], "none", "a/y", "images").x == []
+    assert seeds_of(2) == [0, 1]
+    with pytest.raises(UserError, match="--seeds: 0 is too small"):
+        seeds_of(0)

@@ -1,0 +1,62 @@
+"""A share of a set's pictures: random, and nested, so that 1 % of the labels lies inside 5 % of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetdiff.data.base import PictureDataset
+from unetdiff.data.hashing import hash_words
+from unetdiff.data.sampling import SampleKey
+
+
+def pictures_of_share(length: int, share: float) -> int:
+    """How many pictures a share of `length` is: rounded, one at least."""
+    return min(length, max(1, round(share * length)))
+
+
+def share_indices(length: int, share: float, seed: int) -> list[int]:
+    """The indices of a share, ascending: the first so many of the seed's permutation of 0..length-1.
+
+    A larger share of the same seed has all of a smaller one's.
+
+    Args:
+        length: pictures of the whole set.
+        share: above 0, at most 1.
+        seed: which pictures.
+    """
+    generator = torch.Generator().manual_seed(hash_words(seed, length) >> 1)
+    order = torch.randperm(length, generator=generator)
+    return sorted(order[: pictures_of_share(length, share)].tolist())
+
+
+class Part(PictureDataset):
+    """Some pictures of a set, in the order given; its classes, palette and labels are the whole set's.
+
+    Args:
+        whole: the set.
+        indices: of its pictures.
+    """
+
+    def __init__(self, whole: PictureDataset, indices: Sequence[int]) -> None:
+        self.whole, self.indices = whole, list(indices)
+        self.classes, self.palette, self.labels = whole.classes, whole.palette, whole.labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        index = self.indices[self.position(key)]
+        return self.whole[key._replace(index=index) if isinstance(key, SampleKey) else index]
+
+    def names(self, index: int) -> str:
+        return self.whole.names(self.indices[index])
+
+    def mask(self, index: int) -> Tensor:
+        return self.whole.mask(self.indices[self.position(index)])
+
+    def caption(self, index: int) -> str:
+        return self.whole.caption(self.indices[self.position(index)])
