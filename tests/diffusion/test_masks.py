@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unetdiff.conditioning import PictureConditioner
-from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.masks import Masks, counted
 from unetdiff.diffusion.objectives import build_scheduler, diffusion_loss
 from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -23,13 +23,13 @@ PALETTE = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 CLASSES = ["background", "cat", "dog"]
 
 
-def space(scale: float = 0.5) -> Masks:
-    return Masks(CLASSES, PALETTE, scale)
+def space() -> Masks:
+    return Masks(CLASSES, PALETTE)
 
 
-def test_one_hot_with_its_scale_and_void_in_the_middle() -> None:
-    coded = space(0.5).encode_masks(torch.tensor([[[0, 2, 255]]], dtype=torch.uint8))
-    assert coded[0, :, 0].T.tolist() == [[0.5, -0.5, -0.5], [-0.5, -0.5, 0.5], [0, 0, 0]]
+def test_one_hot_and_void_in_the_middle() -> None:
+    coded = space().encode_masks(torch.tensor([[[0, 2, 255]]], dtype=torch.uint8))
+    assert coded[0, :, 0].T.tolist() == [[1, -1, -1], [-1, -1, 1], [0, 0, 0]]
     assert counted(torch.tensor([[[0, 2, 255]]])).tolist() == [[[[True, True, False]]]]
 
 
@@ -39,7 +39,7 @@ def test_probabilities_are_those_of_the_class_and_add_up() -> None:
     assert torch.equal(space().probabilities(coded).argmax(dim=1), masks)
     assert torch.equal(space().probabilities(coded).amax(dim=1), torch.ones(2, 4, 5))
     # the mean of masks that are of a class with probability p is p
-    drawn = torch.tensor([0.5 * (2 * p - 1) for p in (0.2, 0.7, 0.1)]).reshape(1, 3, 1, 1)
+    drawn = torch.tensor([2 * p - 1 for p in (0.2, 0.7, 0.1)]).reshape(1, 3, 1, 1)
     torch.testing.assert_close(space().probabilities(drawn).flatten(), torch.tensor([0.2, 0.7, 0.1]))
     nothing = space().probabilities(torch.full((1, 3, 1, 1), -2.0))
     torch.testing.assert_close(nothing.flatten(), torch.full((3,), 1 / 3))
@@ -67,14 +67,14 @@ def test_void_has_no_part_in_the_loss() -> None:
 class Coin(nn.Module):
     """The perfect denoiser of a mask that is one class all over: cat with probability p, else dog."""
 
-    def __init__(self, scheduler: object, scale: float, p: float) -> None:
+    def __init__(self, scheduler: object, p: float) -> None:
         super().__init__()
-        self.alphas, self.scale, self.p = scheduler.alphas_cumprod, scale, p  # type: ignore[attr-defined]
+        self.alphas, self.p = scheduler.alphas_cumprod, p  # type: ignore[attr-defined]
         self.given = nn.Parameter(torch.zeros(()))
 
     def x0(self, x: Tensor, t: int) -> Tensor:
         """E[x0 | x_t], pixels independent: the posterior of two points under Gaussian noise."""
-        points = self.scale * torch.tensor([[-1.0, 1, -1], [-1, -1, 1]], device=x.device)  # (2, C)
+        points = torch.tensor([[-1.0, 1, -1], [-1, -1, 1]], device=x.device)  # (2, C)
         alpha, variance = self.alphas[t].sqrt(), 1 - self.alphas[t]
         distance = (x[:, None] - alpha * points[:, :, None, None]).square().sum(dim=2)  # (B, 2, H, W)
         prior = torch.tensor([self.p, 1 - self.p]).log()[:, None, None]
@@ -82,7 +82,7 @@ class Coin(nn.Module):
         return torch.einsum("b k h w, k c -> b c h w", posterior, points)
 
 
-def oracle_pipeline(p: float, scale: float = 0.5) -> GenerationPipeline:
+def oracle_pipeline(p: float, scale: float = 0.3) -> GenerationPipeline:
     unet = UNet(
         in_channels=7,
         sample_size=16,
@@ -91,9 +91,9 @@ def oracle_pipeline(p: float, scale: float = 0.5) -> GenerationPipeline:
         conditioning={"timestep": True, "attention_levels": []},
         heads={"diffusion": {"out_channels": 3}},
     )
-    scheduler = build_scheduler(DiffusionConfig(prediction_type="sample"), scale)
-    pipeline = GenerationPipeline(unet, scheduler, PictureConditioner("none"), masks=space(scale).settings)
-    coin = Coin(scheduler, scale, p)
+    scheduler = build_scheduler(DiffusionConfig(prediction_type="sample", noise=NoiseConfig(input_scale=scale)))
+    pipeline = GenerationPipeline(unet, scheduler, PictureConditioner("none"), masks=space().settings)
+    coin = Coin(scheduler, p)
 
     def denoise(sample: Tensor, timestep: Tensor, **_: object) -> object:
         class Answer:
@@ -137,13 +137,13 @@ def test_uncertainty_and_means() -> None:
 
 
 def test_saved_loaded_and_drawn(tmp_path: Path) -> None:
-    pipeline = oracle_pipeline(0.5, scale=0.25)
+    pipeline = oracle_pipeline(0.5)
     pipeline.save_pretrained(tmp_path / "model")
     loaded = GenerationPipeline.from_pretrained(tmp_path / "model")
     loaded.set_progress_bar_config(disable=True)
-    assert isinstance(loaded.space, Masks) and loaded.space.settings == space(0.25).settings
-    assert Masks.saved(tmp_path / "model").settings == space(0.25).settings  # type: ignore[union-attr]
-    assert loaded.channels == 3 and loaded.scheduler.config.clip_sample_range == 0.25
+    assert isinstance(loaded.space, Masks) and loaded.space.settings == space().settings
+    assert Masks.saved(tmp_path / "model").settings == space().settings  # type: ignore[union-attr]
+    assert loaded.channels == 3 and torch.equal(loaded.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
     picture = torch.zeros(3, 16, 16, dtype=torch.uint8)
     out = loaded(
         picture=picture, num_inference_steps=2, return_trajectory=2, generator=torch.Generator().manual_seed(0)
@@ -152,7 +152,7 @@ def test_saved_loaded_and_drawn(tmp_path: Path) -> None:
     colours = np.asarray(out.images[0]).reshape(-1, 3).tolist()
     assert all(colour in PALETTE for colour in colours)
     raw = loaded(picture=picture, num_inference_steps=2, output_type="latent", guidance_scale=1.0)
-    assert raw.images.shape == (1, 3, 16, 16) and raw.images.abs().max() <= 0.25 + 1e-6
+    assert raw.images.shape == (1, 3, 16, 16) and raw.images.abs().max() <= 1 + 1e-6
     with pytest.raises(UserError, match="image: this model draws masks"):
         loaded(picture=picture, image=picture, num_inference_steps=2)
 

@@ -30,7 +30,7 @@ MASKS: dict[str, Any] = {
     "diffusion__target": "mask",
     "diffusion__condition": "picture",
     "diffusion__picture__degradation": "none",
-    "diffusion__mask__scale": 0.5,
+    "diffusion__noise__input_scale": 0.3,
     "diffusion__preview_rows": 2,
     "training__steps": 4,
     "training__validate_every": 2,
@@ -50,7 +50,7 @@ def test_the_batch_holds_noisy_masks_beside_the_picture(tiny: Tiny) -> None:
     seen = alpha[:, 0, 0, 0] > 0.05
     inside = clean[seen][:, :, 8:]
     assert torch.equal(inside.argmax(dim=1), batch["mask"][seen][:, 8:].long())
-    assert inside.abs().sub(0.5).abs().max() < 1e-3 and clean[seen][:, :, :8].abs().max() < 1e-3
+    assert inside.abs().sub(1).abs().max() < 1e-3 and clean[seen][:, :, :8].abs().max() < 1e-3
     torch.testing.assert_close(noised.sample[:, 11:14], task.pixels(batch["image"]))
     # what is predicted in the void is nobody's business
     output = torch.zeros_like(noised.target)
@@ -69,7 +69,7 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     val = build_dataset(config.data, "val", False, layout=True)
     task = load_task(config, run / "best", val)
     assert isinstance(task, DiffusionTask) and isinstance(task.space, Masks)
-    assert task.scheduler.config.clip_sample_range == 0.5
+    assert len(task.scheduler.config.trained_betas) == 1000
 
     figures = evaluate(run, judging=JudgingConfig(steps=2))
     assert figures["diffusion/loss"] > 0 and 0 <= figures["masks/mean_iou"] <= 1
@@ -108,7 +108,7 @@ def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
             {"model__encoder__family": "resnet18", "model__encoder__channels": None},
             "model.encoder.family: 'resnet18' sees a picture in its first three channels",
         ),
-        ("diffusion", {"diffusion__mask__scale": 0.0}, "diffusion.mask.scale: 0.0 is no positive number"),
+        ("diffusion", {"diffusion__noise__input_scale": 0.0}, "diffusion.noise.input_scale: 0.0 is no positive number"),
         ("diffusion", {"diffusion__target": "picture"}, "diffusion.picture.degradation: 'none' tells the picture"),
         ("diffusion", {"model__heads": {"diffusion": {"out_channels": 3}}}, "model.heads.diffusion.out_channels: 3"),
     ],

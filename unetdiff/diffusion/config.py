@@ -16,6 +16,10 @@ class NoiseConfig:
     """Timesteps of the forward process."""
     zero_terminal_snr: bool = False
     """Rescale the betas so that the last timestep is pure noise (not with epsilon prediction)."""
+    input_scale: float = 1.0
+    """Scale b of what is noised (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation", who take 0.1 for
+    masks): each timestep's SNR is b² of the schedule's. What is large and plain, such as a mask, is seen through much
+    noise; below 1 it is drowned earlier, and more timesteps have to look at the condition."""
 
 
 @dataclass
@@ -24,15 +28,6 @@ class LatentConfig:
 
     vae: str | None = None
     """A folder with a diffusers AutoencoderKL, or with one in vae/ (Stable Diffusion's); None: pixels."""
-
-
-@dataclass
-class MaskConfig:
-    """diffusion.target mask: how a mask is noised."""
-
-    scale: float = 0.5
-    """Largest value of a class's channel, where a picture's is 1: a smaller one is drowned by less noise (Chen et al.
-    2023, "A Generalist Framework for Panoptic Segmentation", who take 0.1)."""
 
 
 @dataclass
@@ -75,10 +70,8 @@ class DiffusionConfig:
     """Objective, condition and judgement of the diffusion head."""
 
     target: Literal["picture", "mask"] = "picture"
-    """What is drawn: pictures, or masks, e.g. of the picture that the denoiser is told (diffusion.condition picture with
-    diffusion.picture.degradation none; SegDiff, Amit et al. 2021)."""
-    mask: MaskConfig = field(default_factory=MaskConfig)
-    """Masks."""
+    """What is drawn: pictures, or masks, e.g. of the picture that the denoiser is told (diffusion.condition picture, with
+    degradation none; SegDiff, Amit et al. 2021). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     """What the network predicts: the noise, the clean picture, or v."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
@@ -94,8 +87,8 @@ class DiffusionConfig:
     """Strength of a constant added to the training noise of each picture and channel (Guttenberg 2023, who takes 0.1),
     for samples that are darker or brighter than the mean. The noise's variance becomes 1 + its square; 0: off."""
     condition: Literal["none", "class", "text", "layout", "picture"] = "class"
-    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or the picture, mostly
-    in a degraded form."""
+    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or the picture,
+    mostly in a degraded form."""
     condition_dropout: float = 0.1
     """Share of pictures that are trained with the null token, for classifier-free guidance."""
     class_tokens: int = 1

@@ -20,25 +20,23 @@ INDEX = "model_index.json"
 
 
 class Masks:
-    """The space of a denoiser of masks: a channel for each class, `scale` where the class is and -`scale` elsewhere.
+    """The space of a denoiser of masks: a channel for each class, 1 where the class is and -1 elsewhere.
 
     One-hot, not the bits of the class's number (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation"):
     all classes are equally far from each other, and what the squared error is least for is the probability of each
-    class, so that samples can be averaged. Bits would need fewer channels, but half a bit is no class. The scale is
-    theirs (section 3.2): a mask of so few values can be read through much noise, and a smaller one is drowned earlier.
+    class, so that samples can be averaged. Bits would need fewer channels, but half a bit is no class.
 
     See `unetdiff.diffusion.latents.Latents` for what each method is about.
 
     Args:
         classes: names of the mask's values 0..C-1.
         palette: their colours, each [r, g, b] in 0..255.
-        scale: largest value of what is noised.
     """
 
-    factor = 1
+    factor, bound = 1, 1.0
 
-    def __init__(self, classes: Sequence[str], palette: Sequence[Sequence[int]], scale: float = 1.0) -> None:
-        self.classes, self.scale = list(classes), float(scale)
+    def __init__(self, classes: Sequence[str], palette: Sequence[Sequence[int]]) -> None:
+        self.classes = list(classes)
         self.palette = [[int(level) for level in colour] for colour in palette]
 
     @classmethod
@@ -51,17 +49,12 @@ class Masks:
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments, as JSON holds them."""
-        return {"classes": self.classes, "palette": self.palette, "scale": self.scale}
+        return {"classes": self.classes, "palette": self.palette}
 
     @property
     def channels(self) -> int:
         """One for each class."""
         return len(self.classes)
-
-    @property
-    def bound(self) -> float:
-        """The scale."""
-        return self.scale
 
     def grid(self, size: Size, key: str) -> Size:
         """The size itself."""
@@ -75,12 +68,12 @@ class Masks:
         """Class indices and 255 (B, H, W) as what is noised, (B, C, H, W) float32; void is 0 in every channel."""
         void = masks == VOID
         planes = F.one_hot(torch.where(void, 0, masks.long()), self.channels)
-        coded = (2 * rearrange(planes, "b h w c -> b c h w").float() - 1) * self.scale
+        coded = 2 * rearrange(planes, "b h w c -> b c h w").float() - 1
         return coded.masked_fill(rearrange(void, "b h w -> b 1 h w"), 0.0)
 
     def probabilities(self, drawn: Tensor) -> Tensor:
         """What was drawn, (..., C, H, W), as shares of the classes that add up to 1; alike where no class is there."""
-        shares = ((drawn.float() / self.scale + 1) / 2).clamp(0, 1)
+        shares = ((drawn.float() + 1) / 2).clamp(0, 1)
         total = reduce(shares, "... c h w -> ... 1 h w", "sum")
         return torch.where(total > 0, shares / total.clamp(min=torch.finfo(total.dtype).tiny), 1 / self.channels)
 

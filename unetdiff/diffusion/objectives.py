@@ -49,9 +49,9 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
             "use v_prediction or sample."
         )
     trained_betas = None
-    if noise.beta_schedule == "sigmoid":  # DDIMScheduler has no sigmoid of its own
-        ddpm = DDPMScheduler(num_train_timesteps=noise.num_train_timesteps, beta_schedule="sigmoid")
-        trained_betas = ddpm.betas.tolist()
+    if noise.beta_schedule == "sigmoid" or noise.input_scale != 1:  # DDIMScheduler has no sigmoid of its own
+        ddpm = DDPMScheduler(num_train_timesteps=noise.num_train_timesteps, beta_schedule=noise.beta_schedule)
+        trained_betas = scaled_betas(ddpm.betas, noise.input_scale).tolist()
     return DDIMScheduler(
         num_train_timesteps=noise.num_train_timesteps,
         beta_start=0.0001,  # said aloud: what is left to a default becomes the other scheduler's default
@@ -64,6 +64,22 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
         clip_sample=bound is not None,
         clip_sample_range=1.0 if bound is None else bound,
     )
+
+
+def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
+    """Betas (T,) of a process in which the SNR of every timestep is scale² of that of the given ones, float64.
+
+    A picture of b x_0 under x_t = α_t b x_0 + σ_t ε, divided by its deviation where x_0 has unit variance, as Chen et al.
+    (2023, "On the Importance of Noise Scheduling for Diffusion Models", section 2.3) do, is x_0 under this process:
+    ᾱ'_t = b² ᾱ_t / (b² ᾱ_t + 1 - ᾱ_t).
+    """
+    if scale == 1:
+        return betas
+    alpha_bar = (1 - betas.double()).cumprod(dim=0)
+    signal = scale**2 * alpha_bar
+    alpha_bar = signal / (signal + 1 - alpha_bar)
+    before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+    return 1 - alpha_bar / before
 
 
 def draw_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:

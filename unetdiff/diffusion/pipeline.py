@@ -190,8 +190,8 @@ class GenerationPipeline(DiffusionPipeline):
             width: pixels; None: the size the model was trained at.
             generator: of the starting noise and of the steps' noise; a list has one for each picture.
             latents: starting noise of unit variance, (B, *noise_shape()), instead of drawing it.
-            output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1]. "latent": what
-                was noised, without decoding, float32 (B, *noise_shape()) on the device.
+            output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1]. "latent":
+                what was noised, without decoding, float32 (B, *noise_shape()) on the device.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; may
                 return a dict with other latents.
             return_trajectory: keep this many evenly spaced moments of the way to the picture (0: none).

@@ -118,8 +118,6 @@ def _validate_target(config: RunConfig) -> None:
         asked = config.model.heads.diffusion.out_channels
         why = "is not to be given: there is a channel for each class"
         raise refuse("model.heads.diffusion.out_channels", asked, why, "leave the heads out")
-    if not 0 < given.mask.scale < math.inf:
-        raise refuse("diffusion.mask.scale", given.mask.scale, "is no positive number", "use e.g. 0.5")
 
 
 def validate_diffusion(config: RunConfig) -> None:
@@ -146,6 +144,9 @@ def validate_diffusion(config: RunConfig) -> None:
             "is out of range",
             f"use 1 to {given.noise.num_train_timesteps} (diffusion.noise.num_train_timesteps)",
         )
+    if not 0 < given.noise.input_scale < math.inf:
+        right = "use 1.0, or e.g. 0.1 for masks"
+        raise refuse("diffusion.noise.input_scale", given.noise.input_scale, "is no positive number", right)
     if not 0 < given.snr_gamma < math.inf:
         raise refuse("diffusion.snr_gamma", given.snr_gamma, "is no positive number", "the paper uses 5.0")
     if given.weighting == "clamped_snr" and given.snr_gamma < 1:

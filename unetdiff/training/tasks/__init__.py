@@ -80,7 +80,7 @@ def _space(config: RunConfig, train: PictureDataset) -> Space:
     if config.task == "segmentation":
         return Pixels()
     if given.target == "mask":
-        return Masks(train.classes, train.palette.tolist(), given.mask.scale)
+        return Masks(train.classes, train.palette.tolist())
     return Pixels() if given.latent.vae is None else Latents.from_pretrained(given.latent.vae)
 
 
