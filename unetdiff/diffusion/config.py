@@ -70,8 +70,8 @@ class DiffusionConfig:
     """Objective, condition and judgement of the diffusion head."""
 
     target: Literal["picture", "mask"] = "picture"
-    """What is drawn: pictures, or masks, e.g. of the picture that the denoiser is told (diffusion.condition picture, with
-    degradation none; SegDiff, Amit et al. 2021). For masks see diffusion.noise.input_scale."""
+    """What is drawn: pictures, or masks, e.g. of the picture that the denoiser is told (SegDiff, Amit et al. 2021:
+    diffusion.condition picture with diffusion.picture.degradation none). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     """What the network predicts: the noise, the clean picture, or v."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"

@@ -69,8 +69,8 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
 def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
     """Betas (T,) of a process in which the SNR of every timestep is scale² of that of the given ones, float64.
 
-    A picture of b x_0 under x_t = α_t b x_0 + σ_t ε, divided by its deviation where x_0 has unit variance, as Chen et al.
-    (2023, "On the Importance of Noise Scheduling for Diffusion Models", section 2.3) do, is x_0 under this process:
+    b x_0 under x_t = α_t b x_0 + σ_t ε, divided by its deviation where x_0 has unit variance, as Chen 2023 ("On the
+    Importance of Noise Scheduling for Diffusion Models", strategy 2) does, is x_0 under this process:
     ᾱ'_t = b² ᾱ_t / (b² ᾱ_t + 1 - ᾱ_t).
     """
     if scale == 1:

@@ -10,5 +10,14 @@ Each experiment is a module that leaves a `Record` (record.py), which `unetdiff 
 
 from __future__ import annotations
 
-EXPERIMENTS: dict[str, tuple[str, str]] = {}
+EXPERIMENTS: dict[str, tuple[str, str]] = {
+    "mask_diffusion": (
+        "unetdiff.experiments.mask_diffusion",
+        "is a mask better labelled by a head, or drawn by a denoiser that is told the picture",
+    ),
+    "synthesis": (
+        "unetdiff.experiments.synthesis",
+        "do synthesised pictures with their masks help a segmenter of few labels",
+    ),
+}
 """Name -> (module, what it asks); imported when called."""
