@@ -76,7 +76,9 @@ def test_trained_drawn_filtered_and_trained_again(tmp_path: Path, capsys: pytest
     assert main([*words, "--agreement", "0"]) == 0
     assert (enlarged / "agreement.json").stat().st_mtime_ns == written
     assert main([*words, "--agreement", "0.1"]) == 2
-    assert "was made with agreement 0.0, not 0.1" in capsys.readouterr().err
+    assert "was made with other settings (agreement is 0.0, not 0.1)" in capsys.readouterr().err
+    assert main([*words, "--agreement", "0", "--labelled", "0.2"]) == 2
+    assert "was made with other settings (share is 0.1, not 0.2)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,7 @@ def test_trained_drawn_filtered_and_trained_again(tmp_path: Path, capsys: pytest
         (["--labelled", "0"], "--labelled: 0.0 is no share of the training pictures"),
         (["--zoom", "0.9"], "--zoom: 0.9 is too small"),
         (["--agreement", "2"], "--agreement: 2.0 is no share"),
+        (["--data.name=cifar10", "--data.root=.", "--data.size=[32,32]"], "data.name: 'cifar10' has no masks"),
         (["--data.name=voc", "--data.root=."], "data.size: None leaves pictures of several sizes"),
     ],
 )

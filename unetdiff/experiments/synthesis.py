@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from unetdiff.training import machine
 
 DENOISER_STEPS, SEGMENTER_STEPS = 1000, 300
 """Optimizer steps of the denoiser and of each segmenter without CONFIG."""
+DRAWING = {"diffusion.target": "picture", "diffusion.condition": "layout"}
+"""Keys of the denoiser."""
 LAST = "latest"
 """The weights that draw and judge: to choose among validations would use labels that are not there."""
 
@@ -65,7 +67,6 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     _check(given)
     seeds = seeds_of(given.seeds)
     base, labelled = _base(given, overrides, output), output / "labelled_set"
-    check_target(base)
     few = replace(base.data, share=given.labelled)
     write_labelled(
         labelled,
@@ -73,6 +74,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             LABELLED: build_dataset(replace(few, augment=type(few.augment)()), "train", False, layout=True),
             VAL: build_dataset(few, "val", False, layout=True),
         },
+        asdict(few),
     )
     before = train_all(
         {f"labelled {s}": _segmenter(given, base, labelled, LABELLED, s, output) for s in seeds}, command
@@ -118,18 +120,17 @@ def _check(given: argparse.Namespace) -> None:
             at_least(f"--{name}", getattr(given, name), 1)
 
 
-def check_target(base: RunConfig) -> None:
-    """Refuse sets whose pictures differ in size, for one folder holds them as the networks see them.
+def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
+    """What all runs share; refused, before anything is written, where one of them cannot be.
 
-    Raises:
-        UserError: no data.size for such a set.
+    The folder holds pictures as the networks see them, so their size must be known.
     """
+    base = base_config(given.config, overrides, quickstart_configs(output)["segmentation"])
     if base.data.name != "scenes" and base.data.size is None:
         raise refuse("data.size", None, "leaves pictures of several sizes to be drawn", "give [height, width]")
-
-
-def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
-    return base_config(given.config, overrides, quickstart_configs(output)["segmentation"])
+    variant(base, "segmentation", output)
+    variant(base, "diffusion", output, DRAWING)
+    return base
 
 
 def _steps(asked: int | None, given: argparse.Namespace, own: int) -> dict[str, Any]:
@@ -180,8 +181,7 @@ def _denoiser(given: argparse.Namespace, base: RunConfig, folder: Path, output: 
     changes = {
         **_data(base, folder, LABELLED),
         **_steps(given.denoiser_steps, given, DENOISER_STEPS),
-        "diffusion.target": "picture",
-        "diffusion.condition": "layout",
+        **DRAWING,
         "diffusion.guidance_scale": given.guidance,
         "diffusion.preview_steps": given.steps,
     }

@@ -28,10 +28,11 @@ from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.checkpoints import replace_directory
+from unetdiff.training.once import first_difference
 
 LABELLED, ADDED, DRAWN, VAL = "labelled", "labelled_and_synthetic", "synthetic", "val"
 """The folder's lists: the labelled pictures, those and the kept ones, all that were drawn, and the validation."""
-SETTINGS, SCORES = "settings.json", "agreement.json"
+SOURCE, SETTINGS, SCORES = "source.json", "settings.json", "agreement.json"
 BATCH = 32  # pictures drawn at once
 
 
@@ -77,15 +78,19 @@ def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int) -> f
     return float(matrix.compute()["mean_iou"])
 
 
-def write_labelled(folder: Path, parts: Mapping[str, PictureDataset]) -> None:
+def write_labelled(folder: Path, parts: Mapping[str, PictureDataset], source: Mapping[str, Any]) -> None:
     """Write sets with masks as lists of one new folder; does nothing where it is there already.
 
     Args:
         folder: whole or not there at all, whatever interrupts this.
         parts: sets by the name of their list; pictures and masks of one size.
+        source: what they were made from, as JSON holds it.
+
+    Raises:
+        UserError: the folder was made from something else.
     """
     if folder.is_dir():
-        return
+        return _require(folder, SOURCE, source)
 
     def write(aside: Path) -> None:
         for kind in (IMAGES, MASKS, SPLITS):
@@ -98,6 +103,7 @@ def write_labelled(folder: Path, parts: Mapping[str, PictureDataset]) -> None:
                 item = data[index]
                 write_pair(aside, name, item["image"], item["mask"], data.palette)
             write_split(aside, split, names)
+        (aside / SOURCE).write_text(json.dumps(source, indent=1))
 
     replace_directory(folder, write)
 
@@ -140,12 +146,7 @@ def synthesise(
         UserError: the folder holds a set of other settings, or no picture agrees enough.
     """
     if folder.is_dir():
-        found = json.loads((folder / SETTINGS).read_text())
-        if found != asdict(asked):
-            key = next(key for key, value in asdict(asked).items() if found.get(key) != value)
-            raise UserError(
-                f"{folder} was made with {key} {found.get(key)}, not {asdict(asked)[key]}; give another --output"
-            )
+        _require(folder, SETTINGS, asdict(asked))
         return json.loads((folder / SCORES).read_text())
     data = VOCFolder(labelled, LABELLED)
     scores: dict[str, float] = {}
@@ -175,6 +176,14 @@ def synthesise(
 
     replace_directory(folder, write)
     return scores
+
+
+def _require(folder: Path, file: str, wanted: Mapping[str, Any]) -> None:
+    """Refuse a folder that was made with other settings: the runs beside it were trained on it."""
+    found = json.loads((folder / file).read_text())
+    difference = first_difference(wanted, found)
+    if difference is not None:
+        raise UserError(f"{folder} was made with other settings ({difference}); give another --output")
 
 
 def draw(
