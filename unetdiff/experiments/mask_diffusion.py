@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=8, help="masks drawn of each picture")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps of each")
     parser.add_argument("--scheduler", default="ddim", choices=list(SCHEDULERS), help="sampler")
-    parser.add_argument("--input_scale", type=float, default=0.1, help="the denoiser's diffusion.noise.input_scale")
+    parser.add_argument("--input_scale", type=float, default=0.3, help="the denoiser's diffusion.noise.input_scale")
     parser.add_argument(
         "--prediction", default="sample", choices=["sample", "v_prediction", "epsilon"], help="what it predicts"
     )

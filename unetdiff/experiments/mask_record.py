@@ -179,7 +179,7 @@ def findings(measured: Measured, steps: int) -> list[str]:
     one = float(torch.tensor([figures.mean_iou for figures in measured.single]).mean())
     drawn = f"the mean of {count} drawn masks" if count > 1 else "a drawn mask"
     times = measured.seconds["all"] / measured.seconds["head"]
-    better = LABELS[0] if head.mean_iou > mean.mean_iou else drawn
+    better = "labelling" if head.mean_iou > mean.mean_iou else "drawing"
     told = [
         f"The {LABELS[0]} reaches an mIoU of {head.mean_iou:.3f}, {drawn} {mean.mean_iou:.3f}: "
         f"{better} is better by {abs(head.mean_iou - mean.mean_iou):.3f}. Drawing takes {times:,.0f} times as long "
