@@ -133,7 +133,7 @@ def make(vae: Path) -> GenerationPipeline:
         heads={"diffusion": {"out_channels": 4}},
     )
     torch.nn.init.normal_(unet.heads["diffusion"].conv.weight, std=0.1)
-    scheduler = build_scheduler(DiffusionConfig(), clip=False)
+    scheduler = build_scheduler(DiffusionConfig(), bound=None)
     pipeline = GenerationPipeline(unet, scheduler, vae=AutoencoderKL.from_pretrained(vae))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

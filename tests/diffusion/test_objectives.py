@@ -197,3 +197,19 @@ def test_offset_noise_is_a_constant_for_each_picture_and_channel() -> None:
     assert (added[..., 0, 0].T.corrcoef() - torch.eye(3)).abs().max() < 0.2  # channels apart: 4.5 deviations
     assert offset.var().item() == pytest.approx(1 + 0.5**2, rel=0.1)
     assert offset.mean(dim=(2, 3)).var().item() == pytest.approx(1 / 16 + 0.5**2, rel=0.2)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "sigmoid"])
+def test_input_scale_is_the_process_of_a_smaller_picture(schedule: str) -> None:
+    plain, scaled = (
+        objectives.build_scheduler(DiffusionConfig(noise=NoiseConfig(schedule, input_scale=b)))  # type: ignore[arg-type]
+        for b in (1.0, 0.1)
+    )
+    steps = torch.arange(1000)
+    ratio = objectives.snr(scaled, steps).double() / objectives.snr(plain, steps).double()
+    assert torch.allclose(ratio[:990], torch.full((990,), 0.01, dtype=torch.float64), rtol=2e-2)
+    # x_t of b x_0 divided by its deviation is x_t of x_0 under the scaled process, noise and all
+    x0, noise, t = torch.tensor([[[[1.0, -1]]]]), torch.tensor([[[[0.3, 0.8]]]]), torch.tensor([400])
+    alpha, sigma = objectives.alpha_sigma(plain, t)
+    by_hand = (alpha * 0.1 * x0 + sigma * noise) / (0.01 * alpha**2 + sigma**2).sqrt()
+    torch.testing.assert_close(scaled.add_noise(x0, noise, t), by_hand, atol=1e-4, rtol=1e-3)

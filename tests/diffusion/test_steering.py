@@ -33,7 +33,7 @@ def loss(x0: Tensor) -> Tensor:
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
 @pytest.mark.parametrize("through", ["network", "picture"])
 def test_gradient_against_finite_differences(prediction: str, through: str) -> None:
-    scheduler = build_scheduler(DiffusionConfig(prediction_type=prediction), clip=False)  # type: ignore[arg-type]
+    scheduler = build_scheduler(DiffusionConfig(prediction_type=prediction), bound=None)  # type: ignore[arg-type]
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
     fixed = (NOISY - alpha * predicted_x0(scheduler, predict(NOISY), NOISY, T)) / sigma  # the noise at x_t itself
 
@@ -54,7 +54,7 @@ def test_gradient_against_finite_differences(prediction: str, through: str) -> N
 
 
 def test_the_noise_moves_by_the_scale_and_the_picture_against_the_gradient() -> None:
-    scheduler = build_scheduler(DiffusionConfig(), clip=False)
+    scheduler = build_scheduler(DiffusionConfig(), bound=None)
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
     before = predict(NOISY)
     after = steered(Steering(loss, scale=0.3), scheduler, predict, NOISY, T[0])

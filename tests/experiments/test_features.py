@@ -125,3 +125,10 @@ def test_refusals(make_run):
     (other / "summary.json").unlink()
     with pytest.raises(UserError, match="has not ended.*--resume"):
         given_runs([other])
+
+
+def test_a_denoiser_of_masks_sees_no_noisy_pictures(make_run):
+    options = {"diffusion.target": "mask", "diffusion.condition": "picture", "diffusion.picture.degradation": "none"}
+    run = read_run(make_run("masks", "diffusion", **options))
+    with pytest.raises(UserError, match="draws masks"):
+        open_features(run, labelled(run, run, "val"), [None], 0, "cpu")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from unetdiff.compare.anatomy import Anatomy
 from unetdiff.compare.embed import data_uri
@@ -15,6 +17,8 @@ from unetdiff.compare.sets import choose, open_set
 from unetdiff.compare.table import compact
 from unetdiff.conditioning import Context
 from unetdiff.data import collate, to_model_range
+from unetdiff.diffusion.latents import Space
+from unetdiff.diffusion.masks import Masks
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import colorize
@@ -119,7 +123,7 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
     if run.model is None:
         return {}
     try:
-        dataset = open_set(run)
+        dataset = open_set(run, layout=_draws_masks(run))
     except UserError:
         return {}
     item = dataset[choose(dataset, 1, seed)[0]]
@@ -129,9 +133,8 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
         found["mask"] = data_uri(colorize(segmenter(item["image"]).mask, segmenter.palette), photo=False)
     if "diffusion" in run.heads:
         pipeline = load_generator(run.model)
-        clean = to_model_range(item["image"])[None]  # (1, 3, H, W)
-        size = (clean.shape[-2], clean.shape[-1])
-        clean = pipeline.space.encode(clean)  # (1, C, h, w)
+        size = (item["image"].shape[-2], item["image"].shape[-1])
+        clean = _clean(pipeline.space, item)  # (1, C, h, w)
         steps = torch.arange(pipeline.scheduler.config.num_train_timesteps)
         sigma = alpha_sigma(pipeline.scheduler, steps)[1]
         t = (sigma - noise_level).abs().argmin()[None]
@@ -146,3 +149,14 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
         found["noised"] = data_uri((pipeline.space.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
         found["noise"] = data_uri((output[0, :3] / 4 + 0.5).clamp(0, 1))  # two deviations either way
     return found
+
+
+def _draws_masks(run: Run) -> bool:
+    return "diffusion" in run.heads and (run.config.get("diffusion") or {}).get("target") == "mask"
+
+
+def _clean(space: Space, item: Mapping[str, Any]) -> Tensor:
+    """What is noised of an item: its picture, the latents of that, or its mask, (1, C, h, w)."""
+    if isinstance(space, Masks):
+        return space.encode_masks(item["mask"][None])
+    return space.encode(to_model_range(item["image"])[None])

@@ -37,17 +37,18 @@ def by_set(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def open_set(run: Run, split: str = "val", segmentation: bool | None = None) -> PictureDataset:
+def open_set(run: Run, split: str = "val", segmentation: bool | None = None, layout: bool = False) -> PictureDataset:
     """The pictures of a run's split, all of them whatever `data.share`.
 
     Raises UserError where the set is not there (any more).
 
     segmentation: with masks; None: where the run has a segmentation head.
+    layout: with masks of the pictures' size, as a denoiser sees them (`build_dataset`).
     """
     config = section(DataConfig, run.config.get("data") or {}, "data")
     config.share = 1.0  # what a run was not given, its judge may still learn from
     masks = "segmentation" in run.heads if segmentation is None else segmentation
-    return build_dataset(config, "train" if split == "train" else "val", segmentation=masks)
+    return build_dataset(config, "train" if split == "train" else "val", masks, layout)
 
 
 def choose(dataset: PictureDataset, count: int, seed: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Conditioning on a picture, as channels beside the noisy one: super-resolution, colouring, deblurring."""
+"""Conditioning on a picture, as channels beside the noisy one: super-resolution, colouring, deblurring, its mask."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unetdiff.conditioning.base import Conditioner, Context, Examples, Size
 from unetdiff.data.transforms import to_model_range
 from unetdiff.errors import UserError
 
-Degradation = Literal["downscale", "grayscale", "blur"]
+Degradation = Literal["downscale", "grayscale", "blur", "none"]
 Picture = Tensor | np.ndarray | Image.Image
 
 
@@ -37,7 +37,7 @@ class PictureConditioner(Conditioner):
     `latents_of`.
 
     Args:
-        degradation: downscale (super-resolution), grayscale (colouring) or blur.
+        degradation: downscale (super-resolution), grayscale (colouring), blur, or none (for a denoiser of masks).
         strength: the factor of downscale, or the standard deviation of blur in pixels.
         latent_channels: channels of the latents; None: pixels.
     """
@@ -80,6 +80,8 @@ class PictureConditioner(Conditioner):
     def degraded(self, pictures: Tensor) -> Tensor:
         """Clean pictures (B, 3, H, W) in [-1, 1] as the network will see them, the same shape."""
         height, width = pictures.shape[-2:]
+        if self.degradation == "none":
+            return pictures
         if self.degradation == "grayscale":
             weights = pictures.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
             return repeat(torch.einsum("b c h w, c -> b h w", pictures, weights), "b h w -> b c h w", c=3)

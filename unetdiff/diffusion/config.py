@@ -16,6 +16,10 @@ class NoiseConfig:
     """Timesteps of the forward process."""
     zero_terminal_snr: bool = False
     """Rescale the betas so that the last timestep is pure noise (not with epsilon prediction)."""
+    input_scale: float = 1.0
+    """Scale b of what is noised (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation", who take 0.1 for
+    masks): each timestep's SNR is b² of the schedule's. What is large and plain, such as a mask, is seen through much
+    noise; below 1 it is drowned earlier, and more timesteps have to look at the condition."""
 
 
 @dataclass
@@ -54,16 +58,20 @@ class LayoutConfig:
 class PictureConfig:
     """diffusion.condition picture: a degraded picture that is to be restored."""
 
-    degradation: Literal["downscale", "grayscale", "blur"] = "downscale"
-    """downscale (super-resolution), grayscale (colouring), blur (deblurring)."""
+    degradation: Literal["downscale", "grayscale", "blur", "none"] = "downscale"
+    """downscale (super-resolution), grayscale (colouring), blur (deblurring), none (the picture itself, whose mask is
+    drawn: diffusion.target mask)."""
     strength: float = 4.0
-    """Factor of downscale, standard deviation of blur in pixels; grayscale has none."""
+    """Factor of downscale, standard deviation of blur in pixels; the others have none."""
 
 
 @dataclass
 class DiffusionConfig:
     """Objective, condition and judgement of the diffusion head."""
 
+    target: Literal["picture", "mask"] = "picture"
+    """What is drawn: pictures, or masks, e.g. of the picture that the denoiser is told (SegDiff, Amit et al. 2021:
+    diffusion.condition picture with diffusion.picture.degradation none). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     """What the network predicts: the noise, the clean picture, or v."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
@@ -79,8 +87,8 @@ class DiffusionConfig:
     """Strength of a constant added to the training noise of each picture and channel (Guttenberg 2023, who takes 0.1),
     for samples that are darker or brighter than the mean. The noise's variance becomes 1 + its square; 0: off."""
     condition: Literal["none", "class", "text", "layout", "picture"] = "class"
-    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or a degraded form
-    of it."""
+    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or the picture,
+    mostly in a degraded form."""
     condition_dropout: float = 0.1
     """Share of pictures that are trained with the null token, for classifier-free guidance."""
     class_tokens: int = 1

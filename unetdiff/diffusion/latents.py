@@ -1,4 +1,4 @@
-"""What is noised: pixels, or the latents that a frozen autoencoder makes of them (Rombach et al. 2022)."""
+"""What is noised: pixels, the latents that a frozen autoencoder makes of them (Rombach et al. 2022), or masks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unetdiff.conditioning.base import Size
+from unetdiff.diffusion.masks import Masks
 from unetdiff.errors import UserError
 from unetdiff.models.loading import PICKLES, conversion
 
@@ -24,7 +25,7 @@ AT_ONCE = 8  # pictures that the autoencoder sees together: its finest maps are 
 class Pixels:
     """The space of a denoiser of pixels, which is that of the pictures: see `Latents` for what each method is about."""
 
-    channels, factor, bounded = 3, 1, True
+    channels, factor, bound = 3, 1, 1.0
 
     def grid(self, size: Size, key: str) -> Size:
         """The size itself."""
@@ -48,8 +49,8 @@ class Latents:
         vae: diffusers' AutoencoderKL.
     """
 
-    bounded = False
-    """Whether what is noised has the bounds of pixels, [-1, 1]."""
+    bound = None
+    """What is noised lies in [-bound, bound]; None: anywhere."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(False)
@@ -170,11 +171,13 @@ class Latents:
         return vae
 
 
-Space = Pixels | Latents
+Space = Pixels | Latents | Masks
 
 
-def space_of(vae: AutoencoderKL | None) -> Space:
-    """The latents of an autoencoder; None: pixels."""
+def space_of(vae: AutoencoderKL | None, masks: dict[str, Any] | None = None) -> Space:
+    """The latents of an autoencoder, or masks as `Masks.settings` tells of them; neither: pixels."""
+    if masks is not None:
+        return Masks(**masks)
     return Pixels() if vae is None else Latents(vae)
 
 

@@ -28,14 +28,15 @@ class Scheduler(Protocol):
         """`config.prediction_type` is epsilon, sample or v_prediction."""
 
 
-def build_scheduler(config: DiffusionConfig, clip: bool = True) -> DDIMScheduler:
+def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMScheduler:
     """The forward process of `config`, as the scheduler that a pipeline is saved with.
 
     Timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
 
     Args:
         config: objective and noise.
-        clip: sampling holds the predicted x_0 in [-1, 1], as pixels are; False for latents, which have no such bounds.
+        bound: sampling holds the predicted x_0 in [-bound, bound], 1 for pixels; None for latents, which have no such
+            bounds.
 
     Raises:
         UserError: zero terminal SNR with epsilon prediction (the noise of the last timestep says nothing of
@@ -48,9 +49,9 @@ def build_scheduler(config: DiffusionConfig, clip: bool = True) -> DDIMScheduler
             "use v_prediction or sample."
         )
     trained_betas = None
-    if noise.beta_schedule == "sigmoid":  # DDIMScheduler has no sigmoid of its own
-        ddpm = DDPMScheduler(num_train_timesteps=noise.num_train_timesteps, beta_schedule="sigmoid")
-        trained_betas = ddpm.betas.tolist()
+    if noise.beta_schedule == "sigmoid" or noise.input_scale != 1:  # DDIMScheduler has no sigmoid of its own
+        ddpm = DDPMScheduler(num_train_timesteps=noise.num_train_timesteps, beta_schedule=noise.beta_schedule)
+        trained_betas = scaled_betas(ddpm.betas, noise.input_scale).tolist()
     return DDIMScheduler(
         num_train_timesteps=noise.num_train_timesteps,
         beta_start=0.0001,  # said aloud: what is left to a default becomes the other scheduler's default
@@ -60,9 +61,25 @@ def build_scheduler(config: DiffusionConfig, clip: bool = True) -> DDIMScheduler
         prediction_type=config.prediction_type,
         rescale_betas_zero_snr=noise.zero_terminal_snr,
         timestep_spacing="trailing",
-        clip_sample=clip,
-        clip_sample_range=1.0,
+        clip_sample=bound is not None,
+        clip_sample_range=1.0 if bound is None else bound,
     )
+
+
+def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
+    """Betas (T,) of a process in which the SNR of every timestep is scale² of that of the given ones, float64.
+
+    b x_0 under x_t = α_t b x_0 + σ_t ε, divided by its deviation where x_0 has unit variance, as Chen 2023 ("On the
+    Importance of Noise Scheduling for Diffusion Models", strategy 2) does, is x_0 under this process:
+    ᾱ'_t = b² ᾱ_t / (b² ᾱ_t + 1 - ᾱ_t).
+    """
+    if scale == 1:
+        return betas
+    alpha_bar = (1 - betas.double()).cumprod(dim=0)
+    signal = scale**2 * alpha_bar
+    alpha_bar = signal / (signal + 1 - alpha_bar)
+    before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+    return 1 - alpha_bar / before
 
 
 def draw_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
@@ -181,10 +198,18 @@ def sample_timesteps(
     return (uniform * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
-def diffusion_loss(output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted mean squared error of each picture in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,)."""
+def diffusion_loss(
+    output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weighted mean squared error of each picture in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,).
+
+    counted: the pixels that the mean is of, bool (B, 1, H, W); None: all. A picture without any has a loss of 0.
+    """
     error = (output.float() - target.float()).square()
-    return weight * reduce(error, "b c h w -> b", "mean")
+    if counted is None:
+        return weight * reduce(error, "b c h w -> b", "mean")
+    pixels = reduce(counted.float(), "b 1 h w -> b", "sum").clamp(min=1)
+    return weight * reduce(error * counted, "b c h w -> b", "sum") / (pixels * error.shape[1])
 
 
 def loss_by_quartile(

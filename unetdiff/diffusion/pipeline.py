@@ -36,6 +36,8 @@ from unetdiff.errors import UserError
 from unetdiff.models import UNet
 from unetdiff.models.attention import Told
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
 ClassLabels = Classes | Sequence[Classes] | torch.Tensor
 StepCallback = Callable[["GenerationPipeline", int, torch.Tensor, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
@@ -62,9 +64,9 @@ class GenerationOutput(ImagePipelineOutput):
     trajectory: Trajectory | None = None
 
     def pixels(self) -> torch.Tensor:
-        """The pictures of output_type="pt", floats in [0, 1], (B, C, H, W)."""
+        """The tensor of output_type="pt", floats in [0, 1], or of "latent", (B, C, H, W)."""
         if not isinstance(self.images, torch.Tensor):
-            raise TypeError('pixels() needs output_type="pt"')
+            raise TypeError('pixels() needs output_type="pt" or "latent"')
         return self.images
 
 
@@ -80,6 +82,8 @@ class GenerationPipeline(DiffusionPipeline):
         text_encoder: for a `TextConditioner`, a transformers text encoder.
         tokenizer: its tokenizer.
         vae: for a denoiser of latents, the autoencoder that they are of, diffusers' AutoencoderKL.
+        masks: for a denoiser of masks, `unetdiff.diffusion.masks.Masks.settings`. It draws them in their colours;
+            `space.probabilities` reads an output_type "latent".
     """
 
     model_cpu_offload_seq = "text_encoder->conditioner->unet->vae"  # type: ignore[assignment]
@@ -93,8 +97,11 @@ class GenerationPipeline(DiffusionPipeline):
         text_encoder: Any = None,
         tokenizer: Any = None,
         vae: AutoencoderKL | None = None,
+        masks: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if masks is not None:
+            self.register_to_config(masks=masks)
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -185,7 +192,8 @@ class GenerationPipeline(DiffusionPipeline):
             width: pixels; None: the size the model was trained at.
             generator: of the starting noise and of the steps' noise; a list has one for each picture.
             latents: starting noise of unit variance, (B, *noise_shape()), instead of drawing it.
-            output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1].
+            output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1]. "latent":
+                what was noised, without decoding, float32 (B, *noise_shape()) on the device.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; may
                 return a dict with other latents.
             steering: lead the pictures to what a loss wants, by its gradient (`unetdiff.diffusion.steering`); of pixels
@@ -199,8 +207,8 @@ class GenerationPipeline(DiffusionPipeline):
                 other than that of the conditions, no size, or one that an autoencoder does not divide, or steering
                 of latents.
         """
-        if output_type not in ("pil", "np", "pt"):
-            raise UserError(f"output_type: '{output_type}' is not one of pil, np, pt.")
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type: '{output_type}' is not one of {', '.join(OUTPUT_TYPES)}.")
         steps_allowed = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= steps_allowed:
             raise UserError(f"num_inference_steps: {num_inference_steps} is not between 1 and {steps_allowed}.")
@@ -267,13 +275,15 @@ class GenerationPipeline(DiffusionPipeline):
                     if callback_on_step_end is not None:
                         xt = (callback_on_step_end(self, step, t, {"latents": xt}) or {}).get("latents", xt)
                     progress.update()
-            drawn = pixels(xt)
+            pictures: Any = None  # (B, C, H, W)
+            if output_type != "latent" or return_trajectory:
+                drawn = pixels(xt)
+                pictures = _to_unit(drawn if known is None else known.pasted(drawn))
         self.maybe_free_model_hooks()
 
-        pictures = _to_unit(drawn if known is None else known.pasted(drawn))  # (B, C, H, W)
         trajectory = _trajectory([*history, (0, pictures, pictures)]) if return_trajectory else None
-        images: Any = pictures
-        if output_type != "pt":
+        images: Any = xt if output_type == "latent" else pictures
+        if output_type in ("np", "pil"):
             images = rearrange(pictures, "b c h w -> b h w c").numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
@@ -289,7 +299,7 @@ class GenerationPipeline(DiffusionPipeline):
     @property
     def space(self) -> Space:
         """What is noised."""
-        return space_of(self.vae)
+        return space_of(self.vae, dict(self.config).get("masks"))
 
     def _encoded(self, asked: dict[str, Any], size: Size, prefix: str = "") -> torch.Tensor | None:
         """The conditions (B, ...) that were asked for, by whichever argument; None: none."""

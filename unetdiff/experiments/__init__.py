@@ -19,10 +19,18 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
         "unetdiff.experiments.pretraining",
         "whether a segmenter of few labels gains from a denoiser's start",
     ),
+    "probe": ("unetdiff.experiments.probe", "what a linear probe finds in each block at each timestep"),
     "noise": ("unetdiff.experiments.noise", "how well a segmenter sees through noise, told how much there is or not"),
+    "similarity": ("unetdiff.experiments.similarity", "how alike two networks are, layer by layer (linear CKA)"),
     "agreement": ("unetdiff.experiments.agreement", "whether a segmentation head sees what samples were asked for"),
     "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
-    "probe": ("unetdiff.experiments.probe", "what a linear probe finds in each block at each timestep"),
-    "similarity": ("unetdiff.experiments.similarity", "how alike two networks are, layer by layer (linear CKA)"),
+    "mask_diffusion": (
+        "unetdiff.experiments.mask_diffusion",
+        "is a mask better labelled by a head, or drawn by a denoiser that is told the picture",
+    ),
+    "synthesis": (
+        "unetdiff.experiments.synthesis",
+        "do synthesised pictures with their masks help a segmenter of few labels",
+    ),
 }
 """Name -> (module, what it asks); imported when called."""

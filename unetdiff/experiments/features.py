@@ -15,6 +15,7 @@ from unetdiff.compare.runs import Run
 from unetdiff.config import from_yaml
 from unetdiff.data import PictureDataset, to_model_range
 from unetdiff.data.hashing import hash_words
+from unetdiff.diffusion.masks import Masks
 from unetdiff.errors import UserError
 from unetdiff.models import UNet, loading
 from unetdiff.models.conditioning import Condition
@@ -129,7 +130,7 @@ class UNetFeatures(Features):
         task = self.diffusion
         if task is None or (moment is None and self.segments):
             return self.unet.features(to_model_range(images.to(self.unet.device)))
-        x0 = task.clean(images)  # pixels or latents (B, K, h, w)
+        x0 = task.clean({"image": images})  # pixels or latents (B, K, h, w)
         size = (x0.shape[-2], x0.shape[-1])
         nothing = None if task.conditioner is None else task.conditioner.nothing(len(x0), size).to(x0.device)
         if moment is None:
@@ -155,8 +156,8 @@ def open_features(
     val: the run's validation pictures. moments: those of a denoiser.
 
     Raises:
-        UserError: a timestep that the denoiser has not, or the unpadded 2015 network, whose maps are of the picture's
-            middle alone.
+        UserError: a timestep that the denoiser has not, a denoiser of masks, or the unpadded 2015 network, whose maps
+            are of the picture's middle alone.
     """
     assert run.model is not None
     task = load_task(from_yaml(run.path / CONFIG), run.model, val).to(device)
@@ -165,6 +166,8 @@ def open_features(
     diffusion = task.diffusion if isinstance(task, JointTask) else task
     if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
         return UNetFeatures(run.name, task.unet, None, True, [None], seed)
+    if isinstance(diffusion.space, Masks):
+        raise UserError(f"{run.path}: draws masks (diffusion.target mask), it sees no noisy pictures; give another run")
     late = [moment for moment in moments if moment is not None and moment >= diffusion.timesteps]
     if late:
         raise UserError(

@@ -24,9 +24,10 @@ STOCK_PIPELINE = "DDIMPipeline"
 def to_diffusers(directory: Path, output: Path) -> Exported:
     """Write a pipeline directory in diffusers' layout from one of our model directories, and compare the two networks.
 
-    `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser that is told
-    nothing is then a `DDIMPipeline` for diffusers; one that is told something goes on to need our conditioner, and
-    `GenerationPipeline`, which draws with diffusers' network as with ours.
+    `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
+    pictures that is told nothing is then a `DDIMPipeline` for diffusers; one that is told something goes on to need our
+    conditioner, one of masks their classes, and both `GenerationPipeline`, which draws with diffusers' network as with
+    ours.
 
     Args:
         directory: a model directory with `unet/` and, for a denoiser, model_index.json.
@@ -72,7 +73,7 @@ def _write_index(directory: Path, index: dict[str, Any]) -> None:
     """model_index.json for diffusers' class of network, and for its own pipeline where that is enough."""
     index[NETWORK] = ["diffusers", _class(directory).__name__]
     nothing = [name for name, (library, _) in _parts(index).items() if library is None]
-    if "conditioner" in nothing:
+    if "conditioner" in nothing and "masks" not in index:
         index["_class_name"] = STOCK_PIPELINE
         index = {key: value for key, value in index.items() if key not in nothing}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

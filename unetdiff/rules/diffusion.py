@@ -61,7 +61,7 @@ def _validate_condition(config: RunConfig) -> None:
                 "leaves the layout without channels, and without a grid or cross_attention_dim there are no tokens",
                 "give channels such as 8, or diffusion.layout.grid and model.conditioning.cross_attention_dim",
             )
-    if given.condition == "picture":
+    if given.condition == "picture" and given.picture.degradation != "none":
         least = 1 if given.picture.degradation == "downscale" else 0
         if not least < given.picture.strength < math.inf:
             raise refuse(
@@ -90,6 +90,36 @@ def _validate_latent(config: RunConfig) -> None:
             raise refuse(f"model.{key}", value, "follows from the pictures and from diffusion.latent.vae", right)
 
 
+def _validate_target(config: RunConfig) -> None:
+    """What cannot be where masks are drawn, and what cannot be told where pictures are."""
+    given, key = config.diffusion, "diffusion.target"
+    clean = given.condition == "picture" and given.picture.degradation == "none"
+    if given.target == "picture":
+        if clean:
+            right = "use downscale, grayscale or blur, or diffusion.target mask"
+            raise refuse("diffusion.picture.degradation", "none", "tells the picture that is to be drawn", right)
+        return
+    if config.task == "joint":
+        why = "does not go with task joint, whose other head sees no noisy masks"
+        raise refuse(key, "mask", why, "use task diffusion, or picture")
+    if config.data.name not in WITH_MASKS:
+        right = f"use picture, or data.name {', '.join(WITH_MASKS)}"
+        raise refuse(key, "mask", f"needs masks, which {config.data.name} has not", right)
+    if given.condition == "layout":
+        raise refuse("diffusion.condition", "layout", f"tells the mask that is to be drawn ({key} mask)", "use picture")
+    if given.latent.vae is not None:
+        why = f"makes latents of pictures, and masks are drawn ({key} mask)"
+        raise refuse("diffusion.latent.vae", given.latent.vae, why, "use null")
+    family = config.model.encoder.family
+    if family not in (CLASSIC, RESIDUAL):
+        why = f"sees a picture in its first three channels, where the noisy masks of {key} mask are"
+        raise refuse("model.encoder.family", family, why, f"use {RESIDUAL} or {CLASSIC}")
+    if config.model.heads.diffusion is not None:
+        asked = config.model.heads.diffusion.out_channels
+        why = "is not to be given: there is a channel for each class"
+        raise refuse("model.heads.diffusion.out_channels", asked, why, "leave the heads out")
+
+
 def validate_noise(config: RunConfig) -> None:
     """Refuse a forward process that cannot be."""
     given = config.diffusion
@@ -101,10 +131,14 @@ def validate_noise(config: RunConfig) -> None:
             "use v_prediction or sample",
         )
     at_least("diffusion.noise.num_train_timesteps", given.noise.num_train_timesteps, 2)
+    if not 0 < given.noise.input_scale < math.inf:
+        right = "use 1.0, or e.g. 0.1 for masks"
+        raise refuse("diffusion.noise.input_scale", given.noise.input_scale, "is no positive number", right)
 
 
 def validate_diffusion(config: RunConfig) -> None:
     given = config.diffusion
+    _validate_target(config)
     _validate_latent(config)
     validate_noise(config)
     if given.weighting == "clamped_snr" and given.prediction_type == "epsilon":

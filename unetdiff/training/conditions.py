@@ -13,6 +13,7 @@ from unetdiff.conditioning import (
     TextConditioner,
 )
 from unetdiff.conditioning.encoder import CachedFeatures, TextEncoder
+from unetdiff.conditioning.pictures import channels_of
 from unetdiff.data import PictureDataset
 from unetdiff.diffusion.latents import Latents, Space
 from unetdiff.errors import UserError
@@ -22,19 +23,26 @@ if TYPE_CHECKING:
 
 
 def needs_layout(config: RunConfig) -> bool:
-    """Whether the denoiser needs each picture's mask: for a layout, or for the classes that it shows."""
+    """Whether the denoiser needs each picture's mask: to draw it, for a layout, or for the classes that it shows."""
     given = config.diffusion
     return config.task == "diffusion" and (
-        given.condition == "layout" or (given.condition == "class" and given.classes_at_once > 1)
+        given.target == "mask"
+        or given.condition == "layout"
+        or (given.condition == "class" and given.classes_at_once > 1)
     )
 
 
 def channels_beside(config: RunConfig, space: Space) -> int:
-    """Channels that the condition puts beside the noisy picture, or beside its latents."""
+    """Channels that the condition puts beside what is noised."""
     if config.task == "segmentation":
         return 0
-    beside = {"layout": config.diffusion.layout.channels, "picture": space.channels + 1}
+    beside = {"layout": config.diffusion.layout.channels, "picture": channels_of(_latent_channels(space))}
     return beside.get(config.diffusion.condition, 0)
+
+
+def _latent_channels(space: Space) -> int | None:
+    """Channels of the latents; None: what is told of a picture are its pixels."""
+    return space.channels if isinstance(space, Latents) else None
 
 
 def build_conditioner(config: RunConfig, train: PictureDataset, space: Space) -> Conditioner | None:
@@ -47,10 +55,9 @@ def build_conditioner(config: RunConfig, train: PictureDataset, space: Space) ->
     if given.condition == "none":
         return None
     if given.condition == "picture":
-        latent_channels = space.channels if isinstance(space, Latents) else None
-        conditioner = PictureConditioner(given.picture.degradation, given.picture.strength, latent_channels)
-        conditioner.latents_of = space.encode
-        return conditioner
+        told = PictureConditioner(given.picture.degradation, given.picture.strength, _latent_channels(space))
+        told.latents_of = space.encode
+        return told
     if given.condition == "layout":
         palette = [[int(level) for level in colour] for colour in train.palette]
         return LayoutConditioner(

@@ -15,6 +15,8 @@ from unetdiff.compare.segmenter import write_segmenter_report
 from unetdiff.conditioning import LayoutConditioner
 from unetdiff.config import RunConfig
 from unetdiff.data import DataConfig, PictureDataset, eval_loader
+from unetdiff.diffusion.masks import Masks
+from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, segments
 from unetdiff.errors import UserError
 from unetdiff.judging.agreement import layout_agreement
 from unetdiff.judging.config import JudgingConfig
@@ -94,7 +96,9 @@ def evaluate(
         loader = eval_loader(pictures, config.training.eval_batch_size)
         figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
         asked = judging or JudgingConfig()
-        if asked.anything:
+        if isinstance(diffusion.space, Masks):
+            figures |= judge_masks(diffusion, pictures, asked, accelerator.mixed_precision, config)
+        elif asked.anything:
             guidance = config.diffusion.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
             setting = Setting(asked.steps, guidance, asked.seed)
             other = loaded.split("val" if split == "train" else "train")
@@ -127,6 +131,23 @@ def judge_segmenter(
         batch_size,
         partial(tqdm, desc="evaluating", unit="batch", disable=None),
     )
+
+
+def judge_masks(
+    task: DiffusionTask, pictures: PictureDataset, asked: JudgingConfig, precision: str, config: RunConfig
+) -> dict[str, Any]:
+    """The figures of a segmenter, of one mask drawn of each picture; {} where masks are drawn of something else.
+
+    Of the judging, steps and seed count: no feature network has seen masks.
+    """
+    pipeline = task.pipeline()
+    if not segments(pipeline):
+        return {}
+    sampler = MaskSampler(pipeline, MaskSampling(1, asked.steps, seed=asked.seed), AUTOCAST.get(precision))
+    progress = partial(tqdm, desc="drawing masks", unit="batch", disable=None)
+    batch = config.training.eval_batch_size
+    judged = evaluate_segmenter(sampler.logits(), pictures, config.segmentation.ignore_index, 0, batch, progress)
+    return {f"masks/{name}": value for name, value in judged.figures().items()} | {"masks/steps": asked.steps}
 
 
 def judge_layouts(task: DiffusionTask, pictures: PictureDataset, segmenter: Path, setting: Setting) -> dict[str, Any]:

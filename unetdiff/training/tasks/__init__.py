@@ -10,6 +10,7 @@ from unetdiff.conditioning import Conditioner, PictureConditioner, TextCondition
 from unetdiff.conditioning.encoder import CachedFeatures, saved_encoder
 from unetdiff.data import PictureDataset
 from unetdiff.diffusion.latents import Latents, Pixels, Space
+from unetdiff.diffusion.masks import Masks
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.models import UNet
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
@@ -31,8 +32,7 @@ def build_task(config: RunConfig, train: PictureDataset, val: PictureDataset) ->
     Raises:
         UserError: an autoencoder that cannot be loaded, or pictures of a size that it does not divide.
     """
-    model, vae = config.model, config.diffusion.latent.vae
-    space = Pixels() if vae is None or config.task == "segmentation" else Latents.from_pretrained(vae)
+    model, space = config.model, _space(config, train)
     heads = HeadsConfig()
     if config.task != "diffusion":
         head = model.heads.segmentation or SegmentationHeadConfig()
@@ -51,7 +51,7 @@ def load_task(config: RunConfig, directory: Path, val: PictureDataset) -> Task:
     unet = UNet.from_pretrained(directory / "unet")
     heads = unet.config["heads"]
     conditioner, vae = None, directory / "vae"
-    space = Latents.from_pretrained(vae, "vae") if vae.is_dir() else Pixels()
+    space = Masks.saved(directory) or (Latents.from_pretrained(vae, "vae") if vae.is_dir() else Pixels())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
     if isinstance(conditioner, TextConditioner):
@@ -74,6 +74,16 @@ def _assemble(
         return diffusion
     segmentation = SegmentationTask(unet, config.segmentation, val, size)
     return JointTask(segmentation, diffusion, config.joint)
+
+
+def _space(config: RunConfig, train: PictureDataset) -> Space:
+    """What is noised."""
+    given = config.diffusion
+    if config.task == "segmentation":
+        return Pixels()
+    if given.target == "mask":
+        return Masks(train.classes, train.palette.tolist())
+    return Pixels() if given.latent.vae is None else Latents.from_pretrained(given.latent.vae)
 
 
 def _sides(size: list[int] | None, data: PictureDataset, space: Space) -> int | list[int] | None:

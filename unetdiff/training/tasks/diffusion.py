@@ -21,6 +21,7 @@ from unetdiff.data.hashing import hash_words
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.latents import Latents, Pixels, Space
+from unetdiff.diffusion.masks import Masks, counted
 from unetdiff.diffusion.pictures import color_error, grid, table
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models import UNet
@@ -42,10 +43,12 @@ class Noised:
     """What the network is told of the pictures."""
     target: Tensor
     """The noise (or x0, or v), (B, K, H, W)."""
+    counted: Tensor | None = None
+    """The pixels that the loss is of, bool (B, 1, H, W); None: all."""
 
 
 class DiffusionTask(Task):
-    """Predict the noise (or x0, or v) in a picture, given the timestep and a condition.
+    """Predict the noise (or x0, or v) in a picture (or in its mask), given the timestep and a condition.
 
     Args:
         unet: a UNet with a diffusion head.
@@ -73,7 +76,7 @@ class DiffusionTask(Task):
         self.unet, self.conditioner, self.config, self.seed = unet, conditioner, config, seed
         self.facts = DataFacts(val, size)
         self.space = space or Pixels()
-        self.scheduler = objectives.build_scheduler(config, clip=self.space.bounded)
+        self.scheduler = objectives.build_scheduler(config, self.space.bound)
         rest_heads(unet, "diffusion")
 
     def components(self) -> dict[str, nn.Module]:
@@ -102,20 +105,30 @@ class DiffusionTask(Task):
     def noised(self, batch: Batch, seed: int) -> Noised:
         """A training batch at random timesteps, its conditions partly dropped."""
         generator = torch.Generator(self.unet.device).manual_seed(seed)
-        x0 = self.clean(batch["image"], generator)
+        x0 = self.clean(batch, generator)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
         noise = objectives.draw_noise(x0, generator, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
-        return self.noised_with(x0, noise, timesteps, conditions)
+        return self.noised_with(x0, noise, timesteps, conditions, self.counted(batch))
 
-    def clean(self, images: Tensor | list[Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """uint8 pictures (B, 3, H, W) as what is noised: pixels in [-1, 1], or latents, (B, K, h, w).
+    def clean(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """What is noised of a batch: pixels in [-1, 1], latents of them, or masks, (B, K, h, w).
 
         generator: latents are drawn from the posterior; None: they are its mean.
         """
-        return self.space.encode(self.pixels(images), generator)
+        if isinstance(self.space, Masks):
+            coded = self.space.encode_masks(self._masks(batch))
+            return coded.contiguous(memory_format=torch.channels_last) if self.channels_last else coded
+        return self.space.encode(self.pixels(batch["image"]), generator)
+
+    def counted(self, batch: Batch) -> Tensor | None:
+        """The pixels that the loss is of, bool (B, 1, H, W): not the void of masks that are drawn; None: all."""
+        return counted(self._masks(batch)) if isinstance(self.space, Masks) else None
+
+    def _masks(self, batch: Batch) -> Tensor:
+        return batch["mask"].to(self.unet.device, non_blocking=True)  # (B, H, W)
 
     def conditions(self, batch: Batch, device: torch.device) -> Tensor | None:
         """The conditions of a batch, none of them dropped; None for a denoiser without."""
@@ -138,14 +151,19 @@ class DiffusionTask(Task):
     def per_sample(self, output: Tensor, noised: Noised) -> Tensor:
         """The weighted loss of each picture, (B,)."""
         weight = objectives.loss_weight(self.scheduler, noised.timesteps, self.config.weighting, self.config.snr_gamma)
-        return objectives.diffusion_loss(output, noised.target, weight)
+        return objectives.diffusion_loss(output, noised.target, weight, noised.counted)
 
-    def noised_with(self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None) -> Noised:
-        """Clean pictures or latents (B, K, h, w) at timesteps (B,) by the given noise, and what is told of them."""
+    def noised_with(
+        self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None, counted: Tensor | None = None
+    ) -> Noised:
+        """Clean pictures, latents or masks (B, K, h, w) at timesteps (B,) by the given noise, and what is told of them.
+
+        counted: the pixels that the loss is of, bool (B, 1, h, w); None: all.
+        """
         sample = objectives.noised(self.scheduler, x0, noise, timesteps)
         context = self.context(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
-        return Noised(context.beside(sample), timesteps, context, target)
+        return Noised(context.beside(sample), timesteps, context, target, counted)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss of the validation pictures, in all and by quartile of the timestep.
@@ -155,13 +173,13 @@ class DiffusionTask(Task):
         sums = torch.zeros(5, 2, dtype=torch.float64, device=accelerator.device)  # all, q0..q3: loss, pictures
         for batch in loader:
             with accelerator.autocast():
-                x0 = self.clean(batch["image"])
+                x0 = self.clean(batch)
             draws = [self._draw(name, x0.shape[1:]) for name in batch["name"]]
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
             with inference(self, accelerator.device.type, None), accelerator.autocast():
-                noised = self.noised_with(x0, noise, timesteps, conditions)
+                noised = self.noised_with(x0, noise, timesteps, conditions, self.counted(batch))
                 losses = self.per_sample(self._predict(noised), noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
@@ -177,9 +195,9 @@ class DiffusionTask(Task):
         return timestep, torch.randn(shape, generator=generator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        """Samples from the same noise and conditions every time, a row each, and their colours against the data's.
+        """Samples from the same noise and conditions every time, a row each, and pictures' colours against the data's.
 
-        A layout or a picture to restore stands before its row, and the real picture after it.
+        A layout or a picture that was told stands before its row, and the real picture or mask after it.
         """
         config, val = self.config, self.facts.val
         across, rows, conditions = config.preview_per_class, None, None
@@ -192,7 +210,7 @@ class DiffusionTask(Task):
             count = len(conditions)
             shown = self.conditioner.shown(examples.conditions)
             if shown is not None:
-                truth, rows = collate(items)["image"].float() / 255, None  # the names of files say little
+                truth, rows = self._shown(collate(items)), None  # the names of files say little
         real = [val[i]["image"] for i in evenly(len(val), COLOR_PICTURES)]
         generator = torch.Generator().manual_seed(self.seed)
         pipeline = self.pipeline()
@@ -209,11 +227,17 @@ class DiffusionTask(Task):
                 output_type="pt",
             )
         samples = cast(GenerationOutput, drawn).pixels()  # (N, 3, H, W)
-        colors = color_error(samples, torch.stack(real))
-        figures = {f"diffusion/{name}": value for name, value in colors.items()}
+        figures = {}
+        if not isinstance(self.space, Masks):
+            colors = color_error(samples, torch.stack(real))
+            figures = {f"diffusion/{name}": value for name, value in colors.items()}
         if shown is None or truth is None:
             return {"samples": grid(samples, rows)}, figures
         return {"samples": table(samples, shown, truth)}, figures
+
+    def _shown(self, batch: Batch) -> Tensor:
+        """What the samples should look like, (B, 3, H, W) in [0, 1]: the pictures, or the masks in their colours."""
+        return self.space.colours(batch["mask"]) if isinstance(self.space, Masks) else batch["image"].float() / 255
 
     def pipeline(self) -> GenerationPipeline:
         """The pipeline that samples with these very weights."""
@@ -222,7 +246,8 @@ class DiffusionTask(Task):
             encoder = self.conditioner.features.encoder
             text = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
         vae = self.space.vae if isinstance(self.space, Latents) else None
-        return GenerationPipeline(self.unet, self.scheduler, self.conditioner, **text, vae=vae)
+        masks = self.space.settings if isinstance(self.space, Masks) else None
+        return GenerationPipeline(self.unet, self.scheduler, self.conditioner, **text, vae=vae, masks=masks)
 
     def save(self, directory: Path) -> None:
         self.pipeline().save_pretrained(directory)

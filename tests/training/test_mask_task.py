@@ -1,0 +1,118 @@
+"""A denoiser of masks through every command's own path: trained, resumed, judged, drawn from, compared, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unetdiff.cli.main import main
+from unetdiff.compare.captions import illustrations
+from unetdiff.compare.runs import read_runs
+from unetdiff.compare.samples import Budget, sample_blocks
+from unetdiff.config import RunConfig, validate
+from unetdiff.data import build_dataset, collate
+from unetdiff.diffusion.masks import Masks
+from unetdiff.diffusion.objectives import alpha_sigma
+from unetdiff.errors import UserError
+from unetdiff.judging.config import JudgingConfig
+from unetdiff.training.evaluation import evaluate
+from unetdiff.training.tasks import DiffusionTask, build_task, load_task
+from unetdiff.training.trainer import train
+
+Tiny = Callable[..., RunConfig]
+MASKS: dict[str, Any] = {
+    "diffusion__target": "mask",
+    "diffusion__condition": "picture",
+    "diffusion__picture__degradation": "none",
+    "diffusion__noise__input_scale": 0.3,
+    "diffusion__preview_rows": 2,
+    "training__steps": 4,
+    "training__validate_every": 2,
+}
+
+
+def test_the_batch_holds_noisy_masks_beside_the_picture(tiny: Tiny) -> None:
+    config = tiny("diffusion", diffusion__prediction_type="epsilon", diffusion__condition_dropout=0.0, **MASKS)
+    data = build_dataset(config.data, "train", False, layout=True)
+    task = build_task(config, data, data)
+    assert isinstance(task, DiffusionTask) and isinstance(task.space, Masks)
+    batch = collate([data[i] for i in range(4)])
+    batch["mask"][:, :8] = 255
+    noised = task.noised(batch, seed=0)
+    alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
+    clean = (noised.sample[:, :11] - sigma * noised.target) / alpha.clamp(min=1e-3)
+    seen = alpha[:, 0, 0, 0] > 0.05
+    inside = clean[seen][:, :, 8:]
+    assert torch.equal(inside.argmax(dim=1), batch["mask"][seen][:, 8:].long())
+    assert inside.abs().sub(1).abs().max() < 1e-3 and clean[seen][:, :, :8].abs().max() < 1e-3
+    torch.testing.assert_close(noised.sample[:, 11:14], task.pixels(batch["image"]))
+    # what is predicted in the void is nobody's business
+    output = torch.zeros_like(noised.target)
+    other = output.clone()
+    other[:, :, :8] = 7.0
+    assert torch.equal(task.per_sample(output, noised), task.per_sample(other, noised))
+
+
+def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: Any, tmp_path: Path) -> None:
+    config = tiny("diffusion", **MASKS)
+    cut_and_resumed(config)
+    run = Path(config.training.output_dir)
+    with Image.open(next((run / "pictures").rglob("*.png"))) as preview:
+        assert preview.width > 3 * 32
+
+    val = build_dataset(config.data, "val", False, layout=True)
+    task = load_task(config, run / "best", val)
+    assert isinstance(task, DiffusionTask) and isinstance(task.space, Masks)
+    assert len(task.scheduler.config.trained_betas) == 1000
+
+    figures = evaluate(run, judging=JudgingConfig(steps=2))
+    assert figures["diffusion/loss"] > 0 and 0 <= figures["masks/mean_iou"] <= 1
+    assert figures["masks/pictures"] == 6 and "samples/number" not in figures
+
+    picture = tmp_path / "picture.png"
+    Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(picture)
+    words = ["sample", str(run), "--picture", str(picture), "--steps", "2", "--n", "2", "--guidance", "1"]
+    assert main([*words, "--output", str(tmp_path / "out")]) == 0
+    with Image.open(next((tmp_path / "out" / "pictures").iterdir())) as drawn:
+        colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}
+    assert colours <= {tuple(int(level) for level in colour) for colour in val.palette}
+
+    runs = read_runs([run])
+    blocks, problems = sample_blocks(runs, Budget(pictures=4, steps=1, judge_steps=2, batch_size=8))
+    assert problems == [] and len(blocks[0].strips) == 1
+    assert illustrations(runs[0]).keys() == {"picture", "noised", "noise"}
+
+
+def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
+    """Without a picture, layouts are drawn: no figures of a segmenter then."""
+    run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
+    figures = evaluate(run, judging=JudgingConfig(steps=2))
+    assert not any(name.startswith("masks/") for name in figures)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("joint", {"diffusion__condition": "class"}, "diffusion.target: 'mask' does not go with task joint"),
+        ("diffusion", {"diffusion__condition": "layout"}, "diffusion.condition: 'layout' tells the mask"),
+        ("diffusion", {"data__name": "cifar10", "data__root": "."}, "diffusion.target: 'mask' needs masks"),
+        ("diffusion", {"diffusion__latent__vae": "vae"}, "diffusion.latent.vae: 'vae' makes latents of pictures"),
+        (
+            "diffusion",
+            {"model__encoder__family": "resnet18", "model__encoder__channels": None},
+            "model.encoder.family: 'resnet18' sees a picture in its first three channels",
+        ),
+        ("diffusion", {"diffusion__noise__input_scale": 0.0}, "diffusion.noise.input_scale: 0.0 is no positive number"),
+        ("diffusion", {"diffusion__target": "picture"}, "diffusion.picture.degradation: 'none' tells the picture"),
+        ("diffusion", {"model__heads": {"diffusion": {"out_channels": 3}}}, "model.heads.diffusion.out_channels: 3"),
+    ],
+)
+def test_what_cannot_be_is_refused(tiny: Tiny, task: str, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        validate(tiny(task, **{**MASKS, **changes}))

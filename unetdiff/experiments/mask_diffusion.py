@@ -1,0 +1,171 @@
+"""Two ways to segment with one backbone: a head that labels the picture, and a denoiser that draws its mask.
+
+Amit et al. 2021 ("SegDiff") train a denoiser of masks that is told the picture, and average several samples; Chen et
+al. 2023 ("A Generalist Framework for Panoptic Segmentation of Images and Videos") do so with a scale of the input. Both
+are trained here for the same number of steps with the same batches, and judged on the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from unetdiff.benchmark.timing import in_turns, synchronizer
+from unetdiff.compare.quickstart import quickstart_configs
+from unetdiff.compare.runs import Run
+from unetdiff.compare.samples import load_generator
+from unetdiff.config import RunConfig
+from unetdiff.data import PictureDataset, build_dataset, collate, evenly, to_model_range
+from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.schedulers import SCHEDULERS
+from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
+from unetdiff.experiments.mask_judge import MaskJudge
+from unetdiff.experiments.mask_record import Measured, gallery, record_of
+from unetdiff.experiments.record import Record
+from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
+from unetdiff.rules.refusals import at_least
+from unetdiff.segmentation.inference import inference, segment_whole
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.training import machine
+
+HEAD, DENOISER = "discriminative", "denoiser"
+STEPS = 900
+"""Optimizer steps of each run without CONFIG: twice the quickstart's, for drawing a mask is learned later."""
+BATCH = 16
+"""Pictures whose masks are drawn at once."""
+ROUNDS, TIMED = 3, 4
+"""Rounds of the timing, and pictures in each."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The experiment's options."""
+    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task; none: the scenes")
+    parser.add_argument("--k", type=int, default=8, help="masks drawn of each picture")
+    parser.add_argument("--steps", type=int, default=10, help="denoising steps of each")
+    parser.add_argument("--scheduler", default="ddim", choices=list(SCHEDULERS), help="sampler")
+    parser.add_argument("--input_scale", type=float, default=0.3, help="the denoiser's diffusion.noise.input_scale")
+    parser.add_argument(
+        "--prediction", default="sample", choices=["sample", "v_prediction", "epsilon"], help="what it predicts"
+    )
+    parser.add_argument("--pictures", type=int, default=200, help="validation pictures that are judged")
+    parser.add_argument("--rows", type=int, default=8, help="validation pictures that are shown")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn masks' noise")
+
+
+def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Train both, draw and judge; see `unetdiff.experiments`.
+
+    Raises:
+        UserError: a config that cannot be, numbers below 1, or a folder that holds other runs.
+        TrainingStopped: see `train`.
+    """
+    began = time.perf_counter()
+    for name in ("k", "steps", "pictures", "rows"):
+        at_least(f"--{name}", getattr(given, name), 1)
+    configs = configs_for(given, overrides, output)
+    runs = train_all(configs, command)
+    measured = judge(given, configs[DENOISER], runs)
+    shown = gallery(measured, output)
+    minutes = (time.perf_counter() - began) / 60
+    return record_of(
+        given, measured, runs[HEAD], shown, command, configs_of(runs), machine_of([*runs.values()]), minutes
+    )
+
+
+def configs_for(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> dict[str, RunConfig]:
+    """The two runs, which differ in their task and in what the denoiser draws."""
+    default = quickstart_configs(output)["segmentation"]
+    default.training.steps = STEPS
+    default.training.validate_every = default.training.checkpoint_every = -(-STEPS // 3)
+    base = base_config(given.config, overrides, default)
+    drawing: Mapping[str, Any] = {
+        "diffusion.target": "mask",
+        "diffusion.condition": "picture",
+        "diffusion.picture.degradation": "none",
+        "diffusion.latent.vae": None,
+        "diffusion.condition_dropout": 0.0,
+        "diffusion.guidance_scale": 1.0,
+        "diffusion.prediction_type": given.prediction,
+        "diffusion.noise.input_scale": given.input_scale,
+        "diffusion.preview_steps": given.steps,
+        "model.heads.diffusion": None,
+        "model.heads.segmentation": None,
+    }
+    return {
+        HEAD: variant(base, "segmentation", output / HEAD, {"model.heads.diffusion": None}),
+        DENOISER: variant(base, "diffusion", output / DENOISER, drawing),
+    }
+
+
+def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run]) -> Measured:
+    """Both on the same validation pictures, and the time that they take."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = machine.autocast_dtype(config.training.mixed_precision, device.type)
+    data = build_dataset(config.data, "val", False, layout=True)
+    segmenter = SegmentationPipeline.from_pretrained(runs[HEAD].path / "latest").to(device)
+    pipeline = load_generator(runs[DENOISER].path / "latest").to(device)
+    asked = MaskSampling(given.k, given.steps, given.scheduler, given.seed)
+    sampler = MaskSampler(pipeline, asked, precision)
+
+    def head(pictures: Tensor) -> Tensor:
+        """Class probabilities (B, C, H, W) of uint8 pictures."""
+        with inference(segmenter.unet, device.type, precision):
+            return segment_whole(segmenter.unet, to_model_range(pictures.to(device))).float().softmax(dim=1)
+
+    classes, void = len(data.classes), config.segmentation.ignore_index
+    discriminative, single = (
+        MaskJudge(classes, void, device),
+        [MaskJudge(classes, void, device) for _ in range(given.k)],
+    )
+    means = [MaskJudge(classes, void, device) for _ in range(given.k)]
+    numbers = evenly(len(data), given.pictures)
+    for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
+        batch = collate([data[number] for number in numbers[at : at + BATCH]])
+        drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
+        discriminative.update(head(batch["image"]), truth)
+        for count, (one, mean) in enumerate(zip(drawn, running_means(drawn), strict=True)):
+            single[count].update(one, truth)
+            means[count].update(mean, truth)
+    seconds = timed(head, pipeline, asked, precision, _first(data, TIMED))
+    shown = [data[number] for number in evenly(len(data), given.rows)]
+    pictures = torch.stack([item["image"] for item in shown])
+    return Measured(
+        data,
+        discriminative.figures(),
+        [one.figures() for one in single],
+        [mean.figures() for mean in means],
+        seconds,
+        {name: sum(run.parameters.values()) for name, run in runs.items()},
+        {name: float(run.summary["train_minutes"]) for name, run in runs.items()},
+        len(numbers),
+        shown,
+        head(pictures).cpu(),
+        sampler.draw(pictures, first=len(data)).cpu(),
+    )
+
+
+def timed(
+    head: Any, pipeline: GenerationPipeline, asked: MaskSampling, precision: torch.dtype | None, pictures: Tensor
+) -> dict[str, float]:
+    """Seconds a picture (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
+    one = MaskSampler(pipeline, MaskSampling(1, asked.steps, asked.scheduler, asked.seed), precision)
+    every = MaskSampler(pipeline, asked, precision)
+    work = {
+        "head": lambda: head(pictures),
+        "one": lambda: one.draw(pictures),
+        "all": lambda: every.draw(pictures),
+    }
+    times = in_turns(work, ROUNDS, 1, synchronizer(pipeline.device))
+    return {name: float(torch.tensor(taken.wall).median()) / len(pictures) for name, taken in times.items()}
+
+
+def _first(data: PictureDataset, count: int) -> Tensor:
+    """Some pictures of a set, uint8 (B, 3, H, W)."""
+    return torch.stack([data[number]["image"] for number in evenly(len(data), count)])
