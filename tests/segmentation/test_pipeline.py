@@ -211,7 +211,9 @@ def test_a_longest_side_keeps_the_aspect_and_is_saved(tmp_path, monkeypatch):
     pipeline = SegmentationPipeline(network(), CLASSES, PALETTE, size=48)
     seen = []
     whole = UNet.segment
-    monkeypatch.setattr(UNet, "segment", lambda unet, pixels: (seen.append(pixels.shape[-2:]), whole(unet, pixels))[1])
+    monkeypatch.setattr(
+        UNet, "segment", lambda unet, pixels, *told: (seen.append(pixels.shape[-2:]), whole(unet, pixels, *told))[1]
+    )
     image = picture(60, 120)
     mask = pipeline(image).mask
     assert mask.shape == (60, 120) and seen == [(24, 48)]
