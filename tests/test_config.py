@@ -462,6 +462,7 @@ def test_all_configs_are_shipped() -> None:
         "diffusion/scenes",
         "diffusion/scenes_text",
         "diffusion/voc_layout",
+        "joint/camvid",
         "joint/scenes",
         "segmentation/camvid_mobilenet_v2",
         "segmentation/scenes",

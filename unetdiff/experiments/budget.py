@@ -72,6 +72,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> d
     """
     default = quickstart_configs(output)["joint"]
     default.training.steps = STEPS
+    default.joint.segmentation_share = 1.0  # each head sees as many pictures as alone
     base = one_backbone(base_config(given.config, overrides, default))
     steps = steps_of(replace(base, task="joint")) if given.steps is None else given.steps
     shared = {
