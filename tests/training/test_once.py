@@ -28,5 +28,16 @@ def test_state_of_a_part(tmp_path):
     (folder / "summary.json").write_text("{}")
     assert state_of(folder, config) == "finished"
     config.training.steps = 99
-    with pytest.raises(UserError, match="training.steps is 4, not 99.*--overwrite"):
+    with pytest.raises(UserError, match="training.steps is 4, not 99.*remove it"):
         state_of(folder, config)
+
+
+def test_how_losses_are_weighed_is_of_no_account_to_one_head(tmp_path):
+    configs = quickstart_configs(tmp_path, tiny=True)
+    for task in ("diffusion", "joint"):
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "config.yaml").write_text(to_yaml(configs[task]))
+        configs[task].joint.diffusion_weight = 3.0
+    assert state_of(tmp_path / "diffusion", configs["diffusion"]) == "interrupted"
+    with pytest.raises(UserError, match="joint.diffusion_weight"):
+        state_of(tmp_path / "joint", configs["joint"])

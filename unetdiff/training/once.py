@@ -40,9 +40,12 @@ def state_of(folder: Path, config: RunConfig) -> str:
     file = folder / "config.yaml"
     if not file.is_file():
         return "new"
-    difference = first_difference(asdict(config), asdict(from_yaml(file)))  # a key that is newer has its default
+    wanted = asdict(config)
+    if config.task != "joint":
+        del wanted["joint"]  # of no account to one head
+    difference = first_difference(wanted, asdict(from_yaml(file)))  # a key that is newer has its default
     if difference is not None:
-        raise UserError(f"{folder} holds a run of another config ({difference}); give --overwrite or another --output")
+        raise UserError(f"{folder} holds a run of another config ({difference}); remove it, or give another --output")
     return "finished" if (folder / "summary.json").is_file() else "interrupted"
 
 
