@@ -67,21 +67,26 @@ def cost_table(ways: Ways) -> Table:
         Column("segmentation head", unit="count", note="its own weights"),
         Column("diffusion head", unit="count", note="its own weights"),
     ]
-    readers: list[Callable[[Run], float]] = [
+    measured: list[Callable[[Run], float]] = [
         _summary("train_minutes"),
         _summary("images_per_second"),
         lambda run: _summary("peak_memory")(run) / MEGABYTE,
+    ]
+    counted: list[Callable[[Run], float]] = [  # the same for every seed
         lambda run: _number(run.shared_parameters),
         lambda run: _number(run.head_parameters("segmentation")),
         lambda run: _number(run.head_parameters("diffusion")),
     ]
-    rows = [(name, [over_runs(runs, read) for read in readers]) for name, runs in ways.items()]
+    rows = [
+        (name, [over_runs(runs, read) for read in measured] + [over_runs(runs[:1], read) for read in counted])
+        for name, runs in ways.items()
+    ]
     alone = [runs for runs in ways.values() if runs[0].task != JOINT]
     if len(alone) == 2:
         pairs = list(zip(*alone, strict=True))
-        minutes = Value.of([sum(readers[0](run) for run in pair) for pair in pairs])
+        minutes = Value.of([sum(measured[0](run) for run in pair) for pair in pairs])
         backbones = Value(sum(_number(runs[0].shared_parameters) for runs in alone))
-        heads = [over_runs(of_head(ways, head)[f"{head} alone"], readers[4 + i]) for i, head in enumerate(HEADS)]
+        heads = [over_runs(of_head(ways, head)[f"{head} alone"][:1], counted[1 + i]) for i, head in enumerate(HEADS)]
         rows.append(("both alone, together", [minutes, Value(None), Value(None), backbones, *heads]))
     return Table("What it costs", columns, rows, "Heads that a run does not train are left out.")
 

@@ -13,6 +13,15 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
+FEW = 256 * 256
+"""Where a CPU trains, so many pairs of tokens attend by plain products: the kernel's backward pass takes longer."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of queries (B, heads, N, d) over keys and values (B, heads, M, d) (Vaswani et al. 2017, equation 1)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
+    return scores.softmax(-1) @ v
+
 
 class Told:
     """encoder_hidden_states that many passes read, as the steps of sampling do: keys and values are computed once.
@@ -69,11 +78,13 @@ class Attention(nn.Module):
             return out + 0 * sum(part.sum() for part in idle)
         q = self._by_head(self.to_q(tokens))
         precision = q.dtype
-        if self.upcast or (q.device.type == "cpu" and torch.is_grad_enabled()):
+        trains = q.device.type == "cpu" and torch.is_grad_enabled()
+        few = trains and q.shape[2] * k.shape[2] <= FEW
+        if self.upcast or (trains and not few):
             q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
         lowered = self.upcast and torch.is_autocast_enabled(q.device.type)
         with torch.autocast(q.device.type, enabled=False) if lowered else nullcontext():
-            out = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
+            out = attend(q, k, v) if few else F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
         return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)").to(precision))
 
 

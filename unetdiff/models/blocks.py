@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
+from unetdiff.models.activation import norm_silu
 from unetdiff.models.embeddings import TimeModulation
 
 
@@ -194,22 +195,21 @@ class ResnetBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        h = F.silu(self.norm1(x))
+        h = norm_silu(self.norm1, x)
         if self.resample == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         elif self.resample == "up":
             x, h = grow_nearest(x, size), grow_nearest(h, size)
         h = self.conv1(h)
+        scale_and_shift: tuple[Tensor, ...] = ()
         if self.time_emb_proj is not None and temb is not None:
             time = self.time_emb_proj(F.silu(temb))[:, :, None, None]  # (B, C or 2C, 1, 1)
             if self.scale_shift:
-                scale, shift = time.chunk(2, dim=1)
-                h = self.norm2(h) * (1 + scale) + shift
+                scale_and_shift = time.chunk(2, dim=1)
             else:
-                h = self.norm2(h + time)
-        else:
-            h = self.norm2(h)
-        h = self.conv2(self.dropout(F.silu(h)))
+                h = h + time
+        h = norm_silu(self.norm2, h, *scale_and_shift)
+        h = self.conv2(self.dropout(h))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

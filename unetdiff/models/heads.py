@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from unetdiff.models.activation import norm_silu
 from unetdiff.models.blocks import ResnetBlock, norm_groups
 
 
@@ -19,7 +19,7 @@ class SegmentationHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         if self.norm is not None:
-            h = F.silu(self.norm(h))
+            h = norm_silu(self.norm, h)
         return self.conv(h)  # (B, num_classes, H, W)
 
 
@@ -48,4 +48,4 @@ class DiffusionHead(nn.Module):
     def forward(self, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         if self.skip is not None and self.fuse is not None:
             h = self.fuse(torch.cat([h, self.skip(sample)], dim=1), temb)
-        return self.conv(F.silu(self.norm(h)))  # (B, out_channels, H, W)
+        return self.conv(norm_silu(self.norm, h))  # (B, out_channels, H, W)
