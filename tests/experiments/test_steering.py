@@ -70,7 +70,7 @@ def test_findings_do_not_flatter() -> None:
     half = {"not steered": row(0.1, 0.1), "scale 1": row(0.5, 0.3)}
     assert "sees 50% of that gain: 0.300 (+0.200)" in " ".join(steering.findings(half, real, "scale 1", 9))
     failed = {"not steered": row(0.3, 0.1), "scale 1": row(0.2, 0.3)}
-    assert "steering failed" in steering.findings(failed, real, "scale 1", 9)[-1]
+    assert "steering failed" in steering.findings(failed, real, "scale 1", 9)[0]
 
 
 def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:

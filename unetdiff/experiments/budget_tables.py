@@ -119,6 +119,7 @@ def findings(ways: Ways, judged: Judgements) -> list[str]:
     for name, runs in ways.items():
         if runs[0].task != JOINT:
             continue
+        gaps = []
         for head, figure, read, unit in figures:
             alone = of_head(ways, head).get(f"{head} alone")
             if alone is None or over_runs(alone, read).mean is None:
@@ -126,10 +127,12 @@ def findings(ways: Ways, judged: Judgements) -> list[str]:
             ours, theirs = [read(run) for run in runs], [read(run) for run in alone]
             gap = difference(ours, theirs)
             verdict = _verdict(gap, lower_is_better=head == "diffusion" and figure != "class consistency")
-            told.append(
-                f"{figure}: {written(Value.of(ours), unit)} for {name}, {written(Value.of(theirs), unit)} for {head} "  # type: ignore[arg-type]
-                f"alone: {verdict}{difference_words(gap, 4 if unit == 'number' else 3)}."
+            gaps.append(
+                f"{figure} {written(Value.of(ours), unit)}, {written(Value.of(theirs), unit)} for {head} alone "  # type: ignore[arg-type]
+                f"({verdict}{difference_words(gap, 4 if unit == 'number' else 3)})"
             )
+        if gaps:
+            told.append(f"{name}: {'; '.join(gaps)}.")
         told.append(_cost(name, runs, ways))
     return told
 

@@ -264,21 +264,25 @@ def findings(found: Mapping[str, Judged], real: Judged, best: str, n: int) -> li
     before = found[UNSTEERED]
     pleased = max(found, key=lambda name: found[name].by_segmenter)
     most = found[pleased]
-    told = [
+    without = (
         f"Without steering, the mIoU of {n} samples against the wished layouts is {before.by_segmenter:.3f} by the "
         f"steering segmenter and {before.by_judge:.3f} by the independent one; real pictures have "
         f"{real.by_segmenter:.3f} and {real.by_judge:.3f}."
-    ]
-    if pleased == UNSTEERED:
-        return [*told, "No scale raises the steering segmenter's own mIoU: steering failed here."]
-    gain, confirmed = most.by_segmenter - before.by_segmenter, most.by_judge - before.by_judge
-    told.append(f"Steered at {pleased}, the steering segmenter's mIoU is {most.by_segmenter:.3f} ({gain:+.3f}).")
-    seen = f"{most.by_judge:.3f} ({confirmed:+.3f})"
-    told.append(
-        f"The independent judge sees {confirmed / gain:.0%} of that gain: {seen}."
-        if confirmed > 0
-        else f"The independent judge does not confirm it: {seen}. What was gained, only the steering segmenter sees."
     )
+    if pleased == UNSTEERED:
+        return ["No scale raises the steering segmenter's own mIoU: steering failed here.", without]
+    gain, confirmed = most.by_segmenter - before.by_segmenter, most.by_judge - before.by_judge
+    seen = f"{most.by_judge:.3f} ({confirmed:+.3f})"
+    told = [
+        f"Steered at {pleased}, the steering segmenter's mIoU against the wished layouts is {most.by_segmenter:.3f} "
+        f"({gain:+.3f}). "
+        + (
+            f"The independent judge sees {confirmed / gain:.0%} of that gain: {seen}."
+            if confirmed > 0
+            else f"The independent judge does not confirm it: {seen}. Only the steering segmenter sees what was gained."
+        ),
+        without,
+    ]
     if best == UNSTEERED:
         told.append("At no scale does the independent judge see the layouts better than without steering.")
     elif best != pleased:

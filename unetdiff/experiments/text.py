@@ -43,8 +43,9 @@ def pieces(value: Value, unit: Unit = "number") -> Written:
         form = f".{_decimals(mean * scale, unit)}f"
     shown = "" if spread is None else f"{spread * scale:{'.1e' if form == '.2e' else form}}"
     if spread and not shown.strip("0."):
-        shown = f"{spread * scale:.1g}"
-    return Written(f"{mean * scale:{form}}", _ENDINGS.get(unit, ""), shown)
+        shown = f"{spread * scale:.1g}" if spread * scale >= 1e-4 else "<0.0001"
+    figure = f"{mean * scale:{form}}"
+    return Written(figure if figure.strip("-0.") else figure.lstrip("-"), _ENDINGS.get(unit, ""), shown)
 
 
 def written(value: Value, unit: Unit = "number") -> str:
@@ -77,6 +78,8 @@ def _best(values: list[Value], better: Better, unit: Unit) -> set[int]:
 def _decimals(shown: float, unit: Unit) -> int:
     """Decimals of a unit; times and sizes below 1 keep two figures that are not zero."""
     least = _DIGITS.get(unit, 1)
+    if unit == "number" and abs(shown) >= 100:
+        return 1
     if unit in ("minutes", "seconds", "megabytes") and 0 < abs(shown) < 1:
         return max(least, 1 - math.floor(math.log10(abs(shown))))
     return least
