@@ -157,6 +157,15 @@ def test_first_screen_names_the_first_finding_and_leads_to_it(shown) -> None:
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
 
 
+@pytest.mark.parametrize(("number", "folded"), [(6, 0), (7, 2), (9, 4)])
+def test_many_findings_are_folded(tmp_path, number, folded) -> None:
+    write_record(replace(make_record(tmp_path / "x"), findings=[f"finding {i}" for i in range(number)]), tmp_path / "x")
+    html = write_report([], tmp_path / "report.html", experiments=[tmp_path / "x"]).read_text()
+    _, _, inside = html.partition('<details class="more">')
+    assert inside.partition("</details>")[0].count("<li>finding ") == folded
+    assert (f"{folded} more findings" in html) == bool(folded) and f"finding {number - 1}" in html
+
+
 def test_self_contained(shown) -> None:
     page, html, _, _ = shown
     assert all(load.startswith(("data:", "#")) for load in page.loads)
