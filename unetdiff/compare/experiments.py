@@ -20,6 +20,8 @@ from unetdiff.errors import UserError
 from unetdiff.experiments.record import Chart, Gallery, Heatmap, Part, Record, Table, Value, read_record
 from unetdiff.experiments.text import DASH, Written, best_cells, best_rows, pieces, written
 
+MAPS = 2
+"""Of more maps in a row, all but the first are folded away."""
 NUMBERED = 16
 """Columns of a map up to which each cell has its number; beyond, a pointer over the cell tells it."""
 STRONG = 0.55
@@ -54,9 +56,9 @@ class Cell:
 class Shown:
     """A part of a record, or charts that stand side by side, with what the template adds to it."""
 
-    kind: Literal["table", "charts", "heatmap", "gallery"]
+    kind: Literal["table", "charts", "heatmap", "folded", "gallery"]
     part: Any
-    """The Table, Heatmap or Gallery; a list of `ShownChart`."""
+    """The Table, Heatmap or Gallery; a list of `ShownChart`; of maps that are folded away, a list of `Shown`."""
     rows: Sequence[tuple[str, Sequence[Any]]] = ()
     """Name, and `Cell`s or pictures' data URIs (None for none)."""
     heads: Sequence[tuple[str, str, str]] = ()
@@ -126,8 +128,11 @@ def _section(record: Record, folder: Path, place: str) -> Section:
             charts = [part for part in members if isinstance(part, Chart)]
             drawings = [_chart(chart, f"{place} {number} {index}") for index, chart in enumerate(charts)]
             parts.append(Shown("charts", drawings))
-        else:
-            parts += [_shown(part, folder) for part in members]
+            continue
+        shown = [_shown(part, folder) for part in members]
+        if kind == "heatmap" and len(shown) > MAPS:
+            shown = [shown[0], Shown("folded", shown[1:])]
+        parts += shown
     known = {
         "set": record.set_name,
         "seeds" if len(record.seeds) > 1 else "seed": ", ".join(map(str, record.seeds)),
