@@ -64,5 +64,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make_run):
 
 
 def test_names_tell_runs_apart():
-    assert distinct_names([Path("/a/x/joint"), Path("/a/y/joint")]) == ["x/joint", "y/joint"]
+    assert distinct_names([Path("/a/x/joint"), Path("/a/y/joint")]) == ["x", "y"]
+    assert distinct_names([Path("/a/x/0"), Path("/a/y/0"), Path("/a/y/1")]) == ["x/0", "y/0", "y/1"]
+    assert distinct_names([Path("/a/joint")] * 2) == ["/a/joint"] * 2 and distinct_names([Path("/a/seed-0")]) == [
+        "seed-0"
+    ]
     assert distinct_names([Path("/a/seg"), Path("/a/joint")]) == ["seg", "joint"]

@@ -161,9 +161,12 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest path endings of one common length that tell the paths apart."""
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
+    """The shortest parts of one common length that tell the paths apart, without the ending that all of them share."""
+    parts = [list(path.parts) for path in paths]
+    while len(parts) > 1 and all(len(each) > 1 and each[-1] == parts[0][-1] for each in parts):
+        parts = [each[:-1] for each in parts]
+    for length in range(1, max(len(each) for each in parts) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
