@@ -168,7 +168,7 @@ def _table(table: Table) -> Shown:
     if any(best):
         notes.append("The better value of a column is marked.")
     if seeds:
-        notes.append(f"±: standard deviation over {seeds} seeds.")
+        notes.append(f"±: standard deviation over {seeds} {table.spread_over}.")
     heads = [(column.name, _ARROWS[column.better], column.note) for column in table.columns]
     return Shown("table", table, rows, heads, notes)
 

@@ -122,8 +122,7 @@ def table(measured: Measured) -> Table:
         (LABELS[1], row(measured.single, measured.seconds["one"], denoiser)),
         (LABELS[2].format(len(measured.means)), row(measured.means[-1:], measured.seconds["all"], denoiser)),
     ]
-    note = "The spread of one drawn mask is that over the samples, not over seeds of training."
-    return Table("Labelling and drawing", columns, rows, note if len(measured.single) > 1 else "")
+    return Table("Labelling and drawing", columns, rows, spread_over="samples of one training")
 
 
 def charts(measured: Measured) -> list[Chart]:

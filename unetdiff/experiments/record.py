@@ -65,6 +65,8 @@ class Table:
     rows: list[tuple[str, list[Value]]]
     """Name of the row, and a value for each column."""
     note: str = ""
+    spread_over: str = "seeds"
+    """What the spreads are over."""
     kind: Literal["table"] = "table"
 
 
