@@ -12,6 +12,7 @@ from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.experiments import agreement
 from unetdiff.experiments.record import Gallery, Heatmap, Table, read_record, write_record
+from unetdiff.judging.agreement import ClassAgreement
 from unetdiff.training.trainer import train
 
 
@@ -51,6 +52,19 @@ def test_layouts_are_compared_pixel_by_pixel(
     assert isinstance(table, Table) and [column.name for column in table.columns][-1] == "mIoU"
     assert all(row[-1].mean is not None for _, row in table.rows)
     assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout asked for"
+
+
+def test_without_a_background_only_the_layout_is_told() -> None:
+    def judged(right: int, mean_iou: float) -> agreement.Judged:
+        return agreement.Judged(torch.zeros(2), [], ClassAgreement([0, 1], right, 1.0), mean_iou)
+
+    real, drawn = judged(2, 0.5), {1.0: judged(2, 0.3), 2.0: judged(2, 0.4)}
+    (told,) = agreement.findings(real, drawn, itself=False, by_class=False)
+    assert told.startswith("Against the layouts asked for, mIoU is 0.400 at guidance 2;") and "0.500" in told
+    assert len(agreement.findings(real, drawn, itself=False, by_class=True)) == 4
+    table = agreement._table(real, drawn, by_class=False, layouts=True)
+    assert [column.name for column in table.columns] == ["mIoU"]
+    assert [row[0].mean for _, row in table.rows] == [0.3, 0.4, 0.5]
 
 
 def test_refusals(tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable) -> None:

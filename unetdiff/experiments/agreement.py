@@ -113,7 +113,9 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             asked = [{class_index(pictures.classes, names[label])} for label in labels.tolist()]
         drawn[scale] = judged(samples, asked, places)
     best = max(drawn, key=lambda scale: drawn[scale].classes.right)
-    parts: list[Part] = [_table(real, drawn, layouts)]
+    # of a layout without a background every class is foreground, and which of them has most says nothing
+    by_class = not layouts or background_of(judge.classes) is not None
+    parts: list[Part] = [_table(real, drawn, by_class, layouts)]
     if all(len(one) == 1 for one in asked) and len(pictures.classes) <= MOST_CLASSES:
         parts.append(_map([next(iter(one)) for one in asked], drawn[best].classes, pictures.classes, best))
     parts.append(_gallery(drawn, asked, pictures, layouts, given.rows, output))
@@ -122,7 +124,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         name="agreement",
         title="Does one head see what the other was asked to draw?",
         question="How many samples show a segmenter what they were asked for?",
-        findings=findings(real, drawn, itself),
+        findings=findings(real, drawn, itself, by_class),
         parts=parts,
         method=[
             f"{given.n} samples at each guidance scale, {given.steps} steps of DDIM, the same noise at each.",
@@ -179,17 +181,19 @@ def class_index(classes: Sequence[str], name: str) -> int:
     return list(classes).index(name)
 
 
-def _table(real: Judged, drawn: dict[float, Judged], layouts: bool) -> Table:
-    columns = [
-        Column("class asked for", "higher", "percent", "share in which it has most of the foreground's pixels"),
-        Column("foreground", "neither", "percent", "mean share of the pixels that are no background"),
-    ]
+def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bool) -> Table:
+    columns = []
+    if by_class:
+        columns += [
+            Column("class asked for", "higher", "percent", "share in which it has most of the foreground's pixels"),
+            Column("foreground", "neither", "percent", "mean share of the pixels that are no background"),
+        ]
     if layouts:
         columns.append(Column("mIoU", "higher", "share", "of the segmentation against the layout asked for"))
 
     def values(one: Judged) -> list[Value]:
-        figures = [Value(one.classes.share), Value(one.classes.foreground), Value(one.mean_iou)]
-        return figures[: len(columns)]
+        figures = [Value(one.classes.share), Value(one.classes.foreground)] if by_class else []
+        return [*figures, Value(one.mean_iou)][: len(columns)]
 
     rows = [(f"guidance {scale:g}", values(one)) for scale, one in drawn.items()]
     table = Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
@@ -242,8 +246,23 @@ def _gallery(
     return Gallery("Samples, segmented", columns, rows, note, legend(pictures.classes, pictures.palette, masks))
 
 
-def findings(real: Judged, drawn: dict[float, Judged], itself: bool) -> list[str]:
-    """What came out, as sentences of the figures."""
+def findings(real: Judged, drawn: dict[float, Judged], itself: bool, by_class: bool) -> list[str]:
+    """What came out, as sentences of the figures; `by_class`: also of the class that has most of the foreground."""
+    told = []
+    if real.mean_iou is not None:
+        miou = max(drawn, key=lambda scale: drawn[scale].mean_iou or 0.0)
+        told.append(
+            f"Against the layouts asked for, mIoU is {drawn[miou].mean_iou:.3f} at guidance {miou:g}; on the real "
+            f"pictures of the same masks it is {real.mean_iou:.3f}."
+        )
+    if by_class:
+        told += _class_findings(real, drawn)
+    if itself:
+        told.append("The judge shares its backbone with the denoiser: it may see what an independent one would not.")
+    return told
+
+
+def _class_findings(real: Judged, drawn: dict[float, Judged]) -> list[str]:
     best = max(drawn, key=lambda scale: drawn[scale].classes.right)
     first, last = min(drawn), max(drawn)
     one, n = drawn[best].classes, len(drawn[best].classes.found)
@@ -262,12 +281,4 @@ def findings(real: Judged, drawn: dict[float, Judged], itself: bool) -> list[str
         f"Foreground covers {one.foreground:.1%} of the samples' pixels (guidance {best:g}) and "
         f"{real.classes.foreground:.1%} of the real ones'."
     )
-    if real.mean_iou is not None:
-        miou = max(drawn, key=lambda scale: drawn[scale].mean_iou or 0.0)
-        told.append(
-            f"Against the layouts asked for, mIoU is {drawn[miou].mean_iou:.3f} at guidance {miou:g}; on the real "
-            f"pictures of the same masks it is {real.mean_iou:.3f}."
-        )
-    if itself:
-        told.append("The judge shares its backbone with the denoiser: it may see what an independent one would not.")
     return told
