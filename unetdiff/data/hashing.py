@@ -8,6 +8,7 @@ number generators", OOPSLA 2014.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 _GAMMA = 0x9E3779B97F4A7C15
@@ -32,6 +33,11 @@ def hash_words(*words: int) -> int:
     for word in words:
         state = splitmix64(state ^ (word & _MASK))
     return state
+
+
+def generator_of(*words: int) -> torch.Generator:
+    """A generator on the CPU that starts from the hash of some integers, of which 63 bits fit its seed."""
+    return torch.Generator().manual_seed(hash_words(*words) >> 1)
 
 
 def uniform(seed: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.base import PictureDataset
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import SampleKey
 
 
@@ -28,8 +28,7 @@ def share_indices(length: int, share: float, seed: int) -> list[int]:
         share: above 0, at most 1.
         seed: which pictures.
     """
-    generator = torch.Generator().manual_seed(hash_words(seed, length) >> 1)
-    order = torch.randperm(length, generator=generator)
+    order = torch.randperm(length, generator=generator_of(seed, length))
     return sorted(order[: pictures_of_share(length, share)].tolist())
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from unetdiff.data.balance import balanced_epoch
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of, hash_words
 from unetdiff.errors import UserError
 
 
@@ -109,7 +109,7 @@ class StepSampler(Sampler[list[SampleKey]]):
                 yield keys[i : i + part]
 
     def _permutation(self, epoch: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(hash_words(self.seed, epoch) >> 1)
+        generator = generator_of(self.seed, epoch)
         order = torch.randperm(self.length, generator=generator)
         if self.factors is None:
             return order

@@ -12,7 +12,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from unetdiff.conditioning.pictures import PictureConditioner
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.diffusion.masks import Masks
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.diffusion.schedulers import swap
@@ -81,7 +81,7 @@ class MaskSampler:
             guidance_scale=1.0,
             height=pictures.shape[-2],
             width=pictures.shape[-1],
-            generator=[torch.Generator().manual_seed(hash_words(asked.seed, *pair) >> 1) for pair in pairs],
+            generator=[generator_of(asked.seed, *pair) for pair in pairs],
             output_type="latent",
             autocast_dtype=self.autocast,
         )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from unetdiff.compare.runs import Run
 from unetdiff.config import from_yaml
 from unetdiff.data import PictureDataset, to_model_range
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.diffusion.masks import Masks
 from unetdiff.errors import UserError
 from unetdiff.models import UNet, loading
@@ -68,11 +68,7 @@ def noise_of(names: Sequence[str], shape: Sequence[int], seed: int) -> Tensor:
 
     So a picture has the same noise whenever it is looked at, at every timestep and by every network of one input shape.
     """
-    generator = torch.Generator()
-    drawn = []
-    for name in names:
-        generator.manual_seed(hash_words(seed, zlib.crc32(name.encode())) >> 1)
-        drawn.append(torch.randn(tuple(shape), generator=generator))
+    drawn = [torch.randn(tuple(shape), generator=generator_of(seed, zlib.crc32(name.encode()))) for name in names]
     return torch.stack(drawn)
 
 

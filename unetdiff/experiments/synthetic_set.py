@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from unetdiff.compare.embed import as_array
 from unetdiff.data import PictureDataset
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.data.layout import IMAGES, MASKS, SPLITS
 from unetdiff.data.transforms import resize_mask
 from unetdiff.data.voc import VOCFolder
@@ -58,7 +58,7 @@ class Synthesis:
 
 def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
     """Another layout from one, uint8 (H, W): a window of it, maybe mirrored; a function of seed and `number`."""
-    generator = torch.Generator().manual_seed(hash_words(asked.seed, number) >> 1)
+    generator = generator_of(asked.seed, number)
     zoom, down, across, mirrored = torch.rand(4, generator=generator).tolist()
     height, width = layout.shape
     factor = 1 + zoom * (asked.zoom - 1)
@@ -195,14 +195,13 @@ def draw(
 ) -> Tensor:
     """A picture for each layout (H, W), uint8 (B, 3, H, W); its noise is a function of seed and number."""
     height, width = layouts[0].shape
-    seeds = [hash_words(asked.seed, number, 1) >> 1 for number in numbers]
     given: Any = denoiser(
         layout=torch.stack(list(layouts)),
         num_inference_steps=asked.steps,
         guidance_scale=asked.guidance,
         height=height,
         width=width,
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        generator=[generator_of(asked.seed, number, 1) for number in numbers],
         output_type="np",
         autocast_dtype=autocast,
     )

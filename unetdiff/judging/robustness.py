@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.data import PictureDataset, collate, to_model_range
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.diffusion.objectives import Scheduler, noised
 from unetdiff.errors import UserError
 from unetdiff.models import UNet
@@ -39,8 +39,7 @@ class Noises:
         x0 = to_model_range(self.pictures[index]["image"])
         if timestep == CLEAN:
             return x0
-        generator = torch.Generator().manual_seed(hash_words(self.seed, index) >> 1)
-        noise = torch.randn(x0.shape, generator=generator)
+        noise = torch.randn(x0.shape, generator=generator_of(self.seed, index))
         return noised(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
 
 

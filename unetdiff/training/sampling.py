@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from unetdiff.conditioning import ClassConditioner
 from unetdiff.data import collate, to_uint8
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.diffusion.latents import Pixels
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import swap
@@ -106,7 +106,7 @@ def draw_parts(
             guidance_scale=setting.guidance_scale if conditions else 1.0,
             height=height,
             width=width,
-            generator=[torch.Generator().manual_seed(hash_words(setting.seed, number) >> 1) for number in numbers],
+            generator=[generator_of(setting.seed, number) for number in numbers],
             output_type="pt",
             autocast_dtype=precision,
             steering=None if steering is None else steering(numbers),

@@ -17,7 +17,7 @@ from unetdiff.conditioning import Conditioner, Context, TextConditioner
 from unetdiff.conditioning.base import Size
 from unetdiff.conditioning.encoder import CachedFeatures
 from unetdiff.data import PictureDataset, collate, evenly
-from unetdiff.data.hashing import hash_words
+from unetdiff.data.hashing import generator_of
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.latents import Latents, Pixels, Space
@@ -190,7 +190,7 @@ class DiffusionTask(Task):
         return figures | {f"diffusion/loss_q{q}": means[1 + q] for q in range(4) if sums[1 + q, 1] > 0}
 
     def _draw(self, name: str, shape: torch.Size) -> tuple[int, Tensor]:
-        generator = torch.Generator().manual_seed(hash_words(zlib.crc32(name.encode())) >> 1)
+        generator = generator_of(zlib.crc32(name.encode()))
         timestep = int(torch.randint(self.timesteps, (), generator=generator))
         return timestep, torch.randn(shape, generator=generator)
 
