@@ -9,7 +9,7 @@ import pytest
 
 from unetdiff.config import from_yaml, to_yaml
 from unetdiff.errors import UserError
-from unetdiff.experiments import noise
+from unetdiff.experiments import noise, runs
 from unetdiff.experiments.record import Chart, Gallery, Table, read_record, write_record
 from unetdiff.training import trainer
 from unetdiff.training.evaluation import evaluate
@@ -52,7 +52,7 @@ def test_from_training_to_the_record(
 def test_refusals_come_before_any_training(
     tmp_path: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(noise, "train_once", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runs, "train_once", lambda *_: pytest.fail("trained"))
     file = tmp_path / "a.yaml"
     file.write_text(to_yaml(tiny_config("segmentation", tmp_path / "run")))
     for words, message in [

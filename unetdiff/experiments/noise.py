@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,10 +19,11 @@ import torch
 
 from unetdiff.compare.quickstart import quickstart_configs
 from unetdiff.compare.runs import data_name
-from unetdiff.config import RunConfig, check_files, overridden, parse, to_yaml, validate
+from unetdiff.config import RunConfig, check_files, to_yaml
 from unetdiff.data import evenly
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
+from unetdiff.experiments import runs
 from unetdiff.experiments.pictures import Album, legend
 from unetdiff.experiments.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
 from unetdiff.experiments.text import written
@@ -40,7 +40,6 @@ from unetdiff.segmentation.inference import argmax_at
 from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.training import machine
 from unetdiff.training.loaded import load_run, split_of
-from unetdiff.training.once import train_once
 
 SOURCE = "Ho et al. 2020, equation 4 (the noise); Brempong et al. 2022 (what a segmenter gains from denoising)"
 TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
@@ -72,38 +71,37 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     base = base_config(given.config, overrides, given.steps)
-    if given.seeds < 1:
-        raise UserError(f"--seeds: {given.seeds} trains nothing; use 1 or more")
+    seeds = runs.seeds_of(given.seeds, base.training.seed)
     timesteps = sorted(set(given.timesteps))
     scheduler = build_scheduler(base.diffusion)
     check_timesteps(timesteps, scheduler)
     configs = {
-        (name, seed): variant(base, name, seed, given.share, output) for name in NAMES for seed in range(given.seeds)
+        (name, number): variant(base, name, seed, given.share, output / f"{NAMES[name]}-{number}")
+        for name in NAMES
+        for number, seed in enumerate(seeds)
     }
-    for config in configs.values():
-        validate(config)
-        check_files(config)
+    check_files(base)
     pictures = split_of(base.data, "val", masks=True)
     noises = Noises(pictures, scheduler, base.training.seed)
     joint = None if given.joint is None else _joint(given.joint, pictures.classes, scheduler)
-    runs = {key: train_once(config, command) for key, config in configs.items()}
+    trained = {(name, n): runs.train(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     precision = machine.autocast_dtype(base.training.mixed_precision)
     indices = evenly(len(pictures), given.pictures)
 
-    def network(name: str, seed: int) -> UNet:
+    def network(name: str, number: int) -> UNet:
         # the weights of the last step: the best ones are the best on clean pictures
-        unet: UNet = UNet.from_pretrained(runs[name, seed] / "latest" / "unet")
+        unet: UNet = UNet.from_pretrained(trained[name, number].path / "latest" / "unet")
         unet.to(accelerator.device)
         return unet
 
     found: dict[str, list[list[float]]] = {}  # by segmenter, then seed, then timestep
     shown: dict[str, Segment] = {}
-    for seed in range(given.seeds):
-        told = network(TOLD, seed)
-        segmenters = {name: asks(network(name, seed), False, precision) for name in (PLAIN, NOISY)}
+    for number in range(len(seeds)):
+        told = network(TOLD, number)
+        segmenters = {name: asks(network(name, number), False, precision) for name in (PLAIN, NOISY)}
         segmenters |= {TOLD: asks(told, True, precision), WRONG: asks(told, True, precision, always=CLEAN)}
-        if joint is not None and not seed:
+        if joint is not None and not number:
             segmenters[JOINT] = asks(joint.to(accelerator.device), True, precision)
         ignore, batch = base.segmentation.ignore_index, base.training.eval_batch_size
         for name, figures in mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore, batch).items():
@@ -124,9 +122,9 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         _gallery(shown, noises, indices[: given.rows], _some(timesteps, COLUMNS), output),
     ]
     length = base.training
-    trained = f"{length.steps} steps" if length.steps is not None else f"{length.epochs:g} epochs"
+    budget = f"{length.steps} steps" if length.steps is not None else f"{length.epochs:g} epochs"
     method = [
-        f"Each segmenter was trained for {trained} on the same pictures in the same order; the third has a time "
+        f"Each segmenter was trained for {budget} on the same pictures in the same order; the third has a time "
         "embedding, the first two have none.",
         f"Of the training pictures of the noisy ones, a share of {given.share:g} was noised, each to a random timestep "
         f"of the {len(scheduler.alphas_cumprod)} of the schedule {base.diffusion.noise.beta_schedule}.",
@@ -144,7 +142,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         method=method,
         source=SOURCE,
         command=command,
-        seeds=[base.training.seed + seed for seed in range(given.seeds)],
+        seeds=seeds,
         set_name=data_name(asdict(base.data)),
         configs={name: to_yaml(configs[name, 0]) for name in NAMES},
         machine=machine.facts(accelerator),
@@ -154,10 +152,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
 def base_config(path: Path | None, overrides: Sequence[str], steps: int | None) -> RunConfig:
     """The config that the segmenters share: a file's, or the quickstart's, with overrides on it."""
-    if path is None:
-        config = overridden(quickstart_configs(Path("runs"))["segmentation"], overrides)
-    else:
-        config = parse(path, overrides)
+    config = runs.base_config(path, overrides, quickstart_configs(Path("runs"))["segmentation"])
     config.task = "segmentation"
     config.model.heads.diffusion = None
     if steps is not None:
@@ -165,15 +160,19 @@ def base_config(path: Path | None, overrides: Sequence[str], steps: int | None) 
     return config
 
 
-def variant(base: RunConfig, name: str, seed: int, share: float, output: Path) -> RunConfig:
+def variant(base: RunConfig, name: str, seed: int, share: float, folder: Path) -> RunConfig:
     """The config of one segmenter: what it sees, and whether it is told."""
-    config = deepcopy(base)
-    config.model.conditioning.timestep = name == TOLD
-    config.model.conditioning.pooled_context = False  # needs the time embedding; a segmenter is told no tokens anyway
-    config.segmentation.noise = 0.0 if name == PLAIN else share
-    config.training.seed = base.training.seed + seed
-    config.training.output_dir = str(output / f"{NAMES[name]}-{seed}")
-    return config
+    return runs.variant(
+        base,
+        "segmentation",
+        folder,
+        {
+            "model.conditioning.timestep": name == TOLD,
+            "model.conditioning.pooled_context": False,  # needs the time embedding, and a segmenter is told no tokens
+            "segmentation.noise": 0.0 if name == PLAIN else share,
+            "training.seed": seed,
+        },
+    )
 
 
 def _joint(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from unetdiff.compare.runs import Run, read_run
-from unetdiff.config import RunConfig, Task, as_arguments, check_files, parse, validate
+from unetdiff.config import RunConfig, Task, check_files, overridden, parse, validate
 from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.experiments.record import Line, Value
@@ -40,9 +40,7 @@ def base_config(path: Path | None, overrides: Sequence[str], default: RunConfig)
     Raises:
         UserError: a file, key or value that is not right.
     """
-    if path is not None:
-        return parse(path, overrides)
-    return parse(None, [*as_arguments(asdict(default)), *overrides])
+    return overridden(default, overrides) if path is None else parse(path, overrides)
 
 
 def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from unetdiff.compare.runs import data_name
-from unetdiff.config import RunConfig, check_files, to_yaml, validate
+from unetdiff.config import RunConfig, to_yaml
 from unetdiff.data import collate, evenly
 from unetdiff.data.transforms import fitted
 from unetdiff.diffusion.steering import Steering, layout_loss
@@ -31,6 +31,7 @@ from unetdiff.errors import UserError
 from unetdiff.experiments.agreement import denoiser_of, open_segmenter
 from unetdiff.experiments.pictures import Album, legend
 from unetdiff.experiments.record import Column, Gallery, Record, Table, Value
+from unetdiff.experiments.runs import train, variant
 from unetdiff.judging.agreement import BATCH, layout_agreement
 from unetdiff.judging.subject import Setting, together
 from unetdiff.segmentation.inference import predict_masks, segment_whole
@@ -38,7 +39,6 @@ from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import machine
 from unetdiff.training.loaded import load_run, run_config
-from unetdiff.training.once import train_once
 from unetdiff.training.sampling import draw_parts
 from unetdiff.training.tasks import DiffusionTask
 
@@ -198,18 +198,16 @@ def _steering_of(scale: float, given: argparse.Namespace) -> dict[str, Any]:
 
 def _trained_judge(config: RunConfig, steps: int | None, output: Path, command: str) -> Path:
     """A segmenter of the same config and another seed, trained where it is missing."""
-    config.task = "segmentation"
-    config.model.heads.diffusion = None
-    training = config.training
-    training.init_from = None
-    training.resume = training.overwrite = False
-    training.seed += 1
-    training.output_dir = str(output / "judge")
+    changes: dict[str, Any] = {
+        "model.heads.diffusion": None,
+        "training.init_from": None,
+        "training.resume": False,
+        "training.overwrite": False,
+        "training.seed": config.training.seed + 1,
+    }
     if steps is not None:
-        training.steps, training.epochs = steps, None
-    validate(config)
-    check_files(config)
-    return train_once(config, command)
+        changes |= {"training.steps": steps, "training.epochs": None}
+    return train("judge", variant(config, "segmentation", output / "judge", changes), command).path
 
 
 def _table(found: Mapping[str, Judged], real: Judged) -> Table:
