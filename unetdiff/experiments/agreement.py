@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,24 +24,19 @@ from unetdiff.conditioning import LayoutConditioner
 from unetdiff.config import to_yaml
 from unetdiff.data import PictureDataset, evenly
 from unetdiff.errors import UserError
+from unetdiff.experiments.given import denoiser_of, no_overrides, open_segmenter
 from unetdiff.experiments.pictures import Album, legend
 from unetdiff.experiments.record import Column, Gallery, Heatmap, Part, Record, Table, Value
-from unetdiff.judging.agreement import (
-    BATCH,
-    ClassAgreement,
-    background_of,
-    class_agreement,
-    layout_agreement,
-)
+from unetdiff.judging.agreement import BATCH, ClassAgreement, background_of, class_agreement
 from unetdiff.judging.subject import Setting
+from unetdiff.rules.refusals import at_least
 from unetdiff.segmentation.inference import predict_masks
+from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import as_mask, colorize
-from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.loaded import Loaded, load_run, run_config
+from unetdiff.training.loaded import load_run, run_config
 from unetdiff.training.sampling import draw
-from unetdiff.training.tasks import DiffusionTask
 
 SOURCE = "This project's own; after the segmentation accuracy of GauGAN (Park et al. 2019) and class consistency"
 MOST_CLASSES = 30  # of the map of what was asked for and what was found
@@ -78,11 +73,9 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         UserError: a run without a diffusion head or without a condition, or a segmenter of other classes.
     """
     began = time.perf_counter()
-    if overrides:
-        raise UserError(f"{overrides[0]}: this experiment trains nothing; leave out what changes a config")
+    no_overrides(overrides)
     for name in ("n", "steps"):
-        if getattr(given, name) < 1:
-            raise UserError(f"--{name}: {getattr(given, name)} is too small; use 1 or more")
+        at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
     task, pictures = denoiser_of(loaded, given.run), loaded.pictures
     if task.conditioner is None:
@@ -94,21 +87,24 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     def judged(some: Tensor, asked: list[set[int]], places: list[int]) -> Judged:
         masks = predict_masks(judge.unet, some, judge.size, BATCH, options=judge.inference)
         found = class_agreement(masks, asked, background_of(judge.classes))
-        truths = [pictures[place]["mask"] for place in places] if layouts else []
-        figures = layout_agreement(judge, some, truths, len(judge.classes)) if layouts else {}
-        return Judged(some, masks, found, figures.get("mean_iou"))
+        if not layouts:
+            return Judged(some, masks, found, None)
+        matrix = ConfusionMatrix(len(judge.classes))
+        for mask, place in zip(masks, places, strict=True):
+            matrix.update(torch.as_tensor(mask).long(), pictures[place]["mask"])
+        return Judged(some, masks, found, matrix.compute()["mean_iou"])
 
     chosen = evenly(len(pictures), given.n)
     real_asked = [shown_classes(pictures, place) for place in chosen]
     real = judged(torch.stack([pictures[place]["image"] for place in chosen]), real_asked, chosen)
     drawn: dict[float, Judged] = {}
-    asked: list[set[int]] = []
+    places = [number % len(pictures) for number in range(given.n)]
+    asked: list[set[int]] = []  # the same at every scale
     for scale in given.guidance:
         samples, labels = draw(task, given.n, Setting(given.steps, scale, given.seed))
-        places = [number % len(pictures) for number in range(given.n)]
-        if labels is None:
+        if not asked and labels is None:
             asked = [shown_classes(pictures, place) for place in places]
-        else:
+        elif labels is not None:
             names = task.conditioner.labels  # type: ignore[union-attr]
             asked = [{class_index(pictures.classes, names[label])} for label in labels.tolist()]
         drawn[scale] = judged(samples, asked, places)
@@ -144,30 +140,6 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     )
 
 
-def denoiser_of(loaded: Loaded, path: Path) -> DiffusionTask:
-    """The diffusion head of a run; UserError where there is none."""
-    if loaded.diffusion is None:
-        raise UserError(f"RUN: {path} has no diffusion head; give a diffusion or joint run")
-    return loaded.diffusion
-
-
-def open_segmenter(
-    path: Path, classes: Sequence[str], loaded: Loaded, option: str = "--segmenter"
-) -> SegmentationPipeline:
-    """A run's segmenter, on the denoiser's device.
-
-    Raises:
-        UserError: no segmentation head, or one of other classes.
-    """
-    try:
-        segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
-    except UserError as error:
-        raise UserError(f"{option}: {error}") from None
-    if segmenter.classes != list(classes):
-        raise UserError(f"{option}: {path} has other classes than the denoiser's set; give a run of the same set")
-    return segmenter.to(loaded.accelerator.device)
-
-
 def shown_classes(pictures: PictureDataset, place: int) -> set[int]:
     """The foreground classes in a real picture, as indices of the masks' classes."""
     item = pictures[place]
@@ -196,8 +168,8 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
         return [*figures, Value(one.mean_iou)][: len(columns)]
 
     rows = [(f"guidance {scale:g}", values(one)) for scale, one in drawn.items()]
-    table = Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
-    return replace(table, rows=[*rows, ("real pictures", values(real))])
+    rows.append(("real pictures", values(real)))
+    return Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
 
 
 def _map(asked: list[int], found: ClassAgreement, classes: Sequence[str], scale: float) -> Heatmap:

@@ -1,4 +1,4 @@
-"""Finished runs of one set of pictures, as an experiment is given them."""
+"""Finished runs, as an experiment is given them: several of one set of pictures, or a denoiser and its segmenter."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from unetdiff.compare.sets import by_set
 from unetdiff.data import DataConfig, PictureDataset, build_dataset
 from unetdiff.errors import UserError
 from unetdiff.models.resolve import section
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.training.checkpoints import model_directory
+from unetdiff.training.loaded import Loaded
+from unetdiff.training.tasks import DiffusionTask
 
 
 def given_runs(paths: Sequence[Path]) -> list[Run]:
@@ -51,8 +55,34 @@ def labelled(run: Run, first: Run, split: str) -> PictureDataset:
     return build_dataset(data, "train" if split == "train" else "val", segmentation=True)
 
 
-def no_overrides(overrides: Sequence[str], name: str) -> None:
+def denoiser_of(loaded: Loaded, path: Path) -> DiffusionTask:
+    """The diffusion head of a run; UserError where there is none."""
+    if loaded.diffusion is None:
+        raise UserError(f"RUN: {path} has no diffusion head; give a diffusion or joint run")
+    return loaded.diffusion
+
+
+def open_segmenter(
+    path: Path, classes: Sequence[str], loaded: Loaded, option: str = "--segmenter"
+) -> SegmentationPipeline:
+    """A run's segmenter, on the denoiser's device.
+
+    Raises:
+        UserError: no segmentation head, or one of other classes.
+    """
+    try:
+        segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from None
+    if segmenter.classes != list(classes):
+        raise UserError(f"{option}: {path} has other classes than the denoiser's set; give a run of the same set")
+    return segmenter.to(loaded.accelerator.device)
+
+
+def no_overrides(overrides: Sequence[str]) -> None:
     """Refuse (UserError) config overrides where runs are given as they are."""
     if overrides:
-        raise UserError(f"unetdiff experiment {name}: {overrides[0]} would change a config, but runs are taken as they "
-                        "were trained; leave it out")  # fmt: skip
+        raise UserError(
+            f"{overrides[0]}: this experiment trains nothing from a config, it takes runs as they were trained; leave "
+            "it out"
+        )

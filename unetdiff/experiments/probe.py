@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Probe every run, fresh weights of the first one, and the trunk; what was measured before is kept."""
     start = time.monotonic()
-    no_overrides(overrides, "probe")
+    no_overrides(overrides)
     for option, least in (("pictures", 1), ("val_pictures", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
         at_least(f"--{option}", getattr(given, option), least)
     asked = moments(given.timesteps)

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Compare every two of the runs; what was measured before is kept."""
     start = time.monotonic()
-    no_overrides(overrides, "similarity")
+    no_overrides(overrides)
     for option in ("pictures", "batch_size", "grid"):
         at_least(f"--{option}", getattr(given, option), 1)
     asked = moments(given.timesteps)

@@ -28,12 +28,13 @@ from unetdiff.data import collate, evenly
 from unetdiff.data.transforms import fitted
 from unetdiff.diffusion.steering import Steering, layout_loss
 from unetdiff.errors import UserError
-from unetdiff.experiments.agreement import denoiser_of, open_segmenter
+from unetdiff.experiments.given import denoiser_of, no_overrides, open_segmenter
 from unetdiff.experiments.pictures import Album, legend
 from unetdiff.experiments.record import Column, Gallery, Record, Table, Value
 from unetdiff.experiments.runs import train, variant
 from unetdiff.judging.agreement import BATCH, layout_agreement
 from unetdiff.judging.subject import Setting, together
+from unetdiff.rules.refusals import at_least
 from unetdiff.segmentation.inference import predict_masks, segment_whole
 from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -87,11 +88,9 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         UserError: a run without a diffusion head, a denoiser of latents, or segmenters of other classes.
     """
     began = time.perf_counter()
-    if overrides:
-        raise UserError(f"{overrides[0]}: no config is trained from here; leave it out")
+    no_overrides(overrides)
     for name in ("n", "steps"):
-        if getattr(given, name) < 1:
-            raise UserError(f"--{name}: {getattr(given, name)} is too small; use 1 or more")
+        at_least(f"--{name}", getattr(given, name), 1)
     settings = {scale: _steering_of(scale, given) for scale in sorted(set(given.scales) - {0.0})}
     loaded = load_run(given.run, layouts=True)
     task, pictures = denoiser_of(loaded, given.run), loaded.pictures

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.compare.runs import Run
+from unetdiff.compare.runs import Run, data_name
 from unetdiff.compare.samples import load_generator
 from unetdiff.config import RunConfig
 from unetdiff.data import build_dataset
@@ -99,7 +99,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         output,
         command=command,
         seeds=seeds,
-        set_name=_set_name(base),
+        set_name=data_name(asdict(base.data)),
         configs=configs_of(runs),
         machine=machine_of([*runs.values()]),
         minutes=(time.perf_counter() - began) / 60,
@@ -197,8 +197,3 @@ def _agreement_of_real(folder: Path, judge: SegmentationPipeline) -> float:
     if not known:
         raise UserError(f"{folder}: the validation pictures are void all over; give others")
     return sum(known) / len(known)
-
-
-def _set_name(base: RunConfig) -> str:
-    """The set, as `Run.data_name` has it."""
-    return f"{base.data.name} ({Path(base.data.root).name})" if base.data.root else base.data.name

@@ -36,7 +36,11 @@ class Noises:
 
     def at(self, index: int, timestep: int) -> Tensor:
         """A picture noised to a timestep, floats about in [-1, 1], (3, H, W); clean at `CLEAN`."""
-        x0 = to_model_range(self.pictures[index]["image"])
+        return self.of(self.pictures[index]["image"], index, timestep)
+
+    def of(self, image: Tensor, index: int, timestep: int) -> Tensor:
+        """The same of a picture that was read already, uint8 (3, H, W)."""
+        x0 = to_model_range(image)
         if timestep == CLEAN:
             return x0
         noise = torch.randn(x0.shape, generator=generator_of(self.seed, index))
@@ -87,9 +91,11 @@ def mean_iou_by_timestep(
     counts = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
     parts = list(torch.tensor(list(indices)).split(batch_size))
     for part in tqdm(parts, desc="noise", unit="batch", leave=False, disable=None):
-        masks = [noises.pictures[int(index)]["mask"] for index in part]
+        items = {index: noises.pictures[index] for index in part.tolist()}
+        masks = [item["mask"] for item in items.values()]
         for place, timestep in enumerate(timesteps):
-            for pictures, numbers in _by_size([noises.at(int(index), timestep) for index in part]):
+            noisy = [noises.of(item["image"], index, timestep) for index, item in items.items()]
+            for pictures, numbers in _by_size(noisy):
                 for name, segment in segmenters.items():
                     logits = segment(pictures, timestep)
                     for one, number in zip(logits, numbers, strict=True):
