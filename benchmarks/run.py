@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds")
     parser.add_argument("--warmups", type=int, default=WARMUPS, help="rounds before them that are not timed")
     parser.add_argument("--quick", action="store_true", help="tiny networks and pictures: figures mean nothing")
-    parser.add_argument("--no-memory", dest="memory", action="store_false", help="leave the memory out")
+    parser.add_argument("--memory", type=int, default=3, metavar="N", help="processes that measure memory; 0: none")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="none given: what training takes here")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))
     given = parser.parse_args()

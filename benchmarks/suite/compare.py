@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from suite.cases.case import Case, Cost, Setting, same_work
+from unetdiff.benchmark.counting import parameters
 from unetdiff.benchmark.memory import in_fresh_process, working_memory
 from unetdiff.benchmark.timing import Spread, Times, in_turns, speedup, synchronizer
 
@@ -84,16 +85,17 @@ def race(case: Case, device: torch.device, rounds: int, warmups: int) -> Race:
     """
     sides = case.ours(device), case.theirs(device)
     figures = case.match(*sides)
+    numbers = [parameters(side.network) for side in sides]  # before anything is folded
     work = {side.name: side.start() for side in sides}
     plain = {side.name: side.plain() if side.plain else work[side.name] for side in sides}
-    costs = same_work(case.name, *sides, plain) if case.counted else (Cost(0, 0), Cost(0, 0))
+    costs = same_work(case.name, *sides, plain, numbers) if case.counted else (Cost(0, 0), Cost(0, 0))
     times = in_turns(work, rounds, warmups, synchronizer(device))
     a, b = (side.name for side in sides)
     return Race((a, b), (sides[0].precision, sides[1].precision), costs, (times[a], times[b]), figures)
 
 
 def compare(
-    case: Case, device: torch.device, ceilings: Mapping[str, float], rounds: int, warmups: int, memory: bool
+    case: Case, device: torch.device, ceilings: Mapping[str, float], rounds: int, warmups: int, memory: int
 ) -> Row:
     """The row of a case.
 
@@ -103,7 +105,7 @@ def compare(
         ceilings: operations a second that the machine reaches, by precision.
         rounds: that are timed.
         warmups: rounds before them.
-        memory: whether memory is measured, each side in a process of its own.
+        memory: processes of each side in which its memory is measured, of which the median counts; 0: none.
     """
     result = race(case, device, rounds, warmups)
     gc.collect()  # both networks are gone before others are made
@@ -113,7 +115,9 @@ def compare(
         seconds = Spread.of(times.wall)
         counted = cost.macs and precision in ceilings
         share = 2 * cost.macs / seconds.median / ceilings[precision] if counted else None
-        peak = in_fresh_process(peak_memory, case, which, device) if memory else None
+        peaks = [in_fresh_process(peak_memory, case, which, device) for _ in range(memory)]
+        found = [peak for peak in peaks if peak is not None]
+        peak = sorted(found)[len(found) // 2] if found else None
         name, cpu = result.names[side], Spread.of(times.cpu)
         return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, share, peak)
 

@@ -15,6 +15,7 @@ from suite.cases import denoiser, loss, sampling, segmentation  # noqa: E402
 from suite.cases.case import Cost, Side, same_work  # noqa: E402
 from suite.cases.pictures import RandomPictures, normalised  # noqa: E402
 from unetdiff.benchmark import counting  # noqa: E402
+from unetdiff.benchmark.counting import parameters  # noqa: E402
 from unetdiff.data import SampleKey  # noqa: E402
 from unetdiff.errors import UserError  # noqa: E402
 
@@ -33,7 +34,8 @@ def convolution(width: int, kernel: int = 3) -> nn.Module:
 class TestSameWork:
     def check(self, ours: nn.Module, theirs: nn.Module) -> tuple[Cost, Cost]:
         sides = side("ours 1.0", ours), side("peer 2.0", theirs)
-        return same_work("a step", *sides, {one.name: one.start() for one in sides})
+        numbers = [parameters(network) for network in (ours, theirs)]
+        return same_work("a step", *sides, {one.name: one.start() for one in sides}, numbers)
 
     def test_a_few_per_cent_apart_is_the_same(self) -> None:
         ours, theirs = self.check(convolution(40), convolution(41))

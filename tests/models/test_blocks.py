@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from unetdiff.models.attention import Attention, Told
+from unetdiff.models.attention import Attention, Told, attend
 from unetdiff.models.blocks import FrozenBatchNorm2d, Grow, ResnetBlock, make_norm, replace_batch_norm
 
 
@@ -56,13 +56,12 @@ def test_attention_is_in_float32_where_that_is_asked_for(
     upcast: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
-    attend = torch.nn.functional.scaled_dot_product_attention
 
     def spy(*inputs: torch.Tensor) -> torch.Tensor:
         used.append(attend(*inputs).dtype)
         return attend(*inputs)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr("unetdiff.models.attention.attend", spy)
     attention = Attention(8, 6, heads=2, upcast=upcast).to(torch.float32 if autocast else torch.bfloat16)
     tokens, context = (torch.randn(1, n, dim).to(attention.to_q.weight.dtype) for n, dim in ((5, 8), (3, 6)))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetdiff.benchmark.timing import Round
+from unetdiff.models.shortcuts import as_written
 
 
 def parameters(network: nn.Module) -> int:
@@ -14,7 +15,10 @@ def parameters(network: nn.Module) -> int:
 
 
 def macs(work: Round) -> float:
-    """Multiply-adds of one round, by torch's count: convolutions, matrix products and attention, backward too."""
-    with FlopCounterMode(display=False) as counter:
+    """Multiply-adds of one round as the network is written, by torch's count, backward too.
+
+    Those of convolutions, matrix products and attention.
+    """
+    with as_written(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 2

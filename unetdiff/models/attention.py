@@ -13,12 +13,28 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
+from unetdiff.models.activation import gated, group_norm
+from unetdiff.models.shortcuts import HELD, by_hand
+
 FEW = 256 * 256
-"""Where a CPU trains, so many pairs of tokens attend by plain products: the kernel's backward pass takes longer."""
+"""On a CPU, so many pairs of tokens attend by plain products: the kernel takes longer, most of all for the gradient."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of queries (B, heads, N, d) over keys and values (B, heads, M, d) (Vaswani et al. 2017, equation 1)."""
+    if torch.is_grad_enabled():
+        return _attend(q, k, v)
+    pictures = max(1, HELD // (q.shape[1] * q.shape[2] * k.shape[2]))
+    if pictures >= len(q):
+        return _attend(q, k, v)
+    out = torch.empty_like(q)
+    for start in range(0, len(q), pictures):
+        some = slice(start, start + pictures)
+        out[some] = _attend(q[some], k[some], v[some])
+    return out
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
     return scores.softmax(-1) @ v
 
@@ -79,7 +95,7 @@ class Attention(nn.Module):
         q = self._by_head(self.to_q(tokens))
         precision = q.dtype
         trains = q.device.type == "cpu" and torch.is_grad_enabled()
-        few = trains and q.shape[2] * k.shape[2] <= FEW
+        few = by_hand(q) and q.shape[2] * k.shape[2] <= FEW
         if self.upcast or (trains and not few):
             q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
         lowered = self.upcast and torch.is_autocast_enabled(q.device.type)
@@ -100,7 +116,7 @@ class AttentionBlock(Attention):
     def forward(self, h: Tensor, context: Tensor | Told | None = None) -> Tensor:
         # context: unused, one signature for both kinds of block
         height = h.shape[-2]
-        tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
+        tokens = rearrange(group_norm(self.group_norm, h), "b c h w -> b (h w) c")
         return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
 
 
@@ -112,8 +128,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        value, gate = self.proj(tokens).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        return gated(self.proj(tokens))
 
 
 class FeedForward(nn.Module):
@@ -124,6 +139,13 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Of tokens (B, N, D); where no gradient needs what is between, a few pictures at a time on a CPU."""
+        if torch.is_grad_enabled() or not by_hand(tokens):
+            return self._through(tokens)
+        pictures = max(1, HELD // (8 * tokens.shape[1:].numel()))
+        return torch.cat([self._through(part) for part in tokens.split(pictures)])
+
+    def _through(self, tokens: Tensor) -> Tensor:
         for layer in self.net:
             tokens = layer(tokens)
         return tokens
@@ -180,7 +202,7 @@ class TransformerBlock(nn.Module):
         if context is None:
             raise ValueError("a transformer block needs encoder_hidden_states (B, tokens, dim)")
         height = h.shape[-2]
-        x = self.norm(h)
+        x = group_norm(self.norm, h)
         if self.linear_projection:
             tokens = self.proj_in(rearrange(x, "b c h w -> b (h w) c"))
         else:

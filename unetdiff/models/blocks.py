@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from unetdiff.models.activation import norm_silu
+from unetdiff.models.activation import norm_silu, norm_silu_conv
 from unetdiff.models.embeddings import TimeModulation
+from unetdiff.models.upsampling import grow_nearest, grown_conv
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):
@@ -95,7 +95,14 @@ class DoubleConv(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
-        h = self.norm1(self.conv1(h))
+        return self._after_first(self.conv1(h), temb)
+
+    def grown(self, h: Tensor, size: tuple[int, int], skip: Tensor | None, temb: Tensor | None) -> Tensor:
+        """Of a map grown to `size` by nearest neighbour, joined to its skip."""
+        return self._after_first(grown_conv(self.conv1, h, size, skip), temb)
+
+    def _after_first(self, h: Tensor, temb: Tensor | None) -> Tensor:
+        h = self.norm1(h)
         if self.time is not None and temb is not None:
             h = self.time(h, temb)
         return self.act(self.norm2(self.conv2(self.act(h))))
@@ -153,14 +160,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        return self.conv(grow_nearest(h, size))
-
-
-def grow_nearest(h: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Nearest-neighbour upsampling to `size`, or to double the size."""
-    if size is None:
-        return F.interpolate(h, scale_factor=2.0, mode="nearest")
-    return F.interpolate(h, size=size, mode="nearest")
+        return grown_conv(self.conv, h, size)
 
 
 class ResnetBlock(nn.Module):
@@ -195,12 +195,15 @@ class ResnetBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        h = norm_silu(self.norm1, x)
-        if self.resample == "down":
-            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
-        elif self.resample == "up":
-            x, h = grow_nearest(x, size), grow_nearest(h, size)
-        h = self.conv1(h)
+        if self.resample is None:
+            h = norm_silu_conv(self.norm1, self.conv1, x)
+        else:
+            h = norm_silu(self.norm1, x)
+            if self.resample == "down":
+                x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+            else:
+                x, h = grow_nearest(x, size), grow_nearest(h, size)
+            h = self.conv1(h)
         scale_and_shift: tuple[Tensor, ...] = ()
         if self.time_emb_proj is not None and temb is not None:
             time = self.time_emb_proj(F.silu(temb))[:, :, None, None]  # (B, C or 2C, 1, 1)
@@ -208,11 +211,8 @@ class ResnetBlock(nn.Module):
                 scale_and_shift = time.chunk(2, dim=1)
             else:
                 h = h + time
-        h = norm_silu(self.norm2, h, *scale_and_shift)
-        h = self.conv2(self.dropout(h))
+        if self.training and self.dropout.p:
+            h = self.conv2(self.dropout(norm_silu(self.norm2, h, *scale_and_shift)))
+        else:
+            h = norm_silu_conv(self.norm2, self.conv2, h, *scale_and_shift)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
-
-
-def join(h: Tensor, skip: Tensor) -> Tensor:
-    """Concatenate a map with its skip along the channels."""
-    return torch.cat([h, skip], dim=1)  # (B, C + C_skip, H, W)

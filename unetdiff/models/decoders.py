@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
-from unetdiff.models.blocks import DoubleConv, Grow, Upsample, centre_crop, join
+from unetdiff.models.blocks import DoubleConv, Grow, Upsample, centre_crop
 from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
 from unetdiff.models.config import MIDDLE_RESNETS, ResidualConfig
 from unetdiff.models.encoders import Skips, resnet_block
+from unetdiff.models.upsampling import join
 
 
 class PyramidMiddle(nn.Module):
@@ -73,21 +77,30 @@ class PyramidDecoder(nn.Module):
         self.out_channels = in_channels
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: Condition) -> Tensor:
-        """`size` is the picture's (height, width)."""
-        skips = list(skips)
+        """`size` is the picture's (height, width). Takes the skips out of their list: each is freed once read."""
         for level, grow, block in zip(self.levels, self.grows, self.blocks, strict=True):
             skip = skips.pop() if level in self.with_skip else None
             if self.valid:
                 h = grow(h, None)
-                skip = None if skip is None else centre_crop(skip, (h.shape[-2], h.shape[-1]))
-            elif skip is not None:
-                h = grow(h, (skip.shape[-2], skip.shape[-1]))
-            else:  # ceil(size / 2^level): what a strided, padded stem would have put out
-                h = grow(h, ((size[0] + 2**level - 1) // 2**level, (size[1] + 2**level - 1) // 2**level))
-            h = condition.run(block, h if skip is None else join(skip, h), condition.temb)
+                if skip is not None:
+                    h = join(centre_crop(skip, (h.shape[-2], h.shape[-1])), h)
+                h = condition.run(block, h, condition.temb)
+            else:
+                # without a skip, ceil(size / 2^level): what a strided, padded stem would have put out
+                to = tuple((side + 2**level - 1) // 2**level for side in size) if skip is None else skip.shape[-2:]
+                h = condition.run(partial(_step, grow, block), h, to, skip, condition.temb, within=block)
+            del skip
             h = self.attentions(level, h, condition)
             condition.keep(f"decoder.{level}", h)
         return h  # (B, C, H, W)
+
+
+def _step(grow: Any, block: Any, h: Tensor, size: tuple[int, int], skip: Tensor | None, temb: Tensor | None) -> Tensor:
+    """A level's map (B, C, height, width) from that of the level below and the skip: by its Grow and its DoubleConv."""
+    if grow.kind == "nearest":
+        return block.grown(h, size, skip, temb)
+    h = grow(h, size)
+    return block(h if skip is None else join(skip, h), temb)
 
 
 class ResidualMiddle(nn.Module):
@@ -138,7 +151,7 @@ class ResidualDecoder(nn.Module):
         self.out_level, self.out_channels = 0, previous
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: Condition) -> Tensor:
-        skips = list(skips)
+        """Takes the skips out of their list."""
         for index, block in enumerate(self.up_blocks):
             level = len(self.up_blocks) - 1 - index
             h = block(h, skips, condition, f"decoder.{level}")
@@ -175,7 +188,8 @@ class UpBlock(nn.Module):
 
     def forward(self, h: Tensor, skips: Skips, condition: Condition, name: str) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            h = condition.run(resnet, join(h, skips.pop()), condition.temb)
+            h = join(h, skips.pop())  # what was joined is freed before the block runs
+            h = condition.run(resnet, h, condition.temb)
             if len(self.attentions):
                 h = condition.run(self.attentions[layer], h, condition.context)
             condition.keep(f"{name}.{layer}", h)

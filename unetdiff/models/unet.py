@@ -29,6 +29,7 @@ from unetdiff.models.exchange import Exchange
 from unetdiff.models.folding import fold_batch_norm
 from unetdiff.models.growth import with_head
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
+from unetdiff.models.packing import can_pack, pack
 from unetdiff.models.resolve import parse, resolve
 
 Head = Literal["segmentation", "diffusion"]
@@ -370,7 +371,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         """Make this network answer faster, in place; from then on it does nothing else, and cannot be saved.
 
         In eval mode, without gradients: each BatchNorm is folded into the convolution before it, the weights have the
-        given precision and lie channels-last.
+        given precision and lie channels-last, or on a CPU as its convolutions read them.
 
         Args:
             dtype: of weights and answers, e.g. torch.bfloat16 where the machine is fast at it; None: as it is.
@@ -387,6 +388,9 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         nn.Module.to(self, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.compile(options={"freezing": True})
+        elif self.device.type == "cpu" and can_pack() and isinstance(self.decoder, PyramidDecoder):
+            for part in (self.encoder, self.middle, self.decoder):
+                pack(part)
         self.optimized_for_inference = True
         return self
 

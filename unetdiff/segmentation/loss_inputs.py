@@ -36,7 +36,13 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, 
                 f"nor void ({ignore_index}); run `unetdiff data check`"
             )
     target = target.masked_fill(~valid, VOID)
-    return logits if logits.dtype == torch.float64 else logits.float(), target, valid
+    return in_full(logits), target, valid
+
+
+def in_full(logits: Tensor) -> Tensor:
+    """Logits (B, C, H, W) in float32 or float64, one class after another, as a softmax over the classes reads them."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.to(wide, memory_format=torch.contiguous_format)
 
 
 def weights_like(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unetdiff.errors import UserError, nearest
 from unetdiff.segmentation.config import OHEMConfig
-from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, positive, prepare, weights_like
+from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, in_full, positive, prepare, weights_like
 from unetdiff.segmentation.lovasz import lovasz
 from unetdiff.segmentation.ohem import hard_pixels
 
@@ -175,6 +175,7 @@ class WeightedLoss:
         return replace(self, class_weights=1 + strength * (torch.as_tensor(self.class_weights) - 1))
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = in_full(logits)  # once for all of them
         parts = {
             name: self._loss(name)(
                 logits, target, self.ignore_index, None if name in UNWEIGHTED else self.class_weights

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 
+from unetdiff.training.allocator import keep_freed_memory
 from unetdiff.training.config import TrainingConfig
 
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "numpy")
@@ -40,6 +41,7 @@ def autocast_dtype(asked: str = "auto", device: str | None = None) -> torch.dtyp
 def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The one Accelerator of a run; the state of an earlier run in this process (its precision) is forgotten."""
     AcceleratorState._reset_state()
+    keep_freed_memory()
     return Accelerator(
         mixed_precision=precision(config.mixed_precision),
         gradient_accumulation_steps=config.accumulation,

@@ -69,7 +69,10 @@ def optimizer_step(
 def _clip(model: nn.Module, loss: Tensor, most: float, accelerator: Accelerator) -> bool:
     """Clip the gradients; whether loss and gradients are finite (float16's scaler judges its gradients itself)."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = accelerator.clip_grad_norm_(parameters, most or math.inf)
+    if most or accelerator.scaler is not None:
+        norm = accelerator.clip_grad_norm_(parameters, most or math.inf)
+    else:
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     finite = torch.isfinite(loss)
     if accelerator.scaler is None:
         finite = finite & torch.isfinite(norm)

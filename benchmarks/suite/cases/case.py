@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +12,7 @@ from torch import nn
 
 import unetdiff
 from unetdiff.benchmark.ceiling import precision_of
-from unetdiff.benchmark.counting import macs, parameters
+from unetdiff.benchmark.counting import macs
 from unetdiff.benchmark.rounds import training_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.errors import UserError
@@ -105,7 +105,9 @@ class Cost:
     """Multiply-adds of one round."""
 
 
-def same_work(name: str, ours: Side, theirs: Side, rounds: Mapping[str, Round]) -> tuple[Cost, Cost]:
+def same_work(
+    name: str, ours: Side, theirs: Side, rounds: Mapping[str, Round], numbers: Sequence[int]
+) -> tuple[Cost, Cost]:
     """What each side has to compute, which must be the same within `TOLERANCE`.
 
     Args:
@@ -113,11 +115,12 @@ def same_work(name: str, ours: Side, theirs: Side, rounds: Mapping[str, Round]) 
         ours: our side.
         theirs: the peer's.
         rounds: a started round of each, by the side's name; done once, to count.
+        numbers: parameters of ours and of theirs.
 
     Raises:
         UserError: they are further apart; names both.
     """
-    a, b = (Cost(parameters(side.network), macs(rounds[side.name])) for side in (ours, theirs))
+    a, b = (Cost(number, macs(rounds[side.name])) for number, side in zip(numbers, (ours, theirs), strict=True))
     for what, x, y in (("parameters", a.parameters, b.parameters), ("multiply-adds", a.macs, b.macs)):
         if abs(x - y) > TOLERANCE * max(x, y):
             raise UserError(

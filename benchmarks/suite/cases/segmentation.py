@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import segmentation_models_pytorch as smp
 import torch
@@ -32,6 +32,7 @@ from unetdiff.training.tasks import Task, build_task
 
 PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"
 VOID = 255
+Network = TypeVar("Network", bound=nn.Module)
 TINY = {"encoder": "resnet18", "channels": (16, 8, 8, 8, 8), "classes": 5}
 
 
@@ -115,7 +116,7 @@ class SegmentationInference(SegmentationCase):
         pictures = self.pictures.batch()["image"]
 
         def start(compiled: bool) -> Round:
-            network = copy.deepcopy(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
+            network = self._mine(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
             return prediction_round(network, pictures)
 
         return self._side(OURS, unet, fast_precision(device), start)
@@ -126,9 +127,10 @@ class SegmentationInference(SegmentationCase):
         dtype = (fast_dtype(device) if self.best else None) or torch.float32
 
         def start(compiled: bool) -> Round:
-            network = copy.deepcopy(smp_unet)
+            network = self._mine(smp_unet)
             if self.best:
-                fold_batch_norm(network, lambda: network(normalised(pictures)))
+                example = torch.zeros(1, 3, 64, 64, device=device)
+                fold_batch_norm(network, lambda: network(example))
             network.to(dtype=dtype, memory_format=self.layout)
             if compiled:
                 network.compile(options={"freezing": True})
@@ -141,6 +143,10 @@ class SegmentationInference(SegmentationCase):
             return predict
 
         return self._side(PEER, smp_unet, fast_precision(device) if self.best else "float32", start)
+
+    def _mine(self, network: Network) -> Network:
+        """What a round may change: a copy where a second round is made of the same."""
+        return copy.deepcopy(network) if self.setting == "compiled" else network
 
     def _side(self, name: str, network: nn.Module, precision: str, start: Callable[[bool], Round]) -> Side:
         """start(compiled) makes a round."""

@@ -1,0 +1,40 @@
+"""What is freed stays with the process."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from unetdiff.training.allocator import keep_freed_memory
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
+PROGRAM = """
+import resource, torch
+from unetdiff.training.allocator import keep_freed_memory
+if {keep}: assert keep_freed_memory()
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20): torch.ones(1 << 24)  # until holes of the right size are there
+before = faults()
+for _ in range(10): torch.ones(1 << 24)
+print(faults() - before)
+"""
+
+
+@glibc
+def test_large_tensors_are_made_of_what_was_freed() -> None:
+    told = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    found = [
+        int(subprocess.run([sys.executable, "-c", PROGRAM.format(keep=keep)], env=told, capture_output=True, text=True,
+                           check=True).stdout)
+        for keep in (True, False)
+    ]  # fmt: skip
+    assert found[0] < 1000 and 10 * found[0] < found[1]  # pages that the system had to give
+
+
+def test_what_the_environment_settles_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert not keep_freed_memory()
