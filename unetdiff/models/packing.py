@@ -92,14 +92,15 @@ class PackedConv(nn.Module):
         return operator(x, other, self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], "")  # type: ignore[no-any-return]
 
     def _for(self, x: Tensor) -> Tensor:
-        """The weights, laid out as an input of this size wants them from its second time on.
+        """The weights, laid out as an input of this size wants them: of the first size, and of another that comes twice.
 
         Laid out for another size, they could be read ten times as slowly.
         """
         size = list(x.shape)
-        if size != self.size:
+        if self.size and size != self.size:
             self.size, self.weight = size, self.plain()
         elif not self.weight.is_mkldnn:
+            self.size = size
             self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *self.window, size)  # type: ignore[call-arg]
         return self.weight
 
