@@ -92,9 +92,9 @@ class PackedConv(nn.Module):
         return operator(x, other, self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], "")  # type: ignore[no-any-return]
 
     def _for(self, x: Tensor) -> Tensor:
-        """The weights, laid out as an input of this size wants them: of the first size, and of another that comes twice.
+        """The weights, laid out for the first input's size, and for another size that comes twice.
 
-        Laid out for another size, they could be read ten times as slowly.
+        Laid out for another one, they could be read ten times as slowly.
         """
         size = list(x.shape)
         if self.size and size != self.size:

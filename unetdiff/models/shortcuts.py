@@ -31,14 +31,9 @@ def is_as_written() -> bool:
     return _as_written
 
 
-def on_cpu(x: Tensor) -> bool:
-    """On a CPU, and not to be exported to another machine."""
-    return x.device.type == "cpu" and not is_exporting()
-
-
 def by_hand(x: Tensor) -> bool:
-    """`on_cpu`, and torch itself runs what is called: no compiler."""
-    return on_cpu(x) and not is_compiling()
+    """On a CPU, and torch itself runs what is called: no compiler, no export."""
+    return x.device.type == "cpu" and not is_compiling() and not is_exporting()
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.models.shortcuts import computed_in, is_as_written, is_plain, on_cpu
+from unetdiff.models.shortcuts import by_hand, computed_in, is_as_written, is_plain
 
 ENOUGH = 2048
 """Pixels of the small maps from which it pays to make other weights of the convolution's first."""
@@ -41,7 +41,7 @@ def grown_conv(conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, 
         size: (height, width) to grow to; None: double.
         skip: (B, C_skip, height, width), or None.
     """
-    if not (on_cpu(h) and pays(h, size) and is_plain(conv, nn.Conv2d) and _is_usual(conv)):
+    if not (by_hand(h) and pays(h, size) and is_plain(conv, nn.Conv2d) and _is_usual(conv)):
         h = grow_nearest(h, size)
         return conv(h if skip is None else join(skip, h))
     precision = computed_in(conv.weight)
