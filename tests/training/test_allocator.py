@@ -32,7 +32,7 @@ def test_large_tensors_are_made_of_what_was_freed() -> None:
                            check=True).stdout)
         for keep in (True, False)
     ]  # fmt: skip
-    assert found[0] < 1000 and 10 * found[0] < found[1]  # pages that the system had to give
+    assert 4 * found[0] < found[1]  # pages that the system had to give
 
 
 def test_what_the_environment_settles_stays(monkeypatch: pytest.MonkeyPatch) -> None:
