@@ -92,11 +92,10 @@ def cases() -> Iterator[tuple[str, Work, Work]]:
     yield "attention, 32 x 4 heads x 256 tokens of 32, and gradient", trained(shortcut), trained(written)
     yield "attention, 32 x 4 heads x 256 tokens of 32", predicted(shortcut), predicted(written)
     both = drawn(32, 256, 1024).requires_grad_()
-    value, gate = both.chunk(2, dim=-1)
     yield (
         "gated GELU of 32 x 256 x 1024, and gradient (for memory, not time)",
         trained(lambda: gated(both)),
-        trained(lambda: both.chunk(2, dim=-1)[0] * F.gelu(both.chunk(2, dim=-1)[1])),
+        trained(lambda: (lambda value, gate: value * F.gelu(gate))(*both.chunk(2, dim=-1))),
     )
     for batch, channels, width, side in ((1, 512, 512, 8), (8, 64, 64, 64)):
         x, layer = drawn(batch, channels, side, side), conv(channels, width)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median_high
 from typing import Literal
 
 import torch
@@ -117,7 +118,7 @@ def compare(
         share = 2 * cost.macs / seconds.median / ceilings[precision] if counted else None
         peaks = [in_fresh_process(peak_memory, case, which, device) for _ in range(memory)]
         found = [peak for peak in peaks if peak is not None]
-        peak = sorted(found)[len(found) // 2] if found else None
+        peak = median_high(found) if found else None
         name, cpu = result.names[side], Spread.of(times.cpu)
         return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, share, peak)
 

@@ -4,7 +4,7 @@ and its factor."""
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ SMALL = 1024
 
 def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """norm(x) of a map (B, C, H, W); of a GroupNorm on a CPU as `norm_silu` computes it."""
-    if not (is_plain(norm, nn.GroupNorm) and norm.affine and by_hand(x)):
+    if not _is_ours(norm, x):
         return norm(x)  # type: ignore[no-any-return]
     if torch.is_grad_enabled():
         return Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # type: ignore[no-any-return]
@@ -37,7 +37,7 @@ def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Te
         x: the map.
         scale, shift: (B, C, 1, 1), both or none.
     """
-    if is_plain(norm, nn.GroupNorm) and norm.affine and by_hand(x):
+    if _is_ours(norm, x):
         weight, bias = _told(norm, scale, shift)
         if not torch.is_grad_enabled():
             return _activated(x, weight, bias, norm.num_groups, norm.eps)[0]
@@ -57,7 +57,7 @@ def norm_silu_conv(
     Where it predicts, it takes a few pictures at a time.
     """
     plain = is_plain(conv, nn.Conv2d) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
-    if not (plain and is_plain(norm, nn.GroupNorm) and norm.affine and by_hand(x)):
+    if not (plain and _is_ours(norm, x)):
         return conv(norm_silu(norm, x, scale, shift))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         pictures = max(1, HELD * len(x) // max(1, x.numel()))
@@ -71,6 +71,11 @@ def norm_silu_conv(
     offset = None if conv.bias is None else conv.bias.to(precision)
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
     return NormSiLUConv.apply(x, weight, bias, norm.num_groups, norm.eps, kernel, offset, geometry)  # type: ignore[no-any-return]
+
+
+def _is_ours(norm: nn.Module, x: Tensor) -> TypeGuard[nn.GroupNorm]:
+    """The norm of this map is computed here and not by the module."""
+    return is_plain(norm, nn.GroupNorm) and norm.affine and by_hand(x)
 
 
 def _told(norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -113,9 +118,7 @@ class NormSiLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        y, mean, rstd = _activated(x, weight, bias, groups, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        return y
+        return F.silu(Norm.forward(ctx, x, weight, bias, groups, eps), inplace=True)
 
     @staticmethod
     @once_differentiable

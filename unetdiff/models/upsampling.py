@@ -11,8 +11,10 @@ from unetdiff.models.shortcuts import by_hand, computed_in, is_as_written, is_pl
 
 ENOUGH = 2048
 """Pixels of the small maps from which it pays to make other weights of the convolution's first."""
-_SHARES = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+_TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
 """Which of a 3-tap kernel's weights add up in each tap of the transposed one, (4, 3)."""
+_SHARES = torch.kron(_TAPS, _TAPS)
+"""The same of both dimensions, (16, 9)."""
 
 
 def grow_nearest(h: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -59,8 +61,7 @@ def transposed_conv(kernel: Tensor, offset: Tensor | None, h: Tensor, skip: Tens
 
 def transposed(kernel: Tensor) -> Tensor:
     """The 4x4 kernel (C, O, 4, 4) of the transposed convolution, from (O, C, 3, 3)."""
-    shares = torch.kron(_SHARES, _SHARES).to(kernel)  # (16, 9)
-    sums = shares @ rearrange(kernel, "o c h w -> o (h w) c")
+    sums = _SHARES.to(kernel) @ rearrange(kernel, "o c h w -> o (h w) c")
     return rearrange(sums, "o (h w) c -> c o h w", h=4)
 
 

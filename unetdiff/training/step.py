@@ -72,7 +72,7 @@ def _clip(model: nn.Module, loss: Tensor, most: float, accelerator: Accelerator)
     if most or accelerator.scaler is not None:
         norm = accelerator.clip_grad_norm_(parameters, most or math.inf)
     else:
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
     finite = torch.isfinite(loss)
     if accelerator.scaler is None:
         finite = finite & torch.isfinite(norm)
