@@ -60,7 +60,7 @@ def norm_silu_conv(
     if not (plain and _is_ours(norm, x)):
         return conv(norm_silu(norm, x, scale, shift))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
-        pictures = max(1, HELD * len(x) // max(1, x.numel()))
+        pictures = _at_a_time(x)
         parts = [[part] * len(x) if part is None or len(part) == 1 else part.split(pictures) for part in (scale, shift)]
         made = [conv(norm_silu(norm, *part)) for part in zip(x.split(pictures), *parts, strict=False)]
         return torch.cat(made) if len(made) > 1 else made[0]
@@ -261,8 +261,13 @@ def _sums(x: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype == wide:
         return x.sum((2, 3))
-    pictures = max(1, HELD * len(x) // max(1, x.numel()))
+    pictures = _at_a_time(x)
     return torch.cat([part.sum((2, 3), dtype=wide) for part in x.split(pictures)])
+
+
+def _at_a_time(x: Tensor) -> int:
+    """How many pictures of x make up `HELD` numbers."""
+    return max(1, HELD * len(x) // max(1, x.numel()))
 
 
 def _over(values: Tensor, x: Tensor) -> Tensor:
