@@ -57,11 +57,10 @@ def draw(diffusion: GaussianDiffusion, labels: Tensor, given: argparse.Namespace
     """A picture of each label by its own sampler, uint8 (N, 3, H, W); the same noise every time."""
     diffusion.eval()
     torch.manual_seed(given.seed)
-    parts = [
-        diffusion.sample(part, cond_scale=given.cond_scale, rescaled_phi=given.rescaled_phi).cpu()
-        for part in labels.to(given.device).split(given.sample_batch)
-    ]
-    pixels = torch.cat(parts)
+    guidance = {"cond_scale": given.cond_scale, "rescaled_phi": given.rescaled_phi}
+    with torch.autocast(given.device, torch.bfloat16, enabled=given.precision == "bf16"):
+        parts = [diffusion.sample(part, **guidance) for part in labels.to(given.device).split(given.sample_batch)]
+    pixels = torch.cat(parts).float().cpu()
     if not pixels.isfinite().all():  # with eta 1 and few steps, the 1 - α - σ² under its root rounds to below 0
         raise SystemExit(f"--sampling_steps {given.sampling_steps}: its sampler gave NaN; use more, e.g. 50")
     images = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -17,10 +17,11 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 from suite import plot, table
 from suite.cases import denoiser, loss, sampling, segmentation
-from suite.cases.case import Case
+from suite.cases.case import Case, Setting
 from suite.compare import Row, compare
 from suite.growth import Growth, grow, plans
 from unetdiff.benchmark.ceiling import ceilings
@@ -44,6 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=[*WORK, GROWTH], default=[*WORK, GROWTH], metavar="NAME",
                         help=f"some of {', '.join([*WORK, GROWTH])}")  # fmt: skip
+    parser.add_argument("--settings", nargs="+", choices=get_args(Setting), default=get_args(Setting), metavar="NAME",
+                        help=f"some of {', '.join(get_args(Setting))}; growth is at best")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds")
     parser.add_argument("--warmups", type=int, default=WARMUPS, help="rounds before them that are not timed")
     parser.add_argument("--quick", action="store_true", help="tiny networks and pictures: figures mean nothing")
@@ -78,10 +81,10 @@ def measure(given: argparse.Namespace) -> None:
         title = f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}"
         plot.draw(given.output / "plot.png", rows, growths, title)
 
-    for name in WORK:
-        for case in WORK[name](given.quick) if name in given.only else []:
-            rows.append(compare(case, device, limits, given.rounds, given.warmups, given.memory))
-            write(f"{case.name}, {case.setting}: {rows[-1].speedup.median:.2f} times as fast")
+    asked = [case for name in WORK if name in given.only for case in WORK[name](given.quick)]
+    for case in (case for case in asked if case.setting in given.settings):
+        rows.append(compare(case, device, limits, given.rounds, given.warmups, given.memory))
+        write(f"{case.name}, {case.setting}: {rows[-1].speedup.median:.2f} times as fast")
     for case, axis, values in plans(given.quick) if GROWTH in given.only else []:
         growths.append(grow(case, axis, values, device, given.rounds, given.warmups))
         ours, theirs = growths[-1].exponents

@@ -12,7 +12,7 @@ from torchvision.models import resnet18, resnet50
 from unetdiff.benchmark.counting import macs
 from unetdiff.models.blocks import DoubleConv, ResnetBlock
 from unetdiff.models.folding import fold_batch_norm
-from unetdiff.models.packing import PackedConv, PackedDoubleConv, PackedResidual, can_pack, pack
+from unetdiff.models.packing import PackedConv, PackedGrowth, PackedResidual, can_pack, pack, window_of
 from unetdiff.models.shortcuts import as_written
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
@@ -48,17 +48,62 @@ def test_a_folded_trunk_answers_the_same_at_every_size(make: type[nn.Module]) ->
     assert macs(lambda: packed(pictures)) == macs(lambda: network(pictures)) > 0
 
 
-@pytest.mark.parametrize("size", [(10, 14), (9, 13)])
+@pytest.mark.parametrize("channels", [4, 0])
+@pytest.mark.parametrize("enough", [1, 1 << 20])
 @torch.no_grad()
-def test_a_double_convolution_grows_and_joins(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]) -> None:
-    block = DoubleConv(7, 6, "none")
-    packed = PackedDoubleConv(copy.deepcopy(block))
-    h, skip = drawn(2, 3, 5, 7), drawn(2, 4, *size)
+def test_a_double_convolution_grows_and_joins(monkeypatch: pytest.MonkeyPatch, channels: int, enough: int) -> None:
+    monkeypatch.setattr("unetdiff.models.upsampling.ENOUGH", enough)
+    block = DoubleConv(3 + channels, 6, "none")
+    network = nn.ModuleList([copy.deepcopy(block)])
+    pack(network)
+    h = drawn(2, 3, 5, 7)
+    for size in [(10, 14)] * 3 + [(9, 13)] * 3 + [(10, 14)] * 2 + [(9, 13), (10, 14)]:
+        skip = drawn(2, channels, *size) if channels else None
+        for shown in (h, h[:1]):
+            beside = None if skip is None else skip[: len(shown)]
+            expected = block.grown(shown, size, beside, None)
+            torch.testing.assert_close(network[0].grown(shown, size, beside, None), expected)
+            with as_written():
+                torch.testing.assert_close(network[0].grown(shown, size, beside, None), expected)
+    for _ in range(2):
+        network[0].grown(h, (10, 14), drawn(2, channels, 10, 14) if channels else None, None)
+    packed = network[0].conv1
+    assert isinstance(packed, PackedGrowth) and packed.sums is not None and packed.sums.is_mkldnn
+    network.to(torch.bfloat16)
+    found = network[0].grown(h.bfloat16(), size, None if skip is None else skip.bfloat16(), None)
     expected = block.grown(h, size, skip, None)
-    for least in (1, 1 << 20):
-        monkeypatch.setattr("unetdiff.models.upsampling.ENOUGH", least)
-        for _ in range(3):
-            torch.testing.assert_close(packed.grown(h, size, skip, None), expected)
+    assert found.dtype == torch.bfloat16 and (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@torch.no_grad()
+def test_only_what_nobody_else_reads_is_written_over() -> None:
+    network = resnet18().eval()
+    fold_batch_norm(network, lambda: network(drawn(1, 3, 64, 64)))
+    pack(network)
+    seen = {}
+    for name in ("layer1.0", "layer1.1", "layer2.0"):
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda module, given, name=name: seen.update({name: (given[0], given[0].clone())})
+        )
+    network(drawn(1, 3, 64, 64))
+    kept = {name: bool((now == before).all()) for name, (now, before) in seen.items()}
+    assert kept == {"layer1.0": True, "layer1.1": False, "layer2.0": True}
+
+
+@torch.no_grad()
+def test_all_weights_are_laid_out_when_a_size_comes_again() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    pack(network)
+
+    def laid_out_after(size: int) -> list[bool]:
+        network(drawn(1, 3, size, size))
+        return [conv.weight.is_mkldnn for conv in network]
+
+    assert laid_out_after(8) == [False, False]
+    assert laid_out_after(8) == [True, True] == laid_out_after(8)
+    assert laid_out_after(9) == [False, False]
+    network[0](drawn(1, 3, 9, 9))
+    assert [conv.weight.is_mkldnn for conv in network] == [True, True]  # the second before it is asked
 
 
 def test_what_cannot_be_packed_stays() -> None:
@@ -78,7 +123,7 @@ def test_what_cannot_be_packed_stays() -> None:
 @torch.no_grad()
 def test_it_goes_to_another_precision_and_serves_autocast() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1)
-    packed, x = PackedConv(conv, relu=True), drawn(1, 3, 8, 8)
+    packed, x = PackedConv(conv.weight.detach(), conv.bias, window_of(conv), [], relu=True), drawn(1, 3, 8, 8)
     for _ in range(3):
         packed(x)
     assert packed.weight.is_mkldnn

@@ -45,8 +45,8 @@ def test_where_it_doubles_the_large_map_is_not_made(
     monkeypatch: pytest.MonkeyPatch, size: tuple[int, int] | None, ways: int
 ) -> None:
     taken: list[int] = []
-    plainly = upsampling.transposed_conv
-    monkeypatch.setattr(upsampling, "transposed_conv", lambda *given: (taken.append(1), plainly(*given))[1])
+    plainly = upsampling.transposed
+    monkeypatch.setattr(upsampling, "transposed", lambda *given: (taken.append(1), plainly(*given))[1])
     conv, h = nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 5, 3, generator=torch.Generator().manual_seed(0))
     grown_conv(conv, h, size)
     assert len(taken) == ways

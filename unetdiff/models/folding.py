@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 AGREEMENT = 1e-3  # largest difference that folding may make, as a share of the largest output
 
@@ -45,13 +44,21 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
         hook.remove()
     names = {module: name for name, module in network.named_modules()}
     for conv, norm in pairs:
-        assert norm.running_mean is not None and norm.running_var is not None
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        _fold(conv, norm)
         parent, _, child = names[norm].rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Identity())
     found = forward()
     if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
         raise RuntimeError(f"{type(network).__name__} puts out something else with its BatchNorm folded")
     return len(pairs)
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """The weights are changed where they are, as they can be large: weight (O, ...), bias (O,)."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    conv.weight.mul_(scale[:, None, None, None])
+    conv.bias = nn.Parameter(shift if conv.bias is None else shift + conv.bias * scale, conv.weight.requires_grad)

@@ -1,5 +1,5 @@
 """Convolutions of a network that only predicts on a CPU: weights laid out once as oneDNN reads them, ReLU and the sum
-with a shortcut in the same pass."""
+with a shortcut or a skip in the same pass."""
 
 from __future__ import annotations
 
@@ -11,41 +11,63 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from unetdiff.allocator import give_back_freed_memory
 from unetdiff.models.blocks import DoubleConv, ResnetBlock
 from unetdiff.models.shortcuts import is_as_written
-from unetdiff.models.upsampling import grow_nearest, join, pays, transposed_conv
+from unetdiff.models.upsampling import doubles, grow_nearest, pays, transposed
+
+Window = tuple[Any, Any, Any, int]
+"""Padding, stride, dilation, groups."""
+_OPERATORS = (
+    "_convolution_pointwise",
+    "_convolution_pointwise_",
+    "_convolution_transpose_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_convolution_transpose_weight",
+)
+_DOUBLING: Any = [1, 1], [0, 0], [2, 2], [1, 1], 1  # padding, output padding, stride, dilation, groups
 
 
 def can_pack() -> bool:
     """Whether this torch has oneDNN and the operators that its own compiler uses for it."""
-    operators = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and hasattr(
-        torch._C._nn, "mkldnn_reorder_conv2d_weight"
-    )
-    return torch.backends.mkldnn.is_available() and operators
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
 
 
 @torch.no_grad()
-def pack(network: nn.Module) -> None:
+def pack(network: nn.Module, group: Group | None = None) -> None:
     """Replace, in place, what is below `network` and can be packed: residual blocks, DoubleConvs, other convolutions.
 
-    Blocks with a norm or a time embedding left keep their form, as do the residual family's.
+    Blocks with a norm or a time embedding left keep their form, as do the residual family's. Weights are laid out when
+    the network is given a size for the second time, all at once: in between the maps of its first answer, they would
+    leave holes in the process' memory that nothing fits into.
+
+    Args:
+        network: what answers.
+        group: those whose weights are laid out together; None: all below `network`.
     """
-    for name, child in network.named_children():
-        packed = _packed(child)
+    group = [] if group is None else group
+    for place, (name, child) in enumerate(network.named_children()):
+        packed = _packed(child, group, isinstance(network, nn.Sequential) and place > 0)
         if packed is not None:
             setattr(network, name, packed)
         elif not isinstance(child, ResnetBlock):
-            pack(child)
+            pack(child, group)
 
 
-def _packed(module: nn.Module) -> nn.Module | None:
+def _packed(module: nn.Module, group: Group, follows: bool) -> nn.Module | None:
+    """follows: what comes in is another module's output, which nobody else reads."""
     if type(module) in (BasicBlock, Bottleneck) and _has_no_norms(module):
-        return PackedResidual(module)
+        return PackedResidual(module, group, follows)
     if type(module) is DoubleConv and module.time is None and _has_no_norms(module):
-        return PackedDoubleConv(module)
+        return PackedDoubleConv(module, group)
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-        return PackedConv(module)
+        return PackedConv(module.weight.detach(), module.bias, window_of(module), group)
     return None
+
+
+def window_of(conv: nn.Conv2d) -> Window:
+    """Of a convolution with zero padding."""
+    return conv.padding, conv.stride, conv.dilation, conv.groups
 
 
 def _has_no_norms(block: nn.Module) -> bool:
@@ -57,17 +79,20 @@ class PackedConv(nn.Module):
     """A convolution without gradients, and a ReLU after it where it is asked for.
 
     Args:
-        conv: of a CPU, with zero padding; its weights may be given up.
+        kernel: (O, C / groups, height, width), on a CPU.
+        bias: (O,), or None.
+        window: padding (of zeros), stride, dilation, groups.
+        group: those whose weights are laid out together with its own.
         relu: whether what it puts out is never negative.
     """
 
-    def __init__(self, conv: nn.Conv2d, relu: bool = False) -> None:
+    def __init__(self, kernel: Tensor, bias: Tensor | None, window: Window, group: Group, relu: bool = False) -> None:
         super().__init__()
-        self.window: Any = conv.padding, conv.stride, conv.dilation, conv.groups
-        self.after = "relu" if relu else "none"
-        self.bias = None if conv.bias is None else conv.bias.detach()
-        self.weight = conv.weight.detach()
+        self.weight, self.bias = kernel, None if bias is None else bias.detach()
+        self.window, self.after = window, "relu" if relu else "none"
         self.size: list[int] = []  # of the last input
+        self.group = group
+        group.append(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         """Weights and bias go along to another precision."""
@@ -83,26 +108,32 @@ class PackedConv(nn.Module):
         operator = torch.ops.mkldnn._convolution_pointwise
         return operator(x, self._for(x), self.bias, *self.window, self.after, [], "")  # type: ignore[no-any-return]
 
-    def plus(self, x: Tensor, other: Tensor) -> Tensor:
-        """ReLU of the convolution of x and another map."""
-        x, other = x.to(self.weight.dtype), other.to(self.weight.dtype)
+    def plus(self, x: Tensor, other: Tensor, in_place: bool = False) -> Tensor:
+        """ReLU of the convolution of x and another map, which may be given up for it."""
+        x, other = (h.to(self.weight.dtype, memory_format=torch.channels_last) for h in (x, other))
         if is_as_written():
             return F.relu(self._plainly(x) + other)
-        operator = torch.ops.mkldnn._convolution_pointwise.binary
-        return operator(x, other, self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], "")  # type: ignore[no-any-return]
+        rest: Any = self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], ""
+        if in_place:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(other, x, *rest)  # type: ignore[no-any-return]
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, other, *rest)  # type: ignore[no-any-return]
 
     def _for(self, x: Tensor) -> Tensor:
-        """The weights, laid out for the first input's size, and for another size that comes twice.
+        """The weights, laid out for the size of x where the last input had it too.
 
         Laid out for another one, they could be read ten times as slowly.
         """
         size = list(x.shape)
-        if self.size and size != self.size:
+        if size != self.size:
             self.size, self.weight = size, self.plain()
         elif not self.weight.is_mkldnn:
-            self.size = size
-            self.weight = torch._C._nn.mkldnn_reorder_conv2d_weight(self.weight.to_mkldnn(), *self.window, size)  # type: ignore[call-arg]
+            lay_out(self.group)
         return self.weight
+
+    def lay_out(self) -> None:
+        """As the last input's size asks for."""
+        if self.size and not self.weight.is_mkldnn:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.window, self.size)
 
     def plain(self) -> Tensor:
         """The weights, (O, C / groups, height, width)."""
@@ -113,36 +144,114 @@ class PackedConv(nn.Module):
         return F.conv2d(x, self.plain(), self.bias, stride, padding, dilation, groups)
 
 
-class PackedResidual(nn.Module):
-    """torchvision's residual block, its norms folded."""
+class PackedGrowth(nn.Module):
+    """ReLU of the 3x3 convolution of a skip and a map that grows to its size (`grown_conv`); neither is joined.
 
-    def __init__(self, block: BasicBlock | Bottleneck) -> None:
+    Where the map doubles, the sums of weights that make it a transposed convolution are laid out too.
+
+    Args:
+        conv: reads the skip's channels, then the map's; takes its place in its group.
+        channels: of the map.
+    """
+
+    def __init__(self, conv: PackedConv, channels: int) -> None:
+        super().__init__()
+        kernel = conv.plain()
+        own = kernel.shape[1] - channels
+        apart: Group = []  # its weights stay as they are where the sums are used
+        self.above = PackedConv(kernel[:, own:], conv.bias, conv.window, apart, relu=not own)
+        self.beside = PackedConv(kernel[:, :own], None, conv.window, conv.group) if own else None
+        self.sums: Tensor | None = None
+        self.size: list[int] = []  # of the last map that doubled
+        self.group = conv.group
+        conv.group[conv.group.index(conv)] = self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedGrowth:
+        self.sums, self.size = None, []
+        super()._apply(fn)
+        return self
+
+    def forward(self, h: Tensor, size: tuple[int, int], skip: Tensor | None) -> Tensor:
+        """h (B, C, H, W) grows to `size`, which is the skip's (B, C_skip, height, width)."""
+        grown = self._grown(h.to(self.above.weight.dtype), size)
+        return grown if self.beside is None or skip is None else self.beside.plus(skip, grown, in_place=True)
+
+    def _grown(self, h: Tensor, size: tuple[int, int]) -> Tensor:
+        if is_as_written() or not doubles(h, size):
+            return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
+        shape = list(h.shape)
+        if shape != self.size:
+            self.sums, self.size = None, shape
+        elif self.sums is None:
+            lay_out(self.group)
+        if self.sums is None and not pays(h, size):
+            return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
+        sums = transposed(self.above.plain()) if self.sums is None else self.sums
+        operator = torch.ops.mkldnn._convolution_transpose_pointwise
+        return operator(h, sums, self.above.bias, *_DOUBLING, self.above.after, [], "")  # type: ignore[no-any-return]
+
+    def lay_out(self) -> None:
+        """As the last map's size asks for."""
+        if self.size and self.sums is None:
+            self.above.weight = self.above.plain().clone()  # no longer a part of the whole, which goes
+            reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+            self.sums = reorder(transposed(self.above.weight), *_DOUBLING, self.size)
+
+
+class PackedResidual(nn.Module):
+    """torchvision's residual block, its norms folded.
+
+    Args:
+        block: what it stands for.
+        group: those whose weights are laid out together with its own.
+        in_place: whether the sum may be written over the input.
+    """
+
+    def __init__(self, block: BasicBlock | Bottleneck, group: Group, in_place: bool) -> None:
         super().__init__()
         convs = [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
-        self.first = nn.Sequential(*[PackedConv(conv, relu=True) for conv in convs[:-1]])
-        self.last = PackedConv(convs[-1])
-        self.downsample = block.downsample
+        *first, last = [
+            PackedConv(conv.weight.detach(), conv.bias, window_of(conv), group, relu=conv is not convs[-1])
+            for conv in convs
+        ]
+        self.first, self.last, self.downsample = nn.Sequential(*first), last, block.downsample
+        self.in_place = in_place or self.downsample is not None
         if self.downsample is not None:
-            pack(self.downsample)
+            pack(self.downsample, group)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last.plus(self.first(x), x if self.downsample is None else self.downsample(x))
+        h = self.first(x)
+        return self.last.plus(h, x if self.downsample is None else self.downsample(x), self.in_place)
 
 
 class PackedDoubleConv(nn.Module):
     """(3x3 convolution, ReLU) twice."""
 
-    def __init__(self, block: DoubleConv) -> None:
+    def __init__(self, block: DoubleConv, group: Group) -> None:
         super().__init__()
-        self.conv1, self.conv2 = PackedConv(block.conv1, relu=True), PackedConv(block.conv2, relu=True)
+        conv1, conv2 = (
+            PackedConv(conv.weight.detach(), conv.bias, window_of(conv), group, relu=True)
+            for conv in (block.conv1, block.conv2)
+        )
+        self.conv1: PackedConv | PackedGrowth = conv1
+        self.conv2 = conv2
 
     def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
         return self.conv2(self.conv1(h))  # type: ignore[no-any-return]
 
     def grown(self, h: Tensor, size: tuple[int, int], skip: Tensor | None, temb: Tensor | None) -> Tensor:
-        """As of `DoubleConv`."""
-        if pays(h, size):
-            h = F.relu_(transposed_conv(self.conv1.plain(), self.conv1.bias, h, skip))
-            return self.conv2(h)  # type: ignore[no-any-return]
-        h = grow_nearest(h, size)
-        return self(h if skip is None else join(skip, h))
+        """As of `DoubleConv`, whose `forward` is not called from then on."""
+        if isinstance(self.conv1, PackedConv):
+            self.conv1 = PackedGrowth(self.conv1, h.shape[1])
+        return self.conv2(self.conv1(h, size, skip))  # type: ignore[no-any-return]
+
+
+Group = list[PackedConv | PackedGrowth]
+"""Modules whose weights are laid out together."""
+
+
+def lay_out(group: Group) -> None:
+    """The weights of each, by the size that it read last."""
+    for member in group:
+        member.lay_out()
+        give_back_freed_memory()  # or holes of the size of its weights as they were would stay

@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetdiff.allocator import give_back_freed_memory
 from unetdiff.errors import UserError
 from unetdiff.models import loading
 from unetdiff.models.attention import Told, null_context
@@ -384,13 +385,18 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
             encoder: Any = self.encoder
             side = encoder.lost_unpadded + 4 if self.config["encoder"]["padding"] == "valid" else 64
             example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device, dtype=self.dtype)
-            fold_batch_norm(self, lambda: self(example, return_dict=False, head=head)[0])
+
+            def forward() -> Tensor:
+                give_back_freed_memory()  # of the norms' weights
+                return self(example, return_dict=False, head=head)[0]  # type: ignore[no-any-return]
+
+            fold_batch_norm(self, forward)
         nn.Module.to(self, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        give_back_freed_memory()  # of the weights as they were
         if compile:
             self.compile(options={"freezing": True})
         elif self.device.type == "cpu" and can_pack() and isinstance(self.decoder, PyramidDecoder):
-            for part in (self.encoder, self.middle, self.decoder):
-                pack(part)
+            pack(nn.ModuleList([self.encoder, self.middle, self.decoder]))
         self.optimized_for_inference = True
         return self
 

@@ -48,15 +48,10 @@ def grown_conv(conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, 
         return conv(h if skip is None else join(skip, h))
     precision = computed_in(conv.weight)
     offset = None if conv.bias is None else conv.bias.to(precision)
-    skip = None if skip is None else skip.to(precision)
-    return transposed_conv(conv.weight.to(precision), offset, h.to(precision), skip)
-
-
-def transposed_conv(kernel: Tensor, offset: Tensor | None, h: Tensor, skip: Tensor | None) -> Tensor:
-    """The convolution (O, C_skip + C, 3, 3) of a map that grows to double the size, and its skip."""
+    kernel = conv.weight.to(precision)
     channels = kernel.shape[1] - h.shape[1]  # of the skip, which comes first
-    out = F.conv_transpose2d(h, transposed(kernel[:, channels:]), offset, stride=2, padding=1)
-    return out if skip is None else out.add_(F.conv2d(skip, kernel[:, :channels], padding=1))
+    out = F.conv_transpose2d(h.to(precision), transposed(kernel[:, channels:]), offset, stride=2, padding=1)
+    return out if skip is None else out.add_(F.conv2d(skip.to(precision), kernel[:, :channels], padding=1))
 
 
 def transposed(kernel: Tensor) -> Tensor:
@@ -65,12 +60,15 @@ def transposed(kernel: Tensor) -> Tensor:
     return rearrange(sums, "o (h w) c -> c o h w", h=4)
 
 
+def doubles(h: Tensor, size: tuple[int, int] | None) -> bool:
+    """A map (B, C, H, W) grows to double its size."""
+    return size is None or size == (2 * h.shape[-2], 2 * h.shape[-1])
+
+
 def pays(h: Tensor, size: tuple[int, int] | None) -> bool:
     """A map grows to double its size, and has enough pixels; False in `as_written`."""
     batch, _, height, width = h.shape
-    return (
-        not is_as_written() and batch * height * width >= ENOUGH and (size is None or size == (2 * height, 2 * width))
-    )
+    return not is_as_written() and batch * height * width >= ENOUGH and doubles(h, size)
 
 
 def _is_usual(conv: nn.Conv2d) -> bool:

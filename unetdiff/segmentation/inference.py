@@ -159,9 +159,9 @@ def predictions(
             yield resize_image(picture, seen)
 
     def forward(pictures: Tensor) -> Tensor:
-        pixels = to_model_range(pictures.to(unet.device))  # (B, 3, h, w)
+        pixels = to_model_range(pictures.to(unet.device)).to(unet.dtype)  # (B, 3, h, w)
         with inference(unet, unet.device.type, autocast):
-            return segment_whole(unet, pixels.to(unet.dtype))
+            return segment_whole(unet, pixels)
 
     following = 0
     for index, band in bands(forward, resized(), options or InferenceConfig()):

@@ -203,9 +203,10 @@ def _jobs(pictures: Iterable[Tensor], config: InferenceConfig) -> Iterator[Job]:
 
 def _run(forward: Forward, jobs: list[Job], views: int) -> Iterator[tuple[int, Tensor]]:
     """One batch through the network and onto the canvases; yields what is complete."""
-    logits = forward(torch.stack([pixels for _, _, pixels in jobs])).float()  # (B, C, h, w)
+    logits = forward(torch.stack([pixels for _, _, pixels in jobs]))  # (B, C, h, w)
     for (canvas, piece, _), own in zip(jobs, logits, strict=True):
-        values = resize_logits((own.flip(-1) if piece.flip else own)[None], piece.shape)  # (1, C, height, width)
+        seen = own[None].float()  # one at a time: of a batch, they would be the largest tensor of all
+        values = resize_logits(seen.flip(-1) if piece.flip else seen, piece.shape)  # (1, C, height, width)
         finished = canvas.add(piece, (values.softmax(dim=1) if views > 1 else values)[0])
         if finished is not None:
             if views > 1:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 
-from unetdiff.training.allocator import keep_freed_memory
+from unetdiff.allocator import keep_freed_memory
 from unetdiff.training.config import TrainingConfig
 
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "numpy")

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from unetdiff.training.allocator import keep_freed_memory
+from unetdiff.allocator import keep_freed_memory
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 PROGRAM = """
 import resource, torch
-from unetdiff.training.allocator import keep_freed_memory
+from unetdiff.allocator import keep_freed_memory
 if {keep}: assert keep_freed_memory()
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20): torch.ones(1 << 24)  # until holes of the right size are there
@@ -38,3 +38,22 @@ def test_large_tensors_are_made_of_what_was_freed() -> None:
 def test_what_the_environment_settles_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     assert not keep_freed_memory()
+
+
+HOLES = """
+import torch
+from unetdiff.allocator import give_back_freed_memory, keep_freed_memory
+def held(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) >> 10
+keep_freed_memory()
+tensors = [torch.ones(1 << 18) for _ in range(200)]  # 1 MiB each
+del tensors[::2]
+before = held()
+given = give_back_freed_memory()
+print(before - held() if given else -1)
+"""
+
+
+@glibc
+def test_holes_between_tensors_are_given_back() -> None:
+    found = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True).stdout
+    assert int(found) > 80  # MiB

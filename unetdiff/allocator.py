@@ -1,4 +1,4 @@
-"""What a process does with memory that it frees: on Linux, keep it for the next tensor of that size."""
+"""What a process does with memory that it frees: on Linux, keep it for the next tensor of that size, or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,22 @@ def keep_freed_memory() -> bool:
         (MALLOC_..., GLIBC_TUNABLES).
     """
     settled = [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]
-    if settled or platform.libc_ver()[0] != "glibc":
+    if settled or not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(TRIM_THRESHOLD, -1)) and bool(mallopt(MMAP_MAX, 0))
+
+
+def give_back_freed_memory() -> bool:
+    """Have glibc give the system every whole page that is free, holes between tensors included, as they are now.
+
+    For when many tensors were replaced by others of another size, which do not fit into the holes that they left.
+
+    Returns:
+        Whether something was given back; False on another system or C library.
+    """
+    return _is_glibc() and bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+def _is_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
