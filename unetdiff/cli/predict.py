@@ -91,7 +91,7 @@ def _parser() -> Parser:
     parser.add_argument("--batch_size", "--batch-size", type=int, help="pictures, or tiles, at once")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; none given: a GPU where there is one")
     parser.add_argument(
-        "--compile", action="store_true", help="compile the network first, for many pictures of one size; slower on a CPU"
+        "--compile", action="store_true", help="compile it first, for many pictures of one size; slower on a CPU"
     )
     add_inference(parser)
     return parser
