@@ -81,8 +81,8 @@ def measure(given: argparse.Namespace) -> None:
         title = f"{machine['device']}, {machine['threads']} threads, torch {machine['versions']['torch']}"
         plot.draw(given.output / "plot.png", rows, growths, title)
 
-    asked = [case for name in WORK if name in given.only for case in WORK[name](given.quick)]
-    for case in (case for case in asked if case.setting in given.settings):
+    cases = [case for name in WORK if name in given.only for case in WORK[name](given.quick)]
+    for case in [case for case in cases if case.setting in given.settings]:
         rows.append(compare(case, device, limits, given.rounds, given.warmups, given.memory))
         write(f"{case.name}, {case.setting}: {rows[-1].speedup.median:.2f} times as fast")
     for case, axis, values in plans(given.quick) if GROWTH in given.only else []:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from unetdiff.benchmark.timing import Spread, in_turns, speedup
 from unetdiff.models.activation import gated, group_norm, norm_silu_conv
 from unetdiff.models.attention import attend
-from unetdiff.models.packing import PackedConv, window_of
+from unetdiff.models.packing import PackedConv
 from unetdiff.models.shortcuts import as_written
 from unetdiff.models.upsampling import grown_conv
 from unetdiff.training import machine
@@ -99,7 +99,7 @@ def cases() -> Iterator[tuple[str, Work, Work]]:
     )
     for batch, channels, width, side in ((1, 512, 512, 8), (8, 64, 64, 64)):
         x, layer = drawn(batch, channels, side, side), conv(channels, width)
-        packed = PackedConv(layer.weight.detach(), layer.bias, window_of(layer), [], relu=True)
+        packed = PackedConv.of(layer, [], relu=True)
         yield (
             f"3 x 3 convolution and ReLU of {batch} x {channels} x {side} x {side}",
             predicted(lambda x=x, packed=packed: packed(x)),

@@ -1,4 +1,4 @@
-"""What is freed stays with the process."""
+"""What is freed stays with the process, or is given back."""
 
 from __future__ import annotations
 

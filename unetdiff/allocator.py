@@ -1,4 +1,4 @@
-"""What a process does with memory that it frees: on Linux, keep it for the next tensor of that size, or not."""
+"""What a process does, on Linux, with memory that it frees: keep it for the next tensor, or give it back."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torchvision.models import resnet18, resnet50
 from unetdiff.benchmark.counting import macs
 from unetdiff.models.blocks import DoubleConv, ResnetBlock
 from unetdiff.models.folding import fold_batch_norm
-from unetdiff.models.packing import PackedConv, PackedGrowth, PackedResidual, can_pack, pack, window_of
+from unetdiff.models.packing import PackedConv, PackedGrowth, PackedResidual, can_pack, pack
 from unetdiff.models.shortcuts import as_written
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
@@ -123,7 +123,7 @@ def test_what_cannot_be_packed_stays() -> None:
 @torch.no_grad()
 def test_it_goes_to_another_precision_and_serves_autocast() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1)
-    packed, x = PackedConv(conv.weight.detach(), conv.bias, window_of(conv), [], relu=True), drawn(1, 3, 8, 8)
+    packed, x = PackedConv.of(conv, [], relu=True), drawn(1, 3, 8, 8)
     for _ in range(3):
         packed(x)
     assert packed.weight.is_mkldnn

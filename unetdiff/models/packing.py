@@ -61,13 +61,8 @@ def _packed(module: nn.Module, group: Group, follows: bool) -> nn.Module | None:
     if type(module) is DoubleConv and module.time is None and _has_no_norms(module):
         return PackedDoubleConv(module, group)
     if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-        return PackedConv(module.weight.detach(), module.bias, window_of(module), group)
+        return PackedConv.of(module, group)
     return None
-
-
-def window_of(conv: nn.Conv2d) -> Window:
-    """Of a convolution with zero padding."""
-    return conv.padding, conv.stride, conv.dilation, conv.groups
 
 
 def _has_no_norms(block: nn.Module) -> bool:
@@ -93,6 +88,12 @@ class PackedConv(nn.Module):
         self.size: list[int] = []  # of the last input
         self.group = group
         group.append(self)
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, group: Group, relu: bool = False) -> PackedConv:
+        """In the place of a convolution with zero padding."""
+        window = conv.padding, conv.stride, conv.dilation, conv.groups
+        return cls(conv.weight.detach(), conv.bias, window, group, relu)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedConv:
         """Weights and bias go along to another precision."""
@@ -210,11 +211,9 @@ class PackedResidual(nn.Module):
     def __init__(self, block: BasicBlock | Bottleneck, group: Group, in_place: bool) -> None:
         super().__init__()
         convs = [block.conv1, block.conv2, *([block.conv3] if isinstance(block, Bottleneck) else [])]
-        *first, last = [
-            PackedConv(conv.weight.detach(), conv.bias, window_of(conv), group, relu=conv is not convs[-1])
-            for conv in convs
-        ]
-        self.first, self.last, self.downsample = nn.Sequential(*first), last, block.downsample
+        self.first = nn.Sequential(*[PackedConv.of(conv, group, relu=True) for conv in convs[:-1]])
+        self.last = PackedConv.of(convs[-1], group)
+        self.downsample = block.downsample
         self.in_place = in_place or self.downsample is not None
         if self.downsample is not None:
             pack(self.downsample, group)
@@ -229,12 +228,8 @@ class PackedDoubleConv(nn.Module):
 
     def __init__(self, block: DoubleConv, group: Group) -> None:
         super().__init__()
-        conv1, conv2 = (
-            PackedConv(conv.weight.detach(), conv.bias, window_of(conv), group, relu=True)
-            for conv in (block.conv1, block.conv2)
-        )
-        self.conv1: PackedConv | PackedGrowth = conv1
-        self.conv2 = conv2
+        self.conv1: PackedConv | PackedGrowth = PackedConv.of(block.conv1, group, relu=True)
+        self.conv2 = PackedConv.of(block.conv2, group, relu=True)
 
     def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
         return self.conv2(self.conv1(h))  # type: ignore[no-any-return]

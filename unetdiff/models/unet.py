@@ -385,12 +385,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
             encoder: Any = self.encoder
             side = encoder.lost_unpadded + 4 if self.config["encoder"]["padding"] == "valid" else 64
             example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device, dtype=self.dtype)
-
-            def forward() -> Tensor:
-                give_back_freed_memory()  # of the norms' weights
-                return self(example, return_dict=False, head=head)[0]  # type: ignore[no-any-return]
-
-            fold_batch_norm(self, forward)
+            fold_batch_norm(self, lambda: self(example, return_dict=False, head=head)[0])
         nn.Module.to(self, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         give_back_freed_memory()  # of the weights as they were
         if compile:
