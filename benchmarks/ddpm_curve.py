@@ -47,7 +47,7 @@ def drawn(run: Path, val: PictureDataset, given: argparse.Namespace) -> dict[flo
     files: dict[float, Path] = {}
     task: DiffusionTask | None = None
     for checkpoint in checkpoints.whole(run):
-        minutes = json.loads((checkpoint / checkpoints.STATE).read_text())["train_minutes"]
+        minutes = checkpoints.read_progress(checkpoint).train_minutes
         name = f"{checkpoint.name}-{given.per_class}x{given.steps}-{given.guidance:g}-{given.seed}.safetensors"
         file = files[minutes] = run / "samples" / name
         if file.is_file():

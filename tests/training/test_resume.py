@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unetdiff.config import RunConfig, to_yaml
+from unetdiff.config import RunConfig, from_yaml, to_yaml
 from unetdiff.errors import UserError
 from unetdiff.training import checkpoints
 from unetdiff.training.records import read_lines
@@ -137,6 +137,36 @@ def test_resume_with_another_config_is_refused_by_key(tiny: Tiny) -> None:
     train(tiny("segmentation", training__steps=2))
     with pytest.raises(UserError, match=r"training.optimizer.lr: 0.5, but the run .* was started with 0.001"):
         train(tiny("segmentation", training__steps=2, training__resume=True, training__optimizer__lr=0.5))
+
+
+def _rates(run: Path) -> dict[int, float]:
+    return {line["step"]: line["lr"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "train"}
+
+
+def test_a_finished_run_made_longer(tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
+    run = train(tiny("segmentation", training__steps=4, training__log_every=1))
+    first = _rates(run)
+    capsys.readouterr()
+    train(tiny("segmentation", training__steps=8, training__log_every=1, training__resume=True))
+    assert "planned for 4 steps, now for 8: from step 4 on" in capsys.readouterr().err
+    never_stopped = _rates(train(tiny("segmentation", "whole", training__steps=8, training__log_every=1)))
+    assert _rates(run) == first | {step: rate for step, rate in never_stopped.items() if step > 4}
+    assert first[4] != never_stopped[4]
+    assert from_yaml(run / "config.yaml").training.steps == 8
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["replanned"]) == (8, [{"step": 4, "before": 4, "after": 8}])
+
+
+def test_a_run_made_shorter_but_not_than_it_is(tiny: Tiny) -> None:
+    settings: dict[str, Any] = {"training__checkpoint_every": 4, "training__keep_checkpoints": 2}
+    run = train(tiny("segmentation", training__steps=8, **settings))
+    (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"training.steps: 4 in all, but .*step-00000004 has done 4 of 8; give more"):
+        train(tiny("segmentation", training__steps=4, training__resume=True, **settings))
+    assert from_yaml(run / "config.yaml").training.steps == 8
+    train(tiny("segmentation", training__steps=6, training__resume=True, **settings))
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["steps"], summary["replanned"]) == (6, [{"step": 4, "before": 8, "after": 6}])
 
 
 def test_occupied_directories(tiny: Tiny, tmp_path: Path) -> None:

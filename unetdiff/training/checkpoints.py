@@ -49,8 +49,20 @@ class Progress:
     """Steps skipped for a non-finite loss, in all."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the float16 loss scaler."""
+    planned: int | None = None
+    """Steps that the run was to do in all, when this was written."""
+    replanned: list[dict[str, int]] = field(default_factory=list)
+    """Where a resumed run was made longer or shorter: `step`, and the steps planned `before` and `after`."""
     start: dict[str, Any] | None = None
     """Where the weights started from (`training.init_from`), for the summary."""
+
+    def plan(self, steps: int) -> str | None:
+        """Note how many steps the run is to do in all; a sentence where that is another number than before."""
+        before, self.planned = self.planned, steps
+        if before in (None, steps):
+            return None
+        self.replanned.append({"step": self.step, "before": before, "after": steps})
+        return f"planned for {before} steps, now for {steps}: from step {self.step} on by the schedule of {steps}"
 
 
 def name_of(step: int) -> str:
@@ -102,6 +114,25 @@ def load(directory: Path, task: Task, average: Task | None, optimizer: torch.opt
     if average is not None:
         _load_modules(directory / AVERAGE, average)
     load_optimizer(optimizer, _read(directory / OPTIMIZER), directory / OPTIMIZER)
+    return read_progress(directory)
+
+
+def require_length(directory: Path, steps: int) -> None:
+    """Refuse another number of steps than was planned, if the checkpoint is as far as that.
+
+    Raises:
+        UserError: naming the key and both numbers.
+    """
+    progress = read_progress(directory)
+    if progress.planned is not None and steps != progress.planned and steps <= progress.step:
+        raise UserError(
+            f"training.steps: {steps} in all, but {directory} has done {progress.step} of {progress.planned}; "
+            "give more than it has done, or the same number as before"
+        )
+
+
+def read_progress(directory: Path) -> Progress:
+    """Where a checkpoint is."""
     return Progress(**json.loads((directory / STATE).read_text()))
 
 
@@ -113,7 +144,7 @@ def load_judged(directory: Path, task: Task) -> Progress:
     """
     average = directory / AVERAGE
     _load_modules(average if average.is_file() else directory / MODEL, task)
-    return Progress(**json.loads((directory / STATE).read_text()))
+    return read_progress(directory)
 
 
 def export(run: Path, name: str, task: Task) -> Path:

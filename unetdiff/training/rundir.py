@@ -26,6 +26,8 @@ FREE = {
     "data.root",
     "data.download",
 }
+# what makes a run longer or shorter: from where it is, it follows the schedule of its new length
+LENGTH = ("training.steps", "training.epochs")
 
 
 def open_run(config: RunConfig) -> Path:
@@ -45,7 +47,11 @@ def open_run(config: RunConfig) -> Path:
             f"training.output_dir: '{run}' holds files but no run ({CONFIG}); give an empty or new directory"
         )
     if is_run and config.training.resume:
-        _same(from_yaml(run / CONFIG), config, run)
+        old = from_yaml(run / CONFIG)
+        _same(old, config, run)
+        if (old.training.steps, old.training.epochs) != (config.training.steps, config.training.epochs):
+            old.training.steps, old.training.epochs = config.training.steps, config.training.epochs
+            _write(old, run)
         return run
     if is_run and not config.training.overwrite:
         raise UserError(
@@ -54,14 +60,21 @@ def open_run(config: RunConfig) -> Path:
     if is_run:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
-    (run / CONFIG).write_text(to_yaml(config))
+    _write(config, run)
     return run
+
+
+def _write(config: RunConfig, run: Path) -> None:
+    aside = run / f".writing-{CONFIG}"
+    aside.write_text(to_yaml(config))
+    aside.replace(run / CONFIG)
 
 
 def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
     before, now = _flat(asdict(old)), _flat(asdict(new))
     # a section that may be null (segmentation.ohem) is one key without it, several with it
-    changed = [k for k in now | before if k not in FREE and before.get(k) != now.get(k)]
+    free = FREE.union(LENGTH)
+    changed = [k for k in now | before if k not in free and before.get(k) != now.get(k)]
     if changed:
         key = changed[0]
         raise UserError(

@@ -94,6 +94,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.task: Task = build_task(config, self.data, self.val).to(self.accelerator.device)
         whole = checkpoints.newest(Path(settings.output_dir)) if settings.resume else None
+        if whole is not None:
+            checkpoints.require_length(whole, self.steps)
         self.start: Start | None = None
         if whole is None:  # before the task knows its process: the same start on all of them
             if settings.init_from is not None:
@@ -111,6 +113,7 @@ class Trainer:
             self.directory = open_run(config)
         self.accelerator.wait_for_everyone()
         self.progress = self._resumed() if settings.resume else Progress()
+        self.replanned = self.progress.plan(self.steps)
         if self.start is not None:
             self.progress.start = self.start.facts()
         self.prepared_optimizer: Any = self.accelerator.prepare_optimizer(self.optimizer, device_placement=False)
@@ -128,6 +131,8 @@ class Trainer:
             self.records = Records(self.directory, progress.step, self.steps)
             epochs = self.steps / self.epoch_steps
             self.records.say(headline(config, progress, self.task, self.accelerator, sizes, self.steps, epochs))
+            if self.replanned is not None:
+                self.records.say(self.replanned)
             if self.start is not None:
                 self.records.say(self.start.sentence())
             if self.class_weights is not None:
@@ -173,7 +178,12 @@ class Trainer:
                 number = stop.number or 15
                 raise TrainingStopped(f"stopped by signal {number}. {self.how_to_go_on()}", 128 + number)
         if self.accelerator.is_main_process:
-            more = {"init_from": progress.start, "class_weights": self.class_weights, "command": self.command}
+            more = {
+                "init_from": progress.start,
+                "replanned": progress.replanned,
+                "class_weights": self.class_weights,
+                "command": self.command,
+            }
             write_summary(self.directory, config, progress, self.task, self.accelerator, figures, more)
         self.accelerator.wait_for_everyone()
 
