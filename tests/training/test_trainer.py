@@ -89,6 +89,7 @@ def test_accumulation_gives_the_same_step(tiny: Tiny) -> None:
     a, b = _model(whole), _model(parts)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)
+    assert json.loads((whole / "summary.json").read_text())["precision"] == "float32"
 
 
 def test_frozen_phase_then_free(tiny: Tiny) -> None:

@@ -85,8 +85,7 @@ class Subject:
         """What a kind is computed in: bf16, fp16 or float32."""
         if kind != "training step":
             return precision_of(machine.autocast_dtype())
-        given = machine.precision(self.config.training.mixed_precision)
-        return "float32" if given == "no" else given
+        return machine.spoken(machine.precision(self.config.training.mixed_precision))
 
     def start(self, kind: Kind, size: int, sampling: Sampling) -> Round:
         """One round of a kind with so many pictures. A training step leaves the task placed and its weights changed."""

@@ -114,8 +114,7 @@ def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
     if machine:
         count = machine.get("threads")
         threads = f", {count} thread{'s' if count != 1 else ''}" if count else ""
-        named = {"no": "float32"}.get(machine.get("precision", ""), machine.get("precision"))
-        precision = f", {named}" if named else ""
+        precision = f", {machine['precision']}" if machine.get("precision") else ""
         facts["machine"] = f"{machine['device']}{threads}{precision}"
     return {name: value for name, value in facts.items() if value}
 

@@ -208,7 +208,7 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
             output_type="pt",
             return_trajectory=moments,
             # the precision that the weights were validated in
-            autocast_dtype=autocast_dtype(run.summary.get("precision", "no")),
+            autocast_dtype=autocast_dtype(run.summary.get("precision", "float32")),
         )
         assert isinstance(output, GenerationOutput) and isinstance(output.images, Tensor)
         return output.images, output.trajectory

@@ -33,6 +33,11 @@ def precision(asked: str, device: str | None = None) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
+def spoken(chosen: str) -> str:
+    """The name of a precision as people say it: Accelerate calls float32 "no"."""
+    return "float32" if chosen == "no" else chosen
+
+
 def autocast_dtype(asked: str = "auto", device: str | None = None) -> torch.dtype | None:
     """What to sample or predict in, for a pipeline's autocast: bfloat16 where `precision` says bf16, else None."""
     return torch.bfloat16 if precision(asked, device) == "bf16" else None
@@ -57,6 +62,6 @@ def facts(accelerator: Accelerator) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": accelerator.mixed_precision,
+        "precision": spoken(accelerator.mixed_precision),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
     }
