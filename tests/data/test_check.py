@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.data import DataConfig
+from unetdiff.data import DataConfig, build_dataset
 from unetdiff.data.check import check, first_problem, require_clean
 from unetdiff.data.download import download_voc
 from unetdiff.data.sbd import download_sbd
@@ -111,6 +111,18 @@ def test_a_jpeg_cut_by_its_last_bytes_is_found_quickly_too(voc_set: Path) -> Non
     assert problem is not None and problem.file == str(jpeg) and "truncated" in problem.value
     with pytest.raises(UserError, match="a2.jpg"):
         require_clean(config(voc_set))
+
+
+def test_pictures_taken_on_their_side_are_upright_like_their_masks(voc_set: Path) -> None:
+    jpeg = voc_set / "JPEGImages" / "a0.jpg"
+    upright = Image.open(jpeg).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right by a quarter
+    upright.transpose(Image.Transpose.ROTATE_90).save(jpeg, exif=exif, quality=100, subsampling=0)
+    assert check(config(voc_set), progress=False) == check(config(voc_set), full=False, progress=False) == []
+    item = build_dataset(config(voc_set), "train", segmentation=True)[0]
+    difference = item["image"].permute(1, 2, 0).int().numpy() - np.asarray(upright).astype(int)
+    assert item["image"].shape[1:] == item["mask"].shape == (30, 40) and np.abs(difference).mean() < 3
 
 
 def test_void_only_masks_can_be_allowed(voc_set: Path, make_mask: SaveMask) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import struct
 from pathlib import Path
+from typing import Literal
 
 import datasets as hf
 import numpy as np
@@ -15,6 +16,8 @@ from unetdiff.data import DataConfig, SampleKey, build_dataset
 from unetdiff.data.check import check
 from unetdiff.data.config import AugmentConfig
 from unetdiff.errors import UserError
+
+ROLES: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
 def picture(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
@@ -176,8 +179,30 @@ def test_image_folder_faults(tmp_path: Path) -> None:
         build_dataset(config, "val", False)
     with pytest.raises(UserError, match="no such folder"):
         build_dataset(DataConfig(name="image_folder", root=str(tmp_path / "none")), "train", False)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="one folder a class"):
-        build_dataset(DataConfig(name="image_folder", root=str(tmp_path / "val" / "wasp")), "train", False)
+        build_dataset(DataConfig(name="image_folder", root=str(tmp_path / "empty")), "train", False)
+
+
+def test_image_folder_without_classes_is_one_class(tmp_path: Path) -> None:
+    for folder, count in (("kites", 20), ("split/train", 3), ("split/valid", 2)):
+        (tmp_path / folder).mkdir(parents=True)
+        for i in range(count):
+            picture(i).save(tmp_path / folder / f"{i}.png")
+    for root, sizes in (("kites", [18, 2]), ("split", [3, 2])):
+        sets = [build_dataset(DataConfig(name="image_folder", root=str(tmp_path / root)), s, False) for s in ROLES]
+        assert [len(pictures) for pictures in sets] == sizes
+        assert [pictures.labels for pictures in sets] == [[root], [root]]
+        assert {sets[0][i]["label"] for i in range(len(sets[0]))} == {0}
+
+
+def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
+    make_folder(tmp_path, ("testing", "training"))
+    config = DataConfig(name="image_folder", root=str(tmp_path))
+    with pytest.raises(UserError, match=r"testing, training hold folders and no pictures.*data.train_split"):
+        build_dataset(config, "train", False)
+    named = DataConfig(name="image_folder", root=str(tmp_path), train_split="training", val_split="testing")
+    assert build_dataset(named, "val", False).labels == ["ant", "bee"]
 
 
 def test_kept_pictures_are_augmented_anew_and_not_written_to(tmp_path: Path) -> None:

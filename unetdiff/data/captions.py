@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from unetdiff.data.config import DataConfig
-from unetdiff.data.images import ImageSource, decode, held_out
+from unetdiff.data.decoding import decode
+from unetdiff.data.images import ImageSource, held_out
 from unetdiff.data.problem import Problem, refuse_faulty
+from unetdiff.data.roots import root_of, split_folders
 from unetdiff.data.transforms import Transform
-from unetdiff.data.voc import root_of
 from unetdiff.errors import UserError
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -47,8 +48,8 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
 
     The metadata file is `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. Its `file_name` is relative to its
     folder, its column `data.caption_column` ("text" by default) is the caption. Pictures without a row are left alone.
-    With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT` (nor, for "val", `root/validation`), or with neither, val is held
-    out of the one set (see `held_out`).
+    With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with
+    neither, val is held out of the one set (see `held_out`).
 
     Raises:
         UserError: no metadata file, or a fault in it; the first one is named, with its line.
@@ -94,14 +95,9 @@ def caption_fault(place: str, column: str, given: Any) -> Problem | None:
 
 def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
     """The metadata file that a split is in, and whether both splits are."""
-    root = root_of(config)
-    if not root.is_dir():
-        raise UserError(f"data.root={config.root}: no such folder")
-    train, val = root / config.train_split, root / config.val_split
-    if config.val_split == "val" and not val.is_dir() and (root / "validation").is_dir():
-        val = root / "validation"
+    train, val = split_folders(config)
     if not train.is_dir():
-        return _metadata_in(root), True
+        return _metadata_in(root_of(config)), True
     if not val.is_dir():
         return _metadata_in(train), True
     return _metadata_in(val if role == "val" else train), False

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from unetdiff.data import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
+from unetdiff.data.decoding import decode, upright_size
 from unetdiff.data.images import folder_files
 from unetdiff.data.parquet import read_table
 from unetdiff.data.problem import BadFile, Problem, refuse_faulty, size_problem, value_problem
@@ -25,7 +26,6 @@ from unetdiff.data.transforms import VOID
 from unetdiff.data.voc import (
     Pair,
     VOCFolder,
-    read_image,
     read_indices,
     split_file,
     wrong_values,
@@ -151,10 +151,10 @@ def _image_size(path: Path, full: bool) -> tuple[int, int]:
                 if image.format == "JPEG":
                     file.seek(-2, os.SEEK_END)
                     if file.read() == b"\xff\xd9":  # the end-of-image marker: not cut short
-                        return image.height, image.width
+                        return upright_size(image)
         except (OSError, SyntaxError, ValueError):
-            pass  # read_image below says what is wrong
-    height, width = read_image(path).shape[1:]
+            pass  # decode below says what is wrong
+    height, width = decode(path).shape[1:]
     return height, width
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,17 +12,16 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import datasets as tv
 
 from unetdiff.data.base import PictureDataset, no_palette
 from unetdiff.data.config import DataConfig
-from unetdiff.data.problem import BadFile, Problem, unreadable
+from unetdiff.data.decoding import decode
+from unetdiff.data.roots import root_of, split_folders
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform, checked_size, cover
-from unetdiff.data.voc import root_of
 from unetdiff.errors import UserError
 
 MEMORY = 1 << 30
@@ -152,8 +150,9 @@ def held_out(count: int, split: str) -> NDArray[np.int64]:
 def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
     """One folder a class, in `root/SPLIT/CLASS/` or, where there is one split only, in `root/CLASS/`.
 
-    With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT`, or with neither, val is held out of the one set (see
-    `held_out`).
+    Without folders of classes all pictures are of one class, which has the root's name. With `root/TRAIN_SPLIT`
+    and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with neither, val is held out of
+    the one set (see `held_out`).
     """
     files, labels, chosen = folder_files(config, role)
 
@@ -175,16 +174,14 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     has.
     """
     root = root_of(config)
-    train, val = root / config.train_split, root / config.val_split
+    train, val = split_folders(config)
     both = train.is_dir() and val.is_dir()
     folder = (val if role == "val" else train) if both else (train if train.is_dir() else root)
-    if not folder.is_dir():
-        raise UserError(f"data.root={config.root}: no such folder")
-    files, labels = _listing(folder)
+    files, labels = _listing(folder, root.name)
     if not both:
         return files, labels, held_out(len(files), role).tolist()
     if train != val:
-        other = _listing(train if role == "val" else val)[1]
+        other = _listing(train if role == "val" else val, root.name)[1]
         if other != labels:
             unlike = sorted(set(other) ^ set(labels))
             raise UserError(
@@ -194,12 +191,24 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     return files, labels, list(range(len(files)))
 
 
-def _listing(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]]:
+    """The pictures of a folder by class; without folders of classes, all are of the class `name`."""
+    inside = sorted(folder.iterdir())
+    if not any(path.is_dir() for path in inside):
+        pictures = [path for path in inside if path.name.lower().endswith(tv.folder.IMG_EXTENSIONS)]
+        if pictures:
+            return [(path, 0) for path in pictures], [name]
     try:
         listing = tv.ImageFolder(folder)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {error}; an image folder has one folder a class with pictures in it") from error
-    return [(Path(path), target) for path, target in listing.samples], listing.classes
+    files = [(Path(path), target) for path, target in listing.samples]
+    if not any(path.parent.parent == folder for path, _ in files):
+        raise UserError(
+            f"{folder}: {', '.join(listing.classes[:5])} hold folders and no pictures, as splits do; name them with "
+            "data.train_split and data.val_split, or give a data.root with one folder a class"
+        )
+    return files, listing.classes
 
 
 def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageArray:
@@ -258,25 +267,3 @@ def _read_idx(path: Path) -> Tensor:
     if data[:3] != b"\x00\x00\x08" or len(data) != 4 + 4 * dimensions + math.prod(shape):
         raise UserError(f"{path}: not a whole idx file of bytes; fetch it again")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy())
-
-
-def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
-    """A picture file, or a Hugging Face {"bytes", "path"}, upright and RGB, as uint8 (3, H, W)."""
-    try:
-        if isinstance(source, Path):
-            opened = Image.open(source)
-        elif source is not None and source["bytes"] is not None:
-            opened = Image.open(io.BytesIO(source["bytes"]))
-        elif source is not None and source["path"] is not None:
-            opened = Image.open(source["path"])
-        else:
-            raise BadFile.of(Problem(name, "the row holds no picture", "empty", "remove it"))
-        with opened as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(source, Path):
-            raise BadFile.of(unreadable(source, error)) from error
-        raise BadFile.of(Problem(name, "the picture cannot be read", str(error), "remove the row")) from error
-    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()

@@ -63,7 +63,7 @@ def value_problem(path: Path, wrong: list[int], num_classes: int) -> Problem:
 def size_problem(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> Problem:
     """What to tell of a mask whose (height, width) is not its picture's."""
     if tuple(mask_size) == tuple(image_size[::-1]):
-        fix = "turn one of them (the picture may carry an EXIF orientation)"
+        fix = "turn one of them (pictures are read upright, by their EXIF orientation)"
     else:
         fix = "resize the mask with nearest neighbour, or export it again"
     found = f"mask {mask_size[1]}x{mask_size[0]}, picture {image_size[1]}x{image_size[0]}"

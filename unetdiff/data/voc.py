@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -16,9 +15,11 @@ from torchvision.datasets import VOCSegmentation
 
 from unetdiff.data.base import PictureDataset, classes_present, no_palette
 from unetdiff.data.config import DataConfig
+from unetdiff.data.decoding import decode
 from unetdiff.data.download import download_voc
 from unetdiff.data.layout import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
 from unetdiff.data.problem import BadFile, Problem, size_problem, unreadable, value_problem
+from unetdiff.data.roots import root_of
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import VOID, Transform
 from unetdiff.errors import UserError
@@ -109,7 +110,7 @@ class VOCFolder(PictureDataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         pair = self.pairs[self.position(key)]
-        image = read_image(pair.image)
+        image = decode(pair.image)
         mask = None
         if self.segmentation:
             mask = read_mask(pair.mask, len(self.classes))
@@ -227,16 +228,6 @@ def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] 
     return names
 
 
-def read_image(path: Path) -> Tensor:
-    """A picture file as RGB, uint8 (3, H, W); BadFile when it is missing, truncated or no picture."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadFile.of(unreadable(path, error)) from error
-    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
-
-
 def read_mask(path: Path, num_classes: int) -> Tensor:
     """A mask PNG as its indices, (H, W); BadFile on colours or a value that is neither class nor void."""
     values = read_indices(path)
@@ -265,12 +256,6 @@ def wrong_values(values: NDArray[np.uint8], num_classes: int) -> list[int]:
     """The values of a mask that are neither a class nor void, ascending."""
     there = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256))
     return [int(value) for value in there if num_classes <= value != VOID]
-
-
-def root_of(config: DataConfig) -> Path:
-    if config.root is None:
-        raise UserError(f"data.name={config.name} needs data.root, the folder of the set")
-    return Path(config.root).expanduser()
 
 
 def _first_palette(pairs: list[Pair]) -> NDArray[np.uint8] | None:

@@ -1,0 +1,51 @@
+"""A picture file of a set, read: upright and RGB."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unetdiff.data.problem import BadFile, Problem, unreadable
+from unetdiff.errors import UserError
+
+ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A
+ON_ITS_SIDE = range(5, 9)
+
+
+def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
+    """A picture file, or a Hugging Face {"bytes", "path"}, upright (by its EXIF tag) and RGB, as uint8 (3, H, W).
+
+    Raises:
+        BadFile: it is missing, truncated or no picture; `name` is the row of one that is no file.
+    """
+    try:
+        if isinstance(source, Path):
+            opened = Image.open(source)
+        elif source is not None and source["bytes"] is not None:
+            opened = Image.open(io.BytesIO(source["bytes"]))
+        elif source is not None and source["path"] is not None:
+            opened = Image.open(source["path"])
+        else:
+            raise BadFile.of(Problem(name, "the row holds no picture", "empty", "remove it"))
+        with opened as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(source, Path):
+            raise BadFile.of(unreadable(source, error)) from error
+        raise BadFile.of(Problem(name, "the picture cannot be read", str(error), "remove the row")) from error
+    return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) that `decode` would give of an opened picture, without decoding it."""
+    height, width = image.height, image.width
+    return (width, height) if image.getexif().get(ORIENTATION) in ON_ITS_SIDE else (height, width)
