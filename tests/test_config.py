@@ -308,6 +308,7 @@ IMPOSSIBLE = [
     ("segmentation", {"data.name": "voc_folder"}, ["data.root: None", "voc_folder", "give the folder"]),
     ("segmentation", {"data.name": "voc", "data.root": "."}, ["data.size: None", "voc", "[height, width]"]),
     ("diffusion", {"data.name": "image_folder", "data.root": "."}, ["data.size: None", "image_folder"]),
+    ("joint", {"data.name": "voc", "data.root": ".", "data.augment.crop": [32, 32]}, ["data.size: None", "one size"]),
     ("diffusion", {"data.name": "parquet", "data.root": "."}, ["data.size: None", "parquet"]),
     (
         "diffusion",
@@ -424,6 +425,12 @@ def test_files_that_are_named_must_be_there(tmp_path: Path) -> None:
     assert refusal(None, base) == f"data.root: '{tmp_path}/no' does not exist; give the place of the set"
     trunk = {"training.steps": 5, "model.encoder.family": "resnet18", "model.encoder.weights": "no.safetensors"}
     assert refusal(None, trunk).startswith("model.encoder.weights: 'no.safetensors' does not exist")
+
+
+def test_a_root_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "voc").mkdir()
+    load(None, {"training.steps": 5, "data.name": "voc_folder", "data.root": "~/voc", "data.size": [32, 32]})
 
 
 def test_half_precision_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

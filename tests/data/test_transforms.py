@@ -187,10 +187,29 @@ def test_a_layout_is_picked_at_the_middle_of_its_pixels_as_pillow_does() -> None
     mask = torch.randint(0, 9, (33, 45), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for size in ((11, 15), (13, 11), (45, 80)):  # odd sides: no middle falls between two pixels
         judge = Image.fromarray(mask.numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)
-        assert np.array_equal(resize_mask(mask, size, centred=True).numpy(), np.array(judge))
-    # a third: the middle of each three by three, where torch's "nearest" takes the corner
-    assert resize_mask(mask, (11, 15), centred=True).equal(mask[1::3, 1::3])
-    assert resize_mask(mask, (11, 15)).equal(mask[::3, ::3])
+        assert np.array_equal(resize_mask(mask, size).numpy(), np.array(judge))
+    # a third: the middle of each three by three
+    assert resize_mask(mask, (11, 15)).equal(mask[1::3, 1::3])
+
+
+@pytest.mark.parametrize("transform", [Transform([12, 16]), Transform(None, longest_side=16)])
+def test_a_training_mask_lies_on_its_picture(transform: Transform) -> None:
+    """Shrunk to a fifth, what it marks is where the picture has it: on the average of five places, as it cannot be
+    halfway between two pixels."""
+    shifts = []
+    for offset in range(5):
+        mask = torch.zeros(60, 80, dtype=torch.uint8)
+        mask[10 + offset : 45 + offset, 20 + offset : 55 + offset] = 1
+        image, small = transform(torch.stack([mask * 255] * 3), mask, SampleKey(0, 1, True))
+        assert small is not None and small.shape == image.shape[1:] == (12, 16)
+        shifts.append(middle(small) - middle(image[0]))
+    assert torch.stack(shifts).mean(dim=0).abs().max() < 0.05
+
+
+def middle(values: torch.Tensor) -> torch.Tensor:
+    """The centre of mass (row, column) of (H, W)."""
+    weights = values.double() / values.sum()
+    return torch.stack([(weights.sum(1 - axis) * torch.arange(values.shape[axis])).sum() for axis in (0, 1)])
 
 
 def test_a_layout_goes_where_its_picture_goes() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from unetdiff import UNet
+from unetdiff.data.decoding import decode
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import (
@@ -105,6 +106,22 @@ def test_every_kind_of_picture_is_the_same_picture(unet, tmp_path):
     kinds = [image, array, Image.fromarray(array), file, str(file), file.read_bytes()]
     for kind in kinds:
         assert torch.equal(load_picture(kind), image)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_grey_keeps_its_shades(tmp_path, suffix):
+    values = np.array([[0, 256, 1000], [30000, 65279, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    for kind in (tmp_path / f"deep.{suffix}", Image.fromarray(values)):
+        assert load_picture(kind)[0].tolist() == [[0, 1, 3], [117, 254, 255]]
+    assert decode(tmp_path / f"deep.{suffix}")[2].tolist() == [[0, 1, 3], [117, 254, 255]]
+
+
+def test_numbers_without_a_range_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
+    for read in (load_picture, decode):
+        with pytest.raises(UserError, match="float.tif: .*mode F has no white: save it with 8 or 16 bits"):
+            read(tmp_path / "float.tif")
 
 
 def test_files_are_turned_upright(tmp_path):

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -19,7 +20,9 @@ from torchmetrics.classification import (
 )
 
 from unetdiff.errors import UserError
+from unetdiff.losses import cross_entropy
 from unetdiff.metrics import ConfusionMatrix
+from unetdiff.segmentation.reliability import Calibration
 
 CLASSES = 7
 
@@ -119,6 +122,7 @@ def test_merge_reduce_and_reset():
 
 PROCESS = """
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from unetdiff.metrics import ConfusionMatrix
 
@@ -172,3 +176,16 @@ def test_refuses_what_it_cannot_count(guess, truth, says):
     with pytest.raises(UserError, match=says):
         matrix.update(torch.tensor(guess), torch.tensor(truth))
     assert matrix.matrix.sum() == 0
+
+
+def test_255_is_void_whatever_else_is() -> None:
+    prediction, target = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 2, 255, 1])
+    matrix = ConfusionMatrix(2, ignore_index=2)
+    matrix.update(prediction, target)
+    assert matrix.matrix.tolist() == [[1, 0], [1, 0]]
+    logits = F.one_hot(prediction, 2).float().mul(4).T[None, :, None]  # (1, 2, 1, 4)
+    calibration = Calibration(ignore_index=2)
+    calibration.update(logits, target[None, None])
+    assert int(calibration.count.sum()) == 2
+    both = F.cross_entropy(logits[..., [0, 3]], target[None, None, [0, 3]])
+    torch.testing.assert_close(cross_entropy(logits, target[None, None], ignore_index=2), both)

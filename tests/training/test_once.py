@@ -32,6 +32,18 @@ def test_state_of_a_part(tmp_path):
         state_of(folder, config)
 
 
+def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
+    config = quickstart_configs(tmp_path, tiny=True)["segmentation"]
+    (tmp_path / "segmentation").mkdir()
+    config.segmentation.class_weights = [1.0] * 11
+    (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
+    config.segmentation.class_weights = "computed"
+    assert state_of(tmp_path / "segmentation", config) == "interrupted"
+    config.segmentation.class_weights = [2.0] * 11
+    with pytest.raises(UserError, match="class_weights"):
+        state_of(tmp_path / "segmentation", config)
+
+
 def test_how_losses_are_weighed_is_of_no_account_to_one_head(tmp_path):
     configs = quickstart_configs(tmp_path, tiny=True)
     for task in ("diffusion", "joint"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
@@ -190,6 +191,36 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny: Tiny, monkeypatch: p
     config.training.resume = True
     train(config)
     assert json.loads((run / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_full_disk_is_told_whoever_was_writing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' own writer, which writes what is exported, passes on safetensors' word for it."""
+
+    def full(*given: object, **more: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(UNet, "save_pretrained", full)
+    with pytest.raises(TrainingStopped, match="the disk is full .*step-00000002; go on with --resume"):
+        train(tiny("segmentation"))
+
+
+def test_a_validation_that_fails_loses_nothing(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def out_of_memory(self: SegmentationTask, *given: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="out of memory"):
+        broken.setattr(SegmentationTask, "evaluate", out_of_memory)
+        train(tiny("segmentation", training__checkpoint_every=100))
+    assert "the validation failed. The last whole checkpoint is" in capsys.readouterr().err
+    run = train(tiny("segmentation", training__checkpoint_every=100, training__resume=True))
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"] == [6]
+
+
+def test_a_run_without_previews(tiny: Tiny) -> None:
+    run = train(tiny("segmentation", training__steps=2, segmentation__preview_pictures=0))
+    assert not list((run / "pictures").glob("*segmentation*"))
 
 
 def test_pictures_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> None:

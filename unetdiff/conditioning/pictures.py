@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from unetdiff.conditioning.base import Conditioner, Context, Examples, Size
 from unetdiff.data.transforms import to_model_range
 from unetdiff.errors import UserError
+from unetdiff.segmentation.palette import as_picture
 
 Degradation = Literal["downscale", "grayscale", "blur", "none"]
 Picture = Tensor | np.ndarray | Image.Image
@@ -119,7 +120,7 @@ def unit_picture(picture: Picture) -> Tensor:
         UserError: an array of another shape.
     """
     if isinstance(picture, Image.Image):
-        picture = np.array(picture.convert("RGB"))
+        picture = np.array(as_picture(picture))
     if not isinstance(picture, Tensor):
         picture = torch.from_numpy(picture)
         picture = rearrange(picture, "h w c -> c h w") if picture.ndim == 3 else picture

@@ -35,7 +35,7 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
         else:
             raise BadFile.of(Problem(name, "the row holds no picture", "empty", "remove it"))
         with opened as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.array(rgb(ImageOps.exif_transpose(image)))
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -43,6 +43,19 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
             raise BadFile.of(unreadable(source, error)) from error
         raise BadFile.of(Problem(name, "the picture cannot be read", str(error), "remove the row")) from error
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """A picture in 8-bit RGB; of 16-bit grey the high byte, where Pillow would make all above 255 white.
+
+    Raises:
+        ValueError: numbers without a range (32-bit or float).
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} has no white: save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

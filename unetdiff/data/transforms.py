@@ -33,16 +33,15 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_image(image, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 
-def resize_mask(mask: Tensor, size: tuple[int, int], centred: bool = False) -> Tensor:
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 mask (H, W) to exactly `size`: nearest neighbour, so that no value is invented.
 
-    `centred` takes the pixel under the middle of each new one, as the resizing of pictures does; else it is the one
-    under its upper left corner (torch's "nearest").
+    It takes the pixel under the middle of each new one, as the resizing of pictures does; torch's "nearest" takes the
+    one under the upper left corner, and so shifts a mask against its picture.
     """
     if tuple(mask.shape) == size:
         return mask
-    mode = v2.InterpolationMode.NEAREST_EXACT if centred else v2.InterpolationMode.NEAREST
-    return F.resize_image(mask[None], list(size), interpolation=mode)[0]
+    return F.resize_image(mask[None], list(size), interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
 
 
 def fitted(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
@@ -70,9 +69,9 @@ def resize_layout(
     """
     if longest_side is not None:
         whole = fitted(image.shape[-2:], longest_side)
-        image, mask = resize_image(image, whole), resize_mask(mask, whole, centred=True)
+        image, mask = resize_image(image, whole), resize_mask(mask, whole)
     if size is not None:
-        scaled = resize_mask(mask, _covering(mask.shape, size), centred=True)
+        scaled = resize_mask(mask, _covering(mask.shape, size))
         image, mask = cover(image, size), F.center_crop_image(scaled[None], list(size))[0]
     return image, mask
 
@@ -167,7 +166,7 @@ class TrainTransform:
         if self.longest_side is not None:
             height, width = fitted((height, width), self.longest_side)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        return resize_image(image, size), None if mask is None else resize_mask(mask, size, self.layout)
+        return resize_image(image, size), None if mask is None else resize_mask(mask, size)
 
 
 class Transform:

@@ -198,7 +198,7 @@ def train_probes(
         optimizer.zero_grad()
         for group in groups(pictures, chosen, [key.index for key in keys]):
             size = (group.images.shape[-2], group.images.shape[-1])
-            target = torch.stack([resize_mask(mask, size, centred=True) for mask in group.masks]).to(device)
+            target = torch.stack([resize_mask(mask, size) for mask in group.masks]).to(device)
             share = len(group.masks) / len(keys)
             for moment, at_once in _by_moment(specs).items():
                 maps = features(group.images, group.names, moment)

@@ -62,7 +62,7 @@ def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
     zoom, down, across, mirrored = torch.rand(4, generator=generator).tolist()
     height, width = layout.shape
     factor = 1 + zoom * (asked.zoom - 1)
-    large = resize_mask(layout, (round(height * factor), round(width * factor)), centred=True)
+    large = resize_mask(layout, (round(height * factor), round(width * factor)))
     top, left = (
         round(share * (now - own)) for share, now, own in zip((down, across), large.shape, layout.shape, strict=True)
     )

@@ -56,7 +56,12 @@ def check_files(config: RunConfig) -> None:
     weights, root, vae = config.model.encoder.weights, config.data.root, config.diffusion.latent.vae
     if weights is not None and weights != "imagenet" and not Path(weights).is_file():
         raise refuse("model.encoder.weights", weights, "does not exist", 'give a safetensors file, "imagenet", or null')
-    if root is not None and config.data.name != "scenes" and not config.data.download and not Path(root).exists():
+    if (
+        root is not None
+        and config.data.name != "scenes"
+        and not config.data.download
+        and not Path(root).expanduser().exists()
+    ):
         hint = ", or set data.download to true" if config.data.name in DOWNLOADABLE else ""
         raise refuse("data.root", root, "does not exist", f"give the place of the set{hint}")
     if vae is not None and config.task != "segmentation" and not Path(vae).is_dir():

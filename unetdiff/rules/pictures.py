@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 IN_VOC_LAYOUT = ("voc", "voc_folder")
+UNEVEN = (*IN_VOC_LAYOUT, "image_folder", "captioned_folder", "parquet")  # pictures of any sizes
 # What the pictures of each data.name come with.
 WITH_MASKS = ("scenes", *IN_VOC_LAYOUT)
 WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")  # one class a picture: "label"
@@ -57,11 +58,11 @@ def validate_data(config: RunConfig) -> None:
     if data.caption_column is not None and (data.name not in WITH_CAPTIONS or data.name == "scenes"):
         right = "leave it out (captioned_folder and parquet have it)"
         raise refuse("data.caption_column", data.caption_column, f"is not for {data.name}", right)
-    uneven = ("voc", "image_folder", "captioned_folder", "parquet")
-    if data.name in uneven and data.size is None and data.augment.crop is None:
+    if task == "segmentation" and data.name == "voc" and data.size is None and data.augment.crop is None:
         raise refuse("data.size", None, f"is missing for {data.name}", "give [height, width], or data.augment.crop")
-    if task == "diffusion" and data.name in IN_VOC_LAYOUT and data.size is None:
-        raise refuse("data.size", None, f"is missing for {data.name} without masks", "give [height, width]")
+    if task != "segmentation" and data.name in UNEVEN and data.size is None:
+        what = f"is missing for {data.name}: a denoiser is judged on pictures of one size, and draws them"
+        raise refuse("data.size", None, what, "give [height, width]; data.augment.crop may cut smaller ones from them")
     scale = data.augment.scale
     if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1]):
         raise refuse("data.augment.scale", scale, "is no range", "give [smallest, largest], e.g. [0.5, 2.0]")

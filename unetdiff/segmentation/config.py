@@ -35,7 +35,8 @@ class SegmentationConfig:
     ohem: OHEMConfig | None = None
     """Average cross_entropy over the hard pixels alone; null: over all."""
     ignore_index: int = 255
-    """Void: counted in no loss and no metric."""
+    """Void: counted in no loss and no metric. Nor is 255, whatever this says: it fills what a crop has beyond the
+    picture."""
     noise: float = 0.0
     """Share of the training pictures that are noised to a uniform timestep of `diffusion.noise`, as a denoiser sees
     them; 0: none. With model.conditioning.timestep true the network is told the timestep, else it is not."""

@@ -16,6 +16,7 @@ from einops import rearrange
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
+from unetdiff.data.decoding import rgb
 from unetdiff.data.transforms import checked_size, fitted, resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
@@ -58,12 +59,12 @@ def load_picture(picture: PictureLike) -> Tensor:
             picture = f"{len(picture)} bytes given"
         try:
             with Image.open(source) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGB")
+                picture = rgb(ImageOps.exif_transpose(file))
         except Image.DecompressionBombError as error:
             raise UserError(f"{picture}: {error}; cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS in Python") from None
         except FileNotFoundError:
             raise UserError(f"{picture}: no such file; give the path of a picture") from None
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(f"{picture}: not a readable picture ({why}); replace or remove it") from None
     return rearrange(torch.from_numpy(as_picture(picture).copy()), "h w c -> c h w").contiguous()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unetdiff.data.transforms import VOID
 from unetdiff.errors import UserError
 
 __all__ = ["ConfusionMatrix"]
@@ -16,7 +17,8 @@ __all__ = ["ConfusionMatrix"]
 def check_indices(
     prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Prediction and target as tensors of class indices of one shape, on the prediction's device.
+    """Prediction and target as tensors of class indices of one shape, on the prediction's device; 255 in the target is
+    void, whatever else is.
 
     Raises UserError where the shapes differ, where they are logits, or where a pixel that is not void has a class
     outside 0..C-1.
@@ -30,6 +32,7 @@ def check_indices(
     if prediction.is_floating_point() or target.is_floating_point():
         raise UserError("prediction and target must be class indices (integers), not logits")
     target = target.to(prediction.device)
+    target = target.masked_fill(target == VOID, ignore_index) if ignore_index != VOID else target
     valid = target != ignore_index
     for what, values in (("target", target[valid]), ("prediction", prediction[valid])):
         if values.numel() == 0:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unetdiff.data.decoding import rgb
 from unetdiff.errors import UserError
 
 __all__ = [
@@ -61,7 +62,10 @@ def as_mask(mask: Mask) -> np.ndarray:
 def as_picture(picture: Picture) -> np.ndarray:
     """A picture as uint8 (H, W, 3), from PIL, an array (H, W, 3), or a uint8 tensor (3, H, W)."""
     if isinstance(picture, Image.Image):
-        return np.asarray(picture.convert("RGB"))
+        try:
+            return np.asarray(rgb(picture))
+        except ValueError as error:
+            raise UserError(f"picture of {error}") from None
     if isinstance(picture, Tensor):
         if picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8:
             return picture.detach().cpu().permute(1, 2, 0).contiguous().numpy()

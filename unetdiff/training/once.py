@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.config import RunConfig, from_yaml
+from unetdiff.data.stats import METHODS
 from unetdiff.errors import UserError
 
 FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
@@ -41,6 +42,8 @@ def state_of(folder: Path, config: RunConfig) -> str:
     if not file.is_file():
         return "new"
     wanted = asdict(config)
+    if wanted["segmentation"]["class_weights"] in METHODS:
+        wanted["segmentation"]["class_weights"] = None  # the trainer fills in the numbers
     if config.task != "joint":
         del wanted["joint"]  # of no account to one head
     difference = first_difference(wanted, asdict(from_yaml(file)))  # a key that is newer has its default

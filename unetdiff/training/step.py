@@ -27,7 +27,8 @@ def optimizer_step(
 ) -> tuple[dict[str, Tensor], float, list[str]]:
     """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, pictures' names.
 
-    Where the loss or the gradients are not finite the weights stay as they are, and "loss" is nan.
+    Where the loss or the gradients are not finite, the weights and BatchNorm's statistics stay as they are, and "loss"
+    is nan.
 
     Args:
         model: the task, as it is wrapped for the processes.
@@ -39,6 +40,8 @@ def optimizer_step(
         before_backward: sees the losses of each part, with their graph, which it must leave there.
     """
     model.train()
+    statistics = _running_statistics(model)
+    before = [statistic.clone() for statistic in statistics]
     sums: dict[str, Tensor] = {}
     waited, names, healthy = 0.0, [], True
     for part in range(settings.accumulation):
@@ -60,10 +63,20 @@ def optimizer_step(
                 healthy = _clip(model, sums["loss"], settings.optimizer.max_grad_norm, accelerator)
                 if healthy:
                     optimizer.step()
+                elif accelerator.scaler is not None:
+                    accelerator.scaler.update()  # as the optimizer's step would have: it lowers the scale
                 optimizer.zero_grad(set_to_none=True)
     if not healthy:
+        for statistic, kept in zip(statistics, before, strict=True):
+            statistic.copy_(kept)
         sums["loss"] = torch.full_like(sums["loss"], math.nan)
     return sums, waited, names
+
+
+def _running_statistics(model: nn.Module) -> list[Tensor]:
+    """Means and variances of every BatchNorm that learns them; what is not finite once in them stays for ever."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var) if statistic is not None]
 
 
 def _clip(model: nn.Module, loss: Tensor, most: float, accelerator: Accelerator) -> bool:

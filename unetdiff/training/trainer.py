@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -59,8 +61,8 @@ def train(config: RunConfig, command: str | None = None) -> Path:
     try:
         with stop_on_signals() as stop:
             trainer.run(stop)
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+    except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise TrainingStopped(f"the disk is full ({error}). {trainer.how_to_go_on()}") from error
         raise
     finally:
@@ -199,6 +201,7 @@ class Trainer:
         progress, settings = self.progress, self.config.training
         progress.nonfinite += 1
         progress.skipped += 1
+        names = gather_object(names)  # of every process: any of them may have met it
         figures = {"losses": {name: float(value) for name, value in losses.items()}, "names": names}
         if self.records is not None:
             self.records.line("nonfinite", progress.step, {"in_a_row": progress.nonfinite, "names": names})
@@ -244,7 +247,17 @@ class Trainer:
             self.records.line("gradients", self.progress.step, {"images": self.progress.images, **figures})
 
     def _validate(self) -> dict[str, Any]:
-        """Judge the averaged weights (or the weights), keep them if they are the best, and draw."""
+        """Judge the averaged weights (or the weights), keep them if they are the best, and draw; where that fails,
+        what was trained is kept."""
+        try:
+            return self._judge()
+        except Exception:
+            if self.records is not None:
+                self._save()
+                self.records.say(f"step {self.progress.step}: the validation failed. {self.how_to_go_on()}")
+            raise
+
+    def _judge(self) -> dict[str, Any]:
         task, progress = self.judged, self.progress
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         loader = eval_loader(self.val, self.config.training.eval_batch_size, rank, world)
@@ -270,14 +283,17 @@ class Trainer:
         return figures
 
     def _checkpoint(self) -> None:
-        if self.accelerator.scaler is not None:
-            self.progress.scaler = self.accelerator.scaler.state_dict()
         if self.records is not None:
-            average = None if self.ema is None else self.ema.task
-            keep = self.config.training.keep_checkpoints
-            checkpoints.save(self.directory, self.progress, self.task, average, self.optimizer, keep)
+            self._save()
             checkpoints.export(self.directory, "latest", self.judged)
         self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        if self.accelerator.scaler is not None:
+            self.progress.scaler = self.accelerator.scaler.state_dict()
+        average = None if self.ema is None else self.ema.task
+        keep = self.config.training.keep_checkpoints
+        checkpoints.save(self.directory, self.progress, self.task, average, self.optimizer, keep)
 
     def how_to_go_on(self) -> str:
         """One sentence: which checkpoint is whole, and how to resume."""

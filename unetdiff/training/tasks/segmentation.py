@@ -112,6 +112,8 @@ class SegmentationTask(Task):
     def preview(self, accelerator: Accelerator) -> Previews:
         val = self.facts.val
         shown = [val[i] for i in evenly(len(val), self.config.preview_pictures)]
+        if not shown:
+            return {}, {}
         predictions = []
         for item in shown:
             with inference(self.unet, accelerator.device.type, None), accelerator.autocast():
