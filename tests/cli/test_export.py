@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from diffusers import DDIMPipeline, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, DDIMPipeline, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 
 from unetdiff import GenerationPipeline
 from unetdiff.cli.main import main
@@ -98,6 +98,26 @@ def test_a_denoiser_that_is_told_nothing_is_a_stock_pipeline(
         drawn = pipeline(batch_size=2, num_inference_steps=4, generator=generator, output_type="np", **options)
         pictures.append(torch.from_numpy(drawn.images))
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-4)
+
+
+def test_a_denoiser_of_latents_goes_on_to_decode_them(vae: Path, tmp_path: Path) -> None:
+    unet = UNet(
+        in_channels=4,
+        sample_size=8,
+        encoder={"channels": [8, 16]},
+        residual={"layers_per_block": 1, "norm_num_groups": 4},
+        conditioning={"attention_head_dim": 8},
+        heads={"diffusion": {"out_channels": 4}},
+    )
+    autoencoder = AutoencoderKL.from_pretrained(vae)
+    GenerationPipeline(unet, build_scheduler(DiffusionConfig()), vae=autoencoder).save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--format", "diffusers"]) == 0
+    assert json.loads((tmp_path / "model" / "diffusers" / "model_index.json").read_text())["vae"][1] == "AutoencoderKL"
+    exported = GenerationPipeline.from_pretrained(tmp_path / "model" / "diffusers")
+    exported.set_progress_bar_config(disable=True)
+    assert exported(batch_size=1, num_inference_steps=2, output_type="pt").images.shape == (1, 3, 16, 16)
+    with pytest.raises(Exception, match="GenerationPipeline"):  # no class of diffusers'
+        DiffusionPipeline.from_pretrained(tmp_path / "model" / "diffusers")
 
 
 @pytest.mark.parametrize(

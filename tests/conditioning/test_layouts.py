@@ -111,6 +111,29 @@ def test_shown_in_the_colours_of_the_classes() -> None:
     assert make(palette=None).shown(halves()) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    expected = make()(halves(), (4, 4))
+    context = make().to(dtype)(halves(), (4, 4))
+    for found, exact in ((context.tokens, expected.tokens), (context.channels, expected.channels)):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("damage", ["config.json", "cut", "gone"])
+def test_damage_is_named(tmp_path, damage: str) -> None:
+    make().save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    if damage == "config.json":
+        (tmp_path / damage).write_text("{")
+    elif damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:100])
+    else:
+        weights.unlink()
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_conditioner(tmp_path)
+
+
 def test_save_and_load(tmp_path) -> None:
     conditioner = make(labels=["a", "b", "c"])
     conditioner.save_pretrained(tmp_path)

@@ -116,9 +116,15 @@ def test_pictures_and_masks_of_any_kind_and_size() -> None:
     assert known.pixels.shape == (2, 3, 8, 8) and known.repaint.shape == (2, 1, 8, 8)
     torch.testing.assert_close(known.pixels[1, :, 3, 3], torch.tensor([1.0, -1.0, -1.0]))
     assert known.repaint.all()
-    for mask in (np.full((8, 8), 255, np.uint8), torch.ones(8, 8), torch.ones(2, 8, 8), np.ones((8, 8))):
+    for mask in (np.full((8, 8), 255, np.uint8), torch.ones(8, 8), torch.ones(2, 8, 8), np.ones((8, 8), bool)):
         assert known_picture(pil, mask, noise).repaint.all()
     assert not known_picture(pil, np.zeros((8, 8), np.uint8), noise).repaint.any()
+    with pytest.raises(UserError, match="white is 255, and this goes up to 1; give bool, or 0 and 255"):
+        known_picture(pil, np.ones((8, 8), np.uint8), noise)
+    with pytest.raises(UserError, match="mask_image of torch.int64 from 0 to 255: give uint8"):
+        known_picture(pil, torch.arange(64).reshape(8, 8) * 255 // 63, noise)
+    with pytest.raises(UserError, match="a picture of torch.float32 from -1 to 1: give uint8"):
+        known_picture(torch.linspace(-1, 1, 192).reshape(3, 8, 8), None, noise)
     with pytest.raises(UserError, match="3 pictures are given for 2"):
         known_picture(torch.zeros(3, 3, 8, 8), None, noise)
 

@@ -209,6 +209,13 @@ def test_round_trip_in_diffusers_layout(pipeline: GenerationPipeline, tmp_path, 
     assert torch.equal(draw(loaded), draw(pipeline))
 
 
+def test_a_damaged_part_is_named(pipeline: GenerationPipeline, tmp_path) -> None:
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
+    with pytest.raises(UserError, match=f"{tmp_path}: cannot be loaded"):
+        GenerationPipeline.from_pretrained(tmp_path)
+
+
 def test_round_trip_without_a_conditioner(tmp_path) -> None:
     pipeline = make_pipeline(conditional=False)
     pipeline.save_pretrained(tmp_path)
@@ -275,6 +282,8 @@ def test_autocast_is_for_the_network_alone(pipeline: GenerationPipeline, monkeyp
     [
         ({"class_labels": "sevn"}, "unknown class 'sevn'; did you mean 'seven'"),
         ({"class_labels": [0, 1], "batch_size": 3}, "2 are given for 3"),
+        ({"class_labels": [0, 1, 2], "negative_class_labels": [0, 1]}, "negative_class_labels: 2 are given for 3"),
+        ({"class_labels": [0, 1], "generator": [torch.Generator()] * 3}, "generator: 3 are given for 2 pictures"),
         ({"class_labels": 0, "output_type": "jpg"}, "'jpg' is not one of"),
         ({"class_labels": 0, "num_inference_steps": 1001}, "not between 1 and 1000"),
         ({"batch_size": 3, "latents": torch.zeros(2, 3, 8, 8)}, "latents are given for 2"),

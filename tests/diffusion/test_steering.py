@@ -12,6 +12,7 @@ from unetdiff.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler, predicted_x0
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.schedulers import swap
 from unetdiff.diffusion.steering import Steering, layout_loss, loss_gradient, steered
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
@@ -129,7 +130,27 @@ def test_a_quadratic_loss_leads_to_its_target(pipeline: GenerationPipeline, thro
     pipeline.scheduler, ddim = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config), pipeline.scheduler
     other = (off(None), off(Steering(distance, 0.2, (0.0, 0.9), through)))  # type: ignore[arg-type]
     pipeline.scheduler = ddim
-    assert (other[1] < 0.7 * other[0]).all()
+    assert (other[1] < 0.8 * other[0]).all()
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])
+def test_steered_from_the_first_step_on_no_sampler_bursts(
+    pipeline: GenerationPipeline, name: str, zero_terminal_snr: bool
+) -> None:
+    """Next to pure noise a small change of ε is a large one of x_0, which the fast samplers do not clip."""
+    config = DiffusionConfig(prediction_type="v_prediction")
+    config.noise.zero_terminal_snr = zero_terminal_snr
+    before, lengths = pipeline.scheduler, []
+
+    def watch(drawing: GenerationPipeline, step: int, t: Tensor, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        lengths.append(float(kept["latents"].square().mean().sqrt()))
+        return kept
+
+    pipeline.scheduler = swap(build_scheduler(config), name)
+    drawn = draw(pipeline, Steering(distance), callback_on_step_end=watch)
+    pipeline.scheduler = before
+    assert drawn.isfinite().all() and max(lengths) < 1.5
 
 
 def test_pure_noise_is_not_steered() -> None:

@@ -98,6 +98,16 @@ def test_a_network_optimized_for_inference_answers_the_same(family: str) -> None
     assert (rough.float() - expected).abs().mean() < 0.05 * expected.abs().mean() + 1e-3
 
 
+def test_a_network_in_half_precision_is_folded_in_float32() -> None:
+    torch.manual_seed(0)
+    dtype = torch.bfloat16
+    unet = lively(UNet(**FAMILIES["resnet18"])).to(dtype)
+    expected = answer(unet, 48, dtype).float()
+    unet.optimize_for_inference()
+    assert unet.dtype == dtype and not any(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
+    assert (answer(unet, 48, dtype).float() - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
 def test_what_was_optimized_is_neither_saved_nor_grown(tmp_path: Path) -> None:
     unet = UNet(**FAMILIES["residual"]).optimize_for_inference()
     for what in (

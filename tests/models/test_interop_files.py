@@ -182,6 +182,24 @@ def test_a_segmentation_head_comes_and_goes_with_the_denoiser(
     assert set(UNet.from_diffusers(tmp_path / "theirs").heads) == {"diffusion"}
 
 
+def test_a_head_of_any_kernel_comes_back(tmp_path: Path) -> None:
+    heads = {"diffusion": {"out_channels": 3}, "segmentation": {"num_classes": 3, "kernel_size": 3}}
+    unet = built(heads=heads)
+    unet.to_diffusers(tmp_path)
+    again = UNet.from_diffusers(tmp_path)
+    assert same(again, unet) and again.config["heads"]["segmentation"]["kernel_size"] == 3
+
+
+def test_what_we_save_in_any_precision_and_variant_we_load(tmp_path: Path) -> None:
+    unet = built()
+    unet.save_pretrained(tmp_path, variant="fp16")
+    assert same(UNet.from_pretrained(tmp_path, variant="fp16"), unet)
+    for word in ("dtype", "torch_dtype"):
+        assert UNet.from_pretrained(tmp_path, variant="fp16", **{word: torch.float16}).dtype == torch.float16
+    with pytest.raises(UserError, match=r"no file '.*model.safetensors' \(there is '.*model.fp16.safetensors'\)"):
+        UNet.from_pretrained(tmp_path)
+
+
 def test_a_head_that_does_not_fit_is_refused(theirs: UNet2DModel, tmp_path: Path) -> None:
     UNet.from_diffusers(theirs).add_head("segmentation", num_classes=5).to_diffusers(tmp_path)
     file = tmp_path / "segmentation_head.safetensors"

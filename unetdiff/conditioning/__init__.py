@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from unetdiff.conditioning.base import Conditioner, Context
@@ -11,6 +10,7 @@ from unetdiff.conditioning.layouts import LayoutConditioner
 from unetdiff.conditioning.pictures import PictureConditioner
 from unetdiff.conditioning.text import TextConditioner
 from unetdiff.errors import UserError
+from unetdiff.models.loading import read_json
 
 __all__ = [
     "ClassConditioner",
@@ -31,7 +31,7 @@ def load_conditioner(directory: Path) -> Conditioner:
     Raises:
         UserError: none of the kinds, or damaged weights.
     """
-    name = json.loads((directory / "config.json").read_text())["_class_name"]
+    name = read_json(directory / "config.json").get("_class_name")
     for kind in KINDS:
         if kind.__name__ == name:
             return kind.from_pretrained(directory)

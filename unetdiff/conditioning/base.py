@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unetdiff.errors import UserError
@@ -105,7 +106,7 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Load what `save_pretrained` wrote; every tensor must be there and nothing else.
 
         Raises:
-            UserError: tensors are missing, unexpected or of another shape.
+            UserError: tensors are missing, unexpected or of another shape, or a file is missing or damaged.
         """
         # never a pickle; without low_cpu_mem_usage, which would leave a missing tensor on the meta device
         settings = {
@@ -118,8 +119,9 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
         loaded: Any
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, **settings)
-        except RuntimeError as error:  # diffusers' word for a size mismatch
-            raise UserError(f"{pretrained_model_name_or_path}: not a {cls.__name__}: {error}") from error
+        except (RuntimeError, OSError, ValueError, SafetensorError) as error:  # a size mismatch, a damaged file
+            why = str(error).strip().splitlines()[0]
+            raise UserError(f"{pretrained_model_name_or_path}: not a {cls.__name__}: {why}") from error
         model, info = loaded
         wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys") if info[key]}
         if wrong:

@@ -81,7 +81,7 @@ class LayoutConditioner(Conditioner):
         masks = torch.where(masks == VOID, self.num_classes, masks)
         tokens = channels = None
         if self.grid:
-            tokens = self.shares(self._shares(masks)) + self.places  # (B, grid^2, dim)
+            tokens = self.shares(self._shares(masks).to(self.places.dtype)) + self.places  # (B, grid^2, dim)
         if self.channels:
             channels = rearrange(self.colours(masks), "b h w c -> b c h w")
             if channels.shape[-2:] != size:

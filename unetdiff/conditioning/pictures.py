@@ -22,6 +22,7 @@ from unetdiff.segmentation.palette import as_picture
 
 Degradation = Literal["downscale", "grayscale", "blur", "none"]
 Picture = Tensor | np.ndarray | Image.Image
+SLACK = 1e-3  # by which numbers may leave [0, 1], as resizing makes them do
 
 
 def channels_of(latent_channels: int | None) -> int:
@@ -129,7 +130,22 @@ def unit_picture(picture: Picture) -> Tensor:
         raise UserError(
             f"an RGB picture is (3, H, W), or (H, W, 3) as an array; this has the shape {tuple(picture.shape)}."
         )
-    return pixels.cpu().float() / (255 if pixels.dtype == torch.uint8 else 1)
+    return unit(pixels, "a picture")
+
+
+def unit(values: Tensor, what: str) -> Tensor:
+    """uint8, bool or numbers in [0, 1] as float32 in [0, 1], on the CPU.
+
+    Raises:
+        UserError: other numbers.
+    """
+    values = values.cpu()
+    if values.dtype == torch.uint8:
+        return values.float() / 255
+    low, high = values.min(), values.max()
+    if low < -SLACK or high > 1 + SLACK:
+        raise UserError(f"{what} of {values.dtype} from {low:g} to {high:g}: give uint8, or numbers from 0 to 1.")
+    return values.float()
 
 
 def fitted(pictures: Tensor, size: Size, least: float = 0) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.conditioning.pictures import Picture, fitted, unit_picture
+from unetdiff.conditioning.pictures import Picture, fitted, unit, unit_picture
 from unetdiff.diffusion.latents import Pixels, Space
 from unetdiff.errors import UserError
 
@@ -134,4 +134,6 @@ def _unit_mask(mask: Mask) -> Tensor:
         raise UserError(
             f"mask_image: a mask is (H, W), or (B, H, W) for several; this has the shape {tuple(grey.shape)}."
         )
-    return grey[:, None].cpu().float() / (255 if grey.dtype == torch.uint8 else 1)
+    if grey.dtype == torch.uint8 and grey.max() == 1:
+        raise UserError("mask_image: of uint8, white is 255, and this goes up to 1; give bool, or 0 and 255.")
+    return unit(grey, "mask_image")[:, None]

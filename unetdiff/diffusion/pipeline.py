@@ -19,6 +19,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
+from safetensors import SafetensorError
 
 from unetdiff.conditioning.base import Conditioner, Context, Size, joined
 from unetdiff.conditioning.classes import Classes
@@ -125,15 +126,18 @@ class GenerationPipeline(DiffusionPipeline):
         """Load a directory in diffusers' layout (model_index.json, unet/, scheduler/, conditioner/, vae/).
 
         Raises:
-            UserError: a directory without model_index.json, that is, a model without a diffusion head.
+            UserError: a directory without model_index.json, that is, a model without a diffusion head, or with a part
+                that is missing or damaged.
         """
         path = Path(pretrained_model_name_or_path)
         if path.is_dir() and not (path / "model_index.json").is_file():
             raise UserError(f"{path}: no model_index.json, so there is no diffusion head to sample from.")
         import_module("unetdiff.models.unet")  # diffusers finds our class only where it has been imported
-        return super().from_pretrained(
-            path if path.is_dir() else pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs}
-        )
+        where = path if path.is_dir() else pretrained_model_name_or_path
+        try:
+            return super().from_pretrained(where, **{"use_safetensors": True, **kwargs})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{where}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
 
     @torch.no_grad()
     def __call__(
@@ -203,9 +207,9 @@ class GenerationPipeline(DiffusionPipeline):
             return_dict: False returns a tuple.
 
         Raises:
-            UserError: a condition that the model was not trained with, an unknown class or output type, a batch size
-                other than that of the conditions, no size, or one that an autoencoder does not divide, or steering
-                of latents.
+            UserError: a condition that the model was not trained with, an unknown class or output type, a number of
+                pictures, of negatives or of generators that is not that of the conditions, no size, or one that an
+                autoencoder does not divide, or steering of latents.
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type: '{output_type}' is not one of {', '.join(OUTPUT_TYPES)}.")
@@ -225,6 +229,8 @@ class GenerationPipeline(DiffusionPipeline):
         asked = {"class_labels": class_labels, "prompt": prompt, "layout": layout, "picture": picture}
         told = self._encoded(asked, size) if conditions is None else conditions
         batch = self._batch(told, batch_size, None if latents is None else len(latents))
+        if isinstance(generator, list) and len(generator) != batch:
+            raise UserError(f"generator: {len(generator)} are given for {batch} pictures; give one, or one for each.")
         if latents is None:
             latents = randn_tensor((batch, *shape), generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
@@ -232,6 +238,8 @@ class GenerationPipeline(DiffusionPipeline):
         with _evaluating(self.unet, self.conditioner):
             unwanted = {"class_labels": negative_class_labels, "prompt": negative_prompt}
             away = self._encoded(unwanted, size, "negative_")
+            if away is not None and len(away) not in (1, batch):
+                raise UserError(f"negative_{self.conditioner.asked_by}: {len(away)} are given for {batch} pictures.")
             conditional, null = self._contexts(told, away, batch, size, grid)
             schedulers.set_steps(self.scheduler, num_inference_steps, device)
             known, timesteps = None, self.scheduler.timesteps

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Literal
 
 import torch
@@ -77,7 +78,17 @@ def steered(steering: Steering, scheduler: Scheduler, predict: Predict, xt: Tens
     length = _length(gradient)
     share = torch.where(length > 0, _length(noise) / length, 0)
     moved = noise + steering.scale * share * gradient
-    return target(scheduler, (xt - sigma * moved) / alpha, moved, timesteps)
+    x0 = (xt - sigma * moved) / alpha
+    if _left_unclipped(scheduler):  # next to pure noise a small change of ε is a large one of x_0
+        most = scheduler.config.clip_sample_range
+        x0 = x0.clamp(-most, most)
+        moved = (xt - alpha * x0) / sigma
+    return target(scheduler, x0, moved, timesteps)
+
+
+def _left_unclipped(scheduler: Scheduler) -> bool:
+    """Whether x_0 is to be clipped, as the config says, and the sampler does not do it, as the fast ones do not."""
+    return bool(scheduler.config.get("clip_sample")) and "clip_sample" not in signature(type(scheduler)).parameters
 
 
 def loss_gradient(

@@ -26,7 +26,8 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
 
     `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
     pictures that is told nothing is then a `DDIMPipeline` for diffusers; one that is told something goes on to need our
-    conditioner, one of masks their classes, and both `GenerationPipeline`, which draws with diffusers' network as with
+    conditioner, one of masks their classes, one of latents ours to decode them, and all of these
+    `GenerationPipeline`, which draws with diffusers' network as with
     ours.
 
     Args:
@@ -72,8 +73,9 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
     """model_index.json for diffusers' class of network, and for its own pipeline where that is enough."""
     index[NETWORK] = ["diffusers", _class(directory).__name__]
-    nothing = [name for name, (library, _) in _parts(index).items() if library is None]
-    if "conditioner" in nothing and "masks" not in index:
+    parts = _parts(index)
+    nothing = [name for name, (library, _) in parts.items() if library is None]
+    if "conditioner" in nothing and "masks" not in index and parts.get("vae", [None])[0] is None:
         index["_class_name"] = STOCK_PIPELINE
         index = {key: value for key, value in index.items() if key not in nothing}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -193,10 +193,11 @@ def _normalised(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     """x̂ · weight + bias (B, C, H, W), and each group's mean and inverse deviation, (B, groups).
 
     Of small channels-last maps torch's kernel reads one group after another, a few numbers out of every pixel: there,
-    the moments are of sums over whole pixels instead.
+    the moments are of sums over whole pixels instead (of squares that float16 could not hold).
     """
     batch, channels, height, width = x.shape
-    if height * width >= SMALL or not x.is_contiguous(memory_format=torch.channels_last):
+    small = height * width < SMALL and x.is_contiguous(memory_format=torch.channels_last)
+    if not small or x.dtype == torch.float16:
         size = (batch, channels, height * width, groups, eps)
         if weight.dim() == 1:
             return torch.native_group_norm(x, weight, bias, *size)

@@ -39,14 +39,15 @@ class Exchange(ModelMixin):  # type: ignore[misc]
     ) -> Self:
         """Load config.json and diffusion_pytorch_model.safetensors from a directory, strictly, in eval mode.
 
-        `torch_dtype` is honoured; diffusers' other loading options are accepted and not needed.
+        `dtype` (or `torch_dtype`) and `variant` are honoured; diffusers' other loading options are accepted and not
+        needed.
 
         Raises:
             UserError: for a missing or truncated file, a pickle, or a tensor that is missing, unexpected or of another
                 shape, by name.
         """
         directory = Path(pretrained_model_name_or_path) / (subfolder or "")
-        return loading.load(cls, directory, kwargs.get("torch_dtype"))
+        return loading.load(cls, directory, kwargs.get("dtype") or kwargs.get("torch_dtype"), kwargs.get("variant"))
 
     @classmethod
     def from_diffusers(

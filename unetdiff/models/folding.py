@@ -25,6 +25,7 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
         RuntimeError: the network puts out something else than before.
     """
     network.eval()
+    forward = _exactly(forward)
     made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the tensor's id; the tensor is kept, so that no other has it
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
@@ -51,6 +52,18 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
     if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
         raise RuntimeError(f"{type(network).__name__} puts out something else with its BatchNorm folded")
     return len(pairs)
+
+
+def _exactly(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The same in whole float32 on a GPU too, whose TF32 rounds to ten bits."""
+    if not torch.cuda.is_available():
+        return forward
+
+    def exact() -> Tensor:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            return forward()
+
+    return exact
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

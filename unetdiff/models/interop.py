@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=ModelMixin)
 SEGMENTATION_HEAD = "segmentation_head.safetensors"
 """Beside diffusers' own file, which it reads alone: our segmentation head, by our names."""
 PREFIX = "heads.segmentation."
-CLASSIFIER = f"{PREFIX}conv.weight"  # (classes, C, 1, 1)
+CLASSIFIER = f"{PREFIX}conv.weight"  # (classes, C, kernel_size, kernel_size)
 
 
 def load(
@@ -47,8 +47,7 @@ def load(
     if described not in CLASSES:
         hint = "; UNet.from_pretrained reads that" if described == cls.__name__ else ""
         raise UserError(f"'{directory / 'config.json'}' describes a {described}, none of {', '.join(CLASSES)}{hint}")
-    stem, suffix = loading.WEIGHTS.split(".")
-    file = directory / (f"{stem}.{variant}.{suffix}" if variant else loading.WEIGHTS)
+    file = directory / loading.weights_file(variant)
     state, head = loading.read_tensors(file), _read_head(directory / SEGMENTATION_HEAD)
     return _build(cls, described, config, state, head, f"'{file}'", dtype or torch.float32, torch.device("cpu"))
 
@@ -89,7 +88,8 @@ def _build(
     """A model of ours for a diffusers config, with copies of these tensors (diffusers' names) and of a head (ours)."""
     ours = from_theirs(name, config, f"from_diffusers: {source}")
     if head:
-        ours["heads"]["segmentation"] = {"num_classes": head[CLASSIFIER].shape[0]}
+        classes, _, size, _ = head[CLASSIFIER].shape
+        ours["heads"]["segmentation"] = {"num_classes": classes, "kernel_size": size}
     with torch.device("meta"):  # no random start for what is overwritten in whole
         model = loading.build(cls, ours)
         nn.Module.to(model, dtype=dtype)

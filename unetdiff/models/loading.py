@@ -33,11 +33,17 @@ def build(cls: type[Model], config: dict[str, Any]) -> Model:
     return model
 
 
-def load(cls: type[Model], directory: Path, dtype: torch.dtype | None) -> Model:
+def weights_file(variant: str | None) -> str:
+    """The name of a model's file of weights, as diffusers names its variants."""
+    stem, suffix = WEIGHTS.split(".")
+    return f"{stem}.{variant}.{suffix}" if variant else WEIGHTS
+
+
+def load(cls: type[Model], directory: Path, dtype: torch.dtype | None, variant: str | None = None) -> Model:
     """See `UNet.from_pretrained`."""
     config = read_config(directory)
     model = build(cls, config)
-    load_weights(model, directory / WEIGHTS)
+    load_weights(model, directory / weights_file(variant))
     if dtype is not None:
         model.to(dtype)
     return model.eval()

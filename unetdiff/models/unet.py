@@ -380,11 +380,13 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
                 more, and a C++ compiler (CPU) or Triton (GPU).
         """
         self.eval().requires_grad_(False)
+        dtype = dtype or self.dtype
         if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
             head: Head = "segmentation" if "segmentation" in self.heads else "diffusion"
             encoder: Any = self.encoder
             side = encoder.lost_unpadded + 4 if self.config["encoder"]["padding"] == "valid" else 64
-            example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device, dtype=self.dtype)
+            example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device)
+            nn.Module.to(self, dtype=torch.float32)
             fold_batch_norm(self, lambda: self(example, return_dict=False, head=head)[0])
         nn.Module.to(self, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         give_back_freed_memory()  # of the weights as they were
