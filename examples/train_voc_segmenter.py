@@ -1,4 +1,4 @@
-"""Train a segmenter on pictures with VOC-style masks, judge it, and label a picture with it.
+"""Train a segmenter on pictures with VOC-style masks, and label a picture with it.
 
     python examples/train_voc_segmenter.py --root path/to/folder          # JPEGImages/, SegmentationClass/, ImageSets/
     python examples/train_voc_segmenter.py --tiny                         # seconds, on a small folder that it makes
@@ -17,7 +17,7 @@ from PIL import Image
 from unetdiff import SegmentationPipeline
 from unetdiff.config import RunConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.voc import list_pairs, voc_colormap
 from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.training.checkpoints import model_directory
@@ -37,10 +37,10 @@ def main() -> None:
 
     root = given.root or make_voc_folder(given.output.with_name(given.output.name + "-data"))
     config = tiny_config(root, given.output) if given.tiny else full_config(root, given.output, given.weights)
+    picture = list_pairs(root, config.data.val_split)[0].image
     run = train(config)
 
     segmenter = SegmentationPipeline.from_pretrained(model_directory(run))
-    picture = next((root / "JPEGImages").glob("*.jpg"))
     result = segmenter(picture)
     result.overlay.save(run / "example-overlay.png")
     found = ", ".join(segmenter.classes[i] for i in np.unique(result.mask))

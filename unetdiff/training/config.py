@@ -31,11 +31,12 @@ class ScheduleConfig:
     min_lr_ratio: float = 0.01
     """Last learning rate as a share of the peak."""
     warmup_ratio: float = 0.05
-    """Share of the run that warms up (clamped to 1..3 epochs)."""
+    """Share of the run that warms up (3 epochs at most; at least 1 in a run of 20 or more)."""
     warmup_lr_ratio: float = 0.1
     """First learning rate as a share of the peak."""
     no_aug_ratio: float = 0.05
-    """Share of the run without strong augmentation at its end (clamped to 1..15 epochs), at the last learning rate."""
+    """Share of the run without strong augmentation at its end, at the last learning rate (15 epochs at most; at least 1
+    in a run of 20 or more)."""
 
 
 @dataclass
