@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import shutil
 import struct
 from pathlib import Path
 from typing import Literal
@@ -203,6 +204,9 @@ def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
         build_dataset(config, "train", False)
     named = DataConfig(name="image_folder", root=str(tmp_path), train_split="training", val_split="testing")
     assert build_dataset(named, "val", False).labels == ["ant", "bee"]
+    for kind in ("testing", "training"):  # CLASS/images/*.png, as Tiny ImageNet has it
+        shutil.rmtree(tmp_path / kind / "bee")
+    assert build_dataset(config, "train", False).labels == ["testing", "training"]
 
 
 def test_kept_pictures_are_augmented_anew_and_not_written_to(tmp_path: Path) -> None:

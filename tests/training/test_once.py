@@ -39,9 +39,12 @@ def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
     config.segmentation.class_weights = "computed"
     assert state_of(tmp_path / "segmentation", config) == "interrupted"
-    config.segmentation.class_weights = [2.0] * 11
-    with pytest.raises(UserError, match="class_weights"):
-        state_of(tmp_path / "segmentation", config)
+    config.segmentation.class_weights = None
+    (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
+    for other in ([2.0] * 11, "computed"):
+        config.segmentation.class_weights = other
+        with pytest.raises(UserError, match="class_weights"):
+            state_of(tmp_path / "segmentation", config)
 
 
 def test_how_losses_are_weighed_is_of_no_account_to_one_head(tmp_path):

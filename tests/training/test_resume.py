@@ -163,7 +163,7 @@ def test_a_run_made_shorter_but_not_than_it_is(tiny: Tiny) -> None:
     (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
     with pytest.raises(UserError, match=r"training.steps: 4 in all, but .*step-00000004 has done 4 of 8; give more"):
         train(tiny("segmentation", training__steps=4, training__resume=True, **settings))
-    assert from_yaml(run / "config.yaml").training.steps == 8
+    assert from_yaml(run / "config.yaml").training.steps == 8 and (run / "summary.json").is_file()
     train(tiny("segmentation", training__steps=6, training__resume=True, **settings))
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["replanned"]) == (6, [{"step": 4, "before": 8, "after": 6}])

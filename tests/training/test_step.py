@@ -71,7 +71,7 @@ def test_neither_weights_nor_statistics_take_what_is_not_finite() -> None:
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    accelerator, source = Accelerator(cpu=True), batches(torch.inf, 1.0)
+    accelerator, source = Accelerator(), batches(torch.inf, 1.0)
     before = state(model)
     losses, _, names = optimizer_step(model, optimizer, source, 0, TrainingConfig(), accelerator)
     assert losses["loss"].isnan() and names == ["0a", "0b"]

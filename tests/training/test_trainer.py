@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -215,7 +216,30 @@ def test_a_validation_that_fails_loses_nothing(
         train(tiny("segmentation", training__checkpoint_every=100))
     assert "the validation failed. The last whole checkpoint is" in capsys.readouterr().err
     run = train(tiny("segmentation", training__checkpoint_every=100, training__resume=True))
-    assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"] == [6]
+    assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"] == [3, 6]
+
+
+def test_the_last_validation_is_made_up_for(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(tiny("segmentation", "whole"))
+    evaluate_once, calls = SegmentationTask.evaluate, []
+
+    def fails_at_last(self: SegmentationTask, *given: Any) -> dict[str, Any]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return evaluate_once(self, *given)
+
+    monkeypatch.setattr(SegmentationTask, "evaluate", fails_at_last)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(tiny("segmentation"))
+    run = train(tiny("segmentation", training__resume=True))
+    for name in ("best", "latest"):
+        files = [folder / name / "unet" / "diffusion_pytorch_model.safetensors" for folder in (run, whole)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run, whole))
+    assert ours["final"] == theirs["final"] and ours["best"] == theirs["best"]
+    lines = [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"]
+    assert lines == [3, 6]
 
 
 def test_a_run_without_previews(tiny: Tiny) -> None:

@@ -134,13 +134,15 @@ def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:
 
 
 def opened(path: Path) -> Any:
-    """A picture file; a palette PNG stays indices."""
+    """A picture file, upright; a palette PNG stays indices."""
     from PIL import Image
+
+    from unetdiff.data.decoding import upright
 
     try:
         with Image.open(path) as image:
             image.load()
-            return image
+            return upright(image)
     except (OSError, SyntaxError) as error:
         raise UserError(f"{path}: cannot be read as a picture ({error})") from None
 

@@ -120,7 +120,7 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, **settings)
         except (RuntimeError, OSError, ValueError, SafetensorError) as error:  # a size mismatch, a damaged file
-            why = str(error).strip().splitlines()[0]
+            why = " ".join(str(error).split())
             raise UserError(f"{pretrained_model_name_or_path}: not a {cls.__name__}: {why}") from error
         model, info = loaded
         wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys") if info[key]}

@@ -142,10 +142,11 @@ def unit(values: Tensor, what: str) -> Tensor:
     values = values.cpu()
     if values.dtype == torch.uint8:
         return values.float() / 255
-    low, high = values.min(), values.max()
+    numbers = values.float()
+    low, high = (float(edge) for edge in numbers.aminmax()) if values.numel() else (0.0, 0.0)
     if low < -SLACK or high > 1 + SLACK:
         raise UserError(f"{what} of {values.dtype} from {low:g} to {high:g}: give uint8, or numbers from 0 to 1.")
-    return values.float()
+    return numbers
 
 
 def fitted(pictures: Tensor, size: Size, least: float = 0) -> Tensor:

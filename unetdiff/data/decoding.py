@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
         else:
             raise BadFile.of(Problem(name, "the row holds no picture", "empty", "remove it"))
         with opened as image:
-            pixels = np.array(rgb(ImageOps.exif_transpose(image)))
+            pixels = np.array(rgb(upright(image)))
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -45,20 +46,33 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF tag says, or as it is where that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, struct.error):
+        return image
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """A picture in 8-bit RGB; of 16-bit grey the high byte, where Pillow would make all above 255 white.
 
     Raises:
         ValueError: numbers without a range (32-bit or float).
     """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} has no white: save it with 8 or 16 bits")
+    if image.mode[0] in "IF":
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:  # Pillow opens some of 16 bits as "I"
+            raise ValueError(f"mode {image.mode} has no white: save it with 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) that `decode` would give of an opened picture, without decoding it."""
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except (SyntaxError, struct.error):
+        orientation = None
     height, width = image.height, image.width
-    return (width, height) if image.getexif().get(ORIENTATION) in ON_ITS_SIDE else (height, width)
+    return (width, height) if orientation in ON_ITS_SIDE else (height, width)

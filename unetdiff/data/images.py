@@ -177,11 +177,14 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     train, val = split_folders(config)
     both = train.is_dir() and val.is_dir()
     folder = (val if role == "val" else train) if both else (train if train.is_dir() else root)
-    files, labels = _listing(folder, root.name)
+    name = root.resolve().name
+    files, labels = _listing(folder, name)
+    if folder == root:
+        _refuse_splits(folder, files)
     if not both:
         return files, labels, held_out(len(files), role).tolist()
     if train != val:
-        other = _listing(train if role == "val" else val, root.name)[1]
+        other = _listing(train if role == "val" else val, name)[1]
         if other != labels:
             unlike = sorted(set(other) ^ set(labels))
             raise UserError(
@@ -194,7 +197,7 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
 def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]]:
     """The pictures of a folder by class; without folders of classes, all are of the class `name`."""
     inside = sorted(folder.iterdir())
-    if not any(path.is_dir() for path in inside):
+    if not any(path.is_dir() and not path.name.startswith(".") for path in inside):
         pictures = [path for path in inside if path.name.lower().endswith(tv.folder.IMG_EXTENSIONS)]
         if pictures:
             return [(path, 0) for path in pictures], [name]
@@ -202,13 +205,18 @@ def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]
         listing = tv.ImageFolder(folder)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: {error}; an image folder has one folder a class with pictures in it") from error
-    files = [(Path(path), target) for path, target in listing.samples]
-    if not any(path.parent.parent == folder for path, _ in files):
+    return [(Path(path), target) for path, target in listing.samples], listing.classes
+
+
+def _refuse_splits(folder: Path, files: list[tuple[Path, int]]) -> None:
+    """Refuse folders that hold no pictures but several folders of them each, as splits do."""
+    inside = {path.relative_to(folder).parts[:-1][:2] for path, _ in files}  # (class,) or (class, what is in it)
+    first = sorted({parts[0] for parts in inside if parts})
+    if all(len(parts) == 2 for parts in inside) and len(inside) > len(first):
         raise UserError(
-            f"{folder}: {', '.join(listing.classes[:5])} hold folders and no pictures, as splits do; name them with "
+            f"{folder}: {', '.join(first[:5])} hold folders and no pictures, as splits do; name them with "
             "data.train_split and data.val_split, or give a data.root with one folder a class"
         )
-    return files, listing.classes
 
 
 def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageArray:

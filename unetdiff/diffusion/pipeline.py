@@ -136,8 +136,10 @@ class GenerationPipeline(DiffusionPipeline):
         where = path if path.is_dir() else pretrained_model_name_or_path
         try:
             return super().from_pretrained(where, **{"use_safetensors": True, **kwargs})
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{where}: cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+        except UserError:
+            raise
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{where}: cannot be loaded ({' '.join(str(error).split())})") from error
 
     @torch.no_grad()
     def __call__(

@@ -17,6 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
+from unetdiff.data.transforms import VOID
 from unetdiff.diffusion.guidance import inside
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0, target
 from unetdiff.errors import UserError
@@ -80,7 +81,7 @@ def steered(steering: Steering, scheduler: Scheduler, predict: Predict, xt: Tens
     moved = noise + steering.scale * share * gradient
     x0 = (xt - sigma * moved) / alpha
     if _left_unclipped(scheduler):  # next to pure noise a small change of ε is a large one of x_0
-        most = scheduler.config.clip_sample_range
+        most = scheduler.config.get("clip_sample_range", 1.0)
         x0 = x0.clamp(-most, most)
         moved = (xt - alpha * x0) / sigma
     return target(scheduler, x0, moved, timesteps)
@@ -129,6 +130,7 @@ def layout_loss(segment: Callable[[Tensor], Tensor], layouts: Tensor, ignore_ind
 
     def loss(pictures: Tensor) -> Tensor:
         wished = layouts.to(pictures.device).long()
+        wished = wished.masked_fill(wished == VOID, ignore_index)
         logits = resize_logits(segment(pictures), (wished.shape[-2], wished.shape[-1]))
         each = F.cross_entropy(logits, wished, ignore_index=ignore_index, reduction="none")  # (B, H', W')
         counted = reduce((wished != ignore_index).float(), "b h w -> b", "sum").clamp(min=1)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from unetdiff.data.decoding import rgb
+from unetdiff.data.decoding import rgb, upright
 from unetdiff.data.transforms import checked_size, fitted, resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
@@ -59,7 +59,7 @@ def load_picture(picture: PictureLike) -> Tensor:
             picture = f"{len(picture)} bytes given"
         try:
             with Image.open(source) as file:
-                picture = rgb(ImageOps.exif_transpose(file))
+                picture = rgb(upright(file))
         except Image.DecompressionBombError as error:
             raise UserError(f"{picture}: {error}; cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS in Python") from None
         except FileNotFoundError:

@@ -139,7 +139,7 @@ def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, picture: 
         if grey.shape[:2] != index.shape:
             raise UserError(f"picture {grey.shape[:2]} and truth {index.shape} differ in size")
         result[:] = (130 + grey * (110 / 255)).astype(np.uint8)
-    void = index == ignore_index
+    void = (index == ignore_index) | (index == VOID)
     result[void] = VOID_COLOR
     result[(guess != index) & ~void] = WRONG_COLOR
     return result

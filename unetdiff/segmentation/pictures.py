@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unetdiff.data.transforms import VOID
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
     VOID_COLOR,
@@ -56,6 +57,7 @@ def preview(
     rows, captions, occurring = [], [], set()
     for number, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
         target, guess = as_mask(truth), as_mask(prediction)
+        target = np.where(target == VOID, np.uint8(ignore_index), target)
         if target.shape != guess.shape:
             raise UserError(f"truth {number} is {target.shape} and its prediction {guess.shape}; sizes must agree")
         picture = _resized(Image.fromarray(as_picture(image)), target.shape)

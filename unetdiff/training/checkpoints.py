@@ -39,6 +39,8 @@ class Progress:
     """Minutes trained, validation included, over every session of the run."""
     train_minutes: float = 0.0
     """Minutes in the loop alone, without validation and writing."""
+    validated: int | None = None
+    """The step of the last validation that was finished."""
     best: float | None = None
     """The best value of the task's figure."""
     best_step: int | None = None

@@ -41,12 +41,13 @@ def state_of(folder: Path, config: RunConfig) -> str:
     file = folder / "config.yaml"
     if not file.is_file():
         return "new"
-    wanted = asdict(config)
-    if wanted["segmentation"]["class_weights"] in METHODS:
-        wanted["segmentation"]["class_weights"] = None  # the trainer fills in the numbers
+    wanted, found = asdict(config), asdict(from_yaml(file))  # a key that is newer has its default
+    weights = wanted["segmentation"]["class_weights"]
+    if weights in METHODS and isinstance(found["segmentation"]["class_weights"], list):
+        wanted["segmentation"]["class_weights"] = None  # the trainer filled in the numbers, and counts again on the way
     if config.task != "joint":
         del wanted["joint"]  # of no account to one head
-    difference = first_difference(wanted, asdict(from_yaml(file)))  # a key that is newer has its default
+    difference = first_difference(wanted, found)
     if difference is not None:
         raise UserError(f"{folder} holds a run of another config ({difference}); remove it, or give another --output")
     return "finished" if (folder / "summary.json").is_file() else "interrupted"

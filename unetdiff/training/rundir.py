@@ -10,7 +10,7 @@ from typing import Any
 from unetdiff.config import RunConfig, from_yaml, to_yaml
 from unetdiff.errors import UserError
 
-CONFIG = "config.yaml"
+CONFIG, SUMMARY = "config.yaml", "summary.json"
 # what may differ between the sessions of one run: nothing that the weights depend on
 FREE = {
     "training.output_dir",
@@ -52,6 +52,7 @@ def open_run(config: RunConfig) -> Path:
         if (old.training.steps, old.training.epochs) != (config.training.steps, config.training.epochs):
             old.training.steps, old.training.epochs = config.training.steps, config.training.epochs
             _write(old, run)
+            (run / SUMMARY).unlink(missing_ok=True)  # of the length that it had
         return run
     if is_run and not config.training.overwrite:
         raise UserError(

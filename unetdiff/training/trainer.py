@@ -114,7 +114,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.directory = open_run(config)
         self.accelerator.wait_for_everyone()
-        self.progress = self._resumed() if settings.resume else Progress()
+        self.progress = self._resumed() if settings.resume else Progress(validated=0)
         self.replanned = self.progress.plan(self.steps)
         if self.start is not None:
             self.progress.start = self.start.facts()
@@ -140,8 +140,11 @@ class Trainer:
             if self.class_weights is not None:
                 self.records.say(sentence(self.class_weights))
         window = Window()
-        batches = self._batches()
         figures: dict[str, Any] = {}
+        if self._validation_is_owed():
+            figures = self._validate()
+            self._checkpoint()
+        batches = self._batches()
         while progress.step < self.steps:
             began = time.perf_counter()
             self._freeze()
@@ -170,10 +173,8 @@ class Trainer:
             if progress.step % settings.log_every == 0 or last:
                 self._log(window, rate)
                 window = Window()
-            began = time.perf_counter()
-            if progress.step % settings.validate_every == 0 or last:
+            if self._validates():
                 figures = self._validate()
-                progress.minutes += (time.perf_counter() - began) / 60
             if progress.step % settings.checkpoint_every == 0 or last or stopped:
                 self._checkpoint()
             if stopped:
@@ -188,6 +189,15 @@ class Trainer:
             }
             write_summary(self.directory, config, progress, self.task, self.accelerator, figures, more)
         self.accelerator.wait_for_everyone()
+
+    def _validates(self) -> bool:
+        """Whether this step is one after which the weights are judged."""
+        return self.progress.step % self.config.training.validate_every == 0 or self.progress.step == self.steps
+
+    def _validation_is_owed(self) -> bool:
+        """Whether the checkpoint that a run goes on from was written because its validation failed."""
+        progress = self.progress
+        return progress.step > 0 and self._validates() and progress.validated not in (None, progress.step)
 
     def _agree(self, loss: Tensor, stop: StopRequest) -> tuple[bool, bool]:
         """Whether this step was finite, and whether any process was asked to stop."""
@@ -249,8 +259,12 @@ class Trainer:
     def _validate(self) -> dict[str, Any]:
         """Judge the averaged weights (or the weights), keep them if they are the best, and draw; where that fails,
         what was trained is kept."""
+        began = time.perf_counter()
         try:
-            return self._judge()
+            figures = self._judge()
+            self.progress.validated = self.progress.step
+            self.progress.minutes += (time.perf_counter() - began) / 60
+            return figures
         except Exception:
             if self.records is not None:
                 self._save()
@@ -322,7 +336,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         whole = checkpoints.newest(self.directory)
         if whole is None:
-            return Progress()
+            return Progress(validated=0)
         return checkpoints.load(whole, self.task, None if self.ema is None else self.ema.task, self.optimizer)
 
     def _batches(self) -> Iterator[Batch]:
