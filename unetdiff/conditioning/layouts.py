@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.data.transforms import VOID
 from unetdiff.errors import UserError
-
-VOID = 255
-"""A pixel of no class in a mask."""
 
 Layout = Tensor | np.ndarray | Image.Image
 """A mask (H, W) of class indices and 255, or several as (B, H, W)."""

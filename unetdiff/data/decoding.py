@@ -18,6 +18,7 @@ from unetdiff.errors import UserError
 
 ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A
 ON_ITS_SIDE = range(5, 9)
+BROKEN_EXIF = (SyntaxError, struct.error)  # Pillow's words for a block that is none
 
 
 def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
@@ -50,7 +51,7 @@ def upright(image: Image.Image) -> Image.Image:
     """A picture turned as its EXIF tag says, or as it is where that cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
-    except (SyntaxError, struct.error):
+    except BROKEN_EXIF:
         return image
 
 
@@ -72,7 +73,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) that `decode` would give of an opened picture, without decoding it."""
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except (SyntaxError, struct.error):
+    except BROKEN_EXIF:
         orientation = None
     height, width = image.height, image.width
     return (width, height) if orientation in ON_ITS_SIDE else (height, width)

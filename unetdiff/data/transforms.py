@@ -4,6 +4,9 @@ uint8).
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -14,6 +17,13 @@ from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError
 
 VOID = 255
+
+Mask = TypeVar("Mask", Tensor, np.ndarray)
+
+
+def is_void(mask: Mask, ignore_index: int) -> Mask:
+    """Where a mask counts nowhere, bool of its shape: `ignore_index`, and 255, which fills what a crop has too much."""
+    return (mask == ignore_index) | (mask == VOID)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

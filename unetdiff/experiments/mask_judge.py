@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unetdiff.data.transforms import VOID
+from unetdiff.data.transforms import is_void
 from unetdiff.diffusion.segmenting import log_probabilities, uncertainty
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.reliability import Calibration
@@ -44,7 +44,7 @@ class MaskJudge:
         answer = probabilities.argmax(dim=1)
         self.matrix.update(answer, truth)
         self.calibration.update(log_probabilities(probabilities), truth)
-        counts = (truth != self.ignore_index) & (truth != VOID)
+        counts = ~is_void(truth, self.ignore_index)
         right = (answer == truth)[counts].long()  # (pixels,)
         values = uncertainty(probabilities)[counts].double()
         self.unsure.index_add_(0, right, torch.stack([values, torch.ones_like(values)], dim=1))

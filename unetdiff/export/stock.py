@@ -26,9 +26,8 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
 
     `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
     pictures that is told nothing is then a `DDIMPipeline` for diffusers; one that is told something goes on to need our
-    conditioner, one of masks their classes, one of latents ours to decode them, and all of these
-    `GenerationPipeline`, which draws with diffusers' network as with
-    ours.
+    conditioner, one of masks their classes, one of latents what decodes them, and all of these `GenerationPipeline`,
+    which draws with diffusers' network as with ours.
 
     Args:
         directory: a model directory with `unet/` and, for a denoiser, model_index.json.

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unetdiff.data.transforms import is_void
 from unetdiff.errors import UserError
 from unetdiff.segmentation.metrics import check_indices
 
@@ -89,7 +90,7 @@ class BoundaryIoU:
         prediction, target = check_indices(prediction, target, self.num_classes, self.ignore_index)
         if target.ndim != 2:
             raise UserError(f"masks of shape {tuple(target.shape)}: boundary IoU takes one picture (H, W) at a time")
-        void = target == self.ignore_index
+        void = is_void(target, self.ignore_index)
         truth = target.to(torch.int16).masked_fill(void, NO_CLASS)
         guess = prediction.to(torch.int16).masked_fill(void, NO_CLASS)
         distance = band_width(truth.shape[0], truth.shape[1], self.ratio)

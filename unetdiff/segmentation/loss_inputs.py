@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unetdiff.data.transforms import VOID as PADDED
+from unetdiff.data.transforms import is_void
 from unetdiff.errors import UserError
 
 ClassWeights = Tensor | Sequence[float] | None
@@ -27,7 +27,7 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, 
     if target.is_floating_point():
         raise UserError(f"target has type {target.dtype}; give class indices (uint8 or int64)")
     num_classes = logits.shape[1]
-    valid = (target != ignore_index) & (target != PADDED)
+    valid = ~is_void(target, ignore_index)
     target = target.long()
     if target.device.type == "cpu":  # elsewhere the check would wait for the device
         wrong = valid & ((target < 0) | (target >= num_classes))

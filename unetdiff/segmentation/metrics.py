@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.data.transforms import VOID
+from unetdiff.data.transforms import is_void
 from unetdiff.errors import UserError
 
 __all__ = ["ConfusionMatrix"]
@@ -17,8 +17,7 @@ __all__ = ["ConfusionMatrix"]
 def check_indices(
     prediction: Tensor | np.ndarray, target: Tensor | np.ndarray, num_classes: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Prediction and target as tensors of class indices of one shape, on the prediction's device; 255 in the target is
-    void, whatever else is.
+    """Prediction and target as tensors of class indices of one shape, on the prediction's device.
 
     Raises UserError where the shapes differ, where they are logits, or where a pixel that is not void has a class
     outside 0..C-1.
@@ -32,8 +31,7 @@ def check_indices(
     if prediction.is_floating_point() or target.is_floating_point():
         raise UserError("prediction and target must be class indices (integers), not logits")
     target = target.to(prediction.device)
-    target = target.masked_fill(target == VOID, ignore_index) if ignore_index != VOID else target
-    valid = target != ignore_index
+    valid = ~is_void(target, ignore_index)
     for what, values in (("target", target[valid]), ("prediction", prediction[valid])):
         if values.numel() == 0:
             continue
@@ -65,7 +63,7 @@ class ConfusionMatrix:
         pixel that counts has a class outside 0..C-1 in the truth or in the prediction.
         """
         prediction, target = check_indices(prediction, target, self.num_classes, self.ignore_index)
-        valid = target != self.ignore_index
+        valid = ~is_void(target, self.ignore_index)
         truth, guess = target[valid].long(), prediction[valid].long()  # (pixels,)
         n = self.num_classes
         counts = torch.bincount(truth * n + guess, minlength=n * n).view(n, n)

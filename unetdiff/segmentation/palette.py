@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.data.decoding import rgb
+from unetdiff.data.transforms import VOID, is_void
 from unetdiff.errors import UserError
 
 __all__ = [
@@ -26,7 +27,6 @@ __all__ = [
     "save_mask",
 ]
 
-VOID = 255
 ROWS = 256  # of a picture, blended at once
 VOID_COLOR = (224, 224, 192)  # VOC's cream
 WRONG_COLOR = (214, 30, 120)  # no class has it, in VOC's palette or that of scenes
@@ -139,7 +139,7 @@ def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, picture: 
         if grey.shape[:2] != index.shape:
             raise UserError(f"picture {grey.shape[:2]} and truth {index.shape} differ in size")
         result[:] = (130 + grey * (110 / 255)).astype(np.uint8)
-    void = (index == ignore_index) | (index == VOID)
+    void = is_void(index, ignore_index)
     result[void] = VOID_COLOR
     result[(guess != index) & ~void] = WRONG_COLOR
     return result

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unetdiff.data.transforms import VOID
+from unetdiff.data.transforms import VOID, is_void
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
     VOID_COLOR,
@@ -57,7 +57,6 @@ def preview(
     rows, captions, occurring = [], [], set()
     for number, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
         target, guess = as_mask(truth), as_mask(prediction)
-        target = np.where(target == VOID, np.uint8(ignore_index), target)
         if target.shape != guess.shape:
             raise UserError(f"truth {number} is {target.shape} and its prediction {guess.shape}; sizes must agree")
         picture = _resized(Image.fromarray(as_picture(image)), target.shape)
@@ -68,13 +67,13 @@ def preview(
             error_map(guess, target, ignore_index, picture),
         ]
         rows.append([_fitted(tile, smooth=column == 0) for column, tile in enumerate(tiles)])
-        valid = target != ignore_index
+        valid = ~is_void(target, ignore_index)
         right = f"{(guess == target)[valid].mean():.1%} of pixels right" if valid.any() else "all void"
         captions.append((names[number] if names is not None else "", right))
         occurring |= set(np.unique(target).tolist()) | set(np.unique(guess).tolist())
 
     legend = [(name, tuple(colors[c].tolist())) for c, name in enumerate(class_names) if c in occurring]
-    if ignore_index in occurring:
+    if occurring & {ignore_index, VOID}:
         legend.append(("void", VOID_COLOR))
     legend.append(("wrong", WRONG_COLOR))
     return _page(rows, captions, legend)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
+from unetdiff.files import write_whole
 from unetdiff.models.unet import UNet
 from unetdiff.rules import validate_inference
 from unetdiff.segmentation.config import InferenceConfig
@@ -181,10 +181,7 @@ class SegmentationPipeline:
             "ignore_index": self.ignore_index,
             "inference": asdict(self.inference),
         }
-        path = Path(directory) / SETTINGS
-        aside = path.with_suffix(".json.part")
-        aside.write_text(json.dumps(settings, indent=1) + "\n")
-        os.replace(aside, path)
+        write_whole(Path(directory) / SETTINGS, json.dumps(settings, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, torch_dtype: torch.dtype | None = None) -> SegmentationPipeline:

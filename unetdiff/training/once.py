@@ -10,6 +10,7 @@ from typing import Any
 from unetdiff.config import RunConfig, from_yaml
 from unetdiff.data.stats import METHODS
 from unetdiff.errors import UserError
+from unetdiff.training.rundir import CONFIG, SUMMARY
 
 FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
 """Keys of `training` that say where and how a run is started, not what it is."""
@@ -38,7 +39,7 @@ def state_of(folder: Path, config: RunConfig) -> str:
     Raises:
         UserError: the folder holds a run of another config.
     """
-    file = folder / "config.yaml"
+    file = folder / CONFIG
     if not file.is_file():
         return "new"
     wanted, found = asdict(config), asdict(from_yaml(file))  # a key that is newer has its default
@@ -50,7 +51,7 @@ def state_of(folder: Path, config: RunConfig) -> str:
     difference = first_difference(wanted, found)
     if difference is not None:
         raise UserError(f"{folder} holds a run of another config ({difference}); remove it, or give another --output")
-    return "finished" if (folder / "summary.json").is_file() else "interrupted"
+    return "finished" if (folder / SUMMARY).is_file() else "interrupted"
 
 
 def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:

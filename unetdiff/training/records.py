@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.errors import UserError
+from unetdiff.files import write_whole
 
 METRICS = "metrics.jsonl"
 
@@ -28,9 +29,7 @@ class Records:
         self.path = run / METRICS
         if self.path.is_file():
             kept = [line for line in read_lines(self.path) if line["step"] <= step]
-            aside = self.path.with_suffix(".writing")
-            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            os.replace(aside, self.path)
+            write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.tracker = TensorBoardTracker("tensorboard", run, purge_step=step + 1)
         self.tracker.start()
         self.bar = tqdm(

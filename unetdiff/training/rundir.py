@@ -9,6 +9,7 @@ from typing import Any
 
 from unetdiff.config import RunConfig, from_yaml, to_yaml
 from unetdiff.errors import UserError
+from unetdiff.files import write_whole
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 # what may differ between the sessions of one run: nothing that the weights depend on
@@ -51,7 +52,7 @@ def open_run(config: RunConfig) -> Path:
         _same(old, config, run)
         if (old.training.steps, old.training.epochs) != (config.training.steps, config.training.epochs):
             old.training.steps, old.training.epochs = config.training.steps, config.training.epochs
-            _write(old, run)
+            write_whole(run / CONFIG, to_yaml(old))
             (run / SUMMARY).unlink(missing_ok=True)  # of the length that it had
         return run
     if is_run and not config.training.overwrite:
@@ -61,14 +62,8 @@ def open_run(config: RunConfig) -> Path:
     if is_run:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
-    _write(config, run)
+    write_whole(run / CONFIG, to_yaml(config))
     return run
-
-
-def _write(config: RunConfig, run: Path) -> None:
-    aside = run / f".writing-{CONFIG}"
-    aside.write_text(to_yaml(config))
-    aside.replace(run / CONFIG)
 
 
 def _same(old: RunConfig, new: RunConfig, run: Path) -> None:

@@ -9,10 +9,12 @@ from typing import Any
 from accelerate import Accelerator
 
 from unetdiff.config import RunConfig
+from unetdiff.files import write_whole
 from unetdiff.training import machine
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.peak import peak_bytes
 from unetdiff.training.records import METRICS, read_lines
+from unetdiff.training.rundir import SUMMARY
 from unetdiff.training.tasks.base import Task
 
 
@@ -63,9 +65,7 @@ def write_summary(
         **machine.facts(accelerator),
         **more,
     }
-    aside = directory / ".writing-summary.json"
-    aside.write_text(json.dumps(summary, indent=1))
-    aside.replace(directory / "summary.json")
+    write_whole(directory / SUMMARY, json.dumps(summary, indent=1))
 
 
 def _last_validation(directory: Path) -> dict[str, Any]:
