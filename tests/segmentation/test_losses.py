@@ -50,6 +50,17 @@ def test_cross_entropy_is_torchs(weights):
     torch.testing.assert_close(cross_entropy(logits, target, class_weights=weights), expected)
 
 
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0, 1e3])
+def test_log_loss_is_torchs_whatever_the_logits(spread):
+    # at 1e3 the probability of most pixels' own class is too small for float32, the loss and its gradient are not
+    logits, target = case()
+    logits = (logits * spread).requires_grad_()
+    theirs = F.cross_entropy(logits, target, ignore_index=255)
+    ours = cross_entropy(logits, target)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, logits)[0], torch.autograd.grad(theirs, logits)[0])
+
+
 @pytest.mark.parametrize("smoothing", [0.1, 0.9])
 @pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0, 0.5, 2.0]])
 def test_label_smoothing_is_torchs(smoothing, weights):
@@ -173,13 +184,15 @@ def test_ignore_index_may_be_a_class_and_masks_may_be_uint8(name):
 def test_autocast_computes_in_float32(name):
     logits, target = case()
     logits = logits.bfloat16().requires_grad_()
-    expected = VARIANTS[name](logits.detach().float(), target, 255, [1.0, 2, 3, 4, 5])
+    full = logits.detach().float().requires_grad_()
+    expected = VARIANTS[name](full, target, 255, [1.0, 2, 3, 4, 5])
+    expected.backward()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = VARIANTS[name](logits, target, 255, [1.0, 2, 3, 4, 5])
         loss.backward()
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
-    assert logits.grad.dtype == torch.bfloat16 and logits.grad.isfinite().all()
+    assert torch.equal(logits.grad, full.grad.bfloat16())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -211,6 +224,7 @@ def test_focal_slope_is_finite_for_a_sure_pixel_at_small_gamma(gamma):
 
 def test_combined_is_the_weighted_sum_and_weighs_classes_in_pixel_losses_only():
     logits, target = case()
+    logits.requires_grad_()
     weights = [0.2, 1.0, 3.0, 0.5, 2.0]
     losses = {"cross_entropy": 0.5, "dice": 2.0, "focal": 1.0, "lovasz": 3.0}
     total, parts = combined(losses, class_weights=weights)(logits, target)
@@ -221,6 +235,9 @@ def test_combined_is_the_weighted_sum_and_weighs_classes_in_pixel_losses_only():
         "lovasz": lovasz(logits, target),
     }
     assert parts == expected
+    both = torch.autograd.grad(total, logits)[0]
+    apart = torch.autograd.grad(sum(weight * expected[name] for name, weight in losses.items()), logits)[0]
+    torch.testing.assert_close(both, apart)
     torch.testing.assert_close(total, sum(weight * expected[name] for name, weight in losses.items()))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.models.shortcuts import by_hand, computed_in, is_as_written, is_plain
+from unetdiff.models.taps import few_enough, tapped_conv
 
 ENOUGH = 2048
 """Pixels of the small maps from which it pays to make other weights of the convolution's first."""
@@ -35,7 +36,8 @@ def grown_conv(conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, 
     A pixel of the grown map is one of four that are the same, so a 3x3 window of it holds four numbers, not nine: where
     it grows to double the size, a transposed 4x4 convolution of stride 2 with sums of the same weights gives the same
     with 4/9 of the multiply-adds, and neither the grown map nor the joined one is made. With w of three taps, one
-    dimension of the kernel is (w2, w1 + w2, w0 + w1, w0).
+    dimension of the kernel is (w2, w1 + w2, w0 + w1, w0). Of few pixels with many channels, products with each tap and
+    their sums give it with 1/4 (`tapped_conv`).
 
     Args:
         conv: of 3x3.
@@ -43,7 +45,10 @@ def grown_conv(conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, 
         size: (height, width) to grow to; None: double.
         skip: (B, C_skip, height, width), or None.
     """
-    if not (by_hand(h) and pays(h, size) and is_plain(conv, nn.Conv2d) and _is_usual(conv)):
+    doubled = by_hand(h) and doubles(h, size) and not is_as_written() and is_plain(conv, nn.Conv2d) and _is_usual(conv)
+    if doubled and few_enough(h, conv.out_channels):
+        return tapped_conv(h, skip, conv.weight, conv.bias, computed_in(conv.weight))
+    if not (doubled and pays(h, size)):
         h = grow_nearest(h, size)
         return conv(h if skip is None else join(skip, h))
     precision = computed_in(conv.weight)

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from unetdiff.errors import UserError, nearest
 from unetdiff.segmentation.config import OHEMConfig
-from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, in_full, positive, prepare, weights_like
-from unetdiff.segmentation.lovasz import lovasz
+from unetdiff.segmentation.loss_inputs import ClassWeights, Labelled, positive, prepare, weights_like
+from unetdiff.segmentation.lovasz import lovasz, lovasz_of
 from unetdiff.segmentation.ohem import hard_pixels
 
 __all__ = ["LOSSES", "OHEMConfig", "WeightedLoss", "combined", "cross_entropy", "dice", "focal", "lovasz"]
@@ -45,22 +42,29 @@ def cross_entropy(
     logits: (B, C, H, W), any float type. target: (B, H, W), any integer type, 0..C-1 or `ignore_index`.
     class_weights: (C,). Raises UserError where shapes, or (on a CPU) values of the target, cannot be.
     """
-    logits, target, valid = prepare(logits, target, ignore_index)
+    return _cross_entropy(prepare(logits, target, ignore_index), class_weights, label_smoothing, ohem)
+
+
+def _cross_entropy(
+    labelled: Labelled, class_weights: ClassWeights, label_smoothing: float = 0.0, ohem: OHEMConfig | None = None
+) -> Tensor:
+    logits, index = labelled.logits, labelled.index
     weight = weights_like(class_weights, logits)
-    per_pixel = F.cross_entropy(  # (B, H, W), 0 under void
-        logits, target, weight, ignore_index=VOID, reduction="none", label_smoothing=label_smoothing
-    )
-    counted = valid
+    log_loss, counted = labelled.soft.log_loss, labelled.valid  # (B, H, W)
     if ohem is not None:
-        plain = per_pixel.detach()
-        if weight is not None or label_smoothing:
-            plain = F.cross_entropy(logits.detach(), target, ignore_index=VOID, reduction="none")
-        counted = hard_pixels(plain, valid, ohem.threshold, ohem.min_share)
-        per_pixel = per_pixel * counted
-    counts = counted if weight is None else weight[target.clamp_min(0)] * counted
-    total = counts.sum().to(logits.dtype)
+        counted = hard_pixels(log_loss, labelled.valid, ohem.threshold, ohem.min_share)
+    counts = counted.to(log_loss.dtype) if weight is None else weight[index] * counted
+    total = counts.sum()
+    summed = (log_loss * counts).sum()
+    if label_smoothing:
+        each = torch.ones_like(logits[0, :, 0, 0]) if weight is None else weight  # (C,)
+        # the sum of w_c (-log p_c), where -log p_c = -log p_t + z_t - z_c
+        own = log_loss + logits.gather(1, index[:, None])[:, 0]
+        every = own * each.sum() - (each[:, None, None] * logits).sum(dim=1)
+        smooth = every.masked_fill(~counted, 0).sum() / logits.shape[1]
+        summed = (1 - label_smoothing) * summed + label_smoothing * smooth
     # the smoothed loss of a pixel that weighs nothing is not 0: where all are such, there is nothing to average
-    return per_pixel.sum() * (total > 0) / positive(total)
+    return summed * (total > 0) / positive(total)
 
 
 def focal(
@@ -78,16 +82,19 @@ def focal(
     pixels, so alpha = 1, gamma = 0 without weights is `cross_entropy`. Shapes and errors as in
     `cross_entropy`.
     """
-    logits, target, valid = prepare(logits, target, ignore_index)
-    weight = weights_like(class_weights, logits)
-    log_loss = F.cross_entropy(logits, target, ignore_index=VOID, reduction="none")  # (B, H, W), 0 under void
-    miss = -torch.expm1(-log_loss)  # 1 - p_t, exact near 0
+    return _focal(prepare(logits, target, ignore_index), class_weights, alpha, gamma)
+
+
+def _focal(labelled: Labelled, class_weights: ClassWeights, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
+    weight = weights_like(class_weights, labelled.logits)
+    log_loss = labelled.soft.log_loss
+    miss = -torch.expm1(-log_loss)  # (B, H, W), 1 - p_t, exact near 0
     if gamma < 1:
         miss = miss.clamp_min(1e-12)  # the power's slope at 0 is infinite there
     per_pixel = alpha * miss**gamma * log_loss
     if weight is not None:
-        per_pixel = per_pixel * weight[target.clamp_min(0)]
-    return per_pixel.sum() / positive(valid.sum().to(logits.dtype))
+        per_pixel = per_pixel * weight[labelled.index]
+    return per_pixel.sum() / positive(labelled.valid.sum().to(log_loss.dtype))
 
 
 def dice(
@@ -104,57 +111,27 @@ def dice(
     included. A class that the batch does not contain is not averaged (it would hold the loss at 1 - present /
     C). class_weights (C,) weigh the average. Shapes and errors as in `cross_entropy`.
     """
-    logits, target, valid = prepare(logits, target, ignore_index)
-    weight = weights_like(class_weights, logits)
-    overlap, mass, count = _SoftCounts.apply(logits, target, valid)  # (C,) each
-    score = (2 * overlap + smooth) / (mass + count + smooth)  # TP + FP = mass, TP + FN = count
+    return _dice(prepare(logits, target, ignore_index), class_weights, smooth)
+
+
+def _dice(labelled: Labelled, class_weights: ClassWeights, smooth: float = DICE_SMOOTH) -> Tensor:
+    weight = weights_like(class_weights, labelled.logits)
+    _, overlap, mass, count = labelled.soft  # (C,) each: TP + FP = mass, TP + FN = count
+    score = (2 * overlap + smooth) / (mass + count + smooth)
     share = (count > 0).to(score.dtype)
     if weight is not None:
         share = share * weight
     return ((1 - score) * share).sum() / positive(share.sum())
 
 
-class _SoftCounts(torch.autograd.Function):
-    """Softmax -> for each class: probability at its own pixels, probability anywhere, number of its pixels.
-
-    Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the
-    gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # (B, C, H, W); void weighs nothing from here on, in the backward pass too
-        probability = logits.softmax(dim=1).masked_fill_(~valid[:, None], 0)
-        index = target.clamp_min(0)
-        own = probability.gather(1, index[:, None])[:, 0]  # (B, H, W): p_t
-        overlap = _sum_by_class(own, index, logits.shape[1])
-        mass = probability.sum(dim=(0, 2, 3))
-        count = _sum_by_class(valid.to(own.dtype), index, logits.shape[1])
-        ctx.save_for_backward(probability, index, own)
-        ctx.mark_non_differentiable(count)
-        return overlap, mass, count
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_overlap: Tensor, grad_mass: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        # With g = dL/dp: dL/dlogit = p (g - <g, p>), and g_c = grad_mass_c + [c = t] grad_overlap_c.
-        probability, index, own = ctx.saved_tensors
-        at_target = grad_overlap[index] * own  # (B, H, W)
-        mean = torch.matmul(grad_mass, rearrange(probability, "b c h w -> b c (h w)")).view_as(own) + at_target
-        grad = (grad_mass[:, None, None] - mean[:, None]).mul_(probability)  # (B, C, H, W)
-        grad.scatter_add_(1, index[:, None], at_target[:, None])
-        return grad, None, None
-
-
-def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
-    """Sum of values (B, H, W) by class index (B, H, W) -> (C,); a bin per column keeps float32 sums short."""
-    bins = values.new_zeros(num_classes, values.shape[-1])
-    bins.scatter_add_(0, rearrange(index, "b h w -> (b h) w"), rearrange(values, "b h w -> (b h) w"))
-    return bins.sum(dim=1)
-
-
 Loss = Callable[[Tensor, Tensor, int, ClassWeights], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}
+_OF_LABELLED: dict[str, Callable[[Labelled, ClassWeights], Tensor]] = {
+    "cross_entropy": _cross_entropy,
+    "focal": _focal,
+    "dice": _dice,
+    "lovasz": lovasz_of,
+}
 UNWEIGHTED = frozenset({"dice", "lovasz"})  # inside a sum, class weights are for the losses over pixels
 
 
@@ -175,20 +152,17 @@ class WeightedLoss:
         return replace(self, class_weights=1 + strength * (torch.as_tensor(self.class_weights) - 1))
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = in_full(logits)  # once for all of them
+        labelled = prepare(logits, target, self.ignore_index)
         parts = {
-            name: self._loss(name)(
-                logits, target, self.ignore_index, None if name in UNWEIGHTED else self.class_weights
-            )
-            for name in self.losses
+            name: self._loss(name)(labelled, None if name in UNWEIGHTED else self.class_weights) for name in self.losses
         }
         total = torch.stack([self.losses[name] * part for name, part in parts.items()]).sum()
         return total, {name: part.detach() for name, part in parts.items()}
 
-    def _loss(self, name: str) -> Loss:
+    def _loss(self, name: str) -> Callable[[Labelled, ClassWeights], Tensor]:
         if name == "cross_entropy":
-            return partial(cross_entropy, label_smoothing=self.label_smoothing, ohem=self.ohem)
-        return LOSSES[name]
+            return partial(_cross_entropy, label_smoothing=self.label_smoothing, ohem=self.ohem)
+        return _OF_LABELLED[name]
 
 
 def combined(

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, positive, prepare, weights_like
+from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, Labelled, positive, prepare, weights_like
 
 
 def lovasz(
@@ -26,12 +26,18 @@ def lovasz(
     default the whole batch is one set of pixels; `per_picture` averages the loss of each picture that is not
     all void. class_weights (C,) weigh the average over classes. Shapes, types and errors as in `cross_entropy`.
     """
-    logits, target, valid = prepare(logits, target, ignore_index)
+    labelled = prepare(logits, target, ignore_index)
     if per_picture:
-        each = [lovasz(*pair, VOID, class_weights) for pair in zip(logits.split(1), target.split(1), strict=True)]
-        return torch.stack(each).sum() / positive(valid.flatten(1).any(dim=1).sum())
-    weight = weights_like(class_weights, logits)
-    losses, counts = _LovaszByClass.apply(logits, target, valid)  # (C,) each
+        pairs = zip(labelled.logits.split(1), labelled.target.split(1), strict=True)
+        each = [lovasz(*pair, VOID, class_weights) for pair in pairs]
+        return torch.stack(each).sum() / positive(labelled.valid.flatten(1).any(dim=1).sum())
+    return lovasz_of(labelled, class_weights)
+
+
+def lovasz_of(labelled: Labelled, class_weights: ClassWeights) -> Tensor:
+    """`lovasz` of what is prepared, over the whole batch."""
+    weight = weights_like(class_weights, labelled.logits)
+    losses, counts = _LovaszByClass.apply(labelled.logits, labelled.target, labelled.valid)  # (C,) each
     share = (counts > 0).to(losses.dtype)
     if weight is not None:
         share = share * weight
