@@ -3,8 +3,8 @@ one softmax for all that are asked of the same logits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class Labelled:
     """Logits and what they should say.
 
     Attributes:
-        logits: (B, C, H, W), in float32 or float64, one class after another.
+        logits: (B, C, H, W), of any float type.
         target: (B, H, W), int64, with void at `VOID`.
         valid: (B, H, W), bool: not void.
     """
@@ -46,6 +46,11 @@ class Labelled:
     logits: Tensor
     target: Tensor
     valid: Tensor
+
+    def in_full(self) -> Labelled:
+        """The same with logits in float32 or float64, whose gradients are added up before they are rounded."""
+        full = _in_full(self.logits)
+        return self if full is self.logits else replace(self, logits=full)
 
     @property
     def index(self) -> Tensor:
@@ -80,16 +85,14 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> Labelled:
                 f"target holds the value {int(target[wrong][0])}, neither a class (0..{num_classes - 1}) "
                 f"nor void ({ignore_index}); run `unetdiff data check`"
             )
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    full = logits.to(wide, memory_format=torch.contiguous_format)
-    return Labelled(full, target.masked_fill(~valid, VOID), valid)
+    return Labelled(logits, target.masked_fill(~valid, VOID), valid)
 
 
 def weights_like(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:
-    """class_weights as a tensor (C,) beside the logits; UserError where their number is not C."""
+    """class_weights as a tensor (C,) beside the logits, in full precision; UserError where their number is not C."""
     if class_weights is None:
         return None
-    weight = torch.as_tensor(class_weights, dtype=logits.dtype, device=logits.device)
+    weight = torch.as_tensor(class_weights, dtype=_full(logits.dtype), device=logits.device)
     if weight.shape != (logits.shape[1],):
         raise UserError(f"class_weights has {weight.numel()} values for {logits.shape[1]} classes; give one for each")
     return weight
@@ -103,25 +106,32 @@ def positive(total: Tensor) -> Tensor:
 class _Softmax(torch.autograd.Function):
     """Logits -> the four of `Soft`.
 
-    Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the gradient.
+    Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the gradient; a
+    CPU takes one picture after another through all of it, while it is in its cache.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, index: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         void = ~valid
-        probability = logits.softmax(dim=1)  # (B, C, H, W)
-        # log p_t = z_t - logsumexp, and the largest logit has the largest p: exact where p_t itself is too small
-        likeliest = probability.amax(dim=1).log_()  # (B, H, W)
-        log_loss = logits.amax(dim=1).sub_(_at(logits, index)).sub_(likeliest).masked_fill_(void, 0)
-        probability.masked_fill_(void[:, None], 0)  # void weighs nothing from here on, in the backward pass too
-        own = _at(probability, index)
+        kept: Any = {"dtype": _full(logits.dtype), "device": logits.device}
+        probability = torch.empty(logits.shape, **kept)
+        own, log_loss = torch.empty(index.shape, **kept), torch.empty(index.shape, **kept)  # p_t and -log p_t
+        parts = []
+        for z, p, t, unseen, p_t, loss in _parts(logits, probability, index, void, own, log_loss):
+            z = _in_full(z)
+            torch.softmax(z, dim=1, out=p)
+            # log p_t = z_t - logsumexp, and the largest logit has the largest p: exact where p_t itself is too small
+            torch.sub(z.amax(dim=1), _at(z, t), out=loss).sub_(p.amax(dim=1).log_()).masked_fill_(unseen, 0)
+            p.masked_fill_(unseen[:, None], 0)  # void weighs nothing from here on, in the backward pass too
+            p_t.copy_(_at(p, t))
+            parts.append(p.sum(dim=(0, 2, 3)))
         overlap = _sum_by_class(own, index, logits.shape[1])
-        mass = probability.sum(dim=(0, 2, 3))
         count = _sum_by_class(valid.to(own.dtype), index, logits.shape[1])
         ctx.save_for_backward(probability, index, own, void)
+        ctx.like = logits.dtype, torch.channels_last if _is_channels_last(logits) else torch.contiguous_format
         ctx.mark_non_differentiable(count)
         ctx.set_materialize_grads(False)
-        return log_loss, overlap, mass, count
+        return log_loss, overlap, torch.stack(parts).sum(dim=0), count
 
     @staticmethod
     @once_differentiable
@@ -129,8 +139,9 @@ class _Softmax(torch.autograd.Function):
         ctx: Any, of_log_loss: Tensor | None, of_overlap: Tensor | None, of_mass: Tensor | None, _: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
         # With g = dL/dp: dL/dlogit = p (g - <g, p>), g_c = of_mass_c + [c = t] of_overlap_c; of -log p_t: p - [c = t].
+        # In all, dL/dlogit = p (of_mass + each) + [c = t] at_target.
         probability, index, own, void = ctx.saved_tensors
-        each, at_target = torch.zeros_like(own), torch.zeros_like(own)  # (B, H, W): dL/dlogit = p each + [c = t] ...
+        each, at_target = torch.zeros_like(own), torch.zeros_like(own)  # (B, H, W)
         if of_overlap is not None:
             at_target += of_overlap[index] * own
             each -= at_target
@@ -138,14 +149,36 @@ class _Softmax(torch.autograd.Function):
             of_log_loss = of_log_loss.masked_fill(void, 0)
             at_target -= of_log_loss
             each += of_log_loss
-        if of_mass is None:
-            grad = probability * each[:, None]
-        else:
-            with torch.autocast(own.device.type, enabled=False):
-                each -= torch.matmul(of_mass, rearrange(probability, "b c h w -> b c (h w)")).view_as(own)
-            grad = (of_mass[:, None, None] + each[:, None]).mul_(probability)  # (B, C, H, W)
-        grad.scatter_add_(1, index[:, None], at_target[:, None])
+        dtype, layout = ctx.like
+        grad = torch.empty(probability.shape, dtype=dtype, device=own.device, memory_format=layout)
+        with torch.autocast(own.device.type, enabled=False):
+            for out, p, t, e, a in _parts(grad, probability, index, each, at_target):
+                if of_mass is None:
+                    g = p * e[:, None]
+                else:
+                    e -= torch.matmul(of_mass, rearrange(p, "b c h w -> b c (h w)")).view_as(e)
+                    g = (of_mass[:, None, None] + e[:, None]).mul_(p)  # (B, C, H, W)
+                out.copy_(g.scatter_add_(1, t[:, None], a[:, None]).to(dtype))
         return grad, None, None
+
+
+def _full(dtype: torch.dtype) -> torch.dtype:
+    """The precision of a loss of logits in this one."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _in_full(logits: Tensor) -> Tensor:
+    """(B, C, H, W) in full precision, one class after another, as a softmax over the classes reads them."""
+    return logits.to(_full(logits.dtype), memory_format=torch.contiguous_format)
+
+
+def _is_channels_last(logits: Tensor) -> bool:
+    return not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last)
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Of tensors with the same pictures: one after another on a CPU, all at once elsewhere."""
+    return zip(*[tensor.split(1 if tensor.is_cpu else len(tensor)) for tensor in tensors], strict=True)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -48,8 +48,9 @@ def cross_entropy(
 def _cross_entropy(
     labelled: Labelled, class_weights: ClassWeights, label_smoothing: float = 0.0, ohem: OHEMConfig | None = None
 ) -> Tensor:
-    logits, index = labelled.logits, labelled.index
-    weight = weights_like(class_weights, logits)
+    if label_smoothing:
+        labelled = labelled.in_full()
+    index, weight = labelled.index, weights_like(class_weights, labelled.logits)
     log_loss, counted = labelled.soft.log_loss, labelled.valid  # (B, H, W)
     if ohem is not None:
         counted = hard_pixels(log_loss, labelled.valid, ohem.threshold, ohem.min_share)
@@ -57,6 +58,7 @@ def _cross_entropy(
     total = counts.sum()
     summed = (log_loss * counts).sum()
     if label_smoothing:
+        logits = labelled.logits
         each = torch.ones_like(logits[0, :, 0, 0]) if weight is None else weight  # (C,)
         # the sum of w_c (-log p_c), where -log p_c = -log p_t + z_t - z_c
         own = log_loss + logits.gather(1, index[:, None])[:, 0]
@@ -153,6 +155,8 @@ class WeightedLoss:
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         labelled = prepare(logits, target, self.ignore_index)
+        if self.label_smoothing or "lovasz" in self.losses:  # more than one gradient
+            labelled = labelled.in_full()
         parts = {
             name: self._loss(name)(labelled, None if name in UNWEIGHTED else self.class_weights) for name in self.losses
         }

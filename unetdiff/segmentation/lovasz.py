@@ -26,7 +26,7 @@ def lovasz(
     default the whole batch is one set of pixels; `per_picture` averages the loss of each picture that is not
     all void. class_weights (C,) weigh the average over classes. Shapes, types and errors as in `cross_entropy`.
     """
-    labelled = prepare(logits, target, ignore_index)
+    labelled = prepare(logits, target, ignore_index).in_full()
     if per_picture:
         pairs = zip(labelled.logits.split(1), labelled.target.split(1), strict=True)
         each = [lovasz(*pair, VOID, class_weights) for pair in pairs]
@@ -35,7 +35,7 @@ def lovasz(
 
 
 def lovasz_of(labelled: Labelled, class_weights: ClassWeights) -> Tensor:
-    """`lovasz` of what is prepared, over the whole batch."""
+    """`lovasz` of what is prepared, in full precision, over the whole batch."""
     weight = weights_like(class_weights, labelled.logits)
     losses, counts = _LovaszByClass.apply(labelled.logits, labelled.target, labelled.valid)  # (C,) each
     share = (counts > 0).to(losses.dtype)
