@@ -49,10 +49,13 @@ def test_a_folded_trunk_answers_the_same_at_every_size(make: type[nn.Module]) ->
 
 
 @pytest.mark.parametrize("channels", [4, 0])
-@pytest.mark.parametrize("enough", [1, 1 << 20])
+@pytest.mark.parametrize(("enough", "wide"), [(1, 4), (1 << 20, 4), (1, 1)])
 @torch.no_grad()
-def test_a_double_convolution_grows_and_joins(monkeypatch: pytest.MonkeyPatch, channels: int, enough: int) -> None:
+def test_a_double_convolution_grows_and_joins(
+    monkeypatch: pytest.MonkeyPatch, channels: int, enough: int, wide: int
+) -> None:
     monkeypatch.setattr("unetdiff.models.upsampling.ENOUGH", enough)
+    monkeypatch.setattr("unetdiff.models.taps.WIDE", wide)
     block = DoubleConv(3 + channels, 6, "none")
     network = nn.ModuleList([copy.deepcopy(block)])
     pack(network)
@@ -68,7 +71,8 @@ def test_a_double_convolution_grows_and_joins(monkeypatch: pytest.MonkeyPatch, c
     for _ in range(2):
         network[0].grown(h, (10, 14), drawn(2, channels, 10, 14) if channels else None, None)
     packed = network[0].conv1
-    assert isinstance(packed, PackedGrowth) and packed.sums is not None and packed.sums.is_mkldnn
+    assert isinstance(packed, PackedGrowth) and packed.made is not None and packed.made.is_mkldnn
+    assert packed.tapped == (wide == 1)
     network.to(torch.bfloat16)
     found = network[0].grown(h.bfloat16(), size, None if skip is None else skip.bfloat16(), None)
     expected = block.grown(h, size, skip, None)

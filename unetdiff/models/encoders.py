@@ -25,6 +25,7 @@ from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttentio
 from unetdiff.models.config import EncoderConfig, ResidualConfig
 from unetdiff.models.embeddings import TimeModulation
 from unetdiff.models.loading import read_tensors
+from unetdiff.models.pointwise import use_products
 
 Skips = list[Tensor]
 
@@ -103,6 +104,7 @@ class TrunkEncoder(nn.Module):
             _widen_stem(self.trunk, in_channels, pretrained=weights is not None)
         if norm in ("frozen", "group"):
             replace_batch_norm(self.trunk, norm)
+        use_products(self.trunk)
         mean, std = (IMAGENET_MEAN, IMAGENET_STD) if statistics == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
         # pixels p in [-1, 1]: ((p + 1) / 2 - mean) / std; channels past the third stay as they are
         scale = torch.tensor([0.5 / s for s in std] + [1.0] * (in_channels - 3))

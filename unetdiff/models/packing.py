@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from unetdiff.allocator import give_back_freed_memory
 from unetdiff.models.blocks import DoubleConv, ResnetBlock
+from unetdiff.models.pointwise import PointwiseConv
 from unetdiff.models.shortcuts import is_as_written
+from unetdiff.models.taps import few_enough, matrix, spread, tapped_conv
 from unetdiff.models.upsampling import doubles, grow_nearest, pays, transposed
 
 Window = tuple[Any, Any, Any, int]
@@ -24,6 +27,8 @@ _OPERATORS = (
     "_convolution_transpose_pointwise",
     "_reorder_convolution_weight",
     "_reorder_convolution_transpose_weight",
+    "_linear_pointwise",
+    "_reorder_linear_weight",
 )
 _DOUBLING: Any = [1, 1], [0, 0], [2, 2], [1, 1], 1  # padding, output padding, stride, dilation, groups
 
@@ -60,9 +65,10 @@ def _packed(module: nn.Module, group: Group, follows: bool) -> nn.Module | None:
         return PackedResidual(module, group, follows)
     if type(module) is DoubleConv and module.time is None and _has_no_norms(module):
         return PackedDoubleConv(module, group)
-    if type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple):
-        return PackedConv.of(module, group)
-    return None
+    if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, PointwiseConv):
+        return None
+    packable = module.padding_mode == "zeros" and isinstance(module.padding, tuple)
+    return PackedConv.of(module, group) if packable else None
 
 
 def _has_no_norms(block: nn.Module) -> bool:
@@ -148,7 +154,7 @@ class PackedConv(nn.Module):
 class PackedGrowth(nn.Module):
     """ReLU of the 3x3 convolution of a skip and a map that grows to its size (`grown_conv`); neither is joined.
 
-    Where the map doubles, the sums of weights that make it a transposed convolution are laid out too.
+    Where the map doubles, the weights of the shorter way are laid out too: those of each tap, or their sums.
 
     Args:
         conv: reads the skip's channels, then the map's; takes its place in its group.
@@ -159,16 +165,17 @@ class PackedGrowth(nn.Module):
         super().__init__()
         kernel = conv.plain()
         own = kernel.shape[1] - channels
-        apart: Group = []  # its weights stay as they are where the sums are used
+        apart: Group = []  # its weights stay as they are where others are made of them
         self.above = PackedConv(kernel[:, own:], conv.bias, conv.window, apart, relu=not own)
         self.beside = PackedConv(kernel[:, :own], None, conv.window, conv.group) if own else None
-        self.sums: Tensor | None = None
+        self.made: Tensor | None = None
         self.size: list[int] = []  # of the last map that doubled
+        self.tapped = False  # whether that one has few enough pixels for products with each tap
         self.group = conv.group
         conv.group[conv.group.index(conv)] = self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedGrowth:
-        self.sums, self.size = None, []
+        self.made, self.size = None, []
         super()._apply(fn)
         return self
 
@@ -182,21 +189,39 @@ class PackedGrowth(nn.Module):
             return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
         shape = list(h.shape)
         if shape != self.size:
-            self.sums, self.size = None, shape
-        elif self.sums is None:
+            self.made, self.size, self.tapped = None, shape, few_enough(h, self.above.weight.shape[0])
+        elif self.made is None:
             lay_out(self.group)
-        if self.sums is None and not pays(h, size):
+        if self.tapped:
+            return self._by_taps(h)
+        if self.made is None and not pays(h, size):
             return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
-        sums = transposed(self.above.plain()) if self.sums is None else self.sums
+        sums = transposed(self.above.plain()) if self.made is None else self.made
         operator = torch.ops.mkldnn._convolution_transpose_pointwise
         return operator(h, sums, self.above.bias, *_DOUBLING, self.above.after, [], "")  # type: ignore[no-any-return]
 
+    def _by_taps(self, h: Tensor) -> Tensor:
+        bias = self.above.bias
+        if self.made is None:
+            out = tapped_conv(h, None, self.above.plain(), bias, h.dtype)
+        else:
+            pixels = rearrange(h, "b c h w -> (b h w) c")
+            products = torch.ops.mkldnn._linear_pointwise(pixels, self.made, None, "none", [], "")
+            out = spread(products.view(len(h), *h.shape[-2:], 3, 3, -1))
+            if bias is not None:
+                out.add_(bias[:, None, None])
+        return out.relu_() if self.above.after == "relu" else out
+
     def lay_out(self) -> None:
         """As the last map's size asks for."""
-        if self.size and self.sums is None:
-            self.above.weight = self.above.plain().clone()  # no longer a part of the whole, which goes
-            reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
-            self.sums = reorder(transposed(self.above.weight), *_DOUBLING, self.size)
+        if self.size and self.made is None:
+            self.above.weight = kernel = self.above.plain().clone()  # no longer a part of the whole, which goes
+            if self.tapped:
+                pixels = self.size[0] * self.size[2] * self.size[3]
+                self.made = torch.ops.mkldnn._reorder_linear_weight(matrix(kernel, kernel.dtype), pixels)
+            else:
+                reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+                self.made = reorder(transposed(kernel), *_DOUBLING, self.size)
 
 
 class PackedResidual(nn.Module):
