@@ -1,7 +1,7 @@
 """How the cost grows with the pixels of a picture and with the batch: the exponent of a power law through the times.
 
 1 is growth in proportion. What a call costs whatever its size lowers the exponent where the work is small, so the times
-themselves are told beside it.
+themselves are told beside it, and what each further pixel or picture costs between the ends, which it does not change.
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ class Growth:
         """Ours, and the peer's."""
         ours, theirs = ([spread.median for spread in side] for side in (self.ours, self.theirs))
         return exponent(self.values, ours), exponent(self.values, theirs)
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """Seconds for each further pixel or picture, between the ends: ours, and the peer's."""
+        more = self.values[-1] - self.values[0]
+        ours, theirs = ((side[-1].median - side[0].median) / more for side in (self.ours, self.theirs))
+        return ours, theirs
 
     @property
     def reached(self) -> bool:

@@ -18,11 +18,14 @@ HOW = (
     "turns in one process. How many times as fast: the median of the rounds' own ratios."
 )
 
+DERIVED = ("exponents", "slopes", "reached")
+"""What a growth makes of its times."""
+
 
 def as_json(machine: Mapping[str, Any], ceilings: Mapping[str, float], rows: Sequence[Row], growths: Sequence[Growth]):
     """Every figure, as dicts and lists."""
     told = [asdict(row) | {"reached": reached(row), "memory_ratio": row.memory_ratio} for row in rows]
-    grown = [asdict(growth) | {"exponents": growth.exponents, "reached": growth.reached} for growth in growths]
+    grown = [{**asdict(each), **{name: getattr(each, name) for name in DERIVED}} for each in growths]
     return {"machine": machine, "ceilings": ceilings, "rows": told, "growth": grown}
 
 
@@ -115,7 +118,7 @@ def _memory(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _growth(growths: Sequence[Growth]) -> list[list[str]]:
-    head = ["growth of", "against", "from", "to", "ours, ms", "peer, ms", "exponents", "reached"]
+    head = ["growth of", "against", "from", "to", "ours, ms", "peer, ms", "exponents", "reached", "each further, ms"]
     return [head] + [
         [
             growth.name,
@@ -125,6 +128,7 @@ def _growth(growths: Sequence[Growth]) -> list[list[str]]:
             *(f"{1e3 * side[0].median:.4g} to {1e3 * side[-1].median:.4g}" for side in (growth.ours, growth.theirs)),
             " and ".join(f"{number:.2f}" for number in growth.exponents),
             _verdict(growth.reached),
+            " and ".join(f"{1e3 * number:.4g}" for number in growth.slopes),
         ]
         for growth in growths
     ]

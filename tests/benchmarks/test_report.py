@@ -73,7 +73,7 @@ def test_the_tables_of_a_result() -> None:
         ["950", "1,000", "0.95", "**no** (at most 0.9)"],
     ]
     grown = cells(text, "growth of")
-    assert [line[-2:] for line in grown] == [["1.04 and 1.00", "yes"], ["1.20 and 1.00", "**no**"]]
+    assert [line[-3:-1] for line in grown] == [["1.04 and 1.00", "yes"], ["1.20 and 1.00", "**no**"]]
     assert "100.0 GFLOP/s in float32, 800.0 GFLOP/s in bf16" in text and "medians of 10 rounds after 3" in text
 
 
@@ -86,6 +86,9 @@ def test_json_holds_every_figure() -> None:
     assert found["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
     assert found["rows"][0]["memory_ratio"] == 0.8 and found["rows"][0]["reached"] == {"speedup": True, "memory": True}
     assert found["growth"][0]["exponents"] == pytest.approx([1.2, 1.0]) and not found["growth"][0]["reached"]
+    first, *_, last = found["growth"][0]["ours"]
+    more = found["growth"][0]["values"][-1] - found["growth"][0]["values"][0]
+    assert found["growth"][0]["slopes"][0] == pytest.approx((last["median"] - first["median"]) / more)
 
 
 def test_exponent_of_a_power_law() -> None:
