@@ -19,9 +19,11 @@ from unetdiff.benchmark.timing import Spread, in_turns, speedup
 from unetdiff.models.activation import gated, group_norm, norm_silu_conv
 from unetdiff.models.attention import attend
 from unetdiff.models.packing import PackedConv
+from unetdiff.models.pointwise import PointwiseConv
 from unetdiff.models.shortcuts import as_written
 from unetdiff.models.upsampling import grown_conv
 from unetdiff.training import machine
+from unetdiff.training.optimizer import AdamW
 
 Work = Callable[[], object]
 WARMUPS = 3
@@ -51,6 +53,13 @@ def predicted(work: Work) -> Work:
     return torch.inference_mode()(work)
 
 
+def stepping(kind: type[torch.optim.AdamW]) -> Work:
+    """A fused step of weights that lie channels-last, as their gradient does."""
+    weights = torch.zeros(256, 3072, 3, 3).contiguous(memory_format=torch.channels_last)
+    weights.grad = torch.ones_like(weights)
+    return kind([weights], fused=True).step
+
+
 @contextmanager
 def norms() -> Iterator[tuple[nn.GroupNorm, nn.GroupNorm]]:
     """A GroupNorm that is taken by hand, and one that is not, for somebody listens to it."""
@@ -65,6 +74,7 @@ def cases() -> Iterator[tuple[str, Work, Work]]:
     for label, batch, channels, width, side in (
         ("a denoiser's upsampling, 32 x 128 x 16 x 16, 3 x 3 convolution to 128", 32, 128, 128, 16),
         ("a decoder's, 4 x 32 x 128 x 128 to 16", 4, 32, 16, 128),
+        ("its deepest, 4 x 2048 x 8 x 8 to 256", 4, 2048, 256, 8),
     ):
         h, layer = drawn(batch, channels, side, side).requires_grad_(), conv(channels, width)
 
@@ -77,6 +87,14 @@ def cases() -> Iterator[tuple[str, Work, Work]]:
 
         yield f"{label}, and gradient", trained(shortcut), trained(written)
         yield label, predicted(shortcut), predicted(written)
+    h, layer = drawn(4, 2048, 8, 8).requires_grad_(), conv(2048, 512, 1)
+    product = PointwiseConv(2048, 512, 1).to(h.dtype)
+    yield (
+        "1 x 1 convolution of 4 x 2048 x 8 x 8 to 512, and gradient",
+        trained(lambda: product(h)),
+        trained(lambda: layer(h)),
+    )
+    yield "AdamW of 256 x 3072 x 3 x 3 in channels-last", *(stepping(kind) for kind in (AdamW, torch.optim.AdamW))
     with norms() as (mine, theirs):
         for side in (16, 32):
             x, layer = drawn(32, 128, side, side).requires_grad_(), conv(128, 128)

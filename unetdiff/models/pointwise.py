@@ -1,9 +1,10 @@
-"""1x1 convolutions of a trunk, whose deep maps have few pixels and many channels: there, a matrix product on a CPU."""
+"""1x1 convolutions of a trunk, whose deep maps have few pixels and many channels: a CPU trains these by products."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +13,8 @@ from unetdiff.models.shortcuts import by_hand, is_as_written
 
 FEW = 1024
 """Pixels of a batch up to which it is the quicker way: a convolution lays its weights out anew, and again for each of
-its gradients; a product reads them as they are."""
+its gradients; a product reads them as they are. Without gradients it is left alone: a network that predicts is packed,
+and MKL would keep 60 MB for itself once a float32 product was made."""
 
 
 class PointwiseConv(nn.Conv2d):
@@ -21,7 +23,8 @@ class PointwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         down, across = self.stride
         batch, _, height, width = x.shape
-        if is_as_written() or not by_hand(x) or batch * -(-height // down) * -(-width // across) > FEW:
+        few = batch * -(-height // down) * -(-width // across) <= FEW
+        if not (few and torch.is_grad_enabled() and by_hand(x)) or is_as_written():
             return super().forward(x)
         pixels = rearrange(x[:, :, ::down, ::across], "b c h w -> b h w c")
         out = F.linear(pixels, rearrange(self.weight, "o c 1 1 -> o c"), self.bias)
