@@ -158,7 +158,7 @@ class _Softmax(torch.autograd.Function):
                 else:
                     e -= torch.matmul(of_mass, rearrange(p, "b c h w -> b c (h w)")).view_as(e)
                     g = (of_mass[:, None, None] + e[:, None]).mul_(p)  # (B, C, H, W)
-                out.copy_(g.scatter_add_(1, t[:, None], a[:, None]).to(dtype))
+                _lay(g.scatter_add_(1, t[:, None], a[:, None]).to(dtype), out)
         return grad, None, None
 
 
@@ -174,6 +174,15 @@ def _in_full(logits: Tensor) -> Tensor:
 
 def _is_channels_last(logits: Tensor) -> bool:
     return not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last)
+
+
+def _lay(values: Tensor, out: Tensor) -> None:
+    """Copy (B, C, H, W) from one class after another to one pixel after another; torch has a way of its own for matrices."""
+    if len(values) == 1 and _is_channels_last(out):
+        rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])  # (H W, C)
+        rows.copy_(values.view(out.shape[1], -1).t())
+    else:
+        out.copy_(values)
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
