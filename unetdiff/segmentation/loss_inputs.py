@@ -177,7 +177,7 @@ def _is_channels_last(logits: Tensor) -> bool:
 
 
 def _lay(values: Tensor, out: Tensor) -> None:
-    """Copy (B, C, H, W) from one class after another to one pixel after another; torch has a way of its own for matrices."""
+    """Copy (B, C, H, W); from classes to pixels as a matrix, for which torch has a way of its own."""
     if len(values) == 1 and _is_channels_last(out):
         rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])  # (H W, C)
         rows.copy_(values.view(out.shape[1], -1).t())
