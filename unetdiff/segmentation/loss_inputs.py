@@ -52,7 +52,7 @@ class Labelled:
         full = _in_full(self.logits)
         return self if full is self.logits else replace(self, logits=full)
 
-    @property
+    @cached_property
     def index(self) -> Tensor:
         """The target, (B, H, W), with void at some class."""
         return self.target.clamp_min(0)
