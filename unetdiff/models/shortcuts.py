@@ -45,3 +45,8 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
 def computed_in(weight: Tensor) -> torch.dtype:
     """The precision of a CPU's convolution with these weights: autocast's, or their own."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """It lies in memory one pixel after another, and not one channel after another too."""
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from unetdiff.data.transforms import is_void
 from unetdiff.errors import UserError
+from unetdiff.models.shortcuts import is_channels_last
 
 ClassWeights = Tensor | Sequence[float] | None
 VOID = -1  # inside the losses; outside, ignore_index may be any integer, a class included
@@ -128,7 +129,7 @@ class _Softmax(torch.autograd.Function):
         overlap = _sum_by_class(own, index, logits.shape[1])
         count = _sum_by_class(valid.to(own.dtype), index, logits.shape[1])
         ctx.save_for_backward(probability, index, own, void)
-        ctx.like = logits.dtype, torch.channels_last if _is_channels_last(logits) else torch.contiguous_format
+        ctx.like = logits.dtype, torch.channels_last if is_channels_last(logits) else torch.contiguous_format
         ctx.mark_non_differentiable(count)
         ctx.set_materialize_grads(False)
         return log_loss, overlap, torch.stack(parts).sum(dim=0), count
@@ -172,13 +173,9 @@ def _in_full(logits: Tensor) -> Tensor:
     return logits.to(_full(logits.dtype), memory_format=torch.contiguous_format)
 
 
-def _is_channels_last(logits: Tensor) -> bool:
-    return not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last)
-
-
 def _lay(values: Tensor, out: Tensor) -> None:
     """Copy (B, C, H, W); from classes to pixels as a matrix, for which torch has a way of its own."""
-    if len(values) == 1 and _is_channels_last(out):
+    if len(values) == 1 and is_channels_last(out):
         rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])  # (H W, C)
         rows.copy_(values.view(out.shape[1], -1).t())
     else:

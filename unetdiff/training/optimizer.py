@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from unetdiff.models.shortcuts import is_channels_last
 from unetdiff.training.config import OptimizerConfig, ScheduleConfig
 from unetdiff.training.schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
@@ -32,7 +33,7 @@ class AdamW(torch.optim.AdamW):
         for place, parameter in enumerate(params):
             if not parameter.is_cpu:
                 continue
-            if not parameter.is_contiguous() and parameter.is_contiguous(memory_format=torch.channels_last):
+            if is_channels_last(parameter):
                 for tensors in lists:
                     if tensors[place].dim() == 4:  # not the count of steps
                         tensors[place] = rearrange(tensors[place], "o c h w -> o h w c")
