@@ -19,7 +19,7 @@ from unetdiff.benchmark.timing import Spread, in_turns, speedup
 from unetdiff.models.activation import gated, group_norm, norm_silu_conv
 from unetdiff.models.attention import attend
 from unetdiff.models.packing import PackedConv
-from unetdiff.models.pointwise import PointwiseConv
+from unetdiff.models.products import ProductConv
 from unetdiff.models.shortcuts import as_written
 from unetdiff.models.upsampling import grown_conv
 from unetdiff.training import machine
@@ -36,9 +36,9 @@ def drawn(*shape: int) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
 
-def conv(channels: int, width: int, kernel: int = 3) -> nn.Conv2d:
+def conv(channels: int, width: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
     """A convolution of these maps."""
-    made = nn.Conv2d(channels, width, kernel, padding=kernel // 2)
+    made = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2)
     return made.to(drawn(1).dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -87,13 +87,15 @@ def cases() -> Iterator[tuple[str, Work, Work]]:
 
         yield f"{label}, and gradient", trained(shortcut), trained(written)
         yield label, predicted(shortcut), predicted(written)
-    h, layer = drawn(4, 2048, 8, 8).requires_grad_(), conv(2048, 512, 1)
-    product = PointwiseConv(2048, 512, 1).to(h.dtype)
-    yield (
-        "1 x 1 convolution of 4 x 2048 x 8 x 8 to 512, and gradient",
-        trained(lambda: product(h)),
-        trained(lambda: layer(h)),
-    )
+    for kernel, channels, width, side, stride in ((1, 2048, 512, 8, 1), (3, 512, 512, 8, 1), (3, 512, 512, 16, 2)):
+        h, layer = drawn(4, channels, side, side).requires_grad_(), conv(channels, width, kernel, stride)
+        product = ProductConv(channels, width, kernel, stride, padding=kernel // 2).to(h.dtype)
+        size = f"4 x {channels} x {side} x {side} to {width}, stride {stride}"
+        yield (
+            f"{kernel} x {kernel} convolution of {size}, and gradient",
+            trained(lambda h=h, product=product: product(h)),
+            trained(lambda h=h, layer=layer: layer(h)),
+        )
     yield "AdamW of 256 x 3072 x 3 x 3 in channels-last", *(stepping(kind) for kind in (AdamW, torch.optim.AdamW))
     with norms() as (mine, theirs):
         for side in (16, 32):

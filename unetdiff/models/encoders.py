@@ -25,7 +25,7 @@ from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttentio
 from unetdiff.models.config import EncoderConfig, ResidualConfig
 from unetdiff.models.embeddings import TimeModulation
 from unetdiff.models.loading import read_tensors
-from unetdiff.models.pointwise import use_products
+from unetdiff.models.products import use_products
 
 Skips = list[Tensor]
 

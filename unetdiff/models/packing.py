@@ -14,7 +14,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from unetdiff.allocator import give_back_freed_memory
 from unetdiff.models.blocks import DoubleConv, ResnetBlock
-from unetdiff.models.pointwise import PointwiseConv
+from unetdiff.models.products import ProductConv
 from unetdiff.models.shortcuts import is_as_written
 from unetdiff.models.taps import few_enough, matrix, spread, tapped_conv
 from unetdiff.models.upsampling import doubles, grow_nearest, pays, transposed
@@ -65,7 +65,7 @@ def _packed(module: nn.Module, group: Group, follows: bool) -> nn.Module | None:
         return PackedResidual(module, group, follows)
     if type(module) is DoubleConv and module.time is None and _has_no_norms(module):
         return PackedDoubleConv(module, group)
-    if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, PointwiseConv):
+    if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, ProductConv):
         return None
     packable = module.padding_mode == "zeros" and isinstance(module.padding, tuple)
     return PackedConv.of(module, group) if packable else None

@@ -50,7 +50,7 @@ class Labelled:
 
     def in_full(self) -> Labelled:
         """The same with logits in float32 or float64, whose gradients are added up before they are rounded."""
-        full = _in_full(self.logits)
+        full = self.logits.to(_full(self.logits.dtype))
         return self if full is self.logits else replace(self, logits=full)
 
     @cached_property
@@ -61,7 +61,8 @@ class Labelled:
     @cached_property
     def soft(self) -> Soft:
         """Of one softmax, whatever reads it."""
-        return Soft(*_Softmax.apply(self.logits, self.index, self.valid))
+        with torch.autocast(self.logits.device.type, enabled=False):
+            return Soft(*_Softmax.apply(self.logits, self.index, self.valid))
 
 
 def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> Labelled:
@@ -107,29 +108,35 @@ def positive(total: Tensor) -> Tensor:
 class _Softmax(torch.autograd.Function):
     """Logits -> the four of `Soft`.
 
-    Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the gradient; a
-    CPU takes one picture after another through all of it, while it is in its cache.
+    Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the gradient,
+    both laid out as the logits are; a CPU takes one picture after another through all of it, while it is in its cache.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, index: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        void = ~valid
-        kept: Any = {"dtype": _full(logits.dtype), "device": logits.device}
-        probability = torch.empty(logits.shape, **kept)
-        own, log_loss = torch.empty(index.shape, **kept), torch.empty(index.shape, **kept)  # p_t and -log p_t
+        logits, axis = _rows(logits)
+        full = _full(logits.dtype)
+        seen = valid.to(full)  # void weighs nothing, in the backward pass too
+        probability = torch.empty(logits.shape, dtype=full, device=logits.device)
+        own, log_loss = torch.empty_like(seen), torch.empty_like(seen)  # p_t and -log p_t, (B, H, W)
         parts = []
-        for z, p, t, unseen, p_t, loss in _parts(logits, probability, index, void, own, log_loss):
-            z = _in_full(z)
-            torch.softmax(z, dim=1, out=p)
-            # log p_t = z_t - logsumexp, and the largest logit has the largest p: exact where p_t itself is too small
-            torch.sub(z.amax(dim=1), _at(z, t), out=loss).sub_(p.amax(dim=1).log_()).masked_fill_(unseen, 0)
-            p.masked_fill_(unseen[:, None], 0)  # void weighs nothing from here on, in the backward pass too
-            p_t.copy_(_at(p, t))
-            parts.append(p.sum(dim=(0, 2, 3)))
-        overlap = _sum_by_class(own, index, logits.shape[1])
-        count = _sum_by_class(valid.to(own.dtype), index, logits.shape[1])
-        ctx.save_for_backward(probability, index, own, void)
-        ctx.like = logits.dtype, torch.channels_last if is_channels_last(logits) else torch.contiguous_format
+        for z, p, t, v, p_t, loss in _parts(logits, probability, index, seen, own, log_loss):
+            z = z.to(full)
+            torch.softmax(z, dim=axis, out=p)
+            p_t.copy_(_at(p, t, axis))
+            torch.log(p_t, out=loss).neg_()
+            small = p_t < torch.finfo(full).tiny  # too small for the logarithm, not for the difference of logits
+            if not p.is_cpu or bool(small.any()):  # elsewhere a look would wait for the device
+                # log p_t = z_t - logsumexp, and the largest logit has the largest p
+                exact = z.amax(dim=axis).sub_(_at(z, t, axis)).sub_(p.amax(dim=axis).log_())
+                torch.where(small, exact, loss, out=loss)
+            loss.masked_fill_(v == 0, 0)
+            p_t.mul_(v)
+            parts.append(_sum_over_pixels(p, v, axis))
+        num_classes = logits.shape[axis]
+        overlap, count = _sum_by_class(own, index, num_classes), _sum_by_class(seen, index, num_classes)
+        ctx.save_for_backward(probability, index, own, seen)
+        ctx.dtype, ctx.axis = logits.dtype, axis
         ctx.mark_non_differentiable(count)
         ctx.set_materialize_grads(False)
         return log_loss, overlap, torch.stack(parts).sum(dim=0), count
@@ -141,26 +148,26 @@ class _Softmax(torch.autograd.Function):
     ) -> tuple[Tensor | None, None, None]:
         # With g = dL/dp: dL/dlogit = p (g - <g, p>), g_c = of_mass_c + [c = t] of_overlap_c; of -log p_t: p - [c = t].
         # In all, dL/dlogit = p (of_mass + each) + [c = t] at_target.
-        probability, index, own, void = ctx.saved_tensors
+        probability, index, own, seen = ctx.saved_tensors
+        axis = ctx.axis
         each, at_target = torch.zeros_like(own), torch.zeros_like(own)  # (B, H, W)
         if of_overlap is not None:
             at_target += of_overlap[index] * own
             each -= at_target
         if of_log_loss is not None:
-            of_log_loss = of_log_loss.masked_fill(void, 0)
+            of_log_loss = of_log_loss.masked_fill(seen == 0, 0)
             at_target -= of_log_loss
             each += of_log_loss
-        dtype, layout = ctx.like
-        grad = torch.empty(probability.shape, dtype=dtype, device=own.device, memory_format=layout)
+        grad = torch.empty(probability.shape, dtype=ctx.dtype, device=own.device)
         with torch.autocast(own.device.type, enabled=False):
-            for out, p, t, e, a in _parts(grad, probability, index, each, at_target):
+            for out, p, t, v, e, a in _parts(grad, probability, index, seen, each, at_target):
                 if of_mass is None:
-                    g = p * e[:, None]
+                    g = p * e.unsqueeze(axis)
                 else:
-                    e -= torch.matmul(of_mass, rearrange(p, "b c h w -> b c (h w)")).view_as(e)
-                    g = (of_mass[:, None, None] + e[:, None]).mul_(p)  # (B, C, H, W)
-                _lay(g.scatter_add_(1, t[:, None], a[:, None]).to(dtype), out)
-        return grad, None, None
+                    e -= _sum_over_classes(p, of_mass, axis) * v
+                    g = _sum_of_products(of_mass, v, e, axis).mul_(p)
+                out.copy_(g.scatter_add_(axis, t.unsqueeze(axis), a.unsqueeze(axis)))
+        return (grad if axis == 1 else rearrange(grad, "b h w c -> b c h w")), None, None
 
 
 def _full(dtype: torch.dtype) -> torch.dtype:
@@ -168,28 +175,43 @@ def _full(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _in_full(logits: Tensor) -> Tensor:
-    """(B, C, H, W) in full precision, one class after another, as a softmax over the classes reads them."""
-    return logits.to(_full(logits.dtype), memory_format=torch.contiguous_format)
-
-
-def _lay(values: Tensor, out: Tensor) -> None:
-    """Copy (B, C, H, W); from classes to pixels as a matrix, for which torch has a way of its own."""
-    if len(values) == 1 and is_channels_last(out):
-        rows = out.permute(0, 2, 3, 1).view(-1, out.shape[1])  # (H W, C)
-        rows.copy_(values.view(out.shape[1], -1).t())
-    else:
-        out.copy_(values)
-
-
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Of tensors with the same pictures: one after another on a CPU, all at once elsewhere."""
     return zip(*[tensor.split(1 if tensor.is_cpu else len(tensor)) for tensor in tensors], strict=True)
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    """Of values (B, C, H, W), each pixel's at its class: (B, H, W)."""
-    return values.gather(1, index[:, None])[:, 0]
+def _rows(logits: Tensor) -> tuple[Tensor, int]:
+    """Logits (B, C, H, W) as they lie in memory, and where their classes are: last, (B, H, W, C), or at 1."""
+    if is_channels_last(logits):
+        return rearrange(logits, "b c h w -> b h w c"), 3
+    return logits.contiguous(), 1
+
+
+def _at(values: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Of values with classes at `axis`, each pixel's at its class: (B, H, W)."""
+    return values.gather(axis, index.unsqueeze(axis)).squeeze(axis)
+
+
+def _sum_over_pixels(values: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Sum over pixels of values (classes at `axis`) by weights (B, H, W) -> (C,)."""
+    if axis == 1:
+        return torch.matmul(values.flatten(2), weights.flatten(1).unsqueeze(2)).sum(dim=(0, 2))
+    return torch.matmul(weights.unsqueeze(2), values).sum(dim=(0, 1, 2))  # of each row of a picture, which is short
+
+
+def _sum_over_classes(values: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Sum over classes of values (classes at `axis`) by weights (C,) -> (B, H, W)."""
+    if axis == 1:
+        return torch.matmul(weights, values.flatten(2)).view(len(values), *values.shape[2:])
+    return torch.matmul(values, weights)
+
+
+def _sum_of_products(by_class: Tensor, by_pixel: Tensor, added: Tensor, axis: int) -> Tensor:
+    """by_class (C,) times by_pixel (B, H, W), plus added (B, H, W): classes at `axis`, as one product of matrices."""
+    pair = torch.stack([by_class, torch.ones_like(by_class)])  # (2, C)
+    if axis == 1:
+        return torch.matmul(pair.t(), torch.stack([by_pixel, added], dim=1).flatten(2)).unflatten(2, by_pixel.shape[1:])
+    return torch.matmul(torch.stack([by_pixel, added], dim=-1), pair)
 
 
 def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
