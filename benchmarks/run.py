@@ -87,8 +87,8 @@ def measure(given: argparse.Namespace) -> None:
         write(f"{case.name}, {case.setting}: {rows[-1].speedup.median:.2f} times as fast")
     for case, axis, values in plans(given.quick) if GROWTH in given.only else []:
         growths.append(grow(case, axis, values, device, given.rounds, given.warmups))
-        ours, theirs = growths[-1].exponents
-        write(f"{growths[-1].name}, against {axis}: exponents {ours:.2f} and {theirs:.2f}")
+        ours, theirs = growths[-1].laws
+        write(f"{growths[-1].name}, against {axis}: exponents {ours.exponent:.2f} and {theirs.exponent:.2f}")
     print((given.output / "table.md").read_text(), end="")
     print(given.output)
 

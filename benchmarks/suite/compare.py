@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median_high
 from typing import Literal
 
@@ -13,7 +13,7 @@ import torch
 from suite.cases.case import Case, Cost, Setting, same_work
 from unetdiff.benchmark.counting import parameters
 from unetdiff.benchmark.memory import in_fresh_process, working_memory
-from unetdiff.benchmark.timing import Spread, Times, in_turns, speedup, synchronizer
+from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, speedup, synchronizer
 
 Which = Literal["ours", "theirs"]
 
@@ -68,21 +68,21 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Race:
-    """Both sides timed in turns; ours comes first everywhere."""
+class Contest:
+    """Both sides, ready to be timed; ours comes first everywhere."""
 
     names: tuple[str, str]
     precisions: tuple[str, str]
     costs: tuple[Cost, Cost]
-    times: tuple[Times, Times]
+    rounds: Sequence[Round]
     figures: Mapping[str, float]
 
 
-def race(case: Case, device: torch.device, rounds: int, warmups: int) -> Race:
-    """Time both sides of a case.
+def prepare(case: Case, device: torch.device) -> Contest:
+    """Build both sides of a case and see that they do the same work.
 
     Raises:
-        UserError: they do not do the same work.
+        UserError: they do not.
     """
     sides = case.ours(device), case.theirs(device)
     figures = case.match(*sides)
@@ -90,9 +90,15 @@ def race(case: Case, device: torch.device, rounds: int, warmups: int) -> Race:
     work = {side.name: side.start() for side in sides}
     plain = {side.name: side.plain() if side.plain else work[side.name] for side in sides}
     costs = same_work(case.name, *sides, plain, numbers) if case.counted else (Cost(0, 0), Cost(0, 0))
-    times = in_turns(work, rounds, warmups, synchronizer(device))
-    a, b = (side.name for side in sides)
-    return Race((a, b), (sides[0].precision, sides[1].precision), costs, (times[a], times[b]), figures)
+    a, b = sides
+    return Contest((a.name, b.name), (a.precision, b.precision), costs, (work[a.name], work[b.name]), figures)
+
+
+def race(contests: Sequence[Contest], device: torch.device, rounds: int, warmups: int) -> list[tuple[Times, Times]]:
+    """Time all of them in turns: ours and theirs of each."""
+    work = {f"{place}, {side}": contests[place].rounds[side] for place in range(len(contests)) for side in (0, 1)}
+    times = list(in_turns(work, rounds, warmups, synchronizer(device)).values())
+    return list(zip(times[::2], times[1::2], strict=True))
 
 
 def compare(
@@ -108,21 +114,23 @@ def compare(
         warmups: rounds before them.
         memory: processes of each side in which its memory is measured, of which the median counts; 0: none.
     """
-    result = race(case, device, rounds, warmups)
+    contest = prepare(case, device)
+    [all_times] = race([contest], device, rounds, warmups)
+    contest = replace(contest, rounds=())
     gc.collect()  # both networks are gone before others are made
 
     def outcome(side: int, which: Which) -> Outcome:
-        cost, times, precision = result.costs[side], result.times[side], result.precisions[side]
+        cost, times, precision = contest.costs[side], all_times[side], contest.precisions[side]
         seconds = Spread.of(times.wall)
         counted = cost.macs and precision in ceilings
         share = 2 * cost.macs / seconds.median / ceilings[precision] if counted else None
         peaks = [in_fresh_process(peak_memory, case, which, device) for _ in range(memory)]
         found = [peak for peak in peaks if peak is not None]
         peak = median_high(found) if found else None
-        name, cpu = result.names[side], Spread.of(times.cpu)
+        name, cpu = contest.names[side], Spread.of(times.cpu)
         return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, share, peak)
 
-    ours, theirs = result.times
+    ours, theirs = all_times
     return Row(
         case.name,
         case.setting,
@@ -131,7 +139,7 @@ def compare(
         speedup(ours.wall, theirs.wall),
         speedup(ours.cpu, theirs.cpu),
         case.target,
-        result.figures,
+        contest.figures,
         case.figure_targets,
     )
 

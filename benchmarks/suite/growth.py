@@ -1,11 +1,13 @@
-"""How the cost grows with the pixels of a picture and with the batch: the exponent of a power law through the times.
+"""How the cost grows with the pixels of a picture and with the batch: a power law beside a cost of every call.
 
-1 is growth in proportion. What a call costs whatever its size lowers the exponent where the work is small, so the times
-themselves are told beside it, and what each further pixel or picture costs between the ends, which it does not change.
+An exponent of 1 is growth in proportion. What a call costs whatever its size is no growth, but through the times as
+they are it lowers a power law's exponent, and most for who is slowest at small work: that exponent is told too, with
+how far either law is from the times.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,12 +17,25 @@ import torch
 
 from suite.cases.case import Case
 from suite.cases.segmentation import TINY, SegmentationInference, SegmentationTraining
-from suite.compare import race
+from suite.compare import prepare, race
 from unetdiff.benchmark.timing import Spread
 
 Axis = Literal["pixels", "batch"]
 
 WORSE = 0.05  # exponents that differ by less are taken for the same
+ENOUGH = 4  # times for a law of three numbers
+EXPONENTS = np.arange(0.3, 2.0, 0.005)
+
+
+@dataclass(frozen=True)
+class Law:
+    """seconds = fixed + a values^exponent."""
+
+    exponent: float
+    fixed: float
+    """Seconds of a call whatever its size."""
+    error: float
+    """Root mean square of how far it is from the times, relative to them."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +51,16 @@ class Growth:
     theirs: list[Spread]
 
     @property
-    def exponents(self) -> tuple[float, float]:
+    def laws(self) -> tuple[Law, Law]:
         """Ours, and the peer's."""
-        ours, theirs = ([spread.median for spread in side] for side in (self.ours, self.theirs))
-        return exponent(self.values, ours), exponent(self.values, theirs)
+        ours, theirs = (fit(self.values, [spread.median for spread in side]) for side in (self.ours, self.theirs))
+        return ours, theirs
+
+    @property
+    def plain(self) -> tuple[Law, Law]:
+        """The same with nothing for a call itself."""
+        ours, theirs = (power_law(self.values, [spread.median for spread in side]) for side in (self.ours, self.theirs))
+        return ours, theirs
 
     @property
     def slopes(self) -> tuple[float, float]:
@@ -51,13 +72,33 @@ class Growth:
     @property
     def reached(self) -> bool:
         """Whether ours grows no faster."""
-        ours, theirs = self.exponents
-        return ours <= theirs + WORSE
+        ours, theirs = self.laws
+        return ours.exponent <= theirs.exponent + WORSE
 
 
-def exponent(values: Sequence[float], seconds: Sequence[float]) -> float:
-    """p of seconds = a values^p, by least squares of the logarithms."""
-    return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+def fit(values: Sequence[float], seconds: Sequence[float]) -> Law:
+    """seconds = fixed + a values^p by least squares of relative errors; of less than four times, with nothing fixed."""
+    n, t = np.asarray(values, float), np.asarray(seconds, float)
+    found = power_law(values, seconds)
+    if len(n) < ENOUGH:
+        return found
+    for p in EXPONENTS:
+        columns = np.stack([1 / t, n**p / t], axis=1)
+        (fixed, rate), *_ = np.linalg.lstsq(columns, np.ones_like(t), rcond=None)
+        if fixed >= 0 and rate > 0:
+            found = min(found, Law(float(p), float(fixed), _error(fixed + rate * n**p, t)), key=lambda law: law.error)
+    return found
+
+
+def power_law(values: Sequence[float], seconds: Sequence[float]) -> Law:
+    """seconds = a values^p, by least squares of the logarithms."""
+    n, t = np.asarray(values, float), np.asarray(seconds, float)
+    p, log_rate = np.polyfit(np.log(n), np.log(t), 1)
+    return Law(float(p), 0.0, _error(np.exp(log_rate) * n**p, t))
+
+
+def _error(said: np.ndarray, seconds: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((said / seconds - 1) ** 2)))
 
 
 def plans(quick: bool) -> list[tuple[Case, Axis, list[int]]]:
@@ -70,13 +111,12 @@ def plans(quick: bool) -> list[tuple[Case, Axis, list[int]]]:
 
 
 def grow(case: Case, axis: Axis, values: Sequence[int], device: torch.device, rounds: int, warmups: int) -> Growth:
-    """Time a case at every side (for "pixels") or batch."""
-    ours, theirs, names = [], [], ("", "")
-    for value in values:
-        result = race(replace(case, **{"size" if axis == "pixels" else "batch": value}), device, rounds, warmups)
-        names = result.names
-        ours.append(Spread.of(result.times[0].wall))
-        theirs.append(Spread.of(result.times[1].wall))
+    """Time a case at every side (for "pixels") or batch, all of them in turns."""
+    gc.collect()  # the networks of the growth before are gone
+    varied = [replace(case, **{"size" if axis == "pixels" else "batch": value}) for value in values]
+    contests = [prepare(each, device) for each in varied]
+    times = race(contests, device, rounds, warmups)  # all sizes in turns: a neighbour slows all of them down, or none
+    ours, theirs = ([Spread.of(both[side].wall) for both in times] for side in (0, 1))
     fixed = f"batch {case.batch}" if axis == "pixels" else f"{case.size} x {case.size}"
     points = [value**2 if axis == "pixels" else value for value in values]
-    return Growth(f"{case.work}, {fixed}, {case.setting}", axis, points, names, ours, theirs)
+    return Growth(f"{case.work}, {fixed}, {case.setting}", axis, points, contests[0].names, ours, theirs)

@@ -42,10 +42,10 @@ def _speedups(axes, rows: Sequence[Row]) -> None:
 
 
 def _growth(axes, growth: Growth) -> None:
-    sides = zip((OURS, PEER), growth.names, (growth.ours, growth.theirs), growth.exponents, strict=True)
-    for color, name, spreads, exponent in sides:
+    sides = zip((OURS, PEER), growth.names, (growth.ours, growth.theirs), growth.laws, strict=True)
+    for color, name, spreads, law in sides:
         low, middle, high = ([getattr(s, at) * 1e3 for s in spreads] for at in ("lower", "median", "upper"))
-        axes.plot(growth.values, middle, marker="o", markersize=3, color=color, label=f"{name}: {exponent:.2f}")
+        axes.plot(growth.values, middle, marker="o", markersize=3, color=color, label=f"{name}: {law.exponent:.2f}")
         axes.fill_between(growth.values, low, high, color=color, alpha=0.2, linewidth=0)
     axes.set(xscale="log", yscale="log", xlabel=growth.axis, ylabel="ms")
     axes.set_title(growth.name, fontsize=8)

@@ -8,7 +8,7 @@ from typing import Any
 
 from suite.cases.case import MEMORY_TARGET
 from suite.compare import Outcome, Row
-from suite.growth import Growth
+from suite.growth import Growth, Law
 from unetdiff.benchmark.table import UNKNOWN, ceiling_line, gigaflops, megabytes, milliseconds, percent
 from unetdiff.benchmark.timing import Spread
 from unetdiff.text import markdown
@@ -18,14 +18,19 @@ HOW = (
     "turns in one process. How many times as fast: the median of the rounds' own ratios."
 )
 
-DERIVED = ("exponents", "slopes", "reached")
-"""What a growth makes of its times."""
+DERIVED = ("slopes", "reached")
+"""What a growth makes of its times, beside its laws."""
 
 
 def as_json(machine: Mapping[str, Any], ceilings: Mapping[str, float], rows: Sequence[Row], growths: Sequence[Growth]):
     """Every figure, as dicts and lists."""
     told = [asdict(row) | {"reached": reached(row), "memory_ratio": row.memory_ratio} for row in rows]
-    grown = [{**asdict(each), **{name: getattr(each, name) for name in DERIVED}} for each in growths]
+    grown = [
+        asdict(each)
+        | {name: [asdict(law) for law in getattr(each, name)] for name in ("laws", "plain")}
+        | {name: getattr(each, name) for name in DERIVED}
+        for each in growths
+    ]
     return {"machine": machine, "ceilings": ceilings, "rows": told, "growth": grown}
 
 
@@ -118,7 +123,8 @@ def _memory(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _growth(growths: Sequence[Growth]) -> list[list[str]]:
-    head = ["growth of", "against", "from", "to", "ours, ms", "peer, ms", "exponents", "reached", "each further, ms"]
+    head = ["growth of", "against", "from", "to", "ours, ms", "peer, ms", "exponents", "reached", "a call, ms"]
+    head += ["each further, ms", "exponents with nothing for a call"]
     return [head] + [
         [
             growth.name,
@@ -126,9 +132,16 @@ def _growth(growths: Sequence[Growth]) -> list[list[str]]:
             str(growth.values[0]),
             str(growth.values[-1]),
             *(f"{1e3 * side[0].median:.4g} to {1e3 * side[-1].median:.4g}" for side in (growth.ours, growth.theirs)),
-            " and ".join(f"{number:.2f}" for number in growth.exponents),
+            _exponents(growth.laws),
             _verdict(growth.reached),
+            " and ".join(f"{1e3 * law.fixed:.3g}" for law in growth.laws),
             " and ".join(f"{1e3 * number:.4g}" for number in growth.slopes),
+            _exponents(growth.plain),
         ]
         for growth in growths
     ]
+
+
+def _exponents(laws: Sequence[Law]) -> str:
+    """Those of ours and the peer, each with how far its law is from the times."""
+    return " and ".join(f"{law.exponent:.2f} (± {percent(law.error)})" for law in laws)

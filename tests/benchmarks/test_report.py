@@ -16,7 +16,7 @@ pytest.importorskip("segmentation_models_pytorch", exc_type=ImportError)
 
 from suite import compare, plot, table  # noqa: E402
 from suite.compare import Outcome, Row  # noqa: E402
-from suite.growth import Growth, exponent  # noqa: E402
+from suite.growth import Growth, fit, power_law  # noqa: E402
 from unetdiff.benchmark.timing import Spread  # noqa: E402
 
 RUN = Path(__file__).parents[2] / "benchmarks" / "run.py"
@@ -73,7 +73,11 @@ def test_the_tables_of_a_result() -> None:
         ["950", "1,000", "0.95", "**no** (at most 0.9)"],
     ]
     grown = cells(text, "growth of")
-    assert [line[-3:-1] for line in grown] == [["1.04 and 1.00", "yes"], ["1.20 and 1.00", "**no**"]]
+    exact = "1.00 (± 0 %)"
+    assert [line[6:8] for line in grown] == [
+        [f"1.04 (± 0 %) and {exact}", "yes"],
+        [f"1.20 (± 0 %) and {exact}", "**no**"],
+    ]
     assert "100.0 GFLOP/s in float32, 800.0 GFLOP/s in bf16" in text and "medians of 10 rounds after 3" in text
 
 
@@ -85,16 +89,36 @@ def test_json_holds_every_figure() -> None:
     found = json.loads(json.dumps(table.as_json(MACHINE, CEILINGS, [row(2.5)], [growth(1.2)])))
     assert found["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
     assert found["rows"][0]["memory_ratio"] == 0.8 and found["rows"][0]["reached"] == {"speedup": True, "memory": True}
-    assert found["growth"][0]["exponents"] == pytest.approx([1.2, 1.0]) and not found["growth"][0]["reached"]
+    assert [law["exponent"] for law in found["growth"][0]["laws"]] == pytest.approx([1.2, 1.0])
+    assert not found["growth"][0]["reached"]
     first, *_, last = found["growth"][0]["ours"]
     more = found["growth"][0]["values"][-1] - found["growth"][0]["values"][0]
     assert found["growth"][0]["slopes"][0] == pytest.approx((last["median"] - first["median"]) / more)
 
 
-def test_exponent_of_a_power_law() -> None:
+def test_a_power_law() -> None:
     values = np.array([1.0, 2, 4, 8])
-    assert exponent(values, 3 * values**0.75) == pytest.approx(0.75)
-    assert exponent([10, 1000], [1, 10]) == pytest.approx(0.5)
+    assert power_law(values, 3 * values**0.75).exponent == pytest.approx(0.75)
+    assert power_law([10, 1000], [1, 10]).exponent == pytest.approx(0.5)
+    assert power_law([1, 2, 4], [1, 2.2, 4]).error == pytest.approx(0.045, abs=0.003)  # -3, +6.7 and -3 % by hand
+
+
+@pytest.mark.parametrize("power", [0.75, 1.0, 1.1])
+@pytest.mark.parametrize("fixed", [0.0, 0.5, 20.0])
+def test_growth_beside_a_cost_of_every_call(power: float, fixed: float) -> None:
+    values = np.array([1.0, 4, 16, 64])
+    law = fit(values, fixed + 3 * values**power)
+    assert law.exponent == pytest.approx(power, abs=0.006)
+    assert law.fixed == pytest.approx(fixed, abs=0.1)
+    assert law.error < 1e-3
+    if fixed:
+        assert power_law(values, fixed + 3 * values**power).exponent < power - 0.03
+
+
+def test_a_call_costs_no_less_than_nothing() -> None:
+    values = np.array([1.0, 4, 16, 64])
+    law = fit(values, 3 * values - 2)
+    assert law.fixed == 0 and law.exponent > 1
 
 
 @pytest.mark.parametrize(("rows", "growths"), [(3, 2), (1, 0), (0, 1)])

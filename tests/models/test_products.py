@@ -21,6 +21,7 @@ Stride = int | tuple[int, int]
 
 def compared(layer: ProductConv, x: Tensor, **tolerance: float) -> Tensor:
     """What the layer gives, once it and its gradients were found to be the convolution's, without one on the way."""
+    layer = layer.to(memory_format=torch.channels_last)
     expected = F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
     with FlopCounterMode(display=False) as counter:
         found = layer(x)
@@ -59,6 +60,7 @@ def test_the_maps_gradient_lies_as_the_map(kernel: int) -> None:
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_autocast_chooses_the_precision(kernel: int) -> None:
     layer, x = ProductConv(6, 4, kernel, padding=kernel // 2), channels_last(2, 6, 7, 5)
+    layer = layer.to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found, expected = layer(x), F.conv2d(x, layer.weight, layer.bias, padding=kernel // 2)
     assert found.dtype == expected.dtype == torch.bfloat16

@@ -29,7 +29,8 @@ class ProductConv(nn.Conv2d):
         down, across = self.stride
         batch, _, height, width = x.shape
         few = batch * -(-height // down) * -(-width // across) <= FEW[self.kernel_size]  # type: ignore[index]
-        if not (few and torch.is_grad_enabled() and by_hand(x)) or is_as_written():
+        laid = self.weight.is_contiguous(memory_format=torch.channels_last)  # otherwise it would be laid out anew too
+        if not (few and laid and torch.is_grad_enabled() and by_hand(x)) or is_as_written():
             return super().forward(x)
         if self.kernel_size == (1, 1):
             if self.stride != (1, 1):
