@@ -92,17 +92,24 @@ def test_a_trunk_keeps_its_parameters() -> None:
     use_products(trunk)
     torch.testing.assert_close(trunk(x), expected)
     assert {name: id(value) for name, value in trunk.named_parameters()} == {k: id(v) for k, v in before.items()}
-    kinds = {type(m) for m in trunk.modules() if isinstance(m, nn.Conv2d) and m.kernel_size in products.FEW}
-    assert kinds == {ProductConv}
+    kinds = {(m.kernel_size, m.stride): type(m) for m in trunk.modules() if isinstance(m, nn.Conv2d)}
+    assert kinds == {
+        ((7, 7), (2, 2)): nn.Conv2d,
+        ((3, 3), (1, 1)): nn.Conv2d,
+        ((3, 3), (2, 2)): ProductConv,
+        ((1, 1), (1, 1)): ProductConv,
+        ((1, 1), (2, 2)): ProductConv,
+    }
 
 
 def test_what_is_not_such_a_convolution_stays() -> None:
     others = nn.Sequential(
-        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
-        nn.Conv2d(4, 4, 3, padding=1, groups=4),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        nn.Conv2d(4, 4, 3),
-        nn.Conv2d(4, 4, 5, padding=2),
+        nn.Conv2d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, 2, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, 2, padding=1, groups=4),
+        nn.Conv2d(4, 4, 3, 2, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, 2),
+        nn.Conv2d(4, 4, 5, 2, padding=2),
     )
     use_products(others)
     assert {type(module) for module in others} == {nn.Conv2d}
