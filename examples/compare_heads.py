@@ -4,6 +4,7 @@
     python examples/compare_heads.py --tiny          # seconds
 
 The same `ModelConfig` is handed to all three: only the task says which heads it gets and what a batch costs.
+Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.trainer import train
+from unetdiff.training.once import train_once
 
 SHOWN = ("segmentation/mean_iou", "segmentation/pixel_accuracy", "diffusion/loss")
 
@@ -41,7 +42,7 @@ def main() -> None:
         ),
     )
     runs = [
-        train(make_config(task, backbone, given.output / task, 3 if given.tiny else given.steps, given.tiny))
+        train_once(make_config(task, backbone, given.output / task, 3 if given.tiny else given.steps, given.tiny))
         for task in get_args(Task)
     ]
     for run in runs:

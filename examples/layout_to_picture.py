@@ -1,11 +1,12 @@
 """Train a small DDPM that is told which class is where, then draw several pictures of the same masks.
 
-    python examples/layout_to_picture.py --root path/to/voc --num_classes 21     # a folder in VOC's layout
+    python examples/layout_to_picture.py --root data/VOCdevkit/VOC2012 --num_classes 21   # a folder in VOC's layout
     python examples/layout_to_picture.py                                         # the embedded scenes
     python examples/layout_to_picture.py --tiny                                  # seconds
 
 A mask reaches the network twice: as tokens, the shares of the classes in the cells of a coarse grid, and as channels
 beside the noisy picture, a learned colour for each class at every pixel.
+Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from unetdiff.diffusion.pictures import table
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.trainer import train
+from unetdiff.training.once import train_once
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
 
     config = make_config(given.root, given.num_classes, given.size, given.output, given.tiny)
-    run = train(config)
+    run = train_once(config)
 
     denoiser = GenerationPipeline.from_pretrained(model_directory(run))
     val = build_dataset(config.data, "val", segmentation=False, layout=True)

@@ -6,6 +6,7 @@
 
 The text encoder is frozen: the features of all captions are computed once and kept on disk, and only their projection
 to the network's width, and the null token, are trained.
+Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from unetdiff.diffusion.pictures import grid
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.trainer import train
+from unetdiff.training.once import train_once
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     given = parser.parse_args()
 
     config = make_config(given.root, given.encoder, given.size, given.output, given.tiny)
-    run = train(config)
+    run = train_once(config)
 
     denoiser = GenerationPipeline.from_pretrained(model_directory(run))
     val = build_dataset(config.data, "val", segmentation=False)

@@ -6,6 +6,7 @@
 
 A tenth of the pictures are trained with the null token, so that one network holds both the conditional and the
 unconditional denoiser, which classifier-free guidance needs (Ho & Salimans 2022).
+Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from unetdiff.diffusion.pictures import grid
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.trainer import train
+from unetdiff.training.once import train_once
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
     given = parser.parse_args()
 
-    run = train(make_config(given.root, given.size, given.output, given.tiny))
+    run = train_once(make_config(given.root, given.size, given.output, given.tiny))
 
     denoiser = GenerationPipeline.from_pretrained(model_directory(run))
     labels = denoiser.conditioner.labels[:10]

@@ -1,9 +1,11 @@
 """Train a segmenter on pictures with VOC-style masks, and label a picture with it.
 
-    python examples/train_voc_segmenter.py --root path/to/folder          # JPEGImages/, SegmentationClass/, ImageSets/
-    python examples/train_voc_segmenter.py --tiny                         # seconds, on a small folder that it makes
+    python examples/train_voc_segmenter.py --root data/VOCdevkit/VOC2012 --num_classes 21     # PASCAL VOC
+    python examples/train_voc_segmenter.py --root path/to/folder     # any folder in VOC's layout, with a classes.txt
+    python examples/train_voc_segmenter.py --tiny                    # seconds, on a small folder that it makes
 
 Void (255) counts nowhere, the trunk starts from ImageNet weights and learns ten times slower than the decoder.
+Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.trainer import train
+from unetdiff.training.once import train_once
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder in VOC's layout, with classes.txt")
+    parser.add_argument("--root", type=Path, help="folder that holds JPEGImages/, SegmentationClass/ and ImageSets/")
+    parser.add_argument("--num_classes", type=int, help="where it has no classes.txt")
     parser.add_argument("--output", type=Path, default=Path("runs/voc_segmenter"))
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a safetensors file, or "none"')
     parser.add_argument("--tiny", action="store_true", help="a few steps on a small folder made here")
@@ -36,9 +39,12 @@ def main() -> None:
         parser.error("give --root, or --tiny")
 
     root = given.root or make_voc_folder(given.output.with_name(given.output.name + "-data"))
-    config = tiny_config(root, given.output) if given.tiny else full_config(root, given.output, given.weights)
+    if given.tiny:
+        config = tiny_config(root, given.output)
+    else:
+        config = full_config(root, given.num_classes, given.output, given.weights)
     picture = list_pairs(root, config.data.val_split)[0].image
-    run = train(config)
+    run = train_once(config)
 
     segmenter = SegmentationPipeline.from_pretrained(model_directory(run))
     result = segmenter(picture)
@@ -47,7 +53,7 @@ def main() -> None:
     print(f"{picture.name}: {found}; see {run / 'example-overlay.png'}")
 
 
-def full_config(root: Path, output: Path, weights: str) -> RunConfig:
+def full_config(root: Path, num_classes: int | None, output: Path, weights: str) -> RunConfig:
     """A pretrained ResNet-50 under our decoder, 50 epochs of random crops."""
     return RunConfig(
         task="segmentation",
@@ -55,6 +61,7 @@ def full_config(root: Path, output: Path, weights: str) -> RunConfig:
         data=DataConfig(
             name="voc_folder",
             root=str(root),
+            num_classes=num_classes,
             augment=AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[256, 256], color=0.3),
         ),
         training=TrainingConfig(

@@ -100,6 +100,28 @@ def test_a_denoiser_that_is_told_nothing_is_a_stock_pipeline(
     torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-4)
 
 
+def test_told_nothing_with_cross_attention_it_stays_ours(tmp_path: Path) -> None:
+    # diffusers has no pipeline that gives such a network the tokens that stand for nothing
+    unet = UNet(
+        sample_size=16,
+        encoder={"channels": [8, 16]},
+        residual={"layers_per_block": 1, "norm_num_groups": 4},
+        conditioning={"attention_head_dim": 8, "cross_attention_dim": 8},
+        heads={"diffusion": {"out_channels": 3}},
+    )
+    GenerationPipeline(unet, build_scheduler(DiffusionConfig())).save_pretrained(tmp_path / "model")
+    assert main(["export", str(tmp_path / "model"), "--format", "diffusers"]) == 0
+    out = tmp_path / "model" / "diffusers"
+    assert json.loads((out / "model_index.json").read_text())["_class_name"] == "GenerationPipeline"
+    drawn = [
+        GenerationPipeline.from_pretrained(path)(
+            num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np"
+        ).images
+        for path in (tmp_path / "model", out)
+    ]
+    torch.testing.assert_close(torch.from_numpy(drawn[1]), torch.from_numpy(drawn[0]), rtol=0, atol=1e-4)
+
+
 def test_a_denoiser_of_latents_goes_on_to_decode_them(vae: Path, tmp_path: Path) -> None:
     unet = UNet(
         in_channels=4,

@@ -40,6 +40,13 @@ def test_train_voc_segmenter(example) -> None:
     assert json.loads((run / "summary.json").read_text())["steps"] == 3
 
 
+def test_an_example_that_is_run_again_keeps_its_training(example) -> None:
+    run = example("train_voc_segmenter")
+    written = (run / "summary.json").stat().st_mtime_ns
+    assert example("train_voc_segmenter") == run
+    assert (run / "summary.json").stat().st_mtime_ns == written
+
+
 def test_train_conditional_ddpm(example) -> None:
     run = example("train_conditional_ddpm")
     assert (run / "samples-guidance-1.png").is_file()

@@ -59,7 +59,7 @@ def test_where_it_doubles_the_large_map_is_not_made(
 
 def test_few_pixels_are_grown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upsampling, "ENOUGH", 16)
-    assert not upsampling.pays(torch.zeros(1, 3, 5, 3), None) and upsampling.pays(torch.zeros(1, 3, 4, 4), (8, 8))
+    assert not upsampling.enough(torch.zeros(1, 3, 5, 3)) and upsampling.enough(torch.zeros(1, 3, 4, 4))
 
 
 def test_under_autocast_it_computes_in_bf16() -> None:

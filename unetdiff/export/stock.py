@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unetdiff.errors import UserError
@@ -25,9 +26,9 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
     """Write a pipeline directory in diffusers' layout from one of our model directories, and compare the two networks.
 
     `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
-    pictures that is told nothing is then a `DDIMPipeline` for diffusers; one that is told something goes on to need our
-    conditioner, one of masks their classes, one of latents what decodes them, and all of these `GenerationPipeline`,
-    which draws with diffusers' network as with ours.
+    pictures that is told nothing, and has no cross-attention, is then a `DDIMPipeline` for diffusers; one that is told
+    something goes on to need our conditioner, one of masks their classes, one of latents what decodes them, and all of
+    these `GenerationPipeline`, which draws with diffusers' network as with ours.
 
     Args:
         directory: a model directory with `unet/` and, for a denoiser, model_index.json.
@@ -74,7 +75,8 @@ def _write_index(directory: Path, index: dict[str, Any]) -> None:
     index[NETWORK] = ["diffusers", _class(directory).__name__]
     parts = _parts(index)
     nothing = [name for name, (library, _) in parts.items() if library is None]
-    if "conditioner" in nothing and "masks" not in index and parts.get("vae", [None])[0] is None:
+    told = _class(directory) is UNet2DConditionModel  # tokens, if only those that stand for nothing
+    if "conditioner" in nothing and not told and "masks" not in index and parts.get("vae", [None])[0] is None:
         index["_class_name"] = STOCK_PIPELINE
         index = {key: value for key, value in index.items() if key not in nothing}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -17,7 +17,7 @@ from unetdiff.models.blocks import DoubleConv, ResnetBlock
 from unetdiff.models.products import ProductConv
 from unetdiff.models.shortcuts import is_as_written
 from unetdiff.models.taps import few_enough, matrix, spread, tapped_conv
-from unetdiff.models.upsampling import doubles, grow_nearest, pays, transposed
+from unetdiff.models.upsampling import doubles, enough, grow_nearest, transposed
 
 Window = tuple[Any, Any, Any, int]
 """Padding, stride, dilation, groups."""
@@ -194,7 +194,7 @@ class PackedGrowth(nn.Module):
             lay_out(self.group)
         if self.tapped:
             return self._by_taps(h)
-        if self.made is None and not pays(h, size):
+        if self.made is None and not enough(h):
             return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
         sums = transposed(self.above.plain()) if self.made is None else self.made
         operator = torch.ops.mkldnn._convolution_transpose_pointwise

@@ -48,7 +48,7 @@ def grown_conv(conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, 
     doubled = by_hand(h) and doubles(h, size) and not is_as_written() and is_plain(conv, nn.Conv2d) and _is_usual(conv)
     if doubled and few_enough(h, conv.out_channels):
         return tapped_conv(h, skip, conv.weight, conv.bias, computed_in(conv.weight))
-    if not (doubled and pays(h, size)):
+    if not (doubled and enough(h)):
         h = grow_nearest(h, size)
         return conv(h if skip is None else join(skip, h))
     precision = computed_in(conv.weight)
@@ -70,10 +70,10 @@ def doubles(h: Tensor, size: tuple[int, int] | None) -> bool:
     return size is None or size == (2 * h.shape[-2], 2 * h.shape[-1])
 
 
-def pays(h: Tensor, size: tuple[int, int] | None) -> bool:
-    """A map grows to double its size, and has enough pixels; False in `as_written`."""
+def enough(h: Tensor) -> bool:
+    """A map (B, C, H, W) has the pixels for which other weights are worth making."""
     batch, _, height, width = h.shape
-    return not is_as_written() and batch * height * width >= ENOUGH and doubles(h, size)
+    return batch * height * width >= ENOUGH
 
 
 def _is_usual(conv: nn.Conv2d) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ def open_run(config: RunConfig) -> Path:
     if is_run:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
-    write_whole(run / CONFIG, to_yaml(config))
+    lasting = replace(config, training=replace(config.training, resume=False, overwrite=False))  # what it is, not how
+    write_whole(run / CONFIG, to_yaml(lasting))
     return run
 
 
