@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import segmentation_models_pytorch as smp
+import torch
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +38,9 @@ def test_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_interop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run("docs/interop.md", "In Python", tmp_path, monkeypatch)
     assert names["logits"].shape == (1, 21, 32, 32) and len(names["images"]) == 2
+
+
+def test_from_smp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(), tmp_path / "best.pth")
+    run("docs/interop.md", "From segmentation_models_pytorch", tmp_path, monkeypatch)
+    assert (tmp_path / "mine" / "segmentation.json").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_high
@@ -12,7 +11,7 @@ import torch
 
 from suite.cases.case import Case, Cost, Setting, same_work
 from unetdiff.benchmark.counting import parameters
-from unetdiff.benchmark.memory import in_fresh_process, working_memory
+from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
 from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, speedup, synchronizer
 
 Which = Literal["ours", "theirs"]
@@ -117,7 +116,7 @@ def compare(
     contest = prepare(case, device)
     [all_times] = race([contest], device, rounds, warmups)
     contest = replace(contest, rounds=())
-    gc.collect()  # both networks are gone before others are made
+    let_go(device)  # both networks are gone before others are made
 
     def outcome(side: int, which: Which) -> Outcome:
         cost, times, precision = contest.costs[side], all_times[side], contest.precisions[side]

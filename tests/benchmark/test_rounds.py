@@ -72,3 +72,10 @@ def test_computed_class_weights_are_not_counted_and_a_denoiser_has_no_masks(tmp_
     assert subject.config.segmentation.class_weights == [1.0] * len(subject.train.classes)
     denoiser = Subject(config_file(tmp_path, "diffusion"))
     assert isinstance(denoiser.task, DiffusionTask) and denoiser.kinds == ["training step", "samples"]
+
+
+def test_samples_of_what_is_no_picture(tmp_path: Path) -> None:
+    told = ["--diffusion.target", "mask", "--diffusion.condition", "none"]
+    subject = Subject(config_file(tmp_path, "diffusion"), told)
+    drawn = subject.start("samples", 2, Sampling(steps=2))()
+    assert isinstance(drawn, torch.Tensor) and drawn.shape[0] == 2

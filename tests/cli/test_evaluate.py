@@ -173,8 +173,8 @@ def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert main(["quickstart"]) == 0
     assert main(["quickstart", "--output", str(tmp_path), "--tiny", "--overwrite"]) == 0
     assert calls == [
-        (Path("runs/quickstart"), {"overwrite": False, "resume": False, "tiny": False}),
-        (tmp_path, {"overwrite": True, "resume": False, "tiny": True}),
+        (Path("runs/quickstart"), {"overwrite": False, "tiny": False}),
+        (tmp_path, {"overwrite": True, "tiny": True}),
     ]
     assert capsys.readouterr().out == f"runs/quickstart/report.html\n{tmp_path}/report.html\n"
     assert main(["quickstart", "--resume", "--overwrite"]) == 2

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unetdiff.errors import UserError
+from unetdiff.export import to_onnx
 from unetdiff.models import UNet
 from unetdiff.models.folding import fold_batch_norm
 
@@ -98,6 +99,25 @@ def test_a_network_optimized_for_inference_answers_the_same(family: str) -> None
     assert (rough.float() - expected).abs().mean() < 0.05 * expected.abs().mean() + 1e-3
 
 
+@pytest.mark.parametrize(("levels", "patch_size"), [(8, 1), (6, 4)])
+def test_a_deep_network_is_folded_by_a_picture_that_it_takes(levels: int, patch_size: int) -> None:
+    torch.manual_seed(0)
+    encoder = {"family": "classic", "channels": [4] * levels, "norm": "batch"}
+    unet = lively(UNet(encoder=encoder, decoder={"norm": "batch"}, patch_size=patch_size, heads=SEGMENTATION))
+    expected = answer(unet, 256)
+    unet.optimize_for_inference()
+    torch.testing.assert_close(answer(unet, 256), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_network_in_double_precision_is_not_packed() -> None:
+    torch.manual_seed(0)
+    unet = lively(UNet(**FAMILIES["resnet18"])).double()
+    expected = answer(unet, 48, torch.float64)
+    unet.optimize_for_inference()
+    for _ in range(2):
+        torch.testing.assert_close(answer(unet, 48, torch.float64), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_network_in_half_precision_is_folded_in_float32() -> None:
     torch.manual_seed(0)
     dtype = torch.bfloat16
@@ -114,6 +134,7 @@ def test_what_was_optimized_is_neither_saved_nor_grown(tmp_path: Path) -> None:
         lambda: unet.save_pretrained(tmp_path),
         lambda: unet.to_diffusers(tmp_path),
         lambda: unet.add_head("segmentation", num_classes=3),
+        lambda: to_onnx(unet, tmp_path / "net.onnx"),
     ):
         with pytest.raises(UserError, match="was optimized for inference"):
             what()

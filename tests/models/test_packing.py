@@ -15,7 +15,7 @@ from unetdiff.models.folding import fold_batch_norm
 from unetdiff.models.packing import PackedConv, PackedGrowth, PackedResidual, can_pack, pack
 from unetdiff.models.shortcuts import as_written
 
-pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no oneDNN")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -136,3 +136,24 @@ def test_it_goes_to_another_precision_and_serves_autocast() -> None:
     found = packed(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), conv(x).relu(), rtol=0.05, atol=0.02)
+
+
+def test_a_gradient_of_what_it_reads_is_the_networks() -> None:
+    # oneDNN's operators have none: steering by a prediction of a packed network would have gone without it
+    network = resnet18(num_classes=5).eval().requires_grad_(False)
+    fold_batch_norm(network, lambda: network(drawn(1, 3, 64, 64)))
+    packed = copy.deepcopy(network)
+    pack(packed)
+    with torch.no_grad():
+        for _ in range(2):  # weights are laid out now
+            packed(drawn(2, 3, 64, 64))
+    gradients = []
+    for each in (packed, network):
+        pictures = drawn(2, 3, 64, 64).requires_grad_()
+        each(pictures).square().sum().backward()
+        gradients.append(pictures.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_precision_that_the_machine_has_not_is_not_packed() -> None:
+    assert not can_pack(torch.float64)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unetdiff.models import products
 from unetdiff.models.products import ProductConv, use_products
-from unetdiff.models.shortcuts import as_written
+from unetdiff.models.shortcuts import as_written, is_plain
 
 Stride = int | tuple[int, int]
 
@@ -113,3 +113,11 @@ def test_what_is_not_such_a_convolution_stays() -> None:
     )
     use_products(others)
     assert {type(module) for module in others} == {nn.Conv2d}
+
+
+def test_a_forward_pass_of_ones_own_is_no_plain_module() -> None:
+    # diffusers' and accelerate's hooks put one on the instance
+    layer = nn.Conv2d(4, 4, 3)
+    assert is_plain(layer, nn.Conv2d)
+    layer.forward = lambda x: x  # type: ignore[method-assign]
+    assert not is_plain(layer, nn.Conv2d)

@@ -176,6 +176,8 @@ def test_occupied_directories(tiny: Tiny, tmp_path: Path) -> None:
         train(tiny("segmentation", training__steps=2))
     assert (run / "metrics.jsonl").read_text() == before
     train(tiny("segmentation", training__steps=3, training__overwrite=True))
+    kept = from_yaml(run / "config.yaml").training  # what was trained, not how it was begun
+    assert not kept.overwrite and not kept.resume
     assert read_lines(run / "metrics.jsonl")[-1]["step"] == 3
     foreign = tmp_path / "foreign"
     foreign.mkdir()

@@ -30,6 +30,13 @@ def in_fresh_process(function: Callable[Given, Result], *args: Given.args, **kwa
         return pool.submit(function, *args, **kwargs).result()
 
 
+def let_go(device: torch.device) -> None:
+    """Give back what nothing refers to any more: on a GPU torch would keep it from other processes."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def working_memory(start: Callable[[], Round], device: torch.device, rounds: int = ROUNDS) -> int | None:
     """Bytes at the peak of some rounds beyond what this process, or its part of the GPU, held before.
 

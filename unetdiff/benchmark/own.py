@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ import torch
 
 from unetdiff.benchmark.ceiling import precision_of
 from unetdiff.benchmark.counting import macs
-from unetdiff.benchmark.memory import in_fresh_process, working_memory
+from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
 from unetdiff.benchmark.rounds import prediction_round, sampling_round, training_round
-from unetdiff.benchmark.timing import Round, Spread, in_turns, synchronizer
+from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, synchronizer
 from unetdiff.config import load, parse, validate
 from unetdiff.data import StepSampler, build_dataset, collate
 from unetdiff.errors import UserError
@@ -99,8 +99,10 @@ class Subject:
             return prediction_round(unet, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
-        noise = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
-        return sampling_round(task.pipeline(), conditions, noise, sampling.steps, sampling.guidance, autocast)
+        pipeline = task.pipeline()
+        shape = pipeline.noise_shape(*task.drawn_size())
+        noise = torch.randn(len(batch["image"]), *shape, generator=torch.Generator().manual_seed(0))
+        return sampling_round(pipeline, conditions, noise, sampling.steps, sampling.guidance, autocast)
 
 
 @dataclass(frozen=True)
@@ -151,18 +153,27 @@ def measure(
             subject = Subject(path, overrides)
         for size in sizes:
             try:
-                work = subject.start(kind, size, sampling)
-                count = macs(work)
-                times = in_turns({kind: work}, rounds, warmups, synchronizer(device))[kind]
-                peak = in_fresh_process(_peak, path, overrides, kind, size, sampling, device) if memory else None
+                count, times = _timed(subject, kind, size, sampling, device, rounds, warmups)
             except torch.OutOfMemoryError:
                 break
-            del work
-            gc.collect()
+            finally:
+                let_go(device)  # of what the round held, before another process asks for as much
+            peak = None
+            if memory:
+                with suppress(torch.OutOfMemoryError):  # what is timed here was not all given back
+                    peak = in_fresh_process(_peak, path, overrides, kind, size, sampling, device)
             seconds, precision = Spread.of(times.wall), subject.precision(kind)
             share = 2 * count / seconds.median / ceilings[precision] if precision in ceilings else None
             speed = size / seconds.median
             yield Measured(kind, size, precision, seconds, Spread.of(times.cpu), speed, count, share, peak)
+
+
+def _timed(
+    subject: Subject, kind: Kind, size: int, sampling: Sampling, device: torch.device, rounds: int, warmups: int
+) -> tuple[float, Times]:
+    """Multiply-adds of a round, and the rounds' times."""
+    work = subject.start(kind, size, sampling)
+    return macs(work), in_turns({kind: work}, rounds, warmups, synchronizer(device))[kind]
 
 
 def _peak(

@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.benchmark.table import ceiling_line, rows
     from unetdiff.text import markdown
 
+    if given.output is not None and not given.output.parent.is_dir():
+        raise UserError(f"--output: no directory '{given.output.parent}' for '{given.output.name}'; make it first")
     device = claim(given.device)
     subject = Subject(given.path, overrides)
     machine, limits = facts(), ceiling.ceilings(device)

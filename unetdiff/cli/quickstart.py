@@ -13,7 +13,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the quickstart; prints where the page is."""
     parser = Parser("unetdiff quickstart", "Train a segmenter, a denoiser and both jointly on the embedded set.")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="folder of runs and page")
-    parser.add_argument("--resume", action="store_true", help="go on from what is there; finished runs are kept")
+    parser.add_argument(
+        "--resume", action="store_true", help="as without it: what was interrupted goes on, what is done is kept"
+    )
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network: does it run at all?")
     given = parser.parse_strictly(argv)
@@ -22,6 +24,6 @@ def main(argv: Sequence[str]) -> int:
 
     from unetdiff.compare.quickstart import run
 
-    report = run(given.output, overwrite=given.overwrite, resume=given.resume, tiny=given.tiny)
+    report = run(given.output, overwrite=given.overwrite, tiny=given.tiny)
     print(report)
     return 0

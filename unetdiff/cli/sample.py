@@ -71,7 +71,7 @@ def build_parser() -> Parser:
     how.add_argument(
         "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="shares of the timesteps"
     )
-    how.add_argument("--compile", action="store_true", help="compile the network first: worth it for many pictures")
+    how.add_argument("--compile", action="store_true", help="compile the network first: for many pictures on a GPU")
     how.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; none given: the model's own")
     start = parser.add_argument_group("from a picture")
     start.add_argument("--image", type=Path, metavar="FILE", help="a picture to start from")

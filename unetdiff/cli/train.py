@@ -19,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
 
     parser = Parser("unetdiff train", "Train one head, or both jointly, on one U-Net.", usage=USAGE)
     parser.add_argument("task", choices=get_args(Task), help="what is trained")
-    parser.add_argument("config", nargs="?", help="YAML file; without one, the defaults")
+    parser.add_argument(
+        "config", nargs="?", help="YAML file; without one, the defaults, and --training.steps says how long"
+    )
     parser.add_argument("--output_dir", "--output-dir", help="short for --training.output_dir")
     parser.add_argument("--resume", action="store_true", help="go on from the run directory's newest checkpoint")
     parser.add_argument("--overwrite", action="store_true", help="delete what the run directory holds")

@@ -91,11 +91,11 @@ def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig
     return configs
 
 
-def run(output: Path, overwrite: bool = False, resume: bool = False, tiny: bool = False) -> Path:
+def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     """Train what is missing in `output`, write report.html there, print the main figures; returns the page.
 
-    A part that is finished under the same config is kept, and one that was interrupted goes on (with or without
-    `resume`), so that a second call is quick. `overwrite` trains everything anew.
+    A part that is finished under the same config is kept, and one that was interrupted goes on: a second call is quick.
+    `overwrite` trains everything anew.
 
     Raises:
         UserError: a folder of `output` holds a run of another config.

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -35,7 +36,7 @@ from unetdiff.diffusion.objectives import predicted_x0
 from unetdiff.diffusion.steering import Steering, steered
 from unetdiff.errors import UserError
 from unetdiff.models import UNet
-from unetdiff.models.attention import Told
+from unetdiff.models.attention import Told, null_context
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -377,7 +378,10 @@ class GenerationPipeline(DiffusionPipeline):
             told = context or Context()
             sample = told.beside(sample).to(self.unet.dtype, memory_format=torch.channels_last)
             if id(context) not in conditions:
-                tokens = None if told.tokens is None else told.tokens.to(self.unet.dtype)
+                tokens = told.tokens
+                if tokens is None and isinstance(self.unet, UNet2DConditionModel):  # ours puts them in itself
+                    tokens = null_context(len(sample), self.unet.config["cross_attention_dim"], like=sample)
+                tokens = None if tokens is None else tokens.to(self.unet.dtype)
                 states = Told(tokens) if ours and tokens is not None else tokens
                 conditions[id(context)] = {} if states is None else {"encoder_hidden_states": states}
             with precision():

@@ -116,6 +116,7 @@ class Plan:
 
 def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: int | None, preprocess: bool) -> Plan:
     """The plan for one head of a network; see `to_onnx` for the arguments and what is refused."""
+    unet.refuse_if_optimized("export")
     head = head or ("segmentation" if "segmentation" in unet.heads else "diffusion")
     if head not in unet.heads:
         raise UserError(f"head: this UNet has no {head} head, only {', '.join(unet.heads)}; name that one")

@@ -61,8 +61,9 @@ def norm_silu_conv(
         return conv(norm_silu(norm, x, scale, shift))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
         pictures = _at_a_time(x)
-        parts = [[part] * len(x) if part is None or len(part) == 1 else part.split(pictures) for part in (scale, shift)]
-        made = [conv(norm_silu(norm, *part)) for part in zip(x.split(pictures), *parts, strict=False)]
+        xs = x.split(pictures)
+        told = [[part] * len(xs) if part is None or len(part) == 1 else part.split(pictures) for part in (scale, shift)]
+        made = [conv(norm_silu(norm, *part)) for part in zip(xs, *told, strict=True)]
         return torch.cat(made) if len(made) > 1 else made[0]
     weight, bias = _told(norm, scale, shift)
     # cast here, where gradients are recorded: autocast would remember what it casts inside of the step, without them

@@ -94,10 +94,9 @@ class Attention(nn.Module):
             return out + 0 * sum(part.sum() for part in idle)
         q = self._by_head(self.to_q(tokens))
         precision = q.dtype
-        trains = q.device.type == "cpu" and torch.is_grad_enabled()
         few = by_hand(q) and q.shape[2] * k.shape[2] <= FEW
-        if self.upcast or (trains and not few):
-            q, k, v = q.float(), k.float(), v.float()  # the CPU kernel's bf16 backward is slower than its float32 one
+        if self.upcast:
+            q, k, v = q.float(), k.float(), v.float()
         lowered = self.upcast and torch.is_autocast_enabled(q.device.type)
         with torch.autocast(q.device.type, enabled=False) if lowered else nullcontext():
             out = attend(q, k, v) if few else F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)

@@ -33,9 +33,15 @@ _OPERATORS = (
 _DOUBLING: Any = [1, 1], [0, 0], [2, 2], [1, 1], 1  # padding, output padding, stride, dilation, groups
 
 
-def can_pack() -> bool:
-    """Whether this torch has oneDNN and the operators that its own compiler uses for it."""
-    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS)
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN, the operators that its own compiler uses for it, and this CPU the precision."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in _OPERATORS):
+        return False
+    lower = {
+        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+    }
+    return dtype == torch.float32 or (dtype in lower and lower[dtype]())
 
 
 @torch.no_grad()
@@ -76,6 +82,11 @@ def _has_no_norms(block: nn.Module) -> bool:
     return all(isinstance(part, kept) for part in block.modules() if part is not block)
 
 
+def _plain(x: Tensor) -> bool:
+    """Nothing is to be packed: for counting, on another device, or as x asks for a gradient, which oneDNN has not."""
+    return is_as_written() or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled())
+
+
 class PackedConv(nn.Module):
     """A convolution without gradients, and a ReLU after it where it is asked for.
 
@@ -109,7 +120,7 @@ class PackedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)  # inside of autocast too
-        if is_as_written():
+        if _plain(x):
             out = self._plainly(x)
             return F.relu(out) if self.after == "relu" else out
         operator = torch.ops.mkldnn._convolution_pointwise
@@ -118,7 +129,7 @@ class PackedConv(nn.Module):
     def plus(self, x: Tensor, other: Tensor, in_place: bool = False) -> Tensor:
         """ReLU of the convolution of x and another map, which may be given up for it."""
         x, other = (h.to(self.weight.dtype, memory_format=torch.channels_last) for h in (x, other))
-        if is_as_written():
+        if _plain(x) or _plain(other):
             return F.relu(self._plainly(x) + other)
         rest: Any = self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], ""
         if in_place:
@@ -185,7 +196,7 @@ class PackedGrowth(nn.Module):
         return grown if self.beside is None or skip is None else self.beside.plus(skip, grown, in_place=True)
 
     def _grown(self, h: Tensor, size: tuple[int, int]) -> Tensor:
-        if is_as_written() or not doubles(h, size):
+        if _plain(h) or not doubles(h, size):
             return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
         shape = list(h.shape)
         if shape != self.size:

@@ -37,9 +37,9 @@ def by_hand(x: Tensor) -> bool:
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> TypeGuard[Any]:
-    """It is of this very class, and nobody listens to it."""
+    """It is of this very class, nobody listens to it, and its forward pass is its class's."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return type(module) is kind and not any(hooks)
+    return type(module) is kind and not any(hooks) and "forward" not in vars(module)
 
 
 def computed_in(weight: Tensor) -> torch.dtype:

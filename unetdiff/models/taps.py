@@ -26,7 +26,7 @@ SUMS = 4096
 def few_enough(h: Tensor, out_channels: int) -> bool:
     """Whether to take this way for a map (B, C, H, W): wide, and small enough for the sums to stay in a CPU's cache."""
     batch, channels, height, width = h.shape
-    return channels >= WIDE and batch * height * width * out_channels <= SUMS * channels
+    return channels >= WIDE and 0 < batch * height * width * out_channels <= SUMS * channels
 
 
 def tapped_conv(h: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor | None, precision: torch.dtype) -> Tensor:

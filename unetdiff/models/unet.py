@@ -384,7 +384,9 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
             head: Head = "segmentation" if "segmentation" in self.heads else "diffusion"
             encoder: Any = self.encoder
-            side = encoder.lost_unpadded + 4 if self.config["encoder"]["padding"] == "valid" else 64
+            deepest = self.config["patch_size"] * 2 ** len(self.config["encoder"]["channels"] or [])
+            valid = self.config["encoder"]["padding"] == "valid"
+            side = encoder.lost_unpadded + 4 if valid else max(64, deepest)
             example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device)
             nn.Module.to(self, dtype=torch.float32)
             fold_batch_norm(self, lambda: self(example, return_dict=False, head=head)[0])
@@ -392,7 +394,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         give_back_freed_memory()  # of the weights as they were
         if compile:
             self.compile(options={"freezing": True})
-        elif self.device.type == "cpu" and can_pack() and isinstance(self.decoder, PyramidDecoder):
+        elif self.device.type == "cpu" and can_pack(dtype) and isinstance(self.decoder, PyramidDecoder):
             pack(nn.ModuleList([self.encoder, self.middle, self.decoder]))
         self.optimized_for_inference = True
         return self

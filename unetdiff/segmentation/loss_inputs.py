@@ -165,7 +165,8 @@ class _Softmax(torch.autograd.Function):
                     g = p * e.unsqueeze(axis)
                 else:
                     e -= _sum_over_classes(p, of_mass, axis) * v
-                    g = _sum_of_products(of_mass, v, e, axis).mul_(p)
+                    by_class = of_mass if axis == 3 else of_mass[:, None, None]
+                    g = torch.addcmul(e.unsqueeze(axis), by_class, v.unsqueeze(axis)).mul_(p)
                 out.copy_(g.scatter_add_(axis, t.unsqueeze(axis), a.unsqueeze(axis)))
         return (grad if axis == 1 else rearrange(grad, "b h w c -> b c h w")), None, None
 
@@ -204,14 +205,6 @@ def _sum_over_classes(values: Tensor, weights: Tensor, axis: int) -> Tensor:
     if axis == 1:
         return torch.matmul(weights, values.flatten(2)).view(len(values), *values.shape[2:])
     return torch.matmul(values, weights)
-
-
-def _sum_of_products(by_class: Tensor, by_pixel: Tensor, added: Tensor, axis: int) -> Tensor:
-    """by_class (C,) times by_pixel (B, H, W), plus added (B, H, W): classes at `axis`, as one product of matrices."""
-    pair = torch.stack([by_class, torch.ones_like(by_class)])  # (2, C)
-    if axis == 1:
-        return torch.matmul(pair.t(), torch.stack([by_pixel, added], dim=1).flatten(2)).unflatten(2, by_pixel.shape[1:])
-    return torch.matmul(torch.stack([by_pixel, added], dim=-1), pair)
 
 
 def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:

@@ -59,7 +59,7 @@ def _cross_entropy(
     summed = (log_loss * counts).sum()
     if label_smoothing:
         logits = labelled.logits
-        each = torch.ones_like(logits[0, :, 0, 0]) if weight is None else weight  # (C,)
+        each = logits.new_ones(logits.shape[1]) if weight is None else weight
         # the sum of w_c (-log p_c), where -log p_c = -log p_t + z_t - z_c
         own = log_loss + logits.gather(1, index[:, None])[:, 0]
         every = own * each.sum() - (each[:, None, None] * logits).sum(dim=1)
