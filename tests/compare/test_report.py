@@ -138,6 +138,15 @@ def test_runs_of_other_sets_and_unfinished_ones_are_said_so(make_run, tmp_path):
     assert "“two” has not come to its end" in text
 
 
+def test_denoisers_of_several_sizes_are_said_so(make_run, tmp_path):
+    sizes = {"small": [16, 16], "large": [32, 32]}
+    runs = [make_run(name, task="diffusion", size=size, weights=False) for name, size in sizes.items()]
+    text = Page(write_report(runs, tmp_path / "report.html", budget=TINY).read_text()).text
+    assert "several sizes (small: 16×16, large: 32×32)" in text
+    text = Page(write_report(runs[1:], tmp_path / "report.html", budget=TINY).read_text()).text
+    assert "several sizes" not in text
+
+
 def test_names_are_text_not_markup(make_run, tmp_path):
     run = make_run("<b onclick=x>bold", task="segmentation", weights=False)
     html = write_report([run], tmp_path / "report.html", title="a <i>title</i>", budget=TINY).read_text()

@@ -23,7 +23,7 @@ from unetdiff.compare.findings import findings
 from unetdiff.compare.masks import mask_blocks
 from unetdiff.compare.runs import Run, read_runs
 from unetdiff.compare.samples import Budget, Consistency, SampleBlock, sample_blocks
-from unetdiff.compare.sets import by_set
+from unetdiff.compare.sets import by_set, size_text, sized_key
 from unetdiff.compare.table import Table, build_table, compact, judged_line, percent
 from unetdiff.compare.templates import render
 from unetdiff.errors import UserError
@@ -127,6 +127,13 @@ def _notices(runs: Sequence[Run]) -> list[str]:
         notices.append(
             f"These runs did not see the same set of pictures ({sets}). "
             "Figures of quality are not compared between them."
+        )
+    denoisers = [run for run in runs if "diffusion" in run.heads]
+    if len(by_set(denoisers, sized_key)) > len(by_set(denoisers)):
+        sizes = ", ".join(f"{run.name}: {size_text(run)}" for run in denoisers)
+        notices.append(
+            f"These denoisers draw pictures of several sizes ({sizes}). Each size has noise, real pictures and a judge "
+            "of its own; class consistency and validation loss are not compared between them."
         )
     for run in runs:
         if not run.finished:

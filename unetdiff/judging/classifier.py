@@ -195,6 +195,11 @@ def train_judge(
     return judge
 
 
+def pictures_used(dataset: LabelledPictures) -> int:
+    """How many pictures of a set a judge learns from, or is tested on."""
+    return min(len(dataset), MOST_PICTURES)
+
+
 def _train(
     images: torch.Tensor, labels: torch.Tensor, num_classes: int, recipe: Recipe, device: torch.device
 ) -> Network:
@@ -252,7 +257,7 @@ def _load(dataset: LabelledPictures, num_classes: int) -> tuple[torch.Tensor, to
     total = len(dataset)
     if total == 0:
         raise UserError("the judge has no pictures to learn from.")
-    indices = torch.linspace(0, total - 1, min(total, MOST_PICTURES)).round().long().tolist()
+    indices = torch.linspace(0, total - 1, pictures_used(dataset)).round().long().tolist()
     images: list[torch.Tensor] = []
     labels: list[int] = []
     for index in indices:
