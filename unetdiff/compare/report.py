@@ -75,8 +75,7 @@ def write_report(
     samples, sample_problems = sample_blocks(read, budget, seed, cache)
     scores = {index: score for block in samples for index, score in block.scores.items()}
     table = build_table(read, scores)
-    judge = next((block.judge for block in samples if block.judge is not None), None)
-    cards = findings(read, table, scores, judge)
+    cards = findings(read, table, samples)
     shown = ["--with", *map(str, experiments)] if experiments else []
     command = command or shlex.join(["unetdiff", "compare", *map(str, runs), *shown, "--output", str(output)])
 
