@@ -153,6 +153,23 @@ def test_names_are_text_not_markup(make_run, tmp_path):
     assert "<b onclick" not in html and "&lt;b onclick" in html and "<i>title" not in html
 
 
+@pytest.mark.parametrize("content", ['{"task": "segmentation", "runs": []}', "[1]", "no JSON"])
+def test_figures_do_not_go_over_a_file_of_others(make_run, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("unetdiff.compare.report.sample_blocks", lambda *_: pytest.fail("sampled for nothing"))
+    run = make_run(task="segmentation", weights=False)
+    (run / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"run/summary\.json is there.*--output another name"):
+        write_report([run], run / "summary.html", budget=TINY)
+    assert (run / "summary.json").read_text() == content and not (run / "summary.html").exists()
+
+
+def test_a_page_is_written_again(make_run, tmp_path):
+    run = make_run(task="segmentation", weights=False)
+    for title in ("first", "second"):
+        page = write_report([run], tmp_path / "summary.html", title=title, budget=TINY)
+        assert json.loads(page.with_suffix(".json").read_text())["title"] == title
+
+
 def test_no_run_no_page(tmp_path):
     with pytest.raises(UserError, match="config.yaml"):
         write_report([tmp_path / "nothing"], tmp_path / "report.html")

@@ -59,13 +59,14 @@ def write_report(
         The HTML file.
 
     Raises:
-        UserError: nothing to show, a path that is no run directory, weights that cannot be read, or a folder that holds
-            no record.
+        UserError: nothing to show, a path that is no run directory, weights that cannot be read, a folder that holds no
+            record, or a file that no page left where the page's figures would go.
     """
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
     if not runs and not experiments:
         raise UserError("compare has nothing to show; give run directories, or --with the folder of an experiment")
+    _refuse_foreign(page.with_suffix(".json"))
     budget = budget or Budget()
     sections = read_sections(experiments)
     read = read_runs(runs) if runs else []
@@ -99,6 +100,21 @@ def write_report(
     _write(page.with_suffix(".json"), _raw(read, table, scores, samples, sections, title, seed, command))
     _write(page, render("page.html", **content))
     return page
+
+
+def _refuse_foreign(figures: Path) -> None:
+    """Refuse to put the page's figures over others, such as a run's summary.json or an experiment's record.json."""
+    if not figures.exists():
+        return
+    try:
+        found = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and {"runs", "judges"} <= found.keys()):
+        raise UserError(
+            f"{figures} is there, and no page of `unetdiff compare` left it; this page's figures would replace it: "
+            "give --output another name or folder"
+        )
 
 
 def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
