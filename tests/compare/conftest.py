@@ -43,6 +43,7 @@ def fake_run(
     digits: int = 1,
     channels: tuple[int, ...] = (8, 16),
     seed: int = 0,
+    size: list[int] | None = None,
 ) -> Path:
     """A run directory of `task` with made-up metrics and, with `weights`, a random network in best/."""
     heads = HeadsConfig(
@@ -52,12 +53,12 @@ def fake_run(
     config = RunConfig(
         task=task,  # type: ignore[arg-type]
         model=ModelConfig(
-            sample_size=32,
+            sample_size=size or 32,
             encoder=EncoderConfig(channels=list(channels)),
             conditioning=ConditioningConfig(cross_attention_dim=16, attention_head_dim=8),
             heads=heads,
         ),
-        data=DataConfig(scenes=ScenesConfig(train_pictures=60, val_pictures=40, digits=digits)),
+        data=DataConfig(size=size, scenes=ScenesConfig(train_pictures=60, val_pictures=40, digits=digits)),
         diffusion=DiffusionConfig(preview_steps=4),
         training=TrainingConfig(output_dir=str(path), seed=seed, steps=200),
     )
@@ -113,7 +114,8 @@ def save_model(unet: UNet, config: RunConfig, directory: Path) -> None:
         conditioner = ClassConditioner(10, 16, labels=list(DIGITS))
         GenerationPipeline(unet, build_scheduler(config.diffusion), conditioner).save_pretrained(directory)
     if config.task != "diffusion":
-        SegmentationPipeline(unet, ["background", *DIGITS], PALETTE.tolist()).save_pretrained(directory)
+        classes = ["background", *DIGITS]
+        SegmentationPipeline(unet, classes, PALETTE.tolist(), config.data.size).save_pretrained(directory)
 
 
 @pytest.fixture

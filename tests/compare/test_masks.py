@@ -9,14 +9,16 @@ from unetdiff.compare.masks import mask_blocks, predictions
 from unetdiff.compare.runs import read_run, read_runs
 from unetdiff.compare.sets import by_set, choose, open_set
 from unetdiff.data import to_model_range
+from unetdiff.data.transforms import resize_image
 from unetdiff.models.unet import UNet
+from unetdiff.segmentation.inference import resize_logits
 
 
 def test_predictions_are_the_networks(make_run):
     run = read_run(make_run(task="joint"))
     dataset = open_set(run)
     items = [dataset[0], dataset[1]]
-    masks = predictions(run, items, [np.asarray(item["mask"]) for item in items])
+    masks = predictions(run, items)
     unet = UNet.from_pretrained(run.model / "unet").eval()
     with torch.no_grad():
         expected = unet.segment(to_model_range(torch.stack([item["image"] for item in items]))).argmax(dim=1)
@@ -41,7 +43,31 @@ def test_rows_and_accuracy(make_run):
     assert block.rows[0].name == item["name"]
     truth = np.asarray(item["mask"])
     for run, right in zip((runs[0], runs[2]), block.rows[0].right, strict=True):
-        assert right == (predictions(run, [item], [truth])[0] == truth).mean()
+        assert right == (predictions(run, [item])[0] == truth).mean()
+
+
+def test_a_run_of_another_size_changes_nothing(make_run):
+    """Nor does the order: every network has the pictures as the set has them, and resizes them itself."""
+    paths = [make_run("small", task="segmentation", size=[16, 16]), make_run("large", task="segmentation", seed=5)]
+
+    def shown(runs) -> dict:
+        (block,), _ = mask_blocks(read_runs(runs), count=2)
+        return {
+            (row.name, runs[index].name): (row.picture, row.predictions[index], row.right[index])
+            for row in block.rows
+            for index in range(len(runs))
+        }
+
+    together = shown(paths)
+    assert together == shown(paths[::-1]) == shown(paths[:1]) | shown(paths[1:])
+    # the small one saw the pictures at its size, and its masks are as large as the pictures
+    run = read_run(paths[0])
+    item = open_set(run, own_size=True)[0]
+    small = resize_image(item["image"], (16, 16))
+    with torch.no_grad():
+        logits = UNet.from_pretrained(run.model / "unet").eval().segment(to_model_range(small[None]))
+    expected = resize_logits(logits, (32, 32))[0].argmax(dim=0)
+    assert np.array_equal(predictions(run, [item])[0], expected.numpy())
 
 
 def test_another_set_is_another_block(make_run):

@@ -138,10 +138,36 @@ def test_runs_of_other_sets_and_unfinished_ones_are_said_so(make_run, tmp_path):
     assert "“two” has not come to its end" in text
 
 
+def test_denoisers_of_several_sizes_are_said_so(make_run, tmp_path):
+    sizes = {"small": [16, 16], "large": [32, 32]}
+    runs = [make_run(name, task="diffusion", size=size, weights=False) for name, size in sizes.items()]
+    text = Page(write_report(runs, tmp_path / "report.html", budget=TINY).read_text()).text
+    assert "several sizes (small: 16×16, large: 32×32)" in text
+    text = Page(write_report(runs[1:], tmp_path / "report.html", budget=TINY).read_text()).text
+    assert "several sizes" not in text
+
+
 def test_names_are_text_not_markup(make_run, tmp_path):
     run = make_run("<b onclick=x>bold", task="segmentation", weights=False)
     html = write_report([run], tmp_path / "report.html", title="a <i>title</i>", budget=TINY).read_text()
     assert "<b onclick" not in html and "&lt;b onclick" in html and "<i>title" not in html
+
+
+@pytest.mark.parametrize("content", ['{"task": "segmentation", "runs": []}', "[1]", "no JSON"])
+def test_figures_do_not_go_over_a_file_of_others(make_run, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("unetdiff.compare.report.sample_blocks", lambda *_: pytest.fail("sampled for nothing"))
+    run = make_run(task="segmentation", weights=False)
+    (run / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"run/summary\.json is there.*--output another name"):
+        write_report([run], run / "summary.html", budget=TINY)
+    assert (run / "summary.json").read_text() == content and not (run / "summary.html").exists()
+
+
+def test_a_page_is_written_again(make_run, tmp_path):
+    run = make_run(task="segmentation", weights=False)
+    for title in ("first", "second"):
+        page = write_report([run], tmp_path / "summary.html", title=title, budget=TINY)
+        assert json.loads(page.with_suffix(".json").read_text())["title"] == title
 
 
 def test_no_run_no_page(tmp_path):

@@ -84,3 +84,34 @@ def test_pictures_that_are_gone_are_told(make_run):
     blocks, problems = sample_blocks(read_runs([path]), TINY)
     assert len(blocks) == 1 and blocks[0].judge is None and blocks[0].scores == {}
     assert len(problems) == 1 and "gone" in problems[0]
+
+
+def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
+    """A judge sees samples of the size that it learnt, and noise is shared by runs of one size."""
+    from unetdiff.compare.judging import Judging
+
+    judged: list[tuple[str, torch.Size]] = []
+    classify = Judging.classify
+
+    def spy(self, pictures):
+        judged.append((self.judge.fingerprint, pictures.shape))
+        return classify(self, pictures)
+
+    monkeypatch.setattr(Judging, "classify", spy)
+    sizes: dict[str, list[int] | None] = {"small": [16, 16], "large": None, "also large": [32, 32]}
+    paths = [make_run(name, task="diffusion", size=size) for name, size in sizes.items()]
+    blocks, problems = sample_blocks(read_runs(paths), TINY, cache=tmp_path / "judges")
+    assert problems == [] and [block.runs for block in blocks] == [[0], [1, 2]]
+    assert [block.set_name for block in blocks] == ["scenes, 16×16", "scenes, 32×32"]
+    small, large = (block.judge.judge.fingerprint for block in blocks if block.judge is not None)
+    assert small != large
+    assert judged == [(small, (20, 3, 16, 16)), (large, (20, 3, 32, 32)), (large, (20, 3, 32, 32))]
+    assert len(list((tmp_path / "judges").glob("*.safetensors"))) == 2, "one judge went over the other"
+
+
+def test_the_judge_says_how_many_pictures_it_used(make_run, monkeypatch):
+    monkeypatch.setattr("unetdiff.judging.classifier.MOST_PICTURES", 25)
+    blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
+    judge = blocks[0].judge
+    assert judge is not None and (judge.n, judge.trained_on) == (25, 25)
+    assert judge.accuracy * 25 == pytest.approx(round(judge.accuracy * 25), abs=1e-3), "a share of so many"

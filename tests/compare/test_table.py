@@ -68,6 +68,38 @@ def test_quality_is_not_compared_between_sets(make_run):
     assert row is not None and not any(value.best for value in row.values)
 
 
+def test_samples_of_two_sizes_have_two_judges_and_are_not_compared(make_run):
+    runs = read_runs([make_run("small", task="diffusion", size=[16, 16], weights=False),
+                      make_run("large", task="diffusion", size=[32, 32], weights=False)])  # fmt: skip
+    scores = {0: Consistency(0.9, 300, 0.86, 0.93, {}), 1: Consistency(0.95, 300, 0.92, 0.97, {})}
+    row = build_table(runs, scores).row("diffusion.class_consistency")
+    assert row is not None and not any(value.best for value in row.values)
+
+
+@pytest.mark.parametrize(
+    ("section", "changed"),
+    [
+        ("diffusion", {"target": "mask"}),
+        ("diffusion", {"latent": {"vae": "vae"}}),
+        ("diffusion", {"prediction_type": "epsilon"}),
+        ("data", {"size": [16, 16]}),
+    ],
+)
+def test_losses_of_another_kind_are_not_compared(make_run, section, changed):
+    runs = read_runs([make_run(name, task="diffusion", weights=False) for name in ("one", "two")])
+    for entry in runs[1].validation:
+        entry["diffusion/loss"] /= 2
+
+    def marked() -> list[bool]:
+        row = build_table(runs).row("diffusion.loss")
+        assert row is not None
+        return [value.best for value in row.values]
+
+    assert marked() == [False, True]
+    runs[1].config[section] |= changed
+    assert marked() == [False, False]
+
+
 def test_figures_are_those_of_the_best_weights(make_run):
     path = make_run(task="segmentation", mean_iou=0.8)
     summary = path / "summary.json"

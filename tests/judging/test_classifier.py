@@ -113,7 +113,26 @@ def test_cache_is_used_for_the_same_pictures_only(tmp_path, monkeypatch) -> None
     weights.write_bytes(weights.read_bytes()[:100])  # damaged
     train_judge(Blobs(40, 1), 5, path, Recipe(steps=3, batch=16))
     assert len(trained) == 5
-    assert set(json.loads(path.with_suffix(".json").read_text())) == {"fingerprint", "num_classes"}
+    assert set(json.loads(path.with_suffix(".json").read_text())) == {"fingerprint", "num_classes", "sha256"}
+
+
+def test_a_kill_between_weights_and_fingerprint_leaves_no_judge(tmp_path, monkeypatch) -> None:
+    path, recipe = tmp_path / "judge", Recipe(steps=2, batch=16)
+    first = train_judge(Blobs(40, 0), 4, path, recipe)
+    about = path.with_suffix(".json").read_text()
+
+    def killed(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(judging.Path, "write_text", killed)
+        train_judge(Blobs(40, 1), 4, path, recipe)
+    assert path.with_suffix(".json").read_text() == about  # of the first judge, beside the weights of the second
+    assert Judge.load(path, first.fingerprint) is None
+    again = train_judge(Blobs(40, 0), 4, path, recipe)
+    probe = Blobs(8, 5).images
+    assert torch.allclose(again.logits(probe), first.logits(probe), atol=1e-4)
+    assert Judge.load(path, first.fingerprint) is not None
 
 
 def test_large_and_odd_pictures_are_judged_small() -> None:

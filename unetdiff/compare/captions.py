@@ -147,7 +147,8 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
             context = conditioner(conditions, (clean.shape[-2], clean.shape[-1]))
         output = pipeline.unet.eval()(context.beside(noised), t, context.tokens).sample
         found["noised"] = data_uri((pipeline.space.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
-        found["noise"] = data_uri((output[0, :3] / 4 + 0.5).clamp(0, 1))  # two deviations either way
+        channels = 3 if output.shape[1] >= 3 else 1  # of two there is no picture
+        found["noise"] = data_uri((output[0, :channels] / 4 + 0.5).clamp(0, 1))  # two deviations either way
     return found
 
 

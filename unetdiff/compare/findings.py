@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unetdiff.compare.judging import Judging
 from unetdiff.compare.runs import Run
-from unetdiff.compare.samples import Consistency
-from unetdiff.compare.sets import set_key
+from unetdiff.compare.samples import SampleBlock
+from unetdiff.compare.sets import set_key, sized_key
 from unetdiff.compare.table import Table, compact, minutes, percent, share
 
 ALIKE = 0.01
@@ -26,11 +25,11 @@ class Finding:
     """CSS variable of its colour."""
 
 
-def findings(
-    runs: Sequence[Run], table: Table, scores: Mapping[int, Consistency], judge: Judging | None
-) -> list[Finding]:
+def findings(runs: Sequence[Run], table: Table, samples: Sequence[SampleBlock]) -> list[Finding]:
     """What the figures say, in the order of the page; only what the runs can answer."""
-    found = [_shared(runs), _segmentation(runs, table), _diffusion(runs, scores, judge), _time(runs, table)]
+    judged = [block for block in samples if block.scores]
+    drawn = [_diffusion(runs, block, several=len(judged) > 1) for block in judged]
+    found = [_shared(runs), _segmentation(runs, table), *drawn, _time(runs, table)]
     return [finding for finding in found if finding is not None]
 
 
@@ -85,9 +84,9 @@ def _segmentation(runs: Sequence[Run], table: Table) -> Finding | None:
     return Finding(value.text, "best mIoU on pictures never trained on", sentence, "--seg")
 
 
-def _diffusion(runs: Sequence[Run], scores: Mapping[int, Consistency], judge: Judging | None) -> Finding | None:
-    if not scores:
-        return None
+def _diffusion(runs: Sequence[Run], block: SampleBlock, several: bool) -> Finding:
+    """The best of the runs that one judge has seen; several: there are other judges, of other sets or sizes."""
+    scores, judge = block.scores, block.judge
     top = max(scores, key=lambda index: scores[index].value)
     best = scores[top]
     known = f" The judge itself names {percent(judge.accuracy)} of {judge.n} real pictures rightly." if judge else ""
@@ -98,7 +97,7 @@ def _diffusion(runs: Sequence[Run], scores: Mapping[int, Consistency], judge: Ju
         overlap = a.low <= b.high and b.low <= a.high
         verdict = "within the chance of the draw" if overlap else "more than chance"
         sentence = f"Jointly {percent(a.value)}, alone {percent(b.value)} of {a.n} samples each: {verdict}."
-    what = "of the samples show the class that was asked for"
+    what = "of the samples show the class that was asked for" + (f" ({block.set_name})" if several else "")
     return Finding(percent(best.value), what, sentence + known, "--c3")
 
 
@@ -107,10 +106,12 @@ def _time(runs: Sequence[Run], table: Table) -> Finding | None:
     if row is None:
         return None
     times = {i: value.number for i, value in enumerate(row.values) if value.number is not None}
-    joint = next((i for i in times if len(runs[i].heads) == 2), None)
-    segmenter = next((i for i in times if runs[i].heads == ["segmentation"]), None)
-    denoiser = next((i for i in times if runs[i].heads == ["diffusion"]), None)
-    if joint is not None and segmenter is not None and denoiser is not None:
+    for joint in (i for i in times if len(runs[i].heads) == 2):
+        same = [i for i in times if sized_key(runs[i]) == sized_key(runs[joint])]
+        segmenter = next((i for i in same if runs[i].heads == ["segmentation"]), None)
+        denoiser = next((i for i in same if runs[i].heads == ["diffusion"]), None)
+        if segmenter is None or denoiser is None:
+            continue
         sentence = (
             f"One network for both tasks took {minutes(times[joint])}; the two apart took "
             f"{minutes(times[segmenter])} and {minutes(times[denoiser])}, together "

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from unetdiff.compare.runs import Run
-from unetdiff.compare.sets import open_set
+from unetdiff.compare.sets import open_set, size_of
 from unetdiff.data import PictureDataset
-from unetdiff.judging.classifier import Judge, Recipe, train_judge
+from unetdiff.judging.classifier import Judge, Recipe, pictures_used, train_judge
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Judging:
     n: int
     """Validation pictures behind `accuracy`."""
     trained_on: int
-    """Training pictures."""
+    """Training pictures that it has learnt from."""
 
     def classify(self, pictures: Tensor) -> Tensor:
         """Classes (B,) of pictures (B, 3, H, W) in [0, 1]."""
@@ -35,10 +35,10 @@ class Judging:
 
 
 def judge_of(run: Run, validation: PictureDataset, steps: int, cache: Path | None = None) -> Judging:
-    """The judge of a run's set, trained on its real training pictures; `validation` tells how good it is.
+    """The judge of a run's set at the run's size, trained on real training pictures; `validation` tells how good it is.
 
     Args:
-        run: names the set.
+        run: names the set, and the size.
         validation: real pictures that the judge never sees in training.
         steps: optimizer steps.
         cache: folder where trained judges are kept; None: nowhere.
@@ -47,6 +47,8 @@ def judge_of(run: Run, validation: PictureDataset, steps: int, cache: Path | Non
         UserError: the training pictures are not there, or have no classes.
     """
     real = open_set(run, "train", segmentation=False)
-    place = None if cache is None else cache / f"judge-{run.config['data'].get('name', 'scenes')}"
+    name = "-".join(map(str, ["judge", run.config["data"].get("name", "scenes"), *(size_of(run) or ())]))
+    place = None if cache is None else cache / name
     judge = train_judge(real, len(real.labels), place, Recipe(steps=steps))
-    return Judging(judge, list(real.labels), judge.accuracy(validation), len(validation), len(real))
+    accuracy = judge.accuracy(validation)
+    return Judging(judge, list(real.labels), accuracy, pictures_used(validation), pictures_used(real))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from unetdiff.compare.embed import data_uri, is_small
 from unetdiff.compare.runs import Run
 from unetdiff.compare.sets import by_set, choose, open_set
 from unetdiff.data import PictureDataset
 from unetdiff.errors import UserError
-from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.palette import VOID_COLOR, as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
@@ -50,7 +48,7 @@ def mask_blocks(runs: Sequence[Run], count: int = 6, seed: int = 0) -> tuple[lis
     blocks, problems = [], []
     for group in by_set([run for run in runs if "segmentation" in run.heads and run.model is not None]):
         try:
-            dataset = open_set(group[0])
+            dataset = open_set(group[0], own_size=True)
             rows, legend, small = _rows(group, dataset, count, seed)
         except UserError as error:
             problems.append(f"{group[0].data_name}: {error}")
@@ -70,7 +68,7 @@ def _rows(
     ]
     occurring = {int(value) for truth in truths for value in np.unique(truth)}
     for run in runs:
-        for row, truth, guess in zip(rows, truths, predictions(run, items, truths), strict=True):
+        for row, truth, guess in zip(rows, truths, predictions(run, items), strict=True):
             row.predictions.append(data_uri(colorize(guess, dataset.palette), photo=False))
             counted = truth != 255
             row.right.append(float((guess == truth)[counted].mean()) if counted.any() else float("nan"))
@@ -85,17 +83,11 @@ def _rows(
     return rows, legend, is_small(items[0]["image"])
 
 
-def predictions(run: Run, items: Sequence[dict], truths: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A run's masks (H, W) of dataset items, at the truths' sizes: logits are resized, then the argmax is taken.
+def predictions(run: Run, items: Iterable[dict]) -> list[np.ndarray]:
+    """A run's masks (H, W) of dataset items, at the pictures' own sizes.
 
-    Each picture is given to the network at the size that the run was trained at.
+    Each picture is given to the network at the size that the run was trained at, so it should come as its set has it.
     """
     assert run.model is not None
     pipeline = SegmentationPipeline.from_pretrained(run.model)
-    outputs = pipeline([item["image"] for item in items], return_logits=True)
-    masks = []
-    for output, truth in zip(outputs, truths, strict=True):
-        assert output.logits is not None
-        logits = resize_logits(output.logits[None], (truth.shape[0], truth.shape[1]))[0]  # (classes, H, W)
-        masks.append(logits.argmax(dim=0).to(torch.uint8).numpy())
-    return masks
+    return [output.mask for output in pipeline.stream(item["image"] for item in items)]

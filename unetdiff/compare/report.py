@@ -23,7 +23,7 @@ from unetdiff.compare.findings import findings
 from unetdiff.compare.masks import mask_blocks
 from unetdiff.compare.runs import Run, read_runs
 from unetdiff.compare.samples import Budget, Consistency, SampleBlock, sample_blocks
-from unetdiff.compare.sets import by_set
+from unetdiff.compare.sets import by_set, size_text, sized_key
 from unetdiff.compare.table import Table, build_table, compact, judged_line, percent
 from unetdiff.compare.templates import render
 from unetdiff.errors import UserError
@@ -59,13 +59,14 @@ def write_report(
         The HTML file.
 
     Raises:
-        UserError: nothing to show, a path that is no run directory, weights that cannot be read, or a folder that holds
-            no record.
+        UserError: nothing to show, a path that is no run directory, weights that cannot be read, a folder that holds no
+            record, or a file that no page left where the page's figures would go.
     """
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
     if not runs and not experiments:
         raise UserError("compare has nothing to show; give run directories, or --with the folder of an experiment")
+    _refuse_foreign(page.with_suffix(".json"))
     budget = budget or Budget()
     sections = read_sections(experiments)
     read = read_runs(runs) if runs else []
@@ -75,8 +76,7 @@ def write_report(
     samples, sample_problems = sample_blocks(read, budget, seed, cache)
     scores = {index: score for block in samples for index, score in block.scores.items()}
     table = build_table(read, scores)
-    judge = next((block.judge for block in samples if block.judge is not None), None)
-    cards = findings(read, table, scores, judge)
+    cards = findings(read, table, samples)
     shown = ["--with", *map(str, experiments)] if experiments else []
     command = command or shlex.join(["unetdiff", "compare", *map(str, runs), *shown, "--output", str(output)])
 
@@ -100,6 +100,21 @@ def write_report(
     _write(page.with_suffix(".json"), _raw(read, table, scores, samples, sections, title, seed, command))
     _write(page, render("page.html", **content))
     return page
+
+
+def _refuse_foreign(figures: Path) -> None:
+    """Refuse to put the page's figures over others, such as a run's summary.json or an experiment's record.json."""
+    if not figures.exists():
+        return
+    try:
+        found = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not (isinstance(found, dict) and {"runs", "judges"} <= found.keys()):
+        raise UserError(
+            f"{figures} is there, and no page of `unetdiff compare` left it; this page's figures would replace it: "
+            "give --output another name or folder"
+        )
 
 
 def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
@@ -127,6 +142,13 @@ def _notices(runs: Sequence[Run]) -> list[str]:
         notices.append(
             f"These runs did not see the same set of pictures ({sets}). "
             "Figures of quality are not compared between them."
+        )
+    denoisers = [run for run in runs if "diffusion" in run.heads]
+    if len(by_set(denoisers, sized_key)) > len(by_set(denoisers)):
+        sizes = ", ".join(f"{run.name}: {size_text(run)}" for run in denoisers)
+        notices.append(
+            f"These denoisers draw pictures of several sizes ({sizes}). Each size has noise, real pictures and a judge "
+            "of its own; class consistency and validation loss are not compared between them."
         )
     for run in runs:
         if not run.finished:

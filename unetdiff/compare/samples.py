@@ -14,7 +14,7 @@ from torch import Tensor
 from unetdiff.compare.embed import data_uri, is_small
 from unetdiff.compare.judging import Judging, judge_of
 from unetdiff.compare.runs import Run
-from unetdiff.compare.sets import by_set, choose, open_set
+from unetdiff.compare.sets import by_set, choose, open_set, set_key, size_text, sized_key
 from unetdiff.data import PictureDataset
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
 from unetdiff.errors import UserError
@@ -96,9 +96,10 @@ class Consistency:
 
 @dataclass
 class SampleBlock:
-    """The runs that share a set: their grids, strips and scores."""
+    """The runs that share a set and draw pictures of one size: their grids, strips and scores."""
 
     set_name: str
+    """With the size, where there is a block for each of several."""
     runs: list[int]
     grids: list[SampleGrid]
     strips: list[Strip]
@@ -111,27 +112,32 @@ class SampleBlock:
 def sample_blocks(
     runs: Sequence[Run], budget: Budget, seed: int = 0, cache: Path | None = None
 ) -> tuple[list[SampleBlock], list[str]]:
-    """A block for each set that runs with a diffusion head share, and what could not be shown, in words.
+    """A block for each set and size that runs with a diffusion head share, and what could not be shown, in words.
+
+    Of another size are the noise, the real pictures, and what a judge has learnt: it knows pictures of one size only.
 
     cache: folder where trained judges are kept; None: nowhere.
     """
     order = {id(run): index for index, run in enumerate(runs)}
     blocks, problems = [], []
-    for group in by_set([run for run in runs if "diffusion" in run.heads and run.model is not None]):
+    groups = by_set([run for run in runs if "diffusion" in run.heads and run.model is not None], sized_key)
+    sets = [set_key(group[0]) for group in groups]
+    for group in groups:
+        name = group[0].data_name
+        if sets.count(set_key(group[0])) > 1:
+            name += f", {size_text(group[0])}"
         try:
             dataset: PictureDataset | None = open_set(group[0], segmentation=False)
         except UserError as error:
             dataset = None
-            problems.append(f"{group[0].data_name}: no real pictures to compare with: {error}")
+            problems.append(f"{name}: no real pictures to compare with: {error}")
         judge = None
         if dataset is not None and dataset.labels and any(conditional(run) for run in group):
             try:
                 judge = judge_of(group[0], dataset, budget.judge_steps, cache)
             except UserError as error:
-                problems.append(f"{group[0].data_name}: the samples are not judged: {error}")
-        block = SampleBlock(
-            group[0].data_name, [order[id(run)] for run in group], [], [], judge=judge, steps=budget.steps
-        )
+                problems.append(f"{name}: the samples are not judged: {error}")
+        block = SampleBlock(name, [order[id(run)] for run in group], [], [], judge=judge, steps=budget.steps)
         if dataset is not None:
             block.grids.append(_real(dataset, seed))
         for run in group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from unetdiff.compare.runs import Run
 from unetdiff.data import DataConfig, PictureDataset, build_dataset
 from unetdiff.models.resolve import section
+from unetdiff.rules.pictures import OWN_SIZE
 
 # What tells two sets apart; how large the pictures are shown to the network and how they are augmented does not.
 _IDENTITY = ("name", "root", "val_split", "num_classes", "scenes")
@@ -29,24 +30,53 @@ def set_key(run: Run) -> str:
     return json.dumps(identity, sort_keys=True, default=str)
 
 
-def by_set(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that share a set, in the order given."""
+def size_of(run: Run) -> tuple[int, int] | None:
+    """Height and width that a run has every picture in; None where they differ."""
+    data = run.config.get("data") or {}
+    if data.get("size"):
+        return data["size"][0], data["size"][1]
+    own = OWN_SIZE.get(data.get("name", "scenes"))
+    return None if own is None else (own, own)
+
+
+def size_text(run: Run) -> str:
+    """That size in words, e.g. "64×64"."""
+    size = size_of(run)
+    return "sizes of their own" if size is None else f"{size[0]}×{size[1]}"
+
+
+def sized_key(run: Run) -> str:
+    """Equal for two runs of one set that have its pictures in one size."""
+    return f"{set_key(run)} {size_of(run)}"
+
+
+def by_set(runs: Sequence[Run], key: Callable[[Run], str] = set_key) -> list[list[Run]]:
+    """The runs in groups that share a set (or another `key`), in the order given."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(set_key(run), []).append(run)
+        groups.setdefault(key(run), []).append(run)
     return list(groups.values())
 
 
-def open_set(run: Run, split: str = "val", segmentation: bool | None = None, layout: bool = False) -> PictureDataset:
+def open_set(
+    run: Run,
+    split: str = "val",
+    segmentation: bool | None = None,
+    layout: bool = False,
+    own_size: bool = False,
+) -> PictureDataset:
     """The pictures of a run's split, all of them whatever `data.share`.
 
     Raises UserError where the set is not there (any more).
 
     segmentation: with masks; None: where the run has a segmentation head.
     layout: with masks of the pictures' size, as a denoiser sees them (`build_dataset`).
+    own_size: every picture as large as it is, for runs of several `data.size`.
     """
     config = section(DataConfig, run.config.get("data") or {}, "data")
     config.share = 1.0  # what a run was not given, its judge may still learn from
+    if own_size:
+        config.size = config.longest_side = None
     masks = "segmentation" in run.heads if segmentation is None else segmentation
     return build_dataset(config, "train" if split == "train" else "val", masks, layout)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from unetdiff.compare.runs import JsonDict, Run
 from unetdiff.compare.samples import Consistency
-from unetdiff.compare.sets import set_key
+from unetdiff.compare.sets import set_key, sized_key
 from unetdiff.text import Better, best_of
 
 DASH = "–"
@@ -120,7 +120,9 @@ def validated(name: str) -> Callable[[Run], float | None]:
 
 def _objective(run: Run) -> str:
     config = run.config.get("diffusion") or {}
-    return set_key(run) + str([config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")])
+    drawn = [config.get("target", "picture"), (config.get("latent") or {}).get("vae")]
+    loss = [config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")]
+    return sized_key(run) + str(drawn + loss)
 
 
 def _machine(run: Run) -> str:
@@ -173,7 +175,7 @@ def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = 
             read=lambda run: None,
             text=percent,
             better="higher",
-            comparable=set_key,
+            comparable=sized_key,
             note="samples in which the judge sees the class asked for",
         )
         cells = [

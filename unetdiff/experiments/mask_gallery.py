@@ -28,11 +28,11 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, 
         count: validation pictures, of different classes as far as there are.
         seed: which pictures.
     """
-    data = open_set(next(iter(runs.values())))
+    data = open_set(next(iter(runs.values())), own_size=True)
     items = [data[index] for index in choose(data, count, seed)]
     masks = {"truth": [as_mask(item["mask"]) for item in items]}
     for name, run in runs.items():
-        masks[name] = predictions(last_weights(run), items, masks["truth"])
+        masks[name] = predictions(last_weights(run), items)
     album = Album(folder, "masks")
 
     def add(picture: np.ndarray, photo: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.errors import UserError
+from unetdiff.files import sha256_of
 from unetdiff.models.loading import save_tensors
 
 LARGEST_SIDE = 64  # pixels; larger pictures are judged at this size
@@ -126,11 +128,14 @@ class Judge:
         return self.consistency(images, labels)
 
     def save(self, path: Path) -> None:
-        """Write PATH.safetensors and PATH.json (the fingerprint)."""
+        """Write PATH.safetensors and PATH.json (the fingerprint, and a hash of the weights that it is of)."""
+        weights, about = path.with_suffix(".safetensors"), path.with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors(self.network.state_dict(), path.with_suffix(".safetensors"))
-        about = {"fingerprint": self.fingerprint, "num_classes": self.num_classes}
-        path.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n")
+        aside = weights.with_name(f".writing-{weights.name}")
+        save_tensors(self.network.state_dict(), aside)
+        facts = {"fingerprint": self.fingerprint, "num_classes": self.num_classes, "sha256": sha256_of(aside)}
+        os.replace(aside, weights)
+        about.write_text(json.dumps(facts, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Self | None:
@@ -140,11 +145,11 @@ class Judge:
             return None
         try:
             facts = json.loads(about.read_text())
-            if facts["fingerprint"] != fingerprint:
+            if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_of(weights):
                 return None
             network = Network(facts["num_classes"])
             network.load_state_dict(load_file(weights))
-        except (ValueError, KeyError, RuntimeError, OSError, SafetensorError):
+        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError):
             return None  # a damaged cache is no cache
         return cls(network, facts["num_classes"], fingerprint)
 
@@ -193,6 +198,11 @@ def train_judge(
     if cache is not None:
         judge.save(cache)
     return judge
+
+
+def pictures_used(dataset: LabelledPictures) -> int:
+    """How many pictures of a set a judge learns from, or is tested on."""
+    return min(len(dataset), MOST_PICTURES)
 
 
 def _train(
@@ -252,7 +262,7 @@ def _load(dataset: LabelledPictures, num_classes: int) -> tuple[torch.Tensor, to
     total = len(dataset)
     if total == 0:
         raise UserError("the judge has no pictures to learn from.")
-    indices = torch.linspace(0, total - 1, min(total, MOST_PICTURES)).round().long().tolist()
+    indices = torch.linspace(0, total - 1, pictures_used(dataset)).round().long().tolist()
     images: list[torch.Tensor] = []
     labels: list[int] = []
     for index in indices:

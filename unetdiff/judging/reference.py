@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from unetdiff.data import PictureDataset, eval_loader
 from unetdiff.errors import UserError
+from unetdiff.files import sha256_of
 from unetdiff.judging.distances import Gaussian
 from unetdiff.judging.features import BATCH, FeatureNetwork
 from unetdiff.models.loading import save_tensors
@@ -112,7 +113,7 @@ def _save(cache: Path, features: Tensor, fingerprint: str, network: FeatureNetwo
         "network": network.name,
         "pictures": name,
         "shape": list(features.shape),
-        "sha256": _sha256(aside),
+        "sha256": sha256_of(aside),
     }
     os.replace(aside, tensors)
     about.write_text(json.dumps(facts, indent=1) + "\n")
@@ -123,14 +124,9 @@ def _load(cache: Path, fingerprint: str, count: int) -> Tensor | None:
     tensors, about = _files(cache)
     try:
         facts = json.loads(about.read_text())
-        if facts["fingerprint"] != fingerprint or facts["sha256"] != _sha256(tensors):
+        if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_of(tensors):
             return None
         features = load_file(tensors)["features"]
     except (ValueError, KeyError, TypeError, OSError, SafetensorError):
         return None
     return features if features.ndim == 2 and len(features) == count else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
