@@ -43,11 +43,12 @@ def state_of(folder: Path, config: RunConfig) -> str:
     if not file.is_file():
         return "new"
     wanted, found = asdict(config), asdict(from_yaml(file))  # a key that is newer has its default
-    weights = wanted["segmentation"]["class_weights"]
-    if weights in METHODS and isinstance(found["segmentation"]["class_weights"], list):
-        wanted["segmentation"]["class_weights"] = None  # the trainer filled in the numbers, and counts again on the way
-    if config.task != "joint":
-        del wanted["joint"]  # of no account to one head
+    asked, used = (tree["segmentation"]["class_weights"] for tree in (wanted, found))
+    for tree in (wanted, found):
+        if asked in METHODS and isinstance(used, list):
+            del tree["segmentation"]["class_weights"]  # the trainer filled in the numbers, and counts again on the way
+        if config.task != "joint":
+            del tree["joint"]  # of no account to one head
     difference = first_difference(wanted, found)
     if difference is not None:
         raise UserError(f"{folder} holds a run of another config ({difference}); remove it, or give another --output")
@@ -55,15 +56,14 @@ def state_of(folder: Path, config: RunConfig) -> str:
 
 
 def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
-    """The first key where a run's resolved config is not what was wanted; None where it is.
+    """The first key where what was found is not what was wanted; None where all is.
 
-    None in `wanted` means whatever the trainer filled in; what only says where and how a run starts is passed over.
+    A key that one of them lacks is null there; what only says where and how a run starts is passed over.
     """
-    for key, value in wanted.items():
-        name = f"{prefix}{key}"
-        if value is None or (prefix == "training." and key in FLAGS):
+    for key in dict.fromkeys([*wanted, *found]):
+        name, value, other = f"{prefix}{key}", wanted.get(key), found.get(key)
+        if prefix == "training." and key in FLAGS:
             continue
-        other = found.get(key)
         if isinstance(value, Mapping) and isinstance(other, Mapping):
             difference = first_difference(value, other, f"{name}.")
             if difference is not None:
