@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,8 @@ def test_a_whole_tiny_pretraining(asked: Callable[..., Any], tmp_path: Path) -> 
         assert np.array_equal(shown, PALETTE[expected])
     assert run.summary["init_from"]["network"].startswith(str(tmp_path / "pretrained"))
     assert run.summary["init_from"]["fresh"]["parts"] == ["segmentation head"], "the whole backbone was taken"
+
+    shutil.rmtree(tmp_path / "pretrained")  # as the refusal of another number of steps says
+    given.pretraining_steps = 4
+    with pytest.raises(UserError, match="from-denoiser/share-0.05/seed-0 started from weights that .*pretrained had"):
+        pretraining.run(given, overrides, tmp_path, "")

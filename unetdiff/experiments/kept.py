@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unetdiff.models.loading import WEIGHTS
 from unetdiff.training.records import jsonable
 
 
@@ -33,9 +31,3 @@ def kept(file: Path, settings: dict[str, Any], measure: Callable[[], dict[str, A
     aside.write_text(json.dumps({"settings": wanted, "result": result}, allow_nan=False) + "\n")
     os.replace(aside, file)
     return result
-
-
-def fingerprint(model: Path) -> str:
-    """A hash of a model directory's U-Net: other weights have another one."""
-    with (model / "unet" / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -27,7 +27,7 @@ from unetdiff.data import PictureDataset, evenly
 from unetdiff.data.sampling import EvalSampler
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
 from unetdiff.experiments.given import given_runs, labelled, no_overrides
-from unetdiff.experiments.kept import fingerprint, kept
+from unetdiff.experiments.kept import kept
 from unetdiff.experiments.probe_record import Probed, probe_record
 from unetdiff.experiments.probing import (
     Halves,
@@ -46,6 +46,7 @@ from unetdiff.judging.config import IMAGENET
 from unetdiff.judging.features import TRUNK_SIDE
 from unetdiff.models import UNet
 from unetdiff.models.config import TRUNKS
+from unetdiff.models.loading import fingerprint
 from unetdiff.rules.refusals import at_least
 from unetdiff.segmentation.evaluation import network_logits
 from unetdiff.segmentation.inference import resize_logits
@@ -276,7 +277,7 @@ def _picture(pixels: Any, file: Path, output: Path) -> str:
 def _identity(run: Run, first: Run) -> dict[str, Any]:
     """What the figures of a run depend on beside the options."""
     assert run.model is not None
-    return {"network": fingerprint(run.model), "data": [run.config["data"], first.config["data"]]}
+    return {"network": fingerprint(run.model / "unet"), "data": [run.config["data"], first.config["data"]]}
 
 
 def _file(weights: str) -> Any:

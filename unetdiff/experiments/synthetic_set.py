@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -125,6 +125,7 @@ def synthesise(
     denoiser: GenerationPipeline,
     segmenter: SegmentationPipeline,
     asked: Synthesis,
+    networks: Mapping[str, str],
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Draw pictures for the layouts of the labelled list and write them beside it, with the lists `DRAWN` and `ADDED`.
@@ -137,16 +138,18 @@ def synthesise(
         denoiser: is told layouts.
         segmenter: looks for them in what is drawn.
         asked: the settings.
+        networks: what tells denoiser and segmenter from those of other weights, by their name in the settings.
         autocast: precision of the denoiser.
 
     Returns:
         The agreement of every picture that was drawn, by its name.
 
     Raises:
-        UserError: the folder holds a set of other settings, or no picture agrees enough.
+        UserError: the folder holds a set of other settings or networks, or no picture agrees enough.
     """
+    settings = {**asdict(asked), **networks}
     if folder.is_dir():
-        _require(folder, SETTINGS, asdict(asked))
+        _require(folder, SETTINGS, settings)
         return json.loads((folder / SCORES).read_text())
     data = VOCFolder(labelled, LABELLED)
     scores: dict[str, float] = {}
@@ -172,7 +175,7 @@ def synthesise(
         write_split(aside, DRAWN, list(scores))
         write_split(aside, ADDED, [*(pair.name for pair in data.pairs), *kept])
         (aside / SCORES).write_text(json.dumps(scores, indent=1))
-        (aside / SETTINGS).write_text(json.dumps(asdict(asked), indent=1))
+        (aside / SETTINGS).write_text(json.dumps(settings, indent=1))
 
     replace_directory(folder, write)
     return scores
@@ -183,7 +186,20 @@ def _require(folder: Path, file: str, wanted: Mapping[str, Any]) -> None:
     found = json.loads((folder / file).read_text())
     difference = first_difference(wanted, found)
     if difference is not None:
-        raise UserError(f"{folder} was made with other settings ({difference}); give another --output")
+        raise UserError(
+            f"{folder} was made with other settings ({difference}); give another --output, or remove it and all that "
+            "was made from it"
+        )
+
+
+def refuse_orphans(folder: Path, made: Iterable[Path]) -> None:
+    """Refuse (UserError) what was made from a set that is gone: it would pass for made from the next one there."""
+    left = sorted(str(path) for path in made if path.exists())
+    if left and not folder.is_dir():
+        raise UserError(
+            f"{left[0]} was made from {folder}, which is no longer there; remove {', '.join(left)}, or give another "
+            "--output"
+        )
 
 
 def draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,7 @@ def train_once(config: RunConfig, command: str | None = None) -> Path:
     """The run directory of a config, trained as far as it was not; returns at once where it was done before.
 
     Raises:
-        UserError: training.output_dir holds a run of another config.
+        UserError: training.output_dir holds a run of another config, or one that started from other weights.
         TrainingStopped: see `train`.
     """
     from unetdiff.training.trainer import train
@@ -37,7 +38,8 @@ def state_of(folder: Path, config: RunConfig) -> str:
     """ "new", "interrupted" or "finished": what is left to do for a part.
 
     Raises:
-        UserError: the folder holds a run of another config.
+        UserError: the folder holds a run of another config, or one that started from other weights than its
+            training.init_from now has.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -52,7 +54,32 @@ def state_of(folder: Path, config: RunConfig) -> str:
     difference = first_difference(wanted, found)
     if difference is not None:
         raise UserError(f"{folder} holds a run of another config ({difference}); remove it, or give another --output")
+    start = config.training.init_from
+    if start is not None and _started_from_others(folder, Path(start)):
+        raise UserError(
+            f"{folder} started from weights that {start} had before it was trained anew; remove it and whatever else "
+            "started there, or give another --output"
+        )
     return "finished" if (folder / SUMMARY).is_file() else "interrupted"
+
+
+def _started_from_others(folder: Path, start: Path) -> bool:
+    """Whether a run started from other weights than there are now; not where either is not known."""
+    from unetdiff.models.loading import WEIGHTS, fingerprint
+    from unetdiff.training import checkpoints
+    from unetdiff.training.start import network_directory
+
+    facts: Mapping[str, Any] | None = None
+    if (folder / SUMMARY).is_file():
+        facts = json.loads((folder / SUMMARY).read_text()).get("init_from")
+    elif (whole := checkpoints.newest(folder)) is not None:
+        facts = checkpoints.read_progress(whole).start
+    before = (facts or {}).get("weights")
+    try:
+        network = network_directory(start)
+    except UserError:  # it is gone, and so is not another one
+        return False
+    return before is not None and (network / WEIGHTS).is_file() and fingerprint(network) != before
 
 
 def first_difference(wanted: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> str | None:
