@@ -68,8 +68,9 @@ def test_without_a_background_only_the_layout_is_told() -> None:
 
 
 def test_refusals(tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable) -> None:
-    with pytest.raises(UserError, match="--n: 0"):
-        agreement.run(options(agreement, joint_run, "--n", 0), [], tmp_path, "")
+    for name in ("--n", "--rows"):
+        with pytest.raises(UserError, match=f"{name}: 0"):
+            agreement.run(options(agreement, joint_run, name, 0), [], tmp_path, "")
     with pytest.raises(UserError, match="--training.steps: this experiment trains nothing"):
         agreement.run(options(agreement, joint_run), ["--training.steps", "3"], tmp_path, "")
     segmenter = train(tiny_config("segmentation", tmp_path / "segmenter"))

@@ -80,6 +80,10 @@ def test_what_each_run_is_told(asked: Callable[..., Any], tmp_path: Path) -> Non
         given, overrides = asked("pretraining", *words)
         with pytest.raises(UserError, match=wrong):
             Plan(given, overrides, tmp_path)
+    given, overrides = asked("pretraining", "--rows", "0")
+    with pytest.raises(UserError, match="--rows: 0 is too small"):
+        pretraining.run(given, overrides, tmp_path / "rows", "")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_an_imagenet_trunk_keeps_its_own_network(asked: Callable[..., Any], tmp_path: Path) -> None:

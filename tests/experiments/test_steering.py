@@ -78,6 +78,7 @@ def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:
         (("--scales", -1), "--scale: -1.0"),
         (("--interval", 0.9, 0.1), r"--interval: \[0.9, 0.1\]"),
         (("--steps", 0), "--steps: 0"),
+        (("--rows", 0), "--rows: 0"),
     ]:
         with pytest.raises(UserError, match=message):
             steering.run(options(steering, tmp_path / "nowhere", *words), [], tmp_path, "")

@@ -74,7 +74,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     no_overrides(overrides)
-    for name in ("n", "steps"):
+    for name in ("n", "steps", "rows"):
         at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
     task, pictures = denoiser_of(loaded, given.run), loaded.pictures
