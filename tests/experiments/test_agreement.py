@@ -41,7 +41,7 @@ def test_real_pictures_as_samples(
 
 
 def test_layouts_are_compared_pixel_by_pixel(
-    tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable
+    tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config("diffusion", tmp_path / "layout")
     config.diffusion.condition = "layout"
@@ -52,6 +52,13 @@ def test_layouts_are_compared_pixel_by_pixel(
     assert isinstance(table, Table) and [column.name for column in table.columns][-1] == "mIoU"
     assert all(row[-1].mean is not None for _, row in table.rows)
     assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout asked for"
+
+    # the real pictures are those of the layouts: drawn perfectly, samples agree as they do
+    val = build_dataset(config.data, "val", False, layout=True)
+    drawn = torch.stack([val[i]["image"] for i in range(3)])
+    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: (drawn, None))
+    (_, samples), (_, real) = agreement.run(given, [], tmp_path, "").parts[0].rows
+    assert samples == real
 
 
 def test_without_a_background_only_the_layout_is_told() -> None:
