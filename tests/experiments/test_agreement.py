@@ -12,7 +12,8 @@ from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.experiments import agreement
 from unetdiff.experiments.record import Gallery, Heatmap, Table, read_record, write_record
-from unetdiff.judging.agreement import ClassAgreement
+from unetdiff.judging.agreement import ClassAgreement, layout_agreement
+from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.trainer import train
 
 
@@ -41,7 +42,12 @@ def test_real_pictures_as_samples(
 
 
 def test_layouts_are_compared_pixel_by_pixel(
-    tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    joint_run: Path,
+    background_is_void: Path,
+    tiny_config: Callable,
+    options: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config("diffusion", tmp_path / "layout")
     config.diffusion.condition = "layout"
@@ -59,6 +65,12 @@ def test_layouts_are_compared_pixel_by_pixel(
     monkeypatch.setattr(agreement, "draw", lambda task, n, setting: (drawn, None))
     (_, samples), (_, real) = agreement.run(given, [], tmp_path, "").parts[0].rows
     assert samples == real
+
+    given.segmenter = background_is_void
+    segmenter = SegmentationPipeline.from_pretrained(background_is_void)
+    expected = layout_agreement(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
+    (_, samples), _ = agreement.run(given, [], tmp_path, "").parts[0].rows
+    assert samples[-1].mean == pytest.approx(expected) and samples[-1] != real[-1]
 
 
 def test_without_a_background_only_the_layout_is_told() -> None:

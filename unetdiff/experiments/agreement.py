@@ -89,7 +89,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         found = class_agreement(masks, asked, background_of(judge.classes))
         if not layouts:
             return Judged(some, masks, found, None)
-        matrix = ConfusionMatrix(len(judge.classes))
+        matrix = ConfusionMatrix(len(judge.classes), judge.ignore_index)
         for mask, place in zip(masks, places, strict=True):
             matrix.update(torch.as_tensor(mask).long(), pictures[place]["mask"])
         return Judged(some, masks, found, matrix.compute()["mean_iou"])

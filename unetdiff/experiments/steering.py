@@ -111,7 +111,8 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
     def samples(options: dict[str, Any] | None) -> tuple[Tensor, float]:
         def steering(numbers: range) -> Steering:
-            loss = layout_loss(lambda x: seen_by(segmenter, x), layouts[numbers.start : numbers.stop])
+            wished = layouts[numbers.start : numbers.stop]
+            loss = layout_loss(lambda x: seen_by(segmenter, x), wished, segmenter.ignore_index)
             return Steering(loss, **(options or {}))
 
         started = time.perf_counter()

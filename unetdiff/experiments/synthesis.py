@@ -206,7 +206,8 @@ def _agreement_of_real(folder: Path, judge: SegmentationPipeline) -> float:
     """Mean over the validation pictures of the agreement that a drawn picture is kept by."""
     data = VOCFolder(folder, VAL)
     outputs = judge.stream((data[i]["image"] for i in range(len(data))), batch_size=32)
-    scores = [agreement(output.mask, data.mask(i), len(data.classes)) for i, output in enumerate(outputs)]
+    classes, void = len(data.classes), judge.ignore_index
+    scores = [agreement(output.mask, data.mask(i), classes, void) for i, output in enumerate(outputs)]
     known = [score for score in scores if score == score]
     if not known:
         raise UserError(f"{folder}: the validation pictures are void all over; give others")

@@ -70,10 +70,10 @@ def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
     return window.flip(-1) if asked.mirror and mirrored < 0.5 else window
 
 
-def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int) -> float:
+def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int, ignore_index: int = 255) -> float:
     """Mean IoU of what a segmenter finds in a picture with the layout that was asked for, over the classes in either;
     both (H, W). NaN for a layout that is void all over."""
-    matrix = ConfusionMatrix(num_classes)
+    matrix = ConfusionMatrix(num_classes, ignore_index)
     matrix.update(torch.as_tensor(found).long(), layout.long())
     return float(matrix.compute()["mean_iou"])
 
@@ -165,7 +165,7 @@ def synthesise(
             for number, picture, layout, output in zip(part, pictures, layouts, outputs, strict=True):
                 name = f"{DRAWN}_{number:06d}"
                 write_pair(aside, name, picture, layout, data.palette)
-                scores[name] = agreement(output.mask, layout, len(data.classes))
+                scores[name] = agreement(output.mask, layout, len(data.classes), segmenter.ignore_index)
         kept = [name for name, score in scores.items() if score >= asked.agreement]
         if not kept:
             raise UserError(

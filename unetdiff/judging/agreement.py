@@ -77,9 +77,9 @@ def layout_agreement(
     """The figures of `ConfusionMatrix` of what a segmenter finds in pictures, against masks.
 
     Args:
-        segmenter: trained on real pictures of the same classes.
+        segmenter: trained on real pictures of the same classes; says what is void.
         pictures: uint8 (3, H, W) each.
-        masks: class indices and 255 of the same pictures, (h, w) each, of any size; the logits are resized to it.
+        masks: class indices and void of the same pictures, (h, w) each, of any size; the logits are resized to it.
         num_classes: classes of the masks.
 
     Raises:
@@ -90,7 +90,7 @@ def layout_agreement(
             f"the segmenter has {len(segmenter.classes)} classes, the layouts {num_classes}; "
             "give one that was trained on the same set"
         )
-    matrix = ConfusionMatrix(num_classes)
+    matrix = ConfusionMatrix(num_classes, segmenter.ignore_index)
     outputs = segmenter.stream(pictures, return_logits=True, batch_size=BATCH)
     for output, mask in zip(outputs, masks, strict=True):
         assert output.logits is not None
