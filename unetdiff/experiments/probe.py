@@ -97,9 +97,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
     found: list[Probed] = []
 
+    def whole(result: dict[str, Any]) -> bool:
+        return all((output / mask).is_file() for mask in result["masks"])
+
     def measured(name: str, of: str, network: dict[str, Any], opened: partial[_Subject]) -> None:
         folder = output / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
-        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output))
+        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output), whole)
         found.append(Probed(name, of, **result))
 
     first = runs[0]
