@@ -71,6 +71,15 @@ def background_of(classes: Collection[str]) -> int | None:
     return list(classes).index(BACKGROUND) if BACKGROUND in classes else None
 
 
+def require_classes(segmenter: SegmentationPipeline, num_classes: int) -> None:
+    """Refuse (UserError) a segmenter of another number of classes than layouts have."""
+    if len(segmenter.classes) != num_classes:
+        raise UserError(
+            f"the segmenter has {len(segmenter.classes)} classes, the layouts {num_classes}; "
+            "give one that was trained on the same set"
+        )
+
+
 def layout_agreement(
     segmenter: SegmentationPipeline, pictures: Iterable[Tensor], masks: Iterable[Tensor], num_classes: int
 ) -> dict[str, Any]:
@@ -85,11 +94,7 @@ def layout_agreement(
     Raises:
         UserError: a segmenter of another number of classes.
     """
-    if len(segmenter.classes) != num_classes:
-        raise UserError(
-            f"the segmenter has {len(segmenter.classes)} classes, the layouts {num_classes}; "
-            "give one that was trained on the same set"
-        )
+    require_classes(segmenter, num_classes)
     matrix = ConfusionMatrix(num_classes, segmenter.ignore_index)
     outputs = segmenter.stream(pictures, return_logits=True, batch_size=BATCH)
     for output, mask in zip(outputs, masks, strict=True):
