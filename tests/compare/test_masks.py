@@ -70,6 +70,17 @@ def test_a_run_of_another_size_changes_nothing(make_run):
     assert np.array_equal(predictions(run, [item])[0], expected.numpy())
 
 
+def test_what_is_void_to_a_run_is_counted_nowhere(make_run):
+    (run,) = read_runs([make_run(task="segmentation")])
+    run.config["segmentation"] = {"ignore_index": 0}
+    row = mask_blocks([run], count=1)[0][0].rows[0]
+    dataset = open_set(run)
+    item = dataset[choose(dataset, 1, 0)[0]]
+    truth = np.asarray(item["mask"])
+    seen = truth != 0
+    assert row.right == [(predictions(run, [item], [truth])[0] == truth)[seen].mean()]
+
+
 def test_another_set_is_another_block(make_run):
     runs = read_runs([make_run("a", digits=1), make_run("b", digits=2), make_run("c", digits=1)])
     assert [[run.name for run in group] for group in by_set(runs)] == [["a", "c"], ["b"]]

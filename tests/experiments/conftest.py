@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -72,6 +74,16 @@ def tiny_config() -> Callable[..., RunConfig]:
 def joint_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..., RunConfig]) -> Path:
     """A trained run directory with both heads."""
     return train(tiny_config("joint", tmp_path_factory.mktemp("experiments") / "joint"))
+
+
+@pytest.fixture
+def background_is_void(joint_run: Path, tmp_path: Path) -> Path:
+    """The segmenter of that run, for which the background counts nowhere."""
+    model = Path(shutil.copytree(joint_run / "best", tmp_path / "void"))
+    shutil.copy(joint_run / "config.yaml", model)
+    settings = json.loads((model / "segmentation.json").read_text())
+    (model / "segmentation.json").write_text(json.dumps({**settings, "ignore_index": 0}))
+    return model
 
 
 @pytest.fixture

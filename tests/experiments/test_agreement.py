@@ -12,7 +12,8 @@ from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.experiments import agreement
 from unetdiff.experiments.record import Gallery, Heatmap, Table, read_record, write_record
-from unetdiff.judging.agreement import ClassAgreement
+from unetdiff.judging.agreement import ClassAgreement, layout_agreement
+from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.trainer import train
 
 
@@ -41,7 +42,12 @@ def test_real_pictures_as_samples(
 
 
 def test_layouts_are_compared_pixel_by_pixel(
-    tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable
+    tmp_path: Path,
+    joint_run: Path,
+    background_is_void: Path,
+    tiny_config: Callable,
+    options: Callable,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = tiny_config("diffusion", tmp_path / "layout")
     config.diffusion.condition = "layout"
@@ -52,6 +58,19 @@ def test_layouts_are_compared_pixel_by_pixel(
     assert isinstance(table, Table) and [column.name for column in table.columns][-1] == "mIoU"
     assert all(row[-1].mean is not None for _, row in table.rows)
     assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout asked for"
+
+    # the real pictures are those of the layouts: drawn perfectly, samples agree as they do
+    val = build_dataset(config.data, "val", False, layout=True)
+    drawn = torch.stack([val[i]["image"] for i in range(3)])
+    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: (drawn, None))
+    (_, samples), (_, real) = agreement.run(given, [], tmp_path, "").parts[0].rows
+    assert samples == real
+
+    given.segmenter = background_is_void
+    segmenter = SegmentationPipeline.from_pretrained(background_is_void)
+    expected = layout_agreement(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
+    (_, samples), _ = agreement.run(given, [], tmp_path, "").parts[0].rows
+    assert samples[-1].mean == pytest.approx(expected) and samples[-1] != real[-1]
 
 
 def test_without_a_background_only_the_layout_is_told() -> None:
@@ -68,8 +87,9 @@ def test_without_a_background_only_the_layout_is_told() -> None:
 
 
 def test_refusals(tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable) -> None:
-    with pytest.raises(UserError, match="--n: 0"):
-        agreement.run(options(agreement, joint_run, "--n", 0), [], tmp_path, "")
+    for name in ("--n", "--rows"):
+        with pytest.raises(UserError, match=f"{name}: 0"):
+            agreement.run(options(agreement, joint_run, name, 0), [], tmp_path, "")
     with pytest.raises(UserError, match="--training.steps: this experiment trains nothing"):
         agreement.run(options(agreement, joint_run), ["--training.steps", "3"], tmp_path, "")
     segmenter = train(tiny_config("segmentation", tmp_path / "segmenter"))

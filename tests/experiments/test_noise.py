@@ -59,6 +59,8 @@ def test_refusals_come_before_any_training(
         (("--timesteps", 0, 1000), "timesteps: 1000 cannot be; use 0 .clean. to 999"),
         (("--share", 1.5), "segmentation.noise: 1.5"),
         (("--seeds", 0), "--seeds: 0"),
+        (("--pictures", 0), "--pictures: 0"),
+        (("--rows", 0), "--rows: 0"),
         (("--joint", tmp_path / "nowhere"), "no directory"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,10 @@ def test_what_each_run_is_told(asked: Callable[..., Any], tmp_path: Path) -> Non
         given, overrides = asked("pretraining", *words)
         with pytest.raises(UserError, match=wrong):
             Plan(given, overrides, tmp_path)
+    given, overrides = asked("pretraining", "--rows", "0")
+    with pytest.raises(UserError, match="--rows: 0 is too small"):
+        pretraining.run(given, overrides, tmp_path / "rows", "")
+    assert not (tmp_path / "rows").exists()
 
 
 def test_an_imagenet_trunk_keeps_its_own_network(asked: Callable[..., Any], tmp_path: Path) -> None:
@@ -124,3 +129,8 @@ def test_a_whole_tiny_pretraining(asked: Callable[..., Any], tmp_path: Path) -> 
         assert np.array_equal(shown, PALETTE[expected])
     assert run.summary["init_from"]["network"].startswith(str(tmp_path / "pretrained"))
     assert run.summary["init_from"]["fresh"]["parts"] == ["segmentation head"], "the whole backbone was taken"
+
+    shutil.rmtree(tmp_path / "pretrained")  # as the refusal of another number of steps says
+    given.pretraining_steps = 4
+    with pytest.raises(UserError, match="from-denoiser/share-0.05/seed-0 started from weights that .*pretrained had"):
+        pretraining.run(given, overrides, tmp_path, "")

@@ -43,6 +43,11 @@ def test_command(make_run, tmp_path, monkeypatch):
     found = json.loads((output / "diffusion" / "probes.json").read_text())["result"]
     assert found["judged"] == 8 and len(found["probes"]) == 2 * len(maps[0].rows)
 
+    (output / "joint" / "mask1.png").unlink()
+    before = (output / "diffusion" / "probes.json").stat().st_mtime_ns
+    assert main(argv) == 0 and (output / "joint" / "mask1.png").is_file()
+    assert (output / "diffusion" / "probes.json").stat().st_mtime_ns == before, "what is whole is kept"
+
     def refuse(*_):
         raise AssertionError("measured again")
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff import UNet
+from unetdiff.diffusion.steering import layout_loss
 from unetdiff.errors import UserError
 from unetdiff.experiments import steering
 from unetdiff.experiments.record import Gallery, Table, read_record, write_record
@@ -38,6 +39,21 @@ def test_the_segmenter_as_its_own_judge_agrees_with_itself(tmp_path: Path, joint
     record = steering.run(options(steering, joint_run, *words), [], tmp_path, "")
     table = record.parts[0]
     assert isinstance(table, Table) and all(row[0] == row[1] for _, row in table.rows)
+
+
+def test_void_is_the_segmenters(
+    tmp_path: Path, joint_run: Path, background_is_void: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def loss(segment, layouts: Tensor, ignore_index: int = 255):
+        given.append(ignore_index)
+        return layout_loss(segment, layouts, ignore_index)
+
+    monkeypatch.setattr(steering, "layout_loss", loss)
+    words = ("--segmenter", background_is_void, "--judge", joint_run, "--scales", 0.1, "--n", 1, "--steps", 2)
+    steering.run(options(steering, joint_run, *words), [], tmp_path, "")
+    assert given == [0]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +94,7 @@ def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:
         (("--scales", -1), "--scale: -1.0"),
         (("--interval", 0.9, 0.1), r"--interval: \[0.9, 0.1\]"),
         (("--steps", 0), "--steps: 0"),
+        (("--rows", 0), "--rows: 0"),
     ]:
         with pytest.raises(UserError, match=message):
             steering.run(options(steering, tmp_path / "nowhere", *words), [], tmp_path, "")

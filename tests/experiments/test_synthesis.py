@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_agreement_by_hand() -> None:
     layout = torch.tensor([[0, 0, 1, 255]])
     assert agreement(torch.tensor([[0, 1, 1, 2]]), layout, 3) == pytest.approx((1 / 2 + 1 / 2) / 2)
     assert agreement(torch.tensor([[0, 0, 1, 2]]), layout, 3) == 1
+    assert agreement(torch.tensor([[0, 1, 1, 2]]), layout, 3, ignore_index=0) == 1
 
 
 def test_layouts_are_windows_of_larger_ones() -> None:
@@ -79,6 +81,17 @@ def test_trained_drawn_filtered_and_trained_again(tmp_path: Path, capsys: pytest
     assert "was made with other settings (agreement is 0.0, not 0.1)" in capsys.readouterr().err
     assert main([*words, "--agreement", "0", "--labelled", "0.2"]) == 2
     assert "was made with other settings (share is 0.1, not 0.2)" in capsys.readouterr().err
+
+    shutil.rmtree(output / "denoiser")  # as the refusal of another number of steps says
+    assert main([*words, "--agreement", "0", "--denoiser_steps", "3"]) == 2
+    told = capsys.readouterr().err
+    assert f"{enlarged} was made with other settings (denoiser is " in told and "all that was made from it" in told
+    shutil.rmtree(enlarged)
+    assert main([*words, "--agreement", "0", "--denoiser_steps", "3"]) == 2
+    assert f"remove {output / 'enlarged-0'}, {output / 'enlarged-1'}, or" in capsys.readouterr().err
+    shutil.rmtree(output / "labelled_set")
+    assert main([*words, "--agreement", "0", "--labelled", "0.2"]) == 2
+    assert f"remove {output / 'denoiser'}, {output / 'enlarged-0'}, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

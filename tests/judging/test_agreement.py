@@ -40,6 +40,15 @@ def test_agreement_is_counted_by_hand(segmenter: SegmentationPipeline) -> None:
     assert figures["pixel_accuracy"] == pytest.approx(112 / 128)
 
 
+def test_void_is_the_segmenters(segmenter: SegmentationPipeline) -> None:
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[:, 4:] = 1
+    half = (mask * 255).repeat(3, 1, 1)
+    half[:, 4:] = 0
+    segmenter.ignore_index = 0
+    assert layout_agreement(segmenter, [half], [mask], 2)["pixel_accuracy"] == 1 / 2  # of the bright half alone
+
+
 def test_masks_of_another_size_and_void(segmenter: SegmentationPipeline) -> None:
     mask = torch.zeros(16, 16, dtype=torch.uint8)
     mask[:, 8:] = 1

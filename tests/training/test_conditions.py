@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from unetdiff.data import build_dataset, collate
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.judging.config import JudgingConfig
+from unetdiff.training import evaluation
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.evaluation import evaluate
 from unetdiff.training.tasks import DiffusionTask, load_task
@@ -113,12 +115,15 @@ def voc(voc_layout: Callable[..., Path]) -> Path:
     return voc_layout(["background", "cat", "dog"], splits)
 
 
-def test_masks_of_a_folder_as_layouts_and_as_several_classes(tiny: Callable[..., RunConfig], voc: Path) -> None:
+def test_masks_of_a_folder_as_layouts_and_as_several_classes(
+    tiny: Callable[..., RunConfig], voc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = {"data__name": "voc_folder", "data__root": str(voc), "data__size": [16, 16]}
     short = {**shared, "training__steps": 2, "training__validate_every": 2}
     segmenter = train(tiny("segmentation", "segmenter", **short))
     judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, segmenter=segmenter)
-    figures = evaluate(train(tiny("diffusion", "layout", diffusion__condition="layout", **short)), judging=judging)
+    layout = train(tiny("diffusion", "layout", diffusion__condition="layout", **short))
+    figures = evaluate(layout, judging=judging)
     assert figures["layouts/number"] == 2
     assert 0 <= figures["layouts/mean_iou_of_samples"] <= 1
     assert 0 < figures["layouts/pixel_accuracy_of_real"] <= 1
@@ -127,8 +132,14 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(tiny: Callable[...,
     pipeline = GenerationPipeline.from_pretrained(run / "best")
     assert pipeline.conditioner.labels == ["background", "cat", "dog"]
     assert pipeline.conditioner.encode("cat+dog").tolist() == [[1, 2]]
+    monkeypatch.setattr(evaluation, "judge_denoiser", lambda *_: pytest.fail("drawn before the segmenter was opened"))
     with pytest.raises(UserError, match="segmenter: the model is told no layouts"):
         evaluate(run, judging=judging)
+    with pytest.raises(UserError, match="segmenter: no directory '.*nowhere'"):
+        evaluate(layout, judging=replace(judging, segmenter=voc / "nowhere"))
+    other = train(tiny("segmentation", "other", training__steps=2))
+    with pytest.raises(UserError, match="segmenter: the segmenter has 11 classes, the layouts 3"):
+        evaluate(layout, judging=replace(judging, segmenter=other))
 
 
 @pytest.mark.parametrize("settings", ["text"], indirect=True)

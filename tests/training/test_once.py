@@ -5,17 +5,21 @@ from __future__ import annotations
 import pytest
 
 from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.config import to_yaml
+from unetdiff.config import overridden, to_yaml
 from unetdiff.errors import UserError
 from unetdiff.training.once import first_difference, state_of
 
 
 def test_first_difference():
-    wanted = {"task": "joint", "training": {"steps": 5, "output_dir": "a", "epochs": None}, "list": [1]}
-    found = {"task": "joint", "training": {"steps": 5, "output_dir": "b", "epochs": 3.0}, "list": [1], "more": 1}
+    wanted = {"task": "joint", "training": {"steps": 5, "output_dir": "a", "epochs": None}, "list": [1], "new": None}
+    found = {"task": "joint", "training": {"steps": 5, "output_dir": "b", "epochs": None}, "list": [1]}
     assert first_difference(wanted, found) is None
     found["training"]["steps"] = 6
     assert first_difference(wanted, found) == "training.steps is 6, not 5"
+    assert first_difference({"a": {"b": None}}, {"a": {"b": 1}}) == "a.b is 1, not None"
+    assert first_difference({"a": {}}, {"a": {"b": 1}}) == "a.b is 1, not None"
+    assert first_difference({"a": None}, {"a": {"b": None}}) == "a is {'b': None}, not None"
+    assert first_difference({"a": {"b": None}}, {"a": None}) == "a is None, not {'b': None}"
 
 
 def test_state_of_a_part(tmp_path):
@@ -30,6 +34,28 @@ def test_state_of_a_part(tmp_path):
     config.training.steps = 99
     with pytest.raises(UserError, match="training.steps is 4, not 99.*remove it"):
         state_of(folder, config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.augment.scale", [0.5, 2.0]),
+        ("data.augment.crop", [16, 16]),
+        ("data.size", [24, 24]),
+        ("segmentation.ohem", {"threshold": 0.7, "min_share": 0.2}),
+        ("segmentation.losses", {"cross_entropy": 1.0, "dice": 1.0, "lovasz": 0.5}),
+        ("segmentation.class_weights_until", 0.5),
+        ("training.init_from", "elsewhere"),
+    ],
+)
+def test_what_was_set_and_no_longer_is_makes_another_config(tmp_path, key, value):
+    config = quickstart_configs(tmp_path, tiny=True)["segmentation"]
+    before = overridden(config, {key: value})
+    (tmp_path / "segmentation").mkdir()
+    (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(before))
+    assert state_of(tmp_path / "segmentation", before) == "interrupted"
+    with pytest.raises(UserError, match=f"another config .{key}"):
+        state_of(tmp_path / "segmentation", config)
 
 
 def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):

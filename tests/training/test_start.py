@@ -17,6 +17,7 @@ from unetdiff.errors import UserError
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.rules import check_files
 from unetdiff.training import checkpoints
+from unetdiff.training.once import state_of, train_once
 from unetdiff.training.trainer import Trainer, train
 
 Tiny = Callable[..., RunConfig]
@@ -58,6 +59,20 @@ def test_a_segmenter_starts_from_a_denoiser(tiny: Tiny, denoiser: Path) -> None:
     ]
     assert start["taken"]["parameters"] == sum(ours[name].numel() for name in backbone)
     assert start["fresh"]["parts"] == ["segmentation head"] and start["left_out"]["parts"] == ["diffusion head"]
+
+
+def test_a_run_is_not_taken_for_one_of_a_start_that_was_trained_anew(tiny: Tiny, denoiser: Path) -> None:
+    config = tiny("segmentation", training__init_from=str(denoiser), **SHORT)
+    run = train_once(config)
+    assert state_of(run, config) == "finished"
+    train(tiny("diffusion", "denoiser", **SHORT, training__seed=1, training__overwrite=True))
+    with pytest.raises(UserError, match=f"{run} started from weights that {denoiser} had before .*; remove it"):
+        train_once(config)
+    (run / "summary.json").unlink()
+    with pytest.raises(UserError, match="started from weights that"):
+        train_once(config)  # it would go on from its checkpoint
+    denoiser.rename(denoiser.with_name("gone"))
+    assert state_of(run, config) == "interrupted", "nothing says that it was another"
 
 
 def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_again(

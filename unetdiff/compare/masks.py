@@ -70,7 +70,7 @@ def _rows(
     for run in runs:
         for row, truth, guess in zip(rows, truths, predictions(run, items), strict=True):
             row.predictions.append(data_uri(colorize(guess, dataset.palette), photo=False))
-            counted = truth != 255
+            counted = ~np.isin(truth, (255, (run.config.get("segmentation") or {}).get("ignore_index", 255)))
             row.right.append(float((guess == truth)[counted].mean()) if counted.any() else float("nan"))
             occurring |= {int(value) for value in np.unique(guess)}
     legend = [

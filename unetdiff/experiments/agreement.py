@@ -74,7 +74,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     no_overrides(overrides)
-    for name in ("n", "steps"):
+    for name in ("n", "steps", "rows"):
         at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
     task, pictures = denoiser_of(loaded, given.run), loaded.pictures
@@ -89,16 +89,16 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         found = class_agreement(masks, asked, background_of(judge.classes))
         if not layouts:
             return Judged(some, masks, found, None)
-        matrix = ConfusionMatrix(len(judge.classes))
+        matrix = ConfusionMatrix(len(judge.classes), judge.ignore_index)
         for mask, place in zip(masks, places, strict=True):
             matrix.update(torch.as_tensor(mask).long(), pictures[place]["mask"])
         return Judged(some, masks, found, matrix.compute()["mean_iou"])
 
-    chosen = evenly(len(pictures), given.n)
+    places = [number % len(pictures) for number in range(given.n)]  # whose conditions samples are drawn for
+    chosen = places[: len(pictures)] if layouts else evenly(len(pictures), given.n)
     real_asked = [shown_classes(pictures, place) for place in chosen]
     real = judged(torch.stack([pictures[place]["image"] for place in chosen]), real_asked, chosen)
     drawn: dict[float, Judged] = {}
-    places = [number % len(pictures) for number in range(given.n)]
     asked: list[set[int]] = []  # the same at every scale
     for scale in given.guidance:
         samples, labels = draw(task, given.n, Setting(given.steps, scale, given.seed))
@@ -126,7 +126,9 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             f"{given.n} samples at each guidance scale, {given.steps} steps of DDIM, the same noise at each.",
             f"Judged by {judge_path}" + (", the denoiser's own other head." if itself else "."),
             "A sample counts as right where the class asked for is the foreground class with the most pixels.",
-            f"Real pictures: {len(chosen)} of the validation split, judged in the same way against what is in them.",
+            f"Real pictures: {len(chosen)} of the validation split"
+            + (", those of the layouts" if layouts else "")
+            + ", judged in the same way against what is in them.",
             "These figures are this project's own. They are no FID: a denoiser that draws one good picture of each "
             "class again and again would have all of them.",
         ],

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unetdiff.models.loading import WEIGHTS
 from unetdiff.training.records import jsonable
 
 
-def kept(file: Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept(
+    file: Path,
+    settings: dict[str, Any],
+    measure: Callable[[], dict[str, Any]],
+    whole: Callable[[dict[str, Any]], bool] = lambda result: True,
+) -> dict[str, Any]:
     """The result in a file where it was measured with the same settings, else measured now and written.
 
-    Both are plain values, as JSON has them; figures that are not numbers come back as None. The result may name
-    pictures that `measure` wrote; where one is gone, the caller's record is refused when it is written.
+    Both are plain values, as JSON has them; figures that are not numbers come back as None. `whole` says whether a
+    result is still to be used: the pictures that it names may be gone.
     """
     wanted = json.loads(json.dumps(jsonable(settings)))
     if file.is_file():
@@ -25,7 +28,7 @@ def kept(file: Path, settings: dict[str, Any], measure: Callable[[], dict[str, A
             found = json.loads(file.read_text())
         except json.JSONDecodeError:
             found = {}
-        if isinstance(found, dict) and found.get("settings") == wanted:
+        if isinstance(found, dict) and found.get("settings") == wanted and whole(found["result"]):
             return found["result"]
     file.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(jsonable(measure())))
@@ -33,9 +36,3 @@ def kept(file: Path, settings: dict[str, Any], measure: Callable[[], dict[str, A
     aside.write_text(json.dumps({"settings": wanted, "result": result}, allow_nan=False) + "\n")
     os.replace(aside, file)
     return result
-
-
-def fingerprint(model: Path) -> str:
-    """A hash of a model directory's U-Net: other weights have another one."""
-    with (model / "unet" / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -21,6 +21,11 @@ from unetdiff.segmentation.palette import as_mask, colorize
 
 COLOURS = "viridis"
 """Of the uncertainty: even steps of it are even steps to the eye, in grey too."""
+GEOMETRY = (
+    "The head learned from pictures stretched to data.size, the denoiser from their middle, cut out with its aspect, "
+    "as both are judged: where the pictures have another aspect than data.size, that favours the denoiser."
+)
+"""Of a set that is resized: a segmenter's pictures are, as everywhere, not those of a layout."""
 LABELS = ("labelling head", "one drawn mask", "mean of {} drawn masks")
 
 
@@ -70,6 +75,7 @@ def record_of(
         method=[
             f"One backbone, the same steps, batches and pictures for both; judged on {measured.pictures} validation "
             "pictures, at the size that the networks see, with the last weights of each run: choosing would flatter.",
+            *([GEOMETRY] if run.config["data"]["size"] is not None else []),
             f"Masks are drawn from noise in {given.steps} steps of {given.scheduler}, as a channel a class in [-1, 1], "
             f"each timestep's signal-to-noise ratio {given.input_scale}² of the schedule's; void has no part in the "
             "loss. A sample's probabilities are its channels, clipped and made to add up to 1; the mean is of these.",

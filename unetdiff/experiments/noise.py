@@ -36,6 +36,7 @@ from unetdiff.judging.robustness import (
     mean_iou_by_timestep,
 )
 from unetdiff.models import UNet
+from unetdiff.rules.refusals import at_least
 from unetdiff.segmentation.inference import argmax_at
 from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.training import machine
@@ -70,6 +71,8 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         UserError: a config that cannot be trained, a timestep that is none, or a joint run of another set or noise.
     """
     began = time.perf_counter()
+    for name in ("pictures", "rows"):
+        at_least(f"--{name}", getattr(given, name), 1)
     base = base_config(given.config, overrides, given.steps)
     seeds = runs.seeds_of(given.seeds, base.training.seed)
     timesteps = sorted(set(given.timesteps))

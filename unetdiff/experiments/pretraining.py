@@ -37,7 +37,7 @@ from unetdiff.experiments.runs import (
     train_all,
     variant,
 )
-from unetdiff.rules.refusals import refuse
+from unetdiff.rules.refusals import at_least, refuse
 
 RANDOM, DENOISER, TRUNK = "random start", "denoiser", "ImageNet trunk"
 SHARES = (0.01, 0.05, 0.2, 1.0)
@@ -140,6 +140,7 @@ def _length(steps: int) -> dict[str, Any]:
 def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Pre-train, train, and tell what a start is worth at each share of the labels."""
     began = time.perf_counter()
+    at_least("--rows", given.rows, 1)
     plan = Plan(given, overrides, output)
     denoiser = train(DENOISER, plan.denoiser, command)
     names = {key: _words(*key) for key in plan.segmenters}

@@ -27,7 +27,7 @@ from unetdiff.data import PictureDataset, evenly
 from unetdiff.data.sampling import EvalSampler
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
 from unetdiff.experiments.given import given_runs, labelled, no_overrides
-from unetdiff.experiments.kept import fingerprint, kept
+from unetdiff.experiments.kept import kept
 from unetdiff.experiments.probe_record import Probed, probe_record
 from unetdiff.experiments.probing import (
     Halves,
@@ -46,6 +46,7 @@ from unetdiff.judging.config import IMAGENET
 from unetdiff.judging.features import TRUNK_SIDE
 from unetdiff.models import UNet
 from unetdiff.models.config import TRUNKS
+from unetdiff.models.loading import fingerprint
 from unetdiff.rules.refusals import at_least
 from unetdiff.segmentation.evaluation import network_logits
 from unetdiff.segmentation.inference import resize_logits
@@ -96,9 +97,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
     found: list[Probed] = []
 
+    def whole(result: dict[str, Any]) -> bool:
+        return all((output / mask).is_file() for mask in result["masks"])
+
     def measured(name: str, of: str, network: dict[str, Any], opened: partial[_Subject]) -> None:
         folder = output / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
-        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output))
+        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output), whole)
         found.append(Probed(name, of, **result))
 
     first = runs[0]
@@ -276,7 +280,7 @@ def _picture(pixels: Any, file: Path, output: Path) -> str:
 def _identity(run: Run, first: Run) -> dict[str, Any]:
     """What the figures of a run depend on beside the options."""
     assert run.model is not None
-    return {"network": fingerprint(run.model), "data": [run.config["data"], first.config["data"]]}
+    return {"network": fingerprint(run.model / "unet"), "data": [run.config["data"], first.config["data"]]}
 
 
 def _file(weights: str) -> Any:

@@ -24,10 +24,11 @@ from unetdiff.data import EvalSampler, PictureDataset, evenly
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
 from unetdiff.experiments.given import given_runs, labelled, no_overrides
-from unetdiff.experiments.kept import fingerprint, kept
+from unetdiff.experiments.kept import kept
 from unetdiff.experiments.probing import groups
 from unetdiff.experiments.record import Record
 from unetdiff.experiments.similarity_record import Compared, similarity_record
+from unetdiff.models.loading import fingerprint
 from unetdiff.rules.refusals import at_least, refuse
 from unetdiff.training.config import TrainingConfig
 from unetdiff.training.machine import build_accelerator, facts
@@ -56,7 +57,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     runs = given_runs(given.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
     common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
-    networks = [[one.name, fingerprint(one.model), one.config["data"]] for one in runs if one.model is not None]
+    networks = [[one.name, fingerprint(one.model / "unet"), one.config["data"]] for one in runs if one.model]
     result = kept(
         output / "similarity.json",
         common | {"networks": networks},

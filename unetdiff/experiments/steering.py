@@ -89,7 +89,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     no_overrides(overrides)
-    for name in ("n", "steps"):
+    for name in ("n", "steps", "rows"):
         at_least(f"--{name}", getattr(given, name), 1)
     settings = {scale: _steering_of(scale, given) for scale in sorted(set(given.scales) - {0.0})}
     loaded = load_run(given.run, layouts=True)
@@ -111,7 +111,8 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
     def samples(options: dict[str, Any] | None) -> tuple[Tensor, float]:
         def steering(numbers: range) -> Steering:
-            loss = layout_loss(lambda x: seen_by(segmenter, x), layouts[numbers.start : numbers.stop])
+            wished = layouts[numbers.start : numbers.stop]
+            loss = layout_loss(lambda x: seen_by(segmenter, x), wished, segmenter.ignore_index)
             return Steering(loss, **(options or {}))
 
         started = time.perf_counter()

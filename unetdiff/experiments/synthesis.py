@@ -27,7 +27,17 @@ from unetdiff.errors import UserError
 from unetdiff.experiments.record import Record
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, seeds_of, train_all, variant
 from unetdiff.experiments.synthesis_record import Added, record_of
-from unetdiff.experiments.synthetic_set import ADDED, LABELLED, VAL, Synthesis, agreement, synthesise, write_labelled
+from unetdiff.experiments.synthetic_set import (
+    ADDED,
+    LABELLED,
+    VAL,
+    Synthesis,
+    agreement,
+    refuse_orphans,
+    synthesise,
+    write_labelled,
+)
+from unetdiff.models.loading import fingerprint
 from unetdiff.rules.refusals import at_least, refuse, share
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import machine
@@ -66,7 +76,10 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     _check(given)
     seeds = seeds_of(given.seeds)
-    base, labelled = _base(given, overrides, output), output / "labelled_set"
+    base, labelled, enlarged = _base(given, overrides, output), output / "labelled_set", output / "enlarged_set"
+    later = [*output.glob("enlarged-*")]
+    refuse_orphans(labelled, [*output.glob("labelled-*"), output / "denoiser", enlarged, *later])
+    refuse_orphans(enlarged, later)
     few = replace(base.data, share=given.labelled)
     write_labelled(
         labelled,
@@ -84,11 +97,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
     asked = Synthesis(given.copies, given.agreement, given.zoom, given.mirror, given.steps, given.guidance)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    judge = SegmentationPipeline.from_pretrained(before[f"labelled {seeds[0]}"].path / LAST).to(device)
+    drawer, seer = denoiser.path / LAST, before[f"labelled {seeds[0]}"].path / LAST
+    judge = SegmentationPipeline.from_pretrained(seer).to(device)
     precision = machine.autocast_dtype(base.training.mixed_precision, device.type)
-    generator = load_generator(denoiser.path / LAST).to(device)
-    enlarged = output / "enlarged_set"
-    scores = synthesise(enlarged, labelled, generator, judge, asked, precision)
+    generator = load_generator(drawer).to(device)
+    networks = {"denoiser": fingerprint(drawer / "unet"), "segmenter": fingerprint(seer / "unet")}
+    scores = synthesise(enlarged, labelled, generator, judge, asked, networks, precision)
     real = _agreement_of_real(labelled, judge)
     after = train_all({f"enlarged {s}": _segmenter(given, base, enlarged, ADDED, s, output) for s in seeds}, command)
     added = Added(enlarged, asked, scores, real, [*before.values()], [*after.values()], judge)
@@ -192,7 +206,8 @@ def _agreement_of_real(folder: Path, judge: SegmentationPipeline) -> float:
     """Mean over the validation pictures of the agreement that a drawn picture is kept by."""
     data = VOCFolder(folder, VAL)
     outputs = judge.stream((data[i]["image"] for i in range(len(data))), batch_size=32)
-    scores = [agreement(output.mask, data.mask(i), len(data.classes)) for i, output in enumerate(outputs)]
+    classes, void = len(data.classes), judge.ignore_index
+    scores = [agreement(output.mask, data.mask(i), classes, void) for i, output in enumerate(outputs)]
     known = [score for score in scores if score == score]
     if not known:
         raise UserError(f"{folder}: the validation pictures are void all over; give others")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -70,10 +70,10 @@ def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
     return window.flip(-1) if asked.mirror and mirrored < 0.5 else window
 
 
-def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int) -> float:
+def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int, ignore_index: int = 255) -> float:
     """Mean IoU of what a segmenter finds in a picture with the layout that was asked for, over the classes in either;
     both (H, W). NaN for a layout that is void all over."""
-    matrix = ConfusionMatrix(num_classes)
+    matrix = ConfusionMatrix(num_classes, ignore_index)
     matrix.update(torch.as_tensor(found).long(), layout.long())
     return float(matrix.compute()["mean_iou"])
 
@@ -125,6 +125,7 @@ def synthesise(
     denoiser: GenerationPipeline,
     segmenter: SegmentationPipeline,
     asked: Synthesis,
+    networks: Mapping[str, str],
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Draw pictures for the layouts of the labelled list and write them beside it, with the lists `DRAWN` and `ADDED`.
@@ -137,16 +138,18 @@ def synthesise(
         denoiser: is told layouts.
         segmenter: looks for them in what is drawn.
         asked: the settings.
+        networks: what tells denoiser and segmenter from those of other weights, by their name in the settings.
         autocast: precision of the denoiser.
 
     Returns:
         The agreement of every picture that was drawn, by its name.
 
     Raises:
-        UserError: the folder holds a set of other settings, or no picture agrees enough.
+        UserError: the folder holds a set of other settings or networks, or no picture agrees enough.
     """
+    settings = {**asdict(asked), **networks}
     if folder.is_dir():
-        _require(folder, SETTINGS, asdict(asked))
+        _require(folder, SETTINGS, settings)
         return json.loads((folder / SCORES).read_text())
     data = VOCFolder(labelled, LABELLED)
     scores: dict[str, float] = {}
@@ -162,7 +165,7 @@ def synthesise(
             for number, picture, layout, output in zip(part, pictures, layouts, outputs, strict=True):
                 name = f"{DRAWN}_{number:06d}"
                 write_pair(aside, name, picture, layout, data.palette)
-                scores[name] = agreement(output.mask, layout, len(data.classes))
+                scores[name] = agreement(output.mask, layout, len(data.classes), segmenter.ignore_index)
         kept = [name for name, score in scores.items() if score >= asked.agreement]
         if not kept:
             raise UserError(
@@ -172,7 +175,7 @@ def synthesise(
         write_split(aside, DRAWN, list(scores))
         write_split(aside, ADDED, [*(pair.name for pair in data.pairs), *kept])
         (aside / SCORES).write_text(json.dumps(scores, indent=1))
-        (aside / SETTINGS).write_text(json.dumps(asdict(asked), indent=1))
+        (aside / SETTINGS).write_text(json.dumps(settings, indent=1))
 
     replace_directory(folder, write)
     return scores
@@ -183,7 +186,20 @@ def _require(folder: Path, file: str, wanted: Mapping[str, Any]) -> None:
     found = json.loads((folder / file).read_text())
     difference = first_difference(wanted, found)
     if difference is not None:
-        raise UserError(f"{folder} was made with other settings ({difference}); give another --output")
+        raise UserError(
+            f"{folder} was made with other settings ({difference}); give another --output, or remove it and all that "
+            "was made from it"
+        )
+
+
+def refuse_orphans(folder: Path, made: Iterable[Path]) -> None:
+    """Refuse (UserError) what was made from a set that is gone: it would pass for made from the next one there."""
+    left = sorted(str(path) for path in made if path.exists())
+    if left and not folder.is_dir():
+        raise UserError(
+            f"{left[0]} was made from {folder}, which is no longer there; remove {', '.join(left)}, or give another "
+            "--output"
+        )
 
 
 def draw(

@@ -71,26 +71,31 @@ def background_of(classes: Collection[str]) -> int | None:
     return list(classes).index(BACKGROUND) if BACKGROUND in classes else None
 
 
+def require_classes(segmenter: SegmentationPipeline, num_classes: int) -> None:
+    """Refuse (UserError) a segmenter of another number of classes than layouts have."""
+    if len(segmenter.classes) != num_classes:
+        raise UserError(
+            f"the segmenter has {len(segmenter.classes)} classes, the layouts {num_classes}; "
+            "give one that was trained on the same set"
+        )
+
+
 def layout_agreement(
     segmenter: SegmentationPipeline, pictures: Iterable[Tensor], masks: Iterable[Tensor], num_classes: int
 ) -> dict[str, Any]:
     """The figures of `ConfusionMatrix` of what a segmenter finds in pictures, against masks.
 
     Args:
-        segmenter: trained on real pictures of the same classes.
+        segmenter: trained on real pictures of the same classes; says what is void.
         pictures: uint8 (3, H, W) each.
-        masks: class indices and 255 of the same pictures, (h, w) each, of any size; the logits are resized to it.
+        masks: class indices and void of the same pictures, (h, w) each, of any size; the logits are resized to it.
         num_classes: classes of the masks.
 
     Raises:
         UserError: a segmenter of another number of classes.
     """
-    if len(segmenter.classes) != num_classes:
-        raise UserError(
-            f"the segmenter has {len(segmenter.classes)} classes, the layouts {num_classes}; "
-            "give one that was trained on the same set"
-        )
-    matrix = ConfusionMatrix(num_classes)
+    require_classes(segmenter, num_classes)
+    matrix = ConfusionMatrix(num_classes, segmenter.ignore_index)
     outputs = segmenter.stream(pictures, return_logits=True, batch_size=BATCH)
     for output, mask in zip(outputs, masks, strict=True):
         assert output.logits is not None

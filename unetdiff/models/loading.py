@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,6 +38,12 @@ def weights_file(variant: str | None) -> str:
     """The name of a model's file of weights, as diffusers names its variants."""
     stem, suffix = WEIGHTS.split(".")
     return f"{stem}.{variant}.{suffix}" if variant else WEIGHTS
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of a network's file of weights: other weights have another one."""
+    with (directory / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def load(cls: type[Model], directory: Path, dtype: torch.dtype | None, variant: str | None = None) -> Model:

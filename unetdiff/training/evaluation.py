@@ -18,7 +18,7 @@ from unetdiff.data import DataConfig, PictureDataset, eval_loader
 from unetdiff.diffusion.masks import Masks
 from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, segments
 from unetdiff.errors import UserError
-from unetdiff.judging.agreement import layout_agreement
+from unetdiff.judging.agreement import layout_agreement, require_classes
 from unetdiff.judging.config import JudgingConfig
 from unetdiff.judging.denoiser import judge_denoiser
 from unetdiff.judging.subject import Sets, Setting
@@ -31,7 +31,7 @@ from unetdiff.training.records import jsonable
 from unetdiff.training.sampling import as_denoiser, draw_parts
 from unetdiff.training.tasks import DiffusionTask, SegmentationTask
 
-__all__ = ["evaluate", "judge_layouts", "judge_segmenter", "run_config"]
+__all__ = ["evaluate", "judge_layouts", "judge_segmenter", "layout_judge", "run_config"]
 
 METRICS = "metrics.json"
 LAYOUTS = 500  # at most so many are drawn for a segmenter
@@ -72,6 +72,9 @@ def evaluate(
     """
     path = Path(path)
     loaded = load_run(path, data, split)
+    asked, judge = judging or JudgingConfig(), None
+    if loaded.diffusion is not None and asked.segmenter is not None:
+        judge = layout_judge(loaded.diffusion, asked.segmenter)
     config, directory, pictures, accelerator = loaded.config, loaded.directory, loaded.pictures, loaded.accelerator
     output = Path(output) if output is not None else path / f"evaluation-{split}"
     figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
@@ -95,7 +98,6 @@ def evaluate(
     if diffusion is not None:
         loader = eval_loader(pictures, config.training.eval_batch_size)
         figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
-        asked = judging or JudgingConfig()
         if isinstance(diffusion.space, Masks):
             figures |= judge_masks(diffusion, pictures, asked, accelerator.mixed_precision, config)
         elif asked.anything:
@@ -105,8 +107,9 @@ def evaluate(
             train, val = (pictures, other) if split == "train" else (other, pictures)
             sets = Sets(config.data.name, train, val, split)
             figures |= judge_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
-            if asked.segmenter is not None:
-                figures |= judge_layouts(diffusion, pictures, asked.segmenter, setting)
+            if judge is not None:
+                figures["layouts/segmenter"] = str(asked.segmenter)
+                figures |= judge_layouts(diffusion, pictures, judge, setting)
     output.mkdir(parents=True, exist_ok=True)
     (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
     return figures
@@ -150,23 +153,35 @@ def judge_masks(
     return {f"masks/{name}": value for name, value in judged.figures().items()} | {"masks/steps": asked.steps}
 
 
-def judge_layouts(task: DiffusionTask, pictures: PictureDataset, segmenter: Path, setting: Setting) -> dict[str, Any]:
-    """What a segmenter of real pictures finds in one sample for each layout of a split, and in the real pictures.
+def layout_judge(task: DiffusionTask, segmenter: Path) -> SegmentationPipeline:
+    """The segmenter of a run or model directory, to look for the layouts that a denoiser is told.
 
     Raises:
-        UserError: a denoiser that is told no layouts, or a segmenter of other classes.
+        UserError: a denoiser that is told no layouts, no segmenter there, or one of other classes.
     """
     if not isinstance(task.conditioner, LayoutConditioner):
         raise UserError("segmenter: the model is told no layouts that a segmenter could look for; leave it out")
-    judge = SegmentationPipeline.from_pretrained(model_directory(segmenter)).to(task.unet.device)
+    try:
+        judge = SegmentationPipeline.from_pretrained(model_directory(segmenter))
+        require_classes(judge, task.conditioner.num_classes)
+    except UserError as error:
+        raise UserError(f"segmenter: {error}") from None
+    return judge.to(task.unet.device)
+
+
+def judge_layouts(
+    task: DiffusionTask, pictures: PictureDataset, judge: SegmentationPipeline, setting: Setting
+) -> dict[str, Any]:
+    """What a segmenter of real pictures (see `layout_judge`) finds in one sample for each layout of a split, and in the
+    real pictures."""
     count = min(len(pictures), LAYOUTS)
     parts = draw_parts(task, count, setting)
     samples = (picture for part in parts for picture in part.pictures)
     masks = [pictures[i]["mask"] for i in range(count)]
     real = (pictures[i]["image"] for i in range(count))
-    classes = task.conditioner.num_classes
+    classes = len(judge.classes)
     seen = {"samples": layout_agreement(judge, samples, masks, classes)}
     seen["real"] = layout_agreement(judge, real, masks, classes)
     told = ("mean_iou", "pixel_accuracy", "mean_accuracy")
     figures = {f"layouts/{name}_of_{what}": seen[what][name] for what in seen for name in told}
-    return {"layouts/number": count, "layouts/segmenter": str(segmenter), **figures}
+    return {"layouts/number": count, **figures}

@@ -38,6 +38,8 @@ class Start:
 
     network: str
     """Directory of the network that was read."""
+    weights: str
+    """A hash of its weights, which may be others later on."""
     taken: Share
     fresh: Share
     """New in this run."""
@@ -75,6 +77,7 @@ def start_from(task: Task, path: str | Path) -> Start:
     moved = transfer(source, task.unet, str(path))
     return Start(
         str(directory),
+        loading.fingerprint(directory),
         _share(moved.taken, task.unet),
         _share(moved.fresh, task.unet),
         _share(moved.left_out, source),
@@ -85,13 +88,17 @@ def start_from(task: Task, path: str | Path) -> Start:
 
 def read_network(path: str | Path) -> tuple[Path, UNet]:
     """The network of a run directory, a model directory, or of diffusers; and the directory that it lies in."""
-    path = Path(path)
     try:
-        directory = path if (path / "config.json").is_file() else model_directory(path) / "unet"
+        directory = network_directory(Path(path))
         foreign = loading.read_json(directory / "config.json").get("_class_name") in CLASSES
         return directory, UNet.from_diffusers(directory) if foreign else UNet.from_pretrained(directory)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from None
+
+
+def network_directory(path: Path) -> Path:
+    """Where the network lies that a path means; UserError where there is none."""
+    return path if (path / "config.json").is_file() else model_directory(path) / "unet"
 
 
 def _share(names: list[str], network: UNet) -> Share:
