@@ -78,7 +78,7 @@ def test_what_is_void_to_a_run_is_counted_nowhere(make_run):
     item = dataset[choose(dataset, 1, 0)[0]]
     truth = np.asarray(item["mask"])
     seen = truth != 0
-    assert row.right == [(predictions(run, [item], [truth])[0] == truth)[seen].mean()]
+    assert row.right == [(predictions(run, [item])[0] == truth)[seen].mean()]
 
 
 def test_another_set_is_another_block(make_run):

@@ -25,11 +25,7 @@ class ProductConv(nn.Conv2d):
     """A 1x1 convolution, or a strided 3x3 one with padding 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        down, across = self.stride
-        batch, _, height, width = x.shape
-        few = batch * -(-height // down) * -(-width // across) <= FEW[self.kernel_size]  # type: ignore[index]
-        laid = self.weight.is_contiguous(memory_format=torch.channels_last)  # otherwise it would be laid out anew too
-        if not (few and laid and torch.is_grad_enabled() and by_hand(x)) or is_as_written():
+        if not (torch.is_grad_enabled() and by_hand(x) and self._has_few(x)) or is_as_written():
             return super().forward(x)
         if self.kernel_size == (1, 1):
             if self.stride != (1, 1):
@@ -38,6 +34,14 @@ class ProductConv(nn.Conv2d):
             return rearrange(F.linear(rearrange(x, "b c h w -> b h w c"), weight, self.bias), "b h w o -> b o h w")
         out = Unfolded.apply(x, self.weight, self.stride, computed_in(self.weight))
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
+
+    def _has_few(self, x: Tensor) -> bool:
+        """The result has few pixels, and the weights need not be laid out anew for a product either."""
+        down, across = self.stride
+        batch, _, height, width = x.shape
+        pixels = batch * -(-height // down) * -(-width // across)
+        laid = self.weight.is_contiguous(memory_format=torch.channels_last)
+        return laid and pixels <= FEW[self.kernel_size]  # type: ignore[index]
 
 
 class Unfolded(torch.autograd.Function):
