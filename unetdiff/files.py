@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what tells one from another."""
+"""Files that are there whole or not at all, what tells one from another, and a place for them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import hashlib
 import os
 from pathlib import Path
 
+from unetdiff.errors import UserError
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text aside and rename it, so that a kill leaves what was there, or all of the new."""
     aside = path.with_name(f".writing-{path.name}")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
 
 
@@ -18,3 +20,9 @@ def sha256_of(path: Path) -> str:
     """The hash of a file's content, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_folder(path: Path, what: str = "") -> None:
+    """Refuse (UserError) a file or directory to be written where there is no folder for it; what: says whose it is."""
+    if not path.parent.is_dir():
+        raise UserError(f"{what}no directory '{path.parent}' for '{path.name}'; make it first")

@@ -7,8 +7,9 @@ how far either law is from the times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -50,16 +51,18 @@ class Growth:
     ours: list[Spread]
     theirs: list[Spread]
 
-    @property
+    @cached_property
     def laws(self) -> tuple[Law, Law]:
         """Ours, and the peer's."""
-        ours, theirs = (fit(self.values, [spread.median for spread in side]) for side in (self.ours, self.theirs))
-        return ours, theirs
+        return self._each(fit)
 
     @property
     def plain(self) -> tuple[Law, Law]:
         """The same with nothing for a call itself."""
-        ours, theirs = (power_law(self.values, [spread.median for spread in side]) for side in (self.ours, self.theirs))
+        return self._each(power_law)
+
+    def _each(self, law: Callable[[Sequence[float], Sequence[float]], Law]) -> tuple[Law, Law]:
+        ours, theirs = (law(self.values, [spread.median for spread in side]) for side in (self.ours, self.theirs))
         return ours, theirs
 
     @property

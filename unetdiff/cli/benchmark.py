@@ -11,6 +11,7 @@ from typing import Any
 
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
+from unetdiff.files import require_folder
 
 USAGE = "unetdiff benchmark {CONFIG,RUN} [--batch_sizes N ...] [--output FILE] [--key value ...]"
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.benchmark.table import ceiling_line, rows
     from unetdiff.text import markdown
 
-    if given.output is not None and not given.output.parent.is_dir():
-        raise UserError(f"--output: no directory '{given.output.parent}' for '{given.output.name}'; make it first")
+    if given.output is not None:
+        require_folder(given.output, "--output: ")
     device = claim(given.device)
     subject = Subject(given.path, overrides)
     machine, limits = facts(), ceiling.ceilings(device)

@@ -11,6 +11,7 @@ from unetdiff.compare.embed import data_uri, is_small
 from unetdiff.compare.runs import Run
 from unetdiff.compare.sets import by_set, choose, open_set
 from unetdiff.data import PictureDataset
+from unetdiff.data.transforms import VOID, is_void
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import VOID_COLOR, as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -70,7 +71,7 @@ def _rows(
     for run in runs:
         for row, truth, guess in zip(rows, truths, predictions(run, items), strict=True):
             row.predictions.append(data_uri(colorize(guess, dataset.palette), photo=False))
-            counted = ~np.isin(truth, (255, (run.config.get("segmentation") or {}).get("ignore_index", 255)))
+            counted = ~is_void(truth, (run.config.get("segmentation") or {}).get("ignore_index", VOID))
             row.right.append(float((guess == truth)[counted].mean()) if counted.any() else float("nan"))
             occurring |= {int(value) for value in np.unique(guess)}
     legend = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from unetdiff.compare.sets import by_set, size_text, sized_key
 from unetdiff.compare.table import Table, build_table, compact, judged_line, percent
 from unetdiff.compare.templates import render
 from unetdiff.errors import UserError
+from unetdiff.files import write_whole
 
 TITLE = "One U-Net, two heads"
 
@@ -252,9 +252,7 @@ def _raw(
 def _write(path: Path, content: str | dict[str, Any]) -> None:
     """Write aside and rename: a page that is there is whole."""
     text = content if isinstance(content, str) else json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, text)
 
 
 def _finite(value: Any) -> Any:

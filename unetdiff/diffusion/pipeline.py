@@ -381,9 +381,11 @@ class GenerationPipeline(DiffusionPipeline):
                 tokens = told.tokens
                 if tokens is None and isinstance(self.unet, UNet2DConditionModel):  # ours puts them in itself
                     tokens = null_context(len(sample), self.unet.config["cross_attention_dim"], like=sample)
-                tokens = None if tokens is None else tokens.to(self.unet.dtype)
-                states = Told(tokens) if ours and tokens is not None else tokens
-                conditions[id(context)] = {} if states is None else {"encoder_hidden_states": states}
+                if tokens is None:
+                    conditions[id(context)] = {}
+                else:
+                    tokens = tokens.to(self.unet.dtype)
+                    conditions[id(context)] = {"encoder_hidden_states": Told(tokens) if ours else tokens}
             with precision():
                 return self.unet(sample, timestep, **conditions[id(context)]).sample.float()
 

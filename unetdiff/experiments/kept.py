@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from unetdiff.files import write_whole
 from unetdiff.training.records import jsonable
 
 
@@ -32,7 +32,5 @@ def kept(
             return found["result"]
     file.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(jsonable(measure())))
-    aside = file.with_suffix(".writing")
-    aside.write_text(json.dumps({"settings": wanted, "result": result}, allow_nan=False) + "\n")
-    os.replace(aside, file)
+    write_whole(file, json.dumps({"settings": wanted, "result": result}, allow_nan=False) + "\n")
     return result

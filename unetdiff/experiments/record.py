@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unetdiff.errors import UserError
+from unetdiff.files import write_whole
 from unetdiff.training.records import jsonable
 
 RECORD = "record.json"
@@ -172,9 +172,7 @@ def write_record(record: Record, folder: Path) -> Path:
     _check(record, folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECORD
-    aside = file.with_suffix(".writing")
-    aside.write_text(json.dumps(jsonable(asdict(record)), indent=1, allow_nan=False) + "\n")
-    os.replace(aside, file)
+    write_whole(file, json.dumps(jsonable(asdict(record)), indent=1, allow_nan=False) + "\n")
     return file
 
 

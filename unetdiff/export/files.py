@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unetdiff.errors import UserError
 from unetdiff.export.plan import Dims, Plan, make_plan
+from unetdiff.files import require_folder
 from unetdiff.models.unet import Head, UNet
 
 __all__ = ["TOLERANCE", "Exported", "Format", "to_onnx", "to_torch_export"]
@@ -153,8 +154,7 @@ def _checked_path(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     if path.suffix != suffix:
         raise UserError(f"'{path}' must end in {suffix}")
-    if not path.parent.is_dir():
-        raise UserError(f"no directory '{path.parent}' for '{path.name}'; make it first")
+    require_folder(path)
     return path
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from unetdiff.errors import UserError
 from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
+from unetdiff.files import require_folder
 from unetdiff.models.interop_from import CLASSES
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SETTINGS
@@ -40,8 +41,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"'{output}' is there already; delete it, or give another directory")
-    if not output.parent.is_dir():
-        raise UserError(f"no directory '{output.parent}' for '{output.name}'; make it first")
+    require_folder(output)
     unet = UNet.from_pretrained(directory / NETWORK)
     if not (directory / INDEX).is_file():
         raise UserError(f"'{directory}' has no {INDEX}, so no denoiser, and diffusers' networks are; use onnx or torch")

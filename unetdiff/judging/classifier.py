@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,14 +16,11 @@ from typing import Any, Protocol, Self
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.errors import UserError
-from unetdiff.files import sha256_of
-from unetdiff.models.loading import save_tensors
+from unetdiff.judging.cache import keep, kept
 
 LARGEST_SIDE = 64  # pixels; larger pictures are judged at this size
 MOST_PICTURES = 20_000  # of a larger set this many are used
@@ -128,28 +124,20 @@ class Judge:
         return self.consistency(images, labels)
 
     def save(self, path: Path) -> None:
-        """Write PATH.safetensors and PATH.json (the fingerprint, and a hash of the weights that it is of)."""
-        weights, about = path.with_suffix(".safetensors"), path.with_suffix(".json")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = weights.with_name(f".writing-{weights.name}")
-        save_tensors(self.network.state_dict(), aside)
-        facts = {"fingerprint": self.fingerprint, "num_classes": self.num_classes, "sha256": sha256_of(aside)}
-        os.replace(aside, weights)
-        about.write_text(json.dumps(facts, indent=2) + "\n")
+        """Write PATH.safetensors and PATH.json."""
+        keep(path, self.network.state_dict(), self.fingerprint, num_classes=self.num_classes)
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Self | None:
         """The judge that `save` wrote, or None if there is none or it was trained on something else."""
-        weights, about = path.with_suffix(".safetensors"), path.with_suffix(".json")
-        if not (weights.is_file() and about.is_file()):
+        found = kept(path, fingerprint)
+        if found is None:
             return None
+        facts, tensors = found
         try:
-            facts = json.loads(about.read_text())
-            if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_of(weights):
-                return None
             network = Network(facts["num_classes"])
-            network.load_state_dict(load_file(weights))
-        except (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError):
+            network.load_state_dict(tensors)
+        except (ValueError, KeyError, TypeError, RuntimeError):
             return None  # a damaged cache is no cache
         return cls(network, facts["num_classes"], fingerprint)
 

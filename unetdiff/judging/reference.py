@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.data import PictureDataset, eval_loader
 from unetdiff.errors import UserError
-from unetdiff.files import sha256_of
+from unetdiff.judging.cache import is_kept, keep, kept
 from unetdiff.judging.distances import Gaussian
 from unetdiff.judging.features import BATCH, FeatureNetwork
-from unetdiff.models.loading import save_tensors
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,21 @@ def reference(pictures: PictureDataset, name: str, network: FeatureNetwork, cach
     """
     if len(pictures) == 0:
         raise UserError(f"{name}: there are no real pictures to hold samples against")
-    if cache is not None and _files(cache)[0].is_file() and _files(cache)[1].is_file():
+    if cache is not None and is_kept(cache):
         digest = _digest(network)
         for batch in batches(pictures, f"reading {name}"):
             _add(digest, batch)
-        kept = _load(cache, digest.hexdigest(), len(pictures))
-        if kept is not None:
-            return Reference(name, kept)
+        found = _load(cache, digest.hexdigest(), len(pictures))
+        if found is not None:
+            return Reference(name, found)
     digest, parts = _digest(network), []
     for batch in batches(pictures, f"{network.name} features of {name}"):
         _add(digest, batch)
         parts.append(network(batch["image"]))
     features = torch.cat(parts)
     if cache is not None:
-        _save(cache, features, digest.hexdigest(), network, name)
+        facts = {"network": network.name, "pictures": name, "shape": list(features.shape)}
+        keep(cache, {"features": features}, digest.hexdigest(), **facts)
     return Reference(name, features)
 
 
@@ -90,10 +87,6 @@ def batches(pictures: PictureDataset, what: str, size: int = BATCH) -> Iterator[
         yield batch
 
 
-def _files(cache: Path) -> tuple[Path, Path]:
-    return cache.with_name(f"{cache.name}.safetensors"), cache.with_name(f"{cache.name}.json")
-
-
 def _digest(network: FeatureNetwork) -> Any:
     return hashlib.sha256(network.fingerprint.encode())
 
@@ -103,30 +96,8 @@ def _add(digest: Any, batch: dict[str, Any]) -> None:
     digest.update(batch["image"].contiguous().numpy().tobytes())
 
 
-def _save(cache: Path, features: Tensor, fingerprint: str, network: FeatureNetwork, name: str) -> None:
-    tensors, about = _files(cache)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    aside = tensors.with_name(f".writing-{tensors.name}")
-    save_tensors({"features": features}, aside)
-    facts = {
-        "fingerprint": fingerprint,
-        "network": network.name,
-        "pictures": name,
-        "shape": list(features.shape),
-        "sha256": sha256_of(aside),
-    }
-    os.replace(aside, tensors)
-    about.write_text(json.dumps(facts, indent=1) + "\n")
-
-
 def _load(cache: Path, fingerprint: str, count: int) -> Tensor | None:
-    """Features (N, D), or None where they are of something else, or damaged: a damaged cache is no cache."""
-    tensors, about = _files(cache)
-    try:
-        facts = json.loads(about.read_text())
-        if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_of(tensors):
-            return None
-        features = load_file(tensors)["features"]
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError):
-        return None
-    return features if features.ndim == 2 and len(features) == count else None
+    """Features (N, D), or None where they are of something else, or damaged."""
+    found = kept(cache, fingerprint)
+    features = None if found is None else found[1].get("features")
+    return features if features is not None and features.ndim == 2 and len(features) == count else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unetdiff.errors import UserError
+from unetdiff.files import sha256_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,8 +42,7 @@ def weights_file(variant: str | None) -> str:
 
 def fingerprint(directory: Path) -> str:
     """A hash of a network's file of weights: other weights have another one."""
-    with (directory / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return sha256_of(directory / WEIGHTS)[:16]
 
 
 def load(cls: type[Model], directory: Path, dtype: torch.dtype | None, variant: str | None = None) -> Model:

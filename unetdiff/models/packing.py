@@ -82,8 +82,8 @@ def _has_no_norms(block: nn.Module) -> bool:
     return all(isinstance(part, kept) for part in block.modules() if part is not block)
 
 
-def _plain(x: Tensor) -> bool:
-    """Nothing is to be packed: for counting, on another device, or as x asks for a gradient, which oneDNN has not."""
+def _left_alone(x: Tensor) -> bool:
+    """Not for packed weights: what is counted, lies on another device, or asks for a gradient, which oneDNN has not."""
     return is_as_written() or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled())
 
 
@@ -120,7 +120,7 @@ class PackedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)  # inside of autocast too
-        if _plain(x):
+        if _left_alone(x):
             out = self._plainly(x)
             return F.relu(out) if self.after == "relu" else out
         operator = torch.ops.mkldnn._convolution_pointwise
@@ -129,7 +129,7 @@ class PackedConv(nn.Module):
     def plus(self, x: Tensor, other: Tensor, in_place: bool = False) -> Tensor:
         """ReLU of the convolution of x and another map, which may be given up for it."""
         x, other = (h.to(self.weight.dtype, memory_format=torch.channels_last) for h in (x, other))
-        if _plain(x) or _plain(other):
+        if _left_alone(x) or _left_alone(other):
             return F.relu(self._plainly(x) + other)
         rest: Any = self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], ""
         if in_place:
@@ -196,7 +196,7 @@ class PackedGrowth(nn.Module):
         return grown if self.beside is None or skip is None else self.beside.plus(skip, grown, in_place=True)
 
     def _grown(self, h: Tensor, size: tuple[int, int]) -> Tensor:
-        if _plain(h) or not doubles(h, size):
+        if _left_alone(h) or not doubles(h, size):
             return self.above(grow_nearest(h, size))  # type: ignore[no-any-return]
         shape = list(h.shape)
         if shape != self.size:

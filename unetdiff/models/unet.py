@@ -384,7 +384,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         if any(isinstance(module, nn.BatchNorm2d) for module in self.modules()):
             head: Head = "segmentation" if "segmentation" in self.heads else "diffusion"
             encoder: Any = self.encoder
-            deepest = self.config["patch_size"] * 2 ** len(self.config["encoder"]["channels"] or [])
+            deepest = self.config["patch_size"] * 2**encoder.out_level  # of one pixel
             valid = self.config["encoder"]["padding"] == "valid"
             side = encoder.lost_unpadded + 4 if valid else max(64, deepest)
             example = torch.zeros(1, self.config["in_channels"], side, side, device=self.device)
