@@ -15,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from unetdiff.training.records import METRICS, read_lines
+from unetdiff.training.logger import METRICS, read_lines
 
 FIGURE = "segmentation/mean_iou"
 

@@ -25,15 +25,15 @@ from torch import Tensor
 
 from unetdiff.data import PictureDataset, build_dataset, evenly
 from unetdiff.data.config import AugmentConfig
-from unetdiff.diffusion.pictures import grid
-from unetdiff.judging.classifier import Recipe, train_judge
-from unetdiff.judging.distances import Gaussian, frechet_distance
-from unetdiff.judging.features import load_features
-from unetdiff.judging.subject import Setting
+from unetdiff.diffusion.images import grid
+from unetdiff.evaluation.classifier import Recipe, train_judge
+from unetdiff.evaluation.distances import Gaussian, frechet_distance
+from unetdiff.evaluation.evaluate import run_config
+from unetdiff.evaluation.features import load_features
+from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.types import Setting
 from unetdiff.training import checkpoints
-from unetdiff.training.evaluation import run_config
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.sampling import draw
 from unetdiff.training.tasks import DiffusionTask, load_task
 
 matplotlib.use("Agg")

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from unetdiff.data import DataConfig, PictureDataset, StepSampler, build_dataset, collate
-from unetdiff.diffusion.pictures import grid
+from unetdiff.diffusion.images import grid
 
 FOREVER = 10**8  # optimizer steps; the minutes end the run
 

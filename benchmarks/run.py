@@ -28,7 +28,7 @@ from unetdiff.benchmark.ceiling import ceilings
 from unetdiff.benchmark.device import claim, facts
 from unetdiff.benchmark.timing import ROUNDS, WARMUPS
 from unetdiff.errors import UserError
-from unetdiff.training.records import jsonable
+from unetdiff.training.logger import jsonable
 
 WORK: dict[str, Callable[[bool], list[Case]]] = {
     "segmentation-training": segmentation.training_cases,

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.benchmark.timing import Spread, in_turns, speedup
-from unetdiff.models.activation import gated, group_norm, norm_silu_conv
+from unetdiff.kernels.conditions import as_written
+from unetdiff.kernels.norm_silu_conv import gated, group_norm, norm_silu_conv
+from unetdiff.kernels.packing import PackedConv
+from unetdiff.kernels.upsample_conv import grown_conv
 from unetdiff.models.attention import attend
-from unetdiff.models.packing import PackedConv
 from unetdiff.models.products import ProductConv
-from unetdiff.models.shortcuts import as_written
-from unetdiff.models.upsampling import grown_conv
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.optimizer import AdamW
 
 Work = Callable[[], object]

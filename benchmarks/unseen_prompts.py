@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from unetdiff import GenerationPipeline
 from unetdiff.data import Prompt, ScenePairs, prompts, to_uint8
-from unetdiff.diffusion.pictures import grid
-from unetdiff.judging.classifier import train_judge
-from unetdiff.training import machine
+from unetdiff.diffusion.images import grid
+from unetdiff.evaluation.classifier import train_judge
+from unetdiff.evaluation.evaluate import run_config
+from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.evaluation import run_config
 
 SHOWN = 8  # samples of each prompt in the grid
 

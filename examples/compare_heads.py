@@ -15,14 +15,14 @@ from copy import deepcopy
 from pathlib import Path
 from typing import get_args
 
-from unetdiff.compare.report import write_report
-from unetdiff.compare.samples import Budget
-from unetdiff.config import RunConfig, Task
+from unetdiff.config.parsing import RunConfig, Task
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
+from unetdiff.reports.report import write_report
+from unetdiff.reports.samples import Budget
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.once import train_once
+from unetdiff.training.run_cache import train_once
 
 SHOWN = ("segmentation/mean_iou", "segmentation/pixel_accuracy", "diffusion/loss")
 

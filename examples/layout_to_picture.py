@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 from unetdiff import GenerationPipeline
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig, LayoutConfig
-from unetdiff.diffusion.pictures import table
+from unetdiff.diffusion.images import table
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.once import train_once
+from unetdiff.training.run_cache import train_once
 
 
 def main() -> None:

@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image
 
 from unetdiff import SegmentationPipeline
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.data.voc import list_pairs, voc_colormap
 from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.once import train_once
+from unetdiff.training.run_cache import train_once
 
 
 def main() -> None:

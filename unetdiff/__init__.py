@@ -18,7 +18,7 @@ _WHERE = {
     "SegmentationPipeline": "unetdiff.segmentation.pipeline",
     "GenerationPipeline": "unetdiff.diffusion.pipeline",
 }
-_MODULES = {"metrics", "losses", "schedules", "export"}
+
 
 __all__ = ["UNet", "SegmentationPipeline", "GenerationPipeline", "__version__"]
 
@@ -26,6 +26,4 @@ __all__ = ["UNet", "SegmentationPipeline", "GenerationPipeline", "__version__"]
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(import_module(_WHERE[name]), name)
-    if name in _MODULES:
-        return import_module(f"unetdiff.{name}")
     raise AttributeError(f"module 'unetdiff' has no attribute '{name}'")

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 
 from suite.cases.case import Case, Cost, Setting, same_work
-from unetdiff.benchmark.counting import parameters
 from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
+from unetdiff.benchmark.multiply_adds import parameters
 from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, speedup, synchronizer
 
 Which = Literal["ours", "theirs"]

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from unetdiff.benchmark import ceiling
-from unetdiff.benchmark.counting import macs, parameters
+from unetdiff.benchmark.multiply_adds import macs, parameters
 from unetdiff.benchmark.timing import Times
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 
 
 def test_multiply_adds_of_a_convolution_there_and_back() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from unetdiff.benchmark.device import claim
 from unetdiff.errors import UserError
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 
 
 @pytest.fixture

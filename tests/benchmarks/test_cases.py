@@ -15,7 +15,7 @@ from suite.cases import denoiser, loss, sampling, segmentation  # noqa: E402
 from suite.cases.case import Cost, Side, same_work  # noqa: E402
 from suite.cases.pictures import RandomPictures, normalised  # noqa: E402
 from unetdiff.benchmark import counting  # noqa: E402
-from unetdiff.benchmark.counting import parameters  # noqa: E402
+from unetdiff.benchmark.multiply_adds import parameters  # noqa: E402
 from unetdiff.data import SampleKey  # noqa: E402
 from unetdiff.errors import UserError  # noqa: E402
 

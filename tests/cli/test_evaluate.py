@@ -11,7 +11,7 @@ import pytest
 
 from unetdiff.cli.evaluate import table
 from unetdiff.cli.main import main
-from unetdiff.judging.config import JudgingConfig, SweepConfig
+from unetdiff.evaluation.config import JudgingConfig, SweepConfig
 
 
 def test_evaluate_prints_the_figures(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +33,7 @@ def test_evaluate_prints_the_figures(run: Path, tmp_path: Path, capsys: pytest.C
 
 def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr("unetdiff.training.evaluation.evaluate", lambda path, **given: calls.append(given) or {})
+    monkeypatch.setattr("unetdiff.evaluation.evaluate.evaluate", lambda path, **given: calls.append(given) or {})
     assert main(["evaluate", str(run)]) == 0
     assert calls[0]["data"] is None and calls[0]["split"] == "val" and calls[0]["output"] is None
     assert calls[0]["worst"] == 20 and calls[0]["judging"] == JudgingConfig()  # the same defaults in both places
@@ -156,7 +156,7 @@ def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytes
         calls.append((list(runs), output))
         return output
 
-    monkeypatch.setattr("unetdiff.compare.report.write_report", write_report)
+    monkeypatch.setattr("unetdiff.reports.report.write_report", write_report)
     assert main(["compare", str(run), str(run), "--output", str(tmp_path / "page.html")]) == 0
     assert calls == [([run, run], tmp_path / "page.html")]
     assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
@@ -167,7 +167,7 @@ def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytes
 def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     calls: list[tuple[Path, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "unetdiff.compare.quickstart.run",
+        "unetdiff.reports.quickstart.run",
         lambda output, **given: calls.append((output, given)) or output / "report.html",
     )
     assert main(["quickstart"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unetdiff.cli.main import main
-from unetdiff.config import RunConfig, from_yaml
+from unetdiff.config.parsing import RunConfig, from_yaml
 
 
 @pytest.fixture

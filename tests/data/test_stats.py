@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unetdiff.data import DataConfig, PictureDataset, Scenes, ScenesConfig, build_dataset
-from unetdiff.data.problem import BadFile
+from unetdiff.data.issues import BadFile
 from unetdiff.data.stats import SplitCounts, class_weights, count, inverse_log, median_frequency
 from unetdiff.errors import UserError
 

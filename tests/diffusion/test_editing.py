@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image
 
-from unetdiff.conditioning import LayoutConditioner, PictureConditioner
+from unetdiff.diffusion.conditioning import LayoutConditioner, PictureConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.editing import between, known_picture, started
 from unetdiff.diffusion.objectives import build_scheduler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from unetdiff.conditioning import Context
+from unetdiff.diffusion.conditioning import Context
 from unetdiff.diffusion.guidance import guided, inside
 
 SAMPLE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from unetdiff.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -199,7 +199,7 @@ def test_round_trip_in_diffusers_layout(pipeline: GenerationPipeline, tmp_path, 
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["unet"] == ["unetdiff.models.unet", "UNet"]
     assert index["scheduler"] == ["diffusers", "DDIMScheduler"]
-    assert index["conditioner"] == ["unetdiff.conditioning.classes", "ClassConditioner"]
+    assert index["conditioner"] == ["unetdiff.diffusion.conditioning.classes", "ClassConditioner"]
     assert (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").is_file()
     logging.getLogger("diffusers").propagate = True
     with caplog.at_level("WARNING"):

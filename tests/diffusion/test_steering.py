@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler, predicted_x0
 from unetdiff.diffusion.pipeline import GenerationPipeline

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.config import RunConfig, Task, overridden, parse, to_yaml
+from unetdiff.config.parsing import RunConfig, Task, overridden, parse, to_yaml
 from unetdiff.data import build_dataset
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.training.tasks import build_task

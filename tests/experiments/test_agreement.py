@@ -10,9 +10,9 @@ import torch
 
 from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
+from unetdiff.evaluation.layout_consistency import ClassAgreement, layout_agreement
 from unetdiff.experiments import agreement
-from unetdiff.experiments.record import Gallery, Heatmap, Table, read_record, write_record
-from unetdiff.judging.agreement import ClassAgreement, layout_agreement
+from unetdiff.reports.record import Gallery, Heatmap, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.trainer import train
 

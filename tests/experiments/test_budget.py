@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unetdiff.compare.runs import Run
 from unetdiff.errors import UserError
 from unetdiff.experiments import budget
 from unetdiff.experiments.budget_tables import cost_table, findings, head_tables
 from unetdiff.experiments.consistency import KEPT, Judged
 from unetdiff.experiments.gradients import Pull, gradient_chart, gradient_findings, gradient_table, pulls_of
-from unetdiff.experiments.record import Chart, read_record, write_record
-from unetdiff.experiments.text import record_text
 from unetdiff.models import UNet
+from unetdiff.reports.record import Chart, read_record, write_record
+from unetdiff.reports.record_text import record_text
+from unetdiff.reports.runs import Run
 
 TINY = [
     "--model.encoder.channels=[8,16]",

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from unetdiff.compare.runs import read_run
 from unetdiff.data import to_model_range
 from unetdiff.errors import UserError
 from unetdiff.experiments.features import TrunkFeatures, moments, noise_of, open_features, titles
-from unetdiff.experiments.given import given_runs, labelled
+from unetdiff.experiments.run_inputs import given_runs, labelled
 from unetdiff.models import UNet
+from unetdiff.reports.runs import read_run
 
 NAMES = ["a", "b"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from unetdiff.cli.main import main
-from unetdiff.experiments.mask_judge import MaskJudge
-from unetdiff.experiments.record import Chart, Gallery, Table, read_record
+from unetdiff.experiments.mask_metrics import MaskJudge
+from unetdiff.reports.record import Chart, Gallery, Table, read_record
 
 TINY = [
     "--model.encoder.channels=[8, 16]",

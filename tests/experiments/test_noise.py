@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.config import from_yaml, to_yaml
+from unetdiff.config.parsing import from_yaml, to_yaml
 from unetdiff.errors import UserError
+from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.experiments import noise, runs
-from unetdiff.experiments.record import Chart, Gallery, Table, read_record, write_record
+from unetdiff.reports.record import Chart, Gallery, Table, read_record, write_record
 from unetdiff.training import trainer
-from unetdiff.training.evaluation import evaluate
 
 
 def test_from_training_to_the_record(

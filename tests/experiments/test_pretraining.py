@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from torchvision.models import mobilenet_v2
 
 from tests.experiments.test_budget import TINY
-from unetdiff.compare.masks import predictions
-from unetdiff.compare.runs import read_run
-from unetdiff.compare.sets import open_set
 from unetdiff.data.scenes import PALETTE
 from unetdiff.errors import UserError
 from unetdiff.experiments import pretraining
 from unetdiff.experiments.label_tables import chart, findings, label_table
 from unetdiff.experiments.pretraining import DENOISER, RANDOM, TRUNK, Plan
-from unetdiff.experiments.record import Gallery, read_record, write_record
 from unetdiff.experiments.runs import last_weights
+from unetdiff.reports.dataset_groups import open_set
+from unetdiff.reports.masks import predictions
+from unetdiff.reports.record import Gallery, read_record, write_record
+from unetdiff.reports.runs import read_run
 
 FIGURES = {
     RANDOM: {0.01: [0.10, 0.20], 1.0: [0.80, 0.82]},

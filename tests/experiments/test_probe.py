@@ -10,8 +10,8 @@ import pytest
 from unetdiff.cli.experiment import main
 from unetdiff.errors import UserError
 from unetdiff.experiments import probe
-from unetdiff.experiments.probe_record import Probed
-from unetdiff.experiments.record import Gallery, Heatmap, Table, read_record
+from unetdiff.experiments.probe_report import Probed
+from unetdiff.reports.record import Gallery, Heatmap, Table, read_record
 
 QUICK = ["--timesteps", "clean", "400", "--pictures", "6", "--val_pictures", "8", "--steps", "2", "--batch_size", "4",
          "--concat", "2", "--rows", "2"]  # fmt: skip

@@ -12,10 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.compare.runs import read_run
 from unetdiff.data import PictureDataset, StepSampler
 from unetdiff.experiments.features import Features, open_features
-from unetdiff.experiments.given import labelled
 from unetdiff.experiments.probing import (
     LinearProbe,
     Recipe,
@@ -26,6 +24,8 @@ from unetdiff.experiments.probing import (
     look_through,
     train_probes,
 )
+from unetdiff.experiments.run_inputs import labelled
+from unetdiff.reports.runs import read_run
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 CHOSEN = [0, 3, 5, 8, 11, 20]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.compare.runs import Run
-from unetdiff.config import to_yaml
+from unetdiff.config.parsing import to_yaml
 from unetdiff.errors import UserError
 from unetdiff.experiments.runs import base_config, curve, last, over_runs, seeds_of, steps_of, variant
+from unetdiff.reports.quickstart import quickstart_configs
+from unetdiff.reports.runs import Run
 
 
 def run_of(*validation: dict[str, float]) -> Run:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from unetdiff.cli.experiment import main
-from unetdiff.compare.runs import read_run
 from unetdiff.errors import UserError
 from unetdiff.experiments import similarity
 from unetdiff.experiments.cka import CKA, examples
 from unetdiff.experiments.features import open_features
-from unetdiff.experiments.given import labelled
-from unetdiff.experiments.record import Chart, Heatmap, Table, read_record
+from unetdiff.experiments.run_inputs import labelled
+from unetdiff.reports.record import Chart, Heatmap, Table, read_record
+from unetdiff.reports.runs import read_run
 
 QUICK = ["--timesteps", "clean", "600", "--pictures", "12", "--batch_size", "6", "--grid", "2"]
 

@@ -14,7 +14,7 @@ from unetdiff import UNet
 from unetdiff.diffusion.steering import layout_loss
 from unetdiff.errors import UserError
 from unetdiff.experiments import steering
-from unetdiff.experiments.record import Gallery, Table, read_record, write_record
+from unetdiff.reports.record import Gallery, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 

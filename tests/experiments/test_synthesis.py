@@ -11,9 +11,9 @@ import torch
 
 from unetdiff.cli.main import main
 from unetdiff.data.voc import VOCFolder
-from unetdiff.experiments.record import Gallery, Table, read_record
 from unetdiff.experiments.runs import read_run
-from unetdiff.experiments.synthetic_set import Synthesis, agreement, varied
+from unetdiff.experiments.synthetic_dataset import Synthesis, agreement, varied
+from unetdiff.reports.record import Gallery, Table, read_record
 
 ASKED = Synthesis(copies=2, agreement=0.5, zoom=1.0, mirror=False, steps=2, guidance=1.0)
 TINY = [

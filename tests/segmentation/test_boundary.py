@@ -10,8 +10,7 @@ import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from unetdiff.errors import UserError
-from unetdiff.metrics import BoundaryIoU
-from unetdiff.segmentation.boundary import band, band_width
+from unetdiff.segmentation.boundary import BoundaryIoU, band, band_width
 
 
 def squares(shift: int, height: int = 30, width: int = 40):

@@ -12,7 +12,9 @@ from torchvision.ops import sigmoid_focal_loss
 
 from unetdiff import rules
 from unetdiff.errors import UserError
-from unetdiff.losses import LOSSES, OHEMConfig, combined, cross_entropy, dice, focal, lovasz
+from unetdiff.segmentation.config import OHEMConfig
+from unetdiff.segmentation.losses import LOSSES, combined, cross_entropy, dice, focal
+from unetdiff.segmentation.lovasz import lovasz
 
 CLASSES = 5
 # what holds for every loss is held for the options of cross_entropy and Lovász-softmax too

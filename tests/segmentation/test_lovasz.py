@@ -8,8 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unetdiff.losses import lovasz
-from unetdiff.segmentation.lovasz import jaccard_slopes
+from unetdiff.segmentation.lovasz import jaccard_slopes, lovasz
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 CLASSES = 4

@@ -20,8 +20,8 @@ from torchmetrics.classification import (
 )
 
 from unetdiff.errors import UserError
-from unetdiff.losses import cross_entropy
-from unetdiff.metrics import ConfusionMatrix
+from unetdiff.segmentation.losses import cross_entropy
+from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.reliability import Calibration
 
 CLASSES = 7
@@ -124,7 +124,7 @@ PROCESS = """
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from unetdiff.metrics import ConfusionMatrix
+from unetdiff.segmentation.metrics import ConfusionMatrix
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unetdiff.losses import OHEMConfig, cross_entropy
+from unetdiff.segmentation.config import OHEMConfig
+from unetdiff.segmentation.losses import cross_entropy
 from unetdiff.segmentation.ohem import hard_pixels
 
 P = torch.tensor([0.9, 0.2, 0.6, 0.95, 0.5, 0.8, 0.1, 0.3])  # of the true class; the last two pixels are void

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from unetdiff.errors import UserError
-from unetdiff.metrics import Calibration
+from unetdiff.segmentation.reliability import Calibration
 
 
 def case(sharpness: float, seed: int):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unetdiff.config import RunConfig, parse
+from unetdiff.config.parsing import RunConfig, parse
 from unetdiff.training import checkpoints
 from unetdiff.training.trainer import train
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetdiff.config import RunConfig, from_yaml
+from unetdiff.config.parsing import RunConfig, from_yaml
 from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.segmentation.losses import cross_entropy

@@ -11,21 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.conditioning import (
+from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.data import build_dataset, collate
+from unetdiff.diffusion.conditioning import (
     ClassConditioner,
     Context,
     LayoutConditioner,
     PictureConditioner,
     TextConditioner,
 )
-from unetdiff.config import RunConfig, validate
-from unetdiff.data import build_dataset, collate
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
-from unetdiff.judging.config import JudgingConfig
-from unetdiff.training import evaluation
+from unetdiff.evaluation import evaluate as evaluation
+from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.conditions import needs_layout
-from unetdiff.training.evaluation import evaluate
 from unetdiff.training.tasks import DiffusionTask, load_task
 from unetdiff.training.trainer import train
 

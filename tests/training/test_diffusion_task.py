@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset, collate
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.training.tasks import DiffusionTask, build_task

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset, collate
-from unetdiff.models.levels import parameters_by_level
-from unetdiff.training import checkpoints, machine
+from unetdiff.models.param_groups import parameters_by_level
+from unetdiff.training import checkpoints
+from unetdiff.training import runtime as machine
 from unetdiff.training.gradients import GradientComparison
-from unetdiff.training.records import read_lines
+from unetdiff.training.logger import read_lines
 from unetdiff.training.tasks import JointTask, build_task
 from unetdiff.training.trainer import train
 

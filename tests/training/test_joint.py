@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset, collate
 from unetdiff.training.tasks import JointTask, build_task
 

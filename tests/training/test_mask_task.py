@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.compare.captions import illustrations
-from unetdiff.compare.runs import read_runs
-from unetdiff.compare.samples import Budget, sample_blocks
-from unetdiff.config import RunConfig, validate
+from unetdiff.config.parsing import RunConfig, validate
 from unetdiff.data import build_dataset, collate
-from unetdiff.diffusion.masks import Masks
+from unetdiff.diffusion.mask_codec import Masks
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
-from unetdiff.judging.config import JudgingConfig
-from unetdiff.training.evaluation import evaluate
+from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.evaluate import evaluate
+from unetdiff.reports.captions import illustrations
+from unetdiff.reports.runs import read_runs
+from unetdiff.reports.samples import Budget, sample_blocks
 from unetdiff.training.tasks import DiffusionTask, build_task, load_task
 from unetdiff.training.trainer import train
 

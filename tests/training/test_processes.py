@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unetdiff.config import RunConfig, to_yaml
+from unetdiff.config.parsing import RunConfig, to_yaml
 from unetdiff.training import checkpoints
-from unetdiff.training.records import read_lines
+from unetdiff.training.logger import read_lines
 from unetdiff.training.trainer import train
 
 # what makes a step of two half batches equal to one of a whole batch: float32, no dropout, a loss that is a mean

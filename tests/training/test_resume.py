@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unetdiff.config import RunConfig, from_yaml, to_yaml
+from unetdiff.config.parsing import RunConfig, from_yaml, to_yaml
 from unetdiff.errors import UserError
 from unetdiff.training import checkpoints
-from unetdiff.training.records import read_lines
+from unetdiff.training.logger import read_lines
 from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]

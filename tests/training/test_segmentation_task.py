@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset, collate
 from unetdiff.training.tasks import SegmentationTask, build_task
 

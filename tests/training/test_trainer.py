@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
-from unetdiff.judging.config import JudgingConfig
+from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.models import loading
 from unetdiff.training import checkpoints, trainer
-from unetdiff.training.evaluation import evaluate
-from unetdiff.training.records import read_lines
+from unetdiff.training.logger import read_lines
 from unetdiff.training.tasks import SegmentationTask, load_task
 from unetdiff.training.trainer import train
 

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.data import build_dataset, collate
 from unetdiff.models import UNet
 from unetdiff.training import checkpoints
 from unetdiff.training.config import JointConfig, OptimizerConfig
+from unetdiff.training.logger import read_lines
 from unetdiff.training.optimizer import build_optimizer
-from unetdiff.training.records import read_lines
 from unetdiff.training.tasks import JointTask, build_task
 from unetdiff.training.trainer import train
 from unetdiff.training.weighting import MEMORY, GradientNorm, Uncertainty, last_shared

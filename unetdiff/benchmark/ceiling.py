@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from unetdiff.benchmark.timing import Round, in_turns, synchronizer
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 
 CHANNELS, SIDE = 256, 64
 BATCH = {"cpu": 2, "cuda": 64}  # pictures that keep the device busy for much longer than a call takes

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from unetdiff.errors import UserError
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.config import TrainingConfig
 
 

@@ -11,14 +11,14 @@ from typing import Any, Literal
 import torch
 
 from unetdiff.benchmark.ceiling import precision_of
-from unetdiff.benchmark.counting import macs
 from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
+from unetdiff.benchmark.multiply_adds import macs
 from unetdiff.benchmark.rounds import prediction_round, sampling_round, training_round
 from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, synchronizer
-from unetdiff.config import load, parse, validate
+from unetdiff.config.parsing import load, parse, validate
 from unetdiff.data import StepSampler, build_dataset, collate
 from unetdiff.errors import UserError
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG

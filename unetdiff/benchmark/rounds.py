@@ -15,7 +15,7 @@ from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.models import UNet
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_masks
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.config import TrainingConfig
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import build_optimizer

@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         if not (run / "config.yaml").is_file():
             raise UserError(f"{run}: no run directory (it has no config.yaml); give what training.output_dir named")
 
-    from unetdiff.compare.report import write_report
+    from unetdiff.reports.report import write_report
 
     write_report(given.runs, given.output, experiments=given.experiments)
     print(given.output)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError
-from unetdiff.judging.report import lines
+from unetdiff.evaluation.text_report import lines
 from unetdiff.text import aligned
 
 if TYPE_CHECKING:
-    from unetdiff.judging.config import JudgingConfig
+    from unetdiff.evaluation.config import JudgingConfig
 
 USAGE = "unetdiff evaluate PATH [--split val] [--output DIR] [--worst 20] [--tile 512] [--samples 30] [--data.key ...]"
 WRITTEN = (
@@ -52,9 +52,9 @@ def main(argv: Sequence[str]) -> int:
     judging = judging_options(given)
     data = data_section(given.path, overrides) if overrides else None
 
+    from unetdiff.evaluation.evaluate import evaluate
     from unetdiff.segmentation.pipeline import saved_inference
     from unetdiff.training.checkpoints import model_directory
-    from unetdiff.training.evaluation import evaluate
 
     figures = evaluate(
         given.path,
@@ -109,7 +109,7 @@ def build_parser() -> Parser:
 
 def judging_options(given: argparse.Namespace) -> JudgingConfig:
     """How a denoiser is to be judged; UserError names the option that cannot be."""
-    from unetdiff.judging.config import JudgingConfig, parse_features, parse_sweep
+    from unetdiff.evaluation.config import JudgingConfig, parse_features, parse_sweep
 
     try:
         for word in given.features or ():
@@ -135,7 +135,7 @@ def judging_options(given: argparse.Namespace) -> JudgingConfig:
 
 def data_section(path: Path, overrides: Sequence[str]) -> Any:
     """The run's `data:` section with overrides on it (the defaults where `path` has no config.yaml)."""
-    from unetdiff.config import parse
+    from unetdiff.config.parsing import parse
 
     for word in overrides:
         if word.startswith("--") and not word.startswith("--data."):

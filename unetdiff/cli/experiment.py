@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_strictly(words)
     command = shlex.join(["unetdiff", "experiment", *argv])
 
-    from unetdiff.experiments.record import write_record
-    from unetdiff.experiments.text import record_text
+    from unetdiff.reports.record import write_record
+    from unetdiff.reports.record_text import record_text
 
     record = experiment.run(given, overrides, given.output, command)
     write_record(record, given.output)

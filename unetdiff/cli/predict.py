@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.segmentation.pipeline import SegmentationPipeline
     from unetdiff.segmentation.video import require_pyav
     from unetdiff.training.checkpoints import model_directory
-    from unetdiff.training.machine import autocast_dtype
+    from unetdiff.training.runtime import autocast_dtype
 
     inference_options(given, InferenceConfig())  # what cannot be is refused before anything is loaded
     if videos:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if given.resume and given.overwrite:
         raise UserError("--resume and --overwrite contradict each other; give one of the two")
 
-    from unetdiff.compare.quickstart import run
+    from unetdiff.reports.quickstart import run
 
     report = run(given.output, overwrite=given.overwrite, tiny=given.tiny)
     print(report)

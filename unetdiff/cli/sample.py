@@ -91,7 +91,7 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
     from unetdiff.training.checkpoints import model_directory
-    from unetdiff.training.machine import autocast_dtype
+    from unetdiff.training.runtime import autocast_dtype
 
     pipeline = GenerationPipeline.from_pretrained(model_directory(path))
     if scheduler is not None:
@@ -149,7 +149,7 @@ def opened(path: Path) -> Any:
 
 def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
     """What the pipeline is told beside conditions, noise and size of a batch."""
-    from unetdiff.training.machine import autocast_dtype
+    from unetdiff.training.runtime import autocast_dtype
 
     settings: dict[str, Any] = {
         "num_inference_steps": given.steps,
@@ -202,7 +202,7 @@ def draw(
 
 def write(images: Sequence[Any], trajectory: Any, asked: Asked, n: int, output: Path, film: bool = False) -> list[Path]:
     """A PNG for each picture, one grid with a row each, and the way of the first picture from noise."""
-    from unetdiff.diffusion.pictures import grid, save_film, strip, table
+    from unetdiff.diffusion.images import grid, save_film, strip, table
 
     folder = output / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def interpolate(pipeline: Any, asked: Asked, given: argparse.Namespace, settings
     import torch
 
     from unetdiff.diffusion.editing import between
-    from unetdiff.diffusion.pictures import grid, save_frames
+    from unetdiff.diffusion.images import grid, save_frames
 
     shape = pipeline.noise_shape()
     first, last = (

@@ -12,10 +12,10 @@ from unetdiff.data.base import PictureDataset, collate
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
 from unetdiff.data.loaders import eval_loader
 from unetdiff.data.pairs import ScenePairs
-from unetdiff.data.part import Part, pictures_of_share, share_indices
 from unetdiff.data.prompt import Prompt, prompts
 from unetdiff.data.sampling import EvalSampler, SampleKey, StepSampler, evenly
 from unetdiff.data.scenes import Scenes
+from unetdiff.data.subset import Part, pictures_of_share, share_indices
 from unetdiff.data.transforms import EvalTransform, TrainTransform, Transform, to_model_range, to_uint8
 from unetdiff.errors import UserError
 

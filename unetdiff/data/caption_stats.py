@@ -10,7 +10,7 @@ from unetdiff.data import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.parquet import read_table
-from unetdiff.data.part import share_indices
+from unetdiff.data.subset import share_indices
 
 
 @dataclass(frozen=True)

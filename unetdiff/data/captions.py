@@ -15,7 +15,7 @@ from torch import Tensor
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.images import ImageSource, held_out
-from unetdiff.data.problem import Problem, refuse_faulty
+from unetdiff.data.issues import Problem, refuse_faulty
 from unetdiff.data.roots import root_of, split_folders
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError

@@ -19,8 +19,8 @@ from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode, upright_size
 from unetdiff.data.images import folder_files
+from unetdiff.data.issues import BadFile, Problem, refuse_faulty, size_problem, value_problem
 from unetdiff.data.parquet import read_table
-from unetdiff.data.problem import BadFile, Problem, refuse_faulty, size_problem, value_problem
 from unetdiff.data.threads import in_threads
 from unetdiff.data.transforms import VOID
 from unetdiff.data.voc import (

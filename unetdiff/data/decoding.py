@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unetdiff.data.problem import BadFile, Problem, unreadable
+from unetdiff.data.issues import BadFile, Problem, unreadable
 from unetdiff.errors import UserError
 
 ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A

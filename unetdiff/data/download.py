@@ -15,7 +15,7 @@ from torchvision.datasets import VOCSegmentation
 from torchvision.datasets.utils import download_url, extract_archive
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from unetdiff.data.layout import VOC_FOLDER
+from unetdiff.data.voc_paths import VOC_FOLDER
 from unetdiff.errors import UserError
 
 

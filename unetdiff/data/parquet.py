@@ -14,7 +14,7 @@ from unetdiff.data.captions import caption_fault
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.images import ImageSource, held_out
-from unetdiff.data.problem import Problem, refuse_faulty
+from unetdiff.data.issues import Problem, refuse_faulty
 from unetdiff.data.roots import root_of
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError

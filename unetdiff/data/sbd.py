@@ -19,9 +19,9 @@ from torchvision.datasets import SBDataset
 from tqdm import tqdm
 
 from unetdiff.data.download import Archive, fetch, unpack
-from unetdiff.data.layout import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER
-from unetdiff.data.problem import BadFile, Problem, listed
+from unetdiff.data.issues import BadFile, Problem, listed
 from unetdiff.data.voc import VOC_CLASSES, list_pairs, voc_colormap, wrong_values
+from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER
 from unetdiff.errors import UserError
 
 TRAINAUG = 10_582  # ids that everyone's trainaug has

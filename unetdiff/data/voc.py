@@ -17,11 +17,11 @@ from unetdiff.data.base import PictureDataset, classes_present, no_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.download import download_voc
-from unetdiff.data.layout import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
-from unetdiff.data.problem import BadFile, Problem, size_problem, unreadable, value_problem
+from unetdiff.data.issues import BadFile, Problem, size_problem, unreadable, value_problem
 from unetdiff.data.roots import root_of
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import VOID, Transform
+from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
 from unetdiff.errors import UserError
 
 VOC_CLASSES = [

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.conditioning.pictures import Picture, fitted, unit, unit_picture
-from unetdiff.diffusion.latents import Pixels, Space
+from unetdiff.diffusion.codecs import Pixels, Space
+from unetdiff.diffusion.conditioning.images import Picture, fitted, unit, unit_picture
 from unetdiff.errors import UserError
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from einops import rearrange, repeat
 
-from unetdiff.conditioning.base import Context, joined
+from unetdiff.diffusion.conditioning.base import Context, joined
 
 Denoise = Callable[[torch.Tensor, torch.Tensor, "Context | None"], torch.Tensor]
 """(sample (B, C, H, W), timestep () or (B,), context or None) -> output (B, C, H, W)."""

@@ -22,16 +22,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from safetensors import SafetensorError
 
-from unetdiff.conditioning.base import Conditioner, Context, Size, joined
-from unetdiff.conditioning.classes import Classes
-from unetdiff.conditioning.encoder import TextEncoder
-from unetdiff.conditioning.layouts import Layout
-from unetdiff.conditioning.pictures import Picture, PictureConditioner
-from unetdiff.conditioning.text import TextConditioner
 from unetdiff.diffusion import schedulers
+from unetdiff.diffusion.codecs import Pixels, Space, space_of
+from unetdiff.diffusion.conditioning.base import Conditioner, Context, Size, joined
+from unetdiff.diffusion.conditioning.classes import Classes
+from unetdiff.diffusion.conditioning.images import Picture, PictureConditioner
+from unetdiff.diffusion.conditioning.layouts import Layout
+from unetdiff.diffusion.conditioning.text import TextConditioner
+from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, known_picture, started
 from unetdiff.diffusion.guidance import Denoise, guided, inside
-from unetdiff.diffusion.latents import Pixels, Space, space_of
 from unetdiff.diffusion.objectives import predicted_x0
 from unetdiff.diffusion.steering import Steering, steered
 from unetdiff.errors import UserError
@@ -84,7 +84,7 @@ class GenerationPipeline(DiffusionPipeline):
         text_encoder: for a `TextConditioner`, a transformers text encoder.
         tokenizer: its tokenizer.
         vae: for a denoiser of latents, the autoencoder that they are of, diffusers' AutoencoderKL.
-        masks: for a denoiser of masks, `unetdiff.diffusion.masks.Masks.settings`. It draws them in their colours;
+        masks: for a denoiser of masks, `unetdiff.diffusion.mask_codec.Masks.settings`. It draws them in their colours;
             `space.probabilities` reads an output_type "latent".
     """
 

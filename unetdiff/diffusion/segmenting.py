@@ -11,9 +11,9 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor
 
-from unetdiff.conditioning.pictures import PictureConditioner
 from unetdiff.data.hashing import generator_of
-from unetdiff.diffusion.masks import Masks
+from unetdiff.diffusion.conditioning.images import PictureConditioner
+from unetdiff.diffusion.mask_codec import Masks
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.diffusion.schedulers import swap
 from unetdiff.errors import UserError

@@ -18,25 +18,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.compare.runs import data_name
-from unetdiff.compare.samples import wilson
-from unetdiff.conditioning import LayoutConditioner
-from unetdiff.config import to_yaml
+from unetdiff.config.parsing import to_yaml
+from unetdiff.config.validation.config_error import at_least
 from unetdiff.data import PictureDataset, evenly
+from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
-from unetdiff.experiments.given import denoiser_of, no_overrides, open_segmenter
-from unetdiff.experiments.pictures import Album, legend
-from unetdiff.experiments.record import Column, Gallery, Heatmap, Part, Record, Table, Value
-from unetdiff.judging.agreement import BATCH, ClassAgreement, background_of, class_agreement
-from unetdiff.judging.subject import Setting
-from unetdiff.rules.refusals import at_least
+from unetdiff.evaluation.layout_consistency import BATCH, ClassAgreement, background_of, class_agreement
+from unetdiff.evaluation.load_run import load_run, run_config
+from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.types import Setting
+from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
+from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
+from unetdiff.reports.runs import data_name
+from unetdiff.reports.samples import wilson
 from unetdiff.segmentation.inference import predict_masks
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import as_mask, colorize
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.loaded import load_run, run_config
-from unetdiff.training.sampling import draw
 
 SOURCE = "This project's own; after the segmentation accuracy of GauGAN (Park et al. 2019) and class consistency"
 MOST_CLASSES = 30  # of the map of what was asked for and what was found

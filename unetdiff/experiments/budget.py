@@ -16,13 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from unetdiff.compare.quickstart import BUDGET, quickstart_configs
-from unetdiff.compare.runs import Run
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.experiments.budget_tables import JOINT, Judgements, Ways, charts, cost_table, findings, head_tables
 from unetdiff.experiments.consistency import class_consistency
 from unetdiff.experiments.gradients import gradient_chart, gradient_findings, gradient_table, pulls_of
-from unetdiff.experiments.record import Record
 from unetdiff.experiments.runs import (
     base_config,
     configs_of,
@@ -33,6 +30,9 @@ from unetdiff.experiments.runs import (
     train_all,
     variant,
 )
+from unetdiff.reports.quickstart import BUDGET, quickstart_configs
+from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run
 from unetdiff.training.config import JointConfig
 
 WEIGHTINGS: tuple[str, ...] = get_args(get_type_hints(JointConfig)["weighting"])

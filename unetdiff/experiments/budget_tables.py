@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from unetdiff.compare.runs import Run
 from unetdiff.experiments.consistency import Judged
-from unetdiff.experiments.record import Chart, Column, Table, Value
 from unetdiff.experiments.runs import curve, difference, difference_words, last, over_runs
-from unetdiff.experiments.text import written
+from unetdiff.reports.record import Chart, Column, Table, Value
+from unetdiff.reports.record_text import written
+from unetdiff.reports.runs import Run
 
 JOINT = "joint"
 Ways = Mapping[str, Sequence[Run]]

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.compare.runs import Run, read_json
-from unetdiff.compare.samples import Budget, conditional, sample_blocks
+from unetdiff.config.validation import WITH_LABELS
 from unetdiff.experiments.runs import last_weights
-from unetdiff.rules import WITH_LABELS
+from unetdiff.reports.runs import Run, read_json
+from unetdiff.reports.samples import Budget, conditional, sample_blocks
 
 KEPT = "class_consistency.json"
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.compare.runs import Run
-from unetdiff.config import from_yaml
+from unetdiff.config.parsing import from_yaml
 from unetdiff.data import PictureDataset, to_model_range
 from unetdiff.data.hashing import generator_of
-from unetdiff.diffusion.masks import Masks
+from unetdiff.diffusion.mask_codec import Masks
 from unetdiff.errors import UserError
 from unetdiff.models import UNet, loading
 from unetdiff.models.conditioning import Condition
+from unetdiff.reports.runs import Run
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks import DiffusionTask, JointTask, load_task
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unetdiff.compare.runs import Run, read_metrics
-from unetdiff.experiments.record import Chart, Column, Line, Table, Value
-from unetdiff.training.records import METRICS
+from unetdiff.reports.record import Chart, Column, Line, Table, Value
+from unetdiff.reports.runs import Run, read_metrics
+from unetdiff.training.logger import METRICS
 
 ALL = "all"
 

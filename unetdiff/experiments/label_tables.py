@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from unetdiff.experiments.record import Chart, Column, Line, Table, Value
 from unetdiff.experiments.runs import difference, difference_words
-from unetdiff.experiments.text import written
+from unetdiff.reports.record import Chart, Column, Line, Table, Value
+from unetdiff.reports.record_text import written
 
 Figures = Mapping[str, Mapping[float, Sequence[float]]]
 """mIoU of each seed, by start, then by share of the labels."""

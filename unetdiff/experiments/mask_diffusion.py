@@ -18,22 +18,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.benchmark.timing import in_turns, synchronizer
-from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.compare.runs import Run
-from unetdiff.compare.samples import load_generator
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
+from unetdiff.config.validation.config_error import at_least
 from unetdiff.data import PictureDataset, build_dataset, collate, evenly, to_model_range
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
 from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
-from unetdiff.experiments.mask_judge import MaskJudge
-from unetdiff.experiments.mask_record import Measured, gallery, record_of
-from unetdiff.experiments.record import Record
+from unetdiff.experiments.mask_metrics import MaskJudge
+from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
-from unetdiff.rules.refusals import at_least
+from unetdiff.reports.quickstart import quickstart_configs
+from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run
+from unetdiff.reports.samples import load_generator
 from unetdiff.segmentation.inference import inference, segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 
 HEAD, DENOISER = "discriminative", "denoiser"
 STEPS = 900

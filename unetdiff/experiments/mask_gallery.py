@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from unetdiff.compare.embed import as_array, shrunk
-from unetdiff.compare.masks import predictions
-from unetdiff.compare.runs import Run
-from unetdiff.compare.sets import choose, open_set
-from unetdiff.experiments.pictures import Album, legend
-from unetdiff.experiments.record import Gallery
+from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.runs import last_weights
+from unetdiff.reports.dataset_groups import choose, open_set
+from unetdiff.reports.embed import as_array, shrunk
+from unetdiff.reports.masks import predictions
+from unetdiff.reports.record import Gallery
+from unetdiff.reports.runs import Run
 from unetdiff.segmentation.palette import as_mask, colorize
 
 

@@ -17,17 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.compare.runs import data_name
-from unetdiff.config import RunConfig, check_files, to_yaml
+from unetdiff.config.parsing import RunConfig, check_files, to_yaml
+from unetdiff.config.validation.config_error import at_least
 from unetdiff.data import evenly
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
-from unetdiff.experiments import runs
-from unetdiff.experiments.pictures import Album, legend
-from unetdiff.experiments.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
-from unetdiff.experiments.text import written
-from unetdiff.judging.robustness import (
+from unetdiff.evaluation.load_run import load_run, split_of
+from unetdiff.evaluation.robustness import (
     CLEAN,
     Noises,
     Segment,
@@ -35,12 +31,16 @@ from unetdiff.judging.robustness import (
     check_timesteps,
     mean_iou_by_timestep,
 )
+from unetdiff.experiments import runs
+from unetdiff.experiments.images import Album, legend
 from unetdiff.models import UNet
-from unetdiff.rules.refusals import at_least
+from unetdiff.reports.quickstart import quickstart_configs
+from unetdiff.reports.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
+from unetdiff.reports.record_text import written
+from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import argmax_at
 from unetdiff.segmentation.palette import as_mask, colorize
-from unetdiff.training import machine
-from unetdiff.training.loaded import load_run, split_of
+from unetdiff.training import runtime as machine
 
 SOURCE = "Ho et al. 2020, equation 4 (the noise); Brempong et al. 2022 (what a segmenter gains from denoising)"
 TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)

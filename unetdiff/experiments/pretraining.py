@@ -16,15 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.compare.quickstart import STEPS as QUICK
-from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.compare.runs import Run
-from unetdiff.config import RunConfig, check_files
+from unetdiff.config.parsing import RunConfig, check_files
+from unetdiff.config.validation.config_error import at_least, refuse
 from unetdiff.data import build_dataset, pictures_of_share
 from unetdiff.errors import UserError
 from unetdiff.experiments.label_tables import Figures, chart, findings, label_table
 from unetdiff.experiments.mask_gallery import mask_gallery
-from unetdiff.experiments.record import Record
 from unetdiff.experiments.runs import (
     base_config,
     configs_of,
@@ -37,7 +34,10 @@ from unetdiff.experiments.runs import (
     train_all,
     variant,
 )
-from unetdiff.rules.refusals import at_least, refuse
+from unetdiff.reports.quickstart import STEPS as QUICK
+from unetdiff.reports.quickstart import quickstart_configs
+from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run
 
 RANDOM, DENOISER, TRUNK = "random start", "denoiser", "ImageNet trunk"
 SHARES = (0.01, 0.05, 0.2, 1.0)

@@ -21,14 +21,13 @@ import torch
 from PIL import Image
 
 from unetdiff.benchmark.memory import in_fresh_process, working_memory
-from unetdiff.compare.embed import as_array
-from unetdiff.compare.runs import Run
+from unetdiff.config.validation.config_error import at_least
 from unetdiff.data import PictureDataset, evenly
 from unetdiff.data.sampling import EvalSampler
+from unetdiff.evaluation.config import IMAGENET
+from unetdiff.evaluation.features import TRUNK_SIDE
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
-from unetdiff.experiments.given import given_runs, labelled, no_overrides
-from unetdiff.experiments.kept import kept
-from unetdiff.experiments.probe_record import Probed, probe_record
+from unetdiff.experiments.probe_report import Probed, probe_record
 from unetdiff.experiments.probing import (
     Halves,
     LinearProbe,
@@ -41,19 +40,20 @@ from unetdiff.experiments.probing import (
     look_through,
     train_probes,
 )
-from unetdiff.experiments.record import Record
-from unetdiff.judging.config import IMAGENET
-from unetdiff.judging.features import TRUNK_SIDE
+from unetdiff.experiments.result_cache import kept
+from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
 from unetdiff.models import UNet
 from unetdiff.models.config import TRUNKS
 from unetdiff.models.loading import fingerprint
-from unetdiff.rules.refusals import at_least
+from unetdiff.reports.embed import as_array
+from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run
 from unetdiff.segmentation.evaluation import network_logits
 from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import colorize
 from unetdiff.training.config import TrainingConfig
-from unetdiff.training.machine import build_accelerator, facts
+from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "150", "300", "500", "750")
 """Paper: 50, 150 and 250 of 1,000 are the ones used; the map goes on to where little is left of the picture."""

@@ -12,15 +12,15 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from unetdiff.compare.runs import Run, read_run
-from unetdiff.config import RunConfig, Task, check_files, overridden, parse, validate
+from unetdiff.config.parsing import RunConfig, Task, check_files, overridden, parse, validate
+from unetdiff.config.validation.training import validate_length
 from unetdiff.data import build_dataset
 from unetdiff.errors import UserError
-from unetdiff.experiments.record import Line, Value
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
-from unetdiff.rules.loop import validate_length
-from unetdiff.training.once import train_once
+from unetdiff.reports.record import Line, Value
+from unetdiff.reports.runs import Run, read_run
+from unetdiff.training.run_cache import train_once
 
 MACHINE = ("device", "processes", "threads", "precision", "versions")
 """What summary.json says of the machine."""

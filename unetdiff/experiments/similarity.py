@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.compare.runs import Run
+from unetdiff.config.validation.config_error import at_least, refuse
 from unetdiff.data import EvalSampler, PictureDataset, evenly
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
-from unetdiff.experiments.given import given_runs, labelled, no_overrides
-from unetdiff.experiments.kept import kept
 from unetdiff.experiments.probing import groups
-from unetdiff.experiments.record import Record
-from unetdiff.experiments.similarity_record import Compared, similarity_record
+from unetdiff.experiments.result_cache import kept
+from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
+from unetdiff.experiments.similarity_report import Compared, similarity_record
 from unetdiff.models.loading import fingerprint
-from unetdiff.rules.refusals import at_least, refuse
+from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run
 from unetdiff.training.config import TrainingConfig
-from unetdiff.training.machine import build_accelerator, facts
+from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "250", "500", "750")
 

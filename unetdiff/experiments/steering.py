@@ -22,25 +22,25 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from unetdiff.compare.runs import data_name
-from unetdiff.config import RunConfig, to_yaml
+from unetdiff.config.parsing import RunConfig, to_yaml
+from unetdiff.config.validation.config_error import at_least
 from unetdiff.data import collate, evenly
 from unetdiff.data.transforms import fitted
 from unetdiff.diffusion.steering import Steering, layout_loss
 from unetdiff.errors import UserError
-from unetdiff.experiments.given import denoiser_of, no_overrides, open_segmenter
-from unetdiff.experiments.pictures import Album, legend
-from unetdiff.experiments.record import Column, Gallery, Record, Table, Value
+from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
+from unetdiff.evaluation.load_run import load_run, run_config
+from unetdiff.evaluation.sampling import draw_parts
+from unetdiff.evaluation.types import Setting, together
+from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
 from unetdiff.experiments.runs import train, variant
-from unetdiff.judging.agreement import BATCH, layout_agreement
-from unetdiff.judging.subject import Setting, together
-from unetdiff.rules.refusals import at_least
+from unetdiff.reports.record import Column, Gallery, Record, Table, Value
+from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import predict_masks, segment_whole
 from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training import machine
-from unetdiff.training.loaded import load_run, run_config
-from unetdiff.training.sampling import draw_parts
+from unetdiff.training import runtime as machine
 from unetdiff.training.tasks import DiffusionTask
 
 SOURCE = (

@@ -17,17 +17,14 @@ from typing import Any
 
 import torch
 
-from unetdiff.compare.quickstart import quickstart_configs
-from unetdiff.compare.runs import Run, data_name
-from unetdiff.compare.samples import load_generator
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
+from unetdiff.config.validation.config_error import at_least, refuse, share
 from unetdiff.data import build_dataset
 from unetdiff.data.voc import VOCFolder
 from unetdiff.errors import UserError
-from unetdiff.experiments.record import Record
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, seeds_of, train_all, variant
-from unetdiff.experiments.synthesis_record import Added, record_of
-from unetdiff.experiments.synthetic_set import (
+from unetdiff.experiments.synthesis_report import Added, record_of
+from unetdiff.experiments.synthetic_dataset import (
     ADDED,
     LABELLED,
     VAL,
@@ -38,9 +35,12 @@ from unetdiff.experiments.synthetic_set import (
     write_labelled,
 )
 from unetdiff.models.loading import fingerprint
-from unetdiff.rules.refusals import at_least, refuse, share
+from unetdiff.reports.quickstart import quickstart_configs
+from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run, data_name
+from unetdiff.reports.samples import load_generator
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 
 DENOISER_STEPS, SEGMENTER_STEPS = 1000, 300
 """Optimizer steps of the denoiser and of each segmenter without CONFIG."""

@@ -12,10 +12,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from unetdiff.errors import UserError
+from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
 from unetdiff.files import require_folder
-from unetdiff.models.interop_from import CLASSES
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SETTINGS
 

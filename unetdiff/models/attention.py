@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from unetdiff.models.activation import gated, group_norm
-from unetdiff.models.shortcuts import HELD, by_hand
+from unetdiff.kernels.conditions import HELD, by_hand
+from unetdiff.kernels.norm_silu_conv import gated, group_norm
 
 FEW = 256 * 256
 """On a CPU, so many pairs of tokens attend by plain products: the kernel takes longer, most of all for the gradient."""

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from unetdiff.models.activation import norm_silu, norm_silu_conv
+from unetdiff.kernels.norm_silu_conv import norm_silu, norm_silu_conv
+from unetdiff.kernels.upsample_conv import grow_nearest, grown_conv
 from unetdiff.models.embeddings import TimeModulation
-from unetdiff.models.upsampling import grow_nearest, grown_conv
 
 
 class FrozenBatchNorm2d(nn.BatchNorm2d):

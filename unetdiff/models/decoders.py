@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unetdiff.kernels.upsample_conv import join
 from unetdiff.models.blocks import DoubleConv, Grow, Upsample, centre_crop
 from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
 from unetdiff.models.config import MIDDLE_RESNETS, ResidualConfig
 from unetdiff.models.encoders import Skips, resnet_block
-from unetdiff.models.upsampling import join
 
 
 class PyramidMiddle(nn.Module):

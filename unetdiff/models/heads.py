@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from unetdiff.models.activation import norm_silu
+from unetdiff.kernels.norm_silu_conv import norm_silu
 from unetdiff.models.blocks import ResnetBlock, norm_groups
 
 

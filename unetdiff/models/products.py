@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from unetdiff.models.shortcuts import by_hand, computed_in, is_as_written
+from unetdiff.kernels.conditions import by_hand, computed_in, is_as_written
 
 FEW = {(1, 1): 1024, (3, 3): 256}
 """By the kernel's size: pixels of a batch's result up to which it is the quicker way."""

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from unetdiff.errors import UserError
 from unetdiff.models import loading
+from unetdiff.models.add_head import start_silent
 from unetdiff.models.conditioning import AttentionPlan
 from unetdiff.models.config import CLASSIC, RESIDUAL
-from unetdiff.models.counting import TIMED
-from unetdiff.models.growth import start_silent
+from unetdiff.models.fold_timestep import fold_timestep
+from unetdiff.models.param_counts import TIMED
 from unetdiff.models.resolve import parse
-from unetdiff.models.timeless import fold_timestep
 from unetdiff.models.unet import UNet
 
 APART = {"encoder.weights", "residual.dropout", "conditioning.num_class_embeds", "conditioning.class_embed_type"}

@@ -16,22 +16,22 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.allocator import give_back_freed_memory
 from unetdiff.errors import UserError
+from unetdiff.kernels.allocator import give_back_freed_memory
+from unetdiff.kernels.fold_batch_norm import fold_batch_norm
+from unetdiff.kernels.packing import can_pack, pack
 from unetdiff.models import loading
+from unetdiff.models.add_head import with_head
 from unetdiff.models.attention import Told, null_context
 from unetdiff.models.conditioning import AttentionPlan, Condition
 from unetdiff.models.config import ModelConfig
-from unetdiff.models.counting import counted_by_part
 from unetdiff.models.decoders import PyramidDecoder, PyramidMiddle, ResidualDecoder, ResidualMiddle
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
-from unetdiff.models.exchange import Exchange
-from unetdiff.models.folding import fold_batch_norm
-from unetdiff.models.growth import with_head
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
-from unetdiff.models.packing import can_pack, pack
+from unetdiff.models.param_counts import counted_by_part
 from unetdiff.models.resolve import parse, resolve
+from unetdiff.models.serialization import Exchange
 
 Head = Literal["segmentation", "diffusion"]
 TRUNK_TIME_WIDTH = 64  # sinusoids of the time embedding where no first level says it (trunks)

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from unetdiff.data.transforms import is_void
 from unetdiff.errors import UserError
-from unetdiff.models.shortcuts import is_channels_last
+from unetdiff.kernels.conditions import is_channels_last
 
 ClassWeights = Tensor | Sequence[float] | None
 VOID = -1  # inside the losses; outside, ignore_index may be any integer, a class included

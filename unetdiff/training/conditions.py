@@ -5,21 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetdiff.conditioning import (
+from unetdiff.data import PictureDataset
+from unetdiff.diffusion.codecs import Latents, Space
+from unetdiff.diffusion.conditioning import (
     ClassConditioner,
     Conditioner,
     LayoutConditioner,
     PictureConditioner,
     TextConditioner,
 )
-from unetdiff.conditioning.encoder import CachedFeatures, TextEncoder
-from unetdiff.conditioning.pictures import channels_of
-from unetdiff.data import PictureDataset
-from unetdiff.diffusion.latents import Latents, Space
+from unetdiff.diffusion.conditioning.images import channels_of
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder
 from unetdiff.errors import UserError
 
 if TYPE_CHECKING:
-    from unetdiff.config import RunConfig
+    from unetdiff.config.parsing import RunConfig
 
 
 def needs_layout(config: RunConfig) -> bool:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.models import UNet
-from unetdiff.models.levels import parameters_by_level
+from unetdiff.models.param_groups import parameters_by_level
 from unetdiff.training.weighting import HEADS
 
 

@@ -11,9 +11,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.models.shortcuts import is_channels_last
+from unetdiff.kernels.conditions import is_channels_last
 from unetdiff.training.config import OptimizerConfig, ScheduleConfig
-from unetdiff.training.schedules import is_no_aug, phase_lengths, schedule
+from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
 
 PRETRAINED_SHARE = 0.1  # a pretrained trunk learns at a tenth of the learning rate unless told otherwise

@@ -8,12 +8,12 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from unetdiff.config import RunConfig
+from unetdiff.config.parsing import RunConfig
 from unetdiff.files import write_whole
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import Progress
+from unetdiff.training.logger import METRICS, read_lines
 from unetdiff.training.peak import peak_bytes
-from unetdiff.training.records import METRICS, read_lines
 from unetdiff.training.rundir import SUMMARY
 from unetdiff.training.tasks.base import Task
 

@@ -20,25 +20,26 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unetdiff.config import RunConfig, validate
+from unetdiff.config.parsing import RunConfig, validate
 from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
 from unetdiff.data.balance import repeat_factors
 from unetdiff.data.check import require_clean
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
-from unetdiff.training import checkpoints, machine
+from unetdiff.training import checkpoints
+from unetdiff.training import runtime as machine
 from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.class_weights import provenance, sentence, with_numbers
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.ema import EMA
 from unetdiff.training.gradients import GradientComparison
+from unetdiff.training.init_from import Start, start_from
+from unetdiff.training.logger import Records, Window
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import forget_peak
-from unetdiff.training.records import Records, Window
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
-from unetdiff.training.start import Start, start_from
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task

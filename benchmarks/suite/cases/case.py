@@ -12,11 +12,11 @@ from torch import nn
 
 import unetdiff
 from unetdiff.benchmark.ceiling import precision_of
-from unetdiff.benchmark.counting import macs
+from unetdiff.benchmark.multiply_adds import macs
 from unetdiff.benchmark.rounds import training_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.errors import UserError
-from unetdiff.training import machine
+from unetdiff.training import runtime as machine
 from unetdiff.training.config import TrainingConfig
 from unetdiff.training.tasks.base import Batch, Task
 

@@ -21,10 +21,10 @@ from torch import nn
 from suite.cases.case import PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
 from suite.cases.pictures import RandomPictures
 from unetdiff.benchmark.timing import Round
-from unetdiff.config import RunConfig, parse
+from unetdiff.config.parsing import RunConfig, parse
 from unetdiff.data import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
-from unetdiff.models.interop_names import to_ours
+from unetdiff.export.convert.diffusers_names import to_ours
 from unetdiff.training.tasks import DiffusionTask, build_task
 
 PEER = f"diffusers {version('diffusers')}"

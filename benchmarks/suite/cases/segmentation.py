@@ -26,8 +26,8 @@ from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast
 from suite.cases.pictures import RandomPictures, normalised
 from unetdiff.benchmark.rounds import prediction_round
 from unetdiff.benchmark.timing import Round
-from unetdiff.config import RunConfig, parse
-from unetdiff.models.folding import fold_batch_norm
+from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
 PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"

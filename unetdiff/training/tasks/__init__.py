@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetdiff.conditioning import Conditioner, PictureConditioner, TextConditioner, load_conditioner
-from unetdiff.conditioning.encoder import CachedFeatures, saved_encoder
 from unetdiff.data import PictureDataset
-from unetdiff.diffusion.latents import Latents, Pixels, Space
-from unetdiff.diffusion.masks import Masks
+from unetdiff.diffusion.codecs import Latents, Pixels, Space
+from unetdiff.diffusion.conditioning import Conditioner, PictureConditioner, TextConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
+from unetdiff.diffusion.mask_codec import Masks
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.models import UNet
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
@@ -21,7 +21,7 @@ from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
-    from unetdiff.config import RunConfig
+    from unetdiff.config.parsing import RunConfig
 
 __all__ = ["DiffusionTask", "JointTask", "SegmentationTask", "Task", "build_task", "load_task"]
 

@@ -13,16 +13,16 @@ from accelerate import Accelerator
 from einops import repeat
 from torch import Tensor, nn
 
-from unetdiff.conditioning import Conditioner, Context, TextConditioner
-from unetdiff.conditioning.base import Size
-from unetdiff.conditioning.encoder import CachedFeatures
 from unetdiff.data import PictureDataset, collate, evenly
 from unetdiff.data.hashing import generator_of
 from unetdiff.diffusion import objectives
+from unetdiff.diffusion.codecs import Latents, Pixels, Space
+from unetdiff.diffusion.conditioning import Conditioner, Context, TextConditioner
+from unetdiff.diffusion.conditioning.base import Size
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.diffusion.latents import Latents, Pixels, Space
-from unetdiff.diffusion.masks import Masks, counted
-from unetdiff.diffusion.pictures import color_error, grid, table
+from unetdiff.diffusion.images import color_error, grid, table
+from unetdiff.diffusion.mask_codec import Masks, counted
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models import UNet
 from unetdiff.segmentation.inference import inference

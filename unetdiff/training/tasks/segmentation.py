@@ -19,7 +19,7 @@ from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
 from unetdiff.segmentation.losses import combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
-from unetdiff.segmentation.pictures import preview
+from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, rest_heads
 

@@ -1,0 +1,81 @@
+"""A segmenter that reads the colour of a pixel: agreement is whole, half, or refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from unetdiff import UNet
+from unetdiff.errors import UserError
+from unetdiff.evaluation.layout_consistency import background_of, class_agreement, layout_agreement
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+
+
+@pytest.fixture
+def segmenter(monkeypatch: pytest.MonkeyPatch) -> SegmentationPipeline:
+    """Bright pixels are class 1."""
+    unet = UNet(
+        encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4}, heads={"segmentation": {"num_classes": 2}}
+    )
+
+    def forward(sample, *_, **__):
+        bright = sample.mean(dim=1, keepdim=True)
+        return (torch.cat([-bright, bright], dim=1),)
+
+    monkeypatch.setattr(unet, "forward", forward)
+    return SegmentationPipeline(unet, ["dark", "bright"])
+
+
+def test_agreement_is_counted_by_hand(segmenter: SegmentationPipeline) -> None:
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[:, 4:] = 1
+    right = (mask * 255).expand(3, 8, 8)
+    assert layout_agreement(segmenter, [right], [mask], 2)["mean_iou"] == 1
+    half = right.clone()
+    half[:, 4:] = 0  # of the bright half the upper part only
+    figures = layout_agreement(segmenter, [half, right], [mask, mask], 2)
+    # bright: 16 + 32 of 64 found, none wrong; dark: 64 right, 16 wrong
+    assert figures["iou_per_class"] == pytest.approx([64 / 80, 48 / 64])
+    assert figures["pixel_accuracy"] == pytest.approx(112 / 128)
+
+
+def test_void_is_the_segmenters(segmenter: SegmentationPipeline) -> None:
+    mask = torch.zeros(8, 8, dtype=torch.uint8)
+    mask[:, 4:] = 1
+    half = (mask * 255).repeat(3, 1, 1)
+    half[:, 4:] = 0
+    segmenter.ignore_index = 0
+    assert layout_agreement(segmenter, [half], [mask], 2)["pixel_accuracy"] == 1 / 2  # of the bright half alone
+
+
+def test_masks_of_another_size_and_void(segmenter: SegmentationPipeline) -> None:
+    mask = torch.zeros(16, 16, dtype=torch.uint8)
+    mask[:, 8:] = 1
+    picture = (mask[::2, ::2] * 255).expand(3, 8, 8)
+    mask[:, 6:10] = 255  # the seam that enlarging blurs
+    assert layout_agreement(segmenter, [picture], [mask], 2)["mean_iou"] == 1
+
+
+def test_another_number_of_classes_is_refused(segmenter: SegmentationPipeline) -> None:
+    with pytest.raises(UserError, match="2 classes, the layouts 3"):
+        layout_agreement(segmenter, [], [], 3)
+
+
+def test_class_agreement_by_hand() -> None:
+    masks = [
+        np.array(rows, np.uint8) for rows in ([[0, 0], [0, 2]], [[1, 1], [1, 2]], [[0, 0], [0, 0]], [[2, 2], [1, 1]])
+    ]
+    asked = [{2}, {2}, {1}, {1, 2}]
+    found = class_agreement(masks, asked, background=0)
+    assert found.found == [2, 1, None, 1]  # a tie goes to the lower class
+    assert found.right == 2 and found.share == 0.5
+    assert found.foreground == pytest.approx((1 / 4 + 1 + 0 + 1) / 4)
+    whole = class_agreement(masks, asked, background=None)
+    assert whole.found == [0, 1, 0, 1] and whole.foreground == 1
+    with pytest.raises(UserError, match="no pictures"):
+        class_agreement([], [], None)
+
+
+def test_background_by_name() -> None:
+    assert background_of(["sky", "background"]) == 1 and background_of(["sky", "road"]) is None

@@ -1,0 +1,159 @@
+"""Packed convolutions, against the network that they were made from."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18, resnet50
+
+from unetdiff.benchmark.multiply_adds import macs
+from unetdiff.kernels.conditions import as_written
+from unetdiff.kernels.fold_batch_norm import fold_batch_norm
+from unetdiff.kernels.packing import PackedConv, PackedGrowth, PackedResidual, can_pack, pack
+from unetdiff.models.blocks import DoubleConv, ResnetBlock
+
+pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this torch has no oneDNN")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("make", [resnet18, resnet50])
+@torch.no_grad()
+def test_a_folded_trunk_answers_the_same_at_every_size(make: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = make(num_classes=5).eval()
+    fold_batch_norm(network, lambda: network(drawn(1, 3, 64, 64)))
+    packed = copy.deepcopy(network)
+    pack(packed)
+    kinds = [type(module) for module in packed.modules()]
+    assert nn.Conv2d not in kinds and kinds.count(PackedResidual) == {resnet18: 8, resnet50: 16}[make]
+    for height, width in [
+        (64, 64),
+        (64, 64),
+        (64, 64),
+        (96, 33),
+        (64, 64),
+        (33, 96),
+        (33, 96),
+    ]:
+        pictures = drawn(2, 3, height, width)
+        torch.testing.assert_close(packed(pictures), network(pictures), rtol=1e-4, atol=1e-4)
+    with as_written():
+        torch.testing.assert_close(packed(pictures), network(pictures), rtol=1e-4, atol=1e-4)
+    assert macs(lambda: packed(pictures)) == macs(lambda: network(pictures)) > 0
+
+
+@pytest.mark.parametrize("channels", [4, 0])
+@pytest.mark.parametrize(("enough", "wide"), [(1, 4), (1 << 20, 4), (1, 1)])
+@torch.no_grad()
+def test_a_double_convolution_grows_and_joins(
+    monkeypatch: pytest.MonkeyPatch, channels: int, enough: int, wide: int
+) -> None:
+    monkeypatch.setattr("unetdiff.kernels.upsample_conv.ENOUGH", enough)
+    monkeypatch.setattr("unetdiff.kernels.taps.WIDE", wide)
+    block = DoubleConv(3 + channels, 6, "none")
+    network = nn.ModuleList([copy.deepcopy(block)])
+    pack(network)
+    h = drawn(2, 3, 5, 7)
+    for size in [(10, 14)] * 3 + [(9, 13)] * 3 + [(10, 14)] * 2 + [(9, 13), (10, 14)]:
+        skip = drawn(2, channels, *size) if channels else None
+        for shown in (h, h[:1]):
+            beside = None if skip is None else skip[: len(shown)]
+            expected = block.grown(shown, size, beside, None)
+            torch.testing.assert_close(network[0].grown(shown, size, beside, None), expected)
+            with as_written():
+                torch.testing.assert_close(network[0].grown(shown, size, beside, None), expected)
+    for _ in range(2):
+        network[0].grown(h, (10, 14), drawn(2, channels, 10, 14) if channels else None, None)
+    packed = network[0].conv1
+    assert isinstance(packed, PackedGrowth) and packed.made is not None and packed.made.is_mkldnn
+    assert packed.tapped == (wide == 1)
+    network.to(torch.bfloat16)
+    found = network[0].grown(h.bfloat16(), size, None if skip is None else skip.bfloat16(), None)
+    expected = block.grown(h, size, skip, None)
+    assert found.dtype == torch.bfloat16 and (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@torch.no_grad()
+def test_only_what_nobody_else_reads_is_written_over() -> None:
+    network = resnet18().eval()
+    fold_batch_norm(network, lambda: network(drawn(1, 3, 64, 64)))
+    pack(network)
+    seen = {}
+    for name in ("layer1.0", "layer1.1", "layer2.0"):
+        network.get_submodule(name).register_forward_pre_hook(
+            lambda module, given, name=name: seen.update({name: (given[0], given[0].clone())})
+        )
+    network(drawn(1, 3, 64, 64))
+    kept = {name: bool((now == before).all()) for name, (now, before) in seen.items()}
+    assert kept == {"layer1.0": True, "layer1.1": False, "layer2.0": True}
+
+
+@torch.no_grad()
+def test_all_weights_are_laid_out_when_a_size_comes_again() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    pack(network)
+
+    def laid_out_after(size: int) -> list[bool]:
+        network(drawn(1, 3, size, size))
+        return [conv.weight.is_mkldnn for conv in network]
+
+    assert laid_out_after(8) == [False, False]
+    assert laid_out_after(8) == [True, True] == laid_out_after(8)
+    assert laid_out_after(9) == [False, False]
+    network[0](drawn(1, 3, 9, 9))
+    assert [conv.weight.is_mkldnn for conv in network] == [True, True]  # the second before it is asked
+
+
+def test_what_cannot_be_packed_stays() -> None:
+    network = nn.ModuleDict(
+        {
+            "timed": DoubleConv(3, 4, "none", time_dim=8),
+            "normed": DoubleConv(3, 4, "batch"),
+            "residual": ResnetBlock(4, 4, None, groups=2),
+            "mirrored": nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        }
+    )
+    pack(network)
+    assert [type(child) for child in network.values()] == [DoubleConv, DoubleConv, ResnetBlock, nn.Conv2d]
+    assert isinstance(network["timed"].conv1, PackedConv) and isinstance(network["residual"].conv1, nn.Conv2d)
+
+
+@torch.no_grad()
+def test_it_goes_to_another_precision_and_serves_autocast() -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    packed, x = PackedConv.of(conv, [], relu=True), drawn(1, 3, 8, 8)
+    for _ in range(3):
+        packed(x)
+    assert packed.weight.is_mkldnn
+    torch.testing.assert_close(packed(x.bfloat16()), conv(x.bfloat16().float()).relu())
+    packed.to(torch.bfloat16)
+    found = packed(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), conv(x).relu(), rtol=0.05, atol=0.02)
+
+
+def test_a_gradient_of_what_it_reads_is_the_networks() -> None:
+    # oneDNN's operators have none: steering by a prediction of a packed network would have gone without it
+    network = resnet18(num_classes=5).eval().requires_grad_(False)
+    fold_batch_norm(network, lambda: network(drawn(1, 3, 64, 64)))
+    packed = copy.deepcopy(network)
+    pack(packed)
+    with torch.no_grad():
+        for _ in range(2):  # weights are laid out now
+            packed(drawn(2, 3, 64, 64))
+    gradients = []
+    for each in (packed, network):
+        pictures = drawn(2, 3, 64, 64).requires_grad_()
+        each(pictures).square().sum().backward()
+        gradients.append(pictures.grad)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+def test_a_precision_that_the_machine_has_not_is_not_packed() -> None:
+    assert not can_pack(torch.float64)

@@ -1,0 +1,41 @@
+"""The pictures in the diagram are there for whatever a network puts out."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unetdiff.config.parsing import RunConfig, to_yaml
+from unetdiff.data import build_dataset
+from unetdiff.data.config import DataConfig
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.models.config import EncoderConfig, ModelConfig
+from unetdiff.reports.captions import illustrations
+from unetdiff.reports.runs import read_run
+from unetdiff.training.tasks import DiffusionTask, build_task
+
+
+@pytest.mark.parametrize("side", [32, 104])
+def test_masks_of_two_classes(voc_layout, tmp_path, side):
+    """Two channels are no picture: a JPEG refuses them, and a PNG shows the second as transparency."""
+    mask = np.eye(8, dtype=np.uint8)
+    root = voc_layout(["background", "line"], {"train": {"a": mask}, "val": {"b": mask}})
+    config = RunConfig(
+        task="diffusion",
+        model=ModelConfig(encoder=EncoderConfig(channels=[8, 16])),
+        data=DataConfig(name="voc_folder", root=str(root), size=[side, side]),
+        diffusion=DiffusionConfig(target="mask", condition="none"),
+    )
+    train, val = (build_dataset(config.data, split, False, layout=True) for split in ("train", "val"))
+    task = build_task(config, train, val)
+    assert isinstance(task, DiffusionTask) and task.space.channels == 2
+    task.save(tmp_path / "run" / "best")
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
+    found = illustrations(read_run(tmp_path / "run"))
+    assert set(found) == {"picture", "noised", "noise"}
+    image = Image.open(io.BytesIO(base64.b64decode(found["noise"].partition(",")[2])))
+    assert image.mode == "RGB" and image.size == (side, side)

@@ -1,0 +1,117 @@
+"""Samples of all runs start from one noise, and their score says how sure it is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.reports.runs import read_runs
+from unetdiff.reports.samples import Budget, consistency, sample_blocks, starting_noise, wilson
+
+TINY = Budget(pictures=20, steps=2, judge_steps=4, batch_size=8)
+
+
+def test_wilson_against_published_values():
+    # Brown, Cai, DasGupta 2001 and R's binom.confint(methods="wilson")
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-3)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-3)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-3)
+    low, high = wilson(282, 300)
+    assert low < 0.94 < high
+
+
+def test_noise_does_not_depend_on_how_much_is_drawn():
+    assert torch.equal(starting_noise((3, 3, 8, 8), 7), starting_noise((9, 3, 8, 8), 7)[:3])
+    assert not torch.equal(starting_noise((3, 3, 8, 8), 7), starting_noise((3, 3, 8, 8), 8))
+
+
+def test_consistency_by_hand():
+    score = consistency(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), ["a", "b"])
+    assert (score.value, score.n, score.per_class) == (0.75, 4, {"a": 0.5, "b": 1.0})
+
+
+def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
+    paths = [
+        make_run("alone", task="diffusion"),
+        make_run("both", task="joint", seed=3),
+        make_run("seg", task="segmentation"),
+    ]
+    seen: list[tuple[torch.Tensor, list[int]]] = []
+    call = GenerationPipeline.__call__
+
+    def spy(self, **options):
+        seen.append((options["latents"].clone(), options["class_labels"].tolist()))
+        return call(self, **options)
+
+    monkeypatch.setattr(GenerationPipeline, "__call__", spy)
+    blocks, problems = sample_blocks(read_runs(paths), TINY, seed=1, cache=tmp_path / "judges")
+    half = len(seen) // 2
+    assert half == 4  # 20 pictures in batches of 8, and the strip
+    for (noise, labels), (other, other_labels) in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(noise, other) and labels == other_labels
+
+    assert problems == [] and len(blocks) == 1
+    block = blocks[0]
+    assert block.runs == [0, 1] and set(block.scores) == {0, 1}
+    assert [grid.run for grid in block.grids] == [None, 0, 1]
+    for grid in block.grids[1:]:
+        assert [name for name, _ in grid.rows][:2] == ["zero", "one"]
+        assert all(cell.asked == name for name, cells in grid.rows for cell in cells)
+    for strip in block.strips:
+        assert strip.timesteps[0] == 999 and strip.timesteps[-1] == 0
+        assert strip.asked == "one"
+    assert block.judge is not None and block.judge.n == 40 and block.judge.trained_on == 60
+
+
+def test_score_is_the_judges_word(make_run, monkeypatch):
+    """With a judge that sees a one in everything, exactly the ones are right and all others framed."""
+    from unetdiff.reports.evaluation import Judging
+
+    monkeypatch.setattr(Judging, "classify", lambda self, pictures: torch.ones(len(pictures), dtype=torch.long))
+    blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
+    assert blocks[0].scores[0].value == pytest.approx(0.1)
+    for name, cells in blocks[0].grids[1].rows:
+        assert all(cell.wrong == (name != "one") for cell in cells)
+
+
+def test_pictures_that_are_gone_are_told(make_run):
+    path = make_run(task="diffusion")
+    config = path / "config.yaml"
+    config.write_text(
+        config.read_text().replace("name: scenes", "name: image_folder").replace("root: null", "root: gone")
+    )
+    blocks, problems = sample_blocks(read_runs([path]), TINY)
+    assert len(blocks) == 1 and blocks[0].judge is None and blocks[0].scores == {}
+    assert len(problems) == 1 and "gone" in problems[0]
+
+
+def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
+    """A judge sees samples of the size that it learnt, and noise is shared by runs of one size."""
+    from unetdiff.reports.evaluation import Judging
+
+    judged: list[tuple[str, torch.Size]] = []
+    classify = Judging.classify
+
+    def spy(self, pictures):
+        judged.append((self.judge.fingerprint, pictures.shape))
+        return classify(self, pictures)
+
+    monkeypatch.setattr(Judging, "classify", spy)
+    sizes: dict[str, list[int] | None] = {"small": [16, 16], "large": None, "also large": [32, 32]}
+    paths = [make_run(name, task="diffusion", size=size) for name, size in sizes.items()]
+    blocks, problems = sample_blocks(read_runs(paths), TINY, cache=tmp_path / "judges")
+    assert problems == [] and [block.runs for block in blocks] == [[0], [1, 2]]
+    assert [block.set_name for block in blocks] == ["scenes, 16×16", "scenes, 32×32"]
+    small, large = (block.judge.judge.fingerprint for block in blocks if block.judge is not None)
+    assert small != large
+    assert judged == [(small, (20, 3, 16, 16)), (large, (20, 3, 32, 32)), (large, (20, 3, 32, 32))]
+    assert len(list((tmp_path / "judges").glob("*.safetensors"))) == 2, "one judge went over the other"
+
+
+def test_the_judge_says_how_many_pictures_it_used(make_run, monkeypatch):
+    monkeypatch.setattr("unetdiff.evaluation.classifier.MOST_PICTURES", 25)
+    blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
+    judge = blocks[0].judge
+    assert judge is not None and (judge.n, judge.trained_on) == (25, 25)
+    assert judge.accuracy * 25 == pytest.approx(round(judge.accuracy * 25), abs=1e-3), "a share of so many"

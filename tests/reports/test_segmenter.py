@@ -1,0 +1,110 @@
+"""The page of a segmenter: one file, that says what was counted and shows the worst pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from unetdiff.data.base import PictureDataset
+from unetdiff.data.voc import voc_colormap
+from unetdiff.reports.segmenter import percent, write_segmenter_report
+from unetdiff.segmentation.evaluation import evaluate_segmenter
+from unetdiff.segmentation.palette import VOID_COLOR, WRONG_COLOR
+
+CLASSES = ["ground", "<b>cat</b>", "never"]
+
+
+class Squares(PictureDataset):
+    """A square of class 1 on class 0, four rows of void; the network misses a square of picture i's size."""
+
+    classes, palette, labels = CLASSES, voc_colormap(3), []
+
+    def __init__(self, void: bool = False) -> None:
+        self.void = void
+
+    def __len__(self) -> int:
+        return 3
+
+    def names(self, index: int) -> str:
+        return f"squares/{index}"
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        index = self.position(key)
+        mask = torch.zeros(120, 160, dtype=torch.uint8)
+        mask[20:80, 20:80] = 1
+        mask[100:104] = 255
+        if self.void:
+            mask[:] = 255
+        return {"image": torch.full((3, 120, 160), 10 * index, dtype=torch.uint8), "mask": mask,
+                "name": self.names(index)}  # fmt: skip
+
+
+def missing(pictures: list[Tensor]) -> list[Tensor]:
+    found = []
+    for picture in pictures:
+        mask = Squares()[0]["mask"].long()
+        mask[mask == 255] = 1
+        side = int(picture[0, 0, 0]) * 2  # 0, 20, 40
+        mask[20 : 20 + side, 20 : 20 + side] = 0
+        found.append(F.one_hot(mask, 3).permute(2, 0, 1).float() * 9)
+    return found
+
+
+def sources(page: str, what: str) -> list[np.ndarray]:
+    found = re.findall(rf'data-caption="squares/\d: {what}"><img src="data:image/\w+;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int) for text in found]
+
+
+def test_the_page(tmp_path: Path):
+    judged = evaluate_segmenter(missing, Squares(), worst=2)
+    files = write_segmenter_report(judged, Squares(), tmp_path, "run on val", {"set": "a & b"})
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in files)
+    assert {file.name for file in files} == {"per_class.csv", "confusion.png", "reliability.png", "report.html"}
+    page = files[-1].read_text()
+    assert page.startswith("<!doctype html>")
+    assert not re.findall(r'(?:src|href|srcset)="(?!data:)', page) and "url(" not in page and "@import" not in page
+    assert "a &amp; b" in page and "&lt;b&gt;cat&lt;/b&gt;" in page and "<b>cat</b>" not in page
+    assert re.findall(r'class="name">([^<]+)<', page) == ["squares/2", "squares/1"]  # the worst first
+    scores = [one.score for one in judged.worst]
+    assert [text for text in re.findall(r"mIoU <b>([^<]+)</b>", page)] == [percent(score) for score in scores]
+    assert percent(judged.figures()["mean_iou"]) in page and judged.figures()["boundary_width"] in page
+    assert "void, counted nowhere" in page
+    never = re.search(r"never</th>(.*?)</tr>", page, re.DOTALL)
+    assert never is not None and never[1].count("–") == 3
+
+
+def test_the_tiles_show_what_is_wrong_and_what_is_void(tmp_path: Path):
+    judged = evaluate_segmenter(missing, Squares(), worst=2)
+    page = write_segmenter_report(judged, Squares(), tmp_path, "x")[-1].read_text()
+    errors, truths, guesses = (sources(page, what) for what in ("errors", "truth", "prediction"))
+    for error, truth, guess, side in zip(errors, truths, guesses, (40, 20), strict=True):
+        assert error.shape == (120, 160, 3)
+        wrong = np.abs(error - np.array(WRONG_COLOR)).sum(axis=-1) < 60  # JPEG
+        inner = wrong[24 : 16 + side, 24 : 16 + side]
+        assert inner.all() and wrong.sum() == pytest.approx(side**2, rel=0.15)
+        assert (np.abs(error[101:103] - np.array(VOID_COLOR)).sum(axis=-1) < 60).all()
+        assert (truth[100:104] == VOID_COLOR).all() and (truth[30, 30] == (128, 0, 0)).all()
+        assert (guess[22, 22] == 0).all() and (guess[75, 75] == (128, 0, 0)).all()
+
+
+def test_no_pictures_and_nothing_but_void(tmp_path: Path):
+    judged = evaluate_segmenter(missing, Squares(), worst=0)
+    page = write_segmenter_report(judged, Squares(), tmp_path, "x")[-1].read_text()
+    assert 'id="worst"' not in page and 'id="classes"' in page
+    judged = evaluate_segmenter(missing, Squares(void=True))
+    page = write_segmenter_report(judged, Squares(void=True), tmp_path, "x")[-1].read_text()
+    assert 'id="worst"' not in page and "nan" not in re.sub(r'"data:[^"]*"', "", page)
+
+
+def test_percent():
+    assert percent(0.12345) == "12.3 %" and percent(float("nan")) == "–"

@@ -1,0 +1,38 @@
+"""Conditions as what the denoiser is told: tokens for its cross-attention, channels beside the noisy picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unetdiff.diffusion.conditioning.base import Conditioner, Context
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.images import PictureConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
+from unetdiff.errors import UserError
+from unetdiff.models.loading import read_json
+
+__all__ = [
+    "ClassConditioner",
+    "Conditioner",
+    "Context",
+    "LayoutConditioner",
+    "PictureConditioner",
+    "TextConditioner",
+    "load_conditioner",
+]
+
+KINDS: tuple[type[Conditioner], ...] = (ClassConditioner, LayoutConditioner, PictureConditioner, TextConditioner)
+
+
+def load_conditioner(directory: Path) -> Conditioner:
+    """The conditioner that `save_pretrained` wrote, of whichever kind.
+
+    Raises:
+        UserError: none of the kinds, or damaged weights.
+    """
+    name = read_json(directory / "config.json").get("_class_name")
+    for kind in KINDS:
+        if kind.__name__ == name:
+            return kind.from_pretrained(directory)
+    raise UserError(f"{directory}: '{name}' is none of {', '.join(kind.__name__ for kind in KINDS)}")

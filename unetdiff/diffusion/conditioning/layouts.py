@@ -1,0 +1,142 @@
+"""Conditioning on a layout: a segmentation mask as tokens of a coarse grid, and as channels beside the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (DiffusionPipeline looks for it in this module)
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetdiff.data.transforms import VOID
+from unetdiff.diffusion.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.errors import UserError
+
+Layout = Tensor | np.ndarray | Image.Image
+"""A mask (H, W) of class indices and 255, or several as (B, H, W)."""
+
+
+class LayoutConditioner(Conditioner):
+    """Masks to what the denoiser is told: which class where.
+
+    Void has an index of its own, `num_classes`, and so has "nothing was said", `num_classes + 1`.
+
+    Args:
+        num_classes: classes of the mask, background included.
+        dim: width of a token, the U-Net's `cross_attention_dim`; None: no tokens.
+        grid: the tokens are those of a grid of this many cells a side, each with the shares of the classes in it and
+            its place; 0: no tokens.
+        channels: channels beside the noisy picture, a learned colour for each class at full resolution; 0: none.
+        labels: names of the classes.
+        palette: colours of the classes, for pictures of a layout, each [r, g, b] in 0..255.
+
+    Raises:
+        UserError: neither tokens nor channels.
+    """
+
+    asked_by = "layout"
+    needs = "mask"
+
+    @register_to_config
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int | None,
+        grid: int = 8,
+        channels: int = 8,
+        labels: list[str] | None = None,
+        palette: list[list[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not channels and not (grid and dim):
+            raise UserError("a layout needs tokens (grid and dim) or channels to be told by.")
+        self.num_classes, self.grid, self.channels = num_classes, grid if dim else 0, channels
+        self.labels = [str(i) for i in range(num_classes)] if labels is None else list(labels)
+        self.palette = palette
+        if self.grid and dim:
+            self.shares = nn.Linear(num_classes + 2, dim, bias=False)
+            self.places = nn.Parameter(0.02 * torch.randn(self.grid**2, dim))
+        if channels:
+            self.colours = nn.Embedding(num_classes + 2, channels)
+
+    @property
+    def null_index(self) -> int:
+        """The mask value that says nothing."""
+        return self.num_classes + 1
+
+    def forward(self, conditions: Tensor, size: Size) -> Context:
+        """Masks (B, H, W) as tokens (B, grid^2, dim) and channels (B, channels, *size).
+
+        Where the noisy ones are smaller, as latents are, a cell has the mean colour of its pixels.
+        """
+        masks = conditions.to(self.device).long()  # (B, H, W)
+        masks = torch.where(masks == VOID, self.num_classes, masks)
+        tokens = channels = None
+        if self.grid:
+            tokens = self.shares(self._shares(masks).to(self.places.dtype)) + self.places  # (B, grid^2, dim)
+        if self.channels:
+            channels = rearrange(self.colours(masks), "b h w c -> b c h w")
+            if channels.shape[-2:] != size:
+                mode = "area" if size[0] < channels.shape[-2] else "nearest-exact"
+                channels = F.interpolate(channels, size=size, mode=mode)
+        return Context(tokens, channels)
+
+    def _shares(self, masks: Tensor) -> Tensor:
+        """Share of each class in each cell of the grid, (B, grid^2, num_classes + 2)."""
+        planes = F.one_hot(masks, self.num_classes + 2)
+        planes = rearrange(planes, "b h w c -> b c h w").float()
+        return rearrange(F.adaptive_avg_pool2d(planes, self.grid), "b c h w -> b (h w) c")
+
+    def of(self, batch: Mapping[str, Any]) -> Tensor:
+        """A batch's "mask", (B, H, W)."""
+        return batch["mask"].long()
+
+    def nothing(self, batch: int, size: Size) -> Tensor:
+        return torch.full((batch, *size), self.null_index)
+
+    def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
+        """The masks of the validation split."""
+        masks = torch.stack([item["mask"] for item in items]).long()
+        return Examples([str(item["name"]) for item in items], masks)
+
+    def shown(self, conditions: Tensor) -> Tensor | None:
+        """The classes in their colours, void and "nothing" grey, (B, 3, H, W)."""
+        if self.palette is None:
+            return None
+        colours = torch.tensor([*self.palette, [128, 128, 128], [128, 128, 128]]) / 255
+        masks = torch.where(conditions == VOID, self.num_classes, conditions).long().cpu()
+        return rearrange(colours[masks], "b h w c -> b c h w")
+
+    def encode(self, conditions: Layout | Sequence[Layout], size: Size) -> Tensor:
+        """Masks, of any sizes, brought to `size` (nearest neighbour), (B, H, W).
+
+        Raises:
+            UserError: a mask of another shape, or with values that are no class.
+        """
+        many = conditions if isinstance(conditions, Sequence) else [conditions]
+        masks = [self._mask(mask) for mask in many]
+        scaled = [F.interpolate(mask[:, None].float(), size=size, mode="nearest-exact")[:, 0].long() for mask in masks]
+        return torch.cat(scaled)
+
+    def _mask(self, given: Layout) -> Tensor:
+        """(B, H, W) int64."""
+        mask = torch.from_numpy(np.array(given)) if not isinstance(given, Tensor) else given.cpu()
+        mask = mask.long() if mask.ndim == 3 else mask[None].long() if mask.ndim == 2 else mask
+        if mask.ndim != 3 or (isinstance(given, Image.Image) and given.mode not in ("L", "P", "I", "1")):
+            raise UserError(
+                f"layout: a mask of class indices is (H, W), not {tuple(mask.shape)}; "
+                "convert a coloured mask to indices first."
+            )
+        values = mask.unique()
+        wrong = values[(values != VOID) & ((values < 0) | (values >= self.num_classes))]
+        if len(wrong):
+            raise UserError(
+                f"layout: value {int(wrong[0])} is no class: they are 0 to {self.num_classes - 1}, and {VOID} for void."
+            )
+        return mask

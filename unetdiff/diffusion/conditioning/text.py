@@ -1,0 +1,84 @@
+"""Conditioning on text: a frozen text encoder's features, projected to context tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (DiffusionPipeline looks for it in this module)
+from einops import repeat
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unetdiff.diffusion.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.errors import UserError
+
+MOST_ROWS = 8
+"""Captions drawn while training."""
+
+
+class Features(Protocol):
+    """Where the features of captions come from."""
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """(B, max_tokens, width) float32; zeros after a caption's last token."""
+
+
+class TextConditioner(Conditioner):
+    """Features of captions to context tokens: normalised, then projected without a bias, so that padding stays zero.
+
+    The text encoder itself is frozen and not part of it: a `unetdiff.diffusion.conditioning.text_encoder.TextEncoder` (with its cache
+    while training), handed in as `features`.
+
+    Args:
+        dim: width of a token, the U-Net's `cross_attention_dim`.
+        width: width of the text encoder's features.
+        max_tokens: tokens of a caption, shorter ones filled up with zeros.
+    """
+
+    asked_by = "prompt"
+    needs = "caption"
+
+    @register_to_config
+    def __init__(self, dim: int, width: int, max_tokens: int) -> None:
+        super().__init__()
+        self.width, self.max_tokens = width, max_tokens
+        self.projection = nn.Linear(width, dim, bias=False)
+        self.null_token = nn.Parameter(0.02 * torch.randn(dim))
+        self.features: Features | None = None
+
+    def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Context:
+        """Features (B, max_tokens, width), zeros where nothing is said, as tokens (B, max_tokens, dim)."""
+        features = conditions.to(self.null_token)
+        said = features.abs().amax(dim=(1, 2)) > 0  # (B,)
+        tokens = self.projection(F.layer_norm(features, (self.width,)))  # zeros stay zeros: (B, max_tokens, dim)
+        null = F.pad(self.null_token[None], (0, 0, 0, self.max_tokens - 1))  # (max_tokens, dim)
+        return Context(tokens=torch.where(said[:, None, None], tokens, repeat(null, "n d -> b n d", b=len(tokens))))
+
+    def of(self, batch: Mapping[str, Any]) -> Tensor:
+        """The features of a batch's "caption" (a list of texts), (B, max_tokens, width)."""
+        return self.encode(batch["caption"])
+
+    def nothing(self, batch: int, size: Size = (0, 0)) -> Tensor:
+        return torch.zeros(batch, self.max_tokens, self.width)
+
+    def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
+        """Captions of the validation split, each once."""
+        captions = list(dict.fromkeys(item["caption"] for item in items))[:MOST_ROWS]
+        return Examples(captions, self.encode(captions))
+
+    def encode(self, conditions: str | Sequence[str], size: Size = (0, 0)) -> Tensor:
+        """Prompts as features (B, max_tokens, width); an empty prompt says nothing.
+
+        Raises:
+            UserError: no text encoder was given.
+        """
+        if self.features is None:
+            raise UserError(
+                "prompt: this model's text encoder is not loaded; load it with GenerationPipeline.from_pretrained."
+            )
+        prompts = [conditions] if isinstance(conditions, str) else list(conditions)
+        told = torch.tensor([bool(prompt.strip()) for prompt in prompts])
+        return self.features(prompts) * told[:, None, None]

@@ -1,3 +1,0 @@
-"""The public name of `unetdiff.segmentation.losses`."""
-
-from unetdiff.segmentation.losses import *  # noqa: F403

@@ -1,0 +1,94 @@
+"""Rows of picture, truth and every run's prediction, on the same validation pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from unetdiff.data import PictureDataset
+from unetdiff.data.transforms import VOID, is_void
+from unetdiff.errors import UserError
+from unetdiff.reports.dataset_groups import by_set, choose, open_set
+from unetdiff.reports.embed import data_uri, is_small
+from unetdiff.reports.runs import Run
+from unetdiff.segmentation.palette import VOID_COLOR, as_mask, colorize
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+
+
+@dataclass
+class MaskRow:
+    """One validation picture: everything as data URIs."""
+
+    name: str
+    picture: str
+    truth: str
+    predictions: list[str] = field(default_factory=list)
+    """One for each run of the block."""
+    right: list[float] = field(default_factory=list)
+    """Share of this picture's pixels that each run labels rightly."""
+
+
+@dataclass
+class MaskBlock:
+    """The runs that share a set, on its pictures."""
+
+    set_name: str
+    runs: list[int]
+    """Indices into the report's runs."""
+    rows: list[MaskRow]
+    legend: list[tuple[str, str]]
+    """Names and CSS colours of the classes that occur."""
+    pixelated: bool
+
+
+def mask_blocks(runs: Sequence[Run], count: int = 6, seed: int = 0) -> tuple[list[MaskBlock], list[str]]:
+    """A block for each set that runs with a segmentation head share, and what could not be shown, in words."""
+    order = {id(run): index for index, run in enumerate(runs)}
+    blocks, problems = [], []
+    for group in by_set([run for run in runs if "segmentation" in run.heads and run.model is not None]):
+        try:
+            dataset = open_set(group[0], own_size=True)
+            rows, legend, small = _rows(group, dataset, count, seed)
+        except UserError as error:
+            problems.append(f"{group[0].data_name}: {error}")
+            continue
+        blocks.append(MaskBlock(group[0].data_name, [order[id(run)] for run in group], rows, legend, small))
+    return blocks, problems
+
+
+def _rows(
+    runs: Sequence[Run], dataset: PictureDataset, count: int, seed: int
+) -> tuple[list[MaskRow], list[tuple[str, str]], bool]:
+    items = [dataset[index] for index in choose(dataset, count, seed)]
+    truths = [as_mask(item["mask"]) for item in items]
+    rows = [
+        MaskRow(item["name"], data_uri(item["image"]), data_uri(colorize(truth, dataset.palette), photo=False))
+        for item, truth in zip(items, truths, strict=True)
+    ]
+    occurring = {int(value) for truth in truths for value in np.unique(truth)}
+    for run in runs:
+        for row, truth, guess in zip(rows, truths, predictions(run, items), strict=True):
+            row.predictions.append(data_uri(colorize(guess, dataset.palette), photo=False))
+            counted = ~is_void(truth, (run.config.get("segmentation") or {}).get("ignore_index", VOID))
+            row.right.append(float((guess == truth)[counted].mean()) if counted.any() else float("nan"))
+            occurring |= {int(value) for value in np.unique(guess)}
+    legend = [
+        (name, "rgb({}, {}, {})".format(*dataset.palette[index]))
+        for index, name in enumerate(dataset.classes)
+        if index in occurring
+    ]
+    if 255 in occurring:
+        legend.append(("void, counted nowhere", "rgb({}, {}, {})".format(*VOID_COLOR)))
+    return rows, legend, is_small(items[0]["image"])
+
+
+def predictions(run: Run, items: Iterable[dict]) -> list[np.ndarray]:
+    """A run's masks (H, W) of dataset items, at the pictures' own sizes.
+
+    Each picture is given to the network at the size that the run was trained at, so it should come as its set has it.
+    """
+    assert run.model is not None
+    pipeline = SegmentationPipeline.from_pretrained(run.model)
+    return [output.mask for output in pipeline.stream(item["image"] for item in items)]

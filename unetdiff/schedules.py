@@ -1,3 +1,0 @@
-"""The public name of `unetdiff.training.schedules`."""
-
-from unetdiff.training.schedules import *  # noqa: F403
