@@ -6,7 +6,7 @@
 
 Each argument is NAME=FOLDER: a run directory, whose every checkpoint is drawn from once (kept in its samples/), or a
 folder of samples-MINUTES.safetensors (`images` uint8 (N, 3, H, W), `labels`), as benchmarks/ddpm_peer.py writes. The
-first run says which set they are judged by: its validation pictures, and a classifier of its training pictures. All are
+first run says which set they are judged by: its validation images, and a classifier of its training images. All are
 judged on the same number of samples of each class, as a Fréchet distance falls with the number. Minutes are those of
 training alone. Writes curve.png, grids.png and curve.json.
 """
@@ -23,15 +23,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unetdiff.data import PictureDataset, build_dataset, evenly
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig
+from unetdiff.data.sampling import evenly
 from unetdiff.diffusion.images import grid
 from unetdiff.evaluation.classifier import Recipe, train_judge
 from unetdiff.evaluation.distances import Gaussian, frechet_distance
 from unetdiff.evaluation.evaluate import run_config
 from unetdiff.evaluation.features import load_features
 from unetdiff.evaluation.sampling import draw
-from unetdiff.evaluation.types import Setting
+from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks import DiffusionTask, load_task
@@ -39,10 +41,10 @@ from unetdiff.training.tasks import DiffusionTask, load_task
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-ACROSS = 8  # pictures of a class in a grid
+ACROSS = 8  # images of a class in a grid
 
 
-def drawn(run: Path, val: PictureDataset, given: argparse.Namespace) -> dict[float, Path]:
+def drawn(run: Path, val: ImageDataset, given: argparse.Namespace) -> dict[float, Path]:
     """Sample files of a run's checkpoints by minutes of training; those that are there already are kept."""
     files: dict[float, Path] = {}
     task: DiffusionTask | None = None
@@ -59,7 +61,7 @@ def drawn(run: Path, val: PictureDataset, given: argparse.Namespace) -> dict[flo
             task = loaded
             task.to(given.device)
         checkpoints.load_judged(checkpoint, task)
-        setting = Setting(given.steps, given.guidance, given.seed)
+        setting = SamplingConfig(given.steps, given.guidance, given.seed)
         images, labels = draw(task, given.per_class * len(val.labels), setting)
         if labels is None:
             raise SystemExit(f"{run} was trained without classes")
@@ -68,7 +70,7 @@ def drawn(run: Path, val: PictureDataset, given: argparse.Namespace) -> dict[flo
     return files
 
 
-def sample_files(folder: Path, val: PictureDataset, given: argparse.Namespace) -> dict[float, Path]:
+def sample_files(folder: Path, val: ImageDataset, given: argparse.Namespace) -> dict[float, Path]:
     """Sample files of a run or a peer, by minutes of training, in order."""
     if (folder / CONFIG).is_file():
         files = drawn(folder, val, given)
@@ -80,22 +82,22 @@ def sample_files(folder: Path, val: PictureDataset, given: argparse.Namespace) -
 
 
 def first_of_each_class(file: Path, count: int, classes: int) -> tuple[Tensor, Tensor]:
-    """The first `count` pictures of each class, uint8 (classes · count, 3, H, W), and their labels."""
+    """The first `count` images of each class, uint8 (classes · count, 3, H, W), and their labels."""
     content = load_file(file)
     indices = [torch.nonzero(content["labels"] == c).flatten()[:count] for c in range(classes)]
     if min(len(i) for i in indices) < count:
-        raise SystemExit(f"{file} has fewer than {count} pictures of some class; lower --per_class")
+        raise SystemExit(f"{file} has fewer than {count} images of some class; lower --per_class")
     chosen = torch.cat(indices)
     return content["images"][chosen], content["labels"][chosen]
 
 
-def beside(pictures: list[Image.Image]) -> Image.Image:
-    """Pictures in one row on white."""
-    canvas = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+def beside(images: list[Image.Image]) -> Image.Image:
+    """Images in one row on white."""
+    canvas = Image.new("RGB", (sum(p.width for p in images), max(p.height for p in images)), "white")
     left = 0
-    for picture in pictures:
-        canvas.paste(picture, (left, 0))
-        left += picture.width
+    for image in images:
+        canvas.paste(image, (left, 0))
+        left += image.width
     return canvas
 
 
@@ -108,7 +110,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", default="classifier", help="classifier, inception or a torchvision trunk")
     parser.add_argument("--weights", help="the feature network's weights; downloaded without")
-    parser.add_argument("--real", type=int, default=10_000, help="validation pictures that samples are held against")
+    parser.add_argument("--real", type=int, default=10_000, help="validation images that samples are held against")
     parser.add_argument("--root", help="where the set lies, if not where the first run found it")
     parser.add_argument("--judge_steps", type=int, default=Recipe.steps, help="optimizer steps of the classifier")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -150,7 +152,7 @@ def main() -> None:
     count = given.per_class * len(val.labels)
     left.set(xlabel="minutes of training", ylabel=f"{network.frechet}, n = {count}", ylim=(0, None))
     right.set(xlabel="minutes of training", ylabel="share taken for the class asked for", ylim=(0, 1.02))
-    right.axhline(result["judge_accuracy_on_real"], color="grey", linestyle=":", label="real pictures")
+    right.axhline(result["judge_accuracy_on_real"], color="grey", linestyle=":", label="real images")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()

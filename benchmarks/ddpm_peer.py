@@ -5,7 +5,7 @@
 
 Its Unet and GaussianDiffusion with their defaults (cosine schedule, noise predicted, half of the classes dropped), and
 what its Trainer does around them (which takes no classes, so the loop is here): Adam at 1e-4, gradients clipped to 1,
-its EMA. `--dim 18` gives about as many parameters as ours has (3.25 M), 64 is its README's. Pictures are read by ours.
+its EMA. `--dim 18` gives about as many parameters as ours has (3.25 M), 64 is its README's. Images are read by ours.
 Every so many minutes of training it leaves its averaged weights (weights-MINUTES.safetensors) and a line of
 metrics.jsonl; `minutes` counts training alone, data included. At the end, or later with `--draw_only`, it draws from
 all of them with its own sampler: samples-MINUTES.safetensors (`images` uint8 (N, 3, H, W), `labels`), and a grid.
@@ -28,7 +28,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from unetdiff.data import DataConfig, PictureDataset, StepSampler, build_dataset, collate
+from unetdiff.data.base import ImageDataset, collate
+from unetdiff.data.build import build_dataset
+from unetdiff.data.config import DataConfig
+from unetdiff.data.sampling import StepSampler
 from unetdiff.diffusion.images import grid
 
 FOREVER = 10**8  # optimizer steps; the minutes end the run
@@ -54,7 +57,7 @@ def inputs(images: Tensor, given: argparse.Namespace) -> Tensor:
 
 @torch.inference_mode()
 def draw(diffusion: GaussianDiffusion, labels: Tensor, given: argparse.Namespace) -> Tensor:
-    """A picture of each label by its own sampler, uint8 (N, 3, H, W); the same noise every time."""
+    """An image of each label by its own sampler, uint8 (N, 3, H, W); the same noise every time."""
     diffusion.eval()
     torch.manual_seed(given.seed)
     guidance = {"cond_scale": given.cond_scale, "rescaled_phi": given.rescaled_phi}
@@ -132,7 +135,7 @@ def main() -> None:
         draw_all(diffusion, data.labels, given)
 
 
-def train(diffusion: GaussianDiffusion, data: PictureDataset, given: argparse.Namespace) -> None:
+def train(diffusion: GaussianDiffusion, data: ImageDataset, given: argparse.Namespace) -> None:
     """What its Trainer does, with classes; leaves the averaged weights of several points."""
     ema = EMA(diffusion, beta=given.ema_decay, update_every=10)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=given.lr, betas=(0.9, 0.99))
@@ -142,7 +145,7 @@ def train(diffusion: GaussianDiffusion, data: PictureDataset, given: argparse.Na
     facts = {**vars(given), "output": str(given.output), "parameters": parameters, "threads": torch.get_num_threads()}
     facts |= {name: version(name) for name in ("denoising-diffusion-pytorch", "ema-pytorch", "torch")}
     (given.output / "settings.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{parameters / 1e6:.2f} M parameters, {len(data)} pictures, {given.precision}")
+    print(f"{parameters / 1e6:.2f} M parameters, {len(data)} images, {given.precision}")
 
     seconds, due, losses = 0.0, given.keep_every, []
     batches = iter(DataLoader(data, batch_sampler=sampler, collate_fn=collate))

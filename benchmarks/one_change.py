@@ -1,7 +1,7 @@
 """What makes the difference: a config, and the same with one thing changed at a time, for the same minutes of training.
 
-    python benchmarks/one_change.py configs/segmentation/voc_mobilenet_v2.yaml --minutes 7 --pictures 1464 \\
-        --with data.root=VOC --change "every picture alike: data.balance=0" \\
+    python benchmarks/one_change.py configs/segmentation/voc_mobilenet_v2.yaml --minutes 7 --images 1464 \\
+        --with data.root=VOC --change "every image alike: data.repeat_factor_threshold=0" \\
         --change "no Dice: segmentation.losses={cross_entropy: 1.0}"
 
 Each is trained by the command line in a process of its own, one after another, so nothing is shared but the machine. A
@@ -38,18 +38,18 @@ def options(text: str) -> list[str]:
     return [f"--{part.strip()}" for part in text.split(";") if part.strip()]
 
 
-def epochs_for(minutes: float, config: Path, output: Path, overrides: list[str], pictures: int) -> float:
+def epochs_for(minutes: float, config: Path, output: Path, overrides: list[str], images: int) -> float:
     """Passes over the training split that fit the minutes, by a probe's speed."""
     only_speed = ["--training.epochs=null", f"--training.steps={PROBE}", f"--training.validate_every={PROBE}"]
     summary = train(config, output, [*overrides, *only_speed])
-    return minutes * 60 * summary["images_per_second"] / pictures
+    return minutes * 60 * summary["images_per_second"] / images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--minutes", type=float, required=True, help="of training, for each")
-    parser.add_argument("--pictures", type=int, required=True, help="in the training split")
+    parser.add_argument("--images", type=int, required=True, help="in the training split")
     parser.add_argument("--with", dest="common", action="append", default=[], metavar="KEY=VALUE", help="for all")
     parser.add_argument("--change", action="append", default=[], metavar="NAME: KEY=VALUE; ...")
     parser.add_argument("--output", type=Path, default=Path("runs/one_change"))
@@ -60,7 +60,7 @@ def main() -> None:
     for number, (name, text) in enumerate(changes.items()):
         overrides = [*common, *options(text)]
         probe, run = given.output / f"{number}-probe", given.output / str(number)
-        epochs = epochs_for(given.minutes, given.config, probe, overrides, given.pictures)
+        epochs = epochs_for(given.minutes, given.config, probe, overrides, given.images)
         summary = train(given.config, run, [*overrides, f"--training.epochs={epochs:.2f}"])
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
         final = summary["final"]

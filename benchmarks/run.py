@@ -5,7 +5,7 @@
     python benchmarks/run.py --only sampling loss --rounds 20
     python benchmarks/run.py --quick            # tiny networks: does everything work?
 
-Both sides of a row run in turns in one process, with the same threads, on the same random pictures. Writes table.md,
+Both sides of a row run in turns in one process, with the same threads, on the same random images. Writes table.md,
 table.json and plot.png after every row. What each row is, and how it is measured: docs/performance.md.
 """
 
@@ -49,7 +49,7 @@ def main() -> None:
                         help=f"some of {', '.join(get_args(Setting))}; growth is at best")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds")
     parser.add_argument("--warmups", type=int, default=WARMUPS, help="rounds before them that are not timed")
-    parser.add_argument("--quick", action="store_true", help="tiny networks and pictures: figures mean nothing")
+    parser.add_argument("--quick", action="store_true", help="tiny networks and images: figures mean nothing")
     parser.add_argument("--memory", type=int, default=3, metavar="N", help="processes that measure memory; 0: none")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="none given: what training takes here")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"))

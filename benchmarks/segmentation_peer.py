@@ -1,10 +1,10 @@
-"""The peer of the segmentation figures: segmentation_models_pytorch's U-Net, trained plainly on the same pictures.
+"""The peer of the segmentation figures: segmentation_models_pytorch's U-Net, trained plainly on the same images.
 
     pip install segmentation-models-pytorch
     python benchmarks/segmentation_peer.py --root VOC --weights MOBILENET_V2 --epochs 9 --output runs/peer-voc
 
 AdamW with two learning rates, cross-entropy, cosine over the run, bf16 and channels_last: what a user of that library
-writes. It reads pictures by our reader and is judged by our matrix at the masks' own size, so that only network and
+writes. It reads images by our reader and is judged by our matrix at the masks' own size, so that only network and
 recipe differ. Writes metrics.jsonl as our trainer does; `minutes` counts training alone, without validation.
 """
 
@@ -24,9 +24,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from suite.cases.pictures import normalised
-from unetdiff.data import StepSampler, collate
+from suite.cases.images import normalised
+from unetdiff.data.base import collate
 from unetdiff.data.config import AugmentConfig
+from unetdiff.data.sampling import StepSampler
 from unetdiff.data.transforms import Transform
 from unetdiff.data.voc import VOCFolder
 from unetdiff.segmentation.inference import resize_logits
@@ -49,7 +50,7 @@ def build(encoder: str, weights: Path | None, classes: int) -> nn.Module:
 
 @torch.inference_mode()
 def judge(model: nn.Module, val: VOCFolder) -> dict[str, float | list[float | None]]:
-    """The figures of a split at the masks' own size; pictures are padded to the multiple of 32 that smp needs."""
+    """The figures of a split at the masks' own size; images are padded to the multiple of 32 that smp needs."""
     model.eval()
     matrix = ConfusionMatrix(len(val.classes))
     for item in tqdm((val[i] for i in range(len(val))), total=len(val), desc="validation", leave=False):
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--crop", type=int, nargs=2, default=[224, 224])
-    parser.add_argument("--trunk_lr", type=float, default=3e-4)
+    parser.add_argument("--encoder_lr", type=float, default=3e-4)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--num_workers", type=int, default=1)
     parser.add_argument("--validate_epochs", type=int, default=3)
@@ -88,7 +89,7 @@ def main() -> None:
     val = VOCFolder(given.root, given.val_split, given.num_classes)
     model = build(given.encoder, given.weights, len(train.classes)).train()
     rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
-    groups = [{"params": model.encoder.parameters(), "lr": given.trunk_lr}, {"params": rest, "lr": given.lr}]
+    groups = [{"params": model.encoder.parameters(), "lr": given.encoder_lr}, {"params": rest, "lr": given.lr}]
     optimizer = torch.optim.AdamW(groups, fused=True)
     steps = round(given.epochs * len(train) / given.batch_size)
     every = round(given.validate_epochs * len(train) / given.batch_size)

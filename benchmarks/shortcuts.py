@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.benchmark.timing import Spread, in_turns, speedup
-from unetdiff.kernels.conditions import as_written
+from unetdiff.kernels.conditions import reference_kernels
 from unetdiff.kernels.norm_silu_conv import gated, group_norm, norm_silu_conv
 from unetdiff.kernels.packing import PackedConv
 from unetdiff.kernels.upsample_conv import grown_conv
@@ -82,7 +82,7 @@ def cases() -> Iterator[tuple[str, Work, Work]]:
             return grown_conv(layer, h)
 
         def written(h: Tensor = h, layer: nn.Conv2d = layer) -> Tensor:
-            with as_written():
+            with reference_kernels():
                 return grown_conv(layer, h)
 
         yield f"{label}, and gradient", trained(shortcut), trained(written)

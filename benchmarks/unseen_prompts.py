@@ -19,7 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff import GenerationPipeline
-from unetdiff.data import Prompt, ScenePairs, prompts, to_uint8
+from unetdiff.data.pairs import ScenePairs
+from unetdiff.data.prompt import Prompt, prompts
+from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.images import grid
 from unetdiff.evaluation.classifier import train_judge
 from unetdiff.evaluation.evaluate import run_config
@@ -78,8 +80,8 @@ def main() -> None:
             figures[name] = {"prompts": len(chosen)}
             figures[name] |= shares([seen[i] for i in chosen], [everything[i] for i in chosen], scenes.colors)
     unseen = [i for i, prompt in enumerate(everything) if prompt.held_out] or list(range(min(8, len(everything))))
-    pictures = torch.cat([samples[i][:SHOWN] for i in unseen])
-    grid(pictures, rows=[everything[i].caption for i in unseen]).save(given.run / "unseen_prompts.png")
+    images = torch.cat([samples[i][:SHOWN] for i in unseen])
+    grid(images, rows=[everything[i].caption for i in unseen]).save(given.run / "unseen_prompts.png")
     (given.run / "unseen_prompts.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 

@@ -35,7 +35,7 @@ def main() -> None:
     given = parser.parse_args()
 
     backbone = ModelConfig(
-        encoder=EncoderConfig(family="residual", channels=[8, 16] if given.tiny else [32, 64, 96]),
+        encoder=EncoderConfig(name="residual", channels=[8, 16] if given.tiny else [32, 64, 96]),
         residual=ResidualConfig(layers_per_block=1),
         conditioning=ConditioningConfig(
             cross_attention_dim=8 if given.tiny else 64, attention_levels=[1 if given.tiny else 2], attention_head_dim=8
@@ -50,7 +50,7 @@ def main() -> None:
         weights = sum(summary["parameters"].values())
         figures = [f"{key} {summary['final'][key]:.4f}" for key in SHOWN if key in summary["final"]]
         print(f"{summary['task']}: {weights / 1e6:.2f} M weights, {summary['minutes']:.1f} min, {', '.join(figures)}")
-    budget = Budget(pictures=10, steps=2, judge_steps=4, rows=2) if given.tiny else Budget()
+    budget = Budget(images=10, steps=2, judge_steps=4, rows=2) if given.tiny else Budget()
     print(write_report(runs, given.output / "report.html", budget=budget))
 
 
@@ -59,7 +59,7 @@ def make_config(task: Task, backbone: ModelConfig, output: Path, steps: int, tin
     return RunConfig(
         task=task,
         model=deepcopy(backbone),
-        data=DataConfig(scenes=ScenesConfig(train_pictures=32, val_pictures=8) if tiny else ScenesConfig()),
+        data=DataConfig(scenes=ScenesConfig(train_images=32, val_images=8) if tiny else ScenesConfig()),
         diffusion=DiffusionConfig(preview_steps=2 if tiny else 25, preview_per_class=1 if tiny else 4),
         training=TrainingConfig(
             output_dir=str(output),

@@ -1,11 +1,11 @@
-"""Train a small DDPM that is told which class is where, then draw several pictures of the same masks.
+"""Train a small DDPM that is told which class is where, then draw several images of the same masks.
 
-    python examples/layout_to_picture.py --root data/VOCdevkit/VOC2012 --num_classes 21   # a folder in VOC's layout
-    python examples/layout_to_picture.py                                         # the embedded scenes
-    python examples/layout_to_picture.py --tiny                                  # seconds
+    python examples/layout_to_image.py --root data/VOCdevkit/VOC2012 --num_classes 21   # a folder in VOC's layout
+    python examples/layout_to_image.py                                         # the embedded scenes
+    python examples/layout_to_image.py --tiny                                  # seconds
 
 A mask reaches the network twice: as tokens, the shares of the classes in the cells of a coarse grid, and as channels
-beside the noisy picture, a learned colour for each class at every pixel.
+beside the noisy image, a learned colour for each class at every pixel.
 Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from unetdiff import GenerationPipeline
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig, LayoutConfig
 from unetdiff.diffusion.images import table
@@ -32,8 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="a folder in VOC's layout")
     parser.add_argument("--num_classes", type=int, help="where it has no classes.txt")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the pictures")
-    parser.add_argument("--output", type=Path, default=Path("runs/layout_to_picture"))
+    parser.add_argument("--size", type=int, default=64, help="height and width of the images")
+    parser.add_argument("--output", type=Path, default=Path("runs/layout_to_image"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
     given = parser.parse_args()
 
@@ -49,19 +49,19 @@ def main() -> None:
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(0),
     ).images
-    masks = denoiser.conditioner.shown(torch.stack([item["mask"] for item in items]))
+    masks = denoiser.conditioner.visualize(torch.stack([item["mask"] for item in items]))
     real = torch.stack([item["image"] for item in items])
     table(images, masks, real).save(run / "layouts.png")
     print(run / "layouts.png")
 
 
 def make_config(root: Path | None, num_classes: int | None, size: int, output: Path, tiny: bool) -> RunConfig:
-    """The whole run: a residual U-Net whose input has a few channels more than the picture."""
+    """The whole run: a residual U-Net whose input has a few channels more than the image."""
     return RunConfig(
         task="diffusion",
         model=ModelConfig(
             patch_size=2,
-            encoder=EncoderConfig(family="residual", channels=[8, 16] if tiny else [64, 128, 128]),
+            encoder=EncoderConfig(name="residual", channels=[8, 16] if tiny else [64, 128, 128]),
             residual=ResidualConfig(layers_per_block=1, norm_num_groups=8, time_scale_shift="scale_shift"),
             conditioning=ConditioningConfig(
                 cross_attention_dim=8 if tiny else 64,
@@ -74,7 +74,7 @@ def make_config(root: Path | None, num_classes: int | None, size: int, output: P
             root=None if root is None else str(root),
             num_classes=num_classes,
             size=None if root is None else [size, size],
-            scenes=ScenesConfig(train_pictures=32, val_pictures=8) if tiny else ScenesConfig(digits=2),
+            scenes=ScenesConfig(train_images=32, val_images=8) if tiny else ScenesConfig(digits=2),
         ),
         diffusion=DiffusionConfig(
             condition="layout",

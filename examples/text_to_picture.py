@@ -1,8 +1,8 @@
-"""Train a small text-conditional DDPM on captioned pictures, then draw prompts, with and without a negative one.
+"""Train a small text-conditional DDPM on captioned images, then draw prompts, with and without a negative one.
 
-    python examples/text_to_picture.py --root path/to/folder      # pictures and metadata.jsonl with file_name and text
-    python examples/text_to_picture.py --encoder path/or/name     # the embedded scenes: "a red three"
-    python examples/text_to_picture.py --tiny --encoder ...       # seconds
+    python examples/text_to_image.py --root path/to/folder      # images and metadata.jsonl with file_name and text
+    python examples/text_to_image.py --encoder path/or/name     # the embedded scenes: "a red three"
+    python examples/text_to_image.py --tiny --encoder ...       # seconds
 
 The text encoder is frozen: the features of all captions are computed once and kept on disk, and only their projection
 to the network's width, and the null token, are trained.
@@ -18,7 +18,7 @@ import torch
 
 from unetdiff import GenerationPipeline
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig, TextConfig
 from unetdiff.diffusion.images import grid
@@ -30,10 +30,10 @@ from unetdiff.training.run_cache import train_once
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder of pictures with a metadata.jsonl")
+    parser.add_argument("--root", type=Path, help="folder of images with a metadata.jsonl")
     parser.add_argument("--encoder", default="openai/clip-vit-large-patch14", help="a text encoder: name or folder")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the pictures")
-    parser.add_argument("--output", type=Path, default=Path("runs/text_to_picture"))
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
+    parser.add_argument("--output", type=Path, default=Path("runs/text_to_image"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
     given = parser.parse_args()
 
@@ -62,7 +62,7 @@ def make_config(root: Path | None, encoder: str, size: int, output: Path, tiny: 
         task="diffusion",
         model=ModelConfig(
             patch_size=2,
-            encoder=EncoderConfig(family="residual", channels=[8, 16] if tiny else [64, 128, 128]),
+            encoder=EncoderConfig(name="residual", channels=[8, 16] if tiny else [64, 128, 128]),
             residual=ResidualConfig(layers_per_block=1, norm_num_groups=8, time_scale_shift="scale_shift"),
             conditioning=ConditioningConfig(
                 cross_attention_dim=8 if tiny else 64,
@@ -75,7 +75,7 @@ def make_config(root: Path | None, encoder: str, size: int, output: Path, tiny: 
             name="scenes" if root is None else "captioned_folder",
             root=None if root is None else str(root),
             size=None if root is None else [size, size],
-            scenes=ScenesConfig(train_pictures=32, val_pictures=8) if tiny else ScenesConfig(clutter=0.1, spread=0.0),
+            scenes=ScenesConfig(train_images=32, val_images=8) if tiny else ScenesConfig(clutter=0.1, spread=0.0),
         ),
         diffusion=DiffusionConfig(
             condition="text",

@@ -4,7 +4,7 @@
     python examples/train_conditional_ddpm.py                             # the embedded scenes
     python examples/train_conditional_ddpm.py --tiny                      # seconds
 
-A tenth of the pictures are trained with the null token, so that one network holds both the conditional and the
+A tenth of the images are trained with the null token, so that one network holds both the conditional and the
 unconditional denoiser, which classifier-free guidance needs (Ho & Salimans 2022).
 Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
 """
@@ -29,8 +29,8 @@ from unetdiff.training.run_cache import train_once
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder with one sub-folder of pictures a class")
-    parser.add_argument("--size", type=int, default=32, help="height and width of the pictures")
+    parser.add_argument("--root", type=Path, help="folder with one sub-folder of images a class")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/conditional_ddpm"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
     given = parser.parse_args()
@@ -57,7 +57,7 @@ def make_config(root: Path | None, size: int, output: Path, tiny: bool) -> RunCo
     return RunConfig(
         task="diffusion",
         model=ModelConfig(
-            encoder=EncoderConfig(family="residual", channels=[8, 16] if tiny else [64, 128, 128]),
+            encoder=EncoderConfig(name="residual", channels=[8, 16] if tiny else [64, 128, 128]),
             residual=ResidualConfig(layers_per_block=1),
             conditioning=ConditioningConfig(
                 cross_attention_dim=8 if tiny else 64, attention_levels=[1 if tiny else 2], attention_head_dim=8
@@ -67,7 +67,7 @@ def make_config(root: Path | None, size: int, output: Path, tiny: bool) -> RunCo
             name="scenes" if root is None else "image_folder",
             root=None if root is None else str(root),
             size=None if root is None else [size, size],
-            scenes=ScenesConfig(train_pictures=32, val_pictures=8) if tiny else ScenesConfig(),
+            scenes=ScenesConfig(train_images=32, val_images=8) if tiny else ScenesConfig(),
         ),
         diffusion=DiffusionConfig(
             prediction_type="v_prediction",

@@ -1,4 +1,4 @@
-"""Train a segmenter on pictures with VOC-style masks, and label a picture with it.
+"""Train a segmenter on images with VOC-style masks, and label an image with it.
 
     python examples/train_voc_segmenter.py --root data/VOCdevkit/VOC2012 --num_classes 21     # PASCAL VOC
     python examples/train_voc_segmenter.py --root path/to/folder     # any folder in VOC's layout, with a classes.txt
@@ -43,21 +43,21 @@ def main() -> None:
         config = tiny_config(root, given.output)
     else:
         config = full_config(root, given.num_classes, given.output, given.weights)
-    picture = list_pairs(root, config.data.val_split)[0].image
+    image = list_pairs(root, config.data.val_split)[0].image
     run = train_once(config)
 
     segmenter = SegmentationPipeline.from_pretrained(model_directory(run))
-    result = segmenter(picture)
+    result = segmenter(image)
     result.overlay.save(run / "example-overlay.png")
     found = ", ".join(segmenter.classes[i] for i in np.unique(result.mask))
-    print(f"{picture.name}: {found}; see {run / 'example-overlay.png'}")
+    print(f"{image.name}: {found}; see {run / 'example-overlay.png'}")
 
 
 def full_config(root: Path, num_classes: int | None, output: Path, weights: str) -> RunConfig:
     """A pretrained ResNet-50 under our decoder, 50 epochs of random crops."""
     return RunConfig(
         task="segmentation",
-        model=ModelConfig(encoder=EncoderConfig(family="resnet50", weights=None if weights == "none" else weights)),
+        model=ModelConfig(encoder=EncoderConfig(name="resnet50", weights=None if weights == "none" else weights)),
         data=DataConfig(
             name="voc_folder",
             root=str(root),
@@ -65,7 +65,7 @@ def full_config(root: Path, num_classes: int | None, output: Path, weights: str)
             augment=AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[256, 256], color=0.3),
         ),
         training=TrainingConfig(
-            output_dir=str(output), epochs=50, batch_size=16, optimizer=OptimizerConfig(lr=1e-3, trunk_lr=1e-4)
+            output_dir=str(output), epochs=50, batch_size=16, optimizer=OptimizerConfig(lr=1e-3, encoder_lr=1e-4)
         ),
     )
 
@@ -74,7 +74,7 @@ def tiny_config(root: Path, output: Path) -> RunConfig:
     """Does it run at all? Three steps of a two-level network."""
     return RunConfig(
         task="segmentation",
-        model=ModelConfig(encoder=EncoderConfig(family="classic", channels=[8, 16])),
+        model=ModelConfig(encoder=EncoderConfig(name="classic", channels=[8, 16])),
         data=DataConfig(name="voc_folder", root=str(root), augment=AugmentConfig(flip=True, crop=[32, 32])),
         training=TrainingConfig(
             output_dir=str(output), steps=3, batch_size=4, validate_every=3, ema=EMAConfig(half_life_images=8)
@@ -83,7 +83,7 @@ def tiny_config(root: Path, output: Path) -> RunConfig:
 
 
 def make_voc_folder(root: Path) -> Path:
-    """Twelve pictures of one rectangle each, with void around its edge, in VOC's layout."""
+    """Twelve images of one rectangle each, with void around its edge, in VOC's layout."""
     rng = np.random.default_rng(0)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)

@@ -15,9 +15,9 @@ from unetdiff.data.prompt import COLORS, DIGITS
 
 @pytest.fixture
 def voc_layout(tmp_path: Path) -> Callable[..., Path]:
-    """voc_layout(classes, {split: {name: mask}}, pictures=True): a new folder, with random pictures of that size."""
+    """voc_layout(classes, {split: {name: mask}}, images=True): a new folder, with random images of that size."""
 
-    def make(classes: list[str], splits: dict[str, dict[str, np.ndarray]], pictures: bool = True) -> Path:
+    def make(classes: list[str], splits: dict[str, dict[str, np.ndarray]], images: bool = True) -> Path:
         root = tmp_path / "voc"
         for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (root / folder).mkdir(parents=True)
@@ -27,7 +27,7 @@ def voc_layout(tmp_path: Path) -> Callable[..., Path]:
             (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(f"{name}\n" for name in masks))
             for name, mask in masks.items():
                 Image.fromarray(mask).save(root / "SegmentationClass" / f"{name}.png")
-                if pictures:
+                if images:
                     pixels = random.integers(0, 255, (*mask.shape, 3), dtype=np.uint8)
                     Image.fromarray(pixels).save(root / "JPEGImages" / f"{name}.jpg")
         return root

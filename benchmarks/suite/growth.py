@@ -1,4 +1,4 @@
-"""How the cost grows with the pixels of a picture and with the batch: a power law beside a cost of every call.
+"""How the cost grows with the pixels of an image and with the batch: a power law beside a cost of every call.
 
 An exponent of 1 is growth in proportion. What a call costs whatever its size is no growth, but through the times as
 they are it lowers a power law's exponent, and most for who is slowest at small work: that exponent is told too, with
@@ -46,7 +46,7 @@ class Growth:
     name: str
     axis: Axis
     values: list[int]
-    """Pixels of a picture, or pictures of a batch."""
+    """Pixels of an image, or images of a batch."""
     names: tuple[str, str]
     ours: list[Spread]
     theirs: list[Spread]
@@ -67,7 +67,7 @@ class Growth:
 
     @property
     def slopes(self) -> tuple[float, float]:
-        """Seconds for each further pixel or picture, between the ends: ours, and the peer's."""
+        """Seconds for each further pixel or image, between the ends: ours, and the peer's."""
         more = self.values[-1] - self.values[0]
         ours, theirs = ((side[-1].median - side[0].median) / more for side in (self.ours, self.theirs))
         return ours, theirs

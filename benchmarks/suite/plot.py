@@ -1,4 +1,4 @@
-"""The result of a benchmark as a picture: how many times as fast ours is in each row, and how the cost grows."""
+"""The result of a benchmark as an image: how many times as fast ours is in each row, and how the cost grows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed is what the commands do: a round is a step of the trainer, masks and pictures of the pipelines."""
+"""What is timed is what the commands do: a round is a step of the trainer, masks and images of the pipelines."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TINY = {
     "model.conditioning.cross_attention_dim": 8,
     "model.conditioning.attention_levels": [1],
     "model.conditioning.attention_head_dim": 8,
-    "data.scenes.train_pictures": 8,
-    "data.scenes.val_pictures": 2,
+    "data.scenes.train_images": 8,
+    "data.scenes.val_images": 2,
     "diffusion.preview_steps": 1,
     "diffusion.preview_per_class": 1,
-    "segmentation.preview_pictures": 1,
+    "segmentation.preview_images": 1,
     "training.schedule.name": "constant",
     "training.steps": 1,
     "training.batch_size": 4,
@@ -60,21 +60,21 @@ def test_masks_and_samples_of_a_run(tmp_path: Path) -> None:
     assert subject.kinds == ["training step", "masks", "samples"]
     masks = subject.start("masks", 3, Sampling())()
     assert isinstance(masks, list) and [mask.shape for mask in masks] == [(32, 32)] * 3
-    pictures = subject.start("samples", 2, Sampling(steps=2))()
-    assert isinstance(pictures, torch.Tensor) and pictures.shape == (2, 3, 32, 32)
-    assert torch.equal(pictures, subject.start("samples", 2, Sampling(steps=2))())
-    assert not torch.equal(pictures, subject.start("samples", 2, Sampling(steps=2, guidance=5.0))())
+    images = subject.start("samples", 2, Sampling(steps=2))()
+    assert isinstance(images, torch.Tensor) and images.shape == (2, 3, 32, 32)
+    assert torch.equal(images, subject.start("samples", 2, Sampling(steps=2))())
+    assert not torch.equal(images, subject.start("samples", 2, Sampling(steps=2, guidance=5.0))())
 
 
 def test_computed_class_weights_are_not_counted_and_a_denoiser_has_no_masks(tmp_path: Path) -> None:
     file = config_file(tmp_path, "segmentation")
-    subject = Subject(file, ["--segmentation.class_weights", "computed"])
+    subject = Subject(file, ["--segmentation.class_weights", "median_frequency"])
     assert subject.config.segmentation.class_weights == [1.0] * len(subject.train.classes)
     denoiser = Subject(config_file(tmp_path, "diffusion"))
     assert isinstance(denoiser.task, DiffusionTask) and denoiser.kinds == ["training step", "samples"]
 
 
-def test_samples_of_what_is_no_picture(tmp_path: Path) -> None:
+def test_samples_of_what_is_no_image(tmp_path: Path) -> None:
     told = ["--diffusion.target", "mask", "--diffusion.condition", "none"]
     subject = Subject(config_file(tmp_path, "diffusion"), told)
     drawn = subject.start("samples", 2, Sampling(steps=2))()

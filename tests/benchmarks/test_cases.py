@@ -1,4 +1,4 @@
-"""What makes a comparison fair: the same work, the same weights, the same pictures; each against its own library."""
+"""What makes a comparison fair: the same work, the same weights, the same images; each against its own library."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ pytest.importorskip("segmentation_models_pytorch", exc_type=ImportError)
 
 from suite.cases import denoiser, loss, sampling, segmentation  # noqa: E402
 from suite.cases.case import Cost, Side, same_work  # noqa: E402
-from suite.cases.pictures import RandomPictures, normalised  # noqa: E402
+from suite.cases.images import RandomImages, normalised  # noqa: E402
 from unetdiff.benchmark import counting  # noqa: E402
 from unetdiff.benchmark.multiply_adds import parameters  # noqa: E402
-from unetdiff.data import SampleKey  # noqa: E402
+from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -75,11 +75,11 @@ def test_the_full_cases_do_the_same_work() -> None:
     assert len(segmentation.training_cases(False)) == 4 and len(segmentation.inference_cases(False)) == 12
 
 
-def test_random_pictures_are_the_same_every_time() -> None:
-    pictures = RandomPictures(3, 32, classes=5)
-    a, b = pictures.batch(), pictures.batch()
+def test_random_images_are_the_same_every_time() -> None:
+    images = RandomImages(3, 32, classes=5)
+    a, b = images.batch(), images.batch()
     assert torch.equal(a["image"], b["image"]) and torch.equal(a["mask"], b["mask"])
-    assert torch.equal(pictures[SampleKey(2, 9, True)]["image"], a["image"][2])
+    assert torch.equal(images[SampleKey(2, 9, True)]["image"], a["image"][2])
     assert a["image"].shape == (3, 3, 32, 32) and set(a["mask"].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
     assert not torch.equal(a["image"][0], a["image"][1]) and 255 in a["mask"]
 
@@ -87,11 +87,11 @@ def test_random_pictures_are_the_same_every_time() -> None:
 def test_normalised_is_torchvisions() -> None:
     from torchvision.transforms import v2
 
-    picture = RandomPictures(1, 8).batch()["image"]
-    expected = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(picture / 255)
-    torch.testing.assert_close(normalised(picture), expected)
-    assert normalised(picture).is_contiguous(memory_format=torch.channels_last)
-    assert normalised(picture, torch.contiguous_format).is_contiguous()
+    image = RandomImages(1, 8).batch()["image"]
+    expected = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(image / 255)
+    torch.testing.assert_close(normalised(image), expected)
+    assert normalised(image).is_contiguous(memory_format=torch.channels_last)
+    assert normalised(image, torch.contiguous_format).is_contiguous()
 
 
 @pytest.mark.parametrize("which", ["ours", "theirs"])
@@ -108,7 +108,7 @@ def test_every_norm_of_both_segmenters_is_folded(which: str, monkeypatch: pytest
     assert torch.as_tensor(masks[0]).shape == (32, 32) and torch.as_tensor(masks[0]).dtype == torch.uint8
 
 
-def test_the_denoisers_have_the_same_weights_and_draw_the_same_pictures() -> None:
+def test_the_denoisers_have_the_same_weights_and_draw_the_same_images() -> None:
     case = sampling.cases(True)[0]
     ours, theirs = case.ours(CPU), case.theirs(CPU)
     before = ours.network.unet.state_dict()["encoder.conv_in.weight"].clone()

@@ -81,7 +81,7 @@ def test_the_tables_of_a_result() -> None:
     assert "100.0 GFLOP/s in float32, 800.0 GFLOP/s in bf16" in text and "medians of 10 rounds after 3" in text
 
 
-def test_pictures_that_differ_miss_their_target() -> None:
+def test_images_that_differ_miss_their_target() -> None:
     assert table.reached(row(2.5, figures={"psnr": 49.0})) == {"speedup": True, "memory": True, "psnr": False}
 
 
@@ -124,8 +124,8 @@ def test_a_call_costs_no_less_than_nothing() -> None:
 @pytest.mark.parametrize(("rows", "growths"), [(3, 2), (1, 0), (0, 1)])
 def test_plot(rows: int, growths: int, tmp_path: Path) -> None:
     plot.draw(tmp_path / "plot.png", [row(2.5)] * rows, [growth(1.1)] * growths, "a machine")
-    with Image.open(tmp_path / "plot.png") as picture:
-        assert picture.width > 1000 and np.asarray(picture.convert("L")).std() > 5
+    with Image.open(tmp_path / "plot.png") as image:
+        assert image.width > 1000 and np.asarray(image.convert("L")).std() > 5
 
 
 def test_the_whole_command_in_small(

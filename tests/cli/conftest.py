@@ -15,9 +15,9 @@ model:
   residual: {layers_per_block: 1, norm_num_groups: 4}
   conditioning: {cross_attention_dim: 8, attention_levels: [1], attention_head_dim: 8}
 data:
-  scenes: {train_pictures: 16, val_pictures: 4}
+  scenes: {train_images: 16, val_images: 4}
 diffusion: {preview_steps: 2, preview_per_class: 1}
-segmentation: {preview_pictures: 1}
+segmentation: {preview_images: 1}
 training: {steps: 2, batch_size: 4, validate_every: 2, log_every: 1}
 """
 

@@ -39,7 +39,7 @@ def test_data_download_says_where_and_what_next(
     assert "voc_resnet50_reference.yaml --data.root 'my data'\n" in text and "download sbd --root 'my data'\n" in text
     assert main(["data", "download", "sbd", "--root", "data"]) == 0
     text = capsys.readouterr().out
-    assert f"{ids}: 2 training pictures" in text and "voc_resnet50.yaml --data.root data\n" in text
+    assert f"{ids}: 2 training images" in text and "voc_resnet50.yaml --data.root data\n" in text
 
 
 def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -89,18 +89,18 @@ def test_data_check(tmp_path: Path, voc_layout: Callable[..., Path], capsys: pyt
 def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    good = [f'{{"file_name": "{number}.png", "text": "picture {number}"}}' for number in range(3)]
+    good = [f'{{"file_name": "{number}.png", "text": "image {number}"}}' for number in range(3)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(good))
     words = ["data", "check", "--data.name=captioned_folder", f"--data.root={tmp_path}"]
     assert main(words) == 0
     assert capsys.readouterr().out == f"captioned_folder in {tmp_path}: good\n"
-    bad = [good[0], good[1].replace("picture 1", ""), good[2].replace("2.png", "9.png"), good[0]]
+    bad = [good[0], good[1].replace("image 1", ""), good[2].replace("2.png", "9.png"), good[0]]
     (tmp_path / "metadata.jsonl").write_text("\n".join(bad))
     assert main(words) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" (")[0] for line in lines] == [
         f"{tmp_path}/metadata.jsonl:2: no caption",
-        f"{tmp_path}/metadata.jsonl:3: no such picture",
+        f"{tmp_path}/metadata.jsonl:3: no such image",
         f"{tmp_path}/metadata.jsonl:4: file_name 0.png comes again",
         f"captioned_folder in {tmp_path}: 3 faults found",
     ]

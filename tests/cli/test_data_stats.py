@@ -17,7 +17,7 @@ def root(voc_layout: Callable[..., Path]) -> Path:
     """Two classes; training masks of 6 x 4 (one void row) and 8 x 4 (all ground), a validation mask of 6 x 4."""
     half = np.repeat(np.array([[0], [0], [1], [255]], np.uint8), 6, axis=1)
     splits = {"most": {"a": half, "b": np.zeros((4, 8), np.uint8)}, "val": {"c": half % 255}}
-    return voc_layout(["ground", "tree house"], splits, pictures=False)
+    return voc_layout(["ground", "tree house"], splits, images=False)
 
 
 def words(root: Path, *more: str) -> list[str]:
@@ -39,7 +39,7 @@ def test_table_and_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     facts = {name: [cell.strip() for cell in cells if cell] for name, cells in facts.items()}
     assert facts == {
         "": ["train (most)", "val (val)"],
-        "pictures": ["2", "1"],
+        "images": ["2", "1"],
         "void": ["10.71% of the pixels", "0.00% of the pixels"],
         "width, min / median / max": ["6 / 8 / 8", "6 / 6 / 6"],
         "height, min / median / max": ["4 / 4 / 4", "4 / 4 / 4"],
@@ -48,15 +48,15 @@ def test_table_and_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     }
     figures = json.loads(file.read_text())
     assert figures["classes"] == ["ground", "tree house"]
-    assert figures["train"]["split"] == "most" and figures["train"]["pictures"] == 2
+    assert figures["train"]["split"] == "most" and figures["train"]["images"] == 2
     assert figures["train"]["pixels_by_class"] == {"ground": 44, "tree house": 6}
     assert figures["train"]["void_pixels"] == 6 and figures["val"]["void_share"] == 0
     assert figures["train"]["width"] == {"min": 6, "median": 8, "max": 8}
-    assert figures["class_weights"]["computed"] == {"ground": 0.6894, "tree house": 1.82}
+    assert figures["class_weights"]["median_frequency"] == {"ground": 0.6894, "tree house": 1.82}
 
 
 def test_the_embedded_set(capsys: pytest.CaptureFixture[str]) -> None:
-    small = ["--data.scenes.train_pictures=4", "--data.scenes.val_pictures=2"]
+    small = ["--data.scenes.train_images=4", "--data.scenes.val_images=2"]
     assert main(["data", "stats", *small]) == 0
     out = capsys.readouterr().out
     assert out.startswith("scenes: 11 classes\n") and "32 x 32 (4)" in out
@@ -78,7 +78,7 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
     facts = {line[:23].strip(): [cell.strip() for cell in line[23:].split("  ") if cell] for line in lines[2:]}
     assert facts == {
         "": ["train (train)", "val (val)"],
-        "pictures": ["4", "1"],
+        "images": ["4", "1"],
         "captions": ["3", "1"],
         "empty": ["1", "0"],
         "duplicates": ["1", "0"],

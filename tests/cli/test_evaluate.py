@@ -25,13 +25,13 @@ def test_evaluate_prints_the_figures(run: Path, tmp_path: Path, capsys: pytest.C
     assert "diffusion/loss" in text
     assert "segmentation/boundary_width" in text and "2 % of the diagonal, 1 pixel" in text
     header = next(line for line in text.splitlines() if line.startswith("class "))
-    assert re.split(r"  +", header) == ["class", "IoU", "boundary IoU", "accuracy", "share of pixels", "pictures"]
+    assert re.split(r"  +", header) == ["class", "IoU", "boundary IoU", "accuracy", "share of pixels", "images"]
     written = ["metrics.json", "per_class.csv", "confusion.png", "reliability.png", "report.html"]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(written)
     assert text.splitlines()[-1] == f"{tmp_path}: {', '.join(written)}"
 
 
-def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_on_other_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr("unetdiff.evaluation.evaluate.evaluate", lambda path, **given: calls.append(given) or {})
     assert main(["evaluate", str(run)]) == 0
@@ -42,7 +42,7 @@ def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) 
     assert main(["evaluate", str(run), *words]) == 0
     given = calls[1]
     assert given["data"].scenes.digits == 2
-    assert given["data"].scenes.val_pictures == 4  # the rest is the run's own
+    assert given["data"].scenes.val_images == 4  # the rest is the run's own
     assert given["split"] == "train" and given["worst"] == 4
     assert given["judging"] == JudgingConfig(samples_per_class=5, steps=7, guidance_scale=3.0)
     words = ["--features", "inception", "--features", "classifier", "--reference", "val", "--fid_samples", "40"]
@@ -61,7 +61,7 @@ def test_evaluate_on_other_pictures(run: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_evaluate_a_denoiser(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The judges see real pictures and samples of the run; everything is printed with its n and reference."""
+    """The judges see real images and samples of the run; everything is printed with its n and reference."""
     words = ["--samples", "1", "--steps", "2", "--neighbours", "2", "--worst", "0", "--output", str(tmp_path)]
     words += ["--bits_per_dimension", "2", "--bits_timesteps", "2", "--sweep", "steps=1,2 scheduler=ddim,dpm++"]
     assert main(["evaluate", str(run), *words]) == 0
@@ -70,9 +70,9 @@ def test_evaluate_a_denoiser(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     distance = figures["samples/distances"][0]
     assert (distance["n"], distance["reference"], distance["reference_n"]) == (10, "scenes train", 16)
     assert f"{distance['value']:.4f}" in next(line for line in text.splitlines() if line.startswith("Fréchet distance"))
-    assert "n 10, reference scenes train (16 pictures)" in text
-    assert len(figures["sweep"]["cells"]) == 4 and "s / picture" in text
-    assert figures["likelihood/pictures"] == 2 and "likelihood/bits_per_dimension" in text
+    assert "n 10, reference scenes train (16 images)" in text
+    assert len(figures["sweep"]["cells"]) == 4 and "s / image" in text
+    assert figures["likelihood/images"] == 2 and "likelihood/bits_per_dimension" in text
     assert "neighbours/memorised_pixels" in text and "samples/class_consistency" in text
     last = text.splitlines()[-1].partition(": ")[2].split(", ")
     written = ["samples.png", "neighbours.png", "sweep.json", "sweep.csv", "sweep.md"]
@@ -97,7 +97,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
     }
     assert seen["segmentation/nll"] != plain["segmentation/nll"]
     assert "tiles, 4 views" in (tmp_path / "report.html").read_text()
-    assert seen["segmentation/pictures"] == plain["segmentation/pictures"] == 4
+    assert seen["segmentation/images"] == plain["segmentation/images"] == 4
     for words, part in (
         (["--overlap", "2"], "--overlap: 2.0 is no share of a tile; use 0 to 0.9"),
         (["--tile", "a"], "'a' is no size"),
@@ -137,8 +137,8 @@ def test_table() -> None:
         "t/mean_iou  0.8123",
         "n           3",
         "",
-        "FID  1.5000           n 12, reference scenes train (16 pictures)",
-        "KID  0.2500 ± 0.1250  n 12, reference scenes train (16 pictures); 2 subsets of 6",
+        "FID  1.5000           n 12, reference scenes train (16 images)",
+        "KID  0.2500 ± 0.1250  n 12, reference scenes train (16 images); 2 subsets of 6",
         "",
         "class     IoU  hits",
         "cat    0.5000    12",

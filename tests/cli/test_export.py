@@ -15,11 +15,11 @@ from unetdiff import GenerationPipeline
 from unetdiff.cli.main import main
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
-def test_pictures_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "net.onnx"
     assert main(["export", str(run), "--output", str(file), "--preprocess"]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -27,10 +27,10 @@ def test_pictures_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert second.startswith("largest difference to the network at 1x2x25x3 and 3x23x17x3: ")
 
     pipeline = SegmentationPipeline.from_pretrained(run / "best")
-    picture = np.random.default_rng(0).integers(0, 256, (32, 27, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (32, 27, 3), dtype=np.uint8)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    logits = session.run(["logits"], {"pixels": picture[None]})[0][0]
-    expected = pipeline(picture, return_logits=True).logits
+    logits = session.run(["logits"], {"pixels": image[None]})[0][0]
+    expected = pipeline(image, return_logits=True).logits
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
     notes = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert notes["classes"] == pipeline.classes
@@ -61,12 +61,12 @@ def test_a_denoiser_for_diffusers(run: Path, tmp_path: Path, capsys: pytest.Capt
     ours = GenerationPipeline.from_pretrained(run / "best")
     stock = GenerationPipeline.from_pretrained(tmp_path / "out")
     assert type(stock.unet) is UNet2DConditionModel
-    pictures = []
+    images = []
     for pipeline in (ours, stock):
         pipeline.set_progress_bar_config(disable=True)
         drawn = pipeline([3, 7], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
-        pictures.append(drawn.images)
-    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-4)
+        images.append(drawn.images)
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-4)
     segmenter = UNet.from_diffusers(tmp_path / "out")
     pixels = torch.randn(1, 3, 21, 18)
     with torch.no_grad():
@@ -91,13 +91,13 @@ def test_a_denoiser_that_is_told_nothing_is_a_stock_pipeline(
     stock = DiffusionPipeline.from_pretrained(tmp_path / "model" / "diffusers")
     ours = GenerationPipeline.from_pretrained(tmp_path / "model")
     assert type(stock) is DDIMPipeline and type(stock.unet) is UNet2DModel
-    pictures = []
+    images = []
     for pipeline, options in ((stock, {"use_clipped_model_output": True}), (ours, {})):
         pipeline.set_progress_bar_config(disable=True)
         generator = torch.Generator().manual_seed(0)
         drawn = pipeline(batch_size=2, num_inference_steps=4, generator=generator, output_type="np", **options)
-        pictures.append(torch.from_numpy(drawn.images))
-    torch.testing.assert_close(pictures[1], pictures[0], rtol=0, atol=1e-4)
+        images.append(torch.from_numpy(drawn.images))
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-4)
 
 
 def test_told_nothing_with_cross_attention_it_stays_ours(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`unetdiff predict`: pictures, folders, globs in; palette masks and overlays out; bad files named, the rest done."""
+"""`unetdiff predict`: images, folders, globs in; palette masks and overlays out; bad files named, the rest done."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import pytest
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.cli.predict import list_pictures
+from unetdiff.cli.predict import list_images
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
-def picture(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
+def photo(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
-def test_pictures_in_masks_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = picture(tmp_path / "in" / "one.png", (40, 36))
-    picture(tmp_path / "in" / "deep" / "two.png", (33, 47), 1)
-    picture(tmp_path / "more" / "three.jpg", (32, 32), 2)
+def test_images_in_masks_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = photo(tmp_path / "in" / "one.png", (40, 36))
+    photo(tmp_path / "in" / "deep" / "two.png", (33, 47), 1)
+    photo(tmp_path / "more" / "three.jpg", (32, 32), 2)
     output = tmp_path / "out"
     words = [str(tmp_path / "in"), str(tmp_path / "more" / "*.jpg"), "--output", str(output), "--batch_size", "2"]
     assert main(["predict", str(run), *words]) == 0
@@ -53,13 +53,13 @@ def test_pictures_in_masks_out(run: Path, tmp_path: Path, capsys: pytest.Capture
         assert (np.asarray(mask) == pipeline(one).mask).mean() > 0.95  # bf16 where the machine has it
 
 
-def test_bad_pictures_are_named_and_the_rest_is_done(
+def test_bad_images_are_named_and_the_rest_is_done(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(3):
-        picture(tmp_path / "in" / f"{number}.png", (32, 32), number)
+        photo(tmp_path / "in" / f"{number}.png", (32, 32), number)
     (tmp_path / "in" / "1.png").write_bytes((tmp_path / "in" / "1.png").read_bytes()[:200])
-    (tmp_path / "in" / "text.jpg").write_text("no picture")
+    (tmp_path / "in" / "text.jpg").write_text("no image")
     assert main(["predict", str(run), str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
     lines = [line for line in captured.err.splitlines() if line.startswith("unetdiff:")]
@@ -70,8 +70,8 @@ def test_bad_pictures_are_named_and_the_rest_is_done(
 
 
 def test_names_that_meet_do_not_overwrite_each_other(tmp_path: Path) -> None:
-    a, b, c = (picture(tmp_path / name, (8, 8)) for name in ("a/x.png", "b/x.png", "b/x.jpg"))
-    pairs = list_pictures([str(tmp_path / "a"), str(tmp_path / "b"), str(a)])
+    a, b, c = (photo(tmp_path / name, (8, 8)) for name in ("a/x.png", "b/x.png", "b/x.jpg"))
+    pairs = list_images([str(tmp_path / "a"), str(tmp_path / "b"), str(a)])
     assert [file for file, _ in pairs] == [a, c, b]
     assert [str(stem) for _, stem in pairs] == ["x", "x-2", "x-3"]
 
@@ -79,12 +79,12 @@ def test_names_that_meet_do_not_overwrite_each_other(tmp_path: Path) -> None:
 def test_inputs_that_name_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for word in (str(tmp_path / "empty"), str(tmp_path / "*.png"), "nowhere.png"):
-        with pytest.raises(UserError, match="no picture there"):
-            list_pictures([word])
+        with pytest.raises(UserError, match="no photo there"):
+            list_images([word])
 
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = picture(tmp_path / "x.png", (8, 8))
+    image = photo(tmp_path / "x.png", (8, 8))
     assert main(["predict", str(tmp_path / "nowhere"), str(image)]) == 2
     assert f"{tmp_path}/nowhere" in capsys.readouterr().err
 
@@ -97,7 +97,7 @@ class Bytes(io.TextIOWrapper):
 
 
 def test_tiles_and_views_are_the_pipelines(run: Path, tmp_path: Path) -> None:
-    image = picture(tmp_path / "x.png", (50, 41))
+    image = photo(tmp_path / "x.png", (50, 41))
     words = [
         "--tile",
         "24,32",
@@ -120,7 +120,7 @@ def test_tiles_and_views_are_the_pipelines(run: Path, tmp_path: Path) -> None:
 
 
 def test_options_that_cannot_be(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    image = picture(tmp_path / "x.png", (8, 8))
+    image = photo(tmp_path / "x.png", (8, 8))
     for words, part in (
         (["--tile", "-4"], "--tile: [-4, -4] is not"),
         (["--tile", "1,2,3"], "argument --tile: '1,2,3' is no size"),
@@ -130,15 +130,15 @@ def test_options_that_cannot_be(run: Path, tmp_path: Path, capsys: pytest.Captur
         (["--device", "abacus"], "--device: 'abacus' cannot be used here"),
         (["--device", "meta"], "--device: 'meta' cannot be used here"),
         (["--list"], "--list: no input is -"),
-        (["-", "--output", "-"], "-: one picture on standard input goes alone"),
-        ([str(picture(tmp_path / "y.png", (8, 8))), "--output", "-"], "--output -: one mask"),
+        (["-", "--output", "-"], "-: one photo on standard input goes alone"),
+        ([str(photo(tmp_path / "y.png", (8, 8))), "--output", "-"], "--output -: one mask"),
     ):
         assert main(["predict", str(run), str(image), *words]) == 2
         assert part in capsys.readouterr().err
 
 
 def test_bytes_in_mask_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = picture(tmp_path / "x.png", (40, 36))
+    image = photo(tmp_path / "x.png", (40, 36))
     assert main(["predict", str(run), str(image), "--output", str(tmp_path / "files")]) == 0
     monkeypatch.setattr(sys, "stdin", Bytes(image.read_bytes()))
     monkeypatch.setattr(sys, "stdout", stdout := Bytes())
@@ -149,27 +149,27 @@ def test_bytes_in_mask_out(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_standard_input_to_files(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    image = picture(tmp_path / "x.png", (40, 36))
+    image = photo(tmp_path / "x.png", (40, 36))
     monkeypatch.setattr(sys, "stdin", Bytes(image.read_bytes()))
     assert main(["predict", str(run), "-", "--output", str(tmp_path / "one")]) == 0
     assert (tmp_path / "one" / "overlays" / "stdin.png").is_file()
-    other = picture(tmp_path / "a name.png", (32, 32))
+    other = photo(tmp_path / "a name.png", (32, 32))
     monkeypatch.setattr(sys, "stdin", Bytes(f"{image}\n\n{other}\n".encode()))
     assert main(["predict", str(run), "-", "--list", "--output", str(tmp_path / "two")]) == 0
     assert {path.name for path in (tmp_path / "two" / "masks").iterdir()} == {"x.png", "a name.png"}
     capsys.readouterr()
     for data, words, status, part in (
-        (b"no picture", [], 1, "10 bytes given: not a readable picture"),
+        (b"no image", [], 1, "10 bytes given: not a readable image"),
         (b"\n", ["--list"], 2, "the list on standard input is empty"),
-        (b"nowhere.png\n", ["--list"], 2, "nowhere.png: no picture there"),
+        (b"nowhere.png\n", ["--list"], 2, "nowhere.png: no photo there"),
     ):
         monkeypatch.setattr(sys, "stdin", Bytes(data))
         assert main(["predict", str(run), "-", "--output", str(tmp_path / "three"), *words]) == status
         assert part in capsys.readouterr().err
 
 
-def test_videos_beside_pictures(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    picture(tmp_path / "in" / "x.png", (32, 32))
+def test_videos_beside_images(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    photo(tmp_path / "in" / "x.png", (32, 32))
     with av.open(str(tmp_path / "in" / "clip.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(10))
         stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"

@@ -1,4 +1,4 @@
-"""`unetdiff sample`: the same pictures whatever the batch, by class, with any of the samplers."""
+"""`unetdiff sample`: the same images whatever the batch, by class, with any of the samplers."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image).astype(int)
 
 
-def test_pictures_grid_and_strip(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_grid_and_strip(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["sample", str(run), "--class", "seven", "two", "--n", "3", "--steps", "2", "--guidance", "1.5"]
     labels = sample.load(run, None).conditioner.labels
     names = [labels[7], labels[2]]
     words[3:5] = names
     assert main([*words, "--output", str(tmp_path / "a")]) == 0
-    found = sorted(path.stem for path in (tmp_path / "a" / "pictures").iterdir())
+    found = sorted(path.stem for path in (tmp_path / "a" / "images").iterdir())
     assert found == sorted(f"{name}-{i:03d}" for name in names for i in range(3))
-    assert pixels(tmp_path / "a" / "pictures" / f"{found[0]}.png").shape == (32, 32, 3)
-    for picture in ("grid.png", "noise_to_picture.png"):
-        assert pixels(tmp_path / "a" / picture).shape[0] > 32
+    assert pixels(tmp_path / "a" / "images" / f"{found[0]}.png").shape == (32, 32, 3)
+    for image in ("grid.png", "noise_to_image.png"):
+        assert pixels(tmp_path / "a" / image).shape[0] > 32
 
-    # a picture depends on its own seed only: drawn two at a time, or with another number before it, it is the same
+    # an image depends on its own seed only: drawn two at a time, or with another number before it, it is the same
     monkeypatch.setattr(sample, "BATCH", 2)
     assert main([*words, "--output", str(tmp_path / "b")]) == 0
     assert main([*words, "--seed", "1", "--output", str(tmp_path / "c")]) == 0
     for stem in found:
-        first, second, other = (pixels(tmp_path / folder / "pictures" / f"{stem}.png") for folder in "abc")
+        first, second, other = (pixels(tmp_path / folder / "images" / f"{stem}.png") for folder in "abc")
         assert abs(first - second).mean() < 4  # bf16 in another batch size
         assert abs(first - other).mean() > 4
 
 
 def test_all_classes_without_being_asked(run: Path, tmp_path: Path) -> None:
     assert main(["sample", str(run), "--n", "1", "--steps", "1", "--output", str(tmp_path)]) == 0
-    assert len(list((tmp_path / "pictures").iterdir())) == 10
+    assert len(list((tmp_path / "images").iterdir())) == 10
 
 
-def test_from_a_picture_with_a_mask_and_a_film(run: Path, tmp_path: Path) -> None:
+def test_from_a_image_with_a_mask_and_a_film(run: Path, tmp_path: Path) -> None:
     red, left = Image.new("RGB", (48, 48), (250, 10, 10)), Image.new("L", (48, 48), 0)
     left.paste(255, (0, 0, 24, 48))
     red.save(tmp_path / "red.png")
@@ -53,10 +53,10 @@ def test_from_a_picture_with_a_mask_and_a_film(run: Path, tmp_path: Path) -> Non
     words = ["sample", str(run), "--class", "2", "--n", "2", "--steps", "3", "--image", str(tmp_path / "red.png")]
     words += ["--mask", str(tmp_path / "left.png"), "--gif", "--negative", "3", "--guidance_interval", "0,0.9"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
-    for picture in (tmp_path / "out" / "pictures").iterdir():
-        assert abs(pixels(picture)[:, 16:] - [250, 10, 10]).max() <= 1
-        assert abs(pixels(picture)[:, :16] - [250, 10, 10]).max() > 20
-    with Image.open(tmp_path / "out" / "noise_to_picture.gif") as film:
+    for image in (tmp_path / "out" / "images").iterdir():
+        assert abs(pixels(image)[:, 16:] - [250, 10, 10]).max() <= 1
+        assert abs(pixels(image)[:, :16] - [250, 10, 10]).max() > 20
+    with Image.open(tmp_path / "out" / "noise_to_image.gif") as film:
         assert film.n_frames == 4
 
 

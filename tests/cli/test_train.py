@@ -89,7 +89,7 @@ def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "joint", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--print-config" in text and "--resume" in text
-    assert "--training.optimizer.trunk_lr" in text and "Peak learning rate of the encoder's trunk" in text
+    assert "--training.optimizer.encoder_lr" in text and "Peak learning rate of the encoder's trunk" in text
     assert "--print_config" not in text
 
 

@@ -12,8 +12,8 @@ import yaml
 from unetdiff.config.parsing import KEYS, LEAVES, RunConfig, build_parser, from_yaml, load, nearest_key, parse, to_yaml
 from unetdiff.config.validation import validate
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
 from unetdiff.models.config import SegmentationHeadConfig
+from unetdiff.models.unet import UNet
 from unetdiff.reports.quickstart import BACKBONE
 from unetdiff.training.config import TrainingConfig
 from unetdiff.training.optimizer import LearningRate
@@ -61,7 +61,7 @@ def test_every_key_is_known_and_helped() -> None:
             continue
         assert f"--{key} " in text, key
     # the words of an attribute docstring, two levels down
-    assert "The half-life is at most this share of the pictures seen so far (EDM2)." in text
+    assert "The half-life is at most this share of the images seen so far (EDM2)." in text
     assert "Contrast of the background's texture, 0 (plain) to 1." in text
 
 
@@ -111,8 +111,8 @@ def test_overrides_leave_the_defaults_alone(file: Path) -> None:
         ("lr", "training.optimizer.lr"),
         ("learning_rate", "training.optimizer.lr"),
         ("training.batchsize", "training.batch_size"),
-        ("model.encoder.famly", "model.encoder.family"),
-        ("encoder.family", "model.encoder.family"),
+        ("model.encoder.famly", "model.encoder.name"),
+        ("encoder.name", "model.encoder.name"),
         ("data.augmentation.flip", "data.augment.flip"),
         ("diffusion.predction_type", "diffusion.prediction_type"),
         ("model.heads.segmentation.num_clases", "model.heads.segmentation.num_classes"),
@@ -203,7 +203,7 @@ IMPOSSIBLE = [
         ["training.steps: 5", "training.epochs 2.0", "set one of the two to null"],
     ),
     ("segmentation", {"training.steps": 0}, ["training.steps: 0", "use 1 or more"]),
-    ("segmentation", {"model.encoder.family": "resnet52"}, ["model.encoder.family: 'resnet52'", "nearest is resnet50"]),
+    ("segmentation", {"model.encoder.name": "resnet52"}, ["model.encoder.name: 'resnet52'", "nearest is resnet50"]),
     ("segmentation", {"model.encoder.weights": "imagenet"}, ["model.encoder.weights: 'imagenet'", "torchvision trunk"]),
     ("segmentation", {"model.encoder.channels": []}, ["model.encoder.channels: []", "e.g. [32, 64]"]),
     ("segmentation", {"model.encoder.norm": "batch"}, ["model.encoder.norm: 'batch'", "residual"]),
@@ -211,17 +211,17 @@ IMPOSSIBLE = [
     ("segmentation", {"model.in_channels": 1}, ["model.in_channels: 1", "use 3"]),
     (
         "diffusion",
-        {"model.encoder.family": "classic", "model.encoder.padding": "valid"},
+        {"model.encoder.name": "classic", "model.encoder.padding": "valid"},
         ["model.encoder.padding: 'valid'", "diffusion"],
     ),
     (
         "joint",
-        {"model.encoder.family": "resnet18", "model.encoder.norm": "batch"},
+        {"model.encoder.name": "resnet18", "model.encoder.norm": "batch"},
         ["model.encoder.norm: 'batch'", "use frozen or group"],
     ),
     (
         "joint",
-        {"model.encoder.family": "resnet18", "model.decoder.norm": "batch"},
+        {"model.encoder.name": "resnet18", "model.decoder.norm": "batch"},
         ["model.decoder.norm: 'batch'", "use frozen or group"],
     ),
     ("diffusion", {"model.conditioning.timestep": False}, ["model.conditioning.timestep: false", "timestep"]),
@@ -278,7 +278,7 @@ IMPOSSIBLE = [
     ("segmentation", {"segmentation.losses": {"dice": 0.0}}, ["segmentation.losses: {'dice': 0.0}", "weighs nothing"]),
     ("segmentation", {"segmentation.losses": {"dice": -1.0}}, ["segmentation.losses.dice: -1.0", "0 or more"]),
     ("joint", {"joint.diffusion_weight": 0}, ["joint.diffusion_weight: 0.0", "positive"]),
-    ("joint", {"joint.segmentation_share": 0}, ["joint.segmentation_share: 0.0", "use 1 or less"]),
+    ("joint", {"joint.segmentation_fraction": 0}, ["joint.segmentation_fraction: 0.0", "use 1 or less"]),
     ("joint", {"joint.log_gradients": -1}, ["joint.log_gradients: -1", "use 0 or more"]),
     (
         "joint",
@@ -341,13 +341,13 @@ IMPOSSIBLE = [
     ),
     (
         "segmentation",
-        {"segmentation.class_weights_until": 0.5},
-        ["segmentation.class_weights_until: 0.5", "weights that are not there"],
+        {"segmentation.class_weights_anneal_until": 0.5},
+        ["segmentation.class_weights_anneal_until: 0.5", "weights that are not there"],
     ),
     (
         "segmentation",
-        {"segmentation.class_weights": "computed", "segmentation.class_weights_until": 0.0},
-        ["segmentation.class_weights_until: 0.0", "0 to 1"],
+        {"segmentation.class_weights": "median_frequency", "segmentation.class_weights_anneal_until": 0.0},
+        ["segmentation.class_weights_anneal_until: 0.0", "0 to 1"],
     ),
     (
         "segmentation",
@@ -356,7 +356,7 @@ IMPOSSIBLE = [
     ),
     (
         "segmentation",
-        {"segmentation.class_weights": "computed", **ONLY_LOVASZ},
+        {"segmentation.class_weights": "median_frequency", **ONLY_LOVASZ},
         ["segmentation.class_weights: 'computed'", "without cross_entropy or focal", "use null"],
     ),
     ("segmentation", {"segmentation.label_smoothing": 1.0}, ["segmentation.label_smoothing: 1.0", "e.g. 0.1"]),
@@ -368,7 +368,7 @@ IMPOSSIBLE = [
     (
         "segmentation",
         {"segmentation.ohem": {"threshold": 0.5}, **ONLY_LOVASZ},
-        ["segmentation.ohem: {'threshold': 0.5, 'min_share': 0.2}", "without cross_entropy", "use null"],
+        ["segmentation.ohem: {'threshold': 0.5, 'min_fraction': 0.2}", "without cross_entropy", "use null"],
     ),
     ("segmentation", {"segmentation.noise": 1.5}, ["segmentation.noise: 1.5", "use 0 to 1"]),
     ("joint", {"segmentation.noise": 0.5}, ["segmentation.noise: 0.5", "task joint", "use 0.0, or task segmentation"]),
@@ -387,11 +387,15 @@ IMPOSSIBLE = [
         ["diffusion.noise.num_train_timesteps: 1", "use 2 or more"],
     ),
     ("segmentation", {"segmentation.ohem": {"threshold": 1.5}}, ["segmentation.ohem.threshold: 1.5", "use 0 to 1"]),
-    ("segmentation", {"segmentation.ohem": {"min_share": -1}}, ["segmentation.ohem.min_share: -1.0", "use 0 to 1"]),
     (
         "segmentation",
-        {"segmentation.ohem": {"threshold": 0, "min_share": 0}},
-        ["segmentation.ohem.threshold: 0.0", "min_share 0.0 keep no pixel", "0.7"],
+        {"segmentation.ohem": {"min_fraction": -1}},
+        ["segmentation.ohem.min_fraction: -1.0", "use 0 to 1"],
+    ),
+    (
+        "segmentation",
+        {"segmentation.ohem": {"threshold": 0, "min_fraction": 0}},
+        ["segmentation.ohem.threshold: 0.0", "min_fraction 0.0 keep no pixel", "0.7"],
     ),
     ("segmentation", {"segmentation.ohem.treshold": 1}, ["segmentation.ohem.treshold", "segmentation.ohem.threshold"]),
     (
@@ -401,8 +405,8 @@ IMPOSSIBLE = [
     ),
     (
         "segmentation",
-        {"training.accumulation": 5},
-        ["training.accumulation: 5", "batch_size 32", "nearest that does: 4"],
+        {"training.gradient_accumulation_steps": 5},
+        ["training.gradient_accumulation_steps: 5", "batch_size 32", "nearest that does: 4"],
     ),
     ("segmentation", {"training.optimizer.lr": 0}, ["training.optimizer.lr: 0.0", "positive number"]),
     ("segmentation", {"training.optimizer.betas": [0.9]}, ["training.optimizer.betas: [0.9]", "[0.9, 0.999]"]),
@@ -423,7 +427,7 @@ def test_impossible_combination(task, overrides: dict, parts: list[str]) -> None
 def test_files_that_are_named_must_be_there(tmp_path: Path) -> None:
     base = {"training.steps": 5, "data.name": "voc_folder", "data.root": str(tmp_path / "no")}
     assert refusal(None, base) == f"data.root: '{tmp_path}/no' does not exist; give the place of the set"
-    trunk = {"training.steps": 5, "model.encoder.family": "resnet18", "model.encoder.weights": "no.safetensors"}
+    trunk = {"training.steps": 5, "model.encoder.name": "resnet18", "model.encoder.weights": "no.safetensors"}
     assert refusal(None, trunk).startswith("model.encoder.weights: 'no.safetensors' does not exist")
 
 
@@ -481,7 +485,7 @@ def test_all_configs_are_shipped() -> None:
 
 
 def test_the_reference_is_the_published_one() -> None:
-    """Geometry, statistics, losses, optimizer and schedule; the golden learning rates at 1,464 pictures."""
+    """Geometry, statistics, losses, optimizer and schedule; the golden learning rates at 1,464 images."""
     config = next(parse(path) for path in CONFIGS if path.stem == "voc_resnet50_reference")
     given = config.training
     config.model.encoder.weights = None
@@ -491,7 +495,7 @@ def test_the_reference_is_the_published_one() -> None:
     assert unet.encoder.scale.unique().tolist() == [0.5] and unet.encoder.shift.unique().tolist() == [0.5]  # [0, 1]
     assert config.segmentation.losses == {"cross_entropy": 1.0, "dice": 1.0}
     assert (given.epochs, given.optimizer.weight_decay, given.optimizer.max_grad_norm) == (50, 0, 0)
-    assert given.optimizer.lr == given.optimizer.trunk_lr and not given.ema.enabled
+    assert given.optimizer.lr == given.optimizer.encoder_lr and not given.ema.enabled
     steps = round(50 * 1464 / given.batch_size)
     rate = LearningRate(given.schedule, steps, steps * given.batch_size / 1464)
     for epoch, value in {0: 1e-5, 1: 2.44e-5, 2: 6.76e-5, 3: 9.997e-5, 25: 5.05e-5, 48: 1e-6, 49: 1e-6}.items():

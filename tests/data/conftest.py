@@ -30,7 +30,7 @@ def save_mask(path: Path, values: np.ndarray) -> None:
 
 @pytest.fixture
 def voc_set(tmp_path: Path) -> Path:
-    """Six pictures of 40x30 with 4 classes and void: a0..a3 train, b0 and b1 val."""
+    """Six images of 40x30 with 4 classes and void: a0..a3 train, b0 and b1 val."""
     return make_voc(tmp_path / "set")
 
 

@@ -4,9 +4,9 @@ from typing import get_args, get_type_hints
 
 import torch
 
-from unetdiff import rules
-from unetdiff.data import DataConfig, collate
-from unetdiff.data.base import classes_present
+from unetdiff.config import validation as rules
+from unetdiff.data.base import classes_present, collate
+from unetdiff.data.config import DataConfig
 
 
 def test_collate_stacks_what_fits() -> None:
@@ -20,7 +20,7 @@ def test_collate_stacks_what_fits() -> None:
     assert batch["name"] == ["n0", "n1"]
 
 
-def test_collate_pads_the_classes_of_each_picture() -> None:
+def test_collate_pads_the_classes_of_each_image() -> None:
     batch = collate([{"labels": (3,), "caption": "a cat"}, {"labels": ()}, {"labels": (0, 4, 9)}][:1] * 2)
     assert batch["labels"].tolist() == [[3], [3]] and batch["caption"] == ["a cat", "a cat"]
     labels = collate([{"labels": (3,)}, {"labels": ()}, {"labels": (0, 4, 9)}])["labels"]

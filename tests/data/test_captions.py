@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.data import DataConfig, SampleKey, build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
-from unetdiff.data.config import AugmentConfig
+from unetdiff.data.config import AugmentConfig, DataConfig
+from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError
 
 Rows = list[dict[str, Any]]
@@ -24,8 +26,8 @@ def config(root: Path, **more: Any) -> DataConfig:
     return DataConfig(name="captioned_folder", root=str(root), **more)
 
 
-def make_pictures(folder: Path, count: int, first: int = 0) -> Rows:
-    """Pictures in the folder and one below it, and their rows."""
+def make_images(folder: Path, count: int, first: int = 0) -> Rows:
+    """Images in the folder and one below it, and their rows."""
     (folder / "more").mkdir(parents=True)
     rows: Rows = []
     for i in range(count):
@@ -52,8 +54,8 @@ def write(folder: Path, rows: Rows, kind: str = "jsonl") -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of one split with ten pictures."""
-    write(tmp_path / "set", make_pictures(tmp_path / "set", 10))
+    """A folder of one split with ten images."""
+    write(tmp_path / "set", make_images(tmp_path / "set", 10))
     return tmp_path / "set"
 
 
@@ -62,27 +64,27 @@ def test_reads_what_hugging_face_reads(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(hf.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     root = tmp_path / "set"
     for split, count, first in (("train", 5, 0), ("validation", 3, 100)):
-        write(root / split, make_pictures(root / split, count, first), kind)
+        write(root / split, make_images(root / split, count, first), kind)
     judge = hf.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "cache"))
     for role, split in (("train", "train"), ("val", "validation")):
-        pictures = build_dataset(config(root), role, segmentation=False)
+        images = build_dataset(config(root), role, segmentation=False)
         judged = {row["text"]: np.array(row["image"]) for row in judge[split]}
-        assert len(pictures) == len(judged) and pictures.labels == pictures.classes == []
-        for i in range(len(pictures)):
-            item = pictures[i]
+        assert len(images) == len(judged) and images.labels == images.classes == []
+        for i in range(len(images)):
+            item = images[i]
             assert set(item) == {"image", "name", "caption"}
             assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), judged[item["caption"]])
-            assert item["caption"] == pictures.caption(i) and item["name"] == pictures.names(i)
+            assert item["caption"] == images.caption(i) and item["name"] == images.names(i)
 
 
 def test_one_folder_holds_a_tenth_out(folder: Path) -> None:
     train, val = (build_dataset(config(folder), role, False) for role in ("train", "val"))
     assert (len(train), len(val)) == (9, 1)
-    captions = [pictures.caption(i) for pictures in (train, val) for i in range(len(pictures))]
+    captions = [images.caption(i) for images in (train, val) for i in range(len(images))]
     assert sorted(captions) == [f"number {i}, in words" for i in range(10)]
-    for pictures in (train, val):
-        for i in range(len(pictures)):
-            assert pictures.caption(i).split()[1] == f"{Path(pictures.names(i)).stem},"
+    for images in (train, val):
+        for i in range(len(images)):
+            assert images.caption(i).split()[1] == f"{Path(images.names(i)).stem},"
     # the same where the one folder is root/train
     folder.rename(folder.parent / "train")
     again = build_dataset(config(folder.parent), "val", False)
@@ -104,13 +106,13 @@ def test_another_column_and_space_around_captions(folder: Path) -> None:
 
 
 def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
-    good = make_pictures(folder.parent / "unused", 1)[0] | {"file_name": "1.png"}
+    good = make_images(folder.parent / "unused", 1)[0] | {"file_name": "1.png"}
     (folder.parent / "beside.png").write_bytes((folder / "1.png").read_bytes())
     (folder / "5.png").write_bytes((folder / "5.png").read_bytes()[:60])
     rows = [
         good,
         {"file_name": "ghost.png", "text": "a ghost"},
-        {"text": "no picture"},
+        {"text": "no image"},
         {"file_name": "3.png", "text": " "},
         {"file_name": "../beside.png", "text": "beside"},
         {"file_name": str(folder / "7.png"), "text": "named from the root of the disk"},
@@ -124,18 +126,18 @@ def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
     for full in (True, False):
         problems = check(config(folder), full=full, progress=False)
         assert [(p.file.removeprefix(f"{folder}/"), p.what, p.value) for p in problems[:-1]] == [
-            ("metadata.jsonl:2", "no such picture", str(folder / "ghost.png")),
+            ("metadata.jsonl:2", "no such image", str(folder / "ghost.png")),
             ("metadata.jsonl:3", "no file_name", "None"),
             ("metadata.jsonl:4", "no caption", "text is empty"),
-            ("metadata.jsonl:5", "the picture is not below the folder", "../beside.png"),
-            ("metadata.jsonl:6", "the picture is not below the folder", str(folder / "7.png")),
+            ("metadata.jsonl:5", "the image is not below the folder", "../beside.png"),
+            ("metadata.jsonl:6", "the image is not below the folder", str(folder / "7.png")),
             ("metadata.jsonl:7", "file_name more/../1.png comes again", f"first in {file}:1"),
             ("metadata.jsonl:8", "no caption", "text: 7"),
             ("metadata.jsonl:12", "the line is no JSON", problems[7].value),
             ("metadata.jsonl:13", "the line is no JSON object", "[1, 2]"),
         ]
         assert problems[-1].file == str(folder / "5.png")
-    with pytest.raises(UserError, match=r"metadata\.jsonl:2: no such picture .*\(8 more: see `unetdiff data check`\)"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl:2: no such image .*\(8 more: see `unetdiff data check`\)"):
         build_dataset(config(folder), "train", False)
 
 
@@ -149,11 +151,11 @@ def test_a_comma_without_quotes_is_a_fault_and_not_half_a_caption(folder: Path) 
     ]
 
 
-def test_a_picture_in_both_splits_is_a_fault(tmp_path: Path) -> None:
-    for split in ("train", "val"):  # the same seeds: the same pictures
-        write(tmp_path / split, make_pictures(tmp_path / split, 2))
+def test_a_image_in_both_splits_is_a_fault(tmp_path: Path) -> None:
+    for split in ("train", "val"):  # the same seeds: the same images
+        write(tmp_path / split, make_images(tmp_path / split, 2))
     problems = check(config(tmp_path), progress=False)
-    assert {p.what for p in problems} == {"the same picture is in the training split"} and len(problems) == 2
+    assert {p.what for p in problems} == {"the same image is in the training split"} and len(problems) == 2
 
 
 def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     for text, told in (
         ("", "metadata.jsonl is empty"),
         ("\xff", "cannot be read .* as UTF-8"),
-        ('{"file_name": "1.png", "text": "one"}', r"a set of 1 picture\(s\) cannot be split"),
+        ('{"file_name": "1.png", "text": "one"}', r"a set of 1 image\(s\) cannot be split"),
         ("?", "the line is no JSON"),
     ):
         (folder / "metadata.jsonl").write_text(text, encoding="latin-1")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.data import DataConfig, build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check, first_problem, require_clean
+from unetdiff.data.config import DataConfig
 from unetdiff.data.download import download_voc
 from unetdiff.data.sbd import download_sbd
 from unetdiff.errors import UserError
@@ -52,7 +53,7 @@ def test_every_fault_is_listed_with_file_value_and_remedy(voc_set: Path, make_ma
             ("a0.png", "4, 99"),
             ("a1.png", "mode RGB"),
             ("a2.png", "50% of it is 255"),
-            ("a3.png", "mask 40x20, picture 40x30"),
+            ("a3.png", "mask 40x20, image 40x30"),
             ("b0.jpg", next(p.value for p in problems if p.file.endswith("b0.jpg"))),
             ("ghost.jpg", "missing"),
             ("ghost.png", "missing"),
@@ -92,7 +93,7 @@ def test_every_fault_of_voc_and_its_trainaug_is_listed(net: Any, tmp_path: Path,
             ("SegmentationClassAug/2008_05.png", "21"),
             ("SegmentationClassAug/2008_06.png", "mode RGB"),
             ("SegmentationClassAug/2008_07.png", "25% of it is 255"),
-            ("SegmentationClass/2007_02.png", "mask 16x20, picture 20x16"),
+            ("SegmentationClass/2007_02.png", "mask 16x20, image 20x16"),
             ("JPEGImages/2007_03.jpg", next(p.value for p in problems if "truncated" in p.value)),
             ("JPEGImages/2007_04.jpg", "missing"),
             ("SegmentationClass/2007_04.png", "missing"),
@@ -113,7 +114,7 @@ def test_a_jpeg_cut_by_its_last_bytes_is_found_quickly_too(voc_set: Path) -> Non
         require_clean(config(voc_set))
 
 
-def test_pictures_taken_on_their_side_are_upright_like_their_masks(voc_set: Path) -> None:
+def test_images_taken_on_their_side_are_upright_like_their_masks(voc_set: Path) -> None:
     jpeg = voc_set / "JPEGImages" / "a0.jpg"
     upright = Image.open(jpeg).convert("RGB")
     exif = Image.Exif()
@@ -143,19 +144,19 @@ def test_a_denoiser_does_not_mind_the_masks(voc_set: Path) -> None:
     (voc_set / "SegmentationClass" / "a0.png").unlink()
     assert first_problem(config(voc_set)) is not None
     assert first_problem(config(voc_set), masks=False) is None
-    (voc_set / "JPEGImages" / "a0.jpg").write_bytes(b"no picture")
+    (voc_set / "JPEGImages" / "a0.jpg").write_bytes(b"no image")
     problem = first_problem(config(voc_set), masks=False)
-    assert problem is not None and problem.what == "not a picture"
+    assert problem is not None and problem.what == "not an image"
 
 
-def test_image_folder_truncated_and_shared_pictures(tmp_path: Path) -> None:
+def test_image_folder_truncated_and_shared_images(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("ant", "bee"):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(3):
-                picture = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-                picture.save(tmp_path / split / name / f"{i}.jpg")
+                image = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+                image.save(tmp_path / split / name / f"{i}.jpg")
     folder = DataConfig(name="image_folder", root=str(tmp_path))
     assert check(folder, progress=False) == []
     source, copy = tmp_path / "train" / "ant" / "1.jpg", tmp_path / "val" / "bee" / "2.jpg"
@@ -163,6 +164,6 @@ def test_image_folder_truncated_and_shared_pictures(tmp_path: Path) -> None:
     cut = tmp_path / "train" / "bee" / "0.jpg"
     cut.write_bytes(cut.read_bytes()[:-100])
     assert [(p.file, p.what) for p in check(folder, progress=False)] == [
-        (str(copy), "the same picture is in the training split"),
+        (str(copy), "the same image is in the training split"),
         (str(cut), "cannot be read"),
     ]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from torchvision.datasets import VOCSegmentation
 
-from unetdiff.data import DataConfig, build_dataset
 from unetdiff.data import download as module
+from unetdiff.data.build import build_dataset
+from unetdiff.data.config import DataConfig
 from unetdiff.data.download import Archive, download_voc, fetch, unpack
 from unetdiff.errors import UserError
 

@@ -13,27 +13,28 @@ import pytest
 from PIL import Image
 from torchvision import datasets as tv
 
-from unetdiff.data import DataConfig, SampleKey, build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
-from unetdiff.data.config import AugmentConfig
+from unetdiff.data.config import AugmentConfig, DataConfig
+from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError
 
 ROLES: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
-def picture(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
+def image(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def png(seed: int) -> bytes:
     buffer = io.BytesIO()
-    picture(seed).save(buffer, "PNG")
+    image(seed).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def make_captioned(path: Path, captions: list[str | None], **columns: list[str]) -> None:
-    pictures = [{"bytes": png(i), "path": None} for i in range(len(captions))]
-    rows = {"img": pictures, "words": captions, **columns}
+    images = [{"bytes": png(i), "path": None} for i in range(len(captions))]
+    rows = {"img": images, "words": captions, **columns}
     features = hf.Features({"img": hf.Image(), "words": hf.Value("string")} | {k: hf.Value("string") for k in columns})
     hf.Dataset.from_dict(rows, features=features).to_parquet(str(path))
 
@@ -64,14 +65,14 @@ def test_parquet_with_one_split_holds_a_tenth_out(tmp_path: Path) -> None:
     assert (len(train), len(val)) == (36, 4)
     assert train.labels == ["cat", "dog"]
     found = {}
-    for pictures in (train, val):
-        for i in range(len(pictures)):
-            item = pictures[i]
+    for images in (train, val):
+        for i in range(len(images)):
+            item = images[i]
             row = int(item["name"].split("/")[-1])
             found[row] = item
     assert sorted(found) == list(range(40)), "every row is in exactly one split"
     for row, item in found.items():
-        assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(picture(row)))
+        assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(image(row)))
         assert item["label"] == row % 2 and item["labels"] == (row % 2,)
     again = build_dataset(parquet(tmp_path / "train-00000-of-00001.parquet"), "val", False)
     assert [again.names(i) for i in range(4)] == [val.names(i) for i in range(4)]
@@ -85,7 +86,7 @@ def test_parquet_with_splits_of_its_own(tmp_path: Path) -> None:
     assert (len(train), len(val)) == (6, 3)
     assert train.labels == val.labels == ["cat", "dog"]
     assert [train[i]["label"] for i in range(2)] == [1, 0]
-    assert np.array_equal(val[2]["image"].permute(1, 2, 0).numpy(), np.array(picture(102)))
+    assert np.array_equal(val[2]["image"].permute(1, 2, 0).numpy(), np.array(image(102)))
 
 
 def test_parquet_faults(tmp_path: Path) -> None:
@@ -101,17 +102,17 @@ def test_parquet_faults(tmp_path: Path) -> None:
 
 
 def test_parquet_with_captions_and_with_or_without_classes(tmp_path: Path) -> None:
-    make_captioned(tmp_path / "train.parquet", [f" picture {i} " for i in range(20)])
+    make_captioned(tmp_path / "train.parquet", [f" image {i} " for i in range(20)])
     sets = [build_dataset(parquet(tmp_path, caption_column="words"), split, False) for split in ("train", "val")]
     found = {}
-    for pictures in sets:
-        assert pictures.labels == []
-        for i in range(len(pictures)):
-            item = pictures[i]
-            assert set(item) == {"image", "name", "caption"} and item["caption"] == pictures.caption(i)
-            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(picture(int(item["name"][-6:]))))
+    for images in sets:
+        assert images.labels == []
+        for i in range(len(images)):
+            item = images[i]
+            assert set(item) == {"image", "name", "caption"} and item["caption"] == images.caption(i)
+            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(image(int(item["name"][-6:]))))
             found[int(item["name"][-6:])] = item["caption"]
-    assert found == {i: f"picture {i}" for i in range(20)}
+    assert found == {i: f"image {i}" for i in range(20)}
 
     (tmp_path / "both").mkdir()
     make_captioned(tmp_path / "both" / "train.parquet", ["a", "b"], label=["dog", "cat"])
@@ -146,7 +147,7 @@ def make_folder(root: Path, splits: tuple[str, ...]) -> None:
         for c, name in enumerate(("bee", "ant")):
             (root / split / name).mkdir(parents=True)
             for i in range(10):
-                picture(100 * s + 10 * c + i, (12 + i, 10)).save(root / split / name / f"{i}.png")
+                image(100 * s + 10 * c + i, (12 + i, 10)).save(root / split / name / f"{i}.png")
 
 
 def test_image_folder_with_and_without_splits(tmp_path: Path) -> None:
@@ -164,7 +165,7 @@ def test_image_folder_with_and_without_splits(tmp_path: Path) -> None:
     both = [
         build_dataset(DataConfig(name="image_folder", root=str(tmp_path / "one")), s, False) for s in ("train", "val")
     ]
-    names = [{pictures.names(i) for i in range(len(pictures))} for pictures in both]
+    names = [{images.names(i) for i in range(len(images))} for images in both]
     assert [len(n) for n in names] == [18, 2] and not names[0] & names[1]
     item = both[1][0]
     judged = np.array(Image.open(item["name"]).convert("RGB"))
@@ -175,7 +176,7 @@ def test_image_folder_faults(tmp_path: Path) -> None:
     make_folder(tmp_path, ("train", "val"))
     config = DataConfig(name="image_folder", root=str(tmp_path))
     (tmp_path / "val" / "wasp").mkdir()
-    picture(0).save(tmp_path / "val" / "wasp" / "0.png")
+    image(0).save(tmp_path / "val" / "wasp" / "0.png")
     with pytest.raises(UserError, match="wasp"):
         build_dataset(config, "val", False)
     with pytest.raises(UserError, match="no such folder"):
@@ -189,18 +190,18 @@ def test_image_folder_without_classes_is_one_class(tmp_path: Path) -> None:
     for folder, count in (("kites", 20), ("split/train", 3), ("split/valid", 2)):
         (tmp_path / folder).mkdir(parents=True)
         for i in range(count):
-            picture(i).save(tmp_path / folder / f"{i}.png")
+            image(i).save(tmp_path / folder / f"{i}.png")
     for root, sizes in (("kites", [18, 2]), ("split", [3, 2])):
         sets = [build_dataset(DataConfig(name="image_folder", root=str(tmp_path / root)), s, False) for s in ROLES]
-        assert [len(pictures) for pictures in sets] == sizes
-        assert [pictures.labels for pictures in sets] == [[root], [root]]
+        assert [len(images) for images in sets] == sizes
+        assert [images.labels for images in sets] == [[root], [root]]
         assert {sets[0][i]["label"] for i in range(len(sets[0]))} == {0}
 
 
 def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
     make_folder(tmp_path, ("testing", "training"))
     config = DataConfig(name="image_folder", root=str(tmp_path))
-    with pytest.raises(UserError, match=r"testing, training hold folders and no pictures.*data.train_split"):
+    with pytest.raises(UserError, match=r"testing, training hold folders and no images.*data.train_split"):
         build_dataset(config, "train", False)
     named = DataConfig(name="image_folder", root=str(tmp_path), train_split="training", val_split="testing")
     assert build_dataset(named, "val", False).labels == ["ant", "bee"]
@@ -209,7 +210,7 @@ def test_folders_of_splits_are_not_taken_for_classes(tmp_path: Path) -> None:
     assert build_dataset(config, "train", False).labels == ["testing", "training"]
 
 
-def test_kept_pictures_are_augmented_anew_and_not_written_to(tmp_path: Path) -> None:
+def test_kept_images_are_augmented_anew_and_not_written_to(tmp_path: Path) -> None:
     make_folder(tmp_path, ("train", "val"))
     config = DataConfig(name="image_folder", root=str(tmp_path), size=[8, 8], augment=AugmentConfig(flip=True))
     train = build_dataset(config, "train", False)

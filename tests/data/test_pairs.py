@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from unetdiff.data import ScenePairs, Scenes, ScenesConfig, prompts
+from unetdiff.data.config import ScenesConfig
+from unetdiff.data.pairs import ScenePairs
+from unetdiff.data.prompt import prompts
+from unetdiff.data.scenes import Scenes
 from unetdiff.errors import UserError
 
-CONFIG = ScenesConfig(train_pictures=400, val_pictures=50, colors=3, held_out_pairs=["blue 3", "red 0"])
+CONFIG = ScenesConfig(train_images=400, val_images=50, colors=3, held_out_pairs=["blue 3", "red 0"])
 
 
 def test_the_label_is_the_prompt_and_held_out_pairings_are_there() -> None:
-    pairs, plain = ScenePairs("train", CONFIG), Scenes("train", ScenesConfig(train_pictures=400, colors=3))
+    pairs, plain = ScenePairs("train", CONFIG), Scenes("train", ScenesConfig(train_images=400, colors=3))
     asked = prompts(CONFIG)
     assert len(pairs) == 400 and pairs.labels == [prompt.caption for prompt in asked] and len(pairs.labels) == 30
     seen = set()

@@ -5,14 +5,15 @@ from collections import Counter
 import pytest
 from torch.utils.data import DataLoader
 
-from unetdiff.data import Scenes, ScenesConfig, collate
-from unetdiff.data.config import AugmentConfig
+from unetdiff.data.base import collate
+from unetdiff.data.config import AugmentConfig, ScenesConfig
 from unetdiff.data.sampling import EvalSampler, StepSampler
+from unetdiff.data.scenes import Scenes
 from unetdiff.errors import UserError
 
 
-def test_every_picture_once_an_epoch_across_its_border() -> None:
-    # 10 pictures, batches of 4: epochs end in mid-batch; 15 steps are exactly 6 epochs.
+def test_every_image_once_an_epoch_across_its_border() -> None:
+    # 10 images, batches of 4: epochs end in mid-batch; 15 steps are exactly 6 epochs.
     keys = [key for batch in StepSampler(10, 4, seed=3, stop=15) for key in batch]
     assert len(keys) == 60
     orders = [[key.index for key in keys[e * 10 : e * 10 + 10]] for e in range(6)]
@@ -56,7 +57,7 @@ def test_strong_ends_at_its_step() -> None:
 def test_indivisible_batch_is_refused_with_the_right_size() -> None:
     with pytest.raises(UserError, match=r"batch_size=10.*use e\.g\. 8"):
         StepSampler(10, 10, seed=0, stop=1, world_size=2, parts=2)
-    with pytest.raises(UserError, match="no picture"):
+    with pytest.raises(UserError, match="no image"):
         StepSampler(0, 10, seed=0, stop=1)
 
 
@@ -70,7 +71,7 @@ def test_evaluation_takes_every_sample_once(length: int, world: int) -> None:
 
 
 def test_workers_give_the_same_batches_as_none() -> None:
-    scenes = Scenes("train", ScenesConfig(train_pictures=20), augment=AugmentConfig(flip=True, color=0.5))
+    scenes = Scenes("train", ScenesConfig(train_images=20), augment=AugmentConfig(flip=True, color=0.5))
     streams = []
     for workers in (0, 2):
         sampler = StepSampler(len(scenes), 4, seed=2, stop=6)

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import SBDataset, VOCSegmentation
 
-from unetdiff.data import DataConfig, build_dataset
 from unetdiff.data import sbd as module
+from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
+from unetdiff.data.config import DataConfig
 from unetdiff.data.download import download_voc
 from unetdiff.data.sbd import download_sbd, read_mat, trainaug
 from unetdiff.data.voc import voc_colormap
@@ -107,9 +108,9 @@ def test_a_mask_that_got_lost_is_written_again(root: Path) -> None:
     (lost,) = check(config(root), progress=False)
     assert lost.file == str(mask) and lost.value == "missing"
     assert f"unetdiff data download sbd --root {root}" in lost.suggestion
-    mask.write_bytes(b"no picture")
+    mask.write_bytes(b"no image")
     (damaged,) = check(config(root), progress=False)
-    assert damaged.what == "not a picture" and damaged.suggestion.startswith("delete it and run `unetdiff data")
+    assert damaged.what == "not an image" and damaged.suggestion.startswith("delete it and run `unetdiff data")
     mask.unlink()
     download_sbd(root, progress=False)
     assert np.array_equal(np.array(Image.open(mask)), values)
@@ -140,11 +141,11 @@ def test_a_damaged_mat_file_is_named(net: Any, root: Path, make_mat: SaveMat) ->
     assert len(download_sbd(root, progress=False).read_text().split()) == 5
 
 
-def test_an_id_without_a_picture_is_named_before_anything_is_written(root: Path) -> None:
+def test_an_id_without_a_image_is_named_before_anything_is_written(root: Path) -> None:
     voc = root / "VOCdevkit" / "VOC2012"
     (voc / "JPEGImages" / "2008_06.jpg").unlink()
     with pytest.raises(
-        UserError, match=rf"2008_06\.jpg: 1 picture.*; move {voc} away and run `unetdiff data download voc"
+        UserError, match=rf"2008_06\.jpg: 1 image.*; move {voc} away and run `unetdiff data download voc"
     ):
         download_sbd(root, progress=False)
     assert not (voc / "SegmentationClassAug").exists()

@@ -14,7 +14,7 @@ from unetdiff.errors import UserError
 
 @pytest.fixture(scope="module")
 def scenes() -> Scenes:
-    return Scenes("train", ScenesConfig(train_pictures=600))
+    return Scenes("train", ScenesConfig(train_images=600))
 
 
 def test_no_digit_image_is_in_both_splits() -> None:
@@ -31,13 +31,13 @@ def test_no_digit_image_is_in_both_splits() -> None:
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone(scenes: Scenes) -> None:
-    smaller = Scenes("train", ScenesConfig(train_pictures=37))
+    smaller = Scenes("train", ScenesConfig(train_images=37))
     assert smaller.images.equal(scenes.images[:37]) and smaller.masks.equal(scenes.masks[:37])
     assert [smaller.caption(i) for i in range(37)] == [scenes.caption(i) for i in range(37)]
-    larger = Scenes("train", ScenesConfig(train_pictures=1010))  # more than one chunk
+    larger = Scenes("train", ScenesConfig(train_images=1010))  # more than one chunk
     assert larger.images[:600].equal(scenes.images)
-    assert not Scenes("train", ScenesConfig(train_pictures=37, seed=1)).images.equal(smaller.images)
-    assert not Scenes("val", ScenesConfig(val_pictures=37)).images.equal(smaller.images)
+    assert not Scenes("train", ScenesConfig(train_images=37, seed=1)).images.equal(smaller.images)
+    assert not Scenes("val", ScenesConfig(val_images=37)).images.equal(smaller.images)
 
 
 def test_item_holds_what_the_contract_says(scenes: Scenes) -> None:
@@ -59,7 +59,7 @@ def test_classes_and_colours_are_balanced(scenes: Scenes) -> None:
     assert np.bincount(scenes.colors[:, 0], minlength=6).min() > 70
 
 
-def test_mask_and_picture_agree(scenes: Scenes) -> None:
+def test_mask_and_image_agree(scenes: Scenes) -> None:
     """A pixel of the mask has nearly the digit's colour, one well outside has not."""
     images, inside = scenes.images.float(), scenes.masks > 0
     core = ~torch.nn.functional.max_pool2d((~inside).float()[:, None], 3, 1, 1)[:, 0].bool()
@@ -87,7 +87,7 @@ def test_the_named_colour_is_the_one_painted(scenes: Scenes) -> None:
         assert int((reference @ (ink / ink.norm())).argmax()) == scenes.colors[i, 0], scenes.caption(i)
 
 
-def test_digits_lie_within_the_picture(scenes: Scenes) -> None:
+def test_digits_lie_within_the_image(scenes: Scenes) -> None:
     """At most a sliver of a digit is cut by the border: the enlarged ink is about that of its source."""
     border = torch.ones(32, 32, dtype=torch.bool)
     border[1:-1, 1:-1] = False
@@ -96,7 +96,7 @@ def test_digits_lie_within_the_picture(scenes: Scenes) -> None:
 
 
 def test_several_digits() -> None:
-    scenes = Scenes("train", ScenesConfig(train_pictures=100, digits=3))
+    scenes = Scenes("train", ScenesConfig(train_images=100, digits=3))
     for i in range(100):
         item = scenes[i]
         values = set(item["mask"].unique().tolist()) - {0}
@@ -112,12 +112,12 @@ def test_several_digits() -> None:
             if (scenes.digits[i] == digit).sum() == 1:
                 assert (item["mask"] == digit + 1).sum() > 12
         assert item["label"] == scenes.digits[i, 0]
-    Scenes("train", ScenesConfig(train_pictures=3, digits=9))
+    Scenes("train", ScenesConfig(train_images=3, digits=9))
 
 
 def test_the_digit_that_gives_the_label_is_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LAYOUT", {2: (24.0, 28.0, 1)})  # both in the one cell: they overlap
-    scenes = Scenes("train", ScenesConfig(train_pictures=100, digits=2))
+    scenes = Scenes("train", ScenesConfig(train_images=100, digits=2))
     first, second = (
         sum(int((scenes.masks[i] == scenes.digits[i, d] + 1).sum()) for i in range(100) if np.ptp(scenes.digits[i]))
         for d in (0, 1)
@@ -127,7 +127,7 @@ def test_the_digit_that_gives_the_label_is_on_top(monkeypatch: pytest.MonkeyPatc
 
 def test_clutter_is_the_texture_s_contrast() -> None:
     def contrast(clutter: float) -> float:
-        scenes = Scenes("train", ScenesConfig(train_pictures=100, clutter=clutter))
+        scenes = Scenes("train", ScenesConfig(train_images=100, clutter=clutter))
         ground = [
             image.float()[:, mask == 0].std(dim=1).mean()
             for image, mask in zip(scenes.images, scenes.masks, strict=True)
@@ -140,12 +140,12 @@ def test_clutter_is_the_texture_s_contrast() -> None:
 
 
 def test_without_segmentation_there_is_no_mask() -> None:
-    scenes = Scenes("val", ScenesConfig(val_pictures=4), segmentation=False)
+    scenes = Scenes("val", ScenesConfig(val_images=4), segmentation=False)
     assert "mask" not in scenes[0] and scenes.classes == [] and scenes.palette.shape == (0, 3)
 
 
 def test_augmentation_by_key(scenes: Scenes) -> None:
-    flipped = Scenes("train", ScenesConfig(train_pictures=4), augment=AugmentConfig(flip=True))
+    flipped = Scenes("train", ScenesConfig(train_images=4), augment=AugmentConfig(flip=True))
     seen = {flipped[SampleKey(2, seed, True)]["image"].numpy().tobytes() for seed in range(20)}
     assert len(seen) == 2
     assert flipped[2]["image"].equal(scenes.images[2])
@@ -156,7 +156,7 @@ def test_augmentation_by_key(scenes: Scenes) -> None:
     [
         (ScenesConfig(digits=0), "digits=0"),
         (ScenesConfig(clutter=2), "clutter=2"),
-        (ScenesConfig(train_pictures=0), "train_pictures=0"),
+        (ScenesConfig(train_images=0), "train_images=0"),
     ],
 )
 def test_impossible_scenes_are_refused(config: ScenesConfig, key: str) -> None:
@@ -166,7 +166,7 @@ def test_impossible_scenes_are_refused(config: ScenesConfig, key: str) -> None:
 
 def test_spread_of_zero_puts_every_digit_in_the_middle_at_full_size() -> None:
     def boxes(spread: float) -> torch.Tensor:
-        masks = Scenes("train", ScenesConfig(train_pictures=200, spread=spread)).masks > 0
+        masks = Scenes("train", ScenesConfig(train_images=200, spread=spread)).masks > 0
         rows = masks.any(dim=2).float()
         first, height = rows.argmax(dim=1).float(), rows.sum(dim=1)
         return torch.stack([first + height / 2, height], dim=1)  # middle and height of the ink, (200, 2)
@@ -175,17 +175,17 @@ def test_spread_of_zero_puts_every_digit_in_the_middle_at_full_size() -> None:
     assert calm[:, 1].min() > 20 and free[:, 1].min() < 18
     assert calm.std(dim=0)[0] < 1.5 < 2.5 < free.std(dim=0)[0]
     assert torch.equal(
-        Scenes("val", ScenesConfig(val_pictures=5)).images,
-        Scenes("val", ScenesConfig(val_pictures=5, spread=1.0)).images,
+        Scenes("val", ScenesConfig(val_images=5)).images,
+        Scenes("val", ScenesConfig(val_images=5, spread=1.0)).images,
     )
 
 
 def test_fewer_colors_are_the_first_ones() -> None:
-    few = Scenes("train", ScenesConfig(train_pictures=100, colors=2))
+    few = Scenes("train", ScenesConfig(train_images=100, colors=2))
     assert set(few.colors[:, 0].tolist()) == {0, 1}
     for colors in (0, len(COLORS) + 1):
         with pytest.raises(UserError, match=f"data.scenes.colors={colors}"):
-            Scenes("train", ScenesConfig(train_pictures=1, colors=colors))
+            Scenes("train", ScenesConfig(train_images=1, colors=colors))
 
 
 def paired(scenes: Scenes) -> set[tuple[int, int]]:
@@ -193,7 +193,7 @@ def paired(scenes: Scenes) -> set[tuple[int, int]]:
 
 
 def test_held_out_pairs_are_in_validation_alone() -> None:
-    config = ScenesConfig(train_pictures=700, val_pictures=400, held_out_pairs=["blue 3", "red seven"])
+    config = ScenesConfig(train_images=700, val_images=400, held_out_pairs=["blue 3", "red seven"])
     train, val = Scenes("train", config), Scenes("val", config)
     everything = {(digit, color) for digit in range(10) for color in range(6)}
     assert everything - paired(train) == {(3, 2), (7, 0)}
@@ -203,32 +203,32 @@ def test_held_out_pairs_are_in_validation_alone() -> None:
         == ["a blue three", "a red seven"]
         == [p.caption for p in val.prompts() if p.held_out]
     )
-    plain = Scenes("train", ScenesConfig(train_pictures=700))
-    assert val.images[:60].equal(Scenes("val", ScenesConfig(val_pictures=60)).images)
-    # nothing else has changed: the digits stay, and the scenes of other pairings are the same pictures
+    plain = Scenes("train", ScenesConfig(train_images=700))
+    assert val.images[:60].equal(Scenes("val", ScenesConfig(val_images=60)).images)
+    # nothing else has changed: the digits stay, and the scenes of other pairings are the same images
     assert np.array_equal(train.digits, plain.digits)
     kept = [i for i in range(700) if (plain.digits[i, 0], plain.colors[i, 0]) not in {(3, 2), (7, 0)}]
     assert len(kept) < 700 and train.images[kept].equal(plain.images[kept])
     threes = train.colors[train.digits[:, 0] == 3, 0]
     assert np.bincount(threes, minlength=6)[[0, 1, 3, 4, 5]].min() > 5, "their colours are the others in equal shares"
-    smaller = Scenes("train", ScenesConfig(train_pictures=90, held_out_pairs=config.held_out_pairs))
+    smaller = Scenes("train", ScenesConfig(train_images=90, held_out_pairs=config.held_out_pairs))
     assert smaller.images.equal(train.images[:90])
 
 
 def test_held_out_pairs_among_several_digits() -> None:
-    few = Scenes("train", ScenesConfig(train_pictures=300, digits=3, held_out_pairs=[f"blue {d}" for d in range(5)]))
+    few = Scenes("train", ScenesConfig(train_images=300, digits=3, held_out_pairs=[f"blue {d}" for d in range(5)]))
     assert not paired(few) & {(digit, 2) for digit in range(5)} and (5, 2) in paired(few)
     assert all(len(set(row)) == 3 for row in few.colors.tolist()), "colours still differ within a scene"
     # two threes may have to share the one colour that is left to them
-    tight = Scenes("train", ScenesConfig(train_pictures=300, digits=2, colors=2, held_out_pairs=["red 3"]))
+    tight = Scenes("train", ScenesConfig(train_images=300, digits=2, colors=2, held_out_pairs=["red 3"]))
     both = (tight.digits == 3).all(axis=1)
     assert both.any() and (tight.colors[both] == 1).all() and (3, 0) not in paired(tight)
     with pytest.raises(UserError, match="held_out_pairs"):
-        Scenes("val", ScenesConfig(val_pictures=1, held_out_pairs=["pink 3"]))
+        Scenes("val", ScenesConfig(val_images=1, held_out_pairs=["pink 3"]))
 
 
-def test_a_layout_is_resized_with_the_picture() -> None:
-    config = ScenesConfig(val_pictures=3, train_pictures=3, digits=2)
+def test_a_layout_is_resized_with_the_image() -> None:
+    config = ScenesConfig(val_images=3, train_images=3, digits=2)
     plain = Scenes("val", config, size=[16, 16])
     layout = Scenes("val", config, size=[16, 16], segmentation=False, layout=True)
     assert plain[0]["mask"].shape == (32, 32) and layout[0]["mask"].shape == (16, 16)

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.data import DataConfig, PictureDataset, Scenes, ScenesConfig, build_dataset
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.build import build_dataset
+from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.data.issues import BadFile
+from unetdiff.data.scenes import Scenes
 from unetdiff.data.stats import SplitCounts, class_weights, count, inverse_log, median_frequency
 from unetdiff.errors import UserError
 
 SaveMask = Callable[[Path, np.ndarray], None]
 
 
-def train_split(root: Path) -> PictureDataset:
+def train_split(root: Path) -> ImageDataset:
     return build_dataset(DataConfig(name="voc_folder", root=str(root)), "train", segmentation=True)
 
 
@@ -41,23 +44,23 @@ def bands(voc_set: Path, make_mask: SaveMask) -> Path:
 def test_counts_by_hand(bands: Path) -> None:
     counts = count(train_split(bands), progress=False)
     assert counts.pixels.tolist() == [800 + 1200 + 200, 200, 400, 0]
-    assert counts.pictures.tolist() == [3, 1, 1, 0]
+    assert counts.images.tolist() == [3, 1, 1, 0]
     assert counts.context.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # void is in no context
     assert counts.void == 200 + 1200
     assert counts.void_share == 1400 / 4200
     assert counts.sizes == {(30, 40): 3, (30, 20): 1}
-    assert counts.pixels.dtype == counts.pictures.dtype == counts.context.dtype == np.int64
+    assert counts.pixels.dtype == counts.images.dtype == counts.context.dtype == np.int64
 
 
 def test_an_ignored_class_is_void(bands: Path) -> None:
     counts = count(train_split(bands), ignore_index=0, progress=False)
     assert counts.pixels.tolist() == [0, 200, 400, 0]
-    assert counts.pictures.tolist() == [0, 1, 1, 0]
+    assert counts.images.tolist() == [0, 1, 1, 0]
     assert counts.context.tolist() == [0, 200, 400, 0]
     assert counts.void == 4200 - 600
 
 
-def test_pictures_stay_unread_and_a_bad_mask_is_named(bands: Path, make_mask: SaveMask) -> None:
+def test_images_stay_unread_and_a_bad_mask_is_named(bands: Path, make_mask: SaveMask) -> None:
     (bands / "JPEGImages" / "a1.jpg").unlink()
     assert count(train_split(bands), progress=False).sizes.total() == 4
     write(bands, make_mask, "a2", {9: 30})
@@ -69,11 +72,11 @@ def test_pictures_stay_unread_and_a_bad_mask_is_named(bands: Path, make_mask: Sa
 
 
 def test_any_set_with_masks_can_be_counted() -> None:
-    scenes = Scenes("train", ScenesConfig(train_pictures=30))
+    scenes = Scenes("train", ScenesConfig(train_images=30))
     counts = count(scenes, progress=False)
     assert counts.pixels.tolist() == np.bincount(scenes.masks.flatten(), minlength=11).tolist()
     assert counts.sizes == {(32, 32): 30}
-    assert counts.pictures[0] == 30 and counts.pictures[1:].sum() == 30
+    assert counts.images[0] == 30 and counts.images[1:].sum() == 30
 
 
 def test_median_frequency_by_hand(bands: Path) -> None:
@@ -82,7 +85,7 @@ def test_median_frequency_by_hand(bands: Path) -> None:
     expected = [(2 / 3) / (2200 / 2800), (2 / 3) / 0.2, 1.0, 0.0]
     assert median_frequency(counts.pixels, counts.context).tolist() == pytest.approx(expected)
     assert median_frequency(counts.pixels, counts.context, most=2.0).tolist()[1] == 2.0
-    assert class_weights("computed", counts) == [0.8485, 3.333, 1.0, 0.0]
+    assert class_weights("median_frequency", counts) == [0.8485, 3.333, 1.0, 0.0]
 
 
 def test_a_rare_class_is_capped() -> None:
@@ -95,10 +98,10 @@ def test_inverse_log_is_enets() -> None:
     expected = [1 / math.log(1.62), 1 / math.log(1.42), 0.0, 0.0]
     assert inverse_log(pixels).tolist() == pytest.approx(expected)
     assert inverse_log(np.array([10**12, 1])).max() == pytest.approx(50.498, abs=1e-3)  # the paper: within 1 and 50
-    assert class_weights("computed_log", SplitCounts(pixels, pixels, pixels)) == [2.073, 2.852, 0.0, 0.0]
+    assert class_weights("inverse_log", SplitCounts(pixels, pixels, pixels)) == [2.073, 2.852, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("method", ["computed", "computed_log"])
+@pytest.mark.parametrize("method", ["median_frequency", "inverse_log"])
 def test_a_split_of_void_alone_has_no_weights(method: str) -> None:
     nothing = np.zeros(3, np.int64)
     with pytest.raises(UserError, match=f"'{method}', but the training split has no pixel of any class"):
@@ -106,5 +109,5 @@ def test_a_split_of_void_alone_has_no_weights(method: str) -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UserError, match="'computd' is no method; use one of computed, computed_log"):
+    with pytest.raises(UserError, match="'computd' is no method; use one of computed, inverse_log"):
         class_weights("computd", SplitCounts(*np.ones((3, 2), np.int64)))

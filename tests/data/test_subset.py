@@ -1,4 +1,4 @@
-"""A share of the training pictures."""
+"""A share of the training images."""
 
 from __future__ import annotations
 
@@ -7,24 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetdiff.data import (
-    DataConfig,
-    Part,
-    SampleKey,
-    ScenesConfig,
-    build_dataset,
-    pictures_of_share,
-    share_indices,
-)
+from unetdiff.data.build import build_dataset
 from unetdiff.data.caption_stats import captions_of
 from unetdiff.data.check import check
-from unetdiff.data.config import AugmentConfig
+from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
+from unetdiff.data.sampling import SampleKey
+from unetdiff.data.subset import Subset, images_of_share, share_indices
 from unetdiff.reports.dataset_groups import open_set
 from unetdiff.reports.runs import Run
 
 
 def scenes(share: float, seed: int = 0, **more: object) -> DataConfig:
-    return DataConfig(share=share, share_seed=seed, scenes=ScenesConfig(train_pictures=60, val_pictures=8), **more)
+    return DataConfig(share=share, train_fraction_seed=seed, scenes=ScenesConfig(train_images=60, val_images=8), **more)
 
 
 def test_a_larger_share_has_all_of_a_smaller_one() -> None:
@@ -32,10 +26,10 @@ def test_a_larger_share_has_all_of_a_smaller_one() -> None:
     parts = [set(share_indices(701, share, seed=3)) for share in shares]
     assert [len(part) for part in parts] == [1, 7, 35, 140, 350, 701]
     assert all(small < large for small, large in zip(parts, parts[1:], strict=False))
-    assert pictures_of_share(1, 0.01) == 1 and pictures_of_share(10, 0.25) == 2
+    assert images_of_share(1, 0.01) == 1 and images_of_share(10, 0.25) == 2
 
 
-def test_another_seed_is_another_share_and_every_picture_is_as_likely() -> None:
+def test_another_seed_is_another_share_and_every_image_is_as_likely() -> None:
     assert share_indices(100, 0.2, 0) == share_indices(100, 0.2, 0) == sorted(share_indices(100, 0.2, 0))
     assert share_indices(100, 0.2, 0) != share_indices(100, 0.2, 1)
     seen = torch.zeros(20)
@@ -48,7 +42,7 @@ def test_another_seed_is_another_share_and_every_picture_is_as_likely() -> None:
 def test_the_training_split_alone_is_cut_and_its_items_are_the_whole_sets() -> None:
     config = scenes(0.2, augment=AugmentConfig(flip=True))
     part, whole = build_dataset(config, "train", True), build_dataset(scenes(1.0), "train", True)
-    assert isinstance(part, Part) and len(part) == 12 and len(build_dataset(config, "val", True)) == 8
+    assert isinstance(part, Subset) and len(part) == 12 and len(build_dataset(config, "val", True)) == 8
     assert (part.classes, part.labels) == (whole.classes, whole.labels)
     assert [part.names(i) for i in range(12)] == [whole.names(i) for i in share_indices(60, 0.2, 0)]
     for place, index in enumerate(share_indices(60, 0.2, 0)):
@@ -58,7 +52,7 @@ def test_the_training_split_alone_is_cut_and_its_items_are_the_whole_sets() -> N
         part[12]
     augmented = build_dataset(scenes(1.0, augment=AugmentConfig(flip=True)), "train", True)
     last = share_indices(60, 0.2, 0)[-1]
-    for seed in range(4):  # mirrored or not, as the whole set's picture is with that key
+    for seed in range(4):  # mirrored or not, as the whole set's image is with that key
         ours, theirs = part[SampleKey(11, seed, True)], augmented[SampleKey(last, seed, True)]
         assert torch.equal(ours["image"], theirs["image"]) and torch.equal(ours["mask"], theirs["mask"])
 
@@ -67,9 +61,9 @@ def test_a_folder_in_vocs_layout(voc_set: Path) -> None:
     config = DataConfig(name="voc_folder", root=str(voc_set), size=[16, 16], share=0.5)
     part = build_dataset(config, "train", segmentation=True)
     assert len(part) == 2 and part[0]["mask"].shape == (30, 40)
-    (voc_set / "SegmentationClass" / "a0.png").write_bytes(b"no picture")
-    (voc_set / "SegmentationClass" / "a1.png").write_bytes(b"no picture")
-    (voc_set / "SegmentationClass" / "a2.png").write_bytes(b"no picture")
+    (voc_set / "SegmentationClass" / "a0.png").write_bytes(b"no image")
+    (voc_set / "SegmentationClass" / "a1.png").write_bytes(b"no image")
+    (voc_set / "SegmentationClass" / "a2.png").write_bytes(b"no image")
     assert len(check(config, progress=False)) == 3, "the whole set is checked"
 
 
@@ -77,6 +71,6 @@ def test_captions_are_counted_of_the_share_and_judges_see_the_whole() -> None:
     captions = captions_of(scenes(0.2), "train")
     whole = build_dataset(scenes(1.0), "train", segmentation=False)
     assert captions == [whole.caption(i) for i in share_indices(60, 0.2, 0)]
-    data = {"name": "scenes", "share": 0.2, "scenes": {"train_pictures": 60, "val_pictures": 8}}
+    data = {"name": "scenes", "share": 0.2, "scenes": {"train_images": 60, "val_images": 8}}
     run = Run("run", Path("run"), "diffusion", {"task": "diffusion", "data": data})
     assert len(open_set(run, "train")) == 60

@@ -22,7 +22,7 @@ EVERYTHING = AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[24, 24], color=0.4
 
 
 def coded(height: int = 30, width: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture whose red channel says its mask: class i where red is 60 * i, in blocks of 10 pixels."""
+    """A photo whose red channel says its mask: class i where red is 60 * i, in blocks of 10 pixels."""
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(0, 4, (height // 10, width // 10), generator=generator)
     mask = blocks.repeat_interleave(10, 0).repeat_interleave(10, 1).to(torch.uint8)
@@ -39,7 +39,7 @@ def test_ranges_are_inverse_and_end_at_one() -> None:
     assert to_uint8(torch.tensor([0.0], dtype=torch.bfloat16)).tolist() == [128]
 
 
-def test_same_seed_same_picture_and_global_generators_untouched() -> None:
+def test_same_seed_same_image_and_global_generators_untouched() -> None:
     transform = TrainTransform(None, EVERYTHING)
     image, mask = coded()
     torch.manual_seed(11)
@@ -54,59 +54,59 @@ def test_same_seed_same_picture_and_global_generators_untouched() -> None:
 
 
 def test_augmenting_does_not_seed_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(seed: int) -> None:
+    def config_error(seed: int) -> None:
         raise AssertionError("the accelerator's generator was seeded")
 
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", config_error)
     TrainTransform(None, EVERYTHING)(*coded(), 5, True)
 
 
-def test_picture_and_mask_stay_together() -> None:
+def test_image_and_mask_stay_together() -> None:
     """Through scale, crop and flip the red channel keeps saying what the mask says (blocks' borders apart)."""
     image, mask = coded()
     transform = TrainTransform(None, AugmentConfig(flip=True, scale=[0.5, 2.0], crop=[24, 24]))
     agree, flipped = [], set()
     for seed in range(40):
-        picture, target = transform(image, mask, seed, True)
-        assert picture.shape == (3, 24, 24) and target.shape == (24, 24)
+        photo, target = transform(image, mask, seed, True)
+        assert photo.shape == (3, 24, 24) and target.shape == (24, 24)
         assert set(target.unique().tolist()) <= {0, 1, 2, 3, 255}
         inside = target != 255
-        agree.append(((picture[0].float() / 60).round() == target)[inside].float().mean())
+        agree.append(((photo[0].float() / 60).round() == target)[inside].float().mean())
         flipped.add(bool(inside.any()))
     assert torch.stack(agree).mean() > 0.9
 
 
-def test_crop_beyond_the_picture_is_mean_colour_and_void() -> None:
+def test_crop_beyond_the_image_is_mean_colour_and_void() -> None:
     image, mask = coded()
     transform = TrainTransform(None, AugmentConfig(crop=[50, 60]))
     places = set()
     for seed in range(20):
-        picture, target = transform(image, mask, seed, True)
+        photo, target = transform(image, mask, seed, True)
         rows, columns = torch.nonzero(target != 255, as_tuple=True)
         top, left = int(rows.min()), int(columns.min())
         places.add((top, left))
-        assert picture[:, top : top + 30, left : left + 40].equal(image)
+        assert photo[:, top : top + 30, left : left + 40].equal(image)
         assert target[top : top + 30, left : left + 40].equal(mask)
-        outside = picture[:, target == 255]
+        outside = photo[:, target == 255]
         assert (target == 255).sum() == 50 * 60 - 30 * 40
         mean = image.float().mean(dim=(1, 2)).round()
         assert (outside == mean[:, None]).all()
     assert len(places) > 10
 
 
-def test_random_crop_takes_windows_of_the_picture() -> None:
+def test_random_crop_takes_windows_of_the_image() -> None:
     image, mask = coded()
     transform = TrainTransform(None, AugmentConfig(crop=[20, 24]))
     windows = set()
     for seed in range(200):
-        picture, target = transform(image, mask, seed, True)
+        photo, target = transform(image, mask, seed, True)
         found = [
             (top, left)
             for top in range(11)
             for left in range(17)
             if mask[top : top + 20, left : left + 24].equal(target)
         ]
-        assert found and any(image[:, t : t + 20, x : x + 24].equal(picture) for t, x in found)
+        assert found and any(image[:, t : t + 20, x : x + 24].equal(photo) for t, x in found)
         windows.update(found)
     assert {0, 10} <= {t for t, _ in windows} and {0, 16} <= {x for _, x in windows}
 
@@ -120,14 +120,14 @@ def test_strong_off_drops_scale_and_colour_but_not_crop_and_flip() -> None:
     assert len({weak(image, mask, seed, False)[0].numpy().tobytes() for seed in range(10)}) > 3
 
 
-def test_flip_mirrors_half_of_the_pictures() -> None:
+def test_flip_mirrors_half_of_the_images() -> None:
     image, mask = coded()
     transform = TrainTransform(None, AugmentConfig(flip=True))
     mirrored = 0
     for seed in range(100):
-        picture, target = transform(image, mask, seed, True)
-        is_mirrored = picture.equal(image.flip(-1))
-        assert is_mirrored or picture.equal(image)
+        photo, target = transform(image, mask, seed, True)
+        is_mirrored = photo.equal(image.flip(-1))
+        assert is_mirrored or photo.equal(image)
         assert target.equal(mask.flip(-1) if is_mirrored else mask)
         mirrored += is_mirrored
     assert 30 < mirrored < 70
@@ -136,17 +136,17 @@ def test_flip_mirrors_half_of_the_pictures() -> None:
 def test_an_int_is_never_augmented() -> None:
     image, mask = coded()
     transform = Transform(None, EVERYTHING)
-    picture, target = transform(image, mask, 0)
-    assert picture.equal(image) and target is not None and target.equal(mask)
+    photo, target = transform(image, mask, 0)
+    assert photo.equal(image) and target is not None and target.equal(mask)
     assert not transform(image, mask, SampleKey(0, 1, True))[0].equal(image)
 
 
-def test_validation_resizes_the_picture_and_not_the_mask() -> None:
+def test_validation_resizes_the_image_and_not_the_mask() -> None:
     image, mask = coded()
-    picture, target = EvalTransform([16, 16])(image, mask)
-    assert picture.shape == (3, 16, 16) and target is not None and target.equal(mask)
-    picture, target = TrainTransform([16, 16], AugmentConfig())(image, mask, 0, True)
-    assert picture.shape == (3, 16, 16) and target is not None and target.shape == (16, 16)
+    photo, target = EvalTransform([16, 16])(image, mask)
+    assert photo.shape == (3, 16, 16) and target is not None and target.equal(mask)
+    photo, target = TrainTransform([16, 16], AugmentConfig())(image, mask, 0, True)
+    assert photo.shape == (3, 16, 16) and target is not None and target.shape == (16, 16)
 
 
 def test_without_a_mask_the_aspect_is_kept() -> None:
@@ -193,8 +193,8 @@ def test_a_layout_is_picked_at_the_middle_of_its_pixels_as_pillow_does() -> None
 
 
 @pytest.mark.parametrize("transform", [Transform([12, 16]), Transform(None, longest_side=16)])
-def test_a_training_mask_lies_on_its_picture(transform: Transform) -> None:
-    """Shrunk to a fifth, what it marks is where the picture has it: on the average of five places, as it cannot be
+def test_a_training_mask_lies_on_its_image(transform: Transform) -> None:
+    """Shrunk to a fifth, what it marks is where the photo has it: on the average of five places, as it cannot be
     halfway between two pixels."""
     shifts = []
     for offset in range(5):
@@ -212,14 +212,14 @@ def middle(values: torch.Tensor) -> torch.Tensor:
     return torch.stack([(weights.sum(1 - axis) * torch.arange(values.shape[axis])).sum() for axis in (0, 1)])
 
 
-def test_a_layout_goes_where_its_picture_goes() -> None:
+def test_a_layout_goes_where_its_image_goes() -> None:
     mask = coded()[1] % 2
     image = torch.stack([mask * 255] * 3)
     for size, longest_side in (([15, 15], None), ([60, 45], None), (None, 20), ([30, 40], None)):
         transform = Transform(size, AugmentConfig(), longest_side, layout=True)
         for key in (0, SampleKey(0, 1, True)):
-            picture, layout = transform(image, mask, key)
-            assert layout is not None and layout.shape == picture.shape[1:] and layout.dtype == torch.uint8
+            photo, layout = transform(image, mask, key)
+            assert layout is not None and layout.shape == photo.shape[1:] and layout.dtype == torch.uint8
             assert set(layout.unique().tolist()) == {0, 1}
-            assert ((picture[0] > 127) == layout).float().mean() > 0.95
-        assert transform(image, None, 0)[0].equal(picture), "the picture is what it is without a layout"
+            assert ((photo[0] > 127) == layout).float().mean() > 0.95
+        assert transform(image, None, 0)[0].equal(photo), "the photo is what it is without a layout"

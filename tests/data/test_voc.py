@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
-from unetdiff.data import DataConfig, SampleKey, build_dataset, collate
-from unetdiff.data.config import AugmentConfig
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.data.config import AugmentConfig, DataConfig
+from unetdiff.data.sampling import SampleKey
 from unetdiff.data.voc import VOC_CLASSES, VOCFolder, voc_colormap
 from unetdiff.errors import UserError
 
@@ -98,7 +100,7 @@ def test_validation_mask_keeps_its_size(voc_set: Path, make_mask: SaveMask) -> N
     assert [tuple(mask.shape) for mask in batch["mask"]] == [(30, 40), (50, 20)]
 
 
-def test_pictures_alone(voc_set: Path) -> None:
+def test_images_alone(voc_set: Path) -> None:
     folder = build_dataset(config(voc_set, size=[24, 24]), "train", segmentation=False)
     assert set(folder[0]) == {"image", "name"} and folder[0]["image"].shape == (3, 24, 24)
     assert folder.classes == folder.labels == [] and folder.palette.shape == (0, 3)
@@ -125,8 +127,8 @@ def test_classes_in_the_mask_are_the_labels(voc_set: Path, make_mask: SaveMask) 
     assert {(3,), (1,)} <= seen
 
 
-def test_a_layout_has_the_picture_s_size_and_place_in_both_splits(voc_set: Path) -> None:
-    """Masks that say where their picture is red stay on it through resizing, cropping, scaling and flipping."""
+def test_a_layout_has_the_image_s_size_and_place_in_both_splits(voc_set: Path) -> None:
+    """Masks that say where their image is red stay on it through resizing, cropping, scaling and flipping."""
     for path in (voc_set / "SegmentationClass").iterdir():
         values = np.zeros((30, 40), np.uint8)
         values[6:18, 10:26] = 1
@@ -178,7 +180,7 @@ def spoil_missing(root: Path, make_mask: SaveMask) -> None:
     [
         (spoil_value, r"a0\.png: mask values outside 0\.\.3 and 255 \(void\) \(37\)"),
         (spoil_rgb, r"a0\.png: .*mode RGB"),
-        (spoil_size, r"a0\.png: .*mask 30x40, picture 40x30\); turn"),
+        (spoil_size, r"a0\.png: .*mask 30x40, image 40x30\); turn"),
         (spoil_jpeg, r"a0\.jpg: cannot be read .*truncated"),
         (spoil_missing, r"a0\.png: no such file \(there is a0\.gif\)"),
     ],

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from unetdiff.diffusion.codecs import AT_ONCE, Latents
+from unetdiff.diffusion.codecs import AT_ONCE, LatentCodec
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -22,8 +22,8 @@ from unetdiff.models.unet import UNet
 
 
 @pytest.fixture(scope="module")
-def latents(vae: Path) -> Latents:
-    return Latents.from_pretrained(vae)
+def latents(vae: Path) -> LatentCodec:
+    return LatentCodec.from_pretrained(vae)
 
 
 def pixels(batch: int = 2, seed: int = 0) -> Tensor:
@@ -35,7 +35,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_the_formula_is_diffusers_own(latents: Latents) -> None:
+def test_the_formula_is_diffusers_own(latents: LatentCodec) -> None:
     """(z - shift) scale on the way in and z / scale + shift on the way out, as in its StableDiffusion3Pipeline."""
     theirs, many = latents.vae, pixels(AT_ONCE + 3)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_a_mean_and_a_deviation_for_each_channel() -> None:
     theirs = AutoencoderKL(
         block_out_channels=(4,), norm_num_groups=2, latents_mean=mean, latents_std=std, scaling_factor=0.5
     )
-    z, latents = torch.randn(1, 4, 4, 4), Latents(theirs)
+    z, latents = torch.randn(1, 4, 4, 4), LatentCodec(theirs)
     with torch.no_grad():
         raw = z * torch.tensor(std).view(1, 4, 1, 1) / 0.5 + torch.tensor(mean).view(1, 4, 1, 1)
         torch.testing.assert_close(latents.decode(z), theirs.decode(raw).sample)
@@ -65,7 +65,7 @@ def test_a_mean_and_a_deviation_for_each_channel() -> None:
         torch.testing.assert_close(latents.encode(pixels()), back / torch.tensor(std).view(1, 4, 1, 1))
 
 
-def test_bfloat16_is_followed_and_float16_is_not(latents: Latents) -> None:
+def test_bfloat16_is_followed_and_float16_is_not(latents: LatentCodec) -> None:
     exact = latents.encode(pixels()), latents.decode(torch.ones(1, 4, 4, 4))
     for dtype, same in ((torch.bfloat16, False), (torch.float16, True)):
         with torch.autocast("cpu", dtype):
@@ -75,14 +75,14 @@ def test_bfloat16_is_followed_and_float16_is_not(latents: Latents) -> None:
         assert all(torch.allclose(a, b, atol=0.1) for a, b in zip(exact, found, strict=True))
 
 
-def test_copies_share_the_autoencoder_which_does_not_learn(latents: Latents) -> None:
+def test_copies_share_the_autoencoder_which_does_not_learn(latents: LatentCodec) -> None:
     assert copy.deepcopy({"task": latents})["task"] is latents
     assert not latents.vae.training and not any(p.requires_grad for p in latents.vae.parameters())
 
 
-def test_found_in_a_folder_of_stable_diffusions_layout(vae: Path, tmp_path: Path, latents: Latents) -> None:
+def test_found_in_a_folder_of_stable_diffusions_layout(vae: Path, tmp_path: Path, latents: LatentCodec) -> None:
     shutil.copytree(vae, tmp_path / "vae")
-    assert torch.equal(Latents.from_pretrained(tmp_path).encode(pixels()), latents.encode(pixels()))
+    assert torch.equal(LatentCodec.from_pretrained(tmp_path).encode(pixels()), latents.encode(pixels()))
 
 
 def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
@@ -107,14 +107,14 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
         ("pickle", r"'.*diffusion_pytorch_model.bin' is a pickle: .*torch.load\("),
         ("truncated", "cannot be loaded"),
         ("foreign", "tensors too few or too many"),
-        ("grey", "is for pictures of 1 channels"),
+        ("grey", "is for images of 1 channels"),
     ]
     for name, says in cases:
         with pytest.raises(UserError, match=f"^diffusion.latent.vae: .*{says}"):
-            Latents.from_pretrained(tmp_path / name)
+            LatentCodec.from_pretrained(tmp_path / name)
 
 
-def test_a_size_that_does_not_divide_is_refused(latents: Latents) -> None:
+def test_a_size_that_does_not_divide_is_refused(latents: LatentCodec) -> None:
     says = r"data.size: \[9, 12\] does not divide into .* cells of 2 x 2 pixels; the nearest that does is \[8, 12\]"
     with pytest.raises(UserError, match=says):
         latents.encode(torch.zeros(1, 3, 9, 12))
@@ -128,7 +128,7 @@ def make(vae: Path) -> GenerationPipeline:
     unet = UNet(
         in_channels=4,
         sample_size=4,
-        encoder={"family": "residual", "channels": [8, 8]},
+        encoder={"name": "residual", "channels": [8, 8]},
         residual={"norm_num_groups": 4, "layers_per_block": 1},
         heads={"diffusion": {"out_channels": 4}},
     )
@@ -158,7 +158,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("solver", [None, DDPMScheduler])
-def test_what_is_drawn_is_decoded(vae: Path, latents: Latents, solver) -> None:
+def test_what_is_drawn_is_decoded(vae: Path, latents: LatentCodec, solver) -> None:
     pipeline, z = make(vae), 3 * torch.randn(2, 4, 4, 4, generator=seeded(1))  # beyond [-1, 1], and not clipped
     if solver is not None:
         pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
@@ -172,7 +172,7 @@ def test_what_is_drawn_is_decoded(vae: Path, latents: Latents, solver) -> None:
     torch.testing.assert_close(out.trajectory.predicted[0], expected, atol=1e-3, rtol=0)
 
 
-def test_sizes_are_those_of_pictures_and_noise_has_those_of_latents(vae: Path) -> None:
+def test_sizes_are_those_of_images_and_noise_has_those_of_latents(vae: Path) -> None:
     pipeline = make(vae)
     assert pipeline.noise_shape() == (4, 4, 4) and pipeline.noise_shape(8, 20) == (4, 4, 10)
     settings = {"num_inference_steps": 1, "output_type": "pt"}
@@ -182,34 +182,34 @@ def test_sizes_are_those_of_pictures_and_noise_has_those_of_latents(vae: Path) -
         pipeline(height=9, width=8)
 
 
-def test_drawing_starts_from_the_pictures_latents(vae: Path, latents: Latents) -> None:
-    pipeline, picture = make(vae), pixels(1)[..., :8]
+def test_drawing_starts_from_the_images_latents(vae: Path, latents: LatentCodec) -> None:
+    pipeline, image = make(vae), pixels(1)[..., :8]
     seen, noise = know(pipeline, torch.zeros(1, 4, 4, 4)), torch.randn(1, 4, 4, 4, generator=seeded(2))
-    pipeline(image=unit(picture), strength=0.5, latents=noise, num_inference_steps=10)
+    pipeline(image=unit(image), strength=0.5, latents=noise, num_inference_steps=10)
     t = torch.tensor([499])
-    expected = pipeline.scheduler.add_noise(latents.encode(picture), noise, t)
+    expected = pipeline.scheduler.add_noise(latents.encode(image), noise, t)
     assert len(seen) == 5
     torch.testing.assert_close(seen[0], expected, atol=1e-3, rtol=1e-3)
 
 
-def test_inpainting_keeps_every_pixel_and_draws_every_cell_of_the_hole(vae: Path, latents: Latents) -> None:
-    pipeline, picture = make(vae), pixels(1)[..., :8]
+def test_inpainting_keeps_every_pixel_and_draws_every_cell_of_the_hole(vae: Path, latents: LatentCodec) -> None:
+    pipeline, image = make(vae), pixels(1)[..., :8]
     z = torch.randn(1, 4, 4, 4, generator=seeded(1))
     seen, noise = know(pipeline, z), torch.randn(1, 4, 4, 4, generator=seeded(2))
     hole = torch.zeros(8, 8)
     hole[:, 3:] = 1  # a column of the second cells, and all after it
     out = pipeline(
-        image=unit(picture), mask_image=hole, latents=noise, num_inference_steps=10, output_type="pt"
+        image=unit(image), mask_image=hole, latents=noise, num_inference_steps=10, output_type="pt"
     ).images  # fmt: skip
-    torch.testing.assert_close(out[..., :3], unit(picture)[..., :3])
-    known = pipeline.scheduler.add_noise(latents.encode(picture), noise, torch.tensor([99]))
+    torch.testing.assert_close(out[..., :3], unit(image)[..., :3])
+    known = pipeline.scheduler.add_noise(latents.encode(image), noise, torch.tensor([99]))
     torch.testing.assert_close(seen[-1][..., :1], known[..., :1], atol=1e-4, rtol=1e-4)
     assert (seen[-1][..., 1] - known[..., 1]).abs().mean() > 0.1
-    cells = torch.cat([latents.encode(picture)[..., :1], z[..., 1:]], dim=-1)
+    cells = torch.cat([latents.encode(image)[..., :1], z[..., 1:]], dim=-1)
     torch.testing.assert_close(out[..., 3:], unit(latents.decode(cells))[..., 3:], atol=2e-3, rtol=0)
 
 
-def test_round_trip_in_diffusers_layout(vae: Path, tmp_path: Path, latents: Latents) -> None:
+def test_round_trip_in_diffusers_layout(vae: Path, tmp_path: Path, latents: LatentCodec) -> None:
     pipeline = make(vae)
     pipeline.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "model_index.json").read_text())["vae"] == ["diffusers", "AutoencoderKL"]
@@ -220,4 +220,4 @@ def test_round_trip_in_diffusers_layout(vae: Path, tmp_path: Path, latents: Late
         one(num_inference_steps=2, generator=seeded(), output_type="pt").images for one in (pipeline, loaded)
     )
     assert torch.equal(ours, theirs) and ours.std() > 0
-    assert torch.equal(Latents.from_pretrained(tmp_path).encode(pixels()), latents.encode(pixels()))
+    assert torch.equal(LatentCodec.from_pretrained(tmp_path).encode(pixels()), latents.encode(pixels()))

@@ -1,4 +1,4 @@
-"""Drawing from a picture: a network that knows nothing keeps it, a mask keeps its part, noises meet half way."""
+"""Drawing from an image: a network that knows nothing keeps it, a mask keeps its part, noises meet half way."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image
 
-from unetdiff.diffusion.conditioning import LayoutConditioner, PictureConditioner
+from unetdiff.diffusion.conditioning import ImageConditioner, LayoutConditioner
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.diffusion.editing import between, known_picture, started
+from unetdiff.diffusion.editing import img2img_timesteps, known_image, slerp
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
@@ -25,7 +25,7 @@ def make(solver=DDIMScheduler, in_channels: int = 3, conditioner=None) -> Genera
     unet = UNet(
         in_channels=in_channels,
         sample_size=8,
-        encoder={"family": "residual", "channels": [8, 8]},
+        encoder={"name": "residual", "channels": [8, 8]},
         residual={"norm_num_groups": 4, "layers_per_block": 1},
         heads={"diffusion": {"out_channels": 3}},
     )
@@ -35,16 +35,16 @@ def make(solver=DDIMScheduler, in_channels: int = 3, conditioner=None) -> Genera
     return pipeline
 
 
-def know(pipeline: GenerationPipeline, picture: torch.Tensor) -> list[int]:
-    """Give the pipeline a network that takes every x_t for `picture`, in [-1, 1]; the timesteps it will be asked."""
+def know(pipeline: GenerationPipeline, image: torch.Tensor) -> list[int]:
+    """Give the pipeline a network that takes every x_t for `image`, in [-1, 1]; the timesteps it will be asked."""
     base, asked = build_scheduler(DiffusionConfig()), []
 
     def oracle(sample: torch.Tensor, timestep: torch.Tensor, **_) -> UNet2DOutput:
         t = timestep.round().long()
         asked.append(int(t))
         alpha_bar = base.alphas_cumprod[t]
-        noise = (sample[:, :3] - alpha_bar.sqrt() * picture) / (1 - alpha_bar).sqrt()
-        return UNet2DOutput(sample=base.get_velocity(picture.expand_as(noise), noise, t[None]))
+        noise = (sample[:, :3] - alpha_bar.sqrt() * image) / (1 - alpha_bar).sqrt()
+        return UNet2DOutput(sample=base.get_velocity(image.expand_as(noise), noise, t[None]))
 
     pipeline.unet.forward = oracle
     return asked
@@ -71,7 +71,7 @@ def test_image_to_image_starts_part_of_the_way(solver) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_what_drawing_starts_from_is_the_noised_picture(solver) -> None:
+def test_what_drawing_starts_from_is_the_noised_image(solver) -> None:
     pipeline, base = make(solver), build_scheduler(DiffusionConfig())
     know(pipeline, image()[None] * 2 - 1)
     noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -109,24 +109,24 @@ def test_the_network_sees_the_known_part_at_the_right_noise() -> None:
         torch.testing.assert_close(x, base.add_noise(image()[None] * 2 - 1, noise, torch.tensor([t])))
 
 
-def test_pictures_and_masks_of_any_kind_and_size() -> None:
+def test_images_and_masks_of_any_kind_and_size() -> None:
     noise = torch.randn(2, 3, 8, 8)
     pil = Image.new("RGB", (16, 12), (255, 0, 0))
-    known = known_picture(pil, Image.new("RGB", (4, 4), (255, 255, 255)), noise)
+    known = known_image(pil, Image.new("RGB", (4, 4), (255, 255, 255)), noise)
     assert known.pixels.shape == (2, 3, 8, 8) and known.repaint.shape == (2, 1, 8, 8)
     torch.testing.assert_close(known.pixels[1, :, 3, 3], torch.tensor([1.0, -1.0, -1.0]))
     assert known.repaint.all()
     for mask in (np.full((8, 8), 255, np.uint8), torch.ones(8, 8), torch.ones(2, 8, 8), np.ones((8, 8), bool)):
-        assert known_picture(pil, mask, noise).repaint.all()
-    assert not known_picture(pil, np.zeros((8, 8), np.uint8), noise).repaint.any()
+        assert known_image(pil, mask, noise).repaint.all()
+    assert not known_image(pil, np.zeros((8, 8), np.uint8), noise).repaint.any()
     with pytest.raises(UserError, match="white is 255, and this goes up to 1; give bool, or 0 and 255"):
-        known_picture(pil, np.ones((8, 8), np.uint8), noise)
+        known_image(pil, np.ones((8, 8), np.uint8), noise)
     with pytest.raises(UserError, match="mask_image of torch.int64 from 0 to 255: give uint8"):
-        known_picture(pil, torch.arange(64).reshape(8, 8) * 255 // 63, noise)
-    with pytest.raises(UserError, match="a picture of torch.float32 from -1 to 1: give uint8"):
-        known_picture(torch.linspace(-1, 1, 192).reshape(3, 8, 8), None, noise)
-    with pytest.raises(UserError, match="3 pictures are given for 2"):
-        known_picture(torch.zeros(3, 3, 8, 8), None, noise)
+        known_image(pil, torch.arange(64).reshape(8, 8) * 255 // 63, noise)
+    with pytest.raises(UserError, match="an image of torch.float32 from -1 to 1: give uint8"):
+        known_image(torch.linspace(-1, 1, 192).reshape(3, 8, 8), None, noise)
+    with pytest.raises(UserError, match="3 images are given for 2"):
+        known_image(torch.zeros(3, 3, 8, 8), None, noise)
 
 
 def test_started_counts_heuns_two_passes() -> None:
@@ -134,22 +134,22 @@ def test_started_counts_heuns_two_passes() -> None:
         scheduler = solver.from_config(build_scheduler(DiffusionConfig()).config)
         scheduler.set_timesteps(10)
         whole = scheduler.timesteps.tolist()
-        assert started(scheduler, 10, 0.3).tolist() == whole[7 * order :]
-        assert started(scheduler, 10, 1.0).tolist() == whole
+        assert img2img_timesteps(scheduler, 10, 0.3).tolist() == whole[7 * order :]
+        assert img2img_timesteps(scheduler, 10, 1.0).tolist() == whole
 
 
 def test_between_keeps_the_variance_and_both_ends() -> None:
     first, last = (torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    way = between(first, last, 5)
+    way = slerp(first, last, 5)
     torch.testing.assert_close(way[0], first)
     torch.testing.assert_close(way[-1], last, atol=1e-5, rtol=1e-5)
     assert (way.std(dim=(1, 2, 3)) > 0.97).all()  # a straight line has 0.71 in the middle
-    torch.testing.assert_close(between(first, first, 3)[1], first)
+    torch.testing.assert_close(slerp(first, first, 3)[1], first)
     with pytest.raises(UserError, match="2 or more"):
-        between(first, last, 1)
+        slerp(first, last, 1)
 
 
-def test_a_layout_and_a_picture_reach_the_network_as_channels() -> None:
+def test_a_layout_and_a_image_reach_the_network_as_channels() -> None:
     layout = LayoutConditioner(3, None, channels=2)
     pipeline = make(in_channels=5, conditioner=layout)
     seen = []
@@ -161,9 +161,11 @@ def test_a_layout_and_a_picture_reach_the_network_as_channels() -> None:
     assert torch.equal(seen[0][2, 3:, 0, 7], layout.colours.weight[2])
     assert torch.equal(seen[0][0, 3:, 0, 7], layout.colours.weight[layout.null_index])
 
-    pipeline = make(in_channels=7, conditioner=PictureConditioner())
+    pipeline = make(in_channels=7, conditioner=ImageConditioner())
     pipeline.unet.forward = lambda x, t, **_: seen.append(x.clone()) or UNet2DOutput(sample=torch.zeros_like(x[:, :3]))
-    pipeline(picture=Image.new("RGB", (2, 2), (255, 0, 0)), batch_size=3, num_inference_steps=1, guidance_scale=1.0)
+    pipeline(
+        condition_image=Image.new("RGB", (2, 2), (255, 0, 0)), batch_size=3, num_inference_steps=1, guidance_scale=1.0
+    )
     assert seen[-1].shape == (3, 7, 8, 8)
     torch.testing.assert_close(seen[-1][2, 3:, 4, 4], torch.tensor([1.0, -1.0, -1.0, 1.0]))
 

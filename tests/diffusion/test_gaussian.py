@@ -18,7 +18,7 @@ from torch import Tensor
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.pipeline import GenerationPipeline
-from unetdiff.diffusion.schedulers import swap
+from unetdiff.diffusion.schedulers import make_scheduler
 
 C, H, W = 2, 1, 2
 DIM = C * H * W
@@ -64,7 +64,7 @@ class GaussianDenoiser(ModelMixin, ConfigMixin):
 
 
 def data(count: int, generator: torch.Generator) -> Tensor:
-    """Pictures (count, C, H, W) of the Gaussian."""
+    """Images (count, C, H, W) of the Gaussian."""
     flat = MEAN + torch.randn(count, DIM, generator=generator, dtype=torch.float64) @ ROOT.T
     return rearrange(flat.float(), "b (c h w) -> b c h w", c=C, h=H, w=W)
 
@@ -85,7 +85,7 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
     unet = GaussianDenoiser()
     unet.gain, unet.bias = (part.float() for part in best_denoiser(base.alphas_cumprod, prediction))
     base = DDIMScheduler.from_config(base.config, clip_sample=False)  # a Gaussian has no [-1, 1]
-    pipeline = GenerationPipeline(unet, swap(base, name))
+    pipeline = GenerationPipeline(unet, make_scheduler(base, name))
     pipeline.set_progress_bar_config(disable=True)
     last = {}
     count = 10_000
@@ -94,12 +94,12 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
-        callback_on_step_end=lambda _, __, ___, state: last.update(state),  # not clipped, as the pictures are
+        callback_on_step_end=lambda _, __, ___, state: last.update(state),  # not clipped, as the images are
     )
     flat = rearrange(last["latents"].double(), "b c h w -> b (c h w)")
     white = torch.linalg.solve_triangular(ROOT, (flat - MEAN).T, upper=False)  # (D, count): N(0, I)
     assert white.mean(dim=1).abs().max() < 5 / math.sqrt(count)
-    # 5 deviations of a variance, and 3 per cent for the steps (DDPM's posterior variance is that of one known picture)
+    # 5 deviations of a variance, and 3 per cent for the steps (DDPM's posterior variance is that of one known image)
     assert (white.cov() - EYE).abs().max() < 5 * math.sqrt(2 / count) + 0.03
 
 

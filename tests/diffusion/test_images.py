@@ -1,4 +1,4 @@
-"""Grids and strips show every picture where it belongs; colour statistics against numpy."""
+"""Grids and strips show every image where it belongs; colour statistics against numpy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocks(image: Image.Image, color: tuple[int, int, int]) -> tuple[int, int, i
 COLORS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 250, 250)]
 
 
-def test_grid_places_pictures_row_by_row_enlarged() -> None:
+def test_grid_places_images_row_by_row_enlarged() -> None:
     image = grid(plain(*COLORS[:4]), rows=["a", "b"], columns=["x", "y"], title="title", cell=60)
     boxes = [blocks(image, color) for color in COLORS[:4]]
     assert all(right - left == bottom - top == 64 for left, top, right, bottom in boxes)  # 8 pixels, 8 times
@@ -41,30 +41,30 @@ def test_enlarging_is_by_nearest_neighbour() -> None:
 
 
 def test_grid_takes_floats_and_pil_images_alike() -> None:
-    pictures = plain(*COLORS)
-    as_pil = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in pictures]
-    reference = grid(pictures)
-    assert np.array_equal(reference, grid(pictures.float() / 255))
+    images = plain(*COLORS)
+    as_pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
+    reference = grid(images)
+    assert np.array_equal(reference, grid(images.float() / 255))
     assert np.array_equal(reference, grid(as_pil))
 
 
 def test_labels_are_drawn_and_must_fit() -> None:
-    pictures = plain(*COLORS[:4])
-    with_labels, others = (grid(pictures, rows=rows) for rows in (["aa", "bb"], ["aa", "cc"]))
+    images = plain(*COLORS[:4])
+    with_labels, others = (grid(images, rows=rows) for rows in (["aa", "bb"], ["aa", "cc"]))
     assert with_labels.size == others.size and not np.array_equal(with_labels, others)
     with pytest.raises(UserError, match="3 row labels"):
-        grid(pictures, rows=["a", "b", "c"])
-    with pytest.raises(UserError, match="no pictures"):
+        grid(images, rows=["a", "b", "c"])
+    with pytest.raises(UserError, match="no images"):
         grid([])
 
 
-def test_strips_go_from_noise_to_picture() -> None:
+def test_strips_go_from_noise_to_image() -> None:
     noisy = torch.stack([plain(COLORS[0], COLORS[1]), plain(COLORS[2], COLORS[3])]).float() / 255
     trajectory = Trajectory([999, 0], noisy, noisy.flip(0))
-    image = strip(trajectory, picture=1, predicted=False)
+    image = strip(trajectory, image=1, predicted=False)
     assert blocks(image, COLORS[1])[0] < blocks(image, COLORS[3])[0]
     assert not (np.asarray(image) == COLORS[0]).all(axis=-1).any()
-    two = strip(trajectory, picture=0)
+    two = strip(trajectory, image=0)
     left, top, right, bottom = blocks(two, COLORS[0])
     assert (left, top) < (right, bottom) and bottom - top > 96  # first of the upper row, last of the lower
     both = strips(trajectory, ["one", "two"])

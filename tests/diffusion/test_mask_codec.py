@@ -10,27 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unetdiff.diffusion.conditioning import PictureConditioner
+from unetdiff.diffusion.conditioning import ImageConditioner
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
-from unetdiff.diffusion.mask_codec import Masks, counted
+from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.objectives import build_scheduler, diffusion_loss
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, log_probabilities, running_means, uncertainty
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 
 PALETTE = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
 CLASSES = ["background", "cat", "dog"]
 
 
-def space() -> Masks:
-    return Masks(CLASSES, PALETTE)
+def space() -> MaskCodec:
+    return MaskCodec(CLASSES, PALETTE)
 
 
 def test_one_hot_and_void_in_the_middle() -> None:
     coded = space().encode_masks(torch.tensor([[[0, 2, 255]]], dtype=torch.uint8))
     assert coded[0, :, 0].T.tolist() == [[1, -1, -1], [-1, -1, 1], [0, 0, 0]]
-    assert counted(torch.tensor([[[0, 2, 255]]])).tolist() == [[[[True, True, False]]]]
+    assert loss_mask(torch.tensor([[[0, 2, 255]]])).tolist() == [[[[True, True, False]]]]
 
 
 def test_probabilities_are_those_of_the_class_and_add_up() -> None:
@@ -86,13 +86,13 @@ def oracle_pipeline(p: float, scale: float = 0.3) -> GenerationPipeline:
     unet = UNet(
         in_channels=7,
         sample_size=16,
-        encoder={"family": "residual", "channels": [8, 8]},
+        encoder={"name": "residual", "channels": [8, 8]},
         residual={"norm_num_groups": 4, "layers_per_block": 1},
         conditioning={"timestep": True, "attention_levels": []},
         heads={"diffusion": {"out_channels": 3}},
     )
     scheduler = build_scheduler(DiffusionConfig(prediction_type="sample", noise=NoiseConfig(input_scale=scale)))
-    pipeline = GenerationPipeline(unet, scheduler, PictureConditioner("none"), masks=space().settings)
+    pipeline = GenerationPipeline(unet, scheduler, ImageConditioner("none"), masks=space().settings)
     coin = Coin(scheduler, p)
 
     def denoise(sample: Tensor, timestep: Tensor, **_: object) -> object:
@@ -117,12 +117,12 @@ def test_the_mean_of_samples_is_the_probability() -> None:
 
 
 def test_a_sample_is_the_same_however_many_are_drawn() -> None:
-    pictures = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).draw(pictures)
-    one = MaskSampler(oracle_pipeline(0.5), MaskSampling(2, 5)).draw(pictures[2:], first=2)
+    images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
+    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).draw(images)
+    one = MaskSampler(oracle_pipeline(0.5), MaskSampling(2, 5)).draw(images[2:], first=2)
     torch.testing.assert_close(one, all_of_them[:2, 2:])
     assert not torch.equal(all_of_them[0], all_of_them[1])
-    listed = list(MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).logits()(list(pictures)))
+    listed = list(MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).logits()(list(images)))
     torch.testing.assert_close(torch.stack(listed).exp(), all_of_them.mean(dim=0).clamp(min=1e-6))
 
 
@@ -141,26 +141,26 @@ def test_saved_loaded_and_drawn(tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "model")
     loaded = GenerationPipeline.from_pretrained(tmp_path / "model")
     loaded.set_progress_bar_config(disable=True)
-    assert isinstance(loaded.space, Masks) and loaded.space.settings == space().settings
-    assert Masks.saved(tmp_path / "model").settings == space().settings  # type: ignore[union-attr]
+    assert isinstance(loaded.codec, MaskCodec) and loaded.codec.settings == space().settings
+    assert MaskCodec.saved(tmp_path / "model").settings == space().settings  # type: ignore[union-attr]
     assert loaded.channels == 3 and torch.equal(loaded.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
-    picture = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    image = torch.zeros(3, 16, 16, dtype=torch.uint8)
     out = loaded(
-        picture=picture, num_inference_steps=2, return_trajectory=2, generator=torch.Generator().manual_seed(0)
+        condition_image=image, num_inference_steps=2, return_trajectory=2, generator=torch.Generator().manual_seed(0)
     )
     assert out.images[0].size == (16, 16) and out.trajectory.noisy.shape == (2, 1, 3, 16, 16)
     colours = np.asarray(out.images[0]).reshape(-1, 3).tolist()
     assert all(colour in PALETTE for colour in colours)
-    raw = loaded(picture=picture, num_inference_steps=2, output_type="latent", guidance_scale=1.0)
+    raw = loaded(condition_image=image, num_inference_steps=2, output_type="latent", guidance_scale=1.0)
     assert raw.images.shape == (1, 3, 16, 16) and raw.images.abs().max() <= 1 + 1e-6
     with pytest.raises(UserError, match="image: this model draws masks"):
-        loaded(picture=picture, image=picture, num_inference_steps=2)
+        loaded(condition_image=image, image=image, num_inference_steps=2)
 
 
 def test_what_does_not_segment_is_refused() -> None:
     pipeline = oracle_pipeline(0.5)
     untold = GenerationPipeline(pipeline.unet, pipeline.scheduler, masks=space().settings)
-    with pytest.raises(UserError, match="does not draw the mask of a picture"):
+    with pytest.raises(UserError, match="does not draw the mask of an image"):
         MaskSampler(untold, MaskSampling())
     with pytest.raises(UserError, match="samples: 0 masks"):
         MaskSampler(pipeline, MaskSampling(samples=0))

@@ -90,7 +90,7 @@ def test_weights_by_hand(prediction: str, weighting: str) -> None:
 
 @pytest.mark.parametrize("weighting", ["min_snr", "soft_min_snr", "clamped_snr"])
 def test_weighted_losses_are_one_loss_whatever_is_predicted(weighting: str) -> None:
-    """The same prediction, stated as noise, picture or v, costs the same: its weight times the picture's error."""
+    """The same prediction, stated as noise, image or v, costs the same: its weight times the image's error."""
     generator = torch.Generator().manual_seed(0)
     x0, guess = torch.randn(2, 6, 3, 4, 4, generator=generator)
     noise = torch.randn(6, 3, 4, 4, generator=generator)
@@ -156,7 +156,7 @@ def test_independent_timesteps_are_not_stratified() -> None:
     assert len(set((drawn * 64 // 1000).tolist())) < 60
 
 
-def test_loss_is_a_float32_mean_per_picture() -> None:
+def test_loss_is_a_float32_mean_per_image() -> None:
     output = torch.full((2, 3, 2, 2), 1.0, dtype=torch.bfloat16)
     target = torch.zeros(2, 3, 2, 2)
     target[1] = 3.0
@@ -175,7 +175,7 @@ def test_loss_by_quartile_is_the_mean_of_a_stratified_batch() -> None:
     assert quartiles([1.0, 2.0, 4.0, 10.0, 1, 1, 1, 1], [0, 249, 250, 499, 500, 749, 750, 999]) == [1.5, 7, 1, 1]
 
 
-def test_loss_by_quartile_averages_over_processes_that_see_one_picture_each() -> None:
+def test_loss_by_quartile_averages_over_processes_that_see_one_image_each() -> None:
     """Each process names all four quarters, so that their log lines can be averaged entry by entry."""
     parts = [quartiles([loss], [t]) for loss, t in zip([1.0, 2.0, 4.0, 10.0], [10, 300, 600, 900], strict=True)]
     assert torch.tensor(parts).mean(dim=0).tolist() == [1.0, 2.0, 4.0, 10.0]
@@ -187,7 +187,7 @@ def test_loss_by_quartile_of_timesteps_that_four_does_not_divide() -> None:
     assert {name: value.item() for name, value in two.items()} == {"loss_q0": 3.0, "loss_q2": 5.0}
 
 
-def test_offset_noise_is_a_constant_for_each_picture_and_channel() -> None:
+def test_offset_noise_is_a_constant_for_each_image_and_channel() -> None:
     x0 = torch.zeros(500, 3, 4, 4)
     plain, offset = (objectives.draw_noise(x0, torch.Generator().manual_seed(0), strength) for strength in (0.0, 0.5))
     assert torch.equal(plain, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
@@ -200,7 +200,7 @@ def test_offset_noise_is_a_constant_for_each_picture_and_channel() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "sigmoid"])
-def test_input_scale_is_the_process_of_a_smaller_picture(schedule: str) -> None:
+def test_input_scale_is_the_process_of_a_smaller_image(schedule: str) -> None:
     plain, scaled = (
         objectives.build_scheduler(DiffusionConfig(noise=NoiseConfig(schedule, input_scale=b)))  # type: ignore[arg-type]
         for b in (1.0, 0.1)

@@ -33,7 +33,7 @@ def make_pipeline(conditional: bool = True, **config) -> GenerationPipeline:
     torch.manual_seed(0)
     unet = UNet(
         sample_size=config.pop("sample_size", 16),
-        encoder={"family": "residual", "channels": [8, 16]},
+        encoder={"name": "residual", "channels": [8, 16]},
         residual={"norm_num_groups": 4, "layers_per_block": 1, "dropout": 0.5},
         heads={"diffusion": {"out_channels": 3}},
         conditioning={"cross_attention_dim": 16} if conditional else None,
@@ -66,7 +66,7 @@ def test_the_generator_decides(pipeline: GenerationPipeline) -> None:
     assert not torch.allclose(first[0], draw(pipeline, ["one", "seven"])[0], atol=1e-4)
 
 
-def test_a_generator_each_makes_a_picture_independent_of_its_batch(pipeline: GenerationPipeline) -> None:
+def test_a_generator_each_makes_a_image_independent_of_its_batch(pipeline: GenerationPipeline) -> None:
     pipeline.scheduler, ddim = DDPMScheduler.from_config(pipeline.scheduler.config), pipeline.scheduler
     settings = {"num_inference_steps": 3, "output_type": "pt"}
     both = pipeline([0, 2], generator=[torch.Generator().manual_seed(s) for s in (5, 6)], **settings).images
@@ -137,7 +137,9 @@ def test_without_labels_the_null_token_is_told(pipeline: GenerationPipeline, mon
 
     monkeypatch.setattr(pipeline.unet, "forward", spy)
     assert draw(pipeline, None, batch_size=2).shape[0] == 2
-    assert len(told) == 3 and torch.equal(told[0].tokens, pipeline.conditioner(pipeline.conditioner.nothing(2)).tokens)
+    assert len(told) == 3 and torch.equal(
+        told[0].tokens, pipeline.conditioner(pipeline.conditioner.null_condition(2)).tokens
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,8 +153,8 @@ def test_without_labels_the_null_token_is_told(pipeline: GenerationPipeline, mon
         EulerDiscreteScheduler,
     ],
 )
-def test_an_oracle_network_is_led_to_its_picture_by_any_scheduler(solver) -> None:
-    """The pipeline's own loop (scaling, steps, trajectory) with a network that knows the picture."""
+def test_an_oracle_network_is_led_to_its_image_by_any_scheduler(solver) -> None:
+    """The pipeline's own loop (scaling, steps, trajectory) with a network that knows the image."""
     pipeline = make_pipeline(conditional=False)
     base = pipeline.scheduler
     pipeline.scheduler = solver.from_config(base.config)
@@ -283,7 +285,7 @@ def test_autocast_is_for_the_network_alone(pipeline: GenerationPipeline, monkeyp
         ({"class_labels": "sevn"}, "unknown class 'sevn'; did you mean 'seven'"),
         ({"class_labels": [0, 1], "batch_size": 3}, "2 are given for 3"),
         ({"class_labels": [0, 1, 2], "negative_class_labels": [0, 1]}, "negative_class_labels: 2 are given for 3"),
-        ({"class_labels": [0, 1], "generator": [torch.Generator()] * 3}, "generator: 3 are given for 2 pictures"),
+        ({"class_labels": [0, 1], "generator": [torch.Generator()] * 3}, "generator: 3 are given for 2 images"),
         ({"class_labels": 0, "output_type": "jpg"}, "'jpg' is not one of"),
         ({"class_labels": 0, "num_inference_steps": 1001}, "not between 1 and 1000"),
         ({"batch_size": 3, "latents": torch.zeros(2, 3, 8, 8)}, "latents are given for 2"),

@@ -1,4 +1,4 @@
-"""Every sampler on our forward process: the right timesteps, the right noise on the way, the picture in the end."""
+"""Every sampler on our forward process: the right timesteps, the right noise on the way, the image in the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
-from unetdiff.diffusion.schedulers import SCHEDULERS, set_steps, step, swap
+from unetdiff.diffusion.schedulers import SCHEDULERS, make_scheduler, set_steps, step
 from unetdiff.errors import UserError
 
 BETAS = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
@@ -29,7 +29,7 @@ def trailing(steps: int, total: int = 1000) -> list[int]:
 
 def follow_the_exact_target(base, name: str, steps: int) -> None:
     """A network that knows x_0 leads the sampler along x_t = α_t x_0 + σ_t ε to x_0."""
-    scheduler = swap(base, name)
+    scheduler = make_scheduler(base, name)
     set_steps(scheduler, steps)
     expected = trailing(steps)
     if name == "heun":  # asks twice at every timestep but the first
@@ -91,7 +91,7 @@ def test_ddim_is_the_solver_of_order_one(steps: int) -> None:
     base = DDIMScheduler.from_config(scheduler_of().config, clip_sample=False)
     solver = DPMSolverMultistepScheduler.from_config(base.config, solver_order=1)
     start = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    pictures = []
+    images = []
     for scheduler in (base, solver):
         set_steps(scheduler, steps)
         x = start
@@ -100,9 +100,9 @@ def test_ddim_is_the_solver_of_order_one(steps: int) -> None:
             x0 = 0.04 * alpha * x / (0.04 * alpha**2 + sigma**2) + 0.1 * x.tanh()
             v = (alpha * x - x0) / sigma
             x = step(scheduler, v, t, x)
-        pictures.append(x)
-    assert pictures[0].std() > 0.1
-    assert torch.allclose(*pictures, atol=1e-3)
+        images.append(x)
+    assert images[0].std() > 0.1
+    assert torch.allclose(*images, atol=1e-3)
 
 
 @pytest.mark.parametrize("zero", [False, True])
@@ -110,17 +110,17 @@ def test_ddim_is_the_solver_of_order_one(steps: int) -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_swap_keeps_the_forward_process(name: str, betas: str, zero: bool) -> None:
     base = scheduler_of("sample", betas, zero)
-    scheduler = swap(base, name)
+    scheduler = make_scheduler(base, name)
     assert type(scheduler).__name__ == SCHEDULERS[name]
     assert scheduler.config.timestep_spacing == "trailing" and scheduler.config.prediction_type == "sample"
     theirs = DDPMScheduler(beta_schedule=betas, rescale_betas_zero_snr=zero).alphas_cumprod
     least = {"heun": 1 / 6401, "dpm++": 2**-24, "unipc": 2**-24}.get(name, 0)  # the solvers take a logarithm of it
     assert torch.allclose(scheduler.alphas_cumprod, theirs.clamp(min=least if zero or name == "heun" else 0), atol=1e-7)
-    assert torch.allclose(swap(scheduler, "ddim").alphas_cumprod, base.alphas_cumprod, atol=1e-7)  # and back
+    assert torch.allclose(make_scheduler(scheduler, "ddim").alphas_cumprod, base.alphas_cumprod, atol=1e-7)  # and back
 
 
 def test_a_swap_is_trailing_whatever_was_saved() -> None:
-    assert swap(DDPMScheduler(timestep_spacing="leading"), "dpm++").config.timestep_spacing == "trailing"
+    assert make_scheduler(DDPMScheduler(timestep_spacing="leading"), "dpm++").config.timestep_spacing == "trailing"
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_a_swap_is_trailing_whatever_was_saved() -> None:
 )
 def test_refusals(base, name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        swap(base, name)
+        make_scheduler(base, name)

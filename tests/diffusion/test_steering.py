@@ -12,8 +12,8 @@ from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler, predicted_x0
 from unetdiff.diffusion.pipeline import GenerationPipeline
-from unetdiff.diffusion.schedulers import swap
-from unetdiff.diffusion.steering import Steering, layout_loss, loss_gradient, steered
+from unetdiff.diffusion.schedulers import make_scheduler
+from unetdiff.diffusion.steering import LossGuidance, layout_loss, loss_gradient, steered
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -32,7 +32,7 @@ def loss(x0: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("through", ["network", "picture"])
+@pytest.mark.parametrize("through", ["network", "image"])
 def test_gradient_against_finite_differences(prediction: str, through: str) -> None:
     scheduler = build_scheduler(DiffusionConfig(prediction_type=prediction), bound=None)  # type: ignore[arg-type]
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
@@ -43,7 +43,7 @@ def test_gradient_against_finite_differences(prediction: str, through: str) -> N
             return loss(predicted_x0(scheduler, predict(x), x, T))
         return loss((x - sigma * fixed) / alpha)
 
-    steering = Steering(loss, through=through)  # type: ignore[arg-type]
+    steering = LossGuidance(loss, through=through)  # type: ignore[arg-type]
     output, gradient = loss_gradient(steering, scheduler, predict, NOISY, T)
     assert torch.allclose(output, predict(NOISY)) and not gradient.requires_grad
     step = 1e-5
@@ -54,11 +54,11 @@ def test_gradient_against_finite_differences(prediction: str, through: str) -> N
         assert float(gradient[place]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6)
 
 
-def test_the_noise_moves_by_the_scale_and_the_picture_against_the_gradient() -> None:
+def test_the_noise_moves_by_the_scale_and_the_image_against_the_gradient() -> None:
     scheduler = build_scheduler(DiffusionConfig(), bound=None)
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
     before = predict(NOISY)
-    after = steered(Steering(loss, scale=0.3), scheduler, predict, NOISY, T[0])
+    after = steered(LossGuidance(loss, scale=0.3), scheduler, predict, NOISY, T[0])
 
     def noise(output: Tensor) -> Tensor:
         return (NOISY - alpha * predicted_x0(scheduler, output, NOISY, T)) / sigma
@@ -66,7 +66,7 @@ def test_the_noise_moves_by_the_scale_and_the_picture_against_the_gradient() -> 
     moved = noise(after) - noise(before)
     lengths = moved.flatten(1).norm(dim=1) / noise(before).flatten(1).norm(dim=1)
     assert lengths.tolist() == pytest.approx([0.3, 0.3], rel=1e-3)
-    _, gradient = loss_gradient(Steering(loss), scheduler, predict, NOISY, T)
+    _, gradient = loss_gradient(LossGuidance(loss), scheduler, predict, NOISY, T)
     assert F.cosine_similarity(moved.flatten(1), gradient.flatten(1)).tolist() == pytest.approx([1, 1], abs=1e-4)
     x0 = [predicted_x0(scheduler, output, NOISY, T) for output in (before, after)]
     assert ((x0[1] - x0[0]) * gradient).flatten(1).sum(dim=1).max() < 0
@@ -74,7 +74,7 @@ def test_the_noise_moves_by_the_scale_and_the_picture_against_the_gradient() -> 
 
 def test_a_saturated_pixel_has_no_gradient_where_the_sampler_clips() -> None:
     scheduler = build_scheduler(DiffusionConfig())
-    _, gradient = loss_gradient(Steering(lambda x0: x0.flatten(1).sum(dim=1)), scheduler, predict, NOISY, T)
+    _, gradient = loss_gradient(LossGuidance(lambda x0: x0.flatten(1).sum(dim=1)), scheduler, predict, NOISY, T)
     beyond = predicted_x0(scheduler, predict(NOISY), NOISY, T).abs() > 1
     assert beyond.any() and not beyond.all()
     assert torch.equal(gradient == 0, beyond)
@@ -85,7 +85,7 @@ def pipeline() -> GenerationPipeline:
     torch.manual_seed(0)
     unet = UNet(
         sample_size=8,
-        encoder={"family": "residual", "channels": [8, 16]},
+        encoder={"name": "residual", "channels": [8, 16]},
         residual={"norm_num_groups": 4, "layers_per_block": 1},
         heads={"diffusion": {"out_channels": 3}},
         conditioning={"cross_attention_dim": 16},
@@ -98,7 +98,7 @@ def pipeline() -> GenerationPipeline:
     return pipeline
 
 
-def draw(pipeline: GenerationPipeline, steering: Steering | None, **arguments) -> Tensor:
+def draw(pipeline: GenerationPipeline, steering: LossGuidance | None, **arguments) -> Tensor:
     arguments = {"num_inference_steps": 8, "guidance_scale": 2.0, "output_type": "pt", **arguments}
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     return pipeline([0, 2], latents=noise, steering=steering, **arguments).images
@@ -113,22 +113,22 @@ def distance(x0: Tensor) -> Tensor:
 
 def test_scale_0_and_an_empty_interval_change_no_bit(pipeline: GenerationPipeline) -> None:
     plain = draw(pipeline, None)
-    assert torch.equal(draw(pipeline, Steering(distance, scale=0.0)), plain)
-    never = Steering(distance, scale=0.5, interval=(0.0, 0.0))  # timestep 0 is none of these eight
+    assert torch.equal(draw(pipeline, LossGuidance(distance, scale=0.0)), plain)
+    never = LossGuidance(distance, scale=0.5, interval=(0.0, 0.0))  # timestep 0 is none of these eight
     assert torch.equal(draw(pipeline, never), plain)
-    assert not torch.equal(draw(pipeline, Steering(distance, scale=0.5)), plain)
+    assert not torch.equal(draw(pipeline, LossGuidance(distance, scale=0.5)), plain)
 
 
-@pytest.mark.parametrize("through", ["network", "picture"])
+@pytest.mark.parametrize("through", ["network", "image"])
 def test_a_quadratic_loss_leads_to_its_target(pipeline: GenerationPipeline, through: str) -> None:
-    def off(steering: Steering | None, **arguments) -> Tensor:
+    def off(steering: LossGuidance | None, **arguments) -> Tensor:
         return distance(draw(pipeline, steering, **arguments) * 2 - 1)
 
     far = off(None)
-    nearer = [off(Steering(distance, scale, (0.0, 0.9), through)) for scale in (0.05, 0.2)]  # type: ignore[arg-type]
+    nearer = [off(LossGuidance(distance, scale, (0.0, 0.9), through)) for scale in (0.05, 0.2)]  # type: ignore[arg-type]
     assert (nearer[0] < 0.96 * far).all() and (nearer[1] < 0.75 * far).all()
     pipeline.scheduler, ddim = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config), pipeline.scheduler
-    other = (off(None), off(Steering(distance, 0.2, (0.0, 0.9), through)))  # type: ignore[arg-type]
+    other = (off(None), off(LossGuidance(distance, 0.2, (0.0, 0.9), through)))  # type: ignore[arg-type]
     pipeline.scheduler = ddim
     assert (other[1] < 0.8 * other[0]).all()
 
@@ -147,8 +147,8 @@ def test_steered_from_the_first_step_on_no_sampler_bursts(
         lengths.append(float(kept["latents"].square().mean().sqrt()))
         return kept
 
-    pipeline.scheduler = swap(build_scheduler(config), name)
-    drawn = draw(pipeline, Steering(distance), callback_on_step_end=watch)
+    pipeline.scheduler = make_scheduler(build_scheduler(config), name)
+    drawn = draw(pipeline, LossGuidance(distance), callback_on_step_end=watch)
     pipeline.scheduler = before
     assert drawn.isfinite().all() and max(lengths) < 1.5
 
@@ -158,7 +158,7 @@ def test_pure_noise_is_not_steered() -> None:
     config.noise.zero_terminal_snr = True
     scheduler = build_scheduler(config)
     last = torch.tensor(999)
-    assert torch.equal(steered(Steering(loss), scheduler, predict, NOISY, last), predict(NOISY))
+    assert torch.equal(steered(LossGuidance(loss), scheduler, predict, NOISY, last), predict(NOISY))
 
 
 def test_layout_loss_by_hand() -> None:
@@ -177,12 +177,12 @@ def test_layout_loss_by_hand() -> None:
         ({"scale": -1.0}, "scale: -1.0"),
         ({"scale": float("nan")}, "scale: nan"),
         ({"interval": (0.5, 0.2)}, r"interval: \[0.5, 0.2\]"),
-        ({"through": "nothing"}, "through: 'nothing'.*network or picture"),
+        ({"through": "nothing"}, "through: 'nothing'.*network or image"),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Steering(distance, **options)
+        LossGuidance(distance, **options)
 
 
 def test_latents_are_refused(pipeline: GenerationPipeline, vae) -> None:
@@ -190,4 +190,4 @@ def test_latents_are_refused(pipeline: GenerationPipeline, vae) -> None:
 
     of_latents = GenerationPipeline(pipeline.unet, pipeline.scheduler, vae=AutoencoderKL.from_pretrained(vae))
     with pytest.raises(UserError, match="steering: this model denoises latents"):
-        of_latents(steering=Steering(distance), num_inference_steps=1)
+        of_latents(steering=LossGuidance(distance), num_inference_steps=1)

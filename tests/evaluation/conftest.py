@@ -1,4 +1,4 @@
-"""Small sets of pictures for the judges."""
+"""Small sets of images for the judges."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.base import ImageDataset, no_palette
 
 
-class Held(PictureDataset):
-    """Pictures held in memory, uint8 (N, 3, H, W); a picture's class is its place modulo the number of classes."""
+class Held(ImageDataset):
+    """Images held in memory, uint8 (N, 3, H, W); an image's class is its place modulo the number of classes."""
 
     def __init__(self, images: Tensor, labels: list[str] | None = None, title: str = "held") -> None:
         self.images, self.labels, self.title = images, labels or [], title
@@ -32,18 +32,18 @@ class Held(PictureDataset):
 
 
 def noise(count: int, seed: int, side: int = 8) -> Tensor:
-    """Random pictures, uint8 (N, 3, side, side)."""
+    """Random images, uint8 (N, 3, side, side)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, side, side), generator=generator).to(torch.uint8)
 
 
 @pytest.fixture
 def held() -> Callable[..., Held]:
-    """held(images, labels=None, title="held"): a set of these pictures."""
+    """held(images, labels=None, title="held"): a set of these images."""
     return Held
 
 
 @pytest.fixture
 def noisy() -> Callable[..., Tensor]:
-    """noisy(count, seed, side=8): random pictures."""
+    """noisy(count, seed, side=8): random images."""
     return noise

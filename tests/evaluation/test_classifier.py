@@ -1,4 +1,4 @@
-"""The independent classifier: it learns real pictures, tells right samples from wrong, and its cache is never stale."""
+"""The independent classifier: it learns real images, tells right samples from wrong, and its cache is never stale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK = Recipe(steps=40, batch=32, lr=5e-3, shift=1)
 
 
 class Blobs:
-    """Noise pictures with a bright square whose corner is the class."""
+    """Noise images with a bright square whose corner is the class."""
 
     def __init__(self, count: int, seed: int, classes: int = 4) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -69,8 +69,8 @@ class Digits:
         bunch = load_digits()
         cut = len(bunch.images) * 4 // 5
         part = slice(cut, None) if held_out else slice(0, cut)
-        pictures = (torch.from_numpy(bunch.images[part]) * 15).to(torch.uint8)
-        self.images = repeat(pictures, "n h w -> n c (h two) (w also)", c=3, two=2, also=2)
+        images = (torch.from_numpy(bunch.images[part]) * 15).to(torch.uint8)
+        self.images = repeat(images, "n h w -> n c (h two) (w also)", c=3, two=2, also=2)
         self.labels = bunch.target[part].tolist()
 
     def __len__(self) -> int:
@@ -93,7 +93,7 @@ def test_same_seed_same_judge_and_no_global_randomness(judge: Judge) -> None:
     assert torch.allclose(again.logits(probe), judge.logits(probe), atol=1e-4)
 
 
-def test_cache_is_used_for_the_same_pictures_only(tmp_path, monkeypatch) -> None:
+def test_cache_is_used_for_the_same_images_only(tmp_path, monkeypatch) -> None:
     trained = []
     train = judging._train
     monkeypatch.setattr(judging, "_train", lambda *arguments: trained.append(1) or train(*arguments))
@@ -103,7 +103,7 @@ def test_cache_is_used_for_the_same_pictures_only(tmp_path, monkeypatch) -> None
     first = train_judge(Blobs(40, 0), 4, path, recipe)
     second = train_judge(Blobs(40, 0), 4, path, recipe)
     assert len(trained) == 1 and torch.equal(first.logits(probe), second.logits(probe))
-    train_judge(Blobs(40, 1), 4, path, recipe)  # other pictures
+    train_judge(Blobs(40, 1), 4, path, recipe)  # other images
     assert len(trained) == 2
     train_judge(Blobs(40, 1), 5, path, recipe)  # another number of classes
     assert len(trained) == 3
@@ -135,13 +135,13 @@ def test_a_kill_between_weights_and_fingerprint_leaves_no_judge(tmp_path, monkey
     assert Judge.load(path, first.fingerprint) is not None
 
 
-def test_large_and_odd_pictures_are_judged_small() -> None:
+def test_large_and_odd_images_are_judged_small() -> None:
     images = torch.zeros(2, 3, 200, 130, dtype=torch.uint8)
     assert judging._judged_size(images).shape == (2, 3, 64, 42)
     assert judging._judged_size(images[..., :32, :30]).shape == (2, 3, 32, 30)
 
 
-def test_shifts_move_the_picture_and_repeat_its_border() -> None:
+def test_shifts_move_the_image_and_repeat_its_border() -> None:
     image = torch.arange(16, dtype=torch.uint8).reshape(1, 1, 4, 4).expand(64, 3, 4, 4).contiguous()
     shifted = judging._shifted(image, 1, torch.Generator().manual_seed(0))
     assert shifted.dtype == torch.uint8 and shifted.shape == image.shape
@@ -154,5 +154,5 @@ def test_shifts_move_the_picture_and_repeat_its_border() -> None:
 def test_refusals() -> None:
     with pytest.raises(UserError, match="label 3 is not one of 0 to 2"):
         train_judge(Blobs(8, 0), 3, recipe=QUICK)
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         train_judge(Blobs(0, 0), 3, recipe=QUICK)

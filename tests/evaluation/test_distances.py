@@ -21,17 +21,17 @@ class Flat(nn.Module):
 
     num_features = 12
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return pictures.flatten(1).double() / 255
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1).double() / 255
 
 
-def pictures(count: int, seed: int, highest: int) -> Tensor:
+def images(count: int, seed: int, highest: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, highest, (count, 3, 2, 2), generator=generator).to(torch.uint8)
 
 
 def test_frechet_is_torchmetrics() -> None:
-    real, fake = pictures(90, 0, 256), pictures(70, 1, 180)
+    real, fake = images(90, 0, 256), images(70, 1, 180)
     judge = FrechetInceptionDistance(feature=Flat())
     judge.update(real, real=True)
     judge.update(fake, real=False)
@@ -62,12 +62,12 @@ def test_gaussian_is_torchs_covariance() -> None:
     gaussian = Gaussian.of(features)
     assert torch.allclose(gaussian.covariance, torch.cov(features.double().T), rtol=1e-9)
     assert torch.allclose(gaussian.mean, features.double().mean(dim=0)) and gaussian.n == 5000
-    with pytest.raises(UserError, match="1 picture has no spread"):
+    with pytest.raises(UserError, match="1 image has no spread"):
         Gaussian.of(features[:1])
 
 
 def test_kernel_distance_is_torchmetrics() -> None:
-    real, fake = pictures(60, 0, 256), pictures(40, 1, 180)
+    real, fake = images(60, 0, 256), images(40, 1, 180)
     extract = Flat()
     found = kernel_distance(extract(real), extract(fake), torch.Generator().manual_seed(0), subsets=400, size=15)
     judge = KernelInceptionDistance(feature=Flat(), subsets=400, subset_size=15)
@@ -88,7 +88,7 @@ def test_kernel_distance_of_one_subset_and_its_size() -> None:
     a = real[torch.randperm(9, generator=generator)[:4]]  # half of the smaller side
     b = fake[torch.randperm(30, generator=generator)[:4]]
     assert (found.size, found.mean) == (4, pytest.approx(poly_mmd(a, b).item()))
-    with pytest.raises(UserError, match="3 pictures are too few"):
+    with pytest.raises(UserError, match="3 images are too few"):
         kernel_distance(real[:3], fake, generator)
 
 
@@ -108,7 +108,7 @@ def test_precision_and_recall_counted_by_hand() -> None:
         assert precision_recall(real, samples, k=1, entries=entries) == (precision, recall)
     two = precision_recall(real, samples, k=2)  # reach: 3, 2, 3, 9 and 18, 17.5, 18
     assert two == (pytest.approx(2 / 3), 1.0)
-    with pytest.raises(UserError, match="3 pictures have no 3 neighbours"):
+    with pytest.raises(UserError, match="3 images have no 3 neighbours"):
         precision_recall(real, samples, k=3)
 
 

@@ -1,4 +1,4 @@
-"""Evaluating at the pictures' own sizes finds what validation found while training."""
+"""Evaluating at the images' own sizes finds what validation found while training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unetdiff.training.trainer import train
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six pictures of several sizes in VOC's layout, with void; a third class occurs nowhere."""
+    """Six images of several sizes in VOC's layout, with void; a third class occurs nowhere."""
     root = tmp_path / "voc"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)

@@ -35,18 +35,18 @@ def test_trunk_features_are_torchvisions(trunk_weights: Path, noisy: Noisy) -> N
     torch.manual_seed(0)
     reference.load_state_dict(torchvision.models.mobilenet_v2().state_dict())
     reference.classifier = nn.Identity()
-    pictures = noisy(2, 0, 128)
+    images = noisy(2, 0, 128)
     normalize = torchvision.transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     with torch.no_grad():
-        expected = reference(normalize(pictures / 255))
-    found = network(pictures)
+        expected = reference(normalize(images / 255))
+    found = network(images)
     assert found.shape == (2, 1280) and found.dtype == torch.float32 and not found.requires_grad
     assert torch.allclose(found, expected, atol=1e-5)
     assert network.frechet == "Fréchet distance (mobilenet_v2 features)"
     assert network.kernel == "kernel distance (mobilenet_v2 features)"
 
 
-def test_small_pictures_are_enlarged_for_a_trunk(trunk_weights: Path, noisy: Noisy) -> None:
+def test_small_images_are_enlarged_for_a_trunk(trunk_weights: Path, noisy: Noisy) -> None:
     network = load_features("mobilenet_v2", str(trunk_weights))
     seen: list[tuple[int, ...]] = []
     network.network.trunk.features[0].register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
@@ -59,15 +59,15 @@ def test_classifier_features_come_before_its_last_layer(noisy: Noisy) -> None:
     torch.manual_seed(0)
     judge = Judge(Network(4), 4, "none")
     network = load_features("classifier", classifier=judge)
-    pictures = noisy(BATCH + 3, 0, 16)
-    found = network(pictures)
+    images = noisy(BATCH + 3, 0, 16)
+    found = network(images)
     assert found.shape == (BATCH + 3, 128)
-    assert torch.allclose(judge.network.head(found), judge.logits(pictures), atol=1e-5)
-    assert torch.equal(found, network(pictures))
+    assert torch.allclose(judge.network.head(found), judge.logits(images), atol=1e-5)
+    assert torch.equal(found, network(images))
     with pytest.raises(UserError, match="needs a set with classes"):
         load_features("classifier")
     with pytest.raises(TypeError, match="uint8"):
-        network(pictures.float())
+        network(images.float())
 
 
 def test_the_fingerprint_follows_name_and_weights() -> None:
@@ -76,8 +76,8 @@ def test_the_fingerprint_follows_name_and_weights() -> None:
             super().__init__()
             self.by = nn.Parameter(torch.tensor(by))
 
-        def forward(self, pictures: Tensor) -> Tensor:
-            return pictures.flatten(1).float() * self.by
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1).float() * self.by
 
     one, same, renamed, other = (
         FeatureNetwork(n, Scale(by)) for n, by in (("a", 1.0), ("a", 1.0), ("b", 1.0), ("a", 2.0))
@@ -138,5 +138,5 @@ def test_inception_is_torchmetrics_fid(tmp_path: Path, noisy: Noisy, monkeypatch
     assert (network.frechet, network.kernel) == ("FID", "KID")
     assert load_features("inception", "random.safetensors").fingerprint == network.fingerprint
     judge = FrechetInceptionDistance(feature_extractor_weights_path="random.pth", antialias=False)
-    picture = noisy(1, 0, 32)
-    assert torch.allclose(network(picture), judge.inception(picture), atol=1e-6)
+    image = noisy(1, 0, 32)
+    assert torch.allclose(network(image), judge.inception(image), atol=1e-6)

@@ -52,9 +52,9 @@ def test_void_is_the_segmenters(segmenter: SegmentationPipeline) -> None:
 def test_masks_of_another_size_and_void(segmenter: SegmentationPipeline) -> None:
     mask = torch.zeros(16, 16, dtype=torch.uint8)
     mask[:, 8:] = 1
-    picture = (mask[::2, ::2] * 255).expand(3, 8, 8)
+    image = (mask[::2, ::2] * 255).expand(3, 8, 8)
     mask[:, 6:10] = 255  # the seam that enlarging blurs
-    assert layout_agreement(segmenter, [picture], [mask], 2)["mean_iou"] == 1
+    assert layout_agreement(segmenter, [image], [mask], 2)["mean_iou"] == 1
 
 
 def test_another_number_of_classes_is_refused(segmenter: SegmentationPipeline) -> None:
@@ -73,7 +73,7 @@ def test_class_agreement_by_hand() -> None:
     assert found.foreground == pytest.approx((1 / 4 + 1 + 0 + 1) / 4)
     whole = class_agreement(masks, asked, background=None)
     assert whole.found == [0, 1, 0, 1] and whole.foreground == 1
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         class_agreement([], [], None)
 
 

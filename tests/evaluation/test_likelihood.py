@@ -27,7 +27,7 @@ def flat(level: int, count: int = 2) -> Tensor:
 
 
 def saying(process, x0: float) -> Denoise:
-    """A network that takes every picture to be x0 everywhere, in the words of its prediction type."""
+    """A network that takes every image to be x0 everywhere, in the words of its prediction type."""
 
     def denoise(xt: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(process, t))
@@ -39,7 +39,7 @@ def saying(process, x0: float) -> Denoise:
 
 @pytest.mark.parametrize("prediction", ["sample", "epsilon", "v_prediction"])
 def test_every_term_is_torch_distributions(prediction: str) -> None:
-    """The picture is x everywhere, the network says x + 0.1: each term is a divergence of known Gaussians."""
+    """The image is x everywhere, the network says x + 0.1: each term is a divergence of known Gaussians."""
     process = scheduler(prediction=prediction)
     level, wrong = 150, 0.1
     x = level / 127.5 - 1
@@ -66,7 +66,7 @@ def test_every_term_is_torch_distributions(prediction: str) -> None:
     assert torch.allclose(found.total, found.prior + found.steps + found.decoder)
 
 
-def test_a_picture_that_is_known_costs_its_decoder_alone() -> None:
+def test_a_image_that_is_known_costs_its_decoder_alone() -> None:
     process = scheduler(1000, beta_schedule="linear")
     denoise, generator = saying(process, 150 / 127.5 - 1), torch.Generator().manual_seed(0)
     found = variational_bound(denoise, process, flat(150), generator, timesteps=5)
@@ -98,9 +98,9 @@ def test_gaussian_data_cost_what_theory_says() -> None:
     """Pixels of N(m, s²): the best x_0 has the error s²σ² / (α²s² + σ²), and the bound is above the entropy."""
     process, mean, spread = scheduler(200, beta_schedule="linear"), 0.1, 0.2
     pixels = mean + spread * torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    pictures = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    images = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     denoise = best_for_gaussian(process, mean, spread)
-    found = variational_bound(denoise, process, pictures, torch.Generator().manual_seed(1))
+    found = variational_bound(denoise, process, images, torch.Generator().manual_seed(1))
     alpha_bar = process.alphas_cumprod.double()
     snr = alpha_bar / (1 - alpha_bar)
     error = spread**2 * (1 - alpha_bar) / (alpha_bar * spread**2 + 1 - alpha_bar)
@@ -108,21 +108,21 @@ def test_gaussian_data_cost_what_theory_says() -> None:
     assert found.steps.item() == pytest.approx(theory, rel=0.02)
     entropy = math.log2(spread * math.sqrt(2 * math.pi * math.e) * 127.5)  # of a level, by its density
     assert entropy < found.total.item() < entropy + 1.5
-    worse = variational_bound(best_for_gaussian(process, 0.5, 0.1), process, pictures, torch.Generator().manual_seed(1))
+    worse = variational_bound(best_for_gaussian(process, 0.5, 0.1), process, images, torch.Generator().manual_seed(1))
     assert worse.total.item() > found.total.item()  # what believes in other data pays for it
 
 
 def test_some_timesteps_estimate_all_without_bias() -> None:
     process = scheduler(30)
-    denoise, pictures = saying(process, 0.5), flat(150, 400)
-    whole = variational_bound(denoise, process, pictures[:1], torch.Generator().manual_seed(0)).steps
+    denoise, images = saying(process, 0.5), flat(150, 400)
+    whole = variational_bound(denoise, process, images[:1], torch.Generator().manual_seed(0)).steps
     calls: list[int] = []
 
     def counted(xt: Tensor, t: Tensor) -> Tensor:
         calls.append(len(t))
         return denoise(xt, t)
 
-    some = variational_bound(counted, process, pictures, torch.Generator().manual_seed(0), timesteps=6).steps
+    some = variational_bound(counted, process, images, torch.Generator().manual_seed(0), timesteps=6).steps
     assert calls == [400] * 7  # the decoder's too
     error = some.std() / 20
     assert some.std() > 0.01 and abs(some.mean() - whole[0]) < 4 * error
@@ -173,5 +173,5 @@ def test_summary() -> None:
     assert found["bits_per_dimension"] == pytest.approx(sum(totals) / 2)
     assert found["prior"] + found["steps"] + found["decoder"] == pytest.approx(found["bits_per_dimension"])
     assert found["standard_error"] == pytest.approx(abs(totals[0] - totals[1]) / 2)
-    assert (found["pictures"], found["timesteps"]) == (2, "6 of 20")
+    assert (found["images"], found["timesteps"]) == (2, "6 of 20")
     assert math.isnan(summary(bounds[:1], 6, 20)["standard_error"])

@@ -1,4 +1,4 @@
-"""Nearest neighbours against scikit-learn, copies found out, and a picture that shows them."""
+"""Nearest neighbours against scikit-learn, copies found out, and an image that shows them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from unetdiff.data.base import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.errors import UserError
 from unetdiff.evaluation.memorization import (
     find_copies,
     memorised_share,
     nearest,
-    neighbours_picture,
+    neighbours_image,
     pixels_as_points,
 )
 
@@ -39,12 +39,12 @@ def test_too_few_to_be_nearest() -> None:
 
 
 def test_pixel_distance_is_in_levels(noisy: Noisy) -> None:
-    pictures = noisy(2, 0)
-    lighter = (pictures.int() + torch.where(pictures < 128, 7, -7)).to(torch.uint8)  # 7 levels away everywhere
-    found = nearest(pixels_as_points(pictures), [pixels_as_points(lighter)], 1)
+    images = noisy(2, 0)
+    lighter = (images.int() + torch.where(images < 128, 7, -7)).to(torch.uint8)  # 7 levels away everywhere
+    found = nearest(pixels_as_points(images), [pixels_as_points(lighter)], 1)
     assert found.indices[:, 0].tolist() == [0, 1]
     assert found.distances[:, 0].tolist() == pytest.approx([7, 7], rel=1e-5)
-    exact = nearest(pixels_as_points(pictures), [pixels_as_points(pictures)], 1)
+    exact = nearest(pixels_as_points(images), [pixels_as_points(images)], 1)
     assert exact.distances.max() < 1e-4  # a copy is at 0
     assert pixels_as_points(torch.zeros(1, 3, 256, 128, dtype=torch.uint8)).shape == (1, 3 * 64 * 32)
 
@@ -67,17 +67,17 @@ def test_copies_are_found_out(noisy: Noisy) -> None:
     assert honest.held_out.distances.shape == (40, 2)
 
 
-def test_the_picture_shows_sample_and_neighbours(held: Callable[..., PictureDataset]) -> None:
+def test_the_image_shows_sample_and_neighbours(held: Callable[..., ImageDataset]) -> None:
     colors = torch.tensor([[250, 0, 0], [0, 250, 0], [0, 0, 250]], dtype=torch.uint8)
     training = held(colors[:, :, None, None].expand(-1, -1, 8, 8).contiguous())
     sample = torch.tensor([250, 250, 0], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 8, 8)
     points = pixels_as_points(training.images)  # type: ignore[attr-defined]
     found = find_copies("pixels", points[1:2], points, [points], 2)
     assert found.samples.indices[0].tolist()[0] == 1
-    picture = np.asarray(neighbours_picture(sample, ["seven"], training, [found]))
+    image = np.asarray(neighbours_image(sample, ["seven"], training, [found]))
 
     def left(color: list[int]) -> int:
-        return int(np.nonzero((picture == color).all(axis=-1))[1].min())
+        return int(np.nonzero((image == color).all(axis=-1))[1].min())
 
     second = colors[int(found.samples.indices[0, 1])].tolist()
     assert left([250, 250, 0]) < left([0, 250, 0]) < left(second)

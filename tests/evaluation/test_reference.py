@@ -1,4 +1,4 @@
-"""Features of the real set are computed once, and again for other pictures, another network or a damaged file."""
+"""Features of the real set are computed once, and again for other images, another network or a damaged file."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unetdiff.data.base import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.errors import UserError
 from unetdiff.evaluation.features import BATCH, FeatureNetwork
 from unetdiff.evaluation.reference import reference
 
-Held, Noisy = Callable[..., PictureDataset], Callable[..., Tensor]
+Held, Noisy = Callable[..., ImageDataset], Callable[..., Tensor]
 
 
 class Sums(nn.Module):
-    """The mean of each channel; counts the pictures it sees."""
+    """The mean of each channel; counts the images it sees."""
 
     def __init__(self, by: float = 1.0) -> None:
         super().__init__()
         self.by = nn.Parameter(torch.tensor(by))
         self.seen = 0
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        self.seen += len(pictures)
-        return pictures.float().mean(dim=(2, 3)) * self.by
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen += len(images)
+        return images.float().mean(dim=(2, 3)) * self.by
 
 
 @pytest.fixture
@@ -43,35 +43,35 @@ def test_features_in_the_sets_order(held: Held, noisy: Noisy, network: FeatureNe
     assert found.gaussian.n == BATCH + 5 and found.gaussian is found.gaussian
 
 
-def test_kept_for_the_same_pictures_and_network_only(
+def test_kept_for_the_same_images_and_network_only(
     held: Held, noisy: Noisy, network: FeatureNetwork, tmp_path: Path
 ) -> None:
     cache, images = tmp_path / "deep" / "train-sums", noisy(9, 0)
 
-    def seen(pictures: PictureDataset, judge: FeatureNetwork = network) -> int:
+    def seen(images: ImageDataset, judge: FeatureNetwork = network) -> int:
         before = judge.network.seen
-        found = reference(pictures, "noise train", judge, cache).features
-        assert torch.equal(found, reference(pictures, "noise train", judge).features)
-        return judge.network.seen - before - len(pictures)  # what the cached call computed
+        found = reference(images, "noise train", judge, cache).features
+        assert torch.equal(found, reference(images, "noise train", judge).features)
+        return judge.network.seen - before - len(images)  # what the cached call computed
 
     assert seen(held(images)) == 9
     assert seen(held(images)) == 0
     changed = images.clone()
-    changed[4, 1, 2, 3] += 1  # one value of one picture
+    changed[4, 1, 2, 3] += 1  # one value of one image
     assert seen(held(changed)) == 9
     assert seen(held(changed, title="renamed")) == 9
     assert seen(held(changed[:8], title="renamed")) == 8
     assert seen(held(changed[:8], title="renamed"), FeatureNetwork("sums", Sums(2.0))) == 8
     facts = json.loads(cache.with_name("train-sums.json").read_text())
-    assert (facts["network"], facts["pictures"], facts["shape"]) == ("sums", "noise train", [8, 3])
+    assert (facts["network"], facts["images"], facts["shape"]) == ("sums", "noise train", [8, 3])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "no json", "foreign json"])
 def test_a_damaged_cache_is_no_cache(
     held: Held, noisy: Noisy, network: FeatureNetwork, tmp_path: Path, damage: str
 ) -> None:
-    pictures, cache = held(noisy(6, 0)), tmp_path / "kept"
-    true = reference(pictures, "noise train", network, cache).features
+    images, cache = held(noisy(6, 0)), tmp_path / "kept"
+    true = reference(images, "noise train", network, cache).features
     tensors, about = tmp_path / "kept.safetensors", tmp_path / "kept.json"
     content = tensors.read_bytes()
     if damage == "cut":
@@ -84,16 +84,16 @@ def test_a_damaged_cache_is_no_cache(
         about.write_text(json_before)
     else:
         about.write_text("{" if damage == "no json" else "[1]")
-    assert torch.equal(reference(pictures, "noise train", network, cache).features, true)
+    assert torch.equal(reference(images, "noise train", network, cache).features, true)
     seen = network.network.seen
-    assert torch.equal(reference(pictures, "noise train", network, cache).features, true)
+    assert torch.equal(reference(images, "noise train", network, cache).features, true)
     assert network.network.seen == seen  # whole again
     assert sorted(file.name for file in tmp_path.iterdir()) == ["kept.json", "kept.safetensors"]
 
 
 def test_refusals(held: Held, noisy: Noisy, network: FeatureNetwork) -> None:
-    with pytest.raises(UserError, match="noise train: there are no real pictures"):
+    with pytest.raises(UserError, match="noise train: there are no real images"):
         reference(held(noisy(0, 0)), "noise train", network)
     uneven = held([noisy(1, 0, 8)[0], noisy(1, 0, 9)[0]])
-    with pytest.raises(UserError, match="held/0: the set's pictures differ in size; set data.size"):
+    with pytest.raises(UserError, match="held/0: the set's images differ in size; set data.size"):
         reference(uneven, "noise train", network)

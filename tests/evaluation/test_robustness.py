@@ -21,32 +21,32 @@ SCHEDULER = build_scheduler(DiffusionConfig())
 
 @pytest.fixture
 def noises(held: Callable[..., Any], noisy: Callable[..., Tensor]) -> Noises:
-    pictures = held(noisy(5, 0))
-    pictures.classes = ["dark", "bright"]
-    original = type(pictures).__getitem__
+    images = held(noisy(5, 0))
+    images.classes = ["dark", "bright"]
+    original = type(images).__getitem__
 
-    class Masked(type(pictures)):  # type: ignore[misc]
+    class Masked(type(images)):  # type: ignore[misc]
         def __getitem__(self, key: Any) -> dict[str, Any]:
             item = original(self, key)
             return item | {"mask": (item["image"][0] > 127).to(torch.uint8)}
 
-    pictures.__class__ = Masked
-    return Noises(pictures, SCHEDULER, seed=3)
+    images.__class__ = Masked
+    return Noises(images, SCHEDULER, seed=3)
 
 
 def test_by_hand_and_against_sklearn(noises: Noises) -> None:
     seen: dict[int, list[Tensor]] = {}
 
-    def red(pictures: Tensor, timestep: int) -> Tensor:
-        seen.setdefault(timestep, []).append(pictures)
-        level = pictures[:, :1]
+    def red(images: Tensor, timestep: int) -> Tensor:
+        seen.setdefault(timestep, []).append(images)
+        level = images[:, :1]
         return torch.cat([-level, level], dim=1)
 
-    def dark(pictures: Tensor, timestep: int) -> Tensor:
-        return torch.tensor([1.0, 0.0])[:, None, None].expand(len(pictures), 2, 8, 8)
+    def dark(images: Tensor, timestep: int) -> Tensor:
+        return torch.tensor([1.0, 0.0])[:, None, None].expand(len(images), 2, 8, 8)
 
     found = mean_iou_by_timestep({"red": red, "dark": dark}, noises, [0, 2, 4], [0, 500], batch_size=2)
-    truth = torch.stack([noises.pictures[i]["mask"] for i in (0, 2, 4)]).flatten()
+    truth = torch.stack([noises.images[i]["mask"] for i in (0, 2, 4)]).flatten()
     assert found["red"][0] == 1
     assert found["dark"] == pytest.approx([float((truth == 0).double().mean()) / 2] * 2)  # bright: 0
     guess = (torch.cat(seen[500])[:, 0] > 0).flatten().int()
@@ -62,7 +62,7 @@ def test_one_noise_at_every_timestep(noises: Noises) -> None:
         inside.append((noises.at(2, t) - alpha * clean) / sigma)
     assert torch.allclose(inside[0], inside[1], atol=1e-5) and inside[0].std() == pytest.approx(1, abs=0.2)
     assert not torch.allclose(noises.at(1, 700) - noises.at(1, 0), noises.at(2, 700) - noises.at(2, 0), atol=0.1)
-    other = Noises(noises.pictures, SCHEDULER, seed=4)
+    other = Noises(noises.images, SCHEDULER, seed=4)
     assert not torch.allclose(noises.at(2, 700), other.at(2, 700), atol=0.1)
 
 

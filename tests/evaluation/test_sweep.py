@@ -17,7 +17,7 @@ from unetdiff.evaluation.features import FeatureNetwork
 from unetdiff.evaluation.reference import Reference
 from unetdiff.evaluation.sweep import sweep
 from unetdiff.evaluation.text_report import sweep_lines
-from unetdiff.evaluation.types import Setting
+from unetdiff.evaluation.types import SamplingConfig
 
 Noisy = Callable[..., Tensor]
 
@@ -25,27 +25,27 @@ Noisy = Callable[..., Tensor]
 class Corner(nn.Module):
     """Three pixels as features."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return pictures[:, :, 0, 0].float()
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, :, 0, 0].float()
 
 
 class Sampler:
     """Noise that gets darker with guidance; remembers what it was asked for."""
 
     def __init__(self, classes: int | None) -> None:
-        self.asked: list[tuple[int, Setting]] = []
+        self.asked: list[tuple[int, SamplingConfig]] = []
         self.classes = classes
 
-    def __call__(self, count: int, setting: Setting) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, count: int, setting: SamplingConfig) -> tuple[Tensor, Tensor | None]:
         self.asked.append((count, setting))
         generator = torch.Generator().manual_seed(setting.seed)
-        pictures = torch.randint(0, 256, (count, 3, 8, 8), generator=generator)
+        images = torch.randint(0, 256, (count, 3, 8, 8), generator=generator)
         labels = None if self.classes is None else torch.arange(count) % self.classes
-        return (pictures / setting.guidance_scale).to(torch.uint8), labels
+        return (images / setting.guidance_scale).to(torch.uint8), labels
 
 
 class AllTwos(Judge):
-    """Takes every picture for class 2."""
+    """Takes every image for class 2."""
 
     def predict(self, images: Tensor) -> Tensor:
         return torch.full((len(images),), 2)
@@ -66,11 +66,11 @@ def test_every_setting_with_every_other(noisy: Noisy, tmp_path: Path) -> None:
         (s.scheduler, s.steps, s.guidance_scale) for _, s in asked
     ]
     for cell, (count, setting) in zip(found.cells, asked, strict=True):
-        pictures, _ = Sampler(4)(count, setting)
-        assert cell.frechet == pytest.approx(frechet_distance(real.gaussian, network(pictures)))
-        assert cell.class_consistency == 0.25 and cell.seconds_per_picture > 0
+        images, _ = Sampler(4)(count, setting)
+        assert cell.frechet == pytest.approx(frechet_distance(real.gaussian, network(images)))
+        assert cell.class_consistency == 0.25 and cell.seconds_per_image > 0
     assert (found.n, found.distance) == (12, "Fréchet distance (corner features)")
-    assert found.reference == "noise train, 40 pictures"
+    assert found.reference == "noise train, 40 images"
 
     paths = found.write(tmp_path)
     assert [path.name for path in paths] == ["sweep.json", "sweep.csv", "sweep.md"]
@@ -82,14 +82,14 @@ def test_every_setting_with_every_other(noisy: Noisy, tmp_path: Path) -> None:
     assert table[0].split(" | ")[1:] == [
         "steps",
         "guidance",
-        "s / picture",
+        "s / image",
         "Fréchet distance (corner features)",
         "class consistency |",
     ]
     assert table[1] == "| :-- | --: | --: | --: | --: | --: |" and len(table) == 10
     printed = sweep_lines(found.figures())
     assert len({len(line) for line in printed[:-1]}) == 1  # aligned
-    assert printed[-1] == "n 12 each, from the same noise (seed 3); reference noise train, 40 pictures"
+    assert printed[-1] == "n 12 each, from the same noise (seed 3); reference noise train, 40 images"
 
 
 def test_without_judges_only_the_time_is_told() -> None:
@@ -97,5 +97,5 @@ def test_without_judges_only_the_time_is_told() -> None:
     assert found.distance is None and found.reference is None
     assert (found.cells[0].frechet, found.cells[0].class_consistency) == (None, None)
     head, row, shared = sweep_lines(found.figures())
-    assert head.split() == ["scheduler", "steps", "guidance", "s", "/", "picture"]
+    assert head.split() == ["scheduler", "steps", "guidance", "s", "/", "image"]
     assert row.split()[:3] == ["ddim", "5", "1"] and shared == "n 1 each, from the same noise (seed 0)"

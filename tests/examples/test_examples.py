@@ -25,8 +25,8 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 def test_every_example_is_run_here() -> None:
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "compare_heads",
-        "layout_to_picture",
-        "text_to_picture",
+        "layout_to_image",
+        "text_to_image",
         "train_conditional_ddpm",
         "train_voc_segmenter",
     ]
@@ -66,13 +66,13 @@ def test_compare_heads(example, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(folder / "report.html") in capsys.readouterr().out
 
 
-def test_text_to_picture(example, text_encoder: Path) -> None:
-    run = example("text_to_picture", "--encoder", str(text_encoder))
+def test_text_to_image(example, text_encoder: Path) -> None:
+    run = example("text_to_image", "--encoder", str(text_encoder))
     assert (run / "samples-plain.png").read_bytes() != (run / "samples-negative.png").read_bytes()
     assert (run / "best" / "text_encoder" / "model.safetensors").is_file()
 
 
-def test_layout_to_picture(example) -> None:
-    run = example("layout_to_picture")
+def test_layout_to_image(example) -> None:
+    run = example("layout_to_image")
     assert (run / "layouts.png").is_file()
     assert json.loads((run / "best" / "unet" / "config.json").read_text())["in_channels"] == 3 + 8

@@ -15,7 +15,7 @@ import torch
 
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.config.parsing import RunConfig, Task, overridden, parse, to_yaml
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.training.tasks import build_task
 from unetdiff.training.trainer import train
@@ -26,9 +26,9 @@ TINY = {
         "residual": {"layers_per_block": 1, "norm_num_groups": 4},
         "conditioning": {"cross_attention_dim": 8, "attention_levels": [1], "attention_head_dim": 8},
     },
-    "data": {"scenes": {"train_pictures": 24, "val_pictures": 12}},
+    "data": {"scenes": {"train_images": 24, "val_images": 12}},
     "diffusion": {"preview_steps": 2, "preview_per_class": 1},
-    "segmentation": {"preview_pictures": 1},
+    "segmentation": {"preview_images": 1},
     "training": {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "validate_every": 2, "log_every": 1},
 }
 

@@ -1,4 +1,4 @@
-"""Agreement of the heads: real pictures in the place of samples agree as real pictures do."""
+"""Agreement of the heads: real images in the place of samples agree as real images do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import ClassAgreement, layout_agreement
 from unetdiff.experiments import agreement
@@ -17,7 +17,7 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.trainer import train
 
 
-def test_real_pictures_as_samples(
+def test_real_images_as_samples(
     tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     val = build_dataset(tiny_config("joint", tmp_path).data, "val", True)
@@ -29,13 +29,13 @@ def test_real_pictures_as_samples(
     assert read_record(tmp_path) == record
     table, heat, gallery = record.parts
     assert isinstance(table, Table) and isinstance(heat, Heatmap) and isinstance(gallery, Gallery)
-    assert [name for name, _ in table.rows] == ["guidance 1", "guidance 3", "real pictures"]
+    assert [name for name, _ in table.rows] == ["guidance 1", "guidance 3", "real images"]
     assert table.rows[0][1] == table.rows[1][1] == table.rows[2][1]
     assert all(sum(row) == pytest.approx(1) for row in heat.values)  # type: ignore[arg-type]
     right = sum(
         heat.values[heat.rows.index(val.labels[label])][heat.columns.index(val.labels[label])] or 0
         for label in drawn[1].tolist()
-    )  # each picture counts as its class's share
+    )  # each image counts as its class's share
     assert table.rows[0][1][0].mean == pytest.approx(right / 12)
     assert len(gallery.columns) == 4 and len(gallery.rows) == 2
     assert "shares its backbone" in record.findings[-1]
@@ -59,7 +59,7 @@ def test_layouts_are_compared_pixel_by_pixel(
     assert all(row[-1].mean is not None for _, row in table.rows)
     assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout asked for"
 
-    # the real pictures are those of the layouts: drawn perfectly, samples agree as they do
+    # the real images are those of the layouts: drawn perfectly, samples agree as they do
     val = build_dataset(config.data, "val", False, layout=True)
     drawn = torch.stack([val[i]["image"] for i in range(3)])
     monkeypatch.setattr(agreement, "draw", lambda task, n, setting: (drawn, None))

@@ -16,7 +16,7 @@ from unetdiff.experiments import budget
 from unetdiff.experiments.budget_tables import cost_table, findings, head_tables
 from unetdiff.experiments.consistency import KEPT, Judged
 from unetdiff.experiments.gradients import Pull, gradient_chart, gradient_findings, gradient_table, pulls_of
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.reports.record import Chart, read_record, write_record
 from unetdiff.reports.record_text import record_text
 from unetdiff.reports.runs import Run
@@ -26,8 +26,8 @@ TINY = [
     "--model.conditioning.attention_levels=[1]",
     "--model.conditioning.cross_attention_dim=8",
     "--model.conditioning.attention_head_dim=8",
-    "--data.scenes.train_pictures=64",
-    "--data.scenes.val_pictures=12",
+    "--data.scenes.train_images=64",
+    "--data.scenes.val_images=12",
     "--training.batch_size=8",
     "--diffusion.preview_steps=2",
     "--diffusion.preview_per_class=1",
@@ -124,7 +124,7 @@ def test_gradients_by_hand(tmp_path: Path) -> None:
 
 def test_every_run_has_one_backbone_and_one_budget(asked: Callable[..., Any], tmp_path: Path) -> None:
     given, overrides = asked("budget", "--steps", "10", "--points", "4", "--weighting", "fixed", "uncertainty", *TINY,
-                             "--model.encoder.family=classic", "--model.patch_size=1", "--training.seed=5",
+                             "--model.encoder.name=classic", "--model.patch_size=1", "--training.seed=5",
                              "--model.conditioning.pooled_context=false", "--seeds", "2")  # fmt: skip
     plan = budget.plan(given, overrides, tmp_path)
     assert list(plan) == ["segmentation", "diffusion", "joint-fixed", "joint-uncertainty"]
@@ -135,14 +135,14 @@ def test_every_run_has_one_backbone_and_one_budget(asked: Callable[..., Any], tm
     assert {(c.training.steps, c.training.batch_size, c.training.validate_every) for c in one} == {(10, 8, 3)}
     assert (one[2].joint.segmentation_weight, one[2].joint.diffusion_weight) == (0.5, 10.0)
     assert (one[3].joint.segmentation_weight, one[3].joint.diffusion_weight) == (1.0, 1.0)
-    given, overrides = asked("budget", "--model.encoder.family=classic", "--model.encoder.padding=valid")
+    given, overrides = asked("budget", "--model.encoder.name=classic", "--model.encoder.padding=valid")
     with pytest.raises(UserError, match="^model.encoder.padding: 'valid' shrinks"):
         budget.plan(given, overrides, tmp_path)
 
 
 def test_a_whole_tiny_budget(asked: Callable[..., Any], tmp_path: Path) -> None:
     words = (
-        "--steps 4 --points 2 --comparisons 4 --pictures 10 --sample_steps 2 --judge_steps 4 --weighting gradient_norm"
+        "--steps 4 --points 2 --comparisons 4 --images 10 --sample_steps 2 --judge_steps 4 --weighting gradient_norm"
     )
     given, overrides = asked("budget", *words.split(), *TINY)
     record = budget.run(given, overrides, tmp_path, "unetdiff experiment budget")
@@ -155,7 +155,7 @@ def test_a_whole_tiny_budget(asked: Callable[..., Any], tmp_path: Path) -> None:
     assert all(values[-1].mean is not None for _, values in noise.rows), "samples were judged"
     assert [name for name, _ in tables["Do the two losses pull the same way?"].rows][-1] == "all"
     curves = {part.title: part for part in record.parts if isinstance(part, Chart)}
-    assert [line.x for line in curves["mIoU against pictures seen"].lines] == [[16.0, 32.0]] * 2
+    assert [line.x for line in curves["mIoU against images seen"].lines] == [[16.0, 32.0]] * 2
     assert len(record.findings) == 3 and "mIoU" in record_text(record)
 
     shared = UNet.from_pretrained(tmp_path / "joint-gradient_norm/seed-0/latest/unet").parameter_counts()

@@ -92,7 +92,7 @@ def test_examples_are_the_means_of_cells():
     maps = torch.arange(2 * 3 * 4 * 4, dtype=torch.float64).reshape(2, 3, 4, 4)
     found = examples(maps, 2)
     assert found.shape == (8, 3)
-    assert torch.equal(found[1], maps[0, :, :2, 2:].mean(dim=(1, 2)))  # the first picture's upper right
+    assert torch.equal(found[1], maps[0, :, :2, 2:].mean(dim=(1, 2)))  # the first image's upper right
     assert examples(maps[..., :1, :1], 2).unique(dim=0).shape[0] == 2  # one cell for all four
 
 

@@ -7,17 +7,17 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
-from unetdiff.data import to_model_range
+from unetdiff.data.transforms import to_model_range
 from unetdiff.errors import UserError
 from unetdiff.experiments.features import TrunkFeatures, moments, noise_of, open_features, titles
 from unetdiff.experiments.run_inputs import given_runs, labelled
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import read_run
 
 NAMES = ["a", "b"]
 
 
-def pictures(side: int = 32) -> torch.Tensor:
+def images(side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -33,14 +33,14 @@ def test_titles_say_part_size_and_number():
     ]
 
 
-@pytest.mark.parametrize("family", ["residual", "classic", "resnet18"])
+@pytest.mark.parametrize("name", ["residual", "classic", "resnet18"])
 def test_every_family_has_encoder_middle_and_decoder(make_run, family):
-    options = {"model.encoder.family": family, "model.conditioning.attention_levels": None}
+    options = {"model.encoder.name": family, "model.conditioning.attention_levels": None}
     if family == "resnet18":
         options |= {"model.encoder.channels": None, "model.decoder.channels": [8, 8, 8, 8, 8]}
     run = read_run(make_run("run", "diffusion", **options))
     features = open_features(run, labelled(run, run, "val"), [None, 500], 0, "cpu")
-    maps = features(pictures(), NAMES, 500)
+    maps = features(images(), NAMES, 500)
     assert {title.split()[0] for title in maps} >= {"encoder", "decoder"}
     assert all(not m.requires_grad and m.dtype == torch.float32 and len(m) == 2 for m in maps.values())
     assert all(title.split()[1] == f"{m.shape[-2]}x{m.shape[-1]}" for title, m in maps.items())
@@ -49,28 +49,28 @@ def test_every_family_has_encoder_middle_and_decoder(make_run, family):
 def test_a_denoiser_sees_the_noise_of_the_timestep_and_no_condition(make_run):
     run = read_run(make_run("run"))
     features = open_features(run, labelled(run, run, "val"), [None, 300], 7, "cpu")
-    found = features(pictures(), NAMES, 300)
+    found = features(images(), NAMES, 300)
     task = features.diffusion
     assert task is not None and task.conditioner is not None
     alpha_bar = task.scheduler.alphas_cumprod[300]
     noise = noise_of(NAMES, (3, 32, 32), 7)
-    noisy = alpha_bar.sqrt() * to_model_range(pictures()) + (1 - alpha_bar).sqrt() * noise
-    nothing = task.conditioner(task.conditioner.nothing(2), (32, 32)).tokens
+    noisy = alpha_bar.sqrt() * to_model_range(images()) + (1 - alpha_bar).sqrt() * noise
+    nothing = task.conditioner(task.conditioner.null_condition(2), (32, 32)).tokens
     with torch.no_grad():
         wanted = features.unet.features(noisy, 300, nothing)
     for key, title in titles(wanted).items():
         assert torch.allclose(found[title], wanted[key], atol=1e-6)
-    assert not torch.allclose(found["middle 16x16"], features(pictures(), NAMES, None)["middle 16x16"], atol=1e-3)
+    assert not torch.allclose(found["middle 16x16"], features(images(), NAMES, None)["middle 16x16"], atol=1e-3)
 
 
-def test_clean_pictures_of_a_joint_run_are_what_its_segmentation_head_sees(make_run):
+def test_clean_images_of_a_joint_run_are_what_its_segmentation_head_sees(make_run):
     run = read_run(make_run("run", "joint"))
     features = open_features(run, labelled(run, run, "val"), [None], 0, "cpu")
-    maps = features(pictures(), NAMES)
+    maps = features(images(), NAMES)
     last = list(maps.values())[-1]
     with torch.no_grad():
         head = features.unet.heads["segmentation"]
-        assert torch.allclose(head(last), features.unet.segment(to_model_range(pictures())), atol=1e-5)
+        assert torch.allclose(head(last), features.unet.segment(to_model_range(images())), atol=1e-5)
 
 
 def test_noise_depends_on_name_and_seed_alone():
@@ -83,9 +83,9 @@ def test_random_weights_differ_and_repeat(make_run):
     run = read_run(make_run("run"))
     features = open_features(run, labelled(run, run, "val"), [None], 0, "cpu")
     state = torch.random.get_rng_state()
-    first, again = (features.with_random_weights("r", 3)(pictures(), NAMES) for _ in range(2))
+    first, again = (features.with_random_weights("r", 3)(images(), NAMES) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
-    trained = features(pictures(), NAMES)
+    trained = features(images(), NAMES)
     assert all(torch.equal(first[t], again[t]) and not torch.allclose(first[t], trained[t]) for t in trained)
 
 
@@ -95,7 +95,7 @@ def test_trunk_is_our_encoder_with_those_weights(tmp_path):
     state = get_model("resnet18", weights=None).state_dict()
     save_file({k: v for k, v in state.items() if not k.startswith("fc.")}, file)
     features = TrunkFeatures("resnet18", str(file), 64, "cpu")
-    maps = features(pictures(64), NAMES)
+    maps = features(images(64), NAMES)
     assert [tuple(m.shape[1:]) for m in maps.values()] == [
         (64, 32, 32),
         (64, 16, 16),
@@ -103,11 +103,11 @@ def test_trunk_is_our_encoder_with_those_weights(tmp_path):
         (256, 4, 4),
         (512, 2, 2),
     ]
-    unet = UNet(encoder={"family": "resnet18", "weights": str(file)}, heads={"segmentation": {}}).eval()
+    unet = UNet(encoder={"name": "resnet18", "weights": str(file)}, heads={"segmentation": {}}).eval()
     with torch.no_grad():
-        wanted = unet.features(to_model_range(pictures(64)))
+        wanted = unet.features(to_model_range(images(64)))
     assert torch.allclose(maps["encoder 2x2"], wanted["encoder.5"], atol=1e-5)
-    assert list(features(pictures(32), NAMES).values())[0].shape[-1] == 32  # enlarged to 64 first
+    assert list(features(images(32), NAMES).values())[0].shape[-1] == 32  # enlarged to 64 first
     with pytest.raises(UserError, match="--trunk_weights"):
         TrunkFeatures("resnet18", str(tmp_path / "none.safetensors"), 64, "cpu")
 
@@ -120,15 +120,15 @@ def test_refusals(make_run):
     with pytest.raises(UserError, match="--timesteps: 1000 is beyond the 1000.*999"):
         open_features(run, labelled(run, run, "val"), [1000], 0, "cpu")
     other = make_run("other", **{"data.scenes.clutter": 0.9})
-    with pytest.raises(UserError, match="not judged on the same pictures"):
+    with pytest.raises(UserError, match="not judged on the same images"):
         given_runs([run.path, other])
     (other / "summary.json").unlink()
     with pytest.raises(UserError, match="has not ended.*--resume"):
         given_runs([other])
 
 
-def test_a_denoiser_of_masks_sees_no_noisy_pictures(make_run):
-    options = {"diffusion.target": "mask", "diffusion.condition": "picture", "diffusion.picture.degradation": "none"}
+def test_a_denoiser_of_masks_sees_no_noisy_images(make_run):
+    options = {"diffusion.target": "mask", "diffusion.condition": "image", "diffusion.image.degradation": "none"}
     run = read_run(make_run("masks", "diffusion", **options))
     with pytest.raises(UserError, match="draws masks"):
         open_features(run, labelled(run, run, "val"), [None], 0, "cpu")

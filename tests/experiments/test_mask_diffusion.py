@@ -18,11 +18,11 @@ TINY = [
     "--model.conditioning.cross_attention_dim=8",
     "--model.conditioning.attention_levels=[1]",
     "--model.conditioning.attention_head_dim=8",
-    "--data.scenes.train_pictures=24",
-    "--data.scenes.val_pictures=6",
+    "--data.scenes.train_images=24",
+    "--data.scenes.val_images=6",
     "--diffusion.preview_per_class=1",
     "--diffusion.preview_rows=2",
-    "--segmentation.preview_pictures=2",
+    "--segmentation.preview_images=2",
     "--training.steps=2",
     "--training.batch_size=4",
     "--training.validate_every=2",
@@ -49,7 +49,7 @@ def test_the_judge_counts_what_it_should() -> None:
 
 
 def test_trained_drawn_judged_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["experiment", "mask_diffusion", "--k", "3", "--steps", "2", "--pictures", "5", "--rows", "2", *TINY]
+    words = ["experiment", "mask_diffusion", "--k", "3", "--steps", "2", "--images", "5", "--rows", "2", *TINY]
     words.append("--data.size=[32, 32]")
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     record = read_record(tmp_path / "out")
@@ -61,7 +61,7 @@ def test_trained_drawn_judged_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert iou.lines[0].y[-1].mean == by_name["mean of 3 drawn masks"][0]
     one, all_three = by_name["one drawn mask"], by_name["mean of 3 drawn masks"]
     assert one[7] == all_three[7] and all(value is not None for row in by_name.values() for value in row[:4])
-    assert any("pictures stretched to data.size, the denoiser from their middle" in line for line in record.method)
+    assert any("images stretched to data.size, the denoiser from their middle" in line for line in record.method)
     assert "times as long (3 x 2 steps)" in record.findings[0] and "times as long" in capsys.readouterr().out
 
     written = {name: (tmp_path / "out" / name / "summary.json").stat().st_mtime_ns for name in record.configs}

@@ -29,11 +29,17 @@ def test_from_training_to_the_record(
 
     chart, table, gallery = record.parts
     assert isinstance(chart, Chart) and isinstance(table, Table) and isinstance(gallery, Gallery)
-    assert [line.name for line in chart.lines] == [noise.PLAIN, noise.NOISY, noise.TOLD, noise.WRONG, noise.JOINT]
+    assert [line.name for line in chart.lines] == [
+        noise.PLAIN,
+        noise.NOISY,
+        noise.CONDITIONED,
+        noise.WRONG,
+        noise.JOINT,
+    ]
     assert [line.y[0].n for line in chart.lines] == [2, 2, 2, 2, 1]
     judged = [evaluate(tmp_path / "out" / f"plain-{s}" / "latest")["segmentation/mean_iou"] for s in (0, 1)]
     assert chart.lines[0].y[0].mean == pytest.approx(sum(judged) / 2, abs=1e-6)
-    assert chart.lines[2].y[0] == chart.lines[3].y[0]  # the wrong answer is the right one on clean pictures
+    assert chart.lines[2].y[0] == chart.lines[3].y[0]  # the wrong answer is the right one on clean images
     assert table.rows[0][1][-1].mean == pytest.approx(sum(v.mean or 0 for v in chart.lines[0].y) / 3)
     assert len(gallery.rows) == 3 and len(gallery.columns) == 7
 
@@ -59,7 +65,7 @@ def test_refusals_come_before_any_training(
         (("--timesteps", 0, 1000), "timesteps: 1000 cannot be; use 0 .clean. to 999"),
         (("--share", 1.5), "segmentation.noise: 1.5"),
         (("--seeds", 0), "--seeds: 0"),
-        (("--pictures", 0), "--pictures: 0"),
+        (("--images", 0), "--images: 0"),
         (("--rows", 0), "--rows: 0"),
         (("--joint", tmp_path / "nowhere"), "no directory"),
     ]:
@@ -68,6 +74,6 @@ def test_refusals_come_before_any_training(
 
 
 def test_without_a_config_it_is_the_quickstarts_backbone() -> None:
-    config = noise.base_config(None, ["--data.scenes.val_pictures", "7"], None)
-    assert (config.task, config.data.name, config.data.scenes.val_pictures) == ("segmentation", "scenes", 7)
+    config = noise.base_config(None, ["--data.scenes.val_images", "7"], None)
+    assert (config.task, config.data.name, config.data.scenes.val_images) == ("segmentation", "scenes", 7)
     assert config.model.encoder.channels == [48, 96, 96] and config.training.steps == 450

@@ -35,13 +35,11 @@ COUNTS = {0.01: 1, 1.0: 1464}
 def test_tables_and_sentences_by_hand() -> None:
     told = findings(FIGURES, COUNTS, RANDOM)
     assert told[0] == (
-        "Start from the denoiser against a random start: a gain with 1 labelled pictures; "
+        "Start from the denoiser against a random start: a gain with 1 labelled images; "
         "no difference beyond the seeds' spread with 1,464."
     )
     # 0.20 and 0.22: mean 0.21, deviation 0.0141; +0.03 and -0.03: mean 0
-    assert (
-        "1 labelled picture (1 %): mIoU 0.360 ± 0.085 from the denoiser, 0.150 ± 0.071 from a random start" in told[1]
-    )
+    assert "1 labelled image (1 %): mIoU 0.360 ± 0.085 from the denoiser, 0.150 ± 0.071 from a random start" in told[1]
     assert "0.210 higher, more than the spread of that difference over 2 seeds (0.014)" in told[1]
     assert "the same, within the spread" in told[2]
     lost = findings({RANDOM: {1.0: [0.9]}, DENOISER: {1.0: [0.5]}}, {1.0: 10}, RANDOM)
@@ -58,7 +56,7 @@ def test_what_each_run_is_told(asked: Callable[..., Any], tmp_path: Path) -> Non
                              "--pretraining_steps", "9", "--training.frozen_levels=1", *TINY)  # fmt: skip
     plan = Plan(given, overrides, tmp_path)
     noise = plan.denoiser
-    assert (noise.task, noise.diffusion.condition, noise.data.share, noise.training.steps) == (
+    assert (noise.task, noise.diffusion.condition, noise.data.train_fraction, noise.training.steps) == (
         "diffusion",
         "none",
         1,
@@ -66,7 +64,11 @@ def test_what_each_run_is_told(asked: Callable[..., Any], tmp_path: Path) -> Non
     )
     assert noise.training.frozen_levels == 0 and plan.starts == [RANDOM, DENOISER] and plan.shares == [0.1, 0.5]
     for (start, share, seed), config in plan.segmenters.items():
-        assert (config.data.share, config.data.share_seed, config.training.seed) == (share, seed, seed)
+        assert (config.data.train_fraction, config.data.train_fraction_seed, config.training.seed) == (
+            share,
+            seed,
+            seed,
+        )
         assert config.training.init_from == (str(tmp_path / "pretrained") if start == DENOISER else None)
         assert config.model == noise.model and config.training.steps == config.training.validate_every == 6
         assert config.training.frozen_levels == 0, "a random start has no filters to spare"
@@ -103,9 +105,9 @@ def test_an_imagenet_trunk_keeps_its_own_network(asked: Callable[..., Any], tmp_
     given.trunk_weights = str(weights)
     plan = Plan(given, overrides, tmp_path)
     config = plan.segmenters[TRUNK, 0.1, 0]
-    assert (config.model.encoder.family, config.model.encoder.weights) == ("mobilenet_v2", str(weights))
+    assert (config.model.encoder.name, config.model.encoder.weights) == ("mobilenet_v2", str(weights))
     assert (config.data.name, config.training.frozen_levels, config.training.batch_size) == ("scenes", 2, 8)
-    assert plan.segmenters[RANDOM, 0.1, 0].model.encoder.family == "residual"
+    assert plan.segmenters[RANDOM, 0.1, 0].model.encoder.name == "residual"
 
 
 def test_a_whole_tiny_pretraining(asked: Callable[..., Any], tmp_path: Path) -> None:
@@ -117,7 +119,7 @@ def test_a_whole_tiny_pretraining(asked: Callable[..., Any], tmp_path: Path) -> 
     curves, table, gallery = record.parts
     assert curves.kind == "chart" and [line.x for line in curves.lines] == [[3.0, 64.0]] * 2
     assert table.kind == "table" and all(value.n == 1 for _, values in table.rows for value in values)
-    assert isinstance(gallery, Gallery) and gallery.columns == ["picture", "truth", RANDOM, DENOISER]
+    assert isinstance(gallery, Gallery) and gallery.columns == ["image", "truth", RANDOM, DENOISER]
 
     # the gallery's last column is what the denoiser's segmenter says, in the set's colours
     run = read_run(tmp_path / "from-denoiser" / "share-0.05" / "seed-0")

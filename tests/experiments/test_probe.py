@@ -13,7 +13,7 @@ from unetdiff.experiments import probe
 from unetdiff.experiments.probe_report import Probed
 from unetdiff.reports.record import Gallery, Heatmap, Table, read_record
 
-QUICK = ["--timesteps", "clean", "400", "--pictures", "6", "--val_pictures", "8", "--steps", "2", "--batch_size", "4",
+QUICK = ["--timesteps", "clean", "400", "--images", "6", "--val_images", "8", "--steps", "2", "--batch_size", "4",
          "--concat", "2", "--rows", "2"]  # fmt: skip
 
 
@@ -48,10 +48,10 @@ def test_command(make_run, tmp_path, monkeypatch):
     assert main(argv) == 0 and (output / "joint" / "mask1.png").is_file()
     assert (output / "diffusion" / "probes.json").stat().st_mtime_ns == before, "what is whole is kept"
 
-    def refuse(*_):
+    def config_error(*_):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(probe, "_measure", refuse)
+    monkeypatch.setattr(probe, "_measure", config_error)
     assert main(argv) == 0  # kept
     with pytest.raises(AssertionError, match="measured again"):
         main([*argv, "--steps", "3"])
@@ -63,7 +63,7 @@ def test_best_is_chosen_by_one_half_and_told_with_the_other():
     other = {"spec": {"moment": None, "blocks": ["b"]}, "parameters": 1, "matrices": [wrong, right]}
     probed = Probed("x", "diffusion", 2, [other, lucky], None, None, 1, 2, 1, 1, None, 0.1)
     assert probed.best is lucky and probed.told(lucky) == (0.0, 0.0)
-    assert probed.map() == [[1 / 3], [1 / 3]]  # on all pictures: half right, IoU 9 / 27
+    assert probed.map() == [[1 / 3], [1 / 3]]  # on all images: half right, IoU 9 / 27
 
 
 def test_refusals(make_run, tmp_path):

@@ -12,7 +12,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.data import PictureDataset, StepSampler
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.sampling import StepSampler
 from unetdiff.experiments.features import Features, open_features
 from unetdiff.experiments.probing import (
     LinearProbe,
@@ -32,15 +33,15 @@ CHOSEN = [0, 3, 5, 8, 11, 20]
 
 
 @pytest.fixture
-def denoiser(make_run) -> tuple[Features, PictureDataset, PictureDataset]:
+def denoiser(make_run) -> tuple[Features, ImageDataset, ImageDataset]:
     run = read_run(make_run("run"))
     train, val = (labelled(run, run, split) for split in ("train", "val"))
     return open_features(run, val, [None, 200], 0, "cpu"), train, val
 
 
-def at_once(features: Features, pictures: PictureDataset, spec: Spec, chosen: list[int]) -> tuple[list[Tensor], Tensor]:
-    """Maps of all chosen pictures, and their masks, kept."""
-    (group,) = groups(pictures, chosen, range(len(chosen)))
+def max_classes(features: Features, images: ImageDataset, spec: Spec, chosen: list[int]) -> tuple[list[Tensor], Tensor]:
+    """Maps of all chosen images, and their masks, kept."""
+    (group,) = groups(images, chosen, range(len(chosen)))
     maps = features(group.images, group.names, spec.moment)
     return [maps[block] for block in spec.blocks], torch.stack(group.masks).long()
 
@@ -92,7 +93,7 @@ def test_probe_is_the_logistic_regression_of_scikit_learn(denoiser):
     seen = look_through(features, train, chosen, 3)
     recipe = Recipe(steps=250, batch_size=3, lr=0.5)
     probe = train_probes(features, train, chosen, [spec], seen.scales, 11, recipe)[spec]
-    maps, masks = at_once(features, train, spec, chosen)
+    maps, masks = max_classes(features, train, spec, chosen)
     x = StandardScaler().fit_transform(rearrange(maps[0], "b c h w -> (b h w) c").numpy().astype(np.float64))
     y = masks.flatten().numpy()
     classes = sorted(set(y.tolist()))
@@ -114,7 +115,7 @@ def test_stream_is_what_stored_features_give(denoiser):
     recipe = Recipe(steps=8, batch_size=4, lr=0.05, weight_decay=0.1, seed=3)
     streamed = train_probes(features, train, CHOSEN, specs, seen.scales, 11, recipe)
     for spec in specs:  # each alone, on features that were computed once and kept
-        maps, masks = at_once(features, train, spec, CHOSEN)
+        maps, masks = max_classes(features, train, spec, CHOSEN)
         probe = LinearProbe([seen.scales[spec.moment, block] for block in spec.blocks], 11)
         optimizer = torch.optim.AdamW(probe.parameters(), lr=0.05, weight_decay=0.1)
         rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 8)

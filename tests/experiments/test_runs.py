@@ -38,18 +38,18 @@ def test_a_variant_leaves_its_base_alone_and_is_refused_where_it_cannot_be_train
     run = variant(base, "diffusion", tmp_path / "run", {"training.seed": 3, "diffusion.condition": "none"})
     assert (run.task, run.training.seed, run.diffusion.condition) == ("diffusion", 3, "none")
     assert run.training.output_dir == str(tmp_path / "run") and asdict(base) == before
-    with pytest.raises(UserError, match="data.share: 0.0 is no share"):
-        variant(base, "segmentation", tmp_path / "run", {"data.share": 0.0})
+    with pytest.raises(UserError, match="data.train_fraction: 0.0 is no share"):
+        variant(base, "segmentation", tmp_path / "run", {"data.train_fraction": 0.0})
     with pytest.raises(KeyError, match="training.sed"):
         variant(base, "segmentation", tmp_path / "run", {"training.sed": 1})
 
 
 def test_steps_follow_from_epochs_and_the_share(tmp_path: Path) -> None:
-    base = quickstart_configs(tmp_path, tiny=True)["segmentation"]  # 64 pictures in batches of 8
+    base = quickstart_configs(tmp_path, tiny=True)["segmentation"]  # 64 images in batches of 8
     assert steps_of(base) == 4
     epochs = variant(base, "segmentation", tmp_path, {"training.steps": None, "training.epochs": 3.0})
     assert steps_of(epochs) == 24
-    epochs.data.share = 0.5
+    epochs.data.train_fraction = 0.5
     assert steps_of(epochs) == 12
     epochs.training.epochs = None
     with pytest.raises(UserError, match="training.steps: None and training.epochs null give no length"):

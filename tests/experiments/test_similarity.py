@@ -16,7 +16,7 @@ from unetdiff.experiments.run_inputs import labelled
 from unetdiff.reports.record import Chart, Heatmap, Table, read_record
 from unetdiff.reports.runs import read_run
 
-QUICK = ["--timesteps", "clean", "600", "--pictures", "12", "--batch_size", "6", "--grid", "2"]
+QUICK = ["--timesteps", "clean", "600", "--images", "12", "--batch_size", "6", "--grid", "2"]
 
 
 def test_the_same_network_twice_is_one_and_another_is_not(make_run, tmp_path):
@@ -27,7 +27,7 @@ def test_the_same_network_twice_is_one_and_another_is_not(make_run, tmp_path):
     charts = {part.title: part for part in read_record(output).parts if isinstance(part, Chart)}
     same = next(chart for title, chart in charts.items() if title.endswith("one and copy"))
     assert [line.name for line in same.lines] == [
-        "clean pictures",
+        "clean images",
         "t = 600",
         "one and random weights, the highest",
         "copy and random weights, the highest",

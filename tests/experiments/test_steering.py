@@ -25,7 +25,7 @@ def test_from_noise_to_the_record(tmp_path: Path, joint_run: Path, options: Call
     assert read_record(tmp_path) == record
     table, gallery = record.parts
     assert isinstance(table, Table) and isinstance(gallery, Gallery)
-    assert [name for name, _ in table.rows] == ["not steered", "scale 0.3", "real pictures"]
+    assert [name for name, _ in table.rows] == ["not steered", "scale 0.3", "real images"]
     assert table.rows[-1][1][-1].mean is None  # nothing was drawn
     assert (tmp_path / "judge" / "best" / "segmentation.json").is_file()
     assert "seed: 1" in record.configs["judge"] and "task: segmentation" in record.configs["judge"]
@@ -35,7 +35,7 @@ def test_from_noise_to_the_record(tmp_path: Path, joint_run: Path, options: Call
 
 
 def test_the_segmenter_as_its_own_judge_agrees_with_itself(tmp_path: Path, joint_run: Path, options: Callable) -> None:
-    words = ("--judge", joint_run, "--scales", 0.1, "--n", 2, "--steps", 2, "--through", "picture", "--tell")
+    words = ("--judge", joint_run, "--scales", 0.1, "--n", 2, "--steps", 2, "--through", "image", "--tell")
     record = steering.run(options(steering, joint_run, *words), [], tmp_path, "")
     table = record.parts[0]
     assert isinstance(table, Table) and all(row[0] == row[1] for _, row in table.rows)
@@ -59,7 +59,7 @@ def test_void_is_the_segmenters(
 @pytest.mark.parametrize(
     ("size", "seen"), [(None, (8, 12)), ((16, 16), (16, 16)), (24, (16, 24))], ids=["own", "fixed", "longest side"]
 )
-def test_a_segmenter_sees_pictures_at_its_size(size, seen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segmenter_sees_images_at_its_size(size, seen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     unet = UNet(
         encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4}, heads={"segmentation": {"num_classes": 2}}
     )
@@ -70,9 +70,9 @@ def test_a_segmenter_sees_pictures_at_its_size(size, seen: tuple[int, int], monk
         return pixels[:, :2]
 
     monkeypatch.setattr(unet, "segment", segment)
-    pictures = torch.zeros(1, 3, 8, 12, requires_grad=True)
-    steering.seen_by(SegmentationPipeline(unet, ["a", "b"], size=size), pictures).sum().backward()
-    assert sizes == [seen] and pictures.grad is not None and bool((pictures.grad[:, :2] > 0).all())
+    images = torch.zeros(1, 3, 8, 12, requires_grad=True)
+    steering.seen_by(SegmentationPipeline(unet, ["a", "b"], size=size), images).sum().backward()
+    assert sizes == [seen] and images.grad is not None and bool((images.grad[:, :2] > 0).all())
 
 
 def test_findings_do_not_flatter() -> None:

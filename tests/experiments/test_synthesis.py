@@ -22,11 +22,11 @@ TINY = [
     "--model.conditioning.cross_attention_dim=8",
     "--model.conditioning.attention_levels=[1]",
     "--model.conditioning.attention_head_dim=8",
-    "--data.scenes.train_pictures=40",
-    "--data.scenes.val_pictures=6",
+    "--data.scenes.train_images=40",
+    "--data.scenes.val_images=6",
     "--diffusion.preview_per_class=1",
     "--diffusion.preview_rows=2",
-    "--segmentation.preview_pictures=2",
+    "--segmentation.preview_images=2",
     "--training.batch_size=4",
 ]
 SHORT = ["--labelled", "0.1", "--steps", "2", "--denoiser_steps", "2", "--segmenter_steps", "3", "--rows", "2"]
@@ -71,7 +71,7 @@ def test_trained_drawn_filtered_and_trained_again(tmp_path: Path, capsys: pytest
     assert [values[0].n for _, values in outcome.rows] == [2, 2]
     assert isinstance(drawn, Table) and [value.mean for value in drawn.rows[0][1][:3]] == [8, 8, 1]
     assert isinstance(record.parts[3], Gallery) and len(record.parts[3].rows) == 2
-    assert "8 of 8 drawn pictures (100 %)" in record.findings[1]
+    assert "8 of 8 drawn images (100 %)" in record.findings[1]
     assert {"denoiser", "labelled 0", "enlarged 1"} <= record.configs.keys()
 
     written = (enlarged / "agreement.json").stat().st_mtime_ns
@@ -97,11 +97,11 @@ def test_trained_drawn_filtered_and_trained_again(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--labelled", "0"], "--labelled: 0.0 is no share of the training pictures"),
+        (["--labelled", "0"], "--labelled: 0.0 is no share of the training images"),
         (["--zoom", "0.9"], "--zoom: 0.9 is too small"),
         (["--agreement", "2"], "--agreement: 2.0 is no share"),
         (["--data.name=cifar10", "--data.root=.", "--data.size=[32,32]"], "data.name: 'cifar10' has no masks"),
-        (["--data.name=voc", "--data.root=."], "data.size: None leaves pictures of several sizes"),
+        (["--data.name=voc", "--data.root=."], "data.size: None leaves images of several sizes"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -14,33 +14,34 @@ import torch
 from torch import Tensor
 
 from unetdiff.errors import UserError
-from unetdiff.export import files, to_onnx, to_torch_export
-from unetdiff.models import UNet
+from unetdiff.export import files
+from unetdiff.export.files import to_onnx, to_torch_export
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import segment_whole
 
 CLASSES, CONTEXT = 5, 12
 SEGMENTS: dict[str, Any] = {"segmentation": {"num_classes": CLASSES}}
-TOLD: dict[str, Any] = {
+CONDITIONED: dict[str, Any] = {
     "timestep": True,
     "cross_attention_dim": CONTEXT,
     "attention_head_dim": 8,
     "attention_levels": [1],
 }
-CLASSIC: dict[str, Any] = {"encoder": {"family": "classic", "channels": [8, 12]}}
+CLASSIC: dict[str, Any] = {"encoder": {"name": "classic", "channels": [8, 12]}}
 RESIDUAL: dict[str, Any] = {
-    "encoder": {"family": "residual", "channels": [8, 16]},
+    "encoder": {"name": "residual", "channels": [8, 16]},
     "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet", "upcast_attention": True},
-    "conditioning": TOLD,
+    "conditioning": CONDITIONED,
 }
 
 
 def trunk(family: str, **rest: Any) -> dict[str, Any]:
-    return {"encoder": {"family": family}, "decoder": {"channels": [8] * 5}, **rest}
+    return {"encoder": {"name": family}, "decoder": {"channels": [8] * 5}, **rest}
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "classic, squares": {**CLASSIC, "patch_size": 2},
-    "classic, valid": {"encoder": {"family": "classic", "channels": [4, 6, 8], "padding": "valid"}},
+    "classic, valid": {"encoder": {"name": "classic", "channels": [4, 6, 8], "padding": "valid"}},
     "residual, ADM": RESIDUAL,
     "resnet18": trunk("resnet18", conditioning={"timestep": True, "attention_levels": [5], "attention_head_dim": 64}),
     "mobilenet_v2": {**trunk("mobilenet_v2"), "decoder": {"channels": [8] * 3, "align_corners": True}},
@@ -109,7 +110,7 @@ def test_torch_export_answers_as_the_network_at_any_size(name: str, tmp_path: Pa
 @pytest.mark.parametrize("to", [to_onnx, to_torch_export])
 def test_denoiser(to: Any, tmp_path: Path) -> None:
     heads = {"diffusion": {"out_channels": 3}}
-    unet = build(**CLASSIC, conditioning={**TOLD, "num_class_embeds": 4, "pooled_context": True}, heads=heads)
+    unet = build(**CLASSIC, conditioning={**CONDITIONED, "num_class_embeds": 4, "pooled_context": True}, heads=heads)
     done = to(unet, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
     assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
     for batch, height, width, tokens in ((1, 2, 2, 1), (4, 21, 30, 5)):
@@ -142,17 +143,17 @@ def test_a_denoiser_whose_class_labels_are_numbers_or_vectors(kind: str, tmp_pat
         assert_agrees(torch.export.load(done.path).module()(*given), expected)
 
 
-def test_pictures_fixed_sizes_opset_and_metadata(tmp_path: Path) -> None:
+def test_images_fixed_sizes_opset_and_metadata(tmp_path: Path) -> None:
     unet = build(**CLASSIC)
     told = {"classes": list("abcde"), "size": [20, 31]}
     done = to_onnx(unet, tmp_path / "net.onnx", size=(20, 31), batch=1, opset=18, preprocess=True, metadata=told)
     model = session(done.path)
     assert model.get_inputs()[0].shape == [1, 20, 31, 3]
     assert model.get_outputs()[0].shape == [1, CLASSES, 20, 31]
-    picture = np.random.default_rng(0).integers(0, 256, (1, 20, 31, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, 20, 31, 3), dtype=np.uint8)
     with torch.no_grad():
-        expected = unet.segment(torch.from_numpy(picture).permute(0, 3, 1, 2) / 127.5 - 1)
-    assert_agrees(model.run(None, {"pixels": picture})[0], expected)
+        expected = unet.segment(torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1)
+    assert_agrees(model.run(None, {"pixels": image})[0], expected)
     notes = {key: json.loads(value) for key, value in model.get_modelmeta().custom_metadata_map.items()}
     assert {key: notes[key] for key in told} == told
     assert notes["inputs"] == {"pixels": [1, 20, 31, 3]} and "0 to 255" in notes["pixels"]

@@ -9,27 +9,27 @@ import torch
 from torch import nn
 
 from unetdiff.errors import UserError
-from unetdiff.export import to_onnx
+from unetdiff.export.files import to_onnx
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SEGMENTATION = {"segmentation": {"num_classes": 5}}
-FAMILIES = {
-    "resnet18": {"encoder": {"family": "resnet18"}, "heads": SEGMENTATION},
+ENCODERS = {
+    "resnet18": {"encoder": {"name": "resnet18"}, "heads": SEGMENTATION},
     "mobilenet_v2, told": {
-        "encoder": {"family": "mobilenet_v2", "norm": "frozen"},
+        "encoder": {"name": "mobilenet_v2", "norm": "frozen"},
         "decoder": {"norm": "frozen"},
         "heads": {**SEGMENTATION, "diffusion": {"out_channels": 3}},
         "conditioning": {"cross_attention_dim": 8},
     },
     "classic, unpadded": {
-        "encoder": {"family": "classic", "channels": [4, 4, 4, 4, 4], "norm": "batch", "padding": "valid"},
+        "encoder": {"name": "classic", "channels": [4, 4, 4, 4, 4], "norm": "batch", "padding": "valid"},
         "decoder": {"norm": "batch"},
         "heads": SEGMENTATION,
     },
     "classic, unpadded, six levels": {
-        "encoder": {"family": "classic", "channels": [4, 4, 4, 4, 4, 4], "norm": "batch", "padding": "valid"},
+        "encoder": {"name": "classic", "channels": [4, 4, 4, 4, 4, 4], "norm": "batch", "padding": "valid"},
         "decoder": {"norm": "batch"},
         "heads": SEGMENTATION,
     },
@@ -75,16 +75,16 @@ def lively(unet: UNet) -> UNet:
 
 
 def answer(unet: UNet, side: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    pictures = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(2)).to(dtype)
+    images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(2)).to(dtype)
     head = next(iter(unet.heads))
     with torch.no_grad():
-        return unet(pictures, return_dict=False, head=head)[0]
+        return unet(images, return_dict=False, head=head)[0]
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("name", list(ENCODERS))
 def test_a_network_optimized_for_inference_answers_the_same(family: str) -> None:
     torch.manual_seed(0)
-    unet = lively(UNet(**FAMILIES[family]))
+    unet = lively(UNet(**ENCODERS[family]))
     side = {"classic, unpadded": 188, "classic, unpadded, six levels": 380}.get(family, 48)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
     expected = answer(unet, side)
@@ -100,9 +100,9 @@ def test_a_network_optimized_for_inference_answers_the_same(family: str) -> None
 
 
 @pytest.mark.parametrize(("levels", "patch_size"), [(8, 1), (6, 4)])
-def test_a_deep_network_is_folded_by_a_picture_that_it_takes(levels: int, patch_size: int) -> None:
+def test_a_deep_network_is_folded_by_a_image_that_it_takes(levels: int, patch_size: int) -> None:
     torch.manual_seed(0)
-    encoder = {"family": "classic", "channels": [4] * levels, "norm": "batch"}
+    encoder = {"name": "classic", "channels": [4] * levels, "norm": "batch"}
     unet = lively(UNet(encoder=encoder, decoder={"norm": "batch"}, patch_size=patch_size, heads=SEGMENTATION))
     expected = answer(unet, 256)
     unet.optimize_for_inference()
@@ -111,7 +111,7 @@ def test_a_deep_network_is_folded_by_a_picture_that_it_takes(levels: int, patch_
 
 def test_a_network_in_double_precision_is_not_packed() -> None:
     torch.manual_seed(0)
-    unet = lively(UNet(**FAMILIES["resnet18"])).double()
+    unet = lively(UNet(**ENCODERS["resnet18"])).double()
     expected = answer(unet, 48, torch.float64)
     unet.optimize_for_inference()
     for _ in range(2):
@@ -121,7 +121,7 @@ def test_a_network_in_double_precision_is_not_packed() -> None:
 def test_a_network_in_half_precision_is_folded_in_float32() -> None:
     torch.manual_seed(0)
     dtype = torch.bfloat16
-    unet = lively(UNet(**FAMILIES["resnet18"])).to(dtype)
+    unet = lively(UNet(**ENCODERS["resnet18"])).to(dtype)
     expected = answer(unet, 48, dtype).float()
     unet.optimize_for_inference()
     assert unet.dtype == dtype and not any(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
@@ -129,7 +129,7 @@ def test_a_network_in_half_precision_is_folded_in_float32() -> None:
 
 
 def test_what_was_optimized_is_neither_saved_nor_grown(tmp_path: Path) -> None:
-    unet = UNet(**FAMILIES["residual"]).optimize_for_inference()
+    unet = UNet(**ENCODERS["residual"]).optimize_for_inference()
     for what in (
         lambda: unet.save_pretrained(tmp_path),
         lambda: unet.to_diffusers(tmp_path),

@@ -164,7 +164,7 @@ def test_the_gate_is_torchs() -> None:
         torch.testing.assert_close(gated(both), expected)
 
 
-def test_no_pictures_at_all() -> None:
+def test_no_images_at_all() -> None:
     norm, conv = nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 3, padding=1)
     with torch.no_grad():
         assert norm_silu_conv(norm, conv, torch.zeros(0, 4, 8, 8)).shape == (0, 6, 8, 8)

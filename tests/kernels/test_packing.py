@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 from unetdiff.benchmark.multiply_adds import macs
-from unetdiff.kernels.conditions import as_written
+from unetdiff.kernels.conditions import reference_kernels
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.kernels.packing import PackedConv, PackedGrowth, PackedResidual, can_pack, pack
 from unetdiff.models.blocks import DoubleConv, ResnetBlock
@@ -41,11 +41,11 @@ def test_a_folded_trunk_answers_the_same_at_every_size(make: type[nn.Module]) ->
         (33, 96),
         (33, 96),
     ]:
-        pictures = drawn(2, 3, height, width)
-        torch.testing.assert_close(packed(pictures), network(pictures), rtol=1e-4, atol=1e-4)
-    with as_written():
-        torch.testing.assert_close(packed(pictures), network(pictures), rtol=1e-4, atol=1e-4)
-    assert macs(lambda: packed(pictures)) == macs(lambda: network(pictures)) > 0
+        images = drawn(2, 3, height, width)
+        torch.testing.assert_close(packed(images), network(images), rtol=1e-4, atol=1e-4)
+    with reference_kernels():
+        torch.testing.assert_close(packed(images), network(images), rtol=1e-4, atol=1e-4)
+    assert macs(lambda: packed(images)) == macs(lambda: network(images)) > 0
 
 
 @pytest.mark.parametrize("channels", [4, 0])
@@ -66,7 +66,7 @@ def test_a_double_convolution_grows_and_joins(
             beside = None if skip is None else skip[: len(shown)]
             expected = block.grown(shown, size, beside, None)
             torch.testing.assert_close(network[0].grown(shown, size, beside, None), expected)
-            with as_written():
+            with reference_kernels():
                 torch.testing.assert_close(network[0].grown(shown, size, beside, None), expected)
     for _ in range(2):
         network[0].grown(h, (10, 14), drawn(2, channels, 10, 14) if channels else None, None)
@@ -149,9 +149,9 @@ def test_a_gradient_of_what_it_reads_is_the_networks() -> None:
             packed(drawn(2, 3, 64, 64))
     gradients = []
     for each in (packed, network):
-        pictures = drawn(2, 3, 64, 64).requires_grad_()
-        each(pictures).square().sum().backward()
-        gradients.append(pictures.grad)
+        images = drawn(2, 3, 64, 64).requires_grad_()
+        each(images).square().sum().backward()
+        gradients.append(images.grad)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetdiff.kernels.conditions import as_written, is_plain
+from unetdiff.kernels.conditions import is_plain, reference_kernels
 from unetdiff.models import products
 from unetdiff.models.products import ProductConv, use_products
 
@@ -72,7 +72,7 @@ def test_autocast_chooses_the_precision(kernel: int) -> None:
         torch.testing.assert_close(a, b, rtol=1 / 16, atol=1 / 8)
 
 
-@pytest.mark.parametrize(("few", "around"), [(34, nullcontext), (35, as_written), (35, torch.no_grad)])
+@pytest.mark.parametrize(("few", "around"), [(34, nullcontext), (35, reference_kernels), (35, torch.no_grad)])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_many_pixels_predictions_and_what_is_counted_are_convolutions(
     monkeypatch: pytest.MonkeyPatch, kernel: int, few: int, around: Callable[[], AbstractContextManager[None]]

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unetdiff.kernels import taps
 from unetdiff.kernels import upsample_conv as upsampling
-from unetdiff.kernels.conditions import as_written
+from unetdiff.kernels.conditions import reference_kernels
 from unetdiff.kernels.taps import few_enough, gather, spread, tapped_conv
 from unetdiff.kernels.upsample_conv import grown_conv
 
@@ -65,7 +65,7 @@ def test_bf16_is_as_near_as_the_convolution_and_gradients_keep_their_precision()
     exact = _written(h, skip, conv)
     with torch.autocast("cpu", torch.bfloat16):
         found = grown_conv(conv, h, None, skip)
-        with as_written():
+        with reference_kernels():
             written = grown_conv(conv, h, None, skip)
     assert found.dtype == torch.bfloat16
     assert (found - exact).norm() < 2 * (written - exact).norm()
@@ -84,6 +84,6 @@ def test_it_is_taken_for_few_pixels_of_many_channels(monkeypatch: pytest.MonkeyP
     assert len(taken) == 1
     grown_conv(conv, h, (9, 6))
     grown_conv(nn.Conv2d(128, 4, 3, padding=1, stride=2), h)
-    with as_written():
+    with reference_kernels():
         grown_conv(conv, h)
     assert len(taken) == 1

@@ -25,7 +25,7 @@ def test_plain_products_are_torchs_attention(keys: int) -> None:
 
 
 @pytest.mark.parametrize("held", [1, 100, 1 << 20])
-def test_without_gradients_a_few_pictures_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
+def test_without_gradients_a_few_images_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch, held: int) -> None:
     monkeypatch.setattr(attention, "HELD", held)
     q, k, v = (torch.randn(5, 2, 3, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
     torch.manual_seed(0)

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from unetdiff.models.attention import Attention, Told, attend
-from unetdiff.models.blocks import FrozenBatchNorm2d, Grow, ResnetBlock, make_norm, replace_batch_norm
+from unetdiff.models.attention import Attention, CrossAttentionCache, attend
+from unetdiff.models.blocks import FrozenBatchNorm2d, ResnetBlock, Upsample2d, make_norm, replace_batch_norm
 
 
 def test_frozen_batch_norm_never_looks_at_its_batch() -> None:
@@ -37,7 +37,7 @@ def test_a_new_transposed_convolution_keeps_the_variance() -> None:
     """Within a factor of two: torch's own start would leave a third of it or less."""
     torch.manual_seed(0)
     h = torch.randn(8, 64, 16, 16)
-    assert 0.5 < Grow("transposed", 64)(h, None).var() / h.var() < 2.0
+    assert 0.5 < Upsample2d("transposed", 64)(h, None).var() / h.var() < 2.0
 
 
 def test_a_new_residual_block_passes_its_input_on() -> None:
@@ -90,7 +90,7 @@ def test_attention_is_torchs_own_and_told_projects_once(tokens: int) -> None:
     torch.testing.assert_close(attention.to_v.weight.grad, judge.v_proj_weight.grad)
     torch.testing.assert_close(attention.to_out[0].bias.grad, judge.out_proj.bias.grad)
 
-    told = Told(context)
+    told = CrossAttentionCache(context)
     calls: list[int] = []
     attention.to_k.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 
 CLASSES, CONTEXT, SIZE, ODD = 5, 12, (64, 64), (37, 45)
 HEADS = {
@@ -173,7 +173,7 @@ class FamilyTester:
 
     @property
     def big(self) -> bool:
-        return self.encoder["family"] not in ("classic", "residual")
+        return self.encoder["name"] not in ("classic", "residual")
 
 
 def _leave_zero(unet: UNet) -> None:
@@ -190,17 +190,17 @@ def _dict(unet: UNet) -> dict[str, Any]:
 
 
 class TestClassic(FamilyTester):
-    encoder: ClassVar = {"family": "classic", "channels": [8, 12, 16]}
+    encoder: ClassVar = {"name": "classic", "channels": [8, 12, 16]}
     decoder: ClassVar = {}
 
 
 class TestClassicBilinearNoNorm(TestClassic):
-    encoder: ClassVar = {"family": "classic", "channels": [8, 12, 16], "norm": "none"}
+    encoder: ClassVar = {"name": "classic", "channels": [8, 12, 16], "norm": "none"}
     decoder: ClassVar = {"norm": "none", "upsample": "bilinear"}
 
 
 class TestResidual(FamilyTester):
-    encoder: ClassVar = {"family": "residual", "channels": [8, 16, 16]}
+    encoder: ClassVar = {"name": "residual", "channels": [8, 16, 16]}
     decoder: ClassVar = {}
 
 
@@ -240,32 +240,32 @@ class TestResidualPatches(TestResidual):
 
 
 class TestResNet18(FamilyTester):
-    encoder: ClassVar = {"family": "resnet18"}
+    encoder: ClassVar = {"name": "resnet18"}
 
 
 class TestResNet34(FamilyTester):
-    encoder: ClassVar = {"family": "resnet34"}
+    encoder: ClassVar = {"name": "resnet34"}
 
 
 class TestResNet50(FamilyTester):
-    encoder: ClassVar = {"family": "resnet50"}
+    encoder: ClassVar = {"name": "resnet50"}
 
 
 class TestResNet101(FamilyTester):
-    encoder: ClassVar = {"family": "resnet101"}
+    encoder: ClassVar = {"name": "resnet101"}
 
 
 class TestMobileNetV2(FamilyTester):
-    encoder: ClassVar = {"family": "mobilenet_v2"}
+    encoder: ClassVar = {"name": "mobilenet_v2"}
 
 
 class TestMobileNetV3(FamilyTester):
-    encoder: ClassVar = {"family": "mobilenet_v3_large"}
+    encoder: ClassVar = {"name": "mobilenet_v3_large"}
 
 
 class TestEfficientNet(FamilyTester):
-    encoder: ClassVar = {"family": "efficientnet_b0"}
+    encoder: ClassVar = {"name": "efficientnet_b0"}
 
 
 class TestConvNeXt(FamilyTester):
-    encoder: ClassVar = {"family": "convnext_tiny"}
+    encoder: ClassVar = {"name": "convnext_tiny"}

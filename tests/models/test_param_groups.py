@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from unetdiff.models import UNet
 from unetdiff.models.param_groups import parameters_by_level
+from unetdiff.models.unet import UNet
 
-FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
+ENCODERS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "residual": (
         {
             "encoder": {"channels": [4, 8, 8]},
@@ -20,23 +20,23 @@ FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["encoder.0", "encoder.1", "encoder.2", "middle", "decoder.2", "decoder.1", "decoder.0", "conditioning"],
     ),
     "classic": (
-        {"encoder": {"family": "classic", "channels": [4, 4, 8]}, "conditioning": {"cross_attention_dim": 8}},
+        {"encoder": {"name": "classic", "channels": [4, 4, 8]}, "conditioning": {"cross_attention_dim": 8}},
         ["encoder.0", "encoder.1", "middle", "decoder.1", "decoder.0", "conditioning"],
     ),
     "resnet18": (
-        {"encoder": {"family": "resnet18"}, "decoder": {"channels": [8] * 5}},
+        {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
         [*(f"encoder.{k}" for k in range(1, 6)), *(f"decoder.{k}" for k in (4, 3, 2, 1, 0)), "conditioning"],
     ),
     "mobilenet_v2": (
-        {"encoder": {"family": "mobilenet_v2"}, "decoder": {"channels": [8] * 5}},
+        {"encoder": {"name": "mobilenet_v2"}, "decoder": {"channels": [8] * 5}},
         [*(f"encoder.{k}" for k in range(1, 6)), *(f"decoder.{k}" for k in (4, 3, 2, 1, 0)), "conditioning"],
     ),
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_every_shared_parameter_is_in_one_group(family: str) -> None:
-    config, expected = FAMILIES[family]
+    config, expected = ENCODERS[family]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}})
     groups = parameters_by_level(unet)
     assert list(groups) == expected
@@ -47,10 +47,10 @@ def test_every_shared_parameter_is_in_one_group(family: str) -> None:
     assert sum(p.numel() for p in groups["conditioning"].values()) == counts["conditioning"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_a_level_reaches_the_map_of_its_name_and_none_before_it(family: str) -> None:
     """The gradient of a level's map is not zero in its own group, and nothing in the groups after it."""
-    config, _ = FAMILIES[family]
+    config, _ = ENCODERS[family]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}}).eval()
     with torch.no_grad():
         for parameter in unet.parameters():

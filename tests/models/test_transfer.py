@@ -1,4 +1,4 @@
-"""One network as the start of another: the same answers on clean pictures, and another backbone refused by key."""
+"""One network as the start of another: the same answers on clean images, and another backbone refused by key."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
 from unetdiff.models.transfer import transfer
+from unetdiff.models.unet import UNet
 
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SEGMENTATION, DIFFUSION = {"segmentation": {"num_classes": 5}}, {"diffusion": {"out_channels": 3}}
@@ -20,15 +20,15 @@ RESIDUAL: dict[str, Any] = {
     "encoder": {"channels": [8, 16]},
     "residual": {"norm_num_groups": 4, "layers_per_block": 1},
 }
-TOLD: dict[str, Any] = {"cross_attention_dim": 8, "pooled_context": True, "attention_levels": [1]}
-CLASSIC: dict[str, Any] = {"encoder": {"family": "classic", "channels": [4, 8]}}
-FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the denoiser; what the segmenter says otherwise
+CONDITIONING_PARAMS: dict[str, Any] = {"cross_attention_dim": 8, "pooled_context": True, "attention_levels": [1]}
+CLASSIC: dict[str, Any] = {"encoder": {"name": "classic", "channels": [4, 8]}}
+ENCODERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the denoiser; what the segmenter says otherwise
     "residual, added": (RESIDUAL, {}),
     "residual, scale_shift and resampling blocks": (
         {**RESIDUAL, "residual": {**RESIDUAL["residual"], "time_scale_shift": "scale_shift", "resample": "resnet"}},
         {},
     ),
-    "residual, told": ({**RESIDUAL, "conditioning": TOLD}, {}),
+    "residual, told": ({**RESIDUAL, "conditioning": CONDITIONING_PARAMS}, {}),
     "classic, group": (CLASSIC, {"encoder": {"norm": "group"}, "decoder": {"norm": "group"}}),
     "classic, frozen": (
         {"encoder": {**CLASSIC["encoder"], "norm": "frozen"}, "decoder": {"norm": "frozen"}},
@@ -58,9 +58,9 @@ def _last(network: UNet) -> Tensor:
         return network.eval().features(X)["last"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_without_a_time_embedding_the_backbone_answers_as_at_timestep_0(family: str) -> None:
-    config, other = FAMILIES[family]
+    config, other = ENCODERS[family]
     denoiser = _with(config, DIFFUSION)
     told = {"timestep": False, "pooled_context": False}
     segmenter = _with(config, SEGMENTATION, conditioning=told, **other)
@@ -75,7 +75,7 @@ def test_without_a_time_embedding_the_backbone_answers_as_at_timestep_0(family: 
 
 
 def test_with_a_time_embedding_the_backbone_is_the_same_bit_for_bit() -> None:
-    config = {**RESIDUAL, "conditioning": {**TOLD, "timestep": True}}
+    config = {**RESIDUAL, "conditioning": {**CONDITIONING_PARAMS, "timestep": True}}
     denoiser, segmenter = _with(config, DIFFUSION), _with(config, SEGMENTATION)
     nn.init.ones_(segmenter.time_embedding.linear_1.weight)
     moved = transfer(denoiser, segmenter, "run")
@@ -86,7 +86,7 @@ def test_with_a_time_embedding_the_backbone_is_the_same_bit_for_bit() -> None:
 @pytest.mark.parametrize(
     ("config", "more"),
     [
-        ({"encoder": {"family": "resnet18"}, "decoder": {"channels": [8] * 5}}, {"cross_attention_dim": 8}),
+        ({"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}}, {"cross_attention_dim": 8}),
         (CLASSIC, {"cross_attention_dim": 8}),
         ({**RESIDUAL, "conditioning": {"attention_levels": [1]}}, {"attention_levels": [1]}),
     ],
@@ -96,7 +96,7 @@ def test_a_time_embedding_and_attention_that_are_new_start_as_the_identity(
     config: dict[str, Any], more: dict[str, Any]
 ) -> None:
     segmenter = _with(config, SEGMENTATION)
-    if config["encoder"].get("family"):  # BatchNorm, which a diffusion head has frozen
+    if config["encoder"].get("name"):  # BatchNorm, which a diffusion head has frozen
         config = {**config, "encoder": {**config["encoder"], "norm": "frozen"}}
         config["decoder"] = {**config.get("decoder", {}), "norm": "frozen"}
     joint = UNet(**{**config, "conditioning": more}, heads=SEGMENTATION | DIFFUSION)
@@ -191,8 +191,8 @@ def test_a_diffusers_network() -> None:
             "model.in_channels: 3 here, but 11 in the network of training.init_from 'run', which sees latents",
         ),
         (
-            {"encoder": {"family": "resnet18", "norm": "group"}, "decoder": {"norm": "group", "channels": [8] * 5}},
-            {"encoder": {"family": "resnet18"}, "decoder": {"channels": [8] * 5}},
+            {"encoder": {"name": "resnet18", "norm": "group"}, "decoder": {"norm": "group", "channels": [8] * 5}},
+            {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
             "model.conditioning.timestep: False here, but the trunk of training.init_from 'run' is told the timestep "
             "where nothing can take its place; set it to true",
         ),

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
 from unetdiff.models.encoders import load_trunk
+from unetdiff.models.unet import UNet
 
 SEGMENTATION = {"segmentation": {"num_classes": 5}}
 HEADS_BOTH = {**SEGMENTATION, "diffusion": {"out_channels": 3}}
@@ -23,7 +23,7 @@ TINY = {"encoder": {"channels": [8, 16]}, "residual": {"norm_num_groups": 4, "la
 
 def test_reference_geometry_has_the_published_size_and_cost() -> None:
     unet = UNet(
-        encoder={"family": "resnet50"},
+        encoder={"name": "resnet50"},
         decoder={
             "channels": [512, 256, 128, 64, 64],
             "norm": "none",
@@ -41,7 +41,7 @@ def test_reference_geometry_has_the_published_size_and_cost() -> None:
 def test_2015_network_maps_572_to_388_with_its_31_million_parameters() -> None:
     unet = UNet(
         in_channels=1,
-        encoder={"family": "classic", "padding": "valid", "norm": "none"},
+        encoder={"name": "classic", "padding": "valid", "norm": "none"},
         decoder={"norm": "none"},
         heads={"segmentation": {"num_classes": 2}},
     ).eval()
@@ -53,22 +53,22 @@ def test_2015_network_maps_572_to_388_with_its_31_million_parameters() -> None:
         assert unet.segment(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
 
 
-def test_valid_logits_are_the_middle_of_the_picture() -> None:
-    """A pixel's logits come from its own surroundings: shifting the picture by the pooling stride shifts the logits."""
+def test_valid_logits_are_the_middle_of_the_image() -> None:
+    """A pixel's logits come from its own surroundings: shifting the image by the pooling stride shifts the logits."""
     torch.manual_seed(0)
-    unet = UNet(encoder={"family": "classic", "padding": "valid", "channels": [4, 4, 4]}, heads=SEGMENTATION).eval()
+    unet = UNet(encoder={"name": "classic", "padding": "valid", "channels": [4, 4, 4]}, heads=SEGMENTATION).eval()
     x = torch.randn(1, 3, 96, 96)
     with torch.inference_mode():
         here, there = unet.segment(x[..., :92]), unet.segment(x[..., 4:])
     torch.testing.assert_close(here[..., 4:], there[..., :-4])
 
 
-@pytest.mark.parametrize("family", ["resnet50", "mobilenet_v2", "convnext_tiny", "classic"])
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "convnext_tiny", "classic"])
 def test_conditioning_changes_nothing_at_initialisation(family: str) -> None:
     channels = {"channels": [8, 16, 16]} if family == "classic" else {}
     told = {"timestep": True, "cross_attention_dim": 16, "num_class_embeds": 3}
-    plain = UNet(encoder={"family": family, **channels}, heads=SEGMENTATION).eval()
-    conditioned = UNet(encoder={"family": family, **channels}, conditioning=told, heads=SEGMENTATION).eval()
+    plain = UNet(encoder={"name": family, **channels}, heads=SEGMENTATION).eval()
+    conditioned = UNet(encoder={"name": family, **channels}, conditioning=told, heads=SEGMENTATION).eval()
     missing, unexpected = conditioned.load_state_dict(plain.state_dict(), strict=False)
     assert missing and not unexpected
     x = torch.randn(2, 3, 64, 64)
@@ -83,7 +83,7 @@ def test_a_trunk_puts_out_torchvisions_own_feature_maps(tmp_path: Path) -> None:
     file = tmp_path / "resnet50.safetensors"
     save_file(theirs.state_dict(), file)
     with pytest.warns(UserWarning, match="resnet50.safetensors': fc.bias, fc.weight: the classifier's.*; left out"):
-        unet = UNet(encoder={"family": "resnet50", "weights": str(file)}, heads=SEGMENTATION).eval()
+        unet = UNet(encoder={"name": "resnet50", "weights": str(file)}, heads=SEGMENTATION).eval()
     pixels = torch.rand(1, 3, 64, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     h = theirs.relu(theirs.bn1(theirs.conv1((pixels - mean[:, None, None]) / std[:, None, None])))
@@ -119,9 +119,7 @@ def test_the_middle_attends_where_the_deepest_level_does_or_as_told(
         assert unet.segment(torch.randn(1, 3, 9, 11)).shape == (1, 5, 9, 11)
 
 
-@pytest.mark.parametrize(
-    "family", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"])
 def test_torchvisions_tensors_are_loaded_by_name(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     file, whole = tmp_path / "trunk.safetensors", torchvision.models.get_model(family).state_dict()
@@ -138,7 +136,7 @@ def test_torchvisions_tensors_are_loaded_by_name(family: str, tmp_path: Path) ->
 
 def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
     torch.manual_seed(0)
-    unet = UNet(encoder={"family": "resnet18"}, decoder={"channels": [8] * 5}, heads=SEGMENTATION)
+    unet = UNet(encoder={"name": "resnet18"}, decoder={"channels": [8] * 5}, heads=SEGMENTATION)
     unet.freeze_encoder()
     before = {k: v.clone() for k, v in unet.encoder.state_dict().items()}
     optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=0.1)
@@ -152,7 +150,7 @@ def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
     assert any(not torch.equal(v, before[k]) for k, v in unet.encoder.state_dict().items())
 
 
-@pytest.mark.parametrize("encoder", [{"family": "resnet18"}, {"family": "classic", "channels": [8, 12, 16]}])
+@pytest.mark.parametrize("encoder", [{"name": "resnet18"}, {"name": "classic", "channels": [8, 12, 16]}])
 def test_frozen_levels_stay_as_they_are_and_the_rest_learns(encoder: dict) -> None:
     torch.manual_seed(0)
     unet = UNet(encoder={**encoder, "norm": "batch"}, heads=SEGMENTATION)
@@ -169,7 +167,7 @@ def test_frozen_levels_stay_as_they_are_and_the_rest_learns(encoder: dict) -> No
 
 def test_a_decoder_that_stops_early_enlarges_its_logits() -> None:
     torch.manual_seed(0)
-    unet = UNet(encoder={"family": "resnet18"}, decoder={"channels": [16, 12, 8]}, heads=SEGMENTATION).eval()
+    unet = UNet(encoder={"name": "resnet18"}, decoder={"channels": [16, 12, 8]}, heads=SEGMENTATION).eval()
     with torch.inference_mode():
         x = torch.randn(1, 3, 66, 45)
         assert unet.features(x)["last"].shape == (1, 8, 17, 12)  # a quarter, rounded up
@@ -180,7 +178,7 @@ def test_a_decoder_that_stops_early_enlarges_its_logits() -> None:
     for heads, error in ((HEADS_BOTH, "must have 5 values"), (SEGMENTATION, "1 to 5 values")):
         with pytest.raises(UserError, match=error):
             UNet(
-                encoder={"family": "resnet18"},
+                encoder={"name": "resnet18"},
                 decoder={"channels": [8] * (6 if heads is SEGMENTATION else 3)},
                 heads=heads,
             )
@@ -203,26 +201,26 @@ class TestRefusals:
         ("config", "says"),
         [
             ({"heads": {}}, "neither segmentation nor diffusion"),
-            ({"encoder": {"family": "resnet51"}, "heads": SEGMENTATION}, "nearest is resnet50"),
+            ({"encoder": {"name": "resnet51"}, "heads": SEGMENTATION}, "nearest is resnet50"),
             (
                 {"encoder": {"familly": "resnet50"}, "heads": SEGMENTATION},
                 "encoder.familly: unknown key; .*family",
             ),
             (
-                {"encoder": {"norm": "layer", "family": "classic"}, "heads": SEGMENTATION},
+                {"encoder": {"norm": "layer", "name": "classic"}, "heads": SEGMENTATION},
                 "'layer' is not one of none, batch",
             ),
             ({"encoder": {"weights": "imagenet"}, "heads": SEGMENTATION}, "needs a torchvision trunk"),
             (
-                {"encoder": {"family": "classic", "norm": "batch"}, "heads": {"diffusion": {}}},
+                {"encoder": {"name": "classic", "norm": "batch"}, "heads": {"diffusion": {}}},
                 "frozen or group",
             ),
             (
-                {"encoder": {"family": "classic", "padding": "valid"}, "heads": {"diffusion": {}}},
+                {"encoder": {"name": "classic", "padding": "valid"}, "heads": {"diffusion": {}}},
                 "'valid' shrinks",
             ),
             (
-                {"encoder": {"family": "resnet18", "weights": "nowhere"}, "heads": SEGMENTATION},
+                {"encoder": {"name": "resnet18", "weights": "nowhere"}, "heads": SEGMENTATION},
                 "no file 'nowhere'",
             ),
             ({"conditioning": {"attention_levels": [9]}, "heads": SEGMENTATION}, r"\[9\] is outside 0..3"),
@@ -241,7 +239,7 @@ class TestRefusals:
                 "transformer_depth: .* must have 4 values of 1 or more",
             ),
             (
-                {"encoder": {"family": "classic"}, "residual": {"attention_heads": [4] * 5}, "heads": SEGMENTATION},
+                {"encoder": {"name": "classic"}, "residual": {"attention_heads": [4] * 5}, "heads": SEGMENTATION},
                 "attention_heads: .* is for the residual family, not classic",
             ),
             (
@@ -308,13 +306,13 @@ class TestRefusals:
         file = tmp_path / "resnet34.safetensors"
         save_file(torchvision.models.resnet34().state_dict(), file)
         with pytest.raises(UserError, match="does not hold torchvision's resnet18"):
-            UNet(encoder={"family": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
+            UNet(encoder={"name": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
 
     def test_pickled_weights_of_a_trunk(self, tmp_path: Path) -> None:
         file = tmp_path / "resnet18.pth"
         torch.save({}, file)
         with pytest.raises(UserError, match=r"weights: '.*' is a pickle: .*save_file\(state, 'resnet18.safetensors'\)"):
-            UNet(encoder={"family": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
+            UNet(encoder={"name": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
 
     def test_a_head_without_a_middle(self) -> None:
         with pytest.raises(UserError, match="heads.segmentation.kernel_size: 2 has no middle"):

@@ -58,7 +58,7 @@ def fake_run(
             conditioning=ConditioningConfig(cross_attention_dim=16, attention_head_dim=8),
             heads=heads,
         ),
-        data=DataConfig(size=size, scenes=ScenesConfig(train_pictures=60, val_pictures=40, digits=digits)),
+        data=DataConfig(size=size, scenes=ScenesConfig(train_images=60, val_images=40, digits=digits)),
         diffusion=DiffusionConfig(preview_steps=4),
         training=TrainingConfig(output_dir=str(path), seed=seed, steps=200),
     )

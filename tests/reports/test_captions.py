@@ -1,4 +1,4 @@
-"""The pictures in the diagram are there for whatever a network puts out."""
+"""The images in the diagram are there for whatever a network puts out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from unetdiff.config.parsing import RunConfig, to_yaml
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import EncoderConfig, ModelConfig
@@ -21,7 +21,7 @@ from unetdiff.training.tasks import DiffusionTask, build_task
 
 @pytest.mark.parametrize("side", [32, 104])
 def test_masks_of_two_classes(voc_layout, tmp_path, side):
-    """Two channels are no picture: a JPEG refuses them, and a PNG shows the second as transparency."""
+    """Two channels are no image: a JPEG refuses them, and a PNG shows the second as transparency."""
     mask = np.eye(8, dtype=np.uint8)
     root = voc_layout(["background", "line"], {"train": {"a": mask}, "val": {"b": mask}})
     config = RunConfig(
@@ -32,10 +32,10 @@ def test_masks_of_two_classes(voc_layout, tmp_path, side):
     )
     train, val = (build_dataset(config.data, split, False, layout=True) for split in ("train", "val"))
     task = build_task(config, train, val)
-    assert isinstance(task, DiffusionTask) and task.space.channels == 2
+    assert isinstance(task, DiffusionTask) and task.codec.channels == 2
     task.save(tmp_path / "run" / "best")
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(config))
     found = illustrations(read_run(tmp_path / "run"))
-    assert set(found) == {"picture", "noised", "noise"}
+    assert set(found) == {"image", "noised", "noise"}
     image = Image.open(io.BytesIO(base64.b64decode(found["noise"].partition(",")[2])))
     assert image.mode == "RGB" and image.size == (side, side)

@@ -35,7 +35,7 @@ def test_drawings(make_run):
     runs = read_runs([make_run(task, task=task, weights=False) for task in ("segmentation", "diffusion", "joint")])
     curves = learning_curves(runs)
     assert [(c.title, c.across) for c in curves[:2]] == [
-        ("Segmentation loss", "pictures seen"),
+        ("Segmentation loss", "images seen"),
         ("Segmentation loss", "minutes"),
     ]
     assert len(curves) == 8

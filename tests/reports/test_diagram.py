@@ -32,17 +32,17 @@ CONFIGS = {
         "heads": {"diffusion": {"out_channels": 3}},
     },
     "classic": {
-        "encoder": {"family": "classic", "channels": [4, 8, 16, 32]},
+        "encoder": {"name": "classic", "channels": [4, 8, 16, 32]},
         "decoder": {"channels": [12, 8, 6]},
         "heads": {"segmentation": {"num_classes": 2}},
     },
     "resnet18": {
-        "encoder": {"family": "resnet18"},
+        "encoder": {"name": "resnet18"},
         "decoder": {"channels": [16, 16, 8, 8, 8]},
         "conditioning": {"cross_attention_dim": 16},
         "heads": BOTH,
     },
-    "convnext_tiny": {"encoder": {"family": "convnext_tiny"}, "heads": {"segmentation": {"num_classes": 2}}},
+    "convnext_tiny": {"encoder": {"name": "convnext_tiny"}, "heads": {"segmentation": {"num_classes": 2}}},
 }
 
 
@@ -67,7 +67,7 @@ def test_levels_are_those_of_the_real_network(name):
         {**drawn_down, **bottom} if "resnet" in name or "convnext" in name else drawn_down
     )
     assert {size: channels for size, (channels, _) in up.items()} == drawn_up
-    if anatomy.family == "residual":
+    if anatomy.name == "residual":
         assert anatomy.middle_layers == len(unet.middle.resnets)
         for level in anatomy.levels:
             assert level.decoder_layers == up[level.size or 0][1]

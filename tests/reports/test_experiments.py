@@ -97,7 +97,7 @@ def make_record(folder: Path, name: str = "probe", hostile: str = "") -> Record:
         [[0.413, 0.791], [None, 0.512]], "higher",
     )  # fmt: skip
     gallery = Gallery(
-        f"Pictures{hostile}", [f"asked{hostile}", "drawn"],
+        f"Images{hostile}", [f"asked{hostile}", "drawn"],
         [(f"one{hostile}", ["a.png", "b.png"]), ("two", ["b.png", ""])], legend=[(f"digit{hostile}", "#dc322f")],
     )  # fmt: skip
     record = Record(
@@ -174,14 +174,14 @@ def test_self_contained(shown) -> None:
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_pictures_are_the_files_pixel_for_pixel(shown, tmp_path: Path) -> None:
+def test_images_are_the_files_pixel_for_pixel(shown, tmp_path: Path) -> None:
     page, html, _, _ = shown
     make_record(tmp_path / "again")
-    uri = page.images["Pictures: one, drawn"]
+    uri = page.images["Images: one, drawn"]
     embedded = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert np.array_equal(np.asarray(embedded), np.asarray(Image.open(tmp_path / "again" / "b.png")))
-    assert 'data-caption="Pictures: two, asked"' in html and 'class="pixels"' in html
-    assert "Pictures: two, drawn" not in page.images  # none there
+    assert 'data-caption="Images: two, asked"' in html and 'class="pixels"' in html
+    assert "Images: two, drawn" not in page.images  # none there
 
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
@@ -274,8 +274,8 @@ def test_on_the_command_line(tmp_path: Path, capsys) -> None:
     assert "holds no record.json" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
 
 
-def test_a_picture_that_is_none(tmp_path: Path) -> None:
+def test_a_image_that_is_none(tmp_path: Path) -> None:
     make_record(tmp_path / "probe")
-    (tmp_path / "probe" / "a.png").write_text("not a picture")
-    with pytest.raises(UserError, match="a.png is no picture"):
+    (tmp_path / "probe" / "a.png").write_text("not an image")
+    with pytest.raises(UserError, match="a.png is no image"):
         write_report([], tmp_path / "report.html", experiments=[tmp_path / "probe"])

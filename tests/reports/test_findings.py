@@ -66,7 +66,7 @@ def test_time_of_one_network_against_two(make_run):
 
 
 @pytest.mark.parametrize("odd", [{"digits": 2}, {"size": [16, 16]}])
-def test_time_of_other_pictures_is_not_held_against_it(make_run, odd):
+def test_time_of_other_images_is_not_held_against_it(make_run, odd):
     runs = read_runs(
         [
             make_run("a", task="segmentation", minutes=1.0, weights=False),
@@ -93,13 +93,13 @@ def test_each_judge_speaks_of_its_own_set(make_run):
     table = build_table(runs, {index: score for block in blocks for index, score in block.scores.items()})
     cards = [card for card in findings(runs, table, blocks) if "asked for" in card.what]
     assert [card.figure for card in cards] == ["70.0 %", "80.0 %"], "no best over two sets"
-    assert "“one”" in cards[0].sentence and "99.0 % of 40 real pictures" in cards[0].sentence
-    assert "“two”" in cards[1].sentence and "85.0 % of 50 real pictures" in cards[1].sentence
+    assert "“one”" in cards[0].sentence and "99.0 % of 40 real images" in cards[0].sentence
+    assert "“two”" in cards[1].sentence and "85.0 % of 50 real images" in cards[1].sentence
     assert cards[0].what.endswith("(easy)") and cards[1].what.endswith("(hard)")
     (card,) = (card for card in findings(runs, table, blocks[1:]) if "asked for" in card.what)
     assert card.what.endswith("asked for")
 
 
 def judging(accuracy: float, n: int) -> Judging:
-    """A judge of so much accuracy on so many pictures."""
+    """A judge of so much accuracy on so many images."""
     return Judging(Judge(Network(10), 10, "any"), list(DIGITS), accuracy, n, 60)

@@ -1,12 +1,11 @@
-"""Every run is shown on the same pictures, with the masks that its network really gives."""
+"""Every run is shown on the same images, with the masks that its network really gives."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from unetdiff.data import to_model_range
-from unetdiff.data.transforms import resize_image
+from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.models.unet import UNet
 from unetdiff.reports.dataset_groups import by_set, choose, open_set
 from unetdiff.reports.masks import mask_blocks, predictions
@@ -47,20 +46,20 @@ def test_rows_and_accuracy(make_run):
 
 
 def test_a_run_of_another_size_changes_nothing(make_run):
-    """Nor does the order: every network has the pictures as the set has them, and resizes them itself."""
+    """Nor does the order: every network has the images as the set has them, and resizes them itself."""
     paths = [make_run("small", task="segmentation", size=[16, 16]), make_run("large", task="segmentation", seed=5)]
 
     def shown(runs) -> dict:
         (block,), _ = mask_blocks(read_runs(runs), count=2)
         return {
-            (row.name, runs[index].name): (row.picture, row.predictions[index], row.right[index])
+            (row.name, runs[index].name): (row.image, row.predictions[index], row.right[index])
             for row in block.rows
             for index in range(len(runs))
         }
 
     together = shown(paths)
     assert together == shown(paths[::-1]) == shown(paths[:1]) | shown(paths[1:])
-    # the small one saw the pictures at its size, and its masks are as large as the pictures
+    # the small one saw the images at its size, and its masks are as large as the images
     run = read_run(paths[0])
     item = open_set(run, own_size=True)[0]
     small = resize_image(item["image"], (16, 16))
@@ -88,7 +87,7 @@ def test_another_set_is_another_block(make_run):
     assert [block.runs for block in blocks] == [[0, 2], [1]]
 
 
-def test_chosen_pictures_have_different_labels(make_run):
+def test_chosen_images_have_different_labels(make_run):
     dataset = open_set(read_run(make_run(task="segmentation", weights=False)))
     chosen = choose(dataset, 6, seed=0)
     assert len({dataset[index]["label"] for index in chosen}) == 6
@@ -97,7 +96,7 @@ def test_chosen_pictures_have_different_labels(make_run):
 
 
 class Several:
-    """A set whose pictures have no one class, as VOC with masks."""
+    """A set whose images have no one class, as VOC with masks."""
 
     labels = ["background", "cat"]
 
@@ -108,6 +107,6 @@ class Several:
         return {"labels": (1,)}
 
 
-def test_pictures_without_a_class_of_their_own_are_chosen_by_the_seed_alone():
+def test_images_without_a_class_of_their_own_are_chosen_by_the_seed_alone():
     chosen = choose(Several(), 3, seed=0)  # type: ignore[arg-type]
     assert len(set(chosen)) == 3 and chosen == choose(Several(), 5, seed=0)[:3]  # type: ignore[arg-type]

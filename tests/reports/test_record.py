@@ -33,14 +33,14 @@ TABLE = Table(
     [("a", [Value(0.5, 0.01, 3), Value(2.0), Value(10.0)]), ("b", [Value(None), Value(1.0), Value(11.0)])],
     "a note",
 )
-CHART = Chart("Curve", "pictures", "mIoU", [Line("a", [1.0, 2.0], [Value(0.1), Value(None)])], "higher", log_x=True)
+CHART = Chart("Curve", "images", "mIoU", [Line("a", [1.0, 2.0], [Value(0.1), Value(None)])], "higher", log_x=True)
 MAP = Heatmap("Map", "block", "timestep", ["x", "y"], ["0", "1", "2"], [[0.1, None, 0.3], [0.4, 0.5, 0.2]], "higher")
-GALLERY = Gallery("Pictures", ["picture", "mask"], [("one", ["a.png", ""])], legend=[("cat", "#00ff7F")])
+GALLERY = Gallery("Images", ["image", "mask"], [("one", ["a.png", ""])], legend=[("cat", "#00ff7F")])
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> Record:
-    """A record with a part of each kind; its picture lies in tmp_path."""
+    """A record with a part of each kind; its image lies in tmp_path."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     return Record(
         "probe", "A probe", "Where?", ["Here."], [TABLE, CHART, MAP, GALLERY], ["So."], "Paper 2022", "unetdiff …",
@@ -66,7 +66,7 @@ def test_a_figure_that_json_does_not_have_is_not_measured(record: Record, tmp_pa
     ("part", "says"),
     [
         (replace(TABLE, rows=[("short", [Value(1.0)])]), "row 'short' of “Scores”"),
-        (replace(GALLERY, rows=[("short", ["a.png"])]), "row 'short' of “Pictures”"),
+        (replace(GALLERY, rows=[("short", ["a.png"])]), "row 'short' of “Images”"),
         (replace(GALLERY, rows=[("one", ["a.png", "gone.png"])]), "gone.png is missing"),
         (replace(GALLERY, legend=[("cat", "url(https://example.org)")]), "is not #rrggbb"),
         (replace(CHART, lines=[Line("odd", [1.0], [])]), "line 'odd' of “Curve”"),
@@ -80,7 +80,7 @@ def test_parts_that_do_not_hold_together(record: Record, tmp_path: Path, part, s
     assert not (tmp_path / "record.json").exists()
 
 
-def test_a_picture_that_went_missing(record: Record, tmp_path: Path) -> None:
+def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
     write_record(record, tmp_path)
     (tmp_path / "a.png").unlink()
     with pytest.raises(UserError, match="a.png is missing; do the experiment again"):

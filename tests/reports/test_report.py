@@ -14,7 +14,7 @@ from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
 from unetdiff.reports.table import FIGURES, percent
 
-TINY = Budget(pictures=10, steps=2, judge_steps=3, rows=2)
+TINY = Budget(images=10, steps=2, judge_steps=3, rows=2)
 
 
 class Page(HTMLParser):
@@ -69,7 +69,7 @@ def three(tmp_path_factory) -> tuple[Page, dict, str]:
 
 def test_page_is_self_contained(three):
     page, _, html = three
-    assert page.loads, "there are pictures"
+    assert page.loads, "there are images"
     assert all(load.startswith(("data:", "#")) for load in page.loads)
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", html)
@@ -103,7 +103,7 @@ def test_sentences_say_the_figures(three):
     joint = report["runs"][2]["parameters"]
     shared = sum(n for part, n in joint.items() if not part.startswith("head."))
     assert percent(shared / sum(joint.values())) in page.text
-    assert f"{percent(report['judges'][0]['accuracy'])} of {report['judges'][0]['n']} real pictures" in page.text
+    assert f"{percent(report['judges'][0]['accuracy'])} of {report['judges'][0]['n']} real images" in page.text
     assert "eight minutes" in page.text
 
 
@@ -125,7 +125,7 @@ def test_one_segmenter_alone(make_run, tmp_path):
     assert page == tmp_path / "out" / "report.html"
     parsed = Page(page.read_text())
     assert "diffusion.loss" not in parsed.cells and not any(best for c in parsed.cells.values() for _, best in c)
-    assert "Samples" not in parsed.text and "Picture, truth, prediction" in parsed.text
+    assert "Samples" not in parsed.text and "Image, truth, prediction" in parsed.text
 
 
 def test_runs_of_other_sets_and_unfinished_ones_are_said_so(make_run, tmp_path):

@@ -9,7 +9,7 @@ from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, consistency, sample_blocks, starting_noise, wilson
 
-TINY = Budget(pictures=20, steps=2, judge_steps=4, batch_size=8)
+TINY = Budget(images=20, steps=2, judge_steps=4, batch_size=8)
 
 
 def test_wilson_against_published_values():
@@ -47,7 +47,7 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
     monkeypatch.setattr(GenerationPipeline, "__call__", spy)
     blocks, problems = sample_blocks(read_runs(paths), TINY, seed=1, cache=tmp_path / "judges")
     half = len(seen) // 2
-    assert half == 4  # 20 pictures in batches of 8, and the strip
+    assert half == 4  # 20 images in batches of 8, and the strip
     for (noise, labels), (other, other_labels) in zip(seen[:half], seen[half:], strict=True):
         assert torch.equal(noise, other) and labels == other_labels
 
@@ -68,14 +68,14 @@ def test_score_is_the_judges_word(make_run, monkeypatch):
     """With a judge that sees a one in everything, exactly the ones are right and all others framed."""
     from unetdiff.reports.evaluation import Judging
 
-    monkeypatch.setattr(Judging, "classify", lambda self, pictures: torch.ones(len(pictures), dtype=torch.long))
+    monkeypatch.setattr(Judging, "classify", lambda self, images: torch.ones(len(images), dtype=torch.long))
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     assert blocks[0].scores[0].value == pytest.approx(0.1)
     for name, cells in blocks[0].grids[1].rows:
         assert all(cell.wrong == (name != "one") for cell in cells)
 
 
-def test_pictures_that_are_gone_are_told(make_run):
+def test_images_that_are_gone_are_told(make_run):
     path = make_run(task="diffusion")
     config = path / "config.yaml"
     config.write_text(
@@ -93,9 +93,9 @@ def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
     judged: list[tuple[str, torch.Size]] = []
     classify = Judging.classify
 
-    def spy(self, pictures):
-        judged.append((self.judge.fingerprint, pictures.shape))
-        return classify(self, pictures)
+    def spy(self, images):
+        judged.append((self.judge.fingerprint, images.shape))
+        return classify(self, images)
 
     monkeypatch.setattr(Judging, "classify", spy)
     sizes: dict[str, list[int] | None] = {"small": [16, 16], "large": None, "also large": [32, 32]}
@@ -109,8 +109,8 @@ def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
     assert len(list((tmp_path / "judges").glob("*.safetensors"))) == 2, "one judge went over the other"
 
 
-def test_the_judge_says_how_many_pictures_it_used(make_run, monkeypatch):
-    monkeypatch.setattr("unetdiff.evaluation.classifier.MOST_PICTURES", 25)
+def test_the_judge_says_how_many_images_it_used(make_run, monkeypatch):
+    monkeypatch.setattr("unetdiff.evaluation.classifier.MOST_IMAGES", 25)
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     judge = blocks[0].judge
     assert judge is not None and (judge.n, judge.trained_on) == (25, 25)

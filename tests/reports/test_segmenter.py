@@ -1,4 +1,4 @@
-"""The page of a segmenter: one file, that says what was counted and shows the worst pictures."""
+"""The page of a segmenter: one file, that says what was counted and shows the worst images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.data.base import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.voc import voc_colormap
 from unetdiff.reports.segmenter import percent, write_segmenter_report
 from unetdiff.segmentation.evaluation import evaluate_segmenter
@@ -24,8 +24,8 @@ from unetdiff.segmentation.palette import VOID_COLOR, WRONG_COLOR
 CLASSES = ["ground", "<b>cat</b>", "never"]
 
 
-class Squares(PictureDataset):
-    """A square of class 1 on class 0, four rows of void; the network misses a square of picture i's size."""
+class Squares(ImageDataset):
+    """A square of class 1 on class 0, four rows of void; the network misses a square of image i's size."""
 
     classes, palette, labels = CLASSES, voc_colormap(3), []
 
@@ -49,12 +49,12 @@ class Squares(PictureDataset):
                 "name": self.names(index)}  # fmt: skip
 
 
-def missing(pictures: list[Tensor]) -> list[Tensor]:
+def missing(images: list[Tensor]) -> list[Tensor]:
     found = []
-    for picture in pictures:
+    for image in images:
         mask = Squares()[0]["mask"].long()
         mask[mask == 255] = 1
-        side = int(picture[0, 0, 0]) * 2  # 0, 20, 40
+        side = int(image[0, 0, 0]) * 2  # 0, 20, 40
         mask[20 : 20 + side, 20 : 20 + side] = 0
         found.append(F.one_hot(mask, 3).permute(2, 0, 1).float() * 9)
     return found
@@ -97,7 +97,7 @@ def test_the_tiles_show_what_is_wrong_and_what_is_void(tmp_path: Path):
         assert (guess[22, 22] == 0).all() and (guess[75, 75] == (128, 0, 0)).all()
 
 
-def test_no_pictures_and_nothing_but_void(tmp_path: Path):
+def test_no_images_and_nothing_but_void(tmp_path: Path):
     judged = evaluate_segmenter(missing, Squares(), worst=0)
     page = write_segmenter_report(judged, Squares(), tmp_path, "x")[-1].read_text()
     assert 'id="worst"' not in page and 'id="classes"' in page

@@ -27,7 +27,7 @@ def test_a_shifted_square_by_hand():
     figures = score.compute()
     assert figures["boundary_iou_per_class"][1] == pytest.approx(18 / 54)
     assert score.intersection.dtype == score.union.dtype == torch.int64
-    # Background: its band is the picture's border, 136 pixels in both, and the frame of 44 around each square. The
+    # Background: its band is the image's border, 136 pixels in both, and the frame of 44 around each square. The
     # frames are 12 x 12 rings, of which 2 x 11 pixels fall on each other; the squares leave the border alone.
     assert figures["boundary_iou_per_class"][0] == pytest.approx((136 + 22) / (136 + 88 - 22))
     assert figures["mean_boundary_iou"] == pytest.approx((18 / 54 + 158 / 202) / 2)
@@ -110,7 +110,7 @@ def test_the_band_reaches_as_far_as_it_says():
 def test_refusals():
     with pytest.raises(UserError, match="give a share"):
         BoundaryIoU(2, ratio=2)
-    with pytest.raises(UserError, match="one picture"):
+    with pytest.raises(UserError, match="one image"):
         BoundaryIoU(2).update(torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4, dtype=torch.long))
     with pytest.raises(UserError, match="prediction holds the class 2"):
         BoundaryIoU(2).update(torch.full((4, 4), 2), torch.zeros(4, 4, dtype=torch.long))

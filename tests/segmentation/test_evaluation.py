@@ -1,4 +1,4 @@
-"""A segmenter judged on a set of pictures of several sizes, against the same counted all at once."""
+"""A segmenter judged on a set of images of several sizes, against the same counted all at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from unetdiff import UNet
-from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.base import ImageDataset, no_palette
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.evaluation import evaluate_segmenter, network_logits
@@ -26,8 +26,8 @@ SIZES = [(24, 32), (20, 20), (32, 24), (24, 32), (16, 40), (24, 32)]
 ALL_VOID = 3
 
 
-class Few(PictureDataset):
-    """Blocky masks, some void, one picture void all over; a picture's first channel is its index."""
+class Few(ImageDataset):
+    """Blocky masks, some void, one image void all over; an image's first channel is its index."""
 
     classes, palette, labels = CLASSES, voc_colormap(4), []
 
@@ -49,11 +49,11 @@ class Few(PictureDataset):
         return {"image": torch.full((3, height, width), index, dtype=torch.uint8), "mask": mask, "name": f"few/{index}"}
 
 
-def half_size_logits(pictures: list[Tensor]) -> list[Tensor]:
-    """Noisy logits at half the size; picture i is the worse the greater i is."""
+def half_size_logits(images: list[Tensor]) -> list[Tensor]:
+    """Noisy logits at half the size; image i is the worse the greater i is."""
     found = []
-    for picture in pictures:
-        index = int(picture[0, 0, 0])
+    for image in images:
+        index = int(image[0, 0, 0])
         truth = Few()[index]["mask"].long()[::2, ::2].clamp(max=3)
         noise = torch.randn(4, *truth.shape, generator=torch.Generator().manual_seed(100 + index))
         noise[3] = -9
@@ -81,17 +81,17 @@ def test_figures_are_those_of_the_whole_set():
     macro = MulticlassJaccardIndex(4, average="macro", ignore_index=255)
     assert figures["mean_iou"] == pytest.approx(macro(guess, truth.long()).item(), abs=1e-6)
     assert figures["pixel_accuracy"] == pytest.approx((guess == truth)[truth != 255].double().mean().item())
-    assert figures["pictures"] == 6
+    assert figures["images"] == 6
     shares = [(truth == label).sum().item() / (truth != 255).sum().item() for label in range(4)]
     assert list(figures["share_of_pixels_per_class"]) == CLASSES
     assert list(figures["share_of_pixels_per_class"].values()) == pytest.approx(shares)
-    assert list(figures["pictures_per_class"].values()) == [sum(bool((t == c).any()) for t in truths) for c in range(4)]
+    assert list(figures["images_per_class"].values()) == [sum(bool((t == c).any()) for t in truths) for c in range(4)]
     assert math.isnan(figures["iou_per_class"]["never"]) and math.isnan(figures["boundary_iou_per_class"]["never"])
     assert figures["boundary_pixels"] == [1, 1] and sum(figures["reliability"]["count"]) == (truth != 255).sum()
 
 
 @pytest.mark.parametrize("worst", [0, 2, 3, 20])
-def test_the_worst_pictures_are_kept_in_order(worst):
+def test_the_worst_images_are_kept_in_order(worst):
     judged = evaluate_segmenter(half_size_logits, Few(), worst=worst, batch_size=2)
     guesses, truths = counted()
     scores = {}
@@ -111,7 +111,7 @@ def test_the_worst_pictures_are_kept_in_order(worst):
         assert all(value == pytest.approx(iou[label].item(), abs=1e-6) for label, value in one.iou.items())
 
 
-def test_a_stray_pixel_of_another_class_does_not_make_a_picture_the_worst():
+def test_a_stray_pixel_of_another_class_does_not_make_a_image_the_worst():
     class Two(Few):
         def __len__(self) -> int:
             return 2
@@ -123,10 +123,10 @@ def test_a_stray_pixel_of_another_class_does_not_make_a_picture_the_worst():
                 mask[:10, :10] = 1
             return item | {"mask": mask}
 
-    def logits(pictures: list[Tensor]) -> list[Tensor]:
+    def logits(images: list[Tensor]) -> list[Tensor]:
         found = []
-        for picture in pictures:
-            index = int(picture[0, 0, 0])
+        for image in images:
+            index = int(image[0, 0, 0])
             mask = Two()[index]["mask"].long()
             if index == 0:
                 mask[0, 0] = 2  # one pixel of a class that is not there
@@ -150,7 +150,7 @@ def test_the_table_as_csv(tmp_path: Path):
     figures = judged.figures()
     assert float(rows[1]["iou"]) == figures["iou_per_class"]["cat"]
     assert float(rows[2]["boundary_iou"]) == figures["boundary_iou_per_class"]["dog"]
-    assert rows[3]["iou"] == rows[3]["accuracy"] == "" and rows[3]["pictures"] == "0"
+    assert rows[3]["iou"] == rows[3]["accuracy"] == "" and rows[3]["images"] == "0"
 
 
 @pytest.mark.parametrize("size", [None, [16, 16]])

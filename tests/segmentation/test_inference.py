@@ -1,4 +1,4 @@
-"""From pictures of any size to logits of that size, with the real network."""
+"""From images of any size to logits of that size, with the real network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import (
     argmax_at,
     inference,
-    load_picture,
+    load_image,
     logits_by_size,
     predict_batch,
     predict_logits,
@@ -29,15 +29,15 @@ from unetdiff.segmentation.inference import (
 @pytest.fixture(scope="module")
 def unet() -> UNet:
     torch.manual_seed(0)
-    return UNet(encoder={"family": "classic", "channels": [4, 8]}, heads={"segmentation": {"num_classes": 3}}).eval()
+    return UNet(encoder={"name": "classic", "channels": [4, 8]}, heads={"segmentation": {"num_classes": 3}}).eval()
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def photo(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 def test_is_the_network_on_pixels_in_its_range(unet):
-    image = picture(33, 40)
+    image = photo(33, 40)
     with torch.no_grad():
         expected = unet.segment(image[None] / 127.5 - 1)[0]
     logits = predict_logits(unet, image)
@@ -45,8 +45,8 @@ def test_is_the_network_on_pixels_in_its_range(unet):
     torch.testing.assert_close(logits, expected)
 
 
-def test_resized_pictures_answer_at_their_own_size(unet):
-    image = picture(50, 70)
+def test_resized_images_answer_at_their_own_size(unet):
+    image = photo(50, 70)
     small = v2.functional.resize(image, [32, 48], antialias=True)
     with torch.no_grad():
         logits = unet.segment(small[None] / 127.5 - 1)
@@ -61,7 +61,7 @@ def test_argmax_comes_after_the_logits_are_resized():
 
 
 def test_a_batch_of_many_sizes_keeps_its_order(unet):
-    images = [picture(32, 40, 0), picture(36, 32, 1), picture(32, 40, 2), picture(32, 40, 3), picture(36, 32, 4)]
+    images = [photo(32, 40, 0), photo(36, 32, 1), photo(32, 40, 2), photo(32, 40, 3), photo(36, 32, 4)]
     for size in (None, [32, 32]):
         alone = [predict_logits(unet, image, size) for image in images]
         for ours, theirs in zip(predict_batch(unet, images, size, batch_size=2), alone, strict=True):
@@ -71,8 +71,8 @@ def test_a_batch_of_many_sizes_keeps_its_order(unet):
     assert np.array_equal(masks[1], predict_logits(unet, images[2]).argmax(0).numpy())
 
 
-def test_tiles_and_views_come_back_at_the_pictures_own_size(unet):
-    images = [picture(32, 40, 0), picture(36, 90, 1), picture(20, 24, 2)]
+def test_tiles_and_views_come_back_at_the_images_own_size(unet):
+    images = [photo(32, 40, 0), photo(36, 90, 1), photo(20, 24, 2)]
     options = InferenceConfig(tile=[32, 32], flip=True, scales=[1.0, 2.0], batch_size=5)
     for size in (None, [48, 48]):
         logits = dict(logits_by_size(unet, images, size, options=options))
@@ -98,14 +98,14 @@ def test_a_mask_in_bands_is_the_argmax_of_the_resized_logits(size, monkeypatch):
     assert torch.equal(mask.long(), whole.argmax(0))
 
 
-def test_every_kind_of_picture_is_the_same_picture(unet, tmp_path):
-    image = picture(32, 36)
+def test_every_kind_of_image_is_the_same_image(unet, tmp_path):
+    image = photo(32, 36)
     array = image.permute(1, 2, 0).numpy()
-    Image.fromarray(array).save(tmp_path / "picture.png")
-    file = tmp_path / "picture.png"
+    Image.fromarray(array).save(tmp_path / "image.png")
+    file = tmp_path / "image.png"
     kinds = [image, array, Image.fromarray(array), file, str(file), file.read_bytes()]
     for kind in kinds:
-        assert torch.equal(load_picture(kind), image)
+        assert torch.equal(load_image(kind), image)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -113,13 +113,13 @@ def test_16_bit_grey_keeps_its_shades(tmp_path, suffix):
     values = np.array([[0, 256, 1000], [30000, 65279, 65535]], np.uint16)
     Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
     for kind in (tmp_path / f"deep.{suffix}", Image.fromarray(values)):
-        assert load_picture(kind)[0].tolist() == [[0, 1, 3], [117, 254, 255]]
+        assert load_image(kind)[0].tolist() == [[0, 1, 3], [117, 254, 255]]
     assert decode(tmp_path / f"deep.{suffix}")[2].tolist() == [[0, 1, 3], [117, 254, 255]]
 
 
 def test_numbers_without_a_range_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
-    for read in (load_picture, decode):
+    for read in (load_image, decode):
         with pytest.raises(UserError, match="float.tif: .*mode F has no white: save it with 8 or 16 bits"):
             read(tmp_path / "float.tif")
 
@@ -128,27 +128,27 @@ def test_files_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # taken with the camera on its side
     Image.new("RGB", (40, 32)).save(tmp_path / "side.jpg", exif=exif)
-    assert load_picture(tmp_path / "side.jpg").shape == (3, 40, 32)
+    assert load_image(tmp_path / "side.jpg").shape == (3, 40, 32)
 
 
 def test_unreadable_files_are_named(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     with pytest.raises(UserError, match="nowhere.png: no such file"):
-        load_picture(tmp_path / "nowhere.png")
+        load_image(tmp_path / "nowhere.png")
     for name in ("half.jpg", "text.png"):
-        with pytest.raises(UserError, match=f"{name}: not a readable picture"):
-            load_picture(tmp_path / name)
-    with pytest.raises(UserError, match="^10 bytes given: not a readable picture .unknown format"):
-        load_picture(b"no picture")
+        with pytest.raises(UserError, match=f"{name}: not a readable image"):
+            load_image(tmp_path / name)
+    with pytest.raises(UserError, match="^10 bytes given: not a readable photo .unknown format"):
+        load_image(b"no image")
 
 
-def test_a_picture_too_large_for_pils_guard_is_named(tmp_path, monkeypatch):
+def test_a_image_too_large_for_pils_guard_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="large.png: .*MAX_IMAGE_PIXELS"):
-        load_picture(tmp_path / "large.png")
+        load_image(tmp_path / "large.png")
 
 
 def test_modes_are_as_they_were_afterwards():
@@ -163,7 +163,7 @@ def test_modes_are_as_they_were_afterwards():
 
 
 def test_predicts_the_same_whatever_the_mode_before(unet):
-    image = picture(32, 32)
+    image = photo(32, 32)
     expected = predict_logits(unet, image)
     state = {name: value.clone() for name, value in unet.state_dict().items()}
     unet.train()
@@ -176,7 +176,7 @@ def test_predicts_the_same_whatever_the_mode_before(unet):
 
 
 def test_autocast_gives_float32_logits_close_to_full_precision(unet):
-    image = picture(32, 32)
+    image = photo(32, 32)
     full, half = predict_logits(unet, image), predict_logits(unet, image, autocast=torch.bfloat16)
     assert half.dtype == torch.float32
     assert not torch.equal(full, half)
@@ -186,7 +186,7 @@ def test_autocast_gives_float32_logits_close_to_full_precision(unet):
 def unpadded(channels: list[int], padding: str) -> UNet:
     torch.manual_seed(0)
     return UNet(
-        encoder={"family": "classic", "channels": channels, "padding": padding, "norm": "none"},
+        encoder={"name": "classic", "channels": channels, "padding": padding, "norm": "none"},
         decoder={"norm": "none"},
         heads={"segmentation": {"num_classes": 2}},
     ).eval()
@@ -195,7 +195,7 @@ def unpadded(channels: list[int], padding: str) -> UNet:
 @pytest.mark.parametrize("channels", [[2, 4], [2, 4, 4], [2, 2, 2, 2, 4]])
 @pytest.mark.parametrize("size", [(32, 57), (45, 200)])
 def test_an_unpadded_network_answers_for_every_pixel(channels, size):
-    logits = predict_logits(unpadded(channels, "valid"), picture(*size))
+    logits = predict_logits(unpadded(channels, "valid"), photo(*size))
     assert logits.shape == (2, *size) and logits.isfinite().all()
 
 
@@ -219,4 +219,4 @@ def test_an_unpadded_network_answers_in_the_right_place(channels, size):
 
 def test_a_size_that_cannot_be_is_refused(unet):
     with pytest.raises(UserError, match="size"):
-        predict_logits(unet, picture(32, 32), size=(0, 32))
+        predict_logits(unet, photo(32, 32), size=(0, 32))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import sigmoid_focal_loss
 
-from unetdiff import rules
+from unetdiff.config import validation as rules
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import OHEMConfig
 from unetdiff.segmentation.losses import LOSSES, combined, cross_entropy, dice, focal
@@ -18,12 +18,12 @@ from unetdiff.segmentation.lovasz import lovasz
 
 CLASSES = 5
 # what holds for every loss is held for the options of cross_entropy and Lovász-softmax too
-OHEM = OHEMConfig(threshold=0.3, min_share=0.4)
+OHEM = OHEMConfig(threshold=0.3, min_fraction=0.4)
 VARIANTS = LOSSES | {
     "smoothed": partial(cross_entropy, label_smoothing=0.2),
     "ohem": partial(cross_entropy, ohem=OHEM),
     "smoothed_ohem": partial(cross_entropy, label_smoothing=0.2, ohem=OHEM),
-    "lovasz_per_picture": partial(lovasz, per_picture=True),
+    "lovasz_per_image": partial(lovasz, per_image=True),
 }
 NAMES = sorted(VARIANTS)
 
@@ -275,7 +275,7 @@ def test_a_config_may_name_every_loss():
         ({"dice": -1.0}, None, "dice: weight -1.0"),
         ({"dice": float("nan")}, None, "dice: weight nan"),
         ({"focal": 1.0}, [1.0, -2.0], "class_weights"),
-        ({"focal": 1.0}, "computed", "class_weights: 'computed' is counted when a run starts"),
+        ({"focal": 1.0}, "median_frequency", "class_weights: 'computed' is counted when a run starts"),
     ],
 )
 def test_combined_refuses(losses, weights, says):

@@ -116,9 +116,9 @@ def test_only_valid_pixels_that_can_matter_are_sorted(monkeypatch):
     assert lengths == [3, 6]  # class 0: its two and the one at 0.5; class 1: its easiest error is near 0
 
 
-def test_per_picture_is_the_mean_over_pictures_with_a_valid_pixel():
+def test_per_image_is_the_mean_over_images_with_a_valid_pixel():
     logits, target = case(4, 1.0, shape=(3, 6, 6))
     target[1] = 255
     each = [lovasz(logits[i : i + 1], target[i : i + 1]) for i in (0, 2)]
-    torch.testing.assert_close(lovasz(logits, target, per_picture=True), sum(each) / 2)
+    torch.testing.assert_close(lovasz(logits, target, per_image=True), sum(each) / 2)
     assert not math.isclose(lovasz(logits, target).item(), (sum(each) / 2).item(), rel_tol=1e-3)

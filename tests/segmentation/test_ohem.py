@@ -16,14 +16,14 @@ P = torch.tensor([0.9, 0.2, 0.6, 0.95, 0.5, 0.8, 0.1, 0.3])  # of the true class
 VALID = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0], dtype=torch.bool)
 
 
-def chosen(threshold: float, min_share: float, p: torch.Tensor = P, valid: torch.Tensor = VALID) -> list[int]:
-    hard = hard_pixels(-p.log().view(1, 2, -1), valid.view(1, 2, -1), threshold, min_share)
+def chosen(threshold: float, min_fraction: float, p: torch.Tensor = P, valid: torch.Tensor = VALID) -> list[int]:
+    hard = hard_pixels(-p.log().view(1, 2, -1), valid.view(1, 2, -1), threshold, min_fraction)
     assert hard.shape == (1, 2, len(p) // 2)
     return hard.flatten().nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize(
-    ("threshold", "min_share", "pixels"),
+    ("threshold", "min_fraction", "pixels"),
     [
         (0.7, 0.0, [1, 2, 4]),  # below the threshold
         (0.55, 0.0, [1, 4]),
@@ -37,8 +37,8 @@ def chosen(threshold: float, min_share: float, p: torch.Tensor = P, valid: torch
         (1.0, 0.0, [0, 1, 2, 3, 4, 5]),
     ],
 )
-def test_which_pixels_are_hard(threshold, min_share, pixels):
-    assert chosen(threshold, min_share) == pixels
+def test_which_pixels_are_hard(threshold, min_fraction, pixels):
+    assert chosen(threshold, min_fraction) == pixels
 
 
 def test_pixels_as_hard_as_the_last_one_are_kept_too():

@@ -15,7 +15,7 @@ NAMES = ["background", "cat", "dog"]
 TOP = MARGIN + LINE
 
 
-def pictures(height: int, width: int, count: int = 2):
+def photos(height: int, width: int, count: int = 2):
     image = torch.full((3, height, width), 90, dtype=torch.uint8)
     truth = torch.zeros(height, width, dtype=torch.uint8)
     truth[:, width // 2 :] = 1
@@ -23,8 +23,8 @@ def pictures(height: int, width: int, count: int = 2):
     return [image] * count, [truth] * count, [torch.ones_like(truth)] * count
 
 
-def test_small_pictures_grow_by_a_whole_factor_and_stay_crisp():
-    page = np.asarray(preview(*pictures(32, 32), voc_colormap(3), NAMES))
+def test_small_images_grow_by_a_whole_factor_and_stay_crisp():
+    page = np.asarray(preview(*photos(32, 32), voc_colormap(3), NAMES))
     tiles = [page[TOP : TOP + 160, left : left + 160] for left in (MARGIN + k * (160 + GAP) for k in range(4))]
     assert (tiles[0] == 90).all()
     assert (tiles[1][:5] == VOID_COLOR).all()
@@ -34,24 +34,24 @@ def test_small_pictures_grow_by_a_whole_factor_and_stay_crisp():
     assert not (tiles[3][5:, 80:] == WRONG_COLOR).all(axis=-1).any()
 
 
-def test_large_pictures_shrink():
-    page = preview(*pictures(360, 480, count=3), voc_colormap(3), NAMES, names=["a", "b", "c" * 200])
+def test_large_images_shrink():
+    page = preview(*photos(360, 480, count=3), voc_colormap(3), NAMES, names=["a", "b", "c" * 200])
     assert page.width == 2 * MARGIN + 4 * 320 + 3 * GAP
     assert page.height == TOP + 3 * (240 + LINE + GAP) + LINE + MARGIN
 
 
-def test_sizes_may_differ_between_pictures_and_from_their_masks():
-    images, truths, guesses = pictures(40, 30, count=1)
+def test_sizes_may_differ_between_images_and_from_their_masks():
+    images, truths, guesses = photos(40, 30, count=1)
     small = torch.full((3, 20, 15), 90, dtype=torch.uint8)
-    page = preview([small, *pictures(20, 60, 1)[0]], [*truths, *pictures(20, 60, 1)[1]],
-                   [*guesses, *pictures(20, 60, 1)[2]], voc_colormap(3), NAMES)  # fmt: skip
-    same = preview([*images, *pictures(20, 60, 1)[0]], [*truths, *pictures(20, 60, 1)[1]],
-                   [*guesses, *pictures(20, 60, 1)[2]], voc_colormap(3), NAMES)  # fmt: skip
+    page = preview([small, *photos(20, 60, 1)[0]], [*truths, *photos(20, 60, 1)[1]],
+                   [*guesses, *photos(20, 60, 1)[2]], voc_colormap(3), NAMES)  # fmt: skip
+    same = preview([*images, *photos(20, 60, 1)[0]], [*truths, *photos(20, 60, 1)[1]],
+                   [*guesses, *photos(20, 60, 1)[2]], voc_colormap(3), NAMES)  # fmt: skip
     assert page.size == same.size
 
 
 def test_the_legend_names_only_what_occurs():
-    images, truths, guesses = pictures(32, 32)
+    images, truths, guesses = photos(32, 32)
     page = np.asarray(preview(images, truths, guesses, voc_colormap(3), NAMES))
     legend = page[-(MARGIN + LINE) :]
     has = [bool((legend == color).all(axis=-1).sum() > 100) for color in ((128, 0, 0), (0, 128, 0), VOID_COLOR)]
@@ -59,7 +59,7 @@ def test_the_legend_names_only_what_occurs():
 
 
 def test_refusals():
-    images, truths, guesses = pictures(32, 32)
+    images, truths, guesses = photos(32, 32)
     with pytest.raises(UserError, match="give the same number"):
         preview(images, truths[:1], guesses, voc_colormap(3), NAMES)
     with pytest.raises(UserError, match="give the same number"):

@@ -1,4 +1,4 @@
-"""Masks as pictures: what is written is read back as indices."""
+"""Masks as images: what is written is read back as indices."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def test_palette_image_of_few_classes_keeps_void():
 
 
 def test_overlay_blends_and_leaves_void_and_transparent_bare():
-    picture = np.full((1, 4, 3), 100, dtype=np.uint8)
+    image = np.full((1, 4, 3), 100, dtype=np.uint8)
     mask = np.array([[0, 1, 2, 255]])
     palette = [[0, 0, 0], [200, 0, 0], [0, 200, 0]]
-    blend = overlay(picture, mask, palette, alpha=0.25, transparent=[0])
+    blend = overlay(image, mask, palette, alpha=0.25, transparent=[0])
     assert blend.tolist() == [[[100, 100, 100], [125, 75, 75], [75, 125, 75], [100, 100, 100]]]
-    tensor = torch.from_numpy(picture).permute(2, 0, 1)
-    assert np.array_equal(overlay(Image.fromarray(picture), mask, palette), overlay(tensor, mask, palette))
-    assert picture.max() == picture.min() == 100
+    tensor = torch.from_numpy(image).permute(2, 0, 1)
+    assert np.array_equal(overlay(Image.fromarray(image), mask, palette), overlay(tensor, mask, palette))
+    assert image.max() == image.min() == 100
 
 
 def test_error_map():
     errors = error_map(np.array([[0, 1, 1]]), np.array([[0, 0, 255]]))
     assert [tuple(color) for color in errors[0].tolist()] == [RIGHT_COLOR, WRONG_COLOR, VOID_COLOR]
-    faded = error_map(np.array([[0, 1]]), np.array([[0, 0]]), picture=np.zeros((1, 2, 3), np.uint8))
+    faded = error_map(np.array([[0, 1]]), np.array([[0, 0]]), image=np.zeros((1, 2, 3), np.uint8))
     assert faded[0, 0].tolist() == [130, 130, 130] and tuple(faded[0, 1].tolist()) == WRONG_COLOR
 
 

@@ -23,7 +23,7 @@ PALETTE = [[0, 0, 0], [200, 30, 30], [30, 30, 200]]
 def network(**heads) -> UNet:
     torch.manual_seed(0)
     heads = heads or {"segmentation": {"num_classes": 3}}
-    return UNet(encoder={"family": "residual", "channels": [8, 8]}, residual={"norm_num_groups": 4}, heads=heads)
+    return UNet(encoder={"name": "residual", "channels": [8, 8]}, residual={"norm_num_groups": 4}, heads=heads)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,12 @@ def saved(pipeline, tmp_path):
     return tmp_path / "model"
 
 
-def picture(height: int = 40, width: int = 50, seed: int = 0) -> np.ndarray:
+def photo(height: int = 40, width: int = 50, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def test_labels_a_picture_at_its_own_size(pipeline):
-    image = picture()
+def test_labels_a_image_at_its_own_size(pipeline):
+    image = photo()
     output = pipeline(image, return_logits=True)
     expected = predict_logits(pipeline.unet, image, (32, 32))
     torch.testing.assert_close(output.logits, expected)
@@ -59,8 +59,8 @@ def test_labels_a_picture_at_its_own_size(pipeline):
 
 
 def test_lists_paths_and_sizes(pipeline, tmp_path):
-    Image.fromarray(picture(36, 33, 1)).save(tmp_path / "picture.png")
-    given = [picture(), tmp_path / "picture.png", Image.fromarray(picture(64, 32, 2))]
+    Image.fromarray(photo(36, 33, 1)).save(tmp_path / "image.png")
+    given = [photo(), tmp_path / "image.png", Image.fromarray(photo(64, 32, 2))]
     outputs = pipeline(given, batch_size=2)
     assert [output.mask.shape for output in outputs] == [(40, 50), (36, 33), (64, 32)]
     for image, output in zip(given, outputs, strict=True):
@@ -80,16 +80,16 @@ def test_round_trip(pipeline, saved):
     }
     assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
     assert not loaded.unet.training
-    ours, theirs = pipeline(picture(), return_logits=True), loaded(picture(), return_logits=True)
+    ours, theirs = pipeline(photo(), return_logits=True), loaded(photo(), return_logits=True)
     assert torch.equal(ours.logits, theirs.logits) and np.array_equal(ours.mask, theirs.mask)
 
 
-def test_how_pictures_are_seen_is_saved_and_can_be_overridden(tmp_path):
+def test_how_images_are_seen_is_saved_and_can_be_overridden(tmp_path):
     seen = InferenceConfig(tile=[16, 24], overlap=0.5, flip=True, scales=[0.5, 1.0], batch_size=3)
     SegmentationPipeline(network(), CLASSES, inference=seen).save_pretrained(tmp_path)
     loaded = SegmentationPipeline.from_pretrained(tmp_path)
     assert loaded.inference == seen == saved_inference(tmp_path)
-    image = picture()
+    image = photo()
     output = loaded(image, return_logits=True)
     torch.testing.assert_close(output.logits, predict_logits(loaded.unet, image, options=seen))
     assert np.array_equal(output.mask, output.logits.argmax(0).numpy())
@@ -108,17 +108,17 @@ def test_models_saved_before_there_were_options_load(saved):
     assert saved_inference(saved) == saved_inference(saved / "unet") == InferenceConfig()
 
 
-def test_a_stream_takes_pictures_when_their_turn_comes(pipeline):
+def test_a_stream_takes_images_when_their_turn_comes(pipeline):
     taken = []
 
     def endless():
         while True:
             taken.append(len(taken))
-            yield picture(32, 32, taken[-1])
+            yield photo(32, 32, taken[-1])
 
     stream = pipeline.stream(endless(), batch_size=2)
     for number in range(5):
-        assert np.array_equal(next(stream).mask, pipeline(picture(32, 32, number)).mask)
+        assert np.array_equal(next(stream).mask, pipeline(photo(32, 32, number)).mask)
     assert len(taken) <= 6
 
 
@@ -127,7 +127,7 @@ def test_own_size_and_vocs_colours_by_default(tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = SegmentationPipeline.from_pretrained(tmp_path)
     assert loaded.size is None and np.array_equal(loaded.palette, voc_colormap(3))
-    assert loaded(picture(45, 33)).mask.shape == (45, 33)
+    assert loaded(photo(45, 33)).mask.shape == (45, 33)
 
 
 def test_to_and_saving_beside_other_files(pipeline, saved):
@@ -135,7 +135,7 @@ def test_to_and_saving_beside_other_files(pipeline, saved):
     SegmentationPipeline.from_pretrained(saved).to(torch.bfloat16).save_pretrained(saved)
     loaded = SegmentationPipeline.from_pretrained(saved, torch_dtype=torch.bfloat16)
     assert loaded.unet.dtype == torch.bfloat16 and loaded.device.type == "cpu"
-    assert loaded(picture(), return_logits=True).logits.dtype == torch.float32
+    assert loaded(photo(), return_logits=True).logits.dtype == torch.float32
     assert (saved / "model_index.json").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_longest_side_keeps_the_aspect_and_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(
         UNet, "segment", lambda unet, pixels, *told: (seen.append(pixels.shape[-2:]), whole(unet, pixels, *told))[1]
     )
-    image = picture(60, 120)
+    image = photo(60, 120)
     mask = pipeline(image).mask
     assert mask.shape == (60, 120) and seen == [(24, 48)]
     pipeline.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Tiles and views, against the whole picture: where the two must agree, and where the seams are."""
+"""Tiles and views, against the whole image: where the two must agree, and where the seams are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def convolution() -> nn.Module:
 
 
 def segment_batch(forward, pixels: Tensor, config: InferenceConfig) -> Tensor:
-    """Logits (B, C, H, W) of pixels (B, 3, H, W): the bands of each picture put together."""
+    """Logits (B, C, H, W) of pixels (B, 3, H, W): the bands of each image put together."""
     parts = [[] for _ in pixels]
     for index, band in bands(forward, pixels, config):
         parts[index].append(band)
@@ -41,7 +41,7 @@ def segment_batch(forward, pixels: Tensor, config: InferenceConfig) -> Tensor:
 
 
 @pytest.mark.parametrize(("length", "tile", "overlap"), [(100, 32, 0.25), (101, 32, 0.5), (33, 32, 0.0), (999, 7, 0.9)])
-def test_tiles_lie_within_the_picture_and_share_what_was_asked(length: int, tile: int, overlap: float) -> None:
+def test_tiles_lie_within_the_image_and_share_what_was_asked(length: int, tile: int, overlap: float) -> None:
     starts = tile_starts(length, tile, overlap)
     assert starts[0] == 0 and starts[-1] + tile == length
     for start, following in itertools.pairwise(starts):
@@ -72,7 +72,7 @@ def test_seam_weights_by_hand() -> None:
     rise = torch.sin(torch.pi / 2 * (torch.arange(8) + 0.5) / 8) ** 2
     expected = torch.cat([torch.zeros(4), rise, torch.ones(4 + 48)])
     torch.testing.assert_close(second, expected)
-    torch.testing.assert_close(first, expected.flip(0))  # the picture's own border is no seam
+    torch.testing.assert_close(first, expected.flip(0))  # the image's own border is no seam
 
 
 @pytest.mark.parametrize("size", [(37, 53), (64, 31), (9, 100), (20, 20)])
@@ -94,7 +94,7 @@ def test_what_looks_less_far_than_a_quarter_of_the_overlap_is_the_same_in_tiles(
     assert max(apart[:35].max(), apart[45:].max()) < 1e-5  # as far as the network looks
 
 
-def test_smaller_pictures_are_mirrored_below_and_to_the_right() -> None:
+def test_smaller_images_are_mirrored_below_and_to_the_right() -> None:
     seen: list[Tensor] = []
 
     def record(x: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def test_one_scale_of_one_is_plain(convolution: nn.Module) -> None:
     assert torch.equal(torch.stack([parts[i] for i in range(3)]), convolution(x))
 
 
-def test_every_view_of_tiles_has_the_tiles_size_and_covers_the_picture() -> None:
+def test_every_view_of_tiles_has_the_tiles_size_and_covers_the_image() -> None:
     config = InferenceConfig(tile=[32, 32], overlap=0.25, flip=True, scales=[0.5, 1.0, 2.0])
     found = pieces((100, 120), config)
     assert {piece.seen for piece in found} == {(32, 32)}
@@ -149,7 +149,7 @@ def test_every_view_of_tiles_has_the_tiles_size_and_covers_the_picture() -> None
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
-def test_all_views_in_tiles_agree_with_the_whole_picture_where_it_is_smooth() -> None:
+def test_all_views_in_tiles_agree_with_the_whole_image_where_it_is_smooth() -> None:
     x = F.interpolate(pixels(3, 4), (90, 120), mode="bicubic", align_corners=True)
     options = {"flip": True, "scales": [0.5, 1.0, 1.5]}
     ours = segment_batch(pixelwise, x, InferenceConfig(tile=[32, 48], **options))
@@ -164,38 +164,38 @@ def test_probabilities_of_nothing_have_finite_logarithms() -> None:
     assert logits.isfinite().all() and (logits.argmax(1) == 0).all()
 
 
-def test_pieces_of_several_pictures_and_views_share_batches() -> None:
+def test_pieces_of_several_images_and_views_share_batches() -> None:
     batches: list[int] = []
 
     def count(x: Tensor) -> Tensor:
         batches.append(len(x))
         return pixelwise(x)
 
-    pictures = [pixels(32, 64, seed=i)[0] for i in range(3)]  # three tiles each, twice
+    images = [pixels(32, 64, seed=i)[0] for i in range(3)]  # three tiles each, twice
     config = InferenceConfig(tile=[32, 32], overlap=0.25, flip=True, batch_size=4)
-    results: dict[int, Tensor] = dict(bands(count, pictures, config))
+    results: dict[int, Tensor] = dict(bands(count, images, config))
     assert batches == [4, 4, 4, 4, 2]
-    for index, picture in enumerate(pictures):
-        torch.testing.assert_close(results[index], pixelwise(picture[None])[0].log_softmax(0), rtol=1e-4, atol=1e-5)
+    for index, image in enumerate(images):
+        torch.testing.assert_close(results[index], pixelwise(image[None])[0].log_softmax(0), rtol=1e-4, atol=1e-5)
 
 
-def test_pictures_of_many_sizes_do_not_wait_for_ever() -> None:
+def test_images_of_many_sizes_do_not_wait_for_ever() -> None:
     taken: list[int] = []
 
-    def pictures():
+    def images():
         for index in range(20):
             taken.append(index)
             yield pixels(4 + index, 5)[0]
 
-    first = next(bands(pixelwise, pictures(), InferenceConfig(batch_size=2)))
+    first = next(bands(pixelwise, images(), InferenceConfig(batch_size=2)))
     assert first[0] == 0 and len(taken) == tiles.WAITING * 2
 
 
-def test_a_large_picture_is_given_out_from_the_top_while_it_is_worked_on() -> None:
-    picture = pixels(400, 40)[0]
+def test_a_large_image_is_given_out_from_the_top_while_it_is_worked_on() -> None:
+    image = pixels(400, 40)[0]
     config = InferenceConfig(tile=[32, 32], overlap=0.25, batch_size=2, scales=[1.0, 0.5])
     heights = []
-    for _, band in bands(pixelwise, [picture], config):
+    for _, band in bands(pixelwise, [image], config):
         assert band.shape[0] == 4 and band.shape[2] == 40
         assert band.untyped_storage().size() <= 4 * 40 * 4 * 3 * 64  # three of the largest tile's height
         heights.append(band.shape[1])

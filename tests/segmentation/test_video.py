@@ -142,7 +142,7 @@ def test_what_is_no_video_is_named(pipeline: SegmentationPipeline, tmp_path: Pat
         frame.sample_rate = 16000
         container.mux(sound.encode(frame))
         container.mux(sound.encode())
-    with pytest.raises(UserError, match="sound.mp4: no picture stream"):
+    with pytest.raises(UserError, match="sound.mp4: no image stream"):
         frame_count(tmp_path / "sound.mp4")
     assert not list(target.parent.iterdir())  # nothing half written stays
 

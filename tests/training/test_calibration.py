@@ -1,31 +1,34 @@
-"""Frozen BatchNorm of a random start takes its statistics from the pictures; a pretrained one keeps its own."""
+"""Frozen BatchNorm of a random start takes its statistics from the images; a pretrained one keeps its own."""
 
 from __future__ import annotations
 
 import torch
 
-from unetdiff.data import StepSampler, build_dataset, collate, to_model_range
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
-from unetdiff.models import UNet
+from unetdiff.data.sampling import StepSampler
+from unetdiff.data.transforms import to_model_range
 from unetdiff.models.blocks import FrozenBatchNorm2d
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training.calibration import calibrate
 from unetdiff.training.tasks import SegmentationTask
 
-DATA = build_dataset(DataConfig(scenes=ScenesConfig(train_pictures=16, val_pictures=2)), "train", True)
+DATA = build_dataset(DataConfig(scenes=ScenesConfig(train_images=16, val_images=2)), "train", True)
 
 
 def _task() -> SegmentationTask:
     torch.manual_seed(0)
     unet = UNet(
-        encoder={"family": "classic", "channels": [4, 8], "norm": "frozen"},
+        encoder={"name": "classic", "channels": [4, 8], "norm": "frozen"},
         decoder={"norm": "frozen"},
         heads={"segmentation": {"num_classes": 11}},
     )
     return SegmentationTask(unet, SegmentationConfig(), DATA)
 
 
-def test_the_statistics_are_those_of_the_pictures() -> None:
+def test_the_statistics_are_those_of_the_images() -> None:
     task = _task()
     norms = [m for m in task.modules() if isinstance(m, FrozenBatchNorm2d)]
     assert calibrate(task, DATA, images=16, batch_size=8) == len(norms) == 6

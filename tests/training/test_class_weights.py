@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from unetdiff.config.parsing import RunConfig, from_yaml
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.segmentation.losses import cross_entropy
 from unetdiff.training.signals import StopRequest
@@ -22,7 +22,7 @@ Tiny = Callable[..., RunConfig]
 SHORT: dict[str, Any] = {"training__steps": 2, "training__validate_every": 2}
 
 
-def weighed(tiny: Tiny, method: Any = "computed", **more: Any) -> RunConfig:
+def weighed(tiny: Tiny, method: Any = "median_frequency", **more: Any) -> RunConfig:
     return tiny("segmentation", segmentation__class_weights=method, **SHORT, **more)
 
 
@@ -40,11 +40,11 @@ def test_a_run_computes_tells_and_records_its_weights(tiny: Tiny, capsys: pytest
     config = weighed(tiny)
     expected = by_hand(config)
     run = train(config)
-    assert config.segmentation.class_weights == "computed"  # the caller's config is left alone
+    assert config.segmentation.class_weights == "median_frequency"  # the caller's config is left alone
     recorded = from_yaml(run / "config.yaml").segmentation.class_weights
     assert recorded == pytest.approx(expected, rel=1e-3)
     summary = json.loads((run / "summary.json").read_text())["class_weights"]
-    assert summary["from"] == "computed" and list(summary["by_class"].values()) == recorded
+    assert summary["from"] == "median_frequency" and list(summary["by_class"].values()) == recorded
     assert list(summary["by_class"])[:2] == ["background", "zero"]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("class weights")]
     assert told == [f"class weights (computed): {', '.join(f'{k} {v:g}' for k, v in summary['by_class'].items())}"]
@@ -60,7 +60,7 @@ def test_the_loss_uses_them_and_a_run_goes_on_with_them(tiny: Tiny) -> None:
     again.training.resume = True
     Trainer(again, None).close()
     with pytest.raises(UserError, match=r"segmentation.class_weights: \[.*was started with \["):
-        Trainer(weighed(tiny, "computed_log", training__resume=True), None)
+        Trainer(weighed(tiny, "inverse_log", training__resume=True), None)
 
 
 def test_given_weights_and_none(tiny: Tiny, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
     masks = torch.arange(16).remainder(11).view(1, 4, 4)
     for done, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
         task.advance(done)
-        torch.testing.assert_close(task.judge(logits, masks)["loss"], cross_entropy(logits, masks, 255, weights))
+        torch.testing.assert_close(task.compute_loss(logits, masks)["loss"], cross_entropy(logits, masks, 255, weights))
     trainer.run(StopRequest())
     trainer.close()
     assert task.done == 0.5  # told so before the second of two steps

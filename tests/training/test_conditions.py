@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from unetdiff.config.parsing import RunConfig, validate
-from unetdiff.data import build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.conditioning import (
     ClassConditioner,
-    Context,
+    Conditioning,
+    ImageConditioner,
     LayoutConditioner,
-    PictureConditioner,
     TextConditioner,
 )
 from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -38,21 +39,21 @@ SETTINGS = {
         "model__conditioning__cross_attention_dim": None,
         "model__conditioning__attention_levels": [],
     },
-    "picture": {"diffusion__condition": "picture"},
+    "image": {"diffusion__condition": "image"},
 }
 KINDS = {
     "several": ClassConditioner,
     "text": TextConditioner,
     "layout": LayoutConditioner,
     "layout without tokens": LayoutConditioner,
-    "picture": PictureConditioner,
+    "image": ImageConditioner,
 }
 ASKED = {
     "several": {"class_labels": "one+two"},
     "text": {"prompt": "a red three"},
     "layout": {"layout": Image.new("L", (16, 16), 1)},
     "layout without tokens": {"layout": Image.new("L", (16, 16), 1)},
-    "picture": {"picture": Image.new("RGB", (8, 8), (200, 30, 30))},
+    "image": {"condition_image": Image.new("RGB", (8, 8), (200, 30, 30))},
 }
 
 
@@ -70,7 +71,7 @@ def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settin
     name = settings.pop("name")
     config = tiny("diffusion", training__steps=2, training__validate_every=2, diffusion__preview_rows=2, **settings)
     run = train(config)
-    assert list((run / "pictures").rglob("*.png"))
+    assert list((run / "images").rglob("*.png"))
     pipeline = GenerationPipeline.from_pretrained(run / "best")
     assert isinstance(pipeline.conditioner, KINDS[name])
     assert pipeline.channels == 3
@@ -91,7 +92,7 @@ def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settin
     assert differ and all(differ)
 
 
-def listed(context: Context) -> list[torch.Tensor]:
+def listed(context: Conditioning) -> list[torch.Tensor]:
     return [tensor for tensor in (context.tokens, context.channels) if tensor is not None]
 
 
@@ -106,7 +107,7 @@ def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
 
 @pytest.fixture
 def voc(voc_layout: Callable[..., Path]) -> Path:
-    """Six pictures with masks of three classes, in VOC's layout."""
+    """Six images with masks of three classes, in VOC's layout."""
     masks = {}
     for number in range(6):
         masks[str(number)] = mask = np.zeros((24, 32), np.uint8)
@@ -132,7 +133,9 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(
     pipeline = GenerationPipeline.from_pretrained(run / "best")
     assert pipeline.conditioner.labels == ["background", "cat", "dog"]
     assert pipeline.conditioner.encode("cat+dog").tolist() == [[1, 2]]
-    monkeypatch.setattr(evaluation, "judge_denoiser", lambda *_: pytest.fail("drawn before the segmenter was opened"))
+    monkeypatch.setattr(
+        evaluation, "evaluate_denoiser", lambda *_: pytest.fail("drawn before the segmenter was opened")
+    )
     with pytest.raises(UserError, match="segmenter: the model is told no layouts"):
         evaluate(run, judging=judging)
     with pytest.raises(UserError, match="segmenter: no directory '.*nowhere'"):
@@ -159,8 +162,8 @@ def test_resumed_with_a_text_encoder(
         ("diffusion", {"diffusion__condition": "text", "data__name": "cifar10", "data__root": "."}, "needs captions"),
         ("diffusion", {"diffusion__condition": "layout", "data__name": "cifar10", "data__root": "."}, "needs masks"),
         ("joint", {"diffusion__condition": "layout"}, "does not go with task joint"),
-        ("joint", {"diffusion__condition": "picture"}, "does not go with task joint"),
-        ("joint", {"diffusion__classes_at_once": 2}, "diffusion.classes_at_once: 2 does not go with task joint"),
+        ("joint", {"diffusion__condition": "image"}, "does not go with task joint"),
+        ("joint", {"diffusion__classes_at_once": 2}, "diffusion.max_classes: 2 does not go with task joint"),
         (
             "diffusion",
             {"diffusion__condition": "text", "model__conditioning__cross_attention_dim": None},
@@ -173,10 +176,10 @@ def test_resumed_with_a_text_encoder(
         ),
         (
             "diffusion",
-            {"diffusion__condition": "picture", "diffusion__picture__strength": 1.0},
-            "diffusion.picture.strength: 1.0 degrades nothing by downscale",
+            {"diffusion__condition": "image", "diffusion__image__strength": 1.0},
+            "diffusion.image.strength: 1.0 degrades nothing by downscale",
         ),
-        ("diffusion", {"diffusion__classes_at_once": 0}, "diffusion.classes_at_once: 0 is too small"),
+        ("diffusion", {"diffusion__classes_at_once": 0}, "diffusion.max_classes: 0 is too small"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Callable[..., RunConfig], task: str, changes: dict, message: str) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.training.tasks import DiffusionTask, build_task
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training.config import EMAConfig, OptimizerConfig, ScheduleConfig
 from unetdiff.training.ema import EMA, ema_decay
 from unetdiff.training.optimizer import AdamW, LearningRate, build_optimizer
 from unetdiff.training.tasks import SegmentationTask
 
-VAL = build_dataset(DataConfig(scenes=ScenesConfig(train_pictures=1, val_pictures=2)), "val", True)
+VAL = build_dataset(DataConfig(scenes=ScenesConfig(train_images=1, val_images=2)), "val", True)
 
 
 def _task(weights: str | None = None) -> SegmentationTask:
     heads = {"segmentation": {"num_classes": 11}}
-    unet = UNet(encoder={"family": "resnet18"}, decoder={"channels": [8] * 5}, heads=heads)
+    unet = UNet(encoder={"name": "resnet18"}, decoder={"channels": [8] * 5}, heads=heads)
     if weights:
         unet.register_to_config(encoder={**unet.config["encoder"], "weights": weights})
     return SegmentationTask(unet, SegmentationConfig(), VAL)
@@ -74,11 +74,11 @@ def test_steps_are_torchs_whatever_lies_how_in_memory(
 
 
 @pytest.mark.parametrize(
-    ("weights", "trunk_lr", "expected"), [(None, None, 1e-2), ("x", None, 1e-3), ("x", 5e-3, 5e-3)]
+    ("weights", "encoder_lr", "expected"), [(None, None, 1e-2), ("x", None, 1e-3), ("x", 5e-3, 5e-3)]
 )
-def test_groups_cover_every_parameter_once(weights: str | None, trunk_lr: float | None, expected: float) -> None:
+def test_groups_cover_every_parameter_once(weights: str | None, encoder_lr: float | None, expected: float) -> None:
     task = _task(weights)
-    optimizer = build_optimizer(task, OptimizerConfig(lr=1e-2, trunk_lr=trunk_lr, weight_decay=0.1))
+    optimizer = build_optimizer(task, OptimizerConfig(lr=1e-2, encoder_lr=encoder_lr, weight_decay=0.1))
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in task.parameters()} and len(grouped) == len(set(map(id, grouped)))
     trunk = {id(p) for p in task.unet.encoder.trunk.parameters()}

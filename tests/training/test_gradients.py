@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.models.param_groups import parameters_by_level
 from unetdiff.training import checkpoints
 from unetdiff.training import runtime as machine

@@ -36,7 +36,9 @@ def _started(config: RunConfig) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     assert trainer.ema is not None
     assert all(torch.equal(a, b) for a, b in zip(trainer.ema.task.parameters(), trainer.task.parameters(), strict=True))
     state = {
-        k: v.clone() for component in trainer.task.components().values() for k, v in component.state_dict().items()
+        k: v.clone()
+        for component in trainer.task.trainable_modules().values()
+        for k, v in component.state_dict().items()
     }
     return state, trainer.progress.start or {}
 
@@ -154,7 +156,7 @@ def test_refused_at_the_door(tmp_path: Path) -> None:
         load(None, start)
     (tmp_path / "a").mkdir()
     config = load(None, start)
-    config.model.encoder.family, config.model.encoder.weights = "resnet18", "imagenet"
+    config.model.encoder.name, config.model.encoder.weights = "resnet18", "imagenet"
     with pytest.raises(UserError, match="model.encoder.weights: 'imagenet' and training.init_from both say"):
         validate(config)
     with pytest.raises(UserError, match="training.init_from: .* lies in the run's own directory"):

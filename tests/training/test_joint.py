@@ -1,4 +1,4 @@
-"""Both heads in one step: what it costs is what the two tasks would say of their pictures."""
+"""Both heads in one step: what it costs is what the two tasks would say of their images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.training.tasks import JointTask, build_task
 
 Tiny = Callable[..., RunConfig]

@@ -15,7 +15,9 @@ from PIL import Image
 from unetdiff.cli.main import main
 from unetdiff.config.parsing import RunConfig, validate
 from unetdiff.config.validation import check_files
-from unetdiff.data import build_dataset, collate, to_model_range
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
@@ -30,11 +32,11 @@ from unetdiff.training.trainer import train
 Resume = Callable[[RunConfig], dict[str, torch.Tensor]]
 Tiny = Callable[..., RunConfig]
 SHORT = {"training__steps": 2, "training__validate_every": 2}
-CHANNELS = {"class": 4, "layout": 4 + 8, "picture": 4 + 5}  # of the latents, and beside them
+CHANNELS = {"class": 4, "layout": 4 + 8, "image": 4 + 5}  # of the latents, and beside them
 ASKED = {
     "class": {"class_labels": "seven"},
     "layout": {"layout": Image.new("L", (16, 16), 1)},
-    "picture": {"picture": Image.new("RGB", (8, 8), (200, 30, 30))},
+    "image": {"condition_image": Image.new("RGB", (8, 8), (200, 30, 30))},
 }
 
 
@@ -68,7 +70,7 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
     )
     run = train(config)
     shutil.rmtree(copied)  # what was trained is whole without it
-    with Image.open(next((run / "pictures").rglob("*.png"))) as preview:
+    with Image.open(next((run / "images").rglob("*.png"))) as preview:
         assert preview.width > 32
     pipeline = GenerationPipeline.from_pretrained(run / "best")
     pipeline.set_progress_bar_config(disable=True)
@@ -76,7 +78,7 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
     assert pipeline.unet.config.sample_size == 16 and pipeline.size() == (32, 32)
     out = pipeline(**ASKED[condition], batch_size=2, num_inference_steps=2, output_type="pt")
     assert out.images.shape == (2, 3, 32, 32) and out.images.std() > 0
-    samples = int(condition == "class")  # one condition's are enough: the judges see pictures
+    samples = int(condition == "class")  # one condition's are enough: the judges see images
     figures = evaluate(run, judging=JudgingConfig(samples_per_class=samples, steps=2, neighbours=1))
     assert figures["diffusion/loss"] > 0 and figures.get("samples/number", 0) == 10 * samples
     with pytest.raises(UserError, match="bits_per_dimension: 1, but the model denoises latents"):
@@ -92,13 +94,13 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
     words = ["sample", str(run), "--class", "seven", "--steps", "2", "--output", str(tmp_path / "out")]
     assert main([*words, "--to_seed", "4", "--frames", "2"]) == 0
     assert main([*words, "--n", "1"]) == 0
-    with Image.open(next((tmp_path / "out" / "pictures").iterdir())) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(next((tmp_path / "out" / "images").iterdir())) as image:
+        assert image.size == (32, 32)
 
     runs = read_runs([run])
-    blocks, problems = sample_blocks(runs, Budget(pictures=10, steps=1, judge_steps=2, batch_size=8))
+    blocks, problems = sample_blocks(runs, Budget(images=10, steps=1, judge_steps=2, batch_size=8))
     assert problems == [] and len(blocks[0].grids) == 2 and len(blocks[0].strips) == 1
-    assert illustrations(runs[0]).keys() == {"picture", "noised", "noise"}
+    assert illustrations(runs[0]).keys() == {"image", "noised", "noise"}
 
 
 @pytest.mark.parametrize(
@@ -108,8 +110,8 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
         ("diffusion", {"model__sample_size": 32}, "model.sample_size: 32 follows from"),
         (
             "diffusion",
-            {"model__encoder__family": "resnet18", "model__encoder__channels": None},
-            "model.encoder.family: 'resnet18' sees pictures, not the latents",
+            {"model__encoder__name": "resnet18", "model__encoder__channels": None},
+            "model.encoder.name: 'resnet18' sees images, not the latents",
         ),
         ("diffusion", {"diffusion__latent__vae": "nowhere"}, "diffusion.latent.vae: 'nowhere' does not exist"),
     ],
@@ -121,7 +123,7 @@ def test_what_cannot_be_is_refused(tiny: Tiny, vae: Path, task: str, changes: di
         check_files(config)
 
 
-def test_pictures_that_do_not_divide_are_refused_before_anything_is_written(
+def test_images_that_do_not_divide_are_refused_before_anything_is_written(
     tiny: Tiny, vae: Path, voc_layout: Callable[..., Path]
 ) -> None:
     mask = np.zeros((24, 32), np.uint8)

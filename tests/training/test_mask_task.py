@@ -13,8 +13,9 @@ from PIL import Image
 
 from unetdiff.cli.main import main
 from unetdiff.config.parsing import RunConfig, validate
-from unetdiff.data import build_dataset, collate
-from unetdiff.diffusion.mask_codec import Masks
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import JudgingConfig
@@ -28,8 +29,8 @@ from unetdiff.training.trainer import train
 Tiny = Callable[..., RunConfig]
 MASKS: dict[str, Any] = {
     "diffusion__target": "mask",
-    "diffusion__condition": "picture",
-    "diffusion__picture__degradation": "none",
+    "diffusion__condition": "image",
+    "diffusion__image__degradation": "none",
     "diffusion__noise__input_scale": 0.3,
     "diffusion__preview_rows": 2,
     "training__steps": 4,
@@ -37,11 +38,11 @@ MASKS: dict[str, Any] = {
 }
 
 
-def test_the_batch_holds_noisy_masks_beside_the_picture(tiny: Tiny) -> None:
+def test_the_batch_holds_noisy_masks_beside_the_image(tiny: Tiny) -> None:
     config = tiny("diffusion", diffusion__prediction_type="epsilon", diffusion__condition_dropout=0.0, **MASKS)
     data = build_dataset(config.data, "train", False, layout=True)
     task = build_task(config, data, data)
-    assert isinstance(task, DiffusionTask) and isinstance(task.space, Masks)
+    assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     batch = collate([data[i] for i in range(4)])
     batch["mask"][:, :8] = 255
     noised = task.noised(batch, seed=0)
@@ -63,34 +64,34 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     config = tiny("diffusion", **MASKS)
     cut_and_resumed(config)
     run = Path(config.training.output_dir)
-    with Image.open(next((run / "pictures").rglob("*.png"))) as preview:
+    with Image.open(next((run / "images").rglob("*.png"))) as preview:
         assert preview.width > 3 * 32
 
     val = build_dataset(config.data, "val", False, layout=True)
     task = load_task(config, run / "best", val)
-    assert isinstance(task, DiffusionTask) and isinstance(task.space, Masks)
+    assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     assert len(task.scheduler.config.trained_betas) == 1000
 
     figures = evaluate(run, judging=JudgingConfig(steps=2))
     assert figures["diffusion/loss"] > 0 and 0 <= figures["masks/mean_iou"] <= 1
-    assert figures["masks/pictures"] == 6 and "samples/number" not in figures
+    assert figures["masks/images"] == 6 and "samples/number" not in figures
 
-    picture = tmp_path / "picture.png"
-    Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(picture)
-    words = ["sample", str(run), "--picture", str(picture), "--steps", "2", "--n", "2", "--guidance", "1"]
+    image = tmp_path / "image.png"
+    Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(image)
+    words = ["sample", str(run), "--image", str(image), "--steps", "2", "--n", "2", "--guidance", "1"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
-    with Image.open(next((tmp_path / "out" / "pictures").iterdir())) as drawn:
+    with Image.open(next((tmp_path / "out" / "images").iterdir())) as drawn:
         colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}
     assert colours <= {tuple(int(level) for level in colour) for colour in val.palette}
 
     runs = read_runs([run])
-    blocks, problems = sample_blocks(runs, Budget(pictures=4, steps=1, judge_steps=2, batch_size=8))
+    blocks, problems = sample_blocks(runs, Budget(images=4, steps=1, judge_steps=2, batch_size=8))
     assert problems == [] and len(blocks[0].strips) == 1
-    assert illustrations(runs[0]).keys() == {"picture", "noised", "noise"}
+    assert illustrations(runs[0]).keys() == {"image", "noised", "noise"}
 
 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
-    """Without a picture, layouts are drawn: no figures of a segmenter then."""
+    """Without an image, layouts are drawn: no figures of a segmenter then."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
     figures = evaluate(run, judging=JudgingConfig(steps=2))
     assert not any(name.startswith("masks/") for name in figures)
@@ -102,14 +103,14 @@ def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
         ("joint", {"diffusion__condition": "class"}, "diffusion.target: 'mask' does not go with task joint"),
         ("diffusion", {"diffusion__condition": "layout"}, "diffusion.condition: 'layout' tells the mask"),
         ("diffusion", {"data__name": "cifar10", "data__root": "."}, "diffusion.target: 'mask' needs masks"),
-        ("diffusion", {"diffusion__latent__vae": "vae"}, "diffusion.latent.vae: 'vae' makes latents of pictures"),
+        ("diffusion", {"diffusion__latent__vae": "vae"}, "diffusion.latent.vae: 'vae' makes latents of images"),
         (
             "diffusion",
-            {"model__encoder__family": "resnet18", "model__encoder__channels": None},
-            "model.encoder.family: 'resnet18' sees a picture in its first three channels",
+            {"model__encoder__name": "resnet18", "model__encoder__channels": None},
+            "model.encoder.name: 'resnet18' sees an image in its first three channels",
         ),
         ("diffusion", {"diffusion__noise__input_scale": 0.0}, "diffusion.noise.input_scale: 0.0 is no positive number"),
-        ("diffusion", {"diffusion__target": "picture"}, "diffusion.picture.degradation: 'none' tells the picture"),
+        ("diffusion", {"diffusion__target": "image"}, "diffusion.image.degradation: 'none' tells the image"),
         ("diffusion", {"model__heads": {"diffusion": {"out_channels": 3}}}, "model.heads.diffusion.out_channels: 3"),
     ],
 )

@@ -25,7 +25,7 @@ SAME = {
     "training__mixed_precision": "no",
     "model__residual__dropout": 0.0,
     "segmentation__losses": {"cross_entropy": 1.0},
-    "data__scenes__val_pictures": 7,  # odd: a sampler that pads would count a picture twice
+    "data__scenes__val_images": 7,  # odd: a sampler that pads would count an image twice
 }
 
 
@@ -65,11 +65,11 @@ def test_two_processes_learn_what_one_learns(tiny: Callable[..., RunConfig], tmp
         (line["kind"], line["step"]) for line in lines[one]
     ]
     for ours, theirs in zip(lines[two], lines[one], strict=True):
-        for key in ("lr", "loss", "segmentation/mean_iou", "segmentation/loss", "segmentation/pictures"):
+        for key in ("lr", "loss", "segmentation/mean_iou", "segmentation/loss", "segmentation/images"):
             assert (key in ours) == (key in theirs)
             if key in theirs:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-3)
-    assert lines[two][-1]["segmentation/pictures"] == 7
+    assert lines[two][-1]["segmentation/images"] == 7
     a, b = (load_file(checkpoints.newest(run) / checkpoints.MODEL) for run in (one, two))  # type: ignore[operator]
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=1e-3, atol=5e-5)

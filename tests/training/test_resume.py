@@ -112,7 +112,7 @@ def test_signals_end_with_a_checkpoint_and_a_word(
 def test_resume_after_each_kind_of_cut(tiny: Tiny) -> None:
     """What a kill can leave behind: half a directory, a swap cut in two, a torn last line."""
     frozen: dict[str, Any] = {  # its statistics come from the data at the start, and from the checkpoint after
-        "model__encoder__family": "classic",
+        "model__encoder__name": "classic",
         "model__encoder__norm": "frozen",
         "model__decoder__norm": "frozen",
     }

@@ -42,9 +42,9 @@ def test_state_of_a_part(tmp_path):
         ("data.augment.scale", [0.5, 2.0]),
         ("data.augment.crop", [16, 16]),
         ("data.size", [24, 24]),
-        ("segmentation.ohem", {"threshold": 0.7, "min_share": 0.2}),
+        ("segmentation.ohem", {"threshold": 0.7, "min_fraction": 0.2}),
         ("segmentation.losses", {"cross_entropy": 1.0, "dice": 1.0, "lovasz": 0.5}),
-        ("segmentation.class_weights_until", 0.5),
+        ("segmentation.class_weights_anneal_until", 0.5),
         ("training.init_from", "elsewhere"),
     ],
 )
@@ -63,11 +63,11 @@ def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
     (tmp_path / "segmentation").mkdir()
     config.segmentation.class_weights = [1.0] * 11
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
-    config.segmentation.class_weights = "computed"
+    config.segmentation.class_weights = "median_frequency"
     assert state_of(tmp_path / "segmentation", config) == "interrupted"
     config.segmentation.class_weights = None
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
-    for other in ([2.0] * 11, "computed"):
+    for other in ([2.0] * 11, "median_frequency"):
         config.segmentation.class_weights = other
         with pytest.raises(UserError, match="class_weights"):
             state_of(tmp_path / "segmentation", config)

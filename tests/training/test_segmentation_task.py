@@ -1,4 +1,4 @@
-"""Noise in a segmenter's training pictures: what they become, what the network is told, and a resumed run."""
+"""Noise in a segmenter's training images: what they become, what the network is told, and a resumed run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.training.tasks import SegmentationTask, build_task
 
 Tiny = Callable[..., RunConfig]
@@ -23,14 +24,14 @@ def build(tiny: Tiny, **options) -> tuple[SegmentationTask, dict]:
     return task, collate([data[i] for i in range(16)])
 
 
-def test_pictures_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
+def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.5, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
     seen, told = task.noised(clean, seed=3)
     assert told is not None
     noisy = told > 0
     assert 2 <= int(noisy.sum()) <= 14 and torch.equal(seen[~noisy], clean[~noisy])
-    # told a timestep t, a picture is cos x_0 + sin ε of the cosine schedule (Nichol & Dhariwal 2021, equation 17)
+    # told a timestep t, an image is cos x_0 + sin ε of the cosine schedule (Nichol & Dhariwal 2021, equation 17)
     share = (told[noisy] / 1000 + 0.008) / 1.008
     alpha = (torch.cos(share * torch.pi / 2) / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2)))[:, None]
     noise = (seen[noisy].flatten(1) - alpha * clean[noisy].flatten(1)) / (1 - alpha**2).sqrt()
@@ -67,7 +68,7 @@ def test_without_noise_nothing_is_changed(tiny: Tiny) -> None:
     assert seen is clean and told is None
 
 
-def test_share_of_the_pictures(tiny: Tiny) -> None:
+def test_share_of_the_images(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.25)
     clean = task.pixels(batch["image"])
     changed = [(task.noised(clean, seed)[0] != clean).flatten(1).any(dim=1).float().mean() for seed in range(60)]

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
 from unetdiff.evaluation.config import JudgingConfig
 from unetdiff.evaluation.evaluate import evaluate
@@ -43,7 +43,7 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
     assert {"segmentation/mean_iou", "diffusion/loss", "diffusion/color_mean_error"} <= lines[-1].keys()
     assert all(0 <= line["data_wait"] <= 1 for line in lines if line["kind"] == "train")
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step-00000004", "step-00000006"]
-    assert sorted(p.name for p in (run / "pictures").iterdir()) == [
+    assert sorted(p.name for p in (run / "images").iterdir()) == [
         f"step-00000{s}-{what}.png" for s in (3, 6) for what in ("samples", "segmentation")
     ]
     assert any((run / "tensorboard").iterdir())
@@ -55,8 +55,8 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
     unet = UNet.from_pretrained(run / "best" / "unet")
     assert sum(summary["parameters"].values()) == sum(p.numel() for p in unet.parameters())
 
-    picture = Image.new("RGB", (40, 33), "red")
-    assert SegmentationPipeline.from_pretrained(run / "best")(picture).mask.shape == (33, 40)
+    image = Image.new("RGB", (40, 33), "red")
+    assert SegmentationPipeline.from_pretrained(run / "best")(image).mask.shape == (33, 40)
     images = GenerationPipeline.from_pretrained(run / "best")("seven", num_inference_steps=2, batch_size=2).images
     assert len(images) == 2 and images[0].size == (32, 32)
     figures = evaluate(run, judging=JudgingConfig(samples_per_class=0))
@@ -96,7 +96,7 @@ def test_accumulation_gives_the_same_step(tiny: Tiny) -> None:
 
 def test_frozen_phase_then_free(tiny: Tiny) -> None:
     options = {
-        "model__encoder__family": "resnet18",
+        "model__encoder__name": "resnet18",
         "model__encoder__channels": None,
         "model__conditioning__attention_levels": None,
         "model__conditioning__cross_attention_dim": None,
@@ -243,11 +243,11 @@ def test_the_last_validation_is_made_up_for(tiny: Tiny, monkeypatch: pytest.Monk
 
 
 def test_a_run_without_previews(tiny: Tiny) -> None:
-    run = train(tiny("segmentation", training__steps=2, segmentation__preview_pictures=0))
-    assert not list((run / "pictures").glob("*segmentation*"))
+    run = train(tiny("segmentation", training__steps=2, segmentation__preview_images=0))
+    assert not list((run / "images").glob("*segmentation*"))
 
 
-def test_pictures_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> None:
+def test_images_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> None:
     root = tmp_path / "voc"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
@@ -267,7 +267,7 @@ def test_pictures_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -
 @pytest.mark.parametrize("head", ["segmentation", "diffusion"])
 def test_classic_valid_and_unconditional_runs(tiny: Tiny, head: str) -> None:
     options: dict = {"training__steps": 2, "model__conditioning__attention_levels": None}
-    options |= {"model__conditioning__cross_attention_dim": None, "model__encoder__family": "classic"}
+    options |= {"model__conditioning__cross_attention_dim": None, "model__encoder__name": "classic"}
     options |= {"model__encoder__channels": [4, 4], "diffusion__condition": "none"}
     if head == "segmentation":
         options |= {"model__encoder__padding": "valid", "model__encoder__channels": [4, 4]}

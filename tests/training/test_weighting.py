@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import build_dataset, collate
-from unetdiff.models import UNet
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.models.unet import UNet
 from unetdiff.training import checkpoints
 from unetdiff.training.config import JointConfig, OptimizerConfig
 from unetdiff.training.logger import read_lines
@@ -23,7 +24,7 @@ from unetdiff.training.trainer import train
 from unetdiff.training.weighting import MEMORY, GradientNorm, Uncertainty, last_shared
 
 Tiny = Callable[..., RunConfig]
-FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
+ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
     "residual": (
         {
             "encoder": {"channels": [8, 16]},
@@ -32,9 +33,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "decoder.up_blocks.1.resnets.1.conv_shortcut.weight",
     ),
-    "classic": ({"encoder": {"family": "classic", "channels": [4, 8]}}, "decoder.blocks.0.conv2.weight"),
+    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.blocks.0.conv2.weight"),
     "resnet18": (
-        {"encoder": {"family": "resnet18"}, "decoder": {"channels": [8] * 5}},
+        {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
         "decoder.blocks.4.conv2.weight",
     ),
 }
@@ -55,7 +56,7 @@ def test_uncertainty_is_equation_10() -> None:
     with torch.no_grad():
         weighting.log_variances.copy_(torch.tensor([2 * math.log(s) for s in sigma.values()]))
     losses = {"segmentation": torch.tensor(0.8), "diffusion": torch.tensor(0.03)}
-    total, weights = weighting(losses, UNet(**FAMILIES["residual"][0], heads={"diffusion": {}}), 1)
+    total, weights = weighting(losses, UNet(**ENCODERS["residual"][0], heads={"diffusion": {}}), 1)
     first = 10 * 0.03 / (2 * 0.4**2) + math.log(0.4)
     assert total.item() == pytest.approx(first + 0.5 * 0.8 / 1.7**2 + math.log(1.7), rel=1e-5)
     assert weights["diffusion"].item() == pytest.approx(10 / (2 * 0.4**2), rel=1e-5)
@@ -66,7 +67,7 @@ def test_the_uncertainties_settle_where_the_equation_is_smallest() -> None:
     """σ_d² = w L_d for a regression, σ_s² = 2 w L_s for a classification."""
     weighting = Uncertainty(JointConfig(segmentation_weight=0.5, diffusion_weight=10.0))
     losses = {"segmentation": torch.tensor(0.8), "diffusion": torch.tensor(0.03)}
-    unet = UNet(**FAMILIES["residual"][0], heads={"diffusion": {}})
+    unet = UNet(**ENCODERS["residual"][0], heads={"diffusion": {}})
     optimizer = torch.optim.SGD(weighting.parameters(), lr=1.0)
     for _ in range(100):
         optimizer.zero_grad()
@@ -126,7 +127,7 @@ def test_gradient_norms_are_as_the_weights_that_are_given(tiny: Tiny) -> None:
 
 
 def test_a_gradient_that_is_not_finite_does_not_count() -> None:
-    weighting, unet = GradientNorm(JointConfig()), UNet(**FAMILIES["residual"][0], heads={"diffusion": {}})
+    weighting, unet = GradientNorm(JointConfig()), UNet(**ENCODERS["residual"][0], heads={"diffusion": {}})
     layer = last_shared(unet)
     weighting({"segmentation": 2 * layer.sum(), "diffusion": layer.sum()}, unet, 1)
     before = {name: buffer.clone() for name, buffer in weighting.named_buffers()}
@@ -135,9 +136,9 @@ def test_a_gradient_that_is_not_finite_does_not_count() -> None:
     assert [float(w) for w in weights.values()] == pytest.approx([2 / 3, 4 / 3])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ENCODERS)
 def test_the_last_shared_layer_is_the_end_of_the_decoder(family: str) -> None:
-    config, name = FAMILIES[family]
+    config, name = ENCODERS[family]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}})
     assert last_shared(unet) is unet.get_parameter(name)
 

@@ -12,7 +12,7 @@ from unetdiff.benchmark.timing import Round, in_turns, synchronizer
 from unetdiff.training import runtime as machine
 
 CHANNELS, SIDE = 256, 64
-BATCH = {"cpu": 2, "cuda": 64}  # pictures that keep the device busy for much longer than a call takes
+BATCH = {"cpu": 2, "cuda": 64}  # images that keep the device busy for much longer than a call takes
 ROUNDS = 10
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetdiff.benchmark.timing import Round
-from unetdiff.kernels.conditions import as_written
+from unetdiff.kernels.conditions import reference_kernels
 
 
 def parameters(network: nn.Module) -> int:
@@ -19,6 +19,6 @@ def macs(work: Round) -> float:
 
     Those of convolutions, matrix products and attention.
     """
-    with as_written(), FlopCounterMode(display=False) as counter:
+    with reference_kernels(), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 2

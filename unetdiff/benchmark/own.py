@@ -16,7 +16,9 @@ from unetdiff.benchmark.multiply_adds import macs
 from unetdiff.benchmark.rounds import prediction_round, sampling_round, training_round
 from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, synchronizer
 from unetdiff.config.parsing import load, parse, validate
-from unetdiff.data import StepSampler, build_dataset, collate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.data.sampling import StepSampler
 from unetdiff.errors import UserError
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
@@ -77,7 +79,7 @@ class Subject:
         return found + (["masks"] if "segmentation" in heads else []) + (["samples"] if "diffusion" in heads else [])
 
     def batch(self, size: int) -> Batch:
-        """The first pictures of the training split, in training's order and augmentation."""
+        """The first images of the training split, in training's order and augmentation."""
         sampler = StepSampler(len(self.train), size, self.config.training.seed, stop=1)
         return collate([self.train[key] for key in next(iter(sampler))])
 
@@ -88,7 +90,7 @@ class Subject:
         return machine.spoken(machine.precision(self.config.training.mixed_precision))
 
     def start(self, kind: Kind, size: int, sampling: Sampling) -> Round:
-        """One round of a kind with so many pictures. A training step leaves the task placed and its weights changed."""
+        """One round of a kind with so many images. A training step leaves the task placed and its weights changed."""
         batch, unet = self.batch(size), self.task.unet
         if kind == "training step":
             return training_round(self.task, batch, self.config.training)

@@ -1,5 +1,5 @@
 """One round of what this package does with a network: a training step as `unetdiff train` takes it, masks as `predict`
-makes them, pictures as `sample` draws them."""
+makes them, images as `sample` draws them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unetdiff.benchmark.timing import Round
 from unetdiff.diffusion.pipeline import GenerationPipeline
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_masks
 from unetdiff.training import runtime as machine
@@ -26,18 +26,18 @@ from unetdiff.training.tasks.base import Batch, Task
 def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
     """An optimizer step on the same batch every time: loss, gradients, their clipping, weights, average.
 
-    The task is moved to the machine's device and trained. What is left out of the loop: reading pictures, the learning
+    The task is moved to the machine's device and trained. What is left out of the loop: reading images, the learning
     rate's schedule, and the log.
 
     Args:
         task: what is trained.
-        batch: pictures of one step.
+        batch: images of one step.
         settings: precision, memory format, optimizer, average; `accumulation` does not matter.
     """
-    settings = replace(settings, accumulation=1)
+    settings = replace(settings, gradient_accumulation_steps=1)
     accelerator = machine.build_accelerator(settings)
     task.to(accelerator.device)
-    task.place(settings.channels_last)
+    task.set_memory_format(settings.channels_last)
     if settings.gradient_checkpointing:
         task.unet.enable_gradient_checkpointing()
     if settings.frozen_levels:
@@ -58,10 +58,10 @@ def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
     return step
 
 
-def prediction_round(unet: UNet, pictures: Tensor) -> Round:
-    """Masks of pictures, uint8 (B, 3, H, W), all at once, in the network's own precision."""
-    options = InferenceConfig(batch_size=len(pictures))
-    return lambda: predict_masks(unet, pictures, options=options)
+def prediction_round(unet: UNet, images: Tensor) -> Round:
+    """Masks of images, uint8 (B, 3, H, W), all at once, in the network's own precision."""
+    options = InferenceConfig(batch_size=len(images))
+    return lambda: predict_masks(unet, images, options=options)
 
 
 def sampling_round(
@@ -72,7 +72,7 @@ def sampling_round(
     guidance: float,
     autocast: torch.dtype | None,
 ) -> Round:
-    """Pictures (B, 3, H, W) in [0, 1] from starting noise (B, 3, H, W); one pass a step where there is no condition.
+    """Images (B, 3, H, W) in [0, 1] from starting noise (B, 3, H, W); one pass a step where there is no condition.
 
     Args:
         pipeline: the denoiser with its sampler.

@@ -10,7 +10,7 @@ from unetdiff.errors import UserError, nearest
 # action -> (module with `main(argv) -> exit status`, what it does)
 ACTIONS = {
     "check": ("unetdiff.cli.data_check", "every fault of a set, with its file, value and remedy"),
-    "stats": ("unetdiff.cli.data_stats", "classes of the masks with pixels, pictures and weights; captions"),
+    "stats": ("unetdiff.cli.data_stats", "classes of the masks with pixels, images and weights; captions"),
     "download": ("unetdiff.cli.data_download", "fetch PASCAL VOC 2012; build its split trainaug from SBD"),
 }
 

@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--no-masks", action="store_true", help="leave masks out (a denoiser needs them for layouts only)"
     )
-    parser.add_argument("--quick", action="store_true", help="decode pictures only where the file looks odd")
+    parser.add_argument("--quick", action="store_true", help="decode images only where the file looks odd")
     given = parser.parse_strictly(words)
     if given.config is None and not overrides:
         raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")

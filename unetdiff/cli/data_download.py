@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
     if given.set == "voc":
         print(f"VOC 2012 is in {download_voc(given.root)}")
         print(f"Next: {train}/voc_resnet50_reference.yaml --data.root {root}")
-        print(f"For 10,582 training pictures instead of 1,464: unetdiff data download sbd --root {root}")
+        print(f"For 10,582 training images instead of 1,464: unetdiff data download sbd --root {root}")
     else:
         path = download_sbd(given.root)
-        print(f"{path}: {len(path.read_text(encoding='utf-8').split())} training pictures, none of them in val")
+        print(f"{path}: {len(path.read_text(encoding='utf-8').split())} training images, none of them in val")
         print(f"Next: {train}/voc_resnet50.yaml --data.root {root}")
         left = [str(given.root / name) for name in ("benchmark.tgz", "sbd") if (given.root / name).exists()]
         if left:

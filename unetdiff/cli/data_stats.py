@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     captions.
     """
     overrides, words = split_overrides(argv, known=[])
-    about = "Masks: pixels and pictures of each class, class weights, void, sizes. Captions: how many, how long."
+    about = "Masks: pixels and images of each class, class weights, void, sizes. Captions: how many, how long."
     parser = Parser("unetdiff data stats", about, USAGE)
     parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
     parser.add_argument("--output", type=Path, help="write the same figures to this JSON file")
@@ -72,13 +72,13 @@ def count_both(config: RunConfig) -> dict[str, Any]:
 
 
 def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
-    from unetdiff.data import build_dataset
+    from unetdiff.data.build import build_dataset
     from unetdiff.data.stats import METHODS, class_weights, count
 
     sets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
     classes = figures["classes"] = sets["train"].classes
     counts: dict[str, SplitCounts] = {
-        role: count(pictures, config.segmentation.ignore_index, what=role) for role, pictures in sets.items()
+        role: count(images, config.segmentation.ignore_index, what=role) for role, images in sets.items()
     }
     for role in SPLITS:
         figures[role] |= _split_figures(counts[role], classes)
@@ -92,7 +92,7 @@ def _count_captions(config: RunConfig, figures: dict[str, Any]) -> None:
 
     for role in SPLITS:
         counts = count_captions(captions_of(config.data, role))
-        figures[role]["pictures"] = counts.captions + counts.empty
+        figures[role]["images"] = counts.captions + counts.empty
         figures[role]["captions"] = {
             **asdict(counts),
             "duplicates": counts.duplicates,
@@ -103,17 +103,17 @@ def _count_captions(config: RunConfig, figures: dict[str, Any]) -> None:
 def _split_figures(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
     heights, widths = (sorted(size[side] for size in counts.sizes.elements()) for side in (0, 1))
     return {
-        "pictures": counts.sizes.total(),
+        "images": counts.sizes.total(),
         "pixels_by_class": dict(zip(classes, counts.pixels.tolist(), strict=True)),
-        "pictures_by_class": dict(zip(classes, counts.pictures.tolist(), strict=True)),
+        "images_by_class": dict(zip(classes, counts.images.tolist(), strict=True)),
         "void_pixels": counts.void,
         "void_share": counts.void_share,
         "width": _range(widths),
         "height": _range(heights),
         "sizes": len(counts.sizes),
         "most_common_sizes": [
-            {"width": width, "height": height, "pictures": pictures}
-            for (height, width), pictures in counts.sizes.most_common(SIZES)
+            {"width": width, "height": height, "images": images}
+            for (height, width), images in counts.sizes.most_common(SIZES)
         ],
     }
 
@@ -123,7 +123,7 @@ def _range(values: list[int]) -> dict[str, int]:
 
 
 def table(figures: Mapping[str, Any]) -> str:
-    """The figures as aligned tables: a row for each class of the masks, and a row for each fact of the pictures."""
+    """The figures as aligned tables: a row for each class of the masks, and a row for each fact of the images."""
     where = figures["data"] if figures["root"] is None else f"{figures['data']} in {figures['root']}"
     lines, told = [where], CAPTION_FACTS
     if "classes" in figures:
@@ -138,7 +138,7 @@ def _class_table(figures: Mapping[str, Any]) -> list[str]:
     weights = figures["class_weights"]
     head = ["class"]
     for role in SPLITS:
-        head += [f"{role} pixels", "share", "pictures"]
+        head += [f"{role} pixels", "share", "images"]
     rows = [head + [f"weight: {method}" for method in weights]]
     for name in figures["classes"]:
         row = [name]
@@ -151,7 +151,7 @@ def _class_table(figures: Mapping[str, Any]) -> list[str]:
 def _class_cells(split: Mapping[str, Any], name: str) -> list[str]:
     pixels = split["pixels_by_class"]
     share = pixels[name] / max(1, sum(pixels.values()))
-    return [f"{pixels[name]:,}", f"{share:.2%}", f"{split['pictures_by_class'][name]:,}"]
+    return [f"{pixels[name]:,}", f"{share:.2%}", f"{split['images_by_class'][name]:,}"]
 
 
 def _spread(side: str) -> Any:
@@ -159,18 +159,18 @@ def _spread(side: str) -> Any:
 
 
 FACTS: dict[str, Any] = {
-    "pictures": lambda split: f"{split['pictures']:,}",
+    "images": lambda split: f"{split['images']:,}",
     "void": lambda split: f"{split['void_share']:.2%} of the pixels",
     "width, min / median / max": _spread("width"),
     "height, min / median / max": _spread("height"),
     "sizes": lambda split: f"{split['sizes']:,}",
     "most common (width x height)": lambda split: ", ".join(
-        f"{size['width']} x {size['height']} ({size['pictures']:,})" for size in split["most_common_sizes"]
+        f"{size['width']} x {size['height']} ({size['images']:,})" for size in split["most_common_sizes"]
     ),
 }
 
 CAPTION_FACTS: dict[str, Any] = {
-    "pictures": lambda split: f"{split['pictures']:,}",
+    "images": lambda split: f"{split['images']:,}",
     "captions": lambda split: f"{split['captions']['captions']:,}",
     "empty": lambda split: f"{split['captions']['empty']:,}",
     "duplicates": lambda split: f"{split['captions']['duplicates']:,}",

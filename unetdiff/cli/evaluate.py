@@ -77,15 +77,13 @@ def build_parser() -> Parser:
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
     parser.add_argument("--split", choices=("val", "train"), default="val", help="the split to judge on")
     parser.add_argument("--output", type=Path, help="folder of what is written; none given: PATH/evaluation-SPLIT")
-    parser.add_argument(
-        "--worst", type=int, default=20, help="segmentation: pictures on the page of the worst; 0: none"
-    )
+    parser.add_argument("--worst", type=int, default=20, help="segmentation: images on the page of the worst; 0: none")
     group = parser.add_argument_group("diffusion")
 
     def add(*words: str, **settings: Any) -> None:
         group.add_argument(*words, **settings)
 
-    add("--samples", type=int, default=30, help="pictures drawn of each class; 0: none")
+    add("--samples", type=int, default=30, help="images drawn of each class; 0: none")
     add("--steps", type=int, default=50, help="denoising steps of these")
     add("--guidance", type=float, help="guidance of these; none given: the run's")
     add("--seed", type=int, default=0, help="of their noise")
@@ -96,12 +94,12 @@ def build_parser() -> Parser:
         help="network of the distances: inception (FID), classifier, or a torchvision trunk; may be given again; "
         "none given: classifier, where there are classes",
     )
-    add("--reference", choices=("train", "val"), default="train", help="real pictures that samples are held against")
+    add("--reference", choices=("train", "val"), default="train", help="real images that samples are held against")
     add("--fid_samples", type=int, help="samples behind the distances; none given: those that are drawn anyway")
-    add("--neighbours", type=int, default=3, help="nearest training pictures of the samples; 0: none")
-    add("--bits_per_dimension", type=int, default=0, metavar="K", help="pictures for the likelihood; 0: none")
+    add("--neighbours", type=int, default=3, help="nearest training images of the samples; 0: none")
+    add("--bits_per_dimension", type=int, default=0, metavar="K", help="images for the likelihood; 0: none")
     add("--bits_timesteps", type=int, default=50, help="timesteps looked at for each of these; 0: every one")
-    add("--segmenter", type=Path, metavar="RUN", help="for layouts: a segmenter of real pictures that looks for them")
+    add("--segmenter", type=Path, metavar="RUN", help="for layouts: a segmenter of real images that looks for them")
     add("--sweep", metavar='"steps=10,25 scheduler=ddim,dpm++ guidance=1,2"', help="settings to try, each with each")
     add_inference(parser)
     return parser

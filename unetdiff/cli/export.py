@@ -10,7 +10,7 @@ from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError
 
 if TYPE_CHECKING:
-    from unetdiff.export import Exported
+    from unetdiff.export.files import Exported
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 DIFFUSERS = "diffusers"
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="fix height and width")
     parser.add_argument("--fixed", action="store_true", help="fix all: batch 1, at --size or the size it predicts at")
     parser.add_argument("--opset", type=int, help="ONNX: version of the operators; none given: torch's choice")
-    parser.add_argument("--preprocess", action="store_true", help="take pictures, uint8 (B, H, W, 3) of 0..255")
+    parser.add_argument("--preprocess", action="store_true", help="take images, uint8 (B, H, W, 3) of 0..255")
     given = parser.parse_strictly(argv)
     if given.opset is not None and given.format != "onnx":
         raise UserError(f"--opset: {given.opset} is for --format onnx, not {given.format}")
@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
             if getattr(given, option) not in (None, False):
                 raise UserError(f"--{option}: is for --format onnx or torch, not {DIFFUSERS}; leave it out")
 
-    from unetdiff.export import to_diffusers, to_onnx, to_torch_export
+    from unetdiff.export.files import to_onnx, to_torch_export
+    from unetdiff.export.stock import to_diffusers
     from unetdiff.training.checkpoints import model_directory
 
     if given.format == DIFFUSERS:

@@ -1,4 +1,4 @@
-"""Options that `predict` and `evaluate` share: how pictures are seen, and where the network runs."""
+"""Options that `predict` and `evaluate` share: how images are seen, and where the network runs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def add_inference(parser: Parser) -> None:
     """--tile, --overlap, --flip, --scales; one that is not given is the model's own."""
-    group = parser.add_argument_group("how pictures are seen (none given: as the model's segmentation.json says)")
+    group = parser.add_argument_group("how images are seen (none given: as the model's segmentation.json says)")
 
     def add(*words: str, **settings: Any) -> None:
         group.add_argument(*words, default=argparse.SUPPRESS, **settings)
 
-    add("--tile", type=_tile, metavar="SIDE|H,W", help="overlapping tiles of this size; 0: the whole picture")
+    add("--tile", type=_tile, metavar="SIDE|H,W", help="overlapping tiles of this size; 0: the whole image")
     add("--overlap", type=float, help="least share of a tile that its neighbour shows too (0 to 0.9)")
-    add("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored picture")
+    add("--flip", action=argparse.BooleanOptionalAction, help="average with the mirrored image")
     add("--scales", type=_numbers, metavar="A,B,...", help="average over these sizes, e.g. 0.75,1,1.25")
 
 

@@ -1,4 +1,4 @@
-"""`unetdiff predict PATH INPUT ...`: masks in the set's palette, and overlays, for any pictures and videos."""
+"""`unetdiff predict PATH INPUT ...`: masks in the set's palette, and overlays, for any images and videos."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpe
 STDIN = "-"
 
 Source = tuple[Path | bytes, Path]
-"""A file (or a picture's bytes) and its relative path without suffix in the output."""
+"""A file (or an image's bytes) and its relative path without suffix in the output."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
     given = _parser().parse_strictly(argv)
     sources = list_sources(given.inputs, given.list)
     videos = [source for source in sources if is_video(source[0])]
-    pictures = [source for source in sources if not is_video(source[0])]
+    images = [source for source in sources if not is_video(source[0])]
     to_stdout = str(given.output) == STDIN
-    if to_stdout and (videos or len(pictures) != 1):
-        raise UserError(f"--output -: one mask goes to standard output, not {len(sources)}; give one picture")
+    if to_stdout and (videos or len(images) != 1):
+        raise UserError(f"--output -: one mask goes to standard output, not {len(sources)}; give one image")
 
     from unetdiff.segmentation.config import InferenceConfig
     from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -59,14 +59,14 @@ def main(argv: Sequence[str]) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
 
-    failed = predict_pictures(pipeline, pictures, save)
+    failed = predict_images(pipeline, images, save)
     lost = len(failed)
     failed += predict_videos(pipeline, videos, given.output, given.masks)
     for message in failed:
         print(f"unetdiff: {message}", file=sys.stderr)
     done = []
-    if pictures:
-        done.append(f"{len(pictures) - lost} masks and overlays")
+    if images:
+        done.append(f"{len(images) - lost} masks and overlays")
     if videos:
         done.append(f"{len(videos) - len(failed) + lost} overlay videos")
     if not to_stdout:
@@ -75,23 +75,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser("unetdiff predict", "Label every pixel of pictures and videos with a trained segmenter.")
+    parser = Parser("unetdiff predict", "Label every pixel of images and videos with a trained segmenter.")
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a picture, a video, a folder of them, a quoted glob, or - (the bytes of one picture on standard input)",
+        help="an image, a video, a folder of them, a quoted glob, or - (the bytes of one image on standard input)",
     )
     parser.add_argument("--list", action="store_true", help="- is a list of inputs instead, one a line")
     parser.add_argument(
         "--output", type=Path, default=Path("predictions"), help="folder; - : one mask (PNG) to standard output"
     )
     parser.add_argument("--masks", action="store_true", help="videos: a mask for each frame too")
-    parser.add_argument("--batch_size", "--batch-size", type=int, help="pictures, or tiles, at once")
+    parser.add_argument("--batch_size", "--batch-size", type=int, help="images, or tiles, at once")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; none given: a GPU where there is one")
     parser.add_argument(
-        "--compile", action="store_true", help="compile it first, for many pictures of one size; slower on a CPU"
+        "--compile", action="store_true", help="compile it first, for many images of one size; slower on a CPU"
     )
     add_inference(parser)
     return parser
@@ -103,24 +103,24 @@ def is_video(source: Path | bytes) -> bool:
 
 
 def list_sources(inputs: Sequence[str], listed: bool = False) -> list[Source]:
-    """Every input's files; "-" is a picture's bytes on standard input or, `listed`, inputs there, one a line."""
+    """Every input's files; "-" is an image's bytes on standard input or, `listed`, inputs there, one a line."""
     if STDIN not in inputs:
         if listed:
             raise UserError("--list: no input is -; give - where the list on standard input goes")
-        return list(list_pictures(inputs))
+        return list(list_images(inputs))
     if not listed:
         if len(inputs) > 1:
-            raise UserError("-: one picture on standard input goes alone; give files, or a list with --list")
+            raise UserError("-: one image on standard input goes alone; give files, or a list with --list")
         return [(sys.stdin.buffer.read(), Path("stdin"))]
     lines = [line for line in sys.stdin.read().splitlines() if line]
     words = [word for given in inputs for word in (lines if given == STDIN else [given])]
     if not words:
         raise UserError("-: the list on standard input is empty; give one input a line")
-    return list(list_pictures(words))
+    return list(list_images(words))
 
 
-def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
-    """(picture or video, its relative path without suffix in the output) of all inputs; a folder is searched through.
+def list_images(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
+    """(image or video, its relative path without suffix in the output) of all inputs; a folder is searched through.
 
     A name that occurs twice gets a number ("street-2"), so that no mask overwrites another. Raises UserError for
     an input that names nothing.
@@ -135,7 +135,7 @@ def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
             names = [word] if path.is_file() else sorted(glob.glob(word, recursive=True))
             matches = [(Path(name), Path(Path(name).stem)) for name in names if Path(name).is_file()]
         if not matches:
-            raise UserError(f"{word}: no picture there; give a picture, a video, a folder of them, or a quoted glob")
+            raise UserError(f"{word}: no image there; give an image, a video, a folder of them, or a quoted glob")
         found |= dict(matches)
     pairs: list[tuple[Path, Path]] = []
     taken: set[Path] = set()
@@ -149,29 +149,29 @@ def list_pictures(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
     return pairs
 
 
-def predict_pictures(
+def predict_images(
     pipeline: SegmentationPipeline,
-    pictures: Sequence[Source],
+    images: Sequence[Source],
     save: Callable[[SegmentationOutput, Path], None],
 ) -> list[str]:
-    """Save what each picture is taken to be; returns messages of the unreadable ones."""
-    from unetdiff.segmentation.inference import load_picture
+    """Save what each image is taken to be; returns messages of the unreadable ones."""
+    from unetdiff.segmentation.inference import load_image
 
     failed: list[str] = []
     stems: deque[Path] = deque()
 
     def readable() -> Iterator[Any]:
-        for source, stem in pictures:
+        for source, stem in images:
             try:
-                picture = load_picture(source)  # (3, H, W)
+                image = load_image(source)  # (3, H, W)
             except UserError as error:
                 failed.append(str(error))
                 bar.update()
                 continue
             stems.append(stem)
-            yield picture
+            yield image
 
-    with tqdm(total=len(pictures), unit="picture", disable=None if pictures else True) as bar:
+    with tqdm(total=len(images), unit="image", disable=None if images else True) as bar:
         for result in pipeline.stream(readable()):
             save(result, stems.popleft())
             bar.update()

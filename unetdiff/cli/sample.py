@@ -1,4 +1,4 @@
-"""`unetdiff sample PATH`: pictures drawn from noise, a labelled grid, and the way from noise to picture."""
+"""`unetdiff sample PATH`: images drawn from noise, a labelled grid, and the way from noise to image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.cli.parser import Parser
-from unetdiff.diffusion.schedulers import SCHEDULERS, swap
+from unetdiff.diffusion.schedulers import SCHEDULERS, make_scheduler
 from unetdiff.errors import UserError
 
-BATCH = 64  # pictures drawn at once
-STRIP = 8  # moments of the noise -> picture strip
+BATCH = 64  # images drawn at once
+STRIP = 8  # moments of the noise -> image strip
 FILM = 25  # moments of the film
-OPTIONS = {"class_labels": "--class", "prompt": "--prompt", "layout": "--layout", "picture": "--picture"}
+OPTIONS = {
+    "class_labels": "--class",
+    "prompt": "--prompt",
+    "layout": "--layout",
+    "condition_image": "--condition_image",
+}
 USAGE = "unetdiff sample PATH [--class NAME ...] [--prompt TEXT ...] [--n 4] [--steps 50] [--guidance 2] [--output DIR]"
 
 
@@ -29,7 +34,7 @@ class Asked:
     conditions: Any = None
     """(rows, ...) as the model's conditioner takes them; None: nothing is said."""
     shown: Any = None
-    """A layout or picture before each row, (rows, 3, H, W) in [0, 1], or None."""
+    """A layout or image before each row, (rows, 3, H, W) in [0, 1], or None."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> Parser:
     """What the command takes."""
-    parser = Parser("unetdiff sample", "Draw pictures with a trained denoiser.", USAGE)
+    parser = Parser("unetdiff sample", "Draw images with a trained denoiser.", USAGE)
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
     what = parser.add_argument_group("what to draw (as the model was trained; a row each)")
     what.add_argument(
@@ -60,9 +65,9 @@ def build_parser() -> Parser:
     )
     what.add_argument("--prompt", nargs="+", metavar="TEXT", help="captions")
     what.add_argument("--layout", nargs="+", type=Path, metavar="FILE", help="masks of class indices (PNG)")
-    what.add_argument("--picture", nargs="+", type=Path, metavar="FILE", help="pictures to restore")
+    what.add_argument("--condition_image", nargs="+", type=Path, metavar="FILE", help="images to restore")
     what.add_argument("--negative", metavar="NAME|TEXT", help="a class or a text to move away from")
-    what.add_argument("--n", type=int, default=4, help="pictures of each")
+    what.add_argument("--n", type=int, default=4, help="images of each")
     what.add_argument("--seed", type=int, default=0, help="of the noise")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=int, default=50, help="denoising steps")
@@ -71,17 +76,17 @@ def build_parser() -> Parser:
     how.add_argument(
         "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="shares of the timesteps"
     )
-    how.add_argument("--compile", action="store_true", help="compile the network first: for many pictures on a GPU")
+    how.add_argument("--compile", action="store_true", help="compile the network first: for many images on a GPU")
     how.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; none given: the model's own")
-    start = parser.add_argument_group("from a picture")
-    start.add_argument("--image", type=Path, metavar="FILE", help="a picture to start from")
+    start = parser.add_argument_group("from an image")
+    start.add_argument("--image", type=Path, metavar="FILE", help="an image to start from")
     start.add_argument("--strength", type=float, help="0 to 1, how far from it; none given: 0.8, with a mask 1")
     start.add_argument("--mask", type=Path, metavar="FILE", help="where it is drawn anew (bright)")
     written = parser.add_argument_group("what is written")
-    written.add_argument("--output", type=Path, default=Path("samples"), help="folder for the pictures")
-    written.add_argument("--gif", action="store_true", help="the way from noise to pictures as a film, too")
+    written.add_argument("--output", type=Path, default=Path("samples"), help="folder for the images")
+    written.add_argument("--gif", action="store_true", help="the way from noise to images as a film, too")
     written.add_argument("--to_seed", type=int, help="instead: the way from the noise of --seed to that of this seed")
-    written.add_argument("--frames", type=int, default=12, help="pictures on that way")
+    written.add_argument("--frames", type=int, default=12, help="images on that way")
     return parser
 
 
@@ -95,7 +100,7 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
 
     pipeline = GenerationPipeline.from_pretrained(model_directory(path))
     if scheduler is not None:
-        pipeline.scheduler = swap(pipeline.scheduler, scheduler)
+        pipeline.scheduler = make_scheduler(pipeline.scheduler, scheduler)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     pipeline.unet.optimize_for_inference(autocast_dtype(), compile)
     return pipeline
@@ -111,10 +116,10 @@ def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:
         "class_labels": given.classes,
         "prompt": given.prompt,
         "layout": given.layout,
-        "picture": given.picture,
+        "image": given.condition_image,
     }
     conditioner = pipeline.conditioner
-    right: str | None = None if conditioner is None else conditioner.asked_by
+    right: str | None = None if conditioner is None else conditioner.pipeline_arg
     for name, value in by_option.items():
         if value and name != right:
             instead = "without a condition" if right is None else f"with {OPTIONS[right]}"
@@ -130,11 +135,11 @@ def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:
     if right == "prompt":
         return Asked(list(words), conditioner.encode(words))
     conditions = conditioner.encode([opened(path) for path in words], pipeline.size())
-    return Asked([path.stem for path in words], conditions, conditioner.shown(conditions))
+    return Asked([path.stem for path in words], conditions, conditioner.visualize(conditions))
 
 
 def opened(path: Path) -> Any:
-    """A picture file, upright; a palette PNG stays indices."""
+    """An image file, upright; a palette PNG stays indices."""
     from PIL import Image
 
     from unetdiff.data.decoding import upright
@@ -144,7 +149,7 @@ def opened(path: Path) -> Any:
             image.load()
             return upright(image)
     except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error})") from None
+        raise UserError(f"{path}: cannot be read as an image ({error})") from None
 
 
 def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
     }
     if given.negative is not None:
         kinds = {"class_labels": "negative_class_labels", "prompt": "negative_prompt"}
-        right = "" if pipeline.conditioner is None else pipeline.conditioner.asked_by
+        right = "" if pipeline.conditioner is None else pipeline.conditioner.pipeline_arg
         if right not in kinds:
             raise UserError(f"--negative: {given.negative!r}, but this model was trained without classes and texts")
         settings[kinds[right]] = given.negative
@@ -176,9 +181,9 @@ def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
 def draw(
     pipeline: Any, asked: Asked, n: int, seed: int, settings: dict[str, Any], moments: int = STRIP
 ) -> tuple[list[Any], Any]:
-    """`n` PIL pictures of each row, row by row, and the trajectory of the first batch.
+    """`n` PIL images of each row, row by row, and the trajectory of the first batch.
 
-    Picture i has its own generator (seed + i): it does not depend on how many are drawn with it.
+    Image i has its own generator (seed + i): it does not depend on how many are drawn with it.
     """
     import torch
 
@@ -201,39 +206,39 @@ def draw(
 
 
 def write(images: Sequence[Any], trajectory: Any, asked: Asked, n: int, output: Path, film: bool = False) -> list[Path]:
-    """A PNG for each picture, one grid with a row each, and the way of the first picture from noise."""
+    """A PNG for each image, one grid with a row each, and the way of the first image from noise."""
     from unetdiff.diffusion.images import grid, save_film, strip, table
 
-    folder = output / "pictures"
+    folder = output / "images"
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
         name = asked.labels[index // n]
         stem = f"{index:04d}" if not name else f"{_file_name(name)}-{index % n:03d}"
         image.save(folder / f"{stem}.png")
-    written = [folder, output / "grid.png", output / "noise_to_picture.png"]
+    written = [folder, output / "grid.png", output / "noise_to_image.png"]
     if asked.shown is not None:
         table(images, asked.shown).save(written[1])
     else:
         grid(images, rows=asked.labels if any(asked.labels) else None).save(written[1])
     strip(trajectory).save(written[2])
     if film:
-        written.append(output / "noise_to_picture.gif")
+        written.append(output / "noise_to_image.gif")
         save_film(trajectory, written[-1])
     return written
 
 
 def interpolate(pipeline: Any, asked: Asked, given: argparse.Namespace, settings: dict[str, Any]) -> list[Path]:
-    """Pictures of the noises between two seeds, a row each."""
+    """Images of the noises between two seeds, a row each."""
     import torch
 
-    from unetdiff.diffusion.editing import between
+    from unetdiff.diffusion.editing import slerp
     from unetdiff.diffusion.images import grid, save_frames
 
     shape = pipeline.noise_shape()
     first, last = (
         torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (given.seed, given.to_seed)
     )
-    noises = between(first, last, given.frames)  # (frames, C, H, W)
+    noises = slerp(first, last, given.frames)  # (frames, C, H, W)
     given.output.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
     for row in range(len(asked.labels)):

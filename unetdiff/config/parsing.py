@@ -41,14 +41,14 @@ Task = Literal["segmentation", "diffusion", "joint"]
 
 @dataclass
 class RunConfig:
-    """What a run is: its task, network, pictures and loop."""
+    """What a run is: its task, network, images and loop."""
 
     task: Task = "segmentation"
     """What is trained: the segmentation head, the diffusion head, or both jointly."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     data: DataConfig = field(default_factory=DataConfig)
-    """The pictures."""
+    """The images."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     """Loss and judgement of the segmentation head."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)

@@ -1,4 +1,4 @@
-"""What every set of pictures gives: the item, the names, the batch."""
+"""What every set of images gives: the item, the names, the batch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.utils.data import Dataset
 from unetdiff.data.sampling import SampleKey
 
 NO_LABEL = -1
-"""What fills a row of a batch's "labels" beyond the classes of its picture."""
+"""What fills a row of a batch's "labels" beyond the classes of its image."""
 
 
-class PictureDataset(Dataset[dict[str, Any]], ABC):
-    """A set of pictures.
+class ImageDataset(Dataset[dict[str, Any]], ABC):
+    """A set of images.
 
     An item is a dict: always "image", uint8 (3, H, W), and "name"; and where the set has them
     - "mask", uint8 (H, W) with void 255, whose values are indices in `classes`;
-    - "label", the one class of a picture, and "labels", the classes in it (a tuple, ascending, each once, maybe
+    - "label", the one class of an image, and "labels", the classes in it (a tuple, ascending, each once, maybe
       none): indices in `labels`. A set that gives "label" gives "labels" too, a set with masks gives "labels";
     - "caption" (str).
     Asked for with an int it is never augmented (and the mask keeps its own size, unless it is a layout; see
@@ -36,7 +36,7 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
     """Colours of the classes, (C, 3)."""
     labels: list[str]
     """Names that "label" and "labels" are indices of; [] without. Of a VOC-style set with masks they are `classes`,
-    background included, which is in no picture's "labels"."""
+    background included, which is in no image's "labels"."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -53,7 +53,7 @@ class PictureDataset(Dataset[dict[str, Any]], ABC):
         return self[index]["mask"]
 
     def caption(self, index: int) -> str:
-        """The caption of a sample; without reading its picture where the set can do that."""
+        """The caption of a sample; without reading its image where the set can do that."""
         return self[index]["caption"]
 
     def position(self, key: int | SampleKey) -> int:

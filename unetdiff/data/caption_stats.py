@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.parquet import read_table
@@ -18,9 +18,9 @@ class CaptionCounts:
     """The counts of a split."""
 
     captions: int
-    """Pictures with a caption."""
+    """Images with a caption."""
     empty: int
-    """Pictures without."""
+    """Images without."""
     distinct: int
     """Captions that differ."""
     median_words: int
@@ -30,7 +30,7 @@ class CaptionCounts:
 
     @property
     def duplicates(self) -> int:
-        """Captions that an earlier picture has too."""
+        """Captions that an earlier image has too."""
         return self.captions - self.distinct
 
     @property
@@ -40,7 +40,7 @@ class CaptionCounts:
 
 
 def captions_of(config: DataConfig, role: Literal["train", "val"]) -> list[str]:
-    """The captions of a split, "" where a picture has none; no picture is read.
+    """The captions of a split, "" where an image has none; no image is read.
 
     Raises:
         UserError: the set is not there, or has not the columns.
@@ -49,15 +49,17 @@ def captions_of(config: DataConfig, role: Literal["train", "val"]) -> list[str]:
         return _used([row.caption for row in read_split(config, role).rows], config, role)
     if config.name == "parquet":
         return _used(read_table(config, role).captions or [], config, role)
-    pictures = build_dataset(config, role, segmentation=False)
-    return [pictures.caption(index) for index in range(len(pictures))]
+    images = build_dataset(config, role, segmentation=False)
+    return [images.caption(index) for index in range(len(images))]
 
 
 def _used(captions: list[str], config: DataConfig, role: str) -> list[str]:
-    """Those of the pictures that `data.share` leaves."""
-    if role == "val" or config.share == 1 or not captions:
+    """Those of the images that `data.train_fraction` leaves."""
+    if role == "val" or config.train_fraction == 1 or not captions:
         return captions
-    return [captions[index] for index in share_indices(len(captions), config.share, config.share_seed)]
+    return [
+        captions[index] for index in share_indices(len(captions), config.train_fraction, config.train_fraction_seed)
+    ]
 
 
 def count_captions(captions: Sequence[str]) -> CaptionCounts:

@@ -1,4 +1,4 @@
-"""Pictures with a caption: a folder in Hugging Face's ImageFolder layout, with a metadata file."""
+"""Images with a caption: a folder in Hugging Face's ImageFolder layout, with a metadata file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.images import ImageSource, held_out
-from unetdiff.data.issues import Problem, refuse_faulty
+from unetdiff.data.issues import Issue, refuse_faulty
 from unetdiff.data.roots import root_of, split_folders
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError
@@ -26,10 +26,10 @@ FILE_COLUMN, CAPTION_COLUMN = "file_name", "text"
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of a metadata file."""
+    """One image of a metadata file."""
 
     file: Path | None
-    """The picture; None where the row names none that may be read."""
+    """The image; None where the row names none that may be read."""
     caption: str
     """Its caption without space around it; "" for none."""
 
@@ -40,14 +40,14 @@ class CaptionedSplit:
 
     metadata: Path
     rows: list[Row]
-    problems: list[Problem]
+    problems: list[Issue]
 
 
 def captioned_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
-    """Pictures and a metadata file that gives each its caption, in `root/SPLIT/` or, for one split only, in `root/`.
+    """Images and a metadata file that gives each its caption, in `root/SPLIT/` or, for one split only, in `root/`.
 
     The metadata file is `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. Its `file_name` is relative to its
-    folder, its column `data.caption_column` ("text" by default) is the caption. Pictures without a row are left alone.
+    folder, its column `data.caption_column` ("text" by default) is the caption. Images without a row are left alone.
     With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with
     neither, val is held out of the one set (see `held_out`).
 
@@ -58,11 +58,11 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
     refuse_faulty(split.problems)
     files = [row.file for row in split.rows if row.file is not None]  # all of them: a row without is a fault
 
-    def open_picture(i: int) -> Tensor:
+    def open_image(i: int) -> Tensor:
         return decode(files[i])
 
     return ImageSource(
-        open_picture,
+        open_image,
         None,
         [],
         lambda i: str(files[i]),
@@ -85,12 +85,12 @@ def read_split(config: DataConfig, role: str) -> CaptionedSplit:
     return CaptionedSplit(metadata, rows, problems)
 
 
-def caption_fault(place: str, column: str, given: Any) -> Problem | None:
+def caption_fault(place: str, column: str, given: Any) -> Issue | None:
     """What to tell of a value that is no caption; None for one that is."""
     if isinstance(given, str) and given.strip():
         return None
     found = f"{column}: {given!r}" if given is not None and not isinstance(given, str) else f"{column} is empty"
-    return Problem(place, "no caption", found, "write one, or remove the row")
+    return Issue(place, "no caption", found, "write one, or remove the row")
 
 
 def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
@@ -107,7 +107,7 @@ def _metadata_in(folder: Path) -> Path:
     there = [folder / name for name in METADATA if (folder / name).is_file()]
     if not there:
         raise UserError(
-            f"{folder}: no {' or '.join(METADATA)}; a captioned folder has one beside its pictures, with the columns "
+            f"{folder}: no {' or '.join(METADATA)}; a captioned folder has one beside its images, with the columns "
             f"{FILE_COLUMN} and data.caption_column"
         )
     if len(there) > 1:
@@ -115,15 +115,15 @@ def _metadata_in(folder: Path) -> Path:
     return there[0]
 
 
-def _read(metadata: Path, column: str) -> tuple[list[Row], list[Problem]]:
+def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
     """The rows of a metadata file in its order (but for those that are no rows at all), and every fault of it."""
     folder = metadata.parent
     rows: list[Row] = []
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     columns: dict[str, None] = {}  # in order
     first_of: dict[str, str] = {}
     for place, record in _records(metadata):
-        if isinstance(record, Problem):
+        if isinstance(record, Issue):
             problems.append(record)
             continue
         columns |= dict.fromkeys(record)
@@ -133,33 +133,33 @@ def _read(metadata: Path, column: str) -> tuple[list[Row], list[Problem]]:
             known = first_of.setdefault(str(file), place)
             if known != place:
                 file = None
-                fault = Problem(place, f"{FILE_COLUMN} {name} comes again", f"first in {known}", "keep one of the rows")
+                fault = Issue(place, f"{FILE_COLUMN} {name} comes again", f"first in {known}", "keep one of the rows")
         caption = record.get(column)
         faults = (fault, caption_fault(place, column, caption))
         problems += [fault for fault in faults if fault is not None]
         rows.append(Row(file, caption.strip() if isinstance(caption, str) else ""))
     if not rows and not problems:
-        raise UserError(f"{metadata} is empty: give one picture a line")
-    for key, needed in (("its pictures", FILE_COLUMN), (f"data.caption_column={column}", column)):
+        raise UserError(f"{metadata} is empty: give one image a line")
+    for key, needed in (("its images", FILE_COLUMN), (f"data.caption_column={column}", column)):
         if rows and needed not in columns:
             raise UserError(f"{metadata}: no column {needed} ({key}); it has {', '.join(columns)}")
     return rows, problems
 
 
-def _file(folder: Path, name: Any, place: str) -> tuple[Path | None, Problem | None]:
-    """The picture that a row names, below its folder and there; else the fault."""
+def _file(folder: Path, name: Any, place: str) -> tuple[Path | None, Issue | None]:
+    """The image that a row names, below its folder and there; else the fault."""
     if not isinstance(name, str) or not name.strip():
-        return None, Problem(place, f"no {FILE_COLUMN}", repr(name), "name the picture, or remove the row")
+        return None, Issue(place, f"no {FILE_COLUMN}", repr(name), "name the image, or remove the row")
     below = os.path.normpath(name)
     if os.path.isabs(below) or below.split(os.sep)[0] == os.pardir:
-        return None, Problem(place, "the picture is not below the folder", name, f"move it into {folder}")
+        return None, Issue(place, "the image is not below the folder", name, f"move it into {folder}")
     file = folder / below
     if not file.is_file():
-        return None, Problem(place, "no such picture", str(file), "put it there, or remove the row")
+        return None, Issue(place, "no such image", str(file), "put it there, or remove the row")
     return file, None
 
 
-def _records(metadata: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
+def _records(metadata: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     """(place, columns of a row) of a metadata file, in order; a fault where a line is no row."""
     readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
@@ -168,7 +168,7 @@ def _records(metadata: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
         raise UserError(f"{metadata}: cannot be read ({error}); write it again, as UTF-8") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             place = f"{path}:{number}"
@@ -177,16 +177,16 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                yield place, Problem(place, "the line is no JSON", str(error), "write one object a line")
+                yield place, Issue(place, "the line is no JSON", str(error), "write one object a line")
                 continue
             if isinstance(record, dict):
                 yield place, record
             else:
                 fix = f'e.g. {{"{FILE_COLUMN}": "0.png", "{CAPTION_COLUMN}": "a blue three"}}'
-                yield place, Problem(place, "the line is no JSON object", line.strip()[:40], fix)
+                yield place, Issue(place, "the line is no JSON object", line.strip()[:40], fix)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         for given in reader:
@@ -194,12 +194,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
             place, beyond = f"{path}:{reader.line_num}", record.pop(None, None)
             if beyond is not None:
                 found = f"{len(record) + len(beyond)} cells, {len(record)} columns"
-                yield place, Problem(place, "the row has too many cells", found, "put quotes around text with commas")
+                yield place, Issue(place, "the row has too many cells", found, "put quotes around text with commas")
             else:
                 yield place, record
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Problem]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     import pyarrow as pa  # slow to import; needed only here
     import pyarrow.parquet as pq
 

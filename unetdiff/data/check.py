@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode, upright_size
 from unetdiff.data.images import folder_files
-from unetdiff.data.issues import BadFile, Problem, refuse_faulty, size_problem, value_problem
+from unetdiff.data.issues import BadFile, Issue, refuse_faulty, size_problem, value_problem
 from unetdiff.data.parquet import read_table
 from unetdiff.data.threads import in_threads
 from unetdiff.data.transforms import VOID
@@ -32,19 +32,19 @@ from unetdiff.data.voc import (
 )
 
 
-def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Problem]:
-    """Every fault of both splits, whatever `data.share`; [] for a set that is fit to train on.
+def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Issue]:
+    """Every fault of both splits, whatever `data.train_fraction`; [] for a set that is fit to train on.
 
     Args:
         config: the `data:` section.
         masks: look at the masks of a VOC-style set too (a denoiser alone needs none).
-        full: decode every picture; else read a JPEG's header and end only, and decode it where those are odd.
+        full: decode every image; else read a JPEG's header and end only, and decode it where those are odd.
         progress: show a bar.
 
     Raises:
         UserError: the set cannot even be listed (no such folder, split or class list).
     """
-    config = replace(config, share=1.0)
+    config = replace(config, train_fraction=1.0)
     if config.name in ("voc", "voc_folder"):
         return _check_masked(config, masks, full, progress)
     if config.name == "image_folder":
@@ -58,7 +58,7 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
     return []
 
 
-def first_problem(config: DataConfig, masks: bool = True) -> Problem | None:
+def first_problem(config: DataConfig, masks: bool = True) -> Issue | None:
     """The first fault, found quickly: every mask is read, JPEGs by header and end. None for a clean set."""
     problems = check(config, masks, full=False, progress=False)
     return problems[0] if problems else None
@@ -73,7 +73,7 @@ def _roles() -> tuple[Literal["train", "val"], Literal["train", "val"]]:
     return "train", "val"
 
 
-def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -> list[Problem]:
+def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -> list[Issue]:
     sized = config if masks else replace(config, size=config.size or [32, 32])
     splits: dict[str, VOCFolder] = {}
     for role in _roles():
@@ -85,7 +85,7 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     pairs = list({pair.name: pair for split in (train, val) for pair in split.pairs}.values())
     count = len(train.classes) if masks else None
 
-    def examine(pair: Pair) -> list[Problem]:
+    def examine(pair: Pair) -> list[Issue]:
         return _pair_problems(pair, count, full, config.void_only_masks)
 
     for found in in_threads(examine, pairs, "check", progress):
@@ -93,17 +93,17 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     return problems
 
 
-def _list_problems(train: VOCFolder, val: VOCFolder) -> Iterator[Problem]:
+def _list_problems(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
     """Ids that two splits share, or that one names twice."""
     for split in (train, val):
         names = [pair.name for pair in split.pairs]
         again = sorted({name for name, n in _counts(names).items() if n > 1})
         if again:
             file = str(split_file(split.root, split.split))
-            yield Problem(file, f"{len(again)} id(s) listed more than once", _some(again), "keep one line of each")
+            yield Issue(file, f"{len(again)} id(s) listed more than once", _some(again), "keep one line of each")
     shared = sorted({pair.name for pair in train.pairs} & {pair.name for pair in val.pairs})
     if shared:
-        yield Problem(
+        yield Issue(
             str(split_file(train.root, train.split)),
             f"{len(shared)} id(s) are in the split '{val.split}' too",
             _some(shared),
@@ -111,8 +111,8 @@ def _list_problems(train: VOCFolder, val: VOCFolder) -> Iterator[Problem]:
         )
 
 
-def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: bool) -> list[Problem]:
-    """Faults of one picture and its mask; without `num_classes`, of the picture alone."""
+def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: bool) -> list[Issue]:
+    """Faults of one image and its mask; without `num_classes`, of the image alone."""
     problems = []
     size = None
     try:
@@ -129,7 +129,7 @@ def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: b
     wrong = wrong_values(values, num_classes)
     if VOID in there and there <= {0, VOID} and not void_only:
         problems.append(
-            Problem(
+            Issue(
                 str(pair.mask),
                 f"a 0/{VOID} mask, but {VOID} is void, of which nothing is learnt",
                 f"{(values == VOID).mean():.0%} of it is {VOID}",
@@ -144,7 +144,7 @@ def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: b
 
 
 def _image_size(path: Path, full: bool) -> tuple[int, int]:
-    """(height, width) of a picture that can be read, else BadFile."""
+    """(height, width) of an image that can be read, else BadFile."""
     if not full:
         try:
             with Image.open(path) as image, open(path, "rb") as file:
@@ -158,27 +158,27 @@ def _image_size(path: Path, full: bool) -> tuple[int, int]:
     return height, width
 
 
-def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
+def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
     by_role = {}
     for role in _roles():
         files, _, chosen = folder_files(config, role)
         by_role[role] = [files[i][0] for i in chosen]
-    return _picture_problems(by_role["train"], by_role["val"], full, progress)
+    return _image_problems(by_role["train"], by_role["val"], full, progress)
 
 
-def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
+def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
     splits = [read_split(config, role) for role in _roles()]
     train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
     # both splits may be of one metadata file, whose faults are each told once
     problems = list(dict.fromkeys(problem for split in splits for problem in split.problems))
-    return problems + _picture_problems(train, val, full, progress)
+    return problems + _image_problems(train, val, full, progress)
 
 
-def _picture_problems(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Problem]:
-    """Pictures that both splits have, and those that cannot be read."""
+def _image_problems(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Issue]:
+    """Images that both splits have, and those that cannot be read."""
     problems = []
 
-    def examine(path: Path) -> list[Problem]:
+    def examine(path: Path) -> list[Issue]:
         try:
             _image_size(path, full)
         except BadFile as error:
@@ -187,7 +187,7 @@ def _picture_problems(train: list[Path], val: list[Path], full: bool, progress: 
 
     for other, file in _same_files(train, val):
         problems.append(
-            Problem(str(file), "the same picture is in the training split", str(other), "remove one of the two")
+            Issue(str(file), "the same image is in the training split", str(other), "remove one of the two")
         )
     for found in in_threads(examine, [*train, *val], "check", progress):
         problems += found
@@ -213,7 +213,7 @@ def _digest(path: Path) -> bytes:
     return hashlib.sha1(path.read_bytes()).digest()
 
 
-def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Problem]:
+def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
     problems = []
     for role in _roles():
         table = read_table(config, role)
@@ -221,13 +221,13 @@ def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Probl
         rows = range(len(table.rows)) if full else range(min(len(table.rows), 8))
         for i in tqdm(rows, desc=f"check {role}", disable=not progress):
             try:
-                table.picture(i)
+                table.image(i)
             except BadFile as error:
                 problems.append(_of(error))
     return problems
 
 
-def _of(error: BadFile) -> Problem:
+def _of(error: BadFile) -> Issue:
     assert error.problem is not None
     return error.problem
 

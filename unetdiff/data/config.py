@@ -1,4 +1,4 @@
-"""Which pictures a run sees: the typed `data:` section of a config file."""
+"""Which images a run sees: the typed `data:` section of a config file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 class ScenesConfig:
     """Difficulty of the embedded set: real digits on textured backgrounds."""
 
-    train_pictures: int = 8000
+    train_images: int = 8000
     """Scenes in the training split."""
-    val_pictures: int = 500
+    val_images: int = 500
     """Scenes in the validation split (their digits are never seen in training)."""
     digits: int = 1
     """Digits in a scene."""
@@ -31,28 +31,28 @@ class ScenesConfig:
 
 @dataclass
 class AugmentConfig:
-    """Training-time changes of a picture; the strong ones end with the no-augmentation phase."""
+    """Training-time changes of an image; the strong ones end with the no-augmentation phase."""
 
     flip: bool = False
-    """Mirror half of the pictures left to right."""
+    """Mirror half of the images left to right."""
     scale: list[float] | None = None
     """Strong: scale jitter, smallest and largest factor (e.g. [0.5, 2.0]); None: none."""
     crop: list[int] | None = None
-    """Height and width of a random crop (padded with void 255 where the picture is smaller); None: whole
-    picture."""
+    """Height and width of a random crop (padded with void 255 where the image is smaller); None: whole
+    image."""
     color: float = 0.0
     """Strong: brightness, contrast and saturation jitter, 0 to 1."""
 
 
 @dataclass
 class DataConfig:
-    """A set of pictures and its splits."""
+    """A set of images and its splits."""
 
     name: Literal[
         "scenes", "voc", "voc_folder", "image_folder", "captioned_folder", "parquet", "fashion_mnist", "cifar10"
     ] = "scenes"
     """scenes (embedded), voc (PASCAL VOC 2012), voc_folder (any folder in VOC's layout),
-    image_folder (one folder a class), captioned_folder (pictures and a metadata.jsonl with their captions),
+    image_folder (one folder a class), captioned_folder (images and a metadata.jsonl with their captions),
     parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
     root: str | None = None
     """Folder (or parquet file) of the set; not for scenes."""
@@ -69,26 +69,26 @@ class DataConfig:
     """Accept masks that hold nothing but 0 and 255; refused otherwise, as 255 (void) is then mostly a
     foreground."""
     image_column: str = "img"
-    """parquet: column of the picture."""
+    """parquet: column of the image."""
     label_column: str = "label"
     """parquet: column of the class; where there is a caption column, a table without "label" has no classes."""
     caption_column: str | None = None
     """captioned_folder: column of the caption in its metadata file; None: text. parquet: column of the caption; None:
     without captions."""
     size: list[int] | None = None
-    """Height and width that every picture is resized to (a segmenter's mask keeps its own size in validation); None:
+    """Height and width that every image is resized to (a segmenter's mask keeps its own size in validation); None:
     as it is."""
     longest_side: int | None = None
-    """voc and voc_folder: longest side that every picture is resized to, its aspect kept (the mask keeps its own size
+    """voc and voc_folder: longest side that every image is resized to, its aspect kept (the mask keeps its own size
     in validation); before augmentation. Instead of `size`."""
-    balance: float = 0.0
-    """voc and voc_folder: a picture with a class that less than this share of the pictures has comes more often, the
-    root of the lack times as often (Gupta et al. 2019, repeat factors); 0: every picture alike."""
-    share: float = 1.0
-    """Share of the training pictures that are used, at least one; random by share_seed, and a larger share has all of a
+    repeat_factor_threshold: float = 0.0
+    """voc and voc_folder: an image with a class that less than this share of the images has comes more often, the
+    root of the lack times as often (Gupta et al. 2019, repeat factors); 0: every image alike."""
+    train_fraction: float = 1.0
+    """Share of the training images that are used, at least one; random by train_fraction_seed, and a larger share has all of a
     smaller one's."""
-    share_seed: int = 0
-    """Which pictures a share below 1 takes."""
+    train_fraction_seed: int = 0
+    """Which images a share below 1 takes."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """The embedded set."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

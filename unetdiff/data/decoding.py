@@ -1,4 +1,4 @@
-"""A picture file of a set, read: upright and RGB."""
+"""An image file of a set, read: upright and RGB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unetdiff.data.issues import BadFile, Problem, unreadable
+from unetdiff.data.issues import BadFile, Issue, unreadable
 from unetdiff.errors import UserError
 
 ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A
@@ -22,10 +22,10 @@ BROKEN_EXIF = (SyntaxError, struct.error)  # Pillow's words for a block that is 
 
 
 def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
-    """A picture file, or a Hugging Face {"bytes", "path"}, upright (by its EXIF tag) and RGB, as uint8 (3, H, W).
+    """An image file, or a Hugging Face {"bytes", "path"}, upright (by its EXIF tag) and RGB, as uint8 (3, H, W).
 
     Raises:
-        BadFile: it is missing, truncated or no picture; `name` is the row of one that is no file.
+        BadFile: it is missing, truncated or no image; `name` is the row of one that is no file.
     """
     try:
         if isinstance(source, Path):
@@ -35,7 +35,7 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
         elif source is not None and source["path"] is not None:
             opened = Image.open(source["path"])
         else:
-            raise BadFile.of(Problem(name, "the row holds no picture", "empty", "remove it"))
+            raise BadFile.of(Issue(name, "the row holds no image", "empty", "remove it"))
         with opened as image:
             pixels = np.array(rgb(upright(image)))
     except UserError:
@@ -43,12 +43,12 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(source, Path):
             raise BadFile.of(unreadable(source, error)) from error
-        raise BadFile.of(Problem(name, "the picture cannot be read", str(error), "remove the row")) from error
+        raise BadFile.of(Issue(name, "the image cannot be read", str(error), "remove the row")) from error
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture turned as its EXIF tag says, or as it is where that cannot be read."""
+    """An image turned as its EXIF tag says, or as it is where that cannot be read."""
     try:
         return ImageOps.exif_transpose(image)
     except BROKEN_EXIF:
@@ -56,7 +56,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """A picture in 8-bit RGB; of 16-bit grey the high byte, where Pillow would make all above 255 white.
+    """An image in 8-bit RGB; of 16-bit grey the high byte, where Pillow would make all above 255 white.
 
     Raises:
         ValueError: numbers without a range (32-bit or float).
@@ -70,7 +70,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) that `decode` would give of an opened picture, without decoding it."""
+    """(height, width) that `decode` would give of an opened image, without decoding it."""
     try:
         orientation = image.getexif().get(ORIENTATION)
     except BROKEN_EXIF:

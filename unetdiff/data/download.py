@@ -32,7 +32,7 @@ class Archive:
 
 
 def download_voc(root: str | Path) -> Path:
-    """VOC 2012's pictures, masks and lists in `root`/VOCdevkit/VOC2012; what is there already is left as it is.
+    """VOC 2012's images, masks and lists in `root`/VOCdevkit/VOC2012; what is there already is left as it is.
 
     The archive is torchvision's (2 GB, kept in `root`). It is unpacked aside and renamed when it is whole: whatever
     interrupts this, a second call completes it.

@@ -1,4 +1,4 @@
-"""Pictures with a class: folders, torchvision's Fashion-MNIST and CIFAR-10."""
+"""Images with a class: folders, torchvision's Fashion-MNIST and CIFAR-10."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import datasets as tv
 
-from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.base import ImageDataset, no_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.roots import root_of, split_folders
@@ -25,12 +25,12 @@ from unetdiff.data.transforms import Transform, checked_size, cover
 from unetdiff.errors import UserError
 
 MEMORY = 1 << 30
-"""Bytes of decoded pictures that a set may keep (shared out among the loader's workers)."""
+"""Bytes of decoded images that a set may keep (shared out among the loader's workers)."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
 
 
-class ImageArray(PictureDataset):
-    """Pictures held in memory as uint8, (N, C, H, W) with C = 1 (given out as grey RGB) or 3.
+class ImageArray(ImageDataset):
+    """Images held in memory as uint8, (N, C, H, W) with C = 1 (given out as grey RGB) or 3.
 
     They are brought to `size` once, at construction.
     """
@@ -67,20 +67,20 @@ class ImageArray(PictureDataset):
         return {"image": image, "name": self.names(index), "label": target, "labels": (target,)}
 
 
-class ImageSource(PictureDataset):
-    """Pictures decoded when first asked for and then kept, at `size`, while they fit into `MEMORY`.
+class ImageSource(ImageDataset):
+    """Images decoded when first asked for and then kept, at `size`, while they fit into `MEMORY`.
 
     Args:
-        open_picture: the RGB picture of an index, uint8 (3, H, W).
-        targets: class of each picture; None: without classes.
+        open_image: the RGB image of an index, uint8 (3, H, W).
+        targets: class of each image; None: without classes.
         labels: names of the classes.
-        titles: name of each picture.
-        captions: caption of each picture; None: without captions. One of targets and captions is there.
+        titles: name of each image.
+        captions: caption of each image; None: without captions. One of targets and captions is there.
     """
 
     def __init__(
         self,
-        open_picture: Callable[[int], Tensor],
+        open_image: Callable[[int], Tensor],
         targets: list[int] | None,
         labels: list[str],
         titles: Callable[[int], str],
@@ -89,7 +89,7 @@ class ImageSource(PictureDataset):
         captions: list[str] | None = None,
     ) -> None:
         self.classes, self.palette, self.labels = [], no_palette(), labels
-        self.open_picture = open_picture
+        self.open_image = open_image
         self.targets = targets
         self.captions = captions
         self.length = len((captions or []) if targets is None else targets)
@@ -112,7 +112,7 @@ class ImageSource(PictureDataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         index = self.position(key)
-        image, _ = self.transform(self._picture(index), None, key)
+        image, _ = self.transform(self._image(index), None, key)
         item: dict[str, Any] = {"image": image, "name": self.names(index)}
         if self.targets is not None:
             item["label"] = self.targets[index]
@@ -121,10 +121,10 @@ class ImageSource(PictureDataset):
             item["caption"] = self.captions[index]
         return item
 
-    def _picture(self, index: int) -> Tensor:
+    def _image(self, index: int) -> Tensor:
         if index in self._kept:
             return self._kept[index]
-        image = self.open_picture(index)
+        image = self.open_image(index)
         if self.size is not None:
             image = cover(image, self.size)
         worker = get_worker_info()
@@ -137,11 +137,11 @@ class ImageSource(PictureDataset):
 def held_out(count: int, split: str) -> NDArray[np.int64]:
     """Ascending indices of "train" or "val" where a set has one split only.
 
-    Val is a tenth of the set, 2,000 pictures at most, drawn by a permutation with a fixed seed; train is the
+    Val is a tenth of the set, 2,000 images at most, drawn by a permutation with a fixed seed; train is the
     rest.
     """
     if count < 2:
-        raise UserError(f"a set of {count} picture(s) cannot be split into train and val: give at least 2")
+        raise UserError(f"a set of {count} image(s) cannot be split into train and val: give at least 2")
     share = max(1, min(HELD_OUT_MOST, int(count * HELD_OUT_SHARE)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
     return np.sort(order[:share] if split == "val" else order[share:])
@@ -150,17 +150,17 @@ def held_out(count: int, split: str) -> NDArray[np.int64]:
 def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
     """One folder a class, in `root/SPLIT/CLASS/` or, where there is one split only, in `root/CLASS/`.
 
-    Without folders of classes all pictures are of one class, which has the root's name. With `root/TRAIN_SPLIT`
+    Without folders of classes all images are of one class, which has the root's name. With `root/TRAIN_SPLIT`
     and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with neither, val is held out of
     the one set (see `held_out`).
     """
     files, labels, chosen = folder_files(config, role)
 
-    def open_picture(i: int) -> Tensor:
+    def open_image(i: int) -> Tensor:
         return decode(files[chosen[i]][0])
 
     return ImageSource(
-        open_picture,
+        open_image,
         [files[i][1] for i in chosen],
         labels,
         lambda i: str(files[chosen[i]][0]),
@@ -195,32 +195,32 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
 
 
 def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]]:
-    """The pictures of a folder by class; without folders of classes, all are of the class `name`."""
+    """The images of a folder by class; without folders of classes, all are of the class `name`."""
     inside = sorted(folder.iterdir())
     if not any(path.is_dir() and not path.name.startswith(".") for path in inside):
-        pictures = [path for path in inside if path.name.lower().endswith(tv.folder.IMG_EXTENSIONS)]
-        if pictures:
-            return [(path, 0) for path in pictures], [name]
+        images = [path for path in inside if path.name.lower().endswith(tv.folder.IMG_EXTENSIONS)]
+        if images:
+            return [(path, 0) for path in images], [name]
     try:
         listing = tv.ImageFolder(folder)
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: {error}; an image folder has one folder a class with pictures in it") from error
+        raise UserError(f"{folder}: {error}; an image folder has one folder a class with images in it") from error
     return [(Path(path), target) for path, target in listing.samples], listing.classes
 
 
 def _refuse_splits(folder: Path, files: list[tuple[Path, int]]) -> None:
-    """Refuse folders that hold no pictures but several folders of them each, as splits do."""
+    """Refuse folders that hold no images but several folders of them each, as splits do."""
     inside = {path.relative_to(folder).parts[:-1][:2] for path, _ in files}  # (class,) or (class, what is in it)
     first = sorted({parts[0] for parts in inside if parts})
     if all(len(parts) == 2 for parts in inside) and len(inside) > len(first):
         raise UserError(
-            f"{folder}: {', '.join(first[:5])} hold folders and no pictures, as splits do; name them with "
+            f"{folder}: {', '.join(first[:5])} hold folders and no images, as splits do; name them with "
             "data.train_split and data.val_split, or give a data.root with one folder a class"
         )
 
 
 def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageArray:
-    """Fashion-MNIST, 28x28 grey, 10 classes; train is its 60,000 training pictures, val its 10,000 test ones.
+    """Fashion-MNIST, 28x28 grey, 10 classes; train is its 60,000 training images, val its 10,000 test ones.
 
     `root` holds the four idx.gz files themselves, or torchvision's `FashionMNIST/raw` (downloaded where
     asked).
@@ -245,8 +245,8 @@ def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageA
 
 
 def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
-    """CIFAR-10 through torchvision, 32x32: train is its 50,000 training pictures, val its 10,000 test
-    pictures.
+    """CIFAR-10 through torchvision, 32x32: train is its 50,000 training images, val its 10,000 test
+    images.
     """
     root = root_of(config)
     try:

@@ -14,7 +14,7 @@ from unetdiff.errors import UserError
 
 
 @dataclass(frozen=True)
-class Problem:
+class Issue:
     """One fault of a set."""
 
     file: str
@@ -33,16 +33,16 @@ class Problem:
 class BadFile(UserError):
     """A `Problem` met in reading. Its constructor takes one text: so it comes through loader processes."""
 
-    problem: Problem | None = None
+    problem: Issue | None = None
 
     @classmethod
-    def of(cls, problem: Problem) -> BadFile:
+    def of(cls, problem: Issue) -> BadFile:
         error = cls(str(problem))
         error.problem = problem
         return error
 
 
-def refuse_faulty(problems: Sequence[Problem]) -> None:
+def refuse_faulty(problems: Sequence[Issue]) -> None:
     """Raise BadFile that tells the first of some faults and how many more there are; nothing for none."""
     if problems:
         more = f" ({len(problems) - 1} more: see `unetdiff data check`)" if len(problems) > 1 else ""
@@ -51,38 +51,38 @@ def refuse_faulty(problems: Sequence[Problem]) -> None:
         raise error
 
 
-def value_problem(path: Path, wrong: list[int], num_classes: int) -> Problem:
+def value_problem(path: Path, wrong: list[int], num_classes: int) -> Issue:
     """What to tell of a mask with values beyond the classes."""
     if len(wrong) > 20:
         fix = "it looks like a grey or antialiased mask: threshold it to class numbers"
     else:
         fix = "map them to a class or to 255, or correct classes.txt / data.num_classes"
-    return Problem(str(path), f"mask values outside 0..{num_classes - 1} and {VOID} (void)", listed(wrong), fix)
+    return Issue(str(path), f"mask values outside 0..{num_classes - 1} and {VOID} (void)", listed(wrong), fix)
 
 
-def size_problem(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> Problem:
-    """What to tell of a mask whose (height, width) is not its picture's."""
+def size_problem(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> Issue:
+    """What to tell of a mask whose (height, width) is not its image's."""
     if tuple(mask_size) == tuple(image_size[::-1]):
-        fix = "turn one of them (pictures are read upright, by their EXIF orientation)"
+        fix = "turn one of them (images are read upright, by their EXIF orientation)"
     else:
         fix = "resize the mask with nearest neighbour, or export it again"
-    found = f"mask {mask_size[1]}x{mask_size[0]}, picture {image_size[1]}x{image_size[0]}"
-    return Problem(str(mask), f"the mask has not the size of its picture {image.name}", found, fix)
+    found = f"mask {mask_size[1]}x{mask_size[0]}, image {image_size[1]}x{image_size[0]}"
+    return Issue(str(mask), f"the mask has not the size of its image {image.name}", found, fix)
 
 
-def unreadable(path: Path, error: Exception) -> Problem:
+def unreadable(path: Path, error: Exception) -> Issue:
     """What to tell of a file that could not be read."""
     leave = f"or take '{path.stem}' out of the split"
     if isinstance(error, FileNotFoundError):
         others = sorted(p.name for p in path.parent.glob(f"{_escaped(path.stem)}.*"))
         found = f"there is {', '.join(others)}" if others else "missing"
-        return Problem(str(path), "no such file", found, _rebuilt(path) or f"put it there, {leave}")
+        return Issue(str(path), "no such file", found, _rebuilt(path) or f"put it there, {leave}")
     rebuilt = _rebuilt(path)
     if rebuilt is not None:
         rebuilt = f"delete it and {rebuilt}"
     if isinstance(error, UnidentifiedImageError):
-        return Problem(str(path), "not a picture", f"{path.stat().st_size} bytes", rebuilt or f"replace it, {leave}")
-    return Problem(str(path), "cannot be read", str(error), rebuilt or f"fetch it again, {leave}")
+        return Issue(str(path), "not an image", f"{path.stat().st_size} bytes", rebuilt or f"replace it, {leave}")
+    return Issue(str(path), "cannot be read", str(error), rebuilt or f"fetch it again, {leave}")
 
 
 def listed(values: list[int]) -> str:

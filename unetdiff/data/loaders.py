@@ -1,4 +1,4 @@
-"""How a set is read through for judging it: every picture once, in order, shared out among the processes."""
+"""How a set is read through for judging it: every image once, in order, shared out among the processes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from unetdiff.data.base import PictureDataset, collate
+from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import EvalSampler
 
 
 def eval_loader(
-    dataset: PictureDataset, batch_size: int, rank: int = 0, world_size: int = 1
+    dataset: ImageDataset, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[dict[str, Any]]:
     """Batches (see `collate`) of this process's share of a set, unaugmented; arguments as of `EvalSampler`."""
     sampler = EvalSampler(len(dataset), batch_size, rank, world_size)

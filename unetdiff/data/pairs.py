@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from unetdiff.data.base import PictureDataset, no_palette
+from unetdiff.data.base import ImageDataset, no_palette
 from unetdiff.data.config import ScenesConfig
 from unetdiff.data.prompt import prompts
 from unetdiff.data.sampling import SampleKey
@@ -13,7 +13,7 @@ from unetdiff.data.scenes import Scenes
 from unetdiff.errors import UserError
 
 
-class ScenePairs(PictureDataset):
+class ScenePairs(ImageDataset):
     """Scenes with one digit, whose class is the pairing of digit and colour; every pairing is there.
 
     "label" is the place of the scene's prompt in `prompts(config)`, digit * config.colors + color, and `labels` are

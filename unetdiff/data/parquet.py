@@ -1,4 +1,4 @@
-"""Hugging Face parquet: a table with a picture column and a class column, a caption column, or both."""
+"""Hugging Face parquet: a table with an image column and a class column, a caption column, or both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unetdiff.data.captions import caption_fault
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.images import ImageSource, held_out
-from unetdiff.data.issues import Problem, refuse_faulty
+from unetdiff.data.issues import Issue, refuse_faulty
 from unetdiff.data.roots import root_of
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError
@@ -25,7 +25,7 @@ class Table:
     """The rows of a split."""
 
     rows: Any
-    """A `datasets.Dataset` of the picture column alone."""
+    """A `datasets.Dataset` of the image column alone."""
     column: str
     """Its name."""
     stem: str
@@ -38,20 +38,20 @@ class Table:
     """Names of the classes."""
     captions: list[str] | None
     """Each row's caption without space around it, "" for none; None without a caption column."""
-    problems: list[Problem]
+    problems: list[Issue]
     """Rows without a caption, where there should be one."""
 
     def title(self, i: int) -> str:
         """Name of a row."""
         return f"{self.stem}/{int(self.numbers[i]):06d}"
 
-    def picture(self, i: int) -> Tensor:
-        """The picture of a row, uint8 (3, H, W); BadFile where it has none that can be read."""
+    def image(self, i: int) -> Tensor:
+        """The image of a row, uint8 (3, H, W); BadFile where it has none that can be read."""
         return decode(self.rows[i][self.column], f"{self.title(i)} ({self.column})")
 
 
 def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
-    """Hugging Face parquet with a picture column, and classes, captions or both; pictures are decoded when asked for.
+    """Hugging Face parquet with an image column, and classes, captions or both; images are decoded when asked for.
 
     `root` is a file, or a folder (itself or its `data/`) with files named SPLIT*.parquet. Where there are
     none of the validation split, val is held out of the training split (see `held_out`). Names of the classes
@@ -63,7 +63,7 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
     """
     table = read_table(config, role)
     refuse_faulty(table.problems)
-    return ImageSource(table.picture, table.targets, table.labels, table.title, transform, config.size, table.captions)
+    return ImageSource(table.image, table.targets, table.labels, table.title, transform, config.size, table.captions)
 
 
 def read_table(config: DataConfig, role: str) -> Table:
@@ -83,7 +83,7 @@ def read_table(config: DataConfig, role: str) -> Table:
     chosen = held_out(len(rows), role) if single else np.arange(len(rows))
     targets, labels = _classes(config.label_column, rows, files, train if not single and role == "val" else None)
     captions: list[str] | None = None
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     if config.caption_column is not None:
         captions, problems = _captions(rows, config.caption_column, files[0], chosen)
     rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
@@ -147,7 +147,7 @@ def _classes(column: str, rows: Any, files: list[Path], train: list[Path] | None
     return targets, labels
 
 
-def _captions(rows: Any, column: str, file: Path, chosen: NDArray[np.int64]) -> tuple[list[str], list[Problem]]:
+def _captions(rows: Any, column: str, file: Path, chosen: NDArray[np.int64]) -> tuple[list[str], list[Issue]]:
     """The captions of the chosen rows, and a fault for each that has none."""
     kind = rows.features[column]
     if str(getattr(kind, "dtype", kind)) not in ("string", "large_string"):

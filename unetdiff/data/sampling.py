@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from unetdiff.data.balance import balanced_epoch
 from unetdiff.data.hashing import generator_of, hash_words
+from unetdiff.data.repeat_factors import balanced_epoch
 from unetdiff.errors import UserError
 
 
@@ -29,7 +29,7 @@ class StepSampler(Sampler[list[SampleKey]]):
     """Batch sampler of a training run, for `DataLoader(batch_sampler=...)`.
 
     Epoch e is the permutation of a generator seeded by (seed, e). Optimizer step s takes the positions `s *
-    batch_size` up to `(s + 1) * batch_size` of the epochs strung together, so every picture is used once an
+    batch_size` up to `(s + 1) * batch_size` of the epochs strung together, so every image is used once an
     epoch and none is dropped at its end. A rank takes its contiguous share of the step, in `parts` micro-
     batches yielded one after another. Nothing is remembered: starting at step `start` gives the tail of the
     stream from 0.
@@ -43,7 +43,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         rank, world_size: this process, and how many there are.
         parts: micro-batches of a step and rank (gradient accumulation).
         strong_until: first step without strong augmentation; None: strong to the end.
-        factors: how often each sample comes, relative to the others (`unetdiff.data.balance`), (length,); None: alike.
+        factors: how often each sample comes, relative to the others (`unetdiff.data.repeat_factors`), (length,); None: alike.
             An epoch still has `length` samples.
 
     Raises:
@@ -65,12 +65,12 @@ class StepSampler(Sampler[list[SampleKey]]):
         factors: NDArray[np.float64] | None = None,
     ) -> None:
         if length < 1:
-            raise UserError("the training split holds no picture: give a split with at least one")
+            raise UserError("the training split holds no image: give a split with at least one")
         if batch_size < 1 or batch_size % (world_size * parts):
             right = max(1, round(batch_size / (world_size * parts))) * world_size * parts
             raise UserError(
                 f"training.batch_size={batch_size} does not divide by {world_size} process(es) x "
-                f"training.accumulation={parts}: use e.g. {right}"
+                f"training.gradient_accumulation_steps={parts}: use e.g. {right}"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
@@ -101,7 +101,7 @@ class StepSampler(Sampler[list[SampleKey]]):
                     epoch = position // self.length
                     order = self._permutation(epoch)
                 index = int(order[position % self.length])
-                # A picture that comes twice in an epoch is augmented in two ways.
+                # An image that comes twice in an epoch is augmented in two ways.
                 words = (epoch, index) if self.factors is None else (epoch, index, position % self.length)
                 # 63 bits: fits a signed 64-bit integer on its way through a worker.
                 keys.append(SampleKey(index, hash_words(self.seed, *words) >> 1, strong))

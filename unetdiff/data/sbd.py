@@ -1,6 +1,6 @@
 """The Semantic Boundaries Dataset's masks beside VOC's own: the split `trainaug`.
 
-Hariharan et al., "Semantic contours from inverse detectors", ICCV 2011, labelled 11,355 pictures of VOC 2011, all of
+Hariharan et al., "Semantic contours from inverse detectors", ICCV 2011, labelled 11,355 images of VOC 2011, all of
 which VOC 2012 has too. Their lists overlap VOC 2012's val, and their masks have no void border; so
 trainaug = (SBD train ∪ SBD val ∪ VOC train) − VOC val, with VOC's own mask wherever there is one.
 """
@@ -19,7 +19,7 @@ from torchvision.datasets import SBDataset
 from tqdm import tqdm
 
 from unetdiff.data.download import Archive, fetch, unpack
-from unetdiff.data.issues import BadFile, Problem, listed
+from unetdiff.data.issues import BadFile, Issue, listed
 from unetdiff.data.voc import VOC_CLASSES, list_pairs, voc_colormap, wrong_values
 from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER
 from unetdiff.errors import UserError
@@ -43,7 +43,7 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
         The list, `root`/VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt.
 
     Raises:
-        UserError: VOC 2012 is not in `root` or lacks a picture; the archive cannot be fetched or unpacked; a mask of it
+        UserError: VOC 2012 is not in `root` or lacks an image; the archive cannot be fetched or unpacked; a mask of it
             cannot be read; the list overlaps val, or has not the 10,582 ids that the whole sets give.
     """
     root = Path(root).expanduser()
@@ -51,7 +51,7 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
     target = voc / SPLITS / f"{AUGMENTED_SPLIT}.txt"
     if not voc.is_dir():
         raise UserError(
-            f"{voc}: not there, and SBD labels its pictures; first `unetdiff data download voc --root {root}`"
+            f"{voc}: not there, and SBD labels its images; first `unetdiff data download voc --root {root}`"
         )
     val = _voc_ids(voc, "val")
     if target.is_file() and all(pair.mask.is_file() for pair in list_pairs(voc, AUGMENTED_SPLIT)):
@@ -61,7 +61,7 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
         archive = Archive(SBDataset.url, SBDataset.filename, SBDataset.md5)
         unpack(fetch(archive, root), Path("benchmark_RELEASE") / "dataset", source)
     names = trainaug(_sbd_ids(source), _voc_ids(voc, "train"), val)
-    _require_pictures(voc, names)
+    _require_images(voc, names)
     _require_apart(target, names, val)
     try:
         convert_masks(names, source / "cls", voc, progress)
@@ -115,10 +115,10 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
         if values.ndim != 2 or values.dtype != np.uint8:
             raise ValueError(f"GTcls.Segmentation is {values.dtype} {values.shape}, not uint8 (height, width)")
     except Exception as error:  # damaged, scipy's reader answers with nearly any of them
-        raise BadFile.of(Problem(str(path), "no mask of SBD", str(error) or type(error).__name__, again)) from error
+        raise BadFile.of(Issue(str(path), "no mask of SBD", str(error) or type(error).__name__, again)) from error
     wrong = wrong_values(values, len(VOC_CLASSES))
     if wrong:
-        raise BadFile.of(Problem(str(path), "mask values outside 0..20 and 255 (void)", listed(wrong), again))
+        raise BadFile.of(Issue(str(path), "mask values outside 0..20 and 255 (void)", listed(wrong), again))
     return values
 
 
@@ -135,12 +135,12 @@ def _voc_ids(voc: Path, split: str) -> list[str]:
     return [pair.name for pair in list_pairs(voc, split)]
 
 
-def _require_pictures(voc: Path, names: Collection[str]) -> None:
+def _require_images(voc: Path, names: Collection[str]) -> None:
     there = set(os.listdir(voc / IMAGES))
     missing = [name for name in names if f"{name}.jpg" not in there]
     if missing:
         raise UserError(
-            f"{voc / IMAGES / missing[0]}.jpg: {len(missing)} picture(s) of {AUGMENTED_SPLIT} are missing: VOC is "
+            f"{voc / IMAGES / missing[0]}.jpg: {len(missing)} image(s) of {AUGMENTED_SPLIT} are missing: VOC is "
             f"incomplete; move {voc} away and run `unetdiff data download voc --root {voc.parents[1]}`"
         )
 

@@ -1,7 +1,7 @@
 """The embedded set: real handwritten digits on textured backgrounds, 32x32 RGB, made by seed.
 
 The digits are the 1,797 of scikit-learn's `load_digits` (UCI, 8x8, real handwriting), a fixed fifth of each
-class kept for validation, so that no digit image is in both splits. A scene has a picture, a pixel mask
+class kept for validation, so that no digit image is in both splits. A scene has an image, a pixel mask
 (digit + 1), a class, a colour and a caption, and is a pure function of (seed, split, index): a larger set
 begins with the smaller one. Of the training split it is one of the pairings held out as well.
 """
@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetdiff.data.base import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, ScenesConfig
 from unetdiff.data.hashing import hash_words, uniform
 from unetdiff.data.prompt import COLORS, DIGITS, Prompt, caption_of, prompts, trained_pairs
@@ -54,13 +54,13 @@ _ATTEMPTS = 50  # draws of distinct colours for the digits of a scene, before th
 _SPLITS = {"train": 0, "val": 1}
 
 
-class Scenes(PictureDataset):
+class Scenes(ImageDataset):
     """The scenes of a split, all made at construction and held as uint8.
 
     Args:
         split, config, size, augment: see `build_dataset`.
         segmentation: give masks.
-        layout: give masks, resized with the picture (see `Transform`).
+        layout: give masks, resized with the image (see `Transform`).
 
     Raises:
         UserError: a number of digits, a clutter or pairings that cannot be, or an empty split.
@@ -75,9 +75,9 @@ class Scenes(PictureDataset):
         segmentation: bool = True,
         layout: bool = False,
     ) -> None:
-        count = config.train_pictures if split == "train" else config.val_pictures
+        count = config.train_images if split == "train" else config.val_images
         if count < 1:
-            raise UserError(f"data.scenes.{split}_pictures={count}: give 1 or more")
+            raise UserError(f"data.scenes.{split}_images={count}: give 1 or more")
         if not 1 <= config.digits <= 9:
             raise UserError(f"data.scenes.digits={config.digits}: give 1 to 9")
         if not 0 <= config.clutter <= 1:
@@ -120,7 +120,7 @@ class Scenes(PictureDataset):
         return self.masks[self.position(index)]
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        """The item of `PictureDataset`, with "label" the largest digit and "color" its index in `COLORS`.
+        """The item of `ImageDataset`, with "label" the largest digit and "color" its index in `COLORS`.
 
         "labels" are all its digits, whatever of them a crop leaves.
         """

@@ -1,4 +1,4 @@
-"""What a split holds, counted: pixels and pictures of each class, void, sizes; and class weights as functions of that.
+"""What a split holds, counted: pixels and images of each class, void, sizes; and class weights as functions of that.
 
 The counts are of the masks as they lie on disk; scale jitter and crops change the shares a little.
 """
@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from unetdiff.data.base import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.threads import in_threads
 from unetdiff.data.transforms import VOID
 from unetdiff.errors import UserError
 
 Counts = NDArray[np.int64]
 
-METHODS = ("computed", "computed_log")
+METHODS = ("median_frequency", "inverse_log")
 """The words of `segmentation.class_weights`: median frequency, inverse logarithm."""
 MOST = 10.0
 """Largest weight by median frequency: a pixel of a class that is seen a thousand times less often than the median class
@@ -31,14 +31,14 @@ class SplitCounts:
 
     pixels: Counts
     """Pixels of each class, (C,)."""
-    pictures: Counts
-    """Pictures that hold the class, (C,)."""
+    images: Counts
+    """Images that hold the class, (C,)."""
     context: Counts
-    """Valid pixels, of any class, of the pictures that hold the class, (C,)."""
+    """Valid pixels, of any class, of the images that hold the class, (C,)."""
     void: int = 0
     """Pixels that count nowhere."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """How many pictures there are of each (height, width)."""
+    """How many images there are of each (height, width)."""
 
     @property
     def void_share(self) -> float:
@@ -46,8 +46,8 @@ class SplitCounts:
         return self.void / max(1, self.void + int(self.pixels.sum()))
 
 
-def count(data: PictureDataset, ignore_index: int = VOID, progress: bool = True, what: str = "count") -> SplitCounts:
-    """Count a set with masks; its pictures stay unread where the set can do that.
+def count(data: ImageDataset, ignore_index: int = VOID, progress: bool = True, what: str = "count") -> SplitCounts:
+    """Count a set with masks; its images stay unread where the set can do that.
 
     Args:
         data: a set with masks.
@@ -66,26 +66,26 @@ def count(data: PictureDataset, ignore_index: int = VOID, progress: bool = True,
             found[ignore_index] = 0
         return found, (values.shape[0], values.shape[1])
 
-    pixels, pictures, context = np.zeros((3, classes), np.int64)
-    total = SplitCounts(pixels, pictures, context)
+    pixels, images, context = np.zeros((3, classes), np.int64)
+    total = SplitCounts(pixels, images, context)
     for found, (height, width) in in_threads(examine, range(len(data)), what, progress):
         there = found > 0
         total.pixels += found
-        total.pictures += there
+        total.images += there
         total.context += there * found.sum()
         total.void += height * width - int(found.sum())
         total.sizes[height, width] += 1
     return total
 
 
-def class_presence(data: PictureDataset, progress: bool = True) -> NDArray[np.bool_]:
-    """Which classes each picture of a set with masks holds, (pictures, classes); arguments and errors as of `count`."""
+def class_presence(data: ImageDataset, progress: bool = True) -> NDArray[np.bool_]:
+    """Which classes each image of a set with masks holds, (images, classes); arguments and errors as of `count`."""
     classes = len(data.classes)
 
     def examine(index: int) -> NDArray[np.bool_]:
         return _pixels(data.mask(index).numpy(), classes) > 0
 
-    return np.stack(list(in_threads(examine, range(len(data)), "classes of each picture", progress)))
+    return np.stack(list(in_threads(examine, range(len(data)), "classes of each image", progress)))
 
 
 def _pixels(values: NDArray[np.uint8], classes: int) -> Counts:
@@ -106,7 +106,7 @@ def class_weights(method: str, counts: SplitCounts) -> list[float]:
             f"segmentation.class_weights: '{method}', but the training split has no pixel of any class; "
             "use null, or correct the masks (see `unetdiff data check`)"
         )
-    by_log = method == "computed_log"
+    by_log = method == "inverse_log"
     weights = inverse_log(counts.pixels) if by_log else median_frequency(counts.pixels, counts.context)
     return [float(f"{weight:.4g}") for weight in weights]
 
@@ -114,13 +114,13 @@ def class_weights(method: str, counts: SplitCounts) -> list[float]:
 def median_frequency(pixels: Counts, context: Counts, most: float = MOST) -> NDArray[np.float64]:
     """Weights median(f) / f_c, at most `most` (Eigen & Fergus 2015, "Predicting depth, ...", section 6.3.2).
 
-    f_c is the share of class c among the valid pixels of those pictures that hold it; the median is over the
+    f_c is the share of class c among the valid pixels of those images that hold it; the median is over the
     classes present. An absent class weighs 0: no training pixel would feel a larger weight, while smoothed labels
     would spread it over pixels of other classes, and the validation loss would be ruled by a class never learnt.
 
     Args:
         pixels: int64 (C,), pixels of each class.
-        context: int64 (C,), valid pixels of the pictures that hold the class.
+        context: int64 (C,), valid pixels of the images that hold the class.
     """
     there = pixels > 0
     frequency = pixels[there] / context[there]

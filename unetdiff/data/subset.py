@@ -1,4 +1,4 @@
-"""A share of a set's pictures: random, and nested, so that 1 % of the labels lies inside 5 % of them."""
+"""A share of a set's images: random, and nested, so that 1 % of the labels lies inside 5 % of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetdiff.data.base import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import SampleKey
 
 
-def pictures_of_share(length: int, share: float) -> int:
-    """How many pictures a share of `length` is: rounded, one at least."""
+def images_of_share(length: int, share: float) -> int:
+    """How many images a share of `length` is: rounded, one at least."""
     return min(length, max(1, round(share * length)))
 
 
@@ -24,23 +24,23 @@ def share_indices(length: int, share: float, seed: int) -> list[int]:
     A larger share of the same seed has all of a smaller one's.
 
     Args:
-        length: pictures of the whole set.
+        length: images of the whole set.
         share: above 0, at most 1.
-        seed: which pictures.
+        seed: which images.
     """
     order = torch.randperm(length, generator=generator_of(seed, length))
-    return sorted(order[: pictures_of_share(length, share)].tolist())
+    return sorted(order[: images_of_share(length, share)].tolist())
 
 
-class Part(PictureDataset):
-    """Some pictures of a set, in the order given; its classes, palette and labels are the whole set's.
+class Subset(ImageDataset):
+    """Some images of a set, in the order given; its classes, palette and labels are the whole set's.
 
     Args:
         whole: the set.
-        indices: of its pictures.
+        indices: of its images.
     """
 
-    def __init__(self, whole: PictureDataset, indices: Sequence[int]) -> None:
+    def __init__(self, whole: ImageDataset, indices: Sequence[int]) -> None:
         self.whole, self.indices = whole, list(indices)
         self.classes, self.palette, self.labels = whole.classes, whole.palette, whole.labels
 

@@ -46,8 +46,8 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 mask (H, W) to exactly `size`: nearest neighbour, so that no value is invented.
 
-    It takes the pixel under the middle of each new one, as the resizing of pictures does; torch's "nearest" takes the
-    one under the upper left corner, and so shifts a mask against its picture.
+    It takes the pixel under the middle of each new one, as the resizing of images does; torch's "nearest" takes the
+    one under the upper left corner, and so shifts a mask against its image.
     """
     if tuple(mask.shape) == size:
         return mask
@@ -55,7 +55,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def fitted(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
-    """(height, width) of a picture made as large as `longest_side` allows, its aspect kept."""
+    """(height, width) of an image made as large as `longest_side` allows, its aspect kept."""
     factor = longest_side / max(own)
     return max(1, round(own[0] * factor)), max(1, round(own[1] * factor))
 
@@ -87,11 +87,11 @@ def resize_layout(
 
 
 class EvalTransform:
-    """What validation sees: the picture at `size`, or fitted to `longest_side`; a mask keeps its own size.
+    """What validation sees: the image at `size`, or fitted to `longest_side`; a mask keeps its own size.
 
-    A picture with a mask is resized to exactly `size` (logits go back to the mask's size); one without is
+    An image with a mask is resized to exactly `size` (logits go back to the mask's size); one without is
     resized by its short side and centre-cropped, so that what a model learns to draw keeps its aspect. With
-    `layout` the mask is what a picture is drawn from: both are resized and cropped so.
+    `layout` the mask is what an image is drawn from: both are resized and cropped so.
     """
 
     def __init__(self, size: list[int] | None, longest_side: int | None = None, layout: bool = False) -> None:
@@ -112,8 +112,8 @@ class TrainTransform:
     """Resize, scale jitter, random crop, flip, colour jitter, in this order.
 
     All of it is a pure function of the key's seed and leaves every global generator as it was. `strong=False`
-    drops scale and colour jitter; crop and flip stay. A crop beyond the picture's border is filled with the
-    picture's mean colour and the mask with void. With scale jitter and no `crop`, the crop is `size`.
+    drops scale and colour jitter; crop and flip stay. A crop beyond the image's border is filled with the
+    image's mean colour and the mask with void. With scale jitter and no `crop`, the crop is `size`.
     `layout` as of `EvalTransform`.
 
     Raises:
@@ -136,7 +136,7 @@ class TrainTransform:
             self.crop = self.crop or self.size
             if self.crop is None:
                 raise UserError(
-                    f"data.augment.scale={augment.scale} makes pictures of many sizes: set data.augment.crop "
+                    f"data.augment.scale={augment.scale} makes images of many sizes: set data.augment.crop "
                     "(or data.size) too, e.g. [256, 256]"
                 )
         if not 0 <= augment.color <= 1:
@@ -209,7 +209,7 @@ def checked_size(key: str, size: list[int] | None) -> tuple[int, int] | None:
 
 
 def _random_crop(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """A window of `size` anywhere that lies within the picture, or around it where the picture is smaller."""
+    """A window of `size` anywhere that lies within the image, or around it where the image is smaller."""
     offsets, padding = [], []
     for own, wanted in zip(image.shape[-2:], size, strict=True):
         at = int(torch.randint(abs(own - wanted) + 1, ()))

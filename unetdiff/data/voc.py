@@ -1,4 +1,4 @@
-"""Pictures and masks in PASCAL VOC's layout: VOC itself through torchvision, and any folder made like it."""
+"""Images and masks in PASCAL VOC's layout: VOC itself through torchvision, and any folder made like it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VOCSegmentation
 
-from unetdiff.data.base import PictureDataset, classes_present, no_palette
+from unetdiff.data.base import ImageDataset, classes_present, no_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.download import download_voc
-from unetdiff.data.issues import BadFile, Problem, size_problem, unreadable, value_problem
+from unetdiff.data.issues import BadFile, Issue, size_problem, unreadable, value_problem
 from unetdiff.data.roots import root_of
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import VOID, Transform
@@ -48,14 +48,14 @@ def voc_colormap(count: int = 256) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Pair:
-    """One line of a split: where its picture and its mask lie (whether or not they are there)."""
+    """One line of a split: where its image and its mask lie (whether or not they are there)."""
 
     name: str
     image: Path
     mask: Path
 
 
-class VOCFolder(PictureDataset):
+class VOCFolder(ImageDataset):
     """A folder with `JPEGImages/ID.jpg`, `SegmentationClass/ID.png` and `ImageSets/Segmentation/SPLIT.txt`.
 
     Class names are the lines of `classes.txt` (value 0 first); without it `num_classes` says how many there
@@ -65,7 +65,7 @@ class VOCFolder(PictureDataset):
         root: the folder.
         split: name of the list in `ImageSets/Segmentation`.
         num_classes: number of classes with background; None: as many as `classes.txt` has lines.
-        segmentation: give masks, and the classes in them as "labels"; without, items are pictures alone.
+        segmentation: give masks, and the classes in them as "labels"; without, items are images alone.
         transform: resizing and augmentation.
         pairs, classes: given where the layout has been read already (VOC itself).
 
@@ -106,7 +106,7 @@ class VOCFolder(PictureDataset):
         return self.pairs[index].name
 
     def mask(self, index: int) -> Tensor:
-        return read_mask(self.pairs[self.position(index)].mask, len(self.classes))  # the picture stays unread
+        return read_mask(self.pairs[self.position(index)].mask, len(self.classes))  # the image stays unread
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         pair = self.pairs[self.position(key)]
@@ -169,7 +169,7 @@ def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VO
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """The lines of a split as picture and mask, in the list's order. A missing file is left for the reader to
+    """The lines of a split as image and mask, in the list's order. A missing file is left for the reader to
     name.
 
     A mask lies in `SegmentationClass`, or else in `SegmentationClassAug` where there is such a folder.
@@ -248,7 +248,7 @@ def read_indices(path: Path) -> NDArray[np.uint8]:
     if values is None:
         what = "the mask does not store one 8-bit class number a pixel"
         fix = "map its colours to class numbers and save an indexed (palette) or 8-bit grey PNG"
-        raise BadFile.of(Problem(str(path), what, f"mode {mode}", fix))
+        raise BadFile.of(Issue(str(path), what, f"mode {mode}", fix))
     return values.astype(np.uint8)
 
 

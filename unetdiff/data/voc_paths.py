@@ -10,5 +10,5 @@ MASKS = "SegmentationClass"
 SPLITS = Path("ImageSets") / "Segmentation"
 
 VOC_SPLITS = ("train", "trainval", "val")
-AUGMENTED_SPLIT = "trainaug"  # VOC's train and SBD's pictures, built by `unetdiff data download sbd`
-AUGMENTED_MASKS = "SegmentationClassAug"  # the masks of those of its pictures that VOC has none for
+AUGMENTED_SPLIT = "trainaug"  # VOC's train and SBD's images, built by `unetdiff data download sbd`
+AUGMENTED_MASKS = "SegmentationClassAug"  # the masks of those of its images that VOC has none for

@@ -1,5 +1,5 @@
-"""The diffusion head's side: objectives, guidance, the sampling pipeline, and pictures of what it draws.
+"""The diffusion head's side: objectives, guidance, the sampling pipeline, and images of what it draws.
 
 Import from the modules: `objectives` and `guidance` are pure functions, `pipeline` holds `GenerationPipeline`,
-`pictures` draws. How samples are judged is in `unetdiff.evaluation`.
+`images` draws. How samples are judged is in `unetdiff.evaluation`.
 """

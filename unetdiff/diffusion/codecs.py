@@ -15,15 +15,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unetdiff.diffusion.conditioning.base import Size
-from unetdiff.diffusion.mask_codec import Masks
+from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError
 from unetdiff.models.loading import PICKLES, conversion
 
-AT_ONCE = 8  # pictures that the autoencoder sees together: its finest maps are the largest of all
+AT_ONCE = 8  # images that the autoencoder sees together: its finest maps are the largest of all
 
 
-class Pixels:
-    """The space of a denoiser of pixels, which is that of the pictures: see `Latents` for what each method is about."""
+class PixelCodec:
+    """The space of a denoiser of pixels, which is that of the images: see `LatentCodec` for what each method is about."""
 
     channels, factor, bound = 3, 1, 1.0
 
@@ -40,7 +40,7 @@ class Pixels:
         return pixels
 
 
-class Latents:
+class LatentCodec:
     """The latent space of a frozen autoencoder, shifted and scaled to about unit variance as its config says.
 
     No part of a task's weights: copying a task (for its average) shares it, and checkpoints do not hold it.
@@ -55,11 +55,11 @@ class Latents:
     def __init__(self, vae: AutoencoderKL) -> None:
         self.vae = vae.eval().requires_grad_(False)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Latents:
+    def __deepcopy__(self, memo: dict[int, Any]) -> LatentCodec:
         return self
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, key: str = "diffusion.latent.vae") -> Latents:
+    def from_pretrained(cls, path: str | Path, key: str = "diffusion.latent.vae") -> LatentCodec:
         """A folder with an AutoencoderKL as diffusers saves it, or one that has it in vae/ (Stable Diffusion's).
 
         Args:
@@ -70,20 +70,20 @@ class Latents:
             UserError: no such folder, another kind of model, a pickle, or weights that do not fit.
         """
 
-        def refuse(why: str) -> UserError:
+        def config_error(why: str) -> UserError:
             return UserError(f"{key}: '{path}' {why}; give a folder with a diffusers AutoencoderKL")
 
         folder = Path(path)
         if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
             folder = folder / "vae"
         if not (folder / "config.json").is_file():
-            raise refuse("holds no config.json" if folder.is_dir() else "does not exist")
+            raise config_error("holds no config.json" if folder.is_dir() else "does not exist")
         try:
             kind = json.loads((folder / "config.json").read_text()).get("_class_name")
         except json.JSONDecodeError as error:
-            raise refuse(f"holds a config.json that is no JSON ({error})") from None
+            raise config_error(f"holds a config.json that is no JSON ({error})") from None
         if kind != "AutoencoderKL":
-            raise refuse(f"holds a {kind}")
+            raise config_error(f"holds a {kind}")
         pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
         if pickles and not any(folder.glob("*.safetensors")):
             raise UserError(f"{key}: '{pickles[0]}' is a pickle: {conversion(pickles[0])}")
@@ -93,12 +93,12 @@ class Latents:
                 folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
             )
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise refuse(f"cannot be loaded ({str(error).strip().splitlines()[0]})") from error
+            raise config_error(f"cannot be loaded ({str(error).strip().splitlines()[0]})") from error
         wrong = [*info["missing_keys"], *info["unexpected_keys"]]
         if wrong:
-            raise refuse(f"has {len(wrong)} tensors too few or too many ({wrong[0]}, …)")
+            raise config_error(f"has {len(wrong)} tensors too few or too many ({wrong[0]}, …)")
         if vae.config.in_channels != 3:
-            raise refuse(f"is for pictures of {vae.config.in_channels} channels")
+            raise config_error(f"is for images of {vae.config.in_channels} channels")
         return cls(vae)
 
     @property
@@ -108,11 +108,11 @@ class Latents:
 
     @property
     def factor(self) -> int:
-        """Pixels of a picture along the side of one cell of its latents."""
+        """Pixels of an image along the side of one cell of its latents."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     def grid(self, size: Size, key: str) -> Size:
-        """Height and width of the latents of a picture of `size`.
+        """Height and width of the latents of an image of `size`.
 
         Raises:
             UserError: naming `key`: the size does not divide.
@@ -162,7 +162,7 @@ class Latents:
         return rearrange(shift, "c -> c 1 1"), rearrange(told["scaling_factor"] / std, "c -> c 1 1")
 
     def _ready(self, device: torch.device) -> AutoencoderKL:
-        """The autoencoder where the pictures are; not in float16 where it overflows there (SDXL's)."""
+        """The autoencoder where the images are; not in float16 where it overflows there (SDXL's)."""
         vae: Any = self.vae
         if not hasattr(vae, "_hf_hook"):  # else accelerate brings it there (offloading)
             vae.to(device)
@@ -171,14 +171,14 @@ class Latents:
         return vae
 
 
-Space = Pixels | Latents | Masks
+Codec = PixelCodec | LatentCodec | MaskCodec
 
 
-def space_of(vae: AutoencoderKL | None, masks: dict[str, Any] | None = None) -> Space:
-    """The latents of an autoencoder, or masks as `Masks.settings` tells of them; neither: pixels."""
+def make_codec(vae: AutoencoderKL | None, masks: dict[str, Any] | None = None) -> Codec:
+    """The latents of an autoencoder, or masks as `MaskCodec.settings` tells of them; neither: pixels."""
     if masks is not None:
-        return Masks(**masks)
-    return Pixels() if vae is None else Latents(vae)
+        return MaskCodec(**masks)
+    return PixelCodec() if vae is None else LatentCodec(vae)
 
 
 def _precise(device_type: str) -> AbstractContextManager[Any]:

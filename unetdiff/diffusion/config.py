@@ -51,15 +51,15 @@ class LayoutConfig:
     """Tokens are those of a grid of this many cells a side, each with its shares of the classes; 0, or no
     model.conditioning.cross_attention_dim: no tokens."""
     channels: int = 8
-    """Channels beside the noisy picture, a learned colour for each class; 0: none."""
+    """Channels beside the noisy image, a learned colour for each class; 0: none."""
 
 
 @dataclass
-class PictureConfig:
-    """diffusion.condition picture: a degraded picture that is to be restored."""
+class ImageConfig:
+    """diffusion.condition image: a degraded image that is to be restored."""
 
     degradation: Literal["downscale", "grayscale", "blur", "none"] = "downscale"
-    """downscale (super-resolution), grayscale (colouring), blur (deblurring), none (the picture itself, whose mask is
+    """downscale (super-resolution), grayscale (colouring), blur (deblurring), none (the image itself, whose mask is
     drawn: diffusion.target mask)."""
     strength: float = 4.0
     """Factor of downscale, standard deviation of blur in pixels; the others have none."""
@@ -69,43 +69,43 @@ class PictureConfig:
 class DiffusionConfig:
     """Objective, condition and judgement of the diffusion head."""
 
-    target: Literal["picture", "mask"] = "picture"
-    """What is drawn: pictures, or masks, e.g. of the picture that the denoiser is told (SegDiff, Amit et al. 2021:
-    diffusion.condition picture with diffusion.picture.degradation none). For masks see diffusion.noise.input_scale."""
+    target: Literal["image", "mask"] = "image"
+    """What is drawn: images, or masks, e.g. of the image that the denoiser is told (SegDiff, Amit et al. 2021:
+    diffusion.condition image with diffusion.image.degradation none). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
-    """What the network predicts: the noise, the clean picture, or v."""
+    """What the network predicts: the noise, the clean image, or v."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
     """Weight of a timestep in the loss, right for each prediction type. uniform learns fastest in short runs (see
     docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) that does not fall below its value at SNR 1."""
     snr_gamma: float = 5.0
-    """Gamma of the SNR weights: the largest weight of an error of the clean picture."""
+    """Gamma of the SNR weights: the largest weight of an error of the clean image."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     """Pixels or latents."""
     offset_noise: float = 0.0
-    """Strength of a constant added to the training noise of each picture and channel (Guttenberg 2023, who takes 0.1),
+    """Strength of a constant added to the training noise of each image and channel (Guttenberg 2023, who takes 0.1),
     for samples that are darker or brighter than the mean. The noise's variance becomes 1 + its square; 0: off."""
-    condition: Literal["none", "class", "text", "layout", "picture"] = "class"
-    """What the denoiser is told: nothing, the picture's class (or classes), its caption, its mask, or the picture,
+    condition: Literal["none", "class", "text", "layout", "image"] = "class"
+    """What the denoiser is told: nothing, the image's class (or classes), its caption, its mask, or the image,
     mostly in a degraded form."""
     condition_dropout: float = 0.1
-    """Share of pictures that are trained with the null token, for classifier-free guidance."""
+    """Share of images that are trained with the null token, for classifier-free guidance."""
     class_tokens: int = 1
     """Tokens that a class is told with."""
-    classes_at_once: int = 1
-    """Most classes that a picture is told with. 1: its label; more: the classes that its mask shows."""
+    max_classes: int = 1
+    """Most classes that an image is told with. 1: its label; more: the classes that its mask shows."""
     text: TextConfig = field(default_factory=TextConfig)
     """Captions."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     """Masks."""
-    picture: PictureConfig = field(default_factory=PictureConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
     """Restoration."""
     preview_steps: int = 25
-    """Denoising steps of the pictures drawn while training."""
+    """Denoising steps of the images drawn while training."""
     preview_per_class: int = 4
-    """Pictures of each class (or caption, mask, picture) drawn while training."""
+    """Images of each class (or caption, mask, image) drawn while training."""
     guidance_scale: float = 2.0
-    """Guidance of the pictures drawn while training."""
+    """Guidance of the images drawn while training."""
     preview_rows: int = 8
-    """Captions, masks or pictures of the validation split that pictures are drawn for while training."""
+    """Captions, masks or images of the validation split that images are drawn for while training."""

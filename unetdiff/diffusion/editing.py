@@ -1,4 +1,4 @@
-"""Drawing that starts from a picture: image-to-image, inpainting, and the way between two noises."""
+"""Drawing that starts from an image: image-to-image, inpainting, and the way between two noises."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.diffusion.codecs import Pixels, Space
-from unetdiff.diffusion.conditioning.images import Picture, fitted, unit, unit_picture
+from unetdiff.diffusion.codecs import Codec, PixelCodec
+from unetdiff.diffusion.conditioning.images import ImageInput, fitted, unit, unit_image
 from unetdiff.errors import UserError
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -22,12 +22,12 @@ Mask = Tensor | np.ndarray | Image.Image
 
 @dataclass(frozen=True)
 class Known:
-    """The picture that drawing starts from, and where it stays."""
+    """The image that drawing starts from, and where it stays."""
 
     pixels: Tensor
     """In [-1, 1], (B, 3, H, W)."""
     hole: Tensor | None
-    """1 where the picture is drawn anew, 0 where it stays, (B, 1, H, W); None: everywhere."""
+    """1 where the image is drawn anew, 0 where it stays, (B, 1, H, W); None: everywhere."""
     clean: Tensor
     """What is noised: the pixels, or their latents, (B, C, h, w)."""
     noise: Tensor
@@ -36,13 +36,13 @@ class Known:
     """The hole at the size of the noise: every cell that has a part of it, (B, 1, h, w)."""
 
     def at(self, scheduler: Any, timestep: Tensor) -> Tensor:
-        """The picture noised to a timestep, (): what drawing starts from (SDEdit, Meng et al. 2022, algorithm 1)."""
+        """The image noised to a timestep, (): what drawing starts from (SDEdit, Meng et al. 2022, algorithm 1)."""
         return scheduler.add_noise(self.clean, self.noise, timestep.expand(1))
 
     def kept(self, scheduler: Any, xt: Tensor, timestep: Tensor | None) -> Tensor:
-        """x_t with the known picture, noised to the timestep, where it stays (Lugmayr et al. 2022, equation 8).
+        """x_t with the known image, noised to the timestep, where it stays (Lugmayr et al. 2022, equation 8).
 
-        timestep: of x_t, (); None: x_t is the finished picture.
+        timestep: of x_t, (); None: x_t is the finished image.
         """
         if self.repaint is None:
             return xt
@@ -50,15 +50,15 @@ class Known:
         return self.repaint * xt + (1 - self.repaint) * known
 
     def pasted(self, pixels: Tensor) -> Tensor:
-        """Drawn pixels (B, 3, H, W) with the picture's own where it stays, which no autoencoder gives back the same."""
+        """Drawn pixels (B, 3, H, W) with the image's own where it stays, which no autoencoder gives back the same."""
         return pixels if self.hole is None else self.hole * pixels + (1 - self.hole) * self.pixels
 
 
-def known_picture(image: Picture, mask: Mask | None, noise: Tensor, space: Space | None = None) -> Known:
-    """A picture, and where to repaint it, at the size and on the device of the noise (B, C, h, w).
+def known_image(image: ImageInput, mask: Mask | None, noise: Tensor, codec: Codec | None = None) -> Known:
+    """An image, and where to repaint it, at the size and on the device of the noise (B, C, h, w).
 
     Args:
-        image: as `unit_picture` takes it; one for all, or one for each.
+        image: as `unit_image` takes it; one for all, or one for each.
         mask: (H, W) or (B, H, W), uint8 or in [0, 1], or a PIL image; what is brighter than half is drawn anew; None:
             all of it.
         noise: of unit variance.
@@ -67,25 +67,25 @@ def known_picture(image: Picture, mask: Mask | None, noise: Tensor, space: Space
     Raises:
         UserError: shapes that do not fit.
     """
-    space = space or Pixels()
+    codec = codec or PixelCodec()
     grid = (noise.shape[-2], noise.shape[-1])
-    size = (grid[0] * space.factor, grid[1] * space.factor)
-    pixels = (fitted(unit_picture(image), size) * 2 - 1).to(noise)
+    size = (grid[0] * codec.factor, grid[1] * codec.factor)
+    pixels = (fitted(unit_image(image), size) * 2 - 1).to(noise)
     if len(pixels) not in (1, len(noise)):
-        raise UserError(f"image: {len(pixels)} pictures are given for {len(noise)} to draw.")
+        raise UserError(f"image: {len(pixels)} images are given for {len(noise)} to draw.")
     hole = repaint = None
     if mask is not None:
         grey = _unit_mask(mask)
         if len(grey) not in (1, len(noise)):
-            raise UserError(f"mask_image: {len(grey)} masks are given for {len(noise)} pictures.")
+            raise UserError(f"mask_image: {len(grey)} masks are given for {len(noise)} images.")
         hole = (fitted(grey, size) > 0.5).to(noise).expand(len(noise), 1, *size)
         repaint = F.adaptive_max_pool2d(hole, grid)
-    clean = space.encode(pixels).expand_as(noise)
+    clean = codec.encode(pixels).expand_as(noise)
     return Known(pixels.expand(len(noise), *pixels.shape[1:]), hole, clean, noise, repaint)
 
 
-def started(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
-    """The timesteps that are left of a schedule when drawing starts from a picture, and the scheduler told so.
+def img2img_timesteps(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor:
+    """The timesteps that are left of a schedule when drawing starts from an image, and the scheduler told so.
 
     strength: share of the steps that are done, above 0; 1: all of them.
 
@@ -105,11 +105,11 @@ def started(scheduler: Any, num_inference_steps: int, strength: float) -> Tensor
     return scheduler.timesteps[first:]
 
 
-def between(first: Tensor, last: Tensor, frames: int) -> Tensor:
+def slerp(first: Tensor, last: Tensor, frames: int) -> Tensor:
     """Noises on the great circle from one to another, both ends included: (C, H, W) twice to (frames, C, H, W).
 
     A straight line would pass through noise of less variance, which draws grey (Shoemake 1985; Ho et al. 2020, section
-    4.4 interpolate pictures).
+    4.4 interpolate images).
 
     Raises:
         UserError: fewer than two frames.

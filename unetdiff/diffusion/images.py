@@ -1,4 +1,4 @@
-"""Samples as a person looks at them: a labelled grid, the way from noise to picture; and their colours in numbers."""
+"""Samples as a person looks at them: a labelled grid, the way from noise to image; and their colours in numbers."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from unetdiff.errors import UserError
 
 PAPER, INK, FAINT = "#ffffff", "#1f2933", "#7b8794"
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-"""Comes with matplotlib, so that a picture looks the same everywhere."""
+"""Comes with matplotlib, so that an image looks the same everywhere."""
 
-Pictures = torch.Tensor | Sequence[Image.Image]
+ImageBatch = torch.Tensor | Sequence[Image.Image]
 
 
 def grid(
-    images: Pictures,
+    images: ImageBatch,
     rows: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     title: str | None = None,
     cell: int = 64,
 ) -> Image.Image:
-    """A grid of pictures with labelled rows and columns.
+    """A grid of images with labelled rows and columns.
 
     Args:
         images: (N, 3, H, W) uint8, or float in [0, 1], or N PIL images; row by row, the last row may be short.
         rows: a label for each row; None: no labels, and without columns about as many rows as columns.
         columns: a label for each column.
         title: a line above.
-        cell: smallest side of a cell in pixels; smaller pictures are enlarged by whole pixels.
+        cell: smallest side of a cell in pixels; smaller images are enlarged by whole pixels.
 
     Raises:
-        UserError: no pictures, or labels that do not fit their number.
+        UserError: no images, or labels that do not fit their number.
     """
-    pictures = [_enlarged(picture, cell) for picture in _as_pil(images)]
-    count = len(pictures)
+    tiles = [_enlarged(image, cell) for image in _as_pil(images)]
+    count = len(tiles)
     if not count:
-        raise UserError("grid: there are no pictures.")
+        raise UserError("grid: there are no images.")
     if columns is not None:
         across = len(columns)
     elif rows is not None:
@@ -52,9 +52,9 @@ def grid(
         across = max(1, round(count**0.5))
     down = -(-count // across)
     if rows is not None and len(rows) != down:
-        raise UserError(f"grid: {len(rows)} row labels, but {count} pictures make {down} rows of {across}.")
+        raise UserError(f"grid: {len(rows)} row labels, but {count} images make {down} rows of {across}.")
 
-    width, height = pictures[0].size
+    width, height = tiles[0].size
     size = max(12, min(18, height // 4))
     font, small, large = _font(size), _font(max(11, size - 3)), _font(size + 3)
     gap = max(2, width // 24)
@@ -72,14 +72,14 @@ def grid(
         draw.text((left + column * (width + gap) + width // 2, top - 9), label, FAINT, small, anchor="ms")
     for row, label in enumerate(rows or []):
         draw.text((left - 12, top + row * (height + gap) + height // 2), label, INK, font, anchor="rm")
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(tiles):
         row, column = divmod(index, across)
-        canvas.paste(picture, (left + column * (width + gap), top + row * (height + gap)))
+        canvas.paste(image, (left + column * (width + gap), top + row * (height + gap)))
     return canvas
 
 
-def table(samples: Pictures, given: torch.Tensor, truth: torch.Tensor | None = None) -> Image.Image:
-    """A row for each given layout or picture: itself, the samples drawn for it, and what was really there.
+def table(samples: ImageBatch, given: torch.Tensor, truth: torch.Tensor | None = None) -> Image.Image:
+    """A row for each given layout or image: itself, the samples drawn for it, and what was really there.
 
     Args:
         samples: row by row, as many for each.
@@ -90,17 +90,17 @@ def table(samples: Pictures, given: torch.Tensor, truth: torch.Tensor | None = N
     across = len(samples) // rows
     drawn, first = _as_pil(samples), _as_pil(given)
     last = [] if truth is None else _as_pil(truth)
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for row in range(rows):
         mine = drawn[row * across : (row + 1) * across]
         shown = first[row].resize(mine[0].size, Image.Resampling.NEAREST)
-        pictures += [shown, *mine, *[picture.resize(mine[0].size) for picture in last[row : row + 1]]]
+        images += [shown, *mine, *[image.resize(mine[0].size) for image in last[row : row + 1]]]
     columns = ["given", *[f"{i + 1}" for i in range(across)], *(["real"] if last else [])]
-    return grid(pictures, columns=columns)
+    return grid(images, columns=columns)
 
 
 def save_film(trajectory: Trajectory, path: Path) -> None:
-    """A GIF of the way from noise to pictures, all of a batch at once (the first 16)."""
+    """A GIF of the way from noise to images, all of a batch at once (the first 16)."""
     save_frames([grid(noisy[:16]) for noisy in trajectory.noisy], path)
 
 
@@ -115,38 +115,38 @@ def save_frames(frames: Sequence[Image.Image], path: Path, back: bool = False, m
 
 
 def strip(
-    trajectory: Trajectory, picture: int = 0, title: str | None = None, predicted: bool = True, cell: int = 96
+    trajectory: Trajectory, image: int = 0, title: str | None = None, predicted: bool = True, cell: int = 96
 ) -> Image.Image:
-    """The way of one picture from noise, left to right: what the network was given, and what it made of it.
+    """The way of one image from noise, left to right: what the network was given, and what it made of it.
 
     Args:
         trajectory: of a pipeline called with `return_trajectory`.
-        picture: which of the batch.
+        image: which of the batch.
         title: a line above.
-        predicted: show the predicted clean picture too, as a second row.
+        predicted: show the predicted clean image too, as a second row.
         cell: smallest side of a cell in pixels.
     """
-    steps = [f"t = {t}" for t in trajectory.timesteps[:-1]] + ["picture"]
-    images = trajectory.noisy[:, picture]  # (k, C, H, W)
+    steps = [f"t = {t}" for t in trajectory.timesteps[:-1]] + ["image"]
+    images = trajectory.noisy[:, image]  # (k, C, H, W)
     rows = ["noisy"]
     if predicted:
-        images = torch.cat([images, trajectory.predicted[:, picture]])
+        images = torch.cat([images, trajectory.predicted[:, image]])
         rows = ["noisy", "predicted"]
     return grid(images, rows=rows, columns=steps, title=title, cell=cell)
 
 
 def strips(trajectory: Trajectory, rows: Sequence[str], title: str | None = None, cell: int = 64) -> Image.Image:
-    """The way of every picture of the batch from noise (x_t), a labelled row each.
+    """The way of every image of the batch from noise (x_t), a labelled row each.
 
     Raises:
-        UserError: another number of labels than of pictures.
+        UserError: another number of labels than of images.
     """
-    steps = [f"t = {t}" for t in trajectory.timesteps[:-1]] + ["picture"]
+    steps = [f"t = {t}" for t in trajectory.timesteps[:-1]] + ["image"]
     images = rearrange(trajectory.noisy, "k b c h w -> (b k) c h w")
     return grid(images, rows=rows, columns=steps, title=title, cell=cell)
 
 
-def color_statistics(images: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
+def color_statistics(images: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each channel over all pixels, on the scale of [-1, 1]: (3,), (3,).
 
     Args:
@@ -157,7 +157,7 @@ def color_statistics(images: Pictures) -> tuple[torch.Tensor, torch.Tensor]:
     return channels.mean(dim=1).float(), channels.std(dim=1).float()
 
 
-def color_error(samples: Pictures, data: Pictures) -> dict[str, float]:
+def color_error(samples: ImageBatch, data: ImageBatch) -> dict[str, float]:
     """How far the samples' colours are from the data's: a tint shows as mean, greyness as deviation.
 
     Returns:
@@ -171,7 +171,7 @@ def color_error(samples: Pictures, data: Pictures) -> dict[str, float]:
     }
 
 
-def _as_uint8(images: Pictures) -> torch.Tensor:
+def _as_uint8(images: ImageBatch) -> torch.Tensor:
     """(N, C, H, W) uint8."""
     if not isinstance(images, torch.Tensor):
         rows = [torch.frombuffer(bytearray(i.convert("RGB").tobytes()), dtype=torch.uint8) for i in images]
@@ -182,19 +182,17 @@ def _as_uint8(images: Pictures) -> torch.Tensor:
     return (images.float().cpu() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _as_pil(images: Pictures) -> list[Image.Image]:
+def _as_pil(images: ImageBatch) -> list[Image.Image]:
     if not isinstance(images, torch.Tensor):
         return [image.convert("RGB") for image in images]
     pixels = rearrange(_as_uint8(images), "n c h w -> n h w c").numpy()
-    return [
-        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).convert("RGB") for picture in pixels
-    ]
+    return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array).convert("RGB") for array in pixels]
 
 
-def _enlarged(picture: Image.Image, least: int) -> Image.Image:
-    """By a whole factor, nearest neighbour, so that every pixel of a small picture can be seen."""
-    factor = max(1, -(-least // min(picture.size)))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+def _enlarged(image: Image.Image, least: int) -> Image.Image:
+    """By a whole factor, nearest neighbour, so that every pixel of a small image can be seen."""
+    factor = max(1, -(-least // min(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -1,4 +1,4 @@
-"""Masks as what is noised: a denoiser that is told a picture and draws its mask (Amit et al. 2021, "SegDiff")."""
+"""Masks as what is noised: a denoiser that is told an image and draws its mask (Amit et al. 2021, "SegDiff")."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unetdiff.errors import UserError
 INDEX = "model_index.json"
 
 
-class Masks:
+class MaskCodec:
     """The space of a denoiser of masks: a channel for each class, 1 where the class is and -1 elsewhere.
 
     One-hot, not the bits of the class's number (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation"):
@@ -61,8 +61,8 @@ class Masks:
         return size
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Refuses pictures: see `encode_masks`."""
-        raise UserError("image: this model draws masks, and a picture is none; leave it out")
+        """Refuses images: see `encode_masks`."""
+        raise UserError("image: this model draws masks, and an image is none; leave it out")
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Class indices and 255 (B, H, W) as what is noised, (B, C, H, W) float32; void is 0 in every channel."""
@@ -88,6 +88,6 @@ class Masks:
         return rearrange(table[indices], "b h w c -> b c h w")
 
 
-def counted(masks: Tensor) -> Tensor:
+def loss_mask(masks: Tensor) -> Tensor:
     """Where the loss of drawn masks counts, bool (B, 1, H, W): everywhere but in the void of the truth (B, H, W)."""
     return rearrange(masks != VOID, "b h w -> b 1 h w")

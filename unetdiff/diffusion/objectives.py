@@ -40,7 +40,7 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
 
     Raises:
         UserError: zero terminal SNR with epsilon prediction (the noise of the last timestep says nothing of
-            the picture: the loss weight is 0/0 and the first step of sampling is meaningless).
+            the image: the loss weight is 0/0 and the first step of sampling is meaningless).
     """
     noise = config.noise
     if noise.zero_terminal_snr and config.prediction_type == "epsilon":
@@ -83,9 +83,9 @@ def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def draw_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
-    """Noise for pictures x0 (B, C, H, W), of their shape, type and device.
+    """Noise for images x0 (B, C, H, W), of their shape, type and device.
 
-    Unit normal, and with `offset` > 0 plus offset · (one unit normal for each picture and channel), so that the mean of
+    Unit normal, and with `offset` > 0 plus offset · (one unit normal for each image and channel), so that the mean of
     a channel is drowned too and has to be learned (Guttenberg 2023, "Diffusion with offset noise", who takes 0.1). It
     is no longer white: a pixel has variance 1 + offset², a channel's mean 1/(H·W) + offset². The loss weights still go
     by the SNR of white noise, and sampling still starts from it.
@@ -125,7 +125,7 @@ def target(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timestep
 
 
 def predicted_x0(scheduler: Scheduler, output: torch.Tensor, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """The clean picture that `output` stands for at x_t, (B, C, H, W): inverse of `target`, not clipped."""
+    """The clean image that `output` stands for at x_t, (B, C, H, W): inverse of `target`, not clipped."""
     alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
     x0 = {
         "epsilon": lambda: (xt - sigma * output) / alpha,
@@ -187,7 +187,7 @@ def sample_timesteps(
 ) -> torch.Tensor:
     """Random timesteps (batch,) int64 in 0..num_train_timesteps-1, on the generator's device.
 
-    Stratified: the timesteps are cut into batch × num_processes equal strata and each picture of the whole
+    Stratified: the timesteps are cut into batch × num_processes equal strata and each image of the whole
     batch gets one, so that every call sees every noise level (the same mean as independent draws, less
     variance). A process takes every num_processes-th stratum; under accumulation each part is a batch.
     """
@@ -201,9 +201,9 @@ def sample_timesteps(
 def diffusion_loss(
     output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Weighted mean squared error of each picture in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,).
+    """Weighted mean squared error of each image in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,).
 
-    counted: the pixels that the mean is of, bool (B, 1, H, W); None: all. A picture without any has a loss of 0.
+    counted: the pixels that the mean is of, bool (B, 1, H, W); None: all. An image without any has a loss of 0.
     """
     error = (output.float() - target.float()).square()
     if counted is None:
@@ -217,9 +217,9 @@ def loss_by_quartile(
 ) -> dict[str, torch.Tensor]:
     """Loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from (B,) and (B,).
 
-    The sum over the quarter's pictures is divided by the number expected of B uniform timesteps, not by the number
+    The sum over the quarter's images is divided by the number expected of B uniform timesteps, not by the number
     that fell into it. So every quarter always has an entry, and the mean over steps, parts and processes is the
-    quarter's mean loss, however few pictures each of them sees. For stratified timesteps of 4, 8, 12... pictures over
+    quarter's mean loss, however few images each of them sees. For stratified timesteps of 4, 8, 12... images over
     all processes both numbers are the same.
     """
     quartile = timesteps * 4 // num_train_timesteps  # (B,)

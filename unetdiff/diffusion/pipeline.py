@@ -1,4 +1,4 @@
-"""From noise to pictures: a diffusers pipeline around the U-Net, its scheduler and its conditioner."""
+"""From noise to images: a diffusers pipeline around the U-Net, its scheduler and its conditioner."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from einops import rearrange
 from safetensors import SafetensorError
 
 from unetdiff.diffusion import schedulers
-from unetdiff.diffusion.codecs import Pixels, Space, space_of
-from unetdiff.diffusion.conditioning.base import Conditioner, Context, Size, joined
+from unetdiff.diffusion.codecs import Codec, PixelCodec, make_codec
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size, concat_conditioning
 from unetdiff.diffusion.conditioning.classes import Classes
-from unetdiff.diffusion.conditioning.images import Picture, PictureConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner, ImageInput
 from unetdiff.diffusion.conditioning.layouts import Layout
 from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
-from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, known_picture, started
-from unetdiff.diffusion.guidance import Denoise, guided, inside
+from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, img2img_timesteps, known_image
+from unetdiff.diffusion.guidance import Denoise, classifier_free_guidance, in_guidance_interval
 from unetdiff.diffusion.objectives import predicted_x0
-from unetdiff.diffusion.steering import Steering, steered
+from unetdiff.diffusion.steering import LossGuidance, steered
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
-from unetdiff.models.attention import Told, null_context
+from unetdiff.models.attention import CrossAttentionCache, null_context
+from unetdiff.models.unet import UNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -46,17 +46,17 @@ StepCallback = Callable[["GenerationPipeline", int, torch.Tensor, dict[str, torc
 
 @dataclass
 class Trajectory:
-    """What sampling went through, at evenly spaced steps; the last entry is the finished picture.
+    """What sampling went through, at evenly spaced steps; the last entry is the finished image.
 
-    Pictures are float in [0, 1] on the CPU, (k, B, C, H, W); latents are decoded.
+    Images are float in [0, 1] on the CPU, (k, B, C, H, W); latents are decoded.
     """
 
     timesteps: list[int]
-    """Timestep of each entry, noisiest first (0 for the finished picture)."""
+    """Timestep of each entry, noisiest first (0 for the finished image)."""
     noisy: torch.Tensor
     """What the network was given: x_t."""
     predicted: torch.Tensor
-    """What it took the clean picture to be: x_0 as predicted from x_t."""
+    """What it took the clean image to be: x_0 as predicted from x_t."""
 
 
 @dataclass
@@ -73,19 +73,19 @@ class GenerationOutput(ImagePipelineOutput):
 
 
 class GenerationPipeline(DiffusionPipeline):
-    """Draws pictures with a trained denoiser.
+    """Draws images with a trained denoiser.
 
     Args:
         unet: the denoiser, `unet(sample, timestep, encoder_hidden_states=...).sample`.
         scheduler: any of diffusers' that knows the model's prediction type; change it by
             `pipeline.scheduler = swap(pipeline.scheduler, "dpm++")` (`unetdiff.diffusion.schedulers`), or for one that
             is not among its names by `EulerDiscreteScheduler.from_config(pipeline.scheduler.config)`.
-        conditioner: what tells it of classes, a text, a layout or a picture; None for a model without a condition.
+        conditioner: what tells it of classes, a text, a layout or an image; None for a model without a condition.
         text_encoder: for a `TextConditioner`, a transformers text encoder.
         tokenizer: its tokenizer.
         vae: for a denoiser of latents, the autoencoder that they are of, diffusers' AutoencoderKL.
         masks: for a denoiser of masks, `unetdiff.diffusion.mask_codec.Masks.settings`. It draws them in their colours;
-            `space.probabilities` reads an output_type "latent".
+            `codec.probabilities` reads an output_type "latent".
     """
 
     model_cpu_offload_seq = "text_encoder->conditioner->unet->vae"  # type: ignore[assignment]
@@ -114,8 +114,8 @@ class GenerationPipeline(DiffusionPipeline):
         )
         if isinstance(conditioner, TextConditioner) and conditioner.features is None and text_encoder is not None:
             conditioner.features = TextEncoder(text_encoder, tokenizer, conditioner.max_tokens)
-        if isinstance(conditioner, PictureConditioner) and vae is not None:
-            conditioner.latents_of = self.space.encode
+        if isinstance(conditioner, ImageConditioner) and vae is not None:
+            conditioner.latents_of = self.codec.encode
 
     @property
     def device(self) -> torch.device:
@@ -148,11 +148,11 @@ class GenerationPipeline(DiffusionPipeline):
         class_labels: ClassLabels | None = None,
         prompt: str | Sequence[str] | None = None,
         layout: Layout | Sequence[Layout] | None = None,
-        picture: Picture | Sequence[Picture] | None = None,
+        condition_image: ImageInput | Sequence[ImageInput] | None = None,
         conditions: torch.Tensor | None = None,
         negative_class_labels: ClassLabels | None = None,
         negative_prompt: str | Sequence[str] | None = None,
-        image: Picture | None = None,
+        image: ImageInput | None = None,
         strength: float | None = None,
         mask_image: Mask | None = None,
         batch_size: int | None = None,
@@ -166,30 +166,30 @@ class GenerationPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         callback_on_step_end: StepCallback | None = None,
-        steering: Steering | None = None,
+        steering: LossGuidance | None = None,
         return_trajectory: int = 0,
         autocast_dtype: torch.dtype | None = None,
         return_dict: bool = True,
     ) -> GenerationOutput | tuple[Any, ...]:
-        """Draw pictures.
+        """Draw images.
 
-        What to draw is told in the way that the model was trained: by class_labels, prompt, layout or picture (or
+        What to draw is told in the way that the model was trained: by class_labels, prompt, layout or condition_image (or
         `conditions`); one of them is drawn `batch_size` times. None of them: anything.
 
         Args:
-            class_labels: classes, by index or name; for several in one picture "cat+dog" or a sequence.
-            prompt: what the picture shows, in words.
+            class_labels: classes, by index or name; for several in one image "cat+dog" or a sequence.
+            prompt: what the image shows, in words.
             layout: masks of class indices, (H, W) or (B, H, W), or PIL images of mode L or P; of any size.
-            picture: pictures to restore, of any size.
-            conditions: what the model's conditioner makes of these (`encode`, `of`), first axis = picture.
+            condition_image: images to restore, of any size.
+            conditions: what the model's conditioner makes of these (`encode`, `of`), first axis = image.
             negative_class_labels: classes to move away from, instead of from no class at all.
-            negative_prompt: what the picture should not show, in words.
-            image: a picture to start from; brought to the size of the result.
+            negative_prompt: what the image should not show, in words.
+            image: an image to start from; brought to the size of the result.
             strength: share of the way that is gone from `image`, above 0 (hardly changed) to 1 (drawn anew); None: 0.8,
                 or 1 with a mask.
             mask_image: where `image` is drawn anew (bright) and where it stays (dark); of any size. A denoiser of
                 latents draws every cell anew that has a bright pixel, and the dark ones are then put back as they were.
-            batch_size: number of pictures; None: as many as there are conditions or latents, else 1.
+            batch_size: number of images; None: as many as there are conditions or latents, else 1.
             num_inference_steps: denoising steps.
             guidance_scale: 1 = no guidance (half the work), larger = more typical of the condition, less varied.
             guidance_rescale: 0 to 1, undoes the overexposure of a large guidance scale (Lin et al. 2024).
@@ -197,21 +197,21 @@ class GenerationPipeline(DiffusionPipeline):
                 costs half (Kynkäänniemi et al. 2024).
             height: pixels; None: the size the model was trained at.
             width: pixels; None: the size the model was trained at.
-            generator: of the starting noise and of the steps' noise; a list has one for each picture.
+            generator: of the starting noise and of the steps' noise; a list has one for each image.
             latents: starting noise of unit variance, (B, *noise_shape()), instead of drawing it.
             output_type: "pil" (list of images), "np" (B, H, W, C) or "pt" (B, C, H, W); numbers in [0, 1]. "latent":
                 what was noised, without decoding, float32 (B, *noise_shape()) on the device.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; may
                 return a dict with other latents.
-            steering: lead the pictures to what a loss wants, by its gradient (`unetdiff.diffusion.steering`); of pixels
+            steering: lead the images to what a loss wants, by its gradient (`unetdiff.diffusion.steering`); of pixels
                 only.
-            return_trajectory: keep this many evenly spaced moments of the way to the picture (0: none).
+            return_trajectory: keep this many evenly spaced moments of the way to the image (0: none).
             autocast_dtype: run the networks under autocast, e.g. torch.bfloat16; x_t stays in float32.
             return_dict: False returns a tuple.
 
         Raises:
             UserError: a condition that the model was not trained with, an unknown class or output type, a number of
-                pictures, of negatives or of generators that is not that of the conditions, no size, or one that an
+                images, of negatives or of generators that is not that of the conditions, no size, or one that an
                 autoencoder does not divide, or steering of latents.
         """
         if output_type not in OUTPUT_TYPES:
@@ -223,17 +223,17 @@ class GenerationPipeline(DiffusionPipeline):
             raise UserError(f"guidance_interval: {guidance_interval} is no interval; give shares, e.g. (0.2, 0.8).")
         if mask_image is not None and image is None:
             raise UserError("mask_image: there is no image to keep; give image as well.")
-        device, space = self._execution_device, self.space
-        if steering is not None and not isinstance(space, Pixels):
-            raise UserError("steering: this model denoises latents, and the loss sees pictures; use None.")
+        device, codec = self._execution_device, self.codec
+        if steering is not None and not isinstance(codec, PixelCodec):
+            raise UserError("steering: this model denoises latents, and the loss sees images; use None.")
         shape = self.noise_shape(height, width) if latents is None else tuple(latents.shape[1:])
         grid = (shape[-2], shape[-1])
-        size = (grid[0] * space.factor, grid[1] * space.factor)
-        asked = {"class_labels": class_labels, "prompt": prompt, "layout": layout, "picture": picture}
+        size = (grid[0] * codec.factor, grid[1] * codec.factor)
+        asked = {"class_labels": class_labels, "prompt": prompt, "layout": layout, "condition_image": condition_image}
         told = self._encoded(asked, size) if conditions is None else conditions
         batch = self._batch(told, batch_size, None if latents is None else len(latents))
         if isinstance(generator, list) and len(generator) != batch:
-            raise UserError(f"generator: {len(generator)} are given for {batch} pictures; give one, or one for each.")
+            raise UserError(f"generator: {len(generator)} are given for {batch} images; give one, or one for each.")
         if latents is None:
             latents = randn_tensor((batch, *shape), generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
@@ -242,35 +242,37 @@ class GenerationPipeline(DiffusionPipeline):
             unwanted = {"class_labels": negative_class_labels, "prompt": negative_prompt}
             away = self._encoded(unwanted, size, "negative_")
             if away is not None and len(away) not in (1, batch):
-                raise UserError(f"negative_{self.conditioner.asked_by}: {len(away)} are given for {batch} pictures.")
+                raise UserError(f"negative_{self.conditioner.pipeline_arg}: {len(away)} are given for {batch} images.")
             conditional, null = self._contexts(told, away, batch, size, grid)
             schedulers.set_steps(self.scheduler, num_inference_steps, device)
             known, timesteps = None, self.scheduler.timesteps
             if image is not None:
-                known = known_picture(image, mask_image, latents, space)
+                known = known_image(image, mask_image, latents, codec)
                 usual = STRENGTH if mask_image is None else STRENGTH_WITH_MASK
-                timesteps = started(self.scheduler, num_inference_steps, usual if strength is None else strength)
-            kept = _evenly(len(timesteps), return_trajectory - 1)  # the finished picture is the last entry
+                timesteps = img2img_timesteps(
+                    self.scheduler, num_inference_steps, usual if strength is None else strength
+                )
+            kept = _evenly(len(timesteps), return_trajectory - 1)  # the finished image is the last entry
             history: list[tuple[int, torch.Tensor, torch.Tensor]] = []
             step_arguments = self._step_arguments(generator)
             precision = partial(_precision, device.type, autocast_dtype)
             denoise = self._denoiser(precision)
-            both = None if conditional is None or null is None else joined(null, conditional)
+            both = None if conditional is None or null is None else concat_conditioning(null, conditional)
 
             def pixels(x: torch.Tensor) -> torch.Tensor:
                 with precision():
-                    return space.decode(x)
+                    return codec.decode(x)
 
             xt = latents * self.scheduler.init_noise_sigma
             if known is not None and len(timesteps) < len(self.scheduler.timesteps):
                 xt = known.at(self.scheduler, timesteps[0])
             with self.progress_bar(total=len(timesteps)) as progress:
                 for step, t in enumerate(timesteps):
-                    scale = guidance_scale if inside(t, steps_allowed, guidance_interval) else 1.0
+                    scale = guidance_scale if in_guidance_interval(t, steps_allowed, guidance_interval) else 1.0
                     model_input = self.scheduler.scale_model_input(xt, t)
 
                     def predict(x: torch.Tensor, t: torch.Tensor = t, scale: float = scale) -> torch.Tensor:
-                        return guided(denoise, x, t, conditional, null, scale, guidance_rescale, both)
+                        return classifier_free_guidance(denoise, x, t, conditional, null, scale, guidance_rescale, both)
 
                     if steering is None:
                         output = predict(model_input)
@@ -286,16 +288,16 @@ class GenerationPipeline(DiffusionPipeline):
                     if callback_on_step_end is not None:
                         xt = (callback_on_step_end(self, step, t, {"latents": xt}) or {}).get("latents", xt)
                     progress.update()
-            pictures: Any = None  # (B, C, H, W)
+            decoded: Any = None  # (B, C, H, W)
             if output_type != "latent" or return_trajectory:
                 drawn = pixels(xt)
-                pictures = _to_unit(drawn if known is None else known.pasted(drawn))
+                decoded = _to_unit(drawn if known is None else known.pasted(drawn))
         self.maybe_free_model_hooks()
 
-        trajectory = _trajectory([*history, (0, pictures, pictures)]) if return_trajectory else None
-        images: Any = xt if output_type == "latent" else pictures
+        trajectory = _trajectory([*history, (0, decoded, decoded)]) if return_trajectory else None
+        images: Any = xt if output_type == "latent" else decoded
         if output_type in ("np", "pil"):
-            images = rearrange(pictures, "b c h w -> b h w c").numpy()
+            images = rearrange(decoded, "b c h w -> b h w c").numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)
         if not return_dict:
@@ -308,14 +310,14 @@ class GenerationPipeline(DiffusionPipeline):
         return self.unet.config.in_channels - (0 if self.conditioner is None else self.conditioner.channels)
 
     @property
-    def space(self) -> Space:
+    def codec(self) -> Codec:
         """What is noised."""
-        return space_of(self.vae, dict(self.config).get("masks"))
+        return make_codec(self.vae, dict(self.config).get("masks"))
 
     def _encoded(self, asked: dict[str, Any], size: Size, prefix: str = "") -> torch.Tensor | None:
         """The conditions (B, ...) that were asked for, by whichever argument; None: none."""
         given = {name: value for name, value in asked.items() if value is not None}
-        right = None if self.conditioner is None else self.conditioner.asked_by
+        right = None if self.conditioner is None else self.conditioner.pipeline_arg
         for name in given:
             if name != right:
                 instead = "without a condition; leave it out" if right is None else f"with {right}; use that"
@@ -323,27 +325,27 @@ class GenerationPipeline(DiffusionPipeline):
         return self.conditioner.encode(given[right], size) if right in given else None
 
     def _batch(self, conditions: torch.Tensor | None, batch_size: int | None, given: int | None) -> int:
-        """How many pictures to draw."""
+        """How many images to draw."""
         wanted = given if batch_size is None else batch_size
         if given is not None and wanted != given:
-            raise UserError(f"batch_size: {batch_size}, but latents are given for {given} pictures.")
+            raise UserError(f"batch_size: {batch_size}, but latents are given for {given} images.")
         if conditions is None:
             return 1 if wanted is None else wanted
         if wanted is not None and len(conditions) not in (1, wanted):
-            raise UserError(f"{self.conditioner.asked_by}: {len(conditions)} are given for {wanted} pictures.")
+            raise UserError(f"{self.conditioner.pipeline_arg}: {len(conditions)} are given for {wanted} images.")
         return len(conditions) if wanted is None else wanted
 
     def _contexts(
         self, conditions: torch.Tensor | None, away: torch.Tensor | None, batch: int, size: Size, grid: Size
-    ) -> tuple[Context | None, Context | None]:
-        """Context of the conditions, and of what guidance moves away from, for pictures of `size`, noised on `grid`."""
+    ) -> tuple[Conditioning | None, Conditioning | None]:
+        """Context of the conditions, and of what guidance moves away from, for images of `size`, noised on `grid`."""
         if self.conditioner is None:
             return None, None
 
-        def context(given: torch.Tensor) -> Context:
+        def context(given: torch.Tensor) -> Conditioning:
             return self.conditioner(given.expand(batch, *given.shape[1:]), grid)
 
-        nothing = context(self.conditioner.nothing(batch, size))
+        nothing = context(self.conditioner.null_condition(batch, size))
         if conditions is None:
             return nothing, None if away is None else context(away)
         return context(conditions), nothing if away is None else context(away)
@@ -354,7 +356,7 @@ class GenerationPipeline(DiffusionPipeline):
         Raises:
             UserError: the model does not say.
         """
-        size, factor = self.unet.config.sample_size, self.space.factor
+        size, factor = self.unet.config.sample_size, self.codec.factor
         if size is not None:
             sides = (size, size) if isinstance(size, int) else tuple(size)
             height, width = height or sides[0] * factor, width or sides[1] * factor
@@ -363,20 +365,20 @@ class GenerationPipeline(DiffusionPipeline):
         return height, width
 
     def noise_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-        """Channels, height and width of the noise that a picture of so many pixels is drawn from.
+        """Channels, height and width of the noise that an image of so many pixels is drawn from.
 
         Raises:
             UserError: no size, or one that the autoencoder does not divide.
         """
-        return (self.channels, *self.space.grid(self.size(height, width), "height, width"))
+        return (self.channels, *self.codec.grid(self.size(height, width), "height, width"))
 
     def _denoiser(self, precision: Callable[[], AbstractContextManager[Any]]) -> Denoise:
         ours = isinstance(self.unet, UNet) and self.unet._compiled_call_impl is None  # compiled code takes tensors only
         conditions: dict[int, dict[str, Any]] = {}  # of each context, which lives as long as this function
 
-        def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: Context | None) -> torch.Tensor:
-            told = context or Context()
-            sample = told.beside(sample).to(self.unet.dtype, memory_format=torch.channels_last)
+        def denoise(sample: torch.Tensor, timestep: torch.Tensor, context: Conditioning | None) -> torch.Tensor:
+            told = context or Conditioning()
+            sample = told.concat_channels(sample).to(self.unet.dtype, memory_format=torch.channels_last)
             if id(context) not in conditions:
                 tokens = told.tokens
                 if tokens is None and isinstance(self.unet, UNet2DConditionModel):  # ours puts them in itself
@@ -385,7 +387,7 @@ class GenerationPipeline(DiffusionPipeline):
                     conditions[id(context)] = {}
                 else:
                     tokens = tokens.to(self.unet.dtype)
-                    conditions[id(context)] = {"encoder_hidden_states": Told(tokens) if ours else tokens}
+                    conditions[id(context)] = {"encoder_hidden_states": CrossAttentionCache(tokens) if ours else tokens}
             with precision():
                 return self.unet(sample, timestep, **conditions[id(context)]).sample.float()
 
@@ -404,9 +406,9 @@ def _precision(device_type: str, autocast_dtype: torch.dtype | None) -> Abstract
     return nullcontext() if autocast_dtype is None else torch.autocast(device_type, autocast_dtype)
 
 
-def _to_unit(pictures: torch.Tensor) -> torch.Tensor:
+def _to_unit(images: torch.Tensor) -> torch.Tensor:
     """[-1, 1] on any device to [0, 1] on the CPU, clipped."""
-    return (pictures.float().cpu() / 2 + 0.5).clamp(0, 1)
+    return (images.float().cpu() / 2 + 0.5).clamp(0, 1)
 
 
 def _evenly(total: int, count: int) -> set[int]:

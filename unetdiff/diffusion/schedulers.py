@@ -28,7 +28,7 @@ SIGMA_MAX = 80.0
 """Largest σ/α that heun starts from (Karras et al. 2022, table 1)."""
 
 
-def swap(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
+def make_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
     """The sampler `name` for the forward process of `scheduler`, with trailing timesteps.
 
     heun counts in σ/α, which the cosine schedule takes to 20,000 and zero terminal SNR to infinity. A straight step
@@ -40,7 +40,7 @@ def swap(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
         name: one of `SCHEDULERS`.
 
     Raises:
-        UserError: an unknown name; zero terminal SNR with epsilon prediction, which says nothing of the picture at the
+        UserError: an unknown name; zero terminal SNR with epsilon prediction, which says nothing of the image at the
             last timestep (Lin et al. 2024, section 3.3), so that no sampler can start.
     """
     import diffusers

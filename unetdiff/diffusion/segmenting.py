@@ -12,10 +12,10 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from unetdiff.data.hashing import generator_of
-from unetdiff.diffusion.conditioning.images import PictureConditioner
-from unetdiff.diffusion.mask_codec import Masks
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
-from unetdiff.diffusion.schedulers import swap
+from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.errors import UserError
 
 LEAST = 1e-6
@@ -27,7 +27,7 @@ class MaskSampling:
     """How masks are drawn."""
 
     samples: int = 1
-    """Masks of each picture."""
+    """Masks of each image."""
     steps: int = 10
     """Denoising steps of each."""
     scheduler: str = "ddim"
@@ -37,13 +37,13 @@ class MaskSampling:
 
 
 class MaskSampler:
-    """A denoiser of masks as a segmenter (Amit et al. 2021, section 3.3): draws masks of a picture and averages them.
+    """A denoiser of masks as a segmenter (Amit et al. 2021, section 3.3): draws masks of an image and averages them.
 
-    A sample's noise is a function of the seed, the picture's number and the sample's, so it is the same however many
-    pictures and samples are drawn with it.
+    A sample's noise is a function of the seed, the image's number and the sample's, so it is the same however many
+    images and samples are drawn with it.
 
     Args:
-        pipeline: of a model that was trained with diffusion.target mask and diffusion.condition picture; its sampler is
+        pipeline: of a model that was trained with diffusion.target mask and diffusion.condition image; its sampler is
             changed to the one that is asked for.
         asked: how masks are drawn.
         autocast: precision of the network, e.g. torch.bfloat16; None: the weights'.
@@ -55,48 +55,48 @@ class MaskSampler:
     def __init__(self, pipeline: GenerationPipeline, asked: MaskSampling, autocast: torch.dtype | None = None) -> None:
         if not segments(pipeline):
             raise UserError(
-                "this model does not draw the mask of a picture; train one with diffusion.target mask and "
-                "diffusion.condition picture"
+                "this model does not draw the mask of an image; train one with diffusion.target mask and "
+                "diffusion.condition image"
             )
         if asked.samples < 1:
-            raise UserError(f"samples: {asked.samples} masks of a picture are none; use 1 or more")
+            raise UserError(f"samples: {asked.samples} masks of an image are none; use 1 or more")
         self.pipeline, self.asked, self.autocast = pipeline, asked, autocast
-        self.space, self.conditioner = cast(Masks, pipeline.space), cast(PictureConditioner, pipeline.conditioner)
-        pipeline.scheduler = swap(pipeline.scheduler, asked.scheduler)
+        self.codec, self.conditioner = cast(MaskCodec, pipeline.codec), cast(ImageConditioner, pipeline.conditioner)
+        pipeline.scheduler = make_scheduler(pipeline.scheduler, asked.scheduler)
         pipeline.set_progress_bar_config(disable=True)
 
-    def draw(self, pictures: Tensor, first: int = 0) -> Tensor:
+    def draw(self, images: Tensor, first: int = 0) -> Tensor:
         """The class probabilities that each sample stands for, (samples, B, C, H, W), float32 on the model's device.
 
         Args:
-            pictures: uint8 (B, 3, H, W).
-            first: number of the first picture.
+            images: uint8 (B, 3, H, W).
+            first: number of the first image.
         """
         asked, count = self.asked, self.asked.samples
-        conditions = self.conditioner.of({"image": pictures.to(self.pipeline.device)})
-        pairs = [(first + picture, sample) for sample in range(count) for picture in range(len(pictures))]
+        conditions = self.conditioner.from_batch({"image": images.to(self.pipeline.device)})
+        pairs = [(first + image, sample) for sample in range(count) for image in range(len(images))]
         output = self.pipeline(
             conditions=repeat(conditions, "b ... -> (k b) ...", k=count),
             num_inference_steps=asked.steps,
             guidance_scale=1.0,
-            height=pictures.shape[-2],
-            width=pictures.shape[-1],
+            height=images.shape[-2],
+            width=images.shape[-1],
             generator=[generator_of(asked.seed, *pair) for pair in pairs],
             output_type="latent",
             autocast_dtype=self.autocast,
         )
-        drawn = self.space.probabilities(cast(GenerationOutput, output).pixels())
+        drawn = self.codec.probabilities(cast(GenerationOutput, output).pixels())
         return rearrange(drawn, "(k b) c h w -> k b c h w", k=count)
 
     def logits(self) -> Callable[[Sequence[Tensor]], Iterable[Tensor]]:
-        """What `evaluate_segmenter` asks: pictures uint8 (3, H, W), in the order of the set, -> the logarithm of the
+        """What `evaluate_segmenter` asks: images uint8 (3, H, W), in the order of the set, -> the logarithm of the
         samples' mean probabilities (C, H, W)."""
         done = 0
 
-        def of(pictures: Sequence[Tensor]) -> Iterable[Tensor]:
+        def of(images: Sequence[Tensor]) -> Iterable[Tensor]:
             nonlocal done
-            alike = len({picture.shape for picture in pictures}) == 1
-            batches = [torch.stack(list(pictures))] if alike else [picture[None] for picture in pictures]
+            alike = len({image.shape for image in images}) == 1
+            batches = [torch.stack(list(images))] if alike else [image[None] for image in images]
             for batch in batches:
                 yield from log_probabilities(self.draw(batch, done).mean(dim=0))  # (C, H, W) each
                 done += len(batch)
@@ -105,8 +105,8 @@ class MaskSampler:
 
 
 def segments(pipeline: Any) -> bool:
-    """Whether a pipeline draws the mask of a picture that it is told."""
-    return isinstance(pipeline.space, Masks) and isinstance(pipeline.conditioner, PictureConditioner)
+    """Whether a pipeline draws the mask of an image that it is told."""
+    return isinstance(pipeline.codec, MaskCodec) and isinstance(pipeline.conditioner, ImageConditioner)
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:

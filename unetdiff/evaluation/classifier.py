@@ -1,7 +1,7 @@
-"""An independent judge of samples: a small classifier of real pictures, of an architecture of its own.
+"""An independent judge of samples: a small classifier of real images, of an architecture of its own.
 
 It is trained on the real set alone, never on samples and never with a U-Net of ours, and cached. What it says of
-samples means as much as its accuracy on real pictures that it has not seen: print both.
+samples means as much as its accuracy on real images that it has not seen: print both.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.evaluation.cache import keep, kept
 
-LARGEST_SIDE = 64  # pixels; larger pictures are judged at this size
-MOST_PICTURES = 20_000  # of a larger set this many are used
+LARGEST_SIDE = 64  # pixels; larger images are judged at this size
+MOST_IMAGES = 20_000  # of a larger set this many are used
 
 
-class LabelledPictures(Protocol):
+class LabelledImages(Protocol):
     """What the judge needs of a data set: items with "image", uint8 (3, H, W), and "label", int."""
 
     def __len__(self) -> int: ...
@@ -41,7 +41,7 @@ class Recipe:
     steps: int = 500
     """Optimizer steps."""
     batch: int = 128
-    """Pictures a step."""
+    """Images a step."""
     lr: float = 6e-3
     """Largest learning rate of the one-cycle schedule."""
     shift: int = 2
@@ -84,21 +84,21 @@ class Judge:
         self.fingerprint = fingerprint
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, num_classes) float32 of uint8 pictures (B, 3, H, W).
+        """Logits (B, num_classes) float32 of uint8 images (B, 3, H, W).
 
         Raises:
-            TypeError: pictures of another type, which would all look alike.
+            TypeError: images of another type, which would all look alike.
         """
         return self._run(self.network, images)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees, (B, 128) float32, of uint8 pictures (B, 3, H, W); TypeError as in `logits`."""
+        """What the last layer sees, (B, 128) float32, of uint8 images (B, 3, H, W); TypeError as in `logits`."""
         return self._run(self.network.features, images)
 
     @torch.no_grad()
     def _run(self, part_of_network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
-            raise TypeError(f"the judge takes uint8 pictures, not {images.dtype}")
+            raise TypeError(f"the judge takes uint8 images, not {images.dtype}")
         device = self.network.head.weight.device
         parts = []
         for part in images.split(256):
@@ -107,19 +107,19 @@ class Judge:
         return torch.cat(parts)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
-        """Most likely class (B,) of uint8 pictures (B, 3, H, W)."""
+        """Most likely class (B,) of uint8 images (B, 3, H, W)."""
         return self.logits(images).argmax(dim=1)
 
     def consistency(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Share of pictures, uint8 (B, 3, H, W), that are taken for the class they were asked for, (B,)."""
+        """Share of images, uint8 (B, 3, H, W), that are taken for the class they were asked for, (B,)."""
         return share_right(self.predict(images), labels)
 
     def consistency_per_class(self, images: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-        """`consistency` of each class; None for a class that no picture was asked for."""
+        """`consistency` of each class; None for a class that no image was asked for."""
         return share_right_per_class(self.predict(images), labels, self.num_classes)
 
-    def accuracy(self, dataset: LabelledPictures) -> float:
-        """Share of a set's real pictures that it names rightly; to be told beside every consistency."""
+    def accuracy(self, dataset: LabelledImages) -> float:
+        """Share of a set's real images that it names rightly; to be told beside every consistency."""
         images, labels = _load(dataset, self.num_classes)
         return self.consistency(images, labels)
 
@@ -143,12 +143,12 @@ class Judge:
 
 
 def share_right(predicted: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of pictures that are taken for the class they were asked for, of classes (B,) and (B,)."""
+    """Share of images that are taken for the class they were asked for, of classes (B,) and (B,)."""
     return (predicted == labels.cpu()).float().mean().item()
 
 
 def share_right_per_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float | None]:
-    """`share_right` of each class; None for a class that no picture was asked for."""
+    """`share_right` of each class; None for a class that no image was asked for."""
     labels = labels.cpu()
     return [
         share_right(predicted[labels == index], labels[labels == index]) if (labels == index).any() else None
@@ -157,23 +157,23 @@ def share_right_per_class(predicted: torch.Tensor, labels: torch.Tensor, num_cla
 
 
 def train_judge(
-    dataset: LabelledPictures,
+    dataset: LabelledImages,
     num_classes: int,
     cache_path: str | Path | None = None,
     recipe: Recipe | None = None,
     device: torch.device | str = "cpu",
 ) -> Judge:
-    """A judge trained on a set's real pictures and labels, or the cached one of the same pictures and recipe.
+    """A judge trained on a set's real images and labels, or the cached one of the same images and recipe.
 
     Args:
-        dataset: real training pictures; of one size, or they are resized to the first one's.
+        dataset: real training images; of one size, or they are resized to the first one's.
         num_classes: number of classes.
         cache_path: where it is kept, without a suffix; None: nowhere.
         recipe: how to train.
         device: where to train and judge.
 
     Raises:
-        UserError: no pictures, or a label that is not one of the classes.
+        UserError: no images, or a label that is not one of the classes.
     """
     recipe = recipe or Recipe()
     images, labels = _load(dataset, num_classes)
@@ -188,9 +188,9 @@ def train_judge(
     return judge
 
 
-def pictures_used(dataset: LabelledPictures) -> int:
-    """How many pictures of a set a judge learns from, or is tested on."""
-    return min(len(dataset), MOST_PICTURES)
+def images_used(dataset: LabelledImages) -> int:
+    """How many images of a set a judge learns from, or is tested on."""
+    return min(len(dataset), MOST_IMAGES)
 
 
 def _train(
@@ -228,7 +228,7 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def _shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Every picture of (B, 3, H, W) shifted by up to `most` pixels either way, its border repeated."""
+    """Every image of (B, 3, H, W) shifted by up to `most` pixels either way, its border repeated."""
     height, width = images.shape[-2:]
     padded = F.pad(images.float(), (most,) * 4, mode="replicate").to(images.dtype)
     down, across = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
@@ -245,20 +245,20 @@ def _judged_size(images: torch.Tensor) -> torch.Tensor:
     return resize_image(images, (round(height * factor), round(width * factor)))
 
 
-def _load(dataset: LabelledPictures, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pictures uint8 (N, 3, H, W) and labels (N,), or MOST_PICTURES evenly spaced ones of a larger set."""
+def _load(dataset: LabelledImages, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images uint8 (N, 3, H, W) and labels (N,), or MOST_IMAGES evenly spaced ones of a larger set."""
     total = len(dataset)
     if total == 0:
-        raise UserError("the judge has no pictures to learn from.")
-    indices = torch.linspace(0, total - 1, pictures_used(dataset)).round().long().tolist()
+        raise UserError("the judge has no images to learn from.")
+    indices = torch.linspace(0, total - 1, images_used(dataset)).round().long().tolist()
     images: list[torch.Tensor] = []
     labels: list[int] = []
     for index in indices:
         item = dataset[index]
         if "label" not in item:
-            raise UserError("the judge needs a class for every picture, and this set's pictures have none.")
+            raise UserError("the judge needs a class for every image, and this set's images have none.")
         if not 0 <= item["label"] < num_classes:
-            raise UserError(f"picture {index}: label {item['label']} is not one of 0 to {num_classes - 1}.")
+            raise UserError(f"image {index}: label {item['label']} is not one of 0 to {num_classes - 1}.")
         image = _judged_size(item["image"])
         if images:
             image = resize_image(image, (images[0].shape[-2], images[0].shape[-1]))

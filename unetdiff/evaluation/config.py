@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from unetdiff.diffusion.schedulers import SCHEDULERS
 from unetdiff.errors import UserError, nearest
-from unetdiff.models.config import TRUNKS
+from unetdiff.models.config import PRETRAINED_ENCODERS
 
 INCEPTION, CLASSIFIER = "inception", "classifier"
 """The feature networks that are no torchvision trunk."""
@@ -33,7 +33,7 @@ class JudgingConfig:
     """How a denoiser is judged."""
 
     samples_per_class: int = 30
-    """Pictures drawn of each class (ten times as many without classes); 0: none."""
+    """Images drawn of each class (ten times as many without classes); 0: none."""
     steps: int = 50
     """Denoising steps of these."""
     guidance_scale: float | None = None
@@ -44,19 +44,19 @@ class JudgingConfig:
     """Feature networks, NAME or NAME=WEIGHTS (`unetdiff.evaluation.features`); None: the classifier, where the set has
     classes."""
     reference: Literal["train", "val"] = "train"
-    """The split whose real pictures the samples are held against."""
+    """The split whose real images the samples are held against."""
     fid_samples: int | None = None
     """Samples behind the distances; None: those that are drawn anyway."""
     neighbours: int = 3
-    """Nearest training pictures looked for; 0: none."""
+    """Nearest training images looked for; 0: none."""
     bits_per_dimension: int = 0
-    """Pictures whose likelihood is measured; 0: none."""
+    """Images whose likelihood is measured; 0: none."""
     bits_timesteps: int = 50
     """Timesteps that each of these is judged at; 0: every one."""
     sweep: SweepConfig | None = None
     """Settings of the sampler to try."""
     segmenter: Path | None = None
-    """For a denoiser that is told layouts: a run or model directory of a segmenter of the same set's real pictures,
+    """For a denoiser that is told layouts: a run or model directory of a segmenter of the same set's real images,
     which looks for the layouts in the samples (`unetdiff.evaluation.layout_consistency`)."""
 
     @property
@@ -74,7 +74,7 @@ def parse_features(word: str) -> tuple[str, str | None]:
         UserError: an unknown name, or no such file.
     """
     name, _, weights = word.partition("=")
-    known = (INCEPTION, CLASSIFIER, *TRUNKS)
+    known = (INCEPTION, CLASSIFIER, *PRETRAINED_ENCODERS)
     if name not in known:
         raise UserError(f"features: '{name}' is unknown; nearest: {nearest(name, known)} (one of {', '.join(known)})")
     if name == CLASSIFIER and weights:

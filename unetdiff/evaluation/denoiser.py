@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.data import PictureDataset, collate, evenly
+from unetdiff.data.base import ImageDataset, collate
+from unetdiff.data.sampling import evenly
 from unetdiff.diffusion.images import color_error, grid
 from unetdiff.errors import UserError
 from unetdiff.evaluation.classifier import share_right, share_right_per_class
@@ -21,40 +22,40 @@ from unetdiff.evaluation.distances import Figure, compare
 from unetdiff.evaluation.feature_extractors import Judges, References, Seen, find_judges, look
 from unetdiff.evaluation.features import FeatureNetwork
 from unetdiff.evaluation.likelihood import Bound, strata, summary, variational_bound
-from unetdiff.evaluation.memorization import QUANTILE, find_copies, neighbours_picture, pixels_as_points
+from unetdiff.evaluation.memorization import QUANTILE, find_copies, neighbours_image, pixels_as_points
 from unetdiff.evaluation.reference import Reference, batches
 from unetdiff.evaluation.sweep import sweep
-from unetdiff.evaluation.types import Denoiser, Sets, Setting, together
+from unetdiff.evaluation.types import Denoiser, EvalSplits, SamplingConfig, together
 
-KEPT = 500  # samples and real pictures that colours and neighbours are taken from
+KEPT = 500  # samples and real images that colours and neighbours are taken from
 GRID_ROWS, GRID_COLUMNS = 12, 8
-SHOWN = 8  # samples on the picture of neighbours
+SHOWN = 8  # samples on the image of neighbours
 LIKELIHOOD_BATCH = 16
 CLASSES_WITHOUT = 10  # a denoiser without classes draws as many as one of ten classes
 SWEEP_SAMPLES = 300  # of each setting, where nothing else says how many
 
 
-def judge_denoiser(
+def evaluate_denoiser(
     denoiser: Denoiser,
-    sets: Sets,
+    sets: EvalSplits,
     config: JudgingConfig,
-    setting: Setting,
+    setting: SamplingConfig,
     output: Path,
     cache: Path,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """The figures of a denoiser's samples and likelihood; writes samples.png, neighbours.png and sweep.* to `output`.
 
-    Held in memory are the features of samples and real pictures, a few hundred pictures of each, and in a sweep the
+    Held in memory are the features of samples and real images, a few hundred images of each, and in a sweep the
     samples of one setting.
 
     Args:
         denoiser: what is judged.
-        sets: the real pictures.
+        sets: the real images.
         config: what is asked.
         setting: how the samples are drawn.
         output: folder of what is written.
-        cache: folder where the classifier and the real pictures' features are kept.
+        cache: folder where the classifier and the real images' features are kept.
         device: where the judges and the denoiser run.
 
     Raises:
@@ -65,7 +66,7 @@ def judge_denoiser(
     if config.bits_per_dimension and denoiser.denoise is None:
         raise UserError(
             f"bits_per_dimension: {config.bits_per_dimension}, but the model denoises latents, and their likelihood is "
-            "not that of pictures; leave it out"
+            "not that of images; leave it out"
         )
     output.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
@@ -98,35 +99,37 @@ def check_sweep(denoiser: Denoiser, config: JudgingConfig) -> None:
     asked, most = config.sweep or SweepConfig(), len(denoiser.scheduler.alphas_cumprod)
     if asked.steps and max(asked.steps) > most:
         raise UserError(f"sweep: steps={max(asked.steps)}, but the model has {most} timesteps; use no more")
-    if not denoiser.guided and set(asked.guidance) - {1.0}:
+    if not denoiser.uses_guidance and set(asked.guidance) - {1.0}:
         raise UserError(f"sweep: guidance={asked.guidance[0]:g}, but the model is told no condition; leave it out")
 
 
 def likelihood(
-    denoiser: Denoiser, sets: Sets, count: int, timesteps: int, seed: int, device: torch.device | str
+    denoiser: Denoiser, sets: EvalSplits, count: int, timesteps: int, seed: int, device: torch.device | str
 ) -> dict[str, Any]:
-    """Bits per dimension of evenly spaced pictures of the judged split; see `unetdiff.evaluation.likelihood`."""
+    """Bits per dimension of evenly spaced images of the judged split; see `unetdiff.evaluation.likelihood`."""
     assert denoiser.denoise is not None
     generator = torch.Generator(device).manual_seed(seed)
-    pictures = sets[sets.split]
+    images = sets[sets.split]
     bounds: list[Bound] = []
-    chosen = torch.tensor(evenly(len(pictures), count)).split(LIKELIHOOD_BATCH)
+    chosen = torch.tensor(evenly(len(images), count)).split(LIKELIHOOD_BATCH)
     for numbers in tqdm(chosen, desc="likelihood", unit="batch", disable=None):
-        batch = collate([pictures[int(number)] for number in numbers])
+        batch = collate([images[int(number)] for number in numbers])
         denoise = denoiser.denoise(batch)
         bounds.append(variational_bound(denoise, denoiser.scheduler, batch["image"], generator, timesteps))
     of = len(denoiser.scheduler.alphas_cumprod)
     return summary(bounds, 1 + len(strata(of, timesteps)), of)
 
 
-def _samples(seen: Seen, denoiser: Denoiser, sets: Sets, judges: Judges, setting: Setting) -> dict[str, Any]:
+def _samples(
+    seen: Seen, denoiser: Denoiser, sets: EvalSplits, judges: Judges, setting: SamplingConfig
+) -> dict[str, Any]:
     figures: dict[str, Any] = {f"samples/{name}": value for name, value in asdict(setting).items()}
     figures["samples/number"] = seen.n
-    figures["samples/guidance_scale"] = setting.guidance_scale if denoiser.guided else 1.0
+    figures["samples/guidance_scale"] = setting.guidance_scale if denoiser.uses_guidance else 1.0
     if setting.scheduler is None:
         del figures["samples/scheduler"]
-    real = _pictures(sets[sets.split], KEPT)
-    figures |= {f"samples/{name}": value for name, value in color_error(seen.pictures, real).items()}
+    real = _images(sets[sets.split], KEPT)
+    figures |= {f"samples/{name}": value for name, value in color_error(seen.images, real).items()}
     if seen.labels is not None and seen.predicted is not None and judges.classifier is not None:
         by_class = share_right_per_class(seen.predicted, seen.labels, len(denoiser.classes))
         figures["samples/class_consistency"] = share_right(seen.predicted, seen.labels)
@@ -142,13 +145,13 @@ def _distances(features: Tensor, network: FeatureNetwork, real: Reference) -> li
 def _grid(seen: Seen, classes: Sequence[str]) -> Image.Image:
     """A row for each of the first classes, or the first samples in a square."""
     if seen.labels is None:
-        return grid(seen.pictures[: GRID_COLUMNS**2])
-    labels = seen.labels[: len(seen.pictures)]
+        return grid(seen.images[: GRID_COLUMNS**2])
+    labels = seen.labels[: len(seen.images)]
     places = [torch.nonzero(labels == index)[:, 0] for index in range(min(GRID_ROWS, len(classes)))]
     rows = [(name, found) for name, found in zip(classes, places, strict=False) if len(found)]
     across = min(GRID_COLUMNS, min(len(found) for _, found in rows))
     chosen = torch.cat([found[:across] for _, found in rows])
-    return grid(seen.pictures[chosen], rows=[name for name, _ in rows])
+    return grid(seen.images[chosen], rows=[name for name, _ in rows])
 
 
 def _neighbours(
@@ -157,21 +160,21 @@ def _neighbours(
     """Copies in the first network's features and in pixels; writes neighbours.png."""
     sets = references.sets
     k = min(k, len(sets.train))
-    unseen = _pictures(sets.val, KEPT)
+    unseen = _images(sets.val, KEPT)
     found = []
     for network, features in zip(judges.networks[:1], seen.features, strict=False):
         parts = references.of(network, "train").features.split(4096)
-        found.append(find_copies(network.name, features[: len(seen.pictures)], network(unseen), parts, k))
+        found.append(find_copies(network.name, features[: len(seen.images)], network(unseen), parts, k))
     training = (pixels_as_points(batch["image"]) for batch in batches(sets.train, "neighbours in pixels"))
-    found.append(find_copies("pixels", pixels_as_points(seen.pictures), pixels_as_points(unseen), training, k))
-    shown = min(SHOWN, len(seen.pictures))
+    found.append(find_copies("pixels", pixels_as_points(seen.images), pixels_as_points(unseen), training, k))
+    shown = min(SHOWN, len(seen.images))
     names = ["" for _ in range(shown)]
     if seen.labels is not None:
         names = [denoiser.classes[int(label)] for label in seen.labels[:shown]]
-    neighbours_picture(seen.pictures[:shown], names, sets.train, found).save(output / "neighbours.png")
+    neighbours_image(seen.images[:shown], names, sets.train, found).save(output / "neighbours.png")
     figures: dict[str, Any] = {f"neighbours/memorised_{copies.space}": copies.memorised for copies in found}
-    figures |= {"neighbours/memorised_by_chance": QUANTILE, "neighbours/samples": len(seen.pictures)}
-    figures |= {"neighbours/unseen_pictures": len(unseen), "neighbours/training_pictures": len(sets.train)}
+    figures |= {"neighbours/memorised_by_chance": QUANTILE, "neighbours/samples": len(seen.images)}
+    figures |= {"neighbours/unseen_images": len(unseen), "neighbours/training_images": len(sets.train)}
     figures["neighbours/nearest"] = [
         {
             "sample": row,
@@ -190,7 +193,7 @@ def _sweep(
     judges: Judges,
     references: References,
     config: JudgingConfig,
-    setting: Setting,
+    setting: SamplingConfig,
     n: int,
     output: Path,
 ) -> dict[str, Any]:
@@ -203,7 +206,7 @@ def _sweep(
         lambda count, how: together(denoiser.draw(count, how)),
         asked.steps or (setting.steps,),
         asked.scheduler or ("ddim",),
-        asked.guidance or (setting.guidance_scale if denoiser.guided else 1.0,),
+        asked.guidance or (setting.guidance_scale if denoiser.uses_guidance else 1.0,),
         n,
         setting.seed,
         network,
@@ -214,6 +217,6 @@ def _sweep(
     return found.figures()
 
 
-def _pictures(pictures: PictureDataset, count: int) -> Tensor:
-    """At most `count` evenly spaced pictures, uint8 (K, 3, H, W)."""
-    return torch.stack([pictures[number]["image"] for number in evenly(len(pictures), count)])
+def _images(images: ImageDataset, count: int) -> Tensor:
+    """At most `count` evenly spaced images, uint8 (K, 3, H, W)."""
+    return torch.stack([images[number]["image"] for number in evenly(len(images), count)])

@@ -1,4 +1,4 @@
-"""How far samples are from real pictures in a feature space: Fréchet and kernel distance, precision and recall."""
+"""How far samples are from real images in a feature space: Fréchet and kernel distance, precision and recall."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
-from unetdiff.data import evenly
+from unetdiff.data.sampling import evenly
 from unetdiff.errors import UserError
 
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as in its paper
-MOST_NEIGHBOURS = 10_000  # pictures of each side that precision and recall compare
+MOST_NEIGHBOURS = 10_000  # images of each side that precision and recall compare
 ENTRIES = 1 << 23  # of a block of distances: 64 MB
 
 
@@ -34,7 +34,7 @@ class Gaussian:
             UserError: fewer than two.
         """
         if len(features) < 2:
-            raise UserError(f"features: {len(features)} picture has no spread; give two or more")
+            raise UserError(f"features: {len(features)} image has no spread; give two or more")
         mean = features.mean(dim=0, dtype=torch.float64)  # (D,)
         scatter = torch.zeros(len(mean), len(mean), dtype=torch.float64)
         for part in features.split(4096):
@@ -69,7 +69,7 @@ def frechet_distance(first: Gaussian | Tensor, second: Gaussian | Tensor) -> flo
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Mean and standard deviation over subsets, and how many of how many pictures each."""
+    """Mean and standard deviation over subsets, and how many of how many images each."""
 
     mean: float
     deviation: float
@@ -89,14 +89,14 @@ def kernel_distance(
         samples: features (M, D).
         generator: of the subsets.
         subsets: how many are drawn.
-        size: pictures of each side in a subset; at most half of the smaller side, so that subsets differ.
+        size: images of each side in a subset; at most half of the smaller side, so that subsets differ.
 
     Raises:
-        UserError: fewer than four pictures on a side.
+        UserError: fewer than four images on a side.
     """
     fewest = min(len(real), len(samples))
     if fewest < 4:
-        raise UserError(f"features: {fewest} pictures are too few for a kernel distance; give four or more")
+        raise UserError(f"features: {fewest} images are too few for a kernel distance; give four or more")
     size = min(size, fewest // 2)
     values = []
     for _ in range(subsets):
@@ -110,7 +110,7 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = 3, entries: int = E
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
 
     A set's manifold is the union of the balls around its points that reach to their k-th neighbours. Precision is the
-    share of samples inside the real pictures' manifold, recall that of real pictures inside the samples'. Both sides
+    share of samples inside the real images' manifold, recall that of real images inside the samples'. Both sides
     should be of one number, as in the paper.
 
     Args:
@@ -120,10 +120,10 @@ def precision_recall(real: Tensor, samples: Tensor, k: int = 3, entries: int = E
         entries: distances held at once.
 
     Raises:
-        UserError: no more than k pictures on a side.
+        UserError: no more than k images on a side.
     """
     if min(len(real), len(samples)) <= k:
-        raise UserError(f"features: {min(len(real), len(samples))} pictures have no {k} neighbours each; give more")
+        raise UserError(f"features: {min(len(real), len(samples))} images have no {k} neighbours each; give more")
     real, samples = real.double(), samples.double()
     reach_of_real, reach_of_samples = _reach(real, k, entries), _reach(samples, k, entries)
     precise = torch.zeros(len(samples), dtype=torch.bool)
@@ -165,16 +165,16 @@ class Figure:
     n: int
     """Samples behind it."""
     reference: str
-    """Set and split of the real pictures."""
+    """Set and split of the real images."""
     reference_n: int
-    """Real pictures behind it."""
+    """Real images behind it."""
     note: str = ""
 
 
 def compare(
     frechet: str, kernel: str, features: str, real: Tensor, gaussian: Gaussian, samples: Tensor, reference: str
 ) -> list[Figure]:
-    """Every distance between samples and real pictures that their numbers allow.
+    """Every distance between samples and real images that their numbers allow.
 
     Args:
         frechet: what the Fréchet distance is called (`FeatureNetwork.frechet`).
@@ -183,7 +183,7 @@ def compare(
         real: features (N, D).
         gaussian: of `real`.
         samples: features (M, D).
-        reference: set and split of the real pictures.
+        reference: set and split of the real images.
     """
     n, total, k = len(samples), len(real), 3
     figures = []

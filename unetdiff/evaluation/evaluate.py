@@ -12,17 +12,19 @@ import torch
 from tqdm import tqdm
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import DataConfig, PictureDataset, eval_loader
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.config import DataConfig
+from unetdiff.data.loaders import eval_loader
 from unetdiff.diffusion.conditioning import LayoutConditioner
-from unetdiff.diffusion.mask_codec import Masks
+from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, segments
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import JudgingConfig
-from unetdiff.evaluation.denoiser import judge_denoiser
+from unetdiff.evaluation.denoiser import evaluate_denoiser
 from unetdiff.evaluation.layout_consistency import layout_agreement, require_classes
 from unetdiff.evaluation.load_run import load_run, run_config, split_of
 from unetdiff.evaluation.sampling import as_denoiser, draw_parts
-from unetdiff.evaluation.types import Sets, Setting
+from unetdiff.evaluation.types import EvalSplits, SamplingConfig
 from unetdiff.reports.segmenter import write_segmenter_report
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
@@ -31,7 +33,7 @@ from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.logger import jsonable
 from unetdiff.training.tasks import DiffusionTask, SegmentationTask
 
-__all__ = ["evaluate", "judge_layouts", "judge_segmenter", "layout_judge", "run_config"]
+__all__ = ["evaluate", "evaluate_layouts", "evaluate_segmenter", "layout_judge", "run_config"]
 
 METRICS = "metrics.json"
 LAYOUTS = 500  # at most so many are drawn for a segmenter
@@ -52,7 +54,7 @@ def evaluate(
     With a segmentation head: the figures of `unetdiff.segmentation.evaluation` at the masks' own size, in all and of
     each class, and the table, plots and page of `unetdiff.reports.segmenter` beside them. With a diffusion head: the
     loss by quartile of the timestep, and what `unetdiff.evaluation.denoiser` says of its samples and likelihood, with
-    their pictures and tables. The classifier and the real pictures' features are kept in `path` for the next time.
+    their images and tables. The classifier and the real images' features are kept in `path` for the next time.
 
     Args:
         path: a run directory or a model directory.
@@ -60,8 +62,8 @@ def evaluate(
         split: "val" or "train".
         output: folder of what is written; None: evaluation-SPLIT/ in `path`.
         judging: how a diffusion head is judged.
-        inference: how the segmentation head sees pictures; None: as its pipeline does.
-        worst: pictures on the page of a segmenter.
+        inference: how the segmentation head sees images; None: as its pipeline does.
+        worst: images on the page of a segmenter.
 
     Returns:
         The figures, as "TASK/NAME"; those of each class are {class: figure} under "TASK/NAME_per_class". In the file a
@@ -75,15 +77,15 @@ def evaluate(
     asked, judge = judging or JudgingConfig(), None
     if loaded.diffusion is not None and asked.segmenter is not None:
         judge = layout_judge(loaded.diffusion, asked.segmenter)
-    config, directory, pictures, accelerator = loaded.config, loaded.directory, loaded.pictures, loaded.accelerator
+    config, directory, images, accelerator = loaded.config, loaded.directory, loaded.images, loaded.accelerator
     output = Path(output) if output is not None else path / f"evaluation-{split}"
     figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
     segmentation = loaded.segmentation
     if segmentation is not None:
         seen = inference or saved_inference(directory)
         plain_data = replace(config.data, size=None, longest_side=None)
-        own_size = pictures if plain_data == config.data else split_of(plain_data, split, loaded.masks)
-        judged = judge_segmenter(segmentation, own_size, config, seen, accelerator.mixed_precision, worst)
+        own_size = images if plain_data == config.data else split_of(plain_data, split, loaded.masks)
+        judged = segmenter_metrics(segmentation, own_size, config, seen, accelerator.mixed_precision, worst)
         figures |= {f"segmentation/{name}": value for name, value in judged.figures().items()}
         facts = {"model": str(directory), "set": config.data.name, "split": split}
         if not seen.plain:
@@ -96,39 +98,39 @@ def evaluate(
         raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
     diffusion = loaded.diffusion
     if diffusion is not None:
-        loader = eval_loader(pictures, config.training.eval_batch_size)
+        loader = eval_loader(images, config.training.eval_batch_size)
         figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
-        if isinstance(diffusion.space, Masks):
-            figures |= judge_masks(diffusion, pictures, asked, accelerator.mixed_precision, config)
+        if isinstance(diffusion.codec, MaskCodec):
+            figures |= evaluate_masks(diffusion, images, asked, accelerator.mixed_precision, config)
         elif asked.anything:
             guidance = config.diffusion.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
-            setting = Setting(asked.steps, guidance, asked.seed)
+            setting = SamplingConfig(asked.steps, guidance, asked.seed)
             other = loaded.split("val" if split == "train" else "train")
-            train, val = (pictures, other) if split == "train" else (other, pictures)
-            sets = Sets(config.data.name, train, val, split)
-            figures |= judge_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
+            train, val = (images, other) if split == "train" else (other, images)
+            sets = EvalSplits(config.data.name, train, val, split)
+            figures |= evaluate_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
             if judge is not None:
                 figures["layouts/segmenter"] = str(asked.segmenter)
-                figures |= judge_layouts(diffusion, pictures, judge, setting)
+                figures |= evaluate_layouts(diffusion, images, judge, setting)
     output.mkdir(parents=True, exist_ok=True)
     (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
     return figures
 
 
-def judge_segmenter(
+def segmenter_metrics(
     task: SegmentationTask,
-    pictures: PictureDataset,
+    images: ImageDataset,
     config: RunConfig,
     inference: InferenceConfig,
     precision: str,
     worst: int = 20,
 ) -> SegmentationEvaluation:
-    """A task's network on pictures at their own size, each resized to data.size for the network alone."""
+    """A task's network on images at their own size, each resized to data.size for the network alone."""
     batch_size = config.training.eval_batch_size
     seen = replace(inference, batch_size=batch_size) if inference.plain else inference
     return evaluate_segmenter(
         network_logits(task.unet, task.facts.size, seen, AUTOCAST.get(precision)),
-        pictures,
+        images,
         config.segmentation.ignore_index,
         worst,
         batch_size,
@@ -136,10 +138,10 @@ def judge_segmenter(
     )
 
 
-def judge_masks(
-    task: DiffusionTask, pictures: PictureDataset, asked: JudgingConfig, precision: str, config: RunConfig
+def evaluate_masks(
+    task: DiffusionTask, images: ImageDataset, asked: JudgingConfig, precision: str, config: RunConfig
 ) -> dict[str, Any]:
-    """The figures of a segmenter, of one mask drawn of each picture; {} where masks are drawn of something else.
+    """The figures of a segmenter, of one mask drawn of each image; {} where masks are drawn of something else.
 
     Of the judging, steps and seed count: no feature network has seen masks.
     """
@@ -149,7 +151,7 @@ def judge_masks(
     sampler = MaskSampler(pipeline, MaskSampling(1, asked.steps, seed=asked.seed), AUTOCAST.get(precision))
     progress = partial(tqdm, desc="drawing masks", unit="batch", disable=None)
     batch = config.training.eval_batch_size
-    judged = evaluate_segmenter(sampler.logits(), pictures, config.segmentation.ignore_index, 0, batch, progress)
+    judged = evaluate_segmenter(sampler.logits(), images, config.segmentation.ignore_index, 0, batch, progress)
     return {f"masks/{name}": value for name, value in judged.figures().items()} | {"masks/steps": asked.steps}
 
 
@@ -169,16 +171,16 @@ def layout_judge(task: DiffusionTask, segmenter: Path) -> SegmentationPipeline:
     return judge.to(task.unet.device)
 
 
-def judge_layouts(
-    task: DiffusionTask, pictures: PictureDataset, judge: SegmentationPipeline, setting: Setting
+def evaluate_layouts(
+    task: DiffusionTask, images: ImageDataset, judge: SegmentationPipeline, setting: SamplingConfig
 ) -> dict[str, Any]:
-    """What a segmenter of real pictures (see `layout_judge`) finds in one sample for each layout of a split, and in the
-    real pictures."""
-    count = min(len(pictures), LAYOUTS)
+    """What a segmenter of real images (see `layout_judge`) finds in one sample for each layout of a split, and in the
+    real images."""
+    count = min(len(images), LAYOUTS)
     parts = draw_parts(task, count, setting)
-    samples = (picture for part in parts for picture in part.pictures)
-    masks = [pictures[i]["mask"] for i in range(count)]
-    real = (pictures[i]["image"] for i in range(count))
+    samples = (image for part in parts for image in part.images)
+    masks = [images[i]["mask"] for i in range(count)]
+    real = (images[i]["image"] for i in range(count))
     classes = len(judge.classes)
     seen = {"samples": layout_agreement(judge, samples, masks, classes)}
     seen["real"] = layout_agreement(judge, real, masks, classes)

@@ -14,7 +14,7 @@ from unetdiff.evaluation.classifier import Judge, train_judge
 from unetdiff.evaluation.config import CLASSIFIER, JudgingConfig, parse_features
 from unetdiff.evaluation.features import FeatureNetwork, load_features
 from unetdiff.evaluation.reference import Reference, reference
-from unetdiff.evaluation.types import Denoiser, Drawn, Sets
+from unetdiff.evaluation.types import Denoiser, EvalSplits, SampleBatch
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Judges:
 
 @dataclass(frozen=True)
 class References:
-    """The real pictures' features, each set read once for each network whoever asks."""
+    """The real images' features, each set read once for each network whoever asks."""
 
-    sets: Sets
+    sets: EvalSplits
     cache: Path
     known: dict[tuple[str, str], Reference] = field(default_factory=dict)
 
@@ -46,7 +46,7 @@ class References:
 class Seen:
     """What is left of samples that were drawn part by part."""
 
-    pictures: Tensor
+    images: Tensor
     """The first few, uint8 (K, 3, H, W)."""
     labels: Tensor | None
     """The classes that all of them were asked for, (N,)."""
@@ -58,12 +58,12 @@ class Seen:
 
 
 def find_judges(
-    denoiser: Denoiser, sets: Sets, config: JudgingConfig, cache: Path, device: torch.device | str
+    denoiser: Denoiser, sets: EvalSplits, config: JudgingConfig, cache: Path, device: torch.device | str
 ) -> Judges:
     """The feature networks that are asked for, and the classifier where it is one of them or there are classes.
 
     Raises:
-        UserError: as in `judge_denoiser`.
+        UserError: as in `evaluate_denoiser`.
     """
     one_class = "label" in sets.train[0]  # a mask's classes are several, and no classifier learns from them
     labels = list(sets.train.labels) if one_class else []
@@ -82,25 +82,25 @@ def find_judges(
     return Judges([load_features(name, weights, classifier, device) for name, weights in words], classifier)
 
 
-def look(drawn: Iterable[Drawn], judges: Judges, kept: int) -> Seen:
-    """Let the judges see samples as they are drawn; of the pictures only the first `kept` stay."""
-    pictures: list[Tensor] = []
+def look(drawn: Iterable[SampleBatch], judges: Judges, kept: int) -> Seen:
+    """Let the judges see samples as they are drawn; of the images only the first `kept` stay."""
+    images: list[Tensor] = []
     labels: list[Tensor] = []
     predicted: list[Tensor] = []
     features: list[list[Tensor]] = [[] for _ in judges.networks]
     n = 0
     for part in drawn:
         if n < kept:
-            pictures.append(part.pictures[: kept - n])
-        n += len(part.pictures)
+            images.append(part.images[: kept - n])
+        n += len(part.images)
         for network, found in zip(judges.networks, features, strict=True):
-            found.append(network(part.pictures))
+            found.append(network(part.images))
         if part.labels is not None:
             labels.append(part.labels)
             if judges.classifier is not None:
-                predicted.append(judges.classifier.predict(part.pictures))
+                predicted.append(judges.classifier.predict(part.images))
     return Seen(
-        torch.cat(pictures),
+        torch.cat(images),
         torch.cat(labels) if labels else None,
         torch.cat(predicted) if predicted else None,
         [torch.cat(found) for found in features],

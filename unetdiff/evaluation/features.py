@@ -1,4 +1,4 @@
-"""Pictures as points: named feature networks that a Fréchet distance is measured in.
+"""Images as points: named feature networks that a Fréchet distance is measured in.
 
 A distance means something only with the name of its network. "inception" is the Inception-v3 of the FID (Heusel et al.
 2017) with torch-fidelity's weights, and the only one whose distance may be called FID. Any torchvision trunk
@@ -26,12 +26,12 @@ from unetdiff.evaluation.config import CLASSIFIER, IMAGENET, INCEPTION
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD, load_trunk, pyramid
 
 TRUNK_SIDE = 128
-"""Pixels that the short side of a smaller picture is enlarged to for a trunk, so that its last map is 4 x 4 or more."""
-BATCH = 64  # pictures at once
+"""Pixels that the short side of a smaller image is enlarged to for a trunk, so that its last map is 4 x 4 or more."""
+BATCH = 64  # images at once
 
 
 class FeatureNetwork:
-    """uint8 pictures (N, 3, H, W) to features (N, D).
+    """uint8 images (N, 3, H, W) to features (N, D).
 
     Args:
         name: what the network is called beside every figure.
@@ -48,15 +48,15 @@ class FeatureNetwork:
         self.fingerprint = _fingerprint(name, network)
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Features (N, D), float32 on the CPU, of uint8 pictures (N, 3, H, W).
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (N, D), float32 on the CPU, of uint8 images (N, 3, H, W).
 
         Raises:
-            TypeError: pictures of another type.
+            TypeError: images of another type.
         """
-        if pictures.dtype != torch.uint8:
-            raise TypeError(f"feature networks take uint8 pictures, not {pictures.dtype}")
-        return torch.cat([self.network(part.to(self.device)).float().cpu() for part in pictures.split(BATCH)])
+        if images.dtype != torch.uint8:
+            raise TypeError(f"feature networks take uint8 images, not {images.dtype}")
+        return torch.cat([self.network(part.to(self.device)).float().cpu() for part in images.split(BATCH)])
 
     @property
     def frechet(self) -> str:
@@ -70,7 +70,7 @@ class FeatureNetwork:
 
 
 class TrunkFeatures(nn.Module):
-    """The mean of a torchvision trunk's last map, of pictures with ImageNet's statistics."""
+    """The mean of a torchvision trunk's last map, of images with ImageNet's statistics."""
 
     def __init__(self, family: str, weights: str) -> None:
         super().__init__()
@@ -81,9 +81,9 @@ class TrunkFeatures(nn.Module):
         self.register_buffer("mean", rearrange(torch.tensor(IMAGENET_MEAN), "c -> c 1 1"))
         self.register_buffer("std", rearrange(torch.tensor(IMAGENET_STD), "c -> c 1 1"))
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, D)."""
-        x = pictures.float() / 255
+        x = images.float() / 255
         factor = TRUNK_SIDE / min(x.shape[-2:])
         if factor > 1:
             size = [round(side * factor) for side in x.shape[-2:]]
@@ -101,9 +101,9 @@ class ClassifierFeatures(nn.Module):
         super().__init__()
         self.network, self._features = judge.network, judge.features
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, 128)."""
-        return self._features(pictures)
+        return self._features(images)
 
 
 def load_features(
@@ -112,7 +112,7 @@ def load_features(
     """A feature network by name.
 
     Args:
-        name: "inception", "classifier", or a torchvision trunk (`unetdiff.models.config.TRUNKS`).
+        name: "inception", "classifier", or a torchvision trunk (`unetdiff.models.config.PRETRAINED_ENCODERS`).
         weights: a file: for a trunk torchvision's weights as safetensors, for inception torch-fidelity's .pth or the
             same as safetensors; None (or "imagenet"): downloaded.
         classifier: the trained classifier, for "classifier".
@@ -139,7 +139,7 @@ def load_features(
 
 
 def _inception(weights: str | None) -> nn.Module:
-    """torchmetrics' Inception-v3 of the FID, pictures resized as TensorFlow did for the published figures."""
+    """torchmetrics' Inception-v3 of the FID, images resized as TensorFlow did for the published figures."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
         from torchmetrics.image.fid import NoTrainInceptionV3

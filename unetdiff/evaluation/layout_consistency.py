@@ -1,6 +1,6 @@
-"""Whether samples show the class or the layout that they were asked for: a segmenter of real pictures looks at them.
+"""Whether samples show the class or the layout that they were asked for: a segmenter of real images looks at them.
 
-Ours, never "FID": what it says means as much as its figures on real pictures, which are told beside it.
+Ours, never "FID": what it says means as much as its figures on real images, which are told beside it.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.pipeline import BACKGROUND, SegmentationPipeline
 
-BATCH = 16  # pictures segmented at once
+BATCH = 16  # images segmented at once
 
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """What a segmenter finds in pictures, against the classes that they were asked for."""
+    """What a segmenter finds in images, against the classes that they were asked for."""
 
     found: list[int | None]
-    """The foreground class with the most pixels of each picture; None: all is background."""
+    """The foreground class with the most pixels of each image; None: all is background."""
     right: int
-    """Pictures in which that is a class asked for."""
+    """Images in which that is a class asked for."""
     foreground: float
     """Mean share of the pixels that are no background."""
 
     @property
     def share(self) -> float:
-        """Share of the pictures that are right."""
+        """Share of the images that are right."""
         return self.right / len(self.found)
 
 
 def class_agreement(
     masks: Iterable[np.ndarray], asked: Iterable[Collection[int]], background: int | None
 ) -> ClassAgreement:
-    """The foreground class with the most pixels of each picture, against what was asked for; ties go to the lower.
+    """The foreground class with the most pixels of each image, against what was asked for; ties go to the lower.
 
     Args:
         masks: what a segmenter found, class indices (H, W) each.
-        asked: the classes that each picture was asked for: any of them is right.
+        asked: the classes that each image was asked for: any of them is right.
         background: the class that is no foreground; None: all are.
 
     Raises:
-        UserError: there are no pictures.
+        UserError: there are no images.
     """
     found: list[int | None] = []
     right, foreground = 0, 0.0
@@ -62,7 +62,7 @@ def class_agreement(
         right += most in wanted
         foreground += counts.sum() / mask.size
     if not found:
-        raise UserError("agreement: there are no pictures to look at; draw some (--n 1 or more)")
+        raise UserError("agreement: there are no images to look at; draw some (--n 1 or more)")
     return ClassAgreement(found, right, float(foreground / len(found)))
 
 
@@ -81,14 +81,14 @@ def require_classes(segmenter: SegmentationPipeline, num_classes: int) -> None:
 
 
 def layout_agreement(
-    segmenter: SegmentationPipeline, pictures: Iterable[Tensor], masks: Iterable[Tensor], num_classes: int
+    segmenter: SegmentationPipeline, images: Iterable[Tensor], masks: Iterable[Tensor], num_classes: int
 ) -> dict[str, Any]:
-    """The figures of `ConfusionMatrix` of what a segmenter finds in pictures, against masks.
+    """The figures of `ConfusionMatrix` of what a segmenter finds in images, against masks.
 
     Args:
-        segmenter: trained on real pictures of the same classes; says what is void.
-        pictures: uint8 (3, H, W) each.
-        masks: class indices and void of the same pictures, (h, w) each, of any size; the logits are resized to it.
+        segmenter: trained on real images of the same classes; says what is void.
+        images: uint8 (3, H, W) each.
+        masks: class indices and void of the same images, (h, w) each, of any size; the logits are resized to it.
         num_classes: classes of the masks.
 
     Raises:
@@ -96,7 +96,7 @@ def layout_agreement(
     """
     require_classes(segmenter, num_classes)
     matrix = ConfusionMatrix(num_classes, segmenter.ignore_index)
-    outputs = segmenter.stream(pictures, return_logits=True, batch_size=BATCH)
+    outputs = segmenter.stream(images, return_logits=True, batch_size=BATCH)
     for output, mask in zip(outputs, masks, strict=True):
         assert output.logits is not None
         logits = resize_logits(output.logits.float()[None], (mask.shape[-2], mask.shape[-1]))  # (1, C, h, w)

@@ -1,7 +1,7 @@
-"""Bits per dimension: how well a denoiser would compress pictures that it has not seen, by the variational bound.
+"""Bits per dimension: how well a denoiser would compress images that it has not seen, by the variational bound.
 
 Ho et al. 2020, equation 5: -log p(x_0) <= L_T + Σ L_{t-1} + L_0, with the posterior's own variance for every step.
-Timesteps are counted from 0 here, as in diffusers: x_0 of the paper is the picture, its x_1 our timestep 0.
+Timesteps are counted from 0 here, as in diffusers: x_0 of the paper is the image, its x_1 our timestep 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.special import log_ndtr
 
-from unetdiff.data import to_model_range
+from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0
 from unetdiff.evaluation.types import Denoise
 
@@ -25,14 +25,14 @@ HALF_BIN = 1 / 255  # half the distance of two levels in [-1, 1]
 
 @dataclass(frozen=True)
 class Bound:
-    """The bound's parts for each picture, bits per dimension, (B,) float64 on the CPU."""
+    """The bound's parts for each image, bits per dimension, (B,) float64 on the CPU."""
 
     prior: Tensor
-    """L_T: what is left of the picture at the last timestep."""
+    """L_T: what is left of the image at the last timestep."""
     steps: Tensor
     """Σ L_{t-1}, estimated."""
     decoder: Tensor
-    """L_0: the picture's 256 levels from its least noisy version."""
+    """L_0: the image's 256 levels from its least noisy version."""
 
     @property
     def total(self) -> Tensor:
@@ -41,28 +41,28 @@ class Bound:
 
 
 def variational_bound(
-    denoise: Denoise, scheduler: Scheduler, pictures: Tensor, generator: torch.Generator, timesteps: int = 0
+    denoise: Denoise, scheduler: Scheduler, images: Tensor, generator: torch.Generator, timesteps: int = 0
 ) -> Bound:
-    """An unbiased estimate of the bound of each picture; one draw of noise for each term.
+    """An unbiased estimate of the bound of each image; one draw of noise for each term.
 
-    The steps' timesteps are cut into as many equal strata as `timesteps` says, one is drawn from each for each picture,
+    The steps' timesteps are cut into as many equal strata as `timesteps` says, one is drawn from each for each image,
     and counts for its stratum. L_0 and L_T are always whole.
 
     Args:
-        denoise: the network, told of these pictures what it is trained to be told; on the generator's device.
+        denoise: the network, told of these images what it is trained to be told; on the generator's device.
         scheduler: the forward process.
-        pictures: uint8 (B, C, H, W).
+        images: uint8 (B, C, H, W).
         generator: of noise and timesteps; where it is, the network is.
         timesteps: of the T - 1 steps, how many to look at; 0, or as many as there are: all.
     """
     device = generator.device
     alpha_bar = scheduler.alphas_cumprod.double().cpu()  # (T,)
     snr = alpha_bar / (1 - alpha_bar)
-    x0 = to_model_range(pictures).cpu()  # (B, C, H, W)
+    x0 = to_model_range(images).cpu()  # (B, C, H, W)
     batch = len(x0)
 
     def predicted(t: Tensor) -> Tensor:
-        """The picture that the network sees in x_t, clipped as in sampling; float64 on the CPU."""
+        """The image that the network sees in x_t, clipped as in sampling; float64 on the CPU."""
         t = t.to(device)
         alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, t))
         xt = alpha * x0.to(device) + sigma * torch.randn(x0.shape, generator=generator, device=device)
@@ -79,7 +79,7 @@ def variational_bound(
     beta = 1 - alpha_bar[1] / alpha_bar[0]
     sigma = float((beta * (1 - alpha_bar[0]) / (1 - alpha_bar[1])).sqrt())
     mean = predicted(torch.zeros(batch, dtype=torch.int64))
-    decoder = -reduce(level_log_likelihood(pictures.cpu(), mean, sigma), "b c h w -> b", "mean")
+    decoder = -reduce(level_log_likelihood(images.cpu(), mean, sigma), "b c h w -> b", "mean")
 
     signal = float(alpha_bar[-1])  # KL of N(√ᾱ x_0, 1 - ᾱ) from N(0, 1)
     prior = 0.5 * (signal * reduce(x0.double().square(), "b c h w -> b", "mean") - signal - math.log1p(-signal))
@@ -114,11 +114,11 @@ def level_log_likelihood(levels: Tensor, mean: Tensor, sigma: float) -> Tensor:
 
 
 def summary(bounds: Sequence[Bound], timesteps: int, of: int) -> dict[str, Any]:
-    """Means over all pictures, the standard error of the total, and what it was measured with.
+    """Means over all images, the standard error of the total, and what it was measured with.
 
     Args:
         bounds: a batch each.
-        timesteps: looked at for each picture, the decoder's included.
+        timesteps: looked at for each image, the decoder's included.
         of: timesteps of the process.
     """
     total = torch.cat([bound.total for bound in bounds])
@@ -135,6 +135,6 @@ def summary(bounds: Sequence[Bound], timesteps: int, of: int) -> dict[str, Any]:
         "bits_per_dimension": total.mean().item(),
         "standard_error": error,
         **means,
-        "pictures": len(total),
+        "images": len(total),
         "timesteps": f"{timesteps} of {of}",
     }

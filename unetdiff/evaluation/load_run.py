@@ -1,4 +1,4 @@
-"""A trained model read back, ready to be asked, with the pictures that it is judged on."""
+"""A trained model read back, ready to be asked, with the images that it is judged on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from unetdiff.config.parsing import RunConfig, from_yaml
-from unetdiff.data import DataConfig, PictureDataset, build_dataset
-from unetdiff.data.config import AugmentConfig
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.build import build_dataset
+from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.errors import UserError
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
@@ -21,8 +22,8 @@ from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, 
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A trained model and a split of pictures."""
+class LoadedRun:
+    """A trained model and a split of images."""
 
     config: RunConfig
     """Of its run, with the set that it is judged on."""
@@ -30,12 +31,12 @@ class Loaded:
     """The model directory."""
     task: Task
     """With its weights, on its device."""
-    pictures: PictureDataset
+    images: ImageDataset
     """The split, never augmented, at `data.size`."""
     masks: bool
-    """The pictures come with masks at their own size, for a segmentation head."""
+    """The images come with masks at their own size, for a segmentation head."""
     layout: bool
-    """The pictures come with masks of the picture's size, as what a picture is drawn from."""
+    """The images come with masks of the image's size, as what an image is drawn from."""
     accelerator: Accelerator
 
     @property
@@ -50,19 +51,19 @@ class Loaded:
         task = self.task.segmentation if isinstance(self.task, JointTask) else self.task
         return task if isinstance(task, SegmentationTask) else None
 
-    def split(self, name: str) -> PictureDataset:
+    def split(self, name: str) -> ImageDataset:
         """Another split of the same set, read in the same way."""
         return split_of(self.config.data, name, self.masks, self.layout)
 
 
-def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val", layouts: bool = False) -> Loaded:
-    """A run's best weights, or a model directory, with the pictures of a split.
+def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val", layouts: bool = False) -> LoadedRun:
+    """A run's best weights, or a model directory, with the images of a split.
 
     Args:
         path: a run directory or a model directory.
         data: another set; None: the run's own.
         split: "val" or "train".
-        layouts: every picture with its mask at the picture's size, whatever the run was trained for.
+        layouts: every image with its mask at the image's size, whatever the run was trained for.
 
     Raises:
         UserError: no model there, no such split, no data set named anywhere, or no masks where they are needed.
@@ -76,12 +77,12 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
         raise UserError(f"split: '{split}' is not one of val, train")
     masks = bool(heads_of(directory)["segmentation"])
     layout = layouts or (needs_layout(config) and not masks)
-    pictures = split_of(config.data, split, masks, layout)
-    task = load_task(config, directory, pictures)
+    images = split_of(config.data, split, masks, layout)
+    task = load_task(config, directory, images)
     accelerator = machine.build_accelerator(config.training)
     task.to(accelerator.device)
-    task.place(config.training.channels_last)
-    return Loaded(config, directory, task, pictures, masks, layout, accelerator)
+    task.set_memory_format(config.training.channels_last)
+    return LoadedRun(config, directory, task, images, masks, layout, accelerator)
 
 
 def run_config(path: Path) -> RunConfig:
@@ -92,8 +93,8 @@ def run_config(path: Path) -> RunConfig:
     return RunConfig()
 
 
-def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) -> PictureDataset:
-    """The pictures of a split, never augmented; masks and layout as `build_dataset` has them."""
+def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) -> ImageDataset:
+    """The images of a split, never augmented; masks and layout as `build_dataset` has them."""
     plain = replace(data, augment=AugmentConfig())
     return build_dataset(plain, "train" if split == "train" else "val", masks, layout)
 

@@ -1,4 +1,4 @@
-"""Whether samples are copies: their nearest training pictures, and how much nearer they are than unseen real ones."""
+"""Whether samples are copies: their nearest training images, and how much nearer they are than unseen real ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.transforms import resize_image
 from unetdiff.diffusion.images import grid
 from unetdiff.errors import UserError
 
 QUANTILE = 0.05
-PIXEL_SIDE = 64  # larger pictures are compared at this size
+PIXEL_SIDE = 64  # larger images are compared at this size
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
         indices = indices.gather(1, order)
         start += len(part)
     if start < k:
-        raise UserError(f"neighbours: {k} are asked for, but there are {start} training pictures")
+        raise UserError(f"neighbours: {k} are asked for, but there are {start} training images")
     return Nearest(distances, indices)
 
 
-def pixels_as_points(pictures: Tensor) -> Tensor:
-    """uint8 pictures (B, 3, H, W) as points (B, D) whose distance is the root mean square difference in levels of 255.
+def pixels_as_points(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) as points (B, D) whose distance is the root mean square difference in levels of 255.
 
-    A picture larger than 64 pixels is compared at that size.
+    An image larger than 64 pixels is compared at that size.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     factor = min(1.0, PIXEL_SIDE / max(height, width))
-    small = resize_image(pictures, (max(1, round(height * factor)), max(1, round(width * factor))))
+    small = resize_image(images, (max(1, round(height * factor)), max(1, round(width * factor))))
     points = rearrange(small.float(), "b c h w -> b (c h w)")
     return points / points.shape[1] ** 0.5
 
 
 def memorised_share(samples: Tensor, held_out: Tensor, quantile: float = QUANTILE) -> float:
-    """Share of samples that are nearer to a training picture than all but `quantile` of the unseen real pictures are.
+    """Share of samples that are nearer to a training image than all but `quantile` of the unseen real images are.
 
-    What is compared is each picture's distance to its nearest training picture, samples (S,) and unseen real ones (H,).
+    What is compared is each image's distance to its nearest training image, samples (S,) and unseen real ones (H,).
     Samples of the same distribution give `quantile`, copies give 1. (The question of Meehan et al. 2020, "A
     non-parametric test to detect data-copying in generative models", with a threshold instead of a rank test.)
     """
@@ -77,14 +77,14 @@ def memorised_share(samples: Tensor, held_out: Tensor, quantile: float = QUANTIL
 
 @dataclass(frozen=True)
 class Copies:
-    """What was found in one space."""
+    """What was found in one feature space."""
 
     space: str
     """The feature network's name, or "pixels"."""
     samples: Nearest
     """Of the samples."""
     held_out: Nearest
-    """Of unseen real pictures."""
+    """Of unseen real images."""
 
     @property
     def memorised(self) -> float:
@@ -93,7 +93,7 @@ class Copies:
 
 
 def find_copies(space: str, samples: Tensor, held_out: Tensor, training: Iterable[Tensor], k: int) -> Copies:
-    """Neighbours of samples (S, D) and unseen real pictures (H, D) among training pictures in parts (b, D)."""
+    """Neighbours of samples (S, D) and unseen real images (H, D) among training images in parts (b, D)."""
     found = nearest(torch.cat([samples, held_out]), training, k)
     cut = len(samples)
     return Copies(
@@ -103,10 +103,10 @@ def find_copies(space: str, samples: Tensor, held_out: Tensor, training: Iterabl
     )
 
 
-def neighbours_picture(
-    samples: Tensor, labels: Sequence[str], training: PictureDataset, found: Sequence[Copies]
+def neighbours_image(
+    samples: Tensor, labels: Sequence[str], training: ImageDataset, found: Sequence[Copies]
 ) -> Image.Image:
-    """A row for each sample: itself, then its nearest training pictures in each space.
+    """A row for each sample: itself, then its nearest training images in each feature space.
 
     Args:
         samples: uint8 (n, 3, H, W), the first n of those that were looked up.
@@ -119,6 +119,6 @@ def neighbours_picture(
     for row, sample in enumerate(samples):
         numbers = [int(index) for copies in found for index in copies.samples.indices[row]]
         real = [training[number]["image"] for number in numbers]
-        shown += [sample, *(resize_image(picture, (sample.shape[-2], sample.shape[-1])) for picture in real)]
+        shown += [sample, *(resize_image(image, (sample.shape[-2], sample.shape[-1])) for image in real)]
     columns = ["sample", *(f"{copies.space} {place}" for copies in found for place in range(1, k + 1))]
-    return grid(torch.stack(shown), rows=labels, columns=columns, title="Nearest training pictures", cell=72)
+    return grid(torch.stack(shown), rows=labels, columns=columns, title="Nearest training images", cell=72)

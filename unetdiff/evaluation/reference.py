@@ -1,4 +1,4 @@
-"""The real pictures that samples are held against: read part by part, and their features kept on disk."""
+"""The real images that samples are held against: read part by part, and their features kept on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.data import PictureDataset, eval_loader
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.loaders import eval_loader
 from unetdiff.errors import UserError
 from unetdiff.evaluation.cache import is_kept, keep, kept
 from unetdiff.evaluation.distances import Gaussian
@@ -23,7 +24,7 @@ from unetdiff.evaluation.features import BATCH, FeatureNetwork
 
 @dataclass(frozen=True)
 class Reference:
-    """The features of real pictures."""
+    """The features of real images."""
 
     name: str
     """Set and split."""
@@ -36,53 +37,53 @@ class Reference:
         return Gaussian.of(self.features)
 
 
-def reference(pictures: PictureDataset, name: str, network: FeatureNetwork, cache: Path | None = None) -> Reference:
-    """The features of a set's pictures, computed or as they were kept.
+def reference(images: ImageDataset, name: str, network: FeatureNetwork, cache: Path | None = None) -> Reference:
+    """The features of a set's images, computed or as they were kept.
 
     What was kept holds for the same names and pixels, in the same order, and the same network. It costs one reading of
     the set to know that, and no network.
 
     Args:
-        pictures: the set.
+        images: the set.
         name: what it is called.
         network: the feature network.
         cache: where they are kept, without a suffix (two files); None: nowhere.
 
     Raises:
-        UserError: an empty set, or pictures of several sizes.
+        UserError: an empty set, or images of several sizes.
     """
-    if len(pictures) == 0:
-        raise UserError(f"{name}: there are no real pictures to hold samples against")
+    if len(images) == 0:
+        raise UserError(f"{name}: there are no real images to hold samples against")
     if cache is not None and is_kept(cache):
         digest = _digest(network)
-        for batch in batches(pictures, f"reading {name}"):
+        for batch in batches(images, f"reading {name}"):
             _add(digest, batch)
-        found = _load(cache, digest.hexdigest(), len(pictures))
+        found = _load(cache, digest.hexdigest(), len(images))
         if found is not None:
             return Reference(name, found)
     digest, parts = _digest(network), []
-    for batch in batches(pictures, f"{network.name} features of {name}"):
+    for batch in batches(images, f"{network.name} features of {name}"):
         _add(digest, batch)
         parts.append(network(batch["image"]))
     features = torch.cat(parts)
     if cache is not None:
-        facts = {"network": network.name, "pictures": name, "shape": list(features.shape)}
+        facts = {"network": network.name, "images": name, "shape": list(features.shape)}
         keep(cache, {"features": features}, digest.hexdigest(), **facts)
     return Reference(name, features)
 
 
-def batches(pictures: PictureDataset, what: str, size: int = BATCH) -> Iterator[dict[str, Any]]:
+def batches(dataset: ImageDataset, what: str, size: int = BATCH) -> Iterator[dict[str, Any]]:
     """A set part by part, with a progress bar; "image" is uint8 (B, 3, H, W).
 
     Raises:
-        UserError: pictures of several sizes.
+        UserError: images of several sizes.
     """
     shape = None
-    for batch in tqdm(eval_loader(pictures, size), desc=what, unit="batch", disable=None):
+    for batch in tqdm(eval_loader(dataset, size), desc=what, unit="batch", disable=None):
         images = batch["image"]
         found = images[0].shape
         if isinstance(images, list) or (shape is not None and found != shape):
-            raise UserError(f"{batch['name'][0]}: the set's pictures differ in size; set data.size to [height, width]")
+            raise UserError(f"{batch['name'][0]}: the set's images differ in size; set data.size to [height, width]")
         shape = found
         yield batch
 

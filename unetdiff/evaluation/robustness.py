@@ -9,25 +9,26 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.data import PictureDataset, collate, to_model_range
+from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.hashing import generator_of
+from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import Scheduler, noised
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 Segment = Callable[[Tensor, int], Tensor]
-"""Pictures in [-1, 1] (B, 3, H, W), noised to a timestep, to logits (B, classes, H, W)."""
+"""Images in [-1, 1] (B, 3, H, W), noised to a timestep, to logits (B, classes, H, W)."""
 CLEAN = 0
-"""The timestep at which nothing is added here: what a network takes for a clean picture."""
+"""The timestep at which nothing is added here: what a network takes for a clean image."""
 
 
 @dataclass(frozen=True)
 class Noises:
-    """The pictures and their noise, the same for every segmenter and timestep."""
+    """The images and their noise, the same for every segmenter and timestep."""
 
-    pictures: PictureDataset
+    images: ImageDataset
     """With masks."""
     scheduler: Scheduler
     """The forward process."""
@@ -35,11 +36,11 @@ class Noises:
     """Of the noise."""
 
     def at(self, index: int, timestep: int) -> Tensor:
-        """A picture noised to a timestep, floats about in [-1, 1], (3, H, W); clean at `CLEAN`."""
-        return self.of(self.pictures[index]["image"], index, timestep)
+        """An image noised to a timestep, floats about in [-1, 1], (3, H, W); clean at `CLEAN`."""
+        return self.of(self.images[index]["image"], index, timestep)
 
     def of(self, image: Tensor, index: int, timestep: int) -> Tensor:
-        """The same of a picture that was read already, uint8 (3, H, W)."""
+        """The same of an image that was read already, uint8 (3, H, W)."""
         x0 = to_model_range(image)
         if timestep == CLEAN:
             return x0
@@ -57,10 +58,10 @@ def asks(unet: UNet, told: bool, autocast: torch.dtype | None = None, always: in
         always: tell it this timestep, whatever the truth.
     """
 
-    def segment(pictures: Tensor, timestep: int) -> Tensor:
+    def segment(images: Tensor, timestep: int) -> Tensor:
         with inference(unet, unet.device.type, autocast):
             said = (timestep if always is None else always) if told else None
-            return segment_whole(unet, pictures.to(unet.device), said).float()
+            return segment_whole(unet, images.to(unet.device), said).float()
 
     return segment
 
@@ -76,28 +77,28 @@ def mean_iou_by_timestep(
     """Mean IoU of each segmenter at each timestep, by its name; logits are resized to the masks.
 
     Args:
-        segmenters: by name; each is shown the same noised pictures.
-        noises: pictures and noise.
-        indices: the pictures that count.
+        segmenters: by name; each is shown the same noised images.
+        noises: images and noise.
+        indices: the images that count.
         timesteps: how noisy they are.
         ignore_index: void.
-        batch_size: pictures seen at once.
+        batch_size: images seen at once.
 
     Raises:
         UserError: a timestep that the forward process has not.
     """
     check_timesteps(timesteps, noises.scheduler)
-    classes = len(noises.pictures.classes)
+    classes = len(noises.images.classes)
     counts = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
     parts = list(torch.tensor(list(indices)).split(batch_size))
     for part in tqdm(parts, desc="noise", unit="batch", leave=False, disable=None):
-        items = {index: noises.pictures[index] for index in part.tolist()}
+        items = {index: noises.images[index] for index in part.tolist()}
         masks = [item["mask"] for item in items.values()]
         for place, timestep in enumerate(timesteps):
             noisy = [noises.of(item["image"], index, timestep) for index, item in items.items()]
-            for pictures, numbers in _by_size(noisy):
+            for images, numbers in _by_size(noisy):
                 for name, segment in segmenters.items():
-                    logits = segment(pictures, timestep)
+                    logits = segment(images, timestep)
                     for one, number in zip(logits, numbers, strict=True):
                         truth = masks[number].to(one.device)
                         guess = resize_logits(one[None], (truth.shape[-2], truth.shape[-1])).argmax(dim=1)
@@ -113,11 +114,11 @@ def check_timesteps(timesteps: Sequence[int], scheduler: Scheduler) -> None:
         raise UserError(f"timesteps: {wrong[0] if wrong else 'none'} cannot be; use 0 (clean) to {most}")
 
 
-def _by_size(pictures: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
-    """Pictures in batches of one size, with their places: all together, or one by one."""
-    together = collate([{"image": picture} for picture in pictures])["image"]
+def _by_size(images: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
+    """Images in batches of one size, with their places: all together, or one by one."""
+    together = collate([{"image": image} for image in images])["image"]
     if isinstance(together, Tensor):
-        yield together, list(range(len(pictures)))
+        yield together, list(range(len(images)))
         return
-    for number, picture in enumerate(pictures):
-        yield picture[None], [number]
+    for number, image in enumerate(images):
+        yield image[None], [number]

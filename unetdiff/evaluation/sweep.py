@@ -19,11 +19,11 @@ from unetdiff.evaluation.distances import frechet_distance
 from unetdiff.evaluation.features import FeatureNetwork
 from unetdiff.evaluation.reference import Reference
 from unetdiff.evaluation.text_report import sweep_rows
-from unetdiff.evaluation.types import Setting
+from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.text import markdown
 
-Draw = Callable[[int, Setting], tuple[Tensor, Tensor | None]]
-"""(number, setting) -> uint8 pictures (N, 3, H, W) and the classes (N,) that they were asked for, or None."""
+Draw = Callable[[int, SamplingConfig], tuple[Tensor, Tensor | None]]
+"""(number, setting) -> uint8 images (N, 3, H, W) and the classes (N,) that they were asked for, or None."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Cell:
     steps: int
     scheduler: str
     guidance: float
-    seconds_per_picture: float
+    seconds_per_image: float
     """Of drawing alone."""
     frechet: float | None
     """Fréchet distance; None: there is no feature network."""
@@ -53,7 +53,7 @@ class Sweep:
     distance: str | None
     """What the distance is called."""
     reference: str | None
-    """Set and split of the real pictures, and how many."""
+    """Set and split of the real images, and how many."""
 
     def figures(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -83,33 +83,33 @@ def sweep(
     real: Reference | None = None,
     classifier: Judge | None = None,
 ) -> Sweep:
-    """Draw `n` pictures with every setting, from the same noise, and judge them.
+    """Draw `n` images with every setting, from the same noise, and judge them.
 
-    Two pictures are drawn and thrown away first, so that the first setting does not pay for what torch sets up once.
+    Two images are drawn and thrown away first, so that the first setting does not pay for what torch sets up once.
 
     Args:
         draw: the sampler.
         steps: denoising steps to try.
         schedulers: samplers to try, by name.
         guidance: guidance scales to try.
-        n: pictures of each setting; held are those of one.
+        n: images of each setting; held are those of one.
         seed: of the noise.
         network: for the Fréchet distance; None: none.
         real: what the distance is taken to, in that network's features.
         classifier: for class consistency; None: none.
     """
-    settings = [Setting(s, g, seed, name) for name, s, g in product(schedulers, steps, guidance)]
+    settings = [SamplingConfig(s, g, seed, name) for name, s, g in product(schedulers, steps, guidance)]
     draw(min(n, 2), settings[0])
     cells = []
     for setting in tqdm(settings, desc="settings", unit="setting", disable=None):
-        started = time.perf_counter()
-        pictures, labels = draw(n, setting)
-        seconds = (time.perf_counter() - started) / n
+        img2img_timesteps = time.perf_counter()
+        images, labels = draw(n, setting)
+        seconds = (time.perf_counter() - img2img_timesteps) / n
         frechet = consistency = None
         if network is not None and real is not None:
-            frechet = frechet_distance(real.gaussian, network(pictures))
+            frechet = frechet_distance(real.gaussian, network(images))
         if classifier is not None and labels is not None:
-            consistency = share_right(classifier.predict(pictures), labels)
+            consistency = share_right(classifier.predict(images), labels)
         assert setting.scheduler is not None
         cells.append(Cell(setting.steps, setting.scheduler, setting.guidance_scale, seconds, frechet, consistency))
     known = network is not None and real is not None
@@ -118,5 +118,5 @@ def sweep(
         n,
         seed,
         network.frechet if known and network else None,
-        f"{real.name}, {len(real.features)} pictures" if known and real else None,
+        f"{real.name}, {len(real.features)} images" if known and real else None,
     )

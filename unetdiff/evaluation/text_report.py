@@ -25,7 +25,7 @@ def distance_rows(distances: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         value = f"{figure['value']:.4f}"
         if figure["deviation"] is not None:
             value += f" ± {figure['deviation']:.4f}"
-        told = f"n {figure['n']}, reference {figure['reference']} ({figure['reference_n']} pictures)"
+        told = f"n {figure['n']}, reference {figure['reference']} ({figure['reference_n']} images)"
         rows.append([figure["name"], value, f"{told}; {figure['note']}" if figure["note"] else told])
     return rows
 
@@ -42,7 +42,7 @@ def sweep_rows(sweep: Mapping[str, Any]) -> list[list[str]]:
     """The sweep's table as text, its head first; a column that no cell has is left out."""
     cells = sweep["cells"]
     columns: list[tuple[str, str, str]] = [("scheduler", "scheduler", "s"), ("steps", "steps", "d")]
-    columns += [("guidance", "guidance", "g"), ("seconds_per_picture", "s / picture", ".4f")]
+    columns += [("guidance", "guidance", "g"), ("seconds_per_image", "s / image", ".4f")]
     columns += [("frechet", sweep["distance"] or "", ".3f"), ("class_consistency", "class consistency", ".4f")]
     kept = [column for column in columns if any(cell[column[0]] is not None for cell in cells)]
     head = [label for _, label, _ in kept]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.objectives import Scheduler
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -17,7 +17,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Setting:
+class SamplingConfig:
     """How samples are drawn."""
 
     steps: int = 50
@@ -31,50 +31,50 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampleBatch:
     """Some samples."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 (B, 3, H, W)."""
     labels: Tensor | None
     """The classes (B,) that they were asked for; None: none."""
 
 
-def together(parts: Iterable[Drawn]) -> tuple[Tensor, Tensor | None]:
+def together(parts: Iterable[SampleBatch]) -> tuple[Tensor, Tensor | None]:
     """Samples that were drawn part by part: uint8 (N, 3, H, W), and the classes (N,) that they were asked for."""
     drawn = list(parts)
     labels = [part.labels for part in drawn if part.labels is not None]
-    return torch.cat([part.pictures for part in drawn]), torch.cat(labels) if labels else None
+    return torch.cat([part.images for part in drawn]), torch.cat(labels) if labels else None
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """A trained denoiser."""
 
-    draw: Callable[[int, Setting], Iterable[Drawn]]
-    """Draws so many pictures, part by part, their classes in turn; the first are the same however many are drawn."""
+    draw: Callable[[int, SamplingConfig], Iterable[SampleBatch]]
+    """Draws so many images, part by part, their classes in turn; the first are the same however many are drawn."""
     denoise: Callable[[dict[str, Any]], Denoise] | None
-    """The network, told what it is trained to be told of a batch of real pictures; None: it denoises latents."""
+    """The network, told what it is trained to be told of a batch of real images; None: it denoises latents."""
     scheduler: Scheduler
     """Its forward process."""
     classes: list[str]
     """Names of the classes that it draws; [] for one that is told none."""
-    guided: bool
+    uses_guidance: bool
     """Whether it is told anything that guidance can move away from."""
 
 
 @dataclass(frozen=True)
-class Sets:
-    """Real pictures, never augmented."""
+class EvalSplits:
+    """Real images, never augmented."""
 
     name: str
     """The set's name."""
-    train: PictureDataset
+    train: ImageDataset
     """What the denoiser has seen."""
-    val: PictureDataset
+    val: ImageDataset
     """What it has not."""
     split: str
     """The split that is judged on, train or val."""
 
-    def __getitem__(self, split: str) -> PictureDataset:
+    def __getitem__(self, split: str) -> ImageDataset:
         return self.train if split == "train" else self.val

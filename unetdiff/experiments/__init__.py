@@ -26,11 +26,11 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
     "mask_diffusion": (
         "unetdiff.experiments.mask_diffusion",
-        "is a mask better labelled by a head, or drawn by a denoiser that is told the picture",
+        "is a mask better labelled by a head, or drawn by a denoiser that is told the image",
     ),
     "synthesis": (
         "unetdiff.experiments.synthesis",
-        "do synthesised pictures with their masks help a segmenter of few labels",
+        "do synthesised images with their masks help a segmenter of few labels",
     ),
 }
 """Name -> (module, what it asks); imported when called."""

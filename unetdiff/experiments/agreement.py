@@ -2,7 +2,7 @@
 
 Samples that were asked for a class, a text or a layout are segmented by a segmentation head. Counted are the samples in
 which the class asked for is the foreground class with the most pixels, and for a denoiser of layouts the mIoU of the
-segmentation against the layout asked for; beside the same figures on real pictures, which say what the segmenter itself
+segmentation against the layout asked for; beside the same figures on real images, which say what the segmenter itself
 is worth. The figures are this project's own: they say nothing of realism or variety, and are never to be called FID.
 """
 
@@ -20,16 +20,17 @@ from torch import Tensor
 
 from unetdiff.config.parsing import to_yaml
 from unetdiff.config.validation.config_error import at_least
-from unetdiff.data import PictureDataset, evenly
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.sampling import evenly
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, ClassAgreement, background_of, class_agreement
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw
-from unetdiff.evaluation.types import Setting
+from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
-from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
+from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
 from unetdiff.reports.runs import data_name
 from unetdiff.reports.samples import wilson
 from unetdiff.segmentation.inference import predict_masks
@@ -44,9 +45,9 @@ MOST_CLASSES = 30  # of the map of what was asked for and what was found
 
 @dataclass(frozen=True)
 class Judged:
-    """Some pictures, and what the segmenter found in them."""
+    """Some images, and what the segmenter found in them."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 (N, 3, H, W)."""
     masks: list[np.ndarray]
     """uint8 (H, W) each."""
@@ -77,11 +78,11 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     for name in ("n", "steps", "rows"):
         at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
-    task, pictures = denoiser_of(loaded, given.run), loaded.pictures
+    task, images = denoiser_of(loaded, given.run), loaded.images
     if task.conditioner is None:
         raise UserError(f"RUN: {given.run} is told no condition, so nothing can be asked of it; give one that is")
     judge_path = given.segmenter or given.run
-    judge = open_segmenter(judge_path, pictures.classes, loaded)
+    judge = open_segmenter(judge_path, images.classes, loaded)
     layouts = isinstance(task.conditioner, LayoutConditioner)
 
     def judged(some: Tensor, asked: list[set[int]], places: list[int]) -> Judged:
@@ -91,30 +92,30 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             return Judged(some, masks, found, None)
         matrix = ConfusionMatrix(len(judge.classes), judge.ignore_index)
         for mask, place in zip(masks, places, strict=True):
-            matrix.update(torch.as_tensor(mask).long(), pictures[place]["mask"])
+            matrix.update(torch.as_tensor(mask).long(), images[place]["mask"])
         return Judged(some, masks, found, matrix.compute()["mean_iou"])
 
-    places = [number % len(pictures) for number in range(given.n)]  # whose conditions samples are drawn for
-    chosen = places[: len(pictures)] if layouts else evenly(len(pictures), given.n)
-    real_asked = [shown_classes(pictures, place) for place in chosen]
-    real = judged(torch.stack([pictures[place]["image"] for place in chosen]), real_asked, chosen)
+    places = [number % len(images) for number in range(given.n)]  # whose conditions samples are drawn for
+    chosen = places[: len(images)] if layouts else evenly(len(images), given.n)
+    real_asked = [shown_classes(images, place) for place in chosen]
+    real = judged(torch.stack([images[place]["image"] for place in chosen]), real_asked, chosen)
     drawn: dict[float, Judged] = {}
     asked: list[set[int]] = []  # the same at every scale
     for scale in given.guidance:
-        samples, labels = draw(task, given.n, Setting(given.steps, scale, given.seed))
+        samples, labels = draw(task, given.n, SamplingConfig(given.steps, scale, given.seed))
         if not asked and labels is None:
-            asked = [shown_classes(pictures, place) for place in places]
+            asked = [shown_classes(images, place) for place in places]
         elif labels is not None:
             names = task.conditioner.labels  # type: ignore[union-attr]
-            asked = [{class_index(pictures.classes, names[label])} for label in labels.tolist()]
+            asked = [{class_index(images.classes, names[label])} for label in labels.tolist()]
         drawn[scale] = judged(samples, asked, places)
     best = max(drawn, key=lambda scale: drawn[scale].classes.right)
     # of a layout without a background every class is foreground, and which of them has most says nothing
     by_class = not layouts or background_of(judge.classes) is not None
-    parts: list[Part] = [_table(real, drawn, by_class, layouts)]
-    if all(len(one) == 1 for one in asked) and len(pictures.classes) <= MOST_CLASSES:
-        parts.append(_map([next(iter(one)) for one in asked], drawn[best].classes, pictures.classes, best))
-    parts.append(_gallery(drawn, asked, pictures, layouts, given.rows, output))
+    parts: list[Subset] = [_table(real, drawn, by_class, layouts)]
+    if all(len(one) == 1 for one in asked) and len(images.classes) <= MOST_CLASSES:
+        parts.append(_map([next(iter(one)) for one in asked], drawn[best].classes, images.classes, best))
+    parts.append(_gallery(drawn, asked, images, layouts, given.rows, output))
     itself = model_directory(judge_path) == loaded.directory
     return Record(
         name="agreement",
@@ -126,10 +127,10 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             f"{given.n} samples at each guidance scale, {given.steps} steps of DDIM, the same noise at each.",
             f"Judged by {judge_path}" + (", the denoiser's own other head." if itself else "."),
             "A sample counts as right where the class asked for is the foreground class with the most pixels.",
-            f"Real pictures: {len(chosen)} of the validation split"
+            f"Real images: {len(chosen)} of the validation split"
             + (", those of the layouts" if layouts else "")
             + ", judged in the same way against what is in them.",
-            "These figures are this project's own. They are no FID: a denoiser that draws one good picture of each "
+            "These figures are this project's own. They are no FID: a denoiser that draws one good image of each "
             "class again and again would have all of them.",
         ],
         source=SOURCE,
@@ -142,10 +143,10 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     )
 
 
-def shown_classes(pictures: PictureDataset, place: int) -> set[int]:
-    """The foreground classes in a real picture, as indices of the masks' classes."""
-    item = pictures[place]
-    return {class_index(pictures.classes, pictures.labels[label]) for label in item["labels"]}
+def shown_classes(images: ImageDataset, place: int) -> set[int]:
+    """The foreground classes in a real image, as indices of the masks' classes."""
+    item = images[place]
+    return {class_index(images.classes, images.labels[label]) for label in item["labels"]}
 
 
 def class_index(classes: Sequence[str], name: str) -> int:
@@ -170,7 +171,7 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
         return [*figures, Value(one.mean_iou)][: len(columns)]
 
     rows = [(f"guidance {scale:g}", values(one)) for scale, one in drawn.items()]
-    rows.append(("real pictures", values(real)))
+    rows.append(("real images", values(real)))
     return Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
 
 
@@ -197,7 +198,7 @@ def _map(asked: list[int], found: ClassAgreement, classes: Sequence[str], scale:
 def _gallery(
     drawn: dict[float, Judged],
     asked: list[set[int]],
-    pictures: PictureDataset,
+    images: ImageDataset,
     layouts: bool,
     count: int,
     output: Path,
@@ -210,14 +211,14 @@ def _gallery(
     for number in range(min(count, len(asked))):
         files = []
         if layouts:
-            masks.append(as_mask(pictures[number % len(pictures)]["mask"]))
-            files.append(album.add(colorize(masks[-1], pictures.palette)))
+            masks.append(as_mask(images[number % len(images)]["mask"]))
+            files.append(album.add(colorize(masks[-1], images.palette)))
         for one in drawn.values():
             masks.append(one.masks[number])
-            files += [album.add(one.pictures[number]), album.add(colorize(masks[-1], pictures.palette))]
-        rows.append((", ".join(pictures.classes[index] for index in sorted(asked[number])) or "nothing", files))
+            files += [album.add(one.images[number]), album.add(colorize(masks[-1], images.palette))]
+        rows.append((", ".join(images.classes[index] for index in sorted(asked[number])) or "nothing", files))
     note = "The same noise all along a row."
-    return Gallery("Samples, segmented", columns, rows, note, legend(pictures.classes, pictures.palette, masks))
+    return Gallery("Samples, segmented", columns, rows, note, legend(images.classes, images.palette, masks))
 
 
 def findings(real: Judged, drawn: dict[float, Judged], itself: bool, by_class: bool) -> list[str]:
@@ -227,7 +228,7 @@ def findings(real: Judged, drawn: dict[float, Judged], itself: bool, by_class: b
         miou = max(drawn, key=lambda scale: drawn[scale].mean_iou or 0.0)
         told.append(
             f"Against the layouts asked for, mIoU is {drawn[miou].mean_iou:.3f} at guidance {miou:g}; on the real "
-            f"pictures of the same masks it is {real.mean_iou:.3f}."
+            f"images of the same masks it is {real.mean_iou:.3f}."
         )
     if by_class:
         told += _class_findings(real, drawn)
@@ -243,7 +244,7 @@ def _class_findings(real: Judged, drawn: dict[float, Judged]) -> list[str]:
     low, high = wilson(one.right, n)
     told = [
         f"At guidance {best:g}, {one.share:.1%} of {n} samples show the segmenter the class asked for (95 % interval "
-        f"{low:.1%} to {high:.1%}); of {len(real.classes.found)} real pictures, {real.classes.share:.1%}."
+        f"{low:.1%} to {high:.1%}); of {len(real.classes.found)} real images, {real.classes.share:.1%}."
     ]
     if first != last:
         change = drawn[last].classes.share - drawn[first].classes.share

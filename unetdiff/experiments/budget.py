@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--points", type=int, default=8, help="validations of each run, along its curves")
     parser.add_argument("--comparisons", type=int, default=48, help="steps of a joint run whose gradients are compared")
-    parser.add_argument("--pictures", type=int, default=BUDGET.pictures, help="samples that are judged by class")
+    parser.add_argument("--images", type=int, default=BUDGET.images, help="samples that are judged by class")
     parser.add_argument("--sample_steps", type=int, default=BUDGET.steps, help="denoising steps of each sample")
     parser.add_argument("--judge_steps", type=int, default=BUDGET.judge_steps, help="training of their classifier")
 
@@ -72,7 +72,7 @@ def plan(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> d
     """
     default = quickstart_configs(output)["joint"]
     default.training.steps = STEPS
-    default.joint.segmentation_share = 1.0  # each head sees as many pictures as alone
+    default.joint.segmentation_fraction = 1.0  # each head sees as many images as alone
     base = one_backbone(base_config(given.config, overrides, default))
     steps = steps_of(replace(base, task="joint")) if given.steps is None else given.steps
     shared = {
@@ -108,7 +108,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     flat = {f"{name}, seed {seed}": config for name, each in configs.items() for seed, config in each.items()}
     trained = train_all(flat, command)
     ways: Ways = {_words(name): [trained[f"{name}, seed {seed}"] for seed in each] for name, each in configs.items()}
-    samples = replace(BUDGET, pictures=given.pictures, steps=given.sample_steps, judge_steps=given.judge_steps)
+    samples = replace(BUDGET, images=given.images, steps=given.sample_steps, judge_steps=given.judge_steps)
     judged: Judgements = {
         run.name: class_consistency(run, samples, output / ".judges") for runs in ways.values() for run in runs
     }
@@ -147,10 +147,10 @@ def _words(name: str) -> str:
 
 def _method(first: Run, ways: Ways, judged: Judgements, sample_steps: int) -> list[str]:
     training, joint = first.config["training"], first.config["joint"]
-    share = joint["segmentation_share"]
+    share = joint["segmentation_fraction"]
     told = [
-        f"Every run: {training['steps']} optimizer steps of {training['batch_size']} pictures, of a seed in the same "
-        "order; one learning rate, one backbone. A step of a joint run passes clean and noised pictures through it, so "
+        f"Every run: {training['steps']} optimizer steps of {training['batch_size']} images, of a seed in the same "
+        "order; one learning rate, one backbone. A step of a joint run passes clean and noised images through it, so "
         "it takes longer.",
         "Figures are those of the last validation (averaged weights), not of the best one.",
         "Minutes are those of training; validations and their samples are not in them.",
@@ -171,6 +171,6 @@ def _method(first: Run, ways: Ways, judged: Judgements, sample_steps: int) -> li
     if one is not None:
         told.append(
             f"Class consistency: the share of {one.n} samples ({sample_steps} steps) that an independent classifier "
-            f"takes for the class that was asked for; it names {one.accuracy:.1%} of real validation pictures rightly."
+            f"takes for the class that was asked for; it names {one.accuracy:.1%} of real validation images rightly."
         )
     return told

@@ -52,7 +52,7 @@ def head_tables(ways: Ways, judged: Judgements) -> list[Table]:
         noise.append((name, [*values, over_runs(runs, _consistency(judged))] if some else values))
     columns = [column for _, column in DIFFUSION] + ([CONSISTENCY] if some else [])
     return [
-        Table("The segmentation head", [column for _, column in SEGMENTATION], masks, "On validation pictures."),
+        Table("The segmentation head", [column for _, column in SEGMENTATION], masks, "On validation images."),
         Table("The diffusion head", columns, noise, "Validation loss, in all and by quarter of the timesteps."),
     ]
 
@@ -61,7 +61,7 @@ def cost_table(ways: Ways) -> Table:
     """Time, speed, memory and weights; both networks alone together, beside the joint ones."""
     columns = [
         Column("training", unit="minutes"),
-        Column("pictures a second", unit="number"),
+        Column("images a second", unit="number"),
         Column("peak memory", unit="megabytes"),
         Column("shared weights", unit="count", note="encoder, middle, decoder, conditioning"),
         Column("segmentation head", unit="count", note="its own weights"),
@@ -95,14 +95,14 @@ HEADS = ("segmentation", "diffusion")
 
 
 def charts(ways: Ways) -> list[Chart]:
-    """Learning curves of each head's main figure, against pictures seen and against minutes."""
+    """Learning curves of each head's main figure, against images seen and against minutes."""
     shown = (
         ("segmentation", "segmentation/mean_iou", "mIoU", "higher", False),
         ("diffusion", "diffusion/loss", "validation loss of the noise", "lower", True),
     )
     found = []
     for head, key, title, better, log in shown:
-        for across, label in (("images", "pictures seen"), ("train_minutes", "minutes of training")):
+        for across, label in (("images", "images seen"), ("train_minutes", "minutes of training")):
             lines = [curve(runs, name, key, across) for name, runs in of_head(ways, head).items()]
             found.append(Chart(f"{title} against {label}", label, title, lines, better, log_y=log))  # type: ignore[arg-type]
     return found

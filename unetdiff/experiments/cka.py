@@ -66,7 +66,7 @@ def _gram(features: Tensor) -> Tensor:
 
 
 def examples(maps: Tensor, grid: int) -> Tensor:
-    """Maps (B, C, h, w) as examples (B grid^2, C): the mean of each cell of a grid of `grid` x `grid` over the picture.
+    """Maps (B, C, h, w) as examples (B grid^2, C): the mean of each cell of a grid of `grid` x `grid` over the image.
 
     A map with fewer cells than the grid gives a cell of its own to several.
     """

@@ -24,7 +24,7 @@ class Judged:
     n: int
     """Samples."""
     accuracy: float
-    """Share of real validation pictures that it names rightly."""
+    """Share of real validation images that it names rightly."""
 
 
 def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> Judged | None:
@@ -34,7 +34,7 @@ def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> J
     Args:
         run: a finished run.
         budget: how many samples, in how many steps.
-        cache: folder of the classifier, which is trained once on the set's real pictures.
+        cache: folder of the classifier, which is trained once on the set's real images.
         seed: of the noise that the samples start from.
     """
     if "diffusion" not in run.heads or run.config["data"]["name"] not in WITH_LABELS or not conditional(run):

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.config.parsing import from_yaml
-from unetdiff.data import PictureDataset, to_model_range
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
-from unetdiff.diffusion.mask_codec import Masks
+from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError
-from unetdiff.models import UNet, loading
-from unetdiff.models.conditioning import Condition
+from unetdiff.models import loading
+from unetdiff.models.conditioning import ForwardState
+from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks import DiffusionTask, JointTask, load_task
 
 Moment = int | None
-"""A timestep of the noise in a picture; None: the clean picture."""
+"""A timestep of the noise in an image; None: the clean image."""
 CLEAN = "clean"
 """What None is called."""
 
@@ -64,9 +66,9 @@ def titles(maps: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def noise_of(names: Sequence[str], shape: Sequence[int], seed: int) -> Tensor:
-    """Gaussian noise (B, *shape) on the CPU, a function of each picture's name and the seed alone.
+    """Gaussian noise (B, *shape) on the CPU, a function of each image's name and the seed alone.
 
-    So a picture has the same noise whenever it is looked at, at every timestep and by every network of one input shape.
+    So an image has the same noise whenever it is looked at, at every timestep and by every network of one input shape.
     """
     drawn = [torch.randn(tuple(shape), generator=generator_of(seed, zlib.crc32(name.encode()))) for name in names]
     return torch.stack(drawn)
@@ -77,7 +79,7 @@ class Features(ABC):
 
     Attributes:
         name: what the network is called beside its figures.
-        moments: what it can be looked at; [None] for a network of clean pictures.
+        moments: what it can be looked at; [None] for a network of clean images.
     """
 
     name: str
@@ -90,9 +92,9 @@ class Features(ABC):
 
     @torch.no_grad()
     def __call__(self, images: Tensor, names: Sequence[str], moment: Moment = None) -> dict[str, Tensor]:
-        """The maps {title: (B, C, h, w)} of uint8 pictures (B, 3, H, W), float32 on the network's device.
+        """The maps {title: (B, C, h, w)} of uint8 images (B, 3, H, W), float32 on the network's device.
 
-        Titles are those of the first pictures' sizes. names: the pictures', which their noise depends on.
+        Titles are those of the first images' sizes. names: the images', which their noise depends on.
         """
         maps = self._maps(images, names, moment)
         if self._titles is None:
@@ -109,9 +111,9 @@ class UNetFeatures(Features):
     Args:
         name: what it is called.
         unet: the network.
-        diffusion: the task that noises pictures (or their latents) for it and tells it nothing; None: it sees clean
+        diffusion: the task that noises images (or their latents) for it and tells it nothing; None: it sees clean
             ones only.
-        segments: it was trained on clean pictures too, which it is then given as its segmentation head is.
+        segments: it was trained on clean images too, which it is then given as its segmentation head is.
         moments: timesteps of a denoiser.
         seed: of the noise.
     """
@@ -128,16 +130,16 @@ class UNetFeatures(Features):
             return self.unet.features(to_model_range(images.to(self.unet.device)))
         x0 = task.clean({"image": images})  # pixels or latents (B, K, h, w)
         size = (x0.shape[-2], x0.shape[-1])
-        nothing = None if task.conditioner is None else task.conditioner.nothing(len(x0), size).to(x0.device)
+        nothing = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
         if moment is None:
             context = task.context(nothing, size)
-            return self.unet.features(context.beside(x0), 0, context.tokens)
+            return self.unet.features(context.concat_channels(x0), 0, context.tokens)
         noise = noise_of(names, x0.shape[1:], self.seed).to(x0)
         noised = task.noised_with(x0, noise, torch.full((len(x0),), moment, device=x0.device), nothing)
         return self.unet.features(noised.sample, noised.timesteps, noised.context.tokens)
 
     def with_random_weights(self, name: str, seed: int, moments: list[Moment] | None = None) -> UNetFeatures:
-        """A network of the same config with fresh weights, shown the same pictures and noise."""
+        """A network of the same config with fresh weights, shown the same images and noise."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             fresh = loading.build(UNet, loading.plain(self.unet.config)).to(self.unet.device)
@@ -145,25 +147,25 @@ class UNetFeatures(Features):
 
 
 def open_features(
-    run: Run, val: PictureDataset, moments: list[Moment], seed: int, device: torch.device | str
+    run: Run, val: ImageDataset, moments: list[Moment], seed: int, device: torch.device | str
 ) -> UNetFeatures:
-    """The best weights of a run; noised pictures for a run that trained a diffusion head, clean ones for others.
+    """The best weights of a run; noised images for a run that trained a diffusion head, clean ones for others.
 
-    val: the run's validation pictures. moments: those of a denoiser.
+    val: the run's validation images. moments: those of a denoiser.
 
     Raises:
         UserError: a timestep that the denoiser has not, a denoiser of masks, or the unpadded 2015 network, whose maps
-            are of the picture's middle alone.
+            are of the image's middle alone.
     """
     assert run.model is not None
     task = load_task(from_yaml(run.path / CONFIG), run.model, val).to(device)
     if task.unet.config["encoder"]["padding"] == "valid":
-        raise UserError(f"{run.path}: model.encoder.padding 'valid' gives maps of the picture's middle alone; use same")
+        raise UserError(f"{run.path}: model.encoder.padding 'valid' gives maps of the image's middle alone; use same")
     diffusion = task.diffusion if isinstance(task, JointTask) else task
     if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
         return UNetFeatures(run.name, task.unet, None, True, [None], seed)
-    if isinstance(diffusion.space, Masks):
-        raise UserError(f"{run.path}: draws masks (diffusion.target mask), it sees no noisy pictures; give another run")
+    if isinstance(diffusion.codec, MaskCodec):
+        raise UserError(f"{run.path}: draws masks (diffusion.target mask), it sees no noisy images; give another run")
     late = [moment for moment in moments if moment is not None and moment >= diffusion.timesteps]
     if late:
         raise UserError(
@@ -177,9 +179,9 @@ class TrunkFeatures(Features):
     """The five maps of a torchvision trunk alone, as our encoder has them.
 
     Args:
-        family: a trunk of `unetdiff.models.config.TRUNKS`.
+        family: a trunk of `unetdiff.models.config.PRETRAINED_ENCODERS`.
         weights: "imagenet" (downloaded), or a safetensors file with torchvision's names.
-        side: the short side that smaller pictures are enlarged to first: it has five levels, and at 32 pixels the last
+        side: the short side that smaller images are enlarged to first: it has five levels, and at 32 pixels the last
             is a single cell.
         device: where to run it.
 
@@ -189,7 +191,7 @@ class TrunkFeatures(Features):
 
     def __init__(self, family: str, weights: str, side: int, device: torch.device | str) -> None:
         try:
-            unet = UNet(encoder={"family": family, "weights": weights}, heads={"segmentation": {}})  # never asked
+            unet = UNet(encoder={"name": family, "weights": weights}, heads={"segmentation": {}})  # never asked
         except UserError as error:
             raise UserError(str(error).replace("model.encoder.weights", "--trunk_weights")) from None
         except OSError as error:
@@ -204,7 +206,7 @@ class TrunkFeatures(Features):
         if factor > 1:
             size = [round(side * factor) for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        condition = Condition(None, None, maps={})
+        condition = ForwardState(None, None, maps={})
         self.network(x, condition)
         assert condition.maps is not None
         return condition.maps

@@ -99,7 +99,7 @@ def gradient_table(pulls: Pulls) -> Table:
             pull = pulls[name].get(group)
             values += [Value(None), Value(None)] if pull is None else [Value(pull.mean), Value(pull.against)]
         rows.append((group, values))
-    note = "Groups go from the picture to the heads; conditioning is what tells timestep and class; all is all of them."
+    note = "Groups go from the image to the heads; conditioning is what tells timestep and class; all is all of them."
     return Table("Do the two losses pull the same way?", columns, rows, note)
 
 
@@ -127,7 +127,7 @@ def gradient_chart(name: str, runs: Sequence[Run], windows: int) -> Chart:
     note = (
         "1: the same way. 0: nothing to do with each other. Below 0: against each other. A point is the mean of a part."
     )
-    return Chart(title, "pictures seen", "cosine", lines, note=note)
+    return Chart(title, "images seen", "cosine", lines, note=note)
 
 
 def gradient_findings(pulls: Pulls) -> list[str]:

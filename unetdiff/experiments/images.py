@@ -1,4 +1,4 @@
-"""Pictures of an experiment: files below its folder, and the colours of what masks show."""
+"""Images of an experiment: files below its folder, and the colours of what masks show."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from unetdiff.reports.embed import as_array
 from unetdiff.segmentation.palette import VOID, VOID_COLOR
 
-FOLDER = "pictures"
+FOLDER = "images"
 
 
 class Album:
-    """Writes the pictures of a record.
+    """Writes the images of a record.
 
     Args:
         output: the record's folder.
@@ -27,10 +27,10 @@ class Album:
         self.output, self.name, self.count = output, name, 0
         (output / FOLDER).mkdir(parents=True, exist_ok=True)
 
-    def add(self, picture: Tensor | np.ndarray) -> str:
-        """Write a picture, as `unetdiff.reports.embed.as_array` takes it; its file, relative to the record's folder."""
+    def add(self, image: Tensor | np.ndarray) -> str:
+        """Write an image, as `unetdiff.reports.embed.as_array` takes it; its file, relative to the record's folder."""
         file = f"{FOLDER}/{self.name}-{self.count:03d}.png"
-        Image.fromarray(as_array(picture)).save(self.output / file)
+        Image.fromarray(as_array(image)).save(self.output / file)
         self.count += 1
         return file
 

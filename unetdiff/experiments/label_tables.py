@@ -11,22 +11,22 @@ from unetdiff.reports.record_text import written
 Figures = Mapping[str, Mapping[float, Sequence[float]]]
 """mIoU of each seed, by start, then by share of the labels."""
 Counts = Mapping[float, int]
-"""Labelled pictures of each share."""
+"""Labelled images of each share."""
 
 
 def chart(figures: Figures, counts: Counts) -> Chart:
-    """mIoU against labelled pictures, a line a start."""
+    """mIoU against labelled images, a line a start."""
     lines = [
         Line(start, [float(counts[share]) for share in by_share], [Value.of(seeds) for seeds in by_share.values()])
         for start, by_share in figures.items()
     ]
-    return Chart("mIoU against labelled pictures", "labelled pictures", "mIoU", lines, "higher", log_x=True)
+    return Chart("mIoU against labelled images", "labelled images", "mIoU", lines, "higher", log_x=True)
 
 
 def label_table(figures: Figures, counts: Counts) -> Table:
     """A row a start, a column a share."""
     columns = [
-        Column(f"{100 * share:g} %", "higher", "share", f"{count:,} picture{'s' * (count != 1)}")
+        Column(f"{100 * share:g} %", "higher", "share", f"{count:,} image{'s' * (count != 1)}")
         for share, count in counts.items()
     ]
     rows = [(start, [Value.of(seeds) for seeds in by_share.values()]) for start, by_share in figures.items()]
@@ -43,7 +43,7 @@ def findings(figures: Figures, counts: Counts, reference: str) -> list[str]:
         told.append(_summary(start, gains, counts, reference))
         for share, gap in gains.items():
             ours, theirs = (written(Value.of(each[share]), "share") for each in (by_share, figures[reference]))
-            count = f"{counts[share]:,} labelled picture{'s' * (counts[share] != 1)} ({100 * share:g} %)"
+            count = f"{counts[share]:,} labelled image{'s' * (counts[share] != 1)} ({100 * share:g} %)"
             told.append(f"{count}: mIoU {ours} from the {start}, {theirs} from a {reference}: {difference_words(gap)}.")
     return told
 
@@ -59,7 +59,7 @@ def _summary(start: str, gains: Mapping[float, Value], counts: Counts, reference
     def at(shares: Sequence[float]) -> str:
         return ", ".join(f"{counts[share]:,}" for share in shares)
 
-    parts = [f"a gain with {at(up)} labelled pictures"] if up else []
+    parts = [f"a gain with {at(up)} labelled images"] if up else []
     parts += [f"a loss with {at(down)}"] if down else []
     parts += [f"no difference beyond the seeds' spread with {at(doubt)}"] if doubt else []
     single = "" if any(gap.spread is not None for gap in gains.values()) else " (one seed: chance is not ruled out)"

@@ -1,8 +1,8 @@
-"""Two ways to segment with one backbone: a head that labels the picture, and a denoiser that draws its mask.
+"""Two ways to segment with one backbone: a head that labels the image, and a denoiser that draws its mask.
 
-Amit et al. 2021 ("SegDiff") train a denoiser of masks that is told the picture, and average several samples; Chen et
+Amit et al. 2021 ("SegDiff") train a denoiser of masks that is told the image, and average several samples; Chen et
 al. 2023 ("A Generalist Framework for Panoptic Segmentation of Images and Videos") do so with a scale of the input. Both
-are trained here for the same number of steps with the same batches, and judged on the same pictures.
+are trained here for the same number of steps with the same batches, and judged on the same images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from tqdm import tqdm
 from unetdiff.benchmark.timing import in_turns, synchronizer
 from unetdiff.config.parsing import RunConfig
 from unetdiff.config.validation.config_error import at_least
-from unetdiff.data import PictureDataset, build_dataset, collate, evenly, to_model_range
+from unetdiff.data.base import ImageDataset, collate
+from unetdiff.data.build import build_dataset
+from unetdiff.data.sampling import evenly
+from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
 from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
@@ -39,23 +42,23 @@ HEAD, DENOISER = "discriminative", "denoiser"
 STEPS = 900
 """Optimizer steps of each run without CONFIG: twice the quickstart's, for drawing a mask is learned later."""
 BATCH = 16
-"""Pictures whose masks are drawn at once."""
-ROUNDS, TIMED = 3, 4
-"""Rounds of the timing, and pictures in each."""
+"""Images whose masks are drawn at once."""
+ROUNDS, TIMED_IMAGES = 3, 4
+"""Rounds of the timing, and images in each."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The experiment's options."""
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task; none: the scenes")
-    parser.add_argument("--k", type=int, default=8, help="masks drawn of each picture")
+    parser.add_argument("--k", type=int, default=8, help="masks drawn of each image")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps of each")
     parser.add_argument("--scheduler", default="ddim", choices=list(SCHEDULERS), help="sampler")
     parser.add_argument("--input_scale", type=float, default=0.3, help="the denoiser's diffusion.noise.input_scale")
     parser.add_argument(
         "--prediction", default="sample", choices=["sample", "v_prediction", "epsilon"], help="what it predicts"
     )
-    parser.add_argument("--pictures", type=int, default=200, help="validation pictures that are judged")
-    parser.add_argument("--rows", type=int, default=8, help="validation pictures that are shown")
+    parser.add_argument("--images", type=int, default=200, help="validation images that are judged")
+    parser.add_argument("--rows", type=int, default=8, help="validation images that are shown")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn masks' noise")
 
 
@@ -67,7 +70,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         TrainingStopped: see `train`.
     """
     began = time.perf_counter()
-    for name in ("k", "steps", "pictures", "rows"):
+    for name in ("k", "steps", "images", "rows"):
         at_least(f"--{name}", getattr(given, name), 1)
     configs = configs_for(given, overrides, output)
     runs = train_all(configs, command)
@@ -87,8 +90,8 @@ def configs_for(given: argparse.Namespace, overrides: Sequence[str], output: Pat
     base = base_config(given.config, overrides, default)
     drawing: Mapping[str, Any] = {
         "diffusion.target": "mask",
-        "diffusion.condition": "picture",
-        "diffusion.picture.degradation": "none",
+        "diffusion.condition": "image",
+        "diffusion.image.degradation": "none",
         "diffusion.latent.vae": None,
         "diffusion.condition_dropout": 0.0,
         "diffusion.guidance_scale": 1.0,
@@ -105,7 +108,7 @@ def configs_for(given: argparse.Namespace, overrides: Sequence[str], output: Pat
 
 
 def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run]) -> Measured:
-    """Both on the same validation pictures, and the time that they take."""
+    """Both on the same validation images, and the time that they take."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = machine.autocast_dtype(config.training.mixed_precision, device.type)
     data = build_dataset(config.data, "val", False, layout=True)
@@ -114,10 +117,10 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     asked = MaskSampling(given.k, given.steps, given.scheduler, given.seed)
     sampler = MaskSampler(pipeline, asked, precision)
 
-    def head(pictures: Tensor) -> Tensor:
-        """Class probabilities (B, C, H, W) of uint8 pictures."""
+    def head(images: Tensor) -> Tensor:
+        """Class probabilities (B, C, H, W) of uint8 images."""
         with inference(segmenter.unet, device.type, precision):
-            return segment_whole(segmenter.unet, to_model_range(pictures.to(device))).float().softmax(dim=1)
+            return segment_whole(segmenter.unet, to_model_range(images.to(device))).float().softmax(dim=1)
 
     classes, void = len(data.classes), config.segmentation.ignore_index
     discriminative, single = (
@@ -125,7 +128,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         [MaskJudge(classes, void, device) for _ in range(given.k)],
     )
     means = [MaskJudge(classes, void, device) for _ in range(given.k)]
-    numbers = evenly(len(data), given.pictures)
+    numbers = evenly(len(data), given.images)
     for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
         batch = collate([data[number] for number in numbers[at : at + BATCH]])
         drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
@@ -133,9 +136,9 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         for count, (one, mean) in enumerate(zip(drawn, running_means(drawn), strict=True)):
             single[count].update(one, truth)
             means[count].update(mean, truth)
-    seconds = timed(head, pipeline, asked, precision, _first(data, TIMED))
+    seconds = timed(head, pipeline, asked, precision, _first(data, TIMED_IMAGES))
     shown = [data[number] for number in evenly(len(data), given.rows)]
-    pictures = torch.stack([item["image"] for item in shown])
+    images = torch.stack([item["image"] for item in shown])
     return Measured(
         data,
         discriminative.figures(),
@@ -146,26 +149,26 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         {name: float(run.summary["train_minutes"]) for name, run in runs.items()},
         len(numbers),
         shown,
-        head(pictures).cpu(),
-        sampler.draw(pictures, first=len(data)).cpu(),
+        head(images).cpu(),
+        sampler.draw(images, first=len(data)).cpu(),
     )
 
 
 def timed(
-    head: Any, pipeline: GenerationPipeline, asked: MaskSampling, precision: torch.dtype | None, pictures: Tensor
+    head: Any, pipeline: GenerationPipeline, asked: MaskSampling, precision: torch.dtype | None, images: Tensor
 ) -> dict[str, float]:
-    """Seconds a picture (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
+    """Seconds an image (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
     one = MaskSampler(pipeline, MaskSampling(1, asked.steps, asked.scheduler, asked.seed), precision)
     every = MaskSampler(pipeline, asked, precision)
     work = {
-        "head": lambda: head(pictures),
-        "one": lambda: one.draw(pictures),
-        "all": lambda: every.draw(pictures),
+        "head": lambda: head(images),
+        "one": lambda: one.draw(images),
+        "all": lambda: every.draw(images),
     }
     times = in_turns(work, ROUNDS, 1, synchronizer(pipeline.device))
-    return {name: float(torch.tensor(taken.wall).median()) / len(pictures) for name, taken in times.items()}
+    return {name: float(torch.tensor(taken.wall).median()) / len(images) for name, taken in times.items()}
 
 
-def _first(data: PictureDataset, count: int) -> Tensor:
-    """Some pictures of a set, uint8 (B, 3, H, W)."""
+def _first(data: ImageDataset, count: int) -> Tensor:
+    """Some images of a set, uint8 (B, 3, H, W)."""
     return torch.stack([data[number]["image"] for number in evenly(len(data), count)])

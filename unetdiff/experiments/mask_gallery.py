@@ -1,4 +1,4 @@
-"""The same validation pictures, segmented by several runs, as pictures of a record."""
+"""The same validation images, segmented by several runs, as images of a record."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from unetdiff.segmentation.palette import as_mask, colorize
 
 
 def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, seed: int) -> Gallery:
-    """A row a validation picture: itself, its truth, and what each run finds in it with its last weights.
+    """A row a validation image: itself, its truth, and what each run finds in it with its last weights.
 
     Args:
         title: of the gallery.
         runs: finished runs with a segmentation head, all of one set, by the name of their column.
         folder: the record's.
-        count: validation pictures, of different classes as far as there are.
-        seed: which pictures.
+        count: validation images, of different classes as far as there are.
+        seed: which images.
     """
     data = open_set(next(iter(runs.values())), own_size=True)
     items = [data[index] for index in choose(data, count, seed)]
@@ -35,8 +35,8 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, 
         masks[name] = predictions(last_weights(run), items)
     album = Album(folder, "masks")
 
-    def add(picture: np.ndarray, photo: bool) -> str:
-        return album.add(np.asarray(shrunk(Image.fromarray(picture), photo)))
+    def add(image: np.ndarray, photo: bool) -> str:
+        return album.add(np.asarray(shrunk(Image.fromarray(image), photo)))
 
     rows = []
     for row, item in enumerate(items):
@@ -44,4 +44,4 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, 
         files += [add(colorize(column[row], data.palette), photo=False) for column in masks.values()]
         rows.append((str(item["name"]), files))
     shown = legend(data.classes, data.palette, [mask for column in masks.values() for mask in column])
-    return Gallery(title, ["picture", *masks], rows, legend=shown)
+    return Gallery(title, ["image", *masks], rows, legend=shown)

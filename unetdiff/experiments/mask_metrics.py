@@ -30,7 +30,7 @@ class MaskFigures:
 
 
 class MaskJudge:
-    """Counts over a set, picture by picture; void counts nowhere."""
+    """Counts over a set, image by image; void counts nowhere."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str | None = None) -> None:
         self.matrix = ConfusionMatrix(num_classes, ignore_index, device)

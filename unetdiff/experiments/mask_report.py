@@ -1,4 +1,4 @@
-"""What `mask_diffusion` found, as a record: tables, curves, pictures and sentences."""
+"""What `mask_diffusion` found, as a record: tables, curves, images and sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.segmenting import uncertainty
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.mask_metrics import MaskFigures
@@ -22,10 +22,10 @@ from unetdiff.segmentation.palette import as_mask, colorize
 COLOURS = "viridis"
 """Of the uncertainty: even steps of it are even steps to the eye, in grey too."""
 GEOMETRY = (
-    "The head learned from pictures stretched to data.size, the denoiser from their middle, cut out with its aspect, "
-    "as both are judged: where the pictures have another aspect than data.size, that favours the denoiser."
+    "The head learned from images stretched to data.size, the denoiser from their middle, cut out with its aspect, "
+    "as both are judged: where the images have another aspect than data.size, that favours the denoiser."
 )
-"""Of a set that is resized: a segmenter's pictures are, as everywhere, not those of a layout."""
+"""Of a set that is resized: a segmenter's images are, as everywhere, not those of a layout."""
 LABELS = ("labelling head", "one drawn mask", "mean of {} drawn masks")
 
 
@@ -33,19 +33,19 @@ LABELS = ("labelling head", "one drawn mask", "mean of {} drawn masks")
 class Measured:
     """What was counted and drawn."""
 
-    data: PictureDataset
+    data: ImageDataset
     head: MaskFigures
     single: list[MaskFigures]
     """Of each sample by itself."""
     means: list[MaskFigures]
     """Of the mean of the first 1, 2, ... K samples."""
     seconds: dict[str, float]
-    """A picture: "head", "one", "all"."""
+    """An image: "head", "one", "all"."""
     parameters: dict[str, int]
     """By run, "discriminative" first."""
     minutes: dict[str, float]
     """Of training, by run."""
-    pictures: int
+    images: int
     """That were judged."""
     shown: list[dict[str, Any]]
     """Items of the set."""
@@ -69,19 +69,19 @@ def record_of(
     return Record(
         name="mask_diffusion",
         title="Two ways to segment",
-        question="Is a mask better labelled by a head, or drawn by a denoiser that is told the picture?",
+        question="Is a mask better labelled by a head, or drawn by a denoiser that is told the image?",
         findings=findings(measured, given.steps),
         parts=[table(measured), *charts(measured), shown],
         method=[
-            f"One backbone, the same steps, batches and pictures for both; judged on {measured.pictures} validation "
-            "pictures, at the size that the networks see, with the last weights of each run: choosing would flatter.",
+            f"One backbone, the same steps, batches and images for both; judged on {measured.images} validation "
+            "images, at the size that the networks see, with the last weights of each run: choosing would flatter.",
             *([GEOMETRY] if run.config["data"]["size"] is not None else []),
             f"Masks are drawn from noise in {given.steps} steps of {given.scheduler}, as a channel a class in [-1, 1], "
             f"each timestep's signal-to-noise ratio {given.input_scale}² of the schedule's; void has no part in the "
             "loss. A sample's probabilities are its channels, clipped and made to add up to 1; the mean is of these.",
             "ECE: expected calibration error over 15 bins of confidence. Uncertainty: entropy of the class "
             "probabilities as a share of the largest there is.",
-            "Time a picture: median wall time of a few pictures together on this machine, in turns, with sampling in "
+            "Time an image: median wall time of a few images together on this machine, in turns, with sampling in "
             "this package's pipeline. Others' machines and batch sizes give other ratios.",
             "One seed of training: differences of a size that another seed would change are not told apart from it.",
         ],
@@ -104,7 +104,7 @@ def table(measured: Measured) -> Table:
         Column("-log p", "lower", "number", "mean negative log-likelihood of the truth, nats"),
         Column("uncertainty where right", "neither", "share"),
         Column("uncertainty where wrong", "neither", "share"),
-        Column("ms a picture", "lower", "number"),
+        Column("ms an image", "lower", "number"),
         Column("parameters", "neither", "count"),
         Column("training", "neither", "minutes"),
     ]
@@ -146,12 +146,12 @@ def charts(measured: Measured) -> list[Chart]:
         drawn = [Value(getattr(figures, name)) for figures in measured.means]
         level = [Value(getattr(measured.head, name))] * count
         lines = [Line("mean of drawn masks", across, drawn), Line(LABELS[0], across, level)]
-        found.append(Chart(title, "masks drawn of each picture", up, lines, better))  # type: ignore[arg-type]
+        found.append(Chart(title, "masks drawn of each image", up, lines, better))  # type: ignore[arg-type]
     return found
 
 
 def gallery(measured: Measured, output: Path) -> Gallery:
-    """Picture, truth, the head's mask, one sample, the mean of all, and what these do not agree on."""
+    """Image, truth, the head's mask, one sample, the mean of all, and what these do not agree on."""
     data, album = measured.data, Album(output, "masks")
     mean = measured.shown_drawn.mean(dim=0)  # (B, C, H, W)
     unsure = uncertainty(mean)  # (B, H, W)
@@ -163,14 +163,12 @@ def gallery(measured: Measured, output: Path) -> Gallery:
         seen += masks
         coloured = [colorize(mask, data.palette) for mask in masks]
         rows.append((str(item["name"]), [album.add(p) for p in (item["image"], *coloured, heat(unsure[i] / largest))]))
-    columns = ["picture", "truth", *LABELS[:2], LABELS[2].format(len(measured.shown_drawn)), "uncertainty"]
+    columns = ["image", "truth", *LABELS[:2], LABELS[2].format(len(measured.shown_drawn)), "uncertainty"]
     note = (
         f"Uncertainty: entropy of the mean, in {COLOURS}'s colours from 0 (dark) to {largest:.2f} (bright) of "
         "the largest there is."
     )
-    return Gallery(
-        "The same pictures, labelled and drawn", columns, rows, note, legend(data.classes, data.palette, seen)
-    )
+    return Gallery("The same images, labelled and drawn", columns, rows, note, legend(data.classes, data.palette, seen))
 
 
 def heat(values: Tensor) -> Any:

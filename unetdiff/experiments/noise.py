@@ -1,8 +1,8 @@
 """Does a segmenter see through noise, and does it help to tell it how much there is?
 
-A picture is noised as the diffusion head sees it, x_t = α_t x_0 + σ_t ε, and segmented at rising timesteps. Three
-segmenters of one backbone are trained for it with the same steps and pictures: on clean pictures; on noisy pictures
-without a word of the timestep; and on noisy pictures with the timestep told, as a denoiser is told it. The last is also
+An image is noised as the diffusion head sees it, x_t = α_t x_0 + σ_t ε, and segmented at rising timesteps. Three
+segmenters of one backbone are trained for it with the same steps and images: on clean images; on noisy images
+without a word of the timestep; and on noisy images with the timestep told, as a denoiser is told it. The last is also
 asked with the wrong answer, "t = 0": a network that does not use what it is told would not mind.
 """
 
@@ -19,7 +19,7 @@ import torch
 
 from unetdiff.config.parsing import RunConfig, check_files, to_yaml
 from unetdiff.config.validation.config_error import at_least
-from unetdiff.data import evenly
+from unetdiff.data.sampling import evenly
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
 from unetdiff.evaluation.load_run import load_run, split_of
@@ -33,9 +33,9 @@ from unetdiff.evaluation.robustness import (
 )
 from unetdiff.experiments import runs
 from unetdiff.experiments.images import Album, legend
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.reports.quickstart import quickstart_configs
-from unetdiff.reports.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
+from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Subset, Table, Value
 from unetdiff.reports.record_text import written
 from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import argmax_at
@@ -45,10 +45,10 @@ from unetdiff.training import runtime as machine
 SOURCE = "Ho et al. 2020, equation 4 (the noise); Brempong et al. 2022 (what a segmenter gains from denoising)"
 TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
 COLUMNS = 5  # timesteps of the table
-PLAIN, NOISY, TOLD = "trained on clean pictures", "trained on noisy pictures", "noisy pictures, told t"
-WRONG = "noisy pictures, told t = 0"
+PLAIN, NOISY, CONDITIONED = "trained on clean images", "trained on noisy images", "noisy images, told t"
+WRONG = "noisy images, told t = 0"
 JOINT = "joint run, told t"
-NAMES = {PLAIN: "plain", NOISY: "noisy", TOLD: "told"}
+NAMES = {PLAIN: "plain", NOISY: "noisy", CONDITIONED: "told"}
 """Segmenters that are trained here, and the beginnings of their folders."""
 
 
@@ -58,20 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps of each segmenter; none given: the config's")
     parser.add_argument("--seeds", type=int, default=1, help="segmenters of each kind, from as many seeds")
     parser.add_argument("--timesteps", type=int, nargs="+", default=list(TIMESTEPS), help="0: clean")
-    parser.add_argument("--share", type=float, default=1.0, help="of the training pictures that are noised")
-    parser.add_argument("--pictures", type=int, default=500, help="validation pictures that are segmented, at most")
-    parser.add_argument("--rows", type=int, default=2, help="pictures that are shown")
+    parser.add_argument("--train_fraction", type=float, default=1.0, help="of the training images that are noised")
+    parser.add_argument("--images", type=int, default=500, help="validation images that are segmented, at most")
+    parser.add_argument("--rows", type=int, default=2, help="images that are shown")
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a joint run, whose segmentation head is asked too")
 
 
 def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
-    """Train what is missing, segment under noise, and write the pictures; see the module.
+    """Train what is missing, segment under noise, and write the images; see the module.
 
     Raises:
         UserError: a config that cannot be trained, a timestep that is none, or a joint run of another set or noise.
     """
     began = time.perf_counter()
-    for name in ("pictures", "rows"):
+    for name in ("images", "rows"):
         at_least(f"--{name}", getattr(given, name), 1)
     base = base_config(given.config, overrides, given.steps)
     seeds = runs.seeds_of(given.seeds, base.training.seed)
@@ -84,16 +84,16 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         for number, seed in enumerate(seeds)
     }
     check_files(base)
-    pictures = split_of(base.data, "val", masks=True)
-    noises = Noises(pictures, scheduler, base.training.seed)
-    joint = None if given.joint is None else _joint(given.joint, pictures.classes, scheduler)
+    images = split_of(base.data, "val", masks=True)
+    noises = Noises(images, scheduler, base.training.seed)
+    joint = None if given.joint is None else _joint(given.joint, images.classes, scheduler)
     trained = {(name, n): runs.train(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     precision = machine.autocast_dtype(base.training.mixed_precision)
-    indices = evenly(len(pictures), given.pictures)
+    indices = evenly(len(images), given.images)
 
     def network(name: str, number: int) -> UNet:
-        # the weights of the last step: the best ones are the best on clean pictures
+        # the weights of the last step: the best ones are the best on clean images
         unet: UNet = UNet.from_pretrained(trained[name, number].path / "latest" / "unet")
         unet.to(accelerator.device)
         return unet
@@ -101,9 +101,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     found: dict[str, list[list[float]]] = {}  # by segmenter, then seed, then timestep
     shown: dict[str, Segment] = {}
     for number in range(len(seeds)):
-        told = network(TOLD, number)
+        told = network(CONDITIONED, number)
         segmenters = {name: asks(network(name, number), False, precision) for name in (PLAIN, NOISY)}
-        segmenters |= {TOLD: asks(told, True, precision), WRONG: asks(told, True, precision, always=CLEAN)}
+        segmenters |= {
+            CONDITIONED: asks(told, True, precision),
+            WRONG: asks(told, True, precision, always=CLEAN),
+        }
         if joint is not None and not number:
             segmenters[JOINT] = asks(joint.to(accelerator.device), True, precision)
         ignore, batch = base.segmentation.ignore_index, base.training.eval_batch_size
@@ -112,14 +115,14 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         shown = shown or segmenters
     values = {name: [Value.of(at) for at in zip(*seeds, strict=True)] for name, seeds in found.items()}
     across = {name: Value.of([float(np.mean(seed)) for seed in seeds]) for name, seeds in found.items()}
-    parts: list[Part] = [
+    parts: list[Subset] = [
         Chart(
             "Segmentation under noise",
-            "timestep of the noise in the picture (0: clean)",
+            "timestep of the noise in the image (0: clean)",
             "mIoU",
             [Line(name, [float(t) for t in timesteps], line) for name, line in values.items()],
             better="higher",
-            note=f"Over {len(indices)} validation pictures, the same noise for every line.",
+            note=f"Over {len(indices)} validation images, the same noise for every line.",
         ),
         _table(values, across, timesteps),
         _gallery(shown, noises, indices[: given.rows], _some(timesteps, COLUMNS), output),
@@ -127,12 +130,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     length = base.training
     budget = f"{length.steps} steps" if length.steps is not None else f"{length.epochs:g} epochs"
     method = [
-        f"Each segmenter was trained for {budget} on the same pictures in the same order; the third has a time "
+        f"Each segmenter was trained for {budget} on the same images in the same order; the third has a time "
         "embedding, the first two have none.",
-        f"Of the training pictures of the noisy ones, a share of {given.share:g} was noised, each to a random timestep "
+        f"Of the training images of the noisy ones, a share of {given.share:g} was noised, each to a random timestep "
         f"of the {len(scheduler.alphas_cumprod)} of the schedule {base.diffusion.noise.beta_schedule}.",
-        "The weights are those of the last step. Timestep 0 stands for a picture without any noise.",
-        "mIoU is from one confusion matrix over all pictures, at the masks' own size.",
+        "The weights are those of the last step. Timestep 0 stands for an image without any noise.",
+        "mIoU is from one confusion matrix over all images, at the masks' own size.",
     ]
     if joint is not None:
         method.append(f"The joint run is {given.joint}, trained on its own budget: its line is no fair comparison.")
@@ -170,7 +173,7 @@ def variant(base: RunConfig, name: str, seed: int, share: float, folder: Path) -
         "segmentation",
         folder,
         {
-            "model.conditioning.timestep": name == TOLD,
+            "model.conditioning.timestep": name == CONDITIONED,
             "model.conditioning.pooled_context": False,  # needs the time embedding, and a segmenter is told no tokens
             "segmentation.noise": 0.0 if name == PLAIN else share,
             "training.seed": seed,
@@ -183,7 +186,7 @@ def _joint(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:
     loaded = load_run(path)
     if loaded.segmentation is None or loaded.diffusion is None:
         raise UserError(f"--joint: {path} has not both heads; give the run directory of a joint run")
-    if list(loaded.pictures.classes) != list(classes):
+    if list(loaded.images.classes) != list(classes):
         raise UserError(f"--joint: {path} has other classes than this set; give a joint run of the same set")
     theirs, ours = loaded.diffusion.scheduler.alphas_cumprod, scheduler.alphas_cumprod
     if len(theirs) != len(ours) or not torch.allclose(theirs, ours):
@@ -206,25 +209,25 @@ def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], times
 def _gallery(
     segmenters: Mapping[str, Segment], noises: Noises, indices: Sequence[int], timesteps: Sequence[int], output: Path
 ) -> Gallery:
-    """A row for each picture and timestep: the noisy picture, the truth, and every segmenter's mask."""
-    album, pictures = Album(output, "noise"), noises.pictures
+    """A row for each image and timestep: the noisy image, the truth, and every segmenter's mask."""
+    album, images = Album(output, "noise"), noises.images
     rows, masks = [], []
     for index in indices:
-        truth = as_mask(pictures[index]["mask"])
+        truth = as_mask(images[index]["mask"])
         for t in timesteps:
             seen = noises.at(index, t)
             size = (truth.shape[0], truth.shape[1])
             guesses = [argmax_at(segment(seen[None], t)[0], size).numpy() for segment in segmenters.values()]
             masks += [truth, *guesses]
             files = [album.add((seen / 2 + 0.5).clamp(0, 1))]
-            files += [album.add(colorize(mask, pictures.palette)) for mask in (truth, *guesses)]
-            rows.append((f"{pictures.names(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
+            files += [album.add(colorize(mask, images.palette)) for mask in (truth, *guesses)]
+            rows.append((f"{images.names(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
     return Gallery(
         "Masks under rising noise",
         ["what is seen", "truth", *segmenters],
         rows,
-        note="Each picture has one noise, scaled to the timestep.",
-        legend=legend(pictures.classes, pictures.palette, masks),
+        note="Each image has one noise, scaled to the timestep.",
+        legend=legend(images.classes, images.palette, masks),
     )
 
 
@@ -239,20 +242,23 @@ def findings(
     told = []
     if timesteps[0] == CLEAN:
         told.append(
-            f"On clean pictures, mIoU is {at(PLAIN, 0)} for the segmenter that was trained on them, {at(NOISY, 0)} for "
-            f"the one trained on noisy pictures, and {at(TOLD, 0)} for the one that is told the timestep as well."
+            f"On clean images, mIoU is {at(PLAIN, 0)} for the segmenter that was trained on them, {at(NOISY, 0)} for "
+            f"the one trained on noisy images, and {at(CONDITIONED, 0)} for the one that is told the timestep as well."
         )
     middle = int(np.argmin([abs(t - len(scheduler.alphas_cumprod) / 2) for t in timesteps]))
     t = timesteps[middle]
     alpha, sigma = (float(level) for level in alpha_sigma(scheduler, torch.tensor([t])))
     told.append(
         f"At t = {t} (α {alpha:.2f}, σ {sigma:.2f}) they reach {at(PLAIN, middle)}, {at(NOISY, middle)} and "
-        f"{at(TOLD, middle)}."
+        f"{at(CONDITIONED, middle)}."
     )
-    gain, loss = _difference(across[TOLD], across[NOISY]), _difference(across[TOLD], across[WRONG])
+    gain, loss = (
+        _difference(across[CONDITIONED], across[NOISY]),
+        _difference(across[CONDITIONED], across[WRONG]),
+    )
     told.append(
         f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
-        f"timesteps: {written(across[TOLD], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
+        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
     )
     told.append(
         f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "
@@ -260,10 +266,10 @@ def findings(
     )
     if JOINT in values:
         told.append(
-            f"The joint run's segmentation head, trained on clean pictures beside a denoiser, has "
+            f"The joint run's segmentation head, trained on clean images beside a denoiser, has "
             f"{written(across[JOINT], 'share')} over all timesteps when told them, and {at(JOINT, middle)} at t = {t}."
         )
-    if across[TOLD].n == 1:
+    if across[CONDITIONED].n == 1:
         told.append("One seed: differences of a hundredth or two may be chance.")
     return told
 

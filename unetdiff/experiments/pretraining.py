@@ -1,7 +1,7 @@
 """Does a segmenter of few labels gain from a denoiser's start? (Brempong et al. 2022, "Denoising Pretraining for
 Semantic Segmentation")
 
-A denoiser learns from all training pictures without their labels. Segmenters then learn from a share of the labels, for
+A denoiser learns from all training images without their labels. Segmenters then learn from a share of the labels, for
 the same number of optimizer steps each: from a random start, from the denoiser (`training.init_from`) and, where a
 config with one is given, from an ImageNet trunk. The paper's denoiser sees one level of noise, and at its best is the
 decoder alone, above an ImageNet encoder; ours is the whole network and sees every level, as one that draws does.
@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.config.parsing import RunConfig, check_files
-from unetdiff.config.validation.config_error import at_least, refuse
-from unetdiff.data import build_dataset, pictures_of_share
+from unetdiff.config.validation.config_error import at_least, config_error
+from unetdiff.data.build import build_dataset
+from unetdiff.data.subset import images_of_share
 from unetdiff.errors import UserError
 from unetdiff.experiments.label_tables import Figures, chart, findings, label_table
 from unetdiff.experiments.mask_gallery import mask_gallery
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task; none: the quickstart's"
     )
-    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the labelled pictures")
+    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the labelled images")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each start and share, for a spread")
     parser.add_argument("--steps", type=int, help=f"optimizer steps of each segmenter (CONFIG's, or {STEPS})")
     noise = f"optimizer steps of the denoiser (CONFIG's, or {QUICK['diffusion']})"
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     trunk = "segmentation YAML with an ImageNet trunk: a third start"
     parser.add_argument("--trunk", type=Path, metavar="CONFIG", help=trunk)
     parser.add_argument("--trunk_weights", metavar="FILE", help="its model.encoder.weights (CONFIG's, or imagenet)")
-    parser.add_argument("--rows", type=int, default=6, help="validation pictures in the gallery")
+    parser.add_argument("--rows", type=int, default=6, help="validation images in the gallery")
 
 
 class Plan:
@@ -87,7 +88,7 @@ class Plan:
         noise = given.pretraining_steps
         if noise is None:
             noise = QUICK["diffusion"] if given.config is None else steps
-        whole = {"diffusion.condition": "none", "data.share": 1.0}
+        whole = {"diffusion.condition": "none", "data.train_fraction": 1.0}
         folder = output / "pretrained"
         self.denoiser = variant(base, "diffusion", folder, {**FROM_SCRATCH, **whole, **_length(noise)})
         check_files(self.denoiser)
@@ -105,20 +106,20 @@ class Plan:
             for share in self.shares:
                 for seed in self.seeds:
                     place = output / f"from-{name.replace(' ', '-').lower()}" / f"share-{share:g}" / f"seed-{seed}"
-                    of_run = {"data.share": share, "data.share_seed": seed, "training.seed": seed}
+                    of_run = {"data.train_fraction": share, "data.train_fraction_seed": seed, "training.seed": seed}
                     self.segmenters[name, share, seed] = variant(
                         config, "segmentation", place, {**_length(steps), **changes, **of_run}
                     )
         self.starts = list(starts)
-        self.pictures = len(build_dataset(replace(base.data, share=1.0), "train", segmentation=True))
+        self.images = len(build_dataset(replace(base.data, train_fraction=1.0), "train", segmentation=True))
 
     @staticmethod
     def _trunk(base: RunConfig, path: Path, weights: str | None) -> tuple[RunConfig, dict[str, Any]]:
-        """The network of another config, with its optimizer, on the same pictures and batches."""
+        """The network of another config, with its optimizer, on the same images and batches."""
         own = base_config(path, [], base)
         if weights is None and own.model.encoder.weights is None:
             right = "give --trunk_weights imagenet"
-            raise refuse("model.encoder.weights", None, f"in {path} is no ImageNet trunk", right)
+            raise config_error("model.encoder.weights", None, f"in {path} is no ImageNet trunk", right)
         training = replace(
             base.training,
             optimizer=own.training.optimizer,
@@ -153,10 +154,10 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         }
         for start in plan.starts
     }
-    counts = {share: pictures_of_share(plan.pictures, share) for share in plan.shares}
+    counts = {share: images_of_share(plan.images, share) for share in plan.shares}
     smallest = {start: runs[start, plan.shares[0], plan.seeds[0]] for start in plan.starts}
     gallery = mask_gallery(
-        f"With {counts[plan.shares[0]]:,} labelled picture{'s' * (counts[plan.shares[0]] > 1)}",
+        f"With {counts[plan.shares[0]]:,} labelled image{'s' * (counts[plan.shares[0]] > 1)}",
         smallest,
         output,
         given.rows,
@@ -189,14 +190,14 @@ def _method(plan: Plan, denoiser: Run, runs: Mapping[tuple[str, float, int], Run
     noise = denoiser.config
     told = [
         f"The denoiser: {noise['training']['steps']} steps of {noise['training']['batch_size']} of all "
-        f"{plan.pictures:,} training pictures, without labels and told nothing "
+        f"{plan.images:,} training images, without labels and told nothing "
         f"({noise['diffusion']['prediction_type']}, {noise['diffusion']['weighting']} weights). It is trained once, so "
         "the spread is not that of pre-training.",
         f"Each segmenter: {one['steps']} steps of {one['batch_size']}, whatever its share of the labels, so a small "
         "share is seen more often. The warm-up is three epochs at most, so it is short for small shares, whatever the "
         "start.",
-        "A seed is a start of what is fresh, an order and a share of the pictures; all starts of a seed have the same "
-        "pictures. Shares are nested. Differences are taken seed by seed.",
+        "A seed is a start of what is fresh, an order and a share of the images; all starts of a seed have the same "
+        "images. Shares are nested. Differences are taken seed by seed.",
         "mIoU is that of the last validation, on the whole validation split, not of the best one.",
         "Not as in the paper, whose denoiser sees one level of noise and at its best is the decoder alone, above an "
         "ImageNet encoder: here the whole network is pre-trained, at every level.",
@@ -206,7 +207,7 @@ def _method(plan: Plan, denoiser: Run, runs: Mapping[tuple[str, float, int], Run
     if TRUNK in plan.starts:
         config = next(config for (start, _, _), config in plan.segmenters.items() if start == TRUNK)
         told.append(
-            f"The ImageNet trunk is another network ({config.model.encoder.family}) of another size, with its own "
-            "optimizer settings and over a million labelled pictures behind it: a yardstick, not a like-for-like."
+            f"The ImageNet trunk is another network ({config.model.encoder.name}) of another size, with its own "
+            "optimizer settings and over a million labelled images behind it: a yardstick, not a like-for-like."
         )
     return told

@@ -2,8 +2,8 @@
 
 Baranchuk et al. 2022 ("Label-Efficient Semantic Segmentation with Diffusion Models") label pixels from a denoiser's
 frozen maps, and find that the middle of the decoder at little noise knows most. Here every block of a network at every
-timestep gets a linear probe (`probing`), all in one stream over the pictures: the published code keeps every map at
-full resolution, and asks for 210 GB of memory for 50 pictures. The same probe reads a segmenter's own maps, those of
+timestep gets a linear probe (`probing`), all in one stream over the images: the published code keeps every map at
+full resolution, and asks for 210 GB of memory for 50 images. The same probe reads a segmenter's own maps, those of
 fresh weights (the floor), and of an ImageNet trunk where one is given.
 """
 
@@ -22,8 +22,8 @@ from PIL import Image
 
 from unetdiff.benchmark.memory import in_fresh_process, working_memory
 from unetdiff.config.validation.config_error import at_least
-from unetdiff.data import PictureDataset, evenly
-from unetdiff.data.sampling import EvalSampler
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.sampling import EvalSampler, evenly
 from unetdiff.evaluation.config import IMAGENET
 from unetdiff.evaluation.features import TRUNK_SIDE
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
@@ -42,9 +42,9 @@ from unetdiff.experiments.probing import (
 )
 from unetdiff.experiments.result_cache import kept
 from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
-from unetdiff.models import UNet
-from unetdiff.models.config import TRUNKS
+from unetdiff.models.config import PRETRAINED_ENCODERS
 from unetdiff.models.loading import fingerprint
+from unetdiff.models.unet import UNet
 from unetdiff.reports.embed import as_array
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
@@ -56,7 +56,7 @@ from unetdiff.training.config import TrainingConfig
 from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "150", "300", "500", "750")
-"""Paper: 50, 150 and 250 of 1,000 are the ones used; the map goes on to where little is left of the picture."""
+"""Paper: 50, 150 and 250 of 1,000 are the ones used; the map goes on to where little is left of the image."""
 
 MEMORY_STEPS = 3
 """Steps that the memory of the stream is measured over."""
@@ -67,20 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = Recipe()
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs of one set with masks")
     parser.add_argument("--timesteps", nargs="+", default=list(TIMESTEPS), metavar="T",
-                        help="noise in a denoiser's pictures: timesteps, or clean")  # fmt: skip
-    parser.add_argument("--pictures", type=int, default=200, help="labelled training pictures that probes learn from")
-    parser.add_argument("--val_pictures", type=int, default=500, help="validation pictures, at most")
+                        help="noise in a denoiser's images: timesteps, or clean")  # fmt: skip
+    parser.add_argument("--images", type=int, default=200, help="labelled training images that probes learn from")
+    parser.add_argument("--val_images", type=int, default=500, help="validation images, at most")
     parser.add_argument("--steps", type=int, default=recipe.steps, help="optimizer steps")
-    parser.add_argument("--batch_size", type=int, default=recipe.batch_size, help="pictures of a step")
+    parser.add_argument("--batch_size", type=int, default=recipe.batch_size, help="images of a step")
     parser.add_argument("--lr", type=float, default=recipe.lr, help="peak learning rate of the probes")
     parser.add_argument("--weight_decay", type=float, default=recipe.weight_decay, help="of the probes")
     parser.add_argument("--concat", type=int, default=3, help="best blocks that one more probe reads together; 0: none")
-    parser.add_argument("--trunk", choices=TRUNKS, default=None, help="an ImageNet trunk to probe as well")
+    parser.add_argument("--trunk", choices=PRETRAINED_ENCODERS, default=None, help="an ImageNet trunk to probe as well")
     parser.add_argument("--trunk_weights", default=IMAGENET,
                         help="its weights: imagenet (downloaded), or a safetensors file")  # fmt: skip
     parser.add_argument("--trunk_side", type=int, default=TRUNK_SIDE,
-                        help="pixels that smaller pictures' short side is enlarged to for the trunk")  # fmt: skip
-    parser.add_argument("--rows", type=int, default=6, help="validation pictures shown")
+                        help="pixels that smaller images' short side is enlarged to for the trunk")  # fmt: skip
+    parser.add_argument("--rows", type=int, default=6, help="validation images shown")
     parser.add_argument("--seed", type=int, default=0, help="of noise, order and fresh weights")
 
 
@@ -88,7 +88,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """Probe every run, fresh weights of the first one, and the trunk; what was measured before is kept."""
     start = time.monotonic()
     no_overrides(overrides)
-    for option, least in (("pictures", 1), ("val_pictures", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
+    for option, least in (("images", 1), ("val_images", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
         at_least(f"--{option}", getattr(given, option), least)
     asked = moments(given.timesteps)
     runs = given_runs(given.runs)
@@ -113,14 +113,14 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     if given.trunk is not None:
         trunk = {"first": first.config["data"], "trunk_file": _file(given.trunk_weights)}
         measured(f"{given.trunk}, ImageNet", "trunk", trunk, partial(_trunk, first, given, device))
-    shown = _pictures(labelled(first, first, "val"), given, output)
+    shown = _images(labelled(first, first, "val"), given, output)
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
     minutes = (time.monotonic() - start) / 60
     return probe_record(found, shown, given, first.data_name, command, configs, facts(accelerator), minutes)
 
 
 class _Subject:
-    """A network, the pictures it is probed on, and its own segmentation head where it has one."""
+    """A network, the images it is probed on, and its own segmentation head where it has one."""
 
     def __init__(self, features: Features, run: Run, first: Run, head: UNet | None = None) -> None:
         self.features, self.head = features, head
@@ -135,7 +135,7 @@ def _subject(run: Run, first: Run, asked: list, given: argparse.Namespace, devic
 
 
 def _random(run: Run, asked: list, given: argparse.Namespace, device: torch.device) -> _Subject:
-    """Fresh weights of the first run's config, on clean pictures."""
+    """Fresh weights of the first run's config, on clean images."""
     features = open_features(run, labelled(run, run, "val"), asked, given.seed, device)
     return _Subject(features.with_random_weights("random weights", given.seed, [None]), run, run)
 
@@ -151,7 +151,7 @@ def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path,
     subject = opened()
     features, train, val = subject.features, subject.train, subject.val
     classes, void = len(train.classes), subject.void
-    learned, judged = evenly(len(train), given.pictures), evenly(len(val), given.val_pictures)
+    learned, judged = evenly(len(train), given.images), evenly(len(val), given.val_images)
     recipe = _recipe(given)
     seen = look_through(features, train, learned, given.batch_size)
     specs = [Spec(moment, (block,)) for moment, block in seen.scales]
@@ -177,7 +177,7 @@ def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path,
         "probes": [_told(spec, probes[spec], counts[spec]) for spec in specs],
         "concat": concat,
         "own": own,
-        "pictures": len(learned),
+        "images": len(learned),
         "judged": len(judged),
         "as_maps": seen.as_maps,
         "at_masks": seen.at_masks,
@@ -190,11 +190,11 @@ def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path,
 def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
     """Bytes at the peak of training all probes, beyond what a new process with the network and the set holds.
 
-    A few steps: later ones hold no more, and nothing is kept of a picture.
+    A few steps: later ones hold no more, and nothing is kept of an image.
     """
     subject = opened()
     recipe = replace(_recipe(given), steps=MEMORY_STEPS)
-    chosen = evenly(len(subject.train), min(given.pictures, MEMORY_STEPS * given.batch_size))
+    chosen = evenly(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
 
     def stream() -> None:
         seen = look_through(subject.features, subject.train, chosen, given.batch_size)
@@ -222,7 +222,7 @@ def _chosen_by(counts: Halves) -> float:
 
 @torch.no_grad()
 def _own(subject: _Subject, judged: list[int], batch_size: int, classes: int) -> Halves:
-    """The counts of a network's own segmentation head on the same pictures."""
+    """The counts of a network's own segmentation head on the same images."""
     assert subject.head is not None
     halves = (ConfusionMatrix(classes, subject.void), ConfusionMatrix(classes, subject.void))
     logits_of = network_logits(subject.head, subject.size)
@@ -238,7 +238,7 @@ def _own(subject: _Subject, judged: list[int], batch_size: int, classes: int) ->
 
 
 def _shown(judged: list[int], rows: int) -> list[int]:
-    """Places of the pictures that are shown: of the half that probes are told with."""
+    """Places of the images that are shown: of the half that probes are told with."""
     return [1 + 2 * place for place in evenly(len(judged) // 2, rows)]
 
 
@@ -246,32 +246,32 @@ def _shown(judged: list[int], rows: int) -> list[int]:
 def _masks(
     subject: _Subject, best: Spec, probe: LinearProbe, judged: list[int], rows: int, folder: Path, output: Path
 ) -> list[str]:
-    """What the best probe makes of the shown pictures, as files relative to `output`."""
+    """What the best probe makes of the shown images, as files relative to `output`."""
     files = []
     for row, place in enumerate(_shown(judged, rows)):
         for group in groups(subject.val, judged, [place]):
             maps = subject.features(group.images, group.names, best.moment)
             mask = label(probe, best, maps, group.masks)[0]
-            files.append(_picture(colorize(mask, subject.val.palette, subject.void), folder / f"mask{row}.png", output))
+            files.append(_image(colorize(mask, subject.val.palette, subject.void), folder / f"mask{row}.png", output))
     return files
 
 
-def _pictures(val: PictureDataset, given: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """The shown pictures and their truth as files, and the classes that masks of this set may show."""
-    judged = evenly(len(val), given.val_pictures)
+def _images(val: ImageDataset, given: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """The shown images and their truth as files, and the classes that masks of this set may show."""
+    judged = evenly(len(val), given.val_images)
     rows = []
     for row, place in enumerate(_shown(judged, given.rows)):
         item = val[judged[place]]
-        picture = _picture(as_array(item["image"]), output / "pictures" / f"picture{row}.png", output)
-        truth = _picture(colorize(item["mask"], val.palette), output / "pictures" / f"truth{row}.png", output)
-        rows.append((str(item["name"]), [picture, truth]))
+        image = _image(as_array(item["image"]), output / "images" / f"image{row}.png", output)
+        truth = _image(colorize(item["mask"], val.palette), output / "images" / f"truth{row}.png", output)
+        rows.append((str(item["name"]), [image, truth]))
     legend = [
         (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(val.classes, val.palette, strict=False)
     ]
     return {"rows": rows, "legend": legend}
 
 
-def _picture(pixels: Any, file: Path, output: Path) -> str:
+def _image(pixels: Any, file: Path, output: Path) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file)
     return str(file.relative_to(output))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unetdiff.experiments.features import Moment, called
-from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
+from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 MEGA = 1e6
@@ -31,7 +31,7 @@ class Probed:
     """The same of the best blocks together."""
     own: Matrices | None
     """The counts of its own segmentation head."""
-    pictures: int
+    images: int
     judged: int
     as_maps: int
     at_masks: int
@@ -48,7 +48,7 @@ class Probed:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The probe that is best on the first half of the judged pictures."""
+        """The probe that is best on the first half of the judged images."""
         return max(self.probes, key=lambda probe: self.figures(probe["matrices"][0], "mean_iou")[0])
 
     def told(self, probe: dict[str, Any]) -> tuple[float, float]:
@@ -65,7 +65,7 @@ class Probed:
         return list(dict.fromkeys(probe["spec"]["blocks"][0] for probe in self.probes))
 
     def map(self) -> list[list[float | None]]:
-        """Mean IoU on all judged pictures, by block, then by moment."""
+        """Mean IoU on all judged images, by block, then by moment."""
         there = {
             (p["spec"]["blocks"][0], p["spec"]["moment"]): self.figures(p["matrices"], "mean_iou")[0]
             for p in self.probes
@@ -84,10 +84,10 @@ def probe_record(
     minutes: float,
 ) -> Record:
     """All of it; `shown` has the gallery's first columns and its legend."""
-    parts: list[Part] = [_best_table(found)]
+    parts: list[Subset] = [_best_table(found)]
     parts += [_heatmap(one) for one in found if len(one.moments) > 1]
     parts += _clean_maps([one for one in found if len(one.moments) == 1])
-    columns = ["picture", "truth", *(f"{one.name}: {_where(one.best)}" for one in found)]
+    columns = ["image", "truth", *(f"{one.name}: {_where(one.best)}" for one in found)]
     rows = [(name, [*files, *(one.masks[i] for one in found)]) for i, (name, files) in enumerate(shown["rows"])]
     parts.append(Gallery("Masks by the best linear probe of each network", columns, rows, legend=shown["legend"]))
     parts.append(_cost_table(found))
@@ -109,9 +109,9 @@ def probe_record(
 
 
 def _where(probe: dict[str, Any]) -> str:
-    """ "decoder 16x16 at t = 150", or "on clean pictures"."""
+    """ "decoder 16x16 at t = 150", or "on clean images"."""
     spec = probe["spec"]
-    at = "on clean pictures" if spec["moment"] is None else f"at t = {spec['moment']}"
+    at = "on clean images" if spec["moment"] is None else f"at t = {spec['moment']}"
     return f"{' + '.join(spec['blocks'])} {at}"
 
 
@@ -132,8 +132,8 @@ def _best_table(found: list[Probed]) -> Table:
         Column("parameters of the probe", "neither", "count"),
     ]
     note = (
-        "Chosen by one half of the validation pictures, told with the other half, so that a network of many probes has "
-        "no head start. A network's own head was trained on all its labelled pictures, with the network."
+        "Chosen by one half of the validation images, told with the other half, so that a network of many probes has "
+        "no head start. A network's own head was trained on all its labelled images, with the network."
     )
     return Table("The best linear probe of each network", columns, rows, note)
 
@@ -142,17 +142,17 @@ def _heatmap(one: Probed) -> Heatmap:
     return Heatmap(
         f"mIoU of a linear probe: {one.name}",
         "block",
-        "timestep of the noise in the picture",
+        "timestep of the noise in the image",
         one.blocks,
         [called(moment) for moment in one.moments],
         one.map(),
         better="higher",
-        note=f"On all {one.judged} judged pictures; more to the right is more noise.",
+        note=f"On all {one.judged} judged images; more to the right is more noise.",
     )
 
 
 def _clean_maps(found: list[Probed]) -> list[Heatmap]:
-    """Networks of clean pictures, those of the same blocks beside each other."""
+    """Networks of clean images, those of the same blocks beside each other."""
     by_blocks: dict[tuple[str, ...], list[Probed]] = {}
     for one in found:
         by_blocks.setdefault(tuple(one.blocks), []).append(one)
@@ -160,9 +160,9 @@ def _clean_maps(found: list[Probed]) -> list[Heatmap]:
     for blocks, members in by_blocks.items():
         columns = [one.name for one in members]
         values = [list(row) for row in zip(*([line[0] for line in one.map()] for one in members), strict=True)]
-        title = f"mIoU of a linear probe on clean pictures: {', '.join(columns)}"
+        title = f"mIoU of a linear probe on clean images: {', '.join(columns)}"
         maps.append(Heatmap(title, "block", "network", list(blocks), columns, values, better="higher",
-                            note=f"On all {members[0].judged} judged pictures."))  # fmt: skip
+                            note=f"On all {members[0].judged} judged images."))  # fmt: skip
     return maps
 
 
@@ -183,13 +183,13 @@ def _cost_table(found: list[Probed]) -> Table:
     columns = [
         Column("probes", "neither", "count"),
         Column("peak memory of training them", "lower", "megabytes", "beyond network and libraries"),
-        Column("the maps, stored", "neither", "megabytes", "float32, of the labelled pictures"),
+        Column("the maps, stored", "neither", "megabytes", "float32, of the labelled images"),
         Column("the same at the masks' size", "neither", "megabytes", "as the published code stores them"),
         Column("time", "lower", "minutes"),
     ]
     note = (
-        f"For {found[0].pictures} labelled pictures. The stream holds one batch's maps of one timestep, whatever the "
-        "number of pictures; what is stored grows with them. The published code asks for 210 GB for 50 pictures."
+        f"For {found[0].images} labelled images. The stream holds one batch's maps of one timestep, whatever the "
+        "number of images; what is stored grows with them. The published code asks for 210 GB for 50 images."
     )
     return Table("What it takes", columns, rows, note)
 
@@ -198,17 +198,17 @@ def _method(found: list[Probed], given: argparse.Namespace) -> list[str]:
     return [
         "A probe is a 1x1 convolution on standardised maps of one block, enlarged bilinearly to the mask: multinomial "
         "logistic regression. The network is frozen, and a denoiser is told no condition.",
-        f"Probes learn from {found[0].pictures} labelled training pictures, not augmented, with masks at the size that "
-        f"the network sees them at, in {given.steps} steps of {given.batch_size} pictures (AdamW, rate {given.lr:g}, "
+        f"Probes learn from {found[0].images} labelled training images, not augmented, with masks at the size that "
+        f"the network sees them at, in {given.steps} steps of {given.batch_size} images (AdamW, rate {given.lr:g}, "
         f"cosine to 0, weight decay {given.weight_decay:g}); they are judged at the masks' own size on "
-        f"{found[0].judged} validation pictures.",
-        "A picture's noise is a function of its name and the seed: the same at every timestep, in every step, and for "
+        f"{found[0].judged} validation images.",
+        "An image's noise is a function of its name and the seed: the same at every timestep, in every step, and for "
         "every network of one input size.",
-        "“clean” is a picture without noise, as a segmentation head sees it; a denoiser is given it as timestep 0.",
-        "“random weights” is the first run's network before any training, on clean pictures: what a linear probe finds "
+        "“clean” is an image without noise, as a segmentation head sees it; a denoiser is given it as timestep 0.",
+        "“random weights” is the first run's network before any training, on clean images: what a linear probe finds "
         "in features that nobody learned.",
         "Not to be compared with the published figures: those use an ensemble of small non-linear networks on several "
-        "blocks and timesteps at once, on other pictures. Nor is a segmenter's map a fair rival of a denoiser's: its "
+        "blocks and timesteps at once, on other images. Nor is a segmenter's map a fair rival of a denoiser's: its "
         "features were learned from masks, the denoiser's without any.",
     ]
 
@@ -239,7 +239,7 @@ def _findings(found: list[Probed]) -> list[str]:
     if stored.memory is not None:
         lines.append(
             f"Training the {len(stored.probes)} probes of {stored.name} took {stored.memory / MEGA:,.0f} MB at the "
-            f"peak; storing the features of its {stored.pictures} labelled pictures would take "
+            f"peak; storing the features of its {stored.images} labelled images would take "
             f"{stored.as_maps / MEGA:,.0f} MB as they are and {stored.at_masks / MEGA:,.0f} MB at the masks' size, as "
             "the published code does."
         )
@@ -254,7 +254,7 @@ def _by_noise(one: Probed) -> str:
         known = [(value, block) for value, block in zip(column, one.blocks, strict=True) if value is not None]
         value, block = max(known)
         told.append(f"{called(moment)} {value:.3f} ({block})")
-    return f"{one.name}, best block by timestep, on all judged pictures: {', '.join(told)}."
+    return f"{one.name}, best block by timestep, on all judged images: {', '.join(told)}."
 
 
 def _difference(gap: float) -> str:

@@ -1,9 +1,9 @@
-"""Linear segmentation probes on frozen feature maps, all of a network's at once, in one stream over the pictures.
+"""Linear segmentation probes on frozen feature maps, all of a network's at once, in one stream over the images.
 
 A probe is a 1x1 convolution on maps that are enlarged bilinearly to the mask's size: multinomial logistic regression
 of a pixel's class. Both are linear and the weights of the enlargement sum to one, so the convolution comes first here
 and only its few channels are enlarged: the same numbers, without a wide map at full resolution. A batch's maps are
-computed, used by every probe, and dropped; how many pictures there are changes nothing in what is held.
+computed, used by every probe, and dropped; how many images there are changes nothing in what is held.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from unetdiff.data import EvalSampler, PictureDataset, StepSampler
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.sampling import EvalSampler, StepSampler
 from unetdiff.data.transforms import resize_mask
 from unetdiff.experiments.features import Features, Moment
 from unetdiff.segmentation.losses import cross_entropy
@@ -41,21 +42,21 @@ class Recipe:
     steps: int = 500
     """Optimizer steps."""
     batch_size: int = 16
-    """Pictures of a step."""
+    """Images of a step."""
     lr: float = 0.1
     """Peak learning rate of AdamW; it falls to zero along a cosine."""
     weight_decay: float = 0.0
     """Decoupled."""
     seed: int = 0
-    """Of the order of the pictures."""
+    """Of the order of the images."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures of one size."""
+    """Images of one size."""
 
     places: list[int]
-    """Where each stands among the chosen pictures."""
+    """Where each stands among the chosen images."""
     images: Tensor
     """uint8 (B, 3, H, W)."""
     names: list[str]
@@ -63,11 +64,11 @@ class Group:
     """uint8 (h, w), each at its own size."""
 
 
-def groups(pictures: PictureDataset, chosen: Sequence[int], places: Sequence[int]) -> Iterator[Group]:
-    """The pictures at some places of `chosen`, in groups of one size."""
+def groups(images: ImageDataset, chosen: Sequence[int], places: Sequence[int]) -> Iterator[Group]:
+    """The images at some places of `chosen`, in groups of one size."""
     by_size: dict[tuple[int, ...], list[tuple[int, dict]]] = {}
     for place in places:
-        item = pictures[chosen[place]]
+        item = images[chosen[place]]
         by_size.setdefault(tuple(item["image"].shape), []).append((place, item))
     for members in by_size.values():
         items = [item for _, item in members]
@@ -107,7 +108,7 @@ class Scale:
 
 @dataclass
 class Seen:
-    """What a first pass over the labelled pictures finds."""
+    """What a first pass over the labelled images finds."""
 
     scales: dict[tuple[Moment, str], Scale]
     """Of each block at each moment."""
@@ -117,11 +118,11 @@ class Seen:
     """Bytes of all these maps enlarged to the masks' sizes, in float32, as published code stores them."""
 
 
-def look_through(features: Features, pictures: PictureDataset, chosen: Sequence[int], batch_size: int) -> Seen:
+def look_through(features: Features, images: ImageDataset, chosen: Sequence[int], batch_size: int) -> Seen:
     """Every block's scale, and what storing the maps would take, in one pass."""
     seen = Seen({})
     for places in tqdm(EvalSampler(len(chosen), batch_size), desc=f"{features.name}: scale", disable=None):
-        for group in groups(pictures, chosen, places):
+        for group in groups(images, chosen, places):
             pixels = sum(mask.numel() for mask in group.masks)
             for moment in features.moments:
                 for block, maps in features(group.images, group.names, moment).items():
@@ -165,7 +166,7 @@ class LinearProbe(nn.Module):
 
 def train_probes(
     features: Features,
-    pictures: PictureDataset,
+    images: ImageDataset,
     chosen: Sequence[int],
     specs: Sequence[Spec],
     scales: Mapping[tuple[Moment, str], Scale],
@@ -173,14 +174,14 @@ def train_probes(
     recipe: Recipe,
     ignore_index: int = 255,
 ) -> dict[Spec, LinearProbe]:
-    """All probes of a network, by the mean cross-entropy of the pixels at the size that the network sees a picture at.
+    """All probes of a network, by the mean cross-entropy of the pixels at the size that the network sees an image at.
 
     Each learns as it would alone: their losses share no weight, and AdamW goes by each weight's own gradient. A
-    picture's maps are the same whenever it comes, so this is the same as storing them all.
+    image's maps are the same whenever it comes, so this is the same as storing them all.
 
     Args:
         features: the frozen network.
-        pictures: with masks.
+        images: with masks.
         chosen: indices of those that are learned from.
         specs: what the probes read.
         scales: of every block that a probe reads (`look_through`).
@@ -196,13 +197,13 @@ def train_probes(
     order = StepSampler(len(chosen), recipe.batch_size, recipe.seed, stop=recipe.steps)
     for keys in tqdm(order, desc=f"{features.name}: {len(specs)} probes", unit="step", disable=None):
         optimizer.zero_grad()
-        for group in groups(pictures, chosen, [key.index for key in keys]):
+        for group in groups(images, chosen, [key.index for key in keys]):
             size = (group.images.shape[-2], group.images.shape[-1])
             target = torch.stack([resize_mask(mask, size) for mask in group.masks]).to(device)
             share = len(group.masks) / len(keys)
-            for moment, at_once in _by_moment(specs).items():
+            for moment, max_classes in _by_moment(specs).items():
                 maps = features(group.images, group.names, moment)
-                for spec in at_once:
+                for spec in max_classes:
                     logits = probes[spec]([maps[block] for block in spec.blocks], size)
                     (share * cross_entropy(logits, target, ignore_index)).backward()
         optimizer.step()
@@ -211,7 +212,7 @@ def train_probes(
 
 
 Halves = tuple[ConfusionMatrix, ConfusionMatrix]
-"""Counts over every second of the judged pictures, from the first and from the second on."""
+"""Counts over every second of the judged images, from the first and from the second on."""
 
 
 def count_halves(halves: Halves, group: Group, guesses: Iterable[Tensor]) -> None:
@@ -223,20 +224,20 @@ def count_halves(halves: Halves, group: Group, guesses: Iterable[Tensor]) -> Non
 @torch.no_grad()
 def judge_probes(
     features: Features,
-    pictures: PictureDataset,
+    images: ImageDataset,
     chosen: Sequence[int],
     probes: Mapping[Spec, LinearProbe],
     classes: int,
     batch_size: int,
     ignore_index: int = 255,
 ) -> dict[Spec, Halves]:
-    """Each probe's counts on the chosen pictures, at the masks' own sizes, in two halves."""
+    """Each probe's counts on the chosen images, at the masks' own sizes, in two halves."""
     found = {spec: (ConfusionMatrix(classes, ignore_index), ConfusionMatrix(classes, ignore_index)) for spec in probes}
     for places in tqdm(EvalSampler(len(chosen), batch_size), desc=f"{features.name}: judging", disable=None):
-        for group in groups(pictures, chosen, places):
-            for moment, at_once in _by_moment(list(probes)).items():
+        for group in groups(images, chosen, places):
+            for moment, max_classes in _by_moment(list(probes)).items():
                 maps = features(group.images, group.names, moment)
-                for spec in at_once:
+                for spec in max_classes:
                     count_halves(found[spec], group, label(probes[spec], spec, maps, group.masks))
     return found
 

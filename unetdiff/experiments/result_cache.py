@@ -20,7 +20,7 @@ def kept(
     """The result in a file where it was measured with the same settings, else measured now and written.
 
     Both are plain values, as JSON has them; figures that are not numbers come back as None. `whole` says whether a
-    result is still to be used: the pictures that it names may be gone.
+    result is still to be used: the images that it names may be gone.
     """
     wanted = json.loads(json.dumps(jsonable(settings)))
     if file.is_file():

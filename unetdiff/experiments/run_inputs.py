@@ -1,4 +1,4 @@
-"""Finished runs, as an experiment is given them: several of one set of pictures, or a denoiser and its segmenter."""
+"""Finished runs, as an experiment is given them: several of one set of images, or a denoiser and its segmenter."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unetdiff.data import DataConfig, PictureDataset, build_dataset
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.build import build_dataset
+from unetdiff.data.config import DataConfig
 from unetdiff.errors import UserError
-from unetdiff.evaluation.load_run import Loaded
+from unetdiff.evaluation.load_run import LoadedRun
 from unetdiff.models.resolve import section
 from unetdiff.reports.dataset_groups import by_set
 from unetdiff.reports.runs import Run, read_runs
@@ -21,7 +23,7 @@ def given_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs in `paths`, each ended and all of one set.
 
     Raises:
-        UserError: no run there, one that has not ended, or runs that are judged on different pictures.
+        UserError: no run there, one that has not ended, or runs that are judged on different images.
     """
     runs = read_runs(paths)
     for run in runs:
@@ -31,7 +33,7 @@ def given_runs(paths: Sequence[Path]) -> list[Run]:
     if len(groups) > 1:
         one, other = groups[0][0], groups[1][0]
         raise UserError(
-            f"{one.path} and {other.path} are not judged on the same pictures ({one.data_name}, {other.data_name}); "
+            f"{one.path} and {other.path} are not judged on the same images ({one.data_name}, {other.data_name}); "
             "give runs of one set"
         )
     return runs
@@ -42,8 +44,8 @@ def data_of(run: Run) -> DataConfig:
     return section(DataConfig, run.config.get("data") or {}, "data")
 
 
-def labelled(run: Run, first: Run, split: str) -> PictureDataset:
-    """The same pictures and masks for every run: those of the first one's split, at the size that `run` sees them at.
+def labelled(run: Run, first: Run, split: str) -> ImageDataset:
+    """The same images and masks for every run: those of the first one's split, at the size that `run` sees them at.
 
     Asked for with an int, they are not augmented, and a mask keeps its own size.
 
@@ -55,7 +57,7 @@ def labelled(run: Run, first: Run, split: str) -> PictureDataset:
     return build_dataset(data, "train" if split == "train" else "val", segmentation=True)
 
 
-def denoiser_of(loaded: Loaded, path: Path) -> DiffusionTask:
+def denoiser_of(loaded: LoadedRun, path: Path) -> DiffusionTask:
     """The diffusion head of a run; UserError where there is none."""
     if loaded.diffusion is None:
         raise UserError(f"RUN: {path} has no diffusion head; give a diffusion or joint run")
@@ -63,7 +65,7 @@ def denoiser_of(loaded: Loaded, path: Path) -> DiffusionTask:
 
 
 def open_segmenter(
-    path: Path, classes: Sequence[str], loaded: Loaded, option: str = "--segmenter"
+    path: Path, classes: Sequence[str], loaded: LoadedRun, option: str = "--segmenter"
 ) -> SegmentationPipeline:
     """A run's segmenter, on the denoiser's device.
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from unetdiff.config.parsing import RunConfig, Task, check_files, overridden, parse, validate
 from unetdiff.config.validation.training import validate_length
-from unetdiff.data import build_dataset
+from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
@@ -89,8 +89,8 @@ def steps_of(config: RunConfig) -> int:
     validate_length(config)
     if settings.steps is not None:
         return settings.steps
-    pictures = len(build_dataset(config.data, "train", segmentation=config.task != "diffusion"))
-    return max(1, round((settings.epochs or 1) * pictures / settings.batch_size))
+    images = len(build_dataset(config.data, "train", segmentation=config.task != "diffusion"))
+    return max(1, round((settings.epochs or 1) * images / settings.batch_size))
 
 
 # ----------------------------------------------------------------------------------------------- training

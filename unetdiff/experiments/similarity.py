@@ -1,8 +1,8 @@
 """Are two networks alike inside, layer by layer?
 
 Linear CKA (Kornblith et al. 2019; `cka`) of every layer of one run with every layer of another, on the same
-validation pictures; a denoiser sees them noised at each timestep, with the same noise in every network, a segmenter
-clean. A layer's map is averaged over the cells of a common grid, and each cell of each picture is an example. Beside
+validation images; a denoiser sees them noised at each timestep, with the same noise in every network, a segmenter
+clean. A layer's map is averaged over the cells of a common grid, and each cell of each image is an example. Beside
 it the floor: the same layers against a network of the same config with random weights, since layers of one place in a
 network are alike before anything is learned.
 """
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.config.validation.config_error import at_least, refuse
-from unetdiff.data import EvalSampler, PictureDataset, evenly
+from unetdiff.config.validation.config_error import at_least, config_error
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.sampling import EvalSampler, evenly
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
 from unetdiff.experiments.probing import groups
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `unetdiff experiment similarity` takes."""
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two or more finished runs of one set")
     parser.add_argument("--timesteps", nargs="+", default=list(TIMESTEPS), metavar="T",
-                        help="noise in a denoiser's pictures: timesteps, or clean")  # fmt: skip
-    parser.add_argument("--pictures", type=int, default=480, help="validation pictures, at most")
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures that are compared with each other at once")
+                        help="noise in a denoiser's images: timesteps, or clean")  # fmt: skip
+    parser.add_argument("--images", type=int, default=480, help="validation images, at most")
+    parser.add_argument("--batch_size", type=int, default=32, help="images that are compared with each other at once")
     parser.add_argument("--grid", type=int, default=4, help="cells a side that each map is averaged to")
     parser.add_argument("--seed", type=int, default=0, help="of noise and random weights")
 
@@ -51,7 +52,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """Compare every two of the runs; what was measured before is kept."""
     start = time.monotonic()
     no_overrides(overrides)
-    for option in ("pictures", "batch_size", "grid"):
+    for option in ("images", "batch_size", "grid"):
         at_least(f"--{option}", getattr(given, option), 1)
     asked = moments(given.timesteps)
     runs = given_runs(given.runs)
@@ -94,26 +95,28 @@ def _measure(
         "blocks": blocks[: len(runs)],
         "moments": at,
         "tables": [tables[moment].compute().tolist() for moment in at],
-        "pictures": len(chosen),
+        "images": len(chosen),
         "batch_size": batch_size,
     }
 
 
 def _chosen(length: int, given: argparse.Namespace) -> tuple[list[int], int]:
-    """Evenly spread pictures, in whole batches: every batch counts alike in the mean."""
-    count = min(length, given.pictures)
+    """Evenly spread images, in whole batches: every batch counts alike in the mean."""
+    count = min(length, given.images)
     batch_size = min(given.batch_size, count)
     if batch_size * given.grid**2 < FEWEST:
-        raise refuse("--batch_size", batch_size, f"gives fewer than {FEWEST} examples", "use more, or a larger --grid")
+        raise config_error(
+            "--batch_size", batch_size, f"gives fewer than {FEWEST} examples", "use more, or a larger --grid"
+        )
     return evenly(length, count // batch_size * batch_size), batch_size
 
 
 def _examples(
-    features: Features, pictures: PictureDataset, chosen: list[int], places: list[int], moment: Moment, grid: int
+    features: Features, images: ImageDataset, chosen: list[int], places: list[int], moment: Moment, grid: int
 ) -> dict[str, torch.Tensor]:
-    """Every layer's examples (pictures grid^2, C) of some pictures, in the order of `places`."""
+    """Every layer's examples (images grid^2, C) of some images, in the order of `places`."""
     found: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    for group in groups(pictures, chosen, places):
+    for group in groups(images, chosen, places):
         seen = moment if moment in features.moments else features.moments[0]
         for block, maps in features(group.images, group.names, seen).items():
             cells = examples(maps, grid).chunk(len(group.places))

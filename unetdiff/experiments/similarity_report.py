@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from unetdiff.experiments.features import Moment, called
-from unetdiff.reports.record import Chart, Column, Heatmap, Line, Part, Record, Table, Value
+from unetdiff.reports.record import Chart, Column, Heatmap, Line, Record, Subset, Table, Value
 
 Matrix = list[list[float | None]]
 
@@ -20,13 +20,13 @@ class Compared:
 
     names: list[str]
     noised: list[bool]
-    """Whether each network is shown noised pictures."""
+    """Whether each network is shown noised images."""
     blocks: list[list[str]]
     """Each network's layers; its twin has the same."""
     moments: list[Moment]
     tables: list[Matrix]
     """One for each moment, over the layers of all networks, then of all twins."""
-    pictures: int
+    images: int
     batch_size: int
 
     def between(self, moment: int, one: int, other: int) -> Matrix:
@@ -67,7 +67,7 @@ def similarity_record(
     minutes: float,
 ) -> Record:
     """All of it."""
-    parts: list[Part] = []
+    parts: list[Subset] = []
     findings: list[str] = []
     for one, other in combinations(range(len(compared.names)), 2):
         if compared.shared(one, other):
@@ -80,7 +80,7 @@ def similarity_record(
     return Record(
         name="similarity",
         title="How alike two networks are inside",
-        question="Which layers of the networks see the same in the same pictures, and is it more than chance?",
+        question="Which layers of the networks see the same in the same images, and is it more than chance?",
         findings=findings,
         parts=parts,
         method=_method(compared, given),
@@ -102,7 +102,7 @@ def _number(value: float | None) -> float:
 def _at(compared: Compared, moment: int, *which: int) -> str:
     """What the networks are shown, in words."""
     name = called(compared.moments[moment])
-    return f"t = {name}" if name.isdecimal() and any(compared.noised[one] for one in which) else "clean pictures"
+    return f"t = {name}" if name.isdecimal() and any(compared.noised[one] for one in which) else "clean images"
 
 
 def _chart(compared: Compared, one: int, other: int) -> Chart:
@@ -120,7 +120,7 @@ def _chart(compared: Compared, one: int, other: int) -> Chart:
     order = ", ".join(f"{index + 1} {block}" for index, block in enumerate(shared))
     return Chart(
         f"CKA of the same layer: {compared.names[one]} and {compared.names[other]}",
-        "layer, from the picture to the heads",
+        "layer, from the image to the heads",
         "linear CKA (1: the same up to rotation and scale)",
         lines,
         note=f"Layers: {order}. The last two lines are the floors: each network and one of the same config with "
@@ -234,19 +234,19 @@ def _on(compared: Compared, moment: int, *which: int) -> str:
 def _method(compared: Compared, given: argparse.Namespace) -> list[str]:
     cells = given.grid**2
     return [
-        f"{compared.pictures} validation pictures. Each layer's map is averaged over the cells of a {given.grid} x "
-        f"{given.grid} grid, and each cell of each picture is an example. A map with fewer cells than that gives a "
+        f"{compared.images} validation images. Each layer's map is averaged over the cells of a {given.grid} x "
+        f"{given.grid} grid, and each cell of each image is an example. A map with fewer cells than that gives a "
         "cell to several examples, and is compared on less than the others.",
-        f"Unbiased estimate of HSIC on batches of {compared.batch_size} pictures ({compared.batch_size * cells} "
+        f"Unbiased estimate of HSIC on batches of {compared.batch_size} images ({compared.batch_size * cells} "
         "examples), numerator and denominator averaged over the batches, in float64. Being unbiased, it can fall below "
-        "0 where two layers have nothing in common. Cells of one picture are alike; in a batch they are a larger share "
+        "0 where two layers have nothing in common. Cells of one image are alike; in a batch they are a larger share "
         "of the pairs than in the whole set, so figures of another batch size or grid are not comparable.",
-        "A picture's noise is a function of its name and the seed: the same in every network of one input size. A "
-        "denoiser is told no condition; a network that trained no diffusion head is shown clean pictures at every "
+        "An image's noise is a function of its name and the seed: the same in every network of one input size. A "
+        "denoiser is told no condition; a network that trained no diffusion head is shown clean images at every "
         "timestep of the other's.",
         "The floor of a layer is its CKA with the same layer of a network of the same config with random weights (one "
         "seed) on the same input; a pair has two, one for each network. Where a network is nearer to random weights "
         "than to the other run, it has kept to what any such network does with the pixels. With itself it is 1 by "
         "definition.",
-        "CKA says that the same pictures lie near each other in both layers, not that the layers are of the same use.",
+        "CKA says that the same images lie near each other in both layers, not that the layers are of the same use.",
     ]

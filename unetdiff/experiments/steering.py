@@ -1,8 +1,8 @@
 """Can the segmentation head lead a denoiser to a layout that it was never trained on?
 
-At each step of DDIM the picture that the denoiser expects, x_0, is segmented, and the gradient of the cross-entropy
+At each step of DDIM the image that the denoiser expects, x_0, is segmented, and the gradient of the cross-entropy
 against a wished layout is added to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of
-validation pictures. A picture that is moved along the gradient of one network may please that network alone, as
+validation images. An image that is moved along the gradient of one network may please that network alone, as
 adversarial examples do. So the samples are judged twice: by the segmenter that steered, and by one that had no
 part in it.
 """
@@ -24,14 +24,15 @@ from tqdm import tqdm
 
 from unetdiff.config.parsing import RunConfig, to_yaml
 from unetdiff.config.validation.config_error import at_least
-from unetdiff.data import collate, evenly
+from unetdiff.data.base import collate
+from unetdiff.data.sampling import evenly
 from unetdiff.data.transforms import fitted
-from unetdiff.diffusion.steering import Steering, layout_loss
+from unetdiff.diffusion.steering import LossGuidance, layout_loss
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw_parts
-from unetdiff.evaluation.types import Setting, together
+from unetdiff.evaluation.types import SamplingConfig, together
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
 from unetdiff.experiments.runs import train, variant
@@ -47,21 +48,21 @@ SOURCE = (
     "Dhariwal & Nichol 2021, section 4 (classifier guidance); Bansal et al. 2023 (universal guidance) and Chung et al. "
     "2023 (DPS), whose gradient is taken at the predicted x_0"
 )
-UNSTEERED, REAL = "not steered", "real pictures"
+UNSTEERED, REAL = "not steered", "real images"
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The samples of one scale, or the real pictures, and how well they show the layouts."""
+    """The samples of one scale, or the real images, and how well they show the layouts."""
 
-    pictures: Tensor
+    images: Tensor
     """uint8 (N, 3, H, W)."""
     by_segmenter: float
     """mIoU, as the segmenter that steers sees them."""
     by_judge: float
     """mIoU, as the independent one does."""
     seconds: float | None
-    """Of drawing a picture; None: it is real."""
+    """Of drawing an image; None: it is real."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge_steps", type=int, help="optimizer steps of that; none given: the segmenter's")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="strengths")
     parser.add_argument("--interval", type=float, nargs=2, default=[0.0, 1.0], help="steered here: 0 clean, 1 noise")
-    parser.add_argument("--through", choices=("network", "picture"), default="network", help="the gradient's way")
-    parser.add_argument("--tell", action="store_true", help="tell the denoiser its condition of those pictures, too")
+    parser.add_argument("--through", choices=("network", "image"), default="network", help="the gradient's way")
+    parser.add_argument("--tell", action="store_true", help="tell the denoiser its condition of those images, too")
     parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale, with --tell")
     parser.add_argument("--n", type=int, default=64, help="layouts, one sample each")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps")
@@ -93,37 +94,37 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         at_least(f"--{name}", getattr(given, name), 1)
     settings = {scale: _steering_of(scale, given) for scale in sorted(set(given.scales) - {0.0})}
     loaded = load_run(given.run, layouts=True)
-    task, pictures = denoiser_of(loaded, given.run), loaded.pictures
+    task, images = denoiser_of(loaded, given.run), loaded.images
     steerer_path = given.segmenter or given.run
-    segmenter = open_segmenter(steerer_path, pictures.classes, loaded)
+    segmenter = open_segmenter(steerer_path, images.classes, loaded)
     judge_path = given.judge or _trained_judge(run_config(steerer_path), given.judge_steps, output, command)
-    judge = open_segmenter(judge_path, pictures.classes, loaded, "--judge")
+    judge = open_segmenter(judge_path, images.classes, loaded, "--judge")
     task.unet.requires_grad_(False)
     segmenter.unet.eval().requires_grad_(False)
-    places = evenly(len(pictures), given.n)
-    items = [pictures[place] for place in places]
+    places = evenly(len(images), given.n)
+    items = [images[place] for place in places]
     layouts: Tensor = collate(items)["mask"]  # (N, H, W)
 
     def ask(asked: DiffusionTask, numbers: range) -> tuple[dict[str, Any], None]:
         if not given.tell or asked.conditioner is None:
             return {}, None
-        return {"conditions": asked.conditioner.of(collate([items[number] for number in numbers]))}, None
+        return {"conditions": asked.conditioner.from_batch(collate([items[number] for number in numbers]))}, None
 
     def samples(options: dict[str, Any] | None) -> tuple[Tensor, float]:
-        def steering(numbers: range) -> Steering:
+        def steering(numbers: range) -> LossGuidance:
             wished = layouts[numbers.start : numbers.stop]
             loss = layout_loss(lambda x: seen_by(segmenter, x), wished, segmenter.ignore_index)
-            return Steering(loss, **(options or {}))
+            return LossGuidance(loss, **(options or {}))
 
-        started = time.perf_counter()
-        setting = Setting(given.steps, given.guidance, given.seed)
+        img2img_timesteps = time.perf_counter()
+        setting = SamplingConfig(given.steps, given.guidance, given.seed)
         parts = draw_parts(task, len(items), setting, ask, None if options is None else steering)
         drawn, _ = together(parts)
-        return drawn, (time.perf_counter() - started) / len(items)
+        return drawn, (time.perf_counter() - img2img_timesteps) / len(items)
 
     def judged(some: Tensor, seconds: float | None) -> Judged:
         masks = list(layouts)
-        seen = [layout_agreement(who, some, masks, len(pictures.classes)) for who in (segmenter, judge)]
+        seen = [layout_agreement(who, some, masks, len(images.classes)) for who in (segmenter, judge)]
         return Judged(some, seen[0]["mean_iou"], seen[1]["mean_iou"], seconds)
 
     found: dict[str, Judged] = {UNSTEERED: judged(*samples(None))}
@@ -135,7 +136,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     if len(found) > 1:
         shown_scale = max((name for name in found if name != UNSTEERED), key=lambda name: found[name].by_judge)
         shown[shown_scale] = found[shown_scale]
-    gallery = _gallery(shown, layouts[: given.rows], segmenter, judge, pictures.palette, output)
+    gallery = _gallery(shown, layouts[: given.rows], segmenter, judge, images.palette, output)
     return Record(
         name="steering",
         title="Steered by the segmentation head",
@@ -152,7 +153,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             + ("." if given.judge else ": the segmenter's config, trained with another seed."),
             "The denoiser is told "
             + (
-                f"what it is trained to be told of those pictures (guidance {given.guidance:g})."
+                f"what it is trained to be told of those images (guidance {given.guidance:g})."
                 if given.tell
                 else "nothing."
             ),
@@ -172,13 +173,13 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     )
 
 
-def seen_by(segmenter: SegmentationPipeline, pictures: Tensor) -> Tensor:
-    """Logits (B, classes, h, w) of pictures in [-1, 1] (B, 3, H, W), at the segmenter's own size; differentiable."""
-    own, size = (pictures.shape[-2], pictures.shape[-1]), segmenter.size
+def seen_by(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
+    """Logits (B, classes, h, w) of images in [-1, 1] (B, 3, H, W), at the segmenter's own size; differentiable."""
+    own, size = (images.shape[-2], images.shape[-1]), segmenter.size
     wanted = own if size is None else fitted(own, size) if isinstance(size, int) else (size[0], size[1])
     if wanted != own:
-        pictures = F.interpolate(pictures, size=wanted, mode="bilinear", antialias=True, align_corners=False)
-    return segment_whole(segmenter.unet, pictures)
+        images = F.interpolate(images, size=wanted, mode="bilinear", antialias=True, align_corners=False)
+    return segment_whole(segmenter.unet, images)
 
 
 def scale_name(scale: float) -> str:
@@ -187,10 +188,10 @@ def scale_name(scale: float) -> str:
 
 
 def _steering_of(scale: float, given: argparse.Namespace) -> dict[str, Any]:
-    """The options of `Steering`, refused here, before anything is loaded or trained, where they cannot be."""
+    """The options of `LossGuidance`, refused here, before anything is loaded or trained, where they cannot be."""
     options = {"scale": scale, "interval": tuple(given.interval), "through": given.through}
     try:
-        Steering(lambda x: x, **options)
+        LossGuidance(lambda x: x, **options)
     except UserError as error:
         raise UserError(f"--{error}") from None
     return options
@@ -214,14 +215,14 @@ def _table(found: Mapping[str, Judged], real: Judged) -> Table:
     columns = [
         Column("mIoU, segmenter that steers", "higher", "share"),
         Column("mIoU, independent segmenter", "higher", "share"),
-        Column("time a picture", "lower", "seconds"),
+        Column("time an image", "lower", "seconds"),
     ]
 
     def values(one: Judged) -> list[Value]:
         return [Value(one.by_segmenter), Value(one.by_judge), Value(one.seconds)]
 
     rows = [*((name, values(one)) for name, one in found.items()), (REAL, values(real))]
-    return Table("The wished layouts in the samples", columns, rows, note="Real pictures: those of the masks.")
+    return Table("The wished layouts in the samples", columns, rows, note="Real images: those of the masks.")
 
 
 def _gallery(
@@ -237,7 +238,7 @@ def _gallery(
     columns, seen = ["wished layout"], []
     for name, one in shown.items():
         columns += [name, "as the segmenter sees it", "as the judge sees it"]
-        some = one.pictures[: len(layouts)]
+        some = one.images[: len(layouts)]
         seen.append(
             [predict_masks(who.unet, some, who.size, BATCH, options=who.inference) for who in (segmenter, judge)]
         )
@@ -248,7 +249,7 @@ def _gallery(
         files = [album.add(colorize(wished, palette))]
         masks.append(wished)
         for one, both in zip(shown.values(), seen, strict=True):
-            files.append(album.add(one.pictures[number]))
+            files.append(album.add(one.images[number]))
             for guesses in both:
                 files.append(album.add(colorize(guesses[number], palette)))
                 masks.append(guesses[number])
@@ -264,7 +265,7 @@ def findings(found: Mapping[str, Judged], real: Judged, best: str, n: int) -> li
     most = found[pleased]
     without = (
         f"Without steering, the mIoU of {n} samples against the wished layouts is {before.by_segmenter:.3f} by the "
-        f"steering segmenter and {before.by_judge:.3f} by the independent one; real pictures have "
+        f"steering segmenter and {before.by_judge:.3f} by the independent one; real images have "
         f"{real.by_segmenter:.3f} and {real.by_judge:.3f}."
     )
     if pleased == UNSTEERED:

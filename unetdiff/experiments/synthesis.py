@@ -1,9 +1,9 @@
-"""Do synthesised pictures help a segmenter of few labels?
+"""Do synthesised images help a segmenter of few labels?
 
-A denoiser that is told layouts learns from the few labelled pictures, and draws others for the same layouts, varied. A
-segmenter of the same few pictures looks for the layout in each; what agrees is kept, and
+A denoiser that is told layouts learns from the few labelled images, and draws others for the same layouts, varied. A
+segmenter of the same few images looks for the layout in each; what agrees is kept, and
 segmenters are trained for the same number of steps without and with it. Yang et al. 2023 ("FreeMask") do so with a
-large pretrained denoiser, and leave out single regions, not whole pictures.
+large pretrained denoiser, and leave out single regions, not whole images.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least, refuse, share
-from unetdiff.data import build_dataset
+from unetdiff.config.validation.config_error import at_least, config_error, share
+from unetdiff.data.build import build_dataset
 from unetdiff.data.voc import VOCFolder
 from unetdiff.errors import UserError
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, seeds_of, train_all, variant
@@ -44,7 +44,7 @@ from unetdiff.training import runtime as machine
 
 DENOISER_STEPS, SEGMENTER_STEPS = 1000, 300
 """Optimizer steps of the denoiser and of each segmenter without CONFIG."""
-DRAWING = {"diffusion.target": "picture", "diffusion.condition": "layout"}
+DRAWING = {"diffusion.target": "image", "diffusion.condition": "layout"}
 """Keys of the denoiser."""
 LAST = "latest"
 """The weights that draw and judge: to choose among validations would use labels that are not there."""
@@ -53,9 +53,9 @@ LAST = "latest"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The experiment's options."""
     parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task; none: the scenes")
-    parser.add_argument("--labelled", type=float, default=0.05, help="share of the training pictures that has labels")
-    parser.add_argument("--copies", type=int, default=2, help="pictures drawn for each labelled layout")
-    parser.add_argument("--agreement", type=float, default=0.6, help="least mIoU with the layout of a kept picture")
+    parser.add_argument("--labelled", type=float, default=0.05, help="share of the training images that has labels")
+    parser.add_argument("--copies", type=int, default=2, help="images drawn for each labelled layout")
+    parser.add_argument("--agreement", type=float, default=0.6, help="least mIoU with the layout of a kept image")
     parser.add_argument("--zoom", type=float, default=1.1, help="layouts are windows of up to so much larger ones")
     parser.add_argument("--mirror", action="store_true", help="mirror half of the layouts (not for digits)")
     parser.add_argument("--steps", type=int, default=25, help="denoising steps")
@@ -63,14 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="segmenters of each kind")
     parser.add_argument("--denoiser_steps", type=int, help="optimizer steps of the denoiser; none: CONFIG's")
     parser.add_argument("--segmenter_steps", type=int, help="optimizer steps of each segmenter; none: CONFIG's")
-    parser.add_argument("--rows", type=int, default=6, help="kept and dropped pictures that are shown, of each")
+    parser.add_argument("--rows", type=int, default=6, help="kept and dropped images that are shown, of each")
 
 
 def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Train, synthesise, train again; see `unetdiff.experiments`.
 
     Raises:
-        UserError: a config or number that cannot be, a folder that holds other runs, or no picture that agrees.
+        UserError: a config or number that cannot be, a folder that holds other runs, or no image that agrees.
         TrainingStopped: see `train`.
     """
     began = time.perf_counter()
@@ -80,7 +80,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     later = [*output.glob("enlarged-*")]
     refuse_orphans(labelled, [*output.glob("labelled-*"), output / "denoiser", enlarged, *later])
     refuse_orphans(enlarged, later)
-    few = replace(base.data, share=given.labelled)
+    few = replace(base.data, train_fraction=given.labelled)
     write_labelled(
         labelled,
         {
@@ -126,8 +126,8 @@ def _check(given: argparse.Namespace) -> None:
     at_least("--zoom", given.zoom, 1)
     share("--agreement", given.agreement)
     if not 0 < given.labelled <= 1:
-        raise refuse(
-            "--labelled", given.labelled, "is no share of the training pictures", "use above 0 to 1, e.g. 0.05"
+        raise config_error(
+            "--labelled", given.labelled, "is no share of the training images", "use above 0 to 1, e.g. 0.05"
         )
     for name in ("denoiser_steps", "segmenter_steps"):
         if getattr(given, name) is not None:
@@ -137,11 +137,11 @@ def _check(given: argparse.Namespace) -> None:
 def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
     """What all runs share; refused, before anything is written, where one of them cannot be.
 
-    The folder holds pictures as the networks see them, so their size must be known.
+    The folder holds images as the networks see them, so their size must be known.
     """
     base = base_config(given.config, overrides, quickstart_configs(output)["segmentation"])
     if base.data.name != "scenes" and base.data.size is None:
-        raise refuse("data.size", None, "leaves pictures of several sizes to be drawn", "give [height, width]")
+        raise config_error("data.size", None, "leaves images of several sizes to be drawn", "give [height, width]")
     variant(base, "segmentation", output)
     variant(base, "diffusion", output, DRAWING)
     return base
@@ -172,14 +172,14 @@ def _data(base: RunConfig, folder: Path, split: str) -> dict[str, Any]:
         val_split=VAL,
         num_classes=None,
         longest_side=None,
-        share=1.0,
+        train_fraction=1.0,
         size=_size(folder),
     )
     return {"data": data}
 
 
 def _size(folder: Path) -> list[int]:
-    """Height and width of the pictures of a folder that `write_labelled` wrote."""
+    """Height and width of the images of a folder that `write_labelled` wrote."""
     return list(VOCFolder(folder, LABELLED)[0]["image"].shape[-2:])
 
 
@@ -203,12 +203,12 @@ def _denoiser(given: argparse.Namespace, base: RunConfig, folder: Path, output: 
 
 
 def _agreement_of_real(folder: Path, judge: SegmentationPipeline) -> float:
-    """Mean over the validation pictures of the agreement that a drawn picture is kept by."""
+    """Mean over the validation images of the agreement that a drawn image is kept by."""
     data = VOCFolder(folder, VAL)
     outputs = judge.stream((data[i]["image"] for i in range(len(data))), batch_size=32)
     classes, void = len(data.classes), judge.ignore_index
     scores = [agreement(output.mask, data.mask(i), classes, void) for i, output in enumerate(outputs)]
     known = [score for score in scores if score == score]
     if not known:
-        raise UserError(f"{folder}: the validation pictures are void all over; give others")
+        raise UserError(f"{folder}: the validation images are void all over; give others")
     return sum(known) / len(known)

@@ -1,4 +1,4 @@
-"""What `synthesis` found, as a record: tables, curves, pictures and sentences."""
+"""What `synthesis` found, as a record: tables, curves, images and sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetdiff.data import evenly
+from unetdiff.data.sampling import evenly
 from unetdiff.data.voc import VOCFolder
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.runs import last, over_runs
@@ -34,18 +34,18 @@ class Added:
     """Of the enlarged set."""
     asked: Synthesis
     scores: dict[str, float]
-    """Agreement of every drawn picture."""
+    """Agreement of every drawn image."""
     real: float
-    """Mean agreement of real validation pictures."""
+    """Mean agreement of real validation images."""
     before: list[Run]
-    """Segmenters of the labelled pictures, a seed each."""
+    """Segmenters of the labelled images, a seed each."""
     after: list[Run]
     """Those of the labelled and the synthetic ones."""
     judge: SegmentationPipeline
 
     @property
     def kept(self) -> list[str]:
-        """Names of the pictures that agree enough."""
+        """Names of the images that agree enough."""
         return [name for name, score in self.scores.items() if score >= self.asked.agreement]
 
     @property
@@ -61,19 +61,19 @@ def record_of(given: argparse.Namespace, added: Added, output: Path, **facts: An
     varied = f"windows of layouts enlarged by up to {asked.zoom}" + (", half of them mirrored" if asked.mirror else "")
     return Record(
         name="synthesis",
-        title="Synthesised pictures for a segmenter",
-        question="Do pictures that a denoiser draws for layouts help a segmenter that has few labels?",
+        title="Synthesised images for a segmenter",
+        question="Do images that a denoiser draws for layouts help a segmenter that has few labels?",
         findings=findings(added),
         parts=[outcome(added), drawn(added), kept_over(added), gallery(added, given.rows, output)],
         method=[
-            f"Labelled: a share of {given.labelled} of the training pictures, and nothing else for denoiser, judge and "
+            f"Labelled: a share of {given.labelled} of the training images, and nothing else for denoiser, judge and "
             "segmenters alike. Validation: the whole split, at the size that the networks see.",
             f"Drawn: {asked.copies} for each labelled layout ({varied}), {asked.steps} steps of DDIM, guidance "
             f"{asked.guidance}. Kept: where the mIoU of the first segmenter's mask with the layout is at least "
             f"{asked.agreement}.",
             "All segmenters are trained for the same number of steps and batches, so one of the enlarged set sees each "
-            "labelled picture less often. Last weights, not the best. The layout is the label of a kept picture.",
-            "The spread is over seeds of the segmenter; labelled pictures, denoiser and drawn pictures are the same.",
+            "labelled image less often. Last weights, not the best. The layout is the label of a kept image.",
+            "The spread is over seeds of the segmenter; labelled images, denoiser and drawn images are the same.",
         ],
         source="Yang et al. 2023, FreeMask: Synthetic Images with Dense Annotations",
         **facts,
@@ -83,7 +83,7 @@ def record_of(given: argparse.Namespace, added: Added, output: Path, **facts: An
 def outcome(added: Added) -> Table:
     """The segmenters before and after."""
     columns = [Column(title, "higher", "share") for title, _ in FIGURES] + [
-        Column("training pictures", "neither", "count")
+        Column("training images", "neither", "count")
     ]
 
     def row(runs: list[Run], split: str) -> list[Value]:
@@ -91,7 +91,7 @@ def outcome(added: Added) -> Table:
         return [*figures, Value(float(len(VOCFolder(added.folder, split))))]
 
     rows = [("labelled alone", row(added.before, LABELLED)), ("labelled and synthetic", row(added.after, ADDED))]
-    return Table("The segmenter without and with synthetic pictures", columns, rows)
+    return Table("The segmenter without and with synthetic images", columns, rows)
 
 
 def drawn(added: Added) -> Table:
@@ -102,7 +102,7 @@ def drawn(added: Added) -> Table:
         Column("kept share", "neither", "share"),
         Column("agreement of all", "neither", "share"),
         Column("of the kept", "neither", "share"),
-        Column("of real pictures", "neither", "share", "validation pictures, by the same segmenter"),
+        Column("of real images", "neither", "share", "validation images, by the same segmenter"),
     ]
     kept, every = added.kept, added.scores
     figures = (
@@ -113,8 +113,8 @@ def drawn(added: Added) -> Table:
         mean([every[name] for name in kept]),
         added.real,
     )
-    note = "Agreement: mIoU of what the segmenter finds in a picture with its layout, averaged over pictures."
-    return Table("The synthetic pictures", columns, [("synthetic", [Value(float(f)) for f in figures])], note)
+    note = "Agreement: mIoU of what the segmenter finds in an image with its layout, averaged over images."
+    return Table("The synthetic images", columns, [("synthetic", [Value(float(f)) for f in figures])], note)
 
 
 def kept_over(added: Added) -> Chart:
@@ -122,12 +122,12 @@ def kept_over(added: Added) -> Chart:
     thresholds = torch.linspace(0, 1, THRESHOLDS).tolist()
     scores = [score for score in added.scores.values() if math.isfinite(score)]
     shares = [sum(score >= least for score in scores) / len(scores) for least in thresholds]
-    line = Line("synthetic pictures", [round(least, 3) for least in thresholds], [Value(share) for share in shares])
-    return Chart("What would be kept", "least agreement", "share of the drawn pictures", [line])
+    line = Line("synthetic images", [round(least, 3) for least in thresholds], [Value(share) for share in shares])
+    return Chart("What would be kept", "least agreement", "share of the drawn images", [line])
 
 
 def gallery(added: Added, rows: int, output: Path) -> Gallery:
-    """Layouts, the pictures drawn for them, and what the segmenter finds there; kept ones first."""
+    """Layouts, the images drawn for them, and what the segmenter finds there; kept ones first."""
     data, album = VOCFolder(added.folder, DRAWN), Album(output, "synthetic")
     place = {pair.name: index for index, pair in enumerate(data.pairs)}
     told, seen = [], []
@@ -137,9 +137,9 @@ def gallery(added: Added, rows: int, output: Path) -> Gallery:
             masks = [as_mask(item["mask"]), added.judge(item["image"]).mask]
             seen += masks
             asked, found = (colorize(mask, data.palette) for mask in masks)
-            files = [album.add(picture) for picture in (asked, item["image"], found)]
+            files = [album.add(image) for image in (asked, item["image"], found)]
             told.append((f"{what}, {added.scores[name]:.2f}", files))
-    columns = ["layout", "drawn picture", "what the segmenter finds"]
+    columns = ["layout", "drawn image", "what the segmenter finds"]
     note = f"Beside each row its agreement; kept from {added.asked.agreement} on."
     return Gallery("Drawn for layouts", columns, told, note, legend(data.classes, np.asarray(data.palette), seen))
 
@@ -152,7 +152,7 @@ def findings(added: Added) -> list[str]:
     assert before.mean is not None and after.mean is not None
     gain, noise = after.mean - before.mean, max(before.spread or 0.0, after.spread or 0.0)
     verdict = "help" if gain > 0 else "do harm"
-    told = f"{before.mean:.3f} without and {after.mean:.3f} with the synthetic pictures"
+    told = f"{before.mean:.3f} without and {after.mean:.3f} with the synthetic images"
     if before.n > 1:
         size = "more" if abs(gain) > noise else "no more"
         told += f", a change of {gain:+.3f} that is {size} than the spread of {noise:.3f} over {before.n} seeds"
@@ -162,10 +162,10 @@ def findings(added: Added) -> list[str]:
     kept, every = added.kept, added.scores
     labelled = len(VOCFolder(added.folder, LABELLED))
     return [
-        f"Synthetic pictures {verdict}: the segmenter of {labelled} labelled pictures has an mIoU of {told}.",
-        f"{len(kept)} of {len(every)} drawn pictures ({100 * len(kept) / len(every):.0f} %) agree with their layout by "
+        f"Synthetic images {verdict}: the segmenter of {labelled} labelled images has an mIoU of {told}.",
+        f"{len(kept)} of {len(every)} drawn images ({100 * len(kept) / len(every):.0f} %) agree with their layout by "
         f"{added.asked.agreement} or more; all agree by {mean([*every.values()]):.3f} on average, real validation "
-        f"pictures by {added.real:.3f}.",
+        f"images by {added.real:.3f}.",
     ]
 
 

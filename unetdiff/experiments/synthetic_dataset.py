@@ -1,4 +1,4 @@
-"""A labelled set with synthesised pictures beside its own: one folder in VOC's layout, and a list for each part."""
+"""A labelled set with synthesised images beside its own: one folder in VOC's layout, and a list for each part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import resize_mask
 from unetdiff.data.voc import VOCFolder
@@ -31,19 +31,19 @@ from unetdiff.training.checkpoints import replace_directory
 from unetdiff.training.run_cache import first_difference
 
 LABELLED, ADDED, DRAWN, VAL = "labelled", "labelled_and_synthetic", "synthetic", "val"
-"""The folder's lists: the labelled pictures, those and the kept ones, all that were drawn, and the validation."""
+"""The folder's lists: the labelled images, those and the kept ones, all that were drawn, and the validation."""
 SOURCE, SETTINGS, SCORES = "source.json", "settings.json", "agreement.json"
-BATCH = 32  # pictures drawn at once
+BATCH = 32  # images drawn at once
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """How pictures are drawn for layouts, and which are kept."""
+    """How images are drawn for layouts, and which are kept."""
 
     copies: int
-    """Pictures of each labelled layout."""
+    """Images of each labelled layout."""
     agreement: float
-    """Least agreement of a picture that is kept, 0 to 1."""
+    """Least agreement of an image that is kept, 0 to 1."""
     zoom: float
     """Layouts are enlarged by up to this factor, and a window of them is taken; 1: as they are."""
     mirror: bool
@@ -71,19 +71,19 @@ def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
 
 
 def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int, ignore_index: int = 255) -> float:
-    """Mean IoU of what a segmenter finds in a picture with the layout that was asked for, over the classes in either;
+    """Mean IoU of what a segmenter finds in an image with the layout that was asked for, over the classes in either;
     both (H, W). NaN for a layout that is void all over."""
     matrix = ConfusionMatrix(num_classes, ignore_index)
     matrix.update(torch.as_tensor(found).long(), layout.long())
     return float(matrix.compute()["mean_iou"])
 
 
-def write_labelled(folder: Path, parts: Mapping[str, PictureDataset], source: Mapping[str, Any]) -> None:
+def write_labelled(folder: Path, parts: Mapping[str, ImageDataset], source: Mapping[str, Any]) -> None:
     """Write sets with masks as lists of one new folder; does nothing where it is there already.
 
     Args:
         folder: whole or not there at all, whatever interrupts this.
-        parts: sets by the name of their list; pictures and masks of one size.
+        parts: sets by the name of their list; images and masks of one size.
         source: what they were made from, as JSON holds it.
 
     Raises:
@@ -99,7 +99,7 @@ def write_labelled(folder: Path, parts: Mapping[str, PictureDataset], source: Ma
         (aside / "classes.txt").write_text("\n".join(first.classes) + "\n", encoding="utf-8")
         for split, data in parts.items():
             names = [f"{split}_{index:06d}" for index in range(len(data))]
-            for index, name in enumerate(tqdm(names, desc=f"writing {split}", unit="picture", disable=None)):
+            for index, name in enumerate(tqdm(names, desc=f"writing {split}", unit="image", disable=None)):
                 item = data[index]
                 write_pair(aside, name, item["image"], item["mask"], data.palette)
             write_split(aside, split, names)
@@ -109,13 +109,13 @@ def write_labelled(folder: Path, parts: Mapping[str, PictureDataset], source: Ma
 
 
 def write_pair(folder: Path, name: str, image: Tensor, mask: Tensor, palette: np.ndarray) -> None:
-    """A picture, uint8 (3, H, W), and its mask (H, W), as files without loss."""
+    """An image, uint8 (3, H, W), and its mask (H, W), as files without loss."""
     Image.fromarray(as_array(image)).save(folder / IMAGES / f"{name}.png")
     save_mask(mask, folder / MASKS / f"{name}.png", palette)
 
 
 def write_split(folder: Path, split: str, names: Sequence[str]) -> None:
-    """A list of pictures."""
+    """A list of images."""
     (folder / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
@@ -128,7 +128,7 @@ def synthesise(
     networks: Mapping[str, str],
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Draw pictures for the layouts of the labelled list and write them beside it, with the lists `DRAWN` and `ADDED`.
+    """Draw images for the layouts of the labelled list and write them beside it, with the lists `DRAWN` and `ADDED`.
 
     What is there already under the same settings is kept.
 
@@ -142,10 +142,10 @@ def synthesise(
         autocast: precision of the denoiser.
 
     Returns:
-        The agreement of every picture that was drawn, by its name.
+        The agreement of every image that was drawn, by its name.
 
     Raises:
-        UserError: the folder holds a set of other settings or networks, or no picture agrees enough.
+        UserError: the folder holds a set of other settings or networks, or no image agrees enough.
     """
     settings = {**asdict(asked), **networks}
     if folder.is_dir():
@@ -160,16 +160,16 @@ def synthesise(
         for at in tqdm(range(0, len(numbers), BATCH), desc="synthesising", unit="batch", disable=None):
             part = numbers[at : at + BATCH]
             layouts = [varied(data.mask(number % len(data)), asked, number) for number in part]
-            pictures = draw(denoiser, layouts, part, asked, autocast)
-            outputs = segmenter([*pictures])
-            for number, picture, layout, output in zip(part, pictures, layouts, outputs, strict=True):
+            images = draw(denoiser, layouts, part, asked, autocast)
+            outputs = segmenter([*images])
+            for number, image, layout, output in zip(part, images, layouts, outputs, strict=True):
                 name = f"{DRAWN}_{number:06d}"
-                write_pair(aside, name, picture, layout, data.palette)
+                write_pair(aside, name, image, layout, data.palette)
                 scores[name] = agreement(output.mask, layout, len(data.classes), segmenter.ignore_index)
         kept = [name for name, score in scores.items() if score >= asked.agreement]
         if not kept:
             raise UserError(
-                f"--agreement: no picture reaches {asked.agreement}, the best {max(scores.values()):.3f}; use less, or "
+                f"--agreement: no image reaches {asked.agreement}, the best {max(scores.values()):.3f}; use less, or "
                 "train the denoiser for longer"
             )
         write_split(aside, DRAWN, list(scores))
@@ -209,7 +209,7 @@ def draw(
     asked: Synthesis,
     autocast: torch.dtype | None,
 ) -> Tensor:
-    """A picture for each layout (H, W), uint8 (B, 3, H, W); its noise is a function of seed and number."""
+    """An image for each layout (H, W), uint8 (B, 3, H, W); its noise is a function of seed and number."""
     height, width = layouts[0].shape
     given: Any = denoiser(
         layout=torch.stack(list(layouts)),
@@ -221,5 +221,5 @@ def draw(
         output_type="np",
         autocast_dtype=autocast,
     )
-    pictures = torch.from_numpy(cast(GenerationOutput, given).images)  # (B, H, W, 3) in [0, 1]
-    return rearrange((pictures * 255).round().to(torch.uint8), "b h w c -> b c h w")
+    images = torch.from_numpy(cast(GenerationOutput, given).images)  # (B, H, W, 3) in [0, 1]
+    return rearrange((images * 255).round().to(torch.uint8), "b h w c -> b c h w")

@@ -78,7 +78,7 @@ def to_onnx(
         size: (H, W) to fix height and width; None: free.
         batch: to fix the batch; None: free.
         opset: version of ONNX's operators; None: torch's choice.
-        preprocess: take pictures, uint8 (B, H, W, channels) of 0..255, instead of pixels.
+        preprocess: take images, uint8 (B, H, W, channels) of 0..255, instead of pixels.
         metadata: written into the model, each value as JSON (`session.get_modelmeta().custom_metadata_map`).
 
     Raises:

@@ -22,14 +22,14 @@ Dims = list[int | str]  # a free dimension has a name
 
 
 class _Segmenter(nn.Module):
-    """Pixels (B, C, H, W), or pictures uint8 (B, H, W, C), to logits."""
+    """Pixels (B, C, H, W), or images uint8 (B, H, W, C), to logits."""
 
-    def __init__(self, unet: UNet, pictures: bool) -> None:
+    def __init__(self, unet: UNet, images: bool) -> None:
         super().__init__()
-        self.unet, self.pictures = unet, pictures
+        self.unet, self.images = unet, images
 
     def forward(self, pixels: Tensor) -> Tensor:
-        if self.pictures:
+        if self.images:
             pixels = to_model_range(rearrange(pixels, "b h w c -> b c h w").contiguous())
         return segment_whole(self.unet, pixels)
 
@@ -121,7 +121,7 @@ def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: 
     if head not in unet.heads:
         raise UserError(f"head: this UNet has no {head} head, only {', '.join(unet.heads)}; name that one")
     if preprocess and head == "diffusion":
-        raise UserError("preprocess: a denoiser takes noisy floats, not pictures; leave preprocess out")
+        raise UserError("preprocess: a denoiser takes noisy floats, not images; leave preprocess out")
     smallest = _smallest(unet)
     if size is not None and (len(size) != 2 or min(size) < smallest):
         raise UserError(f"size: {list(size)} is too small; give height and width of {smallest} or more")
@@ -156,6 +156,6 @@ def _smallest(unet: UNet) -> int:
         return 32
     levels = len(encoder["channels"])
     stride = unet.config["patch_size"] * 2 ** (levels - 1)
-    if encoder["padding"] == "valid":  # the mirrored border must fit into the picture, see `segment_whole`
+    if encoder["padding"] == "valid":  # the mirrored border must fit into the image, see `segment_whole`
         return 12 * 2 ** (levels - 2) - 4 + stride + 1
     return stride

@@ -27,7 +27,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
     """Write a pipeline directory in diffusers' layout from one of our model directories, and compare the two networks.
 
     `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
-    pictures that is told nothing, and has no cross-attention, is then a `DDIMPipeline` for diffusers; one that is told
+    images that is told nothing, and has no cross-attention, is then a `DDIMPipeline` for diffusers; one that is told
     something goes on to need our conditioner, one of masks their classes, one of latents what decodes them, and all of
     these `GenerationPipeline`, which draws with diffusers' network as with ours.
 

@@ -1,0 +1,1 @@
+"""Faster forms of what the plain network computes, exchanged into a finished network."""

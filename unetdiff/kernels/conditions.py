@@ -16,7 +16,7 @@ _as_written = False
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def reference_kernels() -> Iterator[None]:
     """Every convolution is computed as it is written, e.g. to count its multiply-adds."""
     global _as_written
     before, _as_written = _as_written, True

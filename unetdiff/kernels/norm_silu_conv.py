@@ -54,15 +54,15 @@ def norm_silu_conv(
     """conv(norm_silu(norm, x, scale, shift)): what a residual block does twice.
 
     Where a CPU trains, nothing is kept of all of it but x: the convolution's input is made again for its gradient.
-    Where it predicts, it takes a few pictures at a time.
+    Where it predicts, it takes a few images at a time.
     """
     plain = is_plain(conv, nn.Conv2d) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
     if not (plain and _is_ours(norm, x)):
         return conv(norm_silu(norm, x, scale, shift))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
-        pictures = _at_a_time(x)
-        xs = x.split(pictures)
-        told = [[part] * len(xs) if part is None or len(part) == 1 else part.split(pictures) for part in (scale, shift)]
+        images = _at_a_time(x)
+        xs = x.split(images)
+        told = [[part] * len(xs) if part is None or len(part) == 1 else part.split(images) for part in (scale, shift)]
         made = [conv(norm_silu(norm, *part)) for part in zip(xs, *told, strict=True)]
         return torch.cat(made) if len(made) > 1 else made[0]
     weight, bias = _told(norm, scale, shift)
@@ -259,16 +259,16 @@ class _Again:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """Over the pixels of each channel, (B, C), in float32 at least, which is made of few pictures at a time."""
+    """Over the pixels of each channel, (B, C), in float32 at least, which is made of few images at a time."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype == wide:
         return x.sum((2, 3))
-    pictures = _at_a_time(x)
-    return torch.cat([part.sum((2, 3), dtype=wide) for part in x.split(pictures)])
+    images = _at_a_time(x)
+    return torch.cat([part.sum((2, 3), dtype=wide) for part in x.split(images)])
 
 
 def _at_a_time(x: Tensor) -> int:
-    """How many pictures of x make up `HELD` numbers."""
+    """How many images of x make up `HELD` numbers."""
     return max(1, HELD * len(x) // max(1, x.numel()))
 
 

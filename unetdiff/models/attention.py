@@ -24,12 +24,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of queries (B, heads, N, d) over keys and values (B, heads, M, d) (Vaswani et al. 2017, equation 1)."""
     if torch.is_grad_enabled():
         return _attend(q, k, v)
-    pictures = max(1, HELD // (q.shape[1] * q.shape[2] * k.shape[2]))
-    if pictures >= len(q):
+    images = max(1, HELD // (q.shape[1] * q.shape[2] * k.shape[2]))
+    if images >= len(q):
         return _attend(q, k, v)
     out = torch.empty_like(q)
-    for start in range(0, len(q), pictures):
-        some = slice(start, start + pictures)
+    for start in range(0, len(q), images):
+        some = slice(start, start + images)
         out[some] = _attend(q[some], k[some], v[some])
     return out
 
@@ -39,7 +39,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return scores.softmax(-1) @ v
 
 
-class Told:
+class CrossAttentionCache:
     """encoder_hidden_states that many passes read, as the steps of sampling do: keys and values are computed once.
 
     For a network whose weights do not change meanwhile, without gradients, and for tokens (B, M, D) of its own
@@ -80,8 +80,8 @@ class Attention(nn.Module):
     def _by_head(self, projected: Tensor) -> Tensor:
         return rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
 
-    def forward(self, tokens: Tensor, context: Tensor | Told | None = None) -> Tensor:
-        if isinstance(context, Told):
+    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
+        if isinstance(context, CrossAttentionCache):
             k, v = context.keys_and_values(self)
         else:
             k, v = self.keys_and_values(tokens if context is None else context)
@@ -112,7 +112,7 @@ class AttentionBlock(Attention):
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | Told | None = None) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
         # context: unused, one signature for both kinds of block
         height = h.shape[-2]
         tokens = rearrange(group_norm(self.group_norm, h), "b c h w -> b (h w) c")
@@ -138,11 +138,11 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Of tokens (B, N, D); where no gradient needs what is between, a few pictures at a time on a CPU."""
+        """Of tokens (B, N, D); where no gradient needs what is between, a few images at a time on a CPU."""
         if torch.is_grad_enabled() or not by_hand(tokens):
             return self._through(tokens)
-        pictures = max(1, HELD // (8 * tokens.shape[1:].numel()))
-        return torch.cat([self._through(part) for part in tokens.split(pictures)])
+        images = max(1, HELD // (8 * tokens.shape[1:].numel()))
+        return torch.cat([self._through(part) for part in tokens.split(images)])
 
     def _through(self, tokens: Tensor) -> Tensor:
         for layer in self.net:
@@ -162,7 +162,7 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens: Tensor, context: Tensor | Told) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
         tokens = tokens + self.attn2(self.norm2(tokens), context)
         return tokens + self.ff(self.norm3(tokens))
@@ -197,7 +197,7 @@ class TransformerBlock(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | Told | None = None) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
         if context is None:
             raise ValueError("a transformer block needs encoder_hidden_states (B, tokens, dim)")
         height = h.shape[-2]

@@ -108,7 +108,7 @@ class DoubleConv(nn.Module):
         return self.act(self.norm2(self.conv2(self.act(h))))
 
 
-class Grow(nn.Module):
+class Upsample2d(nn.Module):
     """Upsample a map to the size of its skip: bilinear, nearest, or the 2015 paper's 2x2 transposed convolution."""
 
     def __init__(self, kind: str, channels: int, align_corners: bool = False) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unetdiff.models.attention import AttentionBlock, Told, TransformerBlock
+from unetdiff.models.attention import AttentionBlock, CrossAttentionCache, TransformerBlock
 from unetdiff.models.blocks import norm_groups
 from unetdiff.models.config import ModelConfig
 
@@ -83,14 +83,14 @@ class LevelAttention(nn.ModuleDict):
         if block is not None:
             self[str(level)] = block
 
-    def forward(self, level: int, h: Tensor, condition: Condition) -> Tensor:
+    def forward(self, level: int, h: Tensor, condition: ForwardState) -> Tensor:
         """The level's map (B, C, h, w) after its attention."""
         key = str(level)
         return condition.run(self[key], h, condition.context) if key in self else h
 
 
 @dataclass
-class Condition:
+class ForwardState:
     """What one forward pass tells every block.
 
     Attributes:
@@ -101,7 +101,7 @@ class Condition:
     """
 
     temb: Tensor | None
-    context: Tensor | Told | None
+    context: Tensor | CrossAttentionCache | None
     recompute: bool = False
     maps: dict[str, Tensor] | None = None
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 CLASSIC = "classic"
 RESIDUAL = "residual"
-TRUNKS = (
+PRETRAINED_ENCODERS = (
     "resnet18",
     "resnet34",
     "resnet50",
@@ -17,7 +17,7 @@ TRUNKS = (
     "efficientnet_b0",
     "convnext_tiny",
 )
-FAMILIES = (CLASSIC, RESIDUAL, *TRUNKS)
+ENCODERS = (CLASSIC, RESIDUAL, *PRETRAINED_ENCODERS)
 
 Norm = Literal["none", "batch", "frozen", "group"]
 MIDDLE_RESNETS = {"attention": 2, "resnets": 2, "resnet": 1, "none": 0}
@@ -26,9 +26,9 @@ MIDDLE_RESNETS = {"attention": 2, "resnets": 2, "resnet": 1, "none": 0}
 
 @dataclass
 class EncoderConfig:
-    """The way down: from the picture to the skips and the deepest map."""
+    """The way down: from the image to the skips and the deepest map."""
 
-    family: str = RESIDUAL
+    name: str = RESIDUAL
     """classic (the 2015 network), residual (DDPM / Stable Diffusion blocks), or a torchvision trunk by its name."""
     channels: list[int] | None = None
     """Width of each level, full resolution first (classic, residual); None: 64, 128, 256, 512(, 1024 for classic)."""
@@ -150,7 +150,7 @@ class ModelConfig:
     """One U-Net: encoder, middle, decoder, heads."""
 
     in_channels: int = 3
-    """Channels of the input picture."""
+    """Channels of the input image."""
     patch_size: int = 1
     """classic and residual: the network works on squares of this many pixels a side, as channels; 2 costs a quarter."""
     sample_size: int | list[int] | None = None

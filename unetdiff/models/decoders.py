@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from unetdiff.kernels.upsample_conv import join
-from unetdiff.models.blocks import DoubleConv, Grow, Upsample, centre_crop
-from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
+from unetdiff.models.blocks import DoubleConv, Upsample, Upsample2d, centre_crop
+from unetdiff.models.conditioning import AttentionPlan, ForwardState, LevelAttention
 from unetdiff.models.config import MIDDLE_RESNETS, ResidualConfig
 from unetdiff.models.encoders import Skips, resnet_block
 
@@ -33,7 +33,7 @@ class PyramidMiddle(nn.Module):
         self.block = DoubleConv(*channels, norm, padding, time_dim) if channels else None
         self.attention = attention.block(level, channels[1]) if channels else None
 
-    def forward(self, h: Tensor, condition: Condition) -> Tensor:
+    def forward(self, h: Tensor, condition: ForwardState) -> Tensor:
         if self.block is not None:
             h = condition.run(self.block, h, condition.temb)
         if self.attention is not None:
@@ -44,7 +44,7 @@ class PyramidMiddle(nn.Module):
 class PyramidDecoder(nn.Module):
     """The expanding path of 2015, for the classic encoder and for trunks: grow, join the skip, two convolutions.
 
-    One step a level; the levels finer than the finest skip are grown without one, up to the picture's own size.
+    One step a level; the levels finer than the finest skip are grown without one, up to the image's own size.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PyramidDecoder(nn.Module):
         self.grows, self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList(), LevelAttention()
         self.levels = list(range(in_level - 1, in_level - 1 - len(channels), -1))
         for level, width in zip(self.levels, channels, strict=True):
-            grow = Grow(upsample, in_channels, align_corners)
+            grow = Upsample2d(upsample, in_channels, align_corners)
             self.grows.append(grow)
             joined = grow.out_channels + widths.get(level, 0)
             self.blocks.append(DoubleConv(joined, width, norm, padding, time_dim))
@@ -76,8 +76,8 @@ class PyramidDecoder(nn.Module):
         self.out_level = self.levels[-1]
         self.out_channels = in_channels
 
-    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: Condition) -> Tensor:
-        """`size` is the picture's (height, width). Takes the skips out of their list: each is freed once read."""
+    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: ForwardState) -> Tensor:
+        """`size` is the image's (height, width). Takes the skips out of their list: each is freed once read."""
         for level, grow, block in zip(self.levels, self.grows, self.blocks, strict=True):
             skip = skips.pop() if level in self.with_skip else None
             if self.valid:
@@ -120,7 +120,7 @@ class ResidualMiddle(nn.Module):
         attends = options.middle == "attention"
         self.attentions = nn.ModuleList([attention.middle(level, channels)] if attends else [])
 
-    def forward(self, h: Tensor, condition: Condition) -> Tensor:
+    def forward(self, h: Tensor, condition: ForwardState) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             h = condition.run(resnet, h, condition.temb)
             if index == 0:
@@ -150,7 +150,7 @@ class ResidualDecoder(nn.Module):
             previous = channels[level]
         self.out_level, self.out_channels = 0, previous
 
-    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: Condition) -> Tensor:
+    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: ForwardState) -> Tensor:
         """Takes the skips out of their list."""
         for index, block in enumerate(self.up_blocks):
             level = len(self.up_blocks) - 1 - index
@@ -186,7 +186,7 @@ class UpBlock(nn.Module):
         else:
             self.upsamplers = nn.ModuleList([Upsample(channels)])
 
-    def forward(self, h: Tensor, skips: Skips, condition: Condition, name: str) -> Tensor:
+    def forward(self, h: Tensor, skips: Skips, condition: ForwardState, name: str) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
             h = join(h, skips.pop())  # what was joined is freed before the block runs
             h = condition.run(resnet, h, condition.temb)

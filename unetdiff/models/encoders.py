@@ -1,9 +1,9 @@
-"""The way down, in three families: each turns a picture into skips (finest first) and a deepest map.
+"""The way down, in three families: each turns an image into skips (finest first) and a deepest map.
 
 An encoder has `skips: list[tuple[level, channels]]` in the order it pushes them, `out_level` and `out_channels` of its
 deepest map, `trunk_modules()` (what a freeze phase freezes), `level_modules(count)` (its finest levels) and
 `forward(x, condition) -> (skips, deepest)`.
-Level k has the picture's size divided by 2**k.
+Level k has the image's size divided by 2**k.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from unetdiff.errors import UserError
 from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, replace_batch_norm
-from unetdiff.models.conditioning import AttentionPlan, Condition, LevelAttention
+from unetdiff.models.conditioning import AttentionPlan, ForwardState, LevelAttention
 from unetdiff.models.config import EncoderConfig, ResidualConfig
 from unetdiff.models.embeddings import TimeModulation
 from unetdiff.models.loading import read_tensors
@@ -70,7 +70,7 @@ class ClassicEncoder(nn.Module):
     def level_modules(self, count: int) -> list[nn.Module]:
         return list(self.levels)[:count]
 
-    def forward(self, x: Tensor, condition: Condition) -> tuple[Skips, Tensor]:
+    def forward(self, x: Tensor, condition: ForwardState) -> tuple[Skips, Tensor]:
         skips: Skips = []
         for level, block in enumerate(self.levels):
             x = condition.run(block, x, condition.temb)  # (B, C, H / 2^level, W / 2^level)
@@ -142,7 +142,7 @@ class TrunkEncoder(nn.Module):
                 h = self.times[key](h, temb)
         return h
 
-    def forward(self, x: Tensor, condition: Condition) -> tuple[Skips, Tensor]:
+    def forward(self, x: Tensor, condition: ForwardState) -> tuple[Skips, Tensor]:
         x = x * self.scale + self.shift
         maps: Skips = []
         levels = [*[level for level, _ in self.skips], self.out_level]
@@ -183,7 +183,7 @@ class ResidualEncoder(nn.Module):
     def level_modules(self, count: int) -> list[nn.Module]:
         return [self.conv_in, *list(self.down_blocks)[:count]] if count else []
 
-    def forward(self, x: Tensor, condition: Condition) -> tuple[Skips, Tensor]:
+    def forward(self, x: Tensor, condition: ForwardState) -> tuple[Skips, Tensor]:
         h = self.conv_in(x)
         skips = [h]
         for level, block in enumerate(self.down_blocks):
@@ -218,7 +218,7 @@ class DownBlock(nn.Module):
         else:
             self.downsamplers = nn.ModuleList([Downsample(channels, options.downsample_padding)])
 
-    def forward(self, h: Tensor, condition: Condition, skips: Skips, name: str) -> Tensor:
+    def forward(self, h: Tensor, condition: ForwardState, skips: Skips, name: str) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
             h = condition.run(resnet, h, condition.temb)
             if len(self.attentions):
@@ -351,8 +351,8 @@ def build_encoder(
     attention: AttentionPlan,
 ) -> ClassicEncoder | TrunkEncoder | ResidualEncoder:
     """The encoder of a family."""
-    if config.family == "classic":
+    if config.name == "classic":
         return ClassicEncoder(in_channels, channels, norm, config.padding, time_dim, attention)
-    if config.family == "residual":
+    if config.name == "residual":
         return ResidualEncoder(in_channels, channels, residual, time_dim, attention)
-    return TrunkEncoder(config.family, in_channels, config.weights, norm, config.statistics, time_dim, attention)
+    return TrunkEncoder(config.name, in_channels, config.weights, norm, config.statistics, time_dim, attention)

@@ -1,4 +1,4 @@
-"""A denoiser as a network of clean pictures: its time embedding at timestep 0 put into convolutions and norms."""
+"""A denoiser as a network of clean images: its time embedding at timestep 0 put into convolutions and norms."""
 
 from __future__ import annotations
 

@@ -6,14 +6,14 @@ from torch import nn
 
 from unetdiff.models.decoders import PyramidDecoder, ResidualDecoder
 from unetdiff.models.encoders import ClassicEncoder, ResidualEncoder, TrunkEncoder
-from unetdiff.models.param_counts import TOLD
+from unetdiff.models.param_counts import CONDITIONING_PARAMS
 from unetdiff.models.unet import UNet
 
 MIDDLE, CONDITIONING = "middle", "conditioning"
 
 
 def parameters_by_level(unet: UNet) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters that both heads share, by name, in groups on the way from the picture to the heads.
+    """The parameters that both heads share, by name, in groups on the way from the image to the heads.
 
     Groups are "encoder.0" (full resolution) and on, "middle", "decoder.K" down to "decoder.0", as the maps of
     `UNet.features` are called, and "conditioning": the embeddings of timestep and condition, and what carries them into
@@ -24,7 +24,7 @@ def parameters_by_level(unet: UNet) -> dict[str, dict[str, nn.Parameter]]:
     for name, parameter in unet.named_parameters():
         if name.startswith("heads."):
             continue
-        told = any(mark in name for mark in TOLD)
+        told = any(mark in name for mark in CONDITIONING_PARAMS)
         group = CONDITIONING if told else next(starts[start] for start in starts if name.startswith(start))
         groups[group][name] = parameter
     return {group: members for group, members in groups.items() if members}

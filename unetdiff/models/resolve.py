@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from unetdiff.errors import UserError, nearest
 from unetdiff.models.config import (
     CLASSIC,
-    FAMILIES,
+    ENCODERS,
     RESIDUAL,
     ConditioningConfig,
     DecoderConfig,
@@ -74,27 +74,25 @@ def section(cls: type[Section], given: Any, name: str) -> Section:
 def resolve(given: ModelConfig) -> ModelConfig:
     """Fill in every default that depends on another key, and refuse what cannot be (UserError)."""
     encoder, heads = given.encoder, given.heads
-    if encoder.family not in FAMILIES:
-        near = nearest(str(encoder.family), FAMILIES)
+    if encoder.name not in ENCODERS:
+        near = nearest(str(encoder.name), ENCODERS)
         raise UserError(
-            f"encoder.family: '{encoder.family}' is unknown; the nearest is {near} (all: {', '.join(FAMILIES)})"
+            f"encoder.name: '{encoder.name}' is unknown; the nearest is {near} (all: {', '.join(ENCODERS)})"
         )
-    trunk = encoder.family not in (CLASSIC, RESIDUAL)
+    trunk = encoder.name not in (CLASSIC, RESIDUAL)
     if heads.segmentation is None and heads.diffusion is None:
         raise UserError("heads: neither segmentation nor diffusion; give at least one")
     kernel = heads.segmentation.kernel_size if heads.segmentation is not None else 1
     if kernel < 1 or kernel % 2 == 0:
         raise UserError(f"heads.segmentation.kernel_size: {kernel} has no middle; use 1 or 3")
     if encoder.weights is not None and not trunk:
-        raise UserError(f"encoder.weights: '{encoder.weights}' needs a torchvision trunk, not family {encoder.family}")
+        raise UserError(f"encoder.weights: '{encoder.weights}' needs a torchvision trunk, not family {encoder.name}")
     if encoder.channels is not None and trunk:
-        raise UserError(
-            f"encoder.channels: {encoder.channels} is for classic and residual; {encoder.family} has its own"
-        )
-    if encoder.padding == "valid" and encoder.family != CLASSIC:
-        raise UserError(f"encoder.padding: 'valid' is the classic family's; {encoder.family} has 'same'")
+        raise UserError(f"encoder.channels: {encoder.channels} is for classic and residual; {encoder.name} has its own")
+    if encoder.padding == "valid" and encoder.name != CLASSIC:
+        raise UserError(f"encoder.padding: 'valid' is the classic family's; {encoder.name} has 'same'")
     if encoder.padding == "valid" and heads.diffusion is not None:
-        raise UserError("encoder.padding: 'valid' shrinks the picture; a diffusion head needs 'same'")
+        raise UserError("encoder.padding: 'valid' shrinks the image; a diffusion head needs 'same'")
 
     if given.patch_size < 1 or (given.patch_size > 1 and (trunk or encoder.padding == "valid")):
         raise UserError(f"patch_size: {given.patch_size} must be 1 for trunks and padding 'valid', else 1 or more")
@@ -105,13 +103,13 @@ def resolve(given: ModelConfig) -> ModelConfig:
     conditioning = _conditioning(given, trunk)
     encoder, decoder = _norms(given, trunk)
     whole = heads.diffusion is not None or encoder.padding == "valid"
-    if encoder.family == CLASSIC:
+    if encoder.name == CLASSIC:
         encoder = replace(encoder, channels=list(encoder.channels or [64, 128, 256, 512, 1024]))
         channels = encoder.channels or []
         if len(channels) < 2:
             raise UserError(f"encoder.channels: {channels} must name two levels or more")
         decoder = _sized(decoder, list(reversed(channels[:-1])), "transposed", whole)
-    elif encoder.family == RESIDUAL:
+    elif encoder.name == RESIDUAL:
         encoder = replace(encoder, channels=list(encoder.channels or [64, 128, 256, 512]))
         if decoder.channels is not None or decoder.upsample is not None:
             raise UserError("decoder: channels and upsample are not for the residual family; it mirrors its encoder")
@@ -135,11 +133,11 @@ def _residual(given: ModelConfig, channels: list[int], told: ConditioningConfig)
     for key, value in by_level.items():
         if not isinstance(value, list):
             continue
-        if given.encoder.family != RESIDUAL:
-            raise UserError(f"{key}: {value} by level is for the residual family, not {given.encoder.family}")
+        if given.encoder.name != RESIDUAL:
+            raise UserError(f"{key}: {value} by level is for the residual family, not {given.encoder.name}")
         if len(value) != len(channels) or min(value) < 1:
             raise UserError(f"{key}: {value} must have {len(channels)} values of 1 or more, one for each level")
-    if given.encoder.family != RESIDUAL:
+    if given.encoder.name != RESIDUAL:
         return options
     deepest = len(channels) - 1
     middle = options.middle or ("attention" if deepest in levels else "resnets")
@@ -195,7 +193,7 @@ def _conditioning(given: ModelConfig, trunk: bool) -> ConditioningConfig:
         )
     levels = told.attention_levels
     if levels is None:
-        residual = given.encoder.family == RESIDUAL
+        residual = given.encoder.name == RESIDUAL
         deepest = 5 if trunk else len(given.encoder.channels or [0] * (4 if residual else 5)) - 1
         attends = residual or told.cross_attention_dim is not None
         levels = [level for level in (deepest - 1, deepest) if level >= 0] if attends else []
@@ -204,7 +202,7 @@ def _conditioning(given: ModelConfig, trunk: bool) -> ConditioningConfig:
 
 def _norms(given: ModelConfig, trunk: bool) -> tuple[EncoderConfig, DecoderConfig]:
     encoder, decoder, diffusion = given.encoder, given.decoder, given.heads.diffusion is not None
-    if encoder.family == RESIDUAL:
+    if encoder.name == RESIDUAL:
         for name, norm in (("encoder", encoder.norm), ("decoder", decoder.norm)):
             if norm not in (None, "group"):
                 raise UserError(f"{name}.norm: '{norm}' is not for the residual family, which is built on group")

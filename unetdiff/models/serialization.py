@@ -16,7 +16,7 @@ from unetdiff.export.convert import smp as interop_smp
 from unetdiff.models import loading
 
 
-class Exchange(ModelMixin):  # type: ignore[misc]
+class SerializationMixin(ModelMixin):  # type: ignore[misc]
     """The part of `UNet` that loads and saves."""
 
     optimized_for_inference: bool
@@ -103,7 +103,7 @@ class Exchange(ModelMixin):  # type: ignore[misc]
         """A trained `smp.Unet` of segmentation_models_pytorch, with the same logits, in eval mode.
 
         Encoders resnet18, resnet34, resnet50, resnet101 and mobilenet_v2, with any input channels, decoder widths and
-        classes. Pictures are given in [-1, 1] as everywhere here; the trunk restates them to what smp's
+        classes. Images are given in [-1, 1] as everywhere here; the trunk restates them to what smp's
         `get_preprocessing_fn` makes (channels after the third stay as they are given).
 
         Args:

@@ -14,12 +14,12 @@ from unetdiff.models.add_head import start_silent
 from unetdiff.models.conditioning import AttentionPlan
 from unetdiff.models.config import CLASSIC, RESIDUAL
 from unetdiff.models.fold_timestep import fold_timestep
-from unetdiff.models.param_counts import TIMED
+from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
 
 APART = {"encoder.weights", "residual.dropout", "conditioning.num_class_embeds", "conditioning.class_embed_type"}
-"""Keys that say nothing of what a network computes of a picture alone."""
+"""Keys that say nothing of what a network computes of an image alone."""
 ATTENTION = {"conditioning.attention_levels", "conditioning.cross_attention_dim", "conditioning.attention_head_dim"}
 NORMS = {"encoder.norm", "decoder.norm"}
 SAME_TENSORS = {"batch", "frozen"}
@@ -43,7 +43,7 @@ class Transfer:
 def transfer(source: UNet, target: UNet, path: str) -> Transfer:
     """Copy the backbone of one network, and every head that both have in one size, into another.
 
-    The new backbone then answers as the old one does to a clean picture: bit for bit, or, where the new one has no time
+    The new backbone then answers as the old one does to a clean image: bit for bit, or, where the new one has no time
     embedding, up to rounding. A time embedding or an attention that the old one lacks starts as the identity.
 
     Args:
@@ -65,13 +65,13 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
             remedy = _remedy(key, "frozen" if frozen else before[key], path)
             raise UserError(f"model.{key}: {now[key]!r} here, but {before[key]!r} in {remedy}")
     folded = before["conditioning.timestep"] and not now["conditioning.timestep"]
-    if folded and now["encoder.family"] not in (CLASSIC, RESIDUAL):
+    if folded and now["encoder.name"] not in (CLASSIC, RESIDUAL):
         raise UserError(
             f"model.conditioning.timestep: {now['conditioning.timestep']!r} here, but the trunk of training.init_from "
             f"'{path}' is told the timestep where nothing can take its place; set it to true"
         )
     old, new = source.state_dict(), target.state_dict()
-    gone = ("class_embedding.", *TIMED) if folded else ("class_embedding.",)
+    gone = ("class_embedding.", *TIME_PARAMS) if folded else ("class_embedding.",)
     loading.check(
         {name: tensor for name, tensor in old.items() if not _head(name) and not _marked(name, gone)},
         {name: tensor for name, tensor in new.items() if not _head(name) and (name in old or not _marked(name, grown))},
@@ -101,8 +101,8 @@ def _passed_over(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[set
     passed_over, grown = set(APART), tuple[str, ...]()
     if before["conditioning.timestep"] != now["conditioning.timestep"]:
         passed_over |= {"conditioning.timestep", "conditioning.pooled_context"}
-        grown += TIMED
-    if now["encoder.family"] != RESIDUAL and not before["conditioning.attention_levels"]:
+        grown += TIME_PARAMS
+    if now["encoder.name"] != RESIDUAL and not before["conditioning.attention_levels"]:
         passed_over |= ATTENTION
         grown += ("attention",)
     return passed_over, grown
@@ -111,7 +111,7 @@ def _passed_over(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[set
 def _attention_heads(network: UNet) -> dict[int, int] | None:
     """The number of heads of each level of a residual network that attends, by level."""
     config = parse(**loading.plain(network.config))
-    if config.encoder.family != RESIDUAL:
+    if config.encoder.name != RESIDUAL:
         return None
     plan, channels = AttentionPlan.of(config), config.encoder.channels or []
     middle = {len(channels) - 1} if config.residual.middle == "attention" else set()
@@ -125,7 +125,7 @@ def _alike(key: str, before: Any, now: Any) -> bool:
 def _remedy(key: str, right: Any, path: str) -> str:
     network = f"the network of training.init_from '{path}'"
     if key == "in_channels":
-        return f"{network}, which sees latents or channels beside the picture; start from one that sees what this does"
+        return f"{network}, which sees latents or channels beside the image; start from one that sees what this does"
     return f"{network}; set it to {right!r}, or start from another network"
 
 

@@ -22,27 +22,27 @@ from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.kernels.packing import can_pack, pack
 from unetdiff.models import loading
 from unetdiff.models.add_head import with_head
-from unetdiff.models.attention import Told, null_context
-from unetdiff.models.conditioning import AttentionPlan, Condition
+from unetdiff.models.attention import CrossAttentionCache, null_context
+from unetdiff.models.conditioning import AttentionPlan, ForwardState
 from unetdiff.models.config import ModelConfig
 from unetdiff.models.decoders import PyramidDecoder, PyramidMiddle, ResidualDecoder, ResidualMiddle
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
-from unetdiff.models.param_counts import counted_by_part
+from unetdiff.models.param_counts import param_counts_by_part
 from unetdiff.models.resolve import parse, resolve
-from unetdiff.models.serialization import Exchange
+from unetdiff.models.serialization import SerializationMixin
 
 Head = Literal["segmentation", "diffusion"]
 TRUNK_TIME_WIDTH = 64  # sinusoids of the time embedding where no first level says it (trunks)
 
 
-class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers looks for ModelMixin in this module
+class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers looks for ModelMixin in this module
     """A U-Net with a segmentation head, a diffusion head, or both, on one of three encoder families.
 
     The keyword arguments are the sections of `unetdiff.models.config.ModelConfig`, as dicts or as its dataclasses:
 
-        UNet(encoder={"family": "resnet50"}, heads={"segmentation": {"num_classes": 21}})
+        UNet(encoder={"name": "resnet50"}, heads={"segmentation": {"num_classes": 21}})
         UNet(encoder={"channels": [32, 64]}, heads={"diffusion": {"out_channels": 3}})
 
     Pixels are floats in [-1, 1], (B, in_channels, H, W), with H and W of 32 or more for trunks; trunks restate them to
@@ -76,7 +76,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self.optimized_for_inference = False
 
     def _build(self, config: ModelConfig) -> None:
-        is_residual = config.encoder.family == "residual"
+        is_residual = config.encoder.name == "residual"
         channels = config.encoder.channels or []
         told = config.conditioning
         first = channels[0] if channels else TRUNK_TIME_WIDTH
@@ -105,7 +105,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
                 channels, self.encoder.skips, config.residual, time_dim, attention
             )
         else:
-            bottom = (channels[-2], channels[-1]) if config.encoder.family == "classic" else None
+            bottom = (channels[-2], channels[-1]) if config.encoder.name == "classic" else None
             self.middle = PyramidMiddle(bottom, level, norm, padding, time_dim, attention)
             self.decoder = PyramidDecoder(
                 bottom[1] if bottom else self.encoder.out_channels,
@@ -150,7 +150,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None = None,
-        encoder_hidden_states: Tensor | Told | None = None,
+        encoder_hidden_states: Tensor | CrossAttentionCache | None = None,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         head: Head = "diffusion",
@@ -159,7 +159,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
 
         Args:
             sample: (B, in_channels, H, W) pixels in [-1, 1], noisy or clean.
-            timestep: one number or (B,); None means a clean picture, which is timestep 0.
+            timestep: one number or (B,); None means a clean image, which is timestep 0.
             encoder_hidden_states: (B, tokens, cross_attention_dim), or `unetdiff.models.attention.Told` of them for the
                 many passes of sampling; None is one zero token.
             class_labels: (B,) indices of the embedding added to the time embedding (`num_class_embeds`), or what
@@ -185,14 +185,14 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         timestep: Tensor,
         encoder_hidden_states: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Both heads in one pass of the backbone: clean pictures for the one, noisy ones for the other.
+        """Both heads in one pass of the backbone: clean images for the one, noisy ones for the other.
 
         The same numbers as `segment(pixels)` and `forward(sample, timestep, encoder_hidden_states)`, for less time than
-        two passes: with a diffusion head no norm mixes the pictures of a batch.
+        two passes: with a diffusion head no norm mixes the images of a batch.
 
         Args:
-            pixels: (A, in_channels, H, W) clean pictures.
-            sample: (B, in_channels, H, W) noisy pictures of the same size.
+            pixels: (A, in_channels, H, W) clean images.
+            sample: (B, in_channels, H, W) noisy images of the same size.
             timestep: (B,) of the noisy ones.
             encoder_hidden_states: (B, tokens, cross_attention_dim) of the noisy ones; None is one zero token.
 
@@ -208,9 +208,9 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         context = encoder_hidden_states
         if context is not None:  # tokens of zeros say nothing, as many as there are
             context = torch.cat([context.new_zeros(clean, *context.shape[1:]), context])
-        pictures = torch.cat([pixels, sample])  # (A + B, C, H, W)
-        condition = self._condition(pictures, torch.cat([timestep.new_zeros(clean), timestep]), context, None)
-        h = self.backbone(pictures, condition)
+        images = torch.cat([pixels, sample])  # (A + B, C, H, W)
+        condition = self._condition(images, torch.cat([timestep.new_zeros(clean), timestep]), context, None)
+        h = self.backbone(images, condition)
         temb = None if condition.temb is None else condition.temb[clean:]
         return self._answer("segmentation", h[:clean], pixels, None), self._answer("diffusion", h[clean:], sample, temb)
 
@@ -251,7 +251,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         condition.keep("last", self.backbone(pixels, condition))
         return condition.maps
 
-    def backbone(self, sample: Tensor, condition: Condition) -> Tensor:
+    def backbone(self, sample: Tensor, condition: ForwardState) -> Tensor:
         """Encoder, middle, decoder: (B, in_channels, H, W) -> (B, C, H / patch, W / patch), what every head reads."""
         patch = self.config["patch_size"]
         if patch > 1:
@@ -268,9 +268,9 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         self,
         sample: Tensor,
         timestep: Tensor | float | int | None,
-        encoder_hidden_states: Tensor | Told | None,
+        encoder_hidden_states: Tensor | CrossAttentionCache | None,
         class_labels: Tensor | None,
-    ) -> Condition:
+    ) -> ForwardState:
         told = self._told
         temb = None
         if told["timestep"]:
@@ -285,15 +285,15 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
         elif timestep is not None:
             raise UserError("timestep given, but this UNet has no time embedding (conditioning.timestep is false)")
         dim = told["cross_attention_dim"]
-        context: Tensor | Told | None = encoder_hidden_states
+        context: Tensor | CrossAttentionCache | None = encoder_hidden_states
         if dim is None and context is not None:
             raise UserError("encoder_hidden_states given, but this UNet has no conditioning.cross_attention_dim")
         if dim is not None and context is None:
             context = null_context(sample.shape[0], dim, like=sample)
         if temb is not None and context is not None and told["pooled_context"]:  # Saharia et al. 2022, section 2.3
-            tokens = context.tokens if isinstance(context, Told) else context
+            tokens = context.tokens if isinstance(context, CrossAttentionCache) else context
             temb = temb + self.context_embedding(tokens.mean(dim=1))
-        return Condition(temb, context, recompute=self.gradient_checkpointing and self.training)
+        return ForwardState(temb, context, recompute=self.gradient_checkpointing and self.training)
 
     def _waves(self, numbers: Tensor) -> Tensor:
         """The sinusoids (B, first level's width) of timesteps (B,)."""
@@ -320,7 +320,7 @@ class UNet(Exchange, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffuser
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the encoder, middle, decoder, of what tells them time and condition, and of each head."""
-        return counted_by_part(self, list(self.heads))
+        return param_counts_by_part(self, list(self.heads))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters (diffusers' signature)."""

@@ -1,4 +1,4 @@
-"""The three changes in words, and the pictures in the diagram: all from the network that was trained."""
+"""The three changes in words, and the images in the diagram: all from the network that was trained."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unetdiff.data import collate, to_model_range
-from unetdiff.diffusion.codecs import Space
-from unetdiff.diffusion.conditioning import Context
-from unetdiff.diffusion.mask_codec import Masks
+from unetdiff.data.base import collate
+from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.codecs import Codec
+from unetdiff.diffusion.conditioning import Conditioning
+from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import choose, open_set
@@ -26,8 +27,8 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 TARGETS = {
     "epsilon": "the noise in it",
-    "v_prediction": "v: noise less picture",
-    "sample": "the clean picture",
+    "v_prediction": "v: noise less image",
+    "sample": "the clean image",
 }
 """What the diffusion head puts out, by the prediction type."""
 
@@ -51,11 +52,11 @@ def changes(anatomy: Anatomy, run: Run) -> list[Change]:
 def _timestep(anatomy: Anatomy) -> Change:
     why = "A denoiser must know how much noise is in its input. "
     if not anatomy.timestep:
-        return Change(1, "Timestep embedding", why + "This network only labels pictures: it has none.", False)
+        return Change(1, "Timestep embedding", why + "This network only labels images: it has none.", False)
     how = "scales and shifts" if anatomy.scale_shift else "is added in"
     text = (
         f"{why}The timestep becomes sines and cosines, then goes through an MLP, and {how} every block. "
-        "To label a clean picture, the timestep is left out."
+        "To label a clean image, the timestep is left out."
     )
     return Change(1, "Timestep embedding", text, True)
 
@@ -63,7 +64,7 @@ def _timestep(anatomy: Anatomy) -> Change:
 def _attention(anatomy: Anatomy, run: Run) -> Change:
     why = "A denoiser must know what to draw. "
     if anatomy.cross_attention_dim is None:
-        text = why + "This network is told nothing but the picture: it has no cross-attention."
+        text = why + "This network is told nothing but the image: it has no cross-attention."
         return Change(2, "Cross-attention", text, False)
     sizes = [
         f"{level.size}×{level.size}" if level.size else f"1/{level.stride} size"
@@ -115,10 +116,10 @@ def _listed(words: Sequence[str]) -> str:
 
 @torch.no_grad()
 def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[str, str]:
-    """Data URIs of what really goes into and comes out of a run's network: picture, noised, mask, noise.
+    """Data URIs of what really goes into and comes out of a run's network: image, noised, mask, noise.
 
-    {} where the run has no weights or its pictures are not there: the diagram then draws patterns.
-    noise_level: the sigma_t that the noised picture is shown at.
+    {} where the run has no weights or its images are not there: the diagram then draws patterns.
+    noise_level: the sigma_t that the noised image is shown at.
     """
     if run.model is None:
         return {}
@@ -127,27 +128,27 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
     except UserError:
         return {}
     item = dataset[choose(dataset, 1, seed)[0]]
-    found = {"picture": data_uri(item["image"])}
+    found = {"image": data_uri(item["image"])}
     if "segmentation" in run.heads:
         segmenter = SegmentationPipeline.from_pretrained(run.model)
         found["mask"] = data_uri(colorize(segmenter(item["image"]).mask, segmenter.palette), photo=False)
     if "diffusion" in run.heads:
         pipeline = load_generator(run.model)
         size = (item["image"].shape[-2], item["image"].shape[-1])
-        clean = _clean(pipeline.space, item)  # (1, C, h, w)
+        clean = _clean(pipeline.codec, item)  # (1, C, h, w)
         steps = torch.arange(pipeline.scheduler.config.num_train_timesteps)
         sigma = alpha_sigma(pipeline.scheduler, steps)[1]
         t = (sigma - noise_level).abs().argmin()[None]
         noised = pipeline.scheduler.add_noise(clean, starting_noise(tuple(clean.shape), seed), t)
-        context = Context()
+        context = Conditioning()
         if pipeline.conditioner is not None:
             conditioner = pipeline.conditioner
-            known = conditioner.needs in item
-            conditions = conditioner.of(collate([item])) if known else conditioner.nothing(1, size)
+            known = conditioner.batch_key in item
+            conditions = conditioner.from_batch(collate([item])) if known else conditioner.null_condition(1, size)
             context = conditioner(conditions, (clean.shape[-2], clean.shape[-1]))
-        output = pipeline.unet.eval()(context.beside(noised), t, context.tokens).sample
-        found["noised"] = data_uri((pipeline.space.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
-        channels = 3 if output.shape[1] >= 3 else 1  # of two there is no picture
+        output = pipeline.unet.eval()(context.concat_channels(noised), t, context.tokens).sample
+        found["noised"] = data_uri((pipeline.codec.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
+        channels = 3 if output.shape[1] >= 3 else 1  # of two there is no image
         found["noise"] = data_uri((output[0, :channels] / 4 + 0.5).clamp(0, 1))  # two deviations either way
     return found
 
@@ -156,8 +157,8 @@ def _draws_masks(run: Run) -> bool:
     return "diffusion" in run.heads and (run.config.get("diffusion") or {}).get("target") == "mask"
 
 
-def _clean(space: Space, item: Mapping[str, Any]) -> Tensor:
-    """What is noised of an item: its picture, the latents of that, or its mask, (1, C, h, w)."""
-    if isinstance(space, Masks):
-        return space.encode_masks(item["mask"][None])
-    return space.encode(to_model_range(item["image"])[None])
+def _clean(codec: Codec, item: Mapping[str, Any]) -> Tensor:
+    """What is noised of an item: its image, the latents of that, or its mask, (1, C, h, w)."""
+    if isinstance(codec, MaskCodec):
+        return codec.encode_masks(item["mask"][None])
+    return codec.encode(to_model_range(item["image"])[None])

@@ -14,7 +14,7 @@ from unetdiff.reports.svg import RUNS, drawn
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity against the pictures seen or the minutes trained, a line for each run."""
+    """One quantity against the images seen or the minutes trained, a line for each run."""
 
     title: str
     across: str
@@ -28,11 +28,11 @@ _QUANTITIES = (
     ("Validation mIoU", "validation", "segmentation/mean_iou", False),
     ("Validation diffusion loss", "validation", "diffusion/loss", True),
 )
-_ACROSS = (("images", "pictures seen"), ("minutes", "minutes"))
+_ACROSS = (("images", "images seen"), ("minutes", "minutes"))
 
 
 def learning_curves(runs: Sequence[Run]) -> list[Curve]:
-    """Every quantity that at least one run has, against pictures and against minutes, in this order of pairs."""
+    """Every quantity that at least one run has, against images and against minutes, in this order of pairs."""
     curves = []
     for title, kind, key, log in _QUANTITIES:
         for across, label in _ACROSS:

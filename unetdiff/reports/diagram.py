@@ -40,7 +40,7 @@ def draw_network(
     Args:
         anatomy: the network, from its config.
         wide: the drawing for a screen (1100 units), or the one for a phone (360 units).
-        tiles: pictures as data URIs, by "picture", "noised", "mask", "noise"; what is missing is drawn as a pattern.
+        tiles: images as data URIs, by "image", "noised", "mask", "noise"; what is missing is drawn as a pattern.
         shared: what to say of the shared weights, e.g. "1.21 M weights".
         target: what the diffusion head puts out.
     """
@@ -204,9 +204,9 @@ def _sides_narrow(drawing: Drawing, anatomy: Anatomy, entry: Station, exit_: Sta
 def _inputs(anatomy: Anatomy) -> list[tuple[str, str, str]]:
     kinds = []
     if anatomy.num_classes is not None or anatomy.out_channels is None:
-        kinds.append(("picture", "a picture", "to be labelled"))
+        kinds.append(("image", "an image", "to be labelled"))
     if anatomy.out_channels is not None:
-        kinds.append(("noised", "a noised picture", "to be denoised"))
+        kinds.append(("noised", "a noised image", "to be denoised"))
     return kinds
 
 

@@ -65,7 +65,7 @@ def place_stations(
     tall = 104.0 if wide else 78.0
     row_gap = 24.0 if wide else 22.0
     heights = [max(20.0, tall * math.sqrt(finest / level.stride)) for level in levels]
-    middle_height = heights[-1] if anatomy.family == "residual" else max(18.0, heights[-1] * 0.75)
+    middle_height = heights[-1] if anatomy.name == "residual" else max(18.0, heights[-1] * 0.75)
     tops = [top]
     for height in heights:
         tops.append(tops[-1] + height + row_gap)

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, so that the page needs no other file."""
+"""Images as data URIs, so that the page needs no other file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 SMALL = 96
-"""Pictures up to this many pixels a side are shown pixel by pixel; larger ones are smoothed by the browser."""
+"""Images up to this many pixels a side are shown pixel by pixel; larger ones are smoothed by the browser."""
 LARGEST = 480
-"""Pixels of the longer side that the comparison keeps of a larger picture."""
+"""Pixels of the longer side that the comparison keeps of a larger image."""
 
 
-def as_array(picture: Tensor | np.ndarray) -> np.ndarray:
+def as_array(image: Tensor | np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3) of a uint8 tensor (3, H, W), a float tensor (3, H, W) in [0, 1], or an array (H, W, 3)."""
-    if isinstance(picture, Tensor):
-        array = rearrange(picture.detach().cpu(), "c h w -> h w c").numpy()
+    if isinstance(image, Tensor):
+        array = rearrange(image.detach().cpu(), "c h w -> h w c").numpy()
     else:
-        array = np.asarray(picture)
+        array = np.asarray(image)
     if array.dtype != np.uint8:
         array = (array.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
     if array.shape[-1] == 1:
@@ -29,15 +29,15 @@ def as_array(picture: Tensor | np.ndarray) -> np.ndarray:
     return array[..., :3]
 
 
-def data_uri(picture: Tensor | np.ndarray, photo: bool = True, largest: int = LARGEST) -> str:
-    """A picture as the value of an `src` attribute; small ones exactly (PNG), large photographs as JPEG.
+def data_uri(source: Tensor | np.ndarray, photo: bool = True, largest: int = LARGEST) -> str:
+    """An image as the value of an `src` attribute; small ones exactly (PNG), large photographs as JPEG.
 
     Args:
-        picture: see `as_array`.
+        source: see `as_array`.
         photo: False for masks and drawings, which keep their exact colours at any size.
         largest: pixels of the longer side that are kept.
     """
-    image = shrunk(Image.fromarray(as_array(picture)), photo, largest)
+    image = shrunk(Image.fromarray(as_array(source)), photo, largest)
     buffer = io.BytesIO()
     if photo and max(image.size) > SMALL:
         image.save(buffer, format="JPEG", quality=88)
@@ -49,7 +49,7 @@ def data_uri(picture: Tensor | np.ndarray, photo: bool = True, largest: int = LA
 
 
 def shrunk(image: Image.Image, photo: bool = True, largest: int = LARGEST) -> Image.Image:
-    """The picture with a longer side of at most `largest` pixels; arguments as of `data_uri`."""
+    """The image with a longer side of at most `largest` pixels; arguments as of `data_uri`."""
     if max(image.size) <= largest:
         return image
     scale = largest / max(image.size)
@@ -57,7 +57,7 @@ def shrunk(image: Image.Image, photo: bool = True, largest: int = LARGEST) -> Im
     return image.resize(size, Image.Resampling.LANCZOS if photo else Image.Resampling.NEAREST)
 
 
-def is_small(picture: Tensor | np.ndarray) -> bool:
+def is_small(image: Tensor | np.ndarray) -> bool:
     """True where single pixels should be seen (`image-rendering: pixelated`)."""
-    height, width = as_array(picture).shape[:2]
+    height, width = as_array(image).shape[:2]
     return max(height, width) <= SMALL

@@ -9,46 +9,46 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unetdiff.data import PictureDataset
-from unetdiff.evaluation.classifier import Judge, Recipe, pictures_used, train_judge
+from unetdiff.data.base import ImageDataset
+from unetdiff.evaluation.classifier import Judge, Recipe, images_used, train_judge
 from unetdiff.reports.dataset_groups import open_set, size_of
 from unetdiff.reports.runs import Run
 
 
 @dataclass(frozen=True)
 class Judging:
-    """A classifier that was trained on real training pictures alone."""
+    """A classifier that was trained on real training images alone."""
 
     judge: Judge
     labels: Sequence[str]
     """Names of its classes."""
     accuracy: float
-    """Share of real validation pictures that it names rightly."""
+    """Share of real validation images that it names rightly."""
     n: int
-    """Validation pictures behind `accuracy`."""
+    """Validation images behind `accuracy`."""
     trained_on: int
-    """Training pictures that it has learnt from."""
+    """Training images that it has learnt from."""
 
-    def classify(self, pictures: Tensor) -> Tensor:
-        """Classes (B,) of pictures (B, 3, H, W) in [0, 1]."""
-        return self.judge.predict((pictures * 255).round().clamp(0, 255).to(torch.uint8))
+    def classify(self, images: Tensor) -> Tensor:
+        """Classes (B,) of images (B, 3, H, W) in [0, 1]."""
+        return self.judge.predict((images * 255).round().clamp(0, 255).to(torch.uint8))
 
 
-def judge_of(run: Run, validation: PictureDataset, steps: int, cache: Path | None = None) -> Judging:
-    """The judge of a run's set at the run's size, trained on real training pictures; `validation` tells how good it is.
+def judge_of(run: Run, validation: ImageDataset, steps: int, cache: Path | None = None) -> Judging:
+    """The judge of a run's set at the run's size, trained on real training images; `validation` tells how good it is.
 
     Args:
         run: names the set, and the size.
-        validation: real pictures that the judge never sees in training.
+        validation: real images that the judge never sees in training.
         steps: optimizer steps.
         cache: folder where trained judges are kept; None: nowhere.
 
     Raises:
-        UserError: the training pictures are not there, or have no classes.
+        UserError: the training images are not there, or have no classes.
     """
     real = open_set(run, "train", segmentation=False)
     name = "-".join(map(str, ["judge", run.config["data"].get("name", "scenes"), *(size_of(run) or ())]))
     place = None if cache is None else cache / name
     judge = train_judge(real, len(real.labels), place, Recipe(steps=steps))
     accuracy = judge.accuracy(validation)
-    return Judging(judge, list(real.labels), accuracy, pictures_used(validation), pictures_used(real))
+    return Judging(judge, list(real.labels), accuracy, images_used(validation), images_used(real))

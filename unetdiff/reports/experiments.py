@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from unetdiff.errors import UserError
 from unetdiff.reports.charts import draw_chart, legend_mark
 from unetdiff.reports.embed import data_uri, is_small
-from unetdiff.reports.record import Chart, Gallery, Heatmap, Part, Record, Table, Value, read_record
+from unetdiff.reports.record import Chart, Gallery, Heatmap, Record, Subset, Table, Value, read_record
 from unetdiff.reports.record_text import DASH, Written, best_cells, best_rows, pieces, written
 from unetdiff.reports.table import minutes
 
@@ -27,7 +27,7 @@ NUMBERED = 16
 STRONG = 0.55
 """Where on the ramp the letters change from ink to paper."""
 DRAWN_COLORS = 256
-"""Colours up to which a picture is a mask or a drawing, which is embedded exactly."""
+"""Colours up to which an image is a mask or a drawing, which is embedded exactly."""
 
 _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 
@@ -60,7 +60,7 @@ class Shown:
     part: Any
     """The Table, Heatmap or Gallery; a list of `ShownChart`; of maps that are folded away, a list of `Shown`."""
     rows: Sequence[tuple[str, Sequence[Any]]] = ()
-    """Name, and `Cell`s or pictures' data URIs (None for none)."""
+    """Name, and `Cell`s or images' data URIs (None for none)."""
     heads: Sequence[tuple[str, str, str]] = ()
     """Name, arrow and note of each column of a table."""
     notes: Sequence[str] = ()
@@ -103,7 +103,7 @@ def read_sections(folders: Sequence[Path]) -> list[Section]:
     """The sections of experiments, in the order of their folders.
 
     Raises:
-        UserError: a folder without a record, one that is given twice, or a picture that cannot be read.
+        UserError: a folder without a record, one that is given twice, or an image that cannot be read.
     """
     sections: list[Section] = []
     for index, folder in enumerate(folders):
@@ -143,7 +143,7 @@ def _section(record: Record, folder: Path, place: str) -> Section:
     return Section(place, record, answer, parts, [(k, v) for k, v in known.items() if v], folder)
 
 
-def _shown(part: Part, folder: Path) -> Shown:
+def _shown(part: Subset, folder: Path) -> Shown:
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Heatmap):
@@ -200,20 +200,20 @@ def _gallery(gallery: Gallery, folder: Path) -> Shown:
             if not file:
                 uris.append(None)
                 continue
-            pixels, photo = _picture(folder / file)
+            pixels, photo = _image(folder / file)
             small = small and is_small(pixels)
             uris.append(data_uri(pixels, photo=photo))
         rows.append((name, uris))
     return Shown("gallery", gallery, rows, notes=[gallery.note] if gallery.note else [], pixelated=small)
 
 
-def _picture(file: Path) -> tuple[np.ndarray, bool]:
-    """A picture (H, W, 3) uint8, and whether it is a photograph."""
+def _image(file: Path) -> tuple[np.ndarray, bool]:
+    """An image (H, W, 3) uint8, and whether it is a photograph."""
     try:
         with Image.open(file) as image:
             plain = image.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{file} is no picture that can be read ({error}); do the experiment again") from error
+        raise UserError(f"{file} is no image that can be read ({error}); do the experiment again") from error
     return np.asarray(plain), plain.getcolors(DRAWN_COLORS) is None
 
 

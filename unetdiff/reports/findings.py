@@ -78,10 +78,10 @@ def _segmentation(runs: Sequence[Run], table: Table) -> Finding | None:
         low = min(have, key=lambda pair: pair[1].number or 0.0)
         gap = (value.number or 0.0) - (low[1].number or 0.0)
         if not any(cell.best for cell in row.values) and low[1].text != value.text:
-            sentence += " The runs saw different pictures; their figures do not compare."
+            sentence += " The runs saw different images; their figures do not compare."
         else:
             sentence += f" “{runs[low[0]].name}” is the last with {low[1].text}, {100 * gap:.1f} points behind."
-    return Finding(value.text, "best mIoU on pictures never trained on", sentence, "--seg")
+    return Finding(value.text, "best mIoU on images never trained on", sentence, "--seg")
 
 
 def _diffusion(runs: Sequence[Run], block: SampleBlock, several: bool) -> Finding:
@@ -89,7 +89,7 @@ def _diffusion(runs: Sequence[Run], block: SampleBlock, several: bool) -> Findin
     scores, judge = block.scores, block.judge
     top = max(scores, key=lambda index: scores[index].value)
     best = scores[top]
-    known = f" The judge itself names {percent(judge.accuracy)} of {judge.n} real pictures rightly." if judge else ""
+    known = f" The judge itself names {percent(judge.accuracy)} of {judge.n} real images rightly." if judge else ""
     sentence = f"“{runs[top].name}”, {best.n} samples: {percent(best.low)} to {percent(best.high)} with 95 % certainty."
     joint, alone = _pair(runs, list(scores), "diffusion")
     if joint is not None and alone is not None:

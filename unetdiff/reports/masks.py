@@ -1,4 +1,4 @@
-"""Rows of picture, truth and every run's prediction, on the same validation pictures."""
+"""Rows of image, truth and every run's prediction, on the same validation images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.transforms import VOID, is_void
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import by_set, choose, open_set
@@ -19,20 +19,20 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 @dataclass
 class MaskRow:
-    """One validation picture: everything as data URIs."""
+    """One validation image: everything as data URIs."""
 
     name: str
-    picture: str
+    image: str
     truth: str
     predictions: list[str] = field(default_factory=list)
     """One for each run of the block."""
     right: list[float] = field(default_factory=list)
-    """Share of this picture's pixels that each run labels rightly."""
+    """Share of this image's pixels that each run labels rightly."""
 
 
 @dataclass
 class MaskBlock:
-    """The runs that share a set, on its pictures."""
+    """The runs that share a set, on its images."""
 
     set_name: str
     runs: list[int]
@@ -59,7 +59,7 @@ def mask_blocks(runs: Sequence[Run], count: int = 6, seed: int = 0) -> tuple[lis
 
 
 def _rows(
-    runs: Sequence[Run], dataset: PictureDataset, count: int, seed: int
+    runs: Sequence[Run], dataset: ImageDataset, count: int, seed: int
 ) -> tuple[list[MaskRow], list[tuple[str, str]], bool]:
     items = [dataset[index] for index in choose(dataset, count, seed)]
     truths = [as_mask(item["mask"]) for item in items]
@@ -85,9 +85,9 @@ def _rows(
 
 
 def predictions(run: Run, items: Iterable[dict]) -> list[np.ndarray]:
-    """A run's masks (H, W) of dataset items, at the pictures' own sizes.
+    """A run's masks (H, W) of dataset items, at the images' own sizes.
 
-    Each picture is given to the network at the size that the run was trained at, so it should come as its set has it.
+    Each image is given to the network at the size that the run was trained at, so it should come as its set has it.
     """
     assert run.model is not None
     pipeline = SegmentationPipeline.from_pretrained(run.model)

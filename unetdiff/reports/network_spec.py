@@ -37,7 +37,7 @@ class Level:
 class Anatomy:
     """A U-Net as the diagram needs it."""
 
-    family: str
+    name: str
     in_channels: int
     levels: tuple[Level, ...]
     middle_channels: int | None
@@ -66,7 +66,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
 
     Args:
         config: nested keys of `ModelConfig`; missing ones mean their defaults, keys of others are passed over.
-        sample_size: height of the pictures in pixels, where the config itself does not say.
+        sample_size: height of the images in pixels, where the config itself does not say.
 
     Raises:
         UserError: a config that is no `UNet`.
@@ -74,7 +74,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
     sections = [config.get(name) for name in ("encoder", "residual", "decoder", "conditioning", "heads")]
     patch = config.get("patch_size", 1)
     model = resolve(parse(config.get("in_channels", 3), patch, config.get("sample_size"), *sections))
-    family, told = model.encoder.family, model.conditioning
+    family, told = model.encoder.name, model.conditioning
     height = model.sample_size[0] if isinstance(model.sample_size, list) else model.sample_size
     size = height or sample_size
     rows, middle, bottom = _rows(model)
@@ -94,7 +94,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
     middle_kind = model.residual.middle if family == RESIDUAL else None
     segmentation, diffusion = model.heads.segmentation, model.heads.diffusion
     return Anatomy(
-        family=family,
+        name=family,
         in_channels=model.in_channels,
         levels=levels,
         middle_channels=middle,
@@ -118,14 +118,14 @@ Row = tuple[int, int | None, int | None, int, int]
 def _rows(model: ModelConfig) -> tuple[list[Row], int, int]:
     """Levels on both sides of the U (finest first), the width of the middle, and the level it is on."""
     channels, up = model.encoder.channels or [], model.decoder.channels or []
-    if model.encoder.family == RESIDUAL:
+    if model.encoder.name == RESIDUAL:
         layers = model.residual.layers_per_block
         rows: list[Row] = [(2**i, c, c, layers, layers + 1) for i, c in enumerate(channels)]
         return rows, channels[-1], len(channels) - 1
-    if model.encoder.family == CLASSIC:
+    if model.encoder.name == CLASSIC:
         rows = [(2**i, c, u, 2, 2) for i, (c, u) in enumerate(zip(channels, up[::-1], strict=False))]
         return rows, channels[-1], len(channels) - 1
-    maps = trunk_pyramid(model.encoder.family)
+    maps = trunk_pyramid(model.encoder.name)
     bottom = max(maps)
     rows = [(2**level, maps.get(level), width, int(level in maps), 2) for level, width in enumerate(up[-bottom:][::-1])]
     return rows, maps[bottom], bottom

@@ -26,7 +26,7 @@ TITLE = "One U-Net, two heads: the quickstart"
 BACKBONE = ModelConfig(
     sample_size=32,
     patch_size=2,
-    encoder=EncoderConfig(family="residual", channels=[48, 96, 96]),
+    encoder=EncoderConfig(name="residual", channels=[48, 96, 96]),
     residual=ResidualConfig(layers_per_block=1, norm_num_groups=8, time_scale_shift="scale_shift"),
     conditioning=ConditioningConfig(
         timestep=True, cross_attention_dim=64, pooled_context=True, attention_levels=[2], attention_head_dim=96
@@ -40,28 +40,28 @@ SCENES = ScenesConfig(colors=2, clutter=0.1, spread=0.0)
 STEPS: dict[Task, int] = {"segmentation": 450, "diffusion": 1300, "joint": 1800}
 """Optimizer steps of each run."""
 
-BUDGET = Budget(pictures=300, steps=20)
+BUDGET = Budget(images=300, steps=20)
 """What is sampled and judged for the page: fewer steps than `unetdiff compare` takes, to keep it short."""
 
 GUIDANCE = 6.0
 """Guidance of the samples: more than the default, as a short run needs."""
 
-SHARED = JointConfig(segmentation_weight=0.5, diffusion_weight=10.0, segmentation_share=0.25)
-"""The label is learned long before the noise: a quarter of the pictures is enough for it, and most of the weight is the
+SHARED = JointConfig(segmentation_weight=0.5, diffusion_weight=10.0, segmentation_fraction=0.25)
+"""The label is learned long before the noise: a quarter of the images is enough for it, and most of the weight is the
 noise's, whose loss is smaller."""
 
 
 def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig]:
     """The three runs, by task; each in a folder of `output` with the task's name.
 
-    tiny: a few steps of a small network on few pictures, for tests.
+    tiny: a few steps of a small network on few images, for tests.
     """
     model = deepcopy(BACKBONE)
     scenes = deepcopy(SCENES)
     if tiny:
         model.encoder.channels = [8, 16]
         model.conditioning = ConditioningConfig(cross_attention_dim=8, attention_levels=[1], attention_head_dim=8)
-        scenes = ScenesConfig(train_pictures=64, val_pictures=16)
+        scenes = ScenesConfig(train_images=64, val_images=16)
     configs: dict[Task, RunConfig] = {}
     for task in TASKS:
         steps = 4 if tiny else STEPS[task]
@@ -118,7 +118,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
         print("report: sampling and judging")
-        budget = Budget(pictures=10, steps=2, judge_steps=4, rows=2) if tiny else BUDGET
+        budget = Budget(images=10, steps=2, judge_steps=4, rows=2) if tiny else BUDGET
         parts = [output / task for task in TASKS]
         write_report(parts, page, TITLE, budget=budget, command=command, cache=output / ".judges")
     print(figures_text(json.loads(page.with_suffix(".json").read_text())))

@@ -1,4 +1,4 @@
-"""What an experiment leaves: its findings, tables, curves, maps and pictures, in one folder that a page can show.
+"""What an experiment leaves: its findings, tables, curves, maps and images, in one folder that a page can show.
 
 An experiment knows nothing of pages, and the page nothing of experiments: this is all that passes between them.
 """
@@ -117,19 +117,19 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures in a grid: the same picture, or the same noise, all along a row."""
+    """Images in a grid: the same image, or the same noise, all along a row."""
 
     title: str
     columns: list[str]
     rows: list[tuple[str, list[str]]]
-    """Name of the row, and a picture's file for each column ("" for none), relative to the record's folder."""
+    """Name of the row, and an image's file for each column ("" for none), relative to the record's folder."""
     note: str = ""
     legend: list[tuple[str, str]] = field(default_factory=list)
     """Name and colour ("#rrggbb") of what the masks in it show."""
     kind: Literal["gallery"] = "gallery"
 
 
-Part = Table | Chart | Heatmap | Gallery
+Subset = Table | Chart | Heatmap | Gallery
 KINDS: dict[str, type] = {"table": Table, "chart": Chart, "heatmap": Heatmap, "gallery": Gallery}
 
 
@@ -144,7 +144,7 @@ class Record:
     """What a person would ask, in one sentence."""
     findings: list[str]
     """What came out, as plain sentences made of the figures; what did not work is one of them."""
-    parts: list[Part]
+    parts: list[Subset]
     """In the order of the page."""
     method: list[str]
     """How it was measured, and what it may not be compared with."""
@@ -154,7 +154,7 @@ class Record:
     """What a person types to do it again."""
     seeds: list[int] = field(default_factory=list)
     set_name: str = ""
-    """The pictures, as `Run.data_name` has them."""
+    """The images, as `Run.data_name` has them."""
     configs: dict[str, str] = field(default_factory=dict)
     """YAML of each run's config, by its name."""
     machine: dict[str, Any] = field(default_factory=dict)
@@ -164,10 +164,10 @@ class Record:
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Write record.json in a folder that holds the pictures already; returns the file.
+    """Write record.json in a folder that holds the images already; returns the file.
 
     Raises:
-        UserError: a row of another length than its head, or a picture that is not there; a bug of the experiment.
+        UserError: a row of another length than its head, or an image that is not there; a bug of the experiment.
     """
     _check(record, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def read_record(folder: Path) -> Record:
     return record
 
 
-def _part(content: dict[str, Any]) -> Part:
+def _part(content: dict[str, Any]) -> Subset:
     """A part as JSON has it, typed again."""
     kind = content["kind"]
     if kind == "table":

@@ -49,7 +49,7 @@ def write_report(
         output: the HTML file; or a folder, for report.html in it.
         title: heading of the page.
         facts: more to say under the heading, e.g. {"set": "scenes"}.
-        seed: of the pictures that are shown, of the noise that samples start from.
+        seed: of the images that are shown, of the noise that samples start from.
         budget: how much is sampled and judged.
         command: what a person types to make this page; None: `unetdiff compare` with these runs.
         cache: folder where trained judges are kept for the next page; None: nowhere.
@@ -120,9 +120,7 @@ def _refuse_foreign(figures: Path) -> None:
 def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
     """What runs and experiments have in common, for the line under the heading."""
     sets = list(dict.fromkeys([run.data_name for run in runs] + [section.record.set_name for section in sections]))
-    families = list(
-        dict.fromkeys(str((run.model_config.get("encoder") or {}).get("family", "residual")) for run in runs)
-    )
+    families = list(dict.fromkeys(str((run.model_config.get("encoder") or {}).get("name", "residual")) for run in runs))
     facts = {"set": ", ".join(filter(None, sets)), "encoder": ", ".join(families)}
     machines = [run.summary for run in runs] + [section.record.machine for section in sections]
     machine = next((machine for machine in machines if machine.get("device")), {})
@@ -140,14 +138,13 @@ def _notices(runs: Sequence[Run]) -> list[str]:
     if len(by_set(runs)) > 1:
         sets = ", ".join(f"{run.name}: {run.data_name}" for run in runs)
         notices.append(
-            f"These runs did not see the same set of pictures ({sets}). "
-            "Figures of quality are not compared between them."
+            f"These runs did not see the same set of images ({sets}). Figures of quality are not compared between them."
         )
     denoisers = [run for run in runs if "diffusion" in run.heads]
     if len(by_set(denoisers, sized_key)) > len(by_set(denoisers)):
         sizes = ", ".join(f"{run.name}: {size_text(run)}" for run in denoisers)
         notices.append(
-            f"These denoisers draw pictures of several sizes ({sizes}). Each size has noise, real pictures and a judge "
+            f"These denoisers draw images of several sizes ({sizes}). Each size has noise, real images and a judge "
             "of its own; class consistency and validation loss are not compared between them."
         )
     for run in runs:
@@ -167,7 +164,7 @@ def _network(runs: Sequence[Run], seed: int) -> dict[str, Any]:
     target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "its output")
     return {
         "run": run.name,
-        "family": anatomy.family,
+        "name": anatomy.name,
         "several": len({json.dumps(other.model_config.get("encoder"), sort_keys=True) for other in runs}) > 1,
         "both": anatomy.num_classes is not None and anatomy.out_channels is not None,
         "attention": any(level.attention for level in anatomy.levels) or anatomy.middle_attention,

@@ -1,4 +1,4 @@
-"""Pictures drawn by every run from the same noise, judged by a classifier that has seen only real ones."""
+"""Images drawn by every run from the same noise, judged by a classifier that has seen only real ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from diffusers.utils import logging
 from torch import Tensor
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import by_set, choose, open_set, set_key, size_text, sized_key
@@ -30,16 +30,16 @@ UNTOLD_SIZE = 32  # pixels of a side, where a network does not say what it was t
 class Budget:
     """How much is sampled and judged for the page."""
 
-    pictures: int = 300
-    """Pictures drawn by each run, spread evenly over the classes."""
+    images: int = 300
+    """Images drawn by each run, spread evenly over the classes."""
     steps: int = 25
     """Denoising steps of each."""
     batch_size: int = 100
-    """Pictures drawn at once."""
+    """Images drawn at once."""
     judge_steps: int = 500
     """Optimizer steps of the judge's training on each set."""
     rows: int = 6
-    """Validation pictures that the segmentation heads are shown on."""
+    """Validation images that the segmentation heads are shown on."""
 
 
 @dataclass
@@ -58,23 +58,23 @@ class Cell:
 
 @dataclass
 class SampleGrid:
-    """One run's samples (or the real pictures), a row for each class."""
+    """One run's samples (or the real images), a row for each class."""
 
     run: int | None
-    """Index into the report's runs; None: real pictures."""
+    """Index into the report's runs; None: real images."""
     title: str
     rows: list[tuple[str, list[Cell]]]
     guidance: float | None = None
 
     @property
     def columns(self) -> int:
-        """Pictures in the longest row."""
+        """Images in the longest row."""
         return max(len(cells) for _, cells in self.rows)
 
 
 @dataclass
 class Strip:
-    """From noise to picture: what the network was given, and what it took the picture to be."""
+    """From noise to image: what the network was given, and what it took the image to be."""
 
     run: int
     asked: str
@@ -96,7 +96,7 @@ class Consistency:
 
 @dataclass
 class SampleBlock:
-    """The runs that share a set and draw pictures of one size: their grids, strips and scores."""
+    """The runs that share a set and draw images of one size: their grids, strips and scores."""
 
     set_name: str
     """With the size, where there is a block for each of several."""
@@ -114,7 +114,7 @@ def sample_blocks(
 ) -> tuple[list[SampleBlock], list[str]]:
     """A block for each set and size that runs with a diffusion head share, and what could not be shown, in words.
 
-    Of another size are the noise, the real pictures, and what a judge has learnt: it knows pictures of one size only.
+    Of another size are the noise, the real images, and what a judge has learnt: it knows images of one size only.
 
     cache: folder where trained judges are kept; None: nowhere.
     """
@@ -127,10 +127,10 @@ def sample_blocks(
         if sets.count(set_key(group[0])) > 1:
             name += f", {size_text(group[0])}"
         try:
-            dataset: PictureDataset | None = open_set(group[0], segmentation=False)
+            dataset: ImageDataset | None = open_set(group[0], segmentation=False)
         except UserError as error:
             dataset = None
-            problems.append(f"{name}: no real pictures to compare with: {error}")
+            problems.append(f"{name}: no real images to compare with: {error}")
         judge = None
         if dataset is not None and dataset.labels and any(conditional(run) for run in group):
             try:
@@ -147,14 +147,14 @@ def sample_blocks(
 
 
 def conditional(run: Run) -> bool:
-    """True for a denoiser that is told the class of a picture."""
+    """True for a denoiser that is told the class of an image."""
     return (run.config.get("diffusion") or {}).get("condition", "class") == "class" and (
         ((run.model_config.get("conditioning") or {}).get("cross_attention_dim")) is not None
     )
 
 
 def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The noise that every run starts from; the first pictures are the same however many are drawn.
+    """The noise that every run starts from; the first images are the same however many are drawn.
 
     shape: (B, C, H, W).
     """
@@ -198,7 +198,7 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
     scale = float((run.config.get("diffusion") or {}).get("guidance_scale", 2.0))
     told = pipeline.conditioner is not None and conditional(run)
     labels: list[str] = list(pipeline.conditioner.labels) if told else [""]
-    per_class = max(1, budget.pictures // len(labels))
+    per_class = max(1, budget.images // len(labels))
     asked = torch.arange(len(labels)).repeat(per_class)  # one of each class, again and again
     told_size = pipeline.unet.config.sample_size is not None
     shape = pipeline.noise_shape() if told_size else pipeline.noise_shape(UNTOLD_SIZE, UNTOLD_SIZE)
@@ -220,15 +220,15 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
         return output.images, output.trajectory
 
     parts = [draw(at, min(at + budget.batch_size, len(asked))) for at in range(0, len(asked), budget.batch_size)]
-    pictures = torch.cat([images for images, _ in parts])  # (B, C, H, W) in [0, 1]
-    block.pixelated = is_small(pictures[0])
-    seen = judge.classify(pictures) if judge is not None and told and judge.labels == labels else None
+    images = torch.cat([images for images, _ in parts])  # (B, C, H, W) in [0, 1]
+    block.pixelated = is_small(images[0])
+    seen = judge.classify(images) if judge is not None and told and judge.labels == labels else None
     if seen is not None:
         block.scores[index] = consistency(asked, seen, labels)
 
     def cell(number: int) -> Cell:
         saw = labels[int(seen[number])] if seen is not None else ""
-        return Cell(data_uri(pictures[number]), labels[int(asked[number])], saw)
+        return Cell(data_uri(images[number]), labels[int(asked[number])], saw)
 
     if told:
         columns = min(SHOWN_PER_CLASS, per_class)
@@ -252,19 +252,19 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
             index,
             labels[chosen],
             trajectory.timesteps,
-            [data_uri(picture[0]) for picture in trajectory.noisy],
-            [data_uri(picture[0]) for picture in trajectory.predicted],
+            [data_uri(image[0]) for image in trajectory.noisy],
+            [data_uri(image[0]) for image in trajectory.predicted],
         )
     )
 
 
-def _real(dataset: PictureDataset, seed: int) -> SampleGrid:
-    """Validation pictures of each class, for the eye to compare with."""
+def _real(dataset: ImageDataset, seed: int) -> SampleGrid:
+    """Validation images of each class, for the eye to compare with."""
     if not dataset.labels:
         items = [dataset[index] for index in choose(dataset, SHOWN_PER_CLASS * 6, seed)]
         cells = [Cell(data_uri(item["image"]), "") for item in items]
         rows = [("", cells[at : at + SHOWN_PER_CLASS]) for at in range(0, len(cells), SHOWN_PER_CLASS)]
-        return SampleGrid(None, "real pictures", rows)
+        return SampleGrid(None, "real images", rows)
     found: dict[int, list[Cell]] = {label: [] for label in range(min(SHOWN_CLASSES, len(dataset.labels)))}
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order[:2000]:
@@ -274,4 +274,4 @@ def _real(dataset: PictureDataset, seed: int) -> SampleGrid:
             cells_of.append(Cell(data_uri(item["image"]), dataset.labels[item["label"]]))
         if all(len(cells) == SHOWN_PER_CLASS for cells in found.values()):
             break
-    return SampleGrid(None, "real pictures", [(dataset.labels[label], cells) for label, cells in found.items()])
+    return SampleGrid(None, "real images", [(dataset.labels[label], cells) for label, cells in found.items()])

@@ -1,4 +1,4 @@
-"""What `unetdiff evaluate` leaves of a segmenter: the table, two plots, and the page of its worst pictures."""
+"""What `unetdiff evaluate` leaves of a segmenter: the table, two plots, and the page of its worst images."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 
 import numpy as np
 
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.reports import table
 from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.templates import render
-from unetdiff.segmentation.evaluation import SegmentationEvaluation, WorstPicture
-from unetdiff.segmentation.inference import load_picture
+from unetdiff.segmentation.evaluation import SegmentationEvaluation, WorstImage
+from unetdiff.segmentation.inference import load_image
 from unetdiff.segmentation.palette import VOID_COLOR, WRONG_COLOR, as_mask, colorize, error_map
 from unetdiff.segmentation.plots import draw_confusion, draw_reliability
 
 TABLE, CONFUSION, RELIABILITY, PAGE = "per_class.csv", "confusion.png", "reliability.png", "report.html"
 LARGEST = 720
-"""Pixels of the longer side of a picture on the page, for who enlarges it."""
+"""Pixels of the longer side of an image on the page, for who enlarges it."""
 INCH = 96 / 160
 """CSS pixels for each pixel of a plot (drawn at 160 an inch)."""
 
 
 @dataclass
 class Case:
-    """One of the worst pictures as the page shows it."""
+    """One of the worst images as the page shows it."""
 
     name: str
     score: float
     right: float
     tiles: list[tuple[str, str]]
-    """What it is (picture, truth, prediction, errors), and its data URI."""
+    """What it is (image, truth, prediction, errors), and its data URI."""
     classes: list[tuple[str, str, str]]
     """Name, CSS colour and IoU of every class in its truth or prediction, the worst first."""
     void: bool
@@ -44,7 +44,7 @@ class Case:
 
 def write_segmenter_report(
     evaluation: SegmentationEvaluation,
-    pictures: PictureDataset,
+    images: ImageDataset,
     output: Path,
     title: str,
     facts: Mapping[str, str] | None = None,
@@ -53,7 +53,7 @@ def write_segmenter_report(
 
     Args:
         evaluation: what was counted.
-        pictures: the set it was counted on, which the worst pictures are read from again.
+        images: the set it was counted on, which the worst images are read from again.
         output: an existing folder.
         title: the page's heading.
         facts: more to say under it, e.g. {"set": "camvid"}.
@@ -75,7 +75,7 @@ def write_segmenter_report(
         plots = [
             (png_uri(light), png_uri(night), png_width(light)) for light, night in zip(files[1:3], dark, strict=True)
         ]
-    cases = [_case(one, pictures, evaluation) for one in evaluation.worst]
+    cases = [_case(one, images, evaluation) for one in evaluation.worst]
     occurring = {label for one in evaluation.worst for label in one.iou}
     marks = [("wrong, among the errors", _css(WRONG_COLOR))]
     if any(case.void for case in cases):
@@ -87,9 +87,9 @@ def write_segmenter_report(
         figures=figures,
         cards=_cards(figures, len(evaluation.classes)),
         cases=cases,
-        legend=[(evaluation.classes[label], _css(pictures.palette[label])) for label in sorted(occurring)],
+        legend=[(evaluation.classes[label], _css(images.palette[label])) for label in sorted(occurring)],
         marks=marks,
-        rows=_rows(figures, evaluation.classes, pictures.palette),
+        rows=_rows(figures, evaluation.classes, images.palette),
         plots=plots,
         percent=percent,
     )
@@ -113,23 +113,23 @@ def _cards(figures: Mapping[str, Any], classes: int) -> list[tuple[str, str, str
     ]  # fmt: skip
 
 
-def _case(one: WorstPicture, pictures: PictureDataset, evaluation: SegmentationEvaluation) -> Case:
-    item = pictures[one.index]
+def _case(one: WorstImage, images: ImageDataset, evaluation: SegmentationEvaluation) -> Case:
+    item = images[one.index]
     truth, ignore = as_mask(item["mask"]), evaluation.matrix.ignore_index
-    picture = load_picture(item["image"])
-    backdrop = picture if tuple(picture.shape[-2:]) == truth.shape else None
+    image = load_image(item["image"])
+    backdrop = image if tuple(image.shape[-2:]) == truth.shape else None
     tiles = [
-        ("picture", data_uri(picture, largest=LARGEST)),
-        ("truth", data_uri(colorize(truth, pictures.palette, ignore), photo=False, largest=LARGEST)),
-        ("prediction", data_uri(colorize(one.prediction, pictures.palette, ignore), photo=False, largest=LARGEST)),
+        ("image", data_uri(image, largest=LARGEST)),
+        ("truth", data_uri(colorize(truth, images.palette, ignore), photo=False, largest=LARGEST)),
+        ("prediction", data_uri(colorize(one.prediction, images.palette, ignore), photo=False, largest=LARGEST)),
         ("errors", data_uri(error_map(one.prediction, truth, ignore, backdrop), largest=LARGEST)),
     ]
     present = set(np.unique(truth).tolist())
     classes = [
-        (evaluation.classes[label], _css(pictures.palette[label]), percent(iou) if label in present else "not there")
+        (evaluation.classes[label], _css(images.palette[label]), percent(iou) if label in present else "not there")
         for label, iou in sorted(one.iou.items(), key=lambda pair: pair[1])
     ]
-    return Case(one.name, one.score, one.right, tiles, classes, ignore in present, is_small(picture))
+    return Case(one.name, one.score, one.right, tiles, classes, ignore in present, is_small(image))
 
 
 def _rows(figures: Mapping[str, Any], classes: Sequence[str], palette: np.ndarray) -> list[dict[str, Any]]:
@@ -142,7 +142,7 @@ def _rows(figures: Mapping[str, Any], classes: Sequence[str], palette: np.ndarra
             "boundary_iou": figures["boundary_iou_per_class"][name],
             "accuracy": figures["accuracy_per_class"][name],
             "share": figures["share_of_pixels_per_class"][name],
-            "pictures": figures["pictures_per_class"][name],
+            "images": figures["images_per_class"][name],
         }
         for index, name in enumerate(classes)
     ]

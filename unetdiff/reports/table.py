@@ -120,7 +120,7 @@ def validated(name: str) -> Callable[[Run], float | None]:
 
 def _objective(run: Run) -> str:
     config = run.config.get("diffusion") or {}
-    drawn = [config.get("target", "picture"), (config.get("latent") or {}).get("vae")]
+    drawn = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
     loss = [config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")]
     return sized_key(run) + str(drawn + loss)
 
@@ -135,7 +135,7 @@ def _images(run: Run) -> float | None:
 
 
 _NETWORK, _COST = "Network", "Training"
-_SEGMENTATION, _DIFFUSION = "Segmentation, on validation pictures", "Diffusion"
+_SEGMENTATION, _DIFFUSION = "Segmentation, on validation images", "Diffusion"
 
 FIGURES: tuple[Figure, ...] = (
     Figure("parameters.shared", "backbone", _NETWORK, lambda run: run.shared_parameters, compact,
@@ -145,8 +145,8 @@ FIGURES: tuple[Figure, ...] = (
     Figure("parameters.diffusion", "diffusion head", _NETWORK,
            lambda run: run.head_parameters("diffusion"), compact, note="its own weights"),
     Figure("minutes", "time", _COST, lambda run: _number(run.summary.get("minutes")), minutes),
-    Figure("images", "pictures seen", _COST, _images, compact),
-    Figure("images_per_second", "pictures a second", _COST,
+    Figure("images", "images seen", _COST, _images, compact),
+    Figure("images_per_second", "images a second", _COST,
            lambda run: _number(run.summary.get("images_per_second")), lambda n: f"{n:,.0f}" if n >= 10 else f"{n:.1f}",
            "higher", _machine),
     Figure("segmentation.mean_iou", "mIoU", _SEGMENTATION, validated("segmentation/mean_iou"), share,

@@ -16,11 +16,11 @@ from unetdiff.segmentation.metrics import check_indices
 
 __all__ = ["BoundaryIoU", "band", "band_width"]
 
-NO_CLASS = -1  # void, and everything beyond the picture
+NO_CLASS = -1  # void, and everything beyond the image
 
 
 def band_width(height: int, width: int, ratio: float = 0.02) -> int:
-    """d in pixels: `ratio` of the picture's diagonal, rounded, at least 1 (as in the authors' code)."""
+    """d in pixels: `ratio` of the image's diagonal, rounded, at least 1 (as in the authors' code)."""
     return max(1, round(ratio * (height**2 + width**2) ** 0.5))
 
 
@@ -28,7 +28,7 @@ def band(labels: Tensor, distance: int) -> Tensor:
     """Which pixels of class indices (H, W) lie within `distance` pixels of their own class's contour; bool (H, W).
 
     That is a mask less its erosion by a square of 2 d + 1 pixels, for all classes in one pass: a pixel is within its
-    class exactly where the least and the greatest label of the square around it are one. Beyond the picture there is
+    class exactly where the least and the greatest label of the square around it are one. Beyond the image there is
     no class, so its border is a contour.
     """
     padded = F.pad(labels, (distance,) * 4, value=NO_CLASS)
@@ -55,7 +55,7 @@ class BoundaryIoU:
 
     For truth G and prediction P of a class, with G_d and P_d the pixels within d of their contours (arXiv:2103.16562,
     section 5): |(G_d and G) and (P_d and P)| / |(G_d and G) or (P_d and P)|, where d is `ratio` of each mask's
-    diagonal (2 % as in the paper). Intersections and unions are summed over the pictures, as in mIoU.
+    diagonal (2 % as in the paper). Intersections and unions are summed over the images, as in mIoU.
 
     Void counts nowhere. It is cut out of truth and prediction alike, so its rim is a contour of both, and what is
     predicted under it changes nothing.
@@ -63,7 +63,7 @@ class BoundaryIoU:
     Args:
         num_classes: classes of the masks.
         ignore_index: void in the truth.
-        ratio: d as a share of the picture's diagonal.
+        ratio: d as a share of the image's diagonal.
         device: where the counts are.
     """
 
@@ -83,13 +83,13 @@ class BoundaryIoU:
         """Least and greatest d so far, in pixels."""
 
     def update(self, prediction: Tensor | np.ndarray, target: Tensor | np.ndarray) -> None:
-        """Count one picture: class indices (H, W), at the size at which they are judged.
+        """Count one image: class indices (H, W), at the size at which they are judged.
 
         Raises UserError where shapes differ or a pixel that counts has a class outside 0..C-1.
         """
         prediction, target = check_indices(prediction, target, self.num_classes, self.ignore_index)
         if target.ndim != 2:
-            raise UserError(f"masks of shape {tuple(target.shape)}: boundary IoU takes one picture (H, W) at a time")
+            raise UserError(f"masks of shape {tuple(target.shape)}: boundary IoU takes one image (H, W) at a time")
         void = is_void(target, self.ignore_index)
         truth = target.to(torch.int16).masked_fill(void, NO_CLASS)
         guess = prediction.to(torch.int16).masked_fill(void, NO_CLASS)
@@ -107,7 +107,7 @@ class BoundaryIoU:
 
     def compute(self) -> dict[str, Any]:
         """`mean_boundary_iou` over the classes that have one, `boundary_iou_per_class` (nan: in neither truth nor
-        prediction), `boundary_pixels` (least and greatest d; None before the first picture) and `boundary_width`,
+        prediction), `boundary_pixels` (least and greatest d; None before the first image) and `boundary_width`,
         the same in words.
         """
         iou = self.intersection.cpu().double() / self.union.cpu().double()  # 0 / 0 is nan

@@ -11,8 +11,8 @@ class OHEMConfig:
     """Online hard example mining: cross_entropy averages over hard pixels alone."""
 
     threshold: float = 0.7
-    """A pixel is hard where its true class has a probability below this; 0: min_share alone decides."""
-    min_share: float = 0.2
+    """A pixel is hard where its true class has a probability below this; 0: min_fraction alone decides."""
+    min_fraction: float = 0.2
     """Share of the valid pixels that is kept at least, the hardest first (mmsegmentation keeps 100,000 of 512 x
     1024)."""
 
@@ -23,11 +23,11 @@ class SegmentationConfig:
 
     losses: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0, "dice": 1.0})
     """Weighted sum of losses, by name: cross_entropy, focal, dice, lovasz (Lovász-softmax)."""
-    class_weights: list[float] | Literal["computed", "computed_log"] | None = None
+    class_weights: list[float] | Literal["median_frequency", "inverse_log"] | None = None
     """A weight for each class in cross_entropy and focal; None: all 1. computed: from the training split's pixels when
-    a run starts, by median frequency (Eigen & Fergus 2015); computed_log: by the inverse logarithm (ENet, Paszke 2016);
+    a run starts, by median frequency (Eigen & Fergus 2015); inverse_log: by the inverse logarithm (ENet, Paszke 2016);
     `unetdiff data stats` shows both."""
-    class_weights_until: float | None = None
+    class_weights_anneal_until: float | None = None
     """Share of the run after which every class weighs 1: the weights go there in a straight line, so that rare classes
     are found early and not overrated at the end; None: the weights stay."""
     label_smoothing: float = 0.0
@@ -36,32 +36,32 @@ class SegmentationConfig:
     """Average cross_entropy over the hard pixels alone; null: over all."""
     ignore_index: int = 255
     """Void: counted in no loss and no metric. Nor is 255, whatever this says: it fills what a crop has beyond the
-    picture."""
+    image."""
     noise: float = 0.0
-    """Share of the training pictures that are noised to a uniform timestep of `diffusion.noise`, as a denoiser sees
+    """Share of the training images that are noised to a uniform timestep of `diffusion.noise`, as a denoiser sees
     them; 0: none. With model.conditioning.timestep true the network is told the timestep, else it is not."""
-    preview_pictures: int = 6
-    """Validation pictures drawn with truth and prediction."""
+    preview_images: int = 6
+    """Validation images drawn with truth and prediction."""
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How a picture becomes logits: in one piece or in tiles, seen once or in several views.
+    """How an image becomes logits: in one piece or in tiles, seen once or in several views.
 
     With more than one view (flip, scales) the views' softmax probabilities are averaged, and the logits are their
     logarithm; the one view of the defaults gives the network's own logits.
     """
 
     tile: list[int] | None = None
-    """[height, width] that the network sees at once; None: the whole picture. Smaller pictures are mirrored to it."""
+    """[height, width] that the network sees at once; None: the whole image. Smaller images are mirrored to it."""
     overlap: float = 0.25
     """Share of a tile, at least, that it has in common with its neighbour, 0 to 0.9; seams are blended there."""
     flip: bool = False
-    """See each picture mirrored left to right as well."""
+    """See each image mirrored left to right as well."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """See each picture at these sizes; a tile stays as it is and covers more of a smaller picture."""
+    """See each image at these sizes; a tile stays as it is and covers more of a smaller image."""
     batch_size: int = 8
-    """Tiles (of any pictures and views) that the network sees together; whole pictures, where there are no tiles."""
+    """Tiles (of any images and views) that the network sees together; whole images, where there are no tiles."""
 
     @property
     def views(self) -> list[tuple[float, bool]]:
@@ -70,5 +70,5 @@ class InferenceConfig:
 
     @property
     def plain(self) -> bool:
-        """Whether a picture is seen whole, once, as it is."""
+        """Whether an image is seen whole, once, as it is."""
         return self.tile is None and self.views == [(1.0, False)]

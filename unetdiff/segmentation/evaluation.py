@@ -1,4 +1,4 @@
-"""A segmenter judged on a set, at the masks' own size, in one pass that keeps counts and the worst pictures only."""
+"""A segmenter judged on a set, at the masks' own size, in one pass that keeps counts and the worst images only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.data import EvalSampler, PictureDataset
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.sampling import EvalSampler
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.boundary import BoundaryIoU
@@ -23,15 +24,15 @@ from unetdiff.segmentation.inference import InputSize, logits_by_size, resize_lo
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.reliability import Calibration
 
-__all__ = ["SegmentationEvaluation", "WorstPicture", "evaluate_segmenter", "network_logits"]
+__all__ = ["SegmentationEvaluation", "WorstImage", "evaluate_segmenter", "network_logits"]
 
-PER_CLASS = ("iou", "boundary_iou", "accuracy", "share_of_pixels", "pictures")
+PER_CLASS = ("iou", "boundary_iou", "accuracy", "share_of_pixels", "images")
 Logits = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 
 @dataclass
-class WorstPicture:
-    """One of the pictures that a segmenter does worst on."""
+class WorstImage:
+    """One of the images that a segmenter does worst on."""
 
     index: int
     """Its place in the set."""
@@ -55,20 +56,20 @@ class SegmentationEvaluation:
     boundary: BoundaryIoU
     calibration: Calibration
     shown: Tensor
-    """Pictures whose truth holds the class, int64 (C,)."""
-    pictures: int = 0
-    worst: list[WorstPicture] = field(default_factory=list)
-    """The worst first; a picture that is void all over has no score and is never among them."""
+    """Images whose truth holds the class, int64 (C,)."""
+    images: int = 0
+    worst: list[WorstImage] = field(default_factory=list)
+    """The worst first; an image that is void all over has no score and is never among them."""
 
     def figures(self) -> dict[str, Any]:
         """Every figure by name; those of each class as {class: figure} under `..._per_class`."""
         counted = self.matrix.compute() | self.boundary.compute() | self.calibration.compute()
         truth = self.matrix.matrix.cpu().sum(dim=1).double()  # (C,)
         counted["share_of_pixels_per_class"] = (truth / truth.sum()).tolist()
-        counted["pictures_per_class"] = self.shown.tolist()
+        counted["images_per_class"] = self.shown.tolist()
         by_class = {f"{kind}_per_class": counted.pop(f"{kind}_per_class") for kind in PER_CLASS}
         named = {kind: dict(zip(self.classes, values, strict=True)) for kind, values in by_class.items()}
-        return {"pictures": self.pictures, **counted, **named}
+        return {"images": self.images, **counted, **named}
 
     def write_table(self, path: Path) -> None:
         """A line for each class as CSV: its index, its name, its figures; a field is empty where there is none."""
@@ -87,40 +88,40 @@ def network_logits(
     inference: InferenceConfig | None = None,
     autocast: torch.dtype | None = None,
 ) -> Logits:
-    """What `evaluate_segmenter` asks: pictures uint8 (3, H, W) -> logits (C, H, W) at each one's own size, in order.
+    """What `evaluate_segmenter` asks: images uint8 (3, H, W) -> logits (C, H, W) at each one's own size, in order.
 
     Arguments as in `unetdiff.segmentation.inference.predictions`.
     """
-    return lambda pictures: (
-        logits for _, logits in logits_by_size(unet, pictures, size, autocast=autocast, options=inference)
+    return lambda images: (
+        logits for _, logits in logits_by_size(unet, images, size, autocast=autocast, options=inference)
     )
 
 
 def evaluate_segmenter(
     logits_of: Logits,
-    pictures: PictureDataset,
+    images: ImageDataset,
     ignore_index: int = 255,
     worst: int = 20,
     batch_size: int = 8,
     progress: Callable[[Iterable[list[int]]], Iterable[list[int]]] = iter,
 ) -> SegmentationEvaluation:
-    """Judge whatever turns pictures into logits, each picture at the size of its mask.
+    """Judge whatever turns images into logits, each image at the size of its mask.
 
-    The argmax is taken of the logits at that size. Kept are counts, and the predictions of the `worst` pictures by
-    the mean IoU of the classes in their truth (a few stray pixels of another class do not make a picture the worst).
+    The argmax is taken of the logits at that size. Kept are counts, and the predictions of the `worst` images by
+    the mean IoU of the classes in their truth (a few stray pixels of another class do not make an image the worst).
 
     Args:
         logits_of: see `network_logits`.
-        pictures: a set with masks; its pictures at their own size, or at the network's.
+        images: a set with masks; its images at their own size, or at the network's.
         ignore_index: void.
-        worst: pictures kept.
-        batch_size: pictures read and handed over at once.
+        worst: images kept.
+        batch_size: images read and handed over at once.
         progress: wraps the batches of indices, e.g. `tqdm`.
 
     Raises:
         UserError: the set has no masks.
     """
-    classes = list(pictures.classes)
+    classes = list(images.classes)
     if not classes:
         raise UserError("this set has no masks to judge a segmenter by; give one that has, e.g. data.name=voc_folder")
     total = SegmentationEvaluation(
@@ -130,9 +131,9 @@ def evaluate_segmenter(
         Calibration(ignore_index=ignore_index),
         torch.zeros(len(classes), dtype=torch.int64),
     )
-    heap: list[tuple[float, int, WorstPicture]] = []  # (-score, -index): the best of the worst on top
-    for indices in progress(EvalSampler(len(pictures), batch_size)):
-        items = [pictures[index] for index in indices]
+    heap: list[tuple[float, int, WorstImage]] = []  # (-score, -index): the best of the worst on top
+    for indices in progress(EvalSampler(len(images), batch_size)):
+        items = [images[index] for index in indices]
         for index, name, logits, target in _judged(logits_of, indices, items):
             prediction = logits.argmax(dim=0)  # (H, W)
             one = ConfusionMatrix(len(classes), ignore_index)
@@ -141,7 +142,7 @@ def evaluate_segmenter(
             total.boundary.update(prediction, target)
             total.calibration.update(logits, target)
             total.shown += (one.matrix.sum(dim=1) > 0).cpu()
-            total.pictures += 1
+            total.images += 1
             scored = _scored(one, index, name)
             if scored is not None and (len(heap) < worst or (heap and (-scored.score, -index) > heap[0][:2])):
                 kept = replace(scored, prediction=prediction.to(torch.uint8).cpu().numpy())
@@ -161,8 +162,8 @@ def _judged(
         yield index, item["name"], resize_logits(logits[None], (target.shape[-2], target.shape[-1]))[0], target
 
 
-def _scored(one: ConfusionMatrix, index: int, name: str) -> WorstPicture | None:
-    """A picture's figures from its own matrix; None where it is void all over."""
+def _scored(one: ConfusionMatrix, index: int, name: str) -> WorstImage | None:
+    """An image's figures from its own matrix; None where it is void all over."""
     figures = one.compute()
     present = (one.matrix.sum(dim=1) > 0).cpu()
     if not present.any():
@@ -170,4 +171,4 @@ def _scored(one: ConfusionMatrix, index: int, name: str) -> WorstPicture | None:
     iou = torch.tensor(figures["iou_per_class"], dtype=torch.float64)
     occurring = {int(label): float(iou[label]) for label in (~iou.isnan()).nonzero()[:, 0]}
     empty = np.zeros((0, 0), np.uint8)
-    return WorstPicture(index, name, float(iou[present].mean()), figures["pixel_accuracy"], occurring, empty)
+    return WorstImage(index, name, float(iou[present].mean()), figures["pixel_accuracy"], occurring, empty)

@@ -1,4 +1,4 @@
-"""From pictures of any size to logits and masks at the pictures' own sizes."""
+"""From images of any size to logits and masks at the images' own sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unetdiff.data.decoding import rgb, upright
 from unetdiff.data.transforms import checked_size, fitted, resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.palette import Picture, as_picture
+from unetdiff.segmentation.palette import ImageInput, as_rgb_array
 from unetdiff.segmentation.tiles import bands, resize_logits
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputSize",
-    "PictureLike",
+    "ImageLike",
     "Prediction",
     "argmax_at",
     "inference",
-    "load_picture",
+    "load_image",
     "logits_by_size",
     "predict_batch",
     "predict_logits",
@@ -42,32 +42,32 @@ __all__ = [
     "segment_whole",
 ]
 
-PictureLike = Picture | str | Path | bytes
+ImageLike = ImageInput | str | Path | bytes
 InputSize = Sequence[int] | int | None
-"""What pictures are resized to for the network: (H, W), a longest side with the aspect kept, or not at all."""
+"""What images are resized to for the network: (H, W), a longest side with the aspect kept, or not at all."""
 BAND = 1 << 25  # logits that are resized at once on the way to a mask: 128 MiB of float32
 
 
-def load_picture(picture: PictureLike) -> Tensor:
+def load_image(image: ImageLike) -> Tensor:
     """A file or its bytes (upright, by the EXIF tag), PIL image, array (H, W, 3), tensor (3, H, W) -> uint8 (3, H, W).
 
-    Raises UserError naming a file that is missing, truncated, no picture, or too large for PIL's guard.
+    Raises UserError naming a file that is missing, truncated, no image, or too large for PIL's guard.
     """
-    if isinstance(picture, str | Path | bytes):
-        source = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-        if isinstance(picture, bytes):
-            picture = f"{len(picture)} bytes given"
+    if isinstance(image, str | Path | bytes):
+        source = io.BytesIO(image) if isinstance(image, bytes) else image
+        if isinstance(image, bytes):
+            image = f"{len(image)} bytes given"
         try:
             with Image.open(source) as file:
-                picture = rgb(upright(file))
+                image = rgb(upright(file))
         except Image.DecompressionBombError as error:
-            raise UserError(f"{picture}: {error}; cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS in Python") from None
+            raise UserError(f"{image}: {error}; cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS in Python") from None
         except FileNotFoundError:
-            raise UserError(f"{picture}: no such file; give the path of a picture") from None
+            raise UserError(f"{image}: no such file; give the path of an image") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-            raise UserError(f"{picture}: not a readable picture ({why}); replace or remove it") from None
-    return rearrange(torch.from_numpy(as_picture(picture).copy()), "h w c -> c h w").contiguous()
+            raise UserError(f"{image}: not a readable image ({why}); replace or remove it") from None
+    return rearrange(torch.from_numpy(as_rgb_array(image).copy()), "h w c -> c h w").contiguous()
 
 
 @contextmanager
@@ -89,9 +89,9 @@ def inference(module: nn.Module, device_type: str, autocast: torch.dtype | None)
 def segment_whole(unet: UNet, pixels: Tensor, timestep: Tensor | int | None = None) -> Tensor:
     """Logits (B, classes, H, W) for every pixel of (B, 3, H, W), from an unpadded 2015 network too.
 
-    timestep: of the noise in the pictures, for a network that is told it; None: they are clean, or it is not told.
+    timestep: of the noise in the images, for a network that is told it; None: they are clean, or it is not told.
 
-    That one answers for the middle of its input only, so the picture is mirrored beyond its border first
+    That one answers for the middle of its input only, so the image is mirrored beyond its border first
     (Ronneberger et al. 2015, fig. 2), by what it loses (`ClassicEncoder.lost_unpadded`) and on to a size that fits.
     """
     if unet.config["encoder"]["padding"] != "valid":
@@ -114,9 +114,9 @@ def segment_whole(unet: UNet, pixels: Tensor, timestep: Tensor | int | None = No
 
 @dataclass
 class Prediction:
-    """What the network made of one picture, at the picture's own size."""
+    """What the network made of one image, at the image's own size."""
 
-    picture: Tensor
+    image: Tensor
     """uint8 (3, H, W), as it was read."""
     mask: Tensor
     """Class indices, uint8 (H, W), on the CPU."""
@@ -126,41 +126,41 @@ class Prediction:
 
 def predictions(
     unet: UNet,
-    images: Iterable[PictureLike] | Tensor,
+    images: Iterable[ImageLike] | Tensor,
     size: InputSize = None,
     options: InferenceConfig | None = None,
     autocast: torch.dtype | None = None,
     keep_logits: bool = False,
 ) -> Iterator[Prediction]:
-    """Yield a Prediction for every picture, in the order given.
+    """Yield a Prediction for every image, in the order given.
 
-    Pictures are read when their turn comes, a few batches ahead of what is yielded, so `images` may be endless. Without
-    `keep_logits`, a picture's logits are reduced to its mask band by band: where there are tiles, no large picture's
+    Images are read when their turn comes, a few batches ahead of what is yielded, so `images` may be endless. Without
+    `keep_logits`, an image's logits are reduced to its mask band by band: where there are tiles, no large image's
     logits are ever held whole.
 
     Args:
         unet: the network; put into eval mode for each batch and back again.
         images: files, bytes, PIL images, arrays uint8 (H, W, 3) or tensors uint8 (3, H, W).
-        size: (H, W) or longest side that pictures are resized to before anything else; None: their own. Tiles and
+        size: (H, W) or longest side that images are resized to before anything else; None: their own. Tiles and
             scales are of that.
-        options: tiles, views, batch size; None: the whole picture, once.
+        options: tiles, views, batch size; None: the whole image, once.
         autocast: e.g. torch.bfloat16; None: the weights' precision.
         keep_logits: whether logits are wanted.
 
     Raises:
-        UserError: a picture that cannot be read, or options that cannot be.
+        UserError: an image that cannot be read, or options that cannot be.
     """
     opened: dict[int, _Assembly] = {}
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
-            picture = load_picture(image)
-            seen = _input_size(picture, size)
-            opened[index] = _Assembly(picture, seen, keep_logits)
-            yield resize_image(picture, seen)
+            loaded = load_image(image)
+            seen = _input_size(loaded, size)
+            opened[index] = _Assembly(loaded, seen, keep_logits)
+            yield resize_image(loaded, seen)
 
-    def forward(pictures: Tensor) -> Tensor:
-        pixels = to_model_range(pictures.to(unet.device)).to(unet.dtype)  # (B, 3, h, w)
+    def forward(batch: Tensor) -> Tensor:
+        pixels = to_model_range(batch.to(unet.device)).to(unet.dtype)  # (B, 3, h, w)
         with inference(unet, unet.device.type, autocast):
             return segment_whole(unet, pixels)
 
@@ -173,25 +173,25 @@ def predictions(
             following += 1
 
 
-def _input_size(picture: Tensor, size: InputSize) -> tuple[int, int]:
-    """(H, W) at which the network sees a picture (3, H, W)."""
-    own = (picture.shape[-2], picture.shape[-1])
+def _input_size(image: Tensor, size: InputSize) -> tuple[int, int]:
+    """(H, W) at which the network sees an image (3, H, W)."""
+    own = (image.shape[-2], image.shape[-1])
     if isinstance(size, int):
         return fitted(own, size)
     return own if size is None else checked_size("size", list(size)) or own
 
 
 class _Assembly:
-    """A picture whose bands come in from top to bottom."""
+    """An image whose bands come in from top to bottom."""
 
-    def __init__(self, picture: Tensor, seen: tuple[int, int], keep_logits: bool) -> None:
-        self.picture, self.seen, self.keep_logits = picture, seen, keep_logits
+    def __init__(self, image: Tensor, seen: tuple[int, int], keep_logits: bool) -> None:
+        self.image, self.seen, self.keep_logits = image, seen, keep_logits
         self.parts: list[Tensor] = []  # bands of the mask, or of the logits
         self.result: Prediction | None = None
 
     def add(self, band: Tensor) -> None:
-        """band (C, rows, w) of the logits of the picture as the network sees it."""
-        height, width = self.picture.shape[-2:]
+        """band (C, rows, w) of the logits of the image as the network sees it."""
+        height, width = self.image.shape[-2:]
         whole = self.keep_logits or self.seen != (height, width)  # to be resized: `seen` is a network's size
         self.parts.append(band if whole else band.argmax(dim=0).to(torch.uint8).cpu())
         if sum(part.shape[-2] for part in self.parts) < self.seen[0]:
@@ -202,7 +202,7 @@ class _Assembly:
         if whole and self.keep_logits:
             logits = resize_logits(joined[None], (height, width))[0]
         mask = argmax_at(joined if logits is None else logits, (height, width)) if whole else joined
-        self.result = Prediction(self.picture, mask, logits)
+        self.result = Prediction(self.image, mask, logits)
 
 
 def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -229,13 +229,13 @@ def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 def logits_by_size(
     unet: UNet,
-    images: Iterable[PictureLike] | Tensor,
+    images: Iterable[ImageLike] | Tensor,
     size: InputSize = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index, logits (classes, H, W) float32 on the model's device) of every picture at its own size, in order.
+    """Yield (index, logits (classes, H, W) float32 on the model's device) of every image at its own size, in order.
 
     Arguments as in `predictions`; `batch_size` overrides that of the options.
     """
@@ -247,13 +247,13 @@ def logits_by_size(
 
 def predict_batch(
     unet: UNet,
-    images: Sequence[PictureLike] | Tensor,
+    images: Sequence[ImageLike] | Tensor,
     size: InputSize = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> list[Tensor]:
-    """Logits (classes, H, W), float32, of every picture at its own size, in the order given.
+    """Logits (classes, H, W), float32, of every image at its own size, in the order given.
 
     All of them are held at once; `predict_masks` holds the masks only. Arguments as in `logits_by_size`.
     """
@@ -262,24 +262,24 @@ def predict_batch(
 
 def predict_logits(
     unet: UNet,
-    image: PictureLike,
+    image: ImageLike,
     size: InputSize = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> Tensor:
-    """Logits (classes, H, W), float32, of one picture at its own size. Arguments as in `predictions`."""
+    """Logits (classes, H, W), float32, of one image at its own size. Arguments as in `predictions`."""
     return predict_batch(unet, [image], size, autocast=autocast, options=options)[0]
 
 
 def predict_masks(
     unet: UNet,
-    images: Sequence[PictureLike] | Tensor,
+    images: Sequence[ImageLike] | Tensor,
     size: InputSize = None,
     batch_size: int | None = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> list[np.ndarray]:
-    """Masks uint8 (H, W), each at its picture's size, in the order given. Arguments as in `predict_batch`."""
+    """Masks uint8 (H, W), each at its image's size, in the order given. Arguments as in `predict_batch`."""
     options = _options(options, batch_size)
     return [one.mask.numpy() for one in predictions(unet, images, size, options, autocast)]
 

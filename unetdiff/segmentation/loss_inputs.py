@@ -109,7 +109,7 @@ class _Softmax(torch.autograd.Function):
     """Logits -> the four of `Soft`.
 
     Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the gradient,
-    both laid out as the logits are; a CPU takes one picture after another through all of it, while it is in its cache.
+    both laid out as the logits are; a CPU takes one image after another through all of it, while it is in its cache.
     """
 
     @staticmethod
@@ -177,7 +177,7 @@ def _full(dtype: torch.dtype) -> torch.dtype:
 
 
 def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Of tensors with the same pictures: one after another on a CPU, all at once elsewhere."""
+    """Of tensors with the same images: one after another on a CPU, all at once elsewhere."""
     return zip(*[tensor.split(1 if tensor.is_cpu else len(tensor)) for tensor in tensors], strict=True)
 
 
@@ -197,7 +197,7 @@ def _sum_over_pixels(values: Tensor, weights: Tensor, axis: int) -> Tensor:
     """Sum over pixels of values (classes at `axis`) by weights (B, H, W) -> (C,)."""
     if axis == 1:
         return torch.matmul(values.flatten(2), weights.flatten(1).unsqueeze(2)).sum(dim=(0, 2))
-    return torch.matmul(weights.unsqueeze(2), values).sum(dim=(0, 1, 2))  # of each row of a picture, which is short
+    return torch.matmul(weights.unsqueeze(2), values).sum(dim=(0, 1, 2))  # of each row of an image, which is short
 
 
 def _sum_over_classes(values: Tensor, weights: Tensor, axis: int) -> Tensor:

@@ -53,7 +53,7 @@ def _cross_entropy(
     index, weight = labelled.index, weights_like(class_weights, labelled.logits)
     log_loss, counted = labelled.soft.log_loss, labelled.valid  # (B, H, W)
     if ohem is not None:
-        counted = hard_pixels(log_loss, labelled.valid, ohem.threshold, ohem.min_share)
+        counted = hard_pixels(log_loss, labelled.valid, ohem.threshold, ohem.min_fraction)
     counts = counted.to(log_loss.dtype) if weight is None else weight[index] * counted
     total = counts.sum()
     summed = (log_loss * counts).sum()

@@ -17,17 +17,17 @@ def lovasz(
     ignore_index: int = 255,
     class_weights: ClassWeights = None,
     *,
-    per_picture: bool = False,
+    per_image: bool = False,
 ) -> Tensor:
     """Mean over the classes present of the Lovász extension of 1 - IoU at the errors of softmax (eq. 11, 12).
 
     A pixel's error for class c is 1 - p_c where it is of class c, else p_c; void pixels are left out before
     anything is sorted. With errors of 0 and 1 alone it is 1 - IoU, so it weighs what the metric weighs. By
-    default the whole batch is one set of pixels; `per_picture` averages the loss of each picture that is not
+    default the whole batch is one set of pixels; `per_image` averages the loss of each image that is not
     all void. class_weights (C,) weigh the average over classes. Shapes, types and errors as in `cross_entropy`.
     """
     labelled = prepare(logits, target, ignore_index).in_full()
-    if per_picture:
+    if per_image:
         pairs = zip(labelled.logits.split(1), labelled.target.split(1), strict=True)
         each = [lovasz(*pair, VOID, class_weights) for pair in pairs]
         return torch.stack(each).sum() / positive(labelled.valid.flatten(1).any(dim=1).sum())

@@ -47,8 +47,8 @@ def check_indices(
 class ConfusionMatrix:
     """Counts of (truth, prediction) over pixels that are not void in the truth.
 
-    `matrix` is (C, C), int64, rows truth, columns prediction. Several processes each count their own pictures
-    (each picture once: `gather_for_metrics` or `even_batches=False`) and `reduce` sums the matrices.
+    `matrix` is (C, C), int64, rows truth, columns prediction. Several processes each count their own images
+    (each image once: `gather_for_metrics` or `even_batches=False`) and `reduce` sums the matrices.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str | None = None) -> None:

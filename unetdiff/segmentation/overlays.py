@@ -1,4 +1,4 @@
-"""One picture of how a segmenter does: rows of picture | truth | prediction | errors, and a legend."""
+"""One image of how a segmenter does: rows of image | truth | prediction | errors, and a legend."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
     VOID_COLOR,
     WRONG_COLOR,
+    ImageInput,
     Mask,
     Palette,
-    Picture,
     as_mask,
     as_palette,
-    as_picture,
+    as_rgb_array,
     colorize,
     error_map,
 )
 
 __all__ = ["preview"]
 
-HEADERS = ("picture", "truth", "prediction", "errors")
-SMALL, LARGE = 160, 320  # pixels: smaller pictures grow to about the first, larger ones shrink to the second
+HEADERS = ("image", "truth", "prediction", "errors")
+SMALL, LARGE = 160, 320  # pixels: smaller images grow to about the first, larger ones shrink to the second
 MARGIN, GAP, LINE = 16, 8, 20
 PAPER, INK, MUTED, EDGE = (255, 255, 255), (32, 36, 40), (110, 116, 124), (200, 204, 208)
 
 
 def preview(
-    images: Sequence[Picture],
+    images: Sequence[ImageInput],
     truths: Sequence[Mask],
     predictions: Sequence[Mask],
     palette: Palette,
@@ -41,16 +41,16 @@ def preview(
     ignore_index: int = 255,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draw each picture beside its truth, its prediction and their difference.
+    """Draw each image beside its truth, its prediction and their difference.
 
     images: uint8 (3, H, W) tensors (or PIL, or arrays (H, W, 3)). truths, predictions: (H', W') class
-    indices, of one size within a pair; where it is not the picture's, the picture is resized to it. palette:
-    (classes, 3). The legend names the classes that occur. `names` are written under the pictures. Raises
+    indices, of one size within a pair; where it is not the image's, the image is resized to it. palette:
+    (classes, 3). The legend names the classes that occur. `names` are written under the images. Raises
     UserError where lengths or sizes differ.
     """
     if not len(images) == len(truths) == len(predictions) > 0:
         raise UserError(
-            f"preview of {len(images)} pictures, {len(truths)} truths, {len(predictions)} predictions: "
+            f"preview of {len(images)} images, {len(truths)} truths, {len(predictions)} predictions: "
             "give the same number of each, at least one"
         )
     colors = as_palette(palette, len(class_names))
@@ -59,12 +59,12 @@ def preview(
         target, guess = as_mask(truth), as_mask(prediction)
         if target.shape != guess.shape:
             raise UserError(f"truth {number} is {target.shape} and its prediction {guess.shape}; sizes must agree")
-        picture = _resized(Image.fromarray(as_picture(image)), target.shape)
+        photo = _resized(Image.fromarray(as_rgb_array(image)), target.shape)
         tiles = [
-            np.asarray(picture),
+            np.asarray(photo),
             colorize(target, colors, ignore_index),
             colorize(guess, colors, ignore_index),
-            error_map(guess, target, ignore_index, picture),
+            error_map(guess, target, ignore_index, photo),
         ]
         rows.append([_fitted(tile, smooth=column == 0) for column, tile in enumerate(tiles)])
         valid = ~is_void(target, ignore_index)
@@ -79,9 +79,9 @@ def preview(
     return _page(rows, captions, legend)
 
 
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     height, width = size
-    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BICUBIC)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _fitted(tile: np.ndarray, smooth: bool) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Masks as pictures: colours, blends, palette PNG files and error maps."""
+"""Masks as images: colours, blends, palette PNG files and error maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = [
     "WRONG_COLOR",
     "as_mask",
     "as_palette",
-    "as_picture",
+    "as_rgb_array",
     "colorize",
     "error_map",
     "overlay",
@@ -27,13 +27,13 @@ __all__ = [
     "save_mask",
 ]
 
-ROWS = 256  # of a picture, blended at once
+ROWS = 256  # of an image, blended at once
 VOID_COLOR = (224, 224, 192)  # VOC's cream
 WRONG_COLOR = (214, 30, 120)  # no class has it, in VOC's palette or that of scenes
 RIGHT_COLOR = (236, 238, 240)
 
 Mask = Tensor | np.ndarray
-Picture = Tensor | np.ndarray | Image.Image
+ImageInput = Tensor | np.ndarray | Image.Image
 Palette = np.ndarray | Sequence[Sequence[int]]
 
 
@@ -59,20 +59,20 @@ def as_mask(mask: Mask) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def as_picture(picture: Picture) -> np.ndarray:
-    """A picture as uint8 (H, W, 3), from PIL, an array (H, W, 3), or a uint8 tensor (3, H, W)."""
-    if isinstance(picture, Image.Image):
+def as_rgb_array(image: ImageInput) -> np.ndarray:
+    """An image as uint8 (H, W, 3), from PIL, an array (H, W, 3), or a uint8 tensor (3, H, W)."""
+    if isinstance(image, Image.Image):
         try:
-            return np.asarray(rgb(picture))
+            return np.asarray(rgb(image))
         except ValueError as error:
-            raise UserError(f"picture of {error}") from None
-    if isinstance(picture, Tensor):
-        if picture.ndim == 3 and picture.shape[0] == 3 and picture.dtype == torch.uint8:
-            return picture.detach().cpu().permute(1, 2, 0).contiguous().numpy()
-        raise UserError(f"picture tensor {tuple(picture.shape)} of {picture.dtype}: give uint8 (3, H, W)")
-    if picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == np.uint8:
-        return picture
-    raise UserError(f"picture array {picture.shape} of {picture.dtype}: give uint8 (H, W, 3)")
+            raise UserError(f"image of {error}") from None
+    if isinstance(image, Tensor):
+        if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8:
+            return image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
+        raise UserError(f"image tensor {tuple(image.shape)} of {image.dtype}: give uint8 (3, H, W)")
+    if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+        return image
+    raise UserError(f"image array {image.shape} of {image.dtype}: give uint8 (H, W, 3)")
 
 
 def _table(palette: Palette, ignore_index: int) -> np.ndarray:
@@ -103,21 +103,21 @@ def save_mask(mask: Mask, path: str | Path, palette: Palette, ignore_index: int 
 
 
 def overlay(
-    picture: Picture,
+    image: ImageInput,
     mask: Mask,
     palette: Palette,
     alpha: float = 0.55,
     ignore_index: int = VOID,
     transparent: Collection[int] = (),
 ) -> np.ndarray:
-    """The picture with the mask's colours laid over it, uint8 (H, W, 3).
+    """The image with the mask's colours laid over it, uint8 (H, W, 3).
 
     alpha is the mask's share, 0 to 1; void and the `transparent` classes (say, background) show the bare
-    picture.
+    image.
     """
-    base, index = as_picture(picture), as_mask(mask)
+    base, index = as_rgb_array(image), as_mask(mask)
     if base.shape[:2] != index.shape:
-        raise UserError(f"picture {base.shape[:2]} and mask {index.shape} differ in size; they must agree to overlay")
+        raise UserError(f"image {base.shape[:2]} and mask {index.shape} differ in size; they must agree to overlay")
     colors = alpha * _table(palette, ignore_index)  # (256, 3)
     bare = np.isin(np.arange(256), [ignore_index, *transparent])
     result = np.empty_like(base)
@@ -128,16 +128,16 @@ def overlay(
     return result
 
 
-def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, picture: Picture | None = None) -> np.ndarray:
-    """Wrong pixels magenta, void cream, the others pale (or the picture in faded grey): uint8 (H, W, 3)."""
+def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, image: ImageInput | None = None) -> np.ndarray:
+    """Wrong pixels magenta, void cream, the others pale (or the image in faded grey): uint8 (H, W, 3)."""
     guess, index = as_mask(prediction), as_mask(truth)
     if guess.shape != index.shape:
         raise UserError(f"prediction {guess.shape} and truth {index.shape} differ in size")
     result = np.tile(np.array(RIGHT_COLOR, dtype=np.uint8), (*index.shape, 1))
-    if picture is not None:
-        grey = as_picture(picture).mean(axis=2, keepdims=True)
+    if image is not None:
+        grey = as_rgb_array(image).mean(axis=2, keepdims=True)
         if grey.shape[:2] != index.shape:
-            raise UserError(f"picture {grey.shape[:2]} and truth {index.shape} differ in size")
+            raise UserError(f"image {grey.shape[:2]} and truth {index.shape} differ in size")
         result[:] = (130 + grey * (110 / 255)).astype(np.uint8)
     void = is_void(index, ignore_index)
     result[void] = VOID_COLOR

@@ -1,4 +1,4 @@
-"""From a picture to a mask with a trained segmenter: load, call, save."""
+"""From an image to a mask with a trained segmenter: load, call, save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unetdiff.errors import UserError
 from unetdiff.files import write_whole
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.inference import InputSize, PictureLike, Prediction, predictions
+from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
 __all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline", "saved_inference"]
@@ -27,26 +27,26 @@ __all__ = ["SETTINGS", "SegmentationOutput", "SegmentationPipeline", "saved_infe
 SETTINGS = "segmentation.json"
 KEYS = ("classes", "palette", "size", "ignore_index")
 LATER_KEYS = ("inference",)  # not in the files of before it
-SIZES = "[height, width] in pixels, a longest side, or null for the picture's own"
+SIZES = "[height, width] in pixels, a longest side, or null for the image's own"
 BACKGROUND = "background"  # a class of this name stays bare in overlays
 
 
 @dataclass
 class SegmentationOutput:
-    """What a picture was taken to be, at its own size."""
+    """What an image was taken to be, at its own size."""
 
     mask: np.ndarray
     """Class indices, uint8 (H, W)."""
     logits: Tensor | None
     """(classes, H, W), float32 on the CPU, if asked for."""
     overlay: Image.Image
-    """The picture with the classes' colours laid over it (RGB); a class named "background" stays bare."""
+    """The image with the classes' colours laid over it (RGB); a class named "background" stays bare."""
     palette_image: Image.Image
-    """The mask as a picture of mode "P": `palette_image.save("mask.png")` writes VOC's kind of mask."""
+    """The mask as an image of mode "P": `palette_image.save("mask.png")` writes VOC's kind of mask."""
 
 
 class SegmentationPipeline:
-    """Labels every pixel of pictures of any size.
+    """Labels every pixel of images of any size.
 
         pipeline = SegmentationPipeline.from_pretrained("runs/camvid/best")
         output = pipeline("street.jpg")
@@ -57,10 +57,10 @@ class SegmentationPipeline:
         unet: a model with a segmentation head.
         classes: a name for each of its classes.
         palette: a colour [r, g, b] for each; None: VOC's.
-        size: (H, W) that pictures are resized to for the network, or the longest side (an int, the aspect is kept);
+        size: (H, W) that images are resized to for the network, or the longest side (an int, the aspect is kept);
             None: their own size.
         ignore_index: void in the masks it was trained on.
-        inference: how pictures are seen (tiles, flips, scales, batch size); None: whole, once. Saved with the rest.
+        inference: how images are seen (tiles, flips, scales, batch size); None: whole, once. Saved with the rest.
 
     Raises:
         UserError: where classes, palette and head do not agree, or there is no segmentation head.
@@ -107,7 +107,7 @@ class SegmentationPipeline:
     @overload
     def __call__(
         self,
-        images: PictureLike,
+        images: ImageLike,
         return_logits: bool = ...,
         batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
@@ -124,15 +124,15 @@ class SegmentationPipeline:
     ) -> list[SegmentationOutput]: ...
     def __call__(
         self,
-        images: PictureLike | list[Any] | tuple[Any, ...],
+        images: ImageLike | list[Any] | tuple[Any, ...],
         return_logits: bool = False,
         batch_size: int | None = None,
         autocast: torch.dtype | None = None,
         inference: InferenceConfig | None = None,
     ) -> SegmentationOutput | list[SegmentationOutput]:
-        """Segment a picture, or a list of them (in batches), each at its own size.
+        """Segment an image, or a list of them (in batches), each at its own size.
 
-        A picture is a path, a file's bytes, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W).
+        An image is a path, a file's bytes, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W).
         `inference` and `batch_size` override the pipeline's own. `autocast` is the precision to compute in, e.g.
         torch.bfloat16; None: the weights'. Raises UserError naming an unreadable file.
         """
@@ -142,13 +142,13 @@ class SegmentationPipeline:
 
     def stream(
         self,
-        images: Iterable[PictureLike],
+        images: Iterable[ImageLike],
         return_logits: bool = False,
         batch_size: int | None = None,
         autocast: torch.dtype | None = None,
         inference: InferenceConfig | None = None,
     ) -> Iterator[SegmentationOutput]:
-        """As a call, for any number of pictures: each is taken when its turn comes, and yielded in its order."""
+        """As a call, for any number of images: each is taken when its turn comes, and yielded in its order."""
         options = inference or self.inference
         if batch_size is not None:
             options = replace(options, batch_size=batch_size)
@@ -158,7 +158,7 @@ class SegmentationPipeline:
     def _output(self, one: Prediction) -> SegmentationOutput:
         mask = one.mask.numpy()
         bare = [index for index, name in enumerate(self.classes) if name == BACKGROUND]
-        blend = overlay(one.picture, mask, self.palette, ignore_index=self.ignore_index, transparent=bare)
+        blend = overlay(one.image, mask, self.palette, ignore_index=self.ignore_index, transparent=bare)
         return SegmentationOutput(
             mask=mask,
             logits=None if one.logits is None else one.logits.cpu(),
@@ -257,7 +257,7 @@ def _read_inference(path: Path, given: Any) -> InferenceConfig:
 
 
 def saved_inference(directory: str | Path) -> InferenceConfig:
-    """How a model directory's segmenter sees pictures; the defaults where it does not say, or is none."""
+    """How a model directory's segmenter sees images; the defaults where it does not say, or is none."""
     path = Path(directory) / SETTINGS
     return _read_settings(path).get("inference", InferenceConfig()) if path.is_file() else InferenceConfig()
 

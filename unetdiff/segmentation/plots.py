@@ -114,6 +114,6 @@ def _style(colors: dict[str, str]) -> Any:
         "axes.edgecolor": colors["rule"],
         "xtick.color": colors["ink"],
         "ytick.color": colors["ink"],
-        "font.family": "DejaVu Sans",
+        "font.name": "DejaVu Sans",
         "font.size": 10,
     }

@@ -1,4 +1,4 @@
-"""Tiles and views: a picture seen in overlapping pieces, mirrored and at several sizes, and put together again.
+"""Tiles and views: an image seen in overlapping pieces, mirrored and at several sizes, and put together again.
 
 Nothing here knows a network: `bands` takes any function from pixels to logits.
 """
@@ -31,9 +31,9 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """First pixel of each tile along an axis: evenly spread, the last ends with the picture.
+    """First pixel of each tile along an axis: evenly spread, the last ends with the image.
 
-    Neighbours have at least the share `overlap` of a tile in common. A tile that is not shorter than the picture is
+    Neighbours have at least the share `overlap` of a tile in common. A tile that is not shorter than the image is
     the only one, and starts at 0.
     """
     if tile >= length:
@@ -48,8 +48,8 @@ def seam_weights(starts: list[int], tile: int) -> Tensor:
 
     Where two tiles overlap by o pixels, the outer o/4 of each count nothing, because the network saw least around
     them, and the weight rises over the o/2 between as a raised cosine, sin^2(pi/2 x). So a network that looks no
-    further than o/4 gives in tiles exactly what it gives on the whole picture. Where more than two overlap, their
-    weights are divided by the sum. The picture's own border is no seam.
+    further than o/4 gives in tiles exactly what it gives on the whole image. Where more than two overlap, their
+    weights are divided by the sum. The image's own border is no seam.
     """
     raw = torch.ones(len(starts), tile, dtype=torch.float64)
     for left, (start, following) in enumerate(zip(starts, starts[1:], strict=False)):
@@ -69,12 +69,12 @@ def seam_weights(starts: list[int], tile: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """A rectangle of a picture, in one view."""
+    """A rectangle of an image, in one view."""
 
     top: int
     left: int
     shape: tuple[int, int]
-    """Height and width in the picture's pixels; it may reach past the picture's lower and right border."""
+    """Height and width in the image's pixels; it may reach past the image's lower and right border."""
     seen: tuple[int, int]
     """Height and width that the network sees it at."""
     flip: bool
@@ -84,16 +84,16 @@ class Piece:
     columns: Tensor
     """(width,): weights of its columns. A pixel's weight is its row's times its column's."""
 
-    def cut(self, picture: Tensor) -> Tensor:
-        """(3, H, W) -> what the network sees of it, (3, h, w); mirrored at the border where the picture ends."""
+    def cut(self, image: Tensor) -> Tensor:
+        """(3, H, W) -> what the network sees of it, (3, h, w); mirrored at the border where the image ends."""
         for axis, start, length in ((-2, self.top, self.shape[0]), (-1, self.left, self.shape[1])):
-            if start + length <= picture.shape[axis]:
-                picture = picture.narrow(axis, start, length)
+            if start + length <= image.shape[axis]:
+                image = image.narrow(axis, start, length)
             else:
-                index = _mirrored(start + torch.arange(length), picture.shape[axis])
-                picture = picture.index_select(axis, index.to(picture.device))
-        picture = resize_image(picture, self.seen)
-        return picture.flip(-1) if self.flip else picture
+                index = _mirrored(start + torch.arange(length), image.shape[axis])
+                image = image.index_select(axis, index.to(image.device))
+        image = resize_image(image, self.seen)
+        return image.flip(-1) if self.flip else image
 
 
 def _mirrored(index: Tensor, length: int) -> Tensor:
@@ -104,10 +104,10 @@ def _mirrored(index: Tensor, length: int) -> Tensor:
 
 
 def pieces(size: tuple[int, int], config: InferenceConfig) -> list[Piece]:
-    """Every piece of a picture of `size` (H, W) in every view, from top to bottom.
+    """Every piece of an image of `size` (H, W) in every view, from top to bottom.
 
-    At scale s a tile covers 1/s as much of the picture and is resized for the network, so that every view has tiles of
-    one size and they share batches. Without tiles, the only piece of a view is the picture.
+    At scale s a tile covers 1/s as much of the image and is resized for the network, so that every view has tiles of
+    one size and they share batches. Without tiles, the only piece of a view is the image.
     """
     found = []
     for scale, flip in config.views:
@@ -124,10 +124,10 @@ def pieces(size: tuple[int, int], config: InferenceConfig) -> list[Piece]:
 
 
 class Canvas:
-    """The weighted sum of a picture's pieces. Rows that no other piece reaches are handed out and forgotten.
+    """The weighted sum of an image's pieces. Rows that no other piece reaches are handed out and forgotten.
 
     Args:
-        index: the picture's number.
+        index: the image's number.
         size: its height and width.
         parts: its pieces, from top to bottom.
     """
@@ -143,7 +143,7 @@ class Canvas:
         height, width = self.size
         if len(self.pending) == 1 and self.rows is None and piece.shape == self.size:
             self.pending.clear()
-            return values  # one view of the whole picture
+            return values  # one view of the whole image
         bottom, right = min(piece.top + piece.shape[0], height), min(piece.left + piece.shape[1], width)
         if self.rows is None:
             self.rows = values.new_zeros(values.shape[0], 0, width)
@@ -167,21 +167,21 @@ Forward = Callable[[Tensor], Tensor]
 Job = tuple[Canvas, Piece, Tensor]
 
 
-def bands(forward: Forward, pictures: Iterable[Tensor], config: InferenceConfig) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the picture, its logits (C, rows, W) float32), band by band from top to bottom.
+def bands(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -> Iterator[tuple[int, Tensor]]:
+    """Yield (number of the image, its logits (C, rows, W) float32), band by band from top to bottom.
 
-    Pieces of one size share batches, whatever pictures and views they are of. What is held is bounded: a few batches
-    of pieces, and the rows of a picture that are not complete (two tiles' height at most, where there are tiles).
+    Pieces of one size share batches, whatever images and views they are of. What is held is bounded: a few batches
+    of pieces, and the rows of an image that are not complete (two tiles' height at most, where there are tiles).
     Several views give log(mean of their softmax probabilities), one view the logits themselves, blended at the seams.
 
     Args:
         forward: pixels (B, 3, h, w) -> logits (B, C, h, w).
-        pictures: (3, H, W) each, taken one after the other when their turn comes.
+        images: (3, H, W) each, taken one after the other when their turn comes.
         config: tiles, views and batch size. Raises UserError where they cannot be.
     """
     validate_inference(config)
     waiting: dict[tuple[int, int], list[Job]] = {}
-    for job in _jobs(pictures, config):
+    for job in _jobs(images, config):
         shape = job[1].seen
         waiting.setdefault(shape, []).append(job)
         if len(waiting[shape]) >= config.batch_size:
@@ -192,13 +192,13 @@ def bands(forward: Forward, pictures: Iterable[Tensor], config: InferenceConfig)
         yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))
 
 
-def _jobs(pictures: Iterable[Tensor], config: InferenceConfig) -> Iterator[Job]:
-    for index, picture in enumerate(pictures):
-        size = (picture.shape[-2], picture.shape[-1])
+def _jobs(images: Iterable[Tensor], config: InferenceConfig) -> Iterator[Job]:
+    for index, image in enumerate(images):
+        size = (image.shape[-2], image.shape[-1])
         parts = pieces(size, config)
         canvas = Canvas(index, size, parts)
         for piece in parts:
-            yield canvas, piece, piece.cut(picture)
+            yield canvas, piece, piece.cut(image)
 
 
 def _run(forward: Forward, jobs: list[Job], views: int) -> Iterator[tuple[int, Tensor]]:

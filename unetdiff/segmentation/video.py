@@ -109,7 +109,7 @@ def _opened(source: str | Path) -> Any:
         raise UserError(f"{source}: not a readable video ({error.strerror}); replace or remove it") from None
     if not container.streams.video:
         container.close()
-        raise UserError(f"{source}: no picture stream in it; give a video")
+        raise UserError(f"{source}: no image stream in it; give a video")
     return container
 
 
@@ -120,13 +120,13 @@ def _frames(container: Any, video: Any, source: str, stamps: deque[int]) -> Iter
     number, rate = 0, _rate(video)
     try:
         for number, frame in enumerate(container.decode(video)):
-            picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-            size = (picture.shape[0], picture.shape[1])
+            image = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+            size = (image.shape[0], image.shape[1])
             first = first or size
             if size != first:
                 raise UserError(f"{source}: frame {number} is {size}, the first {first}; re-encode it to one size")
             stamps.append(round(number / (rate * video.time_base)) if frame.pts is None else frame.pts)
-            yield np.ascontiguousarray(picture)
+            yield np.ascontiguousarray(image)
     except av.error.FFmpegError as error:
         raise UserError(f"{source}: damaged after frame {number} ({error.strerror}); replace or remove it") from None
 

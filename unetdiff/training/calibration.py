@@ -1,7 +1,7 @@
-"""Data-dependent start of frozen BatchNorm: the statistics of the training pictures under the random weights.
+"""Data-dependent start of frozen BatchNorm: the statistics of the training images under the random weights.
 
 BatchNorm cannot follow its batches under the diffusion objective (a batch mixes noise levels, inference does not), and
-GroupNorm leaves in what all pictures have in common, which slows a segmenter's start from random weights (figures in
+GroupNorm leaves in what all images have in common, which slows a segmenter's start from random weights (figures in
 docs/results.md). After Salimans & Kingma 2016 ("Weight normalization", section 3).
 """
 
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import torch
 
-from unetdiff.data import PictureDataset, StepSampler, collate
+from unetdiff.data.base import ImageDataset, collate
+from unetdiff.data.sampling import StepSampler
 from unetdiff.models.blocks import FrozenBatchNorm2d
 from unetdiff.training.tasks import Task
 
 
 @torch.no_grad()
-def calibrate(task: Task, data: PictureDataset, images: int, batch_size: int, seed: int = 0) -> int:
+def calibrate(task: Task, data: ImageDataset, images: int, batch_size: int, seed: int = 0) -> int:
     """Set the statistics of every frozen BatchNorm that has none yet; returns how many were set.
 
-    The task sees `images` pictures as it will in training, noised where it noises them. Each layer's mean and variance
+    The task sees `images` images as it will in training, noised where it noises them. Each layer's mean and variance
     are the averages over those batches, with the layers before it normalised by their own batch. A trunk with
-    pretrained statistics keeps them. The same pictures on every process, so that all of them start alike.
+    pretrained statistics keeps them. The same images on every process, so that all of them start alike.
     """
     fresh = [m for m in task.modules() if isinstance(m, FrozenBatchNorm2d) and _is_fresh(m)]
     batch_size = min(batch_size, len(data))

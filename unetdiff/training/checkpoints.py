@@ -34,7 +34,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done (skipped ones count)."""
     images: int = 0
-    """Pictures seen."""
+    """Images seen."""
     minutes: float = 0.0
     """Minutes trained, validation included, over every session of the run."""
     train_minutes: float = 0.0
@@ -180,7 +180,7 @@ def _tensors(task: Task) -> dict[str, Tensor]:
     """Every tensor of a task once, as "component.name"."""
     return {
         f"{component}.{name}": tensor
-        for component, module in task.components().items()
+        for component, module in task.trainable_modules().items()
         for name, tensor in module.state_dict().items()
     }
 
@@ -194,7 +194,7 @@ def _load_modules(path: Path, task: Task) -> None:
             f"'{path}' is of another network: {len(wrong)} tensors missing or of another shape {wrong[:3]}, "
             f"{len(foreign)} unknown {foreign[:3]}"
         )
-    for component, module in task.components().items():
+    for component, module in task.trainable_modules().items():
         start = f"{component}."
         module.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
 

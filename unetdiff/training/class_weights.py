@@ -1,4 +1,4 @@
-"""`segmentation.class_weights: computed`, made numbers when a run starts."""
+"""`segmentation.class_weights: median_frequency`, made numbers when a run starts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.data import PictureDataset
+from unetdiff.data.base import ImageDataset
 from unetdiff.data.stats import class_weights, count
 from unetdiff.errors import UserError
 
 
-def with_numbers(config: RunConfig, train: PictureDataset, accelerator: Accelerator) -> RunConfig:
+def with_numbers(config: RunConfig, train: ImageDataset, accelerator: Accelerator) -> RunConfig:
     """The config with the weights of the training split in place of the word that asks for them.
 
     So the run's config.yaml holds what the run was trained with. A resumed run counts again: where the split has

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetdiff.data import PictureDataset
-from unetdiff.diffusion.codecs import Latents, Space
+from unetdiff.data.base import ImageDataset
+from unetdiff.diffusion.codecs import Codec, LatentCodec
 from unetdiff.diffusion.conditioning import (
     ClassConditioner,
     Conditioner,
+    ImageConditioner,
     LayoutConditioner,
-    PictureConditioner,
     TextConditioner,
 )
 from unetdiff.diffusion.conditioning.images import channels_of
@@ -23,29 +23,27 @@ if TYPE_CHECKING:
 
 
 def needs_layout(config: RunConfig) -> bool:
-    """Whether the denoiser needs each picture's mask: to draw it, for a layout, or for the classes that it shows."""
+    """Whether the denoiser needs each image's mask: to draw it, for a layout, or for the classes that it shows."""
     given = config.diffusion
     return config.task == "diffusion" and (
-        given.target == "mask"
-        or given.condition == "layout"
-        or (given.condition == "class" and given.classes_at_once > 1)
+        given.target == "mask" or given.condition == "layout" or (given.condition == "class" and given.max_classes > 1)
     )
 
 
-def channels_beside(config: RunConfig, space: Space) -> int:
+def channels_beside(config: RunConfig, codec: Codec) -> int:
     """Channels that the condition puts beside what is noised."""
     if config.task == "segmentation":
         return 0
-    beside = {"layout": config.diffusion.layout.channels, "picture": channels_of(_latent_channels(space))}
+    beside = {"layout": config.diffusion.layout.channels, "image": channels_of(_latent_channels(codec))}
     return beside.get(config.diffusion.condition, 0)
 
 
-def _latent_channels(space: Space) -> int | None:
-    """Channels of the latents; None: what is told of a picture are its pixels."""
-    return space.channels if isinstance(space, Latents) else None
+def _latent_channels(codec: Codec) -> int | None:
+    """Channels of the latents; None: what is told of an image are its pixels."""
+    return codec.channels if isinstance(codec, LatentCodec) else None
 
 
-def build_conditioner(config: RunConfig, train: PictureDataset, space: Space) -> Conditioner | None:
+def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> Conditioner | None:
     """A fresh conditioner for a denoiser of `space`; None: it is told nothing.
 
     Raises:
@@ -54,9 +52,9 @@ def build_conditioner(config: RunConfig, train: PictureDataset, space: Space) ->
     given, dim = config.diffusion, config.model.conditioning.cross_attention_dim
     if given.condition == "none":
         return None
-    if given.condition == "picture":
-        told = PictureConditioner(given.picture.degradation, given.picture.strength, _latent_channels(space))
-        told.latents_of = space.encode
+    if given.condition == "image":
+        told = ImageConditioner(given.image.degradation, given.image.strength, _latent_channels(codec))
+        told.latents_of = codec.encode
         return told
     if given.condition == "layout":
         palette = [[int(level) for level in colour] for colour in train.palette]
@@ -72,10 +70,10 @@ def build_conditioner(config: RunConfig, train: PictureDataset, space: Space) ->
         return _text_conditioner(config, train, dim)
     if not train.labels:
         raise UserError(f"diffusion.condition: 'class', but data.name={config.data.name} has no labels; set it to none")
-    return ClassConditioner(len(train.labels), dim, given.class_tokens, train.labels, given.classes_at_once)
+    return ClassConditioner(len(train.labels), dim, given.class_tokens, train.labels, given.max_classes)
 
 
-def _text_conditioner(config: RunConfig, train: PictureDataset, dim: int) -> TextConditioner:
+def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> TextConditioner:
     text = config.diffusion.text
     captions = [train.caption(i) for i in range(len(train))]
     encoder = TextEncoder.from_pretrained(text.encoder, text.max_tokens)

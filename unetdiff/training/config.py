@@ -12,7 +12,7 @@ class OptimizerConfig:
 
     lr: float = 1e-3
     """Peak learning rate of everything but a pretrained trunk."""
-    trunk_lr: float | None = None
+    encoder_lr: float | None = None
     """Peak learning rate of the encoder's trunk; None: a tenth of lr where the trunk is pretrained, else lr."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay of the two moments."""
@@ -46,9 +46,9 @@ class EMAConfig:
     enabled: bool = True
     """Keep an average, and judge and export it."""
     half_life_images: int = 10_000
-    """Length of the average: pictures after which an old weight counts half."""
+    """Length of the average: images after which an old weight counts half."""
     warmup_ratio: float = 0.05
-    """The half-life is at most this share of the pictures seen so far (EDM2)."""
+    """The half-life is at most this share of the images seen so far (EDM2)."""
 
 
 @dataclass
@@ -61,8 +61,8 @@ class JointConfig:
     """Weight of the segmentation loss; under uncertainty what it starts from, under gradient_norm the gradient's."""
     diffusion_weight: float = 1.0
     """Weight of the diffusion loss, likewise."""
-    segmentation_share: float = 1.0
-    """Share of a batch's pictures that the segmentation head is asked for; the diffusion head is asked for all."""
+    segmentation_fraction: float = 1.0
+    """Share of a batch's images that the segmentation head is asked for; the diffusion head is asked for all."""
     log_gradients: int = 0
     """Steps between lines of metrics.jsonl that compare the two losses' gradients, level by level; 0: never."""
 
@@ -83,11 +83,11 @@ class TrainingConfig:
     steps: int | None = None
     """Length in optimizer steps."""
     batch_size: int = 32
-    """Pictures of one optimizer step, over all processes and accumulation."""
-    accumulation: int = 1
+    """Images of one optimizer step, over all processes and accumulation."""
+    gradient_accumulation_steps: int = 1
     """Parts that a process splits its share of the batch into, to save memory."""
     eval_batch_size: int = 16
-    """Pictures a process evaluates at once."""
+    """Images a process evaluates at once."""
     num_workers: int = 0
     """Loader processes; 0: load in the training process."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
@@ -99,7 +99,7 @@ class TrainingConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
     calibrate_images: int = 512
-    """Training pictures that a random start's frozen BatchNorm takes its statistics from, before the first step."""
+    """Training images that a random start's frozen BatchNorm takes its statistics from, before the first step."""
     freeze_encoder: float = 0.0
     """Share of the run at its start in which the encoder is frozen, its BatchNorm statistics too."""
     frozen_levels: int = 0
@@ -114,7 +114,7 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 500
-    """Steps between validations with pictures; the last step always validates."""
+    """Steps between validations with images; the last step always validates."""
     checkpoint_every: int = 500
     """Steps between checkpoints that --resume can go on from; the last step always checkpoints."""
     keep_checkpoints: int = 2

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unetdiff.models import UNet
 from unetdiff.models.param_groups import parameters_by_level
+from unetdiff.models.unet import UNet
 from unetdiff.training.weighting import HEADS
 
 
@@ -54,7 +54,7 @@ class GradientComparison:
     def figures(self) -> dict[str, float]:
         """GROUP/cosine (nan where a gradient is zero) and GROUP/HEAD_norm of each group and of "all". Collective.
 
-        Norms are those of the gradient of the mean loss over the step's pictures.
+        Norms are those of the gradient of the mean loss over the step's images.
         """
         parts = self.accelerator.gradient_accumulation_steps
         means: list[Tensor] = [

@@ -9,9 +9,10 @@ from typing import Any
 from unetdiff.diffusion.conditioning import Conditioner, load_conditioner
 from unetdiff.errors import UserError
 from unetdiff.export.convert.from_diffusers import CLASSES
-from unetdiff.models import UNet, loading
-from unetdiff.models.param_counts import TIMED
+from unetdiff.models import loading
+from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
+from unetdiff.models.unet import UNet
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.base import Task
 
@@ -110,14 +111,14 @@ def _share(names: list[str], network: UNet) -> Share:
 def _part(name: str) -> str:
     if name.startswith("heads."):
         return f"{name.split('.')[1]} head"
-    if any(mark in name for mark in TIMED):
+    if any(mark in name for mark in TIME_PARAMS):
         return "time embedding"
     return "attention" if "attention" in name else "backbone"
 
 
 def _start_conditioner(task: Task, network: Path) -> str | None:
     """Give a task's conditioner the weights of the one beside a network, where both say the same in the same way."""
-    conditioner, directory = task.components().get("conditioner"), network.parent / "conditioner"
+    conditioner, directory = task.trainable_modules().get("conditioner"), network.parent / "conditioner"
     if not isinstance(conditioner, Conditioner):
         return None
     if not directory.is_dir():

@@ -1,4 +1,4 @@
-"""A run's written record: metrics.jsonl, TensorBoard, pictures, and the progress bar."""
+"""A run's written record: metrics.jsonl, TensorBoard, images, and the progress bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unetdiff.files import write_whole
 METRICS = "metrics.jsonl"
 
 
-class Records:
+class RunLogger:
     """Writes what happens. On resume, lines of steps that will be done again are dropped first."""
 
     def __init__(self, run: Path, step: int, steps: int) -> None:
@@ -49,13 +49,13 @@ class Records:
         numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
         self.tracker.log(numbers, step=step)
 
-    def pictures(self, step: int, pictures: dict[str, Image.Image]) -> None:
-        """pictures/step-000500-NAME.png, and the same on TensorBoard."""
-        folder = self.run / "pictures"
+    def save_images(self, step: int, images: dict[str, Image.Image]) -> None:
+        """images/step-000500-NAME.png, and the same on TensorBoard."""
+        folder = self.run / "images"
         folder.mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            picture.save(folder / f"step-{step:06d}-{name}.png")
-            pixels = np.asarray(picture.convert("RGB"))[None]
+        for name, image in images.items():
+            image.save(folder / f"step-{step:06d}-{name}.png")
+            pixels = np.asarray(image.convert("RGB"))[None]
             self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
 
     def advance(self, step: int, shown: dict[str, str]) -> None:

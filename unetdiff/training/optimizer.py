@@ -48,9 +48,9 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> AdamW:
     """
     trunk = {id(p) for p in task.unet.trunk_parameters()}
     pretrained = task.unet.config["encoder"]["weights"] is not None
-    trunk_lr = config.trunk_lr
-    if trunk_lr is None:
-        trunk_lr = config.lr * (PRETRAINED_SHARE if pretrained else 1.0)
+    encoder_lr = config.encoder_lr
+    if encoder_lr is None:
+        encoder_lr = config.lr * (PRETRAINED_SHARE if pretrained else 1.0)
     groups: dict[tuple[bool, bool], dict] = {}
     for name, parameter in task.named_parameters():
         key = (id(parameter) in trunk, parameter.ndim > 1)
@@ -59,7 +59,7 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> AdamW:
             {
                 "params": [],
                 "names": [],
-                "peak_lr": trunk_lr if key[0] else config.lr,
+                "peak_lr": encoder_lr if key[0] else config.lr,
                 "weight_decay": config.weight_decay if key[1] else 0.0,
             },
         )

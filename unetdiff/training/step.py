@@ -25,7 +25,7 @@ def optimizer_step(
     accelerator: Accelerator,
     before_backward: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> tuple[dict[str, Tensor], float, list[str]]:
-    """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, pictures' names.
+    """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, images' names.
 
     Where the loss or the gradients are not finite, the weights and BatchNorm's statistics stay as they are, and "loss"
     is nan.
@@ -44,7 +44,7 @@ def optimizer_step(
     before = [statistic.clone() for statistic in statistics]
     sums: dict[str, Tensor] = {}
     waited, names, healthy = 0.0, [], True
-    for part in range(settings.accumulation):
+    for part in range(settings.gradient_accumulation_steps):
         began = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - began
@@ -58,7 +58,7 @@ def optimizer_step(
                 before_backward(losses)
             accelerator.backward(losses["loss"])
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0) + value.detach().float() / settings.accumulation
+                sums[name] = sums.get(name, 0) + value.detach().float() / settings.gradient_accumulation_steps
             if accelerator.sync_gradients:
                 healthy = _clip(model, sums["loss"], settings.optimizer.max_grad_norm, accelerator)
                 if healthy:

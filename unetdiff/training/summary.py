@@ -23,17 +23,17 @@ def headline(
     progress: Progress,
     task: Task,
     accelerator: Accelerator,
-    pictures: tuple[int, int],
+    images: tuple[int, int],
     steps: int,
     epochs: float,
 ) -> str:
-    """One line: task, data, network, length and machine; `pictures` are the training and the validation ones."""
+    """One line: task, data, network, length and machine; `images` are the training and the validation ones."""
     counts = task.unet.parameter_counts()
     facts = machine.facts(accelerator)
     start = f", resumed at step {progress.step}" if progress.step else ""
     return (
-        f"{config.task} on {config.data.name}: {pictures[0]} training and {pictures[1]} validation "
-        f"pictures, {sum(counts.values()) / 1e6:.2f} M parameters, {steps} steps of "
+        f"{config.task} on {config.data.name}: {images[0]} training and {images[1]} validation "
+        f"images, {sum(counts.values()) / 1e6:.2f} M parameters, {steps} steps of "
         f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
         f"{facts['device']}, {facts['threads']} threads{start}"
     )

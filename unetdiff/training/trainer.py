@@ -1,6 +1,6 @@
 """The one loop. A task says what a batch costs and how it is judged; everything else of a run is here.
 
-One iteration of the loop is one optimizer step. Its learning rate, its pictures, their augmentation and every random
+One iteration of the loop is one optimizer step. Its learning rate, its images, their augmentation and every random
 number are functions of (seed, step), so a run that was killed and resumed ends with the weights of one that was not.
 """
 
@@ -21,9 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unetdiff.config.parsing import RunConfig, validate
-from unetdiff.data import StepSampler, build_dataset, collate, eval_loader
-from unetdiff.data.balance import repeat_factors
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
+from unetdiff.data.loaders import eval_loader
+from unetdiff.data.repeat_factors import repeat_factors
+from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints
@@ -35,7 +38,7 @@ from unetdiff.training.conditions import needs_layout
 from unetdiff.training.ema import EMA
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.init_from import Start, start_from
-from unetdiff.training.logger import Records, Window
+from unetdiff.training.logger import RunLogger, Window
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import forget_peak
 from unetdiff.training.rundir import open_run
@@ -79,7 +82,7 @@ class Trainer:
         settings = config.training
         self.accelerator = machine.build_accelerator(settings)
         forget_peak(self.accelerator.device)
-        self.records: Records | None = None
+        self.records: RunLogger | None = None
         masks, layout = config.task != "diffusion", needs_layout(config)
         if self.accelerator.is_main_process:
             require_clean(config.data, masks=masks or layout)
@@ -87,8 +90,8 @@ class Trainer:
         self.data = build_dataset(config.data, "train", masks, layout)
         self.val = build_dataset(config.data, "val", masks, layout)
         self.factors = None
-        if masks and config.data.balance:
-            self.factors = repeat_factors(class_presence(self.data), config.data.balance)
+        if masks and config.data.repeat_factor_threshold:
+            self.factors = repeat_factors(class_presence(self.data), config.data.repeat_factor_threshold)
         asked, config = config, with_numbers(config, self.data, self.accelerator)
         self.config, self.class_weights = config, provenance(asked, config, self.data.classes)
         self.epoch_steps = len(self.data) / settings.batch_size
@@ -104,7 +107,9 @@ class Trainer:
             if settings.init_from is not None:
                 self.start = start_from(self.task, settings.init_from)
             calibrate(self.task, self.data, settings.calibrate_images, settings.eval_batch_size)
-        self.task.place(settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes))
+        self.task.set_memory_format(
+            settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes)
+        )
         if settings.gradient_checkpointing:
             self.task.unet.enable_gradient_checkpointing()
         self.ema = EMA(self.task, settings.ema) if settings.ema.enabled else None
@@ -131,7 +136,7 @@ class Trainer:
         config, settings, progress = self.config, self.config.training, self.progress
         if self.accelerator.is_main_process:
             sizes = len(self.data), len(self.val)
-            self.records = Records(self.directory, progress.step, self.steps)
+            self.records = RunLogger(self.directory, progress.step, self.steps)
             epochs = self.steps / self.epoch_steps
             self.records.say(headline(config, progress, self.task, self.accelerator, sizes, self.steps, epochs))
             if self.replanned is not None:
@@ -142,7 +147,7 @@ class Trainer:
                 self.records.say(sentence(self.class_weights))
         window = Window()
         figures: dict[str, Any] = {}
-        if self._validation_is_owed():
+        if self.has_pending_validation():
             figures = self._validate()
             self._checkpoint()
         batches = self._batches()
@@ -150,7 +155,7 @@ class Trainer:
             began = time.perf_counter()
             self._freeze()
             rate = self.rate.set(self.optimizer, progress.step)
-            self.task.advance(progress.step / self.steps)
+            self.task.set_progress(progress.step / self.steps)
             comparison = self._comparison()
             losses, waited, names = optimizer_step(
                 self.model, self.prepared_optimizer, batches, progress.step, settings, self.accelerator, comparison
@@ -195,7 +200,7 @@ class Trainer:
         """Whether this step is one after which the weights are judged."""
         return self.progress.step % self.config.training.validate_every == 0 or self.progress.step == self.steps
 
-    def _validation_is_owed(self) -> bool:
+    def has_pending_validation(self) -> bool:
         """Whether the checkpoint that a run goes on from was written because its validation failed."""
         progress = self.progress
         return progress.step > 0 and self._validates() and progress.validated not in (None, progress.step)
@@ -273,17 +278,17 @@ class Trainer:
             raise
 
     def _judge(self) -> dict[str, Any]:
-        task, progress = self.judged, self.progress
+        task, progress = self.eval_model, self.progress
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         loader = eval_loader(self.val, self.config.training.eval_batch_size, rank, world)
         figures = task.evaluate(loader, self.accelerator)
         if self.records is not None:
-            pictures, more = task.preview(self.accelerator)
+            images, more = task.preview(self.accelerator)
             figures |= more
             spent = {"minutes": progress.minutes, "train_minutes": progress.train_minutes}
             entry = {"images": progress.images, **spent, **figures}
             self.records.line("validation", progress.step, entry)
-            self.records.pictures(progress.step, pictures)
+            self.records.save_images(progress.step, images)
         name, direction = task.best
         value = figures[name]
         better = progress.best is None or (value > progress.best if direction == "max" else value < progress.best)
@@ -300,7 +305,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.records is not None:
             self._save()
-            checkpoints.export(self.directory, "latest", self.judged)
+            checkpoints.export(self.directory, "latest", self.eval_model)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
@@ -326,7 +331,7 @@ class Trainer:
     # ------------------------------------------------------------------ parts
 
     @property
-    def judged(self) -> Task:
+    def eval_model(self) -> Task:
         """The weights that are judged and exported: the average, or the weights themselves without one."""
         return self.task if self.ema is None else self.ema.task
 
@@ -350,7 +355,7 @@ class Trainer:
             stop=self.steps,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            parts=settings.accumulation,
+            parts=settings.gradient_accumulation_steps,
             strong_until=self.rate.strong_until,
             factors=self.factors,
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 from unetdiff.training.config import JointConfig
 
 HEADS = ("segmentation", "diffusion")

@@ -3,7 +3,7 @@
 A training step, defaults: ours as `unetdiff train` does it (bf16 where the machine has it, channels-last, fused AdamW,
 gradients clipped, an average kept); theirs as diffusers' own training scripts do it (float32, torch's AdamW, gradients
 clipped to 1). Best: bf16, channels-last and fused AdamW for both, neither clipping nor an average. Both learn v by its
-mean squared error, from pictures with a class, one in ten of which is dropped.
+mean squared error, from images with a class, one in ten of which is dropped.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from suite.cases.case import PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
-from suite.cases.pictures import RandomPictures
+from suite.cases.images import RandomImages
 from unetdiff.benchmark.timing import Round
 from unetdiff.config.parsing import RunConfig, parse
-from unetdiff.data import to_model_range
+from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.export.convert.diffusers_names import to_ours
 from unetdiff.training.tasks import DiffusionTask, build_task
@@ -49,9 +49,9 @@ class DenoiserCase(Case):
         return torch.channels_last if self.best else torch.contiguous_format
 
     @property
-    def pictures(self) -> RandomPictures:
+    def images(self) -> RandomImages:
         """As many as the batch has."""
-        return RandomPictures(self.batch, self.size, labels=CLASSES)
+        return RandomImages(self.batch, self.size, labels=CLASSES)
 
     @cached_property
     def config(self) -> RunConfig:
@@ -69,7 +69,7 @@ class DenoiserCase(Case):
     def our_task(self) -> DiffusionTask:
         """Our network with its conditioner and objective, fresh."""
         torch.manual_seed(0)
-        task = build_task(self.config, self.pictures, self.pictures)
+        task = build_task(self.config, self.images, self.images)
         assert isinstance(task, DiffusionTask)
         return task
 
@@ -105,13 +105,13 @@ class DenoiserCase(Case):
 
 
 class DenoiserTraining(DenoiserCase):
-    """An optimizer step: pictures, noise and classes to loss, gradients, weights."""
+    """An optimizer step: images, noise and classes to loss, gradients, weights."""
 
     work: ClassVar[str] = "denoiser training step"
     targets: ClassVar[dict[str, float]] = {"defaults": 1.5, "best": 1.1}
 
     def ours(self, device: torch.device) -> Side:
-        return our_training(self.our_task(), self.pictures.batch(), self.config.training, device)
+        return our_training(self.our_task(), self.images.batch(), self.config.training, device)
 
     def theirs(self, device: torch.device) -> Side:
         network = self.their_network().to(device, memory_format=self.layout).train()
@@ -121,7 +121,7 @@ class DenoiserTraining(DenoiserCase):
         def start() -> Round:
             optimizer = torch.optim.AdamW(network.parameters(), fused=self.best or None)
             scheduler, config = build_scheduler(self.config.diffusion), self.config.diffusion
-            batch = self.pictures.batch()
+            batch = self.images.batch()
 
             def step() -> None:
                 pixels = to_model_range(batch["image"].to(device)).contiguous(memory_format=self.layout)
@@ -146,7 +146,7 @@ class DenoiserTraining(DenoiserCase):
 
 
 def cases(quick: bool) -> list[Case]:
-    """Batches of 32 pictures of 32 x 32, at both settings."""
+    """Batches of 32 images of 32 x 32, at both settings."""
     if quick:
         return [DenoiserTraining(setting, 2, 16, **TINY) for setting in SETTINGS]
     return [DenoiserTraining(setting, 32, 32) for setting in SETTINGS]

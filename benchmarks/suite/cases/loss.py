@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from suite.cases.case import OURS, Case, Side
-from suite.cases.pictures import RandomPictures
+from suite.cases.images import RandomImages
 from suite.cases.segmentation import PEER, VOID
 from unetdiff.benchmark.timing import Round
 from unetdiff.segmentation.config import SegmentationConfig
@@ -47,7 +47,7 @@ class LossCase(Case):
     @property
     def masks(self) -> Tensor:
         """uint8 (batch, size, size), as masks are read."""
-        return RandomPictures(self.batch, self.size, self.classes).batch()["mask"]
+        return RandomImages(self.batch, self.size, self.classes).batch()["mask"]
 
     def ours(self, device: torch.device) -> Side:
         loss = combined(SegmentationConfig().losses, VOID)
@@ -67,5 +67,5 @@ class LossCase(Case):
 
 
 def cases(quick: bool) -> list[Case]:
-    """Two pictures of 512 x 512 and 21 classes."""
+    """Two images of 512 x 512 and 21 classes."""
     return [LossCase("defaults", 2, 32 if quick else 512)]

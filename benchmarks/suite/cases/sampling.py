@@ -1,8 +1,8 @@
 """Sampling with classifier-free guidance against the loop that a diffusers user writes: the same network, weights,
-noise and scheduler (DDIM), so the same pictures.
+noise and scheduler (DDIM), so the same images.
 
 Defaults: ours as `unetdiff sample` draws (weights in bf16 where the machine has it, channels-last); theirs in float32.
-Best: that for both. How close the pictures are is told in float32, before anything is timed.
+Best: that for both. How close the images are is told in float32, before anything is timed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.training.tasks import DiffusionTask
 
 Draw = Callable[[], Tensor]
-"""-> pictures (B, 3, H, W), floats in [0, 1]."""
+"""-> images (B, 3, H, W), floats in [0, 1]."""
 
 
-def psnr(pictures: Tensor, others: Tensor) -> float:
-    """Peak signal-to-noise ratio of two tensors of pictures in [0, 1], in dB; infinite where they are the same."""
-    error = float((pictures.double().cpu() - others.double().cpu()).square().mean())
+def psnr(images: Tensor, others: Tensor) -> float:
+    """Peak signal-to-noise ratio of two tensors of images in [0, 1], in dB; infinite where they are the same."""
+    error = float((images.double().cpu() - others.double().cpu()).square().mean())
     return -10 * math.log10(error) if error else math.inf
 
 
 @dataclass(frozen=True)
 class Sampling(DenoiserCase):
-    """Pictures of given classes, from given noise."""
+    """Images of given classes, from given noise."""
 
     steps: int = 50
     guidance: float = 2.0
@@ -74,13 +74,13 @@ class Sampling(DenoiserCase):
         return Side(PEER, network, fast_precision(device) if self.best else "float32", start)
 
     def _our_draw(self, task: DiffusionTask) -> Draw:
-        labels = task.conditions(self.pictures.batch(), task.unet.device)
+        labels = task.conditions(self.images.batch(), task.unet.device)
         return sampling_round(task.pipeline(), labels, self.noise, self.steps, self.guidance, None)
 
     def _their_draw(self, network: nn.ModuleDict) -> Draw:
         unet, table = network["unet"], network["table"]
         scheduler, noise = build_scheduler(self.config.diffusion), self.noise.to(unet.device)
-        labels = self.pictures.batch()["label"].to(unet.device)
+        labels = self.images.batch()["label"].to(unet.device)
 
         @torch.inference_mode()
         def draw() -> Tensor:
@@ -97,13 +97,13 @@ class Sampling(DenoiserCase):
         return draw
 
     def match(self, ours: Side, theirs: Side) -> dict[str, float]:
-        """As of a training step, and how close the pictures of both are in float32 (dB)."""
+        """As of a training step, and how close the images of both are in float32 (dB)."""
         figures = super().match(ours, theirs)
         return figures | {"psnr": psnr(self._our_draw(ours.network)(), self._their_draw(theirs.network)())}
 
 
 def cases(quick: bool) -> list[Case]:
-    """16 pictures of 32 x 32, at both settings."""
+    """16 images of 32 x 32, at both settings."""
     if quick:
         return [Sampling(setting, 2, 16, **TINY, steps=4) for setting in SETTINGS]
     return [Sampling(setting, 16, 32) for setting in SETTINGS]

@@ -4,7 +4,7 @@ Training, defaults: ours as `unetdiff train` does it (bf16 where the machine has
 gradients clipped, an average kept; cross-entropy and Dice); theirs as its users write it (float32, cross-entropy and
 its DiceLoss, torch's AdamW). Best: bf16, channels-last and fused AdamW for both, neither clipping nor an average.
 
-Inference is from pictures to masks. Defaults: ours as `unetdiff predict` does it (BatchNorm folded, weights in bf16
+Inference is from images to masks. Defaults: ours as `unetdiff predict` does it (BatchNorm folded, weights in bf16
 where the machine has it, channels-last); theirs in float32. Best: that for both. Compiled: that and torch.compile, for
 both.
 """
@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
-from suite.cases.pictures import RandomPictures, normalised
+from suite.cases.images import RandomImages, normalised
 from unetdiff.benchmark.rounds import prediction_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.config.parsing import RunConfig, parse
@@ -51,20 +51,20 @@ class SegmentationCase(Case):
         return torch.channels_last if self.best else torch.contiguous_format
 
     @property
-    def pictures(self) -> RandomPictures:
+    def images(self) -> RandomImages:
         """As many as the batch has."""
-        return RandomPictures(self.batch, self.size, self.classes)
+        return RandomImages(self.batch, self.size, self.classes)
 
     @cached_property
     def config(self) -> RunConfig:
         """Our run; what is not said is its default."""
-        network = {"model.encoder.family": self.encoder, "model.decoder.channels": list(self.channels)}
+        network = {"model.encoder.name": self.encoder, "model.decoder.channels": list(self.channels)}
         return parse(overrides=network | (PLAIN if self.best else {}), task="segmentation")
 
     def our_task(self) -> Task:
         """Our network with its loss, fresh."""
         torch.manual_seed(0)
-        return build_task(self.config, self.pictures, self.pictures)
+        return build_task(self.config, self.images, self.images)
 
     def their_network(self) -> nn.Module:
         """The peer's network, fresh."""
@@ -73,13 +73,13 @@ class SegmentationCase(Case):
 
 
 class SegmentationTraining(SegmentationCase):
-    """An optimizer step: picture to loss, gradients, weights."""
+    """An optimizer step: image to loss, gradients, weights."""
 
     work: ClassVar[str] = "segmentation training step"
     targets: ClassVar[dict[str, float]] = {"defaults": 2.3, "best": 1.1}
 
     def ours(self, device: torch.device) -> Side:
-        return our_training(self.our_task(), self.pictures.batch(), self.config.training, device)
+        return our_training(self.our_task(), self.images.batch(), self.config.training, device)
 
     def theirs(self, device: torch.device) -> Side:
         network = self.their_network().to(device, memory_format=self.layout).train()
@@ -88,7 +88,7 @@ class SegmentationTraining(SegmentationCase):
         def start() -> Round:
             optimizer = torch.optim.AdamW(network.parameters(), fused=self.best or None)
             dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
-            batch = self.pictures.batch()
+            batch = self.images.batch()
 
             def step() -> None:
                 pixels = normalised(batch["image"].to(device), self.layout)
@@ -106,24 +106,24 @@ class SegmentationTraining(SegmentationCase):
 
 
 class SegmentationInference(SegmentationCase):
-    """Masks of pictures, from uint8 to uint8."""
+    """Masks of images, from uint8 to uint8."""
 
     work: ClassVar[str] = "segmentation inference"
     targets: ClassVar[dict[str, float]] = {"defaults": 1.8, "best": 1.1, "compiled": 1.1}
 
     def ours(self, device: torch.device) -> Side:
         unet = self.our_task().unet.to(device)
-        pictures = self.pictures.batch()["image"]
+        images = self.images.batch()["image"]
 
         def start(compiled: bool) -> Round:
             network = self._mine(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
-            return prediction_round(network, pictures)
+            return prediction_round(network, images)
 
         return self._side(OURS, unet, fast_precision(device), start)
 
     def theirs(self, device: torch.device) -> Side:
         smp_unet = self.their_network().to(device).eval()
-        pictures = self.pictures.batch()["image"].to(device)
+        images = self.images.batch()["image"].to(device)
         dtype = (fast_dtype(device) if self.best else None) or torch.float32
 
         def start(compiled: bool) -> Round:
@@ -137,7 +137,7 @@ class SegmentationInference(SegmentationCase):
 
             def predict() -> torch.Tensor:
                 with torch.inference_mode():
-                    pixels = normalised(pictures, self.layout).to(dtype)
+                    pixels = normalised(images, self.layout).to(dtype)
                     return network(pixels).argmax(dim=1).to(torch.uint8).cpu()
 
             return predict
@@ -162,7 +162,7 @@ def training_cases(quick: bool) -> list[Case]:
 
 
 def inference_cases(quick: bool) -> list[Case]:
-    """One picture and eight, at 256 x 256 and 512 x 512, at both settings."""
+    """One image and eight, at 256 x 256 and 512 x 512, at both settings."""
     if quick:
         return [SegmentationInference(setting, 2, 64, **TINY) for setting in SETTINGS]
     every = [(setting, batch, size) for setting in (*SETTINGS, "compiled") for size in (256, 512) for batch in (1, 8)]

@@ -21,7 +21,7 @@ def conditioner() -> ClassConditioner:
 @pytest.fixture
 def several() -> ClassConditioner:
     torch.manual_seed(0)
-    return ClassConditioner(3, 8, labels=NAMES, at_once=2)
+    return ClassConditioner(3, 8, labels=NAMES, max_classes=2)
 
 
 def test_tokens_are_the_rows_of_the_table(conditioner: ClassConditioner) -> None:
@@ -32,8 +32,8 @@ def test_tokens_are_the_rows_of_the_table(conditioner: ClassConditioner) -> None
 
 
 def test_nothing_is_the_row_after_the_last_class(conditioner: ClassConditioner, several: ClassConditioner) -> None:
-    assert conditioner.nothing(4).tolist() == [[3]] * 4
-    assert torch.equal(conditioner(conditioner.nothing(1)).tokens[0].flatten(), conditioner.table.weight[3])
+    assert conditioner.null_condition(4).tolist() == [[3]] * 4
+    assert torch.equal(conditioner(conditioner.null_condition(1)).tokens[0].flatten(), conditioner.table.weight[3])
     tokens = several(several.nothing(1)).tokens[0]
     assert torch.equal(tokens[0], several.table.weight[3]) and not tokens[1].any()
 
@@ -48,7 +48,7 @@ def test_several_classes_fill_slots_and_empty_ones_are_zero(several: ClassCondit
 
 
 def test_a_batch_of_a_data_set_is_cut_or_filled(conditioner: ClassConditioner, several: ClassConditioner) -> None:
-    assert conditioner.of({"label": torch.tensor([2, 0])}).tolist() == [[2], [0]]
+    assert conditioner.from_batch({"label": torch.tensor([2, 0])}).tolist() == [[2], [0]]
     assert several.of({"labels": torch.tensor([[0, 1, 2], [2, -1, -1]])}).tolist() == [[0, 1], [2, -1]]
     assert several.of({"labels": torch.tensor([[0]])}).tolist() == [[0, -1]]
 
@@ -64,7 +64,7 @@ def test_drop_replaces_the_share_asked_for_and_nothing_else(conditioner: ClassCo
     assert (conditioner.drop(labels, 1.0) == 3).all()
 
 
-def test_drop_takes_all_slots_of_a_picture(several: ClassConditioner) -> None:
+def test_drop_takes_all_slots_of_a_image(several: ClassConditioner) -> None:
     dropped = several.drop(torch.tensor([[0, 1]]).repeat(200, 1), 0.5, torch.Generator().manual_seed(0))
     assert {tuple(row) for row in dropped.tolist()} == {(0, 1), (3, -1)}
 
@@ -82,7 +82,7 @@ def test_a_name_of_digits_is_a_name_first() -> None:
 
 
 def test_a_name_with_a_plus_is_a_name_first() -> None:
-    assert ClassConditioner(2, 4, labels=["a+b", "c"], at_once=2).encode(["a+b"]).tolist() == [[0, -1]]
+    assert ClassConditioner(2, 4, labels=["a+b", "c"], max_classes=2).encode(["a+b"]).tolist() == [[0, -1]]
 
 
 def test_unknown_class_names_the_nearest(conditioner: ClassConditioner) -> None:
@@ -94,15 +94,13 @@ def test_unknown_class_names_the_nearest(conditioner: ClassConditioner) -> None:
 
 
 def test_more_classes_than_slots_are_refused(conditioner: ClassConditioner, several: ClassConditioner) -> None:
-    with pytest.raises(UserError, match="1 to 1 of a picture"):
+    with pytest.raises(UserError, match="1 to 1 of an image"):
         conditioner.encode([["zero", "one"]])
-    with pytest.raises(UserError, match="1 to 2 of a picture"):
+    with pytest.raises(UserError, match="1 to 2 of an image"):
         several.encode("zero+one+seven")
 
 
-def test_examples_are_the_classes_or_what_pictures_show(
-    conditioner: ClassConditioner, several: ClassConditioner
-) -> None:
+def test_examples_are_the_classes_or_what_images_show(conditioner: ClassConditioner, several: ClassConditioner) -> None:
     assert conditioner.examples([]).rows == NAMES
     examples = several.examples([{"labels": [2, 0]}, {"labels": [1]}, {"labels": [2, 0]}, {"labels": []}])
     assert examples.rows == ["seven+zero", "one"]
@@ -119,7 +117,7 @@ def test_save_and_load(several: ClassConditioner, tmp_path) -> None:
     several.save_pretrained(tmp_path)
     loaded = load_conditioner(tmp_path)
     assert isinstance(loaded, ClassConditioner)
-    assert loaded.labels == NAMES and loaded.at_once == 2
+    assert loaded.labels == NAMES and loaded.max_classes == 2
     assert torch.equal(loaded.table.weight, several.table.weight)
 
 

@@ -36,7 +36,7 @@ def test_tokens_tell_the_shares_of_each_cell() -> None:
     torch.testing.assert_close(tokens[0, 0], 0.75 * weight[:, 1] + 0.25 * weight[:, 2])
 
 
-def test_channels_are_a_colour_for_each_class_at_the_pictures_size() -> None:
+def test_channels_are_a_colour_for_each_class_at_the_images_size() -> None:
     conditioner = make()
     channels = conditioner(halves(), (8, 8)).channels
     assert channels.shape == (1, 4, 8, 8)
@@ -57,7 +57,7 @@ def test_beside_latents_a_cell_has_the_mean_colour_of_its_pixels() -> None:
 
 def test_void_and_nothing_are_said_differently() -> None:
     conditioner = make()
-    void, nothing = torch.full((1, 4, 4), 255), conditioner.nothing(1, (4, 4))
+    void, nothing = torch.full((1, 4, 4), 255), conditioner.null_condition(1, (4, 4))
     assert torch.equal(conditioner(void, (4, 4)).channels[0, :, 0, 0], conditioner.colours.weight[3])
     assert torch.equal(conditioner(nothing, (4, 4)).channels[0, :, 0, 0], conditioner.colours.weight[4])
     assert not torch.equal(conditioner(void, (4, 4)).tokens, conditioner(nothing, (4, 4)).tokens)
@@ -79,7 +79,7 @@ def test_channels_alone_and_tokens_alone() -> None:
         LayoutConditioner(3, None, channels=0)
 
 
-def test_encode_takes_arrays_pictures_and_tensors_of_any_size() -> None:
+def test_encode_takes_arrays_images_and_tensors_of_any_size() -> None:
     conditioner = make()
     array = halves()[0].numpy().astype(np.uint8)
     image = Image.fromarray(array).resize((8, 8), Image.Resampling.NEAREST)

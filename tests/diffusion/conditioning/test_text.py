@@ -54,7 +54,7 @@ def test_tokens_are_projected_and_padding_says_nothing(conditioner: TextConditio
 
 
 def test_nothing_and_the_empty_prompt_are_the_null_token(conditioner: TextConditioner) -> None:
-    for conditions in (conditioner.nothing(1), conditioner.encode(""), conditioner.encode(["  "])):
+    for conditions in (conditioner.null_condition(1), conditioner.encode(""), conditioner.encode(["  "])):
         tokens = conditioner(conditions).tokens[0]
         assert torch.equal(tokens[0], conditioner.null_token) and not tokens[1:].any()
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 
 Theirs = UNet2DModel | UNet2DConditionModel
 CONTEXT = 12
@@ -19,7 +19,7 @@ GRID = range(28)
 
 
 def configured(seed: int) -> tuple[type[Theirs], dict[str, Any], tuple[int, int]]:
-    """A random tiny network: its class, its config, and a size of picture that it takes."""
+    """A random tiny network: its class, its config, and a size of image that it takes."""
     pick = random.Random(seed)
     condition, levels = bool(seed % 2), pick.choice([1, 2, 3])
     channels = [pick.choice([8, 16, 24]) for _ in range(levels)]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from unetdiff import GenerationPipeline
 from unetdiff.errors import UserError
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 
 FILE = "diffusion_pytorch_model.safetensors"
 SMALL: dict[str, Any] = {
@@ -236,12 +236,12 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
 # ---------------------------------------------------------------------------------------------- pipelines
 
 
-def test_the_same_pictures_in_stock_pipelines_and_in_ours(tmp_path: Path) -> None:
+def test_the_same_images_in_stock_pipelines_and_in_ours(tmp_path: Path) -> None:
     unet, scheduler = built(sample_size=[16, 24]), DDPMScheduler(num_train_timesteps=100)
     unet.to_diffusers(tmp_path)
     stock = UNet2DModel.from_pretrained(tmp_path)
     settings: dict[str, Any] = {"batch_size": 2, "num_inference_steps": 5, "output_type": "np"}
-    pictures = []
+    images = []
     for pipeline in (
         DDPMPipeline(stock, scheduler),
         DDPMPipeline(unet, scheduler),
@@ -249,7 +249,7 @@ def test_the_same_pictures_in_stock_pipelines_and_in_ours(tmp_path: Path) -> Non
         GenerationPipeline(stock, scheduler),
     ):
         pipeline.set_progress_bar_config(disable=True)
-        pictures.append(torch.from_numpy(pipeline(generator=torch.Generator().manual_seed(7), **settings).images))
-    assert pictures[0].shape == (2, 16, 24, 3) and pictures[0].std() > 0.05
-    for drawn in pictures[1:]:
-        torch.testing.assert_close(drawn, pictures[0], rtol=0, atol=1e-4)
+        images.append(torch.from_numpy(pipeline(generator=torch.Generator().manual_seed(7), **settings).images))
+    assert images[0].shape == (2, 16, 24, 3) and images[0].std() > 0.05
+    for drawn in images[1:]:
+        torch.testing.assert_close(drawn, images[0], rtol=0, atol=1e-4)

@@ -14,9 +14,9 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from unetdiff.export.convert.diffusers_names import to_theirs as their_name
 from unetdiff.export.convert.from_diffusers import from_theirs
 from unetdiff.export.convert.to_diffusers import to_theirs
-from unetdiff.models import UNet
 from unetdiff.models.loading import plain
 from unetdiff.models.resolve import parse
+from unetdiff.models.unet import UNet
 
 PARAMETERS = {
     "stable_diffusion_1_5": 859_520_964,

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 
 from unetdiff.errors import UserError
 from unetdiff.export.convert.from_diffusers import CLASSES, IDLE, READ_BY_CLASS, from_theirs
-from unetdiff.models import UNet
+from unetdiff.models.unet import UNet
 
 SMALL: dict[str, Any] = {
     "block_out_channels": [8, 16],
@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }
-TOLD: dict[str, Any] = {
+CONDITIONED: dict[str, Any] = {
     **SMALL,
     "cross_attention_dim": 8,
     "attention_head_dim": 4,
@@ -38,7 +38,7 @@ OTHER_KEYS = [
 
 @pytest.mark.parametrize(("name", "key"), OTHER_KEYS)
 def test_a_key_that_is_not_read_must_have_its_default(name: str, key: str) -> None:
-    config = {**(SMALL if name == "UNet2DModel" else TOLD), key: "something"}
+    config = {**(SMALL if name == "UNet2DModel" else CONDITIONED), key: "something"}
     with pytest.raises(UserError, match=f"^here: {key} 'something' is not supported; only .* is$"):
         from_theirs(name, config, "here")
 
@@ -88,13 +88,13 @@ def test_what_a_plain_network_may_not_say(change: dict[str, Any], says: str) -> 
 )
 def test_what_a_told_network_may_not_say(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        from_theirs("UNet2DConditionModel", {**TOLD, **change}, "here")
+        from_theirs("UNet2DConditionModel", {**CONDITIONED, **change}, "here")
 
 
 def test_the_source_is_named_and_keys_unknown_to_diffusers_do_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^from_diffusers: this UNet2DModel: center_input_sample True"):
         UNet.from_diffusers(UNet2DModel(**SMALL, attention_head_dim=8, center_input_sample=True))
-    theirs = UNet2DConditionModel(**TOLD)
+    theirs = UNet2DConditionModel(**CONDITIONED)
     assert from_theirs("UNet2DConditionModel", {**theirs.config, "made_up": 3}, "here")["in_channels"] == 4
 
 
@@ -110,8 +110,8 @@ OURS: dict[str, Any] = {
     ("sections", "says"),
     [
         (
-            {"encoder": {"family": "classic", "channels": [8, 16]}},
-            "encoder.family 'classic' .*; its networks are our fam",
+            {"encoder": {"name": "classic", "channels": [8, 16]}},
+            "encoder.name 'classic' .*; its networks are our fam",
         ),
         ({"heads": {"segmentation": {"num_classes": 2}}}, r"heads.diffusion None .*; .*add_head\(\"diffusion\"\)"),
         ({"patch_size": 2}, "patch_size 2 .*; train with model.patch_size 1"),

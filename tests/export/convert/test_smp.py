@@ -1,4 +1,4 @@
-"""smp's own networks, loaded: the same picture gives the same logits, and what is not the same network is refused."""
+"""smp's own networks, loaded: the same image gives the same logits, and what is not the same network is refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unetdiff.errors import UserError
-from unetdiff.export.convert.smp import TRUNKS
-from unetdiff.models import UNet
+from unetdiff.export.convert.smp import PRETRAINED_ENCODERS
+from unetdiff.models.unet import UNet
 
 smp = pytest.importorskip("segmentation_models_pytorch")  # in the dev extra: here it is always there
 
@@ -21,7 +21,7 @@ SMALL = {"encoder_weights": None, "decoder_channels": (16, 12, 10, 8, 6), "class
 
 
 def trained(encoder: str = "resnet18", **options: Any) -> nn.Module:
-    """An smp.Unet whose norms have seen pictures, in eval mode."""
+    """An smp.Unet whose norms have seen images, in eval mode."""
     torch.manual_seed(0)
     model = smp.Unet(encoder, **{**SMALL, **options})
     channels = options.get("in_channels", 3)
@@ -40,13 +40,13 @@ def plain() -> nn.Module:
     return trained()
 
 
-def picture(size: tuple[int, int] = (64, 96)) -> Tensor:
+def image(size: tuple[int, int] = (64, 96)) -> Tensor:
     """uint8 (2, 3, H, W)."""
     return torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
 
 
 def logits(model: nn.Module, unet: UNet, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a uint8 picture, as each library is given it."""
+    """Of a uint8 image, as each library is given it."""
     with torch.inference_mode():
         return unet.segment(pixels / 127.5 - 1), model((pixels / 255 - MEAN) / STD)
 
@@ -56,17 +56,17 @@ def same(ours: Tensor, theirs: Tensor) -> None:
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * max(1.0, float(theirs.std())))
 
 
-@pytest.mark.parametrize("encoder", TRUNKS)
-def test_the_same_picture_gives_the_same_logits(encoder: str) -> None:
+@pytest.mark.parametrize("encoder", PRETRAINED_ENCODERS)
+def test_the_same_image_gives_the_same_logits(encoder: str) -> None:
     model = trained(encoder, decoder_channels=(256, 128, 64, 32, 16))
     unet = UNet.from_smp(model)
-    assert not unet.training and unet.config["encoder"]["family"] == encoder
+    assert not unet.training and unet.config["encoder"]["name"] == encoder
     assert sum(p.numel() for p in unet.parameters()) == sum(p.numel() for p in model.parameters())
-    same(*logits(model, unet, picture()))
+    same(*logits(model, unet, image()))
     exact = UNet.from_smp(model, statistics="none").to(torch.float64)  # without ImageNet's rounded constants
     model.to(torch.float64)
     for size in ((64, 96), (37, 45)):
-        pixels = picture(size).to(torch.float64)
+        pixels = image(size).to(torch.float64)
         with torch.inference_mode():
             ours, theirs = exact.segment(pixels / 127.5 - 1), model(pixels / 255)
         assert theirs.std() > 0.05
@@ -84,11 +84,11 @@ def test_the_same_picture_gives_the_same_logits(encoder: str) -> None:
 )
 def test_options_in_common(options: dict[str, Any]) -> None:
     model = trained(**options)
-    same(*logits(model, UNet.from_smp(model), picture()))
+    same(*logits(model, UNet.from_smp(model), image()))
 
 
 def test_more_input_channels_stay_as_they_are_given() -> None:
-    model, pixels, more = trained(in_channels=5), picture(), torch.randn(2, 2, 64, 96)
+    model, pixels, more = trained(in_channels=5), image(), torch.randn(2, 2, 64, 96)
     unet = UNet.from_smp(model)
     with torch.inference_mode():
         ours = unet.segment(torch.cat([pixels / 127.5 - 1, more], dim=1))
@@ -99,13 +99,13 @@ def test_more_input_channels_stay_as_they_are_given() -> None:
 def test_pixels_without_imagenets_statistics(plain: nn.Module) -> None:
     unet = UNet.from_smp(plain, statistics="none")
     with torch.inference_mode():
-        ours, theirs = unet.segment(picture() / 127.5 - 1), plain(picture() / 255)
+        ours, theirs = unet.segment(image() / 127.5 - 1), plain(image() / 255)
     same(ours, theirs)
 
 
 def test_a_binary_model_gets_a_background(plain: nn.Module) -> None:
     model = trained(classes=1)
-    ours, theirs = logits(model, UNet.from_smp(model, background=True), picture())
+    ours, theirs = logits(model, UNet.from_smp(model, background=True), image())
     assert ours.shape[1] == 2
     same(ours.softmax(dim=1)[:, 1:], theirs.sigmoid())
     sure = theirs.abs() > 1e-3
@@ -119,27 +119,27 @@ def test_from_wherever_the_model_comes(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     state = model.state_dict()
     save_file({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
-    expected, theirs = logits(model, UNet.from_smp(model), picture())
+    expected, theirs = logits(model, UNet.from_smp(model), image())
     same(expected, theirs)
     for source, options in (
         (tmp_path / "saved", {}),
         (str(tmp_path / "wrapped.safetensors"), {"upsample": "bilinear"}),
         ({f"module.{name}": tensor for name, tensor in state.items()}, {"upsample": "bilinear"}),
     ):
-        assert torch.equal(logits(model, UNet.from_smp(source, **options), picture())[0], expected)
-    assert not torch.allclose(logits(model, UNet.from_smp(state), picture())[0], expected, atol=1e-3)  # nearest
+        assert torch.equal(logits(model, UNet.from_smp(source, **options), image())[0], expected)
+    assert not torch.allclose(logits(model, UNet.from_smp(state), image())[0], expected, atol=1e-3)  # nearest
 
 
 def test_goes_on_as_any_unet(plain: nn.Module, tmp_path: Path) -> None:
     unet = UNet.from_smp(plain)
     unet.save_pretrained(tmp_path)
     again = UNet.from_pretrained(tmp_path)
-    ours, theirs = logits(plain, again, picture())
-    assert torch.equal(ours, logits(plain, unet, picture())[0])
+    ours, theirs = logits(plain, again, image())
+    assert torch.equal(ours, logits(plain, unet, image())[0])
     again.add_head("diffusion", out_channels=3)
-    ours, theirs = logits(plain, again, picture())
+    ours, theirs = logits(plain, again, image())
     same(ours, theirs)
-    again.train().segment(picture() / 127.5 - 1).square().mean().backward()
+    again.train().segment(image() / 127.5 - 1).square().mean().backward()
     assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.trunk"))
 
 
@@ -168,7 +168,7 @@ def test_an_activation_is_refused_and_has_no_tensors(activation: Any) -> None:
     model = trained(activation=activation)
     with pytest.raises(UserError, match="(?i)activation 'sigmoid'.*the tensors alone"):
         UNet.from_smp(model)
-    ours, theirs = logits(model, UNet.from_smp(model.state_dict()), picture())
+    ours, theirs = logits(model, UNet.from_smp(model.state_dict()), image())
     same(ours.sigmoid(), theirs)
 
 

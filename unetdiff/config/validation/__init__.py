@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unetdiff.config.validation.config_error import refuse
+from unetdiff.config.validation.config_error import config_error
 from unetdiff.config.validation.data import (
     DOWNLOADABLE,
     WITH_CAPTIONS,
@@ -55,7 +55,9 @@ def check_files(config: RunConfig) -> None:
     """Refuse files that are named and not there, and half precision that the machine has not."""
     weights, root, vae = config.model.encoder.weights, config.data.root, config.diffusion.latent.vae
     if weights is not None and weights != "imagenet" and not Path(weights).is_file():
-        raise refuse("model.encoder.weights", weights, "does not exist", 'give a safetensors file, "imagenet", or null')
+        raise config_error(
+            "model.encoder.weights", weights, "does not exist", 'give a safetensors file, "imagenet", or null'
+        )
     if (
         root is not None
         and config.data.name != "scenes"
@@ -63,15 +65,17 @@ def check_files(config: RunConfig) -> None:
         and not Path(root).expanduser().exists()
     ):
         hint = ", or set data.download to true" if config.data.name in DOWNLOADABLE else ""
-        raise refuse("data.root", root, "does not exist", f"give the place of the set{hint}")
+        raise config_error("data.root", root, "does not exist", f"give the place of the set{hint}")
     if vae is not None and config.task != "segmentation" and not Path(vae).is_dir():
-        raise refuse("diffusion.latent.vae", vae, "does not exist", "give a diffusers AutoencoderKL's folder, or null")
+        raise config_error(
+            "diffusion.latent.vae", vae, "does not exist", "give a diffusers AutoencoderKL's folder, or null"
+        )
     start = config.training.init_from
     if start is not None and not config.training.resume and not Path(start).is_dir():  # a resumed run does not read it
         right = "give a run directory, a model directory or a directory of a diffusers U-Net, or null"
-        raise refuse("training.init_from", start, "does not exist", right)
+        raise config_error("training.init_from", start, "does not exist", right)
     if config.training.mixed_precision == "fp16":
         import torch
 
         if not torch.cuda.is_available():
-            raise refuse("training.mixed_precision", "fp16", "needs a GPU", "use auto, bf16 or no")
+            raise config_error("training.mixed_precision", "fp16", "needs a GPU", "use auto, bf16 or no")

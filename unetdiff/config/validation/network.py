@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from unetdiff.config.validation.config_error import at_least, refuse
+from unetdiff.config.validation.config_error import at_least, config_error
 from unetdiff.errors import UserError
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
@@ -21,21 +21,23 @@ def validate_network(config: RunConfig) -> None:
         ("model.decoder.channels", model.decoder.channels),
     ):
         if channels is not None and (not channels or min(channels) < 1):
-            raise refuse(key, channels, "has no width at some level", "give positive integers, e.g. [32, 64]")
+            raise config_error(key, channels, "has no width at some level", "give positive integers, e.g. [32, 64]")
     if model.in_channels != 3:
-        raise refuse("model.in_channels", model.in_channels, "does not fit RGB pictures", "use 3")
+        raise config_error("model.in_channels", model.in_channels, "does not fit RGB images", "use 3")
     dim = model.conditioning.cross_attention_dim
     if dim is not None and dim < 1:
-        raise refuse("model.conditioning.cross_attention_dim", dim, "is no width", "use a positive integer or null")
+        raise config_error(
+            "model.conditioning.cross_attention_dim", dim, "is no width", "use a positive integer or null"
+        )
     if model.conditioning.num_class_embeds is not None:
-        raise refuse(
+        raise config_error(
             "model.conditioning.num_class_embeds",
             model.conditioning.num_class_embeds,
             "is for imported networks and is not trained here",
             "use null; classes are told by diffusion.condition class",
         )
     if model.conditioning.class_embed_type is not None:
-        raise refuse(
+        raise config_error(
             "model.conditioning.class_embed_type",
             model.conditioning.class_embed_type,
             "is for imported networks and is not trained here",
@@ -54,15 +56,15 @@ def validate_network(config: RunConfig) -> None:
 def validate_heads(config: RunConfig) -> None:
     heads = config.model.heads
     if heads.diffusion is not None and heads.diffusion.out_channels != config.model.in_channels:
-        raise refuse(
+        raise config_error(
             "model.heads.diffusion.out_channels",
             heads.diffusion.out_channels,
-            "differs from the picture's channels",
+            "differs from the image's channels",
             f"use {config.model.in_channels}, or leave the heads out: they follow from the task",
         )
     classes = config.data.num_classes
     if heads.segmentation is not None and classes not in (None, heads.segmentation.num_classes):
-        raise refuse(
+        raise config_error(
             "model.heads.segmentation.num_classes",
             heads.segmentation.num_classes,
             f"differs from data.num_classes ({classes})",

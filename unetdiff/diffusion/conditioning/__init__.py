@@ -1,12 +1,12 @@
-"""Conditions as what the denoiser is told: tokens for its cross-attention, channels beside the noisy picture."""
+"""Conditions as what the denoiser is told: tokens for its cross-attention, channels beside the noisy image."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from unetdiff.diffusion.conditioning.base import Conditioner, Context
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning
 from unetdiff.diffusion.conditioning.classes import ClassConditioner
-from unetdiff.diffusion.conditioning.images import PictureConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.errors import UserError
@@ -15,14 +15,14 @@ from unetdiff.models.loading import read_json
 __all__ = [
     "ClassConditioner",
     "Conditioner",
-    "Context",
+    "Conditioning",
     "LayoutConditioner",
-    "PictureConditioner",
+    "ImageConditioner",
     "TextConditioner",
     "load_conditioner",
 ]
 
-KINDS: tuple[type[Conditioner], ...] = (ClassConditioner, LayoutConditioner, PictureConditioner, TextConditioner)
+KINDS: tuple[type[Conditioner], ...] = (ClassConditioner, LayoutConditioner, ImageConditioner, TextConditioner)
 
 
 def load_conditioner(directory: Path) -> Conditioner:

@@ -21,31 +21,31 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Context:
-    """What the denoiser is told of a batch of pictures."""
+class Conditioning:
+    """What the denoiser is told of a batch of images."""
 
     tokens: Tensor | None = None
     """`encoder_hidden_states` for its cross-attention, (B, tokens, dim)."""
     channels: Tensor | None = None
-    """Channels beside the noisy picture, (B, C, H, W)."""
+    """Channels beside the noisy image, (B, C, H, W)."""
 
-    def beside(self, sample: Tensor) -> Tensor:
+    def concat_channels(self, sample: Tensor) -> Tensor:
         """The network's input: noisy pixels or latents (B, K, H, W), and the channels beside them, (B, K + C, H, W)."""
         return sample if self.channels is None else torch.cat([sample, self.channels.to(sample)], dim=1)
 
 
-def joined(first: Context, second: Context) -> Context:
+def concat_conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
     """Two contexts of one kind as one batch."""
 
     def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return None if a is None or b is None else torch.cat([a, b])
 
-    return Context(both(first.tokens, second.tokens), both(first.channels, second.channels))
+    return Conditioning(both(first.tokens, second.tokens), both(first.channels, second.channels))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A few conditions to draw pictures of, one a row."""
+    """A few conditions to draw images of, one a row."""
 
     rows: list[str]
     """What each row is called."""
@@ -61,19 +61,19 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
     `nothing` is what classifier-free guidance moves away from.
     """
 
-    asked_by: str
+    pipeline_arg: str
     """The argument of `GenerationPipeline` that its conditions are given by."""
-    needs: str
+    batch_key: str
     """The key of a data set's items that it makes conditions of."""
     channels: int = 0
-    """Channels that it puts beside the noisy picture (or latents)."""
+    """Channels that it puts beside the noisy image (or latents)."""
 
     @abstractmethod
-    def forward(self, conditions: Tensor, size: Size) -> Context:
-        """What the denoiser is told, beside noisy pictures (or latents) of `size`."""
+    def forward(self, conditions: Tensor, size: Size) -> Conditioning:
+        """What the denoiser is told, beside noisy images (or latents) of `size`."""
 
     @abstractmethod
-    def of(self, batch: Mapping[str, Any]) -> Tensor:
+    def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
         """The conditions of a batch of a data set, first axis = batch."""
 
     @abstractmethod
@@ -81,22 +81,22 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """What a person writes as the tensor that `forward` takes, first axis = batch."""
 
     @abstractmethod
-    def nothing(self, batch: int, size: Size) -> Tensor:
+    def null_condition(self, batch: int, size: Size) -> Tensor:
         """Conditions that say nothing, as `forward` takes them."""
 
     @abstractmethod
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
         """Conditions to draw while training, made of items of the validation split where they are needed."""
 
-    def shown(self, conditions: Tensor) -> Tensor | None:
-        """Conditions as pictures, floats in [0, 1], (B, 3, H, W); None where they have no shape to show."""
+    def visualize(self, conditions: Tensor) -> Tensor | None:
+        """Conditions as images, floats in [0, 1], (B, 3, H, W); None where they have no shape to show."""
         return None
 
     def drop(self, conditions: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
         """The same conditions, each made to say nothing with `probability` (Ho & Salimans 2022, algorithm 1)."""
         where = conditions.device if generator is None else generator.device
         dropped = torch.rand(len(conditions), generator=generator, device=where).to(conditions.device) < probability
-        nothing = self.nothing(len(conditions), (conditions.shape[-2], conditions.shape[-1])).to(conditions)
+        nothing = self.null_condition(len(conditions), (conditions.shape[-2], conditions.shape[-1])).to(conditions)
         return torch.where(dropped.reshape(-1, *[1] * (conditions.ndim - 1)), nothing, conditions)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Conditioning on what a picture shows: a learned table of tokens, whose last row is the null class."""
+"""Conditioning on what an image shows: a learned table of tokens, whose last row is the null class."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  (Diffusion
 from einops import rearrange
 from torch import Tensor, nn
 
-from unetdiff.diffusion.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
 from unetdiff.errors import UserError, nearest
 
 EMPTY = -1
 """A slot that no class is in: its tokens are zeros."""
 TOGETHER = "+"
-"""Between the names of classes that are asked for in one picture."""
+"""Between the names of classes that are asked for in one image."""
 MOST_ROWS = 12
-"""Rows of the pictures drawn while training."""
+"""Rows of the images drawn while training."""
 
 Classes = int | str | Sequence[int | str]
-"""One picture's class, or several at once: an index, a name, "cat+dog", or a sequence of such."""
+"""One image's class, or several at once: an index, a name, "cat+dog", or a sequence of such."""
 
 
 class ClassConditioner(Conditioner):
@@ -35,25 +35,25 @@ class ClassConditioner(Conditioner):
         dim: width of a token, the U-Net's `cross_attention_dim`.
         tokens: tokens that a class is told with.
         labels: names of the classes, in the order of their indices; without them "0", "1", …
-        at_once: most classes that one picture is told with. The order of the slots says nothing: their tokens have no
+        max_classes: most classes that one image is told with. The order of the slots says nothing: their tokens have no
             positions.
 
     Raises:
         UserError: as many labels as classes are needed, all of them different.
     """
 
-    asked_by = "class_labels"
+    pipeline_arg = "class_labels"
 
     @register_to_config
     def __init__(
-        self, num_classes: int, dim: int, tokens: int = 1, labels: list[str] | None = None, at_once: int = 1
+        self, num_classes: int, dim: int, tokens: int = 1, labels: list[str] | None = None, max_classes: int = 1
     ) -> None:
         super().__init__()
         self.labels: list[str] = [str(i) for i in range(num_classes)] if labels is None else list(labels)
         if len(self.labels) != num_classes or len(set(self.labels)) != num_classes:
             raise UserError(f"labels: {num_classes} different names are needed, got {self.labels}.")
-        self.num_classes, self.tokens, self.at_once = num_classes, tokens, at_once
-        self.needs = "label" if at_once == 1 else "labels"
+        self.num_classes, self.tokens, self.max_classes = num_classes, tokens, max_classes
+        self.batch_key = "label" if max_classes == 1 else "labels"
         self.table = nn.Embedding(num_classes + 1, tokens * dim)
 
     @property
@@ -61,59 +61,59 @@ class ClassConditioner(Conditioner):
         """The label that says nothing."""
         return self.num_classes
 
-    def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Context:
-        """Labels (B, at_once), int in 0..num_classes or empty, as tokens (B, at_once * tokens, dim)."""
+    def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Conditioning:
+        """Labels (B, max_classes), int in 0..num_classes or empty, as tokens (B, max_classes * tokens, dim)."""
         labels = conditions.to(self.table.weight.device)
-        rows = self.table(labels.clamp(min=0)) * (labels != EMPTY)[..., None]  # (B, at_once, tokens * dim)
-        return Context(tokens=rearrange(rows, "b k (t d) -> b (k t) d", t=self.tokens))
+        rows = self.table(labels.clamp(min=0)) * (labels != EMPTY)[..., None]  # (B, max_classes, tokens * dim)
+        return Conditioning(tokens=rearrange(rows, "b k (t d) -> b (k t) d", t=self.tokens))
 
-    def of(self, batch: Mapping[str, Any]) -> Tensor:
-        """A batch's "label" (B,), or with several at once its "labels" (B, K), the first `at_once` of them."""
-        if self.at_once == 1:
+    def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """A batch's "label" (B,), or with several at once its "labels" (B, K), the first `max_classes` of them."""
+        if self.max_classes == 1:
             return rearrange(batch["label"], "b -> b 1")
-        labels: Tensor = batch["labels"][:, : self.at_once]
-        return nn.functional.pad(labels, (0, self.at_once - labels.shape[1]), value=EMPTY)
+        labels: Tensor = batch["labels"][:, : self.max_classes]
+        return nn.functional.pad(labels, (0, self.max_classes - labels.shape[1]), value=EMPTY)
 
-    def nothing(self, batch: int, size: Size = (0, 0)) -> Tensor:
-        labels = torch.full((batch, self.at_once), EMPTY)
+    def null_condition(self, batch: int, size: Size = (0, 0)) -> Tensor:
+        labels = torch.full((batch, self.max_classes), EMPTY)
         labels[:, 0] = self.null_index
         return labels
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
-        """Each class by itself, and with several at once what pictures of the validation split show."""
+        """Each class by itself, and with several at once what images of the validation split show."""
         rows = [[label] for label in self.labels[:MOST_ROWS]]
-        if self.at_once > 1:
-            shown = [[self.labels[i] for i in item["labels"][: self.at_once]] for item in items]
+        if self.max_classes > 1:
+            shown = [[self.labels[i] for i in item["labels"][: self.max_classes]] for item in items]
             rows = [list(names) for names in dict.fromkeys(tuple(names) for names in shown if names)][:MOST_ROWS]
         conditions = self.encode(rows)
         return Examples(self.names(conditions), conditions)
 
     def names(self, conditions: Tensor) -> list[str]:
-        """What each picture's labels (B, at_once) are called: "cat", "cat+dog"."""
+        """What each image's labels (B, max_classes) are called: "cat", "cat+dog"."""
         return [TOGETHER.join(self.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]
 
     def encode(self, conditions: Classes | Sequence[Classes] | Tensor, size: Size = (0, 0)) -> Tensor:
-        """Class names or indices, one picture's or a sequence of pictures', as labels (B, at_once).
+        """Class names or indices, one image's or a sequence of images', as labels (B, max_classes).
 
         Raises:
-            UserError: a name or an index that is not one of the classes, or more of them than a picture is told with.
+            UserError: a name or an index that is not one of the classes, or more of them than an image is told with.
         """
         if isinstance(conditions, Tensor):
             conditions = conditions.reshape(1).tolist() if conditions.ndim == 0 else conditions.tolist()
         if isinstance(conditions, int | str):
             conditions = [conditions]
-        return torch.tensor([self._picture(picture) for picture in conditions])
+        return torch.tensor([self._image(image) for image in conditions])
 
-    def _picture(self, classes: Classes) -> list[int]:
-        """The slots of one picture."""
-        if isinstance(classes, str) and classes not in self.labels and self.at_once > 1:
+    def _image(self, classes: Classes) -> list[int]:
+        """The slots of one image."""
+        if isinstance(classes, str) and classes not in self.labels and self.max_classes > 1:
             classes = classes.split(TOGETHER)
         if isinstance(classes, int | str):
             classes = [classes]
         indices = [self._index(one) for one in classes if one != EMPTY]
-        if not 1 <= len(indices) <= self.at_once:
-            raise UserError(f"classes {list(classes)}: this model is told 1 to {self.at_once} of a picture.")
-        return indices + [EMPTY] * (self.at_once - len(indices))
+        if not 1 <= len(indices) <= self.max_classes:
+            raise UserError(f"classes {list(classes)}: this model is told 1 to {self.max_classes} of an image.")
+        return indices + [EMPTY] * (self.max_classes - len(indices))
 
     def _index(self, condition: int | str) -> int:
         if isinstance(condition, str):

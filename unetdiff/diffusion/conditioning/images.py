@@ -1,4 +1,4 @@
-"""Conditioning on a picture, as channels beside the noisy one: super-resolution, colouring, deblurring, its mask."""
+"""Conditioning on an image, as channels beside the noisy one: super-resolution, colouring, deblurring, its mask."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch.nn import functional as F
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from unetdiff.data.transforms import to_model_range
-from unetdiff.diffusion.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
 from unetdiff.errors import UserError
-from unetdiff.segmentation.palette import as_picture
+from unetdiff.segmentation.palette import as_rgb_array
 
 Degradation = Literal["downscale", "grayscale", "blur", "none"]
-Picture = Tensor | np.ndarray | Image.Image
+ImageInput = Tensor | np.ndarray | Image.Image
 SLACK = 1e-3  # by which numbers may leave [0, 1], as resizing makes them do
 
 
 def channels_of(latent_channels: int | None) -> int:
-    """Channels beside the noisy one: the picture's, or those of its latents, and one that says that there is one."""
+    """Channels beside the noisy one: the image's, or those of its latents, and one that says that there is one."""
     return (3 if latent_channels is None else latent_channels) + 1
 
 
-class PictureConditioner(Conditioner):
-    """The picture to restore, as channels: its three, and one that is 1 where a picture was given.
+class ImageConditioner(Conditioner):
+    """The image to restore, as channels: its three, and one that is 1 where an image was given.
 
-    In training the picture is made of the clean one by the degradation (SR3, Saharia et al. 2021, section 2); in use it
-    is what a person gives, brought to the size of the result. A denoiser of latents is told the picture's latents
+    In training the image is made of the clean one by the degradation (SR3, Saharia et al. 2021, section 2); in use it
+    is what a person gives, brought to the size of the result. A denoiser of latents is told the image's latents
     (InstructPix2Pix, Brooks et al. 2023, section 3.2); what makes them is not part of it and is handed in as
     `latents_of`.
 
@@ -44,8 +44,8 @@ class PictureConditioner(Conditioner):
         latent_channels: channels of the latents; None: pixels.
     """
 
-    asked_by = "picture"
-    needs = "image"
+    pipeline_arg = "condition_image"
+    batch_key = "image"
 
     @register_to_config
     def __init__(
@@ -56,81 +56,81 @@ class PictureConditioner(Conditioner):
         self.in_latents = latent_channels is not None
         self.channels = channels_of(latent_channels)
         self.latents_of: Callable[[Tensor], Tensor] | None = None
-        self.blank = nn.Parameter(torch.zeros(self.channels))  # what the channels say where there is no picture
+        self.blank = nn.Parameter(torch.zeros(self.channels))  # what the channels say where there is no image
 
-    def forward(self, conditions: Tensor, size: Size) -> Context:
-        """Pictures (B, 4, H, W) at the size of the noisy ones, or as their latents (B, latent_channels + 1, *size).
+    def forward(self, conditions: Tensor, size: Size) -> Conditioning:
+        """Images (B, 4, H, W) at the size of the noisy ones, or as their latents (B, latent_channels + 1, *size).
 
         Raises:
             UserError: they are to be latents, and no autoencoder was given.
         """
-        pictures = conditions.to(self.blank)
+        images = conditions.to(self.blank)
         if self.in_latents:
             if self.latents_of is None:
                 raise UserError(
-                    "picture: this model's autoencoder is not loaded; load it with GenerationPipeline.from_pretrained."
+                    "image: this model's autoencoder is not loaded; load it with GenerationPipeline.from_pretrained."
                 )
-            flag = F.interpolate(pictures[:, -1:], size=size, mode="nearest-exact")
-            pictures = torch.cat([self.latents_of(pictures[:, :3]).to(flag), flag], dim=1)
+            flag = F.interpolate(images[:, -1:], size=size, mode="nearest-exact")
+            images = torch.cat([self.latents_of(images[:, :3]).to(flag), flag], dim=1)
         blank = rearrange(self.blank, "c -> 1 c 1 1")
-        return Context(channels=torch.where(pictures[:, -1:] > 0, pictures, blank))
+        return Conditioning(channels=torch.where(images[:, -1:] > 0, images, blank))
 
-    def of(self, batch: Mapping[str, Any]) -> Tensor:
+    def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
         """A batch's "image", degraded, (B, 4, H, W)."""
         return _given(self.degraded(to_model_range(batch["image"])))
 
-    def degraded(self, pictures: Tensor) -> Tensor:
-        """Clean pictures (B, 3, H, W) in [-1, 1] as the network will see them, the same shape."""
-        height, width = pictures.shape[-2:]
+    def degraded(self, images: Tensor) -> Tensor:
+        """Clean images (B, 3, H, W) in [-1, 1] as the network will see them, the same shape."""
+        height, width = images.shape[-2:]
         if self.degradation == "none":
-            return pictures
+            return images
         if self.degradation == "grayscale":
-            weights = pictures.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
-            return repeat(torch.einsum("b c h w, c -> b h w", pictures, weights), "b h w -> b c h w", c=3)
+            weights = images.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+            return repeat(torch.einsum("b c h w, c -> b h w", images, weights), "b h w -> b c h w", c=3)
         if self.degradation == "blur":
-            return gaussian_blur(pictures, [2 * round(3 * self.strength) + 1] * 2, [self.strength] * 2)
+            return gaussian_blur(images, [2 * round(3 * self.strength) + 1] * 2, [self.strength] * 2)
         small = (max(1, round(height / self.strength)), max(1, round(width / self.strength)))
-        coarse = F.interpolate(pictures, size=small, mode="area")
+        coarse = F.interpolate(images, size=small, mode="area")
         return fitted(coarse, (height, width), -1)
 
-    def nothing(self, batch: int, size: Size) -> Tensor:
+    def null_condition(self, batch: int, size: Size) -> Tensor:
         return torch.zeros(batch, channels_of(None), *size)
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
-        """Pictures of the validation split, degraded."""
+        """Images of the validation split, degraded."""
         images = torch.stack([item["image"] for item in items])
-        return Examples([str(item["name"]) for item in items], self.of({"image": images}))
+        return Examples([str(item["name"]) for item in items], self.from_batch({"image": images}))
 
-    def shown(self, conditions: Tensor) -> Tensor | None:
+    def visualize(self, conditions: Tensor) -> Tensor | None:
         return (conditions[:, :3].float().cpu() / 2 + 0.5).clamp(0, 1)
 
-    def encode(self, conditions: Picture | Sequence[Picture], size: Size) -> Tensor:
-        """Pictures (uint8, or floats in [0, 1]) of any sizes, enlarged to `size`, (B, 4, H, W).
+    def encode(self, conditions: ImageInput | Sequence[ImageInput], size: Size) -> Tensor:
+        """Images (uint8, or floats in [0, 1]) of any sizes, enlarged to `size`, (B, 4, H, W).
 
         Raises:
-            UserError: an array that is no RGB picture.
+            UserError: an array that is no RGB image.
         """
         many = conditions if isinstance(conditions, Sequence) else [conditions]
-        return torch.cat([_given(fitted(unit_picture(picture) * 2 - 1, size, -1)) for picture in many])
+        return torch.cat([_given(fitted(unit_image(image) * 2 - 1, size, -1)) for image in many])
 
 
-def unit_picture(picture: Picture) -> Tensor:
+def unit_image(image: ImageInput) -> Tensor:
     """A PIL image, an array (H, W, 3) or a tensor ([B,] 3, H, W), uint8 or in [0, 1], as (B, 3, H, W) in [0, 1].
 
     Raises:
         UserError: an array of another shape.
     """
-    if isinstance(picture, Image.Image):
-        picture = np.array(as_picture(picture))
-    if not isinstance(picture, Tensor):
-        picture = torch.from_numpy(picture)
-        picture = rearrange(picture, "h w c -> c h w") if picture.ndim == 3 else picture
-    pixels = picture[None] if picture.ndim == 3 else picture
+    if isinstance(image, Image.Image):
+        image = np.array(as_rgb_array(image))
+    if not isinstance(image, Tensor):
+        image = torch.from_numpy(image)
+        image = rearrange(image, "h w c -> c h w") if image.ndim == 3 else image
+    pixels = image[None] if image.ndim == 3 else image
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise UserError(
-            f"an RGB picture is (3, H, W), or (H, W, 3) as an array; this has the shape {tuple(picture.shape)}."
+            f"an RGB image is (3, H, W), or (H, W, 3) as an array; this has the shape {tuple(image.shape)}."
         )
-    return unit(pixels, "a picture")
+    return unit(pixels, "an image")
 
 
 def unit(values: Tensor, what: str) -> Tensor:
@@ -149,14 +149,14 @@ def unit(values: Tensor, what: str) -> Tensor:
     return numbers
 
 
-def fitted(pictures: Tensor, size: Size, least: float = 0) -> Tensor:
-    """Pictures (B, C, h, w) in [least, 1] at `size`, bicubic, as they are where they have it."""
-    if tuple(pictures.shape[-2:]) == size:
-        return pictures
-    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True).clamp(least, 1)
+def fitted(images: Tensor, size: Size, least: float = 0) -> Tensor:
+    """Images (B, C, h, w) in [least, 1] at `size`, bicubic, as they are where they have it."""
+    if tuple(images.shape[-2:]) == size:
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(least, 1)
 
 
-def _given(pictures: Tensor) -> Tensor:
+def _given(images: Tensor) -> Tensor:
     """With a fourth channel of ones."""
-    flag = torch.ones_like(reduce(pictures, "b c h w -> b 1 h w", "max"))
-    return torch.cat([pictures, flag], dim=1)
+    flag = torch.ones_like(reduce(images, "b c h w -> b 1 h w", "max"))
+    return torch.cat([images, flag], dim=1)

@@ -1,4 +1,4 @@
-"""Conditioning on a layout: a segmentation mask as tokens of a coarse grid, and as channels beside the picture."""
+"""Conditioning on a layout: a segmentation mask as tokens of a coarse grid, and as channels beside the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.data.transforms import VOID
-from unetdiff.diffusion.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
 from unetdiff.errors import UserError
 
 Layout = Tensor | np.ndarray | Image.Image
@@ -32,16 +32,16 @@ class LayoutConditioner(Conditioner):
         dim: width of a token, the U-Net's `cross_attention_dim`; None: no tokens.
         grid: the tokens are those of a grid of this many cells a side, each with the shares of the classes in it and
             its place; 0: no tokens.
-        channels: channels beside the noisy picture, a learned colour for each class at full resolution; 0: none.
+        channels: channels beside the noisy image, a learned colour for each class at full resolution; 0: none.
         labels: names of the classes.
-        palette: colours of the classes, for pictures of a layout, each [r, g, b] in 0..255.
+        palette: colours of the classes, for images of a layout, each [r, g, b] in 0..255.
 
     Raises:
         UserError: neither tokens nor channels.
     """
 
-    asked_by = "layout"
-    needs = "mask"
+    pipeline_arg = "layout"
+    batch_key = "mask"
 
     @register_to_config
     def __init__(
@@ -70,7 +70,7 @@ class LayoutConditioner(Conditioner):
         """The mask value that says nothing."""
         return self.num_classes + 1
 
-    def forward(self, conditions: Tensor, size: Size) -> Context:
+    def forward(self, conditions: Tensor, size: Size) -> Conditioning:
         """Masks (B, H, W) as tokens (B, grid^2, dim) and channels (B, channels, *size).
 
         Where the noisy ones are smaller, as latents are, a cell has the mean colour of its pixels.
@@ -85,7 +85,7 @@ class LayoutConditioner(Conditioner):
             if channels.shape[-2:] != size:
                 mode = "area" if size[0] < channels.shape[-2] else "nearest-exact"
                 channels = F.interpolate(channels, size=size, mode=mode)
-        return Context(tokens, channels)
+        return Conditioning(tokens, channels)
 
     def _shares(self, masks: Tensor) -> Tensor:
         """Share of each class in each cell of the grid, (B, grid^2, num_classes + 2)."""
@@ -93,11 +93,11 @@ class LayoutConditioner(Conditioner):
         planes = rearrange(planes, "b h w c -> b c h w").float()
         return rearrange(F.adaptive_avg_pool2d(planes, self.grid), "b c h w -> b (h w) c")
 
-    def of(self, batch: Mapping[str, Any]) -> Tensor:
+    def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
         """A batch's "mask", (B, H, W)."""
         return batch["mask"].long()
 
-    def nothing(self, batch: int, size: Size) -> Tensor:
+    def null_condition(self, batch: int, size: Size) -> Tensor:
         return torch.full((batch, *size), self.null_index)
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
@@ -105,7 +105,7 @@ class LayoutConditioner(Conditioner):
         masks = torch.stack([item["mask"] for item in items]).long()
         return Examples([str(item["name"]) for item in items], masks)
 
-    def shown(self, conditions: Tensor) -> Tensor | None:
+    def visualize(self, conditions: Tensor) -> Tensor | None:
         """The classes in their colours, void and "nothing" grey, (B, 3, H, W)."""
         if self.palette is None:
             return None

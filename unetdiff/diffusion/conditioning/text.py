@@ -12,7 +12,7 @@ from einops import repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.diffusion.conditioning.base import Conditioner, Context, Examples, Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
 from unetdiff.errors import UserError
 
 MOST_ROWS = 8
@@ -38,8 +38,8 @@ class TextConditioner(Conditioner):
         max_tokens: tokens of a caption, shorter ones filled up with zeros.
     """
 
-    asked_by = "prompt"
-    needs = "caption"
+    pipeline_arg = "prompt"
+    batch_key = "caption"
 
     @register_to_config
     def __init__(self, dim: int, width: int, max_tokens: int) -> None:
@@ -49,19 +49,21 @@ class TextConditioner(Conditioner):
         self.null_token = nn.Parameter(0.02 * torch.randn(dim))
         self.features: Features | None = None
 
-    def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Context:
+    def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Conditioning:
         """Features (B, max_tokens, width), zeros where nothing is said, as tokens (B, max_tokens, dim)."""
         features = conditions.to(self.null_token)
         said = features.abs().amax(dim=(1, 2)) > 0  # (B,)
         tokens = self.projection(F.layer_norm(features, (self.width,)))  # zeros stay zeros: (B, max_tokens, dim)
         null = F.pad(self.null_token[None], (0, 0, 0, self.max_tokens - 1))  # (max_tokens, dim)
-        return Context(tokens=torch.where(said[:, None, None], tokens, repeat(null, "n d -> b n d", b=len(tokens))))
+        return Conditioning(
+            tokens=torch.where(said[:, None, None], tokens, repeat(null, "n d -> b n d", b=len(tokens)))
+        )
 
-    def of(self, batch: Mapping[str, Any]) -> Tensor:
+    def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
         """The features of a batch's "caption" (a list of texts), (B, max_tokens, width)."""
         return self.encode(batch["caption"])
 
-    def nothing(self, batch: int, size: Size = (0, 0)) -> Tensor:
+    def null_condition(self, batch: int, size: Size = (0, 0)) -> Tensor:
         return torch.zeros(batch, self.max_tokens, self.width)
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:

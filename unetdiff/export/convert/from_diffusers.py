@@ -141,7 +141,7 @@ def from_theirs(name: str, config: Mapping[str, Any], source: str) -> dict[str, 
     return {
         "in_channels": theirs.number("in_channels"),
         "sample_size": theirs["sample_size"],
-        "encoder": {"family": RESIDUAL, "channels": channels},
+        "encoder": {"name": RESIDUAL, "channels": channels},
         "residual": residual,
         "conditioning": told,
         "heads": {"diffusion": {"out_channels": theirs.number("out_channels")}},

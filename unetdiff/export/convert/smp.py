@@ -22,7 +22,7 @@ from unetdiff.models.encoders import load_trunk
 
 Model = TypeVar("Model", bound=nn.Module)
 
-TRUNKS = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+PRETRAINED_ENCODERS = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
 """Encoders that are torchvision's own in both, tensor for tensor."""
 STEPS = 5
 UPSAMPLE = ("nearest", "bilinear")
@@ -31,7 +31,7 @@ FIRST = "decoder.blocks.0.conv1"
 # smp's options that our network has one value of each for, and what to do about another
 ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "_model_class": (("Unet",), "only smp.Unet is the same network here; train an smp.Unet, or a UNet of unetdiff"),
-    "encoder_name": (TRUNKS, f"the encoders in common are {', '.join(TRUNKS)}"),
+    "encoder_name": (PRETRAINED_ENCODERS, f"the encoders in common are {', '.join(PRETRAINED_ENCODERS)}"),
     "encoder_depth": ((STEPS,), f"train with encoder_depth={STEPS}"),
     "decoder_attention_type": ((None,), "train with decoder_attention_type=None"),
     "decoder_use_norm": ((True, "batchnorm", False, "identity"), "train with decoder_use_norm 'batchnorm' or False"),
@@ -75,7 +75,7 @@ def load(cls: type[Model], given: Any, upsample: str | None, statistics: str, ba
     head = {"num_classes": classes + background, "kernel_size": state[f"{HEAD}.weight"].shape[-1]}
     model = cls(
         in_channels=in_channels,
-        encoder={"family": trunk, "norm": "batch", "statistics": statistics},
+        encoder={"name": trunk, "norm": "batch", "statistics": statistics},
         decoder={
             "channels": channels,
             "norm": "batch" if f"{FIRST}.1.running_mean" in state else "none",
@@ -145,22 +145,22 @@ def refuse_tensors(source: Source) -> None:
     """UserError for what shows in the tensors alone: other decoders, attention, norms, depths, a second head."""
     state = source.state
 
-    def refuse(option: str, value: str) -> UserError:
+    def config_error(option: str, value: str) -> UserError:
         return UserError(f"{source.name}: {option} {value} of smp has no equal here; {ONLY[option][1]}")
 
     if any(name.startswith("classification_head.") for name in state):
-        raise refuse("aux_params", "(a classification head)")
+        raise config_error("aux_params", "(a classification head)")
     if f"{FIRST}.0.weight" not in state or f"{HEAD}.weight" not in state:
         seen = ", ".join(list(state)[:3]) or "none"
         raise UserError(f"{source.name} holds no smp.Unet ({FIRST}.0.weight is not there); its tensors: {seen}, …")
     steps = len({name.split(".")[2] for name in state if name.startswith("decoder.blocks.")})
     if steps != STEPS:
-        raise refuse("encoder_depth", str(steps))
+        raise config_error("encoder_depth", str(steps))
     if any(".attention1." in name for name in state):
-        raise refuse("decoder_attention_type", "'scse'")
+        raise config_error("decoder_attention_type", "'scse'")
     plain, batch = f"{FIRST}.0.bias" in state, f"{FIRST}.1.num_batches_tracked" in state
     if not plain and not batch:  # in-place BatchNorm has no such counter, other norms no statistics
-        raise refuse("decoder_use_norm", "that is no BatchNorm")
+        raise config_error("decoder_use_norm", "that is no BatchNorm")
 
 
 def family(source: Source) -> tuple[str, int]:
@@ -170,7 +170,7 @@ def family(source: Source) -> tuple[str, int]:
         UserError: none of those in common.
     """
     shapes = {name.removeprefix("encoder."): t.shape for name, t in source.state.items() if name.startswith("encoder.")}
-    for name in TRUNKS:
+    for name in PRETRAINED_ENCODERS:
         with torch.device("meta"):
             expected = {key: tensor.shape for key, tensor in load_trunk(name, None).state_dict().items()}
         stem = next(iter(expected))

@@ -70,10 +70,8 @@ def to_theirs(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
 def _refuse_inexpressible(config: ModelConfig) -> None:
     told, residual, channels = config.conditioning, config.residual, config.encoder.channels or []
-    if config.encoder.family != RESIDUAL:
-        raise _inexpressible(
-            "encoder.family", config.encoder.family, "its networks are our family 'residual'; train that"
-        )
+    if config.encoder.name != RESIDUAL:
+        raise _inexpressible("encoder.name", config.encoder.name, "its networks are our family 'residual'; train that")
     if config.heads.diffusion is None:
         raise _inexpressible("heads.diffusion", None, 'its networks are denoisers; see add_head("diffusion")')
     if config.patch_size != 1:

@@ -1,4 +1,4 @@
-"""Both heads on one backbone: clean pictures for the one, noised pictures for the other, one optimizer step."""
+"""Both heads on one backbone: clean images for the one, noised images for the other, one optimizer step."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class JointTask(Task):
         self.segmentation, self.diffusion, self.config = segmentation, diffusion, config
         self.weighting = WEIGHTINGS[config.weighting](config)
 
-    def components(self) -> dict[str, nn.Module]:
+    def trainable_modules(self) -> dict[str, nn.Module]:
         remembered = {"weighting": self.weighting} if self.weighting.state_dict() else {}
-        return self.diffusion.components() | remembered
+        return self.diffusion.trainable_modules() | remembered
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         noised = self.diffusion.noised(batch, seed)
-        clean = math.ceil(self.config.segmentation_share * len(noised.sample))
+        clean = math.ceil(self.config.segmentation_fraction * len(noised.sample))
         pixels, masks = self.pixels(batch["image"][:clean]), batch["mask"][:clean]
         logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.context.tokens)
         parts = {
-            "segmentation": self.segmentation.judge(logits, masks),
-            "diffusion": self.diffusion.judge(output, noised),
+            "segmentation": self.segmentation.compute_loss(logits, masks),
+            "diffusion": self.diffusion.compute_loss(output, noised),
         }
         each = {task: losses["loss"] for task, losses in parts.items()}
         total, weights = self.weighting(each, self.unet, self.process[1])
@@ -53,9 +53,9 @@ class JointTask(Task):
         return self.segmentation.evaluate(loader, accelerator) | self.diffusion.evaluate(loader, accelerator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        pictures, figures = self.segmentation.preview(accelerator)
-        more_pictures, more_figures = self.diffusion.preview(accelerator)
-        return pictures | more_pictures, figures | more_figures
+        images, figures = self.segmentation.preview(accelerator)
+        more_images, more_figures = self.diffusion.preview(accelerator)
+        return images | more_images, figures | more_figures
 
     def save(self, directory: Path) -> None:
         self.segmentation.save(directory)

@@ -11,17 +11,18 @@ from accelerate import Accelerator
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.data import PictureDataset, collate, evenly
+from unetdiff.data.base import ImageDataset, collate
+from unetdiff.data.sampling import evenly
 from unetdiff.diffusion import objectives
-from unetdiff.models import UNet
 from unetdiff.models.blocks import centre_crop
+from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
 from unetdiff.segmentation.losses import combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, rest_heads
+from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, freeze_unused_heads
 
 
 class SegmentationTask(Task):
@@ -31,8 +32,8 @@ class SegmentationTask(Task):
         unet: a UNet with a segmentation head.
         config: its loss and judgement.
         val: the validation split, for previews, class names and palette.
-        size: (height, width) that pictures are resized to for the network, or their longest side, or None.
-        scheduler: the forward process that `config.noise` of the pictures go through; None: none do.
+        size: (height, width) that images are resized to for the network, or their longest side, or None.
+        scheduler: the forward process that `config.noise` of the images go through; None: none do.
     """
 
     best = ("segmentation/mean_iou", "max")
@@ -41,7 +42,7 @@ class SegmentationTask(Task):
         self,
         unet: UNet,
         config: SegmentationConfig,
-        val: PictureDataset,
+        val: ImageDataset,
         size: list[int] | int | None = None,
         scheduler: objectives.Scheduler | None = None,
     ) -> None:
@@ -55,16 +56,16 @@ class SegmentationTask(Task):
             label_smoothing=config.label_smoothing,
             ohem=config.ohem,
         )
-        rest_heads(unet, "segmentation")
+        freeze_unused_heads(unet, "segmentation")
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
         pixels, timesteps = self.noised(self.pixels(batch["image"]), seed)
-        return self.judge(self.unet.segment(pixels, timesteps), batch["mask"])
+        return self.compute_loss(self.unet.segment(pixels, timesteps), batch["mask"])
 
     def noised(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
-        """The pictures (B, 3, H, W), a share of them at random timesteps, and what the network is told: timesteps (B,).
+        """The images (B, 3, H, W), a share of them at random timesteps, and what the network is told: timesteps (B,).
 
-        A clean picture's is 0; None where the network is told no timestep, or none of the pictures is ever noised.
+        A clean image's is 0; None where the network is told no timestep, or none of the images is ever noised.
         """
         if self.scheduler is None or not self.config.noise:
             return pixels, None
@@ -78,20 +79,20 @@ class SegmentationTask(Task):
         seen = torch.where(rearrange(chosen, "b -> b 1 1 1"), sample, pixels)
         return seen, torch.where(chosen, timesteps, 0) if told else None
 
-    def judge(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def compute_loss(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
         """The loss of logits (B, C, H, W) against masks (B, H, W), in all and by part."""
         target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
             target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
-        until = self.config.class_weights_until
-        loss = self.loss if until is None else self.loss.eased(max(0.0, 1 - self.done / until))
+        until = self.config.class_weights_anneal_until
+        loss = self.loss if until is None else self.loss.eased(max(0.0, 1 - self.progress / until))
         total, parts = loss(logits, target)
         return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         unet = self.unet
         matrix = ConfusionMatrix(unet.num_classes or 0, self.config.ignore_index, accelerator.device)
-        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss, pictures
+        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss, images
         for batch in loader:
             for images, masks in _same_size(batch):
                 with inference(unet, accelerator.device.type, None), accelerator.autocast():
@@ -105,13 +106,13 @@ class SegmentationTask(Task):
         figures = matrix.reduce(accelerator).compute()
         return {
             "segmentation/loss": float(sums[0] / sums[1]),
-            "segmentation/pictures": int(sums[1]),
+            "segmentation/images": int(sums[1]),
             **{f"segmentation/{name}": value for name, value in figures.items()},
         }
 
     def preview(self, accelerator: Accelerator) -> Previews:
         val = self.facts.val
-        shown = [val[i] for i in evenly(len(val), self.config.preview_pictures)]
+        shown = [val[i] for i in evenly(len(val), self.config.preview_images)]
         if not shown:
             return {}, {}
         predictions = []
@@ -120,7 +121,7 @@ class SegmentationTask(Task):
                 logits = segment_whole(self.unet, self.pixels(collate([item])["image"]))
             mask = item["mask"]
             predictions.append(resize_logits(logits, (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0).cpu())
-        picture = preview(
+        image = preview(
             [item["image"] for item in shown],
             [item["mask"] for item in shown],
             predictions,
@@ -129,7 +130,7 @@ class SegmentationTask(Task):
             self.config.ignore_index,
             [item["name"] for item in shown],
         )
-        return {"segmentation": picture}, {}
+        return {"segmentation": image}, {}
 
     def save(self, directory: Path) -> None:
         val = self.facts.val
@@ -138,7 +139,7 @@ class SegmentationTask(Task):
 
 
 def _same_size(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """A batch as (images, masks) of one size each: itself, or one picture at a time."""
+    """A batch as (images, masks) of one size each: itself, or one image at a time."""
     images, masks = batch["image"], batch["mask"]
     if isinstance(images, Tensor) and isinstance(masks, Tensor):
         return [(images, masks)]

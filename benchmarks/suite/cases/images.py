@@ -1,4 +1,4 @@
-"""Random pictures with masks and classes, so that no set has to be there, and pictures as the peers take them."""
+"""Random images with masks and classes, so that no set has to be there, and images as the peers take them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetdiff.data import PictureDataset, SampleKey, collate
-from unetdiff.data.base import classes_present
+from unetdiff.data.base import ImageDataset, classes_present, collate
+from unetdiff.data.sampling import SampleKey
 from unetdiff.data.voc import voc_colormap
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.training.tasks.base import Batch
@@ -30,14 +30,14 @@ def blocky_mask(classes: int, size: int, generator: torch.Generator) -> Tensor:
     return F.interpolate(cells.masked_fill(void, 255).float(), size=(size, size), mode="nearest")[0, 0].to(torch.uint8)
 
 
-class RandomPictures(PictureDataset):
-    """Pictures of noise with blocky masks and a label each; picture i is always the same.
+class RandomImages(ImageDataset):
+    """Images of noise with blocky masks and a label each; image i is always the same.
 
     Args:
-        number: pictures in the set.
+        number: images in the set.
         size: height and width.
         classes: classes of the masks.
-        labels: classes of the pictures.
+        labels: classes of the images.
     """
 
     def __init__(self, number: int, size: int, classes: int = 21, labels: int = 10) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of rare classes more often: repeat factors, and an epoch that holds them."""
+"""Images of rare classes more often: repeat factors, and an epoch that holds them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ Shares = NDArray[np.float64]
 
 
 def repeat_factors(presence: NDArray[np.bool_], threshold: float) -> Shares:
-    """How often each picture comes where one without rare classes comes once, (pictures,).
+    """How often each image comes where one without rare classes comes once, (images,).
 
-    A class that the share f of the pictures holds has the factor max(1, sqrt(threshold / f)); a picture has the largest
+    A class that the share f of the images holds has the factor max(1, sqrt(threshold / f)); an image has the largest
     factor of its classes (Gupta et al. 2019, "LVIS", section 4.1 of the appendix).
 
     Args:
-        presence: (pictures, classes).
+        presence: (images, classes).
         threshold: the share below which a class is rare, 0 to 1.
     """
     share = presence.mean(axis=0)  # (C,)
@@ -24,12 +24,12 @@ def repeat_factors(presence: NDArray[np.bool_], threshold: float) -> Shares:
 
 
 def balanced_epoch(factors: Shares, offset: float) -> NDArray[np.int64]:
-    """As many indices as there are pictures, each about in proportion to its factor, ascending.
+    """As many indices as there are images, each about in proportion to its factor, ascending.
 
-    Systematic sampling (Madow 1949): a picture that should come x times comes floor(x) or ceil(x) times.
+    Systematic sampling (Madow 1949): an image that should come x times comes floor(x) or ceil(x) times.
 
     Args:
-        factors: (pictures,), positive.
+        factors: (images,), positive.
         offset: 0 to 1, the one random number.
     """
     count = len(factors)

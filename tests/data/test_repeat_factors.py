@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unetdiff.data.balance import balanced_epoch, repeat_factors
 from unetdiff.data.config import ScenesConfig
+from unetdiff.data.repeat_factors import balanced_epoch, repeat_factors
 from unetdiff.data.sampling import SampleKey, StepSampler
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.stats import class_presence
 
 
-def test_a_picture_has_the_largest_factor_of_its_classes() -> None:
+def test_a_image_has_the_largest_factor_of_its_classes() -> None:
     presence = np.zeros((100, 4), bool)
     presence[:, 0] = True  # everywhere: 1
     presence[:25, 1] = True  # f = 0.25: sqrt(0.5 / 0.25)
@@ -23,7 +23,7 @@ def test_a_picture_has_the_largest_factor_of_its_classes() -> None:
     np.testing.assert_allclose(factors[25:], 1.0)
 
 
-def test_an_epoch_holds_each_picture_as_often_as_its_factor_says() -> None:
+def test_an_epoch_holds_each_image_as_often_as_its_factor_says() -> None:
     factors = np.array([1.0, 1.0, 2.0, 4.0] * 25)
     wanted = factors / factors.sum() * 100
     counts = [np.bincount(balanced_epoch(factors, offset), minlength=100) for offset in np.linspace(0, 0.999, 50)]
@@ -45,7 +45,7 @@ def test_the_sampler_gives_a_balanced_epoch_with_a_seed_for_each_copy() -> None:
 
 
 def test_presence_is_read_off_the_masks() -> None:
-    scenes = Scenes("train", ScenesConfig(train_pictures=6))
+    scenes = Scenes("train", ScenesConfig(train_images=6))
     presence = class_presence(scenes, progress=False)
     for index, row in enumerate(presence):
         assert set(np.flatnonzero(row)) == {0, scenes[index]["label"] + 1}
