@@ -200,7 +200,7 @@ def test_a_denoiser_without_classes(in_memory: Callable[..., ImageDataset], tmp_
 
 def test_likelihood(splits: EvalSplits, tmp_path: Path) -> None:
     fake = FakeDenoiser()
-    config = EvaluationConfig(samples_per_class=0, bits_per_dimension=20, num_likelihood_timesteps=3)
+    config = EvaluationConfig(samples_per_class=0, num_likelihood_images=20, num_likelihood_timesteps=3)
     metrics = evaluate_denoiser(fake.as_denoiser(), splits, config, SamplingConfig(seed=1), tmp_path, tmp_path)
     assert fake.calls == []
     assert [len(batch["image"]) for batch in fake.batches] == [16, 4]

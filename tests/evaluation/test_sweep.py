@@ -58,12 +58,12 @@ def test_every_combination(noisy: Noisy, tmp_path: Path) -> None:
     result = sweep(sampler, (5, 10), ("ddim", "dpm++"), (1.0, 2.0), 12, 3, network, real, classifier)
     warm_up, *calls = sampler.calls
     assert warm_up[0] == 2
-    assert [(s.scheduler, s.steps, s.guidance_scale) for _, s in calls] == [
+    assert [(s.scheduler, s.num_inference_steps, s.guidance_scale) for _, s in calls] == [
         (name, steps, scale) for name in ("ddim", "dpm++") for steps in (5, 10) for scale in (1.0, 2.0)
     ]
     assert {(count, s.seed) for count, s in calls} == {(12, 3)}
     assert [(row.scheduler, row.num_inference_steps, row.guidance_scale) for row in result.results] == [
-        (s.scheduler, s.steps, s.guidance_scale) for _, s in calls
+        (s.scheduler, s.num_inference_steps, s.guidance_scale) for _, s in calls
     ]
     for row, (count, setting) in zip(result.results, calls, strict=True):
         images, _ = Sampler(4)(count, setting)

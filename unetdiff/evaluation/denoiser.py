@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.data.base import ImageDataset, collate
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import color_error, grid
 from unetdiff.errors import UserError
 from unetdiff.evaluation.classifier import label_accuracy, num_images_used, per_class_accuracy
@@ -123,7 +123,7 @@ def likelihood(
     generator = torch.Generator(device).manual_seed(seed)
     images = splits[splits.split]
     bounds: list[VariationalBound] = []
-    batches = torch.tensor(evenly(len(images), count)).split(LIKELIHOOD_BATCH)
+    batches = torch.tensor(evenly_spaced_indices(len(images), count)).split(LIKELIHOOD_BATCH)
     for indices in tqdm(batches, desc="likelihood", unit="batch", disable=None):
         batch = collate([images[int(index)] for index in indices])
         denoise = denoiser.denoise(batch)
@@ -208,7 +208,7 @@ def _memorization(
         {
             "sample": row,
             "space": space.space,
-            "names": [splits.train.names(int(index)) for index in space.samples.indices[row]],
+            "names": [splits.train.sample_name(int(index)) for index in space.samples.indices[row]],
             "distances": space.samples.distances[row].tolist(),
         }
         for space in spaces
@@ -246,4 +246,4 @@ def _sweep(
 
 def _images(images: ImageDataset, count: int) -> Tensor:
     """At most `count` evenly spaced images, uint8 (K, 3, H, W)."""
-    return torch.stack([images[index]["image"] for index in evenly(len(images), count)])
+    return torch.stack([images[index]["image"] for index in evenly_spaced_indices(len(images), count)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.errors import UserError
 
 NUM_SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance, as in its paper
@@ -201,7 +201,9 @@ def compute_distances(
         note = f"{mmd.subsets} subsets of {mmd.size}"
         distances.append(Distance(kernel_name, mmd.mean, mmd.deviation, n, reference, total, note))
         n_each = min(n, total, MAX_PRECISION_RECALL_IMAGES)
-        precision, recall = precision_recall(real[evenly(total, n_each)], samples[evenly(n, n_each)], k)
+        precision, recall = precision_recall(
+            real[evenly_spaced_indices(total, n_each)], samples[evenly_spaced_indices(n, n_each)], k
+        )
         for name, value in (("precision", precision), ("recall", recall)):
             distances.append(
                 Distance(f"{name} ({features} features)", value, None, n_each, reference, n_each, f"k = {k}")

@@ -101,10 +101,10 @@ def evaluate(
     if run.segmentation is not None:
         options = inference or saved_inference(run.directory)
         segmentation = _evaluate_segmentation(run, run.segmentation, split, options, num_worst)
-        metrics |= {f"segmentation/{name}": value for name, value in segmentation.evaluation.figures().items()}
-        if not options.plain:
+        metrics |= {f"segmentation/{name}": value for name, value in segmentation.evaluation.metrics().items()}
+        if not options.is_whole_image:
             metrics["segmentation/inference"] = asdict(options)
-    elif inference is not None and not inference.plain:
+    elif inference is not None and not inference.is_whole_image:
         raise UserError(f"{run.directory}: tiles, flips and scales require a segmentation head. Omit them.")
     if run.diffusion is not None:
         metrics |= _evaluate_diffusion(run, run.diffusion, split, config, segmenter, output, path)
@@ -120,7 +120,7 @@ def _evaluate_segmentation(
     images = run.images if original_data == run.config.data else split_of(original_data, split, run.masks)
     evaluation = segmentation_metrics(task, images, run.config, inference, run.accelerator.mixed_precision, num_worst)
     conditions = {"model": str(run.directory), "dataset": run.config.data.name, "split": split}
-    if not inference.plain:
+    if not inference.is_whole_image:
         views = len(inference.views)
         mode = "tiles" if inference.tile else "whole images"
         conditions["inference"] = f"{mode}, {views} view{'s' if views > 1 else ''}"
@@ -164,7 +164,7 @@ def segmentation_metrics(
 ) -> SegmentationEvaluation:
     """Evaluate a task's network on images at their original size, each resized to data.size for the network only."""
     batch_size = config.training.eval_batch_size
-    options = replace(inference, batch_size=batch_size) if inference.plain else inference
+    options = replace(inference, batch_size=batch_size) if inference.is_whole_image else inference
     return evaluate_segmenter(
         network_logits(task.unet, task.facts.size, options, AUTOCAST.get(precision)),
         images,
@@ -190,7 +190,7 @@ def evaluate_masks(
     progress = partial(tqdm, desc="sampling masks", unit="batch", disable=None)
     batch_size, ignore_index = run_config.training.eval_batch_size, run_config.segmentation.ignore_index
     evaluation = evaluate_segmenter(sampler.logits(), images, ignore_index, 0, batch_size, progress)
-    metrics = {f"masks/{name}": value for name, value in evaluation.figures().items()}
+    metrics = {f"masks/{name}": value for name, value in evaluation.metrics().items()}
     return metrics | {"masks/num_inference_steps": steps}
 
 

@@ -1,9 +1,9 @@
 """Feature networks: images as points, in which distances between samples and real images are measured.
 
-A distance is reported with the name of its network. "inception" is the Inception-v3 of the FID (Heusel et al. 2017) with
-torch-fidelity's weights, the only one whose distance is called FID. A torchvision encoder ("mobilenet_v2", ...) gives
-its last feature map, globally averaged; "classifier" the penultimate features of `unetdiff.evaluation.classifier`,
-which is trained on the dataset itself and sees little but its classes.
+A distance is reported with the name of its network. "inception" is the Inception-v3 of the FID (Heusel et al. 2017)
+with torch-fidelity's weights, the only one whose distance is called FID. A torchvision encoder ("mobilenet_v2", ...)
+gives its last feature map, globally averaged; "classifier" the penultimate features of
+`unetdiff.evaluation.classifier`, which is trained on the dataset itself and sees little but its classes.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def _read(weights: str) -> dict[str, Tensor]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
         raise UserError(
-            f"features=inception={weights}: must be a .safetensors or .pth file of tensors only (truncated, or a pickle of "
-            "other objects)."
+            f"features=inception={weights}: must be a .safetensors or .pth file of tensors only "
+            "(truncated, or a pickle of other objects)."
         ) from None
 
 

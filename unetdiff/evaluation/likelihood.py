@@ -87,7 +87,7 @@ def variational_bound(
 
 
 def strata(num_timesteps: int, count: int) -> list[tuple[int, int]]:
-    """Split timesteps 1..num_timesteps-1 into `count` almost equal intervals [first, last); 0, or too many: one each."""
+    """Split timesteps 1..num_timesteps-1 into `count` almost equal intervals [first, last); 0: one each."""
     steps = num_timesteps - 1
     count = steps if count == 0 else min(count, steps)
     edges = [1 + round(i * steps / count) for i in range(count + 1)]

@@ -15,7 +15,7 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import Scheduler, noised
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
+from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 Segment = Callable[[Tensor, int], Tensor]
@@ -61,7 +61,7 @@ def as_segment_function(
     """
 
     def segment(images: Tensor, timestep: int) -> Tensor:
-        with inference(unet, unet.device.type, autocast):
+        with eval_mode(unet, unet.device.type, autocast):
             condition = timestep if fixed_timestep is None else fixed_timestep
             return segment_whole(unet, images.to(unet.device), condition if use_timestep else None).float()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from unetdiff.config.parsing import to_yaml
 from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, ClassConsistency, background_of, class_consistency
@@ -96,7 +96,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         return Judged(some, masks, found, matrix.compute()["mean_iou"])
 
     places = [number % len(images) for number in range(given.n)]  # whose conditions samples are drawn for
-    chosen = places[: len(images)] if layouts else evenly(len(images), given.n)
+    chosen = places[: len(images)] if layouts else evenly_spaced_indices(len(images), given.n)
     real_asked = [shown_classes(images, place) for place in chosen]
     real = judged(torch.stack([images[place]["image"] for place in chosen]), real_asked, chosen)
     drawn: dict[float, Judged] = {}
@@ -243,8 +243,8 @@ def _class_findings(real: Judged, drawn: dict[float, Judged]) -> list[str]:
     one, n = drawn[best].classes, len(drawn[best].classes.predictions)
     low, high = wilson(one.num_correct, n)
     told = [
-        f"At guidance {best:g}, {one.accuracy:.1%} of {n} samples show the segmenter the class asked for (95 % interval "
-        f"{low:.1%} to {high:.1%}); of {len(real.classes.predictions)} real images, {real.classes.accuracy:.1%}."
+        f"At guidance {best:g}, {one.accuracy:.1%} of {n} samples show the segmenter the class asked for (95 % "
+        f"interval {low:.1%} to {high:.1%}); of {len(real.classes.predictions)} real images, {real.classes.accuracy:.1%}."
     ]
     if first != last:
         change = drawn[last].classes.accuracy - drawn[first].classes.accuracy
