@@ -26,7 +26,7 @@ def test_evaluate_prints_the_metrics(run: Path, tmp_path: Path, capsys: pytest.C
     assert "diffusion/loss" in text
     assert "segmentation/boundary_width" in text and "2 % of the diagonal, 1 pixel" in text
     header = next(line for line in text.splitlines() if line.startswith("class "))
-    assert re.split(r"  +", header) == ["class", "IoU", "boundary IoU", "accuracy", "share of pixels", "images"]
+    assert re.split(r"  +", header) == ["class", "IoU", "boundary IoU", "accuracy", "pixel fraction", "images"]
     written = ["metrics.json", "per_class.csv", "confusion.png", "reliability.png", "report.html"]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(written)
     assert text.splitlines()[-1] == f"{tmp_path}: {', '.join(written)}"
@@ -66,8 +66,8 @@ def test_evaluate_on_other_images(run: Path, monkeypatch: pytest.MonkeyPatch) ->
         features=("inception", "classifier"),
         reference="val",
         num_distance_samples=40,
-        neighbours=0,
-        bits_per_dimension=6,
+        num_neighbors=0,
+        num_likelihood_images=6,
         num_likelihood_timesteps=0,
         sweep=SweepConfig(num_inference_steps=(2, 3), guidance_scale=(1.0, 1.5)),
     )

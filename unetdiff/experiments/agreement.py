@@ -244,7 +244,8 @@ def _class_findings(real: Judged, drawn: dict[float, Judged]) -> list[str]:
     low, high = wilson(one.num_correct, n)
     told = [
         f"At guidance {best:g}, {one.accuracy:.1%} of {n} samples show the segmenter the class asked for (95 % "
-        f"interval {low:.1%} to {high:.1%}); of {len(real.classes.predictions)} real images, {real.classes.accuracy:.1%}."
+        f"interval {low:.1%} to {high:.1%}); of {len(real.classes.predictions)} real images, "
+        f"{real.classes.accuracy:.1%}."
     ]
     if first != last:
         change = drawn[last].classes.accuracy - drawn[first].classes.accuracy
