@@ -65,7 +65,7 @@ def jaccard_gradient(foreground: Tensor, dtype: torch.dtype = torch.float32) -> 
     In closed form instead of as differences of neighboring 1 - IoU, which cancel in float32 for millions of pixels.
 
     Args:
-        foreground: bool (P,), whether the pixel is of the class, by decreasing error; all pixels of the class are in it.
+        foreground: bool (P,), pixels of the class, by decreasing error; all pixels of the class are included.
         dtype: of the result.
     """
     wrong_foreground = foreground.cumsum(0)  # int64
