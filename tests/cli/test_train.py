@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from unetdiff.cli.main import main
-from unetdiff.config.parsing import RunConfig, from_yaml
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
 
 
 @pytest.fixture

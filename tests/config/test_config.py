@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unetdiff.config.parsing import KEYS, LEAVES, RunConfig, build_parser, from_yaml, load, nearest_key, parse, to_yaml
-from unetdiff.config.validation import validate
+from unetdiff.config.command_line import build_parser
+from unetdiff.config.reading import from_yaml, load, parse, to_yaml
+from unetdiff.config.schema import KEYS, LEAVES, RunConfig, nearest_key
+from unetdiff.config.validation.run import validate
 from unetdiff.errors import UserError
 from unetdiff.models.config import SegmentationHeadConfig
 from unetdiff.models.unet import UNet

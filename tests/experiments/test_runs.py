@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.config.parsing import to_yaml
+from unetdiff.config.reading import to_yaml
 from unetdiff.errors import UserError
 from unetdiff.experiments.runs import base_config, curve, last, over_runs, seeds_of, steps_of, variant
 from unetdiff.reports.quickstart import quickstart_configs

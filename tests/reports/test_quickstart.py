@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unetdiff.config.parsing import load, to_yaml
+from unetdiff.config.reading import load, to_yaml
 from unetdiff.reports.quickstart import TASKS, figures_text, quickstart_configs, run
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.config.reading import parse
+from unetdiff.config.schema import RunConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.trainer import train
 

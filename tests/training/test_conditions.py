@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.conditioning import (

@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from unetdiff import UNet
-from unetdiff.config.parsing import RunConfig, load, validate
-from unetdiff.config.validation import check_files
+from unetdiff.config.reading import load
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.errors import UserError
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training import checkpoints

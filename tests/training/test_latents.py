@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.config.parsing import RunConfig, validate
-from unetdiff.config.validation import check_files
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.transforms import to_model_range

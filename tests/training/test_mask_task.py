@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.mask_codec import MaskCodec

@@ -15,7 +15,8 @@ from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
 from unetdiff.benchmark.multiply_adds import macs
 from unetdiff.benchmark.rounds import prediction_round, sampling_round, training_round
 from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, synchronizer
-from unetdiff.config.parsing import load, parse, validate
+from unetdiff.config.reading import load, parse
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import StepSampler

@@ -133,7 +133,7 @@ def judging_options(given: argparse.Namespace) -> JudgingConfig:
 
 def data_section(path: Path, overrides: Sequence[str]) -> Any:
     """The run's `data:` section with overrides on it (the defaults where `path` has no config.yaml)."""
-    from unetdiff.config.parsing import parse
+    from unetdiff.config.reading import parse
 
     for word in overrides:
         if word.startswith("--") and not word.startswith("--data."):

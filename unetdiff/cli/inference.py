@@ -28,7 +28,7 @@ def add_inference(parser: Parser) -> None:
 
 def inference_options(given: argparse.Namespace, saved: InferenceConfig) -> InferenceConfig:
     """The saved options with those given on top; UserError where they cannot be."""
-    from unetdiff.config.validation import validate_inference
+    from unetdiff.segmentation.config import validate_inference
 
     words = vars(given)
     names = [name for name in ("tile", "overlap", "flip", "scales", "batch_size") if words.get(name) is not None]

@@ -15,7 +15,9 @@ USAGE = "unetdiff train {segmentation,diffusion,joint} [CONFIG] [--key value ...
 
 def main(argv: Sequence[str]) -> int:
     """Train; 0 when the run ends well. Raises UserError for anything that does not fit, before a file is written."""
-    from unetdiff.config.parsing import Task, build_parser, load, to_yaml
+    from unetdiff.config.command_line import build_parser
+    from unetdiff.config.reading import load, to_yaml
+    from unetdiff.config.schema import Task
 
     parser = Parser("unetdiff train", "Train one head, or both jointly, on one U-Net.", usage=USAGE)
     parser.add_argument("task", choices=get_args(Task), help="what is trained")

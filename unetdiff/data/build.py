@@ -33,8 +33,8 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
     Args:
         config: the `data:` section.
-        split: "train" (augmented as configured, when asked with a `SampleKey`; `data.train_fraction` of it) or "val" (never
-            augmented, always whole).
+        split: "train" (augmented as configured, when asked with a `SampleKey`; `data.train_fraction` of it) or "val"
+            (never augmented, always whole).
         segmentation: masks are needed. Without, a VOC-style set gives images alone, and needs `data.size`.
         layout: masks are needed as what an image is drawn from: image and mask are resized alike, their aspect kept
             and their centre cut out at `data.size`, in validation too. With `segmentation`, this is what counts.

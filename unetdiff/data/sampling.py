@@ -43,8 +43,8 @@ class StepSampler(Sampler[list[SampleKey]]):
         rank, world_size: this process, and how many there are.
         parts: micro-batches of a step and rank (gradient accumulation).
         strong_until: first step without strong augmentation; None: strong to the end.
-        factors: how often each sample comes, relative to the others (`unetdiff.data.repeat_factors`), (length,); None: alike.
-            An epoch still has `length` samples.
+        factors: how often each sample comes, relative to the others (`unetdiff.data.repeat_factors`), (length,);
+            None: alike. An epoch still has `length` samples.
 
     Raises:
         UserError: the set is empty, or batch_size does not divide by world_size * parts.

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.experiments.budget_tables import JOINT, Judgements, Ways, charts, cost_table, findings, head_tables
 from unetdiff.experiments.consistency import class_consistency
 from unetdiff.experiments.gradients import gradient_chart, gradient_findings, gradient_table, pulls_of

@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.benchmark.timing import in_turns, synchronizer
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import evenly
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("k", "steps", "images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     configs = configs_for(given, overrides, output)
     runs = train_all(configs, command)
     measured = judge(given, configs[DENOISER], runs)

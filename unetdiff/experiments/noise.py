@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetdiff.config.parsing import RunConfig, check_files, to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
@@ -72,7 +74,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     base = base_config(given.config, overrides, given.steps)
     seeds = runs.seeds_of(given.seeds, base.training.seed)
     timesteps = sorted(set(given.timesteps))
@@ -258,7 +260,8 @@ def findings(
     )
     told.append(
         f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
-        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
+        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told "
+        f"({gain:+.3f})."
     )
     told.append(
         f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "

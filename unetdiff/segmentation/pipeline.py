@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.config.validation import validate_inference
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.config import InferenceConfig, validate_inference
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
