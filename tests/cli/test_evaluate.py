@@ -167,7 +167,7 @@ def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytes
 def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     calls: list[tuple[Path, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "unetdiff.reports.quickstart.run",
+        "unetdiff.cli.quickstart.run",
         lambda output, **given: calls.append((output, given)) or output / "report.html",
     )
     assert main(["quickstart"]) == 0
@@ -178,4 +178,4 @@ def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     ]
     assert capsys.readouterr().out == f"runs/quickstart/report.html\n{tmp_path}/report.html\n"
     assert main(["quickstart", "--resume", "--overwrite"]) == 2
-    assert "contradict" in capsys.readouterr().err
+    assert "--resume: must not be combined with --overwrite." in capsys.readouterr().err

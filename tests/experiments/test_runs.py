@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import to_yaml
 from unetdiff.errors import UserError
 from unetdiff.experiments.runs import base_config, curve, last, over_runs, seeds_of, steps_of, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.runs import Run
 
 

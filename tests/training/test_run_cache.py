@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import override, to_yaml
 from unetdiff.errors import UserError
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.training.run_cache import first_difference, state_of
 
 

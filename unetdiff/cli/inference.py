@@ -36,10 +36,7 @@ def inference_options(given: argparse.Namespace, saved: InferenceConfig) -> Infe
     if changes.get("tile") == [0, 0]:
         changes["tile"] = None
     config = replace(saved, **changes)
-    try:
-        validate_inference(config)
-    except UserError as error:
-        raise UserError(f"--{error}") from None
+    validate_inference(config, "--")
     return config
 
 

@@ -107,9 +107,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     tree = {} if tree is None else tree
     if not isinstance(tree, Mapping):
-        raise UserError(
-            f"config file {path} must hold sections ({', '.join(['task', *SECTIONS])}), not {as_yaml(tree)}."
-        )
+        sections = ", ".join(["task", *SECTIONS])
+        raise UserError(f"config file {path} must be a mapping with the keys {sections} (got {as_yaml(tree)}).")
     return dict(tree)
 
 

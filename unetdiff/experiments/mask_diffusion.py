@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.benchmark.timing import in_turns, synchronizer
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset, collate
@@ -30,7 +31,6 @@ from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_mea
 from unetdiff.experiments.mask_metrics import MaskJudge
 from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
@@ -36,7 +37,6 @@ from unetdiff.evaluation.robustness import (
 from unetdiff.experiments import runs
 from unetdiff.experiments.images import Album, legend
 from unetdiff.models.unet import UNet
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Subset, Table, Value
 from unetdiff.reports.record_text import written
 from unetdiff.reports.runs import data_name

@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from unetdiff.config.quickstart import STEPS as QUICK
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
@@ -36,8 +38,6 @@ from unetdiff.experiments.runs import (
     train_all,
     variant,
 )
-from unetdiff.reports.quickstart import STEPS as QUICK
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least, require_fraction
 from unetdiff.data.build import build_dataset
@@ -35,7 +36,6 @@ from unetdiff.experiments.synthetic_dataset import (
     write_labelled,
 )
 from unetdiff.models.loading import fingerprint
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run, data_name
 from unetdiff.reports.samples import load_generator

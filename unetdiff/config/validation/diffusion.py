@@ -29,7 +29,7 @@ def validate_diffusion(config: RunConfig) -> None:
             f"in 1..{diffusion.noise.num_train_timesteps} (diffusion.noise.num_train_timesteps)",
         )
     if not 0 <= diffusion.offset_noise < math.inf:
-        raise config_error("diffusion.offset_noise", diffusion.offset_noise, "at least 0 (off)", "Give e.g. 0.1.")
+        raise config_error("diffusion.offset_noise", diffusion.offset_noise, "finite and at least 0 (off)")
     require_fraction("diffusion.condition_dropout", diffusion.condition_dropout)
     size, trained = config.model.sample_size, image_size(config)
     if size is not None and trained is not None and trained != ([size, size] if isinstance(size, int) else size):

@@ -37,7 +37,7 @@ def _validate_losses(losses: dict[str, float]) -> None:
             raise config_error(
                 "segmentation.losses",
                 losses,
-                f"keyed by {', '.join(LOSS_NAMES)}",
+                f"a mapping with keys among {', '.join(LOSS_NAMES)}",
                 f"Did you mean {nearest(name, LOSS_NAMES)}?",
             )
         if not (weight >= 0 and math.isfinite(weight)):
@@ -48,8 +48,7 @@ def _validate_class_weights(config: RunConfig) -> None:
     key, weights = "segmentation.class_weights", config.segmentation.class_weights
     until = config.segmentation.class_weights_anneal_until
     if until is not None and weights is None:
-        constraint = "null without segmentation.class_weights"
-        raise config_error(f"{key}_anneal_until", until, constraint, "It requires class_weights.")
+        raise config_error(f"{key}_anneal_until", until, "null without segmentation.class_weights")
     if until is not None and not 0 < until <= 1:
         raise config_error(f"{key}_anneal_until", until, "in (0, 1], a fraction of the run", "Give e.g. 0.5.")
     if weights is None:
@@ -71,7 +70,7 @@ def _validate_cross_entropy(segmentation: SegmentationConfig) -> None:
     if not 0 <= smoothing < 1:
         raise config_error("segmentation.label_smoothing", smoothing, "in [0, 1)", "Give e.g. 0.1.")
     if not segmentation.losses.get("cross_entropy"):
-        remedy = "Give cross_entropy a weight."
+        remedy = "Or give cross_entropy a weight."
         if smoothing:
             constraint = "0 without cross_entropy in segmentation.losses"
             raise config_error("segmentation.label_smoothing", smoothing, constraint, remedy)

@@ -14,7 +14,7 @@ def validate_length(config: RunConfig) -> None:
     """Check that either steps or epochs give the length of the run."""
     steps, epochs = config.training.steps, config.training.epochs
     if steps is None and epochs is None:
-        raise config_error("training.steps", None, "set, or training.epochs", "Set one of the two.")
+        raise config_error("training.steps", None, "set if training.epochs is null", "Set one of the two.")
     if steps is not None and epochs is not None:
         constraint = f"null with training.epochs={epochs}"
         raise config_error("training.steps", steps, constraint, "Set one of the two to null.")
