@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import EvalSampler, evenly
+from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.errors import config_error
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
@@ -108,7 +108,7 @@ def _chosen(length: int, given: argparse.Namespace) -> tuple[list[int], int]:
     if batch_size * given.grid**2 < FEWEST:
         constraint = f"at least {-(-FEWEST // given.grid**2)} with --grid={given.grid}"
         raise config_error("--batch_size", batch_size, constraint, f"CKA needs {FEWEST} examples per batch.")
-    return evenly(length, count // batch_size * batch_size), batch_size
+    return evenly_spaced_indices(length, count // batch_size * batch_size), batch_size
 
 
 def _examples(
