@@ -96,7 +96,7 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
         (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks or captions to"),
         (
             ["data", "stats", "--data.name=parquet", "--data.root=."],
-            "data.caption_column: None leaves data.name parquet",
+            "data.caption_column=null: must be set with data.name=parquet",
         ),
         (
             ["data", "stats", "--outptu", "x"],

@@ -99,7 +99,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
     assert "tiles, 4 views" in (tmp_path / "report.html").read_text()
     assert seen["segmentation/images"] == plain["segmentation/images"] == 4
     for words, part in (
-        (["--overlap", "2"], "--overlap: 2.0 is no share of a tile; use 0 to 0.9"),
+        (["--overlap", "2"], "--overlap=2.0: must be in [0, 0.9]"),
         (["--tile", "a"], "'a' is no size"),
         (["--scales", "1,b"], "'1,b' is no list of numbers"),
     ):
@@ -110,7 +110,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
 def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
         ([str(run), "--training.steps", "3"], "only --data.KEY"),
-        ([str(run), "--data.rot", "3"], "unknown option --data.rot; nearest: --data.root"),
+        ([str(run), "--data.rot", "3"], "unknown option --data.rot. Did you mean --data.root?"),
         ([str(run), "--split", "test"], "'test' (choose from"),
         ([str(run), "--worst", "-1"], "--worst: -1 is too small"),
         ([str(run), "--fid_samples", "1"], "--fid_samples: 1 is too small; use 2 or more"),

@@ -249,9 +249,9 @@ def _read_inference(path: Path, given: Any) -> InferenceConfig:
     ):
         raise UserError(f"{path}: inference holds a value of the wrong type: {given!r}; see InferenceConfig")
     try:
-        validate_inference(config)
+        validate_inference(config, "inference.")
     except UserError as error:
-        raise UserError(f"{path}: inference.{error}") from None
+        raise UserError(f"{path}: {error}") from None
     return config
 
 
