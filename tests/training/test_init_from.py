@@ -161,5 +161,5 @@ def test_refused_at_the_door(tmp_path: Path) -> None:
     config.model.encoder.name, config.model.encoder.weights = "resnet18", "imagenet"
     with pytest.raises(UserError, match="model.encoder.weights=imagenet: must be null with training.init_from="):
         validate(config)
-    with pytest.raises(UserError, match="training.init_from: .* lies in the run's own directory"):
+    with pytest.raises(UserError, match="training.init_from=.*: must be outside of the run's own directory"):
         load(None, {**start, "training.output_dir": str(tmp_path / "a" / ".." / "a")})

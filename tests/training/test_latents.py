@@ -114,7 +114,11 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
             {"model__encoder__name": "resnet18", "model__encoder__channels": None},
             "model.encoder.name=resnet18: must be residual or classic with diffusion.latent.vae",
         ),
-        ("diffusion", {"diffusion__latent__vae": "nowhere"}, "diffusion.latent.vae=nowhere: must be an existing folder"),
+        (
+            "diffusion",
+            {"diffusion__latent__vae": "nowhere"},
+            "diffusion.latent.vae=nowhere: must be an existing folder",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Tiny, vae: Path, task: str, changes: dict, message: str) -> None:
