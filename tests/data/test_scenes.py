@@ -5,10 +5,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from unetdiff.data import scenes as module
+from unetdiff.data import scene_rendering as module
 from unetdiff.data.config import AugmentConfig, ScenesConfig
+from unetdiff.data.prompt import COLORS, DIGITS
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.scenes import COLORS, DIGITS, Scenes, split_digits
+from unetdiff.data.scene_rendering import split_digits
+from unetdiff.data.scenes import Scenes
 from unetdiff.errors import UserError
 
 

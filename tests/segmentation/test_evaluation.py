@@ -170,5 +170,5 @@ def test_a_set_without_masks_is_refused():
     class Bare(Few):
         classes, palette = [], empty_palette()
 
-    with pytest.raises(UserError, match="no masks"):
+    with pytest.raises(UserError, match="needs a dataset with masks"):
         evaluate_segmenter(half_size_logits, Bare())

@@ -116,7 +116,7 @@ def test_merge_reduce_and_reset():
     assert torch.equal(total.matrix, whole.matrix) and total.matrix is not left.matrix
     left.reset()
     assert left.matrix.sum() == 0 and total.matrix.sum() > 0
-    with pytest.raises(UserError, match="cannot merge"):
+    with pytest.raises(UserError, match="must have the same classes"):
         left.merge(ConfusionMatrix(3))
 
 
@@ -164,10 +164,10 @@ def test_an_empty_matrix_is_nan():
 @pytest.mark.parametrize(
     ("guess", "truth", "says"),
     [
-        ([[0, 3]], [[0, 1]], "prediction holds the class 3"),
-        ([[0, -1]], [[0, 1]], "prediction holds the class -1"),
-        ([[0, 1]], [[0, 9]], "target holds the class 9"),
-        ([[0, 1, 1]], [[0, 1]], "differ in size"),
+        ([[0, 3]], [[0, 1]], "prediction: classes must be in .*got 3"),
+        ([[0, -1]], [[0, 1]], "prediction: classes must be in .*got -1"),
+        ([[0, 1]], [[0, 9]], "target: classes must be in .*got 9"),
+        ([[0, 1, 1]], [[0, 1]], "shape must be the target"),
         ([[0.0, 1.0]], [[0, 1]], "not logits"),
     ],
 )
