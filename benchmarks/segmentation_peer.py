@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from suite.cases.images import normalised
+from suite.cases.images import normalized
 from unetdiff.data.base import collate
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.sampling import StepSampler
@@ -54,7 +54,7 @@ def judge(model: nn.Module, val: VOCFolder) -> dict[str, float | list[float | No
     model.eval()
     matrix = ConfusionMatrix(len(val.classes))
     for item in tqdm((val[i] for i in range(len(val))), total=len(val), desc="validation", leave=False):
-        pixels = normalised(item["image"][None])
+        pixels = normalized(item["image"][None])
         height, width = pixels.shape[-2:]
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(F.pad(pixels, (0, -width % 32, 0, -height % 32)))[..., :height, :width]
@@ -108,7 +108,7 @@ def main() -> None:
     with (given.output / "metrics.jsonl").open("w") as log:
         for step, batch in enumerate(tqdm(loader), 1):
             with torch.autocast("cpu", torch.bfloat16):
-                logits = model(normalised(batch["image"]))
+                logits = model(normalized(batch["image"]))
             loss = F.cross_entropy(logits.float(), batch["mask"].long(), ignore_index=255)
             optimizer.zero_grad()
             loss.backward()

@@ -13,7 +13,7 @@ pytest.importorskip("segmentation_models_pytorch", exc_type=ImportError)
 
 from suite.cases import denoiser, loss, sampling, segmentation  # noqa: E402
 from suite.cases.case import Cost, Side, same_work  # noqa: E402
-from suite.cases.images import RandomImages, normalised  # noqa: E402
+from suite.cases.images import RandomImages, normalized  # noqa: E402
 from unetdiff.benchmark import counting  # noqa: E402
 from unetdiff.benchmark.multiply_adds import parameters  # noqa: E402
 from unetdiff.data.sampling import SampleKey
@@ -89,9 +89,9 @@ def test_normalised_is_torchvisions() -> None:
 
     image = RandomImages(1, 8).batch()["image"]
     expected = v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(image / 255)
-    torch.testing.assert_close(normalised(image), expected)
-    assert normalised(image).is_contiguous(memory_format=torch.channels_last)
-    assert normalised(image, torch.contiguous_format).is_contiguous()
+    torch.testing.assert_close(normalized(image), expected)
+    assert normalized(image).is_contiguous(memory_format=torch.channels_last)
+    assert normalized(image, torch.contiguous_format).is_contiguous()
 
 
 @pytest.mark.parametrize("which", ["ours", "theirs"])

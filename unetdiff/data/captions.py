@@ -104,15 +104,15 @@ def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
 
 
 def _metadata_in(folder: Path) -> Path:
-    found = [folder / name for name in METADATA if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    if not files:
         raise UserError(
             f"{folder}: no {' or '.join(METADATA)} found. Add one next to the images, with the columns "
             f"{FILE_COLUMN} and data.caption_column."
         )
-    if len(found) > 1:
-        raise UserError(f"{folder}: both {found[0].name} and {found[1].name} found. Keep one.")
-    return found[0]
+    if len(files) > 1:
+        raise UserError(f"{folder}: both {files[0].name} and {files[1].name} found. Keep one.")
+    return files[0]
 
 
 def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:

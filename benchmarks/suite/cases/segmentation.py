@@ -1,12 +1,11 @@
-"""Segmentation against segmentation_models_pytorch's U-Net: the same trunk, decoder widths and classes.
+"""Segmentation against segmentation_models_pytorch's U-Net: the same encoder, decoder widths and classes.
 
-Training, defaults: ours as `unetdiff train` does it (bf16 where the machine has it, channels-last, fused AdamW,
-gradients clipped, an average kept; cross-entropy and Dice); theirs as its users write it (float32, cross-entropy and
-its DiceLoss, torch's AdamW). Best: bf16, channels-last and fused AdamW for both, neither clipping nor an average.
+Training, defaults: unetdiff as in `unetdiff train` (bf16 where supported, channels-last, fused AdamW, gradient
+clipping, EMA; cross-entropy and Dice); the peer as in its examples (float32, cross-entropy and its DiceLoss, torch's
+AdamW). Best: bf16, channels-last and fused AdamW for both, without clipping and EMA.
 
-Inference is from images to masks. Defaults: ours as `unetdiff predict` does it (BatchNorm folded, weights in bf16
-where the machine has it, channels-last); theirs in float32. Best: that for both. Compiled: that and torch.compile, for
-both.
+Inference is from uint8 images to masks. Defaults: unetdiff as in `unetdiff predict` (BatchNorm folded, bf16 weights
+where supported, channels-last); the peer in float32. Best: the former for both. Compiled: with torch.compile, for both.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import torch
 from torch import nn
 
 from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
-from suite.cases.images import RandomImages, normalised
+from suite.cases.images import RandomImages, normalized
 from unetdiff.benchmark.rounds import prediction_workload
 from unetdiff.benchmark.timing import Round
 from unetdiff.config.reading import parse
@@ -39,11 +38,11 @@ TINY = {"encoder": "resnet18", "channels": (16, 8, 8, 8, 8), "classes": 5}
 
 @dataclass(frozen=True)
 class SegmentationCase(Case):
-    """One network at both."""
+    """The same architecture in both libraries."""
 
     encoder: str = "resnet50"
     channels: tuple[int, ...] = (256, 128, 64, 32, 16)
-    """Of the decoder; these are the peer's default."""
+    """Decoder channels; the peer's default."""
     classes: int = 21
 
     @property
@@ -53,28 +52,28 @@ class SegmentationCase(Case):
 
     @property
     def images(self) -> RandomImages:
-        """As many as the batch has."""
+        """One batch of random images."""
         return RandomImages(self.batch, self.size, self.classes)
 
     @cached_property
     def config(self) -> RunConfig:
-        """Our run; what is not said is its default."""
+        """The config of our run; other keys are at their defaults."""
         network = {"model.encoder.name": self.encoder, "model.decoder.channels": list(self.channels)}
         return parse(overrides=network | (PLAIN if self.best else {}), task="segmentation")
 
     def our_task(self) -> Task:
-        """Our network with its loss, fresh."""
+        """A new task of ours."""
         torch.manual_seed(0)
         return build_task(self.config, self.images, self.images)
 
     def their_network(self) -> nn.Module:
-        """The peer's network, fresh."""
+        """A new network of the peer."""
         torch.manual_seed(0)
         return smp.Unet(self.encoder, encoder_weights=None, decoder_channels=self.channels, classes=self.classes)
 
 
 class SegmentationTraining(SegmentationCase):
-    """An optimizer step: image to loss, gradients, weights."""
+    """An optimizer step."""
 
     work: ClassVar[str] = "segmentation training step"
     targets: ClassVar[dict[str, float]] = {"defaults": 2.3, "best": 1.1}
@@ -95,7 +94,7 @@ class SegmentationTraining(SegmentationCase):
             batch = self.images.batch()
 
             def step() -> None:
-                pixels = normalised(batch["image"].to(device), self.layout)
+                pixels = normalized(batch["image"].to(device), self.layout)
                 target = batch["mask"].to(device).long()
                 with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     logits = network(pixels)
@@ -110,7 +109,7 @@ class SegmentationTraining(SegmentationCase):
 
 
 class SegmentationInference(SegmentationCase):
-    """Masks of images, from uint8 to uint8."""
+    """uint8 images to uint8 masks."""
 
     work: ClassVar[str] = "segmentation inference"
     targets: ClassVar[dict[str, float]] = {"defaults": 1.8, "best": 1.1, "compiled": 1.1}
@@ -120,7 +119,7 @@ class SegmentationInference(SegmentationCase):
         images = self.images.batch()["image"]
 
         def start(compiled: bool) -> Round:
-            network = self._mine(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
+            network = self._own_copy(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
             return prediction_workload(network, images)
 
         return self._side(OURS, unet, fast_precision(device), start)
@@ -131,7 +130,7 @@ class SegmentationInference(SegmentationCase):
         dtype = (fast_dtype(device) if self.best else None) or torch.float32
 
         def start(compiled: bool) -> Round:
-            network = self._mine(smp_unet)
+            network = self._own_copy(smp_unet)
             if self.best:
                 example = torch.zeros(1, 3, 64, 64, device=device)
                 fold_batch_norm(network, lambda: network(example))
@@ -141,19 +140,19 @@ class SegmentationInference(SegmentationCase):
 
             def predict() -> torch.Tensor:
                 with torch.inference_mode():
-                    pixels = normalised(images, self.layout).to(dtype)
+                    pixels = normalized(images, self.layout).to(dtype)
                     return network(pixels).argmax(dim=1).to(torch.uint8).cpu()
 
             return predict
 
         return self._side(PEER, smp_unet, fast_precision(device) if self.best else "float32", start)
 
-    def _mine(self, network: Network) -> Network:
-        """What a round may change: a copy where a second round is made of the same."""
+    def _own_copy(self, network: Network) -> Network:
+        """A network that a round may modify: a copy if a second round uses the same network."""
         return copy.deepcopy(network) if self.setting == "compiled" else network
 
     def _side(self, name: str, network: nn.Module, precision: str, start: Callable[[bool], Round]) -> Side:
-        """start(compiled) makes a round."""
+        """start(compiled) returns a round."""
         compiled = self.setting == "compiled"
         return Side(name, network, precision, lambda: start(compiled), (lambda: start(False)) if compiled else None)
 
