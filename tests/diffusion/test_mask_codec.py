@@ -13,9 +13,15 @@ from torch import Tensor, nn
 from unetdiff.diffusion.conditioning import ImageConditioner
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
+from unetdiff.diffusion.mask_sampling import (
+    MaskSampler,
+    MaskSamplingConfig,
+    log_probabilities,
+    running_means,
+    uncertainty,
+)
 from unetdiff.diffusion.objectives import build_scheduler, diffusion_loss
 from unetdiff.diffusion.pipeline import GenerationPipeline
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, log_probabilities, running_means, uncertainty
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -109,7 +115,7 @@ def oracle_pipeline(p: float, scale: float = 0.3) -> GenerationPipeline:
 
 def test_the_mean_of_samples_is_the_probability() -> None:
     """With the optimal denoiser of a mask that is cat with 0.7, the mean over pixels and samples is 0.7."""
-    sampler = MaskSampler(oracle_pipeline(0.7), MaskSampling(samples=8, steps=50))
+    sampler = MaskSampler(oracle_pipeline(0.7), MaskSamplingConfig(samples=8, steps=50))
     drawn = sampler.draw(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert drawn.shape == (8, 2, 3, 16, 16)
     assert float(drawn.amax(dim=2).mean()) > 0.98  # each sample has decided
@@ -118,11 +124,11 @@ def test_the_mean_of_samples_is_the_probability() -> None:
 
 def test_a_sample_is_the_same_however_many_are_drawn() -> None:
     images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).draw(images)
-    one = MaskSampler(oracle_pipeline(0.5), MaskSampling(2, 5)).draw(images[2:], first=2)
+    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).draw(images)
+    one = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(2, 5)).draw(images[2:], first=2)
     torch.testing.assert_close(one, all_of_them[:2, 2:])
     assert not torch.equal(all_of_them[0], all_of_them[1])
-    listed = list(MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).logits()(list(images)))
+    listed = list(MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).logits()(list(images)))
     torch.testing.assert_close(torch.stack(listed).exp(), all_of_them.mean(dim=0).clamp(min=1e-6))
 
 
@@ -161,6 +167,6 @@ def test_what_does_not_segment_is_refused() -> None:
     pipeline = oracle_pipeline(0.5)
     untold = GenerationPipeline(pipeline.unet, pipeline.scheduler, masks=space().settings)
     with pytest.raises(UserError, match="does not draw the mask of an image"):
-        MaskSampler(untold, MaskSampling())
+        MaskSampler(untold, MaskSamplingConfig())
     with pytest.raises(UserError, match="samples: 0 masks"):
-        MaskSampler(pipeline, MaskSampling(samples=0))
+        MaskSampler(pipeline, MaskSamplingConfig(samples=0))

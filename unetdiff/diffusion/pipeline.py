@@ -32,8 +32,8 @@ from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.diffusion.editing import STRENGTH, STRENGTH_WITH_MASK, Mask, img2img_timesteps, known_image
 from unetdiff.diffusion.guidance import Denoise, classifier_free_guidance, in_guidance_interval
+from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
 from unetdiff.diffusion.objectives import predicted_x0
-from unetdiff.diffusion.steering import LossGuidance, steered
 from unetdiff.errors import UserError
 from unetdiff.models.attention import CrossAttentionCache, null_context
 from unetdiff.models.unet import UNet
@@ -203,7 +203,7 @@ class GenerationPipeline(DiffusionPipeline):
                 what was noised, without decoding, float32 (B, *noise_shape()) on the device.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": x}) after each step; may
                 return a dict with other latents.
-            steering: lead the images to what a loss wants, by its gradient (`unetdiff.diffusion.steering`); of pixels
+            steering: lead the images to what a loss wants, by its gradient (`unetdiff.diffusion.loss_guidance`); of pixels
                 only.
             return_trajectory: keep this many evenly spaced moments of the way to the image (0: none).
             autocast_dtype: run the networks under autocast, e.g. torch.bfloat16; x_t stays in float32.
@@ -277,7 +277,7 @@ class GenerationPipeline(DiffusionPipeline):
                     if steering is None:
                         output = predict(model_input)
                     else:
-                        output = steered(steering, self.scheduler, predict, model_input, t)
+                        output = apply_loss_guidance(steering, self.scheduler, predict, model_input, t)
                     if step in kept:
                         whole = t.round().long().expand(batch)  # some schedulers count in floats
                         x0 = predicted_x0(self.scheduler, output, model_input, whole)

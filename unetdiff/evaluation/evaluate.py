@@ -17,7 +17,7 @@ from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, segments
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import JudgingConfig
 from unetdiff.evaluation.denoiser import evaluate_denoiser
@@ -146,9 +146,9 @@ def evaluate_masks(
     Of the judging, steps and seed count: no feature network has seen masks.
     """
     pipeline = task.pipeline()
-    if not segments(pipeline):
+    if not is_mask_denoiser(pipeline):
         return {}
-    sampler = MaskSampler(pipeline, MaskSampling(1, asked.steps, seed=asked.seed), AUTOCAST.get(precision))
+    sampler = MaskSampler(pipeline, MaskSamplingConfig(1, asked.steps, seed=asked.seed), AUTOCAST.get(precision))
     progress = partial(tqdm, desc="drawing masks", unit="batch", disable=None)
     batch = config.training.eval_batch_size
     judged = evaluate_segmenter(sampler.logits(), images, config.segmentation.ignore_index, 0, batch, progress)

@@ -17,9 +17,9 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.codecs import PixelCodec
 from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.loss_guidance import LossGuidance
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import make_scheduler
-from unetdiff.diffusion.steering import LossGuidance
 from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, together
 from unetdiff.segmentation.inference import inference
 from unetdiff.training import runtime as machine

@@ -24,9 +24,9 @@ from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import evenly
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, running_means
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
 from unetdiff.experiments.mask_metrics import MaskJudge
 from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
@@ -114,7 +114,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     data = build_dataset(config.data, "val", False, layout=True)
     segmenter = SegmentationPipeline.from_pretrained(runs[HEAD].path / "latest").to(device)
     pipeline = load_generator(runs[DENOISER].path / "latest").to(device)
-    asked = MaskSampling(given.k, given.steps, given.scheduler, given.seed)
+    asked = MaskSamplingConfig(given.k, given.steps, given.scheduler, given.seed)
     sampler = MaskSampler(pipeline, asked, precision)
 
     def head(images: Tensor) -> Tensor:
@@ -155,10 +155,10 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
 
 
 def timed(
-    head: Any, pipeline: GenerationPipeline, asked: MaskSampling, precision: torch.dtype | None, images: Tensor
+    head: Any, pipeline: GenerationPipeline, asked: MaskSamplingConfig, precision: torch.dtype | None, images: Tensor
 ) -> dict[str, float]:
     """Seconds an image (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
-    one = MaskSampler(pipeline, MaskSampling(1, asked.steps, asked.scheduler, asked.seed), precision)
+    one = MaskSampler(pipeline, MaskSamplingConfig(1, asked.steps, asked.scheduler, asked.seed), precision)
     every = MaskSampler(pipeline, asked, precision)
     work = {
         "head": lambda: head(images),

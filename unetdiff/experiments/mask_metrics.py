@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.transforms import is_void
-from unetdiff.diffusion.segmenting import log_probabilities, uncertainty
+from unetdiff.diffusion.mask_sampling import log_probabilities, uncertainty
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.reliability import Calibration
 

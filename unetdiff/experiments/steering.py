@@ -1,7 +1,7 @@
 """Can the segmentation head lead a denoiser to a layout that it was never trained on?
 
 At each step of DDIM the image that the denoiser expects, x_0, is segmented, and the gradient of the cross-entropy
-against a wished layout is added to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of
+against a wished layout is added to the predicted noise (`unetdiff.diffusion.loss_guidance`). The layouts are masks of
 validation images. An image that is moved along the gradient of one network may please that network alone, as
 adversarial examples do. So the samples are judged twice: by the segmenter that steered, and by one that had no
 part in it.
@@ -27,7 +27,7 @@ from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly
 from unetdiff.data.transforms import fitted
-from unetdiff.diffusion.steering import LossGuidance, layout_loss
+from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
 from unetdiff.evaluation.load_run import load_run, run_config

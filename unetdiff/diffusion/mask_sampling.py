@@ -23,7 +23,7 @@ LEAST = 1e-6
 
 
 @dataclass(frozen=True)
-class MaskSampling:
+class MaskSamplingConfig:
     """How masks are drawn."""
 
     samples: int = 1
@@ -52,8 +52,10 @@ class MaskSampler:
         UserError: a model of another kind, or an unknown sampler.
     """
 
-    def __init__(self, pipeline: GenerationPipeline, asked: MaskSampling, autocast: torch.dtype | None = None) -> None:
-        if not segments(pipeline):
+    def __init__(
+        self, pipeline: GenerationPipeline, asked: MaskSamplingConfig, autocast: torch.dtype | None = None
+    ) -> None:
+        if not is_mask_denoiser(pipeline):
             raise UserError(
                 "this model does not draw the mask of an image; train one with diffusion.target mask and "
                 "diffusion.condition image"
@@ -104,7 +106,7 @@ class MaskSampler:
         return of
 
 
-def segments(pipeline: Any) -> bool:
+def is_mask_denoiser(pipeline: Any) -> bool:
     """Whether a pipeline draws the mask of an image that it is told."""
     return isinstance(pipeline.codec, MaskCodec) and isinstance(pipeline.conditioner, ImageConditioner)
 

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance, layout_loss, loss_gradient
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler, predicted_x0
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import make_scheduler
-from unetdiff.diffusion.steering import LossGuidance, layout_loss, loss_gradient, steered
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -58,7 +58,7 @@ def test_the_noise_moves_by_the_scale_and_the_image_against_the_gradient() -> No
     scheduler = build_scheduler(DiffusionConfig(), bound=None)
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
     before = predict(NOISY)
-    after = steered(LossGuidance(loss, scale=0.3), scheduler, predict, NOISY, T[0])
+    after = apply_loss_guidance(LossGuidance(loss, scale=0.3), scheduler, predict, NOISY, T[0])
 
     def noise(output: Tensor) -> Tensor:
         return (NOISY - alpha * predicted_x0(scheduler, output, NOISY, T)) / sigma
@@ -158,7 +158,7 @@ def test_pure_noise_is_not_steered() -> None:
     config.noise.zero_terminal_snr = True
     scheduler = build_scheduler(config)
     last = torch.tensor(999)
-    assert torch.equal(steered(LossGuidance(loss), scheduler, predict, NOISY, last), predict(NOISY))
+    assert torch.equal(apply_loss_guidance(LossGuidance(loss), scheduler, predict, NOISY, last), predict(NOISY))
 
 
 def test_layout_loss_by_hand() -> None:

@@ -54,7 +54,9 @@ class LossGuidance:
             raise UserError(f"through: {self.through!r} is unknown; use network or image")
 
 
-def steered(steering: LossGuidance, scheduler: Scheduler, predict: Predict, xt: Tensor, timestep: Tensor) -> Tensor:
+def apply_loss_guidance(
+    steering: LossGuidance, scheduler: Scheduler, predict: Predict, xt: Tensor, timestep: Tensor
+) -> Tensor:
     """The network's output at x_t, its noise moved up the gradient of the loss: (B, C, H, W).
 
     ε becomes ε + scale · |ε| · g / |g|, where g is the gradient of the loss with respect to x_t and the lengths are
