@@ -115,8 +115,8 @@ def oracle_pipeline(p: float, scale: float = 0.3) -> GenerationPipeline:
 
 def test_the_mean_of_samples_is_the_probability() -> None:
     """With the optimal denoiser of a mask that is cat with 0.7, the mean over pixels and samples is 0.7."""
-    sampler = MaskSampler(oracle_pipeline(0.7), MaskSamplingConfig(samples=8, steps=50))
-    drawn = sampler.draw(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    sampler = MaskSampler(oracle_pipeline(0.7), MaskSamplingConfig(num_samples=8, num_inference_steps=50))
+    drawn = sampler.sample(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert drawn.shape == (8, 2, 3, 16, 16)
     assert float(drawn.amax(dim=2).mean()) > 0.98  # each sample has decided
     assert drawn.mean(dim=(0, 1, 3, 4)).tolist() == pytest.approx([0, 0.7, 0.3], abs=0.03)
@@ -124,8 +124,8 @@ def test_the_mean_of_samples_is_the_probability() -> None:
 
 def test_a_sample_is_the_same_however_many_are_drawn() -> None:
     images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).draw(images)
-    one = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(2, 5)).draw(images[2:], first=2)
+    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).sample(images)
+    one = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(2, 5)).sample(images[2:], first=2)
     torch.testing.assert_close(one, all_of_them[:2, 2:])
     assert not torch.equal(all_of_them[0], all_of_them[1])
     listed = list(MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).logits()(list(images)))
@@ -169,4 +169,4 @@ def test_what_does_not_segment_is_refused() -> None:
     with pytest.raises(UserError, match="does not draw the mask of an image"):
         MaskSampler(untold, MaskSamplingConfig())
     with pytest.raises(UserError, match="samples: 0 masks"):
-        MaskSampler(pipeline, MaskSamplingConfig(samples=0))
+        MaskSampler(pipeline, MaskSamplingConfig(num_samples=0))

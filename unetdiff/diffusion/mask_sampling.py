@@ -1,4 +1,4 @@
-"""Segmenting with a denoiser of masks: the mean of several drawn masks, and what they do not agree on."""
+"""Segmentation with a denoiser of masks: class probabilities as the mean of several sampled masks, and their entropy."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.errors import UserError
 
-LEAST = 1e-6
-"""A class that no sample has is taken to have this probability, so that its logarithm is a number."""
+MIN_PROBABILITY = 1e-6
+"""Probabilities are clamped to this before the logarithm."""
 
 
 @dataclass(frozen=True)
 class MaskSamplingConfig:
-    """How masks are drawn."""
+    """How masks are sampled."""
 
-    samples: int = 1
-    """Masks of each image."""
-    steps: int = 10
+    num_samples: int = 1
+    """Masks per image."""
+    num_inference_steps: int = 10
     """Denoising steps of each."""
     scheduler: str = "ddim"
     """Sampler, of `unetdiff.diffusion.schedulers.SCHEDULERS`."""
@@ -37,15 +37,13 @@ class MaskSamplingConfig:
 
 
 class MaskSampler:
-    """A denoiser of masks as a segmenter (Amit et al. 2021, section 3.3): draws masks of an image and averages them.
+    """A denoiser of masks as a segmenter (Amit et al. 2021, section 3.3): the mean of several masks of an image.
 
-    A sample's noise is a function of the seed, the image's number and the sample's, so it is the same however many
-    images and samples are drawn with it.
+    The noise of a mask is a function of the seed, the image's index and the mask's, whatever the batch.
 
     Args:
-        pipeline: of a model that was trained with diffusion.target mask and diffusion.condition image; its sampler is
-            changed to the one that is asked for.
-        asked: how masks are drawn.
+        pipeline: of a model trained with diffusion.target=mask and diffusion.condition=image; its sampler is replaced.
+        config: number of masks, steps, sampler and seed.
         autocast: precision of the network, e.g. torch.bfloat16; None: the weights'.
 
     Raises:
@@ -53,67 +51,67 @@ class MaskSampler:
     """
 
     def __init__(
-        self, pipeline: GenerationPipeline, asked: MaskSamplingConfig, autocast: torch.dtype | None = None
+        self, pipeline: GenerationPipeline, config: MaskSamplingConfig, autocast: torch.dtype | None = None
     ) -> None:
         if not is_mask_denoiser(pipeline):
             raise UserError(
-                "this model does not draw the mask of an image; train one with diffusion.target mask and "
-                "diffusion.condition image"
+                "pipeline: must sample the mask of an image. Train a model with diffusion.target=mask and "
+                "diffusion.condition=image."
             )
-        if asked.samples < 1:
-            raise UserError(f"samples: {asked.samples} masks of an image are none; use 1 or more")
-        self.pipeline, self.asked, self.autocast = pipeline, asked, autocast
+        if config.num_samples < 1:
+            raise UserError(f"num_samples={config.num_samples}: must be at least 1.")
+        self.pipeline, self.config = pipeline, config
         self.codec, self.conditioner = cast(MaskCodec, pipeline.codec), cast(ImageConditioner, pipeline.conditioner)
-        pipeline.scheduler = make_scheduler(pipeline.scheduler, asked.scheduler)
+        pipeline.scheduler = make_scheduler(pipeline.scheduler, config.scheduler)
+        pipeline.autocast_dtype = autocast
         pipeline.set_progress_bar_config(disable=True)
 
-    def draw(self, images: Tensor, first: int = 0) -> Tensor:
-        """The class probabilities that each sample stands for, (samples, B, C, H, W), float32 on the model's device.
+    def sample(self, images: Tensor, first: int = 0) -> Tensor:
+        """Class probabilities of each sampled mask, (num_samples, B, C, H, W), float32 on the model's device.
 
         Args:
             images: uint8 (B, 3, H, W).
-            first: number of the first image.
+            first: index of the first image.
         """
-        asked, count = self.asked, self.asked.samples
+        count = self.config.num_samples
         conditions = self.conditioner.from_batch({"image": images.to(self.pipeline.device)})
-        pairs = [(first + image, sample) for sample in range(count) for image in range(len(images))]
+        pairs = [(first + image, number) for number in range(count) for image in range(len(images))]
         output = self.pipeline(
             conditions=repeat(conditions, "b ... -> (k b) ...", k=count),
-            num_inference_steps=asked.steps,
+            num_inference_steps=self.config.num_inference_steps,
             guidance_scale=1.0,
             height=images.shape[-2],
             width=images.shape[-1],
-            generator=[generator_of(asked.seed, *pair) for pair in pairs],
+            generator=[generator_of(self.config.seed, *pair) for pair in pairs],
             output_type="latent",
-            autocast_dtype=self.autocast,
         )
-        drawn = self.codec.probabilities(cast(GenerationOutput, output).pixels())
-        return rearrange(drawn, "(k b) c h w -> k b c h w", k=count)
+        probabilities = self.codec.probabilities(cast(GenerationOutput, output).pixels())
+        return rearrange(probabilities, "(k b) c h w -> k b c h w", k=count)
 
     def logits(self) -> Callable[[Sequence[Tensor]], Iterable[Tensor]]:
-        """What `evaluate_segmenter` asks: images uint8 (3, H, W), in the order of the set, -> the logarithm of the
-        samples' mean probabilities (C, H, W)."""
-        done = 0
+        """A function for `evaluate_segmenter`: images uint8 (3, H, W), in the order of the dataset, -> the logarithm of
+        the masks' mean probabilities (C, H, W)."""
+        index = 0
 
-        def of(images: Sequence[Tensor]) -> Iterable[Tensor]:
-            nonlocal done
-            alike = len({image.shape for image in images}) == 1
-            batches = [torch.stack(list(images))] if alike else [image[None] for image in images]
+        def logits_of(images: Sequence[Tensor]) -> Iterable[Tensor]:
+            nonlocal index
+            one_size = len({image.shape for image in images}) == 1
+            batches = [torch.stack(list(images))] if one_size else [image[None] for image in images]
             for batch in batches:
-                yield from log_probabilities(self.draw(batch, done).mean(dim=0))  # (C, H, W) each
-                done += len(batch)
+                yield from log_probabilities(self.sample(batch, index).mean(dim=0))  # (C, H, W) each
+                index += len(batch)
 
-        return of
+        return logits_of
 
 
 def is_mask_denoiser(pipeline: Any) -> bool:
-    """Whether a pipeline draws the mask of an image that it is told."""
+    """Whether a pipeline samples the mask of its condition image."""
     return isinstance(pipeline.codec, MaskCodec) and isinstance(pipeline.conditioner, ImageConditioner)
 
 
 def log_probabilities(probabilities: Tensor) -> Tensor:
-    """Logarithms, whose softmax are the probabilities again; none of these is taken to be below `LEAST`."""
-    return probabilities.clamp(min=LEAST).log()
+    """Logits whose softmax gives the probabilities; these are clamped to `MIN_PROBABILITY`."""
+    return probabilities.clamp(min=MIN_PROBABILITY).log()
 
 
 def running_means(probabilities: Tensor) -> Tensor:
@@ -123,10 +121,10 @@ def running_means(probabilities: Tensor) -> Tensor:
 
 
 def uncertainty(probabilities: Tensor) -> Tensor:
-    """Entropy of class probabilities as a share of the largest there is: (..., C, H, W) -> (..., H, W) in [0, 1].
+    """Entropy of class probabilities divided by its maximum, log C: (..., C, H, W) -> (..., H, W) in [0, 1].
 
-    0: one class is certain; 1: all classes are alike. Of the mean of samples it is what they do not agree on, and what
-    each of them leaves open.
+    0: one class is certain; 1: uniform. For the mean of samples it includes both their disagreement and the uncertainty
+    of each.
     """
     entropy = reduce(torch.special.entr(probabilities.float()), "... c h w -> ... h w", "sum")
     return entropy / math.log(probabilities.shape[-3])

@@ -23,7 +23,7 @@ from unetdiff.evaluation.config import JudgingConfig
 from unetdiff.evaluation.denoiser import evaluate_denoiser
 from unetdiff.evaluation.layout_consistency import layout_agreement, require_classes
 from unetdiff.evaluation.load_run import load_run, run_config, split_of
-from unetdiff.evaluation.sampling import as_denoiser, draw_parts
+from unetdiff.evaluation.sampling import as_denoiser, sample_batches
 from unetdiff.evaluation.types import EvalSplits, SamplingConfig
 from unetdiff.reports.segmenter import write_segmenter_report
 from unetdiff.segmentation.config import InferenceConfig
@@ -177,7 +177,7 @@ def evaluate_layouts(
     """What a segmenter of real images (see `layout_judge`) finds in one sample for each layout of a split, and in the
     real images."""
     count = min(len(images), LAYOUTS)
-    parts = draw_parts(task, count, setting)
+    parts = sample_batches(task, count, setting)
     samples = (image for part in parts for image in part.images)
     masks = [images[i]["mask"] for i in range(count)]
     real = (images[i]["image"] for i in range(count))

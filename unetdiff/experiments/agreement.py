@@ -26,7 +26,7 @@ from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, ClassAgreement, background_of, class_agreement
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
@@ -102,7 +102,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     drawn: dict[float, Judged] = {}
     asked: list[set[int]] = []  # the same at every scale
     for scale in given.guidance:
-        samples, labels = draw(task, given.n, SamplingConfig(given.steps, scale, given.seed))
+        samples, labels = sample(task, given.n, SamplingConfig(given.steps, scale, given.seed))
         if not asked and labels is None:
             asked = [shown_classes(images, place) for place in places]
         elif labels is not None:

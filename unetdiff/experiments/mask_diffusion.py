@@ -131,7 +131,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     numbers = evenly(len(data), given.images)
     for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
         batch = collate([data[number] for number in numbers[at : at + BATCH]])
-        drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
+        drawn, truth = sampler.sample(batch["image"], first=at), batch["mask"]
         discriminative.update(head(batch["image"]), truth)
         for count, (one, mean) in enumerate(zip(drawn, running_means(drawn), strict=True)):
             single[count].update(one, truth)
@@ -150,7 +150,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         len(numbers),
         shown,
         head(images).cpu(),
-        sampler.draw(images, first=len(data)).cpu(),
+        sampler.sample(images, first=len(data)).cpu(),
     )
 
 
@@ -158,12 +158,12 @@ def timed(
     head: Any, pipeline: GenerationPipeline, asked: MaskSamplingConfig, precision: torch.dtype | None, images: Tensor
 ) -> dict[str, float]:
     """Seconds an image (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
-    one = MaskSampler(pipeline, MaskSamplingConfig(1, asked.steps, asked.scheduler, asked.seed), precision)
+    one = MaskSampler(pipeline, MaskSamplingConfig(1, asked.num_inference_steps, asked.scheduler, asked.seed), precision)
     every = MaskSampler(pipeline, asked, precision)
     work = {
         "head": lambda: head(images),
-        "one": lambda: one.draw(images),
-        "all": lambda: every.draw(images),
+        "one": lambda: one.sample(images),
+        "all": lambda: every.sample(images),
     }
     times = in_turns(work, ROUNDS, 1, synchronizer(pipeline.device))
     return {name: float(torch.tensor(taken.wall).median()) / len(images) for name, taken in times.items()}

@@ -31,7 +31,7 @@ from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw_parts
+from unetdiff.evaluation.sampling import sample_batches
 from unetdiff.evaluation.types import SamplingConfig, together
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
@@ -118,7 +118,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
         img2img_timesteps = time.perf_counter()
         setting = SamplingConfig(given.steps, given.guidance, given.seed)
-        parts = draw_parts(task, len(items), setting, ask, None if options is None else steering)
+        parts = sample_batches(task, len(items), setting, ask, None if options is None else steering)
         drawn, _ = together(parts)
         return drawn, (time.perf_counter() - img2img_timesteps) / len(items)
 
