@@ -22,6 +22,7 @@ from unetdiff.diffusion.mask_sampling import (
 )
 from unetdiff.diffusion.objectives import build_scheduler, diffusion_loss
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -151,22 +152,22 @@ def test_saved_loaded_and_drawn(tmp_path: Path) -> None:
     assert MaskCodec.saved(tmp_path / "model").settings == space().settings  # type: ignore[union-attr]
     assert loaded.channels == 3 and torch.equal(loaded.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
     image = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    out = loaded(
-        condition_image=image, num_inference_steps=2, return_trajectory=2, generator=torch.Generator().manual_seed(0)
-    )
-    assert out.images[0].size == (16, 16) and out.trajectory.noisy.shape == (2, 1, 3, 16, 16)
+    recorder = TrajectoryRecorder(2)
+    generator = torch.Generator().manual_seed(0)
+    out = loaded(condition_image=image, num_inference_steps=2, callback_on_step_end=recorder, generator=generator)
+    assert out.images[0].size == (16, 16) and recorder.trajectory.noisy.shape == (2, 1, 3, 16, 16)
     colours = np.asarray(out.images[0]).reshape(-1, 3).tolist()
     assert all(colour in PALETTE for colour in colours)
     raw = loaded(condition_image=image, num_inference_steps=2, output_type="latent", guidance_scale=1.0)
     assert raw.images.shape == (1, 3, 16, 16) and raw.images.abs().max() <= 1 + 1e-6
     with pytest.raises(UserError, match="image: this model draws masks"):
-        loaded(condition_image=image, image=image, num_inference_steps=2)
+        loaded.image_to_image(image, condition_image=image, num_inference_steps=2)
 
 
 def test_what_does_not_segment_is_refused() -> None:
     pipeline = oracle_pipeline(0.5)
     untold = GenerationPipeline(pipeline.unet, pipeline.scheduler, masks=space().settings)
-    with pytest.raises(UserError, match="does not draw the mask of an image"):
+    with pytest.raises(UserError, match="pipeline: must sample the mask of an image"):
         MaskSampler(untold, MaskSamplingConfig())
-    with pytest.raises(UserError, match="samples: 0 masks"):
+    with pytest.raises(UserError, match="num_samples=0: must be at least 1"):
         MaskSampler(pipeline, MaskSamplingConfig(num_samples=0))

@@ -72,7 +72,7 @@ def test_the_network_is_told_the_class_of_each_image(tiny: Tiny) -> None:
     task.train()
     batch = collate([task.facts.val[i] for i in range(3)])
     xt, t = torch.randn(3, 3, 32, 32), torch.tensor([1, 500, 900])
-    output = told(task, batch)(xt, t)
+    output = denoise_of(task, batch)(xt, t)
     assert task.training  # as it was
     task.eval()
     with torch.no_grad():
@@ -104,4 +104,4 @@ def test_samples_have_the_size_of_the_sets_images(tiny: Tiny) -> None:
     assert sample(task, 2, SamplingConfig(steps=1))[0].shape == (2, 3, 16, 24)
     task.facts.size = None
     task.unet.register_to_config(sample_size=8)
-    assert task.drawn_size() == (8, 8)
+    assert task.image_size() == (8, 8)

@@ -102,7 +102,7 @@ class Subject:
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         pipeline = task.pipeline()
-        shape = pipeline.noise_shape(*task.drawn_size())
+        shape = pipeline.noise_shape(*task.image_size())
         noise = torch.randn(len(batch["image"]), *shape, generator=torch.Generator().manual_seed(0))
         return sampling_round(pipeline, conditions, noise, sampling.steps, sampling.guidance, autocast)
 

@@ -83,13 +83,13 @@ def sampling_round(
         autocast: type to compute in; None: the weights'.
     """
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.autocast_dtype = autocast
     settings: dict[str, Any] = {
         "conditions": conditions,
         "latents": noise,
         "num_inference_steps": steps,
         "guidance_scale": 1.0 if conditions is None else guidance,
         "output_type": "pt",
-        "autocast_dtype": autocast,
         "return_dict": False,
     }
     return lambda: pipeline(**settings)[0]

@@ -17,7 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.diffusion.denoising import PredictOutput
 from unetdiff.diffusion.guidance import in_guidance_interval
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0, target
@@ -135,7 +135,7 @@ def layout_loss(segment: Callable[[Tensor], Tensor], layouts: Tensor, ignore_ind
 
     def loss(images: Tensor) -> Tensor:
         targets = layouts.to(images.device).long()
-        targets = targets.masked_fill(is_void(targets, ignore_index), ignore_index)
+        targets = targets.masked_fill(ignore_mask(targets, ignore_index), ignore_index)
         logits = resize_logits(segment(images), (targets.shape[-2], targets.shape[-1]))
         losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")  # (B, H', W')
         pixels = reduce((targets != ignore_index).float(), "b h w -> b", "sum").clamp(min=1)

@@ -1,4 +1,4 @@
-"""Segmentation with a denoiser of masks: class probabilities as the mean of several sampled masks, and their entropy."""
+"""Segmentation with a denoiser of masks: class probabilities as the mean of several samples, and their entropy."""
 
 from __future__ import annotations
 

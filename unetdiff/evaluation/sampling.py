@@ -18,7 +18,7 @@ from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, together
-from unetdiff.segmentation.inference import inference
+from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime
 from unetdiff.training.tasks import DiffusionTask
 
@@ -62,11 +62,11 @@ def inputs_of(task: DiffusionTask, indices: range) -> tuple[dict[str, Any], Tens
 def denoise_of(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
     """The network of pixels in float32, with the conditions of a batch of real images."""
     device, images = task.unet.device, batch["image"]
-    with inference(task, device.type, None):  # once, for all timesteps
+    with eval_mode(task, device.type, None):  # once, for all timesteps
         conditioning = task.conditioning(task.conditions(batch, device), (images.shape[-2], images.shape[-1]))
 
     def denoise(xt: Tensor, timesteps: Tensor) -> Tensor:
-        with inference(task, device.type, None):
+        with eval_mode(task, device.type, None):
             sample = conditioning.concat_channels(xt)
             return task.unet(sample, timesteps, conditioning.tokens, return_dict=False)[0]
 

@@ -63,8 +63,8 @@ class Examples:
 class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Maps conditions to the network's inputs.
 
-    The user's input (`encode`) or a training batch (`from_batch`) becomes `conditions`, a tensor. In training a fraction
-    of them is replaced by the null condition (`drop`, Ho & Salimans 2022). `forward` maps them to a `Conditioning`:
+    The user's input (`encode`) or a training batch (`from_batch`) becomes `conditions`, a tensor. In training a part of
+    them is replaced by the null condition (`drop`, Ho & Salimans 2022). `forward` maps them to a `Conditioning`:
     tokens and channels. That of `null_condition` is the unconditional input of classifier-free guidance.
     """
 
