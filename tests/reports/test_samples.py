@@ -107,7 +107,7 @@ def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
 
 
 def test_the_judge_says_how_many_images_it_used(make_run, monkeypatch):
-    monkeypatch.setattr("unetdiff.evaluation.classifier.MOST_IMAGES", 25)
+    monkeypatch.setattr("unetdiff.evaluation.classifier.MAX_IMAGES", 25)
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     judge = blocks[0].judge
     assert judge is not None and (judge.n, judge.trained_on) == (25, 25)

@@ -17,7 +17,7 @@ from unetdiff.diffusion.loss_guidance import LossGuidance
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import make_scheduler
-from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, together
+from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, concat_batches
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime
 from unetdiff.training.tasks import DiffusionTask
@@ -102,7 +102,7 @@ def sample_batches(
         output = pipeline(
             **conditions,
             batch_size=len(indices),
-            num_inference_steps=config.steps,
+            num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale if conditions else 1.0,
             height=height,
             width=width,
@@ -115,4 +115,4 @@ def sample_batches(
 
 def sample(task: DiffusionTask, count: int, config: SamplingConfig) -> tuple[Tensor, Tensor | None]:
     """Samples 0..count-1 of a seed, uint8 (N, 3, H, W), and their classes (N,), or None without classes."""
-    return together(sample_batches(task, count, config))
+    return concat_batches(sample_batches(task, count, config))
