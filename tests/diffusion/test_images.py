@@ -54,7 +54,7 @@ def test_labels_are_drawn_and_must_fit() -> None:
     assert with_labels.size == others.size and not np.array_equal(with_labels, others)
     with pytest.raises(UserError, match=r"rows: must be 2 labels.*got 3"):
         grid(images, rows=["a", "b", "c"])
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="images: must not be empty"):
         grid([])
 
 
