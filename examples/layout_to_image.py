@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from unetdiff import GenerationPipeline
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig, LayoutConfig

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from unetdiff import GenerationPipeline
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import grid

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.evaluation import sampling

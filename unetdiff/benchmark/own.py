@@ -15,7 +15,8 @@ from unetdiff.benchmark.memory import peak_working_memory, release_memory, run_i
 from unetdiff.benchmark.multiply_adds import macs
 from unetdiff.benchmark.rounds import prediction_workload, sampling_workload, training_workload
 from unetdiff.benchmark.timing import Round, Spread, Times, synchronizer, time_interleaved
-from unetdiff.config.parsing import load, parse, validate
+from unetdiff.config.reading import load, parse
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import StepSampler

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.config.parsing import to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning import LayoutConditioner
@@ -76,7 +76,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
     task, images = denoiser_of(loaded, given.run), loaded.images
     if task.conditioner is None:

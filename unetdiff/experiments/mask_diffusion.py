@@ -18,8 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.benchmark.timing import synchronizer, time_interleaved
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import evenly_spaced_indices
@@ -30,7 +31,6 @@ from unetdiff.diffusion.schedulers import SCHEDULERS
 from unetdiff.experiments.mask_metrics import MaskJudge
 from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("k", "steps", "images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     configs = configs_for(given, overrides, output)
     runs = train_all(configs, command)
     measured = judge(given, configs[DENOISER], runs)

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig, to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import fit_longest_side
@@ -91,7 +92,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     settings = {scale: _steering_of(scale, given) for scale in sorted(set(given.scales) - {0.0})}
     loaded = load_run(given.run, layouts=True)
     task, images = denoiser_of(loaded, given.run), loaded.images

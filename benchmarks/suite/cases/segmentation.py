@@ -26,7 +26,8 @@ from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast
 from suite.cases.images import RandomImages, normalised
 from unetdiff.benchmark.rounds import prediction_workload
 from unetdiff.benchmark.timing import Round
-from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.config.reading import parse
+from unetdiff.config.schema import RunConfig
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
