@@ -14,8 +14,8 @@ from unetdiff.benchmark.timing import Quartiles
 from unetdiff.text import markdown
 
 METHOD = (
-    "Times: median (quartiles) of {rounds} rounds after {warmups} warm-up rounds, both sides interleaved in one process. "
-    "Speedup: median of the ratios of each round."
+    "Times: median (quartiles) of {rounds} rounds after {warmups} warm-up rounds, both sides interleaved in one "
+    "process. Speedup: median of the ratios of each round."
 )
 
 DERIVED = ("slopes", "passed")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unetdiff.benchmark.run_benchmark import BenchmarkTarget
-from unetdiff.config.parsing import parse, to_yaml
+from unetdiff.config.reading import parse, to_yaml
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.tasks import DiffusionTask

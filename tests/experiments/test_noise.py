@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.config.parsing import from_yaml, to_yaml
+from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.errors import UserError
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.experiments import noise, runs

@@ -15,7 +15,8 @@ from unetdiff.benchmark.multiply_adds import count_macs
 from unetdiff.benchmark.peak_throughput import precision_name
 from unetdiff.benchmark.timing import Quartiles, Times, Workload, synchronizer, time_interleaved
 from unetdiff.benchmark.workloads import prediction_workload, sampling_workload, training_workload
-from unetdiff.config.parsing import load, parse, validate
+from unetdiff.config.reading import load, parse
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import StepSampler
@@ -93,7 +94,7 @@ class BenchmarkTarget:
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         pipeline = task.pipeline()
-        shape = pipeline.noise_shape(*task.drawn_size())
+        shape = pipeline.noise_shape(*task.image_size())
         noise = torch.randn(len(batch["image"]), *shape, generator=torch.Generator().manual_seed(0))
         return sampling_workload(
             pipeline, conditions, noise, sampling.num_inference_steps, sampling.guidance_scale, autocast

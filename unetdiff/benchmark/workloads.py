@@ -81,13 +81,13 @@ def sampling_workload(
         autocast: dtype of autocast; None: that of the weights.
     """
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.autocast_dtype = autocast
     settings: dict[str, Any] = {
         "conditions": conditions,
         "latents": noise,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": 1.0 if conditions is None else guidance_scale,
         "output_type": "pt",
-        "autocast_dtype": autocast,
         "return_dict": False,
     }
     return lambda: pipeline(**settings)[0]

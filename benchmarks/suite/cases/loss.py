@@ -15,6 +15,7 @@ from suite.cases.case import UNETDIFF, Case, Side
 from suite.cases.images import RandomImages
 from suite.cases.segmentation import IGNORE_INDEX, PEER
 from unetdiff.benchmark.timing import Workload
+from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.losses import combined
 
@@ -50,7 +51,7 @@ class LossCase(Case):
         return RandomImages(self.batch, self.size, self.classes).batch()["mask"]
 
     def unetdiff(self, device: torch.device) -> Side:
-        loss = combined(SegmentationConfig().losses, IGNORE_INDEX)
+        loss = accelerate_loss(combined(SegmentationConfig().losses, IGNORE_INDEX))
 
         def total(logits: Tensor, masks: Tensor) -> Tensor:
             return loss(logits, masks)[0]

@@ -35,7 +35,8 @@ from suite.cases.case import (
 from suite.cases.images import RandomImages, normalize_imagenet
 from unetdiff.benchmark.timing import Workload
 from unetdiff.benchmark.workloads import prediction_workload
-from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.config.reading import parse
+from unetdiff.config.schema import RunConfig
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
