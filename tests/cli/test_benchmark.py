@@ -66,7 +66,7 @@ def test_batch_sizes_unless_they_are_given() -> None:
         (["CONFIG", "--warmups", "-1"], "--warmups: -1 is too small; give 0 or more"),
         (["CONFIG", "--batch_sizes", "4", "0"], "--batch_sizes: 0 is too small"),
         (["CONFIG", "--batchsize", "4"], "unknown argument '--batchsize'. Did you mean --batch_sizes?"),
-        (["CONFIG", "--training.batchsize", "4"], "unknown option --training.batchsize. Did you mean --training.batch_size?"),
+        (["CONFIG", "--training.batchsize", "4"], "unknown option --training.batchsize. Did you mean --training.batch"),
     ],
 )
 def test_refusals(
