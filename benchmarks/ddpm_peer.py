@@ -124,7 +124,7 @@ def main() -> None:
     if args.cond_scale == 1:
         raise SystemExit("--cond_scale=1: must be above 1, because its sampler fails at 1.")
     if args.batch_size < 16:
-        raise SystemExit(f"--batch_size {args.batch_size}: its Trainer as_segment_function for 16 or more")
+        raise SystemExit(f"--batch_size={args.batch_size}: must be at least 16, as in its Trainer.")
 
     torch.manual_seed(args.seed)
     split = "val" if args.sample_only else "train"  # sampling needs the class names only
