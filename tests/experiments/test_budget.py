@@ -13,8 +13,8 @@ import pytest
 
 from unetdiff.errors import UserError
 from unetdiff.experiments import budget
-from unetdiff.experiments.budget_tables import cost_table, findings, head_tables
-from unetdiff.experiments.consistency import KEPT, Judged
+from unetdiff.experiments.budget_report import cost_table, findings, head_tables
+from unetdiff.experiments.class_consistency import KEPT, Judged
 from unetdiff.experiments.gradients import Pull, gradient_chart, gradient_findings, gradient_table, pulls_of
 from unetdiff.models.unet import UNet
 from unetdiff.reports.record import Chart, read_record, write_record

@@ -17,8 +17,8 @@ from tests.experiments.test_budget import TINY
 from unetdiff.data.scenes import PALETTE
 from unetdiff.errors import UserError
 from unetdiff.experiments import pretraining
-from unetdiff.experiments.label_tables import chart, findings, label_table
 from unetdiff.experiments.pretraining import DENOISER, RANDOM, TRUNK, Plan
+from unetdiff.experiments.pretraining_report import chart, findings, label_table
 from unetdiff.experiments.runs import last_weights
 from unetdiff.reports.dataset_groups import open_set
 from unetdiff.reports.masks import predictions

@@ -3,7 +3,7 @@
 Each experiment is a module that leaves a `Record` (record.py), which `unetdiff compare --with` shows. It has:
 
 - `add_arguments(parser)`: its options, with defaults that take minutes on two cores;
-- `run(given, overrides, output, command) -> Record`: everything that it trains lies under `output` and is kept, so that
+- `run(args, overrides, output, command) -> Record`: everything that it trains lies under `output` and is kept, so that
   a second call is quick and a call after a kill goes on;
 - its docstring: the question, the paper, the method.
 """
@@ -23,7 +23,10 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     "noise": ("unetdiff.experiments.noise", "how well a segmenter sees through noise, told how much there is or not"),
     "similarity": ("unetdiff.experiments.similarity", "how alike two networks are, layer by layer (linear CKA)"),
     "agreement": ("unetdiff.experiments.agreement", "whether a segmentation head sees what samples were asked for"),
-    "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
+    "loss_guidance": (
+        "unetdiff.experiments.loss_guidance",
+        "layout guidance of a denoiser by a segmentation head",
+    ),
     "mask_diffusion": (
         "unetdiff.experiments.mask_diffusion",
         "is a mask better labelled by a head, or drawn by a denoiser that is told the image",

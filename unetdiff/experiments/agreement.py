@@ -28,7 +28,7 @@ from unetdiff.evaluation.layout_consistency import BATCH, ClassAgreement, backgr
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw
 from unetdiff.evaluation.types import SamplingConfig
-from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.gallery import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
 from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
 from unetdiff.reports.runs import data_name
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=6, help="samples that are shown")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Draw, segment and count; see the module.
 
     Raises:
@@ -76,12 +76,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
-    loaded = load_run(given.run, layouts=True)
-    task, images = denoiser_of(loaded, given.run), loaded.images
+        at_least(f"--{name}", getattr(args, name), 1)
+    loaded = load_run(args.run, layouts=True)
+    task, images = denoiser_of(loaded, args.run), loaded.images
     if task.conditioner is None:
-        raise UserError(f"RUN: {given.run} is told no condition, so nothing can be asked of it; give one that is")
-    judge_path = given.segmenter or given.run
+        raise UserError(f"RUN: {args.run} is told no condition, so nothing can be asked of it; give one that is")
+    judge_path = args.segmenter or args.run
     judge = open_segmenter(judge_path, images.classes, loaded)
     layouts = isinstance(task.conditioner, LayoutConditioner)
 
@@ -95,14 +95,14 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             matrix.update(torch.as_tensor(mask).long(), images[place]["mask"])
         return Judged(some, masks, found, matrix.compute()["mean_iou"])
 
-    places = [number % len(images) for number in range(given.n)]  # whose conditions samples are drawn for
-    chosen = places[: len(images)] if layouts else evenly(len(images), given.n)
+    places = [number % len(images) for number in range(args.n)]  # whose conditions samples are drawn for
+    chosen = places[: len(images)] if layouts else evenly(len(images), args.n)
     real_asked = [shown_classes(images, place) for place in chosen]
     real = judged(torch.stack([images[place]["image"] for place in chosen]), real_asked, chosen)
     drawn: dict[float, Judged] = {}
     asked: list[set[int]] = []  # the same at every scale
-    for scale in given.guidance:
-        samples, labels = draw(task, given.n, SamplingConfig(given.steps, scale, given.seed))
+    for scale in args.guidance:
+        samples, labels = draw(task, args.n, SamplingConfig(args.steps, scale, args.seed))
         if not asked and labels is None:
             asked = [shown_classes(images, place) for place in places]
         elif labels is not None:
@@ -115,7 +115,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     parts: list[Subset] = [_table(real, drawn, by_class, layouts)]
     if all(len(one) == 1 for one in asked) and len(images.classes) <= MOST_CLASSES:
         parts.append(_map([next(iter(one)) for one in asked], drawn[best].classes, images.classes, best))
-    parts.append(_gallery(drawn, asked, images, layouts, given.rows, output))
+    parts.append(_gallery(drawn, asked, images, layouts, args.rows, output))
     itself = model_directory(judge_path) == loaded.directory
     return Record(
         name="agreement",
@@ -124,7 +124,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         findings=findings(real, drawn, itself, by_class),
         parts=parts,
         method=[
-            f"{given.n} samples at each guidance scale, {given.steps} steps of DDIM, the same noise at each.",
+            f"{args.n} samples at each guidance scale, {args.steps} steps of DDIM, the same noise at each.",
             f"Judged by {judge_path}" + (", the denoiser's own other head." if itself else "."),
             "A sample counts as right where the class asked for is the foreground class with the most pixels.",
             f"Real images: {len(chosen)} of the validation split"
@@ -135,7 +135,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         ],
         source=SOURCE,
         command=command,
-        seeds=[given.seed],
+        seeds=[args.seed],
         set_name=data_name(asdict(loaded.config.data)),
         configs={"denoiser": to_yaml(loaded.config), "segmenter": to_yaml(run_config(Path(judge_path)))},
         machine=machine.facts(loaded.accelerator),

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from unetdiff.config.parsing import RunConfig
-from unetdiff.experiments.budget_tables import JOINT, Judgements, Ways, charts, cost_table, findings, head_tables
-from unetdiff.experiments.consistency import class_consistency
+from unetdiff.experiments.budget_report import JOINT, Judgements, Ways, charts, cost_table, findings, head_tables
+from unetdiff.experiments.class_consistency import class_consistency
 from unetdiff.experiments.gradients import gradient_chart, gradient_findings, gradient_table, pulls_of
 from unetdiff.experiments.runs import (
     base_config,
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge_steps", type=int, default=BUDGET.judge_steps, help="training of their classifier")
 
 
-def plan(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> dict[str, dict[int, RunConfig]]:
+def plan(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> dict[str, dict[int, RunConfig]]:
     """The config of every run, by its kind and seed.
 
     Raises:
@@ -73,25 +73,25 @@ def plan(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> d
     default = quickstart_configs(output)["joint"]
     default.training.steps = STEPS
     default.joint.segmentation_fraction = 1.0  # each head sees as many images as alone
-    base = one_backbone(base_config(given.config, overrides, default))
-    steps = steps_of(replace(base, task="joint")) if given.steps is None else given.steps
+    base = one_backbone(base_config(args.config, overrides, default))
+    steps = steps_of(replace(base, task="joint")) if args.steps is None else args.steps
     shared = {
         "training.steps": steps,
         "training.epochs": None,
-        "training.validate_every": math.ceil(steps / max(1, given.points)),
+        "training.validate_every": math.ceil(steps / max(1, args.points)),
     }
-    logged = {"joint.log_gradients": base.joint.log_gradients or math.ceil(steps / max(1, given.comparisons))}
+    logged = {"joint.log_gradients": base.joint.log_gradients or math.ceil(steps / max(1, args.comparisons))}
     runs: dict[str, dict[int, RunConfig]] = {}
-    seeds = seeds_of(given.seeds, base.training.seed)
+    seeds = seeds_of(args.seeds, base.training.seed)
     for task in ("segmentation", "diffusion"):
         runs[task] = {
             seed: variant(base, task, output / task / f"seed-{seed}", {**shared, "training.seed": seed})
             for seed in seeds
         }
-    for weighting in dict.fromkeys(given.weighting):
+    for weighting in dict.fromkeys(args.weighting):
         changes: dict[str, Any] = {**shared, **logged, "joint.weighting": weighting}
         if weighting != "fixed":
-            weights = dict(zip(("segmentation", "diffusion"), given.learned_weights, strict=True))
+            weights = dict(zip(("segmentation", "diffusion"), args.learned_weights, strict=True))
             changes |= {f"joint.{head}_weight": weight for head, weight in weights.items()}
         name = f"{JOINT}-{weighting}"
         runs[name] = {
@@ -101,14 +101,14 @@ def plan(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> d
     return runs
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Train what is missing, draw and judge, and tell."""
     began = time.perf_counter()
-    configs = plan(given, overrides, output)
+    configs = plan(args, overrides, output)
     flat = {f"{name}, seed {seed}": config for name, each in configs.items() for seed, config in each.items()}
     trained = train_all(flat, command)
     ways: Ways = {_words(name): [trained[f"{name}, seed {seed}"] for seed in each] for name, each in configs.items()}
-    samples = replace(BUDGET, images=given.images, steps=given.sample_steps, judge_steps=given.judge_steps)
+    samples = replace(BUDGET, images=args.images, steps=args.sample_steps, judge_steps=args.judge_steps)
     judged: Judgements = {
         run.name: class_consistency(run, samples, output / ".judges") for runs in ways.values() for run in runs
     }
@@ -126,12 +126,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             cost_table(ways),
             *charts(ways),
             *gradients,
-            *(gradient_chart(name, runs, given.points) for name, runs in joint.items() if pulls[name]),
+            *(gradient_chart(name, runs, args.points) for name, runs in joint.items() if pulls[name]),
         ],
         method=_method(first, ways, judged, samples.steps),
         source="Weights: Kendall et al. 2018; Chen et al. 2018. Cosine of gradients: Yu et al. 2020, definition 1.",
         command=command,
-        seeds=seeds_of(given.seeds, int(first.config["training"]["seed"])),
+        seeds=seeds_of(args.seeds, int(first.config["training"]["seed"])),
         set_name=first.data_name,
         configs=configs_of(trained),
         machine=machine_of(list(trained.values())),

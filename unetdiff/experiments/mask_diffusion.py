@@ -27,8 +27,8 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
 from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
+from unetdiff.experiments.mask_diffusion_report import Measured, gallery, record_of
 from unetdiff.experiments.mask_metrics import MaskJudge
-from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
 from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn masks' noise")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Train both, draw and judge; see `unetdiff.experiments`.
 
     Raises:
@@ -71,23 +71,23 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("k", "steps", "images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
-    configs = configs_for(given, overrides, output)
+        at_least(f"--{name}", getattr(args, name), 1)
+    configs = configs_for(args, overrides, output)
     runs = train_all(configs, command)
-    measured = judge(given, configs[DENOISER], runs)
+    measured = judge(args, configs[DENOISER], runs)
     shown = gallery(measured, output)
     minutes = (time.perf_counter() - began) / 60
     return record_of(
-        given, measured, runs[HEAD], shown, command, configs_of(runs), machine_of([*runs.values()]), minutes
+        args, measured, runs[HEAD], shown, command, configs_of(runs), machine_of([*runs.values()]), minutes
     )
 
 
-def configs_for(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> dict[str, RunConfig]:
+def configs_for(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> dict[str, RunConfig]:
     """The two runs, which differ in their task and in what the denoiser draws."""
     default = quickstart_configs(output)["segmentation"]
     default.training.steps = STEPS
     default.training.validate_every = default.training.checkpoint_every = -(-STEPS // 3)
-    base = base_config(given.config, overrides, default)
+    base = base_config(args.config, overrides, default)
     drawing: Mapping[str, Any] = {
         "diffusion.target": "mask",
         "diffusion.condition": "image",
@@ -95,9 +95,9 @@ def configs_for(given: argparse.Namespace, overrides: Sequence[str], output: Pat
         "diffusion.latent.vae": None,
         "diffusion.condition_dropout": 0.0,
         "diffusion.guidance_scale": 1.0,
-        "diffusion.prediction_type": given.prediction,
-        "diffusion.noise.input_scale": given.input_scale,
-        "diffusion.preview_steps": given.steps,
+        "diffusion.prediction_type": args.prediction,
+        "diffusion.noise.input_scale": args.input_scale,
+        "diffusion.preview_steps": args.steps,
         "model.heads.diffusion": None,
         "model.heads.segmentation": None,
     }
@@ -107,14 +107,14 @@ def configs_for(given: argparse.Namespace, overrides: Sequence[str], output: Pat
     }
 
 
-def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run]) -> Measured:
+def judge(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run]) -> Measured:
     """Both on the same validation images, and the time that they take."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = machine.autocast_dtype(config.training.mixed_precision, device.type)
     data = build_dataset(config.data, "val", False, layout=True)
     segmenter = SegmentationPipeline.from_pretrained(runs[HEAD].path / "latest").to(device)
     pipeline = load_generator(runs[DENOISER].path / "latest").to(device)
-    asked = MaskSampling(given.k, given.steps, given.scheduler, given.seed)
+    asked = MaskSampling(args.k, args.steps, args.scheduler, args.seed)
     sampler = MaskSampler(pipeline, asked, precision)
 
     def head(images: Tensor) -> Tensor:
@@ -125,10 +125,10 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     classes, void = len(data.classes), config.segmentation.ignore_index
     discriminative, single = (
         MaskJudge(classes, void, device),
-        [MaskJudge(classes, void, device) for _ in range(given.k)],
+        [MaskJudge(classes, void, device) for _ in range(args.k)],
     )
-    means = [MaskJudge(classes, void, device) for _ in range(given.k)]
-    numbers = evenly(len(data), given.images)
+    means = [MaskJudge(classes, void, device) for _ in range(args.k)]
+    numbers = evenly(len(data), args.images)
     for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
         batch = collate([data[number] for number in numbers[at : at + BATCH]])
         drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
@@ -137,7 +137,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
             single[count].update(one, truth)
             means[count].update(mean, truth)
     seconds = timed(head, pipeline, asked, precision, _first(data, TIMED_IMAGES))
-    shown = [data[number] for number in evenly(len(data), given.rows)]
+    shown = [data[number] for number in evenly(len(data), args.rows)]
     images = torch.stack([item["image"] for item in shown])
     return Measured(
         data,

@@ -32,7 +32,7 @@ from unetdiff.evaluation.robustness import (
     mean_iou_by_timestep,
 )
 from unetdiff.experiments import runs
-from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.gallery import Album, legend
 from unetdiff.models.unet import UNet
 from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Subset, Table, Value
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--joint", type=Path, metavar="RUN", help="a joint run, whose segmentation head is asked too")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Train what is missing, segment under noise, and write the images; see the module.
 
     Raises:
@@ -72,25 +72,25 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
-    base = base_config(given.config, overrides, given.steps)
-    seeds = runs.seeds_of(given.seeds, base.training.seed)
-    timesteps = sorted(set(given.timesteps))
+        at_least(f"--{name}", getattr(args, name), 1)
+    base = base_config(args.config, overrides, args.steps)
+    seeds = runs.seeds_of(args.seeds, base.training.seed)
+    timesteps = sorted(set(args.timesteps))
     scheduler = build_scheduler(base.diffusion)
     check_timesteps(timesteps, scheduler)
     configs = {
-        (name, number): variant(base, name, seed, given.share, output / f"{NAMES[name]}-{number}")
+        (name, number): variant(base, name, seed, args.share, output / f"{NAMES[name]}-{number}")
         for name in NAMES
         for number, seed in enumerate(seeds)
     }
     check_files(base)
     images = split_of(base.data, "val", masks=True)
     noises = Noises(images, scheduler, base.training.seed)
-    joint = None if given.joint is None else _joint(given.joint, images.classes, scheduler)
+    joint = None if args.joint is None else _joint(args.joint, images.classes, scheduler)
     trained = {(name, n): runs.train(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     precision = machine.autocast_dtype(base.training.mixed_precision)
-    indices = evenly(len(images), given.images)
+    indices = evenly(len(images), args.images)
 
     def network(name: str, number: int) -> UNet:
         # the weights of the last step: the best ones are the best on clean images
@@ -125,20 +125,20 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             note=f"Over {len(indices)} validation images, the same noise for every line.",
         ),
         _table(values, across, timesteps),
-        _gallery(shown, noises, indices[: given.rows], _some(timesteps, COLUMNS), output),
+        _gallery(shown, noises, indices[: args.rows], _some(timesteps, COLUMNS), output),
     ]
     length = base.training
     budget = f"{length.steps} steps" if length.steps is not None else f"{length.epochs:g} epochs"
     method = [
         f"Each segmenter was trained for {budget} on the same images in the same order; the third has a time "
         "embedding, the first two have none.",
-        f"Of the training images of the noisy ones, a share of {given.share:g} was noised, each to a random timestep "
+        f"Of the training images of the noisy ones, a share of {args.share:g} was noised, each to a random timestep "
         f"of the {len(scheduler.alphas_cumprod)} of the schedule {base.diffusion.noise.beta_schedule}.",
         "The weights are those of the last step. Timestep 0 stands for an image without any noise.",
         "mIoU is from one confusion matrix over all images, at the masks' own size.",
     ]
     if joint is not None:
-        method.append(f"The joint run is {given.joint}, trained on its own budget: its line is no fair comparison.")
+        method.append(f"The joint run is {args.joint}, trained on its own budget: its line is no fair comparison.")
     return Record(
         name="noise",
         title="Seeing through noise",
@@ -258,7 +258,7 @@ def findings(
     )
     told.append(
         f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
-        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
+        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} untold ({gain:+.3f})."
     )
     told.append(
         f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "

@@ -21,8 +21,8 @@ from unetdiff.config.validation.config_error import at_least, config_error
 from unetdiff.data.build import build_dataset
 from unetdiff.data.subset import images_of_share
 from unetdiff.errors import UserError
-from unetdiff.experiments.label_tables import Figures, chart, findings, label_table
-from unetdiff.experiments.mask_gallery import mask_gallery
+from unetdiff.experiments.gallery import mask_gallery
+from unetdiff.experiments.pretraining_report import Figures, chart, findings, label_table
 from unetdiff.experiments.runs import (
     base_config,
     configs_of,
@@ -77,30 +77,30 @@ class Plan:
         segmenters: by start, share and seed.
     """
 
-    def __init__(self, given: argparse.Namespace, overrides: Sequence[str], output: Path) -> None:
-        self.shares = sorted(set(given.shares))
+    def __init__(self, args: argparse.Namespace, overrides: Sequence[str], output: Path) -> None:
+        self.shares = sorted(set(args.shares))
         if not self.shares or not 0 < self.shares[0] <= self.shares[-1] <= 1:
-            raise UserError(f"--shares: {given.shares} are no shares of the labels; give numbers above 0, at most 1")
+            raise UserError(f"--shares: {args.shares} are no shares of the labels; give numbers above 0, at most 1")
         default = quickstart_configs(output)["segmentation"]
         default.training.steps = STEPS
-        base = one_backbone(base_config(given.config, overrides, default))
-        steps = steps_of(replace(base, task="segmentation")) if given.steps is None else given.steps
-        noise = given.pretraining_steps
+        base = one_backbone(base_config(args.config, overrides, default))
+        steps = steps_of(replace(base, task="segmentation")) if args.steps is None else args.steps
+        noise = args.pretraining_steps
         if noise is None:
-            noise = QUICK["diffusion"] if given.config is None else steps
+            noise = QUICK["diffusion"] if args.config is None else steps
         whole = {"diffusion.condition": "none", "data.train_fraction": 1.0}
         folder = output / "pretrained"
         self.denoiser = variant(base, "diffusion", folder, {**FROM_SCRATCH, **whole, **_length(noise)})
         check_files(self.denoiser)
-        self.seeds = seeds_of(given.seeds, base.training.seed)
+        self.seeds = seeds_of(args.seeds, base.training.seed)
         starts: dict[str, tuple[RunConfig, dict[str, Any]]] = {
             RANDOM: (base, FROM_SCRATCH),
             DENOISER: (base, {**FROM_SCRATCH, "training.init_from": str(folder)}),
         }
-        if given.trunk is not None:
-            starts[TRUNK] = self._trunk(base, given.trunk, given.trunk_weights)
-        elif given.trunk_weights is not None:
-            raise UserError(f"--trunk_weights: {given.trunk_weights!r} needs --trunk CONFIG, the network that has them")
+        if args.trunk is not None:
+            starts[TRUNK] = self._trunk(base, args.trunk, args.trunk_weights)
+        elif args.trunk_weights is not None:
+            raise UserError(f"--trunk_weights: {args.trunk_weights!r} needs --trunk CONFIG, the network that has them")
         self.segmenters: dict[tuple[str, float, int], RunConfig] = {}
         for name, (config, changes) in starts.items():
             for share in self.shares:
@@ -138,11 +138,11 @@ def _length(steps: int) -> dict[str, Any]:
     return {"training.steps": steps, "training.epochs": None, "training.validate_every": steps}
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Pre-train, train, and tell what a start is worth at each share of the labels."""
     began = time.perf_counter()
-    at_least("--rows", given.rows, 1)
-    plan = Plan(given, overrides, output)
+    at_least("--rows", args.rows, 1)
+    plan = Plan(args, overrides, output)
     denoiser = train(DENOISER, plan.denoiser, command)
     names = {key: _words(*key) for key in plan.segmenters}
     trained = train_all({names[key]: config for key, config in plan.segmenters.items()}, command)
@@ -160,7 +160,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         f"With {counts[plan.shares[0]]:,} labelled image{'s' * (counts[plan.shares[0]] > 1)}",
         smallest,
         output,
-        given.rows,
+        args.rows,
         plan.seeds[0],
     )
     every = {DENOISER: denoiser, **trained}

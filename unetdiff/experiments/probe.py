@@ -27,8 +27,7 @@ from unetdiff.data.sampling import EvalSampler, evenly
 from unetdiff.evaluation.config import IMAGENET
 from unetdiff.evaluation.features import TRUNK_SIDE
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
-from unetdiff.experiments.probe_report import Probed, probe_record
-from unetdiff.experiments.probing import (
+from unetdiff.experiments.linear_probes import (
     Halves,
     LinearProbe,
     Recipe,
@@ -40,6 +39,7 @@ from unetdiff.experiments.probing import (
     look_through,
     train_probes,
 )
+from unetdiff.experiments.probe_report import Probed, probe_record
 from unetdiff.experiments.result_cache import kept
 from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
 from unetdiff.models.config import PRETRAINED_ENCODERS
@@ -84,17 +84,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of noise, order and fresh weights")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Probe every run, fresh weights of the first one, and the trunk; what was measured before is kept."""
     start = time.monotonic()
     no_overrides(overrides)
     for option, least in (("images", 1), ("val_images", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
-        at_least(f"--{option}", getattr(given, option), least)
-    asked = moments(given.timesteps)
-    runs = given_runs(given.runs)
+        at_least(f"--{option}", getattr(args, option), least)
+    asked = moments(args.timesteps)
+    runs = given_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
     device = accelerator.device
-    common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
+    common = {k: v for k, v in vars(args).items() if k not in ("runs", "output")} | {"timesteps": asked}
     found: list[Probed] = []
 
     def whole(result: dict[str, Any]) -> bool:
@@ -102,21 +102,21 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
     def measured(name: str, of: str, network: dict[str, Any], opened: partial[_Subject]) -> None:
         folder = output / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
-        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output), whole)
+        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, args, folder, output), whole)
         found.append(Probed(name, of, **result))
 
     first = runs[0]
     for one in runs:
-        measured(one.name, one.task, _identity(one, first), partial(_subject, one, first, asked, given, device))
-    fresh = partial(_random, first, asked, given, device)
+        measured(one.name, one.task, _identity(one, first), partial(_subject, one, first, asked, args, device))
+    fresh = partial(_random, first, asked, args, device)
     measured("random weights", "random", _identity(first, first) | {"fresh": True}, fresh)
-    if given.trunk is not None:
-        trunk = {"first": first.config["data"], "trunk_file": _file(given.trunk_weights)}
-        measured(f"{given.trunk}, ImageNet", "trunk", trunk, partial(_trunk, first, given, device))
-    shown = _images(labelled(first, first, "val"), given, output)
+    if args.trunk is not None:
+        trunk = {"first": first.config["data"], "trunk_file": _file(args.trunk_weights)}
+        measured(f"{args.trunk}, ImageNet", "trunk", trunk, partial(_trunk, first, args, device))
+    shown = _images(labelled(first, first, "val"), args, output)
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
     minutes = (time.monotonic() - start) / 60
-    return probe_record(found, shown, given, first.data_name, command, configs, facts(accelerator), minutes)
+    return probe_record(found, shown, args, first.data_name, command, configs, facts(accelerator), minutes)
 
 
 class _Subject:
@@ -129,49 +129,49 @@ class _Subject:
         self.void = int((run.config.get("segmentation") or {}).get("ignore_index", 255))
 
 
-def _subject(run: Run, first: Run, asked: list, given: argparse.Namespace, device: torch.device) -> _Subject:
-    features = open_features(run, labelled(run, first, "val"), asked, given.seed, device)
+def _subject(run: Run, first: Run, asked: list, args: argparse.Namespace, device: torch.device) -> _Subject:
+    features = open_features(run, labelled(run, first, "val"), asked, args.seed, device)
     return _Subject(features, run, first, features.unet if "segmentation" in run.heads else None)
 
 
-def _random(run: Run, asked: list, given: argparse.Namespace, device: torch.device) -> _Subject:
+def _random(run: Run, asked: list, args: argparse.Namespace, device: torch.device) -> _Subject:
     """Fresh weights of the first run's config, on clean images."""
-    features = open_features(run, labelled(run, run, "val"), asked, given.seed, device)
-    return _Subject(features.with_random_weights("random weights", given.seed, [None]), run, run)
+    features = open_features(run, labelled(run, run, "val"), asked, args.seed, device)
+    return _Subject(features.with_random_weights("random weights", args.seed, [None]), run, run)
 
 
-def _trunk(first: Run, given: argparse.Namespace, device: torch.device) -> _Subject:
-    return _Subject(TrunkFeatures(given.trunk, given.trunk_weights, given.trunk_side, device), first, first)
+def _trunk(first: Run, args: argparse.Namespace, device: torch.device) -> _Subject:
+    return _Subject(TrunkFeatures(args.trunk, args.trunk_weights, args.trunk_side, device), first, first)
 
 
-def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
+def _measure(opened: partial[_Subject], args: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
     """Train and judge the probes of one network; writes the masks that the gallery shows."""
     start = time.monotonic()
-    memory = in_fresh_process(_memory, opened, given)
+    memory = in_fresh_process(_memory, opened, args)
     subject = opened()
     features, train, val = subject.features, subject.train, subject.val
     classes, void = len(train.classes), subject.void
-    learned, judged = evenly(len(train), given.images), evenly(len(val), given.val_images)
-    recipe = _recipe(given)
-    seen = look_through(features, train, learned, given.batch_size)
+    learned, judged = evenly(len(train), args.images), evenly(len(val), args.val_images)
+    recipe = _recipe(args)
+    seen = look_through(features, train, learned, args.batch_size)
     specs = [Spec(moment, (block,)) for moment, block in seen.scales]
     probes = train_probes(features, train, learned, specs, seen.scales, classes, recipe, void)
 
     def judge(which: dict[Spec, LinearProbe]) -> dict[Spec, Halves]:
-        return judge_probes(features, val, judged, which, classes, given.batch_size, void)
+        return judge_probes(features, val, judged, which, classes, args.batch_size, void)
 
     counts = judge(probes)
     best = max(specs, key=lambda spec: _chosen_by(counts[spec]))
     concat = None
-    if given.concat > 1:
+    if args.concat > 1:
         there = sorted((s for s in specs if s.moment == best.moment), key=lambda s: -_chosen_by(counts[s]))
-        ranked = [block for s in there[: given.concat] for block in s.blocks]
+        ranked = [block for s in there[: args.concat] for block in s.blocks]
         joined = Spec(best.moment, tuple(block for m, block in seen.scales if m == best.moment and block in ranked))
         more = train_probes(features, train, learned, [joined], seen.scales, classes, recipe, void)
         concat = _told(joined, more[joined], judge(more)[joined])
     own = None
     if subject.head is not None:
-        own = [half.matrix.tolist() for half in _own(subject, judged, given.batch_size, classes)]
+        own = [half.matrix.tolist() for half in _own(subject, judged, args.batch_size, classes)]
     return {
         "classes": classes,
         "probes": [_told(spec, probes[spec], counts[spec]) for spec in specs],
@@ -183,21 +183,21 @@ def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path,
         "at_masks": seen.at_masks,
         "memory": memory,
         "minutes": (time.monotonic() - start) / 60,
-        "masks": _masks(subject, best, probes[best], judged, given.rows, folder, output),
+        "masks": _masks(subject, best, probes[best], judged, args.rows, folder, output),
     }
 
 
-def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
+def _memory(opened: partial[_Subject], args: argparse.Namespace) -> int | None:
     """Bytes at the peak of training all probes, beyond what a new process with the network and the set holds.
 
     A few steps: later ones hold no more, and nothing is kept of an image.
     """
     subject = opened()
-    recipe = replace(_recipe(given), steps=MEMORY_STEPS)
-    chosen = evenly(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
+    recipe = replace(_recipe(args), steps=MEMORY_STEPS)
+    chosen = evenly(len(subject.train), min(args.images, MEMORY_STEPS * args.batch_size))
 
     def stream() -> None:
-        seen = look_through(subject.features, subject.train, chosen, given.batch_size)
+        seen = look_through(subject.features, subject.train, chosen, args.batch_size)
         specs = [Spec(moment, (block,)) for moment, block in seen.scales]
         classes = len(subject.train.classes)
         train_probes(subject.features, subject.train, chosen, specs, seen.scales, classes, recipe, subject.void)
@@ -206,8 +206,8 @@ def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
     return working_memory(lambda: stream, device, rounds=1)
 
 
-def _recipe(given: argparse.Namespace) -> Recipe:
-    return Recipe(given.steps, given.batch_size, given.lr, given.weight_decay, given.seed)
+def _recipe(args: argparse.Namespace) -> Recipe:
+    return Recipe(args.steps, args.batch_size, args.lr, args.weight_decay, args.seed)
 
 
 def _told(spec: Spec, probe: LinearProbe, counts: Halves) -> dict[str, Any]:
@@ -256,11 +256,11 @@ def _masks(
     return files
 
 
-def _images(val: ImageDataset, given: argparse.Namespace, output: Path) -> dict[str, Any]:
+def _images(val: ImageDataset, args: argparse.Namespace, output: Path) -> dict[str, Any]:
     """The shown images and their truth as files, and the classes that masks of this set may show."""
-    judged = evenly(len(val), given.val_images)
+    judged = evenly(len(val), args.val_images)
     rows = []
-    for row, place in enumerate(_shown(judged, given.rows)):
+    for row, place in enumerate(_shown(judged, args.rows)):
         item = val[judged[place]]
         image = _image(as_array(item["image"]), output / "images" / f"image{row}.png", output)
         truth = _image(colorize(item["mask"], val.palette), output / "images" / f"truth{row}.png", output)

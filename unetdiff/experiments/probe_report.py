@@ -76,7 +76,7 @@ class Probed:
 def probe_record(
     found: list[Probed],
     shown: dict[str, Any],
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     set_name: str,
     command: str,
     configs: dict[str, str],
@@ -97,10 +97,10 @@ def probe_record(
         question="Which block, at which timestep, lets a linear classifier tell the class of each pixel?",
         findings=_findings(found),
         parts=parts,
-        method=_method(found, given),
+        method=_method(found, args),
         source='Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion Models"',
         command=command,
-        seeds=[given.seed],
+        seeds=[args.seed],
         set_name=set_name,
         configs=configs,
         machine=machine,
@@ -194,13 +194,13 @@ def _cost_table(found: list[Probed]) -> Table:
     return Table("What it takes", columns, rows, note)
 
 
-def _method(found: list[Probed], given: argparse.Namespace) -> list[str]:
+def _method(found: list[Probed], args: argparse.Namespace) -> list[str]:
     return [
         "A probe is a 1x1 convolution on standardised maps of one block, enlarged bilinearly to the mask: multinomial "
         "logistic regression. The network is frozen, and a denoiser is told no condition.",
         f"Probes learn from {found[0].images} labelled training images, not augmented, with masks at the size that "
-        f"the network sees them at, in {given.steps} steps of {given.batch_size} images (AdamW, rate {given.lr:g}, "
-        f"cosine to 0, weight decay {given.weight_decay:g}); they are judged at the masks' own size on "
+        f"the network sees them at, in {args.steps} steps of {args.batch_size} images (AdamW, rate {args.lr:g}, "
+        f"cosine to 0, weight decay {args.weight_decay:g}); they are judged at the masks' own size on "
         f"{found[0].judged} validation images.",
         "An image's noise is a function of its name and the seed: the same at every timestep, in every step, and for "
         "every network of one input size.",

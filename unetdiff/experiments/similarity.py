@@ -24,7 +24,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
-from unetdiff.experiments.probing import groups
+from unetdiff.experiments.linear_probes import groups
 from unetdiff.experiments.result_cache import kept
 from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
 from unetdiff.experiments.similarity_report import Compared, similarity_record
@@ -48,44 +48,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of noise and random weights")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Compare every two of the runs; what was measured before is kept."""
     start = time.monotonic()
     no_overrides(overrides)
     for option in ("images", "batch_size", "grid"):
-        at_least(f"--{option}", getattr(given, option), 1)
-    asked = moments(given.timesteps)
-    runs = given_runs(given.runs)
+        at_least(f"--{option}", getattr(args, option), 1)
+    asked = moments(args.timesteps)
+    runs = given_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
-    common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
+    common = {k: v for k, v in vars(args).items() if k not in ("runs", "output")} | {"timesteps": asked}
     networks = [[one.name, fingerprint(one.model / "unet"), one.config["data"]] for one in runs if one.model]
     result = kept(
         output / "similarity.json",
         common | {"networks": networks},
-        lambda: _measure(runs, asked, given, accelerator.device),
+        lambda: _measure(runs, asked, args, accelerator.device),
     )
     compared = Compared(**result)
     minutes = (time.monotonic() - start) / 60
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
-    return similarity_record(compared, given, runs[0].data_name, command, configs, facts(accelerator), minutes)
+    return similarity_record(compared, args, runs[0].data_name, command, configs, facts(accelerator), minutes)
 
 
 def _measure(
-    runs: Sequence[Run], asked: list[Moment], given: argparse.Namespace, device: torch.device
+    runs: Sequence[Run], asked: list[Moment], args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
     """CKA of every two layers of all networks, trained and random, at every moment."""
     sets = [labelled(one, runs[0], "val") for one in runs]
-    trained = [open_features(one, val, asked, given.seed, device) for one, val in zip(runs, sets, strict=True)]
-    fresh = [one.with_random_weights(f"{one.name}, random weights", given.seed) for one in trained]
+    trained = [open_features(one, val, asked, args.seed, device) for one, val in zip(runs, sets, strict=True)]
+    fresh = [one.with_random_weights(f"{one.name}, random weights", args.seed) for one in trained]
     noised = any(one.diffusion is not None for one in trained)
     at = asked if noised else [None]
-    chosen, batch_size = _chosen(len(sets[0]), given)
+    chosen, batch_size = _chosen(len(sets[0]), args)
     tables = {moment: CKA() for moment in at}
     blocks: list[list[str]] = []
     order = EvalSampler(len(chosen), batch_size)
     for places in tqdm(order, desc=f"{len(runs)} networks", unit="batch", disable=None):
         for moment in at:
-            maps = [_examples(f, s, chosen, places, moment, given.grid)
+            maps = [_examples(f, s, chosen, places, moment, args.grid)
                     for f, s in zip(chain(trained, fresh), chain(sets, sets), strict=True)]  # fmt: skip
             blocks = [list(one) for one in maps]
             tables[moment].update([layer for one in maps for layer in one.values()])
@@ -100,11 +100,11 @@ def _measure(
     }
 
 
-def _chosen(length: int, given: argparse.Namespace) -> tuple[list[int], int]:
+def _chosen(length: int, args: argparse.Namespace) -> tuple[list[int], int]:
     """Evenly spread images, in whole batches: every batch counts alike in the mean."""
-    count = min(length, given.images)
-    batch_size = min(given.batch_size, count)
-    if batch_size * given.grid**2 < FEWEST:
+    count = min(length, args.images)
+    batch_size = min(args.batch_size, count)
+    if batch_size * args.grid**2 < FEWEST:
         raise config_error(
             "--batch_size", batch_size, f"gives fewer than {FEWEST} examples", "use more, or a larger --grid"
         )

@@ -59,7 +59,7 @@ class Compared:
 
 def similarity_record(
     compared: Compared,
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     set_name: str,
     command: str,
     configs: dict[str, str],
@@ -83,11 +83,11 @@ def similarity_record(
         question="Which layers of the networks see the same in the same images, and is it more than chance?",
         findings=findings,
         parts=parts,
-        method=_method(compared, given),
+        method=_method(compared, args),
         source='Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited"; minibatches: Nguyen '
         'et al. 2021, "Do Wide and Deep Networks Learn the Same Things?"',
         command=command,
-        seeds=[given.seed],
+        seeds=[args.seed],
         set_name=set_name,
         configs=configs,
         machine=machine,
@@ -231,11 +231,11 @@ def _on(compared: Compared, moment: int, *which: int) -> str:
     return f"at {at}" if at.startswith("t =") else f"on {at}"
 
 
-def _method(compared: Compared, given: argparse.Namespace) -> list[str]:
-    cells = given.grid**2
+def _method(compared: Compared, args: argparse.Namespace) -> list[str]:
+    cells = args.grid**2
     return [
-        f"{compared.images} validation images. Each layer's map is averaged over the cells of a {given.grid} x "
-        f"{given.grid} grid, and each cell of each image is an example. A map with fewer cells than that gives a "
+        f"{compared.images} validation images. Each layer's map is averaged over the cells of a {args.grid} x "
+        f"{args.grid} grid, and each cell of each image is an example. A map with fewer cells than that gives a "
         "cell to several examples, and is compared on less than the others.",
         f"Unbiased estimate of HSIC on batches of {compared.batch_size} images ({compared.batch_size * cells} "
         "examples), numerator and denominator averaged over the batches, in float64. Being unbiased, it can fall below "

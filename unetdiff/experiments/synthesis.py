@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=6, help="kept and dropped images that are shown, of each")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Train, synthesise, train again; see `unetdiff.experiments`.
 
     Raises:
@@ -74,13 +74,13 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         TrainingStopped: see `train`.
     """
     began = time.perf_counter()
-    _check(given)
-    seeds = seeds_of(given.seeds)
-    base, labelled, enlarged = _base(given, overrides, output), output / "labelled_set", output / "enlarged_set"
+    _check(args)
+    seeds = seeds_of(args.seeds)
+    base, labelled, enlarged = _base(args, overrides, output), output / "labelled_set", output / "enlarged_set"
     later = [*output.glob("enlarged-*")]
     refuse_orphans(labelled, [*output.glob("labelled-*"), output / "denoiser", enlarged, *later])
     refuse_orphans(enlarged, later)
-    few = replace(base.data, train_fraction=given.labelled)
+    few = replace(base.data, train_fraction=args.labelled)
     write_labelled(
         labelled,
         {
@@ -89,13 +89,11 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         },
         asdict(few),
     )
-    before = train_all(
-        {f"labelled {s}": _segmenter(given, base, labelled, LABELLED, s, output) for s in seeds}, command
-    )
-    drawing = {"denoiser": _denoiser(given, base, labelled, output)}
+    before = train_all({f"labelled {s}": _segmenter(args, base, labelled, LABELLED, s, output) for s in seeds}, command)
+    drawing = {"denoiser": _denoiser(args, base, labelled, output)}
     denoiser = train_all(drawing, command)["denoiser"]
 
-    asked = Synthesis(given.copies, given.agreement, given.zoom, given.mirror, given.steps, given.guidance)
+    asked = Synthesis(args.copies, args.agreement, args.zoom, args.mirror, args.steps, args.guidance)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     drawer, seer = denoiser.path / LAST, before[f"labelled {seeds[0]}"].path / LAST
     judge = SegmentationPipeline.from_pretrained(seer).to(device)
@@ -104,11 +102,11 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     networks = {"denoiser": fingerprint(drawer / "unet"), "segmenter": fingerprint(seer / "unet")}
     scores = synthesise(enlarged, labelled, generator, judge, asked, networks, precision)
     real = _agreement_of_real(labelled, judge)
-    after = train_all({f"enlarged {s}": _segmenter(given, base, enlarged, ADDED, s, output) for s in seeds}, command)
+    after = train_all({f"enlarged {s}": _segmenter(args, base, enlarged, ADDED, s, output) for s in seeds}, command)
     added = Added(enlarged, asked, scores, real, [*before.values()], [*after.values()], judge)
     runs: dict[str, Run] = {**before, "denoiser": denoiser, **after}
     return record_of(
-        given,
+        args,
         added,
         output,
         command=command,
@@ -120,26 +118,26 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     )
 
 
-def _check(given: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> None:
     for name in ("copies", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
-    at_least("--zoom", given.zoom, 1)
-    share("--agreement", given.agreement)
-    if not 0 < given.labelled <= 1:
+        at_least(f"--{name}", getattr(args, name), 1)
+    at_least("--zoom", args.zoom, 1)
+    share("--agreement", args.agreement)
+    if not 0 < args.labelled <= 1:
         raise config_error(
-            "--labelled", given.labelled, "is no share of the training images", "use above 0 to 1, e.g. 0.05"
+            "--labelled", args.labelled, "is no share of the training images", "use above 0 to 1, e.g. 0.05"
         )
     for name in ("denoiser_steps", "segmenter_steps"):
-        if getattr(given, name) is not None:
-            at_least(f"--{name}", getattr(given, name), 1)
+        if getattr(args, name) is not None:
+            at_least(f"--{name}", getattr(args, name), 1)
 
 
-def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
+def _base(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
     """What all runs share; refused, before anything is written, where one of them cannot be.
 
     The folder holds images as the networks see them, so their size must be known.
     """
-    base = base_config(given.config, overrides, quickstart_configs(output)["segmentation"])
+    base = base_config(args.config, overrides, quickstart_configs(output)["segmentation"])
     if base.data.name != "scenes" and base.data.size is None:
         raise config_error("data.size", None, "leaves images of several sizes to be drawn", "give [height, width]")
     variant(base, "segmentation", output)
@@ -147,9 +145,9 @@ def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> 
     return base
 
 
-def _steps(asked: int | None, given: argparse.Namespace, own: int) -> dict[str, Any]:
+def _steps(asked: int | None, args: argparse.Namespace, own: int) -> dict[str, Any]:
     """The length of a run: as asked, without CONFIG the experiment's own, else CONFIG's; validated at its end too."""
-    steps = asked if asked is not None else own if given.config is None else None
+    steps = asked if asked is not None else own if args.config is None else None
     if steps is None:
         return {}
     third = -(-steps // 3)
@@ -184,20 +182,20 @@ def _size(folder: Path) -> list[int]:
 
 
 def _segmenter(
-    given: argparse.Namespace, base: RunConfig, folder: Path, split: str, seed: int, output: Path
+    args: argparse.Namespace, base: RunConfig, folder: Path, split: str, seed: int, output: Path
 ) -> RunConfig:
     place = output / f"{'labelled' if split == LABELLED else 'enlarged'}-{seed}"
-    changes = {**_data(base, folder, split), **_steps(given.segmenter_steps, given, SEGMENTER_STEPS)}
+    changes = {**_data(base, folder, split), **_steps(args.segmenter_steps, args, SEGMENTER_STEPS)}
     return variant(base, "segmentation", place, {**changes, "training.seed": seed})
 
 
-def _denoiser(given: argparse.Namespace, base: RunConfig, folder: Path, output: Path) -> RunConfig:
+def _denoiser(args: argparse.Namespace, base: RunConfig, folder: Path, output: Path) -> RunConfig:
     changes = {
         **_data(base, folder, LABELLED),
-        **_steps(given.denoiser_steps, given, DENOISER_STEPS),
+        **_steps(args.denoiser_steps, args, DENOISER_STEPS),
         **DRAWING,
-        "diffusion.guidance_scale": given.guidance,
-        "diffusion.preview_steps": given.steps,
+        "diffusion.guidance_scale": args.guidance,
+        "diffusion.preview_steps": args.steps,
     }
     return variant(base, "diffusion", output / "denoiser", changes)
 

@@ -13,7 +13,7 @@ import torch
 
 from unetdiff.data.sampling import evenly
 from unetdiff.data.voc import VOCFolder
-from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.gallery import Album, legend
 from unetdiff.experiments.runs import last, over_runs
 from unetdiff.experiments.synthetic_dataset import ADDED, DRAWN, LABELLED, Synthesis
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
@@ -55,7 +55,7 @@ class Added:
         return [name for name in self.scores if name not in kept]
 
 
-def record_of(given: argparse.Namespace, added: Added, output: Path, **facts: Any) -> Record:
+def record_of(args: argparse.Namespace, added: Added, output: Path, **facts: Any) -> Record:
     """The record; `facts` are its fields of how it came to be."""
     asked = added.asked
     varied = f"windows of layouts enlarged by up to {asked.zoom}" + (", half of them mirrored" if asked.mirror else "")
@@ -64,9 +64,9 @@ def record_of(given: argparse.Namespace, added: Added, output: Path, **facts: An
         title="Synthesised images for a segmenter",
         question="Do images that a denoiser draws for layouts help a segmenter that has few labels?",
         findings=findings(added),
-        parts=[outcome(added), drawn(added), kept_over(added), gallery(added, given.rows, output)],
+        parts=[outcome(added), drawn(added), kept_over(added), gallery(added, args.rows, output)],
         method=[
-            f"Labelled: a share of {given.labelled} of the training images, and nothing else for denoiser, judge and "
+            f"Labelled: a share of {args.labelled} of the training images, and nothing else for denoiser, judge and "
             "segmenters alike. Validation: the whole split, at the size that the networks see.",
             f"Drawn: {asked.copies} for each labelled layout ({varied}), {asked.steps} steps of DDIM, guidance "
             f"{asked.guidance}. Kept: where the mIoU of the first segmenter's mask with the layout is at least "

@@ -211,7 +211,7 @@ def draw(
 ) -> Tensor:
     """An image for each layout (H, W), uint8 (B, 3, H, W); its noise is a function of seed and number."""
     height, width = layouts[0].shape
-    given: Any = denoiser(
+    output: Any = denoiser(
         layout=torch.stack(list(layouts)),
         num_inference_steps=asked.steps,
         guidance_scale=asked.guidance,
@@ -221,5 +221,5 @@ def draw(
         output_type="np",
         autocast_dtype=autocast,
     )
-    images = torch.from_numpy(cast(GenerationOutput, given).images)  # (B, H, W, 3) in [0, 1]
+    images = torch.from_numpy(cast(GenerationOutput, output).images)  # (B, H, W, 3) in [0, 1]
     return rearrange((images * 255).round().to(torch.uint8), "b h w c -> b c h w")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from unetdiff.experiments.consistency import Judged
+from unetdiff.experiments.class_consistency import Judged
 from unetdiff.experiments.runs import curve, difference, difference_words, last, over_runs
 from unetdiff.reports.record import Chart, Column, Table, Value
 from unetdiff.reports.record_text import written

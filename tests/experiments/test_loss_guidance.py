@@ -13,14 +13,14 @@ from torch import Tensor
 from unetdiff import UNet
 from unetdiff.diffusion.steering import layout_loss
 from unetdiff.errors import UserError
-from unetdiff.experiments import steering
+from unetdiff.experiments import loss_guidance
 from unetdiff.reports.record import Gallery, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
 def test_from_noise_to_the_record(tmp_path: Path, joint_run: Path, options: Callable) -> None:
     words = ("--scales", 0.3, "--n", 3, "--steps", 2, "--rows", 2, "--judge_steps", 3)
-    record = steering.run(options(steering, joint_run, *words), [], tmp_path, "the command")
+    record = loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "the command")
     write_record(record, tmp_path)
     assert read_record(tmp_path) == record
     table, gallery = record.parts
@@ -36,7 +36,7 @@ def test_from_noise_to_the_record(tmp_path: Path, joint_run: Path, options: Call
 
 def test_the_segmenter_as_its_own_judge_agrees_with_itself(tmp_path: Path, joint_run: Path, options: Callable) -> None:
     words = ("--judge", joint_run, "--scales", 0.1, "--n", 2, "--steps", 2, "--through", "image", "--tell")
-    record = steering.run(options(steering, joint_run, *words), [], tmp_path, "")
+    record = loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "")
     table = record.parts[0]
     assert isinstance(table, Table) and all(row[0] == row[1] for _, row in table.rows)
 
@@ -50,9 +50,9 @@ def test_void_is_the_segmenters(
         given.append(ignore_index)
         return layout_loss(segment, layouts, ignore_index)
 
-    monkeypatch.setattr(steering, "layout_loss", loss)
+    monkeypatch.setattr(loss_guidance, "layout_loss", loss)
     words = ("--segmenter", background_is_void, "--judge", joint_run, "--scales", 0.1, "--n", 1, "--steps", 2)
-    steering.run(options(steering, joint_run, *words), [], tmp_path, "")
+    loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "")
     assert given == [0]
 
 
@@ -71,22 +71,22 @@ def test_a_segmenter_sees_images_at_its_size(size, seen: tuple[int, int], monkey
 
     monkeypatch.setattr(unet, "segment", segment)
     images = torch.zeros(1, 3, 8, 12, requires_grad=True)
-    steering.seen_by(SegmentationPipeline(unet, ["a", "b"], size=size), images).sum().backward()
+    loss_guidance.seen_by(SegmentationPipeline(unet, ["a", "b"], size=size), images).sum().backward()
     assert sizes == [seen] and images.grad is not None and bool((images.grad[:, :2] > 0).all())
 
 
 def test_findings_do_not_flatter() -> None:
-    def row(by_segmenter: float, by_judge: float) -> steering.Judged:
-        return steering.Judged(torch.zeros(1), by_segmenter, by_judge, 1.0)
+    def row(by_segmenter: float, by_judge: float) -> loss_guidance.Judged:
+        return loss_guidance.Judged(torch.zeros(1), by_segmenter, by_judge, 1.0)
 
     real = row(0.9, 0.9)
     fooled = {"not steered": row(0.1, 0.2), "scale 1": row(0.6, 0.15)}
-    told = " ".join(steering.findings(fooled, real, "not steered", 9))
+    told = " ".join(loss_guidance.findings(fooled, real, "not steered", 9))
     assert "does not confirm it: 0.150 (-0.050)" in told and "At no scale" in told
     half = {"not steered": row(0.1, 0.1), "scale 1": row(0.5, 0.3)}
-    assert "sees 50% of that gain: 0.300 (+0.200)" in " ".join(steering.findings(half, real, "scale 1", 9))
+    assert "sees 50% of that gain: 0.300 (+0.200)" in " ".join(loss_guidance.findings(half, real, "scale 1", 9))
     failed = {"not steered": row(0.3, 0.1), "scale 1": row(0.2, 0.3)}
-    assert "steering failed" in steering.findings(failed, real, "scale 1", 9)[0]
+    assert "steering failed" in loss_guidance.findings(failed, real, "scale 1", 9)[0]
 
 
 def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:
@@ -97,4 +97,4 @@ def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:
         (("--rows", 0), "--rows: 0"),
     ]:
         with pytest.raises(UserError, match=message):
-            steering.run(options(steering, tmp_path / "nowhere", *words), [], tmp_path, "")
+            loss_guidance.run(options(loss_guidance, tmp_path / "nowhere", *words), [], tmp_path, "")

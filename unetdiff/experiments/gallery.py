@@ -1,21 +1,54 @@
-"""The same validation images, segmented by several runs, as images of a record."""
+"""Images of an experiment: files below its folder, and the colours of what masks show."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.runs import last_weights
 from unetdiff.reports.dataset_groups import choose, open_set
 from unetdiff.reports.embed import as_array, shrunk
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery
 from unetdiff.reports.runs import Run
-from unetdiff.segmentation.palette import as_mask, colorize
+from unetdiff.segmentation.palette import VOID, VOID_COLOR, as_mask, colorize
+
+FOLDER = "images"
+
+
+class Album:
+    """Writes the images of a record.
+
+    Args:
+        output: the record's folder.
+        name: what the files of this gallery begin with.
+    """
+
+    def __init__(self, output: Path, name: str) -> None:
+        self.output, self.name, self.count = output, name, 0
+        (output / FOLDER).mkdir(parents=True, exist_ok=True)
+
+    def add(self, image: Tensor | np.ndarray) -> str:
+        """Write an image, as `unetdiff.reports.embed.as_array` takes it; its file, relative to the record's folder."""
+        file = f"{FOLDER}/{self.name}-{self.count:03d}.png"
+        Image.fromarray(as_array(image)).save(self.output / file)
+        self.count += 1
+        return file
+
+
+def legend(classes: Sequence[str], palette: np.ndarray, masks: Iterable[np.ndarray]) -> list[tuple[str, str]]:
+    """Name and "#rrggbb" of every class, and of void, that some mask (H, W) shows."""
+    shown = set(np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist())
+    entries = [(name, _hex(palette[index])) for index, name in enumerate(classes) if index in shown]
+    return entries + ([("void", _hex(VOID_COLOR))] if VOID in shown else [])
+
+
+def _hex(color: Sequence[int] | np.ndarray) -> str:
+    return "#" + "".join(f"{int(level):02x}" for level in color)
 
 
 def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, seed: int) -> Gallery:

@@ -33,7 +33,7 @@ from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw_parts
 from unetdiff.evaluation.types import SamplingConfig, together
-from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.gallery import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
 from unetdiff.experiments.runs import train, variant
 from unetdiff.reports.record import Column, Gallery, Record, Table, Value
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", type=int, default=6, help="layouts that are shown")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Draw with and without steering, and judge; see the module.
 
     Raises:
@@ -91,22 +91,22 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
-    settings = {scale: _steering_of(scale, given) for scale in sorted(set(given.scales) - {0.0})}
-    loaded = load_run(given.run, layouts=True)
-    task, images = denoiser_of(loaded, given.run), loaded.images
-    steerer_path = given.segmenter or given.run
+        at_least(f"--{name}", getattr(args, name), 1)
+    settings = {scale: _steering_of(scale, args) for scale in sorted(set(args.scales) - {0.0})}
+    loaded = load_run(args.run, layouts=True)
+    task, images = denoiser_of(loaded, args.run), loaded.images
+    steerer_path = args.segmenter or args.run
     segmenter = open_segmenter(steerer_path, images.classes, loaded)
-    judge_path = given.judge or _trained_judge(run_config(steerer_path), given.judge_steps, output, command)
+    judge_path = args.judge or _trained_judge(run_config(steerer_path), args.judge_steps, output, command)
     judge = open_segmenter(judge_path, images.classes, loaded, "--judge")
     task.unet.requires_grad_(False)
     segmenter.unet.eval().requires_grad_(False)
-    places = evenly(len(images), given.n)
+    places = evenly(len(images), args.n)
     items = [images[place] for place in places]
     layouts: Tensor = collate(items)["mask"]  # (N, H, W)
 
     def ask(asked: DiffusionTask, numbers: range) -> tuple[dict[str, Any], None]:
-        if not given.tell or asked.conditioner is None:
+        if not args.tell or asked.conditioner is None:
             return {}, None
         return {"conditions": asked.conditioner.from_batch(collate([items[number] for number in numbers]))}, None
 
@@ -117,7 +117,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             return LossGuidance(loss, **(options or {}))
 
         img2img_timesteps = time.perf_counter()
-        setting = SamplingConfig(given.steps, given.guidance, given.seed)
+        setting = SamplingConfig(args.steps, args.guidance, args.seed)
         parts = draw_parts(task, len(items), setting, ask, None if options is None else steering)
         drawn, _ = together(parts)
         return drawn, (time.perf_counter() - img2img_timesteps) / len(items)
@@ -136,7 +136,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     if len(found) > 1:
         shown_scale = max((name for name in found if name != UNSTEERED), key=lambda name: found[name].by_judge)
         shown[shown_scale] = found[shown_scale]
-    gallery = _gallery(shown, layouts[: given.rows], segmenter, judge, images.palette, output)
+    gallery = _gallery(shown, layouts[: args.rows], segmenter, judge, images.palette, output)
     return Record(
         name="steering",
         title="Steered by the segmentation head",
@@ -144,24 +144,24 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         findings=findings(found, real, best, len(items)),
         parts=[_table(found, real), gallery],
         method=[
-            f"{len(items)} masks of the validation split, one sample each, {given.steps} steps of DDIM, the same noise "
+            f"{len(items)} masks of the validation split, one sample each, {args.steps} steps of DDIM, the same noise "
             "at each scale.",
-            f"Steered by {steerer_path}, between {given.interval[0]:g} and {given.interval[1]:g} of the timesteps; the "
-            + ("gradient goes through the denoiser." if given.through == "network" else "gradient ends at x_0.")
+            f"Steered by {steerer_path}, between {args.interval[0]:g} and {args.interval[1]:g} of the timesteps; the "
+            + ("gradient goes through the denoiser." if args.through == "network" else "gradient ends at x_0.")
             + " The scale is the length of what is added, as a share of the predicted noise's.",
             f"Judged by {judge_path} as well, which had no part in it"
-            + ("." if given.judge else ": the segmenter's config, trained with another seed."),
+            + ("." if args.judge else ": the segmenter's config, trained with another seed."),
             "The denoiser is told "
             + (
-                f"what it is trained to be told of those images (guidance {given.guidance:g})."
-                if given.tell
+                f"what it is trained to be told of those images (guidance {args.guidance:g})."
+                if args.tell
                 else "nothing."
             ),
             "mIoU of samples is a matter of the layout alone; it says nothing of how real they look.",
         ],
         source=SOURCE,
         command=command,
-        seeds=[given.seed],
+        seeds=[args.seed],
         set_name=data_name(asdict(loaded.config.data)),
         configs={
             "denoiser": to_yaml(loaded.config),
@@ -187,9 +187,9 @@ def scale_name(scale: float) -> str:
     return f"scale {scale:g}"
 
 
-def _steering_of(scale: float, given: argparse.Namespace) -> dict[str, Any]:
+def _steering_of(scale: float, args: argparse.Namespace) -> dict[str, Any]:
     """The options of `LossGuidance`, refused here, before anything is loaded or trained, where they cannot be."""
-    options = {"scale": scale, "interval": tuple(given.interval), "through": given.through}
+    options = {"scale": scale, "interval": tuple(args.interval), "through": args.through}
     try:
         LossGuidance(lambda x: x, **options)
     except UserError as error:

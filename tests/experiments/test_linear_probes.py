@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import StepSampler
 from unetdiff.experiments.features import Features, open_features
-from unetdiff.experiments.probing import (
+from unetdiff.experiments.linear_probes import (
     LinearProbe,
     Recipe,
     Scale,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.segmenting import uncertainty
-from unetdiff.experiments.images import Album, legend
+from unetdiff.experiments.gallery import Album, legend
 from unetdiff.experiments.mask_metrics import MaskFigures
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
 from unetdiff.reports.runs import Run
@@ -56,7 +56,7 @@ class Measured:
 
 
 def record_of(
-    given: argparse.Namespace,
+    args: argparse.Namespace,
     measured: Measured,
     run: Run,
     shown: Gallery,
@@ -70,14 +70,14 @@ def record_of(
         name="mask_diffusion",
         title="Two ways to segment",
         question="Is a mask better labelled by a head, or drawn by a denoiser that is told the image?",
-        findings=findings(measured, given.steps),
+        findings=findings(measured, args.steps),
         parts=[table(measured), *charts(measured), shown],
         method=[
             f"One backbone, the same steps, batches and images for both; judged on {measured.images} validation "
             "images, at the size that the networks see, with the last weights of each run: choosing would flatter.",
             *([GEOMETRY] if run.config["data"]["size"] is not None else []),
-            f"Masks are drawn from noise in {given.steps} steps of {given.scheduler}, as a channel a class in [-1, 1], "
-            f"each timestep's signal-to-noise ratio {given.input_scale}² of the schedule's; void has no part in the "
+            f"Masks are drawn from noise in {args.steps} steps of {args.scheduler}, as a channel a class in [-1, 1], "
+            f"each timestep's signal-to-noise ratio {args.input_scale}² of the schedule's; void has no part in the "
             "loss. A sample's probabilities are its channels, clipped and made to add up to 1; the mean is of these.",
             "ECE: expected calibration error over 15 bins of confidence. Uncertainty: entropy of the class "
             "probabilities as a share of the largest there is.",
