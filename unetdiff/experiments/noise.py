@@ -258,7 +258,7 @@ def findings(
     )
     told.append(
         f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
-        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} untold ({gain:+.3f})."
+        f"timesteps: {written(across[CONDITIONED], 'share')}, {written(across[NOISY], 'share')} without ({gain:+.3f})."
     )
     told.append(
         f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "
