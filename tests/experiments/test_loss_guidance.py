@@ -1,4 +1,4 @@
-"""Steering by a segmentation head: an experiment from end to end, and what the segmenter sees."""
+"""Layout guidance by a segmenter: an experiment from end to end, and the segmenter's input size."""
 
 from __future__ import annotations
 
@@ -13,47 +13,51 @@ from torch import Tensor
 from unetdiff import UNet
 from unetdiff.diffusion.steering import layout_loss
 from unetdiff.errors import UserError
-from unetdiff.experiments import loss_guidance
+from unetdiff.experiments import loss_guidance, loss_guidance_report
+from unetdiff.experiments.loss_guidance_report import GuidedSamples
 from unetdiff.reports.record import Gallery, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
 def test_from_noise_to_the_record(tmp_path: Path, joint_run: Path, options: Callable) -> None:
-    words = ("--scales", 0.3, "--n", 3, "--steps", 2, "--rows", 2, "--judge_steps", 3)
+    words = ("--loss_scales", 0.3, "--num_images", 3, "--num_inference_steps", 2, "--num_rows", 2,
+             "--segmenter_train_steps", 3)  # fmt: skip
     record = loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "the command")
     write_record(record, tmp_path)
     assert read_record(tmp_path) == record
     table, gallery = record.parts
     assert isinstance(table, Table) and isinstance(gallery, Gallery)
-    assert [name for name, _ in table.rows] == ["not steered", "scale 0.3", "real images"]
-    assert table.rows[-1][1][-1].mean is None  # nothing was drawn
-    assert (tmp_path / "judge" / "best" / "segmentation.json").is_file()
-    assert "seed: 1" in record.configs["judge"] and "task: segmentation" in record.configs["judge"]
+    assert [name for name, _ in table.rows] == ["no loss guidance", "scale 0.3", "real images"]
+    assert table.rows[-1][1][-1].mean is None  # not sampled
+    assert (tmp_path / "eval_segmenter" / "best" / "segmentation.json").is_file()
+    assert "seed: 1" in record.configs["eval_segmenter"] and "task: segmentation" in record.configs["eval_segmenter"]
     assert len(gallery.columns) == 7 and len(gallery.rows) == 2
     before, after = (Image.open(tmp_path / gallery.rows[0][1][place]).tobytes() for place in (1, 4))
     assert before != after
 
 
-def test_the_segmenter_as_its_own_judge_agrees_with_itself(tmp_path: Path, joint_run: Path, options: Callable) -> None:
-    words = ("--judge", joint_run, "--scales", 0.1, "--n", 2, "--steps", 2, "--through", "image", "--tell")
+def test_the_segmenter_in_both_roles_agrees_with_itself(tmp_path: Path, joint_run: Path, options: Callable) -> None:
+    words = ("--eval_segmenter", joint_run, "--loss_scales", 0.1, "--num_images", 2, "--num_inference_steps", 2,
+             "--backprop_through", "image", "--conditional")  # fmt: skip
     record = loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "")
     table = record.parts[0]
     assert isinstance(table, Table) and all(row[0] == row[1] for _, row in table.rows)
 
 
-def test_void_is_the_segmenters(
-    tmp_path: Path, joint_run: Path, background_is_void: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
+def test_the_ignore_index_is_that_of_the_segmenter(
+    tmp_path: Path, joint_run: Path, background_is_ignored: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = []
+    indices = []
 
     def loss(segment, layouts: Tensor, ignore_index: int = 255):
-        given.append(ignore_index)
+        indices.append(ignore_index)
         return layout_loss(segment, layouts, ignore_index)
 
     monkeypatch.setattr(loss_guidance, "layout_loss", loss)
-    words = ("--segmenter", background_is_void, "--judge", joint_run, "--scales", 0.1, "--n", 1, "--steps", 2)
+    words = ("--segmenter", background_is_ignored, "--eval_segmenter", joint_run, "--loss_scales", 0.1,
+             "--num_images", 1, "--num_inference_steps", 2)  # fmt: skip
     loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "")
-    assert given == [0]
+    assert indices == [0]
 
 
 @pytest.mark.parametrize(
@@ -71,30 +75,32 @@ def test_a_segmenter_sees_images_at_its_size(size, seen: tuple[int, int], monkey
 
     monkeypatch.setattr(unet, "segment", segment)
     images = torch.zeros(1, 3, 8, 12, requires_grad=True)
-    loss_guidance.seen_by(SegmentationPipeline(unet, ["a", "b"], size=size), images).sum().backward()
+    loss_guidance.segment_at_size(SegmentationPipeline(unet, ["a", "b"], size=size), images).sum().backward()
     assert sizes == [seen] and images.grad is not None and bool((images.grad[:, :2] > 0).all())
 
 
-def test_findings_do_not_flatter() -> None:
-    def row(by_segmenter: float, by_judge: float) -> loss_guidance.Judged:
-        return loss_guidance.Judged(torch.zeros(1), by_segmenter, by_judge, 1.0)
+def test_findings_report_unconfirmed_gains() -> None:
+    def row(guiding: float, independent: float) -> GuidedSamples:
+        return GuidedSamples(torch.zeros(1), guiding, independent, 1.0)
 
     real = row(0.9, 0.9)
-    fooled = {"not steered": row(0.1, 0.2), "scale 1": row(0.6, 0.15)}
-    told = " ".join(loss_guidance.findings(fooled, real, "not steered", 9))
-    assert "does not confirm it: 0.150 (-0.050)" in told and "At no scale" in told
-    half = {"not steered": row(0.1, 0.1), "scale 1": row(0.5, 0.3)}
-    assert "sees 50% of that gain: 0.300 (+0.200)" in " ".join(loss_guidance.findings(half, real, "scale 1", 9))
-    failed = {"not steered": row(0.3, 0.1), "scale 1": row(0.2, 0.3)}
-    assert "steering failed" in loss_guidance.findings(failed, real, "scale 1", 9)[0]
+    fooled = {"no loss guidance": row(0.1, 0.2), "scale 1": row(0.6, 0.15)}
+    lines = " ".join(loss_guidance_report.findings(fooled, real, 9))
+    assert "0.150 (-0.050) by the independent segmenter, which does not confirm" in lines
+    assert "not improved at any scale" in lines
+    half = {"no loss guidance": row(0.1, 0.1), "scale 1": row(0.5, 0.3)}
+    lines = " ".join(loss_guidance_report.findings(half, real, 9))
+    assert "0.300 (+0.200) by the independent segmenter, which confirms 50% of the gain." in lines
+    failed = {"no loss guidance": row(0.3, 0.1), "scale 1": row(0.2, 0.3)}
+    assert "did not improve" in loss_guidance_report.findings(failed, real, 9)[0]
 
 
 def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:
     for words, message in [
-        (("--scales", -1), "--scale: -1.0"),
-        (("--interval", 0.9, 0.1), r"--interval: \[0.9, 0.1\]"),
-        (("--steps", 0), "--steps: 0"),
-        (("--rows", 0), "--rows: 0"),
+        (("--loss_scales", -1), "--loss_scale.{1,2}-1.0"),
+        (("--loss_interval", 0.9, 0.1), r"--loss_interval.{1,2}\[0.9, 0.1\]"),
+        (("--num_inference_steps", 0), "--num_inference_steps.{1,2}0"),
+        (("--num_rows", 0), "--num_rows.{1,2}0"),
     ]:
         with pytest.raises(UserError, match=message):
             loss_guidance.run(options(loss_guidance, tmp_path / "nowhere", *words), [], tmp_path, "")

@@ -1,4 +1,4 @@
-"""Class consistency of a run's samples, judged once and kept in the run's folder."""
+"""Class consistency of a run's samples, evaluated once and cached in the run's folder."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.config.validation import WITH_LABELS
-from unetdiff.experiments.runs import last_weights
+from unetdiff.experiments.runs import with_last_weights
+from unetdiff.files import write_whole
 from unetdiff.reports.runs import Run, read_json
 from unetdiff.reports.samples import Budget, conditional, sample_blocks
 
-KEPT = "class_consistency.json"
+CACHE_FILE = "class_consistency.json"
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What the independent classifier says of a run's samples."""
+class ClassConsistency:
+    """Accuracy of an independent classifier on the class-conditional samples of a run."""
 
     value: float
-    """Share of samples that it takes for the class that was asked for."""
-    n: int
-    """Samples."""
-    accuracy: float
-    """Share of real validation images that it names rightly."""
+    """Fraction of the samples that are classified as the class they were conditioned on."""
+    num_samples: int
+    real_accuracy: float
+    """Accuracy of the classifier on real validation images."""
 
 
-def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> Judged | None:
-    """Draw a run's samples with its last weights and let the independent classifier name them (`unetdiff compare` does
-    the same with the best ones); None where the run draws no classes.
+def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> ClassConsistency | None:
+    """Sample from a run's last weights and classify the samples; None if the run is not class-conditional.
+
+    `unetdiff compare` reports the same metric for the best weights.
 
     Args:
         run: a finished run.
-        budget: how many samples, in how many steps.
-        cache: folder of the classifier, which is trained once on the set's real images.
-        seed: of the noise that the samples start from.
+        budget: number of samples and denoising steps.
+        cache: folder of the classifier, which is trained once on the real images of the dataset.
+        seed: seed of the noise.
     """
     if "diffusion" not in run.heads or run.config["data"]["name"] not in WITH_LABELS or not conditional(run):
         return None
-    asked = {"seed": seed, **asdict(replace(budget, rows=0))}
-    file = run.path / KEPT
-    found: dict[str, Any] = read_json(file)
-    if found.get("asked") != asked:
-        blocks, _ = sample_blocks([last_weights(run)], budget, seed, cache)
-        judge, score = blocks[0].judge, blocks[0].scores.get(0)
-        if judge is None or score is None:
+    settings = {"seed": seed, **asdict(replace(budget, rows=0))}
+    file = run.path / CACHE_FILE
+    stored: dict[str, Any] = read_json(file)
+    if stored.get("settings") != settings:
+        blocks, _ = sample_blocks([with_last_weights(run)], budget, seed, cache)
+        classifier, score = blocks[0].judge, blocks[0].scores.get(0)
+        if classifier is None or score is None:
             return None
-        found = {"asked": asked, "judged": asdict(Judged(score.value, score.n, judge.accuracy))}
-        aside = file.with_suffix(".writing")
-        aside.write_text(json.dumps(found, indent=1) + "\n")
-        aside.replace(file)
-    return Judged(**found["judged"])
+        result = ClassConsistency(score.value, score.n, classifier.accuracy)
+        stored = {"settings": settings, "result": asdict(result)}
+        write_whole(file, json.dumps(stored, indent=1) + "\n")
+    return ClassConsistency(**stored["result"])

@@ -1,22 +1,20 @@
-"""Can the segmentation head lead a denoiser to a layout that it was never trained on?
+"""Layout guidance of a denoiser by the gradient of a segmenter.
 
-At each step of DDIM the image that the denoiser expects, x_0, is segmented, and the gradient of the cross-entropy
-against a wished layout is added to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of
-validation images. An image that is moved along the gradient of one network may please that network alone, as
-adversarial examples do. So the samples are judged twice: by the segmenter that steered, and by one that had no
-part in it.
+At each DDIM step the predicted x_0 is segmented, and the gradient of the cross-entropy against a target layout is added
+to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of validation images, which the denoiser
+was not trained on. Following the gradient of one network may only fool that network, as adversarial examples do, so the
+samples are evaluated twice: by the guiding segmenter and by an independent one.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,176 +27,156 @@ from unetdiff.data.sampling import evenly
 from unetdiff.data.transforms import fitted
 from unetdiff.diffusion.steering import LossGuidance, layout_loss
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
+from unetdiff.evaluation.layout_consistency import layout_agreement
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw_parts
 from unetdiff.evaluation.types import SamplingConfig, together
-from unetdiff.experiments.gallery import Album, legend
-from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
-from unetdiff.experiments.runs import train, variant
-from unetdiff.reports.record import Column, Gallery, Record, Table, Value
+from unetdiff.experiments.loss_guidance_report import UNGUIDED, GuidedSamples, loss_guidance_record
+from unetdiff.experiments.run_inputs import diffusion_task, open_segmenter, refuse_overrides
+from unetdiff.experiments.runs import train_run, variant
+from unetdiff.reports.record import Record
 from unetdiff.reports.runs import data_name
-from unetdiff.segmentation.inference import predict_masks, segment_whole
-from unetdiff.segmentation.palette import as_mask, colorize
+from unetdiff.segmentation.inference import segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
 from unetdiff.training.tasks import DiffusionTask
 
-SOURCE = (
-    "Dhariwal & Nichol 2021, section 4 (classifier guidance); Bansal et al. 2023 (universal guidance) and Chung et al. "
-    "2023 (DPS), whose gradient is taken at the predicted x_0"
-)
-UNSTEERED, REAL = "not steered", "real images"
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The samples of one scale, or the real images, and how well they show the layouts."""
-
-    images: Tensor
-    """uint8 (N, 3, H, W)."""
-    by_segmenter: float
-    """mIoU, as the segmenter that steers sees them."""
-    by_judge: float
-    """mIoU, as the independent one does."""
-    seconds: float | None
-    """Of drawing an image; None: it is real."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """Options of `unetdiff experiment loss_guidance`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run with a diffusion head")
-    parser.add_argument("--segmenter", type=Path, metavar="RUN", help="who steers; none given: RUN's own other head")
-    parser.add_argument("--judge", type=Path, metavar="RUN", help="who judges; none given: trained, by another seed")
-    parser.add_argument("--judge_steps", type=int, help="optimizer steps of that; none given: the segmenter's")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="strengths")
-    parser.add_argument("--interval", type=float, nargs=2, default=[0.0, 1.0], help="steered here: 0 clean, 1 noise")
-    parser.add_argument("--through", choices=("network", "image"), default="network", help="the gradient's way")
-    parser.add_argument("--tell", action="store_true", help="tell the denoiser its condition of those images, too")
-    parser.add_argument("--guidance", type=float, default=1.0, help="guidance scale, with --tell")
-    parser.add_argument("--n", type=int, default=64, help="layouts, one sample each")
-    parser.add_argument("--steps", type=int, default=50, help="denoising steps")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, the same at each scale")
-    parser.add_argument("--rows", type=int, default=6, help="layouts that are shown")
+    parser.add_argument("--segmenter", type=Path, metavar="RUN", help="guiding segmenter (default: RUN's own head)")
+    parser.add_argument(
+        "--eval_segmenter",
+        type=Path,
+        metavar="RUN",
+        help="independent segmenter (default: the guiding segmenter's config, trained with another seed)",
+    )
+    parser.add_argument(
+        "--segmenter_train_steps", type=int, help="optimizer steps of the independent segmenter (default: its config's)"
+    )
+    parser.add_argument(
+        "--loss_scales", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="scales of the loss guidance"
+    )
+    parser.add_argument(
+        "--loss_interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="timesteps with loss guidance, as fractions: 0 is clean, 1 is noise",
+    )
+    parser.add_argument(
+        "--backprop_through",
+        choices=("network", "image"),
+        default="network",
+        help="backpropagate through the denoiser, or only to the predicted x_0",
+    )
+    parser.add_argument("--conditional", action="store_true", help="also give the denoiser the images' own condition")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance scale with --conditional")
+    parser.add_argument("--num_images", type=int, default=64, help="layouts, with one sample each")
+    parser.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps per sample")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise, which all scales share")
+    parser.add_argument("--num_rows", type=int, default=6, help="layouts in the gallery")
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
-    """Draw with and without steering, and judge; see the module.
+    """Sample with and without loss guidance, evaluate and report.
 
     Raises:
         UserError: a run without a diffusion head, a denoiser of latents, or segmenters of other classes.
     """
-    began = time.perf_counter()
-    no_overrides(overrides)
-    for name in ("n", "steps", "rows"):
+    start = time.perf_counter()
+    refuse_overrides(overrides)
+    for name in ("num_images", "num_inference_steps", "num_rows"):
         at_least(f"--{name}", getattr(args, name), 1)
-    settings = {scale: _steering_of(scale, args) for scale in sorted(set(args.scales) - {0.0})}
+    settings = {scale: _guidance_options(scale, args) for scale in sorted(set(args.loss_scales) - {0.0})}
     loaded = load_run(args.run, layouts=True)
-    task, images = denoiser_of(loaded, args.run), loaded.images
-    steerer_path = args.segmenter or args.run
-    segmenter = open_segmenter(steerer_path, images.classes, loaded)
-    judge_path = args.judge or _trained_judge(run_config(steerer_path), args.judge_steps, output, command)
-    judge = open_segmenter(judge_path, images.classes, loaded, "--judge")
+    task, images = diffusion_task(loaded, args.run), loaded.images
+    segmenter_path = args.segmenter or args.run
+    segmenter = open_segmenter(segmenter_path, images.classes, loaded)
+    eval_path = args.eval_segmenter or _train_eval_segmenter(
+        run_config(segmenter_path), args.segmenter_train_steps, output, command
+    )
+    eval_segmenter = open_segmenter(eval_path, images.classes, loaded, "--eval_segmenter")
     task.unet.requires_grad_(False)
     segmenter.unet.eval().requires_grad_(False)
-    places = evenly(len(images), args.n)
-    items = [images[place] for place in places]
+    items = [images[index] for index in evenly(len(images), args.num_images)]
     layouts: Tensor = collate(items)["mask"]  # (N, H, W)
 
-    def ask(asked: DiffusionTask, numbers: range) -> tuple[dict[str, Any], None]:
-        if not args.tell or asked.conditioner is None:
+    def condition(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], None]:
+        if not args.conditional or task.conditioner is None:
             return {}, None
-        return {"conditions": asked.conditioner.from_batch(collate([items[number] for number in numbers]))}, None
+        return {"conditions": task.conditioner.from_batch(collate([items[number] for number in numbers]))}, None
 
-    def samples(options: dict[str, Any] | None) -> tuple[Tensor, float]:
-        def steering(numbers: range) -> LossGuidance:
-            wished = layouts[numbers.start : numbers.stop]
-            loss = layout_loss(lambda x: seen_by(segmenter, x), wished, segmenter.ignore_index)
+    def sample(options: dict[str, Any] | None) -> tuple[Tensor, float]:
+        """Samples, uint8 (N, 3, H, W), and seconds per sample."""
+
+        def guidance(numbers: range) -> LossGuidance:
+            targets = layouts[numbers.start : numbers.stop]
+            loss = layout_loss(lambda x: segment_at_size(segmenter, x), targets, segmenter.ignore_index)
             return LossGuidance(loss, **(options or {}))
 
-        img2img_timesteps = time.perf_counter()
-        setting = SamplingConfig(args.steps, args.guidance, args.seed)
-        parts = draw_parts(task, len(items), setting, ask, None if options is None else steering)
-        drawn, _ = together(parts)
-        return drawn, (time.perf_counter() - img2img_timesteps) / len(items)
+        start = time.perf_counter()
+        config = SamplingConfig(args.num_inference_steps, args.guidance_scale, args.seed)
+        parts = draw_parts(task, len(items), config, condition, None if options is None else guidance)
+        pixels, _ = together(parts)
+        return pixels, (time.perf_counter() - start) / len(items)
 
-    def judged(some: Tensor, seconds: float | None) -> Judged:
-        masks = list(layouts)
-        seen = [layout_agreement(who, some, masks, len(images.classes)) for who in (segmenter, judge)]
-        return Judged(some, seen[0]["mean_iou"], seen[1]["mean_iou"], seconds)
+    def evaluate(pixels: Tensor, seconds: float | None) -> GuidedSamples:
+        guiding, independent = (
+            layout_agreement(one, pixels, list(layouts), len(images.classes))["mean_iou"]
+            for one in (segmenter, eval_segmenter)
+        )
+        return GuidedSamples(pixels, guiding, independent, seconds)
 
-    found: dict[str, Judged] = {UNSTEERED: judged(*samples(None))}
-    for scale, options in tqdm(settings.items(), desc="scales", unit="scale", disable=None):
-        found[scale_name(scale)] = judged(*samples(options))
-    real = judged(torch.stack([item["image"] for item in items]), None)
-    best = max(found, key=lambda name: found[name].by_judge)
-    shown = {UNSTEERED: found[UNSTEERED]}
-    if len(found) > 1:
-        shown_scale = max((name for name in found if name != UNSTEERED), key=lambda name: found[name].by_judge)
-        shown[shown_scale] = found[shown_scale]
-    gallery = _gallery(shown, layouts[: args.rows], segmenter, judge, images.palette, output)
-    return Record(
-        name="steering",
-        title="Steered by the segmentation head",
-        question="Can the segmentation head lead a denoiser to a layout that it was never trained on?",
-        findings=findings(found, real, best, len(items)),
-        parts=[_table(found, real), gallery],
-        method=[
-            f"{len(items)} masks of the validation split, one sample each, {args.steps} steps of DDIM, the same noise "
-            "at each scale.",
-            f"Steered by {steerer_path}, between {args.interval[0]:g} and {args.interval[1]:g} of the timesteps; the "
-            + ("gradient goes through the denoiser." if args.through == "network" else "gradient ends at x_0.")
-            + " The scale is the length of what is added, as a share of the predicted noise's.",
-            f"Judged by {judge_path} as well, which had no part in it"
-            + ("." if args.judge else ": the segmenter's config, trained with another seed."),
-            "The denoiser is told "
-            + (
-                f"what it is trained to be told of those images (guidance {args.guidance:g})."
-                if args.tell
-                else "nothing."
-            ),
-            "mIoU of samples is a matter of the layout alone; it says nothing of how real they look.",
-        ],
-        source=SOURCE,
+    results: dict[str, GuidedSamples] = {UNGUIDED: evaluate(*sample(None))}
+    for scale, options in tqdm(settings.items(), desc="loss guidance", unit="scale", disable=None):
+        results[f"scale {scale:g}"] = evaluate(*sample(options))
+    real = evaluate(torch.stack([item["image"] for item in items]), None)
+    return loss_guidance_record(
+        results,
+        real,
+        layouts,
+        segmenter,
+        eval_segmenter,
+        args,
+        output,
+        palette=images.palette,
+        paths=(segmenter_path, eval_path),
         command=command,
-        seeds=[args.seed],
         set_name=data_name(asdict(loaded.config.data)),
         configs={
             "denoiser": to_yaml(loaded.config),
-            "segmenter": to_yaml(run_config(steerer_path)),
-            "judge": to_yaml(run_config(judge_path)),
+            "segmenter": to_yaml(run_config(segmenter_path)),
+            "eval_segmenter": to_yaml(run_config(eval_path)),
         },
         machine=machine.facts(loaded.accelerator),
-        minutes=(time.perf_counter() - began) / 60,
+        minutes=(time.perf_counter() - start) / 60,
     )
 
 
-def seen_by(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
-    """Logits (B, classes, h, w) of images in [-1, 1] (B, 3, H, W), at the segmenter's own size; differentiable."""
-    own, size = (images.shape[-2], images.shape[-1]), segmenter.size
-    wanted = own if size is None else fitted(own, size) if isinstance(size, int) else (size[0], size[1])
-    if wanted != own:
-        images = F.interpolate(images, size=wanted, mode="bilinear", antialias=True, align_corners=False)
+def segment_at_size(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
+    """Logits (B, classes, h, w) of images in [-1, 1] (B, 3, H, W), at the segmenter's input size; differentiable."""
+    size, own = segmenter.size, (images.shape[-2], images.shape[-1])
+    target = own if size is None else fitted(own, size) if isinstance(size, int) else (size[0], size[1])
+    if target != own:
+        images = F.interpolate(images, size=target, mode="bilinear", antialias=True, align_corners=False)
     return segment_whole(segmenter.unet, images)
 
 
-def scale_name(scale: float) -> str:
-    """What the row of a scale is called."""
-    return f"scale {scale:g}"
-
-
-def _steering_of(scale: float, args: argparse.Namespace) -> dict[str, Any]:
-    """The options of `LossGuidance`, refused here, before anything is loaded or trained, where they cannot be."""
-    options = {"scale": scale, "interval": tuple(args.interval), "through": args.through}
+def _guidance_options(scale: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Options of `LossGuidance`, validated before anything is loaded or trained."""
+    options = {"scale": scale, "interval": tuple(args.loss_interval), "through": args.backprop_through}
     try:
         LossGuidance(lambda x: x, **options)
     except UserError as error:
-        raise UserError(f"--{error}") from None
+        raise UserError(f"--loss_{error}") from None
     return options
 
 
-def _trained_judge(config: RunConfig, steps: int | None, output: Path, command: str) -> Path:
-    """A segmenter of the same config and another seed, trained where it is missing."""
+def _train_eval_segmenter(config: RunConfig, steps: int | None, output: Path, command: str) -> Path:
+    """A segmenter of the same config with another seed, trained if missing."""
     changes: dict[str, Any] = {
         "model.heads.diffusion": None,
         "training.init_from": None,
@@ -208,89 +186,5 @@ def _trained_judge(config: RunConfig, steps: int | None, output: Path, command: 
     }
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": None}
-    return train("judge", variant(config, "segmentation", output / "judge", changes), command).path
-
-
-def _table(found: Mapping[str, Judged], real: Judged) -> Table:
-    columns = [
-        Column("mIoU, segmenter that steers", "higher", "share"),
-        Column("mIoU, independent segmenter", "higher", "share"),
-        Column("time an image", "lower", "seconds"),
-    ]
-
-    def values(one: Judged) -> list[Value]:
-        return [Value(one.by_segmenter), Value(one.by_judge), Value(one.seconds)]
-
-    rows = [*((name, values(one)) for name, one in found.items()), (REAL, values(real))]
-    return Table("The wished layouts in the samples", columns, rows, note="Real images: those of the masks.")
-
-
-def _gallery(
-    shown: Mapping[str, Judged],
-    layouts: Tensor,
-    segmenter: SegmentationPipeline,
-    judge: SegmentationPipeline,
-    palette: np.ndarray,
-    output: Path,
-) -> Gallery:
-    """A row for each layout: itself, and each sample with what the two segmenters see in it."""
-    album = Album(output, "steering")
-    columns, seen = ["wished layout"], []
-    for name, one in shown.items():
-        columns += [name, "as the segmenter sees it", "as the judge sees it"]
-        some = one.images[: len(layouts)]
-        seen.append(
-            [predict_masks(who.unet, some, who.size, BATCH, options=who.inference) for who in (segmenter, judge)]
-        )
-    rows: list[tuple[str, list[str]]] = []
-    masks: list[np.ndarray] = []
-    for number, layout in enumerate(layouts):
-        wished = as_mask(layout)
-        files = [album.add(colorize(wished, palette))]
-        masks.append(wished)
-        for one, both in zip(shown.values(), seen, strict=True):
-            files.append(album.add(one.images[number]))
-            for guesses in both:
-                files.append(album.add(colorize(guesses[number], palette)))
-                masks.append(guesses[number])
-        rows.append((f"layout {number + 1}", files))
-    note = "The same noise all along a row."
-    return Gallery("Before and after", columns, rows, note, legend(segmenter.classes, palette, masks))
-
-
-def findings(found: Mapping[str, Judged], real: Judged, best: str, n: int) -> list[str]:
-    """What came out, as sentences of the figures; `best`: the row that the independent judge likes most."""
-    before = found[UNSTEERED]
-    pleased = max(found, key=lambda name: found[name].by_segmenter)
-    most = found[pleased]
-    without = (
-        f"Without steering, the mIoU of {n} samples against the wished layouts is {before.by_segmenter:.3f} by the "
-        f"steering segmenter and {before.by_judge:.3f} by the independent one; real images have "
-        f"{real.by_segmenter:.3f} and {real.by_judge:.3f}."
-    )
-    if pleased == UNSTEERED:
-        return ["No scale raises the steering segmenter's own mIoU: steering failed here.", without]
-    gain, confirmed = most.by_segmenter - before.by_segmenter, most.by_judge - before.by_judge
-    seen = f"{most.by_judge:.3f} ({confirmed:+.3f})"
-    told = [
-        f"Steered at {pleased}, the steering segmenter's mIoU against the wished layouts is {most.by_segmenter:.3f} "
-        f"({gain:+.3f}). "
-        + (
-            f"The independent judge sees {confirmed / gain:.0%} of that gain: {seen}."
-            if confirmed > 0
-            else f"The independent judge does not confirm it: {seen}. Only the steering segmenter sees what was gained."
-        ),
-        without,
-    ]
-    if best == UNSTEERED:
-        told.append("At no scale does the independent judge see the layouts better than without steering.")
-    elif best != pleased:
-        chosen = found[best]
-        told.append(
-            f"The independent judge likes {best} most: {chosen.by_judge:.3f} "
-            f"({chosen.by_judge - before.by_judge:+.3f}). It is chosen by these very "
-            "samples, which flatters it a little."
-        )
-    if most.seconds is not None and before.seconds:
-        told.append(f"A steered sample takes {most.seconds / before.seconds:.1f} times as long as one that is not.")
-    return told
+    folder = output / "eval_segmenter"
+    return train_run("independent segmenter", variant(config, "segmentation", folder, changes), command).path

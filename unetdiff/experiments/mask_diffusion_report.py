@@ -1,8 +1,10 @@
-"""What `mask_diffusion` found, as a record: tables, curves, images and sentences."""
+"""The record of `unetdiff experiment mask_diffusion`: table, charts, gallery and findings."""
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,193 +15,184 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.segmenting import uncertainty
-from unetdiff.experiments.gallery import Album, legend
-from unetdiff.experiments.mask_metrics import MaskFigures
+from unetdiff.experiments.gallery import ImageWriter, legend
+from unetdiff.experiments.mask_metrics import MaskMetrics
+from unetdiff.experiments.runs import machine_info, yaml_configs
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.palette import as_mask, colorize
 
-COLOURS = "viridis"
-"""Of the uncertainty: even steps of it are even steps to the eye, in grey too."""
-GEOMETRY = (
-    "The head learned from images stretched to data.size, the denoiser from their middle, cut out with its aspect, "
-    "as both are judged: where the images have another aspect than data.size, that favours the denoiser."
+COLORMAP = "viridis"
+"""Colormap of the uncertainty, perceptually uniform."""
+ASPECT_NOTE = (
+    "The head was trained on images resized to data.size, the denoiser on center crops of that aspect ratio, on which "
+    "both are evaluated: for images of another aspect ratio, this favors the denoiser."
 )
-"""Of a set that is resized: a segmenter's images are, as everywhere, not those of a layout."""
-LABELS = ("labelling head", "one drawn mask", "mean of {} drawn masks")
+"""Applies to datasets that are resized: a segmenter's images are resized, those of a layout are cropped."""
+ROWS = ("segmentation head", "single sampled mask", "mean of {} sampled masks")
+METRICS = {
+    "mean_iou": Column("mIoU", "higher", "share"),
+    "pixel_accuracy": Column("pixel accuracy", "higher", "share"),
+    "ece": Column("ECE", "lower", "share", "expected calibration error"),
+    "nll": Column("NLL", "lower", "number", "mean negative log-likelihood of the ground truth, nats"),
+    "uncertainty_correct": Column("uncertainty, correct pixels", "neither", "share"),
+    "uncertainty_wrong": Column("uncertainty, wrong pixels", "neither", "share"),
+}
 
 
 @dataclass
-class Measured:
-    """What was counted and drawn."""
+class MaskDiffusionResults:
+    """Metrics of both models, and their outputs for the gallery."""
 
     data: ImageDataset
-    head: MaskFigures
-    single: list[MaskFigures]
-    """Of each sample by itself."""
-    means: list[MaskFigures]
+    head: MaskMetrics
+    single: list[MaskMetrics]
+    """Of each sample."""
+    means: list[MaskMetrics]
     """Of the mean of the first 1, 2, ... K samples."""
     seconds: dict[str, float]
-    """An image: "head", "one", "all"."""
+    """Inference time per image: "head", "one", "all"."""
     parameters: dict[str, int]
-    """By run, "discriminative" first."""
+    """By run, the discriminative one first."""
     minutes: dict[str, float]
-    """Of training, by run."""
-    images: int
-    """That were judged."""
-    shown: list[dict[str, Any]]
-    """Items of the set."""
-    shown_head: Tensor
+    """Training time, by run."""
+    num_images: int
+    items: list[dict[str, Any]]
+    """Dataset items of the gallery."""
+    head_probabilities: Tensor
     """The head's probabilities of these, (B, C, H, W)."""
-    shown_drawn: Tensor
+    sample_probabilities: Tensor
     """The samples', (K, B, C, H, W)."""
 
 
-def record_of(
+def mask_diffusion_record(
+    results: MaskDiffusionResults,
+    runs: Mapping[str, Run],
     args: argparse.Namespace,
-    measured: Measured,
-    run: Run,
-    shown: Gallery,
+    output: Path,
     command: str,
-    configs: dict[str, str],
-    machine: dict[str, Any],
-    minutes: float,
+    start: float,
 ) -> Record:
-    """The record; `run` is one of the two, for the name of the set."""
+    """The record; `start` is the experiment's `time.perf_counter()`."""
+    gallery = _gallery(results, output)
+    first = next(iter(runs.values()))
     return Record(
         name="mask_diffusion",
-        title="Two ways to segment",
-        question="Is a mask better labelled by a head, or drawn by a denoiser that is told the image?",
-        findings=findings(measured, args.steps),
-        parts=[table(measured), *charts(measured), shown],
+        title="Discriminative and generative segmentation",
+        question="Does a segmentation head or an image-conditional denoiser of masks segment better?",
+        findings=findings(results, args.num_inference_steps),
+        parts=[table(results), *charts(results), gallery],
         method=[
-            f"One backbone, the same steps, batches and images for both; judged on {measured.images} validation "
-            "images, at the size that the networks see, with the last weights of each run: choosing would flatter.",
-            *([GEOMETRY] if run.config["data"]["size"] is not None else []),
-            f"Masks are drawn from noise in {args.steps} steps of {args.scheduler}, as a channel a class in [-1, 1], "
-            f"each timestep's signal-to-noise ratio {args.input_scale}² of the schedule's; void has no part in the "
-            "loss. A sample's probabilities are its channels, clipped and made to add up to 1; the mean is of these.",
-            "ECE: expected calibration error over 15 bins of confidence. Uncertainty: entropy of the class "
-            "probabilities as a share of the largest there is.",
-            "Time an image: median wall time of a few images together on this machine, in turns, with sampling in "
-            "this package's pipeline. Others' machines and batch sizes give other ratios.",
-            "One seed of training: differences of a size that another seed would change are not told apart from it.",
+            f"One backbone, the same optimizer steps, batches and images for both; evaluated on {results.num_images} "
+            "validation images at the network's input size, with the last weights of each run, not the best ones.",
+            *([ASPECT_NOTE] if first.config["data"]["size"] is not None else []),
+            f"Masks are sampled from noise in {args.num_inference_steps} {args.scheduler} steps, with one channel per "
+            f"class in [-1, 1] and an input scale of {args.input_scale}, which multiplies the signal-to-noise ratio by "
+            "its square; pixels with the ignore index are excluded from the loss. The probabilities of a sample are "
+            "its channels, clipped and normalized; the mean is taken over these.",
+            "ECE: expected calibration error over 15 confidence bins. Uncertainty: entropy of the class probabilities, "
+            "normalized to [0, 1].",
+            "Time per image: median wall time over a small batch on this machine, alternating between the models, with "
+            "this package's pipeline. Ratios differ on other machines and at other batch sizes.",
+            "One training seed: differences within the variance over seeds cannot be detected.",
         ],
         source="Amit et al. 2021, SegDiff; Chen et al. 2023, A Generalist Framework for Panoptic Segmentation",
         command=command,
-        seeds=[int(run.config["training"]["seed"])],
-        set_name=run.data_name,
-        configs=configs,
-        machine=machine,
-        minutes=minutes,
+        seeds=[int(first.config["training"]["seed"])],
+        set_name=first.data_name,
+        configs=yaml_configs(runs),
+        machine=machine_info([*runs.values()]),
+        minutes=(time.perf_counter() - start) / 60,
     )
 
 
-def table(measured: Measured) -> Table:
-    """All three ways beside each other."""
+def table(results: MaskDiffusionResults) -> Table:
+    """The head, a single sample and the mean of all samples."""
     columns = [
-        Column("mIoU", "higher", "share"),
-        Column("pixel accuracy", "higher", "share"),
-        Column("ECE", "lower", "share", "expected calibration error"),
-        Column("-log p", "lower", "number", "mean negative log-likelihood of the truth, nats"),
-        Column("uncertainty where right", "neither", "share"),
-        Column("uncertainty where wrong", "neither", "share"),
-        Column("ms an image", "lower", "number"),
+        *METRICS.values(),
+        Column("ms per image", "lower", "number"),
         Column("parameters", "neither", "count"),
         Column("training", "neither", "minutes"),
     ]
-    head, denoiser = measured.parameters
-    names = (
-        "mean_iou",
-        "pixel_accuracy",
-        "ece",
-        "nll",
-        "unsure_right",
-        "unsure_wrong",
-    )
+    head, denoiser = results.parameters
 
-    def row(figures: list[MaskFigures], seconds: float, run: str) -> list[Value]:
-        counted = [Value.of([getattr(one, name) for one in figures]) for name in names]
-        facts = (1000 * seconds, measured.parameters[run], measured.minutes[run])
-        return [*counted, *(Value(float(fact)) for fact in facts)]
+    def row(metrics: list[MaskMetrics], seconds: float, run: str) -> list[Value]:
+        values = [Value.of([getattr(one, name) for one in metrics]) for name in METRICS]
+        costs = (1000 * seconds, results.parameters[run], results.minutes[run])
+        return [*values, *(Value(float(cost)) for cost in costs)]
 
     rows = [
-        (LABELS[0], row([measured.head], measured.seconds["head"], head)),
-        (LABELS[1], row(measured.single, measured.seconds["one"], denoiser)),
-        (LABELS[2].format(len(measured.means)), row(measured.means[-1:], measured.seconds["all"], denoiser)),
+        (ROWS[0], row([results.head], results.seconds["head"], head)),
+        (ROWS[1], row(results.single, results.seconds["one"], denoiser)),
+        (ROWS[2].format(len(results.means)), row(results.means[-1:], results.seconds["all"], denoiser)),
     ]
-    return Table("Labelling and drawing", columns, rows, spread_over="samples of one training")
+    return Table("Segmentation metrics and cost", columns, rows, spread_over="samples of one training")
 
 
-def charts(measured: Measured) -> list[Chart]:
-    """mIoU and calibration over the number of samples; none for one sample."""
-    count = len(measured.means)
+def charts(results: MaskDiffusionResults) -> list[Chart]:
+    """mIoU and calibration against the number of samples; [] for one sample."""
+    count = len(results.means)
     if count == 1:
         return []
-    across = [float(k) for k in range(1, count + 1)]
-    kinds = (
-        ("mIoU over the number of drawn masks", "mIoU", "mean_iou", "higher"),
-        ("Calibration over the number of drawn masks", "expected calibration error", "ece", "lower"),
+    x = [float(k) for k in range(1, count + 1)]
+    metrics = (
+        ("mIoU against the number of sampled masks", "mIoU", "mean_iou", "higher"),
+        ("Calibration against the number of sampled masks", "expected calibration error", "ece", "lower"),
     )
-    found = []
-    for title, up, name, better in kinds:
-        drawn = [Value(getattr(figures, name)) for figures in measured.means]
-        level = [Value(getattr(measured.head, name))] * count
-        lines = [Line("mean of drawn masks", across, drawn), Line(LABELS[0], across, level)]
-        found.append(Chart(title, "masks drawn of each image", up, lines, better))  # type: ignore[arg-type]
-    return found
+    charts = []
+    for title, label, name, better in metrics:
+        means = [Value(getattr(one, name)) for one in results.means]
+        constant = [Value(getattr(results.head, name))] * count
+        lines = [Line("mean of sampled masks", x, means), Line(ROWS[0], x, constant)]
+        charts.append(Chart(title, "sampled masks per image", label, lines, better))  # type: ignore[arg-type]
+    return charts
 
 
-def gallery(measured: Measured, output: Path) -> Gallery:
-    """Image, truth, the head's mask, one sample, the mean of all, and what these do not agree on."""
-    data, album = measured.data, Album(output, "masks")
-    mean = measured.shown_drawn.mean(dim=0)  # (B, C, H, W)
-    unsure = uncertainty(mean)  # (B, H, W)
-    largest = float(unsure.max()) or 1.0
-    rows, seen = [], []
-    for i, item in enumerate(measured.shown):
-        answers = (measured.shown_head[i], measured.shown_drawn[0, i], mean[i])
-        masks = [as_mask(item["mask"]), *(as_mask(answer.argmax(dim=0)) for answer in answers)]
-        seen += masks
-        coloured = [colorize(mask, data.palette) for mask in masks]
-        rows.append((str(item["name"]), [album.add(p) for p in (item["image"], *coloured, heat(unsure[i] / largest))]))
-    columns = ["image", "truth", *LABELS[:2], LABELS[2].format(len(measured.shown_drawn)), "uncertainty"]
-    note = (
-        f"Uncertainty: entropy of the mean, in {COLOURS}'s colours from 0 (dark) to {largest:.2f} (bright) of "
-        "the largest there is."
-    )
-    return Gallery("The same images, labelled and drawn", columns, rows, note, legend(data.classes, data.palette, seen))
+def _gallery(results: MaskDiffusionResults, output: Path) -> Gallery:
+    """Image, ground truth, the head's mask, one sample, the mean of all samples, and its uncertainty."""
+    data, writer = results.data, ImageWriter(output, "masks")
+    mean = results.sample_probabilities.mean(dim=0)  # (B, C, H, W)
+    entropy = uncertainty(mean)  # (B, H, W)
+    largest = float(entropy.max()) or 1.0
+    rows, all_masks = [], []
+    for i, item in enumerate(results.items):
+        probabilities = (results.head_probabilities[i], results.sample_probabilities[0, i], mean[i])
+        masks = [as_mask(item["mask"]), *(as_mask(one.argmax(dim=0)) for one in probabilities)]
+        all_masks += masks
+        images = [item["image"], *(colorize(mask, data.palette) for mask in masks), heatmap(entropy[i] / largest)]
+        rows.append((str(item["name"]), [writer.add(image) for image in images]))
+    columns = ["image", "ground truth", *ROWS[:2], ROWS[2].format(len(results.means)), "uncertainty"]
+    note = f"Uncertainty: normalized entropy of the mean, from 0 (dark) to {largest:.2f} (bright)."
+    entries = legend(data.classes, data.palette, all_masks)
+    return Gallery("Masks of the segmentation head and the denoiser", columns, rows, note, entries)
 
 
-def heat(values: Tensor) -> Any:
-    """Values (H, W) in [0, 1] as an even scale of colours, uint8 (H, W, 3)."""
-    return matplotlib.colormaps[COLOURS](values.numpy(), bytes=True)[..., :3]
+def heatmap(values: Tensor) -> Any:
+    """Values (H, W) in [0, 1] as colors, uint8 (H, W, 3)."""
+    return matplotlib.colormaps[COLORMAP](values.numpy(), bytes=True)[..., :3]
 
 
-def findings(measured: Measured, steps: int) -> list[str]:
-    """What came out, in sentences."""
-    head, mean, count = measured.head, measured.means[-1], len(measured.means)
-    one = float(torch.tensor([figures.mean_iou for figures in measured.single]).mean())
-    drawn = f"the mean of {count} drawn masks" if count > 1 else "a drawn mask"
-    times = measured.seconds["all"] / measured.seconds["head"]
-    better = "labelling" if head.mean_iou > mean.mean_iou else "drawing"
-    told = [
-        f"The {LABELS[0]} reaches an mIoU of {head.mean_iou:.3f}, {drawn} {mean.mean_iou:.3f}: "
-        f"{better} is better by {abs(head.mean_iou - mean.mean_iou):.3f}. Drawing takes {times:,.0f} times as long "
-        f"({count} x {steps} steps)."
+def findings(results: MaskDiffusionResults, num_inference_steps: int) -> list[str]:
+    """The main results as sentences."""
+    head, mean, count = results.head, results.means[-1], len(results.means)
+    single = float(torch.tensor([one.mean_iou for one in results.single]).mean())
+    sampled = f"mean of {count} sampled masks" if count > 1 else "sampled mask"
+    slowdown = results.seconds["all"] / results.seconds["head"]
+    lines = [
+        f"mIoU {head.mean_iou:.3f} ({ROWS[0]}), {mean.mean_iou:.3f} ({sampled}, {mean.mean_iou - head.mean_iou:+.3f}). "
+        f"Sampling takes {slowdown:,.0f}× the time ({count} samples of {num_inference_steps} steps)."
     ]
     if count > 1:
-        way = "more" if mean.mean_iou >= one else "less"
-        told.append(
-            f"Averaging {count} drawn masks gives an mIoU {abs(mean.mean_iou - one):.3f} {way} than one of them "
-            f"({one:.3f}), and a calibration error of {mean.ece:.3f} where one has {measured.means[0].ece:.3f}."
+        lines.append(
+            f"Averaging {count} sampled masks changes mIoU from {single:.3f} to {mean.mean_iou:.3f} "
+            f"({mean.mean_iou - single:+.3f}), and the calibration error (ECE) from {results.means[0].ece:.3f} to "
+            f"{mean.ece:.3f}."
         )
-    told.append(
-        f"Calibration error: {head.ece:.3f} of the {LABELS[0]}, {mean.ece:.3f} of {drawn}; "
-        f"the {'head' if head.ece < mean.ece else 'denoiser'} knows better how sure it may be."
+    better = "segmentation head" if head.ece < mean.ece else "denoiser"
+    lines.append(f"ECE {head.ece:.3f} ({ROWS[0]}), {mean.ece:.3f} ({sampled}): the {better} is better calibrated.")
+    lines.append(
+        f"Mean uncertainty of wrong and correct pixels: {mean.uncertainty_wrong:.3f} and "
+        f"{mean.uncertainty_correct:.3f} ({sampled}), {head.uncertainty_wrong:.3f} and "
+        f"{head.uncertainty_correct:.3f} ({ROWS[0]})."
     )
-    told.append(
-        f"Where {drawn} is wrong its uncertainty is {mean.unsure_wrong:.3f} on average, where it is right "
-        f"{mean.unsure_right:.3f}; of the {LABELS[0]} these are {head.unsure_wrong:.3f} and {head.unsure_right:.3f}."
-    )
-    return told
+    return lines
