@@ -10,7 +10,7 @@ import torch
 
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import ClassAgreement, layout_agreement
+from unetdiff.evaluation.layout_consistency import ClassConsistency, layout_consistency
 from unetdiff.experiments import agreement, agreement_report
 from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages
 from unetdiff.reports.record import Gallery, Heatmap, Table, read_record, write_record
@@ -23,7 +23,7 @@ def test_real_images_as_samples(
 ) -> None:
     val = build_dataset(tiny_config("joint", tmp_path).data, "val", True)
     drawn = torch.stack([item["image"] for item in val]), torch.tensor([item["label"] for item in val])
-    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: drawn)
+    monkeypatch.setattr(agreement, "sample", lambda task, n, setting: drawn)
     args = options(agreement, joint_run, "--guidance_scales", 1, 3, "--num_images", 12, "--num_rows", 2)
     record = agreement.run(args, [], tmp_path, "the command")
     write_record(record, tmp_path)
@@ -65,20 +65,20 @@ def test_layouts_are_compared_pixel_by_pixel(
     # the real images are those of the layouts: drawn perfectly, samples agree as they do
     val = build_dataset(config.data, "val", False, layout=True)
     drawn = torch.stack([val[i]["image"] for i in range(3)])
-    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: (drawn, None))
+    monkeypatch.setattr(agreement, "sample", lambda task, n, setting: (drawn, None))
     (_, samples), (_, real) = agreement.run(args, [], tmp_path, "").parts[0].rows
     assert samples == real
 
     args.segmenter = background_is_ignored
     segmenter = SegmentationPipeline.from_pretrained(background_is_ignored)
-    expected = layout_agreement(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
+    expected = layout_consistency(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
     (_, samples), _ = agreement.run(args, [], tmp_path, "").parts[0].rows
     assert samples[-1].mean == pytest.approx(expected) and samples[-1] != real[-1]
 
 
 def test_without_a_background_only_the_layout_counts() -> None:
     def segmented(right: int, mean_iou: float) -> SegmentedImages:
-        return SegmentedImages(torch.zeros(2), [], ClassAgreement([0, 1], right, 1.0), mean_iou)
+        return SegmentedImages(torch.zeros(2), [], ClassConsistency([0, 1], right, 1.0), mean_iou)
 
     def results(has_classes: bool) -> AgreementResults:
         samples = {1.0: segmented(2, 0.3), 2.0: segmented(2, 0.4)}

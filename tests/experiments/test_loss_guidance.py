@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff import UNet
-from unetdiff.diffusion.steering import layout_loss
+from unetdiff.diffusion.loss_guidance import layout_loss
 from unetdiff.errors import UserError
 from unetdiff.experiments import loss_guidance, loss_guidance_report
 from unetdiff.experiments.loss_guidance_report import GuidedSamples
@@ -97,10 +97,10 @@ def test_findings_report_unconfirmed_gains() -> None:
 
 def test_refusals_come_first(tmp_path: Path, options: Callable) -> None:
     for words, message in [
-        (("--loss_scales", -1), "--loss_scale.{1,2}-1.0"),
-        (("--loss_interval", 0.9, 0.1), r"--loss_interval.{1,2}\[0.9, 0.1\]"),
-        (("--num_inference_steps", 0), "--num_inference_steps.{1,2}0"),
-        (("--num_rows", 0), "--num_rows.{1,2}0"),
+        (("--loss_scales", -1), "--loss_scale=-1.0"),
+        (("--loss_interval", 0.9, 0.1), r"--loss_interval=\[0.9, 0.1\]"),
+        (("--num_inference_steps", 0), "--num_inference_steps=0"),
+        (("--num_rows", 0), "--num_rows=0"),
     ]:
         with pytest.raises(UserError, match=message):
             loss_guidance.run(options(loss_guidance, tmp_path / "nowhere", *words), [], tmp_path, "")

@@ -75,8 +75,8 @@ def test_trained_sampled_evaluated_and_cached(tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--num_samples", "0"], "--num_samples"),
-        (["--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks"),
+        (["--num_samples", "0"], "--num_samples=0: must be at least 1"),
+        (["--data.name=cifar10", "--data.root=."], "data.name=cifar10: must be a dataset with masks"),
         (["--input_scale", "0"], "diffusion.noise.input_scale: 0.0 is no positive number"),
     ],
 )

@@ -75,16 +75,16 @@ def test_config_of_each_run(parse_args: Callable[..., Any], tmp_path: Path) -> N
         assert config.training.frozen_levels == 0, "random weights are not frozen"
     assert len({config.training.output_dir for config in plan.segmenters.values()}) == 8
     for words, wrong in (
-        (["--label_fractions", "0", "1"], "--label_fractions=.*: must be above 0"),
+        (["--label_fractions", "0", "1"], "--label_fractions=.*: must be in"),
         (["--encoder_weights", "x"], "--encoder_weights=x: must be set with --encoder_config"),
-        (["--segmenter_train_steps", "0"], "training.steps.{1,2}0"),
-        (["--data.root=.", "--data.name=cifar10"], "data.name: 'cifar10' has no masks"),
+        (["--segmenter_train_steps", "0"], "training.steps=0"),
+        (["--data.root=.", "--data.name=cifar10"], "data.name=cifar10: must be a dataset with masks"),
     ):
         args, overrides = parse_args("pretraining", *words)
         with pytest.raises(UserError, match=wrong):
             Plan(args, overrides, tmp_path)
     args, overrides = parse_args("pretraining", "--num_rows", "0")
-    with pytest.raises(UserError, match="--num_rows.{1,2}0"):
+    with pytest.raises(UserError, match="--num_rows=0"):
         pretraining.run(args, overrides, tmp_path / "rows", "")
     assert not (tmp_path / "rows").exists()
 
@@ -103,7 +103,7 @@ def test_a_pretrained_encoder_keeps_its_own_network(parse_args: Callable[..., An
     with pytest.raises(UserError, match="model.encoder.weights=null: must be set in .*encoder.yaml"):
         Plan(args, overrides, tmp_path)
     args.encoder_weights = str(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="model.encoder.weights.*does not exist"):
+    with pytest.raises(UserError, match="model.encoder.weights=.*: must be an existing"):
         Plan(args, overrides, tmp_path)
     args.encoder_weights = str(weights)
     plan = Plan(args, overrides, tmp_path)

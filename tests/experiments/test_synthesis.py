@@ -100,10 +100,13 @@ def test_trained_sampled_filtered_and_trained_again(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--label_fraction", "0"], "--label_fraction=0.0: must be above 0 and at most 1."),
-        (["--max_zoom", "0.9"], "--max_zoom"),
+        (["--label_fraction", "0"], "--label_fraction=0.0: must be in (0, 1]."),
+        (["--max_zoom", "0.9"], "--max_zoom=0.9: must be at least 1"),
         (["--min_miou", "2"], "--min_miou=2.0: must be in [0, 1]."),
-        (["--data.name=cifar10", "--data.root=.", "--data.size=[32,32]"], "data.name: 'cifar10' has no masks"),
+        (
+            ["--data.name=cifar10", "--data.root=.", "--data.size=[32,32]"],
+            "data.name=cifar10: must be a dataset with masks",
+        ),
         (["--data.name=voc", "--data.root=."], "data.size=null: must be set with data.name=voc."),
     ],
 )

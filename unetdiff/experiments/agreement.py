@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unetdiff.config.parsing import to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import BATCH, background_of, class_agreement
+from unetdiff.evaluation.layout_consistency import BATCH, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages, agreement_record
 from unetdiff.experiments.run_inputs import diffusion_task, open_segmenter, refuse_overrides
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     start = time.perf_counter()
     refuse_overrides(overrides)
     for name in ("num_images", "num_inference_steps", "num_rows"):
-        at_least(f"--{name}", getattr(args, name), 1)
+        require_at_least(f"--{name}", getattr(args, name), 1)
     loaded = load_run(args.run, layouts=True)
     task, images = diffusion_task(loaded, args.run), loaded.images
     if task.conditioner is None:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 
     def segment(pixels: Tensor, classes: list[set[int]], indices: list[int]) -> SegmentedImages:
         masks = predict_masks(segmenter.unet, pixels, segmenter.size, BATCH, options=segmenter.inference)
-        scores = class_agreement(masks, classes, background)
+        scores = class_consistency(masks, classes, background)
         if not has_layouts:
             return SegmentedImages(pixels, masks, scores, None)
         matrix = ConfusionMatrix(len(segmenter.classes), segmenter.ignore_index)
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         return SegmentedImages(pixels, masks, scores, matrix.compute()["mean_iou"])
 
     indices = [number % len(images) for number in range(args.num_images)]  # images whose condition each sample has
-    real_indices = indices[: len(images)] if has_layouts else evenly(len(images), args.num_images)
+    real_indices = indices[: len(images)] if has_layouts else evenly_spaced_indices(len(images), args.num_images)
     real = segment(
         torch.stack([images[index]["image"] for index in real_indices]),
         [foreground_classes(images, index) for index in real_indices],
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     samples: dict[float, SegmentedImages] = {}
     classes: list[set[int]] = []  # the condition of each sample, the same at every guidance scale
     for scale in args.guidance_scales:
-        pixels, labels = draw(task, args.num_images, SamplingConfig(args.num_inference_steps, scale, args.seed))
+        pixels, labels = sample(task, args.num_images, SamplingConfig(args.num_inference_steps, scale, args.seed))
         if labels is not None:
             names = task.conditioner.labels  # type: ignore[union-attr]
             classes = [{class_index(images.classes, names[label])} for label in labels.tolist()]

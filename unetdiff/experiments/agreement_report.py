@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.evaluation.layout_consistency import ClassAgreement, background_of
+from unetdiff.evaluation.layout_consistency import ClassConsistency, background_of
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
 from unetdiff.reports.samples import wilson
@@ -32,7 +32,7 @@ class SegmentedImages:
     """uint8 (N, 3, H, W)."""
     masks: list[np.ndarray]
     """uint8 (H, W) each."""
-    classes: ClassAgreement
+    classes: ClassConsistency
     mean_iou: float | None
     """Between masks and layouts; None for a condition without layouts."""
 
@@ -57,7 +57,7 @@ class AgreementResults:
     @property
     def best_scale(self) -> float:
         """Guidance scale with the highest class accuracy."""
-        return max(self.samples, key=lambda scale: self.samples[scale].classes.right)
+        return max(self.samples, key=lambda scale: self.samples[scale].classes.num_correct)
 
 
 def agreement_record(
@@ -104,7 +104,7 @@ def table(results: AgreementResults) -> Table:
         columns.append(Column("mIoU", "higher", "share", "between segmentation and layout"))
 
     def values(one: SegmentedImages) -> list[Value]:
-        by_class = [Value(one.classes.share), Value(one.classes.foreground)] if results.has_classes else []
+        by_class = [Value(one.classes.accuracy), Value(one.classes.foreground_fraction)] if results.has_classes else []
         return [*by_class, Value(one.mean_iou)][: len(columns)]
 
     rows = [(f"guidance {scale:g}", values(one)) for scale, one in results.samples.items()]
@@ -116,7 +116,7 @@ def _heatmap(results: AgreementResults, classes: Sequence[str]) -> Heatmap:
     """Fraction of the samples of each class (rows) segmented as each class (columns)."""
     scale = results.best_scale
     conditions = [next(iter(one)) for one in results.classes]
-    predictions = results.samples[scale].classes.found
+    predictions = results.samples[scale].classes.predictions
     foreground = [index for index in range(len(classes)) if index != background_of(classes)]
     rows = [index for index in foreground if index in conditions]
     columns: list[int | None] = [*foreground, None]
@@ -173,21 +173,21 @@ def findings(results: AgreementResults) -> list[str]:
 
 def _class_findings(results: AgreementResults) -> list[str]:
     real, best = results.real.classes, results.best_scale
-    one, n = results.samples[best].classes, len(results.samples[best].classes.found)
-    low, high = wilson(one.right, n)
+    one, n = results.samples[best].classes, len(results.samples[best].classes.predictions)
+    low, high = wilson(one.num_correct, n)
     lines = [
-        f"Class accuracy of the segmenter on {n} samples (guidance {best:g}): {one.share:.1%} (95 % interval {low:.1%} "
-        f"to {high:.1%}); on {len(real.found)} real images: {real.share:.1%}."
+        f"Class accuracy of the segmenter on {n} samples (guidance {best:g}): {one.accuracy:.1%} (95 % interval "
+        f"{low:.1%} to {high:.1%}); on {len(real.predictions)} real images: {real.accuracy:.1%}."
     ]
     lowest, highest = min(results.samples), max(results.samples)
     if lowest != highest:
-        before, after = results.samples[lowest].classes.share, results.samples[highest].classes.share
+        before, after = results.samples[lowest].classes.accuracy, results.samples[highest].classes.accuracy
         lines.append(
             f"Class accuracy changes from {before:.1%} at guidance {lowest:g} to {after:.1%} at guidance {highest:g} "
             f"({100 * (after - before):+.1f} points)."
         )
     lines.append(
-        f"Foreground fraction: {one.foreground:.1%} of the samples' pixels (guidance {best:g}), {real.foreground:.1%} "
-        "of the real images'."
+        f"Foreground fraction: {one.foreground_fraction:.1%} of the samples' pixels (guidance {best:g}), "
+        f"{real.foreground_fraction:.1%} of the real images'."
     )
     return lines

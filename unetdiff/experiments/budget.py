@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
 from unetdiff.experiments.budget_report import JOINT, ConsistencyByRun, RunsByMethod, budget_record
 from unetdiff.experiments.class_consistency import class_consistency
 from unetdiff.experiments.runs import (
@@ -26,11 +27,13 @@ from unetdiff.experiments.runs import (
     variant,
     with_shared_backbone,
 )
-from unetdiff.reports.quickstart import BUDGET, quickstart_configs
 from unetdiff.reports.record import Record
+from unetdiff.reports.samples import Budget
 from unetdiff.training.config import JointConfig
 
 WEIGHTINGS: tuple[str, ...] = get_args(get_type_hints(JointConfig)["weighting"])
+SAMPLING = Budget(steps=20)
+"""Sampling for class consistency, as in the quickstart."""
 TRAIN_STEPS = 900
 """Default optimizer steps of each run without --train_steps and CONFIG."""
 
@@ -58,10 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_gradient_steps", type=int, default=48, help="steps of a joint run at which gradients are compared"
     )
-    parser.add_argument("--num_images", type=int, default=BUDGET.images, help="samples per run for class consistency")
-    parser.add_argument("--num_inference_steps", type=int, default=BUDGET.steps, help="denoising steps per sample")
+    parser.add_argument("--num_images", type=int, default=SAMPLING.images, help="samples per run for class consistency")
+    parser.add_argument("--num_inference_steps", type=int, default=SAMPLING.steps, help="denoising steps per sample")
     parser.add_argument(
-        "--classifier_train_steps", type=int, default=BUDGET.judge_steps, help="optimizer steps of their classifier"
+        "--classifier_train_steps", type=int, default=SAMPLING.judge_steps, help="optimizer steps of their classifier"
     )
 
 
@@ -116,7 +119,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         _method_name(name): [trained[f"{name}, seed {seed}"] for seed in seeds] for name, seeds in configs.items()
     }
     sampling = replace(
-        BUDGET, images=args.num_images, steps=args.num_inference_steps, judge_steps=args.classifier_train_steps
+        SAMPLING, images=args.num_images, steps=args.num_inference_steps, judge_steps=args.classifier_train_steps
     )
     consistency: ConsistencyByRun = {
         one.name: class_consistency(one, sampling, output / ".classifiers") for seeds in runs.values() for one in seeds

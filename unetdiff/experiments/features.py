@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.config.parsing import from_yaml
+from unetdiff.config.reading import from_yaml
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_codec import MaskCodec
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.models import loading
 from unetdiff.models.conditioning import ForwardState
 from unetdiff.models.unet import UNet
@@ -39,7 +39,7 @@ def parse_noise_levels(words: Sequence[str], option: str = "--timesteps") -> lis
     levels: list[NoiseLevel] = []
     for word in words:
         if word != CLEAN and not word.isdecimal():
-            raise UserError(f"{option}={word}: must be a timestep of at least 0, or {CLEAN}.")
+            raise config_error(option, word, f"a timestep of at least 0, or {CLEAN}")
         levels.append(None if word == CLEAN else int(word))
     return list(dict.fromkeys(levels))
 
@@ -138,11 +138,11 @@ class UNetFeatures(Features):
         size = (x0.shape[-2], x0.shape[-1])
         null = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
         if level is None:
-            context = task.context(null, size)
+            context = task.conditioning(null, size)
             return self.unet.features(context.concat_channels(x0), 0, context.tokens)
         noise = noise_for_names(names, x0.shape[1:], self.seed).to(x0)
         noised = task.noised_with(x0, noise, torch.full((len(x0),), level, device=x0.device), null)
-        return self.unet.features(noised.sample, noised.timesteps, noised.context.tokens)
+        return self.unet.features(noised.sample, noised.timesteps, noised.conditioning.tokens)
 
     def with_random_weights(self, name: str, seed: int, noise_levels: list[NoiseLevel] | None = None) -> UNetFeatures:
         """A randomly initialized network of the same config, on the same images and noise."""
@@ -180,7 +180,7 @@ def open_features(
     max_timestep = diffusion.timesteps - 1
     for level in noise_levels:
         if level is not None and level > max_timestep:
-            raise UserError(f"--timesteps={level}: must be at most {max_timestep} for {run.path}.")
+            raise config_error("--timesteps", level, f"at most {max_timestep} for {run.path}")
     return UNetFeatures(run.name, task.unet, diffusion, "segmentation" in run.heads, noise_levels, seed)
 
 

@@ -15,7 +15,7 @@ from unetdiff.reports.embed import as_array, shrunk
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery
 from unetdiff.reports.runs import Run
-from unetdiff.segmentation.palette import VOID, VOID_COLOR, as_mask, colorize
+from unetdiff.segmentation.palette import IGNORE_COLOR, IGNORE_INDEX, as_mask, colorize
 
 FOLDER = "images"
 
@@ -48,7 +48,7 @@ def legend(classes: Sequence[str], palette: np.ndarray, masks: Iterable[np.ndarr
     """Name and "#rrggbb" of every class, and of the ignore index, that occurs in a mask (H, W)."""
     values = set(np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist())
     entries = [(name, hex_color(palette[index])) for index, name in enumerate(classes) if index in values]
-    return entries + ([("ignore", hex_color(VOID_COLOR))] if VOID in values else [])
+    return entries + ([("ignore", hex_color(IGNORE_COLOR))] if IGNORE_INDEX in values else [])
 
 
 def hex_color(color: Sequence[int] | np.ndarray) -> str:

@@ -1,9 +1,9 @@
 """Layout guidance of a denoiser by the gradient of a segmenter.
 
 At each DDIM step the predicted x_0 is segmented, and the gradient of the cross-entropy against a target layout is added
-to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of validation images, which the denoiser
-was not trained on. Following the gradient of one network may only fool that network, as adversarial examples do, so the
-samples are evaluated twice: by the guiding segmenter and by an independent one.
+to the predicted noise (`unetdiff.diffusion.loss_guidance`). The layouts are masks of validation images, which the
+denoiser was not trained on. Following the gradient of one network may only fool that network, as adversarial examples
+do, so the samples are evaluated twice: by the guiding segmenter and by an independent one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig, to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import collate
-from unetdiff.data.sampling import evenly
-from unetdiff.data.transforms import fitted
-from unetdiff.diffusion.steering import LossGuidance, layout_loss
+from unetdiff.data.sampling import evenly_spaced_indices
+from unetdiff.data.transforms import fit_longest_side
+from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import layout_agreement
+from unetdiff.evaluation.layout_consistency import layout_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw_parts
-from unetdiff.evaluation.types import SamplingConfig, together
+from unetdiff.evaluation.sampling import sample_batches
+from unetdiff.evaluation.types import SamplingConfig, concat_batches
 from unetdiff.experiments.loss_guidance_report import UNGUIDED, GuidedSamples, loss_guidance_record
 from unetdiff.experiments.run_inputs import diffusion_task, open_segmenter, refuse_overrides
 from unetdiff.experiments.runs import train_run, variant
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     start = time.perf_counter()
     refuse_overrides(overrides)
     for name in ("num_images", "num_inference_steps", "num_rows"):
-        at_least(f"--{name}", getattr(args, name), 1)
+        require_at_least(f"--{name}", getattr(args, name), 1)
     settings = {scale: _guidance_options(scale, args) for scale in sorted(set(args.loss_scales) - {0.0})}
     loaded = load_run(args.run, layouts=True)
     task, images = diffusion_task(loaded, args.run), loaded.images
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     eval_segmenter = open_segmenter(eval_path, images.classes, loaded, "--eval_segmenter")
     task.unet.requires_grad_(False)
     segmenter.unet.eval().requires_grad_(False)
-    items = [images[index] for index in evenly(len(images), args.num_images)]
+    items = [images[index] for index in evenly_spaced_indices(len(images), args.num_images)]
     layouts: Tensor = collate(items)["mask"]  # (N, H, W)
 
     def condition(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], None]:
@@ -119,13 +120,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 
         start = time.perf_counter()
         config = SamplingConfig(args.num_inference_steps, args.guidance_scale, args.seed)
-        parts = draw_parts(task, len(items), config, condition, None if options is None else guidance)
-        pixels, _ = together(parts)
+        parts = sample_batches(task, len(items), config, condition, None if options is None else guidance)
+        pixels, _ = concat_batches(parts)
         return pixels, (time.perf_counter() - start) / len(items)
 
     def evaluate(pixels: Tensor, seconds: float | None) -> GuidedSamples:
         guiding, independent = (
-            layout_agreement(one, pixels, list(layouts), len(images.classes))["mean_iou"]
+            layout_consistency(one, pixels, list(layouts), len(images.classes))["mean_iou"]
             for one in (segmenter, eval_segmenter)
         )
         return GuidedSamples(pixels, guiding, independent, seconds)
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 def segment_at_size(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
     """Logits (B, classes, h, w) of images in [-1, 1] (B, 3, H, W), at the segmenter's input size; differentiable."""
     size, own = segmenter.size, (images.shape[-2], images.shape[-1])
-    target = own if size is None else fitted(own, size) if isinstance(size, int) else (size[0], size[1])
+    target = own if size is None else fit_longest_side(own, size) if isinstance(size, int) else (size[0], size[1])
     if target != own:
         images = F.interpolate(images, size=target, mode="bilinear", antialias=True, align_corners=False)
     return segment_whole(segmenter.unet, images)
@@ -167,7 +168,7 @@ def segment_at_size(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
 
 def _guidance_options(scale: float, args: argparse.Namespace) -> dict[str, Any]:
     """Options of `LossGuidance`, validated before anything is loaded or trained."""
-    options = {"scale": scale, "interval": tuple(args.loss_interval), "through": args.backprop_through}
+    options = {"scale": scale, "interval": tuple(args.loss_interval), "backprop_through": args.backprop_through}
     try:
         LossGuidance(lambda x: x, **options)
     except UserError as error:

@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.benchmark.timing import in_turns, synchronizer
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.benchmark.timing import synchronizer, time_interleaved
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, running_means
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
 from unetdiff.experiments.mask_diffusion_report import MaskDiffusionResults, mask_diffusion_record
 from unetdiff.experiments.mask_metrics import MaskEvaluator
 from unetdiff.experiments.runs import base_config, train_all, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator
-from unetdiff.segmentation.inference import inference, segment_whole
+from unetdiff.segmentation.inference import eval_mode, segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     """
     start = time.perf_counter()
     for name in ("num_samples", "num_inference_steps", "num_val_images", "num_rows"):
-        at_least(f"--{name}", getattr(args, name), 1)
+        require_at_least(f"--{name}", getattr(args, name), 1)
     configs = run_configs(args, overrides, output)
     runs = train_all(configs, command)
     results = evaluate(args, configs[DENOISER], runs)
@@ -115,12 +115,12 @@ def evaluate(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run
     data = build_dataset(config.data, "val", False, layout=True)
     segmenter = SegmentationPipeline.from_pretrained(runs[HEAD].path / "latest").to(device)
     pipeline = load_generator(runs[DENOISER].path / "latest").to(device)
-    sampling = MaskSampling(args.num_samples, args.num_inference_steps, args.scheduler, args.seed)
+    sampling = MaskSamplingConfig(args.num_samples, args.num_inference_steps, args.scheduler, args.seed)
     sampler = MaskSampler(pipeline, sampling, dtype)
 
     def segment(images: Tensor) -> Tensor:
         """Class probabilities (B, C, H, W) of uint8 images, by the head."""
-        with inference(segmenter.unet, device.type, dtype):
+        with eval_mode(segmenter.unet, device.type, dtype):
             return segment_whole(segmenter.unet, to_model_range(images.to(device))).float().softmax(dim=1)
 
     def evaluator() -> MaskEvaluator:
@@ -129,17 +129,17 @@ def evaluate(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run
     head = evaluator()
     single = [evaluator() for _ in range(args.num_samples)]
     means = [evaluator() for _ in range(args.num_samples)]
-    indices = evenly(len(data), args.num_val_images)
+    indices = evenly_spaced_indices(len(data), args.num_val_images)
     for start in tqdm(range(0, len(indices), BATCH), desc="sampling masks", unit="batch", disable=None):
         batch = collate([data[index] for index in indices[start : start + BATCH]])
         target = batch["mask"]
         head.update(segment(batch["image"]), target)
-        samples = sampler.draw(batch["image"], first=start)  # (K, B, C, H, W)
+        samples = sampler.sample(batch["image"], first=start)  # (K, B, C, H, W)
         for number, (sample, mean) in enumerate(zip(samples, running_means(samples), strict=True)):
             single[number].update(sample, target)
             means[number].update(mean, target)
-    timed = torch.stack([data[index]["image"] for index in evenly(len(data), TIMED_IMAGES)])
-    items = [data[index] for index in evenly(len(data), args.num_rows)]
+    timed = torch.stack([data[index]["image"] for index in evenly_spaced_indices(len(data), TIMED_IMAGES)])
+    items = [data[index] for index in evenly_spaced_indices(len(data), args.num_rows)]
     images = torch.stack([item["image"] for item in items])
     return MaskDiffusionResults(
         data,
@@ -152,20 +152,22 @@ def evaluate(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run
         len(indices),
         items,
         segment(images).cpu(),
-        sampler.draw(images, first=len(data)).cpu(),
+        sampler.sample(images, first=len(data)).cpu(),
     )
 
 
 def inference_seconds(
-    segment: Any, pipeline: GenerationPipeline, sampling: MaskSampling, dtype: torch.dtype | None, images: Tensor
+    segment: Any, pipeline: GenerationPipeline, sampling: MaskSamplingConfig, dtype: torch.dtype | None, images: Tensor
 ) -> dict[str, float]:
     """Median seconds per image of the head ("head"), of one sample ("one") and of all samples ("all")."""
-    one = MaskSampler(pipeline, MaskSampling(1, sampling.steps, sampling.scheduler, sampling.seed), dtype)
+    one = MaskSampler(
+        pipeline, MaskSamplingConfig(1, sampling.num_inference_steps, sampling.scheduler, sampling.seed), dtype
+    )
     every = MaskSampler(pipeline, sampling, dtype)
     work = {
         "head": lambda: segment(images),
-        "one": lambda: one.draw(images),
-        "all": lambda: every.draw(images),
+        "one": lambda: one.sample(images),
+        "all": lambda: every.sample(images),
     }
-    times = in_turns(work, TIMING_ROUNDS, 1, synchronizer(pipeline.device))
+    times = time_interleaved(work, TIMING_ROUNDS, 1, synchronizer(pipeline.device))
     return {name: float(torch.tensor(taken.wall).median()) / len(images) for name, taken in times.items()}

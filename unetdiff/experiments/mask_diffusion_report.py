@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.diffusion.segmenting import uncertainty
+from unetdiff.diffusion.mask_sampling import uncertainty
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.experiments.mask_metrics import MaskMetrics
 from unetdiff.experiments.runs import machine_info, yaml_configs

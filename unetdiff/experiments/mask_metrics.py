@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unetdiff.data.transforms import is_void
-from unetdiff.diffusion.segmenting import log_probabilities, uncertainty
+from unetdiff.data.transforms import ignore_mask
+from unetdiff.diffusion.mask_sampling import log_probabilities, uncertainty
+from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.metrics import ConfusionMatrix
-from unetdiff.segmentation.reliability import Calibration
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class MaskMetrics:
     mean_iou: float
     pixel_accuracy: float
     ece: float
-    """Expected calibration error (`unetdiff.segmentation.reliability`)."""
+    """Expected calibration error (`unetdiff.segmentation.calibration`)."""
     nll: float
     """Mean negative log-likelihood of the ground truth in nats, with probabilities clipped from below."""
     uncertainty_correct: float
-    """Mean uncertainty of the correct pixels, 0 to 1 (`segmenting.uncertainty`)."""
+    """Mean uncertainty of the correct pixels, 0 to 1 (`mask_sampling.uncertainty`)."""
     uncertainty_wrong: float
     """Mean uncertainty of the wrong pixels."""
 
@@ -44,7 +44,7 @@ class MaskEvaluator:
         prediction = probabilities.argmax(dim=1)  # (B, H, W)
         self.matrix.update(prediction, target)
         self.calibration.update(log_probabilities(probabilities), target)
-        valid = ~is_void(target, self.ignore_index)
+        valid = ~ignore_mask(target, self.ignore_index)
         correct = (prediction == target)[valid].long()  # (pixels,)
         values = uncertainty(probabilities)[valid].double()  # (pixels,)
         self.uncertainty.index_add_(0, correct, torch.stack([values, torch.ones_like(values)], dim=1))

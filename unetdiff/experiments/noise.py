@@ -15,17 +15,20 @@ from pathlib import Path
 
 import torch
 
-from unetdiff.config.parsing import RunConfig, check_files, to_yaml
-from unetdiff.config.validation.config_error import at_least
-from unetdiff.data.sampling import evenly
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, build_scheduler
 from unetdiff.errors import UserError
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
     CLEAN,
-    Noises,
+    NoisedImages,
     Segment,
-    asks,
+    as_segment_function,
     check_timesteps,
     mean_iou_by_timestep,
 )
@@ -40,7 +43,6 @@ from unetdiff.experiments.noise_report import (
     noise_record,
 )
 from unetdiff.models.unet import UNet
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.training import runtime as machine
 
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     """
     start = time.perf_counter()
     for name in ("num_val_images", "num_rows"):
-        at_least(f"--{name}", getattr(args, name), 1)
+        require_at_least(f"--{name}", getattr(args, name), 1)
     base = base_config(args.config, overrides, args.train_steps)
     seeds = runs.seed_list(args.num_seeds, base.training.seed)
     timesteps = sorted(set(args.timesteps))
@@ -86,12 +88,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     }
     check_files(base)
     images = split_of(base.data, "val", masks=True)
-    noises = Noises(images, scheduler, base.training.seed)
+    noises = NoisedImages(images, scheduler, base.training.seed)
     joint = None if args.joint_run is None else _joint_network(args.joint_run, images.classes, scheduler)
     trained = {(name, n): runs.train_run(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     dtype = machine.autocast_dtype(base.training.mixed_precision)
-    indices = evenly(len(images), args.num_val_images)
+    indices = evenly_spaced_indices(len(images), args.num_val_images)
 
     def network(name: str, number: int) -> UNet:
         # the last weights: the best ones were selected on clean images
@@ -103,13 +105,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     gallery_segmenters: dict[str, Segment] = {}
     for number in range(len(seeds)):
         conditioned = network(CONDITIONED, number)
-        segmenters = {name: asks(network(name, number), False, dtype) for name in (CLEAN_TRAINED, NOISE_TRAINED)}
+        segmenters = {
+            name: as_segment_function(network(name, number), False, dtype) for name in (CLEAN_TRAINED, NOISE_TRAINED)
+        }
         segmenters |= {
-            CONDITIONED: asks(conditioned, True, dtype),
-            WRONG_TIMESTEP: asks(conditioned, True, dtype, always=CLEAN),
+            CONDITIONED: as_segment_function(conditioned, True, dtype),
+            WRONG_TIMESTEP: as_segment_function(conditioned, True, dtype, fixed_timestep=CLEAN),
         }
         if joint is not None and number == 0:
-            segmenters[JOINT] = asks(joint.to(accelerator.device), True, dtype)
+            segmenters[JOINT] = as_segment_function(joint.to(accelerator.device), True, dtype)
         ignore_index, batch_size = base.segmentation.ignore_index, base.training.eval_batch_size
         by_name = mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore_index, batch_size)
         for name, values in by_name.items():

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetdiff.config.parsing import RunConfig
-from unetdiff.data.sampling import evenly
+from unetdiff.config.schema import RunConfig
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma
-from unetdiff.evaluation.robustness import CLEAN, Noises, Segment
+from unetdiff.evaluation.robustness import CLEAN, NoisedImages, Segment
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
 from unetdiff.reports.record_text import written
@@ -58,7 +58,7 @@ class NoiseResults:
 def noise_record(
     results: NoiseResults,
     segmenters: Mapping[str, Segment],
-    noises: Noises,
+    noises: NoisedImages,
     indices: Sequence[int],
     base: RunConfig,
     args: argparse.Namespace,
@@ -118,7 +118,7 @@ def _method(results: NoiseResults, base: RunConfig, args: argparse.Namespace) ->
 
 
 def _subset(timesteps: Sequence[int]) -> list[int]:
-    return [timesteps[index] for index in evenly(len(timesteps), NUM_COLUMNS)]
+    return [timesteps[index] for index in evenly_spaced_indices(len(timesteps), NUM_COLUMNS)]
 
 
 def _table(results: NoiseResults) -> Table:
@@ -133,7 +133,11 @@ def _table(results: NoiseResults) -> Table:
 
 
 def _gallery(
-    segmenters: Mapping[str, Segment], noises: Noises, indices: Sequence[int], timesteps: Sequence[int], output: Path
+    segmenters: Mapping[str, Segment],
+    noises: NoisedImages,
+    indices: Sequence[int],
+    timesteps: Sequence[int],
+    output: Path,
 ) -> Gallery:
     """A row per image and timestep: the noisy image, the ground truth, and every segmenter's mask."""
     writer, images = ImageWriter(output, "noise"), noises.images
@@ -142,12 +146,12 @@ def _gallery(
         target = as_mask(images[index]["mask"])
         size = (target.shape[0], target.shape[1])
         for t in timesteps:
-            noisy = noises.at(index, t)  # (3, H, W)
+            noisy = noises.noised_image(index, t)  # (3, H, W)
             predictions = [argmax_at(segment(noisy[None], t)[0], size).numpy() for segment in segmenters.values()]
             masks += [target, *predictions]
             files = [writer.add((noisy / 2 + 0.5).clamp(0, 1))]
             files += [writer.add(colorize(mask, images.palette)) for mask in (target, *predictions)]
-            rows.append((f"{images.names(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
+            rows.append((f"{images.sample_name(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
     return Gallery(
         "Masks at increasing noise",
         ["noisy image", "ground truth", *segmenters],

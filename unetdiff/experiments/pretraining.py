@@ -16,11 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.parsing import RunConfig, check_files
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.quickstart import STEPS as QUICKSTART_STEPS
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
 from unetdiff.data.build import build_dataset
-from unetdiff.data.subset import images_of_share
-from unetdiff.errors import UserError
+from unetdiff.data.subset import subset_length
+from unetdiff.errors import config_error
 from unetdiff.experiments.gallery import mask_gallery
 from unetdiff.experiments.pretraining_report import pretraining_record
 from unetdiff.experiments.runs import (
@@ -33,8 +36,6 @@ from unetdiff.experiments.runs import (
     variant,
     with_shared_backbone,
 )
-from unetdiff.reports.quickstart import STEPS as QUICKSTART_STEPS
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 
 RANDOM, DENOISER, ENCODER = "random init", "denoiser init", "ImageNet encoder"
@@ -100,7 +101,7 @@ class Plan:
     def __init__(self, args: argparse.Namespace, overrides: Sequence[str], output: Path) -> None:
         self.fractions = sorted(set(args.label_fractions))
         if not self.fractions or not 0 < self.fractions[0] <= self.fractions[-1] <= 1:
-            raise UserError(f"--label_fractions={args.label_fractions}: must be above 0 and at most 1.")
+            raise config_error("--label_fractions", args.label_fractions, "in (0, 1]")
         default = quickstart_configs(output)["segmentation"]
         default.training.steps = TRAIN_STEPS
         base = with_shared_backbone(base_config(args.config, overrides, default))
@@ -124,7 +125,7 @@ class Plan:
         if args.encoder_config is not None:
             inits[ENCODER] = self._pretrained_encoder(base, args.encoder_config, args.encoder_weights)
         elif args.encoder_weights is not None:
-            raise UserError(f"--encoder_weights={args.encoder_weights}: must be set with --encoder_config.")
+            raise config_error("--encoder_weights", args.encoder_weights, "set with --encoder_config")
         self.segmenters: dict[tuple[str, float, int], RunConfig] = {}
         for name, (config, changes) in inits.items():
             for fraction in self.fractions:
@@ -146,8 +147,8 @@ class Plan:
         """The network and optimizer settings of another config, with the data and batch size of `base`."""
         own = base_config(path, [], base)
         if weights is None and own.model.encoder.weights is None:
-            raise UserError(
-                f"model.encoder.weights=null: must be set in {path}. Give --encoder_weights imagenet or a file."
+            raise config_error(
+                "model.encoder.weights", None, f"set in {path}", "Give --encoder_weights imagenet or a file."
             )
         training = replace(
             base.training,
@@ -170,7 +171,7 @@ def _train_length(steps: int) -> dict[str, Any]:
 def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Pre-train, train the segmenters, and report mIoU by initialization and label fraction."""
     start = time.perf_counter()
-    at_least("--num_rows", args.num_rows, 1)
+    require_at_least("--num_rows", args.num_rows, 1)
     plan = Plan(args, overrides, output)
     denoiser = train_run("denoiser", plan.denoiser, command)
     names = {key: _run_name(*key) for key in plan.segmenters}
@@ -183,7 +184,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         }
         for init in plan.inits
     }
-    counts = {fraction: images_of_share(plan.num_images, fraction) for fraction in plan.fractions}
+    counts = {fraction: subset_length(plan.num_images, fraction) for fraction in plan.fractions}
     fewest, seed = plan.fractions[0], plan.seeds[0]
     gallery = mask_gallery(
         f"Masks of segmenters trained with {counts[fewest]:,} labeled image{'s' * (counts[fewest] > 1)}",

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unetdiff.benchmark.memory import in_fresh_process, working_memory
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.benchmark.memory import peak_working_memory, run_in_subprocess
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import EvalSampler, evenly
+from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
-from unetdiff.evaluation.features import TRUNK_SIDE
+from unetdiff.evaluation.features import MIN_ENCODER_SIDE
 from unetdiff.experiments.features import (
     Features,
     NoiseLevel,
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--encoder_weights", default=IMAGENET,
                         help="its weights: imagenet (downloaded), or a safetensors file")  # fmt: skip
-    parser.add_argument("--encoder_min_size", type=int, default=TRUNK_SIDE,
+    parser.add_argument("--encoder_min_size", type=int, default=MIN_ENCODER_SIDE,
                         help="pixels to which the shorter side of smaller images is enlarged for it")  # fmt: skip
     parser.add_argument("--num_rows", type=int, default=6, help="validation images in the gallery")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise, the image order and random weights")
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     refuse_overrides(overrides)
     minima = {"num_train_images": 1, "num_val_images": 2, "train_steps": 1, "batch_size": 1, "num_concat_blocks": 0}
     for option, minimum in minima.items():
-        at_least(f"--{option}", getattr(args, option), minimum)
+        require_at_least(f"--{option}", getattr(args, option), minimum)
     levels = parse_noise_levels(args.timesteps)
     runs = finished_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
@@ -163,11 +163,14 @@ def _encoder(first: Run, args: argparse.Namespace, device: torch.device) -> _Net
 def _measure(opener: partial[_Network], args: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
     """Train and evaluate the probes of one network, and write its masks for the gallery."""
     start = time.monotonic()
-    memory = in_fresh_process(_memory, opener, args)
+    memory = run_in_subprocess(_memory, opener, args)
     network = opener()
     features, train, val = network.features, network.train, network.val
     num_classes, ignore_index = len(train.classes), network.ignore_index
-    train_indices, val_indices = evenly(len(train), args.num_train_images), evenly(len(val), args.num_val_images)
+    train_indices, val_indices = (
+        evenly_spaced_indices(len(train), args.num_train_images),
+        evenly_spaced_indices(len(val), args.num_val_images),
+    )
     training = _training(args)
     stats = feature_stats(features, train, train_indices, args.batch_size)
     inputs = [ProbeInput(level, (block,)) for level, block in stats.channels]
@@ -210,7 +213,7 @@ def _memory(opener: partial[_Network], args: argparse.Namespace) -> int | None:
     """
     network = opener()
     training = replace(_training(args), steps=MEMORY_STEPS)
-    indices = evenly(len(network.train), min(args.num_train_images, MEMORY_STEPS * args.batch_size))
+    indices = evenly_spaced_indices(len(network.train), min(args.num_train_images, MEMORY_STEPS * args.batch_size))
 
     def work() -> None:
         stats = feature_stats(network.features, network.train, indices, args.batch_size)
@@ -221,7 +224,7 @@ def _memory(opener: partial[_Network], args: argparse.Namespace) -> int | None:
         )
 
     device = next(network.features.network.parameters()).device
-    return working_memory(lambda: work, device, rounds=1)
+    return peak_working_memory(lambda: work, device, rounds=1)
 
 
 def _training(args: argparse.Namespace) -> ProbeTraining:
@@ -259,7 +262,7 @@ def _evaluate_head(network: _Network, indices: list[int], batch_size: int, num_c
 
 def _gallery_positions(indices: list[int], num_rows: int) -> list[int]:
     """Positions of the images in the gallery, from the half that probes are tested on."""
-    return [1 + 2 * position for position in evenly(len(indices) // 2, num_rows)]
+    return [1 + 2 * position for position in evenly_spaced_indices(len(indices) // 2, num_rows)]
 
 
 @torch.no_grad()
@@ -285,7 +288,7 @@ def _write_masks(
 
 def _gallery_images(val: ImageDataset, args: argparse.Namespace, output: Path) -> dict[str, Any]:
     """Write the gallery's images and ground truth; its rows and the legend of all classes."""
-    indices = evenly(len(val), args.num_val_images)
+    indices = evenly_spaced_indices(len(val), args.num_val_images)
     rows = []
     for row, position in enumerate(_gallery_positions(indices, args.num_rows)):
         item = val[indices[position]]

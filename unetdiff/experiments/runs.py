@@ -12,7 +12,11 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig, Task, check_files, overridden, parse, validate
+from unetdiff.config.reading import override, parse
+from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.config.validation.training import validate_length
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
@@ -40,7 +44,7 @@ def base_config(path: Path | None, overrides: Sequence[str], default: RunConfig)
     Raises:
         UserError: an invalid file, key or value.
     """
-    return overridden(default, overrides) if path is None else parse(path, overrides)
+    return override(default, overrides) if path is None else parse(path, overrides)
 
 
 def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
@@ -101,8 +105,7 @@ def seed_list(num_seeds: int, first: int = 0) -> list[int]:
     Raises:
         UserError: less than one.
     """
-    if num_seeds < 1:
-        raise UserError(f"--num_seeds={num_seeds}: must be at least 1.")
+    require_at_least("--num_seeds", num_seeds, 1)
     return list(range(first, first + num_seeds))
 
 

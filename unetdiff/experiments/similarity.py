@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import EvalSampler, evenly
+from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.errors import UserError
 from unetdiff.experiments.cka import CKA, MIN_EXAMPLES, grid_examples
 from unetdiff.experiments.features import Features, NoiseLevel, open_features, parse_noise_levels
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     start = time.monotonic()
     refuse_overrides(overrides)
     for option in ("num_val_images", "batch_size", "grid_size"):
-        at_least(f"--{option}", getattr(args, option), 1)
+        require_at_least(f"--{option}", getattr(args, option), 1)
     levels = parse_noise_levels(args.timesteps)
     runs = finished_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
@@ -110,7 +110,7 @@ def _batches(length: int, args: argparse.Namespace) -> tuple[list[int], int]:
             f"--batch_size={batch_size}: batch_size * grid_size² must be at least {MIN_EXAMPLES} (got {num_examples}). "
             "Increase --batch_size or --grid_size."
         )
-    return evenly(length, count // batch_size * batch_size), batch_size
+    return evenly_spaced_indices(length, count // batch_size * batch_size), batch_size
 
 
 def _examples(

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least, require_fraction
 from unetdiff.data.build import build_dataset
 from unetdiff.data.voc import VOCFolder
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.experiments.runs import base_config, machine_info, seed_list, train_all, variant, yaml_configs
 from unetdiff.experiments.synthesis_report import SynthesisResults, synthesis_record
 from unetdiff.experiments.synthetic_dataset import (
@@ -35,7 +36,6 @@ from unetdiff.experiments.synthetic_dataset import (
     write_labeled,
 )
 from unetdiff.models.loading import fingerprint
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run, data_name
 from unetdiff.reports.samples import load_generator
@@ -130,14 +130,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 
 def _check(args: argparse.Namespace) -> None:
     for name in ("num_samples", "num_inference_steps", "num_rows", "max_zoom"):
-        at_least(f"--{name}", getattr(args, name), 1)
-    if not 0 <= args.min_miou <= 1:
-        raise UserError(f"--min_miou={args.min_miou}: must be in [0, 1].")
+        require_at_least(f"--{name}", getattr(args, name), 1)
+    require_fraction("--min_miou", args.min_miou)
     if not 0 < args.label_fraction <= 1:
-        raise UserError(f"--label_fraction={args.label_fraction}: must be above 0 and at most 1.")
+        raise config_error("--label_fraction", args.label_fraction, "in (0, 1]")
     for name in ("denoiser_train_steps", "segmenter_train_steps"):
         if getattr(args, name) is not None:
-            at_least(f"--{name}", getattr(args, name), 1)
+            require_at_least(f"--{name}", getattr(args, name), 1)
 
 
 def _base(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
@@ -147,7 +146,7 @@ def _base(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> R
     """
     base = base_config(args.config, overrides, quickstart_configs(output)["segmentation"])
     if base.data.name != "scenes" and base.data.size is None:
-        raise UserError(f"data.size=null: must be set with data.name={base.data.name}. Give [height, width].")
+        raise config_error("data.size", None, f"set with data.name={base.data.name}", "Give [height, width].")
     variant(base, "segmentation", output)
     variant(base, "diffusion", output, LAYOUT_CONDITION)
     return base

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.voc import VOCFolder
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.experiments.runs import aggregate, last_metric
@@ -146,7 +146,7 @@ def gallery(results: SynthesisResults, num_rows: int, output: Path) -> Gallery:
     index_of = {pair.name: index for index, pair in enumerate(data.pairs)}
     rows, all_masks = [], []
     for title, names in (("kept", results.kept), ("discarded", results.discarded)):
-        for name in (names[i] for i in evenly(len(names), num_rows)):
+        for name in (names[i] for i in evenly_spaced_indices(len(names), num_rows)):
             item = data[index_of[name]]
             masks = [as_mask(item["mask"]), results.segmenter(item["image"]).mask]
             all_masks += masks

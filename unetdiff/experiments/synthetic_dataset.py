@@ -21,6 +21,7 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import resize_mask
 from unetdiff.data.voc import VOCFolder
 from unetdiff.data.voc_paths import IMAGES, MASKS, SPLITS
+from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.reports.embed import as_array
@@ -58,7 +59,7 @@ class SynthesisConfig:
 
 def augment_layout(layout: Tensor, config: SynthesisConfig, number: int) -> Tensor:
     """A random crop of an enlarged layout, possibly flipped, uint8 (H, W); a function of the seed and `number`."""
-    generator = generator_of(config.seed, number)
+    generator = generator_of(config.seed, number, 1)  # independent of the noise
     zoom, down, across, flip = torch.rand(4, generator=generator).tolist()
     height, width = layout.shape
     factor = 1 + zoom * (config.max_zoom - 1)
@@ -211,15 +212,15 @@ def sample_images(
 ) -> Tensor:
     """An image per layout (H, W), uint8 (B, 3, H, W); its noise is a function of the seed and its number."""
     height, width = layouts[0].shape
+    denoiser.autocast_dtype = autocast
     output: Any = denoiser(
         layout=torch.stack(list(layouts)),
         num_inference_steps=config.num_inference_steps,
         guidance_scale=config.guidance_scale,
         height=height,
         width=width,
-        generator=[generator_of(config.seed, number, 1) for number in numbers],
+        generator=generators_for(config.seed, numbers),
         output_type="np",
-        autocast_dtype=autocast,
     )
     images = torch.from_numpy(cast(GenerationOutput, output).images)  # (B, H, W, 3) in [0, 1]
     return rearrange((images * 255).round().to(torch.uint8), "b h w c -> b c h w")
