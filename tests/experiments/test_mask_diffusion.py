@@ -77,7 +77,7 @@ def test_trained_sampled_evaluated_and_cached(tmp_path: Path, capsys: pytest.Cap
     [
         (["--num_samples", "0"], "--num_samples=0: must be at least 1"),
         (["--data.name=cifar10", "--data.root=."], "data.name=cifar10: must be a dataset with masks"),
-        (["--input_scale", "0"], "diffusion.noise.input_scale: 0.0 is no positive number"),
+        (["--input_scale", "0"], "diffusion.noise.input_scale=0.0: must be a positive number"),
     ],
 )
 def test_what_cannot_be_is_refused(
