@@ -20,6 +20,7 @@ from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import StepSampler
 from unetdiff.errors import UserError
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
@@ -96,7 +97,7 @@ class Subject:
             return training_round(self.task, batch, self.config.training)
         self.task.to(machine.build_accelerator(self.config.training).device)
         autocast = machine.autocast_dtype()
-        unet.optimize_for_inference(autocast)  # as `predict` and `sample` do
+        accelerate_inference_(unet, autocast)  # as `predict` and `sample` do
         if kind == "masks":
             return prediction_round(unet, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unetdiff.benchmark.timing import Round
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_masks
@@ -37,6 +38,7 @@ def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
     settings = replace(settings, gradient_accumulation_steps=1)
     accelerator = machine.build_accelerator(settings)
     task.to(accelerator.device)
+    accelerate_training_(task.unet)
     task.set_memory_format(settings.channels_last)
     if settings.gradient_checkpointing:
         task.unet.enable_gradient_checkpointing()

@@ -95,6 +95,7 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
     import torch
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
+    from unetdiff.kernels.accelerate import accelerate_inference_
     from unetdiff.training.checkpoints import model_directory
     from unetdiff.training.runtime import autocast_dtype
 
@@ -102,7 +103,7 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, scheduler)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline.unet.optimize_for_inference(autocast_dtype(), compile)
+    accelerate_inference_(pipeline.unet, autocast_dtype(), compile)
     return pipeline
 
 

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from unetdiff.errors import UserError
 from unetdiff.evaluation.classifier import Judge
 from unetdiff.evaluation.config import CLASSIFIER, IMAGENET, INCEPTION
-from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD, load_trunk, pyramid
+from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
+from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder
 
 TRUNK_SIDE = 128
 """Pixels that the short side of a smaller image is enlarged to for a trunk, so that its last map is 4 x 4 or more."""
@@ -74,8 +75,8 @@ class TrunkFeatures(nn.Module):
 
     def __init__(self, family: str, weights: str) -> None:
         super().__init__()
-        self.trunk = load_trunk(family, weights)
-        self.blocks = [name for _, names, _ in pyramid(self.trunk, 3) for name in names]
+        self.trunk = load_pretrained_encoder(family, weights)
+        self.blocks = [name for _, names, _ in feature_levels(self.trunk, 3) for name in names]
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", rearrange(torch.tensor(IMAGENET_MEAN), "c -> c 1 1"))

@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 
 from unetdiff.data.transforms import is_void
 from unetdiff.errors import UserError
-from unetdiff.kernels.conditions import is_channels_last
 
 ClassWeights = Tensor | Sequence[float] | None
 VOID = -1  # inside the losses; outside, ignore_index may be any integer, a class included
@@ -183,7 +182,7 @@ def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def _rows(logits: Tensor) -> tuple[Tensor, int]:
     """Logits (B, C, H, W) as they lie in memory, and where their classes are: last, (B, H, W, C), or at 1."""
-    if is_channels_last(logits):
+    if not logits.is_contiguous() and logits.is_contiguous(memory_format=torch.channels_last):
         return rearrange(logits, "b c h w -> b h w c"), 3
     return logits.contiguous(), 1
 

@@ -19,6 +19,7 @@ from suite.cases.case import OURS, SETTINGS, Case, Side, fast_dtype, fast_precis
 from suite.cases.denoiser import CLASSES, PEER, TINY, DenoiserCase
 from unetdiff.benchmark.rounds import sampling_round
 from unetdiff.diffusion.objectives import build_scheduler
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.training.tasks import DiffusionTask
 
 Draw = Callable[[], Tensor]
@@ -57,7 +58,7 @@ class Sampling(DenoiserCase):
         task = self.our_task().to(device)
 
         def start() -> Draw:
-            task.unet.optimize_for_inference(fast_dtype(device))
+            accelerate_inference_(task.unet, fast_dtype(device))
             return self._our_draw(task)
 
         return Side(OURS, task, fast_precision(device), start)

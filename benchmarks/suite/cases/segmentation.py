@@ -27,6 +27,7 @@ from suite.cases.images import RandomImages, normalised
 from unetdiff.benchmark.rounds import prediction_round
 from unetdiff.benchmark.timing import Round
 from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
@@ -116,7 +117,7 @@ class SegmentationInference(SegmentationCase):
         images = self.images.batch()["image"]
 
         def start(compiled: bool) -> Round:
-            network = self._mine(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
+            network = accelerate_inference_(self._mine(unet), fast_dtype(device), compile=compiled)
             return prediction_round(network, images)
 
         return self._side(OURS, unet, fast_precision(device), start)

@@ -126,9 +126,9 @@ OURS: dict[str, Any] = {
         ),
         (
             {"conditioning": {"cross_attention_dim": 8, "attention_levels": [0], "attention_head_dim": 8}},
-            "residual.middle 'resnets' .*; with cross-attention train with model.residual.middle attention or resnet",
+            "residual.mid_block 'resnets' .*; with cross-attention train with model.residual.mid_block attention or resnet",
         ),
-        ({"residual": {"middle": "resnet"}}, "residual.middle 'resnet' .*; without cross-attention .* or resnets"),
+        ({"residual": {"middle": "resnet"}}, "residual.mid_block 'resnet' .*; without cross-attention .* or resnets"),
         ({"residual": {"middle_attention_groups": 0}}, "middle_attention_groups 0 .*; without time_scale_shift"),
         (
             {"encoder": {"channels": [16, 24]}, "conditioning": {"attention_head_dim": 12}},

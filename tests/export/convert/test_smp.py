@@ -140,7 +140,7 @@ def test_goes_on_as_any_unet(plain: nn.Module, tmp_path: Path) -> None:
     ours, theirs = logits(plain, again, image())
     same(ours, theirs)
     again.train().segment(image() / 127.5 - 1).square().mean().backward()
-    assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.trunk"))
+    assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.model"))
 
 
 @pytest.mark.parametrize(

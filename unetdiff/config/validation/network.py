@@ -29,17 +29,17 @@ def validate_network(config: RunConfig) -> None:
         raise config_error(
             "model.conditioning.cross_attention_dim", dim, "is no width", "use a positive integer or null"
         )
-    if model.conditioning.num_class_embeds is not None:
+    if model.imported.num_class_embeds is not None:
         raise config_error(
-            "model.conditioning.num_class_embeds",
-            model.conditioning.num_class_embeds,
+            "model.imported.num_class_embeds",
+            model.imported.num_class_embeds,
             "is for imported networks and is not trained here",
             "use null; classes are told by diffusion.condition class",
         )
-    if model.conditioning.class_embed_type is not None:
+    if model.imported.class_embed_type is not None:
         raise config_error(
-            "model.conditioning.class_embed_type",
-            model.conditioning.class_embed_type,
+            "model.imported.class_embed_type",
+            model.imported.class_embed_type,
             "is for imported networks and is not trained here",
             "use null",
         )
