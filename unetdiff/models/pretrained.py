@@ -18,15 +18,15 @@ CLASSIFIER = ("avgpool", "fc", "classifier")
 
 
 def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
-    """A torchvision classifier without its classifier: random, with ImageNet weights, or from a safetensors file.
+    """A torchvision classifier without its last layers: random, with ImageNet weights, or from a safetensors file.
 
     The file has torchvision's names (`save_file(torchvision.models.resnet18(weights="DEFAULT").state_dict(), path)`).
 
     Raises:
-        UserError: for a file that is missing, a pickle, no safetensors file, or of another network.
+        UserError: a file that is missing, a pickle, not safetensors, or of another network.
 
     Warns:
-        UserWarning: the file holds the classifier's tensors too; it names them.
+        UserWarning: the file contains the classifier's tensors too; it names them.
     """
     model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
     for module in CLASSIFIER:
@@ -37,7 +37,7 @@ def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
     try:
         state = read_tensors(Path(weights))
     except UserError as error:
-        raise UserError(f'model.encoder.weights: {error}; give a safetensors file, "imagenet" or null') from None
+        raise UserError(f"model.encoder.weights: {error} Give a safetensors file, imagenet or null.") from None
     unused = [name for name in state if name.split(".")[0] in CLASSIFIER]
     state = {name: tensor for name, tensor in state.items() if name not in unused}
     expected = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -45,18 +45,18 @@ def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
     foreign = [k for k in state if k not in model.state_dict()]
     if wrong or foreign:
         raise UserError(
-            f"model.encoder.weights: '{weights}' does not hold torchvision's {name}: "
-            f"{len(wrong)} tensors missing or of another shape {wrong[:2]}, {len(foreign)} unknown {foreign[:2]}"
+            f"model.encoder.weights={weights}: must contain torchvision's {name} (got {len(wrong)} tensors missing or of "
+            f"another shape {wrong[:2]}, {len(foreign)} unknown {foreign[:2]})."
         )
     if unused:
-        left_out = f"{', '.join(unused)}: the classifier's, which a model has not; left out"
-        warnings.warn(f"model.encoder.weights: '{weights}': {left_out}", UserWarning, stacklevel=2)
+        message = f"model.encoder.weights={weights}: ignoring the classifier's tensors {', '.join(unused)}."
+        warnings.warn(message, UserWarning, stacklevel=2)
     model.load_state_dict(state, strict=False)
     return model
 
 
 def feature_levels(model: nn.Module, in_channels: int) -> list[tuple[int, list[str], list[int]]]:
-    """Group a model's blocks by the size of what they put out: (level, names, channels of each), finest first."""
+    """Group a model's blocks by output size: (level, names, channels of each block), finest first."""
     names = list(_block_names(model, ""))
     training = model.training
     model.eval()
@@ -75,7 +75,7 @@ def feature_levels(model: nn.Module, in_channels: int) -> list[tuple[int, list[s
 
 
 def _block_names(module: nn.Module, prefix: str) -> Iterator[str]:
-    """Names of the blocks in the order they run: plain Sequentials are opened, everything else is one block."""
+    """Names of the blocks in execution order: Sequentials are flattened, any other module is one block."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if type(child) is nn.Sequential:
@@ -85,7 +85,7 @@ def _block_names(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def widen_stem(model: nn.Module, in_channels: int, pretrained: bool) -> None:
-    """Give the first convolution `in_channels` inputs; of a pretrained one, the first three keep their weights."""
+    """Give the first convolution `in_channels` inputs; if pretrained, the first three keep their weights."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d):
