@@ -177,7 +177,7 @@ def test_a_decoder_that_stops_early_enlarges_its_logits() -> None:
         small = unet.heads["segmentation"](unet.features(x)["last"])
         expected = torch.nn.functional.interpolate(small, size=(66, 45), mode="bilinear", align_corners=False)
     torch.testing.assert_close(logits, expected)
-    for heads, error in ((HEADS_BOTH, "must have 5 values"), (SEGMENTATION, "1 to 5 values")):
+    for heads, error in ((HEADS_BOTH, "must be 5 values"), (SEGMENTATION, "1 to 5 values")):
         with pytest.raises(UserError, match=error):
             UNet(
                 encoder={"name": "resnet18"},
@@ -205,7 +205,7 @@ class TestRefusals:
             ({"heads": {}}, "heads: must have segmentation, diffusion or both"),
             (
                 {"encoder": {"name": "resnet51"}, "heads": SEGMENTATION},
-                "encoder.name=resnet51: must be one of .* Did you mean resnet50",
+                "encoder.name=resnet51: .* mean resnet50",
             ),
             (
                 {"encoder": {"familly": "resnet50"}, "heads": SEGMENTATION},
@@ -217,7 +217,7 @@ class TestRefusals:
             ),
             (
                 {"encoder": {"weights": "imagenet"}, "heads": SEGMENTATION},
-                "encoder.weights=imagenet: must be null with encoder.name=residual",
+                "encoder.weights=imagenet: must be null",
             ),
             (
                 {"encoder": {"name": "classic", "norm": "batch"}, "heads": {"diffusion": {}}},
@@ -233,11 +233,11 @@ class TestRefusals:
             ),
             (
                 {"conditioning": {"attention_levels": [9]}, "heads": SEGMENTATION},
-                r"conditioning.attention_levels=\[9\]: must be levels in \[0, 3\]",
+                r"attention_levels=\[9\]: must be levels in \[0, 3\]",
             ),
             (
                 {"conditioning": {"timestep": False}, "heads": {"diffusion": {}}},
-                "conditioning.timestep=false: must be true",
+                "timestep=false: must be true",
             ),
             (
                 {"imported": {"class_embed_type": "timestep", "num_class_embeds": 3}, "heads": {"diffusion": {}}},
@@ -329,7 +329,9 @@ class TestRefusals:
     def test_pickled_weights_of_an_encoder(self, tmp_path: Path) -> None:
         file = tmp_path / "resnet18.pth"
         torch.save({}, file)
-        with pytest.raises(UserError, match=r"weights: .* \(got a pickle\).*save_file\(state, 'resnet18.safetensors'\)"):
+        with pytest.raises(
+            UserError, match=r"weights: .* \(got a pickle\).*save_file\(state, 'resnet18.safetensors'\)"
+        ):
             UNet(encoder={"name": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
 
     def test_an_even_head_kernel(self) -> None:
