@@ -1,21 +1,22 @@
-"""How much there is to compute: parameters, multiply-adds, and the share of the machine's ceiling that they reach."""
+"""The cost of a network: parameters and multiply-adds."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetdiff.benchmark.timing import Round
+from unetdiff.benchmark.timing import Workload
 
 
-def parameters(network: nn.Module) -> int:
-    """Number of parameters, trained or not."""
+def count_parameters(network: nn.Module) -> int:
+    """Number of parameters, trainable or not."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def macs(work: Round) -> float:
-    """Multiply-adds of convolutions, matrix products and attention in one round, with its backward pass, by torch's
-    count. Accelerated networks compute their plain forward pass while torch counts (`kernels.conditions`).
+def count_macs(work: Workload) -> float:
+    """Multiply-adds of convolutions, matrix products and attention in one round, including the backward pass.
+
+    Half of the FLOPs that torch counts; meanwhile accelerated networks compute their plain forward pass.
     """
     with FlopCounterMode(display=False) as counter:
         work()

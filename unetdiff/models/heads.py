@@ -10,7 +10,7 @@ from unetdiff.models.config import RESIDUAL, ModelConfig
 
 
 class SegmentationHead(nn.Module):
-    """A convolution to one logit per class (1x1: Ronneberger et al. 2015); after norm and SiLU on residual backbones."""
+    """One logit per class by a 1x1 convolution (Ronneberger et al. 2015), on residual backbones after norm and SiLU."""
 
     def __init__(self, channels: int, num_classes: int, groups: int | None, kernel_size: int = 1) -> None:
         super().__init__()

@@ -45,8 +45,8 @@ def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
     foreign = [k for k in state if k not in model.state_dict()]
     if wrong or foreign:
         raise UserError(
-            f"model.encoder.weights={weights}: must contain torchvision's {name} (got {len(wrong)} tensors missing or of "
-            f"another shape {wrong[:2]}, {len(foreign)} unknown {foreign[:2]})."
+            f"model.encoder.weights={weights}: must contain torchvision's {name} (got {len(wrong)} tensors missing or "
+            f"of another shape {wrong[:2]}, {len(foreign)} unknown {foreign[:2]})."
         )
     if unused:
         message = f"model.encoder.weights={weights}: ignoring the classifier's tensors {', '.join(unused)}."

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
@@ -357,7 +358,7 @@ class Trainer:
             stop=self.steps,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            parts=settings.gradient_accumulation_steps,
+            accumulation_steps=settings.gradient_accumulation_steps,
             strong_until=self.rate.strong_until,
             factors=self.factors,
         )
