@@ -48,7 +48,7 @@ def drawn(run: Path, val: ImageDataset, given: argparse.Namespace) -> dict[float
     """Sample files of a run's checkpoints by minutes of training; those that are there already are kept."""
     files: dict[float, Path] = {}
     task: DiffusionTask | None = None
-    for checkpoint in checkpoints.whole(run):
+    for checkpoint in checkpoints.complete(run):
         minutes = checkpoints.read_progress(checkpoint).train_minutes
         name = f"{checkpoint.name}-{given.per_class}x{given.steps}-{given.guidance:g}-{given.seed}.safetensors"
         file = files[minutes] = run / "samples" / name
@@ -60,7 +60,7 @@ def drawn(run: Path, val: ImageDataset, given: argparse.Namespace) -> dict[float
                 raise SystemExit(f"{run} is no diffusion run")
             task = loaded
             task.to(given.device)
-        checkpoints.load_judged(checkpoint, task)
+        checkpoints.load_eval_weights(checkpoint, task)
         setting = SamplingConfig(given.steps, given.guidance, given.seed)
         images, labels = draw(task, given.per_class * len(val.labels), setting)
         if labels is None:

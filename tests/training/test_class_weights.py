@@ -66,7 +66,7 @@ def test_the_loss_uses_them_and_a_run_goes_on_with_them(tiny: Tiny) -> None:
 def test_given_weights_and_none(tiny: Tiny, tmp_path: Path) -> None:
     run = train(weighed(tiny, [1.0] * 10 + [2.0]))
     summary = json.loads((run / "summary.json").read_text())["class_weights"]
-    assert summary["from"] == "given" and summary["by_class"]["nine"] == 2.0
+    assert summary["from"] == "config" and summary["by_class"]["nine"] == 2.0
     run = train(tiny("segmentation", "plain", **SHORT))
     assert json.loads((run / "summary.json").read_text())["class_weights"] is None
 
@@ -90,7 +90,7 @@ def test_what_is_left_out_on_resume_is_noticed(tiny: Tiny) -> None:
 
 
 def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
-    options = {"segmentation__losses": {"cross_entropy": 1.0}, "segmentation__class_weights_until": 0.5}
+    options = {"segmentation__losses": {"cross_entropy": 1.0}, "segmentation__class_weights_anneal_until": 0.5}
     trainer = Trainer(weighed(tiny, [0.5, *[3.0] * 10], **options), None)
     task: Any = trainer.task
     logits = torch.randn(1, 11, 4, 4, generator=torch.Generator().manual_seed(0))

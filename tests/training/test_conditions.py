@@ -84,10 +84,10 @@ def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settin
     val = build_dataset(config.data, "val", False, needs_layout(config))
     task = load_task(config, run / "best", val)
     assert isinstance(task, DiffusionTask) and isinstance(task.conditioner, KINDS[name])
-    first, second = (task.noised(collate([val[0], val[1]]), seed=3) for _ in range(2))
+    first, second = (task.add_noise(collate([val[0], val[1]]), seed=3) for _ in range(2))
     assert torch.equal(first.sample, second.sample)
-    other = task.noised(collate([val[2], val[3]]), seed=3)
-    told = [first.context, other.context]
+    other = task.add_noise(collate([val[2], val[3]]), seed=3)
+    told = [first.conditioning, other.conditioning]
     differ = [not torch.equal(a, b) for a, b in zip(*(listed(context) for context in told), strict=True)]
     assert differ and all(differ)
 

@@ -17,7 +17,7 @@ from unetdiff.config.validation import check_files
 from unetdiff.errors import UserError
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training import checkpoints
-from unetdiff.training.run_cache import state_of, train_once
+from unetdiff.training.run_cache import run_state, train_once
 from unetdiff.training.trainer import Trainer, train
 
 Tiny = Callable[..., RunConfig]
@@ -40,7 +40,7 @@ def _started(config: RunConfig) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         for component in trainer.task.trainable_modules().values()
         for k, v in component.state_dict().items()
     }
-    return state, trainer.progress.start or {}
+    return state, trainer.progress.init_from or {}
 
 
 def test_a_segmenter_starts_from_a_denoiser(tiny: Tiny, denoiser: Path) -> None:
@@ -54,19 +54,19 @@ def test_a_segmenter_starts_from_a_denoiser(tiny: Tiny, denoiser: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in backbone)
     assert all(torch.equal(ours[name], fresh[name]) for name in ours if name.startswith("heads."))
     assert start["network"] == str(denoiser / "best" / "unet") and start["conditioner"] is None and not start["folded"]
-    assert start["taken"]["tensors"] == len(backbone) and start["taken"]["parts"] == [
+    assert start["loaded"]["tensors"] == len(backbone) and start["loaded"]["parts"] == [
         "time embedding",
         "backbone",
         "attention",
     ]
-    assert start["taken"]["parameters"] == sum(ours[name].numel() for name in backbone)
-    assert start["fresh"]["parts"] == ["segmentation head"] and start["left_out"]["parts"] == ["diffusion head"]
+    assert start["loaded"]["parameters"] == sum(ours[name].numel() for name in backbone)
+    assert start["fresh"]["parts"] == ["segmentation head"] and start["unused"]["parts"] == ["diffusion head"]
 
 
 def test_a_run_is_not_taken_for_one_of_a_start_that_was_trained_anew(tiny: Tiny, denoiser: Path) -> None:
     config = tiny("segmentation", training__init_from=str(denoiser), **SHORT)
     run = train_once(config)
-    assert state_of(run, config) == "finished"
+    assert run_state(run, config) == "finished"
     train(tiny("diffusion", "denoiser", **SHORT, training__seed=1, training__overwrite=True))
     with pytest.raises(UserError, match=f"{run} started from weights that {denoiser} had before .*; remove it"):
         train_once(config)
@@ -74,7 +74,7 @@ def test_a_run_is_not_taken_for_one_of_a_start_that_was_trained_anew(tiny: Tiny,
     with pytest.raises(UserError, match="started from weights that"):
         train_once(config)  # it would go on from its checkpoint
     denoiser.rename(denoiser.with_name("gone"))
-    assert state_of(run, config) == "interrupted", "nothing says that it was another"
+    assert run_state(run, config) == "interrupted", "nothing says that it was another"
 
 
 def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_again(
@@ -105,8 +105,8 @@ def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_
 def test_a_conditioner_comes_along_where_it_says_the_same(tiny: Tiny, denoiser: Path) -> None:
     table = load_file(denoiser / "best" / "conditioner" / WEIGHTS)["table.weight"]
     ours, start = _started(tiny("joint", training__init_from=str(denoiser), **SHORT))
-    assert torch.equal(ours["table.weight"], table) and start["conditioner"] == "taken"
-    assert start["fresh"]["parts"] == ["segmentation head"] and start["left_out"]["tensors"] == 0
+    assert torch.equal(ours["table.weight"], table) and start["conditioner"] == "loaded"
+    assert start["fresh"]["parts"] == ["segmentation head"] and start["unused"]["tensors"] == 0
     two = {"diffusion__class_tokens": 2, "training__overwrite": True}
     ours, start = _started(tiny("joint", training__init_from=str(denoiser), **two, **SHORT))
     assert ours["table.weight"].shape != table.shape and start["conditioner"] == "fresh"

@@ -46,13 +46,13 @@ def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> N
     task = build_task(config, data, data)
     assert isinstance(task, DiffusionTask)
     batch, theirs = collate([data[i] for i in range(4)]), AutoencoderKL.from_pretrained(vae)
-    noised = task.noised(batch, seed=3)
+    noised = task.add_noise(batch, seed=3)
     with torch.no_grad():
         posterior = theirs.encode(to_model_range(batch["image"])).latent_dist
         z = (posterior.sample(torch.Generator().manual_seed(3)) - 0.3) * 0.6
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     torch.testing.assert_close(noised.sample, alpha * z + sigma * noised.target, atol=1e-4, rtol=1e-4)
-    assert torch.equal(task.noised(batch, seed=3).sample, noised.sample)
+    assert torch.equal(task.add_noise(batch, seed=3).sample, noised.sample)
     assert task.scheduler.config.clip_sample is False
     assert not any("vae" in name or "encoder.conv_out" in name for name, _ in task.named_parameters())
 
@@ -79,8 +79,8 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
     out = pipeline(**ASKED[condition], batch_size=2, num_inference_steps=2, output_type="pt")
     assert out.images.shape == (2, 3, 32, 32) and out.images.std() > 0
     samples = int(condition == "class")  # one condition's are enough: the judges see images
-    figures = evaluate(run, judging=JudgingConfig(samples_per_class=samples, steps=2, neighbours=1))
-    assert figures["diffusion/loss"] > 0 and figures.get("samples/number", 0) == 10 * samples
+    metrics = evaluate(run, judging=JudgingConfig(samples_per_class=samples, steps=2, neighbours=1))
+    assert metrics["diffusion/loss"] > 0 and metrics.get("samples/number", 0) == 10 * samples
     with pytest.raises(UserError, match="bits_per_dimension: 1, but the model denoises latents"):
         evaluate(run, judging=JudgingConfig(bits_per_dimension=1))
 

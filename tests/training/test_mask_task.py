@@ -45,7 +45,7 @@ def test_the_batch_holds_noisy_masks_beside_the_image(tiny: Tiny) -> None:
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     batch = collate([data[i] for i in range(4)])
     batch["mask"][:, :8] = 255
-    noised = task.noised(batch, seed=0)
+    noised = task.add_noise(batch, seed=0)
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     clean = (noised.sample[:, :11] - sigma * noised.target) / alpha.clamp(min=1e-3)
     seen = alpha[:, 0, 0, 0] > 0.05
@@ -72,9 +72,9 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     assert len(task.scheduler.config.trained_betas) == 1000
 
-    figures = evaluate(run, judging=JudgingConfig(steps=2))
-    assert figures["diffusion/loss"] > 0 and 0 <= figures["masks/mean_iou"] <= 1
-    assert figures["masks/images"] == 6 and "samples/number" not in figures
+    metrics = evaluate(run, judging=JudgingConfig(steps=2))
+    assert metrics["diffusion/loss"] > 0 and 0 <= metrics["masks/mean_iou"] <= 1
+    assert metrics["masks/images"] == 6 and "samples/number" not in metrics
 
     image = tmp_path / "image.png"
     Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(image)
@@ -93,8 +93,8 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
     """Without an image, layouts are drawn: no figures of a segmenter then."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
-    figures = evaluate(run, judging=JudgingConfig(steps=2))
-    assert not any(name.startswith("masks/") for name in figures)
+    metrics = evaluate(run, judging=JudgingConfig(steps=2))
+    assert not any(name.startswith("masks/") for name in metrics)
 
 
 @pytest.mark.parametrize(

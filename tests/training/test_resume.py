@@ -28,7 +28,7 @@ Tiny = Callable[..., RunConfig]
 def _tensors(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = checkpoints.newest(run)
     assert checkpoint is not None
-    files = (checkpoints.MODEL, checkpoints.AVERAGE, checkpoints.OPTIMIZER)
+    files = (checkpoints.MODEL, checkpoints.EMA_WEIGHTS, checkpoints.OPTIMIZER)
     return {f"{file}:{k}": v for file in files for k, v in load_file(checkpoint / file).items()}
 
 

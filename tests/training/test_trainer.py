@@ -59,26 +59,26 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
     assert SegmentationPipeline.from_pretrained(run / "best")(image).mask.shape == (33, 40)
     images = GenerationPipeline.from_pretrained(run / "best")("seven", num_inference_steps=2, batch_size=2).images
     assert len(images) == 2 and images[0].size == (32, 32)
-    figures = evaluate(run, judging=JudgingConfig(samples_per_class=0))
+    metrics = evaluate(run, judging=JudgingConfig(samples_per_class=0))
     if summary["best"]["step"] == 6:
-        assert figures["segmentation/mean_iou"] == pytest.approx(summary["final"]["segmentation/mean_iou"], abs=1e-6)
-        assert figures["diffusion/loss"] == pytest.approx(summary["final"]["diffusion/loss"], rel=1e-4)
+        assert metrics["segmentation/mean_iou"] == pytest.approx(summary["final"]["segmentation/mean_iou"], abs=1e-6)
+        assert metrics["diffusion/loss"] == pytest.approx(summary["final"]["diffusion/loss"], rel=1e-4)
 
 
 def test_the_judged_weights_of_every_checkpoint_can_be_loaded(tiny: Tiny) -> None:
     config = tiny("diffusion", training__steps=4, training__keep_checkpoints=5)
     run = train(config)
-    kept = checkpoints.whole(run)
+    kept = checkpoints.complete(run)
     assert [p.name for p in kept] == ["step-00000002", "step-00000004"] and kept[-1] == checkpoints.newest(run)
     val = build_dataset(config.data, "val", False)
     task = load_task(config, run / "latest", val)
     weight = "unet.encoder.conv_in.weight"
     for checkpoint, step in zip(kept, (2, 4), strict=True):
-        assert checkpoints.load_judged(checkpoint, task).step == step
-        average = load_file(checkpoint / checkpoints.AVERAGE)
+        assert checkpoints.load_eval_weights(checkpoint, task).step == step
+        average = load_file(checkpoint / checkpoints.EMA_WEIGHTS)
         assert torch.equal(task.state_dict()[weight], average[weight])
-    (kept[0] / checkpoints.AVERAGE).unlink()  # as in a run without an average
-    checkpoints.load_judged(kept[0], task)
+    (kept[0] / checkpoints.EMA_WEIGHTS).unlink()  # as in a run without an average
+    checkpoints.load_eval_weights(kept[0], task)
     assert torch.equal(task.state_dict()[weight], load_file(kept[0] / checkpoints.MODEL)[weight])
 
 
@@ -87,7 +87,7 @@ def test_accumulation_gives_the_same_step(tiny: Tiny) -> None:
     same = {"training__steps": 3, "training__mixed_precision": "no", "model__residual__dropout": 0.0}
     same["segmentation__losses"] = {"cross_entropy": 1.0}
     whole = train(tiny("segmentation", "whole", **same))
-    parts = train(tiny("segmentation", "parts", training__accumulation=2, **same))
+    parts = train(tiny("segmentation", "parts", training__gradient_accumulation_steps=2, **same))
     a, b = _model(whole), _model(parts)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)
@@ -120,11 +120,11 @@ def test_the_average_follows_and_buffers_are_copied(tiny: Tiny) -> None:
     run = train(tiny("segmentation", training__ema__half_life_images=8, training__ema__warmup_ratio=1.0))
     newest = checkpoints.newest(run)
     assert newest is not None
-    model, average = load_file(newest / checkpoints.MODEL), load_file(newest / checkpoints.AVERAGE)
+    model, average = load_file(newest / checkpoints.MODEL), load_file(newest / checkpoints.EMA_WEIGHTS)
     assert model.keys() == average.keys()
     assert any(not torch.equal(model[k], average[k]) for k in model)
     off = train(tiny("segmentation", "off", training__ema__enabled=False))
-    assert not (checkpoints.newest(off) / checkpoints.AVERAGE).exists()  # type: ignore[operator]
+    assert not (checkpoints.newest(off) / checkpoints.EMA_WEIGHTS).exists()  # type: ignore[operator]
 
 
 class _Poisoned(SegmentationTask):

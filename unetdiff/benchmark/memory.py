@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from unetdiff.benchmark.timing import Round, synchronizer
-from unetdiff.training.peak import forget_peak, peak_bytes
+from unetdiff.training.peak import peak_bytes, reset_peak
 
 ROUNDS = 2  # the first training step makes the optimizer's state, the second has it beside the activations
 
@@ -49,7 +49,7 @@ def working_memory(start: Callable[[], Round], device: torch.device, rounds: int
         None where the system does not say (no Linux, no GPU).
     """
     gc.collect()
-    forget_peak(device)
+    reset_peak(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_bytes(device)
     work = start()
     for _ in range(rounds):

@@ -87,7 +87,7 @@ class Subject:
         """What a kind is computed in: bf16, fp16 or float32."""
         if kind != "training step":
             return precision_of(machine.autocast_dtype())
-        return machine.spoken(machine.precision(self.config.training.mixed_precision))
+        return machine.precision_name(machine.precision(self.config.training.mixed_precision))
 
     def start(self, kind: Kind, size: int, sampling: Sampling) -> Round:
         """One round of a kind with so many images. A training step leaves the task placed and its weights changed."""
@@ -102,7 +102,7 @@ class Subject:
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         pipeline = task.pipeline()
-        shape = pipeline.noise_shape(*task.drawn_size())
+        shape = pipeline.noise_shape(*task.sample_size())
         noise = torch.randn(len(batch["image"]), *shape, generator=torch.Generator().manual_seed(0))
         return sampling_round(pipeline, conditions, noise, sampling.steps, sampling.guidance, autocast)
 

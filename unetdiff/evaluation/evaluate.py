@@ -129,7 +129,7 @@ def segmenter_metrics(
     batch_size = config.training.eval_batch_size
     seen = replace(inference, batch_size=batch_size) if inference.plain else inference
     return evaluate_segmenter(
-        network_logits(task.unet, task.facts.size, seen, AUTOCAST.get(precision)),
+        network_logits(task.unet, task.data.size, seen, AUTOCAST.get(precision)),
         images,
         config.segmentation.ignore_index,
         worst,

@@ -57,7 +57,7 @@ def asked(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], Tensor |
     if classes := classes_of(task):
         labels = torch.arange(numbers.start, numbers.stop) % len(classes)
         return {"class_labels": labels.tolist()}, labels
-    val = task.facts.val
+    val = task.data.val
     return {"conditions": task.conditioner.from_batch(collate([val[number % len(val)] for number in numbers]))}, None
 
 
@@ -65,7 +65,7 @@ def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
     """The network of pixels in float32, told the conditions of a batch of real images."""
     device, images = task.unet.device, batch["image"]
     with inference(task, device.type, None):  # once, for all the timesteps that will be asked
-        context = task.context(task.conditions(batch, device), (images.shape[-2], images.shape[-1]))
+        context = task.conditioning(task.conditions(batch, device), (images.shape[-2], images.shape[-1]))
 
     def denoise(xt: Tensor, timesteps: Tensor) -> Tensor:
         with inference(task, device.type, None):
@@ -95,7 +95,7 @@ def draw_parts(
     if setting.scheduler is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, setting.scheduler)
     precision = machine.autocast_dtype()
-    height, width = task.drawn_size()
+    height, width = task.sample_size()
     batch = SAMPLE_BATCH.get(task.unet.device.type, SAMPLE_BATCH["cpu"])
     for start in tqdm(range(0, count, batch), desc="sampling", unit="batch", leave=False, disable=None):
         numbers = range(start, min(start + batch, count))

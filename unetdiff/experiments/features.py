@@ -128,15 +128,15 @@ class UNetFeatures(Features):
         task = self.diffusion
         if task is None or (moment is None and self.segments):
             return self.unet.features(to_model_range(images.to(self.unet.device)))
-        x0 = task.clean({"image": images})  # pixels or latents (B, K, h, w)
+        x0 = task.encode({"image": images})  # pixels or latents (B, K, h, w)
         size = (x0.shape[-2], x0.shape[-1])
         nothing = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
         if moment is None:
-            context = task.context(nothing, size)
+            context = task.conditioning(nothing, size)
             return self.unet.features(context.concat_channels(x0), 0, context.tokens)
         noise = noise_of(names, x0.shape[1:], self.seed).to(x0)
-        noised = task.noised_with(x0, noise, torch.full((len(x0),), moment, device=x0.device), nothing)
-        return self.unet.features(noised.sample, noised.timesteps, noised.context.tokens)
+        noised = task.add_noise_at(x0, noise, torch.full((len(x0),), moment, device=x0.device), nothing)
+        return self.unet.features(noised.sample, noised.timesteps, noised.conditioning.tokens)
 
     def with_random_weights(self, name: str, seed: int, moments: list[Moment] | None = None) -> UNetFeatures:
         """A network of the same config with fresh weights, shown the same images and noise."""
