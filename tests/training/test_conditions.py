@@ -138,7 +138,7 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(
     )
     with pytest.raises(UserError, match="segmenter: the model is told no layouts"):
         evaluate(run, judging=judging)
-    with pytest.raises(UserError, match="segmenter: no directory '.*nowhere'"):
+    with pytest.raises(UserError, match="segmenter: '.*nowhere' does not exist"):
         evaluate(layout, judging=replace(judging, segmenter=voc / "nowhere"))
     other = train(tiny("segmentation", "other", training__steps=2))
     with pytest.raises(UserError, match="segmenter: the segmenter has 11 classes, the layouts 3"):

@@ -68,10 +68,10 @@ def test_a_run_is_not_taken_for_one_of_a_start_that_was_trained_anew(tiny: Tiny,
     run = train_once(config)
     assert run_state(run, config) == "finished"
     train(tiny("diffusion", "denoiser", **SHORT, training__seed=1, training__overwrite=True))
-    with pytest.raises(UserError, match=f"{run} started from weights that {denoiser} had before .*; remove it"):
+    with pytest.raises(UserError, match=f"'{run}' was initialized from an older version of '{denoiser}'. Delete it"):
         train_once(config)
     (run / "summary.json").unlink()
-    with pytest.raises(UserError, match="started from weights that"):
+    with pytest.raises(UserError, match="was initialized from an older version"):
         train_once(config)  # it would go on from its checkpoint
     denoiser.rename(denoiser.with_name("gone"))
     assert run_state(run, config) == "interrupted", "nothing says that it was another"
@@ -82,10 +82,10 @@ def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_
 ) -> None:
     options = {"training__init_from": str(denoiser), "training__steps": 4, "training__checkpoint_every": 2}
     whole = train(tiny("segmentation", "whole", **options))
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("starts from ")]
-    assert len(said) == 1 and f"starts from {denoiser}/best/unet: " in said[0]
-    assert "fresh: segmentation head (4 tensors, " in said[0] and "folded at timestep 0" in said[0]
-    assert "left out: time embedding, diffusion head (" in said[0]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("initialized from ")]
+    assert len(said) == 1 and f"initialized from {denoiser}/best/unet: " in said[0]
+    assert "randomly initialized: segmentation head (4 tensors, " in said[0] and "folded at timestep 0" in said[0]
+    assert "unused: time embedding, diffusion head (" in said[0]
 
     run = train(tiny("segmentation", **options))
     (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
@@ -98,7 +98,7 @@ def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_
     assert all(torch.equal(a[name], b[name]) for name in a)
     starts = [json.loads((r / "summary.json").read_text())["init_from"] for r in (run, whole)]
     assert starts[0] == starts[1] and starts[0]["folded"]
-    with pytest.raises(UserError, match="training.init_from: None, but the run in .* was started with"):
+    with pytest.raises(UserError, match="training.init_from=None: must be .*, as in the run in"):
         train(tiny("segmentation", **{**options, "training__init_from": None}, training__resume=True))
 
 
@@ -133,7 +133,7 @@ def test_the_network_may_be_one_of_diffusers_or_a_directory_of_its_own(
             {"model__encoder__channels": [8, 24]},
             r"model.encoder.channels: \[8, 24\] here, but \[8, 16\] in the network",
         ),
-        ({"training__init_from": "nowhere"}, "training.init_from: no directory 'nowhere'; give a run directory"),
+        ({"training__init_from": "nowhere"}, "training.init_from: 'nowhere' does not exist. Give a run directory"),
     ],
 )
 def test_refused_before_anything_is_written(tiny: Tiny, denoiser: Path, options: dict[str, Any], message: str) -> None:

@@ -32,7 +32,7 @@ def test_state_of_a_part(tmp_path):
     (folder / "summary.json").write_text("{}")
     assert run_state(folder, config) == "finished"
     config.training.steps = 99
-    with pytest.raises(UserError, match="training.steps is 4, not 99.*remove it"):
+    with pytest.raises(UserError, match="training.steps is 4, not 99.*Delete it"):
         run_state(folder, config)
 
 
@@ -54,7 +54,7 @@ def test_what_was_set_and_no_longer_is_makes_another_config(tmp_path, key, value
     (tmp_path / "segmentation").mkdir()
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(before))
     assert run_state(tmp_path / "segmentation", before) == "interrupted"
-    with pytest.raises(UserError, match=f"another config .{key}"):
+    with pytest.raises(UserError, match=f"a different config .{key}"):
         run_state(tmp_path / "segmentation", config)
 
 

@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny: Tiny, monkeypatch: p
 
     monkeypatch.setattr(loading, "save_file", full)
     config = tiny("segmentation")
-    with pytest.raises(TrainingStopped, match="the disk is full .*step-00000002; go on with --resume"):
+    with pytest.raises(TrainingStopped, match="The disk is full .*step-00000002; continue with --resume"):
         train(config)
     run = Path(config.training.output_dir)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]
@@ -201,7 +201,7 @@ def test_a_full_disk_is_told_whoever_was_writing(tiny: Tiny, monkeypatch: pytest
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(UNet, "save_pretrained", full)
-    with pytest.raises(TrainingStopped, match="the disk is full .*step-00000002; go on with --resume"):
+    with pytest.raises(TrainingStopped, match="The disk is full .*step-00000002; continue with --resume"):
         train(tiny("segmentation"))
 
 
@@ -214,7 +214,7 @@ def test_a_validation_that_fails_loses_nothing(
     with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="out of memory"):
         broken.setattr(SegmentationTask, "evaluate", out_of_memory)
         train(tiny("segmentation", training__checkpoint_every=100))
-    assert "the validation failed. The last whole checkpoint is" in capsys.readouterr().err
+    assert "validation failed. The last complete checkpoint is" in capsys.readouterr().err
     run = train(tiny("segmentation", training__checkpoint_every=100, training__resume=True))
     assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"] == [3, 6]
 
@@ -258,7 +258,7 @@ def test_images_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> 
     (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
     options = {"data__name": "voc_folder", "data__root": str(root), "training__batch_size": 3, "training__steps": 2}
-    with pytest.raises(UserError, match=r"differ in size .* set data.size or data.augment.crop"):
+    with pytest.raises(UserError, match=r"differ in size .*Give data.size or data.augment.crop"):
         train(tiny("segmentation", **options))
     options |= {"data__augment__crop": [32, 32], "training__overwrite": True}
     assert train(tiny("segmentation", **options)).is_dir()

@@ -37,7 +37,7 @@ def validate_training(config: RunConfig) -> None:
         )
     if given.init_from is not None:
         _validate_init_from(config, given.init_from)
-    for name in ("batch_size", "accumulation", "eval_batch_size", "log_every", "validate_every"):
+    for name in ("batch_size", "gradient_accumulation_steps", "eval_batch_size", "log_every", "validate_every"):
         at_least(f"training.{name}", getattr(given, name), 1)
     for name in ("checkpoint_every", "keep_checkpoints", "max_nonfinite"):
         at_least(f"training.{name}", getattr(given, name), 1)
