@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unetdiff.benchmark.own import Sampling, Subject
-from unetdiff.config.parsing import parse, to_yaml
+from unetdiff.config.reading import parse, to_yaml
 from unetdiff.training import checkpoints
 from unetdiff.training.tasks import DiffusionTask
 from unetdiff.training.trainer import train

@@ -23,7 +23,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         pickle.dumps(given)
         return 12_345_678
 
-    monkeypatch.setattr(own, "in_fresh_process", instead)
+    monkeypatch.setattr(own, "run_in_subprocess", instead)
     monkeypatch.setattr(ceiling, "ceilings", lambda device: {"float32": 4e9, "bf16": 4e9})
 
 
@@ -46,7 +46,7 @@ def test_a_run_by_batch_size(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_config_with_overrides(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--no-memory", "--training.batch_size", "1", "--training.mixed_precision=no"]
+    words = ["--no_memory", "--training.batch_size", "1", "--training.mixed_precision=no"]
     assert main(["benchmark", str(config), *QUICK, *words]) == 0
     last = capsys.readouterr().out.splitlines()[-3:]
     assert [line.split(" | ")[0].strip("| ") for line in last][0] == "training step, float32"
@@ -65,7 +65,7 @@ def test_batch_sizes_unless_they_are_given() -> None:
         (["CONFIG", "--rounds", "0"], "--rounds: 0 is too small; give 1 or more"),
         (["CONFIG", "--warmups", "-1"], "--warmups: -1 is too small; give 0 or more"),
         (["CONFIG", "--batch_sizes", "4", "0"], "--batch_sizes: 0 is too small"),
-        (["CONFIG", "--batchsize", "4"], "unknown '--batchsize'; nearest: --batch_sizes"),
+        (["CONFIG", "--batchsize", "4"], "unknown argument '--batchsize'. Did you mean --batch_sizes?"),
         (["CONFIG", "--training.batchsize", "4"], "unknown option --training.batchsize; nearest"),
     ],
 )

@@ -24,7 +24,7 @@ def here(function, *given):
 
 
 def test_command(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "in_fresh_process", here)
+    monkeypatch.setattr(probe, "run_in_subprocess", here)
     runs = [str(make_run(name, name, seed)) for seed, name in enumerate(("segmentation", "diffusion", "joint"))]
     output = tmp_path / "out"
     argv = ["probe", *runs, *QUICK, "--output", str(output)]
@@ -68,7 +68,7 @@ def test_best_is_chosen_by_one_half_and_told_with_the_other():
 
 def test_refusals(make_run, tmp_path):
     run = str(make_run("run"))
-    with pytest.raises(UserError, match="--steps: 0 is too small"):
+    with pytest.raises(UserError, match="--steps=0: must be at least 1"):
         main(["probe", run, "--steps", "0"])
     with pytest.raises(UserError, match="--training.steps.*leave it out"):
         main(["probe", run, "--training.steps", "3"])

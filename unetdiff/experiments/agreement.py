@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.config.parsing import to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import BATCH, ClassAgreement, background_of, class_agreement
+from unetdiff.evaluation.layout_consistency import BATCH, ClassConsistency, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
@@ -51,7 +51,7 @@ class Judged:
     """uint8 (N, 3, H, W)."""
     masks: list[np.ndarray]
     """uint8 (H, W) each."""
-    classes: ClassAgreement
+    classes: ClassConsistency
     mean_iou: float | None
     """Against the layouts; None: there are none."""
 
@@ -76,7 +76,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
     task, images = denoiser_of(loaded, given.run), loaded.images
     if task.conditioner is None:
@@ -87,7 +87,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
     def judged(some: Tensor, asked: list[set[int]], places: list[int]) -> Judged:
         masks = predict_masks(judge.unet, some, judge.size, BATCH, options=judge.inference)
-        found = class_agreement(masks, asked, background_of(judge.classes))
+        found = class_consistency(masks, asked, background_of(judge.classes))
         if not layouts:
             return Judged(some, masks, found, None)
         matrix = ConfusionMatrix(len(judge.classes), judge.ignore_index)
@@ -96,20 +96,20 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         return Judged(some, masks, found, matrix.compute()["mean_iou"])
 
     places = [number % len(images) for number in range(given.n)]  # whose conditions samples are drawn for
-    chosen = places[: len(images)] if layouts else evenly(len(images), given.n)
+    chosen = places[: len(images)] if layouts else evenly_spaced_indices(len(images), given.n)
     real_asked = [shown_classes(images, place) for place in chosen]
     real = judged(torch.stack([images[place]["image"] for place in chosen]), real_asked, chosen)
     drawn: dict[float, Judged] = {}
     asked: list[set[int]] = []  # the same at every scale
     for scale in given.guidance:
-        samples, labels = draw(task, given.n, SamplingConfig(given.steps, scale, given.seed))
+        samples, labels = sample(task, given.n, SamplingConfig(given.steps, scale, given.seed))
         if not asked and labels is None:
             asked = [shown_classes(images, place) for place in places]
         elif labels is not None:
             names = task.conditioner.labels  # type: ignore[union-attr]
             asked = [{class_index(images.classes, names[label])} for label in labels.tolist()]
         drawn[scale] = judged(samples, asked, places)
-    best = max(drawn, key=lambda scale: drawn[scale].classes.right)
+    best = max(drawn, key=lambda scale: drawn[scale].classes.num_correct)
     # of a layout without a background every class is foreground, and which of them has most says nothing
     by_class = not layouts or background_of(judge.classes) is not None
     parts: list[Subset] = [_table(real, drawn, by_class, layouts)]
@@ -167,7 +167,7 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
         columns.append(Column("mIoU", "higher", "share", "of the segmentation against the layout asked for"))
 
     def values(one: Judged) -> list[Value]:
-        figures = [Value(one.classes.share), Value(one.classes.foreground)] if by_class else []
+        figures = [Value(one.classes.accuracy), Value(one.classes.foreground_fraction)] if by_class else []
         return [*figures, Value(one.mean_iou)][: len(columns)]
 
     rows = [(f"guidance {scale:g}", values(one)) for scale, one in drawn.items()]
@@ -175,14 +175,14 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
     return Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
 
 
-def _map(asked: list[int], found: ClassAgreement, classes: Sequence[str], scale: float) -> Heatmap:
+def _map(asked: list[int], found: ClassConsistency, classes: Sequence[str], scale: float) -> Heatmap:
     """Share of the samples of each class (rows) that the segmenter takes for each class (columns)."""
     foreground = [i for i in range(len(classes)) if i != background_of(classes)]
     rows = [index for index in foreground if index in asked]
     ends: list[int | None] = [*foreground, None]
     values: list[list[float | None]] = []
     for row in rows:
-        seen = [one for one, wanted in zip(found.found, asked, strict=True) if wanted == row]
+        seen = [one for one, wanted in zip(found.predictions, asked, strict=True) if wanted == row]
         values.append([seen.count(end) / len(seen) for end in ends])
     return Heatmap(
         f"Asked for and found, guidance {scale:g}",
@@ -238,22 +238,23 @@ def findings(real: Judged, drawn: dict[float, Judged], itself: bool, by_class: b
 
 
 def _class_findings(real: Judged, drawn: dict[float, Judged]) -> list[str]:
-    best = max(drawn, key=lambda scale: drawn[scale].classes.right)
+    best = max(drawn, key=lambda scale: drawn[scale].classes.num_correct)
     first, last = min(drawn), max(drawn)
-    one, n = drawn[best].classes, len(drawn[best].classes.found)
-    low, high = wilson(one.right, n)
+    one, n = drawn[best].classes, len(drawn[best].classes.predictions)
+    low, high = wilson(one.num_correct, n)
     told = [
-        f"At guidance {best:g}, {one.share:.1%} of {n} samples show the segmenter the class asked for (95 % interval "
-        f"{low:.1%} to {high:.1%}); of {len(real.classes.found)} real images, {real.classes.share:.1%}."
+        f"At guidance {best:g}, {one.accuracy:.1%} of {n} samples show the segmenter the class asked for (95 % "
+        f"interval {low:.1%} to {high:.1%}); of {len(real.classes.predictions)} real images, "
+        f"{real.classes.accuracy:.1%}."
     ]
     if first != last:
-        change = drawn[last].classes.share - drawn[first].classes.share
+        change = drawn[last].classes.accuracy - drawn[first].classes.accuracy
         told.append(
-            f"From guidance {first:g} to {last:g} the share goes from {drawn[first].classes.share:.1%} to "
-            f"{drawn[last].classes.share:.1%} ({100 * change:+.1f} points)."
+            f"From guidance {first:g} to {last:g} the share goes from {drawn[first].classes.accuracy:.1%} to "
+            f"{drawn[last].classes.accuracy:.1%} ({100 * change:+.1f} points)."
         )
     told.append(
-        f"Foreground covers {one.foreground:.1%} of the samples' pixels (guidance {best:g}) and "
-        f"{real.classes.foreground:.1%} of the real ones'."
+        f"Foreground covers {one.foreground_fraction:.1%} of the samples' pixels (guidance {best:g}) and "
+        f"{real.classes.foreground_fraction:.1%} of the real ones'."
     )
     return told

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.config.parsing import from_yaml
+from unetdiff.config.reading import from_yaml
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range

@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.benchmark.timing import in_turns, synchronizer
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.benchmark.timing import synchronizer, time_interleaved
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.build import build_dataset
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, running_means
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
 from unetdiff.experiments.mask_metrics import MaskJudge
 from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator
-from unetdiff.segmentation.inference import inference, segment_whole
+from unetdiff.segmentation.inference import eval_mode, segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
 
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("k", "steps", "images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     configs = configs_for(given, overrides, output)
     runs = train_all(configs, command)
     measured = judge(given, configs[DENOISER], runs)
@@ -114,12 +114,12 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     data = build_dataset(config.data, "val", False, layout=True)
     segmenter = SegmentationPipeline.from_pretrained(runs[HEAD].path / "latest").to(device)
     pipeline = load_generator(runs[DENOISER].path / "latest").to(device)
-    asked = MaskSampling(given.k, given.steps, given.scheduler, given.seed)
+    asked = MaskSamplingConfig(given.k, given.steps, given.scheduler, given.seed)
     sampler = MaskSampler(pipeline, asked, precision)
 
     def head(images: Tensor) -> Tensor:
         """Class probabilities (B, C, H, W) of uint8 images."""
-        with inference(segmenter.unet, device.type, precision):
+        with eval_mode(segmenter.unet, device.type, precision):
             return segment_whole(segmenter.unet, to_model_range(images.to(device))).float().softmax(dim=1)
 
     classes, void = len(data.classes), config.segmentation.ignore_index
@@ -128,16 +128,16 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         [MaskJudge(classes, void, device) for _ in range(given.k)],
     )
     means = [MaskJudge(classes, void, device) for _ in range(given.k)]
-    numbers = evenly(len(data), given.images)
+    numbers = evenly_spaced_indices(len(data), given.images)
     for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
         batch = collate([data[number] for number in numbers[at : at + BATCH]])
-        drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
+        drawn, truth = sampler.sample(batch["image"], first=at), batch["mask"]
         discriminative.update(head(batch["image"]), truth)
         for count, (one, mean) in enumerate(zip(drawn, running_means(drawn), strict=True)):
             single[count].update(one, truth)
             means[count].update(mean, truth)
     seconds = timed(head, pipeline, asked, precision, _first(data, TIMED_IMAGES))
-    shown = [data[number] for number in evenly(len(data), given.rows)]
+    shown = [data[number] for number in evenly_spaced_indices(len(data), given.rows)]
     images = torch.stack([item["image"] for item in shown])
     return Measured(
         data,
@@ -150,25 +150,27 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         len(numbers),
         shown,
         head(images).cpu(),
-        sampler.draw(images, first=len(data)).cpu(),
+        sampler.sample(images, first=len(data)).cpu(),
     )
 
 
 def timed(
-    head: Any, pipeline: GenerationPipeline, asked: MaskSampling, precision: torch.dtype | None, images: Tensor
+    head: Any, pipeline: GenerationPipeline, asked: MaskSamplingConfig, precision: torch.dtype | None, images: Tensor
 ) -> dict[str, float]:
     """Seconds an image (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
-    one = MaskSampler(pipeline, MaskSampling(1, asked.steps, asked.scheduler, asked.seed), precision)
+    one = MaskSampler(
+        pipeline, MaskSamplingConfig(1, asked.num_inference_steps, asked.scheduler, asked.seed), precision
+    )
     every = MaskSampler(pipeline, asked, precision)
     work = {
         "head": lambda: head(images),
-        "one": lambda: one.draw(images),
-        "all": lambda: every.draw(images),
+        "one": lambda: one.sample(images),
+        "all": lambda: every.sample(images),
     }
-    times = in_turns(work, ROUNDS, 1, synchronizer(pipeline.device))
+    times = time_interleaved(work, ROUNDS, 1, synchronizer(pipeline.device))
     return {name: float(torch.tensor(taken.wall).median()) / len(images) for name, taken in times.items()}
 
 
 def _first(data: ImageDataset, count: int) -> Tensor:
     """Some images of a set, uint8 (B, 3, H, W)."""
-    return torch.stack([data[number]["image"] for number in evenly(len(data), count)])
+    return torch.stack([data[number]["image"] for number in evenly_spaced_indices(len(data), count)])

@@ -17,24 +17,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetdiff.config.parsing import RunConfig, check_files, to_yaml
-from unetdiff.config.validation.config_error import at_least
-from unetdiff.data.sampling import evenly
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
     CLEAN,
-    Noises,
+    NoisedImages,
     Segment,
-    asks,
+    as_segment_function,
     check_timesteps,
     mean_iou_by_timestep,
 )
 from unetdiff.experiments import runs
 from unetdiff.experiments.images import Album, legend
 from unetdiff.models.unet import UNet
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Subset, Table, Value
 from unetdiff.reports.record_text import written
 from unetdiff.reports.runs import data_name
@@ -72,7 +74,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     base = base_config(given.config, overrides, given.steps)
     seeds = runs.seeds_of(given.seeds, base.training.seed)
     timesteps = sorted(set(given.timesteps))
@@ -85,12 +87,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     }
     check_files(base)
     images = split_of(base.data, "val", masks=True)
-    noises = Noises(images, scheduler, base.training.seed)
+    noises = NoisedImages(images, scheduler, base.training.seed)
     joint = None if given.joint is None else _joint(given.joint, images.classes, scheduler)
     trained = {(name, n): runs.train(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     precision = machine.autocast_dtype(base.training.mixed_precision)
-    indices = evenly(len(images), given.images)
+    indices = evenly_spaced_indices(len(images), given.images)
 
     def network(name: str, number: int) -> UNet:
         # the weights of the last step: the best ones are the best on clean images
@@ -102,13 +104,13 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     shown: dict[str, Segment] = {}
     for number in range(len(seeds)):
         told = network(CONDITIONED, number)
-        segmenters = {name: asks(network(name, number), False, precision) for name in (PLAIN, NOISY)}
+        segmenters = {name: as_segment_function(network(name, number), False, precision) for name in (PLAIN, NOISY)}
         segmenters |= {
-            CONDITIONED: asks(told, True, precision),
-            WRONG: asks(told, True, precision, always=CLEAN),
+            CONDITIONED: as_segment_function(told, True, precision),
+            WRONG: as_segment_function(told, True, precision, fixed_timestep=CLEAN),
         }
         if joint is not None and not number:
-            segmenters[JOINT] = asks(joint.to(accelerator.device), True, precision)
+            segmenters[JOINT] = as_segment_function(joint.to(accelerator.device), True, precision)
         ignore, batch = base.segmentation.ignore_index, base.training.eval_batch_size
         for name, figures in mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore, batch).items():
             found.setdefault(name, []).append(figures)
@@ -195,7 +197,7 @@ def _joint(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:
 
 
 def _some(timesteps: Sequence[int], count: int) -> list[int]:
-    return [timesteps[place] for place in evenly(len(timesteps), count)]
+    return [timesteps[place] for place in evenly_spaced_indices(len(timesteps), count)]
 
 
 def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int]) -> Table:
@@ -207,7 +209,11 @@ def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], times
 
 
 def _gallery(
-    segmenters: Mapping[str, Segment], noises: Noises, indices: Sequence[int], timesteps: Sequence[int], output: Path
+    segmenters: Mapping[str, Segment],
+    noises: NoisedImages,
+    indices: Sequence[int],
+    timesteps: Sequence[int],
+    output: Path,
 ) -> Gallery:
     """A row for each image and timestep: the noisy image, the truth, and every segmenter's mask."""
     album, images = Album(output, "noise"), noises.images
@@ -215,13 +221,13 @@ def _gallery(
     for index in indices:
         truth = as_mask(images[index]["mask"])
         for t in timesteps:
-            seen = noises.at(index, t)
+            seen = noises.noised_image(index, t)
             size = (truth.shape[0], truth.shape[1])
             guesses = [argmax_at(segment(seen[None], t)[0], size).numpy() for segment in segmenters.values()]
             masks += [truth, *guesses]
             files = [album.add((seen / 2 + 0.5).clamp(0, 1))]
             files += [album.add(colorize(mask, images.palette)) for mask in (truth, *guesses)]
-            rows.append((f"{images.names(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
+            rows.append((f"{images.sample_name(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
     return Gallery(
         "Masks under rising noise",
         ["what is seen", "truth", *segmenters],
@@ -258,7 +264,8 @@ def findings(
     )
     told.append(
         f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
-        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
+        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told "
+        f"({gain:+.3f})."
     )
     told.append(
         f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unetdiff.benchmark.memory import in_fresh_process, working_memory
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.benchmark.memory import peak_working_memory, run_in_subprocess
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import EvalSampler, evenly
+from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
-from unetdiff.evaluation.features import TRUNK_SIDE
+from unetdiff.evaluation.features import MIN_ENCODER_SIDE
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
 from unetdiff.experiments.probe_report import Probed, probe_record
 from unetdiff.experiments.probing import (
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trunk", choices=PRETRAINED_ENCODERS, default=None, help="an ImageNet trunk to probe as well")
     parser.add_argument("--trunk_weights", default=IMAGENET,
                         help="its weights: imagenet (downloaded), or a safetensors file")  # fmt: skip
-    parser.add_argument("--trunk_side", type=int, default=TRUNK_SIDE,
+    parser.add_argument("--trunk_side", type=int, default=MIN_ENCODER_SIDE,
                         help="pixels that smaller images' short side is enlarged to for the trunk")  # fmt: skip
     parser.add_argument("--rows", type=int, default=6, help="validation images shown")
     parser.add_argument("--seed", type=int, default=0, help="of noise, order and fresh weights")
@@ -89,7 +89,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     start = time.monotonic()
     no_overrides(overrides)
     for option, least in (("images", 1), ("val_images", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
-        at_least(f"--{option}", getattr(given, option), least)
+        require_at_least(f"--{option}", getattr(given, option), least)
     asked = moments(given.timesteps)
     runs = given_runs(given.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
@@ -147,11 +147,11 @@ def _trunk(first: Run, given: argparse.Namespace, device: torch.device) -> _Subj
 def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
     """Train and judge the probes of one network; writes the masks that the gallery shows."""
     start = time.monotonic()
-    memory = in_fresh_process(_memory, opened, given)
+    memory = run_in_subprocess(_memory, opened, given)
     subject = opened()
     features, train, val = subject.features, subject.train, subject.val
     classes, void = len(train.classes), subject.void
-    learned, judged = evenly(len(train), given.images), evenly(len(val), given.val_images)
+    learned, judged = evenly_spaced_indices(len(train), given.images), evenly_spaced_indices(len(val), given.val_images)
     recipe = _recipe(given)
     seen = look_through(features, train, learned, given.batch_size)
     specs = [Spec(moment, (block,)) for moment, block in seen.scales]
@@ -194,7 +194,7 @@ def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
     """
     subject = opened()
     recipe = replace(_recipe(given), steps=MEMORY_STEPS)
-    chosen = evenly(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
+    chosen = evenly_spaced_indices(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
 
     def stream() -> None:
         seen = look_through(subject.features, subject.train, chosen, given.batch_size)
@@ -203,7 +203,7 @@ def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
         train_probes(subject.features, subject.train, chosen, specs, seen.scales, classes, recipe, subject.void)
 
     device = next(subject.features.network.parameters()).device
-    return working_memory(lambda: stream, device, rounds=1)
+    return peak_working_memory(lambda: stream, device, rounds=1)
 
 
 def _recipe(given: argparse.Namespace) -> Recipe:
@@ -239,7 +239,7 @@ def _own(subject: _Subject, judged: list[int], batch_size: int, classes: int) ->
 
 def _shown(judged: list[int], rows: int) -> list[int]:
     """Places of the images that are shown: of the half that probes are told with."""
-    return [1 + 2 * place for place in evenly(len(judged) // 2, rows)]
+    return [1 + 2 * place for place in evenly_spaced_indices(len(judged) // 2, rows)]
 
 
 @torch.no_grad()
@@ -258,7 +258,7 @@ def _masks(
 
 def _images(val: ImageDataset, given: argparse.Namespace, output: Path) -> dict[str, Any]:
     """The shown images and their truth as files, and the classes that masks of this set may show."""
-    judged = evenly(len(val), given.val_images)
+    judged = evenly_spaced_indices(len(val), given.val_images)
     rows = []
     for row, place in enumerate(_shown(judged, given.rows)):
         item = val[judged[place]]

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.parsing import RunConfig, from_yaml
-from unetdiff.data.stats import METHODS
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.data.stats import CLASS_WEIGHT_METHODS
 from unetdiff.errors import UserError
 from unetdiff.training.rundir import CONFIG, SUMMARY
 
@@ -47,7 +48,7 @@ def run_state(folder: Path, config: RunConfig) -> str:
     requested, stored = asdict(config), asdict(from_yaml(file))  # a key newer than the file has its default
     method, weights = (tree["segmentation"]["class_weights"] for tree in (requested, stored))
     for tree in (requested, stored):
-        if method in METHODS and isinstance(weights, list):
+        if method in CLASS_WEIGHT_METHODS and isinstance(weights, list):
             del tree["segmentation"]["class_weights"]  # computed by the trainer, and compared when it resumes
         if config.task != "joint":
             del tree["joint"]  # unused

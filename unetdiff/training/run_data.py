@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
@@ -51,7 +51,7 @@ class RunData:
             stop=stop,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            parts=settings.gradient_accumulation_steps,
+            accumulation_steps=settings.gradient_accumulation_steps,
             strong_until=strong_until,
             factors=self.repeat_factors,
         )

@@ -18,7 +18,8 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints, runtime
 from unetdiff.training.calibration import calibrate

@@ -21,7 +21,8 @@ from torch import nn
 from suite.cases.case import PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
 from suite.cases.images import RandomImages
 from unetdiff.benchmark.timing import Round
-from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.config.reading import parse
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.export.convert.diffusers_names import to_ours

@@ -1,5 +1,5 @@
-"""Cross-entropy and Dice together, forward and backward, against segmentation_models_pytorch's DiceLoss and torch's
-cross-entropy: the two losses of the training step by themselves, in float32."""
+"""Cross-entropy and Dice together, forward and backward, in float32, against segmentation_models_pytorch's DiceLoss and
+torch's cross-entropy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from suite.cases.case import OURS, Case, Side
 from suite.cases.images import RandomImages
-from suite.cases.segmentation import PEER, VOID
+from suite.cases.segmentation import IGNORE_INDEX, PEER
 from unetdiff.benchmark.timing import Round
+from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.losses import combined
 
@@ -24,7 +25,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossCase(Case):
-    """The loss of logits (batch, classes, size, size), and its gradient."""
+    """The loss of logits (batch, classes, size, size) and its gradient."""
 
     classes: int = 21
     work: ClassVar[str] = "cross-entropy and Dice"
@@ -36,21 +37,21 @@ class LossCase(Case):
         logits = torch.randn(self.batch, self.classes, self.size, self.size, generator=generator)
         logits, masks = logits.to(device).requires_grad_(), masks.to(device)
 
-        def both() -> Tensor:
+        def forward_backward() -> Tensor:
             logits.grad = None
             value = loss(logits, masks)
             value.backward()
             return value.detach()
 
-        return both
+        return forward_backward
 
     @property
     def masks(self) -> Tensor:
-        """uint8 (batch, size, size), as masks are read."""
+        """uint8 (batch, size, size), as datasets return them."""
         return RandomImages(self.batch, self.size, self.classes).batch()["mask"]
 
     def ours(self, device: torch.device) -> Side:
-        loss = combined(SegmentationConfig().losses, VOID)
+        loss = accelerate_loss(combined(SegmentationConfig().losses, IGNORE_INDEX))
 
         def total(logits: Tensor, masks: Tensor) -> Tensor:
             return loss(logits, masks)[0]
@@ -58,7 +59,8 @@ class LossCase(Case):
         return Side(OURS, nn.Module(), "float32", lambda: self._round(total, self.masks, device))
 
     def theirs(self, device: torch.device) -> Side:
-        dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+        dice = smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX)
+        entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
 
         def loss(logits: Tensor, masks: Tensor) -> Tensor:
             return dice(logits, masks) + entropy(logits, masks)

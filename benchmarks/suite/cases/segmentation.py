@@ -24,14 +24,15 @@ from torch import nn
 
 from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
 from suite.cases.images import RandomImages, normalised
-from unetdiff.benchmark.rounds import prediction_round
+from unetdiff.benchmark.rounds import prediction_workload
 from unetdiff.benchmark.timing import Round
-from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.config.reading import parse
+from unetdiff.config.schema import RunConfig
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
 PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"
-VOID = 255
+IGNORE_INDEX = 255
 Network = TypeVar("Network", bound=nn.Module)
 TINY = {"encoder": "resnet18", "channels": (16, 8, 8, 8, 8), "classes": 5}
 
@@ -87,7 +88,10 @@ class SegmentationTraining(SegmentationCase):
 
         def start() -> Round:
             optimizer = torch.optim.AdamW(network.parameters(), fused=self.best or None)
-            dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+            dice, entropy = (
+                smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
+                nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX),
+            )
             batch = self.images.batch()
 
             def step() -> None:
@@ -117,7 +121,7 @@ class SegmentationInference(SegmentationCase):
 
         def start(compiled: bool) -> Round:
             network = self._mine(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
-            return prediction_round(network, images)
+            return prediction_workload(network, images)
 
         return self._side(OURS, unet, fast_precision(device), start)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.hashing import generator_of
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning import Conditioner, Conditioning, TextConditioner
@@ -24,9 +25,10 @@ from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
+from unetdiff.diffusion.noise import generators_for, image_indices
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import inference
+from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
 COLOR_IMAGES = 200  # real images that the colors of the samples are compared with
@@ -83,9 +85,9 @@ class DiffusionTask(Task):
     def trainable_modules(self) -> dict[str, nn.Module]:
         return {"unet": self.unet} | ({} if self.conditioner is None else {"conditioner": self.conditioner})
 
-    def sample_size(self) -> Size:
-        """Height and width of a sample in pixels: `data.size`, else the network's `sample_size`, else the size of the
-        first validation image."""
+    def image_size(self) -> Size:
+        """Height and width of samples in pixels: `data.size`, else the size that the network was trained at, else the
+        first validation image's."""
         if isinstance(self.data.size, list):
             height, width = self.data.size
             return height, width
@@ -179,7 +181,7 @@ class DiffusionTask(Task):
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
-            with inference(self, accelerator.device.type, None), accelerator.autocast():
+            with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
                 losses = self.per_sample(self._predict(noisy), noisy).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
@@ -196,38 +198,38 @@ class DiffusionTask(Task):
         return timestep, torch.randn(shape, generator=generator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        """Samples from fixed noise and conditions, one row per condition, and the error of their color statistics.
+        """Samples of the same noise and conditions every time, one row per condition, and their color statistics.
 
-        A conditioning layout or image is shown before its row, the real image or mask after it.
+        A layout or condition image precedes its row, and the real image or mask follows it. The images are those that
+        `unetdiff sample` draws with the same seed.
         """
         config, val = self.config, self.data.val
         across, rows, conditions = config.preview_per_class, None, None
-        count = across * across
+        indices: Sequence[int] = range(across * across)
         shown = truth = None
         if self.conditioner is not None:
-            items = [val[i] for i in evenly(len(val), config.preview_rows)]
+            items = [val[i] for i in evenly_spaced_indices(len(val), config.preview_rows)]
             examples = self.conditioner.examples(items)
             rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
-            count = len(conditions)
+            indices = list(chain(*image_indices(*self.conditioner.rows(examples.conditions), across)))
             shown = self.conditioner.visualize(examples.conditions)
             if shown is not None:
                 truth, rows = self._ground_truth(collate(items)), None  # file names are no labels
-        real = [val[i]["image"] for i in evenly(len(val), COLOR_IMAGES)]
-        generator = torch.Generator().manual_seed(self.seed)
-        pipeline = self.pipeline()
-        shape = pipeline.noise_shape(*self.sample_size())
-        latents = torch.randn(count, *shape, generator=generator)
+        real = [val[i]["image"] for i in evenly_spaced_indices(len(val), COLOR_IMAGES)]
+        pipeline, (height, width) = self.pipeline(), self.image_size()
         pipeline.set_progress_bar_config(disable=True)
         with accelerator.autocast():
-            result = pipeline(
+            output = pipeline(
                 conditions=conditions,
-                latents=latents,
+                batch_size=len(indices),
                 num_inference_steps=config.preview_steps,
                 guidance_scale=config.guidance_scale if conditions is not None else 1.0,
-                generator=generator,
+                height=height,
+                width=width,
+                generator=generators_for(self.seed, indices),
                 output_type="pt",
             )
-        samples = cast(GenerationOutput, result).pixels()  # (N, 3, H, W)
+        samples = cast(GenerationOutput, output).pixels()  # (N, 3, H, W)
         metrics = {}
         if not isinstance(self.codec, MaskCodec):
             colors = color_error(samples, torch.stack(real))
