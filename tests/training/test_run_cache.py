@@ -7,7 +7,7 @@ import pytest
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import override, to_yaml
 from unetdiff.errors import UserError
-from unetdiff.training.run_cache import first_difference
+from unetdiff.training.run_cache import first_difference, run_state
 
 
 def test_first_difference():

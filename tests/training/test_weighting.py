@@ -137,10 +137,10 @@ def test_a_gradient_that_is_not_finite_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_last_shared_layer_is_the_end_of_the_decoder(family: str) -> None:
-    config, name = ENCODERS[family]
+def test_the_last_shared_layer_is_the_end_of_the_decoder(name: str) -> None:
+    config, last = ENCODERS[name]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}})
-    assert last_shared_weight(unet) is unet.get_parameter(name)
+    assert last_shared_weight(unet) is unet.get_parameter(last)
 
 
 @pytest.mark.parametrize("weighting", ["uncertainty", "gradient_norm"])
