@@ -21,12 +21,12 @@ MIB = 1 << 20
 
 ALLOCATIONS = """
 import numpy as np, torch
-from unetdiff.training.peak import forget_peak, peak_bytes
+from unetdiff.training.peak import reset_peak, peak_bytes
 device = torch.device("cpu")
 before = np.ones(128 << 20, np.uint8)
 high = peak_bytes(device)
 del before
-forgotten = forget_peak(device)
+forgotten = reset_peak(device)
 start = peak_bytes(device)
 now = np.ones(64 << 20, np.uint8)
 print(int(forgotten), high, start, peak_bytes(device))

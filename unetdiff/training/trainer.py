@@ -21,6 +21,7 @@ from torch import Tensor
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
+from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import checkpoints, runtime
 from unetdiff.training.calibration import calibrate
 from unetdiff.training.checkpoints import Progress
@@ -83,6 +84,7 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.task: Task = build_task(self.config, self.data.train, self.data.val).to(self.accelerator.device)
         self.init_report = self._initialize()
+        accelerate_training_(self.task.unet)
         self.task.set_memory_format(
             settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes)
         )

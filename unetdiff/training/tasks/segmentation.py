@@ -15,7 +15,7 @@ from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.kernels.losses import accelerate_loss
-from unetdiff.models.blocks import centre_crop
+from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
@@ -62,10 +62,10 @@ class SegmentationTask(Task):
         freeze_unused_heads(unet, "segmentation")
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        pixels, timesteps = self.noised(self.pixels(batch["image"]), seed)
+        pixels, timesteps = self.add_noise(self.pixels(batch["image"]), seed)
         return self.compute_loss(self.unet.segment(pixels, timesteps), batch["mask"])
 
-    def noised(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
+    def add_noise(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W), a fraction of them noised at random timesteps, and the network's timesteps (B,).
 
         The timestep of a clean image is 0. Timesteps are None without `config.noise`, or for a network without time
@@ -87,7 +87,7 @@ class SegmentationTask(Task):
         """The loss of logits (B, C, H, W) and masks (B, H, W), in total and by part."""
         target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # valid padding: the logits cover the center
-            target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
+            target = center_crop(target, (logits.shape[-2], logits.shape[-1]))
         until = self.config.class_weights_anneal_until
         loss = self.loss if until is None else self.loss.anneal_class_weights(max(0.0, 1 - self.progress / until))
         total, parts = loss(logits, target)
