@@ -46,7 +46,7 @@ def test_the_batch_holds_noisy_masks_beside_the_image(tiny: Tiny) -> None:
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     batch = collate([data[i] for i in range(4)])
     batch["mask"][:, :8] = 255
-    noised = task.noised(batch, seed=0)
+    noised = task.add_noise(batch, seed=0)
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     clean = (noised.sample[:, :11] - sigma * noised.target) / alpha.clamp(min=1e-3)
     seen = alpha[:, 0, 0, 0] > 0.05
@@ -79,7 +79,8 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
 
     image = tmp_path / "image.png"
     Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(image)
-    words = ["sample", str(run), "--image", str(image), "--steps", "2", "--n", "2", "--guidance", "1"]
+    words = ["sample", str(run), "--condition_image", str(image), "--num_inference_steps", "2", "--num_images", "2"]
+    words += ["--guidance_scale", "1"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as drawn:
         colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}

@@ -1,4 +1,4 @@
-"""Random images with masks and labels, and image normalization for the peers."""
+"""Random images with masks and classes, and the normalization of the peers."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from unetdiff.data.voc import voc_colormap
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.training.tasks.base import Batch
 
-IGNORE_FRACTION = 0.05  # about that of VOC
-CELLS = 8  # regions per side of a mask
+IGNORE_FRACTION = 0.05  # about VOC's
+CELLS = 8  # regions along a side of a mask
 
 
-def normalized(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
-    """uint8 (B, 3, H, W) normalized with ImageNet's mean and standard deviation."""
+def normalize_imagenet(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    """uint8 (B, 3, H, W), normalized by ImageNet's mean and standard deviation."""
     mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=layout)
 
 
 def blocky_mask(classes: int, size: int, generator: torch.Generator) -> Tensor:
-    """A mask of square regions, some of them 255 (ignore), uint8 (size, size)."""
+    """A mask of square regions, some of them ignored (255), uint8 (size, size)."""
     cells = torch.randint(classes, (1, 1, CELLS, CELLS), generator=generator)
     ignored = torch.rand(cells.shape, generator=generator) < IGNORE_FRACTION
-    mask = F.interpolate(cells.masked_fill(ignored, 255).float(), size=(size, size), mode="nearest")
-    return mask[0, 0].to(torch.uint8)
+    return F.interpolate(cells.masked_fill(ignored, 255).float(), size=(size, size), mode="nearest")[0, 0].to(
+        torch.uint8
+    )
 
 
 class RandomImages(ImageDataset):
-    """Noise images with blocky masks and a label each; image i is a function of i.
+    """Noise images with blocky masks and a label each; image i is always the same.
 
     Args:
-        number: images in the dataset.
+        number: number of images.
         size: height and width.
-        classes: of the masks.
-        labels: of the images.
+        classes: classes of the masks.
+        labels: classes of the images.
     """
 
     def __init__(self, number: int, size: int, classes: int = 21, labels: int = 10) -> None:
