@@ -144,7 +144,8 @@ def test_bytes_in_mask_out(run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stdout", stdout := Bytes())
     assert main(["predict", str(run), "-", "--output", "-"]) == 0
     stdout.flush()
-    with Image.open(io.BytesIO(stdout.buffer.getvalue())) as predicted, Image.open(tmp_path / "files/masks/x.png") as file:  # type: ignore[attr-defined]
+    written = io.BytesIO(stdout.buffer.getvalue())  # type: ignore[attr-defined]
+    with Image.open(written) as predicted, Image.open(tmp_path / "files/masks/x.png") as file:
         assert predicted.mode == "P" and np.array_equal(np.asarray(predicted), np.asarray(file))
 
 

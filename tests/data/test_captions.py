@@ -65,15 +65,15 @@ def test_reads_what_hugging_face_reads(tmp_path: Path, monkeypatch: pytest.Monke
     root = tmp_path / "set"
     for split, count, first in (("train", 5, 0), ("validation", 3, 100)):
         write(root / split, make_images(root / split, count, first), kind)
-    judge = hf.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "cache"))
+    reference = hf.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "cache"))
     for role, split in (("train", "train"), ("val", "validation")):
         images = build_dataset(config(root), role, segmentation=False)
-        judged = {row["text"]: np.array(row["image"]) for row in judge[split]}
-        assert len(images) == len(judged) and images.labels == images.classes == []
+        result = {row["text"]: np.array(row["image"]) for row in reference[split]}
+        assert len(images) == len(result) and images.labels == images.classes == []
         for i in range(len(images)):
             item = images[i]
             assert set(item) == {"image", "name", "caption"}
-            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), judged[item["caption"]])
+            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), result[item["caption"]])
             assert item["caption"] == images.caption(i) and item["name"] == images.sample_name(i)
 
 

@@ -27,8 +27,8 @@ def files(folder: Path) -> dict[str, int]:
 def test_voc_comes_once_and_torchvision_reads_it(net: Any, tmp_path: Path) -> None:
     root = tmp_path / "data"
     assert download_voc(root) == root / "VOCdevkit" / "VOC2012"
-    judge = VOCSegmentation(root, image_set="val")
-    assert len(judge) == 2 and np.array(judge[0][1]).max() == 255
+    reference = VOCSegmentation(root, image_set="val")
+    assert len(reference) == 2 and np.array(reference[0][1]).max() == 255
     assert sorted(os.listdir(root)) == ["VOCdevkit", net.voc.name]
     assert os.listdir(root / "VOCdevkit") == ["VOC2012"]
 
@@ -49,12 +49,12 @@ def test_the_reader_downloads_where_it_is_told_to(net: Any, tmp_path: Path) -> N
 def test_without_the_net_the_line_says_what_to_put_where(net: Any, tmp_path: Path) -> None:
     net.down()
     root = tmp_path / "data"
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         download_voc(root)
     path = root / net.voc.name
     for part in ("from 127.0.0.1:", f"or download {net.url}{net.voc.name} to {path}", "refused"):
-        assert part in str(told.value)
-    assert "\n" not in str(told.value)
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
     shutil.copy(net.voc, path)
     assert len(os.listdir(download_voc(root) / "SegmentationClass")) == 4
 

@@ -133,13 +133,13 @@ def test_parquet_caption_faults(tmp_path: Path) -> None:
         build_dataset(parquet(file), "train", False)
     with pytest.raises(UserError, match=r"data\.caption_column=img: must be a column of strings"):
         build_dataset(parquet(file, caption_column="img"), "train", False)
-    told = set()
+    messages = set()
     for split in ("train", "val"):
         try:
             build_dataset(parquet(file, caption_column="words"), split, False)
         except UserError as error:
-            told.add(str(error))
-    assert told and all("caption missing (words is empty). Write one" in text for text in told)
+            messages.add(str(error))
+    assert messages and all("caption missing (words is empty). Write one" in text for text in messages)
     issues = check(parquet(file, caption_column="words"), progress=False)
     assert {issue.file for issue in issues} == {f"{file}, row 1", f"{file}, row 3"} and len(issues) == 2
 
@@ -158,9 +158,9 @@ def test_image_folder_with_and_without_splits(tmp_path: Path) -> None:
         build_dataset(DataConfig(name="image_folder", root=str(tmp_path / "two"), size=[8, 8]), s, False)
         for s in ("train", "val")
     )
-    judge = tv.ImageFolder(tmp_path / "two" / "val")
+    reference = tv.ImageFolder(tmp_path / "two" / "val")
     assert len(train) == 20 and train.labels == ["ant", "bee"]
-    assert [val[i]["label"] for i in range(20)] == judge.targets
+    assert [val[i]["label"] for i in range(20)] == reference.targets
     assert val[3]["image"].shape == (3, 8, 8) and "val" in val.sample_name(3) and "train" in train.sample_name(3)
 
     make_folder(tmp_path / "one", ("",))
@@ -170,8 +170,8 @@ def test_image_folder_with_and_without_splits(tmp_path: Path) -> None:
     names = [{images.sample_name(i) for i in range(len(images))} for images in both]
     assert [len(n) for n in names] == [18, 2] and not names[0] & names[1]
     item = both[1][0]
-    judged = np.array(Image.open(item["name"]).convert("RGB"))
-    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), judged)
+    result = np.array(Image.open(item["name"]).convert("RGB"))
+    assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), result)
 
 
 def test_image_folder_faults(tmp_path: Path) -> None:
@@ -240,12 +240,12 @@ def test_fashion_mnist_from_plain_files_as_torchvision_reads_it(tmp_path: Path) 
         for folder, suffix in ((tmp_path, ".gz"), (raw, "")):
             write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
             write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", labels)
-    judge = tv.FashionMNIST(str(tmp_path / "tv"), train=False)
+    reference = tv.FashionMNIST(str(tmp_path / "tv"), train=False)
     for root in (tmp_path, tmp_path / "tv"):
         val = build_dataset(DataConfig(name="fashion_mnist", root=str(root)), "val", False)
-        assert len(val) == 4 and val.labels == judge.classes
+        assert len(val) == 4 and val.labels == reference.classes
         for i in range(4):
-            image, label = judge[i]
+            image, label = reference[i]
             assert np.array_equal(val[i]["image"].numpy(), np.repeat(np.array(image)[None], 3, axis=0))
             assert val[i]["label"] == label
     larger = build_dataset(DataConfig(name="fashion_mnist", root=str(tmp_path), size=[32, 32]), "train", False)

@@ -53,8 +53,8 @@ def test_trainaug_is_sbd_and_voc_s_train_without_voc_s_val(root: Path) -> None:
 
     truth = {}
     for split in ("train", "val"):
-        judge = SBDataset(root / "sbd", image_set=split, mode="segmentation")
-        truth |= {Path(mask).stem: np.array(judge[i][1]) for i, mask in enumerate(judge.masks)}
+        reference = SBDataset(root / "sbd", image_set=split, mode="segmentation")
+        truth |= {Path(mask).stem: np.array(reference[i][1]) for i, mask in enumerate(reference.masks)}
     own = VOCSegmentation(root, image_set="train")
     truth |= {Path(mask).stem: np.array(own[i][1]) for i, mask in enumerate(own.masks)}
     data = build_dataset(config(root), "train", segmentation=True)

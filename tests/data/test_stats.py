@@ -45,7 +45,7 @@ def test_counts_by_hand(bands: Path) -> None:
     counts = count(train_split(bands), progress=False)
     assert counts.pixels.tolist() == [800 + 1200 + 200, 200, 400, 0]
     assert counts.images.tolist() == [3, 1, 1, 0]
-    assert counts.image_pixels.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # void is in no context
+    assert counts.image_pixels.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # ignored pixels are in none
     assert counts.ignored == 200 + 1200
     assert counts.ignore_fraction == 1400 / 4200
     assert counts.sizes == {(30, 40): 3, (30, 20): 1}

@@ -26,12 +26,12 @@ def config(root: Path, **more: object) -> DataConfig:
 def test_reads_what_torchvision_reads(voc_set: Path, tmp_path: Path) -> None:
     (tmp_path / "VOCdevkit").mkdir()
     (tmp_path / "VOCdevkit" / "VOC2012").symlink_to(voc_set, target_is_directory=True)
-    judge = VOCSegmentation(tmp_path, image_set="train")
+    reference = VOCSegmentation(tmp_path, image_set="train")
     folder = build_dataset(config(voc_set), "train", segmentation=True)
     through_torchvision = build_dataset(DataConfig(name="voc", root=str(tmp_path)), "train", segmentation=True)
-    assert len(folder) == len(judge) == len(through_torchvision) == 4
+    assert len(folder) == len(reference) == len(through_torchvision) == 4
     for i in range(4):
-        image, mask = judge[i]
+        image, mask = reference[i]
         for item in (folder[i], through_torchvision[i]):
             assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(image))
             assert np.array_equal(item["mask"].numpy(), np.array(mask))

@@ -64,8 +64,8 @@ def test_a_batch_of_many_sizes_keeps_its_order(unet):
     images = [photo(32, 40, 0), photo(36, 32, 1), photo(32, 40, 2), photo(32, 40, 3), photo(36, 32, 4)]
     for size in (None, [32, 32]):
         alone = [predict_logits(unet, image, size) for image in images]
-        for ours, theirs in zip(predict_batch(unet, images, size, batch_size=2), alone, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        for actual, expected in zip(predict_batch(unet, images, size, batch_size=2), alone, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
     masks = predict_masks(unet, torch.stack([images[0], images[2], images[3]]))
     assert [mask.dtype for mask in masks] == [np.uint8] * 3
     assert np.array_equal(masks[1], predict_logits(unet, images[2]).argmax(0).numpy())
@@ -207,13 +207,13 @@ def test_an_unpadded_network_answers_in_the_right_place(channels, size):
     stride, middle = 2 ** (len(channels) - 1), slice(size // 2 - 4, size // 2 + 4)
     pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = segment_whole(valid, pixels)[..., middle, middle]
+        actual = segment_whole(valid, pixels)[..., middle, middle]
         apart = []
         for k in range(stride):
             end = -(size + k) % stride  # no remainder in any pooling
             moved = same.segment(F.pad(pixels, (k, end, k, end)))[..., k:, k:]
-            apart.append((moved[..., middle, middle] - ours).abs().max().item())
-    assert min(apart) < 1e-6 < 1e-3 * ours.std()
+            apart.append((moved[..., middle, middle] - actual).abs().max().item())
+    assert min(apart) < 1e-6 < 1e-3 * actual.std()
     assert sorted(apart)[1] > 1e-4  # and only on that grid
 
 

@@ -65,6 +65,6 @@ def test_refusals():
     with pytest.raises(UserError, match="must have the same number"):
         preview([], [], [], voc_colormap(3), NAMES)
     with pytest.raises(UserError, match="size must be its target"):
-        preview(images, truths, [guess[1:] for guess in guesses], voc_colormap(3), NAMES)
+        preview(images, truths, [pred[1:] for pred in guesses], voc_colormap(3), NAMES)
     with pytest.raises(UserError, match="one color per class .got 2 for 3"):
         preview(images, truths, guesses, voc_colormap(2), NAMES)

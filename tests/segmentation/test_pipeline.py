@@ -60,10 +60,10 @@ def test_labels_a_image_at_its_own_size(pipeline):
 
 def test_lists_paths_and_sizes(pipeline, tmp_path):
     Image.fromarray(photo(36, 33, 1)).save(tmp_path / "image.png")
-    given = [photo(), tmp_path / "image.png", Image.fromarray(photo(64, 32, 2))]
-    outputs = pipeline(given, batch_size=2)
+    inputs = [photo(), tmp_path / "image.png", Image.fromarray(photo(64, 32, 2))]
+    outputs = pipeline(inputs, batch_size=2)
     assert [output.mask.shape for output in outputs] == [(40, 50), (36, 33), (64, 32)]
-    for image, output in zip(given, outputs, strict=True):
+    for image, output in zip(inputs, outputs, strict=True):
         assert (pipeline(image).mask == output.mask).mean() > 0.999
     assert pipeline([]) == []
 
@@ -80,8 +80,8 @@ def test_round_trip(pipeline, saved):
     }
     assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
     assert not loaded.unet.training
-    ours, theirs = pipeline(photo(), return_logits=True), loaded(photo(), return_logits=True)
-    assert torch.equal(ours.logits, theirs.logits) and np.array_equal(ours.mask, theirs.mask)
+    actual, expected = pipeline(photo(), return_logits=True), loaded(photo(), return_logits=True)
+    assert torch.equal(actual.logits, expected.logits) and np.array_equal(actual.mask, expected.mask)
 
 
 def test_how_images_are_seen_is_saved_and_can_be_overridden(tmp_path):
@@ -213,7 +213,7 @@ def test_a_longest_side_keeps_the_aspect_and_is_saved(tmp_path, monkeypatch):
     seen = []
     whole = UNet.segment
     monkeypatch.setattr(
-        UNet, "segment", lambda unet, pixels, *told: (seen.append(pixels.shape[-2:]), whole(unet, pixels, *told))[1]
+        UNet, "segment", lambda unet, pixels, *args: (seen.append(pixels.shape[-2:]), whole(unet, pixels, *args))[1]
     )
     image = photo(60, 120)
     mask = pipeline(image).mask

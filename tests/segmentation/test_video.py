@@ -115,8 +115,8 @@ def test_frames_are_read_as_they_are_written(pipeline: SegmentationPipeline, tmp
     ahead: list[int] = []
     frames = video._frames
 
-    def counted(*given: Any) -> Iterator[np.ndarray]:
-        for frame in frames(*given):
+    def counted(*args: Any) -> Iterator[np.ndarray]:
+        for frame in frames(*args):
             taken.append(1)
             yield frame
 
