@@ -64,7 +64,7 @@ def test_void_counts_nowhere():
     first, second = Calibration(), Calibration()
     first.update(logits, target)
     second.update(logits + (target == 255)[:, None] * torch.arange(5.0)[:, None, None] * 9, target)
-    for name in ("count", "right", "confidence", "surprise"):
+    for name in ("count", "correct", "confidence", "nll"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 

@@ -92,7 +92,7 @@ def test_tiles_and_views_come_back_at_the_images_own_size(unet):
 def test_a_mask_in_bands_is_the_argmax_of_the_resized_logits(size, monkeypatch):
     logits = torch.randn(3, 11, 13, generator=torch.Generator().manual_seed(0))
     whole = F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
-    monkeypatch.setattr("unetdiff.segmentation.inference.BAND", 3 * size[1] * 4)  # four rows
+    monkeypatch.setattr("unetdiff.segmentation.inference.MAX_RESIZED_LOGITS", 3 * size[1] * 4)  # four rows
     mask = argmax_at(logits, size)
     assert mask.dtype == torch.uint8
     assert torch.equal(mask.long(), whole.argmax(0))
