@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--weights", help="the feature network's weights; downloaded without")
     parser.add_argument("--real", type=int, default=10_000, help="validation images that samples are held against")
     parser.add_argument("--root", help="where the set lies, if not where the first run found it")
-    parser.add_argument("--judge_steps", type=int, default=Recipe.steps, help="optimizer steps of the classifier")
+    parser.add_argument("--classifier_steps", type=int, default=Recipe.steps, help="optimizer steps of the classifier")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("curve"))
     given = parser.parse_args()
@@ -127,7 +127,7 @@ def main() -> None:
         build_dataset(data, "train", False),
         len(val.labels),
         ours / "judge",
-        Recipe(steps=given.judge_steps),
+        Recipe(steps=given.classifier_steps),
         given.device,
     )
     network = load_features(given.features, given.weights, judge, given.device)

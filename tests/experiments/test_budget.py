@@ -142,7 +142,8 @@ def test_every_run_has_one_backbone_and_one_budget(asked: Callable[..., Any], tm
 
 def test_a_whole_tiny_budget(asked: Callable[..., Any], tmp_path: Path) -> None:
     words = (
-        "--steps 4 --points 2 --comparisons 4 --images 10 --sample_steps 2 --judge_steps 4 --weighting gradient_norm"
+        "--steps 4 --points 2 --comparisons 4 --images 10 --sample_steps 2 --classifier_steps 4 "
+        "--weighting gradient_norm"
     )
     given, overrides = asked("budget", *words.split(), *TINY)
     record = budget.run(given, overrides, tmp_path, "unetdiff experiment budget")

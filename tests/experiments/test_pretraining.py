@@ -20,7 +20,7 @@ from unetdiff.experiments import pretraining
 from unetdiff.experiments.label_tables import chart, findings, label_table
 from unetdiff.experiments.pretraining import DENOISER, RANDOM, TRUNK, Plan
 from unetdiff.experiments.runs import last_weights
-from unetdiff.reports.dataset_groups import open_set
+from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery, read_record, write_record
 from unetdiff.reports.runs import read_run
@@ -123,7 +123,7 @@ def test_a_whole_tiny_pretraining(asked: Callable[..., Any], tmp_path: Path) -> 
 
     # the gallery's last column is what the denoiser's segmenter says, in the set's colours
     run = read_run(tmp_path / "from-denoiser" / "share-0.05" / "seed-0")
-    names = {item["name"]: item for item in (open_set(run)[i] for i in range(12))}
+    names = {item["name"]: item for item in (open_dataset(run)[i] for i in range(12))}
     for name, files in gallery.rows:
         item = names[name]
         shown = np.asarray(Image.open(tmp_path / files[-1]).convert("RGB"))

@@ -19,7 +19,7 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
 def test_from_noise_to_the_record(tmp_path: Path, joint_run: Path, options: Callable) -> None:
-    words = ("--scales", 0.3, "--n", 3, "--steps", 2, "--rows", 2, "--judge_steps", 3)
+    words = ("--scales", 0.3, "--n", 3, "--steps", 2, "--rows", 2, "--classifier_steps", 3)
     record = steering.run(options(steering, joint_run, *words), [], tmp_path, "the command")
     write_record(record, tmp_path)
     assert read_record(tmp_path) == record

@@ -80,7 +80,7 @@ def make_record(folder: Path, name: str = "probe", hostile: str = "") -> Record:
     Image.fromarray(pixels[:, ::-1]).save(folder / "b.png")
     table = Table(
         f"Scores{hostile}",
-        [Column(f"mIoU{hostile}", "higher", "share", f"the note{hostile}"), Column("time", "lower", "minutes"),
+        [Column(f"mIoU{hostile}", "higher", "fraction", f"the note{hostile}"), Column("time", "lower", "minutes"),
          Column("weights", "neither", "count"), Column("loss", "lower")],
         [(f"alone{hostile}", [Value(0.8712, 0.0043, 3), Value(1.31, 0.2, 3), Value(1203456.0), Value(None)]),
          ("joint", [Value(0.8531, 0.0061, 2), Value(5.12, 0.1, 3), Value(1208432.0), Value(0.0833)])],

@@ -6,7 +6,7 @@ import pytest
 
 from unetdiff.data.prompt import DIGITS
 from unetdiff.evaluation.classifier import Judge, Network
-from unetdiff.reports.evaluation import Judging
+from unetdiff.reports.evaluation import SampleClassifier
 from unetdiff.reports.findings import findings
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Consistency, SampleBlock
@@ -100,6 +100,6 @@ def test_each_judge_speaks_of_its_own_set(make_run):
     assert card.what.endswith("asked for")
 
 
-def judging(accuracy: float, n: int) -> Judging:
+def judging(accuracy: float, n: int) -> SampleClassifier:
     """A judge of so much accuracy on so many images."""
-    return Judging(Judge(Network(10), 10, "any"), list(DIGITS), accuracy, n, 60)
+    return SampleClassifier(Judge(Network(10), 10, "any"), list(DIGITS), accuracy, n, 60)

@@ -14,7 +14,7 @@ from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
 from unetdiff.reports.table import FIGURES, percent
 
-TINY = Budget(images=10, steps=2, judge_steps=3, rows=2)
+TINY = Budget(images=10, steps=2, classifier_steps=3, rows=2)
 
 
 class Page(HTMLParser):
@@ -78,13 +78,13 @@ def test_page_is_self_contained(three):
 
 def test_numbers_of_the_page_are_those_of_the_json(three):
     page, report, _ = three
-    written = {figure.key: figure.text for figure in FIGURES} | {"diffusion.class_consistency": percent}
+    as_text = {figure.key: figure.text for figure in FIGURES} | {"diffusion.class_consistency": percent}
     keys = {key for run in report["runs"] for key in run["figures"]}
     assert keys == set(page.cells) and len(keys) > 8
     for key in keys:
         for (text, best), run in zip(page.cells[key], report["runs"], strict=True):
             number = run["figures"][key]
-            assert text == ("–" if number is None else written[key](number)), key
+            assert text == ("–" if number is None else as_text[key](number)), key
             assert best == (key in run["best"]), key
 
 

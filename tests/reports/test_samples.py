@@ -9,7 +9,7 @@ from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, consistency, sample_blocks, starting_noise, wilson
 
-TINY = Budget(images=20, steps=2, judge_steps=4, batch_size=8)
+TINY = Budget(images=20, steps=2, classifier_steps=4, batch_size=8)
 
 
 def test_wilson_against_published_values():
@@ -66,9 +66,9 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
 
 def test_score_is_the_judges_word(make_run, monkeypatch):
     """With a judge that sees a one in everything, exactly the ones are right and all others framed."""
-    from unetdiff.reports.evaluation import Judging
+    from unetdiff.reports.evaluation import SampleClassifier
 
-    monkeypatch.setattr(Judging, "classify", lambda self, images: torch.ones(len(images), dtype=torch.long))
+    monkeypatch.setattr(SampleClassifier, "classify", lambda self, images: torch.ones(len(images), dtype=torch.long))
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     assert blocks[0].scores[0].value == pytest.approx(0.1)
     for name, cells in blocks[0].grids[1].rows:
@@ -88,21 +88,21 @@ def test_images_that_are_gone_are_told(make_run):
 
 def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
     """A judge sees samples of the size that it learnt, and noise is shared by runs of one size."""
-    from unetdiff.reports.evaluation import Judging
+    from unetdiff.reports.evaluation import SampleClassifier
 
     judged: list[tuple[str, torch.Size]] = []
-    classify = Judging.classify
+    classify = SampleClassifier.classify
 
     def spy(self, images):
         judged.append((self.judge.fingerprint, images.shape))
         return classify(self, images)
 
-    monkeypatch.setattr(Judging, "classify", spy)
+    monkeypatch.setattr(SampleClassifier, "classify", spy)
     sizes: dict[str, list[int] | None] = {"small": [16, 16], "large": None, "also large": [32, 32]}
     paths = [make_run(name, task="diffusion", size=size) for name, size in sizes.items()]
     blocks, problems = sample_blocks(read_runs(paths), TINY, cache=tmp_path / "judges")
     assert problems == [] and [block.runs for block in blocks] == [[0], [1, 2]]
-    assert [block.set_name for block in blocks] == ["scenes, 16×16", "scenes, 32×32"]
+    assert [block.dataset_name for block in blocks] == ["scenes, 16×16", "scenes, 32×32"]
     small, large = (block.judge.judge.fingerprint for block in blocks if block.judge is not None)
     assert small != large
     assert judged == [(small, (20, 3, 16, 16)), (large, (20, 3, 32, 32)), (large, (20, 3, 32, 32))]

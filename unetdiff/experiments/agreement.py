@@ -30,7 +30,7 @@ from unetdiff.evaluation.sampling import draw
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
-from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
+from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
 from unetdiff.reports.runs import data_name
 from unetdiff.reports.samples import wilson
 from unetdiff.segmentation.inference import predict_masks
@@ -112,7 +112,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     best = max(drawn, key=lambda scale: drawn[scale].classes.right)
     # of a layout without a background every class is foreground, and which of them has most says nothing
     by_class = not layouts or background_of(judge.classes) is not None
-    parts: list[Subset] = [_table(real, drawn, by_class, layouts)]
+    parts: list[Part] = [_table(real, drawn, by_class, layouts)]
     if all(len(one) == 1 for one in asked) and len(images.classes) <= MOST_CLASSES:
         parts.append(_map([next(iter(one)) for one in asked], drawn[best].classes, images.classes, best))
     parts.append(_gallery(drawn, asked, images, layouts, given.rows, output))
@@ -136,7 +136,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source=SOURCE,
         command=command,
         seeds=[given.seed],
-        set_name=data_name(asdict(loaded.config.data)),
+        dataset_name=data_name(asdict(loaded.config.data)),
         configs={"denoiser": to_yaml(loaded.config), "segmenter": to_yaml(run_config(Path(judge_path)))},
         machine=machine.facts(loaded.accelerator),
         minutes=(time.perf_counter() - began) / 60,
@@ -164,7 +164,7 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
             Column("foreground", "neither", "percent", "mean share of the pixels that are no background"),
         ]
     if layouts:
-        columns.append(Column("mIoU", "higher", "share", "of the segmentation against the layout asked for"))
+        columns.append(Column("mIoU", "higher", "fraction", "of the segmentation against the layout asked for"))
 
     def values(one: Judged) -> list[Value]:
         figures = [Value(one.classes.share), Value(one.classes.foreground)] if by_class else []

@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--comparisons", type=int, default=48, help="steps of a joint run whose gradients are compared")
     parser.add_argument("--images", type=int, default=BUDGET.images, help="samples that are judged by class")
     parser.add_argument("--sample_steps", type=int, default=BUDGET.steps, help="denoising steps of each sample")
-    parser.add_argument("--judge_steps", type=int, default=BUDGET.judge_steps, help="training of their classifier")
+    parser.add_argument(
+        "--classifier_steps", type=int, default=BUDGET.classifier_steps, help="training of their classifier"
+    )
 
 
 def plan(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> dict[str, dict[int, RunConfig]]:
@@ -108,7 +110,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     flat = {f"{name}, seed {seed}": config for name, each in configs.items() for seed, config in each.items()}
     trained = train_all(flat, command)
     ways: Ways = {_words(name): [trained[f"{name}, seed {seed}"] for seed in each] for name, each in configs.items()}
-    samples = replace(BUDGET, images=given.images, steps=given.sample_steps, judge_steps=given.judge_steps)
+    samples = replace(BUDGET, images=given.images, steps=given.sample_steps, classifier_steps=given.classifier_steps)
     judged: Judgements = {
         run.name: class_consistency(run, samples, output / ".judges") for runs in ways.values() for run in runs
     }
@@ -132,7 +134,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source="Weights: Kendall et al. 2018; Chen et al. 2018. Cosine of gradients: Yu et al. 2020, definition 1.",
         command=command,
         seeds=seeds_of(given.seeds, int(first.config["training"]["seed"])),
-        set_name=first.data_name,
+        dataset_name=first.data_name,
         configs=configs_of(trained),
         machine=machine_of(list(trained.values())),
         minutes=(time.perf_counter() - began) / 60,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from unetdiff.experiments.consistency import Judged
 from unetdiff.experiments.runs import curve, difference, difference_words, last, over_runs
 from unetdiff.reports.record import Chart, Column, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import Run
 
 JOINT = "joint"
@@ -18,10 +18,10 @@ Judgements = Mapping[str, Judged | None]
 """By the run's name."""
 
 SEGMENTATION = (
-    ("segmentation/mean_iou", Column("mIoU", "higher", "share")),
-    ("segmentation/pixel_accuracy", Column("pixel accuracy", "higher", "share")),
-    ("segmentation/mean_accuracy", Column("mean accuracy", "higher", "share", "mean over classes")),
-    ("segmentation/fw_iou", Column("FWIoU", "higher", "share", "IoU weighted by the classes' pixels")),
+    ("segmentation/mean_iou", Column("mIoU", "higher", "fraction")),
+    ("segmentation/pixel_accuracy", Column("pixel accuracy", "higher", "fraction")),
+    ("segmentation/mean_accuracy", Column("mean accuracy", "higher", "fraction", "mean over classes")),
+    ("segmentation/fw_iou", Column("FWIoU", "higher", "fraction", "IoU weighted by the classes' pixels")),
 )
 DIFFUSION = (
     ("diffusion/loss", Column("loss", "lower", "number")),
@@ -112,9 +112,9 @@ def findings(ways: Ways, judged: Judgements) -> list[str]:
     """What a joint run gains or loses on each head against that head alone, and what it costs."""
     told = []
     figures = (
-        ("segmentation", "mIoU", _reader("segmentation/mean_iou"), "share"),
+        ("segmentation", "mIoU", _reader("segmentation/mean_iou"), "fraction"),
         ("diffusion", "validation loss of the noise", _reader("diffusion/loss"), "number"),
-        ("diffusion", "class consistency", _consistency(judged), "share"),
+        ("diffusion", "class consistency", _consistency(judged), "fraction"),
     )
     for name, runs in ways.items():
         if runs[0].task != JOINT:
@@ -128,7 +128,7 @@ def findings(ways: Ways, judged: Judgements) -> list[str]:
             gap = difference(ours, theirs)
             verdict = _verdict(gap, lower_is_better=head == "diffusion" and figure != "class consistency")
             gaps.append(
-                f"{figure} {written(Value.of(ours), unit)}, {written(Value.of(theirs), unit)} for {head} alone "  # type: ignore[arg-type]
+                f"{figure} {as_text(Value.of(ours), unit)}, {as_text(Value.of(theirs), unit)} for {head} alone "  # type: ignore[arg-type]
                 f"({verdict}{difference_words(gap, 4 if unit == 'number' else 3)})"
             )
         if gaps:
@@ -153,7 +153,7 @@ def _cost(name: str, runs: Sequence[Run], ways: Ways) -> str:
     both = [over_runs(ways[f"{head} alone"], minutes).mean or math.nan for head in HEADS]
     shared, total = _number(runs[0].shared_parameters), sum(runs[0].parameters.values())
     return (
-        f"{name} trained in {written(mine, 'minutes')}, the two alone in {both[0]:.1f} + {both[1]:.1f} min; it has one "
+        f"{name} trained in {as_text(mine, 'minutes')}, the two alone in {both[0]:.1f} + {both[1]:.1f} min; it has one "
         f"backbone of {shared:,.0f} weights ({shared / max(1, total):.1%} of it), they have one each."
     )
 

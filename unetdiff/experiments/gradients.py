@@ -89,7 +89,7 @@ def gradient_table(pulls: Pulls) -> Table:
     columns = []
     for name in names:
         columns += [
-            Column(f"{name}: cosine", unit="share", note="mean over the logged steps"),
+            Column(f"{name}: cosine", unit="fraction", note="mean over the logged steps"),
             Column(f"{name}: steps against", unit="percent", note="share of the logged steps with a cosine below zero"),
         ]
     rows = []

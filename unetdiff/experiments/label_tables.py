@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unetdiff.experiments.runs import difference, difference_words
 from unetdiff.reports.record import Chart, Column, Line, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 
 Figures = Mapping[str, Mapping[float, Sequence[float]]]
 """mIoU of each seed, by start, then by share of the labels."""
@@ -26,7 +26,7 @@ def chart(figures: Figures, counts: Counts) -> Chart:
 def label_table(figures: Figures, counts: Counts) -> Table:
     """A row a start, a column a share."""
     columns = [
-        Column(f"{100 * share:g} %", "higher", "share", f"{count:,} image{'s' * (count != 1)}")
+        Column(f"{100 * share:g} %", "higher", "fraction", f"{count:,} image{'s' * (count != 1)}")
         for share, count in counts.items()
     ]
     rows = [(start, [Value.of(seeds) for seeds in by_share.values()]) for start, by_share in figures.items()]
@@ -42,7 +42,7 @@ def findings(figures: Figures, counts: Counts, reference: str) -> list[str]:
         gains = {share: difference(seeds, figures[reference][share]) for share, seeds in by_share.items()}
         told.append(_summary(start, gains, counts, reference))
         for share, gap in gains.items():
-            ours, theirs = (written(Value.of(each[share]), "share") for each in (by_share, figures[reference]))
+            ours, theirs = (as_text(Value.of(each[share]), "fraction") for each in (by_share, figures[reference]))
             count = f"{counts[share]:,} labelled image{'s' * (counts[share] != 1)} ({100 * share:g} %)"
             told.append(f"{count}: mIoU {ours} from the {start}, {theirs} from a {reference}: {difference_words(gap)}.")
     return told

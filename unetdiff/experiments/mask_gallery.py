@@ -10,7 +10,7 @@ from PIL import Image
 
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.runs import last_weights
-from unetdiff.reports.dataset_groups import choose, open_set
+from unetdiff.reports.dataset_groups import choose, open_dataset
 from unetdiff.reports.embed import as_array, shrunk
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery
@@ -28,7 +28,7 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, count: int, 
         count: validation images, of different classes as far as there are.
         seed: which images.
     """
-    data = open_set(next(iter(runs.values())), own_size=True)
+    data = open_dataset(next(iter(runs.values())), own_size=True)
     items = [data[index] for index in choose(data, count, seed)]
     masks = {"truth": [as_mask(item["mask"]) for item in items]}
     for name, run in runs.items():

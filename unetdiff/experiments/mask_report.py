@@ -88,7 +88,7 @@ def record_of(
         source="Amit et al. 2021, SegDiff; Chen et al. 2023, A Generalist Framework for Panoptic Segmentation",
         command=command,
         seeds=[int(run.config["training"]["seed"])],
-        set_name=run.data_name,
+        dataset_name=run.data_name,
         configs=configs,
         machine=machine,
         minutes=minutes,
@@ -98,12 +98,12 @@ def record_of(
 def table(measured: Measured) -> Table:
     """All three ways beside each other."""
     columns = [
-        Column("mIoU", "higher", "share"),
-        Column("pixel accuracy", "higher", "share"),
-        Column("ECE", "lower", "share", "expected calibration error"),
+        Column("mIoU", "higher", "fraction"),
+        Column("pixel accuracy", "higher", "fraction"),
+        Column("ECE", "lower", "fraction", "expected calibration error"),
         Column("-log p", "lower", "number", "mean negative log-likelihood of the truth, nats"),
-        Column("uncertainty where right", "neither", "share"),
-        Column("uncertainty where wrong", "neither", "share"),
+        Column("uncertainty where right", "neither", "fraction"),
+        Column("uncertainty where wrong", "neither", "fraction"),
         Column("ms an image", "lower", "number"),
         Column("parameters", "neither", "count"),
         Column("training", "neither", "minutes"),

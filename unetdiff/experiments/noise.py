@@ -35,8 +35,8 @@ from unetdiff.experiments import runs
 from unetdiff.experiments.images import Album, legend
 from unetdiff.models.unet import UNet
 from unetdiff.reports.quickstart import quickstart_configs
-from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Subset, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import argmax_at
 from unetdiff.segmentation.palette import as_mask, colorize
@@ -115,7 +115,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         shown = shown or segmenters
     values = {name: [Value.of(at) for at in zip(*seeds, strict=True)] for name, seeds in found.items()}
     across = {name: Value.of([float(np.mean(seed)) for seed in seeds]) for name, seeds in found.items()}
-    parts: list[Subset] = [
+    parts: list[Part] = [
         Chart(
             "Segmentation under noise",
             "timestep of the noise in the image (0: clean)",
@@ -149,7 +149,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source=SOURCE,
         command=command,
         seeds=seeds,
-        set_name=data_name(asdict(base.data)),
+        dataset_name=data_name(asdict(base.data)),
         configs={name: to_yaml(configs[name, 0]) for name in NAMES},
         machine=machine.facts(accelerator),
         minutes=(time.perf_counter() - began) / 60,
@@ -200,8 +200,8 @@ def _some(timesteps: Sequence[int], count: int) -> list[int]:
 
 def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int]) -> Table:
     chosen = _some(timesteps, COLUMNS)
-    columns = [Column("clean" if t == CLEAN else f"t = {t}", "higher", "share") for t in chosen]
-    columns.append(Column("mean", "higher", "share", f"over the {len(timesteps)} timesteps of the chart"))
+    columns = [Column("clean" if t == CLEAN else f"t = {t}", "higher", "fraction") for t in chosen]
+    columns.append(Column("mean", "higher", "fraction", f"over the {len(timesteps)} timesteps of the chart"))
     rows = [(name, [*(line[timesteps.index(t)] for t in chosen), across[name]]) for name, line in values.items()]
     return Table("mIoU by noise", columns, rows)
 
@@ -237,7 +237,7 @@ def findings(
     """What came out, as sentences of the figures."""
 
     def at(name: str, place: int) -> str:
-        return written(values[name][place], "share")
+        return as_text(values[name][place], "fraction")
 
     told = []
     if timesteps[0] == CLEAN:
@@ -258,16 +258,17 @@ def findings(
     )
     told.append(
         f"Being told the timestep {'raises' if gain > 0 else 'does not raise'} mIoU over all {len(timesteps)} "
-        f"timesteps: {written(across[CONDITIONED], 'share')} told, {written(across[NOISY], 'share')} not told ({gain:+.3f})."
+        f"timesteps: {as_text(across[CONDITIONED], 'fraction')} told, "
+        f"{as_text(across[NOISY], 'fraction')} not told ({gain:+.3f})."
     )
     told.append(
-        f"Told t = 0 whatever the noise, the same network has {written(across[WRONG], 'share')} ({-loss:+.3f}): "
+        f"Told t = 0 whatever the noise, the same network has {as_text(across[WRONG], 'fraction')} ({-loss:+.3f}): "
         + ("it uses what it is told." if loss > 0.01 else "it makes next to no use of what it is told.")
     )
     if JOINT in values:
         told.append(
             f"The joint run's segmentation head, trained on clean images beside a denoiser, has "
-            f"{written(across[JOINT], 'share')} over all timesteps when told them, and {at(JOINT, middle)} at t = {t}."
+            f"{as_text(across[JOINT], 'fraction')} over all timesteps, and {at(JOINT, middle)} at t = {t}."
         )
     if across[CONDITIONED].n == 1:
         told.append("One seed: differences of a hundredth or two may be chance.")

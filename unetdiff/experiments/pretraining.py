@@ -174,7 +174,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source="Brempong et al. 2022, “Denoising Pretraining for Semantic Segmentation”",
         command=command,
         seeds=plan.seeds,
-        set_name=denoiser.data_name,
+        dataset_name=denoiser.data_name,
         configs=configs_of(every),
         machine=machine_of(list(every.values())),
         minutes=(time.perf_counter() - began) / 60,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unetdiff.experiments.features import Moment, called
-from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
+from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 MEGA = 1e6
@@ -77,14 +77,14 @@ def probe_record(
     found: list[Probed],
     shown: dict[str, Any],
     given: argparse.Namespace,
-    set_name: str,
+    dataset_name: str,
     command: str,
     configs: dict[str, str],
     machine: dict[str, Any],
     minutes: float,
 ) -> Record:
     """All of it; `shown` has the gallery's first columns and its legend."""
-    parts: list[Subset] = [_best_table(found)]
+    parts: list[Part] = [_best_table(found)]
     parts += [_heatmap(one) for one in found if len(one.moments) > 1]
     parts += _clean_maps([one for one in found if len(one.moments) == 1])
     columns = ["image", "truth", *(f"{one.name}: {_where(one.best)}" for one in found)]
@@ -101,7 +101,7 @@ def probe_record(
         source='Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion Models"',
         command=command,
         seeds=[given.seed],
-        set_name=set_name,
+        dataset_name=dataset_name,
         configs=configs,
         machine=machine,
         minutes=minutes,
@@ -127,8 +127,8 @@ def _best_table(found: list[Probed]) -> Table:
             miou, accuracy = one.figures(one.own[1], "mean_iou", "pixel_accuracy")
             rows.append((f"{one.name}, its own segmentation head", [Value(miou), Value(accuracy), Value(None)]))
     columns = [
-        Column("mIoU", "higher", "share"),
-        Column("pixel accuracy", "higher", "share"),
+        Column("mIoU", "higher", "fraction"),
+        Column("pixel accuracy", "higher", "fraction"),
         Column("parameters of the probe", "neither", "count"),
     ]
     note = (

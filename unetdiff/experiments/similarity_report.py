@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from unetdiff.experiments.features import Moment, called
-from unetdiff.reports.record import Chart, Column, Heatmap, Line, Record, Subset, Table, Value
+from unetdiff.reports.record import Chart, Column, Heatmap, Line, Part, Record, Table, Value
 
 Matrix = list[list[float | None]]
 
@@ -60,14 +60,14 @@ class Compared:
 def similarity_record(
     compared: Compared,
     given: argparse.Namespace,
-    set_name: str,
+    dataset_name: str,
     command: str,
     configs: dict[str, str],
     machine: dict[str, Any],
     minutes: float,
 ) -> Record:
     """All of it."""
-    parts: list[Subset] = []
+    parts: list[Part] = []
     findings: list[str] = []
     for one, other in combinations(range(len(compared.names)), 2):
         if compared.shared(one, other):
@@ -88,7 +88,7 @@ def similarity_record(
         'et al. 2021, "Do Wide and Deep Networks Learn the Same Things?"',
         command=command,
         seeds=[given.seed],
-        set_name=set_name,
+        dataset_name=dataset_name,
         configs=configs,
         machine=machine,
         minutes=minutes,

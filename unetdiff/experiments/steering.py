@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run with a diffusion head")
     parser.add_argument("--segmenter", type=Path, metavar="RUN", help="who steers; none given: RUN's own other head")
     parser.add_argument("--judge", type=Path, metavar="RUN", help="who judges; none given: trained, by another seed")
-    parser.add_argument("--judge_steps", type=int, help="optimizer steps of that; none given: the segmenter's")
+    parser.add_argument("--classifier_steps", type=int, help="optimizer steps of that; none given: the segmenter's")
     parser.add_argument("--scales", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.4], help="strengths")
     parser.add_argument("--interval", type=float, nargs=2, default=[0.0, 1.0], help="steered here: 0 clean, 1 noise")
     parser.add_argument("--through", choices=("network", "image"), default="network", help="the gradient's way")
@@ -97,7 +97,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     task, images = denoiser_of(loaded, given.run), loaded.images
     steerer_path = given.segmenter or given.run
     segmenter = open_segmenter(steerer_path, images.classes, loaded)
-    judge_path = given.judge or _trained_judge(run_config(steerer_path), given.judge_steps, output, command)
+    judge_path = given.judge or _trained_judge(run_config(steerer_path), given.classifier_steps, output, command)
     judge = open_segmenter(judge_path, images.classes, loaded, "--judge")
     task.unet.requires_grad_(False)
     segmenter.unet.eval().requires_grad_(False)
@@ -162,7 +162,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         source=SOURCE,
         command=command,
         seeds=[given.seed],
-        set_name=data_name(asdict(loaded.config.data)),
+        dataset_name=data_name(asdict(loaded.config.data)),
         configs={
             "denoiser": to_yaml(loaded.config),
             "segmenter": to_yaml(run_config(steerer_path)),
@@ -213,8 +213,8 @@ def _trained_judge(config: RunConfig, steps: int | None, output: Path, command: 
 
 def _table(found: Mapping[str, Judged], real: Judged) -> Table:
     columns = [
-        Column("mIoU, segmenter that steers", "higher", "share"),
-        Column("mIoU, independent segmenter", "higher", "share"),
+        Column("mIoU, segmenter that steers", "higher", "fraction"),
+        Column("mIoU, independent segmenter", "higher", "fraction"),
         Column("time an image", "lower", "seconds"),
     ]
 

@@ -113,7 +113,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         output,
         command=command,
         seeds=seeds,
-        set_name=data_name(asdict(base.data)),
+        dataset_name=data_name(asdict(base.data)),
         configs=configs_of(runs),
         machine=machine_of([*runs.values()]),
         minutes=(time.perf_counter() - began) / 60,

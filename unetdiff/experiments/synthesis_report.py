@@ -82,7 +82,7 @@ def record_of(given: argparse.Namespace, added: Added, output: Path, **facts: An
 
 def outcome(added: Added) -> Table:
     """The segmenters before and after."""
-    columns = [Column(title, "higher", "share") for title, _ in FIGURES] + [
+    columns = [Column(title, "higher", "fraction") for title, _ in FIGURES] + [
         Column("training images", "neither", "count")
     ]
 
@@ -99,10 +99,10 @@ def drawn(added: Added) -> Table:
     columns = [
         Column("drawn", "neither", "count"),
         Column("kept", "neither", "count"),
-        Column("kept share", "neither", "share"),
-        Column("agreement of all", "neither", "share"),
-        Column("of the kept", "neither", "share"),
-        Column("of real images", "neither", "share", "validation images, by the same segmenter"),
+        Column("kept share", "neither", "fraction"),
+        Column("agreement of all", "neither", "fraction"),
+        Column("of the kept", "neither", "fraction"),
+        Column("of real images", "neither", "fraction", "validation images, by the same segmenter"),
     ]
     kept, every = added.kept, added.scores
     figures = (

@@ -16,9 +16,9 @@ from unetdiff.diffusion.conditioning import Conditioning
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
-from unetdiff.reports.dataset_groups import choose, open_set
+from unetdiff.reports.dataset_groups import choose, open_dataset
 from unetdiff.reports.embed import data_uri
-from unetdiff.reports.network_spec import Anatomy
+from unetdiff.reports.network_spec import NetworkSpec
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator, starting_noise
 from unetdiff.reports.table import compact
@@ -44,16 +44,16 @@ class Change:
     """False: this network does not have it."""
 
 
-def changes(anatomy: Anatomy, run: Run) -> list[Change]:
+def changes(spec: NetworkSpec, run: Run) -> list[Change]:
     """What turns the segmenter of 2015 into the denoiser, in the numbers of this network."""
-    return [_timestep(anatomy), _attention(anatomy, run), _output(anatomy, run)]
+    return [_timestep(spec), _attention(spec, run), _output(spec, run)]
 
 
-def _timestep(anatomy: Anatomy) -> Change:
+def _timestep(spec: NetworkSpec) -> Change:
     why = "A denoiser must know how much noise is in its input. "
-    if not anatomy.timestep:
+    if not spec.timestep:
         return Change(1, "Timestep embedding", why + "This network only labels images: it has none.", False)
-    how = "scales and shifts" if anatomy.scale_shift else "is added in"
+    how = "scales and shifts" if spec.scale_shift else "is added in"
     text = (
         f"{why}The timestep becomes sines and cosines, then goes through an MLP, and {how} every block. "
         "To label a clean image, the timestep is left out."
@@ -61,25 +61,25 @@ def _timestep(anatomy: Anatomy) -> Change:
     return Change(1, "Timestep embedding", text, True)
 
 
-def _attention(anatomy: Anatomy, run: Run) -> Change:
+def _attention(spec: NetworkSpec, run: Run) -> Change:
     why = "A denoiser must know what to draw. "
-    if anatomy.cross_attention_dim is None:
+    if spec.cross_attention_dim is None:
         text = why + "This network is told nothing but the image: it has no cross-attention."
         return Change(2, "Cross-attention", text, False)
     sizes = [
         f"{level.size}×{level.size}" if level.size else f"1/{level.stride} size"
-        for level in anatomy.levels
+        for level in spec.levels
         if level.attention
     ]
-    if not sizes and anatomy.middle_attention:
+    if not sizes and spec.middle_attention:
         sizes = ["the bottom"]
     diffusion = run.config.get("diffusion") or {}
     tokens = diffusion.get("class_tokens", 1)
     if "diffusion" in run.heads and diffusion.get("condition", "class") == "class":
         many = "one token" if tokens == 1 else f"{tokens} tokens"
-        told = f"the class, as {many} of {anatomy.cross_attention_dim} numbers. "
+        told = f"the class, as {many} of {spec.cross_attention_dim} numbers. "
     else:
-        told = f"tokens of {anatomy.cross_attention_dim} numbers. "
+        told = f"tokens of {spec.cross_attention_dim} numbers. "
     text = (
         f"{why}At {_listed(sizes)} every pixel asks, and the tokens answer: {told}"
         "A segmenter is told nothing: it reads one zero token."
@@ -87,25 +87,24 @@ def _attention(anatomy: Anatomy, run: Run) -> Change:
     return Change(2, "Cross-attention", text, True)
 
 
-def _output(anatomy: Anatomy, run: Run) -> Change:
-    head = f"{anatomy.head_kernel}×{anatomy.head_kernel}"
-    if anatomy.out_channels is None:
+def _output(spec: NetworkSpec, run: Run) -> Change:
+    head = f"{spec.head_kernel}×{spec.head_kernel}"
+    if spec.out_channels is None:
         text = (
-            f"This network ends in a {head} convolution to {anatomy.num_classes} classes; "
+            f"This network ends in a {head} convolution to {spec.num_classes} classes; "
             "a denoiser ends in the channels of the noise."
         )
         return Change(3, "Output convolution", text, False)
     weights = run.head_parameters("diffusion")
     counted = f" ({compact(weights)} weights)" if weights else ""
-    if anatomy.num_classes is not None:
-        first = f"Where the segmenter has a {head} convolution to {anatomy.num_classes} classes, the denoiser has"
+    if spec.num_classes is not None:
+        first = f"Where the segmenter has a {head} convolution to {spec.num_classes} classes, the denoiser has"
     else:
         first = "Where a segmenter has a 1×1 convolution to its classes, the denoiser has"
     text = (
-        f"{first} norm, SiLU and a 3×3 convolution to {anatomy.out_channels} channels, "
-        f"as many as its input has{counted}."
+        f"{first} norm, SiLU and a 3×3 convolution to {spec.out_channels} channels, as many as its input has{counted}."
     )
-    if anatomy.levels[0].encoder_layers == 0:
+    if spec.levels[0].encoder_layers == 0:
         text += " This trunk never sees full resolution, so the head takes a skip from the input."
     return Change(3, "Output convolution", text, True)
 
@@ -124,7 +123,7 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
     if run.model is None:
         return {}
     try:
-        dataset = open_set(run, layout=_draws_masks(run))
+        dataset = open_dataset(run, layout=_draws_masks(run))
     except UserError:
         return {}
     item = dataset[choose(dataset, 1, seed)[0]]

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from unetdiff.reports.curves import thousands
 from unetdiff.reports.record import Chart, Line
-from unetdiff.reports.svg import RUNS, drawn
+from unetdiff.reports.svg import RUNS, render_axes
 
 SIZE = (4.7, 2.9)
 """Inches; narrower than the learning curves, so that letters are larger on a phone."""
@@ -47,7 +47,7 @@ def draw_chart(chart: Chart, salt: str) -> tuple[str, bool]:
         if beside:
             _name_lines(axes, chart.lines)
 
-    return drawn(plot, salt, SIZE), bool(beside)
+    return render_axes(plot, salt, SIZE), bool(beside)
 
 
 def legend_mark(index: int, salt: str) -> str:
@@ -57,7 +57,7 @@ def legend_mark(index: int, salt: str) -> str:
         axes.plot([0, 0.5, 1], [0, 0, 0], markevery=[1], **_style(index))
         axes.set_axis_off()
 
-    return drawn(plot, f"{salt} {index}", MARK)
+    return render_axes(plot, f"{salt} {index}", MARK)
 
 
 def _draw_line(axes: Axes, index: int, line: Line) -> None:

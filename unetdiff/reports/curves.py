@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from unetdiff.reports.runs import Run
-from unetdiff.reports.svg import RUNS, drawn
+from unetdiff.reports.svg import RUNS, render_axes
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _plot(lines: Sequence[tuple[int, list[float], list[float]]], label: str, log
         axes.xaxis.set_major_formatter(lambda x, _: thousands(x))
         axes.set_xlabel(label)
 
-    return drawn(plot, salt)
+    return render_axes(plot, salt)
 
 
 def thousands(number: float) -> str:

@@ -19,7 +19,7 @@ from unetdiff.reports.runs import Run
 _IDENTITY = ("name", "root", "val_split", "num_classes", "scenes")
 
 
-def set_key(run: Run) -> str:
+def dataset_key(run: Run) -> str:
     """Equal for two runs that are judged on the same validation images."""
     data = run.config.get("data") or {}
     identity: dict[str, Any] = {key: data.get(key) for key in _IDENTITY}
@@ -47,12 +47,12 @@ def size_text(run: Run) -> str:
     return "sizes of their own" if size is None else f"{size[0]}×{size[1]}"
 
 
-def sized_key(run: Run) -> str:
+def size_key(run: Run) -> str:
     """Equal for two runs of one set that have its images in one size."""
-    return f"{set_key(run)} {size_of(run)}"
+    return f"{dataset_key(run)} {size_of(run)}"
 
 
-def by_set(runs: Sequence[Run], key: Callable[[Run], str] = set_key) -> list[list[Run]]:
+def group_by_dataset(runs: Sequence[Run], key: Callable[[Run], str] = dataset_key) -> list[list[Run]]:
     """The runs in groups that share a set (or another `key`), in the order given."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -60,7 +60,7 @@ def by_set(runs: Sequence[Run], key: Callable[[Run], str] = set_key) -> list[lis
     return list(groups.values())
 
 
-def open_set(
+def open_dataset(
     run: Run,
     split: str = "val",
     segmentation: bool | None = None,

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.evaluation.classifier import Judge, Recipe, images_used, train_judge
-from unetdiff.reports.dataset_groups import open_set, size_of
+from unetdiff.reports.dataset_groups import open_dataset, size_of
 from unetdiff.reports.runs import Run
 
 
 @dataclass(frozen=True)
-class Judging:
+class SampleClassifier:
     """A classifier that was trained on real training images alone."""
 
     judge: Judge
@@ -34,7 +34,9 @@ class Judging:
         return self.judge.predict((images * 255).round().clamp(0, 255).to(torch.uint8))
 
 
-def judge_of(run: Run, validation: ImageDataset, steps: int, cache: Path | None = None) -> Judging:
+def train_sample_classifier(
+    run: Run, validation: ImageDataset, steps: int, cache: Path | None = None
+) -> SampleClassifier:
     """The judge of a run's set at the run's size, trained on real training images; `validation` tells how good it is.
 
     Args:
@@ -46,9 +48,9 @@ def judge_of(run: Run, validation: ImageDataset, steps: int, cache: Path | None 
     Raises:
         UserError: the training images are not there, or have no classes.
     """
-    real = open_set(run, "train", segmentation=False)
+    real = open_dataset(run, "train", segmentation=False)
     name = "-".join(map(str, ["judge", run.config["data"].get("name", "scenes"), *(size_of(run) or ())]))
     place = None if cache is None else cache / name
     judge = train_judge(real, len(real.labels), place, Recipe(steps=steps))
     accuracy = judge.accuracy(validation)
-    return Judging(judge, list(real.labels), accuracy, images_used(validation), images_used(real))
+    return SampleClassifier(judge, list(real.labels), accuracy, images_used(validation), images_used(real))

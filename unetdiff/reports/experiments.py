@@ -16,8 +16,8 @@ from PIL import Image, UnidentifiedImageError
 from unetdiff.errors import UserError
 from unetdiff.reports.charts import draw_chart, legend_mark
 from unetdiff.reports.embed import data_uri, is_small
-from unetdiff.reports.record import Chart, Gallery, Heatmap, Record, Subset, Table, Value, read_record
-from unetdiff.reports.record_text import DASH, Written, best_cells, best_rows, pieces, written
+from unetdiff.reports.record import Chart, Gallery, Heatmap, Part, Record, Table, Value, read_record
+from unetdiff.reports.record_text import DASH, FormattedValue, as_text, best_cells, best_rows, format_parts
 from unetdiff.reports.table import minutes
 
 MAPS = 2
@@ -36,7 +36,7 @@ _ARROWS = {"higher": "↑", "lower": "↓", "neither": ""}
 class Cell:
     """One figure of a table or a map."""
 
-    text: Written
+    text: FormattedValue
     best: bool
     none: bool
     """True where there is no figure."""
@@ -134,7 +134,7 @@ def _section(record: Record, folder: Path, place: str) -> Section:
             shown = [shown[0], Shown("folded", shown[1:])]
         parts += shown
     known = {
-        "set": record.set_name,
+        "set": record.dataset_name,
         "seeds" if len(record.seeds) > 1 else "seed": ", ".join(map(str, record.seeds)),
         "time": "" if record.minutes is None else minutes(record.minutes),
         "source": record.source,
@@ -143,7 +143,7 @@ def _section(record: Record, folder: Path, place: str) -> Section:
     return Section(place, record, answer, parts, [(k, v) for k, v in known.items() if v], folder)
 
 
-def _shown(part: Subset, folder: Path) -> Shown:
+def _shown(part: Part, folder: Path) -> Shown:
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Heatmap):
@@ -158,7 +158,7 @@ def _table(table: Table) -> Shown:
     seeds = max((value.n for _, values in table.rows for value in values if value.spread is not None), default=0)
     rows = [
         (name, [
-            Cell(text := pieces(value, head.unit), index in best[column], not _has(value),
+            Cell(text := format_parts(value, head.unit), index in best[column], not _has(value),
                  f"n = {value.n}" if _has(value) and several[column] and value.n != seeds else "", says=str(text))
             for column, (value, head) in enumerate(zip(values, table.columns, strict=True))
         ])
@@ -181,13 +181,13 @@ def _heatmap(heatmap: Heatmap) -> Shown:
     for down, (name, values) in enumerate(zip(heatmap.rows, heatmap.values, strict=True)):
         cells = []
         for across, value in enumerate(values):
-            text = pieces(Value(value), heatmap.unit)
+            text = format_parts(Value(value), heatmap.unit)
             place = 0.0 if value is None else (value - low) / (high - low) if high > low else 0.5
             says = f"{name}, {heatmap.columns[across]}: {text}"
             cells.append(Cell(text, (down, across) in best, value is None, place=round(place, 3), says=says))
         rows.append((name, cells))
     notes = [heatmap.note] if heatmap.note else []
-    ends = (written(Value(low), heatmap.unit), written(Value(high), heatmap.unit)) if known else ("", "")
+    ends = (as_text(Value(low), heatmap.unit), as_text(Value(high), heatmap.unit)) if known else ("", "")
     numbered = len(heatmap.columns) <= NUMBERED
     return Shown("heatmap", heatmap, rows, notes=notes, ends=ends, numbered=numbered)
 
@@ -222,7 +222,7 @@ def _chart(chart: Chart, salt: str) -> ShownChart:
     xs = sorted({x for line in chart.lines for x in line.x})
     rows = []
     for line in chart.lines:
-        at = {x: written(value) for x, value in zip(line.x, line.y, strict=True)}
+        at = {x: as_text(value) for x, value in zip(line.x, line.y, strict=True)}
         rows.append((line.name, [at.get(x, "") for x in xs]))
     legend = [] if beside else [(line.name, Markup(legend_mark(i, salt))) for i, line in enumerate(chart.lines)]
     better = "" if chart.better == "neither" else f"{chart.better} is better"
@@ -230,4 +230,4 @@ def _chart(chart: Chart, salt: str) -> ShownChart:
 
 
 def _has(value: Value) -> bool:
-    return pieces(value).figure != DASH
+    return format_parts(value).figure != DASH

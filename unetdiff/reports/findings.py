@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unetdiff.reports.dataset_groups import set_key, sized_key
+from unetdiff.reports.dataset_groups import dataset_key, size_key
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import SampleBlock
 from unetdiff.reports.table import Table, compact, minutes, percent, share
@@ -28,8 +28,8 @@ class Finding:
 def findings(runs: Sequence[Run], table: Table, samples: Sequence[SampleBlock]) -> list[Finding]:
     """What the figures say, in the order of the page; only what the runs can answer."""
     judged = [block for block in samples if block.scores]
-    drawn = [_diffusion(runs, block, several=len(judged) > 1) for block in judged]
-    found = [_shared(runs), _segmentation(runs, table), *drawn, _time(runs, table)]
+    render_axes = [_diffusion(runs, block, several=len(judged) > 1) for block in judged]
+    found = [_shared(runs), _segmentation(runs, table), *render_axes, _time(runs, table)]
     return [finding for finding in found if finding is not None]
 
 
@@ -97,7 +97,7 @@ def _diffusion(runs: Sequence[Run], block: SampleBlock, several: bool) -> Findin
         overlap = a.low <= b.high and b.low <= a.high
         verdict = "within the chance of the draw" if overlap else "more than chance"
         sentence = f"Jointly {percent(a.value)}, alone {percent(b.value)} of {a.n} samples each: {verdict}."
-    what = "of the samples show the class that was asked for" + (f" ({block.set_name})" if several else "")
+    what = "of the samples show the class that was asked for" + (f" ({block.dataset_name})" if several else "")
     return Finding(percent(best.value), what, sentence + known, "--c3")
 
 
@@ -107,7 +107,7 @@ def _time(runs: Sequence[Run], table: Table) -> Finding | None:
         return None
     times = {i: value.number for i, value in enumerate(row.values) if value.number is not None}
     for joint in (i for i in times if len(runs[i].heads) == 2):
-        same = [i for i in times if sized_key(runs[i]) == sized_key(runs[joint])]
+        same = [i for i in times if size_key(runs[i]) == size_key(runs[joint])]
         segmenter = next((i for i in same if runs[i].heads == ["segmentation"]), None)
         denoiser = next((i for i in same if runs[i].heads == ["diffusion"]), None)
         if segmenter is None or denoiser is None:
@@ -128,7 +128,7 @@ def _pair(runs: Sequence[Run], indices: Sequence[int], head: str) -> tuple[int |
     """The one joint run and the one run of `head` alone, both finished and on one set; else None."""
     joint = [i for i in indices if len(runs[i].heads) == 2]
     alone = [i for i in indices if runs[i].heads == [head]]
-    if len(joint) != 1 or len(alone) != 1 or set_key(runs[joint[0]]) != set_key(runs[alone[0]]):
+    if len(joint) != 1 or len(alone) != 1 or dataset_key(runs[joint[0]]) != dataset_key(runs[alone[0]]):
         return None, None
     if not (runs[joint[0]].finished and runs[alone[0]].finished):
         return None, None

@@ -10,7 +10,7 @@ import numpy as np
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.transforms import VOID, is_void
 from unetdiff.errors import UserError
-from unetdiff.reports.dataset_groups import by_set, choose, open_set
+from unetdiff.reports.dataset_groups import choose, group_by_dataset, open_dataset
 from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.palette import VOID_COLOR, as_mask, colorize
@@ -34,7 +34,7 @@ class MaskRow:
 class MaskBlock:
     """The runs that share a set, on its images."""
 
-    set_name: str
+    dataset_name: str
     runs: list[int]
     """Indices into the report's runs."""
     rows: list[MaskRow]
@@ -47,9 +47,9 @@ def mask_blocks(runs: Sequence[Run], count: int = 6, seed: int = 0) -> tuple[lis
     """A block for each set that runs with a segmentation head share, and what could not be shown, in words."""
     order = {id(run): index for index, run in enumerate(runs)}
     blocks, problems = [], []
-    for group in by_set([run for run in runs if "segmentation" in run.heads and run.model is not None]):
+    for group in group_by_dataset([run for run in runs if "segmentation" in run.heads and run.model is not None]):
         try:
-            dataset = open_set(group[0], own_size=True)
+            dataset = open_dataset(group[0], own_size=True)
             rows, legend, small = _rows(group, dataset, count, seed)
         except UserError as error:
             problems.append(f"{group[0].data_name}: {error}")

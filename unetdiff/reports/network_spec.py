@@ -34,7 +34,7 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class NetworkSpec:
     """A U-Net as the diagram needs it."""
 
     name: str
@@ -61,7 +61,7 @@ class Anatomy:
         return [index for index, level in enumerate(self.levels) if level.attention]
 
 
-def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
+def read_network_spec(config: JsonDict, sample_size: int | None = None) -> NetworkSpec:
     """The anatomy of the network in a model config (config.json of a `UNet`, or the `model:` section of a run).
 
     Args:
@@ -93,7 +93,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
     )
     middle_kind = model.residual.middle if family == RESIDUAL else None
     segmentation, diffusion = model.heads.segmentation, model.heads.diffusion
-    return Anatomy(
+    return NetworkSpec(
         name=family,
         in_channels=model.in_channels,
         levels=levels,

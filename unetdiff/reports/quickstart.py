@@ -118,7 +118,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
         print("report: sampling and judging")
-        budget = Budget(images=10, steps=2, judge_steps=4, rows=2) if tiny else BUDGET
+        budget = Budget(images=10, steps=2, classifier_steps=4, rows=2) if tiny else BUDGET
         parts = [output / task for task in TASKS]
         write_report(parts, page, TITLE, budget=budget, command=command, cache=output / ".judges")
     print(figures_text(json.loads(page.with_suffix(".json").read_text())))

@@ -20,7 +20,7 @@ from unetdiff.training.logger import jsonable
 RECORD = "record.json"
 
 Better = Literal["higher", "lower", "neither"]
-Unit = Literal["share", "percent", "number", "count", "minutes", "seconds", "decibel", "megabytes"]
+Unit = Literal["fraction", "percent", "number", "count", "minutes", "seconds", "decibel", "megabytes"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Heatmap:
     values: list[list[float | None]]
     """By row, then by column."""
     better: Better = "neither"
-    unit: Unit = "share"
+    unit: Unit = "fraction"
     note: str = ""
     kind: Literal["heatmap"] = "heatmap"
 
@@ -129,7 +129,7 @@ class Gallery:
     kind: Literal["gallery"] = "gallery"
 
 
-Subset = Table | Chart | Heatmap | Gallery
+Part = Table | Chart | Heatmap | Gallery
 KINDS: dict[str, type] = {"table": Table, "chart": Chart, "heatmap": Heatmap, "gallery": Gallery}
 
 
@@ -144,7 +144,7 @@ class Record:
     """What a person would ask, in one sentence."""
     findings: list[str]
     """What came out, as plain sentences made of the figures; what did not work is one of them."""
-    parts: list[Subset]
+    parts: list[Part]
     """In the order of the page."""
     method: list[str]
     """How it was measured, and what it may not be compared with."""
@@ -153,7 +153,7 @@ class Record:
     command: str = ""
     """What a person types to do it again."""
     seeds: list[int] = field(default_factory=list)
-    set_name: str = ""
+    dataset_name: str = ""
     """The images, as `Run.data_name` has them."""
     configs: dict[str, str] = field(default_factory=dict)
     """YAML of each run's config, by its name."""
@@ -195,7 +195,7 @@ def read_record(folder: Path) -> Record:
     return record
 
 
-def _part(content: dict[str, Any]) -> Subset:
+def _part(content: dict[str, Any]) -> Part:
     """A part as JSON has it, typed again."""
     kind = content["kind"]
     if kind == "table":

@@ -10,12 +10,12 @@ from unetdiff.text import aligned, best_of
 
 DASH = "–"
 
-_DIGITS = {"share": 3, "number": 3, "decibel": 2}
+_DIGITS = {"fraction": 3, "number": 3, "decibel": 2}
 _ENDINGS = {"percent": " %", "minutes": " min", "seconds": " s", "decibel": " dB", "megabytes": " MB"}
 
 
 @dataclass(frozen=True)
-class Written:
+class FormattedValue:
     """A figure as text, in the pieces that a table sets apart."""
 
     figure: str
@@ -29,11 +29,11 @@ class Written:
         return f"{self.figure}{self.ending}" + (f" ± {self.spread}" if self.spread else "")
 
 
-def pieces(value: Value, unit: Unit = "number") -> Written:
+def format_parts(value: Value, unit: Unit = "number") -> FormattedValue:
     """A figure, its unit and its spread, apart; the spread has its decimals, or more where all would be 0."""
     mean, spread = _finite(value.mean), _finite(value.spread)
     if mean is None:
-        return Written(DASH)
+        return FormattedValue(DASH)
     scale = 100 if unit == "percent" else 1
     if unit == "count":
         form = ",.0f"
@@ -45,12 +45,12 @@ def pieces(value: Value, unit: Unit = "number") -> Written:
     if spread and not shown.strip("0."):
         shown = f"{spread * scale:.1g}" if spread * scale >= 1e-4 else "<0.0001"
     figure = f"{mean * scale:{form}}"
-    return Written(figure if figure.strip("-0.") else figure.lstrip("-"), _ENDINGS.get(unit, ""), shown)
+    return FormattedValue(figure if figure.strip("-0.") else figure.lstrip("-"), _ENDINGS.get(unit, ""), shown)
 
 
-def written(value: Value, unit: Unit = "number") -> str:
+def as_text(value: Value, unit: Unit = "number") -> str:
     """A figure with its spread: "0.912 ± 0.004", "91.2 % ± 0.4", "–"."""
-    return str(pieces(value, unit))
+    return str(format_parts(value, unit))
 
 
 def best_rows(table: Table, column: int) -> set[int]:
@@ -70,7 +70,7 @@ def best_cells(heatmap: Heatmap) -> set[tuple[int, int]]:
 
 
 def _best(values: list[Value], better: Better, unit: Unit) -> set[int]:
-    texts = [pieces(value, unit).figure for value in values]
+    texts = [format_parts(value, unit).figure for value in values]
     marked = best_of([_finite(value.mean) for value in values], texts, better, [""] * len(values))
     return {index for index, mark in enumerate(marked) if mark}
 
@@ -94,7 +94,7 @@ def record_text(record: Record) -> str:
     lines = [record.title, "", *(f"- {finding}" for finding in record.findings)]
     for table in (part for part in record.parts if isinstance(part, Table)):
         head = ["", *(column.name for column in table.columns)]
-        rows = [[name, *(written(v, c.unit) for v, c in zip(values, table.columns, strict=True))]
+        rows = [[name, *(as_text(v, c.unit) for v, c in zip(values, table.columns, strict=True))]
                 for name, values in table.rows]  # fmt: skip
         lines += ["", table.title, *aligned([head, *rows])]
     return "\n".join(lines)

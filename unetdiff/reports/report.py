@@ -17,15 +17,15 @@ from unetdiff.errors import UserError
 from unetdiff.files import write_whole
 from unetdiff.reports.captions import TARGETS, changes, illustrations
 from unetdiff.reports.curves import learning_curves
-from unetdiff.reports.dataset_groups import by_set, size_text, sized_key
+from unetdiff.reports.dataset_groups import group_by_dataset, size_key, size_text
 from unetdiff.reports.diagram import draw_network
 from unetdiff.reports.experiments import Section, read_sections
 from unetdiff.reports.findings import findings
 from unetdiff.reports.masks import mask_blocks
-from unetdiff.reports.network_spec import read_anatomy
+from unetdiff.reports.network_spec import read_network_spec
 from unetdiff.reports.runs import Run, read_runs
 from unetdiff.reports.samples import Budget, Consistency, SampleBlock, sample_blocks
-from unetdiff.reports.table import Table, build_table, compact, judged_line, percent
+from unetdiff.reports.table import Table, build_table, compact, percent, shown_validation
 from unetdiff.reports.templates import render
 
 TITLE = "One U-Net, two heads"
@@ -119,7 +119,7 @@ def _refuse_foreign(figures: Path) -> None:
 
 def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
     """What runs and experiments have in common, for the line under the heading."""
-    sets = list(dict.fromkeys([run.data_name for run in runs] + [section.record.set_name for section in sections]))
+    sets = list(dict.fromkeys([run.data_name for run in runs] + [section.record.dataset_name for section in sections]))
     families = list(dict.fromkeys(str((run.model_config.get("encoder") or {}).get("name", "residual")) for run in runs))
     facts = {"set": ", ".join(filter(None, sets)), "encoder": ", ".join(families)}
     machines = [run.summary for run in runs] + [section.record.machine for section in sections]
@@ -135,13 +135,13 @@ def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
 def _notices(runs: Sequence[Run]) -> list[str]:
     """What a reader must know before comparing."""
     notices = []
-    if len(by_set(runs)) > 1:
+    if len(group_by_dataset(runs)) > 1:
         sets = ", ".join(f"{run.name}: {run.data_name}" for run in runs)
         notices.append(
             f"These runs did not see the same set of images ({sets}). Figures of quality are not compared between them."
         )
     denoisers = [run for run in runs if "diffusion" in run.heads]
-    if len(by_set(denoisers, sized_key)) > len(by_set(denoisers)):
+    if len(group_by_dataset(denoisers, size_key)) > len(group_by_dataset(denoisers)):
         sizes = ", ".join(f"{run.name}: {size_text(run)}" for run in denoisers)
         notices.append(
             f"These denoisers draw images of several sizes ({sizes}). Each size has noise, real images and a judge "
@@ -158,19 +158,19 @@ def _network(runs: Sequence[Run], seed: int) -> dict[str, Any]:
     run = max(runs, key=lambda run: len(run.heads))
     size = (run.config.get("data") or {}).get("size")
     scenes = (run.config.get("data") or {}).get("name", "scenes") == "scenes"
-    anatomy = read_anatomy(run.model_config, size[0] if size else (32 if scenes else None))
+    spec = read_network_spec(run.model_config, size[0] if size else (32 if scenes else None))
     tiles = illustrations(run, seed)
     shared = f"{compact(run.shared_parameters)} weights" if run.shared_parameters else ""
     target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "its output")
     return {
         "run": run.name,
-        "name": anatomy.name,
+        "name": spec.name,
         "several": len({json.dumps(other.model_config.get("encoder"), sort_keys=True) for other in runs}) > 1,
-        "both": anatomy.num_classes is not None and anatomy.out_channels is not None,
-        "attention": any(level.attention for level in anatomy.levels) or anatomy.middle_attention,
-        "wide": Markup(draw_network(anatomy, True, tiles, shared, target)),
-        "narrow": Markup(draw_network(anatomy, False, tiles, shared, target)),
-        "changes": changes(anatomy, run),
+        "both": spec.num_classes is not None and spec.out_channels is not None,
+        "attention": any(level.attention for level in spec.levels) or spec.middle_attention,
+        "wide": Markup(draw_network(spec, True, tiles, shared, target)),
+        "narrow": Markup(draw_network(spec, False, tiles, shared, target)),
+        "changes": changes(spec, run),
     }
 
 
@@ -225,7 +225,7 @@ def _raw(
                 "parameters": run.parameters,
                 "figures": {row.key: row.values[index].number for row in table.rows},
                 "best": [row.key for row in table.rows if row.values[index].best],
-                "validation": {k: v for k, v in judged_line(run).items() if k != "kind"},
+                "validation": {k: v for k, v in shown_validation(run).items() if k != "kind"},
                 "class_consistency": asdict(scores[index]) if index in scores else None,
                 "summary": run.summary,
                 "config": run.config,
@@ -234,7 +234,7 @@ def _raw(
         ],
         "judges": [
             {
-                "set": block.set_name,
+                "set": block.dataset_name,
                 "accuracy": block.judge.accuracy,
                 "n": block.judge.n,
                 "trained_on": block.judge.trained_on,

@@ -14,9 +14,16 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
 from unetdiff.errors import UserError
-from unetdiff.reports.dataset_groups import by_set, choose, open_set, set_key, size_text, sized_key
+from unetdiff.reports.dataset_groups import (
+    choose,
+    dataset_key,
+    group_by_dataset,
+    open_dataset,
+    size_key,
+    size_text,
+)
 from unetdiff.reports.embed import data_uri, is_small
-from unetdiff.reports.evaluation import Judging, judge_of
+from unetdiff.reports.evaluation import SampleClassifier, train_sample_classifier
 from unetdiff.reports.runs import Run
 from unetdiff.training.runtime import autocast_dtype
 
@@ -36,7 +43,7 @@ class Budget:
     """Denoising steps of each."""
     batch_size: int = 100
     """Images drawn at once."""
-    judge_steps: int = 500
+    classifier_steps: int = 500
     """Optimizer steps of the judge's training on each set."""
     rows: int = 6
     """Validation images that the segmentation heads are shown on."""
@@ -98,13 +105,13 @@ class Consistency:
 class SampleBlock:
     """The runs that share a set and draw images of one size: their grids, strips and scores."""
 
-    set_name: str
+    dataset_name: str
     """With the size, where there is a block for each of several."""
     runs: list[int]
     grids: list[SampleGrid]
     strips: list[Strip]
     scores: dict[int, Consistency] = field(default_factory=dict)
-    judge: Judging | None = None
+    judge: SampleClassifier | None = None
     steps: int = 0
     pixelated: bool = True
 
@@ -120,21 +127,21 @@ def sample_blocks(
     """
     order = {id(run): index for index, run in enumerate(runs)}
     blocks, problems = [], []
-    groups = by_set([run for run in runs if "diffusion" in run.heads and run.model is not None], sized_key)
-    sets = [set_key(group[0]) for group in groups]
+    groups = group_by_dataset([run for run in runs if "diffusion" in run.heads and run.model is not None], size_key)
+    sets = [dataset_key(group[0]) for group in groups]
     for group in groups:
         name = group[0].data_name
-        if sets.count(set_key(group[0])) > 1:
+        if sets.count(dataset_key(group[0])) > 1:
             name += f", {size_text(group[0])}"
         try:
-            dataset: ImageDataset | None = open_set(group[0], segmentation=False)
+            dataset: ImageDataset | None = open_dataset(group[0], segmentation=False)
         except UserError as error:
             dataset = None
             problems.append(f"{name}: no real images to compare with: {error}")
         judge = None
         if dataset is not None and dataset.labels and any(conditional(run) for run in group):
             try:
-                judge = judge_of(group[0], dataset, budget.judge_steps, cache)
+                judge = train_sample_classifier(group[0], dataset, budget.classifier_steps, cache)
             except UserError as error:
                 problems.append(f"{name}: the samples are not judged: {error}")
         block = SampleBlock(name, [order[id(run)] for run in group], [], [], judge=judge, steps=budget.steps)
@@ -192,7 +199,7 @@ def consistency(asked: Tensor, seen: Tensor, labels: Sequence[str]) -> Consisten
     return Consistency(float(right.float().mean()), len(right), low, high, per_class)
 
 
-def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budget: Budget, seed: int) -> None:
+def _draw(block: SampleBlock, run: Run, index: int, judge: SampleClassifier | None, budget: Budget, seed: int) -> None:
     assert run.model is not None
     pipeline = load_generator(run.model)
     scale = float((run.config.get("diffusion") or {}).get("guidance_scale", 2.0))

@@ -20,7 +20,7 @@ SIZE = (5.2, 2.9)
 """Width and height in inches."""
 
 
-def drawn(plot: Callable[[Axes], None], salt: str, size: tuple[float, float] = SIZE) -> str:
+def render_axes(plot: Callable[[Axes], None], salt: str, size: tuple[float, float] = SIZE) -> str:
     """One pair of axes in the page's look, filled by `plot`.
 
     Args:
@@ -48,10 +48,10 @@ def drawn(plot: Callable[[Axes], None], salt: str, size: tuple[float, float] = S
         axes.tick_params(length=0, which="both")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return themed(buffer.getvalue())
+    return apply_theme(buffer.getvalue())
 
 
-def themed(svg: str) -> str:
+def apply_theme(svg: str) -> str:
     """matplotlib's SVG file as an inline drawing: no prologue, no metadata, the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unetdiff.reports.dataset_groups import set_key, sized_key
+from unetdiff.reports.dataset_groups import dataset_key, size_key
 from unetdiff.reports.runs import JsonDict, Run
 from unetdiff.reports.samples import Consistency
 from unetdiff.text import Better, best_of
@@ -97,7 +97,7 @@ def percent(number: float) -> str:
     return f"{100 * number:.1f} %"
 
 
-def judged_line(run: Run) -> JsonDict:
+def shown_validation(run: Run) -> JsonDict:
     """The validation of the weights that the page shows: those of best/, else the last."""
     best = (run.summary.get("best") or {}).get("step")
     if best is not None and run.model is not None and run.model.name == "best":
@@ -109,20 +109,20 @@ def judged_line(run: Run) -> JsonDict:
     return dict(run.summary.get("final") or {})
 
 
-def validated(name: str) -> Callable[[Run], float | None]:
+def validation_metric(name: str) -> Callable[[Run], float | None]:
     """Reads a validation metric of the weights that the page shows."""
 
     def read(run: Run) -> float | None:
-        return _number(judged_line(run).get(name)) if name.split("/")[0] in run.heads else None
+        return _number(shown_validation(run).get(name)) if name.split("/")[0] in run.heads else None
 
     return read
 
 
 def _objective(run: Run) -> str:
     config = run.config.get("diffusion") or {}
-    drawn = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
+    render_axes = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
     loss = [config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")]
-    return sized_key(run) + str(drawn + loss)
+    return size_key(run) + str(render_axes + loss)
 
 
 def _machine(run: Run) -> str:
@@ -149,14 +149,14 @@ FIGURES: tuple[Figure, ...] = (
     Figure("images_per_second", "images a second", _COST,
            lambda run: _number(run.summary.get("images_per_second")), lambda n: f"{n:,.0f}" if n >= 10 else f"{n:.1f}",
            "higher", _machine),
-    Figure("segmentation.mean_iou", "mIoU", _SEGMENTATION, validated("segmentation/mean_iou"), share,
-           "higher", set_key),
+    Figure("segmentation.mean_iou", "mIoU", _SEGMENTATION, validation_metric("segmentation/mean_iou"), share,
+           "higher", dataset_key),
     Figure("segmentation.pixel_accuracy", "pixel accuracy", _SEGMENTATION,
-           validated("segmentation/pixel_accuracy"), share, "higher", set_key),
-    Figure("diffusion.loss", "validation loss", _DIFFUSION, validated("diffusion/loss"), lambda n: f"{n:.4f}",
+           validation_metric("segmentation/pixel_accuracy"), share, "higher", dataset_key),
+    Figure("diffusion.loss", "validation loss", _DIFFUSION, validation_metric("diffusion/loss"), lambda n: f"{n:.4f}",
            "lower", _objective),
-    Figure("diffusion.color_mean_error", "colour error", _DIFFUSION, validated("diffusion/color_mean_error"),
-           lambda n: f"{n:.4f}", "lower", set_key, note="mean colour of samples against the data’s"),
+    Figure("diffusion.color_mean_error", "colour error", _DIFFUSION, validation_metric("diffusion/color_mean_error"),
+           lambda n: f"{n:.4f}", "lower", dataset_key, note="mean colour of samples against the data’s"),
 )  # fmt: skip
 """The figures that need nothing but the run directory; class consistency comes from the samples."""
 
@@ -175,7 +175,7 @@ def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = 
             read=lambda run: None,
             text=percent,
             better="higher",
-            comparable=sized_key,
+            comparable=size_key,
             note="samples in which the judge sees the class asked for",
         )
         cells = [
