@@ -1,4 +1,4 @@
-"""The table of figures: what every run has, which value is the better one, and why some are not compared."""
+"""The table of metrics: one row per metric, one column per run, the best comparable value of each row marked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Value:
     """One cell."""
 
     number: float | None
-    """None: the run has no such figure."""
+    """None: the run does not have this metric."""
     text: str
     note: str = ""
     best: bool = False
@@ -27,7 +27,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of every run."""
+    """One metric of every run."""
 
     key: str
     label: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass
 class Table:
-    """All figures, in the order of the page."""
+    """All metrics, in the order of the page."""
 
     rows: list[Row] = field(default_factory=list)
 
@@ -51,13 +51,13 @@ class Table:
         return list(found.items())
 
     def row(self, key: str) -> Row | None:
-        """The row with a key, if any run has the figure."""
+        """The row of a metric; None if no run has it."""
         return next((row for row in self.rows if row.key == key), None)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """How one figure is read from a run, written and compared."""
+class Metric:
+    """How one metric is read from a run, formatted and compared."""
 
     key: str
     label: str
@@ -66,7 +66,7 @@ class Figure:
     text: Callable[[float], str]
     better: Better = "neither"
     comparable: Callable[[Run], str] = lambda run: ""
-    """Runs are compared only where this is equal."""
+    """Runs are comparable where this key is equal."""
     note: str = ""
 
 
@@ -87,7 +87,7 @@ def minutes(number: float) -> str:
     return f"{number:.1f} min" if number < 60 else f"{number / 60:.1f} h"
 
 
-def share(number: float) -> str:
+def fraction(number: float) -> str:
     """0.8714 -> "0.871"."""
     return f"{number:.3f}"
 
@@ -98,7 +98,7 @@ def percent(number: float) -> str:
 
 
 def shown_validation(run: Run) -> JsonDict:
-    """The validation of the weights that the page shows: those of best/, else the last."""
+    """The validation entry of the weights that the page shows: those in best/, else the last entry."""
     best = (run.summary.get("best") or {}).get("step")
     if best is not None and run.model is not None and run.model.name == "best":
         for entry in run.validation:
@@ -110,7 +110,7 @@ def shown_validation(run: Run) -> JsonDict:
 
 
 def validation_metric(name: str) -> Callable[[Run], float | None]:
-    """Reads a validation metric of the weights that the page shows."""
+    """A function that reads a validation metric of the weights that the page shows."""
 
     def read(run: Run) -> float | None:
         return _number(shown_validation(run).get(name)) if name.split("/")[0] in run.heads else None
@@ -120,9 +120,9 @@ def validation_metric(name: str) -> Callable[[Run], float | None]:
 
 def _objective(run: Run) -> str:
     config = run.config.get("diffusion") or {}
-    render_axes = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
+    target = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
     loss = [config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")]
-    return size_key(run) + str(render_axes + loss)
+    return size_key(run) + str(target + loss)
 
 
 def _machine(run: Run) -> str:
@@ -134,41 +134,41 @@ def _images(run: Run) -> float | None:
     return max((float(count) for count in counts if count is not None), default=None)
 
 
-_NETWORK, _COST = "Network", "Training"
-_SEGMENTATION, _DIFFUSION = "Segmentation, on validation images", "Diffusion"
+_NETWORK, _COST = "Parameters", "Training"
+_SEGMENTATION, _DIFFUSION = "Segmentation (validation)", "Diffusion"
 
-FIGURES: tuple[Figure, ...] = (
-    Figure("parameters.shared", "backbone", _NETWORK, lambda run: run.shared_parameters, compact,
-           note="encoder, middle, decoder, conditioning"),
-    Figure("parameters.segmentation", "segmentation head", _NETWORK,
-           lambda run: run.head_parameters("segmentation"), compact, note="its own weights"),
-    Figure("parameters.diffusion", "diffusion head", _NETWORK,
-           lambda run: run.head_parameters("diffusion"), compact, note="its own weights"),
-    Figure("minutes", "time", _COST, lambda run: _number(run.summary.get("minutes")), minutes),
-    Figure("images", "images seen", _COST, _images, compact),
-    Figure("images_per_second", "images a second", _COST,
+METRICS: tuple[Metric, ...] = (
+    Metric("parameters.shared", "backbone", _NETWORK, lambda run: run.shared_parameters, compact,
+           note="encoder, mid block, decoder, conditioning"),
+    Metric("parameters.segmentation", "segmentation head", _NETWORK,
+           lambda run: run.head_parameters("segmentation"), compact),
+    Metric("parameters.diffusion", "diffusion head", _NETWORK,
+           lambda run: run.head_parameters("diffusion"), compact),
+    Metric("minutes", "time", _COST, lambda run: _number(run.summary.get("minutes")), minutes),
+    Metric("images", "images seen", _COST, _images, compact),
+    Metric("images_per_second", "images per second", _COST,
            lambda run: _number(run.summary.get("images_per_second")), lambda n: f"{n:,.0f}" if n >= 10 else f"{n:.1f}",
            "higher", _machine),
-    Figure("segmentation.mean_iou", "mIoU", _SEGMENTATION, validation_metric("segmentation/mean_iou"), share,
+    Metric("segmentation.mean_iou", "mIoU", _SEGMENTATION, validation_metric("segmentation/mean_iou"), fraction,
            "higher", dataset_key),
-    Figure("segmentation.pixel_accuracy", "pixel accuracy", _SEGMENTATION,
-           validation_metric("segmentation/pixel_accuracy"), share, "higher", dataset_key),
-    Figure("diffusion.loss", "validation loss", _DIFFUSION, validation_metric("diffusion/loss"), lambda n: f"{n:.4f}",
+    Metric("segmentation.pixel_accuracy", "pixel accuracy", _SEGMENTATION,
+           validation_metric("segmentation/pixel_accuracy"), fraction, "higher", dataset_key),
+    Metric("diffusion.loss", "validation loss", _DIFFUSION, validation_metric("diffusion/loss"), lambda n: f"{n:.4f}",
            "lower", _objective),
-    Figure("diffusion.color_mean_error", "colour error", _DIFFUSION, validation_metric("diffusion/color_mean_error"),
-           lambda n: f"{n:.4f}", "lower", dataset_key, note="mean colour of samples against the data’s"),
+    Metric("diffusion.color_mean_error", "color error", _DIFFUSION, validation_metric("diffusion/color_mean_error"),
+           lambda n: f"{n:.4f}", "lower", dataset_key, note="difference of mean color, samples vs. data"),
 )  # fmt: skip
-"""The figures that need nothing but the run directory; class consistency comes from the samples."""
+"""The metrics read from the run directory; class consistency is computed from the samples."""
 
 
 def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = None) -> Table:
     """The table of the runs; `scores` are the samples' class consistencies by the index of the run."""
     table = Table()
-    for figure in FIGURES:
-        cells = [(figure.read(run), "") for run in runs]
-        _add(table, figure, runs, cells)
+    for metric in METRICS:
+        cells = [(metric.read(run), "") for run in runs]
+        _add(table, metric, runs, cells)
     if scores:
-        figure = Figure(
+        metric = Metric(
             key="diffusion.class_consistency",
             label="class consistency",
             group=_DIFFUSION,
@@ -176,7 +176,7 @@ def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = 
             text=percent,
             better="higher",
             comparable=size_key,
-            note="samples in which the judge sees the class asked for",
+            note="accuracy of an independent classifier on the samples",
         )
         cells = [
             (scores[i].value, f"{100 * scores[i].low:.1f}–{percent(scores[i].high)}, n = {scores[i].n}")
@@ -184,19 +184,19 @@ def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = 
             else (None, "")
             for i in range(len(runs))
         ]
-        _add(table, figure, runs, cells)
+        _add(table, metric, runs, cells)
     return table
 
 
-def _add(table: Table, figure: Figure, runs: Sequence[Run], cells: Sequence[tuple[float | None, str]]) -> None:
+def _add(table: Table, metric: Metric, runs: Sequence[Run], cells: Sequence[tuple[float | None, str]]) -> None:
     if all(number is None for number, _ in cells):
         return
-    texts = [DASH if number is None else figure.text(number) for number, _ in cells]
-    best = best_of([number for number, _ in cells], texts, figure.better, [figure.comparable(run) for run in runs])
+    texts = [DASH if number is None else metric.text(number) for number, _ in cells]
+    best = best_of([number for number, _ in cells], texts, metric.better, [metric.comparable(run) for run in runs])
     values = tuple(
         Value(number, text, note, marked) for (number, note), text, marked in zip(cells, texts, best, strict=True)
     )
-    table.rows.append(Row(figure.key, figure.label, figure.note, figure.group, values))
+    table.rows.append(Row(metric.key, metric.label, metric.note, metric.group, values))
 
 
 def _number(value: object) -> float | None:
