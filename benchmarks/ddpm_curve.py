@@ -26,7 +26,7 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import grid
 from unetdiff.evaluation.classifier import Recipe, train_judge
 from unetdiff.evaluation.distances import Gaussian, frechet_distance
@@ -131,7 +131,7 @@ def main() -> None:
         given.device,
     )
     network = load_features(given.features, given.weights, judge, given.device)
-    real = Gaussian.of(network(torch.stack([val[i]["image"] for i in evenly(len(val), given.real)])))
+    real = Gaussian.of(network(torch.stack([val[i]["image"] for i in evenly_spaced_indices(len(val), given.real)])))
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=150)
     result: dict = {"judge_accuracy_on_real": judge.accuracy(val), "features": network.name, "real": real.n}

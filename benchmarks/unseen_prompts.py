@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff import GenerationPipeline
-from unetdiff.data.pairs import ScenePairs
 from unetdiff.data.prompt import Prompt, prompts
+from unetdiff.data.scene_pairs import ScenePairs
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.images import grid
 from unetdiff.evaluation.classifier import train_judge

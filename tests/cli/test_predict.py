@@ -79,7 +79,7 @@ def test_names_that_meet_do_not_overwrite_each_other(tmp_path: Path) -> None:
 def test_inputs_that_name_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for word in (str(tmp_path / "empty"), str(tmp_path / "*.png"), "nowhere.png"):
-        with pytest.raises(UserError, match="no photo there"):
+        with pytest.raises(UserError, match="no image there"):
             list_images([word])
 
 

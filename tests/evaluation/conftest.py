@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unetdiff.data.base import ImageDataset, no_palette
+from unetdiff.data.base import ImageDataset, empty_palette
 
 
 class Held(ImageDataset):
@@ -17,17 +17,17 @@ class Held(ImageDataset):
 
     def __init__(self, images: Tensor, labels: list[str] | None = None, title: str = "held") -> None:
         self.images, self.labels, self.title = images, labels or [], title
-        self.classes, self.palette = [], no_palette()
+        self.classes, self.palette = [], empty_palette()
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"{self.title}/{index}"
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        index = self.position(key)
-        item: dict[str, Any] = {"image": self.images[index], "name": self.names(index)}
+        index = self.sample_index(key)
+        item: dict[str, Any] = {"image": self.images[index], "name": self.sample_name(index)}
         return item | ({"label": index % len(self.labels)} if self.labels else {})
 
 

@@ -248,10 +248,10 @@ def test_eased_class_weights_lie_between_what_was_given_and_one():
     loss = combined({"cross_entropy": 1.0, "dice": 1.0}, class_weights=[0.2, 1.0, 3.0, 0.5, 2.0])
     halfway = [0.6, 1.0, 2.0, 0.75, 1.5]
     for strength, weights in ((1.0, [0.2, 1.0, 3.0, 0.5, 2.0]), (0.5, halfway), (0.0, None)):
-        _, parts = loss.eased(strength)(logits, target)
+        _, parts = loss.anneal_class_weights(strength)(logits, target)
         torch.testing.assert_close(parts["cross_entropy"], cross_entropy(logits, target, class_weights=weights))
     without = combined({"cross_entropy": 1.0})
-    assert without.eased(0.5) is without
+    assert without.anneal_class_weights(0.5) is without
 
 
 def test_combined_smooths_and_mines_cross_entropy_alone():
@@ -275,7 +275,7 @@ def test_a_config_may_name_every_loss():
         ({"dice": -1.0}, None, "dice: weight -1.0"),
         ({"dice": float("nan")}, None, "dice: weight nan"),
         ({"focal": 1.0}, [1.0, -2.0], "class_weights"),
-        ({"focal": 1.0}, "median_frequency", "class_weights: 'computed' is counted when a run starts"),
+        ({"focal": 1.0}, "median_frequency", "class_weights: 'median_frequency' is counted when a run starts"),
     ],
 )
 def test_combined_refuses(losses, weights, says):

@@ -73,7 +73,7 @@ def count_both(config: RunConfig) -> dict[str, Any]:
 
 def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
     from unetdiff.data.build import build_dataset
-    from unetdiff.data.stats import METHODS, class_weights, count
+    from unetdiff.data.stats import CLASS_WEIGHT_METHODS, class_weights, count
 
     sets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
     classes = figures["classes"] = sets["train"].classes
@@ -83,15 +83,16 @@ def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
     for role in SPLITS:
         figures[role] |= _split_figures(counts[role], classes)
     figures["class_weights"] = {
-        method: dict(zip(classes, class_weights(method, counts["train"]), strict=True)) for method in METHODS
+        method: dict(zip(classes, class_weights(method, counts["train"]), strict=True))
+        for method in CLASS_WEIGHT_METHODS
     }
 
 
 def _count_captions(config: RunConfig, figures: dict[str, Any]) -> None:
-    from unetdiff.data.caption_stats import captions_of, count_captions
+    from unetdiff.data.caption_stats import count_captions, read_captions
 
     for role in SPLITS:
-        counts = count_captions(captions_of(config.data, role))
+        counts = count_captions(read_captions(config.data, role))
         figures[role]["images"] = counts.captions + counts.empty
         figures[role]["captions"] = {
             **asdict(counts),
@@ -106,8 +107,8 @@ def _split_figures(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
         "images": counts.sizes.total(),
         "pixels_by_class": dict(zip(classes, counts.pixels.tolist(), strict=True)),
         "images_by_class": dict(zip(classes, counts.images.tolist(), strict=True)),
-        "void_pixels": counts.void,
-        "void_share": counts.void_share,
+        "void_pixels": counts.ignored,
+        "void_share": counts.ignore_fraction,
         "width": _range(widths),
         "height": _range(heights),
         "sizes": len(counts.sizes),

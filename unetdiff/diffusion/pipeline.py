@@ -173,8 +173,8 @@ class GenerationPipeline(DiffusionPipeline):
     ) -> GenerationOutput | tuple[Any, ...]:
         """Draw images.
 
-        What to draw is told in the way that the model was trained: by class_labels, prompt, layout or condition_image (or
-        `conditions`); one of them is drawn `batch_size` times. None of them: anything.
+        What to draw is told in the way that the model was trained: by class_labels, prompt, layout or condition_image
+        (or `conditions`); one of them is drawn `batch_size` times. None of them: anything.
 
         Args:
             class_labels: classes, by index or name; for several in one image "cat+dog" or a sequence.

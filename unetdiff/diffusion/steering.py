@@ -17,7 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.diffusion.guidance import in_guidance_interval
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0, target
 from unetdiff.errors import UserError
@@ -130,7 +130,7 @@ def layout_loss(segment: Callable[[Tensor], Tensor], layouts: Tensor, ignore_ind
 
     def loss(images: Tensor) -> Tensor:
         wished = layouts.to(images.device).long()
-        wished = wished.masked_fill(is_void(wished, ignore_index), ignore_index)
+        wished = wished.masked_fill(ignore_mask(wished, ignore_index), ignore_index)
         logits = resize_logits(segment(images), (wished.shape[-2], wished.shape[-1]))
         each = F.cross_entropy(logits, wished, ignore_index=ignore_index, reduction="none")  # (B, H', W')
         counted = reduce((wished != ignore_index).float(), "b h w -> b", "sum").clamp(min=1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.data.base import ImageDataset, collate
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import color_error, grid
 from unetdiff.errors import UserError
 from unetdiff.evaluation.classifier import share_right, share_right_per_class
@@ -111,7 +111,7 @@ def likelihood(
     generator = torch.Generator(device).manual_seed(seed)
     images = sets[sets.split]
     bounds: list[Bound] = []
-    chosen = torch.tensor(evenly(len(images), count)).split(LIKELIHOOD_BATCH)
+    chosen = torch.tensor(evenly_spaced_indices(len(images), count)).split(LIKELIHOOD_BATCH)
     for numbers in tqdm(chosen, desc="likelihood", unit="batch", disable=None):
         batch = collate([images[int(number)] for number in numbers])
         denoise = denoiser.denoise(batch)
@@ -179,7 +179,7 @@ def _neighbours(
         {
             "sample": row,
             "space": copies.space,
-            "names": [sets.train.names(int(index)) for index in copies.samples.indices[row]],
+            "names": [sets.train.sample_name(int(index)) for index in copies.samples.indices[row]],
             "distances": copies.samples.distances[row].tolist(),
         }
         for copies in found
@@ -219,4 +219,4 @@ def _sweep(
 
 def _images(images: ImageDataset, count: int) -> Tensor:
     """At most `count` evenly spaced images, uint8 (K, 3, H, W)."""
-    return torch.stack([images[number]["image"] for number in evenly(len(images), count)])
+    return torch.stack([images[number]["image"] for number in evenly_spaced_indices(len(images), count)])

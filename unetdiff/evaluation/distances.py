@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.kid import poly_mmd
 
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.errors import UserError
 
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance, as in its paper
@@ -196,7 +196,9 @@ def compare(
         note = f"{mmd.subsets} subsets of {mmd.size}"
         figures.append(Figure(kernel, mmd.mean, mmd.deviation, n, reference, total, note))
         each = min(n, total, MOST_NEIGHBOURS)
-        precision, recall = precision_recall(real[evenly(total, each)], samples[evenly(n, each)], k)
+        precision, recall = precision_recall(
+            real[evenly_spaced_indices(total, each)], samples[evenly_spaced_indices(n, each)], k
+        )
         for name, value in (("precision", precision), ("recall", recall)):
             figures.append(Figure(f"{name} ({features} features)", value, None, each, reference, each, f"k = {k}"))
     return figures

@@ -86,15 +86,15 @@ def evaluate(
         plain_data = replace(config.data, size=None, longest_side=None)
         own_size = images if plain_data == config.data else split_of(plain_data, split, loaded.masks)
         judged = segmenter_metrics(segmentation, own_size, config, seen, accelerator.mixed_precision, worst)
-        figures |= {f"segmentation/{name}": value for name, value in judged.figures().items()}
+        figures |= {f"segmentation/{name}": value for name, value in judged.metrics().items()}
         facts = {"model": str(directory), "set": config.data.name, "split": split}
-        if not seen.plain:
+        if not seen.is_whole_image:
             figures["segmentation/inference"] = asdict(seen)
             views = len(seen.views)
             facts["seen in"] = f"{'tiles' if seen.tile else 'whole'}, {views} view{'s' if views > 1 else ''}"
         output.mkdir(parents=True, exist_ok=True)
         write_segmenter_report(judged, own_size, output, f"{path.resolve().name} on {split}", facts)
-    elif inference is not None and not inference.plain:
+    elif inference is not None and not inference.is_whole_image:
         raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
     diffusion = loaded.diffusion
     if diffusion is not None:
@@ -127,7 +127,7 @@ def segmenter_metrics(
 ) -> SegmentationEvaluation:
     """A task's network on images at their own size, each resized to data.size for the network alone."""
     batch_size = config.training.eval_batch_size
-    seen = replace(inference, batch_size=batch_size) if inference.plain else inference
+    seen = replace(inference, batch_size=batch_size) if inference.is_whole_image else inference
     return evaluate_segmenter(
         network_logits(task.unet, task.facts.size, seen, AUTOCAST.get(precision)),
         images,
@@ -152,7 +152,7 @@ def evaluate_masks(
     progress = partial(tqdm, desc="drawing masks", unit="batch", disable=None)
     batch = config.training.eval_batch_size
     judged = evaluate_segmenter(sampler.logits(), images, config.segmentation.ignore_index, 0, batch, progress)
-    return {f"masks/{name}": value for name, value in judged.figures().items()} | {"masks/steps": asked.steps}
+    return {f"masks/{name}": value for name, value in judged.metrics().items()} | {"masks/steps": asked.steps}
 
 
 def layout_judge(task: DiffusionTask, segmenter: Path) -> SegmentationPipeline:

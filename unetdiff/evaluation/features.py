@@ -2,8 +2,8 @@
 
 A distance means something only with the name of its network. "inception" is the Inception-v3 of the FID (Heusel et al.
 2017) with torch-fidelity's weights, and the only one whose distance may be called FID. Any torchvision trunk
-("mobilenet_v2", ...) gives its last map's mean, and "classifier" what the last layer of `unetdiff.evaluation.classifier`
-sees: it was trained on the set itself and knows little but its classes.
+("mobilenet_v2", ...) gives its last map's mean, and "classifier" what the last layer of
+`unetdiff.evaluation.classifier` sees: it was trained on the set itself and knows little but its classes.
 """
 
 from __future__ import annotations

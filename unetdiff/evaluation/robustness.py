@@ -15,7 +15,7 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import Scheduler, noised
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
+from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 Segment = Callable[[Tensor, int], Tensor]
@@ -59,7 +59,7 @@ def asks(unet: UNet, told: bool, autocast: torch.dtype | None = None, always: in
     """
 
     def segment(images: Tensor, timestep: int) -> Tensor:
-        with inference(unet, unet.device.type, autocast):
+        with eval_mode(unet, unet.device.type, autocast):
             said = (timestep if always is None else always) if told else None
             return segment_whole(unet, images.to(unet.device), said).float()
 

@@ -21,7 +21,7 @@ from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.diffusion.steering import LossGuidance
 from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, together
-from unetdiff.segmentation.inference import inference
+from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime as machine
 from unetdiff.training.tasks import DiffusionTask
 
@@ -64,11 +64,11 @@ def asked(task: DiffusionTask, numbers: range) -> tuple[dict[str, Any], Tensor |
 def told(task: DiffusionTask, batch: dict[str, Any]) -> Denoise:
     """The network of pixels in float32, told the conditions of a batch of real images."""
     device, images = task.unet.device, batch["image"]
-    with inference(task, device.type, None):  # once, for all the timesteps that will be asked
+    with eval_mode(task, device.type, None):  # once, for all the timesteps that will be asked
         context = task.context(task.conditions(batch, device), (images.shape[-2], images.shape[-1]))
 
     def denoise(xt: Tensor, timesteps: Tensor) -> Tensor:
-        with inference(task, device.type, None):
+        with eval_mode(task, device.type, None):
             return task.unet(context.concat_channels(xt), timesteps, context.tokens, return_dict=False)[0]
 
     return denoise

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.reports.embed import as_array
-from unetdiff.segmentation.palette import VOID, VOID_COLOR
+from unetdiff.segmentation.palette import IGNORE_COLOR, IGNORE_INDEX
 
 FOLDER = "images"
 
@@ -39,7 +39,7 @@ def legend(classes: Sequence[str], palette: np.ndarray, masks: Iterable[np.ndarr
     """Name and "#rrggbb" of every class, and of void, that some mask (H, W) shows."""
     shown = set(np.unique(np.concatenate([np.unique(mask) for mask in masks])).tolist())
     entries = [(name, _hex(palette[index])) for index, name in enumerate(classes) if index in shown]
-    return entries + ([("void", _hex(VOID_COLOR))] if VOID in shown else [])
+    return entries + ([("void", _hex(IGNORE_COLOR))] if IGNORE_INDEX in shown else [])
 
 
 def _hex(color: Sequence[int] | np.ndarray) -> str:

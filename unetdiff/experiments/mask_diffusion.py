@@ -22,7 +22,7 @@ from unetdiff.config.parsing import RunConfig
 from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.build import build_dataset
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
@@ -34,7 +34,7 @@ from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator
-from unetdiff.segmentation.inference import inference, segment_whole
+from unetdiff.segmentation.inference import eval_mode, segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
 
@@ -119,7 +119,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
 
     def head(images: Tensor) -> Tensor:
         """Class probabilities (B, C, H, W) of uint8 images."""
-        with inference(segmenter.unet, device.type, precision):
+        with eval_mode(segmenter.unet, device.type, precision):
             return segment_whole(segmenter.unet, to_model_range(images.to(device))).float().softmax(dim=1)
 
     classes, void = len(data.classes), config.segmentation.ignore_index
@@ -128,7 +128,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         [MaskJudge(classes, void, device) for _ in range(given.k)],
     )
     means = [MaskJudge(classes, void, device) for _ in range(given.k)]
-    numbers = evenly(len(data), given.images)
+    numbers = evenly_spaced_indices(len(data), given.images)
     for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
         batch = collate([data[number] for number in numbers[at : at + BATCH]])
         drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
@@ -137,7 +137,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
             single[count].update(one, truth)
             means[count].update(mean, truth)
     seconds = timed(head, pipeline, asked, precision, _first(data, TIMED_IMAGES))
-    shown = [data[number] for number in evenly(len(data), given.rows)]
+    shown = [data[number] for number in evenly_spaced_indices(len(data), given.rows)]
     images = torch.stack([item["image"] for item in shown])
     return Measured(
         data,
@@ -171,4 +171,4 @@ def timed(
 
 def _first(data: ImageDataset, count: int) -> Tensor:
     """Some images of a set, uint8 (B, 3, H, W)."""
-    return torch.stack([data[number]["image"] for number in evenly(len(data), count)])
+    return torch.stack([data[number]["image"] for number in evenly_spaced_indices(len(data), count)])

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.diffusion.segmenting import log_probabilities, uncertainty
+from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.metrics import ConfusionMatrix
-from unetdiff.segmentation.reliability import Calibration
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class MaskFigures:
     mean_iou: float
     pixel_accuracy: float
     ece: float
-    """Expected calibration error (`unetdiff.segmentation.reliability`)."""
+    """Expected calibration error (`unetdiff.segmentation.calibration`)."""
     nll: float
     """Mean of -log p(truth), nats; no probability is taken to be below `segmenting.LEAST`."""
     unsure_right: float
@@ -44,7 +44,7 @@ class MaskJudge:
         answer = probabilities.argmax(dim=1)
         self.matrix.update(answer, truth)
         self.calibration.update(log_probabilities(probabilities), truth)
-        counts = ~is_void(truth, self.ignore_index)
+        counts = ~ignore_mask(truth, self.ignore_index)
         right = (answer == truth)[counts].long()  # (pixels,)
         values = uncertainty(probabilities)[counts].double()
         self.unsure.index_add_(0, right, torch.stack([values, torch.ones_like(values)], dim=1))

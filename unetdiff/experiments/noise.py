@@ -19,7 +19,7 @@ import torch
 
 from unetdiff.config.parsing import RunConfig, check_files, to_yaml
 from unetdiff.config.validation.config_error import at_least
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
 from unetdiff.evaluation.load_run import load_run, split_of
@@ -90,7 +90,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     trained = {(name, n): runs.train(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     precision = machine.autocast_dtype(base.training.mixed_precision)
-    indices = evenly(len(images), given.images)
+    indices = evenly_spaced_indices(len(images), given.images)
 
     def network(name: str, number: int) -> UNet:
         # the weights of the last step: the best ones are the best on clean images
@@ -195,7 +195,7 @@ def _joint(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:
 
 
 def _some(timesteps: Sequence[int], count: int) -> list[int]:
-    return [timesteps[place] for place in evenly(len(timesteps), count)]
+    return [timesteps[place] for place in evenly_spaced_indices(len(timesteps), count)]
 
 
 def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], timesteps: Sequence[int]) -> Table:
@@ -221,7 +221,7 @@ def _gallery(
             masks += [truth, *guesses]
             files = [album.add((seen / 2 + 0.5).clamp(0, 1))]
             files += [album.add(colorize(mask, images.palette)) for mask in (truth, *guesses)]
-            rows.append((f"{images.names(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
+            rows.append((f"{images.sample_name(index)}, {'clean' if t == CLEAN else f't = {t}'}", files))
     return Gallery(
         "Masks under rising noise",
         ["what is seen", "truth", *segmenters],

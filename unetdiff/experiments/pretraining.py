@@ -19,7 +19,7 @@ from typing import Any
 from unetdiff.config.parsing import RunConfig, check_files
 from unetdiff.config.validation.config_error import at_least, config_error
 from unetdiff.data.build import build_dataset
-from unetdiff.data.subset import images_of_share
+from unetdiff.data.subset import subset_length
 from unetdiff.errors import UserError
 from unetdiff.experiments.label_tables import Figures, chart, findings, label_table
 from unetdiff.experiments.mask_gallery import mask_gallery
@@ -154,7 +154,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         }
         for start in plan.starts
     }
-    counts = {share: images_of_share(plan.images, share) for share in plan.shares}
+    counts = {share: subset_length(plan.images, share) for share in plan.shares}
     smallest = {start: runs[start, plan.shares[0], plan.seeds[0]] for start in plan.starts}
     gallery = mask_gallery(
         f"With {counts[plan.shares[0]]:,} labelled image{'s' * (counts[plan.shares[0]] > 1)}",

@@ -23,7 +23,7 @@ from PIL import Image
 from unetdiff.benchmark.memory import in_fresh_process, working_memory
 from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import EvalSampler, evenly
+from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
 from unetdiff.evaluation.features import TRUNK_SIDE
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
@@ -151,7 +151,7 @@ def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path,
     subject = opened()
     features, train, val = subject.features, subject.train, subject.val
     classes, void = len(train.classes), subject.void
-    learned, judged = evenly(len(train), given.images), evenly(len(val), given.val_images)
+    learned, judged = evenly_spaced_indices(len(train), given.images), evenly_spaced_indices(len(val), given.val_images)
     recipe = _recipe(given)
     seen = look_through(features, train, learned, given.batch_size)
     specs = [Spec(moment, (block,)) for moment, block in seen.scales]
@@ -194,7 +194,7 @@ def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
     """
     subject = opened()
     recipe = replace(_recipe(given), steps=MEMORY_STEPS)
-    chosen = evenly(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
+    chosen = evenly_spaced_indices(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
 
     def stream() -> None:
         seen = look_through(subject.features, subject.train, chosen, given.batch_size)
@@ -239,7 +239,7 @@ def _own(subject: _Subject, judged: list[int], batch_size: int, classes: int) ->
 
 def _shown(judged: list[int], rows: int) -> list[int]:
     """Places of the images that are shown: of the half that probes are told with."""
-    return [1 + 2 * place for place in evenly(len(judged) // 2, rows)]
+    return [1 + 2 * place for place in evenly_spaced_indices(len(judged) // 2, rows)]
 
 
 @torch.no_grad()
@@ -258,7 +258,7 @@ def _masks(
 
 def _images(val: ImageDataset, given: argparse.Namespace, output: Path) -> dict[str, Any]:
     """The shown images and their truth as files, and the classes that masks of this set may show."""
-    judged = evenly(len(val), given.val_images)
+    judged = evenly_spaced_indices(len(val), given.val_images)
     rows = []
     for row, place in enumerate(_shown(judged, given.rows)):
         item = val[judged[place]]

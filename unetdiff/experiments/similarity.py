@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from unetdiff.config.validation.config_error import at_least, config_error
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.sampling import EvalSampler, evenly
+from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
 from unetdiff.experiments.probing import groups
@@ -108,7 +108,7 @@ def _chosen(length: int, given: argparse.Namespace) -> tuple[list[int], int]:
         raise config_error(
             "--batch_size", batch_size, f"gives fewer than {FEWEST} examples", "use more, or a larger --grid"
         )
-    return evenly(length, count // batch_size * batch_size), batch_size
+    return evenly_spaced_indices(length, count // batch_size * batch_size), batch_size
 
 
 def _examples(

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from unetdiff.config.parsing import RunConfig, to_yaml
 from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import collate
-from unetdiff.data.sampling import evenly
-from unetdiff.data.transforms import fitted
+from unetdiff.data.sampling import evenly_spaced_indices
+from unetdiff.data.transforms import fit_longest_side
 from unetdiff.diffusion.steering import LossGuidance, layout_loss
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
@@ -101,7 +101,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     judge = open_segmenter(judge_path, images.classes, loaded, "--judge")
     task.unet.requires_grad_(False)
     segmenter.unet.eval().requires_grad_(False)
-    places = evenly(len(images), given.n)
+    places = evenly_spaced_indices(len(images), given.n)
     items = [images[place] for place in places]
     layouts: Tensor = collate(items)["mask"]  # (N, H, W)
 
@@ -176,7 +176,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 def seen_by(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
     """Logits (B, classes, h, w) of images in [-1, 1] (B, 3, H, W), at the segmenter's own size; differentiable."""
     own, size = (images.shape[-2], images.shape[-1]), segmenter.size
-    wanted = own if size is None else fitted(own, size) if isinstance(size, int) else (size[0], size[1])
+    wanted = own if size is None else fit_longest_side(own, size) if isinstance(size, int) else (size[0], size[1])
     if wanted != own:
         images = F.interpolate(images, size=wanted, mode="bilinear", antialias=True, align_corners=False)
     return segment_whole(segmenter.unet, images)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.voc import VOCFolder
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.runs import last, over_runs
@@ -132,7 +132,7 @@ def gallery(added: Added, rows: int, output: Path) -> Gallery:
     place = {pair.name: index for index, pair in enumerate(data.pairs)}
     told, seen = [], []
     for what, names in (("kept", added.kept), ("dropped", added.dropped)):
-        for name in (names[i] for i in evenly(len(names), rows)):
+        for name in (names[i] for i in evenly_spaced_indices(len(names), rows)):
             item = data[place[name]]
             masks = [as_mask(item["mask"]), added.judge(item["image"]).mask]
             seen += masks

@@ -69,6 +69,6 @@ class InferenceConfig:
         return [(scale, flip) for scale in self.scales for flip in ([False, True] if self.flip else [False])]
 
     @property
-    def plain(self) -> bool:
+    def is_whole_image(self) -> bool:
         """Whether an image is seen whole, once, as it is."""
         return self.tile is None and self.views == [(1.0, False)]

@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.errors import UserError
 from unetdiff.kernels.conditions import is_channels_last
 
 ClassWeights = Tensor | Sequence[float] | None
-VOID = -1  # inside the losses; outside, ignore_index may be any integer, a class included
+IGNORED = -1  # inside the losses; outside, ignore_index may be any integer, a class included
 
 
 class Soft(NamedTuple):
@@ -40,7 +40,7 @@ class Labelled:
 
     Attributes:
         logits: (B, C, H, W), of any float type.
-        target: (B, H, W), int64, with void at `VOID`.
+        target: (B, H, W), int64, with void at `IGNORED`.
         valid: (B, H, W), bool: not void.
     """
 
@@ -78,7 +78,7 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> Labelled:
     if target.is_floating_point():
         raise UserError(f"target has type {target.dtype}; give class indices (uint8 or int64)")
     num_classes = logits.shape[1]
-    valid = ~is_void(target, ignore_index)
+    valid = ~ignore_mask(target, ignore_index)
     target = target.long()
     if target.device.type == "cpu":  # elsewhere the check would wait for the device
         wrong = valid & ((target < 0) | (target >= num_classes))
@@ -87,7 +87,7 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> Labelled:
                 f"target holds the value {int(target[wrong][0])}, neither a class (0..{num_classes - 1}) "
                 f"nor void ({ignore_index}); run `unetdiff data check`"
             )
-    return Labelled(logits, target.masked_fill(~valid, VOID), valid)
+    return Labelled(logits, target.masked_fill(~valid, IGNORED), valid)
 
 
 def weights_like(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:

@@ -147,7 +147,7 @@ class WeightedLoss:
     label_smoothing: float = 0.0
     ohem: OHEMConfig | None = None
 
-    def eased(self, strength: float) -> WeightedLoss:
+    def anneal_class_weights(self, strength: float) -> WeightedLoss:
         """The same with class weights w as 1 + strength (w - 1): 1 leaves them, 0 lets every class weigh 1."""
         if self.class_weights is None:
             return self

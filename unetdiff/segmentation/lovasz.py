@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.segmentation.loss_inputs import VOID, ClassWeights, Labelled, positive, prepare, weights_like
+from unetdiff.segmentation.loss_inputs import IGNORED, ClassWeights, Labelled, positive, prepare, weights_like
 
 
 def lovasz(
@@ -29,7 +29,7 @@ def lovasz(
     labelled = prepare(logits, target, ignore_index).in_full()
     if per_image:
         pairs = zip(labelled.logits.split(1), labelled.target.split(1), strict=True)
-        each = [lovasz(*pair, VOID, class_weights) for pair in pairs]
+        each = [lovasz(*pair, IGNORED, class_weights) for pair in pairs]
         return torch.stack(each).sum() / positive(labelled.valid.flatten(1).any(dim=1).sum())
     return lovasz_of(labelled, class_weights)
 

@@ -355,7 +355,7 @@ class Trainer:
             stop=self.steps,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            parts=settings.gradient_accumulation_steps,
+            accumulation_steps=settings.gradient_accumulation_steps,
             strong_until=self.rate.strong_until,
             factors=self.factors,
         )

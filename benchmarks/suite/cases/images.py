@@ -13,7 +13,7 @@ from unetdiff.data.voc import voc_colormap
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.training.tasks.base import Batch
 
-VOID_SHARE = 0.05  # about VOC's
+IGNORE_FRACTION = 0.05  # about VOC's
 CELLS = 8  # regions along a side of a mask
 
 
@@ -26,7 +26,7 @@ def normalised(images: Tensor, layout: torch.memory_format = torch.channels_last
 def blocky_mask(classes: int, size: int, generator: torch.Generator) -> Tensor:
     """A mask of square regions, some of them void (255), uint8 (size, size)."""
     cells = torch.randint(classes, (1, 1, CELLS, CELLS), generator=generator)
-    void = torch.rand(cells.shape, generator=generator) < VOID_SHARE
+    void = torch.rand(cells.shape, generator=generator) < IGNORE_FRACTION
     return F.interpolate(cells.masked_fill(void, 255).float(), size=(size, size), mode="nearest")[0, 0].to(torch.uint8)
 
 
@@ -50,15 +50,15 @@ class RandomImages(ImageDataset):
         return self.number
 
     def __getitem__(self, key: int | SampleKey) -> dict:
-        index = self.position(key)
+        index = self.sample_index(key)
         generator = torch.Generator().manual_seed(index)
         image = torch.randint(256, (3, self.size, self.size), generator=generator).to(torch.uint8)
         mask = blocky_mask(len(self.classes), self.size, generator)
         label = int(torch.randint(len(self.labels), (), generator=generator))
         given = {"image": image, "mask": mask, "label": label, "labels": classes_present(mask)}
-        return {**given, "name": self.names(index)}
+        return {**given, "name": self.sample_name(index)}
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"random-{index}"
 
     def batch(self) -> Batch:

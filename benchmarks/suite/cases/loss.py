@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from suite.cases.case import OURS, Case, Side
 from suite.cases.images import RandomImages
-from suite.cases.segmentation import PEER, VOID
+from suite.cases.segmentation import IGNORE_INDEX, PEER
 from unetdiff.benchmark.timing import Round
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.losses import combined
@@ -50,7 +50,7 @@ class LossCase(Case):
         return RandomImages(self.batch, self.size, self.classes).batch()["mask"]
 
     def ours(self, device: torch.device) -> Side:
-        loss = combined(SegmentationConfig().losses, VOID)
+        loss = combined(SegmentationConfig().losses, IGNORE_INDEX)
 
         def total(logits: Tensor, masks: Tensor) -> Tensor:
             return loss(logits, masks)[0]
@@ -58,7 +58,10 @@ class LossCase(Case):
         return Side(OURS, nn.Module(), "float32", lambda: self._round(total, self.masks, device))
 
     def theirs(self, device: torch.device) -> Side:
-        dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+        dice, entropy = (
+            smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
+            nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX),
+        )
 
         def loss(logits: Tensor, masks: Tensor) -> Tensor:
             return dice(logits, masks) + entropy(logits, masks)

@@ -31,7 +31,7 @@ from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
 PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"
-VOID = 255
+IGNORE_INDEX = 255
 Network = TypeVar("Network", bound=nn.Module)
 TINY = {"encoder": "resnet18", "channels": (16, 8, 8, 8, 8), "classes": 5}
 
@@ -87,7 +87,10 @@ class SegmentationTraining(SegmentationCase):
 
         def start() -> Round:
             optimizer = torch.optim.AdamW(network.parameters(), fused=self.best or None)
-            dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+            dice, entropy = (
+                smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
+                nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX),
+            )
             batch = self.images.batch()
 
             def step() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.hashing import generator_of
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning import Conditioner, Conditioning, TextConditioner
@@ -26,7 +26,7 @@ from unetdiff.diffusion.images import color_error, grid, table
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import inference
+from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, freeze_unused_heads
 
 COLOR_IMAGES = 200  # real images whose colours the samples' are held against
@@ -179,7 +179,7 @@ class DiffusionTask(Task):
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
-            with inference(self, accelerator.device.type, None), accelerator.autocast():
+            with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noised = self.noised_with(x0, noise, timesteps, conditions, self.loss_mask(batch))
                 losses = self.per_sample(self._predict(noised), noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
@@ -205,14 +205,14 @@ class DiffusionTask(Task):
         count = across * across
         shown = truth = None
         if self.conditioner is not None:
-            items = [val[i] for i in evenly(len(val), config.preview_rows)]
+            items = [val[i] for i in evenly_spaced_indices(len(val), config.preview_rows)]
             examples = self.conditioner.examples(items)
             rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
             count = len(conditions)
             shown = self.conditioner.visualize(examples.conditions)
             if shown is not None:
                 truth, rows = self._shown(collate(items)), None  # the names of files say little
-        real = [val[i]["image"] for i in evenly(len(val), COLOR_IMAGES)]
+        real = [val[i]["image"] for i in evenly_spaced_indices(len(val), COLOR_IMAGES)]
         generator = torch.Generator().manual_seed(self.seed)
         pipeline = self.pipeline()
         shape = pipeline.noise_shape(*self.drawn_size())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torchmetrics.classification import MulticlassCalibrationError
 
 from unetdiff.errors import UserError
-from unetdiff.segmentation.reliability import Calibration
+from unetdiff.segmentation.calibration import Calibration
 
 
 def case(sharpness: float, seed: int):

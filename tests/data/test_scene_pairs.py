@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from unetdiff.data.config import ScenesConfig
-from unetdiff.data.pairs import ScenePairs
 from unetdiff.data.prompt import prompts
+from unetdiff.data.scene_pairs import ScenePairs
 from unetdiff.data.scenes import Scenes
 from unetdiff.errors import UserError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-from unetdiff.data.base import ImageDataset, no_palette
+from unetdiff.data.base import ImageDataset, empty_palette
 from unetdiff.data.config import ScenesConfig
 from unetdiff.data.prompt import prompts
 from unetdiff.data.sampling import SampleKey
@@ -32,15 +32,15 @@ class ScenePairs(ImageDataset):
         if config.digits != 1:
             raise UserError(f"data.scenes.digits={config.digits}: a pairing of digit and colour is told of one; give 1")
         self.scenes = Scenes(split, replace(config, held_out_pairs=[]), size, segmentation=False)
-        self.classes, self.palette = [], no_palette()
+        self.classes, self.palette = [], empty_palette()
         self.labels = [prompt.caption for prompt in prompts(config)]
         self.kinds = config.colors
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def names(self, index: int) -> str:
-        return self.scenes.names(index)
+    def sample_name(self, index: int) -> str:
+        return self.scenes.sample_name(index)
 
     def caption(self, index: int) -> str:
         return self.scenes.caption(index)

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.errors import UserError
 
 __all__ = ["Calibration"]
@@ -42,7 +42,7 @@ class Calibration:
                 "resize the logits to the target's size"
             )
         target = target.to(logits.device)
-        valid = ~is_void(target, self.ignore_index)
+        valid = ~ignore_mask(target, self.ignore_index)
         logits, truth = rearrange(logits.float(), "... c h w -> ... h w c")[valid], target[valid].long()  # (pixels, C)
         highest, answer = logits.max(dim=-1)
         normaliser = logits.logsumexp(dim=-1)
