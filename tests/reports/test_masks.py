@@ -41,7 +41,7 @@ def test_rows_and_accuracy(make_run):
     item = dataset[choose(dataset, 4, 2)[0]]
     assert block.rows[0].name == item["name"]
     truth = np.asarray(item["mask"])
-    for run, right in zip((runs[0], runs[2]), block.rows[0].right, strict=True):
+    for run, right in zip((runs[0], runs[2]), block.rows[0].pixel_accuracy, strict=True):
         assert right == (predictions(run, [item])[0] == truth).mean()
 
 
@@ -52,7 +52,7 @@ def test_a_run_of_another_size_changes_nothing(make_run):
     def shown(runs) -> dict:
         (block,), _ = mask_blocks(read_runs(runs), count=2)
         return {
-            (row.name, runs[index].name): (row.image, row.predictions[index], row.right[index])
+            (row.name, runs[index].name): (row.image, row.predictions[index], row.pixel_accuracy[index])
             for row in block.rows
             for index in range(len(runs))
         }
@@ -77,7 +77,7 @@ def test_what_is_void_to_a_run_is_counted_nowhere(make_run):
     item = dataset[choose(dataset, 1, 0)[0]]
     truth = np.asarray(item["mask"])
     seen = truth != 0
-    assert row.right == [(predictions(run, [item])[0] == truth)[seen].mean()]
+    assert row.pixel_accuracy == [(predictions(run, [item])[0] == truth)[seen].mean()]
 
 
 def test_another_set_is_another_block(make_run):

@@ -83,7 +83,7 @@ def test_parts_that_do_not_hold_together(record: Record, tmp_path: Path, part, s
 def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
     write_record(record, tmp_path)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="a.png is missing; do the experiment again"):
+    with pytest.raises(UserError, match="a.png is missing. Run the experiment again"):
         read_record(tmp_path)
 
 
@@ -100,16 +100,16 @@ def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(UserError, match="is no record of an experiment"):
+    with pytest.raises(UserError, match="is not a valid record"):
         read_record(tmp_path)
 
 
 def test_no_record(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(UserError, match="holds no record.json; give the --output"):
+        with pytest.raises(UserError, match="has no record.json. Pass the --output"):
             read_record(place)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="holds no record.json"):
+    with pytest.raises(UserError, match="has no record.json"):
         read_record(tmp_path / "file")
 
 

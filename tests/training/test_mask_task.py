@@ -20,7 +20,7 @@ from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import JudgingConfig
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.reports.captions import illustrations
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
 from unetdiff.training.tasks import DiffusionTask, build_task, load_task

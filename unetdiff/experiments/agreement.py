@@ -30,9 +30,9 @@ from unetdiff.evaluation.sampling import draw
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
+from unetdiff.reports.consistency import wilson
 from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
 from unetdiff.reports.runs import data_name
-from unetdiff.reports.samples import wilson
 from unetdiff.segmentation.inference import predict_masks
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import as_mask, colorize

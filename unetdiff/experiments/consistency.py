@@ -44,7 +44,7 @@ def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> J
     found: dict[str, Any] = read_json(file)
     if found.get("asked") != asked:
         blocks, _ = sample_blocks([last_weights(run)], budget, seed, cache)
-        judge, score = blocks[0].judge, blocks[0].scores.get(0)
+        judge, score = blocks[0].classifier, blocks[0].scores.get(0)
         if judge is None or score is None:
             return None
         found = {"asked": asked, "judged": asdict(Judged(score.value, score.n, judge.accuracy))}

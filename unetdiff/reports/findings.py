@@ -44,7 +44,8 @@ def _shared(runs: Sequence[Run]) -> Finding | None:
         total = backbone + sum(own.values())
         sentence = (
             f"“{run.name}” has {compact(total)} parameters: {compact(backbone)} in the shared backbone, "
-            f"{compact(own['segmentation'])} in the segmentation head, {compact(own['diffusion'])} in the diffusion head."
+            f"{compact(own['segmentation'])} in the segmentation head "
+            f"and {compact(own['diffusion'])} in the diffusion head."
         )
         return Finding(percent(backbone / total), "of the parameters are shared by both heads", sentence, "--run-2")
     head, count = next(iter(own.items()))

@@ -15,7 +15,7 @@ from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
-from unetdiff.reports.table import DASH, minutes, percent, share
+from unetdiff.reports.table import DASH, fraction, minutes, percent
 from unetdiff.text import aligned
 from unetdiff.training.config import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
 from unetdiff.training.run_cache import state_of
@@ -136,13 +136,13 @@ def figures_text(report: Mapping[str, Any]) -> str:
     """The main figures of report.json as a small table for the terminal."""
     columns = (
         ("time", "minutes", minutes),
-        ("mIoU", "segmentation.mean_iou", share),
-        ("pixel accuracy", "segmentation.pixel_accuracy", share),
+        ("mIoU", "segmentation.mean_iou", fraction),
+        ("pixel accuracy", "segmentation.pixel_accuracy", fraction),
         ("class consistency", "diffusion.class_consistency", percent),
     )
     rows = [["", *(title for title, _, _ in columns)]]
     for one in report["runs"]:
-        numbers = [one["figures"].get(key) for _, key, _ in columns]
+        numbers = [one["metrics"].get(key) for _, key, _ in columns]
         texts = [DASH if n is None else text(n) for n, (_, _, text) in zip(numbers, columns, strict=True)]
         rows.append([one["name"], *texts])
     return "\n" + "\n".join(aligned(rows)) + "\n"

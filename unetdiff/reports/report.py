@@ -15,16 +15,18 @@ from markupsafe import Markup
 
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
-from unetdiff.reports.captions import TARGETS, changes, illustrations
-from unetdiff.reports.curves import learning_curves
+from unetdiff.reports.captions import TARGETS, changes
+from unetdiff.reports.consistency import Consistency
+from unetdiff.reports.curves import training_curves
 from unetdiff.reports.dataset_groups import group_by_dataset, size_key, size_text
 from unetdiff.reports.diagram import draw_network
 from unetdiff.reports.experiments import Section, read_sections
 from unetdiff.reports.findings import findings
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.masks import mask_blocks
 from unetdiff.reports.network_spec import read_network_spec
 from unetdiff.reports.runs import Run, read_runs
-from unetdiff.reports.samples import Budget, Consistency, SampleBlock, sample_blocks
+from unetdiff.reports.samples import Budget, SampleBlock, sample_blocks
 from unetdiff.reports.table import Table, build_table, compact, percent, shown_validation
 from unetdiff.reports.templates import render
 
@@ -59,8 +61,8 @@ def write_report(
         The HTML file.
 
     Raises:
-        UserError: neither runs nor experiments, a path that is not a run directory, unreadable weights, a folder without
-            a record, or a foreign file in place of report.json.
+        UserError: neither runs nor experiments, a path that is not a run directory, unreadable weights, a folder
+            without a record, or a foreign file in place of report.json.
     """
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
@@ -90,7 +92,7 @@ def write_report(
         "table": table,
         "masks": masks,
         "samples": samples,
-        "curves": [(c.title, c.across, Markup(c.svg)) for c in learning_curves(read)],
+        "curves": [(c.title, c.across, Markup(c.svg)) for c in training_curves(read)],
         "experiments": sections,
         "command": command,
         "seed": seed,
@@ -118,7 +120,8 @@ def _refuse_foreign(file: Path) -> None:
 
 def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
     """Datasets, encoders and hardware, for the line under the heading."""
-    datasets = list(dict.fromkeys([run.data_name for run in runs] + [section.record.dataset_name for section in sections]))
+    names = [run.data_name for run in runs] + [section.record.dataset_name for section in sections]
+    datasets = list(dict.fromkeys(names))
     encoders = list(dict.fromkeys(str((run.model_config.get("encoder") or {}).get("name", "residual")) for run in runs))
     facts = {"dataset": ", ".join(filter(None, datasets)), "encoder": ", ".join(encoders)}
     machines = [run.summary for run in runs] + [section.record.machine for section in sections]
@@ -158,7 +161,7 @@ def _network(runs: Sequence[Run], seed: int) -> dict[str, Any]:
     spec = read_network_spec(run.model_config, size[0] if size else (32 if scenes else None))
     tiles = illustrations(run, seed)
     shared = f"{compact(run.shared_parameters)} parameters" if run.shared_parameters else ""
-    target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "its output")
+    target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "output")
     return {
         "run": run.name,
         "name": spec.name,

@@ -1,8 +1,7 @@
-"""Images drawn by every run from the same noise, judged by a classifier that has seen only real ones."""
+"""Samples of every run from the same initial noise, and their class consistency."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
 from unetdiff.errors import UserError
+from unetdiff.reports.consistency import Consistency, SampleClassifier, consistency, train_sample_classifier
 from unetdiff.reports.dataset_groups import (
     choose,
     dataset_key,
@@ -23,30 +23,29 @@ from unetdiff.reports.dataset_groups import (
     size_text,
 )
 from unetdiff.reports.embed import data_uri, is_small
-from unetdiff.reports.evaluation import SampleClassifier, train_sample_classifier
 from unetdiff.reports.runs import Run
 from unetdiff.training.runtime import autocast_dtype
 
-SHOWN_CLASSES = 12
-SHOWN_PER_CLASS = 5
-STRIP_MOMENTS = 8
-UNTOLD_SIZE = 32  # pixels of a side, where a network does not say what it was trained at
+MAX_CLASSES = 12
+MAX_PER_CLASS = 5
+STRIP_TIMESTEPS = 8
+DEFAULT_SIZE = 32  # pixels of a side, for a network whose config has no sample_size
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is sampled and judged for the page."""
+    """How much is sampled and evaluated for the page."""
 
     images: int = 300
-    """Images drawn by each run, spread evenly over the classes."""
+    """Samples of each run, spread evenly over the classes."""
     steps: int = 25
-    """Denoising steps of each."""
+    """Denoising steps of each sample."""
     batch_size: int = 100
-    """Images drawn at once."""
+    """Samples generated at once."""
     classifier_steps: int = 500
-    """Optimizer steps of the judge's training on each set."""
+    """Optimizer steps of the classifier on each dataset."""
     rows: int = 6
-    """Validation images that the segmentation heads are shown on."""
+    """Validation images shown with the segmentation of every run."""
 
 
 @dataclass
@@ -54,13 +53,14 @@ class Cell:
     """One sample on the page."""
 
     uri: str
-    asked: str
-    seen: str = ""
-    """What the judge saw; "" where nobody judged."""
+    target: str
+    """The class it was conditioned on; "" without a class."""
+    predicted: str = ""
+    """The class that the classifier predicts; "" without a classifier."""
 
     @property
     def wrong(self) -> bool:
-        return bool(self.seen) and self.seen != self.asked
+        return bool(self.predicted) and self.predicted != self.target
 
 
 @dataclass
@@ -81,37 +81,27 @@ class SampleGrid:
 
 @dataclass
 class Strip:
-    """From noise to image: what the network was given, and what it took the image to be."""
+    """A sampling trajectory: the network's input x_t and its predicted x_0 at some timesteps."""
 
     run: int
-    asked: str
+    target: str
+    """The class it is conditioned on; "" without a class."""
     timesteps: list[int]
     noisy: list[str]
     predicted: list[str]
 
 
 @dataclass
-class Consistency:
-    """Share of a run's samples in which the judge sees the class that was asked for."""
-
-    value: float
-    n: int
-    low: float
-    high: float
-    per_class: dict[str, float]
-
-
-@dataclass
 class SampleBlock:
-    """The runs that share a set and draw images of one size: their grids, strips and scores."""
+    """The runs that share a dataset and an image size: their grids, strips and scores."""
 
     dataset_name: str
-    """With the size, where there is a block for each of several."""
+    """With the image size where there are blocks of several sizes."""
     runs: list[int]
     grids: list[SampleGrid]
     strips: list[Strip]
     scores: dict[int, Consistency] = field(default_factory=dict)
-    judge: SampleClassifier | None = None
+    classifier: SampleClassifier | None = None
     steps: int = 0
     pixelated: bool = True
 
@@ -119,49 +109,49 @@ class SampleBlock:
 def sample_blocks(
     runs: Sequence[Run], budget: Budget, seed: int = 0, cache: Path | None = None
 ) -> tuple[list[SampleBlock], list[str]]:
-    """A block for each set and size that runs with a diffusion head share, and what could not be shown, in words.
+    """A block for each dataset and image size of the runs with a diffusion head, and messages about missing parts.
 
-    Of another size are the noise, the real images, and what a judge has learnt: it knows images of one size only.
+    Noise, real images and the classifier are per size: the classifier is trained on images of one size.
 
-    cache: folder where trained judges are kept; None: nowhere.
+    cache: folder that keeps trained classifiers; None: they are not kept.
     """
     order = {id(run): index for index, run in enumerate(runs)}
     blocks, problems = [], []
     groups = group_by_dataset([run for run in runs if "diffusion" in run.heads and run.model is not None], size_key)
-    sets = [dataset_key(group[0]) for group in groups]
+    datasets = [dataset_key(group[0]) for group in groups]
     for group in groups:
         name = group[0].data_name
-        if sets.count(dataset_key(group[0])) > 1:
+        if datasets.count(dataset_key(group[0])) > 1:
             name += f", {size_text(group[0])}"
         try:
             dataset: ImageDataset | None = open_dataset(group[0], segmentation=False)
         except UserError as error:
             dataset = None
-            problems.append(f"{name}: no real images to compare with: {error}")
-        judge = None
+            problems.append(f"{name}: real images are not available: {error}")
+        classifier = None
         if dataset is not None and dataset.labels and any(conditional(run) for run in group):
             try:
-                judge = train_sample_classifier(group[0], dataset, budget.classifier_steps, cache)
+                classifier = train_sample_classifier(group[0], dataset, budget.classifier_steps, cache)
             except UserError as error:
-                problems.append(f"{name}: the samples are not judged: {error}")
-        block = SampleBlock(name, [order[id(run)] for run in group], [], [], judge=judge, steps=budget.steps)
+                problems.append(f"{name}: class consistency is not available: {error}")
+        block = SampleBlock(name, [order[id(run)] for run in group], [], [], classifier=classifier, steps=budget.steps)
         if dataset is not None:
             block.grids.append(_real(dataset, seed))
         for run in group:
-            _draw(block, run, order[id(run)], judge, budget, seed)
+            _sample(block, run, order[id(run)], budget, seed)
         blocks.append(block)
     return blocks, problems
 
 
 def conditional(run: Run) -> bool:
-    """True for a denoiser that is told the class of an image."""
+    """True for a class-conditional denoiser."""
     return (run.config.get("diffusion") or {}).get("condition", "class") == "class" and (
         ((run.model_config.get("conditioning") or {}).get("cross_attention_dim")) is not None
     )
 
 
 def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The noise that every run starts from; the first images are the same however many are drawn.
+    """The initial noise of every run; the first images do not depend on how many there are.
 
     shape: (B, C, H, W).
     """
@@ -180,79 +170,63 @@ def load_generator(directory: Path) -> GenerationPipeline:
     return pipeline
 
 
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Ends of the 95 % interval of a share (Wilson 1927): right when the share is near 0 or 1, too."""
-    if n == 0:
-        return 0.0, 1.0
-    share = right / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # rounding must not put the end of the interval on the wrong side of the share
-    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
-
-
-def consistency(asked: Tensor, seen: Tensor, labels: Sequence[str]) -> Consistency:
-    """Agreement of the judge's classes (n,) with those asked for (n,)."""
-    right = asked == seen
-    low, high = wilson(int(right.sum()), len(right))
-    per_class = {labels[label]: float(right[asked == label].float().mean()) for label in asked.unique().tolist()}
-    return Consistency(float(right.float().mean()), len(right), low, high, per_class)
-
-
-def _draw(block: SampleBlock, run: Run, index: int, judge: SampleClassifier | None, budget: Budget, seed: int) -> None:
+def _sample(block: SampleBlock, run: Run, index: int, budget: Budget, seed: int) -> None:
+    """Add a run's grid, strip and class consistency to its block."""
     assert run.model is not None
     pipeline = load_generator(run.model)
     scale = float((run.config.get("diffusion") or {}).get("guidance_scale", 2.0))
-    told = pipeline.conditioner is not None and conditional(run)
-    labels: list[str] = list(pipeline.conditioner.labels) if told else [""]
+    by_class = pipeline.conditioner is not None and conditional(run)
+    labels: list[str] = list(pipeline.conditioner.labels) if by_class else [""]
     per_class = max(1, budget.images // len(labels))
-    asked = torch.arange(len(labels)).repeat(per_class)  # one of each class, again and again
-    told_size = pipeline.unet.config.sample_size is not None
-    shape = pipeline.noise_shape() if told_size else pipeline.noise_shape(UNTOLD_SIZE, UNTOLD_SIZE)
-    noise = starting_noise((len(asked), *shape), seed)
+    targets = torch.arange(len(labels)).repeat(per_class)  # 0, 1, ..., 0, 1, ...
+    has_size = pipeline.unet.config.sample_size is not None
+    shape = pipeline.noise_shape() if has_size else pipeline.noise_shape(DEFAULT_SIZE, DEFAULT_SIZE)
+    noise = starting_noise((len(targets), *shape), seed)
 
-    def draw(first: int, last: int, moments: int = 0) -> tuple[Tensor, Trajectory | None]:
+    def generate(first: int, last: int, timesteps: int = 0) -> tuple[Tensor, Trajectory | None]:
         output = pipeline(
-            class_labels=asked[first:last] if told else None,
+            class_labels=targets[first:last] if by_class else None,
             num_inference_steps=budget.steps,
-            guidance_scale=scale if told else 1.0,
+            guidance_scale=scale if by_class else 1.0,
             latents=noise[first:last],
             generator=torch.Generator().manual_seed(seed),
             output_type="pt",
-            return_trajectory=moments,
-            # the precision that the weights were validated in
+            return_trajectory=timesteps,
+            # the precision of the run's validation
             autocast_dtype=autocast_dtype(run.summary.get("precision", "float32")),
         )
         assert isinstance(output, GenerationOutput) and isinstance(output.images, Tensor)
         return output.images, output.trajectory
 
-    parts = [draw(at, min(at + budget.batch_size, len(asked))) for at in range(0, len(asked), budget.batch_size)]
+    starts = range(0, len(targets), budget.batch_size)
+    parts = [generate(start, min(start + budget.batch_size, len(targets))) for start in starts]
     images = torch.cat([images for images, _ in parts])  # (B, C, H, W) in [0, 1]
     block.pixelated = is_small(images[0])
-    seen = judge.classify(images) if judge is not None and told and judge.labels == labels else None
-    if seen is not None:
-        block.scores[index] = consistency(asked, seen, labels)
+    predicted = None
+    if block.classifier is not None and by_class and block.classifier.labels == labels:
+        predicted = block.classifier.classify(images)
+        block.scores[index] = consistency(targets, predicted, labels)
 
     def cell(number: int) -> Cell:
-        saw = labels[int(seen[number])] if seen is not None else ""
-        return Cell(data_uri(images[number]), labels[int(asked[number])], saw)
+        label = labels[int(predicted[number])] if predicted is not None else ""
+        return Cell(data_uri(images[number]), labels[int(targets[number])], label)
 
-    if told:
-        columns = min(SHOWN_PER_CLASS, per_class)
+    if by_class:
+        columns = min(MAX_PER_CLASS, per_class)
         rows = [
             (labels[label], [cell(label + column * len(labels)) for column in range(columns)])
-            for label in range(min(SHOWN_CLASSES, len(labels)))
+            for label in range(min(MAX_CLASSES, len(labels)))
         ]
     else:
-        shown = min(len(asked), SHOWN_PER_CLASS * 6)
+        shown = min(len(targets), MAX_PER_CLASS * 6)
         rows = [
-            ("", [cell(number) for number in range(at, min(at + SHOWN_PER_CLASS, shown))])
-            for at in range(0, shown, SHOWN_PER_CLASS)
+            ("", [cell(number) for number in range(at, min(at + MAX_PER_CLASS, shown))])
+            for at in range(0, shown, MAX_PER_CLASS)
         ]
-    block.grids.append(SampleGrid(index, run.name, rows, scale if told else None))
+    block.grids.append(SampleGrid(index, run.name, rows, scale if by_class else None))
 
     chosen = seed % len(labels)
-    _, trajectory = draw(chosen, chosen + 1, STRIP_MOMENTS)
+    _, trajectory = generate(chosen, chosen + 1, STRIP_TIMESTEPS)
     assert trajectory is not None
     block.strips.append(
         Strip(
@@ -266,19 +240,19 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: SampleClassifier | No
 
 
 def _real(dataset: ImageDataset, seed: int) -> SampleGrid:
-    """Validation images of each class, for the eye to compare with."""
+    """Validation images of each class, to compare the samples with."""
     if not dataset.labels:
-        items = [dataset[index] for index in choose(dataset, SHOWN_PER_CLASS * 6, seed)]
+        items = [dataset[index] for index in choose(dataset, MAX_PER_CLASS * 6, seed)]
         cells = [Cell(data_uri(item["image"]), "") for item in items]
-        rows = [("", cells[at : at + SHOWN_PER_CLASS]) for at in range(0, len(cells), SHOWN_PER_CLASS)]
+        rows = [("", cells[at : at + MAX_PER_CLASS]) for at in range(0, len(cells), MAX_PER_CLASS)]
         return SampleGrid(None, "real images", rows)
-    found: dict[int, list[Cell]] = {label: [] for label in range(min(SHOWN_CLASSES, len(dataset.labels)))}
+    cells_by_class: dict[int, list[Cell]] = {label: [] for label in range(min(MAX_CLASSES, len(dataset.labels)))}
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     for index in order[:2000]:
         item = dataset[index]
-        cells_of = found.get(item["label"])
-        if cells_of is not None and len(cells_of) < SHOWN_PER_CLASS:
+        cells_of = cells_by_class.get(item["label"])
+        if cells_of is not None and len(cells_of) < MAX_PER_CLASS:
             cells_of.append(Cell(data_uri(item["image"]), dataset.labels[item["label"]]))
-        if all(len(cells) == SHOWN_PER_CLASS for cells in found.values()):
+        if all(len(cells) == MAX_PER_CLASS for cells in cells_by_class.values()):
             break
-    return SampleGrid(None, "real images", [(dataset.labels[label], cells) for label, cells in found.items()])
+    return SampleGrid(None, "real images", [(dataset.labels[label], cells) for label, cells in cells_by_class.items()])

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from unetdiff.reports.consistency import Consistency
 from unetdiff.reports.dataset_groups import dataset_key, size_key
 from unetdiff.reports.runs import JsonDict, Run
-from unetdiff.reports.samples import Consistency
 from unetdiff.text import Better, best_of
 
 DASH = "–"
