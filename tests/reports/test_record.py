@@ -68,10 +68,10 @@ def test_a_figure_that_json_does_not_have_is_not_measured(record: Record, tmp_pa
         (replace(TABLE, rows=[("short", [Value(1.0)])]), "row 'short' of “Scores”"),
         (replace(GALLERY, rows=[("short", ["a.png"])]), "row 'short' of “Images”"),
         (replace(GALLERY, rows=[("one", ["a.png", "gone.png"])]), "gone.png is missing"),
-        (replace(GALLERY, legend=[("cat", "url(https://example.org)")]), "is not #rrggbb"),
+        (replace(GALLERY, legend=[("cat", "url(https://example.org)")]), "must be #rrggbb"),
         (replace(CHART, lines=[Line("odd", [1.0], [])]), "line 'odd' of “Curve”"),
-        (replace(MAP, values=[[0.1, 0.2, 0.3]]), "is not 2 x 3"),
-        (replace(MAP, values=[[0.1], [0.2]]), "is not 2 x 3"),
+        (replace(MAP, values=[[0.1, 0.2, 0.3]]), "must be 2 x 3"),
+        (replace(MAP, values=[[0.1], [0.2]]), "must be 2 x 3"),
     ],
 )
 def test_parts_that_do_not_hold_together(record: Record, tmp_path: Path, part, says: str) -> None:
