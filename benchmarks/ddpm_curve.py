@@ -28,10 +28,10 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import grid
-from unetdiff.evaluation.classifier import Recipe, train_judge
+from unetdiff.evaluation.classifier import ClassifierConfig, train_classifier
 from unetdiff.evaluation.distances import Gaussian, frechet_distance
-from unetdiff.evaluation.evaluate import run_config
-from unetdiff.evaluation.features import load_features
+from unetdiff.evaluation.features import load_feature_extractor
+from unetdiff.evaluation.load_run import run_config
 from unetdiff.evaluation.sampling import draw
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import checkpoints
@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("--weights", help="the feature network's weights; downloaded without")
     parser.add_argument("--real", type=int, default=10_000, help="validation images that samples are held against")
     parser.add_argument("--root", help="where the set lies, if not where the first run found it")
-    parser.add_argument("--classifier_steps", type=int, default=Recipe.steps, help="optimizer steps of the classifier")
+    parser.add_argument(
+        "--classifier_steps", type=int, default=ClassifierConfig.steps, help="optimizer steps of the classifier"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("curve"))
     given = parser.parse_args()
@@ -123,15 +125,15 @@ def main() -> None:
     data = run_config(ours).data
     data.root, data.download, data.augment = given.root or data.root, False, AugmentConfig()
     val = build_dataset(data, "val", False)
-    judge = train_judge(
+    judge = train_classifier(
         build_dataset(data, "train", False),
         len(val.labels),
         ours / "judge",
-        Recipe(steps=given.classifier_steps),
+        ClassifierConfig(steps=given.classifier_steps),
         given.device,
     )
-    network = load_features(given.features, given.weights, judge, given.device)
-    real = Gaussian.of(network(torch.stack([val[i]["image"] for i in evenly_spaced_indices(len(val), given.real)])))
+    network = load_feature_extractor(given.features, given.weights, judge, given.device)
+    real = Gaussian.fit(network(torch.stack([val[i]["image"] for i in evenly_spaced_indices(len(val), given.real)])))
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), dpi=150)
     result: dict = {"judge_accuracy_on_real": judge.accuracy(val), "features": network.name, "real": real.n}
@@ -140,7 +142,7 @@ def main() -> None:
         rows = []
         for minutes, file in sample_files(folder, val, given).items():
             images, labels = first_of_each_class(file, given.per_class, len(val.labels))
-            rows.append((minutes, frechet_distance(network(images), real), judge.consistency(images, labels)))
+            rows.append((minutes, frechet_distance(network(images), real), judge.class_consistency(images, labels)))
             print(
                 f"{name}, {minutes:.1f} min, n = {len(images)}: Fréchet {rows[-1][1]:.2f}, consistent {rows[-1][2]:.3f}"
             )
@@ -150,7 +152,7 @@ def main() -> None:
         right.plot([r[0] for r in rows], [r[2] for r in rows], marker="o", markersize=3, label=name)
         result[name] = [dict(zip(("minutes", "frechet", "consistency"), row, strict=True)) for row in rows]
     count = given.per_class * len(val.labels)
-    left.set(xlabel="minutes of training", ylabel=f"{network.frechet}, n = {count}", ylim=(0, None))
+    left.set(xlabel="minutes of training", ylabel=f"{network.frechet_name}, n = {count}", ylim=(0, None))
     right.set(xlabel="minutes of training", ylabel="share taken for the class asked for", ylim=(0, 1.02))
     right.axhline(result["judge_accuracy_on_real"], color="grey", linestyle=":", label="real images")
     for axes in (left, right):

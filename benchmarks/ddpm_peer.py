@@ -123,7 +123,7 @@ def main() -> None:
             "--cond_scale 1: its network then returns one value where its sampler unpacks two; use above 1"
         )
     if given.batch_size < 16:
-        raise SystemExit(f"--batch_size {given.batch_size}: its Trainer asks for 16 or more")
+        raise SystemExit(f"--batch_size {given.batch_size}: its Trainer as_segment_function for 16 or more")
 
     torch.manual_seed(given.seed)
     split = "val" if given.draw_only else "train"  # the names of its classes are all that drawing needs

@@ -23,8 +23,8 @@ from unetdiff.data.prompt import Prompt, prompts
 from unetdiff.data.scene_pairs import ScenePairs
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.images import grid
-from unetdiff.evaluation.classifier import train_judge
-from unetdiff.evaluation.evaluate import run_config
+from unetdiff.evaluation.classifier import train_classifier
+from unetdiff.evaluation.load_run import run_config
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
 
@@ -66,7 +66,7 @@ def main() -> None:
 
     scenes = run_config(given.run).data.scenes
     everything = prompts(scenes)
-    judge = train_judge(ScenePairs("train", scenes), len(everything), given.run / "judge-pairs")
+    judge = train_classifier(ScenePairs("train", scenes), len(everything), given.run / "judge-pairs")
     pipeline = GenerationPipeline.from_pretrained(model_directory(given.run))
     pipeline.set_progress_bar_config(disable=True)
     samples = [draw(pipeline, p, given, given.seed + i) for i, p in enumerate(tqdm(everything, desc="prompts"))]

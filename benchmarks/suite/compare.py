@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 
 from suite.cases.case import Case, Cost, Setting, same_work
-from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
+from unetdiff.benchmark.memory import peak_working_memory, release_memory, run_in_subprocess
 from unetdiff.benchmark.multiply_adds import parameters
-from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, speedup, synchronizer
+from unetdiff.benchmark.timing import Round, Spread, Times, speedup, synchronizer, time_interleaved
 
 Which = Literal["ours", "theirs"]
 
@@ -96,7 +96,7 @@ def prepare(case: Case, device: torch.device) -> Contest:
 def race(contests: Sequence[Contest], device: torch.device, rounds: int, warmups: int) -> list[tuple[Times, Times]]:
     """Time all of them in turns: ours and theirs of each."""
     work = {f"{place}, {side}": contests[place].rounds[side] for place in range(len(contests)) for side in (0, 1)}
-    times = list(in_turns(work, rounds, warmups, synchronizer(device)).values())
+    times = list(time_interleaved(work, rounds, warmups, synchronizer(device)).values())
     return list(zip(times[::2], times[1::2], strict=True))
 
 
@@ -116,14 +116,14 @@ def compare(
     contest = prepare(case, device)
     [all_times] = race([contest], device, rounds, warmups)
     contest = replace(contest, rounds=())
-    let_go(device)  # both networks are gone before others are made
+    release_memory(device)  # both networks are gone before others are made
 
     def outcome(side: int, which: Which) -> Outcome:
         cost, times, precision = contest.costs[side], all_times[side], contest.precisions[side]
         seconds = Spread.of(times.wall)
         counted = cost.macs and precision in ceilings
         share = 2 * cost.macs / seconds.median / ceilings[precision] if counted else None
-        peaks = [in_fresh_process(peak_memory, case, which, device) for _ in range(memory)]
+        peaks = [run_in_subprocess(peak_memory, case, which, device) for _ in range(memory)]
         found = [peak for peak in peaks if peak is not None]
         peak = median_high(found) if found else None
         name, cpu = contest.names[side], Spread.of(times.cpu)
@@ -146,4 +146,4 @@ def compare(
 def peak_memory(case: Case, which: Which, device: torch.device) -> int | None:
     """Bytes that one side's rounds take beyond its network, in a process that has done nothing else."""
     side = case.ours(device) if which == "ours" else case.theirs(device)
-    return working_memory(side.start, device)
+    return peak_working_memory(side.start, device)

@@ -18,7 +18,7 @@ import torch
 from suite.cases.case import Case
 from suite.cases.segmentation import TINY, SegmentationInference, SegmentationTraining
 from suite.compare import prepare, race
-from unetdiff.benchmark.memory import let_go
+from unetdiff.benchmark.memory import release_memory
 from unetdiff.benchmark.timing import Spread
 
 Axis = Literal["pixels", "batch"]
@@ -115,7 +115,7 @@ def plans(quick: bool) -> list[tuple[Case, Axis, list[int]]]:
 
 def grow(case: Case, axis: Axis, values: Sequence[int], device: torch.device, rounds: int, warmups: int) -> Growth:
     """Time a case at every side (for "pixels") or batch, all of them in turns."""
-    let_go(device)  # the networks of the growth before are gone
+    release_memory(device)  # the networks of the growth before are gone
     varied = [replace(case, **{"size" if axis == "pixels" else "batch": value}) for value in values]
     contests = [prepare(each, device) for each in varied]
     times = race(contests, device, rounds, warmups)  # all sizes in turns: a neighbour slows all of them down, or none

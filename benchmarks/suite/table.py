@@ -9,7 +9,7 @@ from typing import Any
 from suite.cases.case import MEMORY_TARGET
 from suite.compare import Outcome, Row
 from suite.growth import Growth, Law
-from unetdiff.benchmark.table import UNKNOWN, ceiling_line, gigaflops, megabytes, milliseconds, percent
+from unetdiff.benchmark.table import UNKNOWN, gigaflops, megabytes, milliseconds, peak_line, percent
 from unetdiff.benchmark.timing import Spread
 from unetdiff.text import markdown
 
@@ -52,7 +52,7 @@ def as_markdown(
 ) -> str:
     """The tables of speed, of work, of memory and of growth; those that there is something for."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    lines = [f"{machine['device']}, {machine['threads']} threads; {versions}", "", ceiling_line(ceilings), ""]
+    lines = [f"{machine['device']}, {machine['threads']} threads; {versions}", "", peak_line(ceilings), ""]
     lines += [HOW.format(rounds=rounds, warmups=warmups), ""]
     if rows:
         lines += [*markdown(_speed(rows)), "", *markdown(_work(rows)), ""]

@@ -26,7 +26,7 @@ def test_ceiling_is_the_fastest_round_of_the_better_memory_format(monkeypatch: p
             run()
         return dict(zip(work, (Times([0.5, 0.4]), Times([0.2, 0.3]), Times([0.1, 0.2])), strict=False))
 
-    monkeypatch.setattr(ceiling, "in_turns", timed)
+    monkeypatch.setattr(ceiling, "time_interleaved", timed)
     flops = 2 * ceiling.BATCH["cpu"] * 8**2 * 4**2 * 9
     monkeypatch.setattr(machine, "precision", lambda asked, device: "bf16")
     assert ceiling.ceilings(torch.device("cpu"), 4, 8) == pytest.approx({"float32": flops / 0.2, "bf16": flops / 0.1})

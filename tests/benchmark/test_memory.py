@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from unetdiff.benchmark.memory import in_fresh_process, working_memory
+from unetdiff.benchmark.memory import peak_working_memory, run_in_subprocess
 
 PROGRAM = """
 import numpy as np, torch
-from unetdiff.benchmark.memory import working_memory
+from unetdiff.benchmark.memory import peak_working_memory
 before = np.ones(128 << 20, np.uint8)
 del before  # an earlier peak is none of theirs
 def start():
@@ -21,7 +21,7 @@ def start():
     def work():
         kept[0] = np.ones(32 << 20, np.uint8)[0]
     return work
-print(working_memory(start, torch.device("cpu"), rounds=2))
+print(peak_working_memory(start, torch.device("cpu"), rounds=2))
 """
 
 
@@ -36,11 +36,11 @@ def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append("forgotten"))
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: calls.append("waited"))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350)
-    assert working_memory(lambda: lambda: calls.append("round"), torch.device("cuda"), rounds=2) == 250
+    assert peak_working_memory(lambda: lambda: calls.append("round"), torch.device("cuda"), rounds=2) == 250
     assert calls == ["forgotten", "round", "round", "waited"]
 
 
 def test_a_fresh_process_and_its_errors() -> None:
-    assert in_fresh_process(os.getpid) != os.getpid()
+    assert run_in_subprocess(os.getpid) != os.getpid()
     with pytest.raises(ValueError, match="invalid literal"):
-        in_fresh_process(int, "x")
+        run_in_subprocess(int, "x")

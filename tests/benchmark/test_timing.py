@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetdiff.benchmark.timing import Spread, Times, in_turns, speedup, synchronizer
+from unetdiff.benchmark.timing import Spread, Times, speedup, synchronizer, time_interleaved
 
 
 class Machine:
@@ -42,7 +42,7 @@ def test_quartiles_are_numpys(values: list[float]) -> None:
 def test_rounds_alternate_and_warm_ups_are_not_counted() -> None:
     machine = Machine()
     work = {"a": machine.work("a", 100, 1, 2), "b": machine.work("b", 200, 10, 20)}
-    times = in_turns(work, 2, 1, machine.wait, lambda: machine.wall, lambda: machine.cpu)
+    times = time_interleaved(work, 2, 1, machine.wait, lambda: machine.wall, lambda: machine.cpu)
     assert machine.done == ["a", "b", "b", "a", "a", "b"]
     assert times == {"a": Times([1, 2], [0.5, 0.5]), "b": Times([10, 20], [0.5, 0.5])}
 
@@ -50,7 +50,7 @@ def test_rounds_alternate_and_warm_ups_are_not_counted() -> None:
 def test_what_a_device_does_later_belongs_to_who_asked_for_it() -> None:
     machine = Machine()
     work = {"slow": machine.work("slow", 5), "quick": machine.work("quick", 1)}
-    waited = in_turns(work, 1, 0, machine.wait, lambda: machine.wall, lambda: machine.cpu)
+    waited = time_interleaved(work, 1, 0, machine.wait, lambda: machine.wall, lambda: machine.cpu)
     assert (waited["slow"].wall, waited["quick"].wall) == ([5], [1])
 
 

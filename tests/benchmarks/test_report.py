@@ -137,7 +137,7 @@ def test_the_whole_command_in_small(
         assert function is compare.peak_memory and pickle.dumps(given)
         return 10**6 if "ours" in given else 2 * 10**6
 
-    monkeypatch.setattr(compare, "in_fresh_process", instead)
+    monkeypatch.setattr(compare, "run_in_subprocess", instead)
     work = ["segmentation-inference", "loss", "sampling", "growth"]
     words = ["--quick", "--rounds", "1", "--warmups", "0", "--output", str(tmp_path / "result")]
     monkeypatch.setattr(sys, "argv", [str(RUN), *words, "--only", *work])

@@ -23,7 +23,7 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         pickle.dumps(given)
         return 12_345_678
 
-    monkeypatch.setattr(own, "in_fresh_process", instead)
+    monkeypatch.setattr(own, "run_in_subprocess", instead)
     monkeypatch.setattr(ceiling, "ceilings", lambda device: {"float32": 4e9, "bf16": 4e9})
 
 

@@ -10,7 +10,7 @@ import torch
 
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import ClassAgreement, layout_agreement
+from unetdiff.evaluation.layout_consistency import ClassConsistency, layout_consistency
 from unetdiff.experiments import agreement
 from unetdiff.reports.record import Gallery, Heatmap, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -68,14 +68,14 @@ def test_layouts_are_compared_pixel_by_pixel(
 
     given.segmenter = background_is_void
     segmenter = SegmentationPipeline.from_pretrained(background_is_void)
-    expected = layout_agreement(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
+    expected = layout_consistency(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
     (_, samples), _ = agreement.run(given, [], tmp_path, "").parts[0].rows
     assert samples[-1].mean == pytest.approx(expected) and samples[-1] != real[-1]
 
 
 def test_without_a_background_only_the_layout_is_told() -> None:
     def judged(right: int, mean_iou: float) -> agreement.Judged:
-        return agreement.Judged(torch.zeros(2), [], ClassAgreement([0, 1], right, 1.0), mean_iou)
+        return agreement.Judged(torch.zeros(2), [], ClassConsistency([0, 1], right, 1.0), mean_iou)
 
     real, drawn = judged(2, 0.5), {1.0: judged(2, 0.3), 2.0: judged(2, 0.4)}
     (told,) = agreement.findings(real, drawn, itself=False, by_class=False)

@@ -37,7 +37,7 @@ def test_from_training_to_the_record(
         noise.JOINT,
     ]
     assert [line.y[0].n for line in chart.lines] == [2, 2, 2, 2, 1]
-    judged = [evaluate(tmp_path / "out" / f"plain-{s}" / "latest")["segmentation/mean_iou"] for s in (0, 1)]
+    judged = [evaluate(tmp_path / "out" / f"plain-{s}" / "latest").metrics["segmentation/mean_iou"] for s in (0, 1)]
     assert chart.lines[0].y[0].mean == pytest.approx(sum(judged) / 2, abs=1e-6)
     assert chart.lines[2].y[0] == chart.lines[3].y[0]  # the wrong answer is the right one on clean images
     assert table.rows[0][1][-1].mean == pytest.approx(sum(v.mean or 0 for v in chart.lines[0].y) / 3)

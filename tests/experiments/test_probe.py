@@ -24,7 +24,7 @@ def here(function, *given):
 
 
 def test_command(make_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "in_fresh_process", here)
+    monkeypatch.setattr(probe, "run_in_subprocess", here)
     runs = [str(make_run(name, name, seed)) for seed, name in enumerate(("segmentation", "diffusion", "joint"))]
     output = tmp_path / "out"
     argv = ["probe", *runs, *QUICK, "--output", str(output)]

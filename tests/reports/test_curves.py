@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from unetdiff.reports.curves import training_curves, points, smoothed
+from unetdiff.reports.curves import points, smoothed, training_curves
 from unetdiff.reports.runs import read_run, read_runs
 
 

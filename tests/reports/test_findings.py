@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unetdiff.data.prompt import DIGITS
-from unetdiff.evaluation.classifier import Judge, Network
+from unetdiff.evaluation.classifier import Classifier, ClassifierNetwork
 from unetdiff.reports.consistency import Consistency, SampleClassifier
 from unetdiff.reports.findings import findings
 from unetdiff.reports.runs import read_runs
@@ -102,4 +102,4 @@ def test_each_dataset_has_its_own_card(make_run):
 
 def classifier(accuracy: float, n: int) -> SampleClassifier:
     """A classifier with this accuracy on n images."""
-    return SampleClassifier(Judge(Network(10), 10, "any"), list(DIGITS), accuracy, n, 60)
+    return SampleClassifier(Classifier(ClassifierNetwork(10), 10, "any"), list(DIGITS), accuracy, n, 60)

@@ -111,7 +111,7 @@ def test_each_size_has_its_own_classifier(make_run, monkeypatch, tmp_path):
 
 
 def test_the_classifier_counts_its_images(make_run, monkeypatch):
-    monkeypatch.setattr("unetdiff.evaluation.classifier.MOST_IMAGES", 25)
+    monkeypatch.setattr("unetdiff.evaluation.classifier.MAX_IMAGES", 25)
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     classifier = blocks[0].classifier
     assert classifier is not None and (classifier.n, classifier.trained_on) == (25, 25)

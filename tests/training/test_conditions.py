@@ -24,7 +24,7 @@ from unetdiff.diffusion.conditioning import (
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.evaluation import evaluate as evaluation
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.tasks import DiffusionTask, load_task
@@ -100,9 +100,11 @@ def listed(context: Conditioning) -> list[torch.Tensor]:
 def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
     settings.pop("name")
     run = train(tiny("diffusion", training__steps=2, training__validate_every=2, **settings))
-    judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, bits_per_dimension=1, bits_timesteps=3)
-    figures = evaluate(run, judging=judging)
-    assert figures["diffusion/loss"] > 0 and figures["samples/number"] > 0
+    config = EvaluationConfig(
+        samples_per_class=1, num_inference_steps=2, num_neighbors=1, num_likelihood_images=1, num_likelihood_timesteps=3
+    )
+    metrics = evaluate(run, config=config).metrics
+    assert metrics["diffusion/loss"] > 0 and metrics["samples/num_images"] > 0
 
 
 @pytest.fixture
@@ -122,12 +124,12 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(
     shared = {"data__name": "voc_folder", "data__root": str(voc), "data__size": [16, 16]}
     short = {**shared, "training__steps": 2, "training__validate_every": 2}
     segmenter = train(tiny("segmentation", "segmenter", **short))
-    judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, segmenter=segmenter)
+    config = EvaluationConfig(samples_per_class=1, num_inference_steps=2, num_neighbors=1, segmenter=segmenter)
     layout = train(tiny("diffusion", "layout", diffusion__condition="layout", **short))
-    figures = evaluate(layout, judging=judging)
-    assert figures["layouts/number"] == 2
-    assert 0 <= figures["layouts/mean_iou_of_samples"] <= 1
-    assert 0 < figures["layouts/pixel_accuracy_of_real"] <= 1
+    metrics = evaluate(layout, config=config).metrics
+    assert metrics["layouts/num_images"] == 2
+    assert 0 <= metrics["layouts/mean_iou_of_samples"] <= 1
+    assert 0 < metrics["layouts/pixel_accuracy_of_real"] <= 1
 
     run = train(tiny("diffusion", "several", diffusion__classes_at_once=2, **short))
     pipeline = GenerationPipeline.from_pretrained(run / "best")
@@ -136,13 +138,13 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(
     monkeypatch.setattr(
         evaluation, "evaluate_denoiser", lambda *_: pytest.fail("drawn before the segmenter was opened")
     )
-    with pytest.raises(UserError, match="segmenter: the model is told no layouts"):
-        evaluate(run, judging=judging)
-    with pytest.raises(UserError, match="segmenter: no directory '.*nowhere'"):
-        evaluate(layout, judging=replace(judging, segmenter=voc / "nowhere"))
+    with pytest.raises(UserError, match="segmenter=.*: must be set with a layout-conditional model"):
+        evaluate(run, config=config)
+    with pytest.raises(UserError, match="segmenter=.*nowhere: no directory '.*nowhere'"):
+        evaluate(layout, config=replace(config, segmenter=voc / "nowhere"))
     other = train(tiny("segmentation", "other", training__steps=2))
-    with pytest.raises(UserError, match="segmenter: the segmenter has 11 classes, the layouts 3"):
-        evaluate(layout, judging=replace(judging, segmenter=other))
+    with pytest.raises(UserError, match="segmenter=.*: must have 3 classes, as the layouts do .got 11."):
+        evaluate(layout, config=replace(config, segmenter=other))
 
 
 @pytest.mark.parametrize("settings", ["text"], indirect=True)

@@ -21,7 +21,7 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
@@ -79,10 +79,12 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
     out = pipeline(**ASKED[condition], batch_size=2, num_inference_steps=2, output_type="pt")
     assert out.images.shape == (2, 3, 32, 32) and out.images.std() > 0
     samples = int(condition == "class")  # one condition's are enough: the judges see images
-    figures = evaluate(run, judging=JudgingConfig(samples_per_class=samples, steps=2, neighbours=1))
-    assert figures["diffusion/loss"] > 0 and figures.get("samples/number", 0) == 10 * samples
-    with pytest.raises(UserError, match="bits_per_dimension: 1, but the model denoises latents"):
-        evaluate(run, judging=JudgingConfig(bits_per_dimension=1))
+    metrics = evaluate(
+        run, config=EvaluationConfig(samples_per_class=samples, num_inference_steps=2, num_neighbors=1)
+    ).metrics
+    assert metrics["diffusion/loss"] > 0 and metrics.get("samples/num_images", 0) == 10 * samples
+    with pytest.raises(UserError, match="num_likelihood_images=1: must be 0 for a model of latents"):
+        evaluate(run, config=EvaluationConfig(num_likelihood_images=1))
 
 
 def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut_and_resumed: Resume) -> None:

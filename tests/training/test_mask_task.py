@@ -18,7 +18,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
@@ -72,9 +72,9 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     assert len(task.scheduler.config.trained_betas) == 1000
 
-    figures = evaluate(run, judging=JudgingConfig(steps=2))
-    assert figures["diffusion/loss"] > 0 and 0 <= figures["masks/mean_iou"] <= 1
-    assert figures["masks/images"] == 6 and "samples/number" not in figures
+    metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
+    assert metrics["diffusion/loss"] > 0 and 0 <= metrics["masks/mean_iou"] <= 1
+    assert metrics["masks/images"] == 6 and "samples/num_images" not in metrics
 
     image = tmp_path / "image.png"
     Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(image)
@@ -93,8 +93,8 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
     """Without an image, layouts are drawn: no figures of a segmenter then."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
-    figures = evaluate(run, judging=JudgingConfig(steps=2))
-    assert not any(name.startswith("masks/") for name in figures)
+    metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
+    assert not any(name.startswith("masks/") for name in metrics)
 
 
 @pytest.mark.parametrize(

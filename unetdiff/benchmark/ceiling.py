@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from unetdiff.benchmark.timing import Round, in_turns, synchronizer
+from unetdiff.benchmark.timing import Round, synchronizer, time_interleaved
 from unetdiff.training import runtime as machine
 
 CHANNELS, SIDE = 256, 64
@@ -44,7 +44,7 @@ def ceilings(device: torch.device, channels: int = CHANNELS, side: int = SIDE) -
         return work
 
     work = {f"{name} {layout}": convolution(name, layout) for name, layout in cases}
-    times = in_turns(work, ROUNDS, synchronize=synchronizer(device))
+    times = time_interleaved(work, ROUNDS, synchronize=synchronizer(device))
     flops = 2 * batch * side**2 * channels**2 * 9
     found: dict[str, float] = {}
     for (name, _), taken in zip(cases, times.values(), strict=True):

@@ -24,20 +24,20 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-def in_fresh_process(function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+def run_in_subprocess(function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
     """What a function of a module gives, called in a new process; what it raises is raised here."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
-def let_go(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Give back what nothing refers to any more: on a GPU torch would keep it from other processes."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def working_memory(start: Callable[[], Round], device: torch.device, rounds: int = ROUNDS) -> int | None:
+def peak_working_memory(start: Callable[[], Round], device: torch.device, rounds: int = ROUNDS) -> int | None:
     """Bytes at the peak of some rounds beyond what this process, or its part of the GPU, held before.
 
     Args:

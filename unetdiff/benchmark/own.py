@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 
 from unetdiff.benchmark.ceiling import precision_of
-from unetdiff.benchmark.memory import in_fresh_process, let_go, working_memory
+from unetdiff.benchmark.memory import peak_working_memory, release_memory, run_in_subprocess
 from unetdiff.benchmark.multiply_adds import macs
-from unetdiff.benchmark.rounds import prediction_round, sampling_round, training_round
-from unetdiff.benchmark.timing import Round, Spread, Times, in_turns, synchronizer
+from unetdiff.benchmark.rounds import prediction_workload, sampling_workload, training_workload
+from unetdiff.benchmark.timing import Round, Spread, Times, synchronizer, time_interleaved
 from unetdiff.config.parsing import load, parse, validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
@@ -93,18 +93,18 @@ class Subject:
         """One round of a kind with so many images. A training step leaves the task placed and its weights changed."""
         batch, unet = self.batch(size), self.task.unet
         if kind == "training step":
-            return training_round(self.task, batch, self.config.training)
+            return training_workload(self.task, batch, self.config.training)
         self.task.to(machine.build_accelerator(self.config.training).device)
         autocast = machine.autocast_dtype()
         unet.optimize_for_inference(autocast)  # as `predict` and `sample` do
         if kind == "masks":
-            return prediction_round(unet, batch["image"])
+            return prediction_workload(unet, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         pipeline = task.pipeline()
         shape = pipeline.noise_shape(*task.drawn_size())
         noise = torch.randn(len(batch["image"]), *shape, generator=torch.Generator().manual_seed(0))
-        return sampling_round(pipeline, conditions, noise, sampling.steps, sampling.guidance, autocast)
+        return sampling_workload(pipeline, conditions, noise, sampling.steps, sampling.guidance, autocast)
 
 
 @dataclass(frozen=True)
@@ -159,11 +159,11 @@ def measure(
             except torch.OutOfMemoryError:
                 break
             finally:
-                let_go(device)  # of what the round held, before another process asks for as much
+                release_memory(device)  # of what the round held, before another process asks for as much
             peak = None
             if memory:
                 with suppress(torch.OutOfMemoryError):  # what is timed here was not all given back
-                    peak = in_fresh_process(_peak, path, overrides, kind, size, sampling, device)
+                    peak = run_in_subprocess(_peak, path, overrides, kind, size, sampling, device)
             seconds, precision = Spread.of(times.wall), subject.precision(kind)
             share = 2 * count / seconds.median / ceilings[precision] if precision in ceilings else None
             speed = size / seconds.median
@@ -175,7 +175,7 @@ def _timed(
 ) -> tuple[float, Times]:
     """Multiply-adds of a round, and the rounds' times."""
     work = subject.start(kind, size, sampling)
-    return macs(work), in_turns({kind: work}, rounds, warmups, synchronizer(device))[kind]
+    return macs(work), time_interleaved({kind: work}, rounds, warmups, synchronizer(device))[kind]
 
 
 def _peak(
@@ -183,4 +183,4 @@ def _peak(
 ) -> int | None:
     subject = Subject(path, overrides)
     subject.task.to(device)
-    return working_memory(lambda: subject.start(kind, size, sampling), device)
+    return peak_working_memory(lambda: subject.start(kind, size, sampling), device)

@@ -23,7 +23,7 @@ from unetdiff.training.step import optimizer_step
 from unetdiff.training.tasks.base import Batch, Task
 
 
-def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
+def training_workload(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
     """An optimizer step on the same batch every time: loss, gradients, their clipping, weights, average.
 
     The task is moved to the machine's device and trained. What is left out of the loop: reading images, the learning
@@ -58,13 +58,13 @@ def training_round(task: Task, batch: Batch, settings: TrainingConfig) -> Round:
     return step
 
 
-def prediction_round(unet: UNet, images: Tensor) -> Round:
+def prediction_workload(unet: UNet, images: Tensor) -> Round:
     """Masks of images, uint8 (B, 3, H, W), all at once, in the network's own precision."""
     options = InferenceConfig(batch_size=len(images))
     return lambda: predict_masks(unet, images, options=options)
 
 
-def sampling_round(
+def sampling_workload(
     pipeline: GenerationPipeline,
     conditions: Tensor | None,
     noise: Tensor,

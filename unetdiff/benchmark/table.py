@@ -31,7 +31,7 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{100 * share:.0f} %"
 
 
-def ceiling_line(ceilings: Mapping[str, float]) -> str:
+def peak_line(ceilings: Mapping[str, float]) -> str:
     """The measured ceilings in one line."""
     found = ", ".join(f"{gigaflops(flops)} GFLOP/s in {precision}" for precision, flops in ceilings.items())
     return f"ceiling (the fastest of a wide 3x3 convolution's rounds): {found}"

@@ -46,7 +46,7 @@ class Times:
     """Of all threads of this process: what a busy neighbour changes least. Of a GPU, the launching alone."""
 
 
-def in_turns(
+def time_interleaved(
     work: Mapping[str, Round],
     rounds: int = ROUNDS,
     warmups: int = WARMUPS,

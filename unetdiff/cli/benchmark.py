@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.benchmark import ceiling
     from unetdiff.benchmark.device import claim, facts
     from unetdiff.benchmark.own import Sampling, Subject, measure
-    from unetdiff.benchmark.table import ceiling_line, rows
+    from unetdiff.benchmark.table import peak_line, rows
     from unetdiff.text import markdown
 
     if given.output is not None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     parts = subject.task.unet.parameter_counts()
     print(
         f"{given.path}: {sum(parts.values()) / 1e6:.2f} M parameters, {machine['device']}, "
-        f"{machine['threads']} threads; {ceiling_line(limits)}\n"
+        f"{machine['threads']} threads; {peak_line(limits)}\n"
     )
     sizes = sorted(given.batch_sizes or up_to(subject.config.training.batch_size))
     sampling, measured = Sampling(given.steps, given.guidance), []

@@ -20,7 +20,7 @@ from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.pipeline import GenerationOutput
 from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.diffusion.steering import LossGuidance
-from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, together
+from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, concat_batches
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime as machine
 from unetdiff.training.tasks import DiffusionTask
@@ -103,7 +103,7 @@ def draw_parts(
         result = pipeline(
             **conditions,
             batch_size=len(numbers),
-            num_inference_steps=setting.steps,
+            num_inference_steps=setting.num_inference_steps,
             guidance_scale=setting.guidance_scale if conditions else 1.0,
             height=height,
             width=width,
@@ -117,4 +117,4 @@ def draw_parts(
 
 def draw(task: DiffusionTask, count: int, setting: SamplingConfig) -> tuple[Tensor, Tensor | None]:
     """Samples, uint8 (N, 3, H, W), and the classes (N,) that they were asked for (None without classes)."""
-    return together(draw_parts(task, count, setting))
+    return concat_batches(draw_parts(task, count, setting))

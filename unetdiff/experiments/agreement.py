@@ -24,7 +24,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import BATCH, ClassAgreement, background_of, class_agreement
+from unetdiff.evaluation.layout_consistency import BATCH, ClassConsistency, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw
 from unetdiff.evaluation.types import SamplingConfig
@@ -51,7 +51,7 @@ class Judged:
     """uint8 (N, 3, H, W)."""
     masks: list[np.ndarray]
     """uint8 (H, W) each."""
-    classes: ClassAgreement
+    classes: ClassConsistency
     mean_iou: float | None
     """Against the layouts; None: there are none."""
 
@@ -87,7 +87,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
     def judged(some: Tensor, asked: list[set[int]], places: list[int]) -> Judged:
         masks = predict_masks(judge.unet, some, judge.size, BATCH, options=judge.inference)
-        found = class_agreement(masks, asked, background_of(judge.classes))
+        found = class_consistency(masks, asked, background_of(judge.classes))
         if not layouts:
             return Judged(some, masks, found, None)
         matrix = ConfusionMatrix(len(judge.classes), judge.ignore_index)
@@ -109,7 +109,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             names = task.conditioner.labels  # type: ignore[union-attr]
             asked = [{class_index(images.classes, names[label])} for label in labels.tolist()]
         drawn[scale] = judged(samples, asked, places)
-    best = max(drawn, key=lambda scale: drawn[scale].classes.right)
+    best = max(drawn, key=lambda scale: drawn[scale].classes.num_correct)
     # of a layout without a background every class is foreground, and which of them has most says nothing
     by_class = not layouts or background_of(judge.classes) is not None
     parts: list[Part] = [_table(real, drawn, by_class, layouts)]
@@ -167,7 +167,7 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
         columns.append(Column("mIoU", "higher", "fraction", "of the segmentation against the layout asked for"))
 
     def values(one: Judged) -> list[Value]:
-        figures = [Value(one.classes.share), Value(one.classes.foreground)] if by_class else []
+        figures = [Value(one.classes.accuracy), Value(one.classes.foreground_fraction)] if by_class else []
         return [*figures, Value(one.mean_iou)][: len(columns)]
 
     rows = [(f"guidance {scale:g}", values(one)) for scale, one in drawn.items()]
@@ -175,14 +175,14 @@ def _table(real: Judged, drawn: dict[float, Judged], by_class: bool, layouts: bo
     return Table("What the segmenter finds", columns, rows, note="Ours, not FID.")
 
 
-def _map(asked: list[int], found: ClassAgreement, classes: Sequence[str], scale: float) -> Heatmap:
+def _map(asked: list[int], found: ClassConsistency, classes: Sequence[str], scale: float) -> Heatmap:
     """Share of the samples of each class (rows) that the segmenter takes for each class (columns)."""
     foreground = [i for i in range(len(classes)) if i != background_of(classes)]
     rows = [index for index in foreground if index in asked]
     ends: list[int | None] = [*foreground, None]
     values: list[list[float | None]] = []
     for row in rows:
-        seen = [one for one, wanted in zip(found.found, asked, strict=True) if wanted == row]
+        seen = [one for one, wanted in zip(found.predictions, asked, strict=True) if wanted == row]
         values.append([seen.count(end) / len(seen) for end in ends])
     return Heatmap(
         f"Asked for and found, guidance {scale:g}",
@@ -238,22 +238,23 @@ def findings(real: Judged, drawn: dict[float, Judged], itself: bool, by_class: b
 
 
 def _class_findings(real: Judged, drawn: dict[float, Judged]) -> list[str]:
-    best = max(drawn, key=lambda scale: drawn[scale].classes.right)
+    best = max(drawn, key=lambda scale: drawn[scale].classes.num_correct)
     first, last = min(drawn), max(drawn)
-    one, n = drawn[best].classes, len(drawn[best].classes.found)
-    low, high = wilson(one.right, n)
+    one, n = drawn[best].classes, len(drawn[best].classes.predictions)
+    low, high = wilson(one.num_correct, n)
     told = [
-        f"At guidance {best:g}, {one.share:.1%} of {n} samples show the segmenter the class asked for (95 % interval "
-        f"{low:.1%} to {high:.1%}); of {len(real.classes.found)} real images, {real.classes.share:.1%}."
+        f"At guidance {best:g}, {one.accuracy:.1%} of {n} samples show the segmenter the class asked for (95 % "
+        f"interval {low:.1%} to {high:.1%}); of {len(real.classes.predictions)} real images, "
+        f"{real.classes.accuracy:.1%}."
     ]
     if first != last:
-        change = drawn[last].classes.share - drawn[first].classes.share
+        change = drawn[last].classes.accuracy - drawn[first].classes.accuracy
         told.append(
-            f"From guidance {first:g} to {last:g} the share goes from {drawn[first].classes.share:.1%} to "
-            f"{drawn[last].classes.share:.1%} ({100 * change:+.1f} points)."
+            f"From guidance {first:g} to {last:g} the share goes from {drawn[first].classes.accuracy:.1%} to "
+            f"{drawn[last].classes.accuracy:.1%} ({100 * change:+.1f} points)."
         )
     told.append(
-        f"Foreground covers {one.foreground:.1%} of the samples' pixels (guidance {best:g}) and "
-        f"{real.classes.foreground:.1%} of the real ones'."
+        f"Foreground covers {one.foreground_fraction:.1%} of the samples' pixels (guidance {best:g}) and "
+        f"{real.classes.foreground_fraction:.1%} of the real ones'."
     )
     return told

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.benchmark.timing import in_turns, synchronizer
+from unetdiff.benchmark.timing import synchronizer, time_interleaved
 from unetdiff.config.parsing import RunConfig
 from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import ImageDataset, collate
@@ -165,7 +165,7 @@ def timed(
         "one": lambda: one.draw(images),
         "all": lambda: every.draw(images),
     }
-    times = in_turns(work, ROUNDS, 1, synchronizer(pipeline.device))
+    times = time_interleaved(work, ROUNDS, 1, synchronizer(pipeline.device))
     return {name: float(torch.tensor(taken.wall).median()) / len(images) for name, taken in times.items()}
 
 

@@ -25,9 +25,9 @@ from unetdiff.errors import UserError
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
     CLEAN,
-    Noises,
+    NoisedImages,
     Segment,
-    asks,
+    as_segment_function,
     check_timesteps,
     mean_iou_by_timestep,
 )
@@ -85,7 +85,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     }
     check_files(base)
     images = split_of(base.data, "val", masks=True)
-    noises = Noises(images, scheduler, base.training.seed)
+    noises = NoisedImages(images, scheduler, base.training.seed)
     joint = None if given.joint is None else _joint(given.joint, images.classes, scheduler)
     trained = {(name, n): runs.train(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
@@ -102,13 +102,13 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     shown: dict[str, Segment] = {}
     for number in range(len(seeds)):
         told = network(CONDITIONED, number)
-        segmenters = {name: asks(network(name, number), False, precision) for name in (PLAIN, NOISY)}
+        segmenters = {name: as_segment_function(network(name, number), False, precision) for name in (PLAIN, NOISY)}
         segmenters |= {
-            CONDITIONED: asks(told, True, precision),
-            WRONG: asks(told, True, precision, always=CLEAN),
+            CONDITIONED: as_segment_function(told, True, precision),
+            WRONG: as_segment_function(told, True, precision, fixed_timestep=CLEAN),
         }
         if joint is not None and not number:
-            segmenters[JOINT] = asks(joint.to(accelerator.device), True, precision)
+            segmenters[JOINT] = as_segment_function(joint.to(accelerator.device), True, precision)
         ignore, batch = base.segmentation.ignore_index, base.training.eval_batch_size
         for name, figures in mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore, batch).items():
             found.setdefault(name, []).append(figures)
@@ -207,7 +207,11 @@ def _table(values: Mapping[str, list[Value]], across: Mapping[str, Value], times
 
 
 def _gallery(
-    segmenters: Mapping[str, Segment], noises: Noises, indices: Sequence[int], timesteps: Sequence[int], output: Path
+    segmenters: Mapping[str, Segment],
+    noises: NoisedImages,
+    indices: Sequence[int],
+    timesteps: Sequence[int],
+    output: Path,
 ) -> Gallery:
     """A row for each image and timestep: the noisy image, the truth, and every segmenter's mask."""
     album, images = Album(output, "noise"), noises.images
@@ -215,7 +219,7 @@ def _gallery(
     for index in indices:
         truth = as_mask(images[index]["mask"])
         for t in timesteps:
-            seen = noises.at(index, t)
+            seen = noises.noised_image(index, t)
             size = (truth.shape[0], truth.shape[1])
             guesses = [argmax_at(segment(seen[None], t)[0], size).numpy() for segment in segmenters.values()]
             masks += [truth, *guesses]

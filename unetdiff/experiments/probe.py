@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from unetdiff.benchmark.memory import in_fresh_process, working_memory
+from unetdiff.benchmark.memory import peak_working_memory, run_in_subprocess
 from unetdiff.config.validation.config_error import at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
-from unetdiff.evaluation.features import TRUNK_SIDE
+from unetdiff.evaluation.features import MIN_ENCODER_SIDE
 from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
 from unetdiff.experiments.probe_report import Probed, probe_record
 from unetdiff.experiments.probing import (
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trunk", choices=PRETRAINED_ENCODERS, default=None, help="an ImageNet trunk to probe as well")
     parser.add_argument("--trunk_weights", default=IMAGENET,
                         help="its weights: imagenet (downloaded), or a safetensors file")  # fmt: skip
-    parser.add_argument("--trunk_side", type=int, default=TRUNK_SIDE,
+    parser.add_argument("--trunk_side", type=int, default=MIN_ENCODER_SIDE,
                         help="pixels that smaller images' short side is enlarged to for the trunk")  # fmt: skip
     parser.add_argument("--rows", type=int, default=6, help="validation images shown")
     parser.add_argument("--seed", type=int, default=0, help="of noise, order and fresh weights")
@@ -147,7 +147,7 @@ def _trunk(first: Run, given: argparse.Namespace, device: torch.device) -> _Subj
 def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
     """Train and judge the probes of one network; writes the masks that the gallery shows."""
     start = time.monotonic()
-    memory = in_fresh_process(_memory, opened, given)
+    memory = run_in_subprocess(_memory, opened, given)
     subject = opened()
     features, train, val = subject.features, subject.train, subject.val
     classes, void = len(train.classes), subject.void
@@ -203,7 +203,7 @@ def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
         train_probes(subject.features, subject.train, chosen, specs, seen.scales, classes, recipe, subject.void)
 
     device = next(subject.features.network.parameters()).device
-    return working_memory(lambda: stream, device, rounds=1)
+    return peak_working_memory(lambda: stream, device, rounds=1)
 
 
 def _recipe(given: argparse.Namespace) -> Recipe:

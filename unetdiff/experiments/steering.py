@@ -29,10 +29,10 @@ from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import fit_longest_side
 from unetdiff.diffusion.steering import LossGuidance, layout_loss
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import BATCH, layout_agreement
+from unetdiff.evaluation.layout_consistency import BATCH, layout_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import draw_parts
-from unetdiff.evaluation.types import SamplingConfig, together
+from unetdiff.evaluation.types import SamplingConfig, concat_batches
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
 from unetdiff.experiments.runs import train, variant
@@ -119,12 +119,12 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
         img2img_timesteps = time.perf_counter()
         setting = SamplingConfig(given.steps, given.guidance, given.seed)
         parts = draw_parts(task, len(items), setting, ask, None if options is None else steering)
-        drawn, _ = together(parts)
+        drawn, _ = concat_batches(parts)
         return drawn, (time.perf_counter() - img2img_timesteps) / len(items)
 
     def judged(some: Tensor, seconds: float | None) -> Judged:
         masks = list(layouts)
-        seen = [layout_agreement(who, some, masks, len(images.classes)) for who in (segmenter, judge)]
+        seen = [layout_consistency(who, some, masks, len(images.classes)) for who in (segmenter, judge)]
         return Judged(some, seen[0]["mean_iou"], seen[1]["mean_iou"], seconds)
 
     found: dict[str, Judged] = {UNSTEERED: judged(*samples(None))}

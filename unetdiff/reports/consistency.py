@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.evaluation.classifier import Judge, Recipe, images_used, train_judge
+from unetdiff.evaluation.classifier import Classifier, ClassifierConfig, num_images_used, train_classifier
 from unetdiff.reports.dataset_groups import open_dataset, size_of
 from unetdiff.reports.runs import Run
 
@@ -33,7 +33,7 @@ class Consistency:
 class SampleClassifier:
     """A classifier trained on real training images only."""
 
-    classifier: Judge
+    classifier: Classifier
     labels: Sequence[str]
     """Names of its classes."""
     accuracy: float
@@ -65,9 +65,9 @@ def train_sample_classifier(
     real = open_dataset(run, "train", segmentation=False)
     name = "-".join(map(str, ["classifier", run.config["data"].get("name", "scenes"), *(size_of(run) or ())]))
     file = None if cache is None else cache / name
-    classifier = train_judge(real, len(real.labels), file, Recipe(steps=steps))
+    classifier = train_classifier(real, len(real.labels), file, ClassifierConfig(steps=steps))
     accuracy = classifier.accuracy(validation)
-    return SampleClassifier(classifier, list(real.labels), accuracy, images_used(validation), images_used(real))
+    return SampleClassifier(classifier, list(real.labels), accuracy, num_images_used(validation), num_images_used(real))
 
 
 def consistency(target: Tensor, predicted: Tensor, labels: Sequence[str]) -> Consistency:

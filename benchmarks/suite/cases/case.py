@@ -13,7 +13,7 @@ from torch import nn
 import unetdiff
 from unetdiff.benchmark.ceiling import precision_of
 from unetdiff.benchmark.multiply_adds import macs
-from unetdiff.benchmark.rounds import training_round
+from unetdiff.benchmark.rounds import training_workload
 from unetdiff.benchmark.timing import Round
 from unetdiff.errors import UserError
 from unetdiff.training import runtime as machine
@@ -133,7 +133,7 @@ def same_work(
 def our_training(task: Task, batch: Batch, settings: TrainingConfig, device: torch.device) -> Side:
     """Our side of an optimizer step."""
     task.to(device)
-    return Side(OURS, task, fast_precision(device), lambda: training_round(task, batch, settings))
+    return Side(OURS, task, fast_precision(device), lambda: training_workload(task, batch, settings))
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:

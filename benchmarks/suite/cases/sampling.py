@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from suite.cases.case import OURS, SETTINGS, Case, Side, fast_dtype, fast_precision
 from suite.cases.denoiser import CLASSES, PEER, TINY, DenoiserCase
-from unetdiff.benchmark.rounds import sampling_round
+from unetdiff.benchmark.rounds import sampling_workload
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.training.tasks import DiffusionTask
 
@@ -75,7 +75,7 @@ class Sampling(DenoiserCase):
 
     def _our_draw(self, task: DiffusionTask) -> Draw:
         labels = task.conditions(self.images.batch(), task.unet.device)
-        return sampling_round(task.pipeline(), labels, self.noise, self.steps, self.guidance, None)
+        return sampling_workload(task.pipeline(), labels, self.noise, self.steps, self.guidance, None)
 
     def _their_draw(self, network: nn.ModuleDict) -> Draw:
         unet, table = network["unet"], network["table"]

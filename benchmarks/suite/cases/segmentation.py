@@ -24,7 +24,7 @@ from torch import nn
 
 from suite.cases.case import OURS, PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
 from suite.cases.images import RandomImages, normalised
-from unetdiff.benchmark.rounds import prediction_round
+from unetdiff.benchmark.rounds import prediction_workload
 from unetdiff.benchmark.timing import Round
 from unetdiff.config.parsing import RunConfig, parse
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
@@ -120,7 +120,7 @@ class SegmentationInference(SegmentationCase):
 
         def start(compiled: bool) -> Round:
             network = self._mine(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
-            return prediction_round(network, images)
+            return prediction_workload(network, images)
 
         return self._side(OURS, unet, fast_precision(device), start)
 
