@@ -32,7 +32,7 @@ from unetdiff.evaluation.classifier import ClassifierConfig, train_classifier
 from unetdiff.evaluation.distances import Gaussian, frechet_distance
 from unetdiff.evaluation.features import load_feature_extractor
 from unetdiff.evaluation.load_run import run_config
-from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.rundir import CONFIG
@@ -62,7 +62,7 @@ def drawn(run: Path, val: ImageDataset, given: argparse.Namespace) -> dict[float
             task.to(given.device)
         checkpoints.load_judged(checkpoint, task)
         setting = SamplingConfig(given.steps, given.guidance, given.seed)
-        images, labels = draw(task, given.per_class * len(val.labels), setting)
+        images, labels = sample(task, given.per_class * len(val.labels), setting)
         if labels is None:
             raise SystemExit(f"{run} was trained without classes")
         file.parent.mkdir(exist_ok=True)

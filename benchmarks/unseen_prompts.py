@@ -23,6 +23,7 @@ from unetdiff.data.prompt import Prompt, prompts
 from unetdiff.data.scene_pairs import ScenePairs
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.images import grid
+from unetdiff.diffusion.noise import generators_for
 from unetdiff.evaluation.classifier import train_classifier
 from unetdiff.evaluation.load_run import run_config
 from unetdiff.training import runtime as machine
@@ -38,9 +39,8 @@ def draw(pipeline: GenerationPipeline, prompt: Prompt, given: argparse.Namespace
         batch_size=given.n,
         num_inference_steps=given.steps,
         guidance_scale=given.guidance,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generators_for(seed, range(given.n)),
         output_type="pt",
-        autocast_dtype=machine.autocast_dtype(),
     )
     return to_uint8(output.pixels() * 2 - 1)
 
@@ -69,6 +69,7 @@ def main() -> None:
     judge = train_classifier(ScenePairs("train", scenes), len(everything), given.run / "judge-pairs")
     pipeline = GenerationPipeline.from_pretrained(model_directory(given.run))
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.autocast_dtype = machine.autocast_dtype()
     samples = [draw(pipeline, p, given, given.seed + i) for i, p in enumerate(tqdm(everything, desc="prompts"))]
     seen = [judge.predict(images) for images in samples]
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.config.parsing import RunConfig, parse
+from unetdiff.config.reading import parse
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.prompt import COLORS, DIGITS
 
 TINY: dict[str, Any] = {

@@ -116,7 +116,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
     assert "tiles, 4 views" in report and report.count('class="case"') == 4
     assert seen["segmentation/images"] == plain["segmentation/images"] == 4
     for words, part in (
-        (["--overlap", "2"], "--overlap: 2.0 is no share of a tile; use 0 to 0.9"),
+        (["--overlap", "2"], "--overlap=2.0: must be in [0, 0.9]"),
         (["--tile", "a"], "'a' is no size"),
         (["--scales", "1,b"], "'1,b' is no list of numbers"),
     ):
@@ -127,7 +127,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
 def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
         ([str(run), "--training.steps", "3"], "must be a --data.KEY"),
-        ([str(run), "--data.rot", "3"], "unknown option --data.rot; nearest: --data.root"),
+        ([str(run), "--data.rot", "3"], "unknown option --data.rot. Did you mean --data.root?"),
         ([str(run), "--split", "test"], "'test' (choose from"),
         ([str(run), "--num_worst", "-1"], "--num_worst=-1: must be at least 0"),
         ([str(run), "--num_distance_samples", "1"], "--num_distance_samples=1: must be at least 2"),
@@ -184,7 +184,7 @@ def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytes
 def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     calls: list[tuple[Path, dict[str, Any]]] = []
     monkeypatch.setattr(
-        "unetdiff.reports.quickstart.run",
+        "unetdiff.cli.quickstart.run",
         lambda output, **given: calls.append((output, given)) or output / "report.html",
     )
     assert main(["quickstart"]) == 0
@@ -195,4 +195,4 @@ def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     ]
     assert capsys.readouterr().out == f"runs/quickstart/report.html\n{tmp_path}/report.html\n"
     assert main(["quickstart", "--resume", "--overwrite"]) == 2
-    assert "contradict" in capsys.readouterr().err
+    assert "--resume: must not be combined with --overwrite." in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.trainer import train
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.config.parsing import RunConfig, Task, overridden, parse, to_yaml
+from unetdiff.config.reading import override, parse, to_yaml
+from unetdiff.config.schema import RunConfig, Task
 from unetdiff.data.build import build_dataset
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.training.tasks import build_task
@@ -65,7 +66,7 @@ def tiny_config() -> Callable[..., RunConfig]:
 
     def config(task: Task, folder: Path, **overrides: object) -> RunConfig:
         tree = {**TINY, "training": {**TINY["training"], "output_dir": str(folder)}}
-        return overridden(parse(None, tree, task), overrides)
+        return override(parse(None, tree, task), overrides)
 
     return config
 

@@ -74,8 +74,8 @@ def test_trained_drawn_judged_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--k", "0"], "--k: 0 is too small"),
-        (["--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks"),
+        (["--k", "0"], "--k=0: must be at least 1"),
+        (["--data.name=cifar10", "--data.root=."], "data.name=cifar10: must be a dataset with masks"),
         (["--input_scale", "0"], "diffusion.noise.input_scale: 0.0 is no positive number"),
     ],
 )

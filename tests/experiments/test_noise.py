@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.config.parsing import from_yaml, to_yaml
+from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.errors import UserError
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.experiments import noise, runs
@@ -62,7 +62,7 @@ def test_refusals_come_before_any_training(
     file = tmp_path / "a.yaml"
     file.write_text(to_yaml(tiny_config("segmentation", tmp_path / "run")))
     for words, message in [
-        (("--timesteps", 0, 1000), "timesteps: 1000 cannot be; use 0 .clean. to 999"),
+        (("--timesteps", 0, 1000), r"timesteps=\[0, 1000\]: must be one or more of 0 .clean. to 999"),
         (("--share", 1.5), "segmentation.noise: 1.5"),
         (("--seeds", 0), "--seeds: 0"),
         (("--images", 0), "--images: 0"),

@@ -76,14 +76,14 @@ def test_what_each_run_is_told(asked: Callable[..., Any], tmp_path: Path) -> Non
     for words, wrong in (
         (["--shares", "0", "1"], "--shares: .* are no shares"),
         (["--trunk_weights", "x"], "--trunk_weights: 'x' needs --trunk"),
-        (["--steps", "0"], "training.steps: 0 is too small"),
-        (["--data.root=.", "--data.name=cifar10"], "data.name: 'cifar10' has no masks"),
+        (["--steps", "0"], "training.steps=0: must be at least 1"),
+        (["--data.root=.", "--data.name=cifar10"], "data.name=cifar10: must be a dataset with masks"),
     ):
         given, overrides = asked("pretraining", *words)
         with pytest.raises(UserError, match=wrong):
             Plan(given, overrides, tmp_path)
     given, overrides = asked("pretraining", "--rows", "0")
-    with pytest.raises(UserError, match="--rows: 0 is too small"):
+    with pytest.raises(UserError, match="--rows=0: must be at least 1"):
         pretraining.run(given, overrides, tmp_path / "rows", "")
     assert not (tmp_path / "rows").exists()
 
@@ -100,7 +100,7 @@ def test_an_imagenet_trunk_keeps_its_own_network(asked: Callable[..., Any], tmp_
     with pytest.raises(UserError, match="model.encoder.weights: None in .*trunk.yaml is no ImageNet trunk"):
         Plan(given, overrides, tmp_path)
     given.trunk_weights = str(tmp_path / "none.safetensors")
-    with pytest.raises(UserError, match="model.encoder.weights: .*does not exist"):
+    with pytest.raises(UserError, match="model.encoder.weights=.*: must be an existing"):
         Plan(given, overrides, tmp_path)
     given.trunk_weights = str(weights)
     plan = Plan(given, overrides, tmp_path)

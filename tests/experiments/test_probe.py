@@ -68,7 +68,7 @@ def test_best_is_chosen_by_one_half_and_told_with_the_other():
 
 def test_refusals(make_run, tmp_path):
     run = str(make_run("run"))
-    with pytest.raises(UserError, match="--steps: 0 is too small"):
+    with pytest.raises(UserError, match="--steps=0: must be at least 1"):
         main(["probe", run, "--steps", "0"])
     with pytest.raises(UserError, match="--training.steps.*leave it out"):
         main(["probe", run, "--training.steps", "3"])

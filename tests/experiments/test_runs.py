@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.config.parsing import to_yaml
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.reading import to_yaml
 from unetdiff.errors import UserError
 from unetdiff.experiments.runs import base_config, curve, last, over_runs, seeds_of, steps_of, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.runs import Run
 
 
@@ -28,7 +28,7 @@ def test_default_and_file_are_overridden_alike(tmp_path: Path) -> None:
     given, told = base_config(None, words, default), base_config(file, words, quickstart_configs(tmp_path)["joint"])
     assert asdict(given) == asdict(told)
     assert (given.training.batch_size, given.training.ema.half_life_images) == (4, 7)
-    with pytest.raises(UserError, match="unknown option --training.batchsize; nearest: --training.batch_size"):
+    with pytest.raises(UserError, match="unknown option --training.batchsize. Did you mean --training.batch_size"):
         base_config(None, ["--training.batchsize", "4"], default)
 
 
@@ -38,7 +38,7 @@ def test_a_variant_leaves_its_base_alone_and_is_refused_where_it_cannot_be_train
     run = variant(base, "diffusion", tmp_path / "run", {"training.seed": 3, "diffusion.condition": "none"})
     assert (run.task, run.training.seed, run.diffusion.condition) == ("diffusion", 3, "none")
     assert run.training.output_dir == str(tmp_path / "run") and asdict(base) == before
-    with pytest.raises(UserError, match="data.train_fraction: 0.0 is no share"):
+    with pytest.raises(UserError, match="data.train_fraction=0.0: must be in"):
         variant(base, "segmentation", tmp_path / "run", {"data.train_fraction": 0.0})
     with pytest.raises(KeyError, match="training.sed"):
         variant(base, "segmentation", tmp_path / "run", {"training.sed": 1})
@@ -52,7 +52,7 @@ def test_steps_follow_from_epochs_and_the_share(tmp_path: Path) -> None:
     epochs.data.train_fraction = 0.5
     assert steps_of(epochs) == 12
     epochs.training.epochs = None
-    with pytest.raises(UserError, match="training.steps: None and training.epochs null give no length"):
+    with pytest.raises(UserError, match="training.steps=null: must be set if training.epochs is null"):
         steps_of(epochs)
 
 

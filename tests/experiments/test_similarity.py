@@ -79,5 +79,5 @@ def test_networks_of_other_blocks_and_what_is_kept(make_run, tmp_path, monkeypat
 
 def test_too_few_examples(make_run):
     runs = [str(make_run("a")), str(make_run("b", seed=1))]
-    with pytest.raises(UserError, match="--batch_size: 1 gives fewer than 4 examples"):
+    with pytest.raises(UserError, match="--batch_size=1: must be at least"):
         main(["similarity", *runs, "--batch_size", "1", "--grid", "1"])

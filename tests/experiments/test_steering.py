@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff import UNet
-from unetdiff.diffusion.steering import layout_loss
+from unetdiff.diffusion.loss_guidance import layout_loss
 from unetdiff.errors import UserError
 from unetdiff.experiments import steering
 from unetdiff.reports.record import Gallery, Table, read_record, write_record

@@ -97,11 +97,14 @@ def test_trained_drawn_filtered_and_trained_again(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--labelled", "0"], "--labelled: 0.0 is no share of the training images"),
-        (["--zoom", "0.9"], "--zoom: 0.9 is too small"),
-        (["--agreement", "2"], "--agreement: 2.0 is no share"),
-        (["--data.name=cifar10", "--data.root=.", "--data.size=[32,32]"], "data.name: 'cifar10' has no masks"),
-        (["--data.name=voc", "--data.root=."], "data.size: None leaves images of several sizes"),
+        (["--labelled", "0"], "--labelled=0.0: must be in (0, 1]"),
+        (["--zoom", "0.9"], "--zoom=0.9: must be at least 1"),
+        (["--agreement", "2"], "--agreement=2.0: must be in [0, 1]"),
+        (
+            ["--data.name=cifar10", "--data.root=.", "--data.size=[32,32]"],
+            "data.name=cifar10: must be a dataset with masks",
+        ),
+        (["--data.name=voc", "--data.root=."], "data.size=null: must be set with data.name=voc"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unetdiff.diffusion.noise import generator_for
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.reports.consistency import consistency, wilson
 from unetdiff.reports.runs import read_runs
-from unetdiff.reports.samples import Budget, sample_blocks, starting_noise
+from unetdiff.reports.samples import Budget, sample_blocks
 
 TINY = Budget(images=20, steps=2, classifier_steps=4, batch_size=8)
 
@@ -22,11 +23,6 @@ def test_wilson_against_published_values():
     assert low < 0.94 < high
 
 
-def test_noise_does_not_depend_on_the_number_of_samples():
-    assert torch.equal(starting_noise((3, 3, 8, 8), 7), starting_noise((9, 3, 8, 8), 7)[:3])
-    assert not torch.equal(starting_noise((3, 3, 8, 8), 7), starting_noise((3, 3, 8, 8), 8))
-
-
 def test_consistency():
     score = consistency(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), ["a", "b"])
     assert (score.value, score.n, score.per_class) == (0.75, 4, {"a": 0.5, "b": 1.0})
@@ -38,11 +34,11 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
         make_run("both", task="joint", seed=3),
         make_run("seg", task="segmentation"),
     ]
-    seen: list[tuple[torch.Tensor, list[int]]] = []
+    seen: list[tuple[list[int], list[int]]] = []
     call = GenerationPipeline.__call__
 
     def spy(self, **options):
-        seen.append((options["latents"].clone(), options["class_labels"].tolist()))
+        seen.append(([g.initial_seed() for g in options["generator"]], options["class_labels"].tolist()))
         return call(self, **options)
 
     monkeypatch.setattr(GenerationPipeline, "__call__", spy)
@@ -50,7 +46,8 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
     half = len(seen) // 2
     assert half == 4  # 20 images in batches of 8, and the strip
     for (noise, labels), (other, other_labels) in zip(seen[:half], seen[half:], strict=True):
-        assert torch.equal(noise, other) and labels == other_labels
+        assert noise == other and labels == other_labels
+    assert seen[0][0] == [generator_for(1, index).initial_seed() for index in range(8)]
 
     assert problems == [] and len(blocks) == 1
     block = blocks[0]

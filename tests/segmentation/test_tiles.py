@@ -205,13 +205,13 @@ def test_a_large_image_is_given_out_from_the_top_while_it_is_worked_on() -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"tile": [0, 32]}, r"tile: \[0, 32\] is not \[height, width\]"),
+        ({"tile": [0, 32]}, r"^tile=\[0, 32\]: must be \[height, width\]"),
         ({"tile": [32]}, "tile"),
-        ({"overlap": 1.0}, "overlap: 1.0 is no share of a tile; use 0 to 0.9"),
+        ({"overlap": 1.0}, r"^overlap=1.0: must be in \[0, 0.9\]"),
         ({"overlap": -0.1}, "overlap"),
-        ({"scales": []}, r"scales: \[\]"),
+        ({"scales": []}, r"^scales=\[\]: must be a list of positive factors"),
         ({"scales": [1.0, 0.0]}, "scales"),
-        ({"batch_size": 0}, "batch_size: 0 is too small; use 1 or more"),
+        ({"batch_size": 0}, "^batch_size=0: must be at least 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, says) -> None:

@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.config.parsing import RunConfig, validate
-from unetdiff.config.validation import check_files
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.transforms import to_model_range
@@ -93,7 +94,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
     assert {key.split(".")[0] for key in weights} == {"unet", "conditioner"}
     run = Path(config.training.output_dir)
 
-    words = ["sample", str(run), "--class", "seven", "--steps", "2", "--output", str(tmp_path / "out")]
+    words = ["sample", str(run), "--class", "seven", "--num_inference_steps", "2", "--output", str(tmp_path / "out")]
     assert main([*words, "--to_seed", "4", "--frames", "2"]) == 0
     assert main([*words, "--n", "1"]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as image:
@@ -108,14 +109,18 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("joint", {}, "diffusion.latent.vae: '.*' does not go with task joint"),
-        ("diffusion", {"model__sample_size": 32}, "model.sample_size: 32 follows from"),
+        ("joint", {}, "diffusion.latent.vae=.*: must be null with task=joint"),
+        ("diffusion", {"model__sample_size": 32}, "model.sample_size=32: must be null with diffusion.latent.vae"),
         (
             "diffusion",
             {"model__encoder__name": "resnet18", "model__encoder__channels": None},
-            "model.encoder.name: 'resnet18' sees images, not the latents",
+            "model.encoder.name=resnet18: must be residual or classic with diffusion.latent.vae",
         ),
-        ("diffusion", {"diffusion__latent__vae": "nowhere"}, "diffusion.latent.vae: 'nowhere' does not exist"),
+        (
+            "diffusion",
+            {"diffusion__latent__vae": "nowhere"},
+            "diffusion.latent.vae=nowhere: must be an existing folder",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Tiny, vae: Path, task: str, changes: dict, message: str) -> None:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
 from unetdiff.evaluation.config import EvaluationConfig

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     if given.config is None and not overrides:
         raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")
 
-    from unetdiff.config.parsing import parse
+    from unetdiff.config.reading import parse
     from unetdiff.data.check import check
     from unetdiff.training.conditions import needs_layout
 

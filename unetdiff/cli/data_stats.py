@@ -13,7 +13,7 @@ from unetdiff.errors import UserError
 from unetdiff.text import aligned
 
 if TYPE_CHECKING:
-    from unetdiff.config.parsing import RunConfig
+    from unetdiff.config.schema import RunConfig
     from unetdiff.data.stats import SplitCounts
 
 USAGE = "unetdiff data stats [CONFIG] [--data.name NAME --data.root DIR ...] [--output FILE.json]"
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     if given.output is not None and given.output.is_dir():
         raise UserError(f"--output: '{given.output}' is a directory; give a file, e.g. {given.output / 'stats.json'}")
 
-    from unetdiff.config.parsing import parse
+    from unetdiff.config.reading import parse
 
     figures = count_both(parse(given.config, overrides))
     if given.output is not None:
@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def count_both(config: RunConfig) -> dict[str, Any]:
     """The figures of a RunConfig's set: each split's captions, and of masks classes, counts and class weights."""
-    from unetdiff.config.validation import WITH_CAPTIONS, WITH_MASKS, require_captions
+    from unetdiff.config.validation.data import require_captions
+    from unetdiff.data.capabilities import WITH_CAPTIONS, WITH_MASKS
 
     data = config.data
     masks = data.name in WITH_MASKS

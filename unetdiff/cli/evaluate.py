@@ -149,7 +149,7 @@ def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
 
 def data_section(path: Path, overrides: Sequence[str]) -> Any:
     """The run's `data:` section with overrides (of the defaults if `path` has no config.yaml)."""
-    from unetdiff.config.parsing import parse
+    from unetdiff.config.reading import parse
 
     for word in overrides:
         if word.startswith("--") and not word.startswith("--data."):

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, segments
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.denoiser import evaluate_denoiser
 from unetdiff.evaluation.layout_consistency import layout_consistency, require_classes
 from unetdiff.evaluation.load_run import LoadedRun, load_run, split_of
-from unetdiff.evaluation.sampling import as_denoiser, draw_parts
+from unetdiff.evaluation.sampling import as_denoiser, sample_batches
 from unetdiff.evaluation.types import EvalSplits, SamplingConfig
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
@@ -183,10 +183,10 @@ def evaluate_masks(
     Of `config`, only num_inference_steps and seed apply: no feature network is trained on masks.
     """
     pipeline = task.pipeline()
-    if not segments(pipeline):
+    if not is_mask_denoiser(pipeline):
         return {}
     steps = config.num_inference_steps
-    sampler = MaskSampler(pipeline, MaskSampling(1, steps, seed=config.seed), AUTOCAST.get(precision))
+    sampler = MaskSampler(pipeline, MaskSamplingConfig(1, steps, seed=config.seed), AUTOCAST.get(precision))
     progress = partial(tqdm, desc="sampling masks", unit="batch", disable=None)
     batch_size, ignore_index = run_config.training.eval_batch_size, run_config.segmentation.ignore_index
     evaluation = evaluate_segmenter(sampler.logits(), images, ignore_index, 0, batch_size, progress)
@@ -215,7 +215,7 @@ def evaluate_layouts(
 ) -> dict[str, Any]:
     """Layout consistency of one sample for each layout of a split, and of its real images."""
     count = min(len(images), MAX_LAYOUTS)
-    samples = (image for batch in draw_parts(task, count, setting) for image in batch.images)
+    samples = (image for batch in sample_batches(task, count, setting) for image in batch.images)
     masks = [images[i]["mask"] for i in range(count)]
     real = (images[i]["image"] for i in range(count))
     num_classes = len(segmenter.classes)

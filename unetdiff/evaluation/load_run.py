@@ -9,7 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from unetdiff.config.parsing import RunConfig, from_yaml
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig

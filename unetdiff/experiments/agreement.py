@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.config.parsing import to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, ClassConsistency, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw
+from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
@@ -76,7 +76,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     loaded = load_run(given.run, layouts=True)
     task, images = denoiser_of(loaded, given.run), loaded.images
     if task.conditioner is None:
@@ -102,7 +102,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     drawn: dict[float, Judged] = {}
     asked: list[set[int]] = []  # the same at every scale
     for scale in given.guidance:
-        samples, labels = draw(task, given.n, SamplingConfig(given.steps, scale, given.seed))
+        samples, labels = sample(task, given.n, SamplingConfig(given.steps, scale, given.seed))
         if not asked and labels is None:
             asked = [shown_classes(images, place) for place in places]
         elif labels is not None:

@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
 from unetdiff.experiments.budget_tables import JOINT, Judgements, Ways, charts, cost_table, findings, head_tables
 from unetdiff.experiments.consistency import class_consistency
 from unetdiff.experiments.gradients import gradient_chart, gradient_findings, gradient_table, pulls_of
@@ -30,10 +31,13 @@ from unetdiff.experiments.runs import (
     train_all,
     variant,
 )
-from unetdiff.reports.quickstart import BUDGET, quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
+from unetdiff.reports.samples import Budget
 from unetdiff.training.config import JointConfig
+
+BUDGET = Budget(steps=20)
+"""Sampling for the report, as in the quickstart."""
 
 WEIGHTINGS: tuple[str, ...] = get_args(get_type_hints(JointConfig)["weighting"])
 STEPS = 900

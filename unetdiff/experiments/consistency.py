@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.validation import WITH_LABELS
+from unetdiff.data.capabilities import WITH_LABELS
 from unetdiff.experiments.runs import last_weights
 from unetdiff.reports.runs import Run, read_json
 from unetdiff.reports.samples import Budget, conditional, sample_blocks

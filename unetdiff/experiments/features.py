@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.config.parsing import from_yaml
+from unetdiff.config.reading import from_yaml
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
@@ -132,11 +132,11 @@ class UNetFeatures(Features):
         size = (x0.shape[-2], x0.shape[-1])
         nothing = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
         if moment is None:
-            context = task.context(nothing, size)
+            context = task.conditioning(nothing, size)
             return self.unet.features(context.concat_channels(x0), 0, context.tokens)
         noise = noise_of(names, x0.shape[1:], self.seed).to(x0)
         noised = task.noised_with(x0, noise, torch.full((len(x0),), moment, device=x0.device), nothing)
-        return self.unet.features(noised.sample, noised.timesteps, noised.context.tokens)
+        return self.unet.features(noised.sample, noised.timesteps, noised.conditioning.tokens)
 
     def with_random_weights(self, name: str, seed: int, moments: list[Moment] | None = None) -> UNetFeatures:
         """A network of the same config with fresh weights, shown the same images and noise."""

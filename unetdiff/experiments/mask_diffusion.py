@@ -18,19 +18,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.benchmark.timing import synchronizer, time_interleaved
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, running_means
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import SCHEDULERS
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, running_means
 from unetdiff.experiments.mask_metrics import MaskJudge
 from unetdiff.experiments.mask_report import Measured, gallery, record_of
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, train_all, variant
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import load_generator
@@ -71,7 +71,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("k", "steps", "images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     configs = configs_for(given, overrides, output)
     runs = train_all(configs, command)
     measured = judge(given, configs[DENOISER], runs)
@@ -114,7 +114,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     data = build_dataset(config.data, "val", False, layout=True)
     segmenter = SegmentationPipeline.from_pretrained(runs[HEAD].path / "latest").to(device)
     pipeline = load_generator(runs[DENOISER].path / "latest").to(device)
-    asked = MaskSampling(given.k, given.steps, given.scheduler, given.seed)
+    asked = MaskSamplingConfig(given.k, given.steps, given.scheduler, given.seed)
     sampler = MaskSampler(pipeline, asked, precision)
 
     def head(images: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
     numbers = evenly_spaced_indices(len(data), given.images)
     for at in tqdm(range(0, len(numbers), BATCH), desc="drawing masks", unit="batch", disable=None):
         batch = collate([data[number] for number in numbers[at : at + BATCH]])
-        drawn, truth = sampler.draw(batch["image"], first=at), batch["mask"]
+        drawn, truth = sampler.sample(batch["image"], first=at), batch["mask"]
         discriminative.update(head(batch["image"]), truth)
         for count, (one, mean) in enumerate(zip(drawn, running_means(drawn), strict=True)):
             single[count].update(one, truth)
@@ -150,20 +150,22 @@ def judge(given: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run])
         len(numbers),
         shown,
         head(images).cpu(),
-        sampler.draw(images, first=len(data)).cpu(),
+        sampler.sample(images, first=len(data)).cpu(),
     )
 
 
 def timed(
-    head: Any, pipeline: GenerationPipeline, asked: MaskSampling, precision: torch.dtype | None, images: Tensor
+    head: Any, pipeline: GenerationPipeline, asked: MaskSamplingConfig, precision: torch.dtype | None, images: Tensor
 ) -> dict[str, float]:
     """Seconds an image (the median of the rounds) of the head, of one sample and of all: "head", "one", "all"."""
-    one = MaskSampler(pipeline, MaskSampling(1, asked.steps, asked.scheduler, asked.seed), precision)
+    one = MaskSampler(
+        pipeline, MaskSamplingConfig(1, asked.num_inference_steps, asked.scheduler, asked.seed), precision
+    )
     every = MaskSampler(pipeline, asked, precision)
     work = {
         "head": lambda: head(images),
-        "one": lambda: one.draw(images),
-        "all": lambda: every.draw(images),
+        "one": lambda: one.sample(images),
+        "all": lambda: every.sample(images),
     }
     times = time_interleaved(work, ROUNDS, 1, synchronizer(pipeline.device))
     return {name: float(torch.tensor(taken.wall).median()) / len(images) for name, taken in times.items()}

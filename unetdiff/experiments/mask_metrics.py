@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.transforms import ignore_mask
-from unetdiff.diffusion.segmenting import log_probabilities, uncertainty
+from unetdiff.diffusion.mask_sampling import log_probabilities, uncertainty
 from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.metrics import ConfusionMatrix
 

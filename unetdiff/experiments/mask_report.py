@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.diffusion.segmenting import uncertainty
+from unetdiff.diffusion.mask_sampling import uncertainty
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.mask_metrics import MaskFigures
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value

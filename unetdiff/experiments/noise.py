@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from unetdiff.config.parsing import RunConfig, check_files, to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
@@ -34,7 +37,6 @@ from unetdiff.evaluation.robustness import (
 from unetdiff.experiments import runs
 from unetdiff.experiments.images import Album, legend
 from unetdiff.models.unet import UNet
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Part, Record, Table, Value
 from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import data_name
@@ -72,7 +74,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     """
     began = time.perf_counter()
     for name in ("images", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     base = base_config(given.config, overrides, given.steps)
     seeds = runs.seeds_of(given.seeds, base.training.seed)
     timesteps = sorted(set(given.timesteps))

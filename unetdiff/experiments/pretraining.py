@@ -16,11 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.parsing import RunConfig, check_files
-from unetdiff.config.validation.config_error import at_least, config_error
+from unetdiff.config.quickstart import STEPS as QUICK
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.files import check_files
 from unetdiff.data.build import build_dataset
 from unetdiff.data.subset import subset_length
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.experiments.label_tables import Figures, chart, findings, label_table
 from unetdiff.experiments.mask_gallery import mask_gallery
 from unetdiff.experiments.runs import (
@@ -35,8 +38,6 @@ from unetdiff.experiments.runs import (
     train_all,
     variant,
 )
-from unetdiff.reports.quickstart import STEPS as QUICK
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 
@@ -118,8 +119,8 @@ class Plan:
         """The network of another config, with its optimizer, on the same images and batches."""
         own = base_config(path, [], base)
         if weights is None and own.model.encoder.weights is None:
-            right = "give --trunk_weights imagenet"
-            raise config_error("model.encoder.weights", None, f"in {path} is no ImageNet trunk", right)
+            constraint = f"imagenet in {path}, a config with a pretrained encoder"
+            raise config_error("model.encoder.weights", None, constraint, "Give --trunk_weights imagenet.")
         training = replace(
             base.training,
             optimizer=own.training.optimizer,
@@ -141,7 +142,7 @@ def _length(steps: int) -> dict[str, Any]:
 def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
     """Pre-train, train, and tell what a start is worth at each share of the labels."""
     began = time.perf_counter()
-    at_least("--rows", given.rows, 1)
+    require_at_least("--rows", given.rows, 1)
     plan = Plan(given, overrides, output)
     denoiser = train(DENOISER, plan.denoiser, command)
     names = {key: _words(*key) for key in plan.segmenters}

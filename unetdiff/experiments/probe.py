@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from unetdiff.benchmark.memory import peak_working_memory, run_in_subprocess
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
@@ -89,7 +89,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     start = time.monotonic()
     no_overrides(overrides)
     for option, least in (("images", 1), ("val_images", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
-        at_least(f"--{option}", getattr(given, option), least)
+        require_at_least(f"--{option}", getattr(given, option), least)
     asked = moments(given.timesteps)
     runs = given_runs(given.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))

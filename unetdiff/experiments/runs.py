@@ -12,7 +12,10 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig, Task, check_files, overridden, parse, validate
+from unetdiff.config.reading import override, parse
+from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.config.validation.training import validate_length
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
@@ -40,7 +43,7 @@ def base_config(path: Path | None, overrides: Sequence[str], default: RunConfig)
     Raises:
         UserError: a file, key or value that is not right.
     """
-    return overridden(default, overrides) if path is None else parse(path, overrides)
+    return override(default, overrides) if path is None else parse(path, overrides)
 
 
 def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:

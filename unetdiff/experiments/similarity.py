@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.config.validation.config_error import at_least, config_error
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
+from unetdiff.errors import config_error
 from unetdiff.experiments.cka import CKA, FEWEST, examples
 from unetdiff.experiments.features import Features, Moment, moments, open_features
 from unetdiff.experiments.probing import groups
@@ -53,7 +54,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     start = time.monotonic()
     no_overrides(overrides)
     for option in ("images", "batch_size", "grid"):
-        at_least(f"--{option}", getattr(given, option), 1)
+        require_at_least(f"--{option}", getattr(given, option), 1)
     asked = moments(given.timesteps)
     runs = given_runs(given.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
@@ -105,9 +106,8 @@ def _chosen(length: int, given: argparse.Namespace) -> tuple[list[int], int]:
     count = min(length, given.images)
     batch_size = min(given.batch_size, count)
     if batch_size * given.grid**2 < FEWEST:
-        raise config_error(
-            "--batch_size", batch_size, f"gives fewer than {FEWEST} examples", "use more, or a larger --grid"
-        )
+        constraint = f"at least {-(-FEWEST // given.grid**2)} with --grid={given.grid}"
+        raise config_error("--batch_size", batch_size, constraint, f"CKA needs {FEWEST} examples per batch.")
     return evenly_spaced_indices(length, count // batch_size * batch_size), batch_size
 
 

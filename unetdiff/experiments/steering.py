@@ -1,7 +1,7 @@
 """Can the segmentation head lead a denoiser to a layout that it was never trained on?
 
 At each step of DDIM the image that the denoiser expects, x_0, is segmented, and the gradient of the cross-entropy
-against a wished layout is added to the predicted noise (`unetdiff.diffusion.steering`). The layouts are masks of
+against a wished layout is added to the predicted noise (`unetdiff.diffusion.loss_guidance`). The layouts are masks of
 validation images. An image that is moved along the gradient of one network may please that network alone, as
 adversarial examples do. So the samples are judged twice: by the segmenter that steered, and by one that had no
 part in it.
@@ -22,16 +22,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig, to_yaml
-from unetdiff.config.validation.config_error import at_least
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import fit_longest_side
-from unetdiff.diffusion.steering import LossGuidance, layout_loss
+from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, layout_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
-from unetdiff.evaluation.sampling import draw_parts
+from unetdiff.evaluation.sampling import sample_batches
 from unetdiff.evaluation.types import SamplingConfig, concat_batches
 from unetdiff.experiments.images import Album, legend
 from unetdiff.experiments.run_inputs import denoiser_of, no_overrides, open_segmenter
@@ -91,7 +92,7 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
     began = time.perf_counter()
     no_overrides(overrides)
     for name in ("n", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
+        require_at_least(f"--{name}", getattr(given, name), 1)
     settings = {scale: _steering_of(scale, given) for scale in sorted(set(given.scales) - {0.0})}
     loaded = load_run(given.run, layouts=True)
     task, images = denoiser_of(loaded, given.run), loaded.images
@@ -116,11 +117,11 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
             loss = layout_loss(lambda x: seen_by(segmenter, x), wished, segmenter.ignore_index)
             return LossGuidance(loss, **(options or {}))
 
-        img2img_timesteps = time.perf_counter()
+        started = time.perf_counter()
         setting = SamplingConfig(given.steps, given.guidance, given.seed)
-        parts = draw_parts(task, len(items), setting, ask, None if options is None else steering)
+        parts = sample_batches(task, len(items), setting, ask, None if options is None else steering)
         drawn, _ = concat_batches(parts)
-        return drawn, (time.perf_counter() - img2img_timesteps) / len(items)
+        return drawn, (time.perf_counter() - started) / len(items)
 
     def judged(some: Tensor, seconds: float | None) -> Judged:
         masks = list(layouts)
@@ -189,7 +190,7 @@ def scale_name(scale: float) -> str:
 
 def _steering_of(scale: float, given: argparse.Namespace) -> dict[str, Any]:
     """The options of `LossGuidance`, refused here, before anything is loaded or trained, where they cannot be."""
-    options = {"scale": scale, "interval": tuple(given.interval), "through": given.through}
+    options = {"scale": scale, "interval": tuple(given.interval), "backprop_through": given.through}
     try:
         LossGuidance(lambda x: x, **options)
     except UserError as error:

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from unetdiff.config.parsing import RunConfig
-from unetdiff.config.validation.config_error import at_least, config_error, share
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least, require_fraction
 from unetdiff.data.build import build_dataset
 from unetdiff.data.voc import VOCFolder
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.experiments.runs import base_config, configs_of, machine_of, seeds_of, train_all, variant
 from unetdiff.experiments.synthesis_report import Added, record_of
 from unetdiff.experiments.synthetic_dataset import (
@@ -35,7 +36,6 @@ from unetdiff.experiments.synthetic_dataset import (
     write_labelled,
 )
 from unetdiff.models.loading import fingerprint
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run, data_name
 from unetdiff.reports.samples import load_generator
@@ -122,16 +122,14 @@ def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, comma
 
 def _check(given: argparse.Namespace) -> None:
     for name in ("copies", "steps", "rows"):
-        at_least(f"--{name}", getattr(given, name), 1)
-    at_least("--zoom", given.zoom, 1)
-    share("--agreement", given.agreement)
+        require_at_least(f"--{name}", getattr(given, name), 1)
+    require_at_least("--zoom", given.zoom, 1)
+    require_fraction("--agreement", given.agreement)
     if not 0 < given.labelled <= 1:
-        raise config_error(
-            "--labelled", given.labelled, "is no share of the training images", "use above 0 to 1, e.g. 0.05"
-        )
+        raise config_error("--labelled", given.labelled, "in (0, 1]", "Give e.g. 0.05.")
     for name in ("denoiser_steps", "segmenter_steps"):
         if getattr(given, name) is not None:
-            at_least(f"--{name}", getattr(given, name), 1)
+            require_at_least(f"--{name}", getattr(given, name), 1)
 
 
 def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
@@ -141,7 +139,7 @@ def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> 
     """
     base = base_config(given.config, overrides, quickstart_configs(output)["segmentation"])
     if base.data.name != "scenes" and base.data.size is None:
-        raise config_error("data.size", None, "leaves images of several sizes to be drawn", "give [height, width]")
+        raise config_error("data.size", None, f"set with data.name={base.data.name}", "Give [height, width].")
     variant(base, "segmentation", output)
     variant(base, "diffusion", output, DRAWING)
     return base

@@ -21,6 +21,7 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import resize_mask
 from unetdiff.data.voc import VOCFolder
 from unetdiff.data.voc_paths import IMAGES, MASKS, SPLITS
+from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.reports.embed import as_array
@@ -58,7 +59,7 @@ class Synthesis:
 
 def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
     """Another layout from one, uint8 (H, W): a window of it, maybe mirrored; a function of seed and `number`."""
-    generator = generator_of(asked.seed, number)
+    generator = generator_of(asked.seed, number, 1)  # not that of the noise
     zoom, down, across, mirrored = torch.rand(4, generator=generator).tolist()
     height, width = layout.shape
     factor = 1 + zoom * (asked.zoom - 1)
@@ -211,15 +212,15 @@ def draw(
 ) -> Tensor:
     """An image for each layout (H, W), uint8 (B, 3, H, W); its noise is a function of seed and number."""
     height, width = layouts[0].shape
+    denoiser.autocast_dtype = autocast
     given: Any = denoiser(
         layout=torch.stack(list(layouts)),
         num_inference_steps=asked.steps,
         guidance_scale=asked.guidance,
         height=height,
         width=width,
-        generator=[generator_of(asked.seed, number, 1) for number in numbers],
+        generator=generators_for(asked.seed, numbers),
         output_type="np",
-        autocast_dtype=autocast,
     )
     images = torch.from_numpy(cast(GenerationOutput, given).images)  # (B, H, W, 3) in [0, 1]
     return rearrange((images * 255).round().to(torch.uint8), "b h w c -> b c h w")

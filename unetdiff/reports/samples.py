@@ -11,7 +11,9 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
+from unetdiff.diffusion.noise import generators_for
+from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.reports.consistency import Consistency, SampleClassifier, consistency, train_sample_classifier
 from unetdiff.reports.dataset_groups import (
@@ -150,15 +152,6 @@ def conditional(run: Run) -> bool:
     )
 
 
-def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The initial noise of every run; the first images do not depend on how many there are.
-
-    shape: (B, C, H, W).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn(shape[1:], generator=generator) for _ in range(shape[0])])
-
-
 def load_generator(directory: Path) -> GenerationPipeline:
     """The pipeline of a model directory, without progress bars."""
     logging.disable_progress_bar()
@@ -179,28 +172,28 @@ def _sample(block: SampleBlock, run: Run, index: int, budget: Budget, seed: int)
     labels: list[str] = list(pipeline.conditioner.labels) if by_class else [""]
     per_class = max(1, budget.images // len(labels))
     targets = torch.arange(len(labels)).repeat(per_class)  # 0, 1, ..., 0, 1, ...
-    has_size = pipeline.unet.config.sample_size is not None
-    shape = pipeline.noise_shape() if has_size else pipeline.noise_shape(DEFAULT_SIZE, DEFAULT_SIZE)
-    noise = starting_noise((len(targets), *shape), seed)
+    side = DEFAULT_SIZE if pipeline.unet.config.sample_size is None else None
+    # the precision of the run's validation
+    pipeline.autocast_dtype = autocast_dtype(run.summary.get("precision", "float32"))
 
-    def generate(first: int, last: int, timesteps: int = 0) -> tuple[Tensor, Trajectory | None]:
+    def generate(first: int, last: int, recorder: TrajectoryRecorder | None = None) -> Tensor:
         output = pipeline(
             class_labels=targets[first:last] if by_class else None,
             num_inference_steps=budget.steps,
             guidance_scale=scale if by_class else 1.0,
-            latents=noise[first:last],
-            generator=torch.Generator().manual_seed(seed),
+            height=side,
+            width=side,
+            batch_size=last - first,
+            generator=generators_for(seed, range(first, last)),
             output_type="pt",
-            return_trajectory=timesteps,
-            # the precision of the run's validation
-            autocast_dtype=autocast_dtype(run.summary.get("precision", "float32")),
+            callback_on_step_end=recorder,
         )
-        assert isinstance(output, GenerationOutput) and isinstance(output.images, Tensor)
-        return output.images, output.trajectory
+        assert isinstance(output, GenerationOutput)
+        return output.pixels()
 
     starts = range(0, len(targets), budget.batch_size)
     parts = [generate(start, min(start + budget.batch_size, len(targets))) for start in starts]
-    images = torch.cat([images for images, _ in parts])  # (B, C, H, W) in [0, 1]
+    images = torch.cat(parts)  # (B, C, H, W) in [0, 1]
     block.pixelated = is_small(images[0])
     predicted = None
     if block.classifier is not None and by_class and block.classifier.labels == labels:
@@ -226,8 +219,9 @@ def _sample(block: SampleBlock, run: Run, index: int, budget: Budget, seed: int)
     block.grids.append(SampleGrid(index, run.name, rows, scale if by_class else None))
 
     chosen = seed % len(labels)
-    _, trajectory = generate(chosen, chosen + 1, STRIP_TIMESTEPS)
-    assert trajectory is not None
+    recorder = TrajectoryRecorder(STRIP_TIMESTEPS)
+    generate(chosen, chosen + 1, recorder)
+    trajectory = recorder.trajectory
     block.strips.append(
         Strip(
             index,

@@ -13,12 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.config.validation import validate_inference
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.config import InferenceConfig, validate_inference
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
@@ -250,9 +249,9 @@ def _read_inference(path: Path, given: Any) -> InferenceConfig:
     ):
         raise UserError(f"{path}: inference holds a value of the wrong type: {given!r}; see InferenceConfig")
     try:
-        validate_inference(config)
+        validate_inference(config, "inference.")
     except UserError as error:
-        raise UserError(f"{path}: inference.{error}") from None
+        raise UserError(f"{path}: {error}") from None
     return config
 
 

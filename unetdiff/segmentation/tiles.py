@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetdiff.config.validation import validate_inference
 from unetdiff.data.transforms import resize_image
-from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.config import InferenceConfig, validate_inference
 
 __all__ = ["Tile", "blend_weights", "resize_logits", "split_into_tiles", "tile_starts", "tiled_logits"]
 

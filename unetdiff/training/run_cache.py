@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.parsing import RunConfig, from_yaml
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.stats import CLASS_WEIGHT_METHODS
 from unetdiff.errors import UserError
 from unetdiff.training.rundir import CONFIG, SUMMARY

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean

@@ -21,7 +21,7 @@ from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
-    from unetdiff.config.parsing import RunConfig
+    from unetdiff.config.schema import RunConfig
 
 __all__ = ["DiffusionTask", "JointTask", "SegmentationTask", "Task", "build_task", "load_task"]
 

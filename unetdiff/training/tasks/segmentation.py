@@ -14,6 +14,7 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
+from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import centre_crop
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
@@ -49,12 +50,14 @@ class SegmentationTask(Task):
         super().__init__()
         self.unet, self.config, self.scheduler = unet, config, scheduler
         self.facts = DataFacts(val, size)
-        self.loss = combined(
-            config.losses,
-            config.ignore_index,
-            config.class_weights,
-            label_smoothing=config.label_smoothing,
-            ohem=config.ohem,
+        self.loss = accelerate_loss(
+            combined(
+                config.losses,
+                config.ignore_index,
+                config.class_weights,
+                label_smoothing=config.label_smoothing,
+                ohem=config.ohem,
+            )
         )
         freeze_unused_heads(unet, "segmentation")
 

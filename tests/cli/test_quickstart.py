@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unetdiff.config.parsing import load, to_yaml
-from unetdiff.reports.quickstart import TASKS, figures_text, quickstart_configs, run
+from unetdiff.cli.quickstart import metrics_table, run
+from unetdiff.config.quickstart import TASKS, quickstart_configs
+from unetdiff.config.reading import load, to_yaml
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -35,9 +36,9 @@ def test_config_files_say_the_same(task):
     assert to_yaml(found) == to_yaml(wanted)  # as text: the difference is shown line by line
 
 
-def test_figures_text():
+def test_metrics_table():
     report = {"runs": [{"name": "joint", "metrics": {"minutes": 3.0, "segmentation.mean_iou": 0.8512}}]}
-    lines = figures_text(report).strip("\n").splitlines()
+    lines = metrics_table(report).strip("\n").splitlines()
     assert lines[0].split() == ["time", "mIoU", "pixel", "accuracy", "class", "consistency"]
     assert lines[1].split() == ["joint", "3.0", "min", "0.851", "–", "–"]
 

@@ -1,12 +1,12 @@
-"""Train a small text-conditional DDPM on captioned images, then draw prompts, with and without a negative one.
+"""Train a small text-conditional DDPM on captioned images, then sample prompts, with and without a negative prompt.
 
     python examples/text_to_image.py --root path/to/folder      # images and metadata.jsonl with file_name and text
     python examples/text_to_image.py --encoder path/or/name     # the embedded scenes: "a red three"
     python examples/text_to_image.py --tiny --encoder ...       # seconds
 
-The text encoder is frozen: the features of all captions are computed once and kept on disk, and only their projection
-to the network's width, and the null token, are trained.
-Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
+The text encoder is frozen: the features of all captions are computed once and cached on disk, and only their
+projection to the network's width and the null token are trained.
+Run again, it resumes an interrupted run and reuses a finished one; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from unetdiff import GenerationPipeline
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig, TextConfig
 from unetdiff.diffusion.images import grid
+from unetdiff.diffusion.noise import generators_for
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
@@ -35,9 +34,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/text_to_image"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    config = make_config(given.root, given.encoder, given.size, given.output, given.tiny)
+    config = make_config(args.root, args.encoder, args.size, args.output, args.tiny)
     run = train_once(config)
 
     denoiser = GenerationPipeline.from_pretrained(model_directory(run))
@@ -47,9 +46,9 @@ def main() -> None:
         images = denoiser(
             prompt=[prompt for prompt in prompts for _ in range(4)],
             negative_prompt=negative,
-            num_inference_steps=2 if given.tiny else 50,
+            num_inference_steps=2 if args.tiny else 50,
             guidance_scale=3.0,
-            generator=torch.Generator().manual_seed(0),
+            generator=generators_for(0, range(4 * len(prompts))),
         ).images
         path = run / f"samples-{name}.png"
         grid(images, rows=prompts).save(path)
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def make_config(root: Path | None, encoder: str, size: int, output: Path, tiny: bool) -> RunConfig:
-    """The whole run: a residual U-Net that attends to the words, and is told their mean in every block."""
+    """The whole run: a residual U-Net with cross-attention to the text, and its mean added to the time embedding."""
     return RunConfig(
         task="diffusion",
         model=ModelConfig(

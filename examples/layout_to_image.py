@@ -1,12 +1,12 @@
-"""Train a small DDPM that is told which class is where, then draw several images of the same masks.
+"""Train a small layout-conditional DDPM, then sample several images of the same masks.
 
     python examples/layout_to_image.py --root data/VOCdevkit/VOC2012 --num_classes 21   # a folder in VOC's layout
     python examples/layout_to_image.py                                         # the embedded scenes
     python examples/layout_to_image.py --tiny                                  # seconds
 
-A mask reaches the network twice: as tokens, the shares of the classes in the cells of a coarse grid, and as channels
-beside the noisy image, a learned colour for each class at every pixel.
-Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
+A mask reaches the network twice: as tokens, the fraction of each class in the cells of a coarse grid, and as channels
+concatenated to the noisy image, a learned embedding of each pixel's class.
+Run again, it resumes an interrupted run and reuses a finished one; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 
 from unetdiff import GenerationPipeline
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig, LayoutConfig
 from unetdiff.diffusion.images import table
+from unetdiff.diffusion.noise import generators_for
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
@@ -35,9 +36,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="height and width of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/layout_to_image"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    config = make_config(given.root, given.num_classes, given.size, given.output, given.tiny)
+    config = make_config(args.root, args.num_classes, args.size, args.output, args.tiny)
     run = train_once(config)
 
     denoiser = GenerationPipeline.from_pretrained(model_directory(run))
@@ -45,9 +46,9 @@ def main() -> None:
     items = [val[i] for i in range(4)]
     images = denoiser(
         layout=[item["mask"] for item in items for _ in range(3)],
-        num_inference_steps=2 if given.tiny else 50,
+        num_inference_steps=2 if args.tiny else 50,
         guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(0),
+        generator=generators_for(0, range(3 * len(items))),
     ).images
     masks = denoiser.conditioner.visualize(torch.stack([item["mask"] for item in items]))
     real = torch.stack([item["image"] for item in items])
@@ -56,7 +57,7 @@ def main() -> None:
 
 
 def make_config(root: Path | None, num_classes: int | None, size: int, output: Path, tiny: bool) -> RunConfig:
-    """The whole run: a residual U-Net whose input has a few channels more than the image."""
+    """The whole run: a residual U-Net whose input has a few more channels than the image."""
     return RunConfig(
         task="diffusion",
         model=ModelConfig(

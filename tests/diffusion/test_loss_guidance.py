@@ -1,4 +1,4 @@
-"""Steering: its gradient against finite differences, a scale of 0, a toy that is led to its target, and refusals."""
+"""Loss guidance: its gradient against finite differences, a scale of 0, a toy that reaches its target, and refusals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance, layout_loss, loss_gradient
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler, predicted_x0
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.schedulers import make_scheduler
-from unetdiff.diffusion.steering import LossGuidance, layout_loss, loss_gradient, steered
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -22,7 +22,7 @@ WEIGHTS = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(1), dt
 T = torch.tensor([400, 400])
 
 
-def predict(x: Tensor) -> Tensor:
+def predict(x: Tensor, timestep: Tensor | None = None) -> Tensor:
     """A denoiser that is not linear, (B, 3, 4, 4)."""
     return torch.tanh(F.conv2d(x.to(WEIGHTS), WEIGHTS, padding=1))
 
@@ -43,8 +43,8 @@ def test_gradient_against_finite_differences(prediction: str, through: str) -> N
             return loss(predicted_x0(scheduler, predict(x), x, T))
         return loss((x - sigma * fixed) / alpha)
 
-    steering = LossGuidance(loss, through=through)  # type: ignore[arg-type]
-    output, gradient = loss_gradient(steering, scheduler, predict, NOISY, T)
+    guidance = LossGuidance(loss, backprop_through=through)  # type: ignore[arg-type]
+    output, gradient = loss_gradient(guidance, scheduler, predict, NOISY, T)
     assert torch.allclose(output, predict(NOISY)) and not gradient.requires_grad
     step = 1e-5
     for place in [(0, 0, 0, 0), (0, 2, 1, 3), (1, 1, 2, 2), (1, 2, 3, 0)]:
@@ -58,7 +58,7 @@ def test_the_noise_moves_by_the_scale_and_the_image_against_the_gradient() -> No
     scheduler = build_scheduler(DiffusionConfig(), bound=None)
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
     before = predict(NOISY)
-    after = steered(LossGuidance(loss, scale=0.3), scheduler, predict, NOISY, T[0])
+    after = apply_loss_guidance(LossGuidance(loss, scale=0.3), scheduler, predict, NOISY, T[0])
 
     def noise(output: Tensor) -> Tensor:
         return (NOISY - alpha * predicted_x0(scheduler, output, NOISY, T)) / sigma
@@ -98,10 +98,10 @@ def pipeline() -> GenerationPipeline:
     return pipeline
 
 
-def draw(pipeline: GenerationPipeline, steering: LossGuidance | None, **arguments) -> Tensor:
+def draw(pipeline: GenerationPipeline, guidance: LossGuidance | None, **arguments) -> Tensor:
     arguments = {"num_inference_steps": 8, "guidance_scale": 2.0, "output_type": "pt", **arguments}
     noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    return pipeline([0, 2], latents=noise, steering=steering, **arguments).images
+    return pipeline([0, 2], latents=noise, loss_guidance=guidance, **arguments).images
 
 
 TARGET = torch.stack([torch.full((3, 8, 8), 0.6), torch.full((3, 8, 8), -0.6)])
@@ -121,8 +121,8 @@ def test_scale_0_and_an_empty_interval_change_no_bit(pipeline: GenerationPipelin
 
 @pytest.mark.parametrize("through", ["network", "image"])
 def test_a_quadratic_loss_leads_to_its_target(pipeline: GenerationPipeline, through: str) -> None:
-    def off(steering: LossGuidance | None, **arguments) -> Tensor:
-        return distance(draw(pipeline, steering, **arguments) * 2 - 1)
+    def off(guidance: LossGuidance | None, **arguments) -> Tensor:
+        return distance(draw(pipeline, guidance, **arguments) * 2 - 1)
 
     far = off(None)
     nearer = [off(LossGuidance(distance, scale, (0.0, 0.9), through)) for scale in (0.05, 0.2)]  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def test_a_quadratic_loss_leads_to_its_target(pipeline: GenerationPipeline, thro
 
 @pytest.mark.parametrize("zero_terminal_snr", [False, True])
 @pytest.mark.parametrize("name", ["ddim", "dpm++", "unipc"])
-def test_steered_from_the_first_step_on_no_sampler_bursts(
+def test_guided_from_the_first_step_no_sampler_diverges(
     pipeline: GenerationPipeline, name: str, zero_terminal_snr: bool
 ) -> None:
     """Next to pure noise a small change of ε is a large one of x_0, which the fast samplers do not clip."""
@@ -153,12 +153,12 @@ def test_steered_from_the_first_step_on_no_sampler_bursts(
     assert drawn.isfinite().all() and max(lengths) < 1.5
 
 
-def test_pure_noise_is_not_steered() -> None:
+def test_pure_noise_is_not_guided() -> None:
     config = DiffusionConfig()
     config.noise.zero_terminal_snr = True
     scheduler = build_scheduler(config)
     last = torch.tensor(999)
-    assert torch.equal(steered(LossGuidance(loss), scheduler, predict, NOISY, last), predict(NOISY))
+    assert torch.equal(apply_loss_guidance(LossGuidance(loss), scheduler, predict, NOISY, last), predict(NOISY))
 
 
 def test_layout_loss_by_hand() -> None:
@@ -174,10 +174,10 @@ def test_layout_loss_by_hand() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": -1.0}, "scale: -1.0"),
-        ({"scale": float("nan")}, "scale: nan"),
-        ({"interval": (0.5, 0.2)}, r"interval: \[0.5, 0.2\]"),
-        ({"through": "nothing"}, "through: 'nothing'.*network or image"),
+        ({"scale": -1.0}, "scale=-1.0"),
+        ({"scale": float("nan")}, "scale=nan"),
+        ({"interval": (0.5, 0.2)}, r"interval=\[0.5, 0.2\]"),
+        ({"backprop_through": "nothing"}, "backprop_through='nothing'.*network or image"),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:
@@ -189,5 +189,5 @@ def test_latents_are_refused(pipeline: GenerationPipeline, vae) -> None:
     from diffusers import AutoencoderKL
 
     of_latents = GenerationPipeline(pipeline.unet, pipeline.scheduler, vae=AutoencoderKL.from_pretrained(vae))
-    with pytest.raises(UserError, match="steering: this model denoises latents"):
-        of_latents(steering=LossGuidance(distance), num_inference_steps=1)
+    with pytest.raises(UserError, match="loss_guidance: must be None for a denoiser of latents"):
+        of_latents(loss_guidance=LossGuidance(distance), num_inference_steps=1)
