@@ -16,19 +16,19 @@ CONFIGS = {
     "residual": {"encoder": {"channels": [8, 16, 24]}, "conditioning": {"cross_attention_dim": 16}, "heads": BOTH},
     "deep": {
         "encoder": {"channels": [8, 8, 16, 16]},
-        "residual": {"layers_per_block": 1, "middle": "resnet"},
+        "residual": {"layers_per_block": 1, "mid_block": "resnet"},
         "conditioning": {"attention_levels": [0, 2], "attention_head_dim": 8},
         "heads": {"diffusion": {"out_channels": 3}},
     },
     "attends below": {
         "encoder": {"channels": [8, 16]},
-        "residual": {"layers_per_block": 1, "middle": "attention"},
+        "residual": {"layers_per_block": 1, "mid_block": "attention"},
         "conditioning": {"attention_levels": [0], "attention_head_dim": 8},
         "heads": {"diffusion": {"out_channels": 3}},
     },
-    "no middle": {
+    "no mid block": {
         "encoder": {"channels": [8, 16]},
-        "residual": {"layers_per_block": 1, "middle": "none"},
+        "residual": {"layers_per_block": 1, "mid_block": "none"},
         "heads": {"diffusion": {"out_channels": 3}},
     },
     "classic": {
@@ -62,20 +62,20 @@ def test_levels_are_those_of_the_real_network(name):
             side[value.shape[-1]] = (value.shape[1], side.get(value.shape[-1], (0, 0))[1] + 1)
     drawn_down = {level.size: level.encoder_channels for level in spec.levels if level.encoder_layers}
     drawn_up = {level.size: level.decoder_channels for level in spec.levels}
-    bottom = {spec.middle_size: spec.middle_channels}  # a trunk's deepest level is drawn as the middle
+    bottom = {spec.mid_block_size: spec.mid_block_channels}  # a trunk's deepest level is drawn as the middle
     assert {size: channels for size, (channels, _) in down.items()} == (
         {**drawn_down, **bottom} if "resnet" in name or "convnext" in name else drawn_down
     )
     assert {size: channels for size, (channels, _) in up.items()} == drawn_up
     if spec.name == "residual":
-        assert spec.middle_layers == len(unet.middle.resnets)
+        assert spec.mid_block_layers == len(unet.mid_block.resnets)
         for level in spec.levels:
             assert level.decoder_layers == up[level.size or 0][1]
-    assert maps["middle"].shape[1:3] == (spec.middle_channels, spec.middle_size)
+    assert maps["mid_block"].shape[1:3] == (spec.mid_block_channels, spec.mid_block_size)
     attended = [key for key in unet.state_dict() if key.endswith("to_q.weight")]
-    assert bool(attended) == (any(level.attention for level in spec.levels) or spec.middle_attention)
-    deepest = "encoder.attentions.5" if name == "resnet18" else "middle"
-    assert spec.middle_attention == any(key.startswith(deepest) for key in attended)
+    assert bool(attended) == (any(level.attention for level in spec.levels) or spec.mid_block_attention)
+    deepest = "encoder.attentions.5" if name == "resnet18" else "mid_block"
+    assert spec.mid_block_attention == any(key.startswith(deepest) for key in attended)
 
 
 @pytest.mark.parametrize("wide", [True, False])

@@ -18,7 +18,7 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError, config_error
 from unetdiff.models import loading
-from unetdiff.models.conditioning import ForwardState
+from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.training.rundir import CONFIG

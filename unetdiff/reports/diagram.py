@@ -1,4 +1,4 @@
-"""An SVG drawing of the network with the three changes marked: the geometry; `diagram.svg` holds the marks."""
+"""The network as SVG with the three changes marked: the geometry; `diagram.svg` is the template."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unetdiff.reports.templates import render
 
 @dataclass
 class Drawing:
-    """Everything that the template puts on paper, in user units (1 = 1 CSS pixel at full size)."""
+    """All shapes of the diagram, in user units (1 = 1 CSS pixel at full size)."""
 
     wide: bool
     width: float
@@ -21,7 +21,7 @@ class Drawing:
     layouts: list[LevelLayout] = field(default_factory=list)
     skips: list[dict[str, float | str]] = field(default_factory=list)
     flows: list[tuple[str, bool]] = field(default_factory=list)
-    """Paths, and whether each ends in an arrow."""
+    """Paths, and whether each has an arrowhead."""
     inputs: list[dict[str, float | str]] = field(default_factory=list)
     heads: list[dict[str, float | str]] = field(default_factory=list)
     buses: list[dict[str, float | str]] = field(default_factory=list)
@@ -33,27 +33,27 @@ def draw_network(
     wide: bool,
     tiles: Mapping[str, str] | None = None,
     shared: str = "",
-    target: str = "the noise in it",
+    target: str = "noise ε",
 ) -> str:
-    """The network as inline SVG, coloured by the page's CSS variables.
+    """The network as inline SVG, in the colors of the page.
 
     Args:
-        anatomy: the network, from its config.
-        wide: the drawing for a screen (1100 units), or the one for a phone (360 units).
-        tiles: images as data URIs, by "image", "noised", "mask", "noise"; what is missing is drawn as a pattern.
-        shared: what to say of the shared weights, e.g. "1.21 M weights".
-        target: what the diffusion head puts out.
+        spec: the network.
+        wide: the layout for a screen (1100 units), otherwise for a phone (360 units).
+        tiles: data URIs of "image", "noised", "mask", "noise"; missing ones are drawn as patterns.
+        shared: size of the backbone, e.g. "1.21 M parameters".
+        target: what the diffusion head predicts.
     """
     drawing = lay_out(spec, wide, shared, target)
     return render("diagram.svg", d=drawing, a=spec, tiles=tiles or {}, kind="wide" if wide else "narrow")
 
 
-def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "the noise in it") -> Drawing:
-    """Place every mark of the drawing. See `draw_network`."""
+def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "noise ε") -> Drawing:
+    """Compute all shapes of the diagram. See `draw_network`."""
     drawing = Drawing(wide=wide, width=1100.0 if wide else 360.0)
     left, right = (178.0, 782.0) if wide else (24.0, 336.0)
     top = 60.0 if wide else 286.0
-    crown = 42.0 if wide else 60.0  # the panel above the finest level
+    crown = 42.0 if wide else 60.0  # the panel above the first level
     downs, ups, middle = place_levels(spec, left, right, top, wide)
     drawing.layouts = [*downs.values(), middle, *ups.values()]
 
@@ -63,7 +63,7 @@ def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "the 
     bus_bottom = _buses(drawing, spec, middle, wide)
     drawing.panel = (left - 18, top - crown, right - left + 36, lowest - top + crown + 20)
     both = spec.num_classes is not None and spec.out_channels is not None
-    note = ("one backbone, shared by both heads" if wide else "shared by both heads") if both else "the backbone"
+    note = ("backbone, shared by both heads" if wide else "shared by both heads") if both else "backbone"
     note += f": {shared}" if shared else ""
     drawing.texts.append({"x": (left + right) / 2, "y": top - (20 if wide else 38), "text": note, "kind": "note"})
     side = min(downs.values(), key=lambda s: s.x)
@@ -72,7 +72,7 @@ def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "the 
     for x, y, name, side_of in (
         (left + inset, low, "encoder", "start"),
         (right - inset, low, "decoder", "end"),
-        (middle.right + 12, middle_y, "middle", "start"),
+        (middle.right + 12, middle_y, "mid block", "start"),
     ):
         drawing.texts.append({"x": x, "y": y, "text": name, "kind": f"name {side_of}"})
     if wide:
@@ -86,12 +86,12 @@ def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "the 
 def _skips(
     drawing: Drawing, spec: NetworkSpec, downs: dict[int, LevelLayout], ups: dict[int, LevelLayout], wide: bool
 ) -> None:
-    """The lines across the U, each with its level's size and width."""
+    """The skip connections, each with its level's resolution and channels."""
     for index, level in enumerate(spec.levels):
         up = ups[index]
         y = up.y + up.height * (0.34 if wide else 0.42)
         size = f"{level.size}\u00d7{level.size}" if level.size else f"1/{level.stride}"
-        size = "full size" if not level.size and level.stride == 1 else size
+        size = "full resolution" if not level.size and level.stride == 1 else size
         pair = [c for c in (level.encoder_channels, level.decoder_channels) if c]
         width = f"{pair[0]}" if len(set(pair)) == 1 else " \u2192 ".join(map(str, pair))
         text = f"{size} \u00b7 {width}{' channels' if wide and index == 0 else ''}"
@@ -103,7 +103,7 @@ def _skips(
 
 
 def _flows(drawing: Drawing, downs: dict[int, LevelLayout], ups: dict[int, LevelLayout], middle: LevelLayout) -> None:
-    """Elbows down the encoder, into the middle, and up the decoder."""
+    """The arrows down the encoder, into the mid block, and up the decoder."""
     chain = list(downs.values())
     for above, below in zip(chain, chain[1:], strict=False):
         drawing.flows.append((_elbow_down(above.right, above.bottom - 9, below.center, below.y), True))
@@ -127,7 +127,7 @@ def _elbow_up(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _buses(drawing: Drawing, spec: NetworkSpec, middle: LevelLayout, wide: bool) -> float:
-    """The timestep's line stops at every block, the tokens' where pixels attend. Returns the lowest y."""
+    """The lines of the timestep (to every block) and of the tokens (to every attention). Returns the lowest y."""
     y = middle.bottom + 42
     step = 16.0
     pill_y = y + (2 if spec.timestep and spec.cross_attention_dim else 1) * step + 14
@@ -206,9 +206,9 @@ def _sides_narrow(drawing: Drawing, spec: NetworkSpec, entry: LevelLayout, exit_
 def _inputs(spec: NetworkSpec) -> list[tuple[str, str, str]]:
     kinds = []
     if spec.num_classes is not None or spec.out_channels is None:
-        kinds.append(("image", "an image", "to be labelled"))
+        kinds.append(("image", "image", "to segment"))
     if spec.out_channels is not None:
-        kinds.append(("noised", "a noised image", "to be denoised"))
+        kinds.append(("noised", "noisy image", "to denoise"))
     return kinds
 
 
@@ -222,7 +222,7 @@ def _heads(spec: NetworkSpec, target: str) -> list[dict[str, float | str]]:
                 "title": "segmentation",
                 "line1": f"{spec.head_kernel}\u00d7{spec.head_kernel} convolution",
                 "line2": f"\u2192 {spec.num_classes} classes",
-                "note": "label of each pixel",
+                "note": "class per pixel",
             }
         )
     if spec.out_channels is not None:

@@ -1,4 +1,4 @@
-"""Where the blocks of the drawn network stand: slabs by level, on a staircase down one side and up the other."""
+"""The layout of the diagram: one group of slabs per level, descending in the encoder and ascending in the decoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GAP = 3.0  # between the slabs of a block
 
 @dataclass(frozen=True)
 class Slab:
-    """One block of the network as a rounded bar: its height follows the map's size, its width the channels."""
+    """One block of the network as a bar: the height stands for its resolution, the width for its channels."""
 
     x: float
     y: float
@@ -23,7 +23,7 @@ class Slab:
 
 @dataclass(frozen=True)
 class LevelLayout:
-    """All slabs of one level on one side, and the ports where the timestep and the tokens enter."""
+    """Position of one level in the encoder or decoder: its slabs, and where the timestep and the tokens enter."""
 
     x: float
     y: float
@@ -47,19 +47,19 @@ class LevelLayout:
 
     @property
     def timestep_x(self) -> float:
-        """Where the timestep's riser enters."""
+        """x of the timestep's line."""
         return self.center - (5.0 if self.tokens else 0.0)
 
     @property
     def tokens_x(self) -> float:
-        """Where the tokens' riser enters."""
+        """x of the tokens' line."""
         return self.center + (5.0 if self.timestep else 0.0)
 
 
 def place_levels(
     spec: NetworkSpec, left: float, right: float, top: float, wide: bool
 ) -> tuple[dict[int, LevelLayout], dict[int, LevelLayout], LevelLayout]:
-    """The encoder's and decoder's blocks by level, and the middle, on a staircase from both sides to the centre."""
+    """The positions of the encoder's levels, the decoder's levels, and the mid block."""
     levels = spec.levels
     finest = levels[0].stride
     tall = 104.0 if wide else 78.0
@@ -84,11 +84,11 @@ def place_levels(
 
     down_bars = [widths(level.encoder_channels, level.encoder_layers, level.attention) for level in levels]
     up_bars = [widths(level.decoder_channels, level.decoder_layers, level.attention) for level in levels]
-    middle_bars = widths(spec.middle_channels, spec.middle_layers, False)
-    if spec.middle_attention:
+    middle_bars = widths(spec.mid_block_channels, spec.mid_block_layers, False)
+    if spec.mid_block_attention:
         middle_bars.insert(1, (0.8, True))
 
-    # One unit of width so that both staircases and the centre fill what there is.
+    # The unit of width for which the levels and the gap in the center fill the available width.
     step = 16.0 if wide else 7.0
     center_gap = 150.0 if wide else 92.0
     bars = [bar for side in (*down_bars, *up_bars) for bar in side]

@@ -167,7 +167,7 @@ def _network(runs: Sequence[Run], seed: int) -> dict[str, Any]:
         "name": spec.name,
         "several": len({json.dumps(other.model_config.get("encoder"), sort_keys=True) for other in runs}) > 1,
         "both": spec.num_classes is not None and spec.out_channels is not None,
-        "attention": any(level.attention for level in spec.levels) or spec.middle_attention,
+        "attention": any(level.attention for level in spec.levels) or spec.mid_block_attention,
         "wide": Markup(draw_network(spec, True, tiles, shared, target)),
         "narrow": Markup(draw_network(spec, False, tiles, shared, target)),
         "changes": changes(spec, run),
