@@ -18,7 +18,7 @@ from unetdiff.reports.samples import Budget
 from unetdiff.reports.table import DASH, minutes, percent, share
 from unetdiff.text import aligned
 from unetdiff.training.config import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
-from unetdiff.training.run_cache import state_of
+from unetdiff.training.run_cache import run_state
 
 TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
 TITLE = "One U-Net, two heads: the quickstart"
@@ -104,7 +104,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
 
     output = Path(output)
     configs = quickstart_configs(output, tiny)
-    states = {task: "new" if overwrite else state_of(output / task, config) for task, config in configs.items()}
+    states = {task: "new" if overwrite else run_state(output / task, config) for task, config in configs.items()}
     command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
     for task, config in configs.items():
         if states[task] == "finished":
