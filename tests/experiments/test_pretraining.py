@@ -35,15 +35,15 @@ COUNTS = {0.01: 1, 1.0: 1464}
 def test_tables_and_sentences_by_hand() -> None:
     lines = findings(MIOU, COUNTS, RANDOM)
     assert lines[0] == (
-        "denoiser init compared with random init: higher mIoU with 1 labels; "
-        "no significant difference with 1,464 labels."
+        "denoiser init compared with random init: higher mIoU at 1 % of the labels; "
+        "a difference within one std at 100 % of the labels."
     )
     # 0.20 and 0.22: mean 0.21, std 0.0141; +0.03 and -0.03: mean 0
     assert "1 labeled image (1 %): mIoU 0.360 ± 0.085 (denoiser init), 0.150 ± 0.071 (random init)" in lines[1]
     assert lines[1].endswith("; +0.210 ± 0.014, 2 paired seeds.")
     assert "0.000 ± 0.042, 2 paired seeds" in lines[2]
     lost = findings({RANDOM: {1.0: [0.9]}, DENOISER: {1.0: [0.5]}}, {1.0: 10}, RANDOM)
-    assert "lower mIoU with 10 labels (1 seed: may be due to chance)" in lost[0]
+    assert "lower mIoU at 100 % of the labels (1 seed: may be due to chance)" in lost[0]
     curves = chart(MIOU, COUNTS)
     assert curves.log_x and curves.lines[1].x == [1.0, 1464.0] and curves.lines[1].y[0].mean == pytest.approx(0.36)
     table = label_table(MIOU, COUNTS)

@@ -180,7 +180,7 @@ def findings(runs: RunsByMethod, consistency: ConsistencyByRun) -> list[str]:
 
 def _verdict(difference: Value, higher_is_better: bool) -> str:
     if difference.mean is None or not exceeds_std(difference):
-        return "no significant difference"
+        return "within one std"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
 
 

@@ -180,7 +180,8 @@ def findings(results: MaskDiffusionResults, num_inference_steps: int) -> list[st
     slowdown = results.seconds["all"] / results.seconds["head"]
     lines = [
         f"mIoU {head.mean_iou:.3f} ({ROWS[0]}), {mean.mean_iou:.3f} ({sampled}, {mean.mean_iou - head.mean_iou:+.3f}). "
-        f"Sampling takes {slowdown:,.0f}× the time ({count} samples of {num_inference_steps} steps)."
+        f"Sampling takes {slowdown:,.0f}× the time ({count} sample{'s' * (count != 1)} of "
+        f"{num_inference_steps} steps)."
     ]
     if count > 1:
         lines.append(

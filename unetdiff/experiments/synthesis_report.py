@@ -167,16 +167,16 @@ def findings(results: SynthesisResults) -> list[str]:
     )
     assert before.mean is not None and after.mean is not None
     change, std = after.mean - before.mean, max(before.spread or 0.0, after.spread or 0.0)
-    verdict = "improve" if change > 0 else "reduce"
+    verdict = "improve mIoU" if change > 0 else "reduce mIoU"
     if before.n == 1:
         details = f"{change:+.3f}, 1 seed: may be due to chance"
     else:
         details = f"{change:+.3f}, standard deviation {std:.3f} over {before.n} seeds"
-        verdict = verdict if abs(change) > std else "do not significantly change"
+        verdict = verdict if abs(change) > std else "change mIoU by less than one std"
     kept, scores = results.kept, results.scores
     num_labeled = len(VOCFolder(results.folder, LABELED))
     return [
-        f"Synthetic images {verdict} mIoU with {num_labeled} labeled images: {as_text(before, 'fraction')} without, "
+        f"Synthetic images {verdict} with {num_labeled} labeled images: {as_text(before, 'fraction')} without, "
         f"{as_text(after, 'fraction')} with synthetic images ({details}).",
         f"{len(kept)} of {len(scores)} synthetic images ({100 * len(kept) / len(scores):.0f} %) have an mIoU with "
         f"their layout of at least {results.config.min_miou}. Mean over all synthetic images: "
