@@ -99,7 +99,7 @@ def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
     logits = torch.randn(1, 11, 4, 4, generator=torch.Generator().manual_seed(0))
     masks = torch.arange(16).remainder(11).view(1, 4, 4)
     for done, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
-        task.advance(done)
+        task.set_progress(done)
         torch.testing.assert_close(task.compute_loss(logits, masks)["loss"], cross_entropy(logits, masks, 255, weights))
     trainer.run(StopRequest())
     trainer.close()
