@@ -98,9 +98,9 @@ def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
     task: Any = trainer.task
     logits = torch.randn(1, 11, 4, 4, generator=torch.Generator().manual_seed(0))
     masks = torch.arange(16).remainder(11).view(1, 4, 4)
-    for done, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
-        task.set_progress(done)
+    for progress, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
+        task.set_progress(progress)
         torch.testing.assert_close(task.compute_loss(logits, masks)["loss"], cross_entropy(logits, masks, 255, weights))
     trainer.run(StopRequest())
     trainer.close()
-    assert task.done == 0.5  # told so before the second of two steps
+    assert task.progress == 0.5  # set before the second of two steps
