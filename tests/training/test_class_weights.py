@@ -1,4 +1,4 @@
-"""Class weights that a run computes: told, recorded, used, and the same when it goes on."""
+"""Class weights that a run computes: logged, recorded, used, and the same when resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def by_hand(config: RunConfig) -> list[float]:
     return [float(w) for w in np.nan_to_num(weights)]
 
 
-def test_a_run_computes_tells_and_records_its_weights(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_computes_logs_and_records_its_weights(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     config = weighed(tiny)
     expected = by_hand(config)
     run = train(config)
@@ -47,8 +47,8 @@ def test_a_run_computes_tells_and_records_its_weights(tiny: Tiny, capsys: pytest
     summary = json.loads((run / "summary.json").read_text())["class_weights"]
     assert summary["from"] == "median_frequency" and list(summary["by_class"].values()) == recorded
     assert list(summary["by_class"])[:2] == ["background", "zero"]
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("class weights")]
-    assert told == [
+    logged = [line for line in capsys.readouterr().err.splitlines() if line.startswith("class weights")]
+    assert logged == [
         f"class weights (median_frequency): {', '.join(f'{k} {v:g}' for k, v in summary['by_class'].items())}"
     ]
 
