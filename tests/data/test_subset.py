@@ -13,7 +13,7 @@ from unetdiff.data.check import check
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.subset import Subset, subset_indices, subset_length
-from unetdiff.reports.dataset_groups import open_set
+from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.runs import Run
 
 
@@ -75,4 +75,4 @@ def test_captions_are_counted_of_the_share_and_judges_see_the_whole() -> None:
     assert captions == [whole.caption(i) for i in subset_indices(60, 0.2, 0)]
     data = {"name": "scenes", "train_fraction": 0.2, "scenes": {"train_images": 60, "val_images": 8}}
     run = Run("run", Path("run"), "diffusion", {"task": "diffusion", "data": data})
-    assert len(open_set(run, "train")) == 60
+    assert len(open_dataset(run, "train")) == 60

@@ -20,7 +20,7 @@ from unetdiff.experiments import pretraining
 from unetdiff.experiments.pretraining import DENOISER, ENCODER, RANDOM, Plan
 from unetdiff.experiments.pretraining_report import chart, findings, label_table
 from unetdiff.experiments.runs import with_last_weights
-from unetdiff.reports.dataset_groups import open_set
+from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery, read_record, write_record
 from unetdiff.reports.runs import read_run
@@ -127,7 +127,7 @@ def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path
 
     # the gallery's last column is what the denoiser's segmenter says, in the set's colours
     run = read_run(tmp_path / "denoiser-init" / "fraction-0.05" / "seed-0")
-    names = {item["name"]: item for item in (open_set(run)[i] for i in range(12))}
+    names = {item["name"]: item for item in (open_dataset(run)[i] for i in range(12))}
     for name, files in gallery.rows:
         item = names[name]
         shown = np.asarray(Image.open(tmp_path / files[-1]).convert("RGB"))

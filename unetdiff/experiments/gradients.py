@@ -88,7 +88,7 @@ def gradient_table(stats: CosinesByRun) -> Table:
     columns = []
     for name in names:
         columns += [
-            Column(f"{name}: cosine", unit="share", note="mean over the logged steps"),
+            Column(f"{name}: cosine", unit="fraction", note="mean over the logged steps"),
             Column(f"{name}: conflicting steps", unit="percent", note="fraction of the logged steps with cosine < 0"),
         ]
     rows = []

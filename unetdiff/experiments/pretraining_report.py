@@ -12,7 +12,7 @@ from unetdiff.experiments.runs import (
     yaml_configs,
 )
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import Run
 
 MiouByInit = Mapping[str, Mapping[float, Sequence[float]]]
@@ -59,7 +59,7 @@ def pretraining_record(
         source="Brempong et al. 2022, “Denoising Pretraining for Semantic Segmentation”",
         command=command,
         seeds=seeds,
-        set_name=denoiser.data_name,
+        dataset_name=denoiser.data_name,
         configs=yaml_configs(runs),
         machine=machine_info(list(runs.values())),
         minutes=minutes,
@@ -82,7 +82,7 @@ def chart(miou: MiouByInit, counts: Counts) -> Chart:
 def label_table(miou: MiouByInit, counts: Counts) -> Table:
     """A row per initialization, a column per label fraction."""
     columns = [
-        Column(f"{100 * fraction:g} %", "higher", "share", f"{count:,} image{'s' * (count != 1)}")
+        Column(f"{100 * fraction:g} %", "higher", "fraction", f"{count:,} image{'s' * (count != 1)}")
         for fraction, count in counts.items()
     ]
     rows = [(init, [Value.of(seeds) for seeds in by_fraction.values()]) for init, by_fraction in miou.items()]
@@ -100,7 +100,7 @@ def findings(miou: MiouByInit, counts: Counts, reference: str) -> list[str]:
         }
         lines.append(_summary(init, differences, reference))
         for fraction, difference in differences.items():
-            own, other = (written(Value.of(values[fraction]), "share") for values in (by_fraction, miou[reference]))
+            own, other = (as_text(Value.of(values[fraction]), "fraction") for values in (by_fraction, miou[reference]))
             labels = f"{counts[fraction]:,} labeled image{'s' * (counts[fraction] != 1)} ({100 * fraction:g} %)"
             lines.append(f"{labels}: mIoU {own} ({init}), {other} ({reference}); {format_difference(difference)}.")
     return lines
