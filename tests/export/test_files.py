@@ -133,7 +133,8 @@ def test_denoiser(to: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["timestep", "identity"])
 def test_a_denoiser_whose_class_labels_are_numbers_or_vectors(kind: str, tmp_path: Path) -> None:
     heads = {"diffusion": {"out_channels": 3}}
-    unet = build(**{**RESIDUAL, "conditioning": {"class_embed_type": kind, "attention_levels": []}}, heads=heads)
+    changes = {"conditioning": {"attention_levels": []}, "imported": {"class_embed_type": kind}}
+    unet = build(**{**RESIDUAL, **changes}, heads=heads)
     done = to_torch_export(unet, tmp_path / "net.pt2")
     assert done.inputs["class_labels"] == (["batch"] if kind == "timestep" else ["batch", 32])
     labels = torch.tensor([3, 8]) if kind == "timestep" else random(2, 32)
