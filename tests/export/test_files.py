@@ -111,7 +111,9 @@ def test_torch_export_answers_as_the_network_at_any_size(name: str, tmp_path: Pa
 @pytest.mark.parametrize("to", [to_onnx, to_torch_export])
 def test_denoiser(to: Any, tmp_path: Path) -> None:
     heads = {"diffusion": {"out_channels": 3}}
-    unet = build(**CLASSIC, conditioning={**CONDITIONED, "num_class_embeds": 4, "pooled_context": True}, heads=heads)
+    unet = build(
+        **CLASSIC, conditioning={**CONDITIONED, "pooled_context": True}, heads=heads, imported={"num_class_embeds": 4}
+    )
     done = to(unet, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
     assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
     for batch, height, width, tokens in ((1, 2, 2, 1), (4, 21, 30, 5)):

@@ -16,19 +16,19 @@ CONFIGS = {
     "residual": {"encoder": {"channels": [8, 16, 24]}, "conditioning": {"cross_attention_dim": 16}, "heads": BOTH},
     "deep": {
         "encoder": {"channels": [8, 8, 16, 16]},
-        "residual": {"layers_per_block": 1, "middle": "resnet"},
+        "residual": {"layers_per_block": 1, "mid_block": "resnet"},
         "conditioning": {"attention_levels": [0, 2], "attention_head_dim": 8},
         "heads": {"diffusion": {"out_channels": 3}},
     },
     "attends below": {
         "encoder": {"channels": [8, 16]},
-        "residual": {"layers_per_block": 1, "middle": "attention"},
+        "residual": {"layers_per_block": 1, "mid_block": "attention"},
         "conditioning": {"attention_levels": [0], "attention_head_dim": 8},
         "heads": {"diffusion": {"out_channels": 3}},
     },
     "no middle": {
         "encoder": {"channels": [8, 16]},
-        "residual": {"layers_per_block": 1, "middle": "none"},
+        "residual": {"layers_per_block": 1, "mid_block": "none"},
         "heads": {"diffusion": {"out_channels": 3}},
     },
     "classic": {
@@ -71,10 +71,10 @@ def test_levels_are_those_of_the_real_network(name):
         assert anatomy.middle_layers == len(unet.mid_block.resnets)
         for level in anatomy.levels:
             assert level.decoder_layers == up[level.size or 0][1]
-    assert maps["middle"].shape[1:3] == (anatomy.middle_channels, anatomy.middle_size)
+    assert maps["mid_block"].shape[1:3] == (anatomy.middle_channels, anatomy.middle_size)
     attended = [key for key in unet.state_dict() if key.endswith("to_q.weight")]
     assert bool(attended) == (any(level.attention for level in anatomy.levels) or anatomy.middle_attention)
-    deepest = "encoder.attentions.5" if name == "resnet18" else "middle"
+    deepest = "encoder.attentions.5" if name == "resnet18" else "mid_block"
     assert anatomy.middle_attention == any(key.startswith(deepest) for key in attended)
 
 

@@ -33,10 +33,10 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "decoder.up_blocks.1.resnets.1.conv_shortcut.weight",
     ),
-    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.blocks.0.conv2.weight"),
+    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.up_blocks.0.block.conv2.weight"),
     "resnet18": (
         {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
-        "decoder.blocks.4.conv2.weight",
+        "decoder.up_blocks.4.block.conv2.weight",
     ),
 }
 

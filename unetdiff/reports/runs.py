@@ -13,7 +13,7 @@ import yaml
 from unetdiff.errors import UserError
 from unetdiff.training.logger import METRICS, read_lines
 
-SHARED_PARTS = ("encoder", "middle", "decoder", "conditioning")
+SHARED_PARTS = ("encoder", "mid_block", "decoder", "conditioning")
 """The parts of `UNet.parameter_counts()` that every head uses."""
 
 JsonDict = dict[str, Any]
