@@ -150,5 +150,5 @@ def _same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in other.items()}
 
 
-def _has_any(name: str, marks: tuple[str, ...]) -> bool:
-    return any(mark in name for mark in marks)
+def _has_any(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name for part in parts)
