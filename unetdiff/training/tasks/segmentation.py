@@ -75,9 +75,9 @@ class SegmentationTask(Task):
         generator = torch.Generator(pixels.device).manual_seed(seed)
         of = len(self.scheduler.alphas_cumprod)
         timesteps = objectives.sample_timesteps(len(pixels), of, generator, True, *self.process)
-        noise = objectives.draw_noise(pixels, generator)
+        noise = objectives.sample_noise(pixels, generator)
         chosen = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
-        sample = objectives.noised(self.scheduler, pixels, noise, timesteps)
+        sample = objectives.add_noise(self.scheduler, pixels, noise, timesteps)
         told = self.unet.config["conditioning"]["timestep"]
         seen = torch.where(rearrange(chosen, "b -> b 1 1 1"), sample, pixels)
         return seen, torch.where(chosen, timesteps, 0) if told else None
