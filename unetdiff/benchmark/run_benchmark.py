@@ -22,6 +22,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import StepSampler
 from unetdiff.errors import UserError
 from unetdiff.evaluation.types import SamplingConfig
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.training import runtime
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
@@ -88,7 +89,7 @@ class BenchmarkTarget:
             return training_workload(self.task, batch, self.config.training)
         self.task.to(runtime.build_accelerator(self.config.training).device)
         autocast = runtime.autocast_dtype()
-        unet.optimize_for_inference(autocast)  # as `predict` and `sample` do
+        accelerate_inference_(unet, autocast)  # as `predict` and `sample` do
         if kind == "masks":
             return prediction_workload(unet, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unetdiff.benchmark.timing import Workload
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_masks
@@ -35,6 +36,7 @@ def training_workload(task: Task, batch: Batch, settings: TrainingConfig) -> Wor
     settings = replace(settings, gradient_accumulation_steps=1)
     accelerator = runtime.build_accelerator(settings)
     task.to(accelerator.device)
+    accelerate_training_(task.unet)
     task.set_memory_format(settings.channels_last)
     if settings.gradient_checkpointing:
         task.unet.enable_gradient_checkpointing()

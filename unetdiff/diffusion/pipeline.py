@@ -35,6 +35,7 @@ from unetdiff.diffusion.guidance import Guidance
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
 from unetdiff.diffusion.pipeline_inputs import encode_inputs, infer_batch_size, make_conditionings, validate_options
 from unetdiff.errors import UserError
+from unetdiff.kernels.accelerate import accelerate_inference_
 
 ClassLabels = Classes | Sequence[Classes] | Tensor
 StepCallback = Callable[["GenerationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -120,8 +121,8 @@ class GenerationPipeline(DiffusionPipeline):
             raise UserError(f"{where}: cannot be loaded ({' '.join(str(error).split())})") from error
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:
-        """See `UNet.optimize_for_inference`: faster, but can no longer be saved; also sets `autocast_dtype`."""
-        self.unet.optimize_for_inference(dtype, compile)
+        """See `accelerate_inference_`: faster, but can no longer be saved; also sets `autocast_dtype`."""
+        accelerate_inference_(self.unet, dtype, compile)
         self.autocast_dtype = dtype
         return self
 

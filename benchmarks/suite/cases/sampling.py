@@ -19,6 +19,7 @@ from suite.cases.case import SETTINGS, UNETDIFF, Case, Side, fast_dtype, fast_pr
 from suite.cases.denoiser import CLASSES, PEER, TINY, DenoiserCase
 from unetdiff.benchmark.workloads import sampling_workload
 from unetdiff.diffusion.objectives import build_scheduler
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.training.tasks import DiffusionTask
 
 Sampler = Callable[[], Tensor]
@@ -57,7 +58,7 @@ class Sampling(DenoiserCase):
         task = self.unetdiff_task().to(device)
 
         def start() -> Sampler:
-            task.unet.optimize_for_inference(fast_dtype(device))
+            accelerate_inference_(task.unet, fast_dtype(device))
             return self._unetdiff_sampler(task)
 
         return Side(UNETDIFF, task, fast_precision(device), start)

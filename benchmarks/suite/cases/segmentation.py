@@ -37,6 +37,7 @@ from unetdiff.benchmark.timing import Workload
 from unetdiff.benchmark.workloads import prediction_workload
 from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.training.tasks import Task, build_task
 
@@ -129,7 +130,7 @@ class SegmentationInference(SegmentationCase):
         images = self.images.batch()["image"]
 
         def start(compiled: bool) -> Workload:
-            network = self._copy(unet).optimize_for_inference(fast_dtype(device), compile=compiled)
+            network = accelerate_inference_(self._copy(unet), fast_dtype(device), compile=compiled)
             return prediction_workload(network, images)
 
         return self._side(UNETDIFF, unet, fast_precision(device), start)
