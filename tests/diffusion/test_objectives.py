@@ -123,7 +123,7 @@ def test_weights_are_finite_at_zero_terminal_snr(prediction: str, weighting: str
 
 
 def test_clamped_snr_with_epsilon_is_refused() -> None:
-    with pytest.raises(UserError, match="epsilon; use min_snr"):
+    with pytest.raises(UserError, match="epsilon. Use min_snr"):
         objectives.loss_weight(scheduler_of("epsilon"), torch.tensor([3]), "clamped_snr")
 
 

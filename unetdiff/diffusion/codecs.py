@@ -71,7 +71,7 @@ class LatentCodec:
         """
 
         def config_error(why: str) -> UserError:
-            return UserError(f"{key}={path}: must be a folder with a diffusers AutoencoderKL (got one that {why}).")
+            return UserError(f"{key}={path}: must be a folder with a diffusers AutoencoderKL (it {why}).")
 
         folder = Path(path)
         if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():

@@ -52,8 +52,8 @@ def make_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
     zero = source.config.get("rescale_betas_zero_snr", False)
     if zero and source.config.prediction_type == "epsilon":
         raise UserError(
-            f"scheduler={name}: must have a nonzero terminal SNR for a model that predicts epsilon. Train with "
-            "diffusion.prediction_type=v_prediction or sample."
+            f"scheduler={name}: must sample v_prediction or sample where the terminal SNR is zero (got epsilon). Train "
+            "with diffusion.prediction_type=v_prediction."
         )
     options: dict[str, Any] = {"timestep_spacing": "trailing"}
     if name == "heun" and zero:  # it has no option for zero terminal SNR

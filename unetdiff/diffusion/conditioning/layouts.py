@@ -55,7 +55,7 @@ class LayoutConditioner(Conditioner):
     ) -> None:
         super().__init__()
         if not channels and not (grid and dim):
-            raise UserError("grid=0, channels=0: must not both be 0, nor dim be None without channels.")
+            raise UserError("channels=0: must be at least 1 without tokens. Set channels, or grid and dim.")
         self.num_classes, self.grid, self.channels = num_classes, grid if dim else 0, channels
         self.labels = [str(i) for i in range(num_classes)] if labels is None else list(labels)
         self.palette = palette
