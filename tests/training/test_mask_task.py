@@ -93,7 +93,7 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
 
 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
-    """Without an image, layouts are drawn: no figures of a segmenter then."""
+    """Without an image, layouts are drawn: no metrics of a segmenter."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
     metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
     assert not any(name.startswith("masks/") for name in metrics)
