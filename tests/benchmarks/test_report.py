@@ -93,17 +93,17 @@ def test_images_that_differ_fail() -> None:
 
 
 def test_json() -> None:
-    content = json.loads(json.dumps(table.as_json(MACHINE, PEAK_FLOPS, [row(2.5)], [growth(1.2)])))
-    assert content["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
-    assert content["rows"][0]["memory_ratio"] == 0.8 and content["rows"][0]["passed"] == {
+    data = json.loads(json.dumps(table.as_json(MACHINE, PEAK_FLOPS, [row(2.5)], [growth(1.2)])))
+    assert data["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
+    assert data["rows"][0]["memory_ratio"] == 0.8 and data["rows"][0]["passed"] == {
         "speedup": True,
         "memory": True,
     }
-    assert [result["exponent"] for result in content["growth"][0]["fits"]] == pytest.approx([1.2, 1.0])
-    assert not content["growth"][0]["passed"]
-    first, *_, last = content["growth"][0]["unetdiff"]
-    difference = content["growth"][0]["values"][-1] - content["growth"][0]["values"][0]
-    assert content["growth"][0]["slopes"][0] == pytest.approx((last["median"] - first["median"]) / difference)
+    assert [result["exponent"] for result in data["growth"][0]["fits"]] == pytest.approx([1.2, 1.0])
+    assert not data["growth"][0]["passed"]
+    first, *_, last = data["growth"][0]["unetdiff"]
+    difference = data["growth"][0]["values"][-1] - data["growth"][0]["values"][0]
+    assert data["growth"][0]["slopes"][0] == pytest.approx((last["median"] - first["median"]) / difference)
 
 
 def test_a_power_law() -> None:
