@@ -97,8 +97,8 @@ class DenoiserCase(Case):
     def match_weights(self, unetdiff: Side, peer: Side) -> dict[str, float]:
         """Copies the peer's weights; returns the largest difference of the outputs, relative to the largest output."""
         unet, table = peer.network["unet"], peer.network["table"]
-        weights = {from_diffusers_name(name): tensor for name, tensor in unet.state_dict().items()}
-        unetdiff.network.unet.load_state_dict(weights)
+        state = {from_diffusers_name(name): tensor for name, tensor in unet.state_dict().items()}
+        unetdiff.network.unet.load_state_dict(state)
         unetdiff.network.conditioner.table.load_state_dict(table.state_dict())
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(2, 3, self.size, self.size, generator=generator).to(unet.device, unet.dtype)
