@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.benchmark.timing import Spread, in_turns, speedup
+from unetdiff.benchmark.timing import Quartiles, speedup, time_interleaved
 from unetdiff.kernels.conditions import reference_kernels
 from unetdiff.kernels.norm_silu_conv import gated, group_norm, norm_silu_conv
 from unetdiff.kernels.packing import PackedConv
@@ -136,9 +136,9 @@ def main() -> None:
     print("| what | shortcut, ms | as written, ms | times as fast |", "|---|---|---|---|", sep="\n")
     for name, shortcut, written in cases():
         if given.only in name:
-            times = in_turns({"shortcut": shortcut, "written": written}, given.rounds, WARMUPS)
+            times = time_interleaved({"shortcut": shortcut, "written": written}, given.rounds, WARMUPS)
             mine, theirs = (times[way].wall for way in ("shortcut", "written"))
-            cells = [f"{1e3 * Spread.of(wall).median:.2f}" for wall in (mine, theirs)]
+            cells = [f"{1e3 * Quartiles.of(wall).median:.2f}" for wall in (mine, theirs)]
             print("|", " | ".join([name, *cells, f"{speedup(mine, theirs).median:.2f}"]), "|", flush=True)
 
 

@@ -15,7 +15,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import get_args
 
-from unetdiff.config.parsing import RunConfig, Task
+from unetdiff.config.schema import RunConfig, Task
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig

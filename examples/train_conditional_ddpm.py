@@ -6,7 +6,7 @@
 
 A tenth of the images are trained with the null token, so that one network holds both the conditional and the
 unconditional denoiser, which classifier-free guidance needs (Ho & Salimans 2022).
-Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
+Run again, it resumes an interrupted run and reuses a finished one; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from unetdiff import GenerationPipeline
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import grid
+from unetdiff.diffusion.noise import generators_for
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
@@ -33,18 +32,18 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/conditional_ddpm"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
-    given = parser.parse_args()
+    args = parser.parse_args()
 
-    run = train_once(make_config(given.root, given.size, given.output, given.tiny))
+    run = train_once(make_config(args.root, args.size, args.output, args.tiny))
 
     denoiser = GenerationPipeline.from_pretrained(model_directory(run))
     labels = denoiser.conditioner.labels[:10]
     for guidance in (1.0, 3.0):
         output = denoiser(
             class_labels=[label for label in labels for _ in range(4)],
-            num_inference_steps=2 if given.tiny else 50,
+            num_inference_steps=2 if args.tiny else 50,
             guidance_scale=guidance,
-            generator=torch.Generator().manual_seed(0),
+            generator=generators_for(0, range(4 * len(labels))),
             output_type="pt",
         )
         path = run / f"samples-guidance-{guidance:g}.png"
@@ -53,7 +52,7 @@ def main() -> None:
 
 
 def make_config(root: Path | None, size: int, output: Path, tiny: bool) -> RunConfig:
-    """The whole run: a residual U-Net that is told the class in one token through cross-attention."""
+    """The whole run: a residual U-Net with cross-attention to one token per class."""
     return RunConfig(
         task="diffusion",
         model=ModelConfig(

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from unetdiff import SegmentationPipeline
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.data.voc import list_pairs, voc_colormap
 from unetdiff.models.config import EncoderConfig, ModelConfig

@@ -77,7 +77,7 @@ def test_data_check(tmp_path: Path, voc_layout: Callable[..., Path], capsys: pyt
     (tmp_path / "set.yaml").write_text(f"data: {{name: voc_folder, root: {root}}}\n")
     assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
     assert len(capsys.readouterr().out.splitlines()) == 3
-    assert main(["data", "check", str(tmp_path / "set.yaml"), "--no-masks"]) == 1
+    assert main(["data", "check", str(tmp_path / "set.yaml"), "--no_masks"]) == 1
     assert "1.png" not in capsys.readouterr().out
     for condition, seen in (("none", False), ("layout", True)):  # a denoiser's masks matter where it is told of them
         text = f"task: diffusion\ndata: {{name: voc_folder, root: {root}, size: [8, 8]}}\n"
@@ -109,9 +109,9 @@ def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_data_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
         ([], "no action; one of check, stats, download"),
-        (["chek"], "unknown action 'chek'; nearest: check"),
+        (["chek"], "unknown action 'chek'. Did you mean check?"),
         (["check"], "nothing to check"),
-        (["check", "--data.nam", "x"], "nearest: --data.name"),
+        (["check", "--data.nam", "x"], "Did you mean --data.name?"),
         (["check", "--data.name", "voc_folder", "--data.root", str(tmp_path / "no")], str(tmp_path / "no")),
     ):
         assert main(["data", *words]) == 2

@@ -96,11 +96,14 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
         (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks or captions to"),
         (
             ["data", "stats", "--data.name=parquet", "--data.root=."],
-            "data.caption_column: None leaves data.name parquet",
+            "data.caption_column=null: must be set with data.name=parquet",
         ),
-        (["data", "stats", "--outptu", "x"], "unetdiff data stats: unknown '--outptu'; nearest: --output"),
+        (
+            ["data", "stats", "--outptu", "x"],
+            "unetdiff data stats: unknown argument '--outptu'. Did you mean --output?",
+        ),
         (["data", "stats", "--data.name=scenes", "--output", "."], "--output: '.' is a directory; give a file"),
-        (["data", "chek"], "unetdiff data: unknown action 'chek'; nearest: check"),
+        (["data", "chek"], "unetdiff data: unknown action 'chek'. Did you mean check?"),
     ],
 )
 def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

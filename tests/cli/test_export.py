@@ -151,7 +151,7 @@ def test_a_denoiser_of_latents_goes_on_to_decode_them(vae: Path, tmp_path: Path)
         (["--head", "diffusion", "--fixed"], "--fixed: this model has no height and width of its own; give --size H W"),
         (["--head", "diffusion", "--preprocess"], "preprocess: a denoiser takes noisy floats"),
         (["--size", "1", "1"], "size: [1, 1] is too small; give height and width of 2 or more"),
-        (["--formt", "torch"], "unknown '--formt'; nearest: --format"),
+        (["--formt", "torch"], "unknown argument '--formt'. Did you mean --format?"),
     ],
 )
 def test_refusals(words: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def test_python_m_unetdiff() -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == (
-        "unetdiff: unknown command 'predcit'; nearest: predict "
+        "unetdiff: unknown command 'predcit'. Did you mean predict? "
         "(one of quickstart, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
     )
 
@@ -68,7 +68,11 @@ def test_python_m_unetdiff() -> None:
 @pytest.mark.parametrize(
     ("error", "status", "line"),
     [
-        (UserError("data.root: 'x' does not exist"), 2, "unetdiff: data.root: 'x' does not exist\n"),
+        (
+            UserError("data.root=x: must be an existing folder."),
+            2,
+            "unetdiff: data.root=x: must be an existing folder.\n",
+        ),
         (TrainingStopped("stopped by signal 15. Go on with --resume.", 143), 143, "unetdiff: stopped by signal 15. "),
         (KeyboardInterrupt(), 130, "unetdiff: interrupted\n"),
     ],
@@ -90,7 +94,7 @@ def test_exit_status(
     assert capsys.readouterr().err.startswith(line)
 
 
-def test_threads_are_the_physical_cores_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_the_physical_cores_unless_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda logical: {False: 6, True: 12}[logical])
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(4)), raising=False)
     monkeypatch.setattr(module.os, "environ", environ := {})
@@ -105,4 +109,4 @@ def test_unknown_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) ->
     assert main(["sample", "run", "--step", "5"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "unknown '--step'; nearest: --steps" in error
+    assert "unknown argument '--step'. Did you mean --" in error

@@ -79,7 +79,7 @@ def test_names_that_meet_do_not_overwrite_each_other(tmp_path: Path) -> None:
 def test_inputs_that_name_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for word in (str(tmp_path / "empty"), str(tmp_path / "*.png"), "nowhere.png"):
-        with pytest.raises(UserError, match="no photo there"):
+        with pytest.raises(UserError, match="no image there"):
             list_images([word])
 
 
@@ -122,11 +122,11 @@ def test_tiles_and_views_are_the_pipelines(run: Path, tmp_path: Path) -> None:
 def test_options_that_cannot_be(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = photo(tmp_path / "x.png", (8, 8))
     for words, part in (
-        (["--tile", "-4"], "--tile: [-4, -4] is not"),
+        (["--tile", "-4"], "--tile=[-4, -4]: must be"),
         (["--tile", "1,2,3"], "argument --tile: '1,2,3' is no size"),
-        (["--overlap", "1"], "--overlap: 1.0 is no share"),
-        (["--scales", "1,0"], "--scales: [1.0, 0.0] are not positive"),
-        (["--batch_size", "0"], "--batch_size: 0 is too small; use 1 or more"),
+        (["--overlap", "1"], "--overlap=1.0: must be in [0, 0.9]"),
+        (["--scales", "1,0"], "--scales=[1.0, 0.0]: must be a list of positive factors"),
+        (["--batch_size", "0"], "--batch_size=0: must be at least 1."),
         (["--device", "abacus"], "--device: 'abacus' cannot be used here"),
         (["--device", "meta"], "--device: 'meta' cannot be used here"),
         (["--list"], "--list: no input is -"),

@@ -4,7 +4,7 @@ from typing import get_args, get_type_hints
 
 import torch
 
-from unetdiff.config import validation as rules
+from unetdiff.data import capabilities
 from unetdiff.data.base import classes_present, collate
 from unetdiff.data.config import DataConfig
 
@@ -36,6 +36,6 @@ def test_classes_present_are_those_of_the_mask_without_background_and_void() -> 
 
 def test_every_set_is_said_to_have_something_and_no_name_is_made_up() -> None:
     names = set(get_args(get_type_hints(DataConfig)["name"]))
-    having = (rules.WITH_MASKS, rules.WITH_LABELS, rules.WITH_CLASSES, rules.WITH_CAPTIONS)
+    having = (capabilities.WITH_MASKS, capabilities.WITH_LABELS, capabilities.WITH_CLASSES, capabilities.WITH_CAPTIONS)
     assert set().union(*having) == names
-    assert set(rules.WITH_CLASSES) == set(rules.WITH_LABELS) | set(rules.WITH_MASKS)
+    assert set(capabilities.WITH_CLASSES) == set(capabilities.WITH_LABELS) | set(capabilities.WITH_MASKS)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from unetdiff.data.caption_stats import captions_of, count_captions
+from unetdiff.data.caption_stats import count_captions, read_captions
 from unetdiff.data.config import DataConfig, ScenesConfig
 
 
@@ -16,5 +16,5 @@ def test_a_split_without_captions() -> None:
 
 
 def test_the_scenes_have_a_caption_each() -> None:
-    captions = captions_of(DataConfig(scenes=ScenesConfig(val_images=30, colors=1)), "val")
+    captions = read_captions(DataConfig(scenes=ScenesConfig(val_images=30, colors=1)), "val")
     assert len(captions) == 30 and all(caption.startswith("a red ") for caption in captions)

@@ -74,7 +74,7 @@ def test_reads_what_hugging_face_reads(tmp_path: Path, monkeypatch: pytest.Monke
             item = images[i]
             assert set(item) == {"image", "name", "caption"}
             assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), judged[item["caption"]])
-            assert item["caption"] == images.caption(i) and item["name"] == images.names(i)
+            assert item["caption"] == images.caption(i) and item["name"] == images.sample_name(i)
 
 
 def test_one_folder_holds_a_tenth_out(folder: Path) -> None:
@@ -84,7 +84,7 @@ def test_one_folder_holds_a_tenth_out(folder: Path) -> None:
     assert sorted(captions) == [f"number {i}, in words" for i in range(10)]
     for images in (train, val):
         for i in range(len(images)):
-            assert images.caption(i).split()[1] == f"{Path(images.names(i)).stem},"
+            assert images.caption(i).split()[1] == f"{Path(images.sample_name(i)).stem},"
     # the same where the one folder is root/train
     folder.rename(folder.parent / "train")
     again = build_dataset(config(folder.parent), "val", False)
@@ -124,8 +124,8 @@ def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
     file = write(folder, rows)
     file.write_text(file.read_text() + "\n{'file_name': 1}\n[1, 2]\n")
     for full in (True, False):
-        problems = check(config(folder), full=full, progress=False)
-        assert [(p.file.removeprefix(f"{folder}/"), p.what, p.value) for p in problems[:-1]] == [
+        issues = check(config(folder), full=full, progress=False)
+        assert [(p.file.removeprefix(f"{folder}/"), p.what, p.value) for p in issues[:-1]] == [
             ("metadata.jsonl:2", "no such image", str(folder / "ghost.png")),
             ("metadata.jsonl:3", "no file_name", "None"),
             ("metadata.jsonl:4", "no caption", "text is empty"),
@@ -133,10 +133,10 @@ def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
             ("metadata.jsonl:6", "the image is not below the folder", str(folder / "7.png")),
             ("metadata.jsonl:7", "file_name more/../1.png comes again", f"first in {file}:1"),
             ("metadata.jsonl:8", "no caption", "text: 7"),
-            ("metadata.jsonl:12", "the line is no JSON", problems[7].value),
+            ("metadata.jsonl:12", "the line is no JSON", issues[7].value),
             ("metadata.jsonl:13", "the line is no JSON object", "[1, 2]"),
         ]
-        assert problems[-1].file == str(folder / "5.png")
+        assert issues[-1].file == str(folder / "5.png")
     with pytest.raises(UserError, match=r"metadata\.jsonl:2: no such image .*\(8 more: see `unetdiff data check`\)"):
         build_dataset(config(folder), "train", False)
 
@@ -144,8 +144,8 @@ def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
 def test_a_comma_without_quotes_is_a_fault_and_not_half_a_caption(folder: Path) -> None:
     (folder / "metadata.jsonl").unlink()
     (folder / "metadata.csv").write_text('file_name,text\n1.png,"red, or not"\n3.png,red, or not\n5.png\n')
-    problems = check(config(folder), progress=False)
-    assert [(p.file[-5:], p.what, p.value) for p in problems] == [
+    issues = check(config(folder), progress=False)
+    assert [(p.file[-5:], p.what, p.value) for p in issues] == [
         ("csv:3", "the row has too many cells", "3 cells, 2 columns"),
         ("csv:4", "no caption", "text is empty"),
     ]
@@ -154,8 +154,8 @@ def test_a_comma_without_quotes_is_a_fault_and_not_half_a_caption(folder: Path) 
 def test_a_image_in_both_splits_is_a_fault(tmp_path: Path) -> None:
     for split in ("train", "val"):  # the same seeds: the same images
         write(tmp_path / split, make_images(tmp_path / split, 2))
-    problems = check(config(tmp_path), progress=False)
-    assert {p.what for p in problems} == {"the same image is in the training split"} and len(problems) == 2
+    issues = check(config(tmp_path), progress=False)
+    assert {p.what for p in issues} == {"the same image is in the training split"} and len(issues) == 2
 
 
 def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:

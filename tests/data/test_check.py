@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from unetdiff.data.build import build_dataset
-from unetdiff.data.check import check, first_problem, require_clean
+from unetdiff.data.check import check, first_issue, require_clean
 from unetdiff.data.config import DataConfig
 from unetdiff.data.download import download_voc
 from unetdiff.data.sbd import download_sbd
@@ -24,7 +24,7 @@ def config(root: Path, **more: object) -> DataConfig:
 
 def test_a_clean_set_has_no_problem(voc_set: Path) -> None:
     assert check(config(voc_set), progress=False) == []
-    assert first_problem(config(voc_set)) is None
+    assert first_issue(config(voc_set)) is None
     require_clean(config(voc_set))
     assert check(DataConfig(), progress=False) == []
 
@@ -45,8 +45,8 @@ def test_every_fault_is_listed_with_file_value_and_remedy(voc_set: Path, make_ma
     (lists / "val.txt").write_text("b0\nb1\na0\nghost\nghost\n")
 
     for full in (True, False):
-        problems = check(config(voc_set), full=full, progress=False)
-        found = {(Path(p.file).name, p.value) for p in problems}
+        issues = check(config(voc_set), full=full, progress=False)
+        found = {(Path(p.file).name, p.value) for p in issues}
         assert found == {
             ("train.txt", "a0"),
             ("val.txt", "ghost"),
@@ -54,12 +54,12 @@ def test_every_fault_is_listed_with_file_value_and_remedy(voc_set: Path, make_ma
             ("a1.png", "mode RGB"),
             ("a2.png", "50% of it is 255"),
             ("a3.png", "mask 40x20, image 40x30"),
-            ("b0.jpg", next(p.value for p in problems if p.file.endswith("b0.jpg"))),
+            ("b0.jpg", next(p.value for p in issues if p.file.endswith("b0.jpg"))),
             ("ghost.jpg", "missing"),
             ("ghost.png", "missing"),
         }
-        assert len(problems) == 9, "each fault once, though a0 is in both splits"
-        assert all(p.suggestion and p.what and p.file in str(p) and p.value in str(p) for p in problems)
+        assert len(issues) == 9, "each fault once, though a0 is in both splits"
+        assert all(p.suggestion and p.what and p.file in str(p) and p.value in str(p) for p in issues)
     with pytest.raises(UserError, match=r"\(8 more: see `unetdiff data check`\)"):
         require_clean(config(voc_set))
 
@@ -87,20 +87,20 @@ def test_every_fault_of_voc_and_its_trainaug_is_listed(net: Any, tmp_path: Path,
     (lists / "trainaug.txt").write_text((lists / "trainaug.txt").read_text() + "2007_03\n2008_99\n")
 
     for full in (True, False):
-        problems = check(good, full=full, progress=False)
-        assert {(Path(p.file).relative_to(voc).as_posix(), p.value) for p in problems} == {
+        issues = check(good, full=full, progress=False)
+        assert {(Path(p.file).relative_to(voc).as_posix(), p.value) for p in issues} == {
             ("ImageSets/Segmentation/trainaug.txt", "2007_03"),
             ("SegmentationClassAug/2008_05.png", "21"),
             ("SegmentationClassAug/2008_06.png", "mode RGB"),
             ("SegmentationClassAug/2008_07.png", "25% of it is 255"),
             ("SegmentationClass/2007_02.png", "mask 16x20, image 20x16"),
-            ("JPEGImages/2007_03.jpg", next(p.value for p in problems if "truncated" in p.value)),
+            ("JPEGImages/2007_03.jpg", next(p.value for p in issues if "truncated" in p.value)),
             ("JPEGImages/2007_04.jpg", "missing"),
             ("SegmentationClass/2007_04.png", "missing"),
             ("JPEGImages/2008_99.jpg", "missing"),
             ("SegmentationClassAug/2008_99.png", "missing"),
         }
-        assert len(problems) == 10 and all(p.suggestion and p.what for p in problems)
+        assert len(issues) == 10 and all(p.suggestion and p.what for p in issues)
     with pytest.raises(UserError, match=r"trainaug\.txt: 1 id.* \(9 more: see `unetdiff data check`\)"):
         require_clean(good)
 
@@ -108,8 +108,8 @@ def test_every_fault_of_voc_and_its_trainaug_is_listed(net: Any, tmp_path: Path,
 def test_a_jpeg_cut_by_its_last_bytes_is_found_quickly_too(voc_set: Path) -> None:
     jpeg = voc_set / "JPEGImages" / "a2.jpg"
     jpeg.write_bytes(jpeg.read_bytes()[:-60])
-    problem = first_problem(config(voc_set))
-    assert problem is not None and problem.file == str(jpeg) and "truncated" in problem.value
+    issue = first_issue(config(voc_set))
+    assert issue is not None and issue.file == str(jpeg) and "truncated" in issue.value
     with pytest.raises(UserError, match="a2.jpg"):
         require_clean(config(voc_set))
 
@@ -128,25 +128,25 @@ def test_images_taken_on_their_side_are_upright_like_their_masks(voc_set: Path) 
 
 def test_void_only_masks_can_be_allowed(voc_set: Path, make_mask: SaveMask) -> None:
     make_mask(voc_set / "SegmentationClass" / "a0.png", np.full((30, 40), 255))
-    problem = first_problem(config(voc_set))
-    assert problem is not None and "data.void_only_masks=true" in problem.suggestion
-    assert first_problem(config(voc_set, void_only_masks=True)) is None
+    issue = first_issue(config(voc_set))
+    assert issue is not None and "data.void_only_masks=true" in issue.suggestion
+    assert first_issue(config(voc_set, void_only_masks=True)) is None
 
 
 def test_a_grey_mask_is_recognised(voc_set: Path) -> None:
     grey = Image.fromarray(np.tile(np.arange(0, 240, 6, dtype=np.uint8), (30, 1)), mode="L")
     grey.save(voc_set / "SegmentationClass" / "a0.png")
-    problem = first_problem(config(voc_set))
-    assert problem is not None and problem.value == "6, 12, 18 and 36 more" and "threshold" in problem.suggestion
+    issue = first_issue(config(voc_set))
+    assert issue is not None and issue.value == "6, 12, 18 and 36 more" and "threshold" in issue.suggestion
 
 
 def test_a_denoiser_does_not_mind_the_masks(voc_set: Path) -> None:
     (voc_set / "SegmentationClass" / "a0.png").unlink()
-    assert first_problem(config(voc_set)) is not None
-    assert first_problem(config(voc_set), masks=False) is None
+    assert first_issue(config(voc_set)) is not None
+    assert first_issue(config(voc_set), masks=False) is None
     (voc_set / "JPEGImages" / "a0.jpg").write_bytes(b"no image")
-    problem = first_problem(config(voc_set), masks=False)
-    assert problem is not None and problem.what == "not an image"
+    issue = first_issue(config(voc_set), masks=False)
+    assert issue is not None and issue.what == "not an image"
 
 
 def test_image_folder_truncated_and_shared_images(tmp_path: Path) -> None:

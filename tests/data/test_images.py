@@ -75,7 +75,7 @@ def test_parquet_with_one_split_holds_a_tenth_out(tmp_path: Path) -> None:
         assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(image(row)))
         assert item["label"] == row % 2 and item["labels"] == (row % 2,)
     again = build_dataset(parquet(tmp_path / "train-00000-of-00001.parquet"), "val", False)
-    assert [again.names(i) for i in range(4)] == [val.names(i) for i in range(4)]
+    assert [again.sample_name(i) for i in range(4)] == [val.sample_name(i) for i in range(4)]
 
 
 def test_parquet_with_splits_of_its_own(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_parquet_caption_faults(tmp_path: Path) -> None:
         except UserError as error:
             told.add(str(error))
     assert told and all("no caption (words is empty); write one" in text for text in told)
-    problems = check(parquet(file, caption_column="words"), progress=False)
-    assert {problem.file for problem in problems} == {f"{file}, row 1", f"{file}, row 3"} and len(problems) == 2
+    issues = check(parquet(file, caption_column="words"), progress=False)
+    assert {issue.file for issue in issues} == {f"{file}, row 1", f"{file}, row 3"} and len(issues) == 2
 
 
 def make_folder(root: Path, splits: tuple[str, ...]) -> None:
@@ -159,13 +159,13 @@ def test_image_folder_with_and_without_splits(tmp_path: Path) -> None:
     judge = tv.ImageFolder(tmp_path / "two" / "val")
     assert len(train) == 20 and train.labels == ["ant", "bee"]
     assert [val[i]["label"] for i in range(20)] == judge.targets
-    assert val[3]["image"].shape == (3, 8, 8) and "val" in val.names(3) and "train" in train.names(3)
+    assert val[3]["image"].shape == (3, 8, 8) and "val" in val.sample_name(3) and "train" in train.sample_name(3)
 
     make_folder(tmp_path / "one", ("",))
     both = [
         build_dataset(DataConfig(name="image_folder", root=str(tmp_path / "one")), s, False) for s in ("train", "val")
     ]
-    names = [{images.names(i) for i in range(len(images))} for images in both]
+    names = [{images.sample_name(i) for i in range(len(images))} for images in both]
     assert [len(n) for n in names] == [18, 2] and not names[0] & names[1]
     item = both[1][0]
     judged = np.array(Image.open(item["name"]).convert("RGB"))

@@ -25,17 +25,17 @@ def test_without_held_out_pairs_everything_is_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "message"),
     [
-        (["blue"], "'blue' is no colour and digit; e.g. \"blue 3\""),
-        (["bleu 3"], "'bleu 3': 'bleu' is none of the 3 colours; nearest: blue"),
-        (["white 3"], "'white' is none of the 3 colours"),
-        (["blue thre"], "'thre' is no digit; nearest: three"),
-        (["blue 10"], "'10' is no digit"),
-        (["red 3", "green three", "blue 3"], "leave the digit 3 without a colour"),
+        (["blue"], '=[blue]: must be a list of colors and digits. Give e.g. ["blue 3"].'),
+        (["bleu 3"], "='bleu 3': must be one of the colors red, green, blue, and a digit. Did you mean blue?"),
+        (["white 3"], "='white 3': must be one of the colors red, green, blue"),
+        (["blue thre"], "='blue thre': must be a color and a digit, 0 to 9. Did you mean three?"),
+        (["blue 10"], "='blue 10': must be a color and a digit, 0 to 9."),
+        (["red 3", "green three", "blue 3"], "must be a list that leaves digit 3 a color to train in."),
     ],
 )
-def test_impossible_pairs_are_refused(pairs: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=r"^data\.scenes\.held_out_pairs: ") as error:
+def test_impossible_pairs_are_refused(pairs: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=r"^data\.scenes\.held_out_pairs=") as error:
         trained_pairs(ScenesConfig(colors=3, held_out_pairs=pairs))
-    assert told in str(error.value)
+    assert message in str(error.value)

@@ -23,15 +23,18 @@ def test_every_image_once_an_epoch_across_its_border() -> None:
 
 
 def test_start_gives_exactly_the_tail() -> None:
-    whole = list(StepSampler(11, 4, seed=1, stop=20, parts=2, strong_until=13))
+    whole = list(StepSampler(11, 4, seed=1, stop=20, accumulation_steps=2, strong_until=13))
     for start in (1, 7, 19, 20):
-        assert list(StepSampler(11, 4, seed=1, start=start, stop=20, parts=2, strong_until=13)) == whole[2 * start :]
-    assert len(StepSampler(11, 4, seed=1, start=7, stop=20, parts=2)) == 26 == len(whole[14:])
+        assert (
+            list(StepSampler(11, 4, seed=1, start=start, stop=20, accumulation_steps=2, strong_until=13))
+            == whole[2 * start :]
+        )
+    assert len(StepSampler(11, 4, seed=1, start=7, stop=20, accumulation_steps=2)) == 26 == len(whole[14:])
 
 
 def test_ranks_and_parts_together_are_the_single_batch() -> None:
     whole = list(StepSampler(10, 8, seed=5, stop=6))
-    ranks = [list(StepSampler(10, 8, seed=5, stop=6, rank=r, world_size=2, parts=2)) for r in (0, 1)]
+    ranks = [list(StepSampler(10, 8, seed=5, stop=6, rank=r, world_size=2, accumulation_steps=2)) for r in (0, 1)]
     for step, batch in enumerate(whole):
         pieces = [key for rank in ranks for part in rank[2 * step : 2 * step + 2] for key in part]
         assert pieces == batch
@@ -56,7 +59,7 @@ def test_strong_ends_at_its_step() -> None:
 
 def test_indivisible_batch_is_refused_with_the_right_size() -> None:
     with pytest.raises(UserError, match=r"batch_size=10.*use e\.g\. 8"):
-        StepSampler(10, 10, seed=0, stop=1, world_size=2, parts=2)
+        StepSampler(10, 10, seed=0, stop=1, world_size=2, accumulation_steps=2)
     with pytest.raises(UserError, match="no image"):
         StepSampler(0, 10, seed=0, stop=1)
 

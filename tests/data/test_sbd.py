@@ -58,7 +58,7 @@ def test_trainaug_is_sbd_and_voc_s_train_without_voc_s_val(root: Path) -> None:
     own = VOCSegmentation(root, image_set="train")
     truth |= {Path(mask).stem: np.array(own[i][1]) for i, mask in enumerate(own.masks)}
     data = build_dataset(config(root), "train", segmentation=True)
-    assert [data.names(i) for i in range(len(data))] == NAMES
+    assert [data.sample_name(i) for i in range(len(data))] == NAMES
     for item in (data[i] for i in range(len(data))):
         assert np.array_equal(item["mask"].numpy(), truth[item["name"]])
         assert (255 in item["mask"]) == item["name"].startswith("2007"), "VOC's masks have a void border"
@@ -163,8 +163,8 @@ def test_what_stands_in_the_way_is_named(net: Any, root: Path, tmp_path: Path) -
     path.write_text(path.read_text() + "2007_04\n")  # a list from elsewhere
     with pytest.raises(UserError, match=rf"{path}: 1 id\(s\) are in val too \(first 2007_04\)"):
         download_sbd(root, progress=False)
-    (problem,) = check(config(root), progress=False)
-    assert (problem.file, problem.value) == (str(path), "2007_04")
+    (issue,) = check(config(root), progress=False)
+    assert (issue.file, issue.value) == (str(path), "2007_04")
 
 
 def test_a_full_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_item_holds_what_the_contract_says(scenes: Scenes) -> None:
     assert set(item["mask"].unique().tolist()) == {0, item["label"] + 1}
     assert item["caption"] == f"a {COLORS[item['color']]} {DIGITS[item['label']]}"
     assert item["labels"] == (item["label"],)
-    assert item["name"] == scenes.names(5)
+    assert item["name"] == scenes.sample_name(5)
     assert scenes.classes == ["background", *DIGITS] and scenes.labels == DIGITS
     assert scenes.palette.shape == (11, 3) and len({tuple(c) for c in scenes.palette.tolist()}) == 11
     with pytest.raises(IndexError):

@@ -45,19 +45,19 @@ def test_counts_by_hand(bands: Path) -> None:
     counts = count(train_split(bands), progress=False)
     assert counts.pixels.tolist() == [800 + 1200 + 200, 200, 400, 0]
     assert counts.images.tolist() == [3, 1, 1, 0]
-    assert counts.context.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # void is in no context
-    assert counts.void == 200 + 1200
-    assert counts.void_share == 1400 / 4200
+    assert counts.image_pixels.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # void is in no context
+    assert counts.ignored == 200 + 1200
+    assert counts.ignore_fraction == 1400 / 4200
     assert counts.sizes == {(30, 40): 3, (30, 20): 1}
-    assert counts.pixels.dtype == counts.images.dtype == counts.context.dtype == np.int64
+    assert counts.pixels.dtype == counts.images.dtype == counts.image_pixels.dtype == np.int64
 
 
 def test_an_ignored_class_is_void(bands: Path) -> None:
     counts = count(train_split(bands), ignore_index=0, progress=False)
     assert counts.pixels.tolist() == [0, 200, 400, 0]
     assert counts.images.tolist() == [0, 1, 1, 0]
-    assert counts.context.tolist() == [0, 200, 400, 0]
-    assert counts.void == 4200 - 600
+    assert counts.image_pixels.tolist() == [0, 200, 400, 0]
+    assert counts.ignored == 4200 - 600
 
 
 def test_images_stay_unread_and_a_bad_mask_is_named(bands: Path, make_mask: SaveMask) -> None:
@@ -83,8 +83,8 @@ def test_median_frequency_by_hand(bands: Path) -> None:
     counts = count(train_split(bands), progress=False)
     # frequencies 2200/2800, 200/1000, 400/600; the median of the three that are there is 2/3
     expected = [(2 / 3) / (2200 / 2800), (2 / 3) / 0.2, 1.0, 0.0]
-    assert median_frequency(counts.pixels, counts.context).tolist() == pytest.approx(expected)
-    assert median_frequency(counts.pixels, counts.context, most=2.0).tolist()[1] == 2.0
+    assert median_frequency(counts.pixels, counts.image_pixels).tolist() == pytest.approx(expected)
+    assert median_frequency(counts.pixels, counts.image_pixels, max_weight=2.0).tolist()[1] == 2.0
     assert class_weights("median_frequency", counts) == [0.8485, 3.333, 1.0, 0.0]
 
 
@@ -109,5 +109,5 @@ def test_a_split_of_void_alone_has_no_weights(method: str) -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UserError, match="'computd' is no method; use one of computed, inverse_log"):
+    with pytest.raises(UserError, match="'computd' is no method; use one of median_frequency, inverse_log"):
         class_weights("computd", SplitCounts(*np.ones((3, 2), np.int64)))

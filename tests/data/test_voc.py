@@ -35,7 +35,7 @@ def test_reads_what_torchvision_reads(voc_set: Path, tmp_path: Path) -> None:
         for item in (folder[i], through_torchvision[i]):
             assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), np.array(image))
             assert np.array_equal(item["mask"].numpy(), np.array(mask))
-            assert item["name"] == f"a{i}" == folder.names(i)
+            assert item["name"] == f"a{i}" == folder.sample_name(i)
     assert through_torchvision.classes == VOC_CLASSES
 
 

@@ -17,6 +17,7 @@ from unetdiff.diffusion.codecs import AT_ONCE, LatentCodec
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -163,13 +164,16 @@ def test_what_is_drawn_is_decoded(vae: Path, latents: LatentCodec, solver) -> No
     if solver is not None:
         pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
     know(pipeline, z)
-    out = pipeline(batch_size=2, num_inference_steps=5, generator=seeded(), output_type="pt", return_trajectory=3)
+    recorder = TrajectoryRecorder(3)
+    out = pipeline(
+        batch_size=2, num_inference_steps=5, generator=seeded(), output_type="pt", callback_on_step_end=recorder
+    )
     with torch.no_grad():
         expected = unit(latents.vae.decode(z / 0.6 + 0.3).sample)
     assert out.images.shape == (2, 3, 8, 8)  # what it was trained at: four cells of two pixels
     torch.testing.assert_close(out.images, expected, atol=1e-3, rtol=0)
-    assert out.trajectory.noisy.shape == (3, 2, 3, 8, 8)
-    torch.testing.assert_close(out.trajectory.predicted[0], expected, atol=1e-3, rtol=0)
+    assert recorder.trajectory.noisy.shape == (3, 2, 3, 8, 8)
+    torch.testing.assert_close(recorder.trajectory.predicted[0], expected, atol=1e-3, rtol=0)
 
 
 def test_sizes_are_those_of_images_and_noise_has_those_of_latents(vae: Path) -> None:
@@ -185,7 +189,7 @@ def test_sizes_are_those_of_images_and_noise_has_those_of_latents(vae: Path) -> 
 def test_drawing_starts_from_the_images_latents(vae: Path, latents: LatentCodec) -> None:
     pipeline, image = make(vae), pixels(1)[..., :8]
     seen, noise = know(pipeline, torch.zeros(1, 4, 4, 4)), torch.randn(1, 4, 4, 4, generator=seeded(2))
-    pipeline(image=unit(image), strength=0.5, latents=noise, num_inference_steps=10)
+    pipeline.image_to_image(unit(image), strength=0.5, latents=noise, num_inference_steps=10)
     t = torch.tensor([499])
     expected = pipeline.scheduler.add_noise(latents.encode(image), noise, t)
     assert len(seen) == 5
@@ -198,8 +202,8 @@ def test_inpainting_keeps_every_pixel_and_draws_every_cell_of_the_hole(vae: Path
     seen, noise = know(pipeline, z), torch.randn(1, 4, 4, 4, generator=seeded(2))
     hole = torch.zeros(8, 8)
     hole[:, 3:] = 1  # a column of the second cells, and all after it
-    out = pipeline(
-        image=unit(image), mask_image=hole, latents=noise, num_inference_steps=10, output_type="pt"
+    out = pipeline.inpaint(
+        unit(image), hole, latents=noise, num_inference_steps=10, output_type="pt"
     ).images  # fmt: skip
     torch.testing.assert_close(out[..., :3], unit(image)[..., :3])
     known = pipeline.scheduler.add_noise(latents.encode(image), noise, torch.tensor([99]))

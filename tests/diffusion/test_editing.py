@@ -11,9 +11,11 @@ from PIL import Image
 
 from unetdiff.diffusion.conditioning import ImageConditioner, LayoutConditioner
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.diffusion.editing import img2img_timesteps, known_image, slerp
+from unetdiff.diffusion.editing import img2img_timesteps, known_image
+from unetdiff.diffusion.noise import slerp
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -59,8 +61,8 @@ def image(seed: int = 0) -> torch.Tensor:
 def test_image_to_image_starts_part_of_the_way(solver) -> None:
     pipeline = make(solver)
     asked = know(pipeline, image(1)[None] * 2 - 1)
-    out = pipeline(
-        image=image(),
+    out = pipeline.image_to_image(
+        image(),
         strength=0.5,
         num_inference_steps=10,
         output_type="pt",
@@ -71,13 +73,15 @@ def test_image_to_image_starts_part_of_the_way(solver) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_what_drawing_starts_from_is_the_noised_image(solver) -> None:
+def test_image_to_image_starts_from_the_noised_image(solver) -> None:
     pipeline, base = make(solver), build_scheduler(DiffusionConfig())
     know(pipeline, image()[None] * 2 - 1)
     noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    trajectory = pipeline(
-        image=image(), strength=0.3, latents=noise, num_inference_steps=10, return_trajectory=3, output_type="pt"
-    ).trajectory
+    recorder = TrajectoryRecorder(3)
+    pipeline.image_to_image(
+        image(), strength=0.3, latents=noise, num_inference_steps=10, callback_on_step_end=recorder, output_type="pt"
+    )
+    trajectory = recorder.trajectory
     t = trajectory.timesteps[0]
     expected = base.add_noise(image()[None] * 2 - 1, noise, torch.tensor([t]))
     torch.testing.assert_close(trajectory.noisy[0], (expected / 2 + 0.5).clamp(0, 1), atol=2e-3, rtol=0)
@@ -89,8 +93,8 @@ def test_inpainting_keeps_the_known_part_and_draws_the_rest(solver) -> None:
     know(pipeline, image(1)[None] * 2 - 1)
     mask = torch.zeros(8, 8)
     mask[:, 4:] = 1
-    out = pipeline(
-        image=image(), mask_image=mask, num_inference_steps=10, output_type="pt",
+    out = pipeline.inpaint(
+        image(), mask_image=mask, num_inference_steps=10, output_type="pt",
         generator=torch.Generator().manual_seed(0),
     ).images[0]  # fmt: skip
     torch.testing.assert_close(out[:, :, :4], image()[:, :, :4], atol=1e-5, rtol=0)
@@ -104,7 +108,7 @@ def test_the_network_sees_the_known_part_at_the_right_noise() -> None:
         seen.append((int(t), x.clone())) or UNet2DOutput(sample=torch.zeros_like(x))
     )
     noise = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    pipeline(image=image(), mask_image=torch.zeros(8, 8), latents=noise, num_inference_steps=4, output_type="pt")
+    pipeline.inpaint(image(), torch.zeros(8, 8), latents=noise, num_inference_steps=4, output_type="pt")
     for t, x in seen[1:]:  # the first is noise alone
         torch.testing.assert_close(x, base.add_noise(image()[None] * 2 - 1, noise, torch.tensor([t])))
 
@@ -113,23 +117,23 @@ def test_images_and_masks_of_any_kind_and_size() -> None:
     noise = torch.randn(2, 3, 8, 8)
     pil = Image.new("RGB", (16, 12), (255, 0, 0))
     known = known_image(pil, Image.new("RGB", (4, 4), (255, 255, 255)), noise)
-    assert known.pixels.shape == (2, 3, 8, 8) and known.repaint.shape == (2, 1, 8, 8)
+    assert known.pixels.shape == (2, 3, 8, 8) and known.latent_mask.shape == (2, 1, 8, 8)
     torch.testing.assert_close(known.pixels[1, :, 3, 3], torch.tensor([1.0, -1.0, -1.0]))
-    assert known.repaint.all()
+    assert known.latent_mask.all()
     for mask in (np.full((8, 8), 255, np.uint8), torch.ones(8, 8), torch.ones(2, 8, 8), np.ones((8, 8), bool)):
-        assert known_image(pil, mask, noise).repaint.all()
-    assert not known_image(pil, np.zeros((8, 8), np.uint8), noise).repaint.any()
-    with pytest.raises(UserError, match="white is 255, and this goes up to 1; give bool, or 0 and 255"):
+        assert known_image(pil, mask, noise).latent_mask.all()
+    assert not known_image(pil, np.zeros((8, 8), np.uint8), noise).latent_mask.any()
+    with pytest.raises(UserError, match="mask_image: must be in 0..255 for uint8"):
         known_image(pil, np.ones((8, 8), np.uint8), noise)
     with pytest.raises(UserError, match="mask_image of torch.int64 from 0 to 255: give uint8"):
         known_image(pil, torch.arange(64).reshape(8, 8) * 255 // 63, noise)
     with pytest.raises(UserError, match="an image of torch.float32 from -1 to 1: give uint8"):
         known_image(torch.linspace(-1, 1, 192).reshape(3, 8, 8), None, noise)
-    with pytest.raises(UserError, match="3 images are given for 2"):
+    with pytest.raises(UserError, match=r"image: must be 1 or 2 images.*\(got 3\)"):
         known_image(torch.zeros(3, 3, 8, 8), None, noise)
 
 
-def test_started_counts_heuns_two_passes() -> None:
+def test_img2img_timesteps_count_heuns_two_passes() -> None:
     for solver, order in ((DDIMScheduler, 1), (HeunDiscreteScheduler, 2)):
         scheduler = solver.from_config(build_scheduler(DiffusionConfig()).config)
         scheduler.set_timesteps(10)
@@ -138,14 +142,14 @@ def test_started_counts_heuns_two_passes() -> None:
         assert img2img_timesteps(scheduler, 10, 1.0).tolist() == whole
 
 
-def test_between_keeps_the_variance_and_both_ends() -> None:
+def test_slerp_keeps_the_variance_and_both_ends() -> None:
     first, last = (torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     way = slerp(first, last, 5)
     torch.testing.assert_close(way[0], first)
     torch.testing.assert_close(way[-1], last, atol=1e-5, rtol=1e-5)
     assert (way.std(dim=(1, 2, 3)) > 0.97).all()  # a straight line has 0.71 in the middle
     torch.testing.assert_close(slerp(first, first, 3)[1], first)
-    with pytest.raises(UserError, match="2 or more"):
+    with pytest.raises(UserError, match="frames=1: must be at least 2"):
         slerp(first, last, 1)
 
 

@@ -67,7 +67,7 @@ def test_channels_are_joined_like_tokens() -> None:
         denoise, SAMPLE, torch.tensor(0), Conditioning(channels=one), Conditioning(channels=zero), 2.0
     )
     assert torch.equal(seen[0].channels, torch.cat([zero, one])) and seen[0].tokens is None
-    assert torch.equal(seen[0].beside(torch.cat([SAMPLE, SAMPLE]))[:, 3:], torch.cat([zero, one]))
+    assert torch.equal(seen[0].concat_channels(torch.cat([SAMPLE, SAMPLE]))[:, 3:], torch.cat([zero, one]))
 
 
 def test_the_interval_is_of_shares_of_the_timesteps() -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unetdiff.diffusion.images import color_error, color_statistics, grid, strip, strips
-from unetdiff.diffusion.pipeline import Trajectory
+from unetdiff.diffusion.trajectory import Trajectory
 from unetdiff.errors import UserError
 
 
@@ -52,9 +52,9 @@ def test_labels_are_drawn_and_must_fit() -> None:
     images = plain(*COLORS[:4])
     with_labels, others = (grid(images, rows=rows) for rows in (["aa", "bb"], ["aa", "cc"]))
     assert with_labels.size == others.size and not np.array_equal(with_labels, others)
-    with pytest.raises(UserError, match="3 row labels"):
+    with pytest.raises(UserError, match=r"rows: must be 2 labels.*got 3"):
         grid(images, rows=["a", "b", "c"])
-    with pytest.raises(UserError, match="no images"):
+    with pytest.raises(UserError, match="images: must not be empty"):
         grid([])
 
 

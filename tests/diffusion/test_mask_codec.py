@@ -13,9 +13,16 @@ from torch import Tensor, nn
 from unetdiff.diffusion.conditioning import ImageConditioner
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
+from unetdiff.diffusion.mask_sampling import (
+    MaskSampler,
+    MaskSamplingConfig,
+    log_probabilities,
+    running_means,
+    uncertainty,
+)
 from unetdiff.diffusion.objectives import build_scheduler, diffusion_loss
 from unetdiff.diffusion.pipeline import GenerationPipeline
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, log_probabilities, running_means, uncertainty
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -109,8 +116,8 @@ def oracle_pipeline(p: float, scale: float = 0.3) -> GenerationPipeline:
 
 def test_the_mean_of_samples_is_the_probability() -> None:
     """With the optimal denoiser of a mask that is cat with 0.7, the mean over pixels and samples is 0.7."""
-    sampler = MaskSampler(oracle_pipeline(0.7), MaskSampling(samples=8, steps=50))
-    drawn = sampler.draw(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    sampler = MaskSampler(oracle_pipeline(0.7), MaskSamplingConfig(num_samples=8, num_inference_steps=50))
+    drawn = sampler.sample(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
     assert drawn.shape == (8, 2, 3, 16, 16)
     assert float(drawn.amax(dim=2).mean()) > 0.98  # each sample has decided
     assert drawn.mean(dim=(0, 1, 3, 4)).tolist() == pytest.approx([0, 0.7, 0.3], abs=0.03)
@@ -118,11 +125,11 @@ def test_the_mean_of_samples_is_the_probability() -> None:
 
 def test_a_sample_is_the_same_however_many_are_drawn() -> None:
     images = torch.zeros(3, 3, 16, 16, dtype=torch.uint8)
-    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).draw(images)
-    one = MaskSampler(oracle_pipeline(0.5), MaskSampling(2, 5)).draw(images[2:], first=2)
+    all_of_them = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).sample(images)
+    one = MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(2, 5)).sample(images[2:], first=2)
     torch.testing.assert_close(one, all_of_them[:2, 2:])
     assert not torch.equal(all_of_them[0], all_of_them[1])
-    listed = list(MaskSampler(oracle_pipeline(0.5), MaskSampling(4, 5)).logits()(list(images)))
+    listed = list(MaskSampler(oracle_pipeline(0.5), MaskSamplingConfig(4, 5)).logits()(list(images)))
     torch.testing.assert_close(torch.stack(listed).exp(), all_of_them.mean(dim=0).clamp(min=1e-6))
 
 
@@ -145,22 +152,22 @@ def test_saved_loaded_and_drawn(tmp_path: Path) -> None:
     assert MaskCodec.saved(tmp_path / "model").settings == space().settings  # type: ignore[union-attr]
     assert loaded.channels == 3 and torch.equal(loaded.scheduler.alphas_cumprod, pipeline.scheduler.alphas_cumprod)
     image = torch.zeros(3, 16, 16, dtype=torch.uint8)
-    out = loaded(
-        condition_image=image, num_inference_steps=2, return_trajectory=2, generator=torch.Generator().manual_seed(0)
-    )
-    assert out.images[0].size == (16, 16) and out.trajectory.noisy.shape == (2, 1, 3, 16, 16)
+    recorder = TrajectoryRecorder(2)
+    generator = torch.Generator().manual_seed(0)
+    out = loaded(condition_image=image, num_inference_steps=2, callback_on_step_end=recorder, generator=generator)
+    assert out.images[0].size == (16, 16) and recorder.trajectory.noisy.shape == (2, 1, 3, 16, 16)
     colours = np.asarray(out.images[0]).reshape(-1, 3).tolist()
     assert all(colour in PALETTE for colour in colours)
     raw = loaded(condition_image=image, num_inference_steps=2, output_type="latent", guidance_scale=1.0)
     assert raw.images.shape == (1, 3, 16, 16) and raw.images.abs().max() <= 1 + 1e-6
     with pytest.raises(UserError, match="image: this model draws masks"):
-        loaded(condition_image=image, image=image, num_inference_steps=2)
+        loaded.image_to_image(image, condition_image=image, num_inference_steps=2)
 
 
 def test_what_does_not_segment_is_refused() -> None:
     pipeline = oracle_pipeline(0.5)
     untold = GenerationPipeline(pipeline.unet, pipeline.scheduler, masks=space().settings)
-    with pytest.raises(UserError, match="does not draw the mask of an image"):
-        MaskSampler(untold, MaskSampling())
-    with pytest.raises(UserError, match="samples: 0 masks"):
-        MaskSampler(pipeline, MaskSampling(samples=0))
+    with pytest.raises(UserError, match="pipeline: must sample the mask of an image"):
+        MaskSampler(untold, MaskSamplingConfig())
+    with pytest.raises(UserError, match="num_samples=0: must be at least 1"):
+        MaskSampler(pipeline, MaskSamplingConfig(num_samples=0))

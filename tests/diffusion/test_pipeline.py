@@ -21,8 +21,11 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from unetdiff.diffusion.conditioning import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.editing import ImageStart
+from unetdiff.diffusion.guidance import Guidance
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 
@@ -108,7 +111,7 @@ def test_guidance_outside_its_interval_costs_one_pass(pipeline: GenerationPipeli
     monkeypatch.setattr(
         pipeline.unet, "forward", lambda sample, *a, **k: batches.append(len(sample)) or forward(sample, *a, **k)
     )
-    draw(pipeline, guidance_scale=3.0, guidance_interval=(0.3, 0.8))  # timesteps 999, 666, 333
+    draw(pipeline, guidance_scale=Guidance(3.0, interval=(0.3, 0.8)))  # timesteps 999, 666, 333
     assert batches == [2, 4, 4]
 
 
@@ -166,11 +169,11 @@ def test_an_oracle_network_is_led_to_its_image_by_any_scheduler(solver) -> None:
         return UNet2DOutput(sample=base.get_velocity(x0, noise, timestep.round().long()[None]))
 
     pipeline.unet.forward = oracle
-    out = pipeline(
-        num_inference_steps=10, output_type="pt", return_trajectory=5, generator=torch.Generator().manual_seed(0)
-    )
+    recorder = TrajectoryRecorder(5)
+    generator = torch.Generator().manual_seed(0)
+    out = pipeline(num_inference_steps=10, output_type="pt", callback_on_step_end=recorder, generator=generator)
     assert torch.allclose(out.images, x0 / 2 + 0.5, atol=1e-4)
-    trajectory = out.trajectory
+    trajectory = recorder.trajectory
     assert trajectory.noisy.shape == trajectory.predicted.shape == (5, 1, 3, 16, 16)
     assert trajectory.timesteps[0] == 999 and trajectory.timesteps == sorted(trajectory.timesteps, reverse=True)
     assert torch.allclose(trajectory.predicted, (x0 / 2 + 0.5).expand(5, -1, -1, -1, -1), atol=1e-3)
@@ -178,15 +181,16 @@ def test_an_oracle_network_is_led_to_its_image_by_any_scheduler(solver) -> None:
     assert trajectory.noisy[0].std() > 0.3 > (trajectory.noisy[-1] - out.images).std()
 
 
-def test_more_moments_than_steps_are_all_steps(pipeline: GenerationPipeline) -> None:
-    trajectory = pipeline("one", num_inference_steps=3, return_trajectory=25).trajectory
-    assert trajectory.timesteps == [999, 666, 332, 0]
+def test_more_entries_than_steps_are_all_steps(pipeline: GenerationPipeline) -> None:
+    recorder = TrajectoryRecorder(25)
+    pipeline("one", num_inference_steps=3, callback_on_step_end=recorder)
+    assert recorder.trajectory.timesteps == [999, 666, 332, 0]
 
 
 def test_sampling_is_in_eval_mode_and_puts_back_every_mode(pipeline: GenerationPipeline) -> None:
     reference = draw(pipeline)
     pipeline.unet.train()
-    pipeline.unet.middle.eval()  # say, a frozen part
+    pipeline.unet.mid_block.eval()  # say, a frozen part
     before = [module.training for module in pipeline.unet.modules()]
     assert torch.equal(draw(pipeline), reference)  # the model has dropout
     assert [module.training for module in pipeline.unet.modules()] == before
@@ -228,7 +232,7 @@ def test_round_trip_without_a_conditioner(tmp_path) -> None:
     loaded.set_progress_bar_config(disable=True)
     assert loaded.conditioner is None
     assert torch.equal(draw(loaded, None), draw(pipeline, None))
-    with pytest.raises(UserError, match="class_labels: this model was trained without a condition"):
+    with pytest.raises(UserError, match="class_labels: must be None, .* trained without a condition"):
         draw(loaded, ["zero"])
 
 
@@ -240,7 +244,7 @@ def test_output_types(pipeline: GenerationPipeline) -> None:
     assert images[1].size == (16, 16)
     assert np.abs(np.asarray(images[1]) / 255 - array[1]).max() <= 0.5 / 255 + 1e-6
     out = pipeline("one", num_inference_steps=1)
-    assert isinstance(out, ImagePipelineOutput) and out.trajectory is None
+    assert isinstance(out, ImagePipelineOutput)
     assert len(pipeline("one", num_inference_steps=1, return_dict=False)) == 1
 
 
@@ -274,7 +278,8 @@ def test_autocast_is_for_the_network_alone(pipeline: GenerationPipeline, monkeyp
         return step(output, t, xt, generator=generator, use_clipped_model_output=use_clipped_model_output)
 
     monkeypatch.setattr(pipeline.scheduler, "step", spy)
-    bf16 = draw(pipeline, autocast_dtype=torch.bfloat16)
+    monkeypatch.setattr(pipeline, "autocast_dtype", torch.bfloat16)
+    bf16 = draw(pipeline)
     assert kinds == {torch.float32}
     assert not torch.equal(bf16, exact) and torch.allclose(bf16, exact, atol=0.1)
 
@@ -283,23 +288,32 @@ def test_autocast_is_for_the_network_alone(pipeline: GenerationPipeline, monkeyp
     ("arguments", "message"),
     [
         ({"class_labels": "sevn"}, "unknown class 'sevn'; did you mean 'seven'"),
-        ({"class_labels": [0, 1], "batch_size": 3}, "2 are given for 3"),
-        ({"class_labels": [0, 1, 2], "negative_class_labels": [0, 1]}, "negative_class_labels: 2 are given for 3"),
-        ({"class_labels": [0, 1], "generator": [torch.Generator()] * 3}, "generator: 3 are given for 2 images"),
-        ({"class_labels": 0, "output_type": "jpg"}, "'jpg' is not one of"),
-        ({"class_labels": 0, "num_inference_steps": 1001}, "not between 1 and 1000"),
-        ({"batch_size": 3, "latents": torch.zeros(2, 3, 8, 8)}, "latents are given for 2"),
-        ({"prompt": "a seven"}, "prompt: this model was trained with class_labels"),
-        ({"class_labels": 0, "negative_prompt": "grey"}, "negative_prompt: this model was trained with class_labels"),
-        ({"class_labels": 0, "guidance_interval": (0.8, 0.2)}, "is no interval"),
-        ({"class_labels": 0, "mask_image": np.zeros((8, 8))}, "there is no image"),
-        ({"class_labels": 0, "image": np.zeros((8, 8, 3)), "strength": 1.5}, "strength: 1.5 is no share"),
-        ({"class_labels": 0, "image": np.zeros((8, 8, 3)), "strength": 0.001}, "is none"),
+        ({"class_labels": [0, 1], "batch_size": 3}, r"class_labels: must be 1 or 3, the number of images \(got 2\)"),
+        ({"class_labels": [0, 1, 2], "negative_class_labels": [0, 1]}, r"negative_class_labels: must be 1 or 3.*got 2"),
+        ({"class_labels": [0, 1], "generator": [torch.Generator()] * 3}, r"generator: .*one per image \(2\) \(got 3\)"),
+        ({"class_labels": 0, "output_type": "jpg"}, "output_type='jpg': must be one of"),
+        ({"class_labels": 0, "num_inference_steps": 1001}, r"num_inference_steps=1001: must be in 1\.\.1000"),
+        (
+            {"batch_size": 3, "latents": torch.zeros(2, 3, 8, 8)},
+            r"batch_size=3: .* number of latents \(got 2\)",
+        ),
+        ({"prompt": "a seven"}, "prompt: must be None, because this model was trained with class_labels"),
+        ({"class_labels": 0, "negative_prompt": "gray"}, "negative_prompt: must be None.*trained with class_labels"),
+        (
+            {"class_labels": 0, "start": ImageStart(np.zeros((8, 8, 3)), strength=1.5)},
+            r"strength=1.5: must be in \(0, 1\]",
+        ),
+        ({"class_labels": 0, "start": ImageStart(np.zeros((8, 8, 3)), strength=0.001)}, "strength=0.001: must leave"),
     ],
 )
 def test_refusals(pipeline: GenerationPipeline, arguments, message: str) -> None:
     with pytest.raises(UserError, match=message):
         pipeline(**arguments)
+
+
+def test_an_interval_that_ends_before_it_starts_is_refused() -> None:
+    with pytest.raises(UserError, match=r"guidance_interval=\(0.8, 0.2\): must be"):
+        Guidance(3.0, interval=(0.8, 0.2))
 
 
 def test_no_size_and_no_denoiser_are_refused(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Evaluating at the images' own sizes finds what validation found while training."""
+"""Evaluation at the original image sizes agrees with validation during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.trainer import train
 
@@ -37,19 +37,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "seen", [{"data__size": [32, 32]}, {"data__longest_side": 40, "data__augment__crop": [32, 32]}]
+    "resizing", [{"data__size": [32, 32]}, {"data__longest_side": 40, "data__augment__crop": [32, 32]}]
 )
-def test_the_masks_own_size(tiny: Callable[..., RunConfig], folder: Path, seen: dict[str, Any]) -> None:
+def test_original_mask_size(tiny: Callable[..., RunConfig], folder: Path, resizing: dict[str, Any]) -> None:
     options = {"data__name": "voc_folder", "data__root": str(folder), "training__steps": 2, "training__batch_size": 3}
-    run = train(tiny("segmentation", **options, **seen))
-    figures = evaluate(run, worst=2)
+    run = train(tiny("segmentation", **options, **resizing))
+    evaluation = evaluate(run, num_worst=2)
+    metrics = evaluation.metrics
     final = json.loads((run / "summary.json").read_text())["final"]
     for name in ("mean_iou", "pixel_accuracy", "fw_iou"):
-        assert figures[f"segmentation/{name}"] == pytest.approx(final[f"segmentation/{name}"], abs=1e-6), name
-    assert figures["segmentation/boundary_pixels"] == [1, 1]
-    assert sum(figures["segmentation/reliability"]["count"]) == 60 * 44 + 44 * 60 + 50 * 50 - 2 * (44 + 60 + 50)
+        assert metrics[f"segmentation/{name}"] == pytest.approx(final[f"segmentation/{name}"], abs=1e-6), name
+    assert metrics["segmentation/boundary_pixels"] == [1, 1]
+    assert sum(metrics["segmentation/reliability"]["count"]) == 60 * 44 + 44 * 60 + 50 * 50 - 2 * (44 + 60 + 50)
     written = json.loads((run / "evaluation-val" / "metrics.json").read_text(), parse_constant=pytest.fail)
-    # nothing is null but what never occurs
+    # null only for a class that never occurs
     assert written["segmentation/accuracy_per_class"]["never"] is None
-    assert written["segmentation/mean_iou"] == figures["segmentation/mean_iou"]
-    assert (run / "evaluation-val" / "report.html").read_text().count('class="case"') == 2
+    assert written["segmentation/mean_iou"] == metrics["segmentation/mean_iou"]
+    assert evaluation.output == run / "evaluation-val"
+    assert evaluation.segmentation is not None and len(evaluation.segmentation.evaluation.worst) == 2

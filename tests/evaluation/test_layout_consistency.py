@@ -1,4 +1,4 @@
-"""A segmenter that reads the colour of a pixel: agreement is whole, half, or refused."""
+"""Layout and class consistency with a segmenter that thresholds the brightness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from unetdiff import UNet
 from unetdiff.errors import UserError
-from unetdiff.evaluation.layout_consistency import background_of, class_agreement, layout_agreement
+from unetdiff.evaluation.layout_consistency import background_of, class_consistency, layout_consistency
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
@@ -27,54 +27,54 @@ def segmenter(monkeypatch: pytest.MonkeyPatch) -> SegmentationPipeline:
     return SegmentationPipeline(unet, ["dark", "bright"])
 
 
-def test_agreement_is_counted_by_hand(segmenter: SegmentationPipeline) -> None:
+def test_layout_consistency(segmenter: SegmentationPipeline) -> None:
     mask = torch.zeros(8, 8, dtype=torch.uint8)
     mask[:, 4:] = 1
     right = (mask * 255).expand(3, 8, 8)
-    assert layout_agreement(segmenter, [right], [mask], 2)["mean_iou"] == 1
+    assert layout_consistency(segmenter, [right], [mask], 2)["mean_iou"] == 1
     half = right.clone()
     half[:, 4:] = 0  # of the bright half the upper part only
-    figures = layout_agreement(segmenter, [half, right], [mask, mask], 2)
+    metrics = layout_consistency(segmenter, [half, right], [mask, mask], 2)
     # bright: 16 + 32 of 64 found, none wrong; dark: 64 right, 16 wrong
-    assert figures["iou_per_class"] == pytest.approx([64 / 80, 48 / 64])
-    assert figures["pixel_accuracy"] == pytest.approx(112 / 128)
+    assert metrics["iou_per_class"] == pytest.approx([64 / 80, 48 / 64])
+    assert metrics["pixel_accuracy"] == pytest.approx(112 / 128)
 
 
-def test_void_is_the_segmenters(segmenter: SegmentationPipeline) -> None:
+def test_ignore_index_is_the_segmenters(segmenter: SegmentationPipeline) -> None:
     mask = torch.zeros(8, 8, dtype=torch.uint8)
     mask[:, 4:] = 1
     half = (mask * 255).repeat(3, 1, 1)
     half[:, 4:] = 0
     segmenter.ignore_index = 0
-    assert layout_agreement(segmenter, [half], [mask], 2)["pixel_accuracy"] == 1 / 2  # of the bright half alone
+    assert layout_consistency(segmenter, [half], [mask], 2)["pixel_accuracy"] == 1 / 2  # of the bright half only
 
 
-def test_masks_of_another_size_and_void(segmenter: SegmentationPipeline) -> None:
+def test_masks_of_another_size_with_ignored_pixels(segmenter: SegmentationPipeline) -> None:
     mask = torch.zeros(16, 16, dtype=torch.uint8)
     mask[:, 8:] = 1
     image = (mask[::2, ::2] * 255).expand(3, 8, 8)
     mask[:, 6:10] = 255  # the seam that enlarging blurs
-    assert layout_agreement(segmenter, [image], [mask], 2)["mean_iou"] == 1
+    assert layout_consistency(segmenter, [image], [mask], 2)["mean_iou"] == 1
 
 
-def test_another_number_of_classes_is_refused(segmenter: SegmentationPipeline) -> None:
-    with pytest.raises(UserError, match="2 classes, the layouts 3"):
-        layout_agreement(segmenter, [], [], 3)
+def test_different_number_of_classes(segmenter: SegmentationPipeline) -> None:
+    with pytest.raises(UserError, match="must have 3 classes, as the layouts do .got 2."):
+        layout_consistency(segmenter, [], [], 3)
 
 
-def test_class_agreement_by_hand() -> None:
+def test_class_consistency() -> None:
     masks = [
         np.array(rows, np.uint8) for rows in ([[0, 0], [0, 2]], [[1, 1], [1, 2]], [[0, 0], [0, 0]], [[2, 2], [1, 1]])
     ]
-    asked = [{2}, {2}, {1}, {1, 2}]
-    found = class_agreement(masks, asked, background=0)
-    assert found.found == [2, 1, None, 1]  # a tie goes to the lower class
-    assert found.right == 2 and found.share == 0.5
-    assert found.foreground == pytest.approx((1 / 4 + 1 + 0 + 1) / 4)
-    whole = class_agreement(masks, asked, background=None)
-    assert whole.found == [0, 1, 0, 1] and whole.foreground == 1
-    with pytest.raises(UserError, match="no images"):
-        class_agreement([], [], None)
+    labels = [{2}, {2}, {1}, {1, 2}]
+    result = class_consistency(masks, labels, background=0)
+    assert result.predictions == [2, 1, None, 1]  # a tie goes to the lower class
+    assert result.num_correct == 2 and result.accuracy == 0.5
+    assert result.foreground_fraction == pytest.approx((1 / 4 + 1 + 0 + 1) / 4)
+    without = class_consistency(masks, labels, background=None)
+    assert without.predictions == [0, 1, 0, 1] and without.foreground_fraction == 1
+    with pytest.raises(UserError, match="at least one image"):
+        class_consistency([], [], None)
 
 
 def test_background_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Features of the real set are computed once, and again for other images, another network or a damaged file."""
+"""Reference features are computed once, and again for other images, another network or a damaged cache."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.errors import UserError
-from unetdiff.evaluation.features import BATCH, FeatureNetwork
-from unetdiff.evaluation.reference import reference
+from unetdiff.evaluation.features import BATCH, FeatureExtractor
+from unetdiff.evaluation.reference import load_reference
 
-Held, Noisy = Callable[..., ImageDataset], Callable[..., Tensor]
+InMemory, Noisy = Callable[..., ImageDataset], Callable[..., Tensor]
 
 
 class Sums(nn.Module):
@@ -32,46 +32,46 @@ class Sums(nn.Module):
 
 
 @pytest.fixture
-def network() -> FeatureNetwork:
-    return FeatureNetwork("sums", Sums())
+def network() -> FeatureExtractor:
+    return FeatureExtractor("sums", Sums())
 
 
-def test_features_in_the_sets_order(held: Held, noisy: Noisy, network: FeatureNetwork) -> None:
+def test_features_in_the_sets_order(in_memory: InMemory, noisy: Noisy, network: FeatureExtractor) -> None:
     images = noisy(BATCH + 5, 0)
-    found = reference(held(images), "noise train", network)
-    assert torch.allclose(found.features, images.float().mean(dim=(2, 3)))
-    assert found.gaussian.n == BATCH + 5 and found.gaussian is found.gaussian
+    features = load_reference(in_memory(images), "noise train", network)
+    assert torch.allclose(features.features, images.float().mean(dim=(2, 3)))
+    assert features.gaussian.n == BATCH + 5 and features.gaussian is features.gaussian
 
 
 def test_kept_for_the_same_images_and_network_only(
-    held: Held, noisy: Noisy, network: FeatureNetwork, tmp_path: Path
+    in_memory: InMemory, noisy: Noisy, network: FeatureExtractor, tmp_path: Path
 ) -> None:
     cache, images = tmp_path / "deep" / "train-sums", noisy(9, 0)
 
-    def seen(images: ImageDataset, judge: FeatureNetwork = network) -> int:
-        before = judge.network.seen
-        found = reference(images, "noise train", judge, cache).features
-        assert torch.equal(found, reference(images, "noise train", judge).features)
-        return judge.network.seen - before - len(images)  # what the cached call computed
+    def seen(images: ImageDataset, extractor: FeatureExtractor = network) -> int:
+        before = extractor.network.seen
+        features = load_reference(images, "noise train", extractor, cache).features
+        assert torch.equal(features, load_reference(images, "noise train", extractor).features)
+        return extractor.network.seen - before - len(images)  # what the cached call computed
 
-    assert seen(held(images)) == 9
-    assert seen(held(images)) == 0
+    assert seen(in_memory(images)) == 9
+    assert seen(in_memory(images)) == 0
     changed = images.clone()
     changed[4, 1, 2, 3] += 1  # one value of one image
-    assert seen(held(changed)) == 9
-    assert seen(held(changed, title="renamed")) == 9
-    assert seen(held(changed[:8], title="renamed")) == 8
-    assert seen(held(changed[:8], title="renamed"), FeatureNetwork("sums", Sums(2.0))) == 8
+    assert seen(in_memory(changed)) == 9
+    assert seen(in_memory(changed, title="renamed")) == 9
+    assert seen(in_memory(changed[:8], title="renamed")) == 8
+    assert seen(in_memory(changed[:8], title="renamed"), FeatureExtractor("sums", Sums(2.0))) == 8
     facts = json.loads(cache.with_name("train-sums.json").read_text())
     assert (facts["network"], facts["images"], facts["shape"]) == ("sums", "noise train", [8, 3])
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "no json", "foreign json"])
 def test_a_damaged_cache_is_no_cache(
-    held: Held, noisy: Noisy, network: FeatureNetwork, tmp_path: Path, damage: str
+    in_memory: InMemory, noisy: Noisy, network: FeatureExtractor, tmp_path: Path, damage: str
 ) -> None:
-    images, cache = held(noisy(6, 0)), tmp_path / "kept"
-    true = reference(images, "noise train", network, cache).features
+    images, cache = in_memory(noisy(6, 0)), tmp_path / "kept"
+    true = load_reference(images, "noise train", network, cache).features
     tensors, about = tmp_path / "kept.safetensors", tmp_path / "kept.json"
     content = tensors.read_bytes()
     if damage == "cut":
@@ -80,20 +80,22 @@ def test_a_damaged_cache_is_no_cache(
         tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 64]))
     elif damage == "swapped":  # the other file was not yet written when the process died
         json_before = about.read_text()
-        reference(held(noisy(6, 1)), "noise train", network, cache)
+        load_reference(in_memory(noisy(6, 1)), "noise train", network, cache)
         about.write_text(json_before)
     else:
         about.write_text("{" if damage == "no json" else "[1]")
-    assert torch.equal(reference(images, "noise train", network, cache).features, true)
+    assert torch.equal(load_reference(images, "noise train", network, cache).features, true)
     seen = network.network.seen
-    assert torch.equal(reference(images, "noise train", network, cache).features, true)
+    assert torch.equal(load_reference(images, "noise train", network, cache).features, true)
     assert network.network.seen == seen  # whole again
     assert sorted(file.name for file in tmp_path.iterdir()) == ["kept.json", "kept.safetensors"]
 
 
-def test_refusals(held: Held, noisy: Noisy, network: FeatureNetwork) -> None:
-    with pytest.raises(UserError, match="noise train: there are no real images"):
-        reference(held(noisy(0, 0)), "noise train", network)
-    uneven = held([noisy(1, 0, 8)[0], noisy(1, 0, 9)[0]])
-    with pytest.raises(UserError, match="held/0: the set's images differ in size; set data.size"):
-        reference(uneven, "noise train", network)
+def test_refusals(in_memory: InMemory, noisy: Noisy, network: FeatureExtractor) -> None:
+    with pytest.raises(UserError, match="noise train: requires at least one real image"):
+        load_reference(in_memory(noisy(0, 0)), "noise train", network)
+    uneven = in_memory([noisy(1, 0, 8)[0], noisy(1, 0, 9)[0]])
+    with pytest.raises(
+        UserError, match=r"data.size=null: must be \[height, width\], because image sizes differ .first at memory/0."
+    ):
+        load_reference(uneven, "noise train", network)

@@ -1,4 +1,4 @@
-"""mIoU under noise: one noise for all, figures by hand, and what a network is told."""
+"""mIoU under noise: a fixed noise for each image, metrics against scikit-learn, and timestep conditioning."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from unetdiff import UNet
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler
 from unetdiff.errors import UserError
-from unetdiff.evaluation.robustness import Noises, asks, mean_iou_by_timestep
+from unetdiff.evaluation.robustness import NoisedImages, as_segment_function, mean_iou_by_timestep
 
 SCHEDULER = build_scheduler(DiffusionConfig())
 
 
 @pytest.fixture
-def noises(held: Callable[..., Any], noisy: Callable[..., Tensor]) -> Noises:
-    images = held(noisy(5, 0))
+def noises(in_memory: Callable[..., Any], noisy: Callable[..., Tensor]) -> NoisedImages:
+    images = in_memory(noisy(5, 0))
     images.classes = ["dark", "bright"]
     original = type(images).__getitem__
 
@@ -31,10 +31,10 @@ def noises(held: Callable[..., Any], noisy: Callable[..., Tensor]) -> Noises:
             return item | {"mask": (item["image"][0] > 127).to(torch.uint8)}
 
     images.__class__ = Masked
-    return Noises(images, SCHEDULER, seed=3)
+    return NoisedImages(images, SCHEDULER, seed=3)
 
 
-def test_by_hand_and_against_sklearn(noises: Noises) -> None:
+def test_against_sklearn(noises: NoisedImages) -> None:
     seen: dict[int, list[Tensor]] = {}
 
     def red(images: Tensor, timestep: int) -> Tensor:
@@ -45,37 +45,45 @@ def test_by_hand_and_against_sklearn(noises: Noises) -> None:
     def dark(images: Tensor, timestep: int) -> Tensor:
         return torch.tensor([1.0, 0.0])[:, None, None].expand(len(images), 2, 8, 8)
 
-    found = mean_iou_by_timestep({"red": red, "dark": dark}, noises, [0, 2, 4], [0, 500], batch_size=2)
-    truth = torch.stack([noises.images[i]["mask"] for i in (0, 2, 4)]).flatten()
-    assert found["red"][0] == 1
-    assert found["dark"] == pytest.approx([float((truth == 0).double().mean()) / 2] * 2)  # bright: 0
-    guess = (torch.cat(seen[500])[:, 0] > 0).flatten().int()
-    assert found["red"][1] == pytest.approx(jaccard_score(truth, guess, average="macro"))
-    assert 0.3 < found["red"][1] < 0.95
+    result = mean_iou_by_timestep({"red": red, "dark": dark}, noises, [0, 2, 4], [0, 500], batch_size=2)
+    target = torch.stack([noises.images[i]["mask"] for i in (0, 2, 4)]).flatten()
+    assert result["red"][0] == 1
+    assert result["dark"] == pytest.approx([float((target == 0).double().mean()) / 2] * 2)  # bright: 0
+    prediction = (torch.cat(seen[500])[:, 0] > 0).flatten().int()
+    assert result["red"][1] == pytest.approx(jaccard_score(target, prediction, average="macro"))
+    assert 0.3 < result["red"][1] < 0.95
 
 
-def test_one_noise_at_every_timestep(noises: Noises) -> None:
-    clean = noises.at(2, 0)
+def test_one_noise_at_every_timestep(noises: NoisedImages) -> None:
+    clean = noises.noised_image(2, 0)
     inside = []
     for t in (300, 700):
         alpha, sigma = (float(level) for level in alpha_sigma(SCHEDULER, torch.tensor([t])))
-        inside.append((noises.at(2, t) - alpha * clean) / sigma)
+        inside.append((noises.noised_image(2, t) - alpha * clean) / sigma)
     assert torch.allclose(inside[0], inside[1], atol=1e-5) and inside[0].std() == pytest.approx(1, abs=0.2)
-    assert not torch.allclose(noises.at(1, 700) - noises.at(1, 0), noises.at(2, 700) - noises.at(2, 0), atol=0.1)
-    other = Noises(noises.images, SCHEDULER, seed=4)
-    assert not torch.allclose(noises.at(2, 700), other.at(2, 700), atol=0.1)
+    assert not torch.allclose(
+        noises.noised_image(1, 700) - noises.noised_image(1, 0),
+        noises.noised_image(2, 700) - noises.noised_image(2, 0),
+        atol=0.1,
+    )
+    other = NoisedImages(noises.images, SCHEDULER, seed=4)
+    assert not torch.allclose(noises.noised_image(2, 700), other.noised_image(2, 700), atol=0.1)
 
 
-def test_what_a_network_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timestep_conditioning(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = UNet(encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4}, heads={"segmentation": {}})
-    heard = []
-    monkeypatch.setattr(unet, "segment", lambda x, timestep: heard.append(timestep) or x)
-    for segment in (asks(unet, True), asks(unet, False), asks(unet, True, always=0)):
+    timesteps = []
+    monkeypatch.setattr(unet, "segment", lambda x, timestep: timesteps.append(timestep) or x)
+    for segment in (
+        as_segment_function(unet, True),
+        as_segment_function(unet, False),
+        as_segment_function(unet, True, fixed_timestep=0),
+    ):
         segment(torch.zeros(1, 3, 8, 8), 700)
-    assert heard == [700, None, 0]
+    assert timesteps == [700, None, 0]
 
 
-def test_timesteps_that_are_none(noises: Noises) -> None:
+def test_invalid_timesteps(noises: NoisedImages) -> None:
     for wrong in ([1000], [-1], []):
-        with pytest.raises(UserError, match="timesteps: .* cannot be; use 0"):
+        with pytest.raises(UserError, match="timesteps=.*: must be one or more of 0"):
             mean_iou_by_timestep({}, noises, [0], wrong)

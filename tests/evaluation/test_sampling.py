@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.evaluation import sampling
-from unetdiff.evaluation.sampling import as_denoiser, draw, told
+from unetdiff.evaluation.sampling import as_denoiser, denoise_of, sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import runtime as machine
 from unetdiff.training.conditions import needs_layout
@@ -40,15 +40,15 @@ def _in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_samples_do_not_depend_on_their_number(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, setting = build(tiny), SamplingConfig(steps=2, guidance_scale=2.0, seed=5)
-    few, classes = draw(task, 3, setting)
+    task, setting = build(tiny), SamplingConfig(num_inference_steps=2, guidance_scale=2.0, seed=5)
+    few, classes = sample(task, 3, setting)
     monkeypatch.setattr(sampling, "SAMPLE_BATCH", {"cpu": 2})
-    more, more_classes = draw(task, 5, setting)
+    more, more_classes = sample(task, 5, setting)
     assert classes is not None and more_classes is not None
     assert few.dtype == torch.uint8 and few.shape == (3, 3, 32, 32)
     assert (more[:3].int() - few.int()).abs().max() <= 1  # rounding of other batches
     assert more_classes.tolist() == [0, 1, 2, 3, 4] and classes.tolist() == [0, 1, 2]
-    other, _ = draw(task, 3, SamplingConfig(steps=2, guidance_scale=2.0, seed=6))
+    other, _ = sample(task, 3, SamplingConfig(num_inference_steps=2, guidance_scale=2.0, seed=6))
     assert (other.int() - few.int()).abs().max() > 10
 
 
@@ -62,7 +62,7 @@ def test_another_sampler_leaves_the_tasks_own(tiny: Tiny) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DPMSolverMultistepScheduler, "step", step)
-        draw(task, 1, SamplingConfig(steps=2, scheduler="dpm++"))
+        sample(task, 1, SamplingConfig(num_inference_steps=2, scheduler="dpm++"))
     assert len(used) == 2 and used[0].config.timestep_spacing == "trailing"
     assert type(task.scheduler).__name__ == "DDIMScheduler"
 
@@ -72,7 +72,7 @@ def test_the_network_is_told_the_class_of_each_image(tiny: Tiny) -> None:
     task.train()
     batch = collate([task.facts.val[i] for i in range(3)])
     xt, t = torch.randn(3, 3, 32, 32), torch.tensor([1, 500, 900])
-    output = told(task, batch)(xt, t)
+    output = denoise_of(task, batch)(xt, t)
     assert task.training  # as it was
     task.eval()
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_without_classes(tiny: Tiny) -> None:
     task = build(tiny, diffusion__condition="none")
     subject = as_denoiser(task)
     assert subject.classes == [] and not subject.uses_guidance
-    images, labels = draw(task, 2, SamplingConfig(steps=1, guidance_scale=7.0))
+    images, labels = sample(task, 2, SamplingConfig(num_inference_steps=1, guidance_scale=7.0))
     assert labels is None and images.shape == (2, 3, 32, 32)
     batch = collate([task.facts.val[0]])
     assert subject.denoise(batch)(torch.zeros(1, 3, 32, 32), torch.tensor([3])).shape == (1, 3, 32, 32)
@@ -98,10 +98,10 @@ def test_samples_have_the_size_of_the_sets_images(tiny: Tiny) -> None:
     """Height and width that differ are in the model's config, and are what is drawn where that does not say."""
     task = build(tiny, data__size=[16, 24], diffusion__condition="layout")
     assert task.unet.config.sample_size == [16, 24] and task.pipeline().size() == (16, 24)
-    images, _ = draw(task, 2, SamplingConfig(steps=1))
+    images, _ = sample(task, 2, SamplingConfig(num_inference_steps=1))
     assert images.shape == (2, 3, 16, 24)
     task.unet.register_to_config(sample_size=None)  # as runs of before have it
-    assert draw(task, 2, SamplingConfig(steps=1))[0].shape == (2, 3, 16, 24)
+    assert sample(task, 2, SamplingConfig(num_inference_steps=1))[0].shape == (2, 3, 16, 24)
     task.facts.size = None
     task.unet.register_to_config(sample_size=8)
-    assert task.drawn_size() == (8, 8)
+    assert task.image_size() == (8, 8)

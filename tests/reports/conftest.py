@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetdiff.config.parsing import RunConfig, to_yaml
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.data.scenes import DIGITS, PALETTE
 from unetdiff.diffusion.conditioning import ClassConditioner

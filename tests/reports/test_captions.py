@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unetdiff.config.parsing import RunConfig, to_yaml
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unetdiff.data.prompt import DIGITS
-from unetdiff.evaluation.classifier import Judge, Network
+from unetdiff.evaluation.classifier import Classifier, ClassifierNetwork
 from unetdiff.reports.evaluation import Judging
 from unetdiff.reports.findings import findings
 from unetdiff.reports.runs import read_runs
@@ -102,4 +102,4 @@ def test_each_judge_speaks_of_its_own_set(make_run):
 
 def judging(accuracy: float, n: int) -> Judging:
     """A judge of so much accuracy on so many images."""
-    return Judging(Judge(Network(10), 10, "any"), list(DIGITS), accuracy, n, 60)
+    return Judging(Classifier(ClassifierNetwork(10), 10, "any"), list(DIGITS), accuracy, n, 60)

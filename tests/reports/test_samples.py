@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unetdiff.diffusion.noise import generator_for
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.reports.runs import read_runs
-from unetdiff.reports.samples import Budget, consistency, sample_blocks, starting_noise, wilson
+from unetdiff.reports.samples import Budget, consistency, sample_blocks, wilson
 
 TINY = Budget(images=20, steps=2, judge_steps=4, batch_size=8)
 
@@ -21,11 +22,6 @@ def test_wilson_against_published_values():
     assert low < 0.94 < high
 
 
-def test_noise_does_not_depend_on_how_much_is_drawn():
-    assert torch.equal(starting_noise((3, 3, 8, 8), 7), starting_noise((9, 3, 8, 8), 7)[:3])
-    assert not torch.equal(starting_noise((3, 3, 8, 8), 7), starting_noise((3, 3, 8, 8), 8))
-
-
 def test_consistency_by_hand():
     score = consistency(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), ["a", "b"])
     assert (score.value, score.n, score.per_class) == (0.75, 4, {"a": 0.5, "b": 1.0})
@@ -37,11 +33,11 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
         make_run("both", task="joint", seed=3),
         make_run("seg", task="segmentation"),
     ]
-    seen: list[tuple[torch.Tensor, list[int]]] = []
+    seen: list[tuple[list[int], list[int]]] = []
     call = GenerationPipeline.__call__
 
     def spy(self, **options):
-        seen.append((options["latents"].clone(), options["class_labels"].tolist()))
+        seen.append(([g.initial_seed() for g in options["generator"]], options["class_labels"].tolist()))
         return call(self, **options)
 
     monkeypatch.setattr(GenerationPipeline, "__call__", spy)
@@ -49,7 +45,8 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
     half = len(seen) // 2
     assert half == 4  # 20 images in batches of 8, and the strip
     for (noise, labels), (other, other_labels) in zip(seen[:half], seen[half:], strict=True):
-        assert torch.equal(noise, other) and labels == other_labels
+        assert noise == other and labels == other_labels
+    assert seen[0][0] == [generator_for(1, index).initial_seed() for index in range(8)]
 
     assert problems == [] and len(blocks) == 1
     block = blocks[0]
@@ -110,7 +107,7 @@ def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
 
 
 def test_the_judge_says_how_many_images_it_used(make_run, monkeypatch):
-    monkeypatch.setattr("unetdiff.evaluation.classifier.MOST_IMAGES", 25)
+    monkeypatch.setattr("unetdiff.evaluation.classifier.MAX_IMAGES", 25)
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     judge = blocks[0].judge
     assert judge is not None and (judge.n, judge.trained_on) == (25, 25)

@@ -19,7 +19,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.voc import voc_colormap
 from unetdiff.reports.segmenter import percent, write_segmenter_report
 from unetdiff.segmentation.evaluation import evaluate_segmenter
-from unetdiff.segmentation.palette import VOID_COLOR, WRONG_COLOR
+from unetdiff.segmentation.palette import ERROR_COLOR, IGNORE_COLOR
 
 CLASSES = ["ground", "<b>cat</b>", "never"]
 
@@ -35,18 +35,18 @@ class Squares(ImageDataset):
     def __len__(self) -> int:
         return 3
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"squares/{index}"
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        index = self.position(key)
+        index = self.sample_index(key)
         mask = torch.zeros(120, 160, dtype=torch.uint8)
         mask[20:80, 20:80] = 1
         mask[100:104] = 255
         if self.void:
             mask[:] = 255
         return {"image": torch.full((3, 120, 160), 10 * index, dtype=torch.uint8), "mask": mask,
-                "name": self.names(index)}  # fmt: skip
+                "name": self.sample_name(index)}  # fmt: skip
 
 
 def missing(images: list[Tensor]) -> list[Tensor]:
@@ -77,7 +77,7 @@ def test_the_page(tmp_path: Path):
     assert re.findall(r'class="name">([^<]+)<', page) == ["squares/2", "squares/1"]  # the worst first
     scores = [one.score for one in judged.worst]
     assert [text for text in re.findall(r"mIoU <b>([^<]+)</b>", page)] == [percent(score) for score in scores]
-    assert percent(judged.figures()["mean_iou"]) in page and judged.figures()["boundary_width"] in page
+    assert percent(judged.metrics()["mean_iou"]) in page and judged.metrics()["boundary_width"] in page
     assert "void, counted nowhere" in page
     never = re.search(r"never</th>(.*?)</tr>", page, re.DOTALL)
     assert never is not None and never[1].count("–") == 3
@@ -89,11 +89,11 @@ def test_the_tiles_show_what_is_wrong_and_what_is_void(tmp_path: Path):
     errors, truths, guesses = (sources(page, what) for what in ("errors", "truth", "prediction"))
     for error, truth, guess, side in zip(errors, truths, guesses, (40, 20), strict=True):
         assert error.shape == (120, 160, 3)
-        wrong = np.abs(error - np.array(WRONG_COLOR)).sum(axis=-1) < 60  # JPEG
+        wrong = np.abs(error - np.array(ERROR_COLOR)).sum(axis=-1) < 60  # JPEG
         inner = wrong[24 : 16 + side, 24 : 16 + side]
         assert inner.all() and wrong.sum() == pytest.approx(side**2, rel=0.15)
-        assert (np.abs(error[101:103] - np.array(VOID_COLOR)).sum(axis=-1) < 60).all()
-        assert (truth[100:104] == VOID_COLOR).all() and (truth[30, 30] == (128, 0, 0)).all()
+        assert (np.abs(error[101:103] - np.array(IGNORE_COLOR)).sum(axis=-1) < 60).all()
+        assert (truth[100:104] == IGNORE_COLOR).all() and (truth[30, 30] == (128, 0, 0)).all()
         assert (guess[22, 22] == 0).all() and (guess[75, 75] == (128, 0, 0)).all()
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from unetdiff.errors import UserError
-from unetdiff.segmentation.boundary import BoundaryIoU, band, band_width
+from unetdiff.segmentation.boundary import BoundaryIoU, boundary_mask, boundary_width
 
 
 def squares(shift: int, height: int = 30, width: int = 40):
@@ -35,10 +35,10 @@ def test_a_shifted_square_by_hand():
 
 
 def test_the_width_is_that_of_the_paper():
-    assert band_width(375, 500) == 12  # 2 % of 625
-    assert band_width(1024, 2048) == 46
-    assert band_width(8, 8) == 1
-    assert band_width(30, 40, ratio=0.1) == 5
+    assert boundary_width(375, 500) == 12  # 2 % of 625
+    assert boundary_width(1024, 2048) == 46
+    assert boundary_width(8, 8) == 1
+    assert boundary_width(30, 40, ratio=0.1) == 5
     score = BoundaryIoU(2)
     for size in ((300, 400), (375, 500), (60, 80)):
         score.update(torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.uint8))
@@ -54,12 +54,12 @@ def blobs(classes: list[int], height: int, width: int, seed: int) -> np.ndarray:
 def restated(pairs, classes: int, ratio: float) -> np.ndarray:
     """Each class's mask less its erosion, as in the paper's own code, void cut out of both masks."""
     both, either = np.zeros(classes), np.zeros(classes)
-    for guess, truth in pairs:
+    for pred, truth in pairs:
         void = truth == 255
         distance = max(1, int(round(ratio * np.hypot(*truth.shape))))
         for label in range(classes):
             bands = []
-            for mask in ((truth == label) & ~void, (guess == label) & ~void):
+            for mask in ((truth == label) & ~void, (pred == label) & ~void):
                 bands.append(mask & ~binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=0))
             both[label] += (bands[0] & bands[1]).sum()
             either[label] += (bands[0] | bands[1]).sum()
@@ -72,12 +72,12 @@ def test_agrees_with_erosion_on_blobs_with_void_and_absent_classes(ratio):
     pairs = []
     for seed, (height, width) in enumerate([(60, 90), (75, 50), (64, 64)]):
         truth = blobs([0, 1, 2, 3], height, width, seed)
-        guess = np.where(blobs([0, 1], height, width, 50 + seed) == 0, truth, blobs([0, 1, 5], height, width, seed + 9))
+        pred = np.where(blobs([0, 1], height, width, 50 + seed) == 0, truth, blobs([0, 1, 5], height, width, seed + 9))
         truth[blobs(list(range(7)), height, width, 90 + seed) == 0] = 255
-        pairs.append((guess, truth))
+        pairs.append((pred, truth))
     score = BoundaryIoU(7, ratio=ratio)
-    for guess, truth in pairs:
-        score.update(guess, truth)
+    for pred, truth in pairs:
+        score.update(pred, truth)
     expected = restated(pairs, 7, ratio)
     figures = score.compute()
     np.testing.assert_allclose(figures["boundary_iou_per_class"], expected, rtol=1e-12)
@@ -86,23 +86,23 @@ def test_agrees_with_erosion_on_blobs_with_void_and_absent_classes(ratio):
 
 
 def test_void_counts_nowhere():
-    guess, truth = squares(3)
+    pred, truth = squares(3)
     truth[8:22, 13:20] = 255
     first, second, perfect = BoundaryIoU(2), BoundaryIoU(2), BoundaryIoU(2)
-    first.update(guess, truth)
-    second.update(torch.where(truth == 255, 77, guess), truth)  # no class at all, under void
+    first.update(pred, truth)
+    second.update(torch.where(truth == 255, 77, pred), truth)  # no class at all, under void
     assert torch.equal(first.intersection, second.intersection) and torch.equal(first.union, second.union)
     perfect.update(torch.where(truth == 255, 1, truth), truth)
     assert perfect.compute()["boundary_iou_per_class"] == [1.0, 1.0]
     nothing = BoundaryIoU(2)
-    nothing.update(guess, torch.full_like(truth, 255))
+    nothing.update(pred, torch.full_like(truth, 255))
     assert math.isnan(nothing.compute()["mean_boundary_iou"])
 
 
 def test_the_band_reaches_as_far_as_it_says():
     labels = torch.zeros(1, 40, dtype=torch.int16).expand(40, 40)
     for distance in (1, 2, 5, 12, 19):
-        inside = ~band(labels, distance)
+        inside = ~boundary_mask(labels, distance)
         assert inside.sum() == (40 - 2 * distance) ** 2
         assert inside[distance:-distance, distance:-distance].all()
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from unetdiff import UNet
-from unetdiff.data.base import ImageDataset, no_palette
+from unetdiff.data.base import ImageDataset, empty_palette
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.evaluation import evaluate_segmenter, network_logits
@@ -34,11 +34,11 @@ class Few(ImageDataset):
     def __len__(self) -> int:
         return len(SIZES)
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"few/{index}"
 
     def __getitem__(self, key: Any) -> dict[str, Any]:
-        index = self.position(key)
+        index = self.sample_index(key)
         height, width = SIZES[index]
         generator = torch.Generator().manual_seed(index)
         coarse = torch.randint(3, (height // 4, width // 4), generator=generator, dtype=torch.uint8)
@@ -75,7 +75,7 @@ def iou_of(guess: Tensor, truth: Tensor) -> Tensor:
 
 def test_figures_are_those_of_the_whole_set():
     judged = evaluate_segmenter(half_size_logits, Few(), batch_size=4)
-    figures = judged.figures()
+    figures = judged.metrics()
     guesses, truths = counted()
     guess, truth = (torch.cat([one.flatten() for one in many]) for many in (guesses, truths))
     macro = MulticlassJaccardIndex(4, average="macro", ignore_index=255)
@@ -83,8 +83,8 @@ def test_figures_are_those_of_the_whole_set():
     assert figures["pixel_accuracy"] == pytest.approx((guess == truth)[truth != 255].double().mean().item())
     assert figures["images"] == 6
     shares = [(truth == label).sum().item() / (truth != 255).sum().item() for label in range(4)]
-    assert list(figures["share_of_pixels_per_class"]) == CLASSES
-    assert list(figures["share_of_pixels_per_class"].values()) == pytest.approx(shares)
+    assert list(figures["pixel_fraction_per_class"]) == CLASSES
+    assert list(figures["pixel_fraction_per_class"].values()) == pytest.approx(shares)
     assert list(figures["images_per_class"].values()) == [sum(bool((t == c).any()) for t in truths) for c in range(4)]
     assert math.isnan(figures["iou_per_class"]["never"]) and math.isnan(figures["boundary_iou_per_class"]["never"])
     assert figures["boundary_pixels"] == [1, 1] and sum(figures["reliability"]["count"]) == (truth != 255).sum()
@@ -106,7 +106,7 @@ def test_the_worst_images_are_kept_in_order(worst):
         guess, truth = guesses[one.index], truths[one.index]
         np.testing.assert_array_equal(one.prediction, guess.numpy())
         assert one.prediction.dtype == np.uint8
-        assert one.right == pytest.approx((guess == truth)[truth != 255].double().mean().item())
+        assert one.pixel_accuracy == pytest.approx((guess == truth)[truth != 255].double().mean().item())
         iou = iou_of(guess, truth)
         assert all(value == pytest.approx(iou[label].item(), abs=1e-6) for label, value in one.iou.items())
 
@@ -147,7 +147,7 @@ def test_the_table_as_csv(tmp_path: Path):
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == CLASSES and [row["index"] for row in rows] == ["0", "1", "2", "3"]
-    figures = judged.figures()
+    figures = judged.metrics()
     assert float(rows[1]["iou"]) == figures["iou_per_class"]["cat"]
     assert float(rows[2]["boundary_iou"]) == figures["boundary_iou_per_class"]["dog"]
     assert rows[3]["iou"] == rows[3]["accuracy"] == "" and rows[3]["images"] == "0"
@@ -168,7 +168,7 @@ def test_the_network_is_asked_at_its_own_size(size):
 
 def test_a_set_without_masks_is_refused():
     class Bare(Few):
-        classes, palette = [], no_palette()
+        classes, palette = [], empty_palette()
 
     with pytest.raises(UserError, match="no masks"):
         evaluate_segmenter(half_size_logits, Bare())

@@ -15,7 +15,7 @@ from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import (
     argmax_at,
-    inference,
+    eval_mode,
     load_image,
     logits_by_size,
     predict_batch,
@@ -140,11 +140,11 @@ def test_unreadable_files_are_named(tmp_path):
     for name in ("half.jpg", "text.png"):
         with pytest.raises(UserError, match=f"{name}: not a readable image"):
             load_image(tmp_path / name)
-    with pytest.raises(UserError, match="^10 bytes given: not a readable photo .unknown format"):
+    with pytest.raises(UserError, match="^8 bytes given: not a readable image .unknown format"):
         load_image(b"no image")
 
 
-def test_a_image_too_large_for_pils_guard_is_named(tmp_path, monkeypatch):
+def test_an_image_too_large_for_pils_guard_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(UserError, match="large.png: .*MAX_IMAGE_PIXELS"):
@@ -155,7 +155,7 @@ def test_modes_are_as_they_were_afterwards():
     module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.BatchNorm2d(3))).train()
     module[1][0].eval()  # frozen statistics
     with pytest.raises(RuntimeError, match="stop"):
-        with inference(module, "cpu", None):
+        with eval_mode(module, "cpu", None):
             assert not any(part.training for part in module.modules())
             assert torch.is_inference_mode_enabled()
             raise RuntimeError("stop")

@@ -1,4 +1,4 @@
-"""Lovász-softmax against algorithm 1 of the paper, restated by sets and by hand, and against IoU itself."""
+"""Lovász-softmax against algorithm 1 of the paper, restated by sets and worked out, and against IoU itself."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unetdiff.segmentation.lovasz import jaccard_slopes, lovasz
+from unetdiff.segmentation.lovasz import jaccard_gradient, lovasz
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 CLASSES = 4
 
 
-def case(seed: int, spread: float, void: float = 0.2, shape: tuple[int, int, int] = (2, 9, 8), present: int = CLASSES):
+def case(
+    seed: int, spread: float, ignored: float = 0.2, shape: tuple[int, int, int] = (2, 9, 8), present: int = CLASSES
+):
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(0, present, shape, generator=generator)
     noise = torch.randn(shape[0], CLASSES, *shape[1:], generator=generator, dtype=torch.float64)
     logits = noise + spread * F.one_hot(target, CLASSES).permute(0, 3, 1, 2)  # spread > 0: mostly right
-    target[torch.rand(shape, generator=generator) < void] = 255
+    target[torch.rand(shape, generator=generator) < ignored] = 255
     return logits, target
 
 
@@ -78,7 +80,7 @@ def test_of_sure_predictions_it_is_one_minus_the_mean_iou():
 
 
 def test_gradient_is_that_of_sorting_all_pixels():
-    """The slopes of every pixel, sorted with none left out and differentiated by torch."""
+    """The gradient of every pixel, sorted with none left out and differentiated by torch."""
     logits, target = case(2, 2.0)
     logits.requires_grad_()
     valid = target != 255
@@ -90,18 +92,18 @@ def test_gradient_is_that_of_sorting_all_pixels():
         inside = inside[order]
         jaccard = 1 - (inside.sum() - inside.cumsum(0)) / (inside.sum() + (1 - inside).cumsum(0))
         losses.append(errors @ jaccard.diff(prepend=torch.zeros(1, dtype=torch.float64)))
-    theirs = torch.autograd.grad(torch.stack(losses).mean(), logits)[0]
-    ours = torch.autograd.grad(lovasz(logits, target), logits)[0]
-    torch.testing.assert_close(ours, theirs)
+    expected = torch.autograd.grad(torch.stack(losses).mean(), logits)[0]
+    actual = torch.autograd.grad(lovasz(logits, target), logits)[0]
+    torch.testing.assert_close(actual, expected)
 
 
-def test_slopes_in_float32_hold_for_millions_of_pixels():
+def test_gradients_in_float32_hold_for_millions_of_pixels():
     inside = torch.zeros(3_000_000, dtype=torch.bool)
     inside[::3] = True
-    slopes = jaccard_slopes(inside)
-    exact = jaccard_slopes(inside, torch.float64)
+    gradient = jaccard_gradient(inside)
+    exact = jaccard_gradient(inside, torch.float64)
     # neighbouring differences of 1 - IoU are off by 7 % in the median here
-    torch.testing.assert_close(slopes.double(), exact, rtol=1e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), exact, rtol=1e-6, atol=0)
     assert exact.sum().item() == pytest.approx(1, rel=1e-12)
 
 

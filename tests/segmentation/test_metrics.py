@@ -20,9 +20,9 @@ from torchmetrics.classification import (
 )
 
 from unetdiff.errors import UserError
+from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.losses import cross_entropy
 from unetdiff.segmentation.metrics import ConfusionMatrix
-from unetdiff.segmentation.reliability import Calibration
 
 CLASSES = 7
 

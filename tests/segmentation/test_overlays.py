@@ -9,7 +9,7 @@ import torch
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.overlays import GAP, LINE, MARGIN, preview
-from unetdiff.segmentation.palette import VOID_COLOR, WRONG_COLOR
+from unetdiff.segmentation.palette import ERROR_COLOR, IGNORE_COLOR
 
 NAMES = ["background", "cat", "dog"]
 TOP = MARGIN + LINE
@@ -27,11 +27,11 @@ def test_small_images_grow_by_a_whole_factor_and_stay_crisp():
     page = np.asarray(preview(*photos(32, 32), voc_colormap(3), NAMES))
     tiles = [page[TOP : TOP + 160, left : left + 160] for left in (MARGIN + k * (160 + GAP) for k in range(4))]
     assert (tiles[0] == 90).all()
-    assert (tiles[1][:5] == VOID_COLOR).all()
+    assert (tiles[1][:5] == IGNORE_COLOR).all()
     assert (tiles[1][5:, :80] == 0).all() and (tiles[1][5:, 80:] == (128, 0, 0)).all()
     assert (tiles[2] == (128, 0, 0)).all()
-    assert (tiles[3][5:, :80] == WRONG_COLOR).all() and (tiles[3][:5] == VOID_COLOR).all()
-    assert not (tiles[3][5:, 80:] == WRONG_COLOR).all(axis=-1).any()
+    assert (tiles[3][5:, :80] == ERROR_COLOR).all() and (tiles[3][:5] == IGNORE_COLOR).all()
+    assert not (tiles[3][5:, 80:] == ERROR_COLOR).all(axis=-1).any()
 
 
 def test_large_images_shrink():
@@ -54,7 +54,7 @@ def test_the_legend_names_only_what_occurs():
     images, truths, guesses = photos(32, 32)
     page = np.asarray(preview(images, truths, guesses, voc_colormap(3), NAMES))
     legend = page[-(MARGIN + LINE) :]
-    has = [bool((legend == color).all(axis=-1).sum() > 100) for color in ((128, 0, 0), (0, 128, 0), VOID_COLOR)]
+    has = [bool((legend == color).all(axis=-1).sum() > 100) for color in ((128, 0, 0), (0, 128, 0), IGNORE_COLOR)]
     assert has == [True, False, True]
 
 

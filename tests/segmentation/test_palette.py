@@ -11,9 +11,9 @@ from unetdiff.data import scenes
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
-    RIGHT_COLOR,
-    VOID_COLOR,
-    WRONG_COLOR,
+    CORRECT_COLOR,
+    ERROR_COLOR,
+    IGNORE_COLOR,
     as_palette,
     colorize,
     error_map,
@@ -37,7 +37,7 @@ def test_vocs_colours():
     expected = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 15: (192, 128, 128)}
     for index, color in (expected | {20: (0, 64, 128)}).items():
         assert tuple(palette[index]) == color
-    assert tuple(voc_colormap(256)[255]) == VOID_COLOR
+    assert tuple(voc_colormap(256)[255]) == IGNORE_COLOR
 
 
 def test_png_round_trip(mask, tmp_path):
@@ -51,7 +51,7 @@ def test_png_round_trip(mask, tmp_path):
 def test_palette_image_of_few_classes_keeps_void():
     image = palette_image(np.array([[0, 1, 255]]), [[10, 20, 30], [40, 50, 60]])
     assert np.asarray(image).tolist() == [[0, 1, 255]]
-    assert [image.convert("RGB").getpixel((x, 0)) for x in range(3)] == [(10, 20, 30), (40, 50, 60), VOID_COLOR]
+    assert [image.convert("RGB").getpixel((x, 0)) for x in range(3)] == [(10, 20, 30), (40, 50, 60), IGNORE_COLOR]
 
 
 def test_overlay_blends_and_leaves_void_and_transparent_bare():
@@ -67,9 +67,9 @@ def test_overlay_blends_and_leaves_void_and_transparent_bare():
 
 def test_error_map():
     errors = error_map(np.array([[0, 1, 1]]), np.array([[0, 0, 255]]))
-    assert [tuple(color) for color in errors[0].tolist()] == [RIGHT_COLOR, WRONG_COLOR, VOID_COLOR]
+    assert [tuple(color) for color in errors[0].tolist()] == [CORRECT_COLOR, ERROR_COLOR, IGNORE_COLOR]
     faded = error_map(np.array([[0, 1]]), np.array([[0, 0]]), image=np.zeros((1, 2, 3), np.uint8))
-    assert faded[0, 0].tolist() == [130, 130, 130] and tuple(faded[0, 1].tolist()) == WRONG_COLOR
+    assert faded[0, 0].tolist() == [130, 130, 130] and tuple(faded[0, 1].tolist()) == ERROR_COLOR
 
 
 def test_refusals(mask):
@@ -92,4 +92,4 @@ def test_refusals(mask):
 def test_wrong_pixels_have_a_colour_of_their_own():
     """No class of VOC and none of scenes looks like an error."""
     colors = np.concatenate([voc_colormap(21), scenes.PALETTE]).astype(int)
-    assert np.abs(colors - np.array(WRONG_COLOR)).max(axis=1).min() > 20
+    assert np.abs(colors - np.array(ERROR_COLOR)).max(axis=1).min() > 20

@@ -179,7 +179,7 @@ def test_directories_that_are_no_segmenter_are_named(saved, tmp_path):
         (lambda s: s.update(inference={"tiles": 3}), "inference must hold some of the keys tile, .*tiles"),
         (lambda s: s["inference"].update(tile="big"), "inference holds a value of the wrong type"),
         (lambda s: s["inference"].update(scales=1), "inference holds a value of the wrong type"),
-        (lambda s: s["inference"].update(overlap=1), "inference.overlap: 1 is no share"),
+        (lambda s: s["inference"].update(overlap=1), "inference.overlap=1: must be in "),
         (lambda s: s["classes"].append("cow"), "does not fit .*4 class names for a segmentation head of 3"),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.plots import DARK, LIGHT, draw_confusion, draw_reliability
-from unetdiff.segmentation.reliability import Calibration
 
 
 def share(path: Path, color: str) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unetdiff.errors import UserError
 from unetdiff.segmentation import tiles
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.tiles import bands, pieces, seam_weights, tile_starts
+from unetdiff.segmentation.tiles import blend_weights, split_into_tiles, tile_starts, tiled_logits
 
 
 def pixels(height: int, width: int, count: int = 1, seed: int = 0) -> Tensor:
@@ -35,7 +35,7 @@ def convolution() -> nn.Module:
 def segment_batch(forward, pixels: Tensor, config: InferenceConfig) -> Tensor:
     """Logits (B, C, H, W) of pixels (B, 3, H, W): the bands of each image put together."""
     parts = [[] for _ in pixels]
-    for index, band in bands(forward, pixels, config):
+    for index, band in tiled_logits(forward, pixels, config):
         parts[index].append(band)
     return torch.stack([torch.cat(part, dim=1) for part in parts])
 
@@ -58,7 +58,7 @@ def test_tiles_are_no_more_than_needed() -> None:
 def test_seam_weights_sum_to_one() -> None:
     for length, tile, overlap in itertools.product((5, 16, 33, 100), (1, 2, 3, 10, 32), (0, 0.1, 0.25, 0.5, 0.75, 0.9)):
         starts = tile_starts(length, tile, overlap)
-        weights = seam_weights(starts, tile)
+        weights = blend_weights(starts, tile)
         total = torch.zeros(max(length, tile))
         for start, row in zip(starts, weights, strict=True):
             total[start : start + tile] += row
@@ -68,7 +68,7 @@ def test_seam_weights_sum_to_one() -> None:
 
 def test_seam_weights_by_hand() -> None:
     # 16 pixels shared: four nothing, eight on a raised cosine at (k + 1/2)/8 of its way, four everything
-    first, second = seam_weights([0, 48], 64)
+    first, second = blend_weights([0, 48], 64)
     rise = torch.sin(torch.pi / 2 * (torch.arange(8) + 0.5) / 8) ** 2
     expected = torch.cat([torch.zeros(4), rise, torch.ones(4 + 48)])
     torch.testing.assert_close(second, expected)
@@ -95,18 +95,18 @@ def test_what_looks_less_far_than_a_quarter_of_the_overlap_is_the_same_in_tiles(
 
 
 def test_smaller_images_are_mirrored_below_and_to_the_right() -> None:
-    seen: list[Tensor] = []
+    input_size: list[Tensor] = []
 
     def record(x: Tensor) -> Tensor:
-        seen.append(x)
+        input_size.append(x)
         return pixelwise(x)
 
     x = pixels(3, 7)
     segment_batch(record, x, InferenceConfig(tile=[8, 10]))
-    assert seen[0].shape == (1, 3, 8, 10)
+    assert input_size[0].shape == (1, 3, 8, 10)
     expected = F.pad(F.pad(x, (0, 3, 0, 2), mode="reflect"), (0, 0, 0, 3), mode="reflect")
-    assert torch.equal(seen[0][..., :5, :], expected[..., :5, :])
-    assert torch.equal(seen[0][0, :, :, 0], x[0, :, [0, 1, 2, 1, 0, 1, 2, 1], 0])  # more than once where needed
+    assert torch.equal(input_size[0][..., :5, :], expected[..., :5, :])
+    assert torch.equal(input_size[0][0, :, :, 0], x[0, :, [0, 1, 2, 1, 0, 1, 2, 1], 0])  # more than once where needed
 
 
 def test_flips_are_averaged_as_probabilities(convolution: nn.Module) -> None:
@@ -131,20 +131,20 @@ def test_scales_are_averaged_as_probabilities(convolution: nn.Module) -> None:
 def test_one_scale_of_one_is_plain(convolution: nn.Module) -> None:
     x = pixels(20, 31, count=3)
     assert torch.equal(segment_batch(convolution, x, InferenceConfig(scales=[1.0])), convolution(x))
-    parts = dict(bands(convolution, x, InferenceConfig(batch_size=3)))  # the general way, too
+    parts = dict(tiled_logits(convolution, x, InferenceConfig(batch_size=3)))  # the general way, too
     assert torch.equal(torch.stack([parts[i] for i in range(3)]), convolution(x))
 
 
 def test_every_view_of_tiles_has_the_tiles_size_and_covers_the_image() -> None:
     config = InferenceConfig(tile=[32, 32], overlap=0.25, flip=True, scales=[0.5, 1.0, 2.0])
-    found = pieces((100, 120), config)
-    assert {piece.seen for piece in found} == {(32, 32)}
-    assert {piece.shape for piece in found} == {(64, 64), (32, 32), (16, 16)}
-    assert [piece.top for piece in found] == sorted(piece.top for piece in found)
+    found = split_into_tiles((100, 120), config)
+    assert {tile.input_size for tile in found} == {(32, 32)}
+    assert {tile.shape for tile in found} == {(64, 64), (32, 32), (16, 16)}
+    assert [tile.top for tile in found] == sorted(tile.top for tile in found)
     total = torch.zeros(100, 120)
-    for piece in found:
-        total[piece.top : piece.top + piece.shape[0], piece.left : piece.left + piece.shape[1]] += torch.outer(
-            piece.rows, piece.columns
+    for tile in found:
+        total[tile.top : tile.top + tile.shape[0], tile.left : tile.left + tile.shape[1]] += torch.outer(
+            tile.rows, tile.columns
         )
     torch.testing.assert_close(total, torch.ones_like(total))
 
@@ -173,7 +173,7 @@ def test_pieces_of_several_images_and_views_share_batches() -> None:
 
     images = [pixels(32, 64, seed=i)[0] for i in range(3)]  # three tiles each, twice
     config = InferenceConfig(tile=[32, 32], overlap=0.25, flip=True, batch_size=4)
-    results: dict[int, Tensor] = dict(bands(count, images, config))
+    results: dict[int, Tensor] = dict(tiled_logits(count, images, config))
     assert batches == [4, 4, 4, 4, 2]
     for index, image in enumerate(images):
         torch.testing.assert_close(results[index], pixelwise(image[None])[0].log_softmax(0), rtol=1e-4, atol=1e-5)
@@ -187,15 +187,15 @@ def test_images_of_many_sizes_do_not_wait_for_ever() -> None:
             taken.append(index)
             yield pixels(4 + index, 5)[0]
 
-    first = next(bands(pixelwise, images(), InferenceConfig(batch_size=2)))
-    assert first[0] == 0 and len(taken) == tiles.WAITING * 2
+    first = next(tiled_logits(pixelwise, images(), InferenceConfig(batch_size=2)))
+    assert first[0] == 0 and len(taken) == tiles.MAX_WAITING_BATCHES * 2
 
 
 def test_a_large_image_is_given_out_from_the_top_while_it_is_worked_on() -> None:
     image = pixels(400, 40)[0]
     config = InferenceConfig(tile=[32, 32], overlap=0.25, batch_size=2, scales=[1.0, 0.5])
     heights = []
-    for _, band in bands(pixelwise, [image], config):
+    for _, band in tiled_logits(pixelwise, [image], config):
         assert band.shape[0] == 4 and band.shape[2] == 40
         assert band.untyped_storage().size() <= 4 * 40 * 4 * 3 * 64  # three of the largest tile's height
         heights.append(band.shape[1])
@@ -205,15 +205,15 @@ def test_a_large_image_is_given_out_from_the_top_while_it_is_worked_on() -> None
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"tile": [0, 32]}, r"tile: \[0, 32\] is not \[height, width\]"),
+        ({"tile": [0, 32]}, r"^tile=\[0, 32\]: must be \[height, width\]"),
         ({"tile": [32]}, "tile"),
-        ({"overlap": 1.0}, "overlap: 1.0 is no share of a tile; use 0 to 0.9"),
+        ({"overlap": 1.0}, r"^overlap=1.0: must be in \[0, 0.9\]"),
         ({"overlap": -0.1}, "overlap"),
-        ({"scales": []}, r"scales: \[\]"),
+        ({"scales": []}, r"^scales=\[\]: must be a list of positive factors"),
         ({"scales": [1.0, 0.0]}, "scales"),
-        ({"batch_size": 0}, "batch_size: 0 is too small; use 1 or more"),
+        ({"batch_size": 0}, "^batch_size=0: must be at least 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, says) -> None:
     with pytest.raises(UserError, match=says):
-        next(bands(pixelwise, pixels(8, 8), InferenceConfig(**options)))
+        next(tiled_logits(pixelwise, pixels(8, 8), InferenceConfig(**options)))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from unetdiff.config.parsing import RunConfig, from_yaml
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.segmentation.losses import cross_entropy

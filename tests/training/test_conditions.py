@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.conditioning import (
@@ -24,14 +25,14 @@ from unetdiff.diffusion.conditioning import (
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.evaluation import evaluate as evaluation
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.tasks import DiffusionTask, load_task
 from unetdiff.training.trainer import train
 
 SETTINGS = {
-    "several": {"diffusion__classes_at_once": 2, "data__scenes__digits": 2},
+    "several": {"diffusion__max_classes": 2, "data__scenes__digits": 2},
     "text": {"diffusion__condition": "text"},
     "layout": {"diffusion__condition": "layout", "diffusion__layout__grid": 4},
     "layout without tokens": {
@@ -87,7 +88,7 @@ def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settin
     first, second = (task.noised(collate([val[0], val[1]]), seed=3) for _ in range(2))
     assert torch.equal(first.sample, second.sample)
     other = task.noised(collate([val[2], val[3]]), seed=3)
-    told = [first.context, other.context]
+    told = [first.conditioning, other.conditioning]
     differ = [not torch.equal(a, b) for a, b in zip(*(listed(context) for context in told), strict=True)]
     assert differ and all(differ)
 
@@ -100,9 +101,11 @@ def listed(context: Conditioning) -> list[torch.Tensor]:
 def test_evaluated(tiny: Callable[..., RunConfig], settings: dict) -> None:
     settings.pop("name")
     run = train(tiny("diffusion", training__steps=2, training__validate_every=2, **settings))
-    judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, bits_per_dimension=1, bits_timesteps=3)
-    figures = evaluate(run, judging=judging)
-    assert figures["diffusion/loss"] > 0 and figures["samples/number"] > 0
+    config = EvaluationConfig(
+        samples_per_class=1, num_inference_steps=2, num_neighbors=1, num_likelihood_images=1, num_likelihood_timesteps=3
+    )
+    metrics = evaluate(run, config=config).metrics
+    assert metrics["diffusion/loss"] > 0 and metrics["samples/num_images"] > 0
 
 
 @pytest.fixture
@@ -122,27 +125,27 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(
     shared = {"data__name": "voc_folder", "data__root": str(voc), "data__size": [16, 16]}
     short = {**shared, "training__steps": 2, "training__validate_every": 2}
     segmenter = train(tiny("segmentation", "segmenter", **short))
-    judging = JudgingConfig(samples_per_class=1, steps=2, neighbours=1, segmenter=segmenter)
+    config = EvaluationConfig(samples_per_class=1, num_inference_steps=2, num_neighbors=1, segmenter=segmenter)
     layout = train(tiny("diffusion", "layout", diffusion__condition="layout", **short))
-    figures = evaluate(layout, judging=judging)
-    assert figures["layouts/number"] == 2
-    assert 0 <= figures["layouts/mean_iou_of_samples"] <= 1
-    assert 0 < figures["layouts/pixel_accuracy_of_real"] <= 1
+    metrics = evaluate(layout, config=config).metrics
+    assert metrics["layouts/num_images"] == 2
+    assert 0 <= metrics["layouts/mean_iou_of_samples"] <= 1
+    assert 0 < metrics["layouts/pixel_accuracy_of_real"] <= 1
 
-    run = train(tiny("diffusion", "several", diffusion__classes_at_once=2, **short))
+    run = train(tiny("diffusion", "several", diffusion__max_classes=2, **short))
     pipeline = GenerationPipeline.from_pretrained(run / "best")
     assert pipeline.conditioner.labels == ["background", "cat", "dog"]
     assert pipeline.conditioner.encode("cat+dog").tolist() == [[1, 2]]
     monkeypatch.setattr(
         evaluation, "evaluate_denoiser", lambda *_: pytest.fail("drawn before the segmenter was opened")
     )
-    with pytest.raises(UserError, match="segmenter: the model is told no layouts"):
-        evaluate(run, judging=judging)
-    with pytest.raises(UserError, match="segmenter: no directory '.*nowhere'"):
-        evaluate(layout, judging=replace(judging, segmenter=voc / "nowhere"))
+    with pytest.raises(UserError, match="segmenter=.*: must be set with a layout-conditional model"):
+        evaluate(run, config=config)
+    with pytest.raises(UserError, match="segmenter=.*nowhere: no directory '.*nowhere'"):
+        evaluate(layout, config=replace(config, segmenter=voc / "nowhere"))
     other = train(tiny("segmentation", "other", training__steps=2))
-    with pytest.raises(UserError, match="segmenter: the segmenter has 11 classes, the layouts 3"):
-        evaluate(layout, judging=replace(judging, segmenter=other))
+    with pytest.raises(UserError, match="segmenter=.*: must have 3 classes, as the layouts do .got 11."):
+        evaluate(layout, config=replace(config, segmenter=other))
 
 
 @pytest.mark.parametrize("settings", ["text"], indirect=True)
@@ -159,27 +162,35 @@ def test_resumed_with_a_text_encoder(
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("diffusion", {"diffusion__condition": "text", "data__name": "cifar10", "data__root": "."}, "needs captions"),
-        ("diffusion", {"diffusion__condition": "layout", "data__name": "cifar10", "data__root": "."}, "needs masks"),
-        ("joint", {"diffusion__condition": "layout"}, "does not go with task joint"),
-        ("joint", {"diffusion__condition": "image"}, "does not go with task joint"),
-        ("joint", {"diffusion__classes_at_once": 2}, "diffusion.max_classes: 2 does not go with task joint"),
+        (
+            "diffusion",
+            {"diffusion__condition": "text", "data__name": "cifar10", "data__root": "."},
+            "must be a dataset with captions for diffusion.condition=text",
+        ),
+        (
+            "diffusion",
+            {"diffusion__condition": "layout", "data__name": "cifar10", "data__root": "."},
+            "which has no masks",
+        ),
+        ("joint", {"diffusion__condition": "layout"}, "class, text or none with task=joint"),
+        ("joint", {"diffusion__condition": "image"}, "class, text or none with task=joint"),
+        ("joint", {"diffusion__max_classes": 2}, "diffusion.max_classes=2: must be 1 with task=joint"),
         (
             "diffusion",
             {"diffusion__condition": "text", "model__conditioning__cross_attention_dim": None},
-            "leaves diffusion.condition text without tokens",
+            "cross_attention_dim=null: must be set with diffusion.condition=text",
         ),
         (
             "diffusion",
             {"diffusion__condition": "layout", "diffusion__layout__grid": 0, "diffusion__layout__channels": 0},
-            "diffusion.layout.channels: 0 leaves the layout without channels",
+            "diffusion.layout.channels=0: must be positive without layout tokens",
         ),
         (
             "diffusion",
             {"diffusion__condition": "image", "diffusion__image__strength": 1.0},
-            "diffusion.image.strength: 1.0 degrades nothing by downscale",
+            "diffusion.image.strength=1.0: must be greater than 1 with diffusion.image.degradation=downscale",
         ),
-        ("diffusion", {"diffusion__classes_at_once": 0}, "diffusion.max_classes: 0 is too small"),
+        ("diffusion", {"diffusion__max_classes": 0}, "diffusion.max_classes=0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Callable[..., RunConfig], task: str, changes: dict, message: str) -> None:

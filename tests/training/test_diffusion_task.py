@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.objectives import alpha_sigma

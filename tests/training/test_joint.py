@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.training.tasks import JointTask, build_task

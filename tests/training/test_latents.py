@@ -13,15 +13,16 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.config.parsing import RunConfig, validate
-from unetdiff.config.validation import check_files
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.captions import illustrations
 from unetdiff.reports.runs import read_runs
@@ -79,10 +80,12 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
     out = pipeline(**ASKED[condition], batch_size=2, num_inference_steps=2, output_type="pt")
     assert out.images.shape == (2, 3, 32, 32) and out.images.std() > 0
     samples = int(condition == "class")  # one condition's are enough: the judges see images
-    figures = evaluate(run, judging=JudgingConfig(samples_per_class=samples, steps=2, neighbours=1))
-    assert figures["diffusion/loss"] > 0 and figures.get("samples/number", 0) == 10 * samples
-    with pytest.raises(UserError, match="bits_per_dimension: 1, but the model denoises latents"):
-        evaluate(run, judging=JudgingConfig(bits_per_dimension=1))
+    metrics = evaluate(
+        run, config=EvaluationConfig(samples_per_class=samples, num_inference_steps=2, num_neighbors=1)
+    ).metrics
+    assert metrics["diffusion/loss"] > 0 and metrics.get("samples/num_images", 0) == 10 * samples
+    with pytest.raises(UserError, match="num_likelihood_images=1: must be 0 for a model of latents"):
+        evaluate(run, config=EvaluationConfig(num_likelihood_images=1))
 
 
 def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut_and_resumed: Resume) -> None:
@@ -91,7 +94,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
     assert {key.split(".")[0] for key in weights} == {"unet", "conditioner"}
     run = Path(config.training.output_dir)
 
-    words = ["sample", str(run), "--class", "seven", "--steps", "2", "--output", str(tmp_path / "out")]
+    words = ["sample", str(run), "--class", "seven", "--num_inference_steps", "2", "--output", str(tmp_path / "out")]
     assert main([*words, "--to_seed", "4", "--frames", "2"]) == 0
     assert main([*words, "--n", "1"]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as image:
@@ -106,14 +109,18 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("joint", {}, "diffusion.latent.vae: '.*' does not go with task joint"),
-        ("diffusion", {"model__sample_size": 32}, "model.sample_size: 32 follows from"),
+        ("joint", {}, "diffusion.latent.vae=.*: must be null with task=joint"),
+        ("diffusion", {"model__sample_size": 32}, "model.sample_size=32: must be null with diffusion.latent.vae"),
         (
             "diffusion",
             {"model__encoder__name": "resnet18", "model__encoder__channels": None},
-            "model.encoder.name: 'resnet18' sees images, not the latents",
+            "model.encoder.name=resnet18: must be residual or classic with diffusion.latent.vae",
         ),
-        ("diffusion", {"diffusion__latent__vae": "nowhere"}, "diffusion.latent.vae: 'nowhere' does not exist"),
+        (
+            "diffusion",
+            {"diffusion__latent__vae": "nowhere"},
+            "diffusion.latent.vae=nowhere: must be an existing folder",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Tiny, vae: Path, task: str, changes: dict, message: str) -> None:

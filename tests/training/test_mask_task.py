@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.captions import illustrations
 from unetdiff.reports.runs import read_runs
@@ -72,13 +73,14 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     assert len(task.scheduler.config.trained_betas) == 1000
 
-    figures = evaluate(run, judging=JudgingConfig(steps=2))
-    assert figures["diffusion/loss"] > 0 and 0 <= figures["masks/mean_iou"] <= 1
-    assert figures["masks/images"] == 6 and "samples/number" not in figures
+    metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
+    assert metrics["diffusion/loss"] > 0 and 0 <= metrics["masks/mean_iou"] <= 1
+    assert metrics["masks/images"] == 6 and "samples/num_images" not in metrics
 
     image = tmp_path / "image.png"
     Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(image)
-    words = ["sample", str(run), "--image", str(image), "--steps", "2", "--n", "2", "--guidance", "1"]
+    words = ["sample", str(run), "--condition_image", str(image), "--num_inference_steps", "2", "--num_images", "2"]
+    words += ["--guidance_scale", "1"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as drawn:
         colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}
@@ -93,25 +95,49 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
     """Without an image, layouts are drawn: no figures of a segmenter then."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
-    figures = evaluate(run, judging=JudgingConfig(steps=2))
-    assert not any(name.startswith("masks/") for name in figures)
+    metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
+    assert not any(name.startswith("masks/") for name in metrics)
 
 
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("joint", {"diffusion__condition": "class"}, "diffusion.target: 'mask' does not go with task joint"),
-        ("diffusion", {"diffusion__condition": "layout"}, "diffusion.condition: 'layout' tells the mask"),
-        ("diffusion", {"data__name": "cifar10", "data__root": "."}, "diffusion.target: 'mask' needs masks"),
-        ("diffusion", {"diffusion__latent__vae": "vae"}, "diffusion.latent.vae: 'vae' makes latents of images"),
+        ("joint", {"diffusion__condition": "class"}, "diffusion.target=mask: must be image with task=joint"),
+        (
+            "diffusion",
+            {"diffusion__condition": "layout"},
+            "diffusion.condition=layout: must be another .* leak the target mask",
+        ),
+        (
+            "diffusion",
+            {"data__name": "cifar10", "data__root": "."},
+            "diffusion.target=mask: must be image with data.name=cifar10, which has no masks",
+        ),
+        (
+            "diffusion",
+            {"diffusion__latent__vae": "vae"},
+            "diffusion.latent.vae=vae: must be null with diffusion.target=mask",
+        ),
         (
             "diffusion",
             {"model__encoder__name": "resnet18", "model__encoder__channels": None},
-            "model.encoder.name: 'resnet18' sees an image in its first three channels",
+            "model.encoder.name=resnet18: must be residual or classic with diffusion.target=mask",
         ),
-        ("diffusion", {"diffusion__noise__input_scale": 0.0}, "diffusion.noise.input_scale: 0.0 is no positive number"),
-        ("diffusion", {"diffusion__target": "image"}, "diffusion.image.degradation: 'none' tells the image"),
-        ("diffusion", {"model__heads": {"diffusion": {"out_channels": 3}}}, "model.heads.diffusion.out_channels: 3"),
+        (
+            "diffusion",
+            {"diffusion__noise__input_scale": 0.0},
+            "diffusion.noise.input_scale=0.0: must be a positive number",
+        ),
+        (
+            "diffusion",
+            {"diffusion__target": "image"},
+            "diffusion.image.degradation=none: must be .* leak the target image",
+        ),
+        (
+            "diffusion",
+            {"model__heads": {"diffusion": {"out_channels": 3}}},
+            "model.heads.diffusion.out_channels=3: must be left out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Tiny, task: str, changes: dict, message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.training import peak
 from unetdiff.training.peak import STATUS, forget_peak, peak_bytes
 from unetdiff.training.trainer import train

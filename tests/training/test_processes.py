@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unetdiff.config.parsing import RunConfig, to_yaml
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import read_lines
 from unetdiff.training.trainer import train

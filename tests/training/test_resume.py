@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unetdiff.config.parsing import RunConfig, from_yaml, to_yaml
+from unetdiff.config.reading import from_yaml, to_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import read_lines

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from unetdiff.config.parsing import overridden, to_yaml
+from unetdiff.config.quickstart import quickstart_configs
+from unetdiff.config.reading import override, to_yaml
 from unetdiff.errors import UserError
-from unetdiff.reports.quickstart import quickstart_configs
 from unetdiff.training.run_cache import first_difference, state_of
 
 
@@ -50,7 +50,7 @@ def test_state_of_a_part(tmp_path):
 )
 def test_what_was_set_and_no_longer_is_makes_another_config(tmp_path, key, value):
     config = quickstart_configs(tmp_path, tiny=True)["segmentation"]
-    before = overridden(config, {key: value})
+    before = override(config, {key: value})
     (tmp_path / "segmentation").mkdir()
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(before))
     assert state_of(tmp_path / "segmentation", before) == "interrupted"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.training.tasks import SegmentationTask, build_task

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import TrainingStopped, UserError
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.models import loading
 from unetdiff.training import checkpoints, trainer
@@ -59,10 +59,10 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
     assert SegmentationPipeline.from_pretrained(run / "best")(image).mask.shape == (33, 40)
     images = GenerationPipeline.from_pretrained(run / "best")("seven", num_inference_steps=2, batch_size=2).images
     assert len(images) == 2 and images[0].size == (32, 32)
-    figures = evaluate(run, judging=JudgingConfig(samples_per_class=0))
+    metrics = evaluate(run, config=EvaluationConfig(samples_per_class=0)).metrics
     if summary["best"]["step"] == 6:
-        assert figures["segmentation/mean_iou"] == pytest.approx(summary["final"]["segmentation/mean_iou"], abs=1e-6)
-        assert figures["diffusion/loss"] == pytest.approx(summary["final"]["diffusion/loss"], rel=1e-4)
+        assert metrics["segmentation/mean_iou"] == pytest.approx(summary["final"]["segmentation/mean_iou"], abs=1e-6)
+        assert metrics["diffusion/loss"] == pytest.approx(summary["final"]["diffusion/loss"], rel=1e-4)
 
 
 def test_the_judged_weights_of_every_checkpoint_can_be_loaded(tiny: Tiny) -> None:
@@ -108,7 +108,7 @@ def test_frozen_phase_then_free(tiny: Tiny) -> None:
     }
     run = train(tiny("segmentation", **options))
     states = [load_file(run / "checkpoints" / f"step-{s:08d}" / checkpoints.MODEL) for s in (1, 2, 3)]
-    trunk = [k for k in states[0] if k.startswith("unet.encoder.trunk")]
+    trunk = [k for k in states[0] if k.startswith("unet.encoder.model")]
     rest = [k for k in states[0] if k.startswith("unet.decoder") and k.endswith("weight")]
     assert any("running_mean" in k for k in trunk)
     assert all(torch.equal(states[0][k], states[1][k]) for k in trunk)
@@ -273,4 +273,4 @@ def test_classic_valid_and_unconditional_runs(tiny: Tiny, head: str) -> None:
         options |= {"model__encoder__padding": "valid", "model__encoder__channels": [4, 4]}
     run = train(tiny(head, **options))
     assert (run / "best" / "unet").is_dir()
-    evaluate(run, judging=JudgingConfig(samples_per_class=1, steps=2))
+    evaluate(run, config=EvaluationConfig(samples_per_class=1, num_inference_steps=2))

@@ -28,31 +28,32 @@ def main(argv: Sequence[str]) -> int:
         if value < least:
             raise UserError(f"--{name}: {value} is too small; give {least} or more")
 
-    from unetdiff.benchmark import ceiling
-    from unetdiff.benchmark.device import claim, facts
-    from unetdiff.benchmark.own import Sampling, Subject, measure
-    from unetdiff.benchmark.table import ceiling_line, rows
+    from unetdiff.benchmark import peak_throughput
+    from unetdiff.benchmark.device import machine_info, select_device
+    from unetdiff.benchmark.run_benchmark import BenchmarkTarget, run_benchmark
+    from unetdiff.benchmark.table import peak_line, rows
+    from unetdiff.evaluation.types import SamplingConfig
     from unetdiff.text import markdown
 
     if given.output is not None:
         require_folder(given.output, "--output: ")
-    device = claim(given.device)
-    subject = Subject(given.path, overrides)
-    machine, limits = facts(), ceiling.ceilings(device)
-    parts = subject.task.unet.parameter_counts()
+    device = select_device(given.device)
+    target = BenchmarkTarget(given.path, overrides)
+    machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)
+    parts = target.task.unet.parameter_counts()
     print(
         f"{given.path}: {sum(parts.values()) / 1e6:.2f} M parameters, {machine['device']}, "
-        f"{machine['threads']} threads; {ceiling_line(limits)}\n"
+        f"{machine['threads']} threads; {peak_line(peak_flops)}\n"
     )
-    sizes = sorted(given.batch_sizes or up_to(subject.config.training.batch_size))
-    sampling, measured = Sampling(given.steps, given.guidance), []
-    for one in measure(subject, sizes, limits, device, given.rounds, given.warmups, sampling, given.memory):
+    sizes = sorted(given.batch_sizes or up_to(target.config.training.batch_size))
+    sampling, measured = SamplingConfig(given.steps, given.guidance), []
+    for one in run_benchmark(target, sizes, peak_flops, device, given.rounds, given.warmups, sampling, given.memory):
         measured.append(one)
-        print(f"{one.kind}, batch {one.batch}: {one.images_per_second:.4g} images/s", file=sys.stderr)
+        print(f"{one.kind}, batch {one.batch_size}: {one.images_per_second:.4g} images/s", file=sys.stderr)
     print("\n".join(markdown(rows(measured))))
     if given.output is not None:
         result: dict[str, Any] = {"model": str(given.path), "parameters": parts, "machine": machine}
-        result |= {"ceilings": limits, "rounds": given.rounds, "measured": [asdict(one) for one in measured]}
+        result |= {"peak_flops": peak_flops, "rounds": given.rounds, "measured": [asdict(one) for one in measured]}
         given.output.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

@@ -23,15 +23,15 @@ def main(argv: Sequence[str]) -> int:
     if given.config is None and not overrides:
         raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")
 
-    from unetdiff.config.parsing import parse
+    from unetdiff.config.reading import parse
     from unetdiff.data.check import check
     from unetdiff.training.conditions import needs_layout
 
     config = parse(given.config, overrides)
     masks = (config.task != "diffusion" or needs_layout(config)) and not given.no_masks
-    problems = check(config.data, masks=masks, full=not given.quick)
-    for problem in problems:
-        print(problem)
+    issues = check(config.data, masks=masks, full=not given.quick)
+    for issue in issues:
+        print(issue)
     name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
-    print(f"{name}: {len(problems)} fault{'' if len(problems) == 1 else 's'} found" if problems else f"{name}: good")
-    return 1 if problems else 0
+    print(f"{name}: {len(issues)} fault{'' if len(issues) == 1 else 's'} found" if issues else f"{name}: good")
+    return 1 if issues else 0

@@ -13,7 +13,7 @@ from unetdiff.errors import UserError
 from unetdiff.text import aligned
 
 if TYPE_CHECKING:
-    from unetdiff.config.parsing import RunConfig
+    from unetdiff.config.schema import RunConfig
     from unetdiff.data.stats import SplitCounts
 
 USAGE = "unetdiff data stats [CONFIG] [--data.name NAME --data.root DIR ...] [--output FILE.json]"
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     if given.output is not None and given.output.is_dir():
         raise UserError(f"--output: '{given.output}' is a directory; give a file, e.g. {given.output / 'stats.json'}")
 
-    from unetdiff.config.parsing import parse
+    from unetdiff.config.reading import parse
 
     figures = count_both(parse(given.config, overrides))
     if given.output is not None:
@@ -52,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def count_both(config: RunConfig) -> dict[str, Any]:
     """The figures of a RunConfig's set: each split's captions, and of masks classes, counts and class weights."""
-    from unetdiff.config.validation import WITH_CAPTIONS, WITH_MASKS, require_captions
+    from unetdiff.config.validation.data import require_captions
+    from unetdiff.data.capabilities import WITH_CAPTIONS, WITH_MASKS
 
     data = config.data
     masks = data.name in WITH_MASKS
@@ -73,7 +74,7 @@ def count_both(config: RunConfig) -> dict[str, Any]:
 
 def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
     from unetdiff.data.build import build_dataset
-    from unetdiff.data.stats import METHODS, class_weights, count
+    from unetdiff.data.stats import CLASS_WEIGHT_METHODS, class_weights, count
 
     sets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
     classes = figures["classes"] = sets["train"].classes
@@ -83,15 +84,16 @@ def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
     for role in SPLITS:
         figures[role] |= _split_figures(counts[role], classes)
     figures["class_weights"] = {
-        method: dict(zip(classes, class_weights(method, counts["train"]), strict=True)) for method in METHODS
+        method: dict(zip(classes, class_weights(method, counts["train"]), strict=True))
+        for method in CLASS_WEIGHT_METHODS
     }
 
 
 def _count_captions(config: RunConfig, figures: dict[str, Any]) -> None:
-    from unetdiff.data.caption_stats import captions_of, count_captions
+    from unetdiff.data.caption_stats import count_captions, read_captions
 
     for role in SPLITS:
-        counts = count_captions(captions_of(config.data, role))
+        counts = count_captions(read_captions(config.data, role))
         figures[role]["images"] = counts.captions + counts.empty
         figures[role]["captions"] = {
             **asdict(counts),
@@ -106,8 +108,8 @@ def _split_figures(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
         "images": counts.sizes.total(),
         "pixels_by_class": dict(zip(classes, counts.pixels.tolist(), strict=True)),
         "images_by_class": dict(zip(classes, counts.images.tolist(), strict=True)),
-        "void_pixels": counts.void,
-        "void_share": counts.void_share,
+        "void_pixels": counts.ignored,
+        "void_share": counts.ignore_fraction,
         "width": _range(widths),
         "height": _range(heights),
         "sizes": len(counts.sizes),

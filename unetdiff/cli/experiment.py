@@ -1,4 +1,4 @@
-"""`unetdiff experiment NAME ...`: one question about the two heads, answered in a folder that a page can show."""
+"""`unetdiff experiment NAME ...`: run an experiment on the two heads and write its record."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from unetdiff.experiments import EXPERIMENTS
 
 
 def help_text() -> str:
-    """What `unetdiff experiment --help` prints."""
+    """The output of `unetdiff experiment --help`."""
     return "\n".join(
         [
             "usage: unetdiff experiment NAME ... [--output DIR]",
             "",
-            "One question about the two heads. Its answer is a folder for `unetdiff compare RUN ... --with DIR`.",
+            "Run an experiment on the two heads. Show its results with `unetdiff compare RUN ... --experiments DIR`.",
             "",
-            *(f"  {name:<16}{what}" for name, (_, what) in EXPERIMENTS.items()),
+            *(f"  {name:<16}{summary}" for name, (_, summary) in EXPERIMENTS.items()),
             "",
-            "`unetdiff experiment NAME --help` tells what an experiment takes.",
+            "`unetdiff experiment NAME --help` lists the options of an experiment.",
         ]
     )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do one experiment; prints what came out and where it lies."""
+    """Run one experiment; prints its findings and output folder."""
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
     name = argv[0]
     if name not in EXPERIMENTS:
-        near = nearest(name, EXPERIMENTS)
-        raise UserError(f"unknown experiment {name!r}; nearest: {near} (one of {', '.join(EXPERIMENTS)})")
-    place, what = EXPERIMENTS[name]
-    experiment = import_module(place)
-    parser = Parser(f"unetdiff experiment {name}", what[0].upper() + what[1:] + ".")
+        raise UserError(
+            f"unknown experiment {name!r}: must be one of {', '.join(EXPERIMENTS)}. "
+            f"Nearest: {nearest(name, EXPERIMENTS)}."
+        )
+    module, summary = EXPERIMENTS[name]
+    experiment = import_module(module)
+    parser = Parser(f"unetdiff experiment {name}", summary[0].upper() + summary[1:] + ".")
     experiment.add_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder of its runs and its record")
+    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder of the runs and the record")
     options = [option for action in parser._actions for option in action.option_strings]
     overrides, words = split_overrides(argv[1:], options)
-    given = parser.parse_strictly(words)
+    args = parser.parse_strictly(words)
     command = shlex.join(["unetdiff", "experiment", *argv])
 
     from unetdiff.reports.record import write_record
     from unetdiff.reports.record_text import record_text
 
-    record = experiment.run(given, overrides, given.output, command)
-    write_record(record, given.output)
+    record = experiment.run(args, overrides, args.output, command)
+    write_record(record, args.output)
     print(record_text(record))
-    print(given.output)
+    print(args.output)
     return 0

@@ -28,7 +28,7 @@ def add_inference(parser: Parser) -> None:
 
 def inference_options(given: argparse.Namespace, saved: InferenceConfig) -> InferenceConfig:
     """The saved options with those given on top; UserError where they cannot be."""
-    from unetdiff.config.validation import validate_inference
+    from unetdiff.segmentation.config import validate_inference
 
     words = vars(given)
     names = [name for name in ("tile", "overlap", "flip", "scales", "batch_size") if words.get(name) is not None]
@@ -36,10 +36,7 @@ def inference_options(given: argparse.Namespace, saved: InferenceConfig) -> Infe
     if changes.get("tile") == [0, 0]:
         changes["tile"] = None
     config = replace(saved, **changes)
-    try:
-        validate_inference(config)
-    except UserError as error:
-        raise UserError(f"--{error}") from None
+    validate_inference(config, "--")
     return config
 
 

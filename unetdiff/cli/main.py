@@ -1,4 +1,4 @@
-"""The `unetdiff` command: finds the subcommand, and turns a UserError into one line and exit status 2."""
+"""The `unetdiff` command: dispatches to a subcommand; a UserError becomes one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import unetdiff
-from unetdiff.cli.processes import start_the_others
+from unetdiff.cli.processes import relaunch_on_cpu
 from unetdiff.errors import TrainingStopped, UserError, nearest
 
-# command -> (module with `main(argv) -> exit status`, what it does); imported when called, so that help is quick
+# command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
 COMMANDS = {
-    "quickstart": ("unetdiff.cli.quickstart", "train both heads on the embedded set and write one page about it"),
+    "quickstart": ("unetdiff.cli.quickstart", "train both heads on the embedded scenes and write a report"),
     "train": ("unetdiff.cli.train", "train segmentation, diffusion or both jointly from a config file"),
-    "evaluate": ("unetdiff.cli.evaluate", "judge a trained model on a split, as a table"),
-    "predict": ("unetdiff.cli.predict", "masks and overlays for images, folders, globs and videos"),
-    "sample": ("unetdiff.cli.sample", "draw images, by class where the model has classes"),
-    "experiment": ("unetdiff.cli.experiment", "one question about the two heads, for a section of that page"),
-    "compare": ("unetdiff.cli.compare", "one page that shows runs side by side"),
-    "data": ("unetdiff.cli.data", "check a data set, count what it holds, or download PASCAL VOC and SBD"),
-    "export": ("unetdiff.cli.export", "what runs without this package: ONNX, torch.export or diffusers"),
-    "benchmark": ("unetdiff.cli.benchmark", "how fast a network trains, predicts and draws on this machine"),
+    "evaluate": ("unetdiff.cli.evaluate", "evaluate a trained model on a split"),
+    "predict": ("unetdiff.cli.predict", "predict masks and overlays for images, folders, globs and videos"),
+    "sample": ("unetdiff.cli.sample", "sample images, unconditionally or by class, text, layout or image"),
+    "experiment": ("unetdiff.cli.experiment", "run an experiment on what the two heads share"),
+    "compare": ("unetdiff.cli.compare", "write a report that compares runs and experiments"),
+    "data": ("unetdiff.cli.data", "check a dataset, print its statistics, or download PASCAL VOC and SBD"),
+    "export": ("unetdiff.cli.export", "export a network to ONNX, torch.export or diffusers"),
+    "benchmark": ("unetdiff.cli.benchmark", "measure training, prediction and sampling speed on this machine"),
 }
 
 
 def help_text() -> str:
-    """What `unetdiff --help` prints."""
+    """The text of `unetdiff --help`."""
     lines = [f"  {name:<12}{what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join(
         [
@@ -38,13 +38,13 @@ def help_text() -> str:
             "commands:",
             *lines,
             "",
-            "`unetdiff COMMAND --help` tells what a command takes; `unetdiff --version` the version.",
+            "`unetdiff COMMAND --help` lists a command's options; `unetdiff --version` prints the version.",
         ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status (0 done, 1 done with faults found, 2 refused, 130 interrupted)."""
+    """Run one command; returns the exit status: 0 success, 1 problems found, 2 invalid input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if words[0] not in COMMANDS:
             near = nearest(words[0], COMMANDS)
-            raise UserError(f"unknown command {words[0]!r}; nearest: {near} (one of {', '.join(COMMANDS)})")
+            raise UserError(f"unknown command {words[0]!r}. Did you mean {near}? (one of {', '.join(COMMANDS)})")
         _set_threads()
-        start_the_others(words)
+        relaunch_on_cpu(words)
         return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except UserError as error:
         print(f"unetdiff: {error}", file=sys.stderr)
@@ -71,9 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _set_threads() -> None:
-    """A thread for each physical core that the process may use, unless OMP_NUM_THREADS says otherwise.
+    """Set OMP_NUM_THREADS, unless set, to the number of physical cores that this process may use.
 
-    Set before torch is imported, so that it and the libraries below it agree.
+    Before torch is imported, so that it and its libraries use the same number.
     """
     import psutil  # comes with accelerate
 

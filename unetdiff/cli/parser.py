@@ -1,4 +1,4 @@
-"""argparse whose refusals are one line with the nearest right option, as everywhere in the project."""
+"""argparse with errors on one line that name the most similar option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unetdiff.errors import UserError, nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError and never guesses an abbreviated option."""
+    """An ArgumentParser that raises UserError and accepts no abbreviations."""
 
     def __init__(self, prog: str, description: str, usage: str | None = None) -> None:
         super().__init__(
@@ -22,27 +22,31 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+        raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse; UserError names the first unknown option and the nearest right one."""
+        """Parse all arguments.
+
+        Raises:
+            UserError: an invalid or unknown argument; names the most similar option.
+        """
         known, unknown = self.parse_known_args(argv)
         if unknown:
-            raise self.unknown(unknown[0])
+            raise self.unknown_argument(unknown[0])
         return known
 
-    def unknown(self, word: str) -> UserError:
-        """The refusal of a word that is no option of this command."""
+    def unknown_argument(self, word: str) -> UserError:
+        """The error for an argument that this command does not have."""
         options = [option for action in self._actions for option in action.option_strings]
         near = nearest(word.partition("=")[0], options)
-        return UserError(f"{self.prog}: unknown {word!r}; nearest: {near} (see {self.prog} --help)")
+        return UserError(f"{self.prog}: unknown argument {word!r}. Did you mean {near}? See {self.prog} --help.")
 
 
 def split_overrides(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Apart the words of dotted overrides (`--data.root DIR`) and all others, each in their order.
+    """Dotted overrides (`--data.root DIR`) and all other arguments, each in their order.
 
-    An override is `--a.b` or `--a.b=value`; the word after the first form is its value unless it starts with `--`.
-    `known`: the command's own options, which never are overrides.
+    An override is `--a.b value`, `--a.b=value`, or a bare `--a.b` before another option.
+    `known`: the command's own options, which are never overrides.
     """
     overrides: list[str] = []
     others: list[str] = []

@@ -1,4 +1,4 @@
-"""`unetdiff sample PATH`: images drawn from noise, a labelled grid, and the way from noise to image."""
+"""`unetdiff sample PATH`: images sampled from noise, a labeled grid, and the trajectory from noise to image."""
 
 from __future__ import annotations
 
@@ -13,85 +13,92 @@ from unetdiff.cli.parser import Parser
 from unetdiff.diffusion.schedulers import SCHEDULERS, make_scheduler
 from unetdiff.errors import UserError
 
-BATCH = 64  # images drawn at once
-STRIP = 8  # moments of the noise -> image strip
-FILM = 25  # moments of the film
+BATCH = 64  # images sampled at once
+STRIP_ENTRIES = 8  # of the trajectory in noise_to_image.png
+GIF_FRAMES = 25  # of the trajectory in noise_to_image.gif
 OPTIONS = {
     "class_labels": "--class",
     "prompt": "--prompt",
     "layout": "--layout",
     "condition_image": "--condition_image",
 }
-USAGE = "unetdiff sample PATH [--class NAME ...] [--prompt TEXT ...] [--n 4] [--steps 50] [--guidance 2] [--output DIR]"
+USAGE = """unetdiff sample PATH [--class NAME ... | --prompt TEXT ...] [--num_images 4] [--num_inference_steps 50]
+                       [--guidance_scale 2] [--output DIR]"""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to draw, a row each."""
+class Rows:
+    """The conditions that are sampled, one per row."""
 
     labels: list[str]
-    """What each row is called; [""] where nothing is said."""
+    """Label of each row; [""] for an unconditional model."""
     conditions: Any = None
-    """(rows, ...) as the model's conditioner takes them; None: nothing is said."""
+    """Encoded by the model's conditioner, (rows, ...); None: unconditional."""
     shown: Any = None
     """A layout or image before each row, (rows, 3, H, W) in [0, 1], or None."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Draw; prints the files that show all of it."""
-    given = build_parser().parse_strictly(argv)
-    if given.n < 1:
-        raise UserError(f"--n: {given.n} draws nothing; use 1 or more")
-    pipeline = load(given.path, given.scheduler, given.compile)
-    asked = what_to_draw(pipeline, given)
-    settings = settings_of(pipeline, given)
-    if given.to_seed is not None:
-        written = interpolate(pipeline, asked, given, settings)
+    """Sample; prints the files that show all images."""
+    args = build_parser().parse_strictly(argv)
+    if args.num_images < 1:
+        raise UserError(f"--num_images={args.num_images}: must be at least 1.")
+    pipeline = load(args.path, args.scheduler, args.compile)
+    rows = rows_of(pipeline, args)
+    options = options_of(pipeline, args)
+    if args.interpolate_to_seed is not None:
+        written = interpolate(pipeline, rows, args, options)
     else:
-        images, trajectory = draw(pipeline, asked, given.n, given.seed, settings, FILM if given.gif else STRIP)
-        written = write(images, trajectory, asked, given.n, given.output, given.gif)
+        entries = GIF_FRAMES if args.gif else STRIP_ENTRIES
+        images, trajectory = sample(pipeline, rows, args.num_images, args.seed, options, entries)
+        written = write(images, trajectory, rows, args.num_images, args.output, args.gif)
     for path in written:
         print(path)
     return 0
 
 
 def build_parser() -> Parser:
-    """What the command takes."""
-    parser = Parser("unetdiff sample", "Draw images with a trained denoiser.", USAGE)
+    """The command's options."""
+    parser = Parser("unetdiff sample", "Sample images with a trained denoiser.", USAGE)
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
-    what = parser.add_argument_group("what to draw (as the model was trained; a row each)")
-    what.add_argument(
-        "--class", dest="classes", nargs="+", metavar="NAME", help="classes (cat+dog: both in one); none given: all"
+    condition = parser.add_argument_group("condition (as the model was trained; one row each)")
+    condition.add_argument(
+        "--class", dest="classes", nargs="+", metavar="NAME", help="classes (cat+dog: both in one image); default: all"
     )
-    what.add_argument("--prompt", nargs="+", metavar="TEXT", help="captions")
-    what.add_argument("--layout", nargs="+", type=Path, metavar="FILE", help="masks of class indices (PNG)")
-    what.add_argument("--condition_image", nargs="+", type=Path, metavar="FILE", help="images to restore")
-    what.add_argument("--negative", metavar="NAME|TEXT", help="a class or a text to move away from")
-    what.add_argument("--n", type=int, default=4, help="images of each")
-    what.add_argument("--seed", type=int, default=0, help="of the noise")
-    how = parser.add_argument_group("how")
-    how.add_argument("--steps", type=int, default=50, help="denoising steps")
-    how.add_argument("--guidance", type=float, default=2.0, help="1: none; larger: more typical, less varied")
-    how.add_argument("--guidance_rescale", type=float, default=0.0, help="0 to 1: less overexposed")
-    how.add_argument(
-        "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="shares of the timesteps"
+    condition.add_argument("--prompt", nargs="+", metavar="TEXT", help="captions")
+    condition.add_argument("--layout", nargs="+", type=Path, metavar="FILE", help="masks of class indices (PNG)")
+    condition.add_argument("--condition_image", nargs="+", type=Path, metavar="FILE", help="images to restore")
+    condition.add_argument("--negative_class", metavar="NAME", help="a class that guidance moves away from")
+    condition.add_argument("--negative_prompt", metavar="TEXT", help="a text that guidance moves away from")
+    condition.add_argument("--num_images", type=int, default=4, help="images per condition")
+    condition.add_argument("--seed", type=int, default=0, help="seed of the noise")
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps")
+    sampling.add_argument(
+        "--guidance_scale", type=float, default=2.0, help="1: none; larger: more typical, less varied"
     )
-    how.add_argument("--compile", action="store_true", help="compile the network first: for many images on a GPU")
-    how.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; none given: the model's own")
-    start = parser.add_argument_group("from an image")
+    sampling.add_argument("--guidance_rescale", type=float, default=0.0, help="0 to 1: against overexposure")
+    sampling.add_argument(
+        "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="fractions of the timesteps"
+    )
+    sampling.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; default: the model's own")
+    sampling.add_argument("--compile", action="store_true", help="compile the network first: for many images on a GPU")
+    start = parser.add_argument_group("image-to-image and inpainting")
     start.add_argument("--image", type=Path, metavar="FILE", help="an image to start from")
-    start.add_argument("--strength", type=float, help="0 to 1, how far from it; none given: 0.8, with a mask 1")
-    start.add_argument("--mask", type=Path, metavar="FILE", help="where it is drawn anew (bright)")
-    written = parser.add_argument_group("what is written")
-    written.add_argument("--output", type=Path, default=Path("samples"), help="folder for the images")
-    written.add_argument("--gif", action="store_true", help="the way from noise to images as a film, too")
-    written.add_argument("--to_seed", type=int, help="instead: the way from the noise of --seed to that of this seed")
-    written.add_argument("--frames", type=int, default=12, help="images on that way")
+    start.add_argument("--strength", type=float, help="0 to 1, how far from it; default: 0.8, with a mask 1")
+    start.add_argument("--mask_image", type=Path, metavar="FILE", help="repainted where bright, kept where dark")
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", type=Path, default=Path("samples"), help="folder for the images")
+    output.add_argument("--gif", action="store_true", help="the trajectory from noise to images as a GIF, too")
+    output.add_argument(
+        "--interpolate_to_seed", type=int, help="interpolate from the noise of --seed to that of this seed instead"
+    )
+    output.add_argument("--frames", type=int, default=12, help="images of the interpolation")
     return parser
 
 
 def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
-    """The GenerationPipeline in a run or model directory, with another sampler where one is named."""
+    """The GenerationPipeline of a run or model directory, optionally with another sampler."""
     import torch
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -102,40 +109,39 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
     if scheduler is not None:
         pipeline.scheduler = make_scheduler(pipeline.scheduler, scheduler)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline.unet.optimize_for_inference(autocast_dtype(), compile)
-    return pipeline
+    return pipeline.optimize_for_inference(autocast_dtype(), compile)
 
 
-def what_to_draw(pipeline: Any, given: argparse.Namespace) -> Asked:
-    """The rows that the command line asks for.
+def rows_of(pipeline: Any, args: argparse.Namespace) -> Rows:
+    """The conditions of the command line.
 
     Raises:
         UserError: a condition that the model was not trained with, or none where it needs one.
     """
-    by_option = {
-        "class_labels": given.classes,
-        "prompt": given.prompt,
-        "layout": given.layout,
-        "image": given.condition_image,
+    inputs = {
+        "class_labels": args.classes,
+        "prompt": args.prompt,
+        "layout": args.layout,
+        "condition_image": args.condition_image,
     }
     conditioner = pipeline.conditioner
-    right: str | None = None if conditioner is None else conditioner.pipeline_arg
-    for name, value in by_option.items():
-        if value and name != right:
-            instead = "without a condition" if right is None else f"with {OPTIONS[right]}"
-            raise UserError(f"{OPTIONS[name]}: {str(value[0])!r} was asked for, but this model was trained {instead}")
-    if right is None:
-        return Asked([""])
-    words = by_option[right]
-    if right == "class_labels":
-        conditions = conditioner.encode(words or list(conditioner.labels))
-        return Asked(conditioner.names(conditions), conditions)
-    if not words:
-        raise UserError(f"{OPTIONS[right]}: nothing to draw was given, and this model needs it")
-    if right == "prompt":
-        return Asked(list(words), conditioner.encode(words))
-    conditions = conditioner.encode([opened(path) for path in words], pipeline.size())
-    return Asked([path.stem for path in words], conditions, conditioner.visualize(conditions))
+    expected: str | None = None if conditioner is None else conditioner.pipeline_arg
+    for name, value in inputs.items():
+        if value and name != expected:
+            trained = "without a condition" if expected is None else f"with {OPTIONS[expected]}"
+            raise UserError(f"{OPTIONS[name]}={value[0]}: must not be set, because this model was trained {trained}.")
+    if expected is None:
+        return Rows([""])
+    values = inputs[expected]
+    if expected == "class_labels":
+        conditions = conditioner.encode(values or list(conditioner.labels))
+        return Rows(conditioner.names(conditions), conditions)
+    if not values:
+        raise UserError(f"{OPTIONS[expected]}: must be set, because this model was trained with it.")
+    if expected == "prompt":
+        return Rows(list(values), conditioner.encode(values))
+    conditions = conditioner.encode([opened(path) for path in values], pipeline.size())
+    return Rows([path.stem for path in values], conditions, conditioner.visualize(conditions))
 
 
 def opened(path: Path) -> Any:
@@ -152,106 +158,101 @@ def opened(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as an image ({error})") from None
 
 
-def settings_of(pipeline: Any, given: argparse.Namespace) -> dict[str, Any]:
-    """What the pipeline is told beside conditions, noise and size of a batch."""
-    from unetdiff.training.runtime import autocast_dtype
+def options_of(pipeline: Any, args: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's arguments in addition to conditions and generators."""
+    from unetdiff.diffusion.editing import ImageStart
+    from unetdiff.diffusion.guidance import Guidance
 
-    settings: dict[str, Any] = {
-        "num_inference_steps": given.steps,
-        "guidance_scale": given.guidance,
-        "guidance_rescale": given.guidance_rescale,
-        "guidance_interval": given.guidance_interval,
-        "autocast_dtype": autocast_dtype(),
+    guidance = Guidance(args.guidance_scale, args.guidance_rescale, args.guidance_interval)
+    options: dict[str, Any] = {
+        "num_inference_steps": args.num_inference_steps,
+        "guidance_scale": guidance,
+        "negative_class_labels": args.negative_class,
+        "negative_prompt": args.negative_prompt,
     }
-    if given.negative is not None:
-        kinds = {"class_labels": "negative_class_labels", "prompt": "negative_prompt"}
-        right = "" if pipeline.conditioner is None else pipeline.conditioner.pipeline_arg
-        if right not in kinds:
-            raise UserError(f"--negative: {given.negative!r}, but this model was trained without classes and texts")
-        settings[kinds[right]] = given.negative
-    if given.image is not None:
-        settings |= {"image": opened(given.image), "strength": given.strength}
-    elif given.strength is not None:
-        raise UserError(f"--strength: {given.strength} of what? give --image as well")
-    if given.mask is not None:
-        settings["mask_image"] = opened(given.mask)
-    return settings
+    if args.image is not None:
+        mask_image = None if args.mask_image is None else opened(args.mask_image)
+        strength = (0.8 if mask_image is None else 1.0) if args.strength is None else args.strength
+        options["start"] = ImageStart(opened(args.image), mask_image, strength)
+    else:
+        for name in ("strength", "mask_image"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name}={getattr(args, name)}: must be set with --image.")
+    return options
 
 
-def draw(
-    pipeline: Any, asked: Asked, n: int, seed: int, settings: dict[str, Any], moments: int = STRIP
+def sample(
+    pipeline: Any, rows: Rows, num_images: int, seed: int, options: dict[str, Any], num_entries: int = STRIP_ENTRIES
 ) -> tuple[list[Any], Any]:
-    """`n` PIL images of each row, row by row, and the trajectory of the first batch.
+    """`num_images` PIL images per row, row by row, and the trajectory of the first batch.
 
-    Image i has its own generator (seed + i): it does not depend on how many are drawn with it.
+    An image depends on the seed, its condition and its index (`unetdiff.diffusion.noise`), not on its batch.
     """
-    import torch
+    from unetdiff.diffusion.noise import generators_for, image_indices
+    from unetdiff.diffusion.trajectory import TrajectoryRecorder
 
-    total = n * len(asked.labels)
+    conditions, count = rows.conditions, len(rows.labels)
+    numbers, total = (range(count), count) if conditions is None else pipeline.conditioner.rows(conditions)
+    indices = image_indices(numbers, total, num_images)
+    cells = [(row, index) for row in range(count) for index in indices[row]]
+    recorder = TrajectoryRecorder(num_entries)
     images: list[Any] = []
-    trajectory = None
-    for start in range(0, total, BATCH):
-        numbers = range(start, min(start + BATCH, total))
-        rows = [number // n for number in numbers]
-        output = pipeline(
-            conditions=None if asked.conditions is None else asked.conditions[rows],
-            batch_size=len(numbers),
-            generator=[torch.Generator().manual_seed(seed + number) for number in numbers],
-            return_trajectory=0 if trajectory is not None else moments,
-            **settings,
-        )
-        images += output.images
-        trajectory = trajectory or output.trajectory
-    return images, trajectory
+    for at in range(0, len(cells), BATCH):
+        batch = cells[at : at + BATCH]
+        images += pipeline(
+            conditions=None if conditions is None else conditions[[row for row, _ in batch]],
+            batch_size=len(batch),
+            generator=generators_for(seed, [index for _, index in batch]),
+            callback_on_step_end=recorder if at == 0 else None,
+            **options,
+        ).images
+    return images, recorder.trajectory
 
 
-def write(images: Sequence[Any], trajectory: Any, asked: Asked, n: int, output: Path, film: bool = False) -> list[Path]:
-    """A PNG for each image, one grid with a row each, and the way of the first image from noise."""
+def write(
+    images: Sequence[Any], trajectory: Any, rows: Rows, num_images: int, output: Path, gif: bool = False
+) -> list[Path]:
+    """A PNG per image, one grid with a row per condition, and the trajectory of the first image."""
     from unetdiff.diffusion.images import grid, save_film, strip, table
 
     folder = output / "images"
     folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        name = asked.labels[index // n]
-        stem = f"{index:04d}" if not name else f"{_file_name(name)}-{index % n:03d}"
+    for number, image in enumerate(images):
+        name = rows.labels[number // num_images]
+        stem = f"{number:04d}" if not name else f"{_file_name(name)}-{number % num_images:03d}"
         image.save(folder / f"{stem}.png")
     written = [folder, output / "grid.png", output / "noise_to_image.png"]
-    if asked.shown is not None:
-        table(images, asked.shown).save(written[1])
+    if rows.shown is not None:
+        table(images, rows.shown).save(written[1])
     else:
-        grid(images, rows=asked.labels if any(asked.labels) else None).save(written[1])
+        grid(images, rows=rows.labels if any(rows.labels) else None).save(written[1])
     strip(trajectory).save(written[2])
-    if film:
+    if gif:
         written.append(output / "noise_to_image.gif")
         save_film(trajectory, written[-1])
     return written
 
 
-def interpolate(pipeline: Any, asked: Asked, given: argparse.Namespace, settings: dict[str, Any]) -> list[Path]:
-    """Images of the noises between two seeds, a row each."""
-    import torch
-
-    from unetdiff.diffusion.editing import slerp
+def interpolate(pipeline: Any, rows: Rows, args: argparse.Namespace, options: dict[str, Any]) -> list[Path]:
+    """Images of the noises between image 0 of two seeds, one row per condition."""
     from unetdiff.diffusion.images import grid, save_frames
+    from unetdiff.diffusion.noise import generator_for, noise_for, slerp
 
     shape = pipeline.noise_shape()
-    first, last = (
-        torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in (given.seed, given.to_seed)
-    )
-    noises = slerp(first, last, given.frames)  # (frames, C, H, W)
-    given.output.mkdir(parents=True, exist_ok=True)
+    noises = slerp(noise_for(args.seed, 0, shape), noise_for(args.interpolate_to_seed, 0, shape), args.frames)
+    args.output.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
-    for row in range(len(asked.labels)):
+    for row in range(len(rows.labels)):
         images += pipeline(
-            conditions=None if asked.conditions is None else asked.conditions[row : row + 1],
+            conditions=None if rows.conditions is None else rows.conditions[row : row + 1],
             latents=noises,
-            generator=[torch.Generator().manual_seed(given.seed) for _ in range(given.frames)],
-            **settings,
+            generator=[generator_for(args.seed, 1) for _ in range(args.frames)],  # the same noise of the steps
+            **options,
         ).images
-    written = [given.output / "interpolation.png", given.output / "interpolation.gif"]
-    named = asked.labels if any(asked.labels) else [f"{given.seed} to {given.to_seed}"]
-    grid(images, rows=named).save(written[0])
-    columns = [[images[row * given.frames + frame] for row in range(len(named))] for frame in range(given.frames)]
+    written = [args.output / "interpolation.png", args.output / "interpolation.gif"]
+    labels = rows.labels if any(rows.labels) else [f"{args.seed} to {args.interpolate_to_seed}"]
+    grid(images, rows=labels).save(written[0])
+    columns = [[images[row * args.frames + frame] for row in range(len(labels))] for frame in range(args.frames)]
     save_frames([grid(column, columns=[""] * len(column)) for column in columns], written[1], back=True)
     return written
 
@@ -260,7 +261,7 @@ def _interval(word: str) -> tuple[float, float]:
     try:
         first, last = (float(part) for part in word.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} is no interval; give two shares such as 0.2,0.8") from None
+        raise argparse.ArgumentTypeError(f"{word!r}: must be two fractions in [0, 1], e.g. 0.2,0.8") from None
     return first, last
 
 

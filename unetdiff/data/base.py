@@ -45,7 +45,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]: ...
 
     @abstractmethod
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample, without reading it."""
 
     def mask(self, index: int) -> Tensor:
@@ -56,7 +56,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         """The caption of a sample; without reading its image where the set can do that."""
         return self[index]["caption"]
 
-    def position(self, key: int | SampleKey) -> int:
+    def sample_index(self, key: int | SampleKey) -> int:
         """The index that `key` asks for; IndexError beyond the set (that ends a plain `for` over it)."""
         index = key.index if isinstance(key, SampleKey) else operator.index(key)
         if not 0 <= index < len(self):
@@ -64,7 +64,7 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         return index
 
 
-def no_palette() -> NDArray[np.uint8]:
+def empty_palette() -> NDArray[np.uint8]:
     """The palette of a set without masks, (0, 3)."""
     return np.zeros((0, 3), np.uint8)
 

@@ -9,7 +9,7 @@ from unetdiff.data import captions, images, parquet, voc
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.data.scenes import Scenes
-from unetdiff.data.subset import Subset, share_indices
+from unetdiff.data.subset import Subset, subset_indices
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError
 
@@ -33,8 +33,8 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
     Args:
         config: the `data:` section.
-        split: "train" (augmented as configured, when asked with a `SampleKey`; `data.train_fraction` of it) or "val" (never
-            augmented, always whole).
+        split: "train" (`data.train_fraction` of it, augmented as configured when indexed with a `SampleKey`) or "val"
+            (never augmented, always the whole split).
         segmentation: masks are needed. Without, a VOC-style set gives images alone, and needs `data.size`.
         layout: masks are needed as what an image is drawn from: image and mask are resized alike, their aspect kept
             and their centre cut out at `data.size`, in validation too. With `segmentation`, this is what counts.
@@ -45,7 +45,7 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
     whole = _whole(config, split, segmentation, layout)
     if split == "val" or config.train_fraction == 1:
         return whole
-    return Subset(whole, share_indices(len(whole), config.train_fraction, config.train_fraction_seed))
+    return Subset(whole, subset_indices(len(whole), config.train_fraction, config.train_fraction_seed))
 
 
 def _whole(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:

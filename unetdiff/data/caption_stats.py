@@ -10,7 +10,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.parquet import read_table
-from unetdiff.data.subset import share_indices
+from unetdiff.data.subset import subset_indices
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class CaptionCounts:
         return len(self.longest.split())
 
 
-def captions_of(config: DataConfig, role: Literal["train", "val"]) -> list[str]:
+def read_captions(config: DataConfig, role: Literal["train", "val"]) -> list[str]:
     """The captions of a split, "" where an image has none; no image is read.
 
     Raises:
@@ -58,7 +58,7 @@ def _used(captions: list[str], config: DataConfig, role: str) -> list[str]:
     if role == "val" or config.train_fraction == 1 or not captions:
         return captions
     return [
-        captions[index] for index in share_indices(len(captions), config.train_fraction, config.train_fraction_seed)
+        captions[index] for index in subset_indices(len(captions), config.train_fraction, config.train_fraction_seed)
     ]
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
-from unetdiff.data.images import ImageSource, held_out
-from unetdiff.data.issues import Issue, refuse_faulty
-from unetdiff.data.roots import root_of, split_folders
+from unetdiff.data.images import ImageSource, holdout_indices
+from unetdiff.data.issues import Issue, raise_first_issue
+from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError
 
@@ -40,7 +40,7 @@ class CaptionedSplit:
 
     metadata: Path
     rows: list[Row]
-    problems: list[Issue]
+    issues: list[Issue]
 
 
 def captioned_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
@@ -49,13 +49,13 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
     The metadata file is `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. Its `file_name` is relative to its
     folder, its column `data.caption_column` ("text" by default) is the caption. Images without a row are left alone.
     With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with
-    neither, val is held out of the one set (see `held_out`).
+    neither, val is held out of the one set (see `holdout_indices`).
 
     Raises:
         UserError: no metadata file, or a fault in it; the first one is named, with its line.
     """
     split = read_split(config, role)
-    refuse_faulty(split.problems)
+    raise_first_issue(split.issues)
     files = [row.file for row in split.rows if row.file is not None]  # all of them: a row without is a fault
 
     def open_image(i: int) -> Tensor:
@@ -79,13 +79,13 @@ def read_split(config: DataConfig, role: str) -> CaptionedSplit:
         UserError: there is no metadata file, it cannot be read at all, or no row of it has the columns.
     """
     metadata, shared = _metadata_of(config, role)
-    rows, problems = _read(metadata, config.caption_column or CAPTION_COLUMN)
-    if shared and (len(rows) > 1 or not problems):
-        rows = [rows[i] for i in held_out(len(rows), role)]
-    return CaptionedSplit(metadata, rows, problems)
+    rows, issues = _read(metadata, config.caption_column or CAPTION_COLUMN)
+    if shared and (len(rows) > 1 or not issues):
+        rows = [rows[i] for i in holdout_indices(len(rows), role)]
+    return CaptionedSplit(metadata, rows, issues)
 
 
-def caption_fault(place: str, column: str, given: Any) -> Issue | None:
+def caption_issue(place: str, column: str, given: Any) -> Issue | None:
     """What to tell of a value that is no caption; None for one that is."""
     if isinstance(given, str) and given.strip():
         return None
@@ -97,7 +97,7 @@ def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
     """The metadata file that a split is in, and whether both splits are."""
     train, val = split_folders(config)
     if not train.is_dir():
-        return _metadata_in(root_of(config)), True
+        return _metadata_in(dataset_root(config)), True
     if not val.is_dir():
         return _metadata_in(train), True
     return _metadata_in(val if role == "val" else train), False
@@ -119,12 +119,12 @@ def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
     """The rows of a metadata file in its order (but for those that are no rows at all), and every fault of it."""
     folder = metadata.parent
     rows: list[Row] = []
-    problems: list[Issue] = []
+    issues: list[Issue] = []
     columns: dict[str, None] = {}  # in order
     first_of: dict[str, str] = {}
     for place, record in _records(metadata):
         if isinstance(record, Issue):
-            problems.append(record)
+            issues.append(record)
             continue
         columns |= dict.fromkeys(record)
         name = record.get(FILE_COLUMN)
@@ -135,15 +135,15 @@ def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
                 file = None
                 fault = Issue(place, f"{FILE_COLUMN} {name} comes again", f"first in {known}", "keep one of the rows")
         caption = record.get(column)
-        faults = (fault, caption_fault(place, column, caption))
-        problems += [fault for fault in faults if fault is not None]
+        faults = (fault, caption_issue(place, column, caption))
+        issues += [fault for fault in faults if fault is not None]
         rows.append(Row(file, caption.strip() if isinstance(caption, str) else ""))
-    if not rows and not problems:
+    if not rows and not issues:
         raise UserError(f"{metadata} is empty: give one image a line")
     for key, needed in (("its images", FILE_COLUMN), (f"data.caption_column={column}", column)):
         if rows and needed not in columns:
             raise UserError(f"{metadata}: no column {needed} ({key}); it has {', '.join(columns)}")
-    return rows, problems
+    return rows, issues
 
 
 def _file(folder: Path, name: Any, place: str) -> tuple[Path | None, Issue | None]:

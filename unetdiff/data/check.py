@@ -19,10 +19,10 @@ from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode, upright_size
 from unetdiff.data.images import folder_files
-from unetdiff.data.issues import BadFile, Issue, refuse_faulty, size_problem, value_problem
+from unetdiff.data.issues import BadFile, Issue, raise_first_issue, size_issue, value_issue
 from unetdiff.data.parquet import read_table
-from unetdiff.data.threads import in_threads
-from unetdiff.data.transforms import VOID
+from unetdiff.data.threads import map_in_threads
+from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.data.voc import (
     Pair,
     VOCFolder,
@@ -58,15 +58,15 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
     return []
 
 
-def first_problem(config: DataConfig, masks: bool = True) -> Issue | None:
+def first_issue(config: DataConfig, masks: bool = True) -> Issue | None:
     """The first fault, found quickly: every mask is read, JPEGs by header and end. None for a clean set."""
-    problems = check(config, masks, full=False, progress=False)
-    return problems[0] if problems else None
+    issues = check(config, masks, full=False, progress=False)
+    return issues[0] if issues else None
 
 
 def require_clean(config: DataConfig, masks: bool = True) -> None:
     """Refuse to train on a set with a fault: UserError naming the first and how many more there are."""
-    refuse_faulty(check(config, masks, full=False, progress=False))
+    raise_first_issue(check(config, masks, full=False, progress=False))
 
 
 def _roles() -> tuple[Literal["train", "val"], Literal["train", "val"]]:
@@ -81,19 +81,19 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
         assert isinstance(built, VOCFolder)
         splits[role] = built
     train, val = splits["train"], splits["val"]
-    problems = list(_list_problems(train, val))
+    issues = list(_list_issues(train, val))
     pairs = list({pair.name: pair for split in (train, val) for pair in split.pairs}.values())
     count = len(train.classes) if masks else None
 
     def examine(pair: Pair) -> list[Issue]:
-        return _pair_problems(pair, count, full, config.void_only_masks)
+        return _pair_issues(pair, count, full, config.void_only_masks)
 
-    for found in in_threads(examine, pairs, "check", progress):
-        problems += found
-    return problems
+    for found in map_in_threads(examine, pairs, "check", progress):
+        issues += found
+    return issues
 
 
-def _list_problems(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
+def _list_issues(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
     """Ids that two splits share, or that one names twice."""
     for split in (train, val):
         names = [pair.name for pair in split.pairs]
@@ -111,36 +111,36 @@ def _list_problems(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
         )
 
 
-def _pair_problems(pair: Pair, num_classes: int | None, full: bool, void_only: bool) -> list[Issue]:
+def _pair_issues(pair: Pair, num_classes: int | None, full: bool, void_only: bool) -> list[Issue]:
     """Faults of one image and its mask; without `num_classes`, of the image alone."""
-    problems = []
+    issues = []
     size = None
     try:
         size = _image_size(pair.image, full)
     except BadFile as error:
-        problems.append(_of(error))
+        issues.append(_of(error))
     if num_classes is None:
-        return problems
+        return issues
     try:
         values = read_indices(pair.mask)
     except BadFile as error:
-        return [*problems, _of(error)]
+        return [*issues, _of(error)]
     there = set(np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist())
     wrong = wrong_values(values, num_classes)
-    if VOID in there and there <= {0, VOID} and not void_only:
-        problems.append(
+    if IGNORE_INDEX in there and there <= {0, IGNORE_INDEX} and not void_only:
+        issues.append(
             Issue(
                 str(pair.mask),
-                f"a 0/{VOID} mask, but {VOID} is void, of which nothing is learnt",
-                f"{(values == VOID).mean():.0%} of it is {VOID}",
-                f"write the class's number instead of {VOID}; if it is void, set data.void_only_masks=true",
+                f"a 0/{IGNORE_INDEX} mask, but {IGNORE_INDEX} is void, of which nothing is learnt",
+                f"{(values == IGNORE_INDEX).mean():.0%} of it is {IGNORE_INDEX}",
+                f"write the class's number instead of {IGNORE_INDEX}; if it is void, set data.void_only_masks=true",
             )
         )
     elif wrong:
-        problems.append(value_problem(pair.mask, wrong, num_classes))
+        issues.append(value_issue(pair.mask, wrong, num_classes))
     if size is not None and values.shape != size:
-        problems.append(size_problem(pair.image, pair.mask, size, values.shape))
-    return problems
+        issues.append(size_issue(pair.image, pair.mask, size, values.shape))
+    return issues
 
 
 def _image_size(path: Path, full: bool) -> tuple[int, int]:
@@ -163,20 +163,20 @@ def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Issue]
     for role in _roles():
         files, _, chosen = folder_files(config, role)
         by_role[role] = [files[i][0] for i in chosen]
-    return _image_problems(by_role["train"], by_role["val"], full, progress)
+    return _image_issues(by_role["train"], by_role["val"], full, progress)
 
 
 def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
     splits = [read_split(config, role) for role in _roles()]
     train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
     # both splits may be of one metadata file, whose faults are each told once
-    problems = list(dict.fromkeys(problem for split in splits for problem in split.problems))
-    return problems + _image_problems(train, val, full, progress)
+    issues = list(dict.fromkeys(issue for split in splits for issue in split.issues))
+    return issues + _image_issues(train, val, full, progress)
 
 
-def _image_problems(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Issue]:
+def _image_issues(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Issue]:
     """Images that both splits have, and those that cannot be read."""
-    problems = []
+    issues = []
 
     def examine(path: Path) -> list[Issue]:
         try:
@@ -186,12 +186,10 @@ def _image_problems(train: list[Path], val: list[Path], full: bool, progress: bo
         return []
 
     for other, file in _same_files(train, val):
-        problems.append(
-            Issue(str(file), "the same image is in the training split", str(other), "remove one of the two")
-        )
-    for found in in_threads(examine, [*train, *val], "check", progress):
-        problems += found
-    return problems
+        issues.append(Issue(str(file), "the same image is in the training split", str(other), "remove one of the two"))
+    for found in map_in_threads(examine, [*train, *val], "check", progress):
+        issues += found
+    return issues
 
 
 def _same_files(train: list[Path], val: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -214,22 +212,22 @@ def _digest(path: Path) -> bytes:
 
 
 def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
-    problems = []
+    issues = []
     for role in _roles():
         table = read_table(config, role)
-        problems += table.problems
+        issues += table.issues
         rows = range(len(table.rows)) if full else range(min(len(table.rows), 8))
         for i in tqdm(rows, desc=f"check {role}", disable=not progress):
             try:
                 table.image(i)
             except BadFile as error:
-                problems.append(_of(error))
-    return problems
+                issues.append(_of(error))
+    return issues
 
 
 def _of(error: BadFile) -> Issue:
-    assert error.problem is not None
-    return error.problem
+    assert error.issue is not None
+    return error.issue
 
 
 def _some(names: list[str]) -> str:

@@ -85,8 +85,8 @@ class DataConfig:
     """voc and voc_folder: an image with a class that less than this share of the images has comes more often, the
     root of the lack times as often (Gupta et al. 2019, repeat factors); 0: every image alike."""
     train_fraction: float = 1.0
-    """Share of the training images that are used, at least one; random by train_fraction_seed, and a larger share has all of a
-    smaller one's."""
+    """Fraction of the training images that is used (at least one image), drawn by train_fraction_seed; a larger
+    fraction contains every smaller one."""
     train_fraction_seed: int = 0
     """Which images a share below 1 takes."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)

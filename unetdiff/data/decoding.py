@@ -35,15 +35,15 @@ def decode(source: Path | dict[str, Any], name: str = "") -> Tensor:
         elif source is not None and source["path"] is not None:
             opened = Image.open(source["path"])
         else:
-            raise BadFile.of(Issue(name, "the row holds no image", "empty", "remove it"))
+            raise BadFile.from_issue(Issue(name, "the row holds no image", "empty", "remove it"))
         with opened as image:
             pixels = np.array(rgb(upright(image)))
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(source, Path):
-            raise BadFile.of(unreadable(source, error)) from error
-        raise BadFile.of(Issue(name, "the image cannot be read", str(error), "remove the row")) from error
+            raise BadFile.from_issue(unreadable(source, error)) from error
+        raise BadFile.from_issue(Issue(name, "the image cannot be read", str(error), "remove the row")) from error
     return rearrange(torch.from_numpy(pixels), "h w c -> c h w").contiguous()
 
 

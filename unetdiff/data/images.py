@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision import datasets as tv
 
-from unetdiff.data.base import ImageDataset, no_palette
+from unetdiff.data.base import ImageDataset, empty_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
-from unetdiff.data.roots import root_of, split_folders
+from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform, checked_size, cover
 from unetdiff.errors import UserError
@@ -44,7 +44,7 @@ class ImageArray(ImageDataset):
         transform: Transform,
         size: list[int] | None,
     ) -> None:
-        self.classes, self.palette, self.labels = [], no_palette(), labels
+        self.classes, self.palette, self.labels = [], empty_palette(), labels
         wanted = checked_size("data.size", size)
         self.images = images if wanted is None else torch.cat([cover(part, wanted) for part in images.split(1000)])
         self.targets = targets
@@ -54,17 +54,17 @@ class ImageArray(ImageDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"{self.title}/{index:06d}"
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = self.position(key)
+        index = self.sample_index(key)
         image = self.images[index]
         if image.shape[0] == 1:
             image = repeat(image, "1 h w -> c h w", c=3)
         image, _ = self.transform(image, None, key)
         target = self.targets[index]
-        return {"image": image, "name": self.names(index), "label": target, "labels": (target,)}
+        return {"image": image, "name": self.sample_name(index), "label": target, "labels": (target,)}
 
 
 class ImageSource(ImageDataset):
@@ -88,7 +88,7 @@ class ImageSource(ImageDataset):
         size: list[int] | None,
         captions: list[str] | None = None,
     ) -> None:
-        self.classes, self.palette, self.labels = [], no_palette(), labels
+        self.classes, self.palette, self.labels = [], empty_palette(), labels
         self.open_image = open_image
         self.targets = targets
         self.captions = captions
@@ -102,18 +102,20 @@ class ImageSource(ImageDataset):
     def __len__(self) -> int:
         return self.length
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return self.titles(index)
 
     def caption(self, index: int) -> str:
         if self.captions is None:
-            raise UserError(f"{self.names(index)}: this set has no captions; for parquet give data.caption_column")
-        return self.captions[self.position(index)]
+            raise UserError(
+                f"{self.sample_name(index)}: this set has no captions; for parquet give data.caption_column"
+            )
+        return self.captions[self.sample_index(index)]
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = self.position(key)
+        index = self.sample_index(key)
         image, _ = self.transform(self._image(index), None, key)
-        item: dict[str, Any] = {"image": image, "name": self.names(index)}
+        item: dict[str, Any] = {"image": image, "name": self.sample_name(index)}
         if self.targets is not None:
             item["label"] = self.targets[index]
             item["labels"] = (self.targets[index],)
@@ -134,7 +136,7 @@ class ImageSource(ImageDataset):
         return image
 
 
-def held_out(count: int, split: str) -> NDArray[np.int64]:
+def holdout_indices(count: int, split: str) -> NDArray[np.int64]:
     """Ascending indices of "train" or "val" where a set has one split only.
 
     Val is a tenth of the set, 2,000 images at most, drawn by a permutation with a fixed seed; train is the
@@ -152,7 +154,7 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
 
     Without folders of classes all images are of one class, which has the root's name. With `root/TRAIN_SPLIT`
     and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with neither, val is held out of
-    the one set (see `held_out`).
+    the one set (see `holdout_indices`).
     """
     files, labels, chosen = folder_files(config, role)
 
@@ -173,7 +175,7 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     """Every (file, class) of the folder that holds a split, the class names, and which of the files the split
     has.
     """
-    root = root_of(config)
+    root = dataset_root(config)
     train, val = split_folders(config)
     both = train.is_dir() and val.is_dir()
     folder = (val if role == "val" else train) if both else (train if train.is_dir() else root)
@@ -182,7 +184,7 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     if folder == root:
         _refuse_splits(folder, files)
     if not both:
-        return files, labels, held_out(len(files), role).tolist()
+        return files, labels, holdout_indices(len(files), role).tolist()
     if train != val:
         other = _listing(train if role == "val" else val, name)[1]
         if other != labels:
@@ -225,7 +227,7 @@ def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageA
     `root` holds the four idx.gz files themselves, or torchvision's `FashionMNIST/raw` (downloaded where
     asked).
     """
-    root = root_of(config)
+    root = dataset_root(config)
     stem = "t10k" if role == "val" else "train"
     gz = [root / f"{stem}-images-idx3-ubyte.gz", root / f"{stem}-labels-idx1-ubyte.gz"]
     labels = list(tv.FashionMNIST.classes)
@@ -248,7 +250,7 @@ def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
     """CIFAR-10 through torchvision, 32x32: train is its 50,000 training images, val its 10,000 test
     images.
     """
-    root = root_of(config)
+    root = dataset_root(config)
     try:
         source = tv.CIFAR10(str(root), train=role == "train", download=config.download)
     except (RuntimeError, OSError) as error:

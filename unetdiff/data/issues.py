@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
-from unetdiff.data.transforms import VOID
+from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.data.voc_paths import AUGMENTED_MASKS, VOC_FOLDER
 from unetdiff.errors import UserError
 
@@ -33,34 +33,34 @@ class Issue:
 class BadFile(UserError):
     """A `Problem` met in reading. Its constructor takes one text: so it comes through loader processes."""
 
-    problem: Issue | None = None
+    issue: Issue | None = None
 
     @classmethod
-    def of(cls, problem: Issue) -> BadFile:
-        error = cls(str(problem))
-        error.problem = problem
+    def from_issue(cls, issue: Issue) -> BadFile:
+        error = cls(str(issue))
+        error.issue = issue
         return error
 
 
-def refuse_faulty(problems: Sequence[Issue]) -> None:
+def raise_first_issue(issues: Sequence[Issue]) -> None:
     """Raise BadFile that tells the first of some faults and how many more there are; nothing for none."""
-    if problems:
-        more = f" ({len(problems) - 1} more: see `unetdiff data check`)" if len(problems) > 1 else ""
-        error = BadFile(f"{problems[0]}{more}")
-        error.problem = problems[0]
+    if issues:
+        more = f" ({len(issues) - 1} more: see `unetdiff data check`)" if len(issues) > 1 else ""
+        error = BadFile(f"{issues[0]}{more}")
+        error.issue = issues[0]
         raise error
 
 
-def value_problem(path: Path, wrong: list[int], num_classes: int) -> Issue:
+def value_issue(path: Path, wrong: list[int], num_classes: int) -> Issue:
     """What to tell of a mask with values beyond the classes."""
     if len(wrong) > 20:
         fix = "it looks like a grey or antialiased mask: threshold it to class numbers"
     else:
         fix = "map them to a class or to 255, or correct classes.txt / data.num_classes"
-    return Issue(str(path), f"mask values outside 0..{num_classes - 1} and {VOID} (void)", listed(wrong), fix)
+    return Issue(str(path), f"mask values outside 0..{num_classes - 1} and {IGNORE_INDEX} (void)", listed(wrong), fix)
 
 
-def size_problem(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> Issue:
+def size_issue(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> Issue:
     """What to tell of a mask whose (height, width) is not its image's."""
     if tuple(mask_size) == tuple(image_size[::-1]):
         fix = "turn one of them (images are read upright, by their EXIF orientation)"

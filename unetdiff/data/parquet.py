@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetdiff.data.captions import caption_fault
+from unetdiff.data.captions import caption_issue
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
-from unetdiff.data.images import ImageSource, held_out
-from unetdiff.data.issues import Issue, refuse_faulty
-from unetdiff.data.roots import root_of
+from unetdiff.data.images import ImageSource, holdout_indices
+from unetdiff.data.issues import Issue, raise_first_issue
+from unetdiff.data.roots import dataset_root
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import UserError
 
@@ -38,7 +38,7 @@ class Table:
     """Names of the classes."""
     captions: list[str] | None
     """Each row's caption without space around it, "" for none; None without a caption column."""
-    problems: list[Issue]
+    issues: list[Issue]
     """Rows without a caption, where there should be one."""
 
     def title(self, i: int) -> str:
@@ -54,7 +54,7 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
     """Hugging Face parquet with an image column, and classes, captions or both; images are decoded when asked for.
 
     `root` is a file, or a folder (itself or its `data/`) with files named SPLIT*.parquet. Where there are
-    none of the validation split, val is held out of the training split (see `held_out`). Names of the classes
+    none of the validation split, val is held out of the training split (see `holdout_indices`). Names of the classes
     come from the features if they are there; else they are the column's own values. With `data.caption_column`
     the class column may be missing.
 
@@ -62,7 +62,7 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
         UserError: no such file or column, a class that is none, or a row without a caption.
     """
     table = read_table(config, role)
-    refuse_faulty(table.problems)
+    raise_first_issue(table.issues)
     return ImageSource(table.image, table.targets, table.labels, table.title, transform, config.size, table.captions)
 
 
@@ -80,23 +80,23 @@ def read_table(config: DataConfig, role: str) -> Table:
     for key, column in needed:
         if column not in rows.column_names:
             raise UserError(f"data.{key}={column}: {files[0].name} has the columns {', '.join(rows.column_names)}")
-    chosen = held_out(len(rows), role) if single else np.arange(len(rows))
+    chosen = holdout_indices(len(rows), role) if single else np.arange(len(rows))
     targets, labels = _classes(config.label_column, rows, files, train if not single and role == "val" else None)
     captions: list[str] | None = None
-    problems: list[Issue] = []
+    issues: list[Issue] = []
     if config.caption_column is not None:
-        captions, problems = _captions(rows, config.caption_column, files[0], chosen)
+        captions, issues = _captions(rows, config.caption_column, files[0], chosen)
     rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
     if single:
         rows = rows.select(chosen)
     if targets is not None:
         targets = [targets[i] for i in chosen]
-    return Table(rows, config.image_column, files[0].stem, chosen, targets, labels, captions, problems)
+    return Table(rows, config.image_column, files[0].stem, chosen, targets, labels, captions, issues)
 
 
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:
     """The files that hold a split, those of the training split, and whether the first hold both splits."""
-    root = root_of(config)
+    root = dataset_root(config)
     train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
     whole = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
     if not whole or not whole[0].is_file():
@@ -154,7 +154,7 @@ def _captions(rows: Any, column: str, file: Path, chosen: NDArray[np.int64]) -> 
         raise UserError(f"data.caption_column={column}: {file.name} has no text there ({kind}); give one text a row")
     values = rows[column][:]
     given = [(int(i), values[i]) for i in chosen]
-    faults = [caption_fault(f"{file}, row {i}", column, value) for i, value in given]
+    faults = [caption_issue(f"{file}, row {i}", column, value) for i, value in given]
     return [(value or "").strip() for _, value in given], [fault for fault in faults if fault is not None]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from unetdiff.data.config import ScenesConfig
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import config_error, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 COLORS = ["red", "green", "blue", "yellow", "purple", "white"]
@@ -49,33 +51,43 @@ def prompts(config: ScenesConfig) -> list[Prompt]:
 
 
 def trained_pairs(config: ScenesConfig) -> NDArray[np.bool_]:
-    """Which digit the training split has in which colour, (10, config.colors).
+    """Which digits the training split has in which colors, (10, config.colors).
 
     Raises:
-        UserError: one of `held_out_pairs` is no colour and digit, or a digit is left without a colour.
+        UserError: as of `held_out_pairs`.
     """
+    import numpy as np
+
     trained = np.ones((10, config.colors), bool)
-    for text in config.held_out_pairs:
-        digit, color = _pair(text, COLORS[: config.colors])
+    for digit, color in held_out_pairs(config):
         trained[digit, color] = False
-    left_out = np.flatnonzero(~trained.any(axis=1))
-    if len(left_out):
-        raise UserError(
-            f"data.scenes.held_out_pairs: {config.held_out_pairs!r} leave the digit {left_out[0]} without a colour to "
-            f"train in; take one of its {config.colors} out"
-        )
     return trained
 
 
-def _pair(text: str, colors: list[str]) -> tuple[int, int]:
-    """Digit and colour of "blue 3" or "blue three"."""
-    key, words = f"data.scenes.held_out_pairs: {text!r}", text.lower().split()
+def held_out_pairs(config: ScenesConfig) -> set[tuple[int, int]]:
+    """(digit, color) of each of `config.held_out_pairs`; free of numpy, as config validation calls it.
+
+    Raises:
+        UserError: an entry that is not a color and a digit, or a digit without any color to train in.
+    """
+    held_out = {_pair(text, config) for text in config.held_out_pairs}
+    for number in range(10):
+        if sum(digit == number for digit, _ in held_out) == config.colors:
+            constraint = f"a list that leaves digit {number} a color to train in"
+            raise config_error("data.scenes.held_out_pairs", config.held_out_pairs, constraint)
+    return held_out
+
+
+def _pair(text: str, config: ScenesConfig) -> tuple[int, int]:
+    """Digit and color of "blue 3" or "blue three"."""
+    key, words, colors = "data.scenes.held_out_pairs", text.lower().split(), COLORS[: config.colors]
     if len(words) != 2:
-        raise UserError(f'{key} is no colour and digit; e.g. "blue 3"')
+        raise config_error(key, config.held_out_pairs, "a list of colors and digits", 'Give e.g. ["blue 3"].')
     color, digit = words
     if color not in colors:
-        raise UserError(f"{key}: '{color}' is none of the {len(colors)} colours; nearest: {nearest(color, colors)}")
+        constraint = f"one of the colors {', '.join(colors)}, and a digit"
+        raise config_error(key, text, constraint, f"Did you mean {nearest(color, colors)}?")
     numerals = [str(number) for number in range(10)]
     if digit not in (*numerals, *DIGITS):
-        raise UserError(f"{key}: '{digit}' is no digit; nearest: {nearest(digit, DIGITS)}")
+        raise config_error(key, text, "a color and a digit, 0 to 9", f"Did you mean {nearest(digit, DIGITS)}?")
     return (numerals if digit in numerals else DIGITS).index(digit), colors.index(color)

@@ -8,7 +8,7 @@ from unetdiff.data.config import DataConfig
 from unetdiff.errors import UserError
 
 
-def root_of(config: DataConfig) -> Path:
+def dataset_root(config: DataConfig) -> Path:
     """`data.root`, or a UserError that asks for it."""
     if config.root is None:
         raise UserError(f"data.name={config.name} needs data.root, the folder of the set")
@@ -22,7 +22,7 @@ def split_folders(config: DataConfig) -> tuple[Path, Path]:
     Raises:
         UserError: `data.root` is no folder.
     """
-    root = root_of(config)
+    root = dataset_root(config)
     if not root.is_dir():
         raise UserError(f"data.root={config.root}: no such folder")
     val = root / config.val_split

@@ -30,24 +30,24 @@ class StepSampler(Sampler[list[SampleKey]]):
 
     Epoch e is the permutation of a generator seeded by (seed, e). Optimizer step s takes the positions `s *
     batch_size` up to `(s + 1) * batch_size` of the epochs strung together, so every image is used once an
-    epoch and none is dropped at its end. A rank takes its contiguous share of the step, in `parts` micro-
+    epoch and none is dropped at its end. A rank takes its contiguous share of the step, in `accumulation_steps` micro-
     batches yielded one after another. Nothing is remembered: starting at step `start` gives the tail of the
     stream from 0.
 
     Args:
         length: samples in the set.
-        batch_size: samples of one optimizer step, over all ranks and parts.
+        batch_size: samples of one optimizer step, over all ranks and accumulation_steps.
         seed: seed of order and augmentation.
         stop: the run's number of optimizer steps; the sampler ends there.
         start: first step to give (the steps already done, on resume).
         rank, world_size: this process, and how many there are.
-        parts: micro-batches of a step and rank (gradient accumulation).
+        accumulation_steps: micro-batches of a step and rank (gradient accumulation).
         strong_until: first step without strong augmentation; None: strong to the end.
-        factors: how often each sample comes, relative to the others (`unetdiff.data.repeat_factors`), (length,); None: alike.
+        factors: (length,), relative sampling frequency of each image (`unetdiff.data.repeat_factors`); None: uniform.
             An epoch still has `length` samples.
 
     Raises:
-        UserError: the set is empty, or batch_size does not divide by world_size * parts.
+        UserError: the set is empty, or batch_size does not divide by world_size * accumulation_steps.
     """
 
     def __init__(
@@ -60,17 +60,17 @@ class StepSampler(Sampler[list[SampleKey]]):
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        parts: int = 1,
+        accumulation_steps: int = 1,
         strong_until: int | None = None,
         factors: NDArray[np.float64] | None = None,
     ) -> None:
         if length < 1:
             raise UserError("the training split holds no image: give a split with at least one")
-        if batch_size < 1 or batch_size % (world_size * parts):
-            right = max(1, round(batch_size / (world_size * parts))) * world_size * parts
+        if batch_size < 1 or batch_size % (world_size * accumulation_steps):
+            right = max(1, round(batch_size / (world_size * accumulation_steps))) * world_size * accumulation_steps
             raise UserError(
                 f"training.batch_size={batch_size} does not divide by {world_size} process(es) x "
-                f"training.gradient_accumulation_steps={parts}: use e.g. {right}"
+                f"training.gradient_accumulation_steps={accumulation_steps}: use e.g. {right}"
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
@@ -81,16 +81,16 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.stop = stop
         self.rank = rank
         self.world_size = world_size
-        self.parts = parts
+        self.accumulation_steps = accumulation_steps
         self.strong_until = strong_until
         self.factors = factors
 
     def __len__(self) -> int:
-        return max(0, self.stop - self.start) * self.parts
+        return max(0, self.stop - self.start) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         share = self.batch_size // self.world_size
-        part = share // self.parts
+        part = share // self.accumulation_steps
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
         for step in range(self.start, self.stop):
             strong = self.strong_until is None or step < self.strong_until
@@ -141,7 +141,7 @@ class EvalSampler(Sampler[list[int]]):
             yield list(range(i, min(i + self.batch_size, self.last)))
 
 
-def evenly(length: int, count: int) -> list[int]:
+def evenly_spaced_indices(length: int, count: int) -> list[int]:
     """At most `count` indices spread over 0..length-1."""
     count = min(length, count)
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]

@@ -115,10 +115,12 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
         if values.ndim != 2 or values.dtype != np.uint8:
             raise ValueError(f"GTcls.Segmentation is {values.dtype} {values.shape}, not uint8 (height, width)")
     except Exception as error:  # damaged, scipy's reader answers with nearly any of them
-        raise BadFile.of(Issue(str(path), "no mask of SBD", str(error) or type(error).__name__, again)) from error
+        raise BadFile.from_issue(
+            Issue(str(path), "no mask of SBD", str(error) or type(error).__name__, again)
+        ) from error
     wrong = wrong_values(values, len(VOC_CLASSES))
     if wrong:
-        raise BadFile.of(Issue(str(path), "mask values outside 0..20 and 255 (void)", listed(wrong), again))
+        raise BadFile.from_issue(Issue(str(path), "mask values outside 0..20 and 255 (void)", listed(wrong), again))
     return values
 
 

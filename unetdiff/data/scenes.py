@@ -105,7 +105,7 @@ class Scenes(ImageDataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"scenes/{self.split}/{index:06d}"
 
     def caption(self, index: int) -> str:
@@ -117,16 +117,16 @@ class Scenes(ImageDataset):
         return prompts(self.config)
 
     def mask(self, index: int) -> Tensor:
-        return self.masks[self.position(index)]
+        return self.masks[self.sample_index(index)]
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         """The item of `ImageDataset`, with "label" the largest digit and "color" its index in `COLORS`.
 
         "labels" are all its digits, whatever of them a crop leaves.
         """
-        index = self.position(key)
+        index = self.sample_index(key)
         image, mask = self.transform(self.images[index], self.masks[index] if self.masked else None, key)
-        item: dict[str, Any] = {"image": image, "name": self.names(index)}
+        item: dict[str, Any] = {"image": image, "name": self.sample_name(index)}
         if mask is not None:
             item["mask"] = mask
         item["label"] = int(self.digits[index, 0])

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.threads import in_threads
-from unetdiff.data.transforms import VOID
+from unetdiff.data.threads import map_in_threads
+from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.errors import UserError
 
 Counts = NDArray[np.int64]
 
-METHODS = ("median_frequency", "inverse_log")
+CLASS_WEIGHT_METHODS = ("median_frequency", "inverse_log")
 """The words of `segmentation.class_weights`: median frequency, inverse logarithm."""
-MOST = 10.0
+MAX_WEIGHT = 10.0
 """Largest weight by median frequency: a pixel of a class that is seen a thousand times less often than the median class
 would else outweigh a whole crop, and with it a slip of the annotator's pen."""
 
@@ -33,20 +33,22 @@ class SplitCounts:
     """Pixels of each class, (C,)."""
     images: Counts
     """Images that hold the class, (C,)."""
-    context: Counts
+    image_pixels: Counts
     """Valid pixels, of any class, of the images that hold the class, (C,)."""
-    void: int = 0
+    ignored: int = 0
     """Pixels that count nowhere."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """How many images there are of each (height, width)."""
 
     @property
-    def void_share(self) -> float:
+    def ignore_fraction(self) -> float:
         """Void among all pixels."""
-        return self.void / max(1, self.void + int(self.pixels.sum()))
+        return self.ignored / max(1, self.ignored + int(self.pixels.sum()))
 
 
-def count(data: ImageDataset, ignore_index: int = VOID, progress: bool = True, what: str = "count") -> SplitCounts:
+def count(
+    data: ImageDataset, ignore_index: int = IGNORE_INDEX, progress: bool = True, what: str = "count"
+) -> SplitCounts:
     """Count a set with masks; its images stay unread where the set can do that.
 
     Args:
@@ -66,14 +68,14 @@ def count(data: ImageDataset, ignore_index: int = VOID, progress: bool = True, w
             found[ignore_index] = 0
         return found, (values.shape[0], values.shape[1])
 
-    pixels, images, context = np.zeros((3, classes), np.int64)
-    total = SplitCounts(pixels, images, context)
-    for found, (height, width) in in_threads(examine, range(len(data)), what, progress):
+    pixels, images, image_pixels = np.zeros((3, classes), np.int64)
+    total = SplitCounts(pixels, images, image_pixels)
+    for found, (height, width) in map_in_threads(examine, range(len(data)), what, progress):
         there = found > 0
         total.pixels += found
         total.images += there
-        total.context += there * found.sum()
-        total.void += height * width - int(found.sum())
+        total.image_pixels += there * found.sum()
+        total.ignored += height * width - int(found.sum())
         total.sizes[height, width] += 1
     return total
 
@@ -85,7 +87,7 @@ def class_presence(data: ImageDataset, progress: bool = True) -> NDArray[np.bool
     def examine(index: int) -> NDArray[np.bool_]:
         return _pixels(data.mask(index).numpy(), classes) > 0
 
-    return np.stack(list(in_threads(examine, range(len(data)), "classes of each image", progress)))
+    return np.stack(list(map_in_threads(examine, range(len(data)), "classes of each image", progress)))
 
 
 def _pixels(values: NDArray[np.uint8], classes: int) -> Counts:
@@ -94,24 +96,26 @@ def _pixels(values: NDArray[np.uint8], classes: int) -> Counts:
 
 
 def class_weights(method: str, counts: SplitCounts) -> list[float]:
-    """A weight for each class by one of `METHODS`, four digits of it (C numbers).
+    """A weight for each class by one of `CLASS_WEIGHT_METHODS`, four digits of it (C numbers).
 
     Raises:
         UserError: an unknown method, or a split without a pixel of any class.
     """
-    if method not in METHODS:
-        raise UserError(f"segmentation.class_weights: '{method}' is no method; use one of {', '.join(METHODS)}")
+    if method not in CLASS_WEIGHT_METHODS:
+        raise UserError(
+            f"segmentation.class_weights: '{method}' is no method; use one of {', '.join(CLASS_WEIGHT_METHODS)}"
+        )
     if not counts.pixels.any():
         raise UserError(
             f"segmentation.class_weights: '{method}', but the training split has no pixel of any class; "
             "use null, or correct the masks (see `unetdiff data check`)"
         )
     by_log = method == "inverse_log"
-    weights = inverse_log(counts.pixels) if by_log else median_frequency(counts.pixels, counts.context)
+    weights = inverse_log(counts.pixels) if by_log else median_frequency(counts.pixels, counts.image_pixels)
     return [float(f"{weight:.4g}") for weight in weights]
 
 
-def median_frequency(pixels: Counts, context: Counts, most: float = MOST) -> NDArray[np.float64]:
+def median_frequency(pixels: Counts, image_pixels: Counts, max_weight: float = MAX_WEIGHT) -> NDArray[np.float64]:
     """Weights median(f) / f_c, at most `most` (Eigen & Fergus 2015, "Predicting depth, ...", section 6.3.2).
 
     f_c is the share of class c among the valid pixels of those images that hold it; the median is over the
@@ -123,9 +127,9 @@ def median_frequency(pixels: Counts, context: Counts, most: float = MOST) -> NDA
         context: int64 (C,), valid pixels of the images that hold the class.
     """
     there = pixels > 0
-    frequency = pixels[there] / context[there]
+    frequency = pixels[there] / image_pixels[there]
     weights = np.zeros(len(pixels))
-    weights[there] = np.minimum(np.median(frequency) / frequency, most)
+    weights[there] = np.minimum(np.median(frequency) / frequency, max_weight)
     return weights
 
 

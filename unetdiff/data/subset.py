@@ -13,12 +13,12 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import SampleKey
 
 
-def images_of_share(length: int, share: float) -> int:
+def subset_length(length: int, share: float) -> int:
     """How many images a share of `length` is: rounded, one at least."""
     return min(length, max(1, round(share * length)))
 
 
-def share_indices(length: int, share: float, seed: int) -> list[int]:
+def subset_indices(length: int, share: float, seed: int) -> list[int]:
     """The indices of a share, ascending: the first so many of the seed's permutation of 0..length-1.
 
     A larger share of the same seed has all of a smaller one's.
@@ -29,7 +29,7 @@ def share_indices(length: int, share: float, seed: int) -> list[int]:
         seed: which images.
     """
     order = torch.randperm(length, generator=generator_of(seed, length))
-    return sorted(order[: images_of_share(length, share)].tolist())
+    return sorted(order[: subset_length(length, share)].tolist())
 
 
 class Subset(ImageDataset):
@@ -48,14 +48,14 @@ class Subset(ImageDataset):
         return len(self.indices)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = self.indices[self.position(key)]
+        index = self.indices[self.sample_index(key)]
         return self.whole[key._replace(index=index) if isinstance(key, SampleKey) else index]
 
-    def names(self, index: int) -> str:
-        return self.whole.names(self.indices[index])
+    def sample_name(self, index: int) -> str:
+        return self.whole.sample_name(self.indices[index])
 
     def mask(self, index: int) -> Tensor:
-        return self.whole.mask(self.indices[self.position(index)])
+        return self.whole.mask(self.indices[self.sample_index(index)])
 
     def caption(self, index: int) -> str:
-        return self.whole.caption(self.indices[self.position(index)])
+        return self.whole.caption(self.indices[self.sample_index(index)])

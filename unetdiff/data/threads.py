@@ -13,7 +13,7 @@ _Task = TypeVar("_Task")
 _Found = TypeVar("_Found")
 
 
-def in_threads(
+def map_in_threads(
     examine: Callable[[_Task], _Found], tasks: Sequence[_Task], what: str, progress: bool = True
 ) -> Iterator[_Found]:
     """`examine` of every task, in order; decoding runs outside Python's lock, so threads are enough.

@@ -16,14 +16,14 @@ from unetdiff.data.config import AugmentConfig
 from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError
 
-VOID = 255
+IGNORE_INDEX = 255
 
 Mask = TypeVar("Mask", Tensor, np.ndarray)
 
 
-def is_void(mask: Mask, ignore_index: int) -> Mask:
+def ignore_mask(mask: Mask, ignore_index: int) -> Mask:
     """Where a mask counts nowhere, bool of its shape: `ignore_index`, and 255, which fills what a crop has too much."""
-    return (mask == ignore_index) | (mask == VOID)
+    return (mask == ignore_index) | (mask == IGNORE_INDEX)
 
 
 def to_model_range(pixels: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.resize_image(mask[None], list(size), interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
 
 
-def fitted(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
+def fit_longest_side(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
     """(height, width) of an image made as large as `longest_side` allows, its aspect kept."""
     factor = longest_side / max(own)
     return max(1, round(own[0] * factor)), max(1, round(own[1] * factor))
@@ -78,7 +78,7 @@ def resize_layout(
     They are fitted to `longest_side` and made to cover `size`, where these are given.
     """
     if longest_side is not None:
-        whole = fitted(image.shape[-2:], longest_side)
+        whole = fit_longest_side(image.shape[-2:], longest_side)
         image, mask = resize_image(image, whole), resize_mask(mask, whole)
     if size is not None:
         scaled = resize_mask(mask, _covering(mask.shape, size))
@@ -102,7 +102,7 @@ class EvalTransform:
         if self.layout and mask is not None:
             return resize_layout(image, mask, self.size, self.longest_side)
         if self.longest_side is not None:
-            image = resize_image(image, fitted(image.shape[-2:], self.longest_side))
+            image = resize_image(image, fit_longest_side(image.shape[-2:], self.longest_side))
         if self.size is None:
             return image, mask
         return (cover(image, self.size) if mask is None else resize_image(image, self.size)), mask
@@ -174,7 +174,7 @@ class TrainTransform:
     def _resize(self, image: Tensor, mask: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
         height, width = self.size or image.shape[-2:]
         if self.longest_side is not None:
-            height, width = fitted((height, width), self.longest_side)
+            height, width = fit_longest_side((height, width), self.longest_side)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
         return resize_image(image, size), None if mask is None else resize_mask(mask, size)
 
@@ -221,6 +221,6 @@ def _random_crop(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> t
         sides = [left, top, right, bottom]
         mean = image.to(torch.float32).mean(dim=(-2, -1)).round().tolist()
         image = F.pad_image(image, sides, fill=mean)
-        mask = None if mask is None else F.pad_mask(mask[None], sides, fill=VOID)[0]
+        mask = None if mask is None else F.pad_mask(mask[None], sides, fill=IGNORE_INDEX)[0]
     image = F.crop_image(image, *offsets, *size)
     return image, None if mask is None else F.crop_mask(mask[None], *offsets, *size)[0]

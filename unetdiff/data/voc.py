@@ -13,14 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VOCSegmentation
 
-from unetdiff.data.base import ImageDataset, classes_present, no_palette
+from unetdiff.data.base import ImageDataset, classes_present, empty_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.download import download_voc
-from unetdiff.data.issues import BadFile, Issue, size_problem, unreadable, value_problem
-from unetdiff.data.roots import root_of
+from unetdiff.data.issues import BadFile, Issue, size_issue, unreadable, value_issue
+from unetdiff.data.roots import dataset_root
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.transforms import VOID, Transform
+from unetdiff.data.transforms import IGNORE_INDEX, Transform
 from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
 from unetdiff.errors import UserError
 
@@ -96,26 +96,26 @@ class VOCFolder(ImageDataset):
             count = len(self.classes)
             self.palette = own[:count] if own is not None and len(own) >= count else voc_colormap(count)
         else:
-            self.classes, self.palette = [], no_palette()
+            self.classes, self.palette = [], empty_palette()
         self.labels = list(self.classes)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def names(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return self.pairs[index].name
 
     def mask(self, index: int) -> Tensor:
-        return read_mask(self.pairs[self.position(index)].mask, len(self.classes))  # the image stays unread
+        return read_mask(self.pairs[self.sample_index(index)].mask, len(self.classes))  # the image stays unread
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        pair = self.pairs[self.position(key)]
+        pair = self.pairs[self.sample_index(key)]
         image = decode(pair.image)
         mask = None
         if self.segmentation:
             mask = read_mask(pair.mask, len(self.classes))
             if mask.shape != image.shape[1:]:
-                raise BadFile.of(size_problem(pair.image, pair.mask, image.shape[1:], mask.shape))
+                raise BadFile.from_issue(size_issue(pair.image, pair.mask, image.shape[1:], mask.shape))
         image, mask = self.transform(image, mask, key)
         item: dict[str, Any] = {"image": image, "name": pair.name}
         if mask is not None:
@@ -126,7 +126,7 @@ class VOCFolder(ImageDataset):
 
 def voc_folder(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
     """Any folder in VOC's layout."""
-    return VOCFolder(root_of(config), split, config.num_classes, masks, transform)
+    return VOCFolder(dataset_root(config), split, config.num_classes, masks, transform)
 
 
 def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
@@ -134,7 +134,7 @@ def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VO
 
     VOC's own splits come through torchvision's `VOCSegmentation`; `trainaug` is there once it is built.
     """
-    root = root_of(config)
+    root = dataset_root(config)
     folder = root / VOC_FOLDER
     if config.num_classes not in (None, len(VOC_CLASSES)):
         raise UserError(f"data.num_classes={config.num_classes}: VOC has 21; leave the key out")
@@ -223,8 +223,10 @@ def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] 
         names = list(VOC_CLASSES)
     else:
         names = [f"class {i}" for i in range(num_classes)]
-    if not 2 <= len(names) <= VOID:
-        raise UserError(f"{len(names)} classes in {root}: a mask has 2 to {VOID} (values 0..254; {VOID} is void)")
+    if not 2 <= len(names) <= IGNORE_INDEX:
+        raise UserError(
+            f"{len(names)} classes in {root}: a mask has 2 to {IGNORE_INDEX} (values 0..254; {IGNORE_INDEX} is void)"
+        )
     return names
 
 
@@ -233,7 +235,7 @@ def read_mask(path: Path, num_classes: int) -> Tensor:
     values = read_indices(path)
     wrong = wrong_values(values, num_classes)
     if wrong:
-        raise BadFile.of(value_problem(path, wrong, num_classes))
+        raise BadFile.from_issue(value_issue(path, wrong, num_classes))
     return torch.from_numpy(values)
 
 
@@ -244,18 +246,18 @@ def read_indices(path: Path) -> NDArray[np.uint8]:
             mode = image.mode
             values = np.array(image) if mode in ("P", "L", "1") else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadFile.of(unreadable(path, error)) from error
+        raise BadFile.from_issue(unreadable(path, error)) from error
     if values is None:
         what = "the mask does not store one 8-bit class number a pixel"
         fix = "map its colours to class numbers and save an indexed (palette) or 8-bit grey PNG"
-        raise BadFile.of(Issue(str(path), what, f"mode {mode}", fix))
+        raise BadFile.from_issue(Issue(str(path), what, f"mode {mode}", fix))
     return values.astype(np.uint8)
 
 
 def wrong_values(values: NDArray[np.uint8], num_classes: int) -> list[int]:
     """The values of a mask that are neither a class nor void, ascending."""
     there = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256))
-    return [int(value) for value in there if num_classes <= value != VOID]
+    return [int(value) for value in there if num_classes <= value != IGNORE_INDEX]
 
 
 def _first_palette(pairs: list[Pair]) -> NDArray[np.uint8] | None:

@@ -23,7 +23,7 @@ AT_ONCE = 8  # images that the autoencoder sees together: its finest maps are th
 
 
 class PixelCodec:
-    """The space of a denoiser of pixels, which is that of the images: see `LatentCodec` for what each method is about."""
+    """The space of a denoiser of pixels, which is that of the images: see `LatentCodec` for what each method does."""
 
     channels, factor, bound = 3, 1, 1.0
 

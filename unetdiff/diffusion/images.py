@@ -1,4 +1,4 @@
-"""Samples as a person looks at them: a labelled grid, the way from noise to image; and their colours in numbers."""
+"""Figures of samples: labeled grids, and trajectories from noise to image; and statistics of their colors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
 from unetdiff.data.transforms import to_model_range
-from unetdiff.diffusion.pipeline import Trajectory
+from unetdiff.diffusion.trajectory import Trajectory
 from unetdiff.errors import UserError
 
 PAPER, INK, FAINT = "#ffffff", "#1f2933", "#7b8794"
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-"""Comes with matplotlib, so that an image looks the same everywhere."""
+"""matplotlib's own, so that an image looks the same everywhere."""
 
 ImageBatch = torch.Tensor | Sequence[Image.Image]
 
@@ -28,7 +28,7 @@ def grid(
     title: str | None = None,
     cell: int = 64,
 ) -> Image.Image:
-    """A grid of images with labelled rows and columns.
+    """A grid of images with labeled rows and columns.
 
     Args:
         images: (N, 3, H, W) uint8, or float in [0, 1], or N PIL images; row by row, the last row may be short.
@@ -38,12 +38,12 @@ def grid(
         cell: smallest side of a cell in pixels; smaller images are enlarged by whole pixels.
 
     Raises:
-        UserError: no images, or labels that do not fit their number.
+        UserError: no images, or another number of labels than of rows.
     """
     tiles = [_enlarged(image, cell) for image in _as_pil(images)]
     count = len(tiles)
     if not count:
-        raise UserError("grid: there are no images.")
+        raise UserError("grid: images: must not be empty.")
     if columns is not None:
         across = len(columns)
     elif rows is not None:
@@ -52,7 +52,7 @@ def grid(
         across = max(1, round(count**0.5))
     down = -(-count // across)
     if rows is not None and len(rows) != down:
-        raise UserError(f"grid: {len(rows)} row labels, but {count} images make {down} rows of {across}.")
+        raise UserError(f"grid: rows: must be {down} labels for {count} images in {across} columns (got {len(rows)}).")
 
     width, height = tiles[0].size
     size = max(12, min(18, height // 4))
@@ -78,34 +78,35 @@ def grid(
     return canvas
 
 
-def table(samples: ImageBatch, given: torch.Tensor, truth: torch.Tensor | None = None) -> Image.Image:
-    """A row for each given layout or image: itself, the samples drawn for it, and what was really there.
+def table(samples: ImageBatch, conditions: torch.Tensor, truth: torch.Tensor | None = None) -> Image.Image:
+    """One row per layout or condition image: the condition, its samples, and the real image.
 
     Args:
         samples: row by row, as many for each.
-        given: (rows, 3, H, W) in [0, 1].
+        conditions: (rows, 3, H, W) in [0, 1].
         truth: the same, or None.
     """
-    rows = len(given)
+    rows = len(conditions)
     across = len(samples) // rows
-    drawn, first = _as_pil(samples), _as_pil(given)
+    sampled, first = _as_pil(samples), _as_pil(conditions)
     last = [] if truth is None else _as_pil(truth)
     images: list[Image.Image] = []
     for row in range(rows):
-        mine = drawn[row * across : (row + 1) * across]
-        shown = first[row].resize(mine[0].size, Image.Resampling.NEAREST)
-        images += [shown, *mine, *[image.resize(mine[0].size) for image in last[row : row + 1]]]
-    columns = ["given", *[f"{i + 1}" for i in range(across)], *(["real"] if last else [])]
+        of_row = sampled[row * across : (row + 1) * across]
+        size = of_row[0].size
+        images += [first[row].resize(size, Image.Resampling.NEAREST), *of_row]
+        images += [image.resize(size) for image in last[row : row + 1]]
+    columns = ["condition", *[f"{i + 1}" for i in range(across)], *(["real"] if last else [])]
     return grid(images, columns=columns)
 
 
 def save_film(trajectory: Trajectory, path: Path) -> None:
-    """A GIF of the way from noise to images, all of a batch at once (the first 16)."""
+    """A GIF of a trajectory, of the first 16 images of the batch in one grid."""
     save_frames([grid(noisy[:16]) for noisy in trajectory.noisy], path)
 
 
 def save_frames(frames: Sequence[Image.Image], path: Path, back: bool = False, milliseconds: int = 120) -> None:
-    """A GIF that stays on its last frame for a second; `back`: and then runs the other way."""
+    """A GIF that pauses on its last frame for a second; `back`: and then runs in reverse."""
     ordered = list(frames)
     durations = [milliseconds] * (len(ordered) - 1) + [1000]
     if back:
@@ -117,10 +118,10 @@ def save_frames(frames: Sequence[Image.Image], path: Path, back: bool = False, m
 def strip(
     trajectory: Trajectory, image: int = 0, title: str | None = None, predicted: bool = True, cell: int = 96
 ) -> Image.Image:
-    """The way of one image from noise, left to right: what the network was given, and what it made of it.
+    """The trajectory of one image, left to right: x_t, and the x_0 predicted from it.
 
     Args:
-        trajectory: of a pipeline called with `return_trajectory`.
+        trajectory: of a `TrajectoryRecorder`.
         image: which of the batch.
         title: a line above.
         predicted: show the predicted clean image too, as a second row.
@@ -136,7 +137,7 @@ def strip(
 
 
 def strips(trajectory: Trajectory, rows: Sequence[str], title: str | None = None, cell: int = 64) -> Image.Image:
-    """The way of every image of the batch from noise (x_t), a labelled row each.
+    """The trajectory of every image of the batch (x_t), one labeled row each.
 
     Raises:
         UserError: another number of labels than of images.
@@ -158,7 +159,7 @@ def color_statistics(images: ImageBatch) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def color_error(samples: ImageBatch, data: ImageBatch) -> dict[str, float]:
-    """How far the samples' colours are from the data's: a tint shows as mean, greyness as deviation.
+    """Distance of the samples' color statistics from the data's: a tint shows in the mean, grayness in the deviation.
 
     Returns:
         color_mean_error and color_std_error: mean absolute difference over the channels of the per-channel mean
@@ -190,7 +191,7 @@ def _as_pil(images: ImageBatch) -> list[Image.Image]:
 
 
 def _enlarged(image: Image.Image, least: int) -> Image.Image:
-    """By a whole factor, nearest neighbour, so that every pixel of a small image can be seen."""
+    """Small images by a whole factor, nearest neighbor."""
     factor = max(1, -(-least // min(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unetdiff.diffusion.conditioning.base import Size
-from unetdiff.diffusion.conditioning.layouts import VOID
+from unetdiff.diffusion.conditioning.layouts import IGNORE_INDEX
 from unetdiff.errors import UserError
 
 INDEX = "model_index.json"
@@ -66,7 +66,7 @@ class MaskCodec:
 
     def encode_masks(self, masks: Tensor) -> Tensor:
         """Class indices and 255 (B, H, W) as what is noised, (B, C, H, W) float32; void is 0 in every channel."""
-        void = masks == VOID
+        void = masks == IGNORE_INDEX
         planes = F.one_hot(torch.where(void, 0, masks.long()), self.channels)
         coded = 2 * rearrange(planes, "b h w c -> b c h w").float() - 1
         return coded.masked_fill(rearrange(void, "b h w -> b 1 h w"), 0.0)
@@ -84,10 +84,10 @@ class MaskCodec:
     def colours(self, masks: Tensor) -> Tensor:
         """Class indices (B, H, W) in their colours, void grey: (B, 3, H, W) in [0, 1], on the CPU."""
         table = torch.tensor([*self.palette, [128, 128, 128]]) / 255
-        indices = torch.where(masks == VOID, self.channels, masks.long()).cpu()
+        indices = torch.where(masks == IGNORE_INDEX, self.channels, masks.long()).cpu()
         return rearrange(table[indices], "b h w c -> b c h w")
 
 
 def loss_mask(masks: Tensor) -> Tensor:
     """Where the loss of drawn masks counts, bool (B, 1, H, W): everywhere but in the void of the truth (B, H, W)."""
-    return rearrange(masks != VOID, "b h w -> b 1 h w")
+    return rearrange(masks != IGNORE_INDEX, "b h w -> b 1 h w")

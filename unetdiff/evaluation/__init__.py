@@ -1,7 +1,9 @@
-"""How a denoiser is judged: distances between samples and real images, copies, likelihood, and what a setting costs.
+"""Evaluation of a trained model: segmentation metrics, and the quality, diversity and likelihood of a denoiser.
 
-`features` turns images into numbers, `distances` compares them, `reference` keeps those of the real set,
-`classifier` says which class a sample shows, `neighbours` looks for copies of training images, `likelihood` gives
-bits per dimension, `sweep` tries settings of the sampler. `denoiser` does all of it for `unetdiff evaluate`, knowing a
-denoiser only as a few functions (`subject`); `judges` are those who look at its samples. Import from the modules.
+`evaluate` is the entry point of `unetdiff evaluate`; `load_run` opens a run with its data, `sampling` draws from it.
+For a denoiser (`denoiser`, which sees it as the functions of `types`): `features` are the feature networks,
+`feature_extractors` applies them to samples, `reference` caches the features of real images, `distances` has Fréchet
+and kernel distance, precision and recall, `classifier` measures class consistency, `layout_consistency` layout
+consistency, `memorization` compares samples with their nearest training images, `likelihood` gives bits per dimension
+and `sweep` tries sampler settings. `robustness` measures segmenters on noisy images. Import from the modules.
 """

@@ -1,4 +1,4 @@
-"""Tensors kept on disk beside what they are of: two files that belong together, or count as none."""
+"""A cache of tensors on disk: PATH.safetensors, and PATH.json with a fingerprint of what they were computed from."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from unetdiff.files import sha256_of, write_whole
 from unetdiff.models.loading import save_tensors
 
 
-def keep(path: Path, tensors: Mapping[str, Tensor], fingerprint: str, **facts: Any) -> None:
-    """Write PATH.safetensors and PATH.json: the fingerprint of what they are of, facts, and the tensors' own hash."""
-    file, about = _files(path)
+def save_cache(path: Path, tensors: Mapping[str, Tensor], fingerprint: str, **facts: Any) -> None:
+    """Write PATH.safetensors and PATH.json (fingerprint of the inputs, `facts`, hash of the tensors' file)."""
+    tensor_file, json_file = _files(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".writing-{file.name}")
-    save_tensors(dict(tensors), aside)
-    told = {"fingerprint": fingerprint, **facts, "sha256": sha256_of(aside)}
-    os.replace(aside, file)
-    write_whole(about, json.dumps(told, indent=1) + "\n")
+    temporary = tensor_file.with_name(f".writing-{tensor_file.name}")
+    save_tensors(dict(tensors), temporary)
+    content = {"fingerprint": fingerprint, **facts, "sha256": sha256_of(temporary)}
+    os.replace(temporary, tensor_file)
+    write_whole(json_file, json.dumps(content, indent=1) + "\n")
 
 
-def kept(path: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Facts and tensors, or None where they are of something else, or damaged: a damaged cache is no cache."""
-    file, about = _files(path)
+def load_cache(path: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """(facts, tensors), or None where they are missing, damaged, or of another fingerprint."""
+    tensor_file, json_file = _files(path)
     try:
-        facts = json.loads(about.read_text())
-        if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_of(file):
+        facts = json.loads(json_file.read_text())
+        if facts["fingerprint"] != fingerprint or facts["sha256"] != sha256_of(tensor_file):
             return None
-        return facts, load_file(file)
+        return facts, load_file(tensor_file)
     except (ValueError, KeyError, TypeError, OSError, SafetensorError):
         return None
 
 
-def is_kept(path: Path) -> bool:
-    """Both files are there, whatever they are of."""
+def is_cached(path: Path) -> bool:
+    """Whether both files exist, whatever their fingerprint."""
     return all(file.is_file() for file in _files(path))
 
 

@@ -1,7 +1,6 @@
-"""An independent judge of samples: a small classifier of real images, of an architecture of its own.
+"""An independent classifier, trained on real images only, that measures the class consistency of samples.
 
-It is trained on the real set alone, never on samples and never with a U-Net of ours, and cached. What it says of
-samples means as much as its accuracy on real images that it has not seen: print both.
+Its accuracy on held-out real images bounds what its predictions on samples mean: report both.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from torch import nn
 
 from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.errors import UserError
-from unetdiff.evaluation.cache import keep, kept
+from unetdiff.evaluation.cache import load_cache, save_cache
 
-LARGEST_SIDE = 64  # pixels; larger images are judged at this size
-MOST_IMAGES = 20_000  # of a larger set this many are used
+MAX_SIDE = 64  # pixels; larger images are resized down to it
+MAX_IMAGES = 20_000  # evenly spaced images of a larger dataset
 
 
 class LabelledImages(Protocol):
-    """What the judge needs of a data set: items with "image", uint8 (3, H, W), and "label", int."""
+    """A dataset of items with "image", uint8 (3, H, W), and "label", int."""
 
     def __len__(self) -> int: ...
 
@@ -35,50 +34,54 @@ class LabelledImages(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a judge is trained."""
+class ClassifierConfig:
+    """Training of the classifier."""
 
     steps: int = 500
     """Optimizer steps."""
-    batch: int = 128
-    """Images a step."""
+    batch_size: int = 128
+    """Images per step."""
     lr: float = 6e-3
-    """Largest learning rate of the one-cycle schedule."""
-    shift: int = 2
-    """Pixels of random shift."""
+    """Peak learning rate of the one-cycle schedule."""
+    max_shift: int = 2
+    """Pixels of random shift in either direction."""
     seed: int = 0
     """Seed of weights, order and shifts."""
 
 
-class Network(nn.Module):
-    """Strided convolutions with BatchNorm, global mean, linear: (B, 3, H, W) in [-1, 1] -> (B, num_classes)."""
+class ClassifierNetwork(nn.Module):
+    """Convolutions with BatchNorm, global average pooling, linear: (B, 3, H, W) in [-1, 1] -> (B, num_classes)."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        before = 3
+        width_in = 3
         for width, kernel, stride in ((32, 5, 2), (64, 3, 2), (96, 3, 1), (128, 3, 2)):
             layers += [
-                nn.Conv2d(before, width, kernel, stride, padding=kernel // 2, bias=False),
+                nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(width),
                 nn.ReLU(inplace=True),
             ]
-            before = width
+            width_in = width
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(before, num_classes)
+        self.head = nn.Linear(width_in, num_classes)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees, (B, 128), of pixels (B, 3, H, W) in [-1, 1]."""
+        """Penultimate features (B, 128) of pixels (B, 3, H, W) in [-1, 1]."""
         return reduce(self.body(pixels), "b c h w -> b c", "mean")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(pixels))
 
 
-class Judge:
-    """A trained classifier and what it was trained on."""
+class Classifier:
+    """A trained classifier of uint8 images.
 
-    def __init__(self, network: Network, num_classes: int, fingerprint: str) -> None:
+    Attributes:
+        fingerprint: hash of the training images, labels and config, which the cache is checked against.
+    """
+
+    def __init__(self, network: ClassifierNetwork, num_classes: int, fingerprint: str) -> None:
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.num_classes = num_classes
         self.fingerprint = fingerprint
@@ -87,132 +90,132 @@ class Judge:
         """Logits (B, num_classes) float32 of uint8 images (B, 3, H, W).
 
         Raises:
-            TypeError: images of another type, which would all look alike.
+            TypeError: images that are not uint8.
         """
         return self._run(self.network, images)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """What the last layer sees, (B, 128) float32, of uint8 images (B, 3, H, W); TypeError as in `logits`."""
+        """Penultimate features, (B, 128) float32, of uint8 images (B, 3, H, W); TypeError as in `logits`."""
         return self._run(self.network.features, images)
 
     @torch.no_grad()
-    def _run(self, part_of_network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    def _run(self, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8:
-            raise TypeError(f"the judge takes uint8 images, not {images.dtype}")
+            raise TypeError(f"images: must be uint8 (got {images.dtype}).")
         device = self.network.head.weight.device
         parts = []
         for part in images.split(256):
-            pixels = to_model_range(_judged_size(part).to(device)).contiguous(memory_format=torch.channels_last)
-            parts.append(part_of_network(pixels).cpu())
+            pixels = to_model_range(_limit_size(part).to(device)).contiguous(memory_format=torch.channels_last)
+            parts.append(function(pixels).cpu())
         return torch.cat(parts)
 
     def predict(self, images: torch.Tensor) -> torch.Tensor:
         """Most likely class (B,) of uint8 images (B, 3, H, W)."""
         return self.logits(images).argmax(dim=1)
 
-    def consistency(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """Share of images, uint8 (B, 3, H, W), that are taken for the class they were asked for, (B,)."""
-        return share_right(self.predict(images), labels)
+    def class_consistency(self, images: torch.Tensor, labels: torch.Tensor) -> float:
+        """Accuracy on samples: fraction of images, uint8 (B, 3, H, W), predicted as their labels (B,)."""
+        return label_accuracy(self.predict(images), labels)
 
-    def consistency_per_class(self, images: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
-        """`consistency` of each class; None for a class that no image was asked for."""
-        return share_right_per_class(self.predict(images), labels, self.num_classes)
+    def class_consistency_per_class(self, images: torch.Tensor, labels: torch.Tensor) -> list[float | None]:
+        """`class_consistency` of each class; None for a class without images."""
+        return per_class_accuracy(self.predict(images), labels, self.num_classes)
 
     def accuracy(self, dataset: LabelledImages) -> float:
-        """Share of a set's real images that it names rightly; to be told beside every consistency."""
+        """Accuracy on the real images of a dataset; report it with every class consistency."""
         images, labels = _load(dataset, self.num_classes)
-        return self.consistency(images, labels)
+        return self.class_consistency(images, labels)
 
     def save(self, path: Path) -> None:
         """Write PATH.safetensors and PATH.json."""
-        keep(path, self.network.state_dict(), self.fingerprint, num_classes=self.num_classes)
+        save_cache(path, self.network.state_dict(), self.fingerprint, num_classes=self.num_classes)
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Self | None:
-        """The judge that `save` wrote, or None if there is none or it was trained on something else."""
-        found = kept(path, fingerprint)
-        if found is None:
+        """The classifier written by `save`; None if there is none, or it has another fingerprint."""
+        cached = load_cache(path, fingerprint)
+        if cached is None:
             return None
-        facts, tensors = found
+        facts, tensors = cached
         try:
-            network = Network(facts["num_classes"])
+            network = ClassifierNetwork(facts["num_classes"])
             network.load_state_dict(tensors)
         except (ValueError, KeyError, TypeError, RuntimeError):
-            return None  # a damaged cache is no cache
+            return None  # damaged
         return cls(network, facts["num_classes"], fingerprint)
 
 
-def share_right(predicted: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of images that are taken for the class they were asked for, of classes (B,) and (B,)."""
+def label_accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:
+    """Fraction of predicted classes (B,) that equal the labels (B,)."""
     return (predicted == labels.cpu()).float().mean().item()
 
 
-def share_right_per_class(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float | None]:
-    """`share_right` of each class; None for a class that no image was asked for."""
+def per_class_accuracy(predicted: torch.Tensor, labels: torch.Tensor, num_classes: int) -> list[float | None]:
+    """`label_accuracy` of each class; None for a class without images."""
     labels = labels.cpu()
     return [
-        share_right(predicted[labels == index], labels[labels == index]) if (labels == index).any() else None
+        label_accuracy(predicted[labels == index], labels[labels == index]) if (labels == index).any() else None
         for index in range(num_classes)
     ]
 
 
-def train_judge(
+def train_classifier(
     dataset: LabelledImages,
     num_classes: int,
     cache_path: str | Path | None = None,
-    recipe: Recipe | None = None,
+    config: ClassifierConfig | None = None,
     device: torch.device | str = "cpu",
-) -> Judge:
-    """A judge trained on a set's real images and labels, or the cached one of the same images and recipe.
+) -> Classifier:
+    """Train a classifier on real images and labels, or load it from the cache of the same data and config.
 
     Args:
-        dataset: real training images; of one size, or they are resized to the first one's.
+        dataset: real training images; resized to the size of the first.
         num_classes: number of classes.
-        cache_path: where it is kept, without a suffix; None: nowhere.
-        recipe: how to train.
-        device: where to train and judge.
+        cache_path: path of the cache without suffix; None: no cache.
+        config: training settings.
+        device: for training and inference.
 
     Raises:
-        UserError: no images, or a label that is not one of the classes.
+        UserError: no images, or a label out of range.
     """
-    recipe = recipe or Recipe()
+    config = config or ClassifierConfig()
     images, labels = _load(dataset, num_classes)
-    fingerprint = _fingerprint(images, labels, num_classes, recipe)
+    fingerprint = _fingerprint(images, labels, num_classes, config)
     cache = None if cache_path is None else Path(cache_path)
-    if cache is not None and (cached := Judge.load(cache, fingerprint)) is not None:
+    if cache is not None and (cached := Classifier.load(cache, fingerprint)) is not None:
         cached.network.to(device)
         return cached
-    judge = Judge(_train(images, labels, num_classes, recipe, torch.device(device)), num_classes, fingerprint)
+    classifier = Classifier(_train(images, labels, num_classes, config, torch.device(device)), num_classes, fingerprint)
     if cache is not None:
-        judge.save(cache)
-    return judge
+        classifier.save(cache)
+    return classifier
 
 
-def images_used(dataset: LabelledImages) -> int:
-    """How many images of a set a judge learns from, or is tested on."""
-    return min(len(dataset), MOST_IMAGES)
+def num_images_used(dataset: LabelledImages) -> int:
+    """Number of images of a dataset that a classifier is trained or tested on."""
+    return min(len(dataset), MAX_IMAGES)
 
 
 def _train(
-    images: torch.Tensor, labels: torch.Tensor, num_classes: int, recipe: Recipe, device: torch.device
-) -> Network:
-    generator = torch.Generator().manual_seed(recipe.seed)
+    images: torch.Tensor, labels: torch.Tensor, num_classes: int, config: ClassifierConfig, device: torch.device
+) -> ClassifierNetwork:
+    generator = torch.Generator().manual_seed(config.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        network = Network(num_classes)
+        torch.default_generator.manual_seed(config.seed)
+        network = ClassifierNetwork(num_classes)
     network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=recipe.steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.2)
     bf16 = _has_bf16(device)
     order = torch.empty(0, dtype=torch.long)
-    for _ in range(recipe.steps):
-        while len(order) < min(recipe.batch, len(images)):
+    for _ in range(config.steps):
+        while len(order) < min(config.batch_size, len(images)):
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
-        chosen, order = order[: recipe.batch], order[recipe.batch :]
-        pixels = to_model_range(_shifted(images[chosen], recipe.shift, generator).to(device))
+        indices, order = order[: config.batch_size], order[config.batch_size :]
+        pixels = to_model_range(_random_shift(images[indices], config.max_shift, generator).to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = network(pixels.contiguous(memory_format=torch.channels_last))
-        loss = F.cross_entropy(logits.float(), labels[chosen].to(device), label_smoothing=0.05)
+        loss = F.cross_entropy(logits.float(), labels[indices].to(device), label_smoothing=0.05)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -221,45 +224,47 @@ def _train(
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is fast there."""
+    """Whether the device computes bfloat16 natively."""
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported()
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
-def _shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Every image of (B, 3, H, W) shifted by up to `most` pixels either way, its border repeated."""
+def _random_shift(images: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:
+    """Shift each image of (B, 3, H, W) by up to `max_shift` pixels in both axes, replicating its border."""
     height, width = images.shape[-2:]
-    padded = F.pad(images.float(), (most,) * 4, mode="replicate").to(images.dtype)
-    down, across = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator)
+    padded = F.pad(images.float(), (max_shift,) * 4, mode="replicate").to(images.dtype)
+    down, across = torch.randint(0, 2 * max_shift + 1, (2, len(images)), generator=generator)
     rows = rearrange(down[:, None] + torch.arange(height), "b h -> b 1 h 1")
     columns = rearrange(across[:, None] + torch.arange(width), "b w -> b 1 1 w")
-    which = rearrange(torch.arange(len(images)), "b -> b 1 1 1")
+    image = rearrange(torch.arange(len(images)), "b -> b 1 1 1")
     channel = rearrange(torch.arange(images.shape[1]), "c -> 1 c 1 1")
-    return padded[which, channel, rows, columns]
+    return padded[image, channel, rows, columns]
 
 
-def _judged_size(images: torch.Tensor) -> torch.Tensor:
+def _limit_size(images: torch.Tensor) -> torch.Tensor:
     height, width = images.shape[-2:]
-    factor = min(1.0, LARGEST_SIDE / max(height, width))
+    factor = min(1.0, MAX_SIDE / max(height, width))
     return resize_image(images, (round(height * factor), round(width * factor)))
 
 
 def _load(dataset: LabelledImages, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images uint8 (N, 3, H, W) and labels (N,), or MOST_IMAGES evenly spaced ones of a larger set."""
+    """Images uint8 (N, 3, H, W) and labels (N,), at most `MAX_IMAGES`, evenly spaced."""
     total = len(dataset)
     if total == 0:
-        raise UserError("the judge has no images to learn from.")
-    indices = torch.linspace(0, total - 1, images_used(dataset)).round().long().tolist()
+        raise UserError("classifier: the dataset has no images to train it on.")
+    indices = torch.linspace(0, total - 1, num_images_used(dataset)).round().long().tolist()
     images: list[torch.Tensor] = []
     labels: list[int] = []
     for index in indices:
         item = dataset[index]
         if "label" not in item:
-            raise UserError("the judge needs a class for every image, and this set's images have none.")
+            raise UserError(
+                "classifier: the images of this dataset have no class labels. Use a dataset with one label per image."
+            )
         if not 0 <= item["label"] < num_classes:
-            raise UserError(f"image {index}: label {item['label']} is not one of 0 to {num_classes - 1}.")
-        image = _judged_size(item["image"])
+            raise UserError(f"image {index}: label={item['label']}: must be in 0 to {num_classes - 1}.")
+        image = _limit_size(item["image"])
         if images:
             image = resize_image(image, (images[0].shape[-2], images[0].shape[-1]))
         images.append(image)
@@ -267,12 +272,12 @@ def _load(dataset: LabelledImages, num_classes: int) -> tuple[torch.Tensor, torc
     return torch.stack(images), torch.tensor(labels)
 
 
-def _fingerprint(images: torch.Tensor, labels: torch.Tensor, num_classes: int, recipe: Recipe) -> str:
-    """A hash of everything the weights depend on."""
-    with torch.device("meta"):  # draws no random numbers
-        architecture = str(Network(num_classes))
+def _fingerprint(images: torch.Tensor, labels: torch.Tensor, num_classes: int, config: ClassifierConfig) -> str:
+    """Hash of everything the weights depend on."""
+    with torch.device("meta"):  # consumes no random numbers
+        architecture = str(ClassifierNetwork(num_classes))
     digest = hashlib.sha256()
-    digest.update(json.dumps([architecture, list(images.shape), asdict(recipe)]).encode())
+    digest.update(json.dumps([architecture, list(images.shape), asdict(config)]).encode())
     digest.update(images.numpy().tobytes())
     digest.update(labels.numpy().tobytes())
     return digest.hexdigest()[:16]

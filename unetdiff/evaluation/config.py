@@ -1,4 +1,4 @@
-"""What is asked of the judging of a denoiser, and how it is said in words."""
+"""Settings of the evaluation of a denoiser, and their parsing from the command line."""
 
 from __future__ import annotations
 
@@ -11,114 +11,114 @@ from unetdiff.errors import UserError, nearest
 from unetdiff.models.config import PRETRAINED_ENCODERS
 
 INCEPTION, CLASSIFIER = "inception", "classifier"
-"""The feature networks that are no torchvision trunk."""
+"""Feature networks other than torchvision's encoders."""
 IMAGENET = "imagenet"
-"""A trunk's weights, where they are downloaded."""
+"""Name of torchvision's ImageNet weights, which are downloaded."""
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Settings of the sampler to try, every one with every other; an empty one is the evaluation's own."""
+    """Sampler settings, of which every combination is evaluated; an empty one takes the evaluation's own value."""
 
-    steps: tuple[int, ...] = ()
+    num_inference_steps: tuple[int, ...] = ()
     """Denoising steps."""
     scheduler: tuple[str, ...] = ()
-    """Samplers, of `unetdiff.diffusion.schedulers.SCHEDULERS`."""
-    guidance: tuple[float, ...] = ()
+    """Keys of `unetdiff.diffusion.schedulers.SCHEDULERS`."""
+    guidance_scale: tuple[float, ...] = ()
     """Guidance scales."""
 
 
 @dataclass(frozen=True)
-class JudgingConfig:
-    """How a denoiser is judged."""
+class EvaluationConfig:
+    """Evaluation of a denoiser."""
 
     samples_per_class: int = 30
-    """Images drawn of each class (ten times as many without classes); 0: none."""
-    steps: int = 50
-    """Denoising steps of these."""
+    """Samples of each class (ten times as many without classes); 0: none."""
+    num_inference_steps: int = 50
+    """Denoising steps."""
     guidance_scale: float | None = None
-    """Guidance of these; None: the run's."""
+    """Guidance scale; None: `diffusion.guidance_scale` of the run."""
     seed: int = 0
-    """Seed of their noise."""
+    """Seed of the noise."""
     features: tuple[str, ...] | None = None
-    """Feature networks, NAME or NAME=WEIGHTS (`unetdiff.evaluation.features`); None: the classifier, where the set has
-    classes."""
+    """Feature networks, NAME or NAME=WEIGHTS (`unetdiff.evaluation.features`); None: the classifier, if the dataset has
+    class labels."""
     reference: Literal["train", "val"] = "train"
-    """The split whose real images the samples are held against."""
-    fid_samples: int | None = None
-    """Samples behind the distances; None: those that are drawn anyway."""
-    neighbours: int = 3
-    """Nearest training images looked for; 0: none."""
-    bits_per_dimension: int = 0
-    """Images whose likelihood is measured; 0: none."""
-    bits_timesteps: int = 50
-    """Timesteps that each of these is judged at; 0: every one."""
+    """Split of the real images in the distances."""
+    num_distance_samples: int | None = None
+    """Samples in the distances; None: all that are drawn."""
+    num_neighbors: int = 3
+    """Nearest training images shown for each sample; 0: no memorization test."""
+    num_likelihood_images: int = 0
+    """Images for the likelihood; 0: none."""
+    num_likelihood_timesteps: int = 50
+    """Timesteps for each of them; 0: all."""
     sweep: SweepConfig | None = None
-    """Settings of the sampler to try."""
+    """Sampler settings to compare; None: no sweep."""
     segmenter: Path | None = None
-    """For a denoiser that is told layouts: a run or model directory of a segmenter of the same set's real images,
-    which looks for the layouts in the samples (`unetdiff.evaluation.layout_consistency`)."""
+    """For a layout-conditional denoiser: run or model directory of a segmenter, trained on real images of the same
+    dataset, that measures layout consistency (`unetdiff.evaluation.layout_consistency`)."""
 
     @property
-    def anything(self) -> bool:
-        """Whether anything at all is asked for."""
-        return bool(
-            self.samples_per_class or self.fid_samples or self.bits_per_dimension or self.sweep or self.segmenter
+    def enabled(self) -> bool:
+        """Whether there is anything to evaluate."""
+        return any(
+            (self.samples_per_class, self.num_distance_samples, self.num_likelihood_images, self.sweep, self.segmenter)
         )
 
 
-def parse_features(word: str) -> tuple[str, str | None]:
+def parse_features(text: str) -> tuple[str, str | None]:
     """NAME or NAME=WEIGHTS as (name, weights).
 
     Raises:
-        UserError: an unknown name, or no such file.
+        UserError: an unknown name, or a missing file.
     """
-    name, _, weights = word.partition("=")
+    name, _, weights = text.partition("=")
     known = (INCEPTION, CLASSIFIER, *PRETRAINED_ENCODERS)
     if name not in known:
-        raise UserError(f"features: '{name}' is unknown; nearest: {nearest(name, known)} (one of {', '.join(known)})")
+        raise UserError(f"features={name}: must be one of {', '.join(known)}. Did you mean {nearest(name, known)}?")
     if name == CLASSIFIER and weights:
-        raise UserError(f"features: classifier={weights}, but it is trained on the set itself; give classifier alone")
+        raise UserError(f"features={text}: must be classifier without weights. It is trained on the dataset itself.")
     if weights and weights != IMAGENET and not Path(weights).is_file():
-        raise UserError(f"features: no file '{weights}' for {name}; leave it out to download the weights")
+        raise UserError(f"features={text}: {weights} must be an existing file. Omit it to download the weights.")
     return name, weights or None
 
 
 def parse_sweep(text: str) -> SweepConfig:
-    """Settings in words, e.g. "steps=10,25,50 scheduler=ddim,dpm++ guidance=1,2".
+    """Parse e.g. "num_inference_steps=10,25,50 scheduler=ddim,dpm++ guidance_scale=1,2".
 
     Raises:
-        UserError: an unknown setting or sampler, or a value that cannot be.
+        UserError: an unknown setting, or an invalid value.
     """
-    kinds = {"steps": _steps, "scheduler": _scheduler, "guidance": _guidance}
-    found: dict[str, tuple[Any, ...]] = {}
+    parsers = {"num_inference_steps": _steps, "scheduler": _scheduler, "guidance_scale": _guidance_scale}
+    settings: dict[str, tuple[Any, ...]] = {}
     for part in text.split():
         name, _, values = part.partition("=")
-        if name not in kinds:
-            raise UserError(f"sweep: unknown setting {part!r}; nearest: {nearest(name, kinds)}=...")
-        if name in found:
-            raise UserError(f"sweep: {name} is given twice; list its values with commas")
-        found[name] = tuple(kinds[name](value) for value in values.split(","))
-    if not found:
-        raise UserError('sweep: nothing to try; give e.g. "steps=10,25 scheduler=ddim,dpm++ guidance=1,2"')
-    return SweepConfig(**found)
+        if name not in parsers:
+            raise UserError(f"sweep: unknown setting {part!r}. Did you mean {nearest(name, parsers)}?")
+        if name in settings:
+            raise UserError(f"sweep.{name}: must be set once. Separate its values with commas.")
+        settings[name] = tuple(parsers[name](value) for value in values.split(","))
+    if not settings:
+        raise UserError('sweep: must not be empty. Example: "num_inference_steps=10,25 scheduler=ddim,dpm++".')
+    return SweepConfig(**settings)
 
 
-def _steps(word: str) -> int:
-    if not word.isdecimal() or int(word) < 1:
-        raise UserError(f"sweep: steps={word!r} is no number of steps; use 1 or more")
-    return int(word)
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"sweep.num_inference_steps={text}: must be integers of at least 1.")
+    return int(text)
 
 
-def _scheduler(word: str) -> str:
-    if word not in SCHEDULERS:
-        near = nearest(word, SCHEDULERS)
-        raise UserError(f"sweep: scheduler={word!r} is not one of {', '.join(SCHEDULERS)}; nearest: {near}")
-    return word
+def _scheduler(text: str) -> str:
+    if text not in SCHEDULERS:
+        near = nearest(text, SCHEDULERS)
+        raise UserError(f"sweep.scheduler={text}: must be one of {', '.join(SCHEDULERS)}. Did you mean {near}?")
+    return text
 
 
-def _guidance(word: str) -> float:
+def _guidance_scale(text: str) -> float:
     try:
-        return float(word)
+        return float(text)
     except ValueError:
-        raise UserError(f"sweep: guidance={word!r} is no number; give e.g. 1,2") from None
+        raise UserError(f"sweep.guidance_scale={text}: must be numbers, e.g. 1,2.") from None

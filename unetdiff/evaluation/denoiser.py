@@ -1,4 +1,4 @@
-"""Everything that `unetdiff evaluate` says of a denoiser's samples and likelihood, beside its loss."""
+"""Evaluation of a denoiser: distances, class consistency and memorization of samples, likelihood, sampler sweep."""
 
 from __future__ import annotations
 
@@ -13,210 +13,237 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.data.base import ImageDataset, collate
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import color_error, grid
 from unetdiff.errors import UserError
-from unetdiff.evaluation.classifier import share_right, share_right_per_class
-from unetdiff.evaluation.config import JudgingConfig, SweepConfig
-from unetdiff.evaluation.distances import Figure, compare
-from unetdiff.evaluation.feature_extractors import Judges, References, Seen, find_judges, look
-from unetdiff.evaluation.features import FeatureNetwork
-from unetdiff.evaluation.likelihood import Bound, strata, summary, variational_bound
-from unetdiff.evaluation.memorization import QUANTILE, find_copies, neighbours_image, pixels_as_points
-from unetdiff.evaluation.reference import Reference, batches
+from unetdiff.evaluation.classifier import label_accuracy, num_images_used, per_class_accuracy
+from unetdiff.evaluation.config import EvaluationConfig, SweepConfig
+from unetdiff.evaluation.distances import Distance, compute_distances
+from unetdiff.evaluation.feature_extractors import (
+    EvaluationNetworks,
+    ReferenceFeatures,
+    SampleFeatures,
+    extract_features,
+    load_evaluation_networks,
+)
+from unetdiff.evaluation.features import FeatureExtractor
+from unetdiff.evaluation.likelihood import VariationalBound, strata, summarize, variational_bound
+from unetdiff.evaluation.memorization import QUANTILE, measure_memorization, neighbors_image, pixel_features
+from unetdiff.evaluation.reference import Reference, image_batches
 from unetdiff.evaluation.sweep import sweep
-from unetdiff.evaluation.types import Denoiser, EvalSplits, SamplingConfig, together
+from unetdiff.evaluation.types import Denoiser, EvalSplits, SamplingConfig, concat_batches
 
-KEPT = 500  # samples and real images that colours and neighbours are taken from
+MAX_IMAGES = 500  # samples and real images held in memory for color statistics and memorization
 GRID_ROWS, GRID_COLUMNS = 12, 8
-SHOWN = 8  # samples on the image of neighbours
+NUM_SHOWN = 8  # samples in nearest_neighbors.png
 LIKELIHOOD_BATCH = 16
-CLASSES_WITHOUT = 10  # a denoiser without classes draws as many as one of ten classes
-SWEEP_SAMPLES = 300  # of each setting, where nothing else says how many
+CLASSES_WITHOUT_LABELS = 10  # a denoiser without classes draws as many samples as one with ten
+SWEEP_SAMPLES = 300  # for each setting, if no other number of samples is configured
 
 
 def evaluate_denoiser(
     denoiser: Denoiser,
-    sets: EvalSplits,
-    config: JudgingConfig,
+    splits: EvalSplits,
+    config: EvaluationConfig,
     setting: SamplingConfig,
     output: Path,
     cache: Path,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """The figures of a denoiser's samples and likelihood; writes samples.png, neighbours.png and sweep.* to `output`.
+    """Metrics of a denoiser; writes samples.png, nearest_neighbors.png and sweep.* to `output`.
 
     Held in memory are the features of samples and real images, a few hundred images of each, and in a sweep the
     samples of one setting.
 
     Args:
-        denoiser: what is judged.
-        sets: the real images.
-        config: what is asked.
-        setting: how the samples are drawn.
-        output: folder of what is written.
-        cache: folder where the classifier and the real images' features are kept.
-        device: where the judges and the denoiser run.
+        denoiser: the denoiser.
+        splits: the real images.
+        config: what to evaluate.
+        setting: the sampler's settings.
+        output: folder of the written files.
+        cache: folder for the classifier and the features of the real images.
+        device: of the denoiser and the feature networks.
 
     Raises:
-        UserError: other classes than the set's, an unknown feature network, weights that cannot be read, a sweep over
-            what the denoiser has not, the likelihood of a denoiser of latents.
+        UserError: classes other than the dataset's, an unknown feature network, unreadable weights, a sweep over
+            settings that the denoiser does not support, the likelihood of a latent denoiser.
     """
     check_sweep(denoiser, config)
-    if config.bits_per_dimension and denoiser.denoise is None:
+    if config.num_likelihood_images and denoiser.denoise is None:
         raise UserError(
-            f"bits_per_dimension: {config.bits_per_dimension}, but the model denoises latents, and their likelihood is "
-            "not that of images; leave it out"
+            f"num_likelihood_images={config.num_likelihood_images}: must be 0 for a model of latents, whose likelihood "
+            "is not that of images. Omit it."
         )
     output.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, Any] = {}
-    usual = config.samples_per_class * (len(denoiser.classes) or CLASSES_WITHOUT)
-    for_distances = usual if config.fid_samples is None else config.fid_samples
-    if max(usual, for_distances) or config.sweep is not None:
-        judges = find_judges(denoiser, sets, config, cache, device)
-        references = References(sets, cache / "reference")
-        if total := max(usual, for_distances):
-            seen = look(denoiser.draw(total, setting), judges, KEPT)
-            figures |= _samples(seen, denoiser, sets, judges, setting)
-            figures["samples/distances"] = [
-                asdict(figure)
-                for network, features in zip(judges.networks, seen.features, strict=True)
-                for figure in _distances(features[:for_distances], network, references.of(network, config.reference))
+    metrics: dict[str, Any] = {}
+    n = config.samples_per_class * (len(denoiser.classes) or CLASSES_WITHOUT_LABELS)
+    n_distances = n if config.num_distance_samples is None else config.num_distance_samples
+    if max(n, n_distances) or config.sweep is not None:
+        networks = load_evaluation_networks(denoiser, splits, config, cache, device)
+        references = ReferenceFeatures(splits, cache / "reference")
+        if total := max(n, n_distances):
+            samples = extract_features(denoiser.sample(total, setting), networks, MAX_IMAGES)
+            metrics |= _samples(samples, denoiser, splits, networks, setting)
+            metrics["samples/distances"] = [
+                asdict(distance)
+                for network, features in zip(networks.extractors, samples.features, strict=True)
+                for distance in _distances(features[:n_distances], network, references.get(network, config.reference))
             ]
-            _grid(seen, denoiser.classes).save(output / "samples.png")
-            if config.neighbours:
-                figures |= _neighbours(seen, denoiser, judges, references, config.neighbours, output)
+            _grid(samples, denoiser.classes).save(output / "samples.png")
+            if config.num_neighbors:
+                metrics |= _memorization(samples, denoiser, networks, references, config.num_neighbors, output)
         if config.sweep is not None:
-            figures["sweep"] = _sweep(denoiser, judges, references, config, setting, for_distances, output)
-    if config.bits_per_dimension:
-        found = likelihood(denoiser, sets, config.bits_per_dimension, config.bits_timesteps, setting.seed, device)
-        figures |= {f"likelihood/{name}": value for name, value in found.items()}
-    return figures
+            metrics["sweep"] = _sweep(denoiser, networks, references, config, setting, n_distances, output)
+    if config.num_likelihood_images:
+        metrics |= likelihood(
+            denoiser, splits, config.num_likelihood_images, config.num_likelihood_timesteps, setting.seed, device
+        )
+    return metrics
 
 
-def check_sweep(denoiser: Denoiser, config: JudgingConfig) -> None:
-    """Refuse settings that the denoiser cannot be sampled with (UserError)."""
-    asked, most = config.sweep or SweepConfig(), len(denoiser.scheduler.alphas_cumprod)
-    if asked.steps and max(asked.steps) > most:
-        raise UserError(f"sweep: steps={max(asked.steps)}, but the model has {most} timesteps; use no more")
-    if not denoiser.uses_guidance and set(asked.guidance) - {1.0}:
-        raise UserError(f"sweep: guidance={asked.guidance[0]:g}, but the model is told no condition; leave it out")
+def check_sweep(denoiser: Denoiser, config: EvaluationConfig) -> None:
+    """Raise UserError for settings that the denoiser cannot be sampled with."""
+    settings, num_timesteps = config.sweep or SweepConfig(), len(denoiser.scheduler.alphas_cumprod)
+    if settings.num_inference_steps and max(settings.num_inference_steps) > num_timesteps:
+        raise UserError(
+            f"sweep.num_inference_steps={max(settings.num_inference_steps)}: must be at most the {num_timesteps} "
+            "timesteps of the model."
+        )
+    if not denoiser.uses_guidance and set(settings.guidance_scale) - {1.0}:
+        raise UserError(
+            f"sweep.guidance_scale={settings.guidance_scale[0]:g}: must be 1 for an unconditional model. Omit it."
+        )
 
 
 def likelihood(
-    denoiser: Denoiser, sets: EvalSplits, count: int, timesteps: int, seed: int, device: torch.device | str
+    denoiser: Denoiser, splits: EvalSplits, count: int, timesteps: int, seed: int, device: torch.device | str
 ) -> dict[str, Any]:
-    """Bits per dimension of evenly spaced images of the judged split; see `unetdiff.evaluation.likelihood`."""
+    """Bits per dimension of evenly spaced images of the evaluated split; see `unetdiff.evaluation.likelihood`."""
     assert denoiser.denoise is not None
     generator = torch.Generator(device).manual_seed(seed)
-    images = sets[sets.split]
-    bounds: list[Bound] = []
-    chosen = torch.tensor(evenly(len(images), count)).split(LIKELIHOOD_BATCH)
-    for numbers in tqdm(chosen, desc="likelihood", unit="batch", disable=None):
-        batch = collate([images[int(number)] for number in numbers])
+    images = splits[splits.split]
+    bounds: list[VariationalBound] = []
+    batches = torch.tensor(evenly_spaced_indices(len(images), count)).split(LIKELIHOOD_BATCH)
+    for indices in tqdm(batches, desc="likelihood", unit="batch", disable=None):
+        batch = collate([images[int(index)] for index in indices])
         denoise = denoiser.denoise(batch)
         bounds.append(variational_bound(denoise, denoiser.scheduler, batch["image"], generator, timesteps))
-    of = len(denoiser.scheduler.alphas_cumprod)
-    return summary(bounds, 1 + len(strata(of, timesteps)), of)
+    num_timesteps = len(denoiser.scheduler.alphas_cumprod)
+    summary = summarize(bounds, 1 + len(strata(num_timesteps, timesteps)), num_timesteps)
+    return {f"likelihood/{name}": value for name, value in summary.items()}
 
 
 def _samples(
-    seen: Seen, denoiser: Denoiser, sets: EvalSplits, judges: Judges, setting: SamplingConfig
+    samples: SampleFeatures,
+    denoiser: Denoiser,
+    splits: EvalSplits,
+    networks: EvaluationNetworks,
+    setting: SamplingConfig,
 ) -> dict[str, Any]:
-    figures: dict[str, Any] = {f"samples/{name}": value for name, value in asdict(setting).items()}
-    figures["samples/number"] = seen.n
-    figures["samples/guidance_scale"] = setting.guidance_scale if denoiser.uses_guidance else 1.0
+    metrics: dict[str, Any] = {f"samples/{name}": value for name, value in asdict(setting).items()}
+    metrics["samples/num_images"] = samples.n
+    metrics["samples/guidance_scale"] = setting.guidance_scale if denoiser.uses_guidance else 1.0
     if setting.scheduler is None:
-        del figures["samples/scheduler"]
-    real = _images(sets[sets.split], KEPT)
-    figures |= {f"samples/{name}": value for name, value in color_error(seen.images, real).items()}
-    if seen.labels is not None and seen.predicted is not None and judges.classifier is not None:
-        by_class = share_right_per_class(seen.predicted, seen.labels, len(denoiser.classes))
-        figures["samples/class_consistency"] = share_right(seen.predicted, seen.labels)
-        figures["samples/class_consistency_per_class"] = dict(zip(denoiser.classes, by_class, strict=True))
-        figures["samples/judge_accuracy_on_real"] = judges.classifier.accuracy(sets.val)
-    return figures
+        del metrics["samples/scheduler"]
+    real = _images(splits[splits.split], MAX_IMAGES)
+    metrics |= {f"samples/{name}": value for name, value in color_error(samples.images, real).items()}
+    if samples.labels is not None and samples.predictions is not None and networks.classifier is not None:
+        per_class = per_class_accuracy(samples.predictions, samples.labels, len(denoiser.classes))
+        metrics["samples/class_consistency"] = label_accuracy(samples.predictions, samples.labels)
+        metrics["samples/class_consistency_per_class"] = dict(zip(denoiser.classes, per_class, strict=True))
+        metrics["samples/classifier_accuracy_on_real"] = networks.classifier.accuracy(splits.val)
+        metrics["samples/classifier_num_real_images"] = num_images_used(splits.val)
+    return metrics
 
 
-def _distances(features: Tensor, network: FeatureNetwork, real: Reference) -> list[Figure]:
-    return compare(network.frechet, network.kernel, network.name, real.features, real.gaussian, features, real.name)
+def _distances(features: Tensor, network: FeatureExtractor, real: Reference) -> list[Distance]:
+    names = network.frechet_name, network.kernel_name, network.name
+    return compute_distances(*names, real.features, real.gaussian, features, real.name)
 
 
-def _grid(seen: Seen, classes: Sequence[str]) -> Image.Image:
+def _grid(samples: SampleFeatures, classes: Sequence[str]) -> Image.Image:
     """A row for each of the first classes, or the first samples in a square."""
-    if seen.labels is None:
-        return grid(seen.images[: GRID_COLUMNS**2])
-    labels = seen.labels[: len(seen.images)]
-    places = [torch.nonzero(labels == index)[:, 0] for index in range(min(GRID_ROWS, len(classes)))]
-    rows = [(name, found) for name, found in zip(classes, places, strict=False) if len(found)]
-    across = min(GRID_COLUMNS, min(len(found) for _, found in rows))
-    chosen = torch.cat([found[:across] for _, found in rows])
-    return grid(seen.images[chosen], rows=[name for name, _ in rows])
+    if samples.labels is None:
+        return grid(samples.images[: GRID_COLUMNS**2])
+    labels = samples.labels[: len(samples.images)]
+    indices = [torch.nonzero(labels == label)[:, 0] for label in range(min(GRID_ROWS, len(classes)))]
+    rows = [(name, row) for name, row in zip(classes, indices, strict=False) if len(row)]
+    columns = min(GRID_COLUMNS, min(len(row) for _, row in rows))
+    tiles = torch.cat([row[:columns] for _, row in rows])
+    return grid(samples.images[tiles], rows=[name for name, _ in rows])
 
 
-def _neighbours(
-    seen: Seen, denoiser: Denoiser, judges: Judges, references: References, k: int, output: Path
+def _memorization(
+    samples: SampleFeatures,
+    denoiser: Denoiser,
+    networks: EvaluationNetworks,
+    references: ReferenceFeatures,
+    k: int,
+    output: Path,
 ) -> dict[str, Any]:
-    """Copies in the first network's features and in pixels; writes neighbours.png."""
-    sets = references.sets
-    k = min(k, len(sets.train))
-    unseen = _images(sets.val, KEPT)
-    found = []
-    for network, features in zip(judges.networks[:1], seen.features, strict=False):
-        parts = references.of(network, "train").features.split(4096)
-        found.append(find_copies(network.name, features[: len(seen.images)], network(unseen), parts, k))
-    training = (pixels_as_points(batch["image"]) for batch in batches(sets.train, "neighbours in pixels"))
-    found.append(find_copies("pixels", pixels_as_points(seen.images), pixels_as_points(unseen), training, k))
-    shown = min(SHOWN, len(seen.images))
-    names = ["" for _ in range(shown)]
-    if seen.labels is not None:
-        names = [denoiser.classes[int(label)] for label in seen.labels[:shown]]
-    neighbours_image(seen.images[:shown], names, sets.train, found).save(output / "neighbours.png")
-    figures: dict[str, Any] = {f"neighbours/memorised_{copies.space}": copies.memorised for copies in found}
-    figures |= {"neighbours/memorised_by_chance": QUANTILE, "neighbours/samples": len(seen.images)}
-    figures |= {"neighbours/unseen_images": len(unseen), "neighbours/training_images": len(sets.train)}
-    figures["neighbours/nearest"] = [
+    """Memorization in the features of the first network and in pixels; writes nearest_neighbors.png."""
+    splits = references.splits
+    k = min(k, len(splits.train))
+    held_out = _images(splits.val, MAX_IMAGES)
+    spaces = []
+    for network, features in zip(networks.extractors[:1], samples.features, strict=False):
+        training = references.get(network, "train").features.split(4096)
+        spaces.append(
+            measure_memorization(network.name, features[: len(samples.images)], network(held_out), training, k)
+        )
+    pixels = (pixel_features(batch["image"]) for batch in image_batches(splits.train, "nearest neighbors in pixels"))
+    spaces.append(measure_memorization("pixels", pixel_features(samples.images), pixel_features(held_out), pixels, k))
+    shown = min(NUM_SHOWN, len(samples.images))
+    labels = ["" for _ in range(shown)]
+    if samples.labels is not None:
+        labels = [denoiser.classes[int(label)] for label in samples.labels[:shown]]
+    neighbors_image(samples.images[:shown], labels, splits.train, spaces).save(output / "nearest_neighbors.png")
+    metrics: dict[str, Any] = {f"memorization/fraction_{space.space}": space.fraction for space in spaces}
+    metrics |= {"memorization/expected_fraction": QUANTILE, "memorization/num_samples": len(samples.images)}
+    metrics |= {
+        "memorization/num_held_out_images": len(held_out),
+        "memorization/num_training_images": len(splits.train),
+    }
+    metrics["memorization/nearest"] = [
         {
             "sample": row,
-            "space": copies.space,
-            "names": [sets.train.names(int(index)) for index in copies.samples.indices[row]],
-            "distances": copies.samples.distances[row].tolist(),
+            "space": space.space,
+            "names": [splits.train.sample_name(int(index)) for index in space.samples.indices[row]],
+            "distances": space.samples.distances[row].tolist(),
         }
-        for copies in found
+        for space in spaces
         for row in range(shown)
     ]
-    return figures
+    return metrics
 
 
 def _sweep(
     denoiser: Denoiser,
-    judges: Judges,
-    references: References,
-    config: JudgingConfig,
+    networks: EvaluationNetworks,
+    references: ReferenceFeatures,
+    config: EvaluationConfig,
     setting: SamplingConfig,
     n: int,
     output: Path,
 ) -> dict[str, Any]:
-    """The table of settings, in the first network's features; writes sweep.json, sweep.csv and sweep.md."""
-    asked = config.sweep or SweepConfig()
-    n = n or SWEEP_SAMPLES
-    network = judges.networks[0] if judges.networks else None
-
-    found = sweep(
-        lambda count, how: together(denoiser.draw(count, how)),
-        asked.steps or (setting.steps,),
-        asked.scheduler or ("ddim",),
-        asked.guidance or (setting.guidance_scale if denoiser.uses_guidance else 1.0,),
-        n,
+    """The sweep in the features of the first network; writes sweep.json, sweep.csv and sweep.md."""
+    settings = config.sweep or SweepConfig()
+    network = networks.extractors[0] if networks.extractors else None
+    result = sweep(
+        lambda count, sampling: concat_batches(denoiser.sample(count, sampling)),
+        settings.num_inference_steps or (setting.num_inference_steps,),
+        settings.scheduler or ("ddim",),
+        settings.guidance_scale or (setting.guidance_scale if denoiser.uses_guidance else 1.0,),
+        n or SWEEP_SAMPLES,
         setting.seed,
         network,
-        None if network is None else references.of(network, config.reference),
-        judges.classifier,
+        None if network is None else references.get(network, config.reference),
+        networks.classifier,
     )
-    found.write(output)
-    return found.figures()
+    result.write(output)
+    return result.metrics()
 
 
 def _images(images: ImageDataset, count: int) -> Tensor:
     """At most `count` evenly spaced images, uint8 (K, 3, H, W)."""
-    return torch.stack([images[number]["image"] for number in evenly(len(images), count)])
+    return torch.stack([images[index]["image"] for index in evenly_spaced_indices(len(images), count)])

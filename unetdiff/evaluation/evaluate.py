@@ -1,9 +1,9 @@
-"""A trained model judged on a split: the figures of its heads, and of what it draws."""
+"""Evaluation of a trained model on a split of a dataset: the metrics of its heads."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader
 from unetdiff.diffusion.conditioning import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
-from unetdiff.diffusion.segmenting import MaskSampler, MaskSampling, segments
+from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import JudgingConfig
+from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.denoiser import evaluate_denoiser
-from unetdiff.evaluation.layout_consistency import layout_agreement, require_classes
-from unetdiff.evaluation.load_run import load_run, run_config, split_of
-from unetdiff.evaluation.sampling import as_denoiser, draw_parts
+from unetdiff.evaluation.layout_consistency import layout_consistency, require_classes
+from unetdiff.evaluation.load_run import LoadedRun, load_run, split_of
+from unetdiff.evaluation.sampling import as_denoiser, sample_batches
 from unetdiff.evaluation.types import EvalSplits, SamplingConfig
-from unetdiff.reports.segmenter import write_segmenter_report
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
@@ -33,11 +32,32 @@ from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.logger import jsonable
 from unetdiff.training.tasks import DiffusionTask, SegmentationTask
 
-__all__ = ["evaluate", "evaluate_layouts", "evaluate_segmenter", "layout_judge", "run_config"]
-
 METRICS = "metrics.json"
-LAYOUTS = 500  # at most so many are drawn for a segmenter
+MAX_LAYOUTS = 500  # samples for layout consistency
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class SegmentationResult:
+    """Result of the segmentation head, for `unetdiff.reports.segmenter`."""
+
+    evaluation: SegmentationEvaluation
+    images: ImageDataset
+    """The images at their original size."""
+    conditions: dict[str, str]
+    """Model, dataset, split and inference mode, as text."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `evaluate`."""
+
+    output: Path
+    """Folder of metrics.json and the images and tables."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """By "TASK/NAME"; metrics of each class are {class: value} under "TASK/NAME_per_class"."""
+    segmentation: SegmentationResult | None = None
+    """None without a segmentation head."""
 
 
 def evaluate(
@@ -45,145 +65,162 @@ def evaluate(
     data: DataConfig | None = None,
     split: str = "val",
     output: str | Path | None = None,
-    judging: JudgingConfig | None = None,
+    config: EvaluationConfig | None = None,
     inference: InferenceConfig | None = None,
-    worst: int = 20,
-) -> dict[str, Any]:
-    """Judge a run's best weights, or a model directory, and write metrics.json with all figures.
+    num_worst: int = 20,
+) -> Evaluation:
+    """Evaluate a run's best weights, or a model directory, and write metrics.json.
 
-    With a segmentation head: the figures of `unetdiff.segmentation.evaluation` at the masks' own size, in all and of
-    each class, and the table, plots and page of `unetdiff.reports.segmenter` beside them. With a diffusion head: the
-    loss by quartile of the timestep, and what `unetdiff.evaluation.denoiser` says of its samples and likelihood, with
-    their images and tables. The classifier and the real images' features are kept in `path` for the next time.
+    Segmentation head: the metrics of `unetdiff.segmentation.evaluation` at the original size of the masks. Diffusion
+    head: the loss by quartile of the timestep, and the metrics of `unetdiff.evaluation.denoiser`, with its images and
+    tables. The classifier and the features of the real images are cached in `path`.
 
     Args:
         path: a run directory or a model directory.
-        data: another set; None: the run's own.
+        data: another dataset; None: that of the run.
         split: "val" or "train".
-        output: folder of what is written; None: evaluation-SPLIT/ in `path`.
-        judging: how a diffusion head is judged.
-        inference: how the segmentation head sees images; None: as its pipeline does.
-        worst: images on the page of a segmenter.
+        output: folder of the written files; None: evaluation-SPLIT/ in `path`.
+        config: evaluation of the diffusion head.
+        inference: inference of the segmentation head; None: that of its pipeline.
+        num_worst: worst images kept for the report of a segmenter.
 
     Returns:
-        The figures, as "TASK/NAME"; those of each class are {class: figure} under "TASK/NAME_per_class". In the file a
-        figure that there is not (nan) is null.
+        The metrics, and what a report of the segmentation head needs. In metrics.json nan is null.
 
     Raises:
-        UserError: no model there, no such split, no data set named anywhere, or judges that are not to be had.
+        UserError: no model in `path`, an unknown split, no dataset configured, or unavailable feature networks.
     """
-    path = Path(path)
-    loaded = load_run(path, data, split)
-    asked, judge = judging or JudgingConfig(), None
-    if loaded.diffusion is not None and asked.segmenter is not None:
-        judge = layout_judge(loaded.diffusion, asked.segmenter)
-    config, directory, images, accelerator = loaded.config, loaded.directory, loaded.images, loaded.accelerator
+    path, config = Path(path), config or EvaluationConfig()
+    run = load_run(path, data, split)
+    segmenter = None
+    if run.diffusion is not None and config.segmenter is not None:
+        segmenter = load_layout_segmenter(run.diffusion, config.segmenter)
     output = Path(output) if output is not None else path / f"evaluation-{split}"
-    figures: dict[str, Any] = {"model": str(directory), "data": config.data.name, "split": split}
-    segmentation = loaded.segmentation
-    if segmentation is not None:
-        seen = inference or saved_inference(directory)
-        plain_data = replace(config.data, size=None, longest_side=None)
-        own_size = images if plain_data == config.data else split_of(plain_data, split, loaded.masks)
-        judged = segmenter_metrics(segmentation, own_size, config, seen, accelerator.mixed_precision, worst)
-        figures |= {f"segmentation/{name}": value for name, value in judged.figures().items()}
-        facts = {"model": str(directory), "set": config.data.name, "split": split}
-        if not seen.plain:
-            figures["segmentation/inference"] = asdict(seen)
-            views = len(seen.views)
-            facts["seen in"] = f"{'tiles' if seen.tile else 'whole'}, {views} view{'s' if views > 1 else ''}"
-        output.mkdir(parents=True, exist_ok=True)
-        write_segmenter_report(judged, own_size, output, f"{path.resolve().name} on {split}", facts)
-    elif inference is not None and not inference.plain:
-        raise UserError(f"inference: {directory} has no segmentation head; leave tiles, flips and scales out")
-    diffusion = loaded.diffusion
-    if diffusion is not None:
-        loader = eval_loader(images, config.training.eval_batch_size)
-        figures |= diffusion.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), accelerator)
-        if isinstance(diffusion.codec, MaskCodec):
-            figures |= evaluate_masks(diffusion, images, asked, accelerator.mixed_precision, config)
-        elif asked.anything:
-            guidance = config.diffusion.guidance_scale if asked.guidance_scale is None else asked.guidance_scale
-            setting = SamplingConfig(asked.steps, guidance, asked.seed)
-            other = loaded.split("val" if split == "train" else "train")
-            train, val = (images, other) if split == "train" else (other, images)
-            sets = EvalSplits(config.data.name, train, val, split)
-            figures |= evaluate_denoiser(as_denoiser(diffusion), sets, asked, setting, output, path, accelerator.device)
-            if judge is not None:
-                figures["layouts/segmenter"] = str(asked.segmenter)
-                figures |= evaluate_layouts(diffusion, images, judge, setting)
+    metrics: dict[str, Any] = {"model": str(run.directory), "data": run.config.data.name, "split": split}
+    segmentation = None
+    if run.segmentation is not None:
+        options = inference or saved_inference(run.directory)
+        segmentation = _evaluate_segmentation(run, run.segmentation, split, options, num_worst)
+        metrics |= {f"segmentation/{name}": value for name, value in segmentation.evaluation.metrics().items()}
+        if not options.is_whole_image:
+            metrics["segmentation/inference"] = asdict(options)
+    elif inference is not None and not inference.is_whole_image:
+        raise UserError(f"{run.directory}: tiles, flips and scales require a segmentation head. Omit them.")
+    if run.diffusion is not None:
+        metrics |= _evaluate_diffusion(run, run.diffusion, split, config, segmenter, output, path)
     output.mkdir(parents=True, exist_ok=True)
-    (output / METRICS).write_text(json.dumps(jsonable(figures), indent=1) + "\n")
-    return figures
+    (output / METRICS).write_text(json.dumps(jsonable(metrics), indent=1) + "\n")
+    return Evaluation(output, metrics, segmentation)
 
 
-def segmenter_metrics(
+def _evaluate_segmentation(
+    run: LoadedRun, task: SegmentationTask, split: str, inference: InferenceConfig, num_worst: int
+) -> SegmentationResult:
+    original_data = replace(run.config.data, size=None, longest_side=None)
+    images = run.images if original_data == run.config.data else split_of(original_data, split, run.masks)
+    evaluation = segmentation_metrics(task, images, run.config, inference, run.accelerator.mixed_precision, num_worst)
+    conditions = {"model": str(run.directory), "dataset": run.config.data.name, "split": split}
+    if not inference.is_whole_image:
+        views = len(inference.views)
+        mode = "tiles" if inference.tile else "whole images"
+        conditions["inference"] = f"{mode}, {views} view{'s' if views > 1 else ''}"
+    return SegmentationResult(evaluation, images, conditions)
+
+
+def _evaluate_diffusion(
+    run: LoadedRun,
+    task: DiffusionTask,
+    split: str,
+    config: EvaluationConfig,
+    segmenter: SegmentationPipeline | None,
+    output: Path,
+    cache: Path,
+) -> dict[str, Any]:
+    loader = eval_loader(run.images, run.config.training.eval_batch_size)
+    metrics = dict(task.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), run.accelerator))
+    if isinstance(task.codec, MaskCodec):
+        return metrics | evaluate_masks(task, run.images, config, run.accelerator.mixed_precision, run.config)
+    if not config.enabled:
+        return metrics
+    guidance = run.config.diffusion.guidance_scale if config.guidance_scale is None else config.guidance_scale
+    setting = SamplingConfig(config.num_inference_steps, guidance, config.seed)
+    other = run.split("val" if split == "train" else "train")
+    train, val = (run.images, other) if split == "train" else (other, run.images)
+    splits = EvalSplits(run.config.data.name, train, val, split)
+    metrics |= evaluate_denoiser(as_denoiser(task), splits, config, setting, output, cache, run.accelerator.device)
+    if segmenter is not None:
+        metrics["layouts/segmenter"] = str(config.segmenter)
+        metrics |= evaluate_layouts(task, run.images, segmenter, setting)
+    return metrics
+
+
+def segmentation_metrics(
     task: SegmentationTask,
     images: ImageDataset,
     config: RunConfig,
     inference: InferenceConfig,
     precision: str,
-    worst: int = 20,
+    num_worst: int = 20,
 ) -> SegmentationEvaluation:
-    """A task's network on images at their own size, each resized to data.size for the network alone."""
+    """Evaluate a task's network on images at their original size, each resized to data.size for the network only."""
     batch_size = config.training.eval_batch_size
-    seen = replace(inference, batch_size=batch_size) if inference.plain else inference
+    options = replace(inference, batch_size=batch_size) if inference.is_whole_image else inference
     return evaluate_segmenter(
-        network_logits(task.unet, task.facts.size, seen, AUTOCAST.get(precision)),
+        network_logits(task.unet, task.facts.size, options, AUTOCAST.get(precision)),
         images,
         config.segmentation.ignore_index,
-        worst,
+        num_worst,
         batch_size,
         partial(tqdm, desc="evaluating", unit="batch", disable=None),
     )
 
 
 def evaluate_masks(
-    task: DiffusionTask, images: ImageDataset, asked: JudgingConfig, precision: str, config: RunConfig
+    task: DiffusionTask, images: ImageDataset, config: EvaluationConfig, precision: str, run_config: RunConfig
 ) -> dict[str, Any]:
-    """The figures of a segmenter, of one mask drawn of each image; {} where masks are drawn of something else.
+    """Segmentation metrics of a denoiser of masks, one sample for each image; {} unless images are its condition.
 
-    Of the judging, steps and seed count: no feature network has seen masks.
+    Of `config`, only num_inference_steps and seed apply: no feature network is trained on masks.
     """
     pipeline = task.pipeline()
-    if not segments(pipeline):
+    if not is_mask_denoiser(pipeline):
         return {}
-    sampler = MaskSampler(pipeline, MaskSampling(1, asked.steps, seed=asked.seed), AUTOCAST.get(precision))
-    progress = partial(tqdm, desc="drawing masks", unit="batch", disable=None)
-    batch = config.training.eval_batch_size
-    judged = evaluate_segmenter(sampler.logits(), images, config.segmentation.ignore_index, 0, batch, progress)
-    return {f"masks/{name}": value for name, value in judged.figures().items()} | {"masks/steps": asked.steps}
+    steps = config.num_inference_steps
+    sampler = MaskSampler(pipeline, MaskSamplingConfig(1, steps, seed=config.seed), AUTOCAST.get(precision))
+    progress = partial(tqdm, desc="sampling masks", unit="batch", disable=None)
+    batch_size, ignore_index = run_config.training.eval_batch_size, run_config.segmentation.ignore_index
+    evaluation = evaluate_segmenter(sampler.logits(), images, ignore_index, 0, batch_size, progress)
+    metrics = {f"masks/{name}": value for name, value in evaluation.metrics().items()}
+    return metrics | {"masks/num_inference_steps": steps}
 
 
-def layout_judge(task: DiffusionTask, segmenter: Path) -> SegmentationPipeline:
-    """The segmenter of a run or model directory, to look for the layouts that a denoiser is told.
+def load_layout_segmenter(task: DiffusionTask, path: Path) -> SegmentationPipeline:
+    """The segmenter of a run or model directory, to measure the layout consistency of a denoiser with.
 
     Raises:
-        UserError: a denoiser that is told no layouts, no segmenter there, or one of other classes.
+        UserError: a denoiser without layout condition, no segmenter in `path`, or one with other classes.
     """
     if not isinstance(task.conditioner, LayoutConditioner):
-        raise UserError("segmenter: the model is told no layouts that a segmenter could look for; leave it out")
+        raise UserError(f"segmenter={path}: must be set with a layout-conditional model only. Omit it.")
     try:
-        judge = SegmentationPipeline.from_pretrained(model_directory(segmenter))
-        require_classes(judge, task.conditioner.num_classes)
+        segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
+        require_classes(segmenter, task.conditioner.num_classes)
     except UserError as error:
-        raise UserError(f"segmenter: {error}") from None
-    return judge.to(task.unet.device)
+        raise UserError(f"segmenter={path}: {error}") from None
+    return segmenter.to(task.unet.device)
 
 
 def evaluate_layouts(
-    task: DiffusionTask, images: ImageDataset, judge: SegmentationPipeline, setting: SamplingConfig
+    task: DiffusionTask, images: ImageDataset, segmenter: SegmentationPipeline, setting: SamplingConfig
 ) -> dict[str, Any]:
-    """What a segmenter of real images (see `layout_judge`) finds in one sample for each layout of a split, and in the
-    real images."""
-    count = min(len(images), LAYOUTS)
-    parts = draw_parts(task, count, setting)
-    samples = (image for part in parts for image in part.images)
+    """Layout consistency of one sample for each layout of a split, and of its real images."""
+    count = min(len(images), MAX_LAYOUTS)
+    samples = (image for batch in sample_batches(task, count, setting) for image in batch.images)
     masks = [images[i]["mask"] for i in range(count)]
     real = (images[i]["image"] for i in range(count))
-    classes = len(judge.classes)
-    seen = {"samples": layout_agreement(judge, samples, masks, classes)}
-    seen["real"] = layout_agreement(judge, real, masks, classes)
-    told = ("mean_iou", "pixel_accuracy", "mean_accuracy")
-    figures = {f"layouts/{name}_of_{what}": seen[what][name] for what in seen for name in told}
-    return {"layouts/number": count, **figures}
+    num_classes = len(segmenter.classes)
+    metrics: dict[str, Any] = {"layouts/num_images": count}
+    for name, source in (("samples", samples), ("real", real)):
+        result = layout_consistency(segmenter, source, masks, num_classes)
+        metrics |= {f"layouts/{key}_of_{name}": result[key] for key in ("mean_iou", "pixel_accuracy", "mean_accuracy")}
+    return metrics

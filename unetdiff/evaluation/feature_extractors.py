@@ -1,4 +1,4 @@
-"""Who looks at a denoiser's samples, and what is left of samples that were seen part by part."""
+"""Feature networks and the classifier applied to samples batch by batch, and to the real images of a split."""
 
 from __future__ import annotations
 
@@ -10,99 +10,101 @@ import torch
 from torch import Tensor
 
 from unetdiff.errors import UserError
-from unetdiff.evaluation.classifier import Judge, train_judge
-from unetdiff.evaluation.config import CLASSIFIER, JudgingConfig, parse_features
-from unetdiff.evaluation.features import FeatureNetwork, load_features
-from unetdiff.evaluation.reference import Reference, reference
+from unetdiff.evaluation.classifier import Classifier, train_classifier
+from unetdiff.evaluation.config import CLASSIFIER, EvaluationConfig, parse_features
+from unetdiff.evaluation.features import FeatureExtractor, load_feature_extractor
+from unetdiff.evaluation.reference import Reference, load_reference
 from unetdiff.evaluation.types import Denoiser, EvalSplits, SampleBatch
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Who looks at the samples."""
+class EvaluationNetworks:
+    """The networks that samples are evaluated with."""
 
-    networks: list[FeatureNetwork]
-    classifier: Judge | None
+    extractors: list[FeatureExtractor]
+    classifier: Classifier | None
 
 
 @dataclass(frozen=True)
-class References:
-    """The real images' features, each set read once for each network whoever asks."""
+class ReferenceFeatures:
+    """The features of real images, computed once for each feature network and split."""
 
-    sets: EvalSplits
-    cache: Path
-    known: dict[tuple[str, str], Reference] = field(default_factory=dict)
+    splits: EvalSplits
+    folder: Path
+    """Folder of the cache on disk."""
+    in_memory: dict[tuple[str, str], Reference] = field(default_factory=dict)
 
-    def of(self, network: FeatureNetwork, split: str) -> Reference:
-        """The features of a split."""
+    def get(self, network: FeatureExtractor, split: str) -> Reference:
+        """The features of a split, "train" or "val"."""
         key = (network.fingerprint, split)
-        if key not in self.known:
-            place = self.cache / f"{split}-{network.name}"
-            self.known[key] = reference(self.sets[split], f"{self.sets.name} {split}", network, place)
-        return self.known[key]
+        if key not in self.in_memory:
+            path = self.folder / f"{split}-{network.name}"
+            self.in_memory[key] = load_reference(self.splits[split], f"{self.splits.name} {split}", network, path)
+        return self.in_memory[key]
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What is left of samples that were drawn part by part."""
+class SampleFeatures:
+    """Features and predictions of n samples, and the first images."""
 
     images: Tensor
-    """The first few, uint8 (K, 3, H, W)."""
+    """The first k samples, uint8 (k, 3, H, W)."""
     labels: Tensor | None
-    """The classes that all of them were asked for, (N,)."""
-    predicted: Tensor | None
-    """The classes that they were taken for, (N,)."""
+    """Classes (n,) they are conditioned on."""
+    predictions: Tensor | None
+    """Classes (n,) predicted by the classifier."""
     features: list[Tensor]
-    """(N, D) of each network."""
+    """(n, D) of each feature network."""
     n: int
 
 
-def find_judges(
-    denoiser: Denoiser, sets: EvalSplits, config: JudgingConfig, cache: Path, device: torch.device | str
-) -> Judges:
-    """The feature networks that are asked for, and the classifier where it is one of them or there are classes.
+def load_evaluation_networks(
+    denoiser: Denoiser, splits: EvalSplits, config: EvaluationConfig, cache: Path, device: torch.device | str
+) -> EvaluationNetworks:
+    """The configured feature networks, and the classifier if it is one of them or the denoiser has classes.
 
     Raises:
-        UserError: as in `evaluate_denoiser`.
+        UserError: see `evaluate_denoiser`.
     """
-    one_class = "label" in sets.train[0]  # a mask's classes are several, and no classifier learns from them
-    labels = list(sets.train.labels) if one_class else []
+    has_labels = "label" in splits.train[0]  # the classes of a mask are not labels that a classifier can be trained on
+    labels = list(splits.train.labels) if has_labels else []
     if denoiser.classes and denoiser.classes != labels:
         raise UserError(
-            f"data.name: the model draws the classes {denoiser.classes[:5]}, but {sets.name} has {labels[:5]}; "
-            "judge it on its own set, or draw nothing (samples 0)"
+            f"data.name={splits.name}: must have the classes of the model, {denoiser.classes[:5]} (got {labels[:5]}). "
+            "Evaluate on the dataset of the run, or draw no samples (--samples_per_class 0)."
         )
-    asked = config.features
-    if asked is None:
-        asked = (CLASSIFIER,) if labels else ()
-    words = [parse_features(word) for word in asked]
+    names = config.features
+    if names is None:
+        names = (CLASSIFIER,) if labels else ()
+    features = [parse_features(name) for name in names]
     classifier = None
-    if labels and (denoiser.classes or CLASSIFIER in dict(words)):
-        classifier = train_judge(sets.train, len(labels), cache / "judge", device=device)
-    return Judges([load_features(name, weights, classifier, device) for name, weights in words], classifier)
+    if labels and (denoiser.classes or CLASSIFIER in dict(features)):
+        classifier = train_classifier(splits.train, len(labels), cache / "classifier", device=device)
+    extractors = [load_feature_extractor(name, weights, classifier, device) for name, weights in features]
+    return EvaluationNetworks(extractors, classifier)
 
 
-def look(drawn: Iterable[SampleBatch], judges: Judges, kept: int) -> Seen:
-    """Let the judges see samples as they are drawn; of the images only the first `kept` stay."""
+def extract_features(samples: Iterable[SampleBatch], networks: EvaluationNetworks, max_images: int) -> SampleFeatures:
+    """Extract features and predictions batch by batch; only the first `max_images` images are kept."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    predicted: list[Tensor] = []
-    features: list[list[Tensor]] = [[] for _ in judges.networks]
+    predictions: list[Tensor] = []
+    features: list[list[Tensor]] = [[] for _ in networks.extractors]
     n = 0
-    for part in drawn:
-        if n < kept:
-            images.append(part.images[: kept - n])
-        n += len(part.images)
-        for network, found in zip(judges.networks, features, strict=True):
-            found.append(network(part.images))
-        if part.labels is not None:
-            labels.append(part.labels)
-            if judges.classifier is not None:
-                predicted.append(judges.classifier.predict(part.images))
-    return Seen(
+    for batch in samples:
+        if n < max_images:
+            images.append(batch.images[: max_images - n])
+        n += len(batch.images)
+        for extractor, chunks in zip(networks.extractors, features, strict=True):
+            chunks.append(extractor(batch.images))
+        if batch.labels is not None:
+            labels.append(batch.labels)
+            if networks.classifier is not None:
+                predictions.append(networks.classifier.predict(batch.images))
+    return SampleFeatures(
         torch.cat(images),
         torch.cat(labels) if labels else None,
-        torch.cat(predicted) if predicted else None,
-        [torch.cat(found) for found in features],
+        torch.cat(predictions) if predictions else None,
+        [torch.cat(chunks) for chunks in features],
         n,
     )

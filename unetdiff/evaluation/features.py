@@ -1,9 +1,9 @@
-"""Images as points: named feature networks that a Fréchet distance is measured in.
+"""Feature networks: images as points, in which distances between samples and real images are measured.
 
-A distance means something only with the name of its network. "inception" is the Inception-v3 of the FID (Heusel et al.
-2017) with torch-fidelity's weights, and the only one whose distance may be called FID. Any torchvision trunk
-("mobilenet_v2", ...) gives its last map's mean, and "classifier" what the last layer of `unetdiff.evaluation.classifier`
-sees: it was trained on the set itself and knows little but its classes.
+A distance is reported with the name of its network. "inception" is the Inception-v3 of the FID (Heusel et al. 2017)
+with torch-fidelity's weights, the only one whose distance is called FID. A torchvision encoder ("mobilenet_v2", ...)
+gives its last feature map, globally averaged; "classifier" the penultimate features of
+`unetdiff.evaluation.classifier`, which is trained on the dataset itself and sees little but its classes.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import UserError
-from unetdiff.evaluation.classifier import Judge
+from unetdiff.evaluation.classifier import Classifier
 from unetdiff.evaluation.config import CLASSIFIER, IMAGENET, INCEPTION
-from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD, load_trunk, pyramid
+from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
+from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder
 
-TRUNK_SIDE = 128
-"""Pixels that the short side of a smaller image is enlarged to for a trunk, so that its last map is 4 x 4 or more."""
-BATCH = 64  # images at once
+MIN_ENCODER_SIDE = 128
+"""Pixels of the short side that smaller images are enlarged to for an encoder; its last map is then at least 4 × 4."""
+BATCH = 64  # images
 
 
-class FeatureNetwork:
-    """uint8 images (N, 3, H, W) to features (N, D).
+class FeatureExtractor:
+    """A named feature network: uint8 images (N, 3, H, W) to features (N, D).
 
     Args:
-        name: what the network is called beside every figure.
+        name: reported with every distance.
         network: uint8 (B, 3, H, W) -> (B, D), of any height and width.
-        device: where to run it.
+        device: for inference.
 
     Attributes:
-        fingerprint: a hash of name and weights: other features have another one.
+        fingerprint: hash of name and weights, for caches of its features.
     """
 
     def __init__(self, name: str, network: nn.Module, device: torch.device | str = "cpu") -> None:
@@ -52,30 +53,30 @@ class FeatureNetwork:
         """Features (N, D), float32 on the CPU, of uint8 images (N, 3, H, W).
 
         Raises:
-            TypeError: images of another type.
+            TypeError: images that are not uint8.
         """
         if images.dtype != torch.uint8:
-            raise TypeError(f"feature networks take uint8 images, not {images.dtype}")
+            raise TypeError(f"images: must be uint8 (got {images.dtype}).")
         return torch.cat([self.network(part.to(self.device)).float().cpu() for part in images.split(BATCH)])
 
     @property
-    def frechet(self) -> str:
-        """What its Fréchet distance is called."""
+    def frechet_name(self) -> str:
+        """Name of its Fréchet distance; FID for Inception-v3 only."""
         return "FID" if self.name == INCEPTION else f"Fréchet distance ({self.name} features)"
 
     @property
-    def kernel(self) -> str:
-        """What its kernel distance is called."""
+    def kernel_name(self) -> str:
+        """Name of its kernel distance; KID for Inception-v3 only."""
         return "KID" if self.name == INCEPTION else f"kernel distance ({self.name} features)"
 
 
-class TrunkFeatures(nn.Module):
-    """The mean of a torchvision trunk's last map, of images with ImageNet's statistics."""
+class EncoderFeatures(nn.Module):
+    """The last feature map of a torchvision encoder, globally averaged; images normalized by ImageNet's statistics."""
 
-    def __init__(self, family: str, weights: str) -> None:
+    def __init__(self, name: str, weights: str) -> None:
         super().__init__()
-        self.trunk = load_trunk(family, weights)
-        self.blocks = [name for _, names, _ in pyramid(self.trunk, 3) for name in names]
+        self.encoder = load_pretrained_encoder(name, weights)
+        self.blocks = [name for _, names, _ in feature_levels(self.encoder, 3) for name in names]
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", rearrange(torch.tensor(IMAGENET_MEAN), "c -> c 1 1"))
@@ -84,77 +85,79 @@ class TrunkFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, D)."""
         x = images.float() / 255
-        factor = TRUNK_SIDE / min(x.shape[-2:])
+        factor = MIN_ENCODER_SIDE / min(x.shape[-2:])
         if factor > 1:
             size = [round(side * factor) for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         x = (x - self.mean) / self.std
         for name in self.blocks:
-            x = self.trunk.get_submodule(name)(x)
+            x = self.encoder.get_submodule(name)(x)
         return reduce(x, "b c h w -> b c", "mean")
 
 
 class ClassifierFeatures(nn.Module):
-    """What the last layer of the independent classifier sees."""
+    """Penultimate features of the independent classifier."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.network, self._features = judge.network, judge.features
+        self.network, self._features = classifier.network, classifier.features
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W) -> (B, 128)."""
         return self._features(images)
 
 
-def load_features(
-    name: str, weights: str | None = None, classifier: Judge | None = None, device: torch.device | str = "cpu"
-) -> FeatureNetwork:
-    """A feature network by name.
+def load_feature_extractor(
+    name: str, weights: str | None = None, classifier: Classifier | None = None, device: torch.device | str = "cpu"
+) -> FeatureExtractor:
+    """Load a feature network by name.
 
     Args:
-        name: "inception", "classifier", or a torchvision trunk (`unetdiff.models.config.PRETRAINED_ENCODERS`).
-        weights: a file: for a trunk torchvision's weights as safetensors, for inception torch-fidelity's .pth or the
-            same as safetensors; None (or "imagenet"): downloaded.
+        name: "inception", "classifier", or a torchvision encoder (`unetdiff.models.config.PRETRAINED_ENCODERS`).
+        weights: file of weights: torchvision's as safetensors for an encoder, torch-fidelity's .pth (or safetensors)
+            for inception; None (or "imagenet"): downloaded.
         classifier: the trained classifier, for "classifier".
-        device: where to run it.
+        device: for inference.
 
     Raises:
-        UserError: weights that are not there, cannot be downloaded or are another network's, no
-            torch-fidelity for inception, or no classifier.
+        UserError: missing, unavailable or mismatched weights, torch-fidelity not installed for inception, or no
+            classifier.
     """
     if name == INCEPTION:
-        return FeatureNetwork(name, _inception(weights), device)
+        return FeatureExtractor(name, _inception(weights), device)
     if name == CLASSIFIER:
         if classifier is None:
-            raise UserError("features: 'classifier' needs a set with classes; use inception or a trunk")
-        return FeatureNetwork(name, ClassifierFeatures(classifier), device)
+            raise UserError(
+                "features=classifier: must have a dataset with class labels. Use inception or a torchvision encoder."
+            )
+        return FeatureExtractor(name, ClassifierFeatures(classifier), device)
     try:
-        return FeatureNetwork(name, TrunkFeatures(name, weights or IMAGENET), device)
+        return FeatureExtractor(name, EncoderFeatures(name, weights or IMAGENET), device)
     except UserError as error:
-        raise UserError(str(error).replace("model.encoder.weights", f"features {name}")) from None
+        raise UserError(str(error).replace("model.encoder.weights", f"features.{name}")) from None
     except OSError as error:
         raise UserError(
-            f"features: the ImageNet weights of {name} cannot be downloaded ({error}); give {name}=FILE.safetensors"
+            f"features={name}: its ImageNet weights cannot be downloaded ({error}). Use {name}=FILE.safetensors."
         ) from None
 
 
 def _inception(weights: str | None) -> nn.Module:
-    """torchmetrics' Inception-v3 of the FID, images resized as TensorFlow did for the published figures."""
+    """torchmetrics' Inception-v3 of the FID, which resizes images as the original TensorFlow implementation does."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
         from torchmetrics.image.fid import NoTrainInceptionV3
     except ImportError:
-        raise UserError("features: 'inception' needs torch-fidelity; pip install 'unetdiff[fid]'") from None
+        raise UserError("features=inception: requires torch-fidelity. pip install 'unetdiff[fid]'.") from None
     state = _downloaded(URL_INCEPTION_V3) if weights is None else _read(weights)
     with tempfile.TemporaryDirectory() as folder:
-        own = Path(folder) / "weights.pth"  # torch-fidelity unpickles what it is given: what was read safely
-        torch.save(state, own)
+        file = Path(folder) / "weights.pth"  # torch-fidelity unpickles its file, so write one from tensors read safely
+        torch.save(state, file)
         try:
-            return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(own), antialias=False)
+            return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file), antialias=False)
         except (RuntimeError, TypeError):
             raise UserError(
-                f"features: '{weights}' does not hold torch-fidelity's Inception-v3; give its "
-                "weights-inception-2015-12-05-6726825d.pth"
+                f"features=inception={weights}: must be torch-fidelity's Inception-v3, "
+                "weights-inception-2015-12-05-6726825d.pth."
             ) from None
 
 
@@ -163,28 +166,28 @@ def _downloaded(url: str) -> dict[str, Tensor]:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"features: the weights of inception cannot be downloaded ({error}); fetch {url} and give inception=FILE"
+            f"features=inception: its weights cannot be downloaded ({error}). Download {url} and use inception=FILE."
         ) from None
 
 
 def _read(weights: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a torch file that holds nothing else."""
+    """The tensors of a safetensors file, or of a torch file of tensors only."""
     path = Path(weights)
     if not path.is_file():
-        raise UserError(f"features: no file '{weights}'; give inception=FILE")
+        raise UserError(f"features=inception={weights}: must be an existing file.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
         raise UserError(
-            f"features: '{weights}' cannot be read as tensors alone (truncated, or a pickle of something else); "
-            "give a .safetensors or .pth file of weights"
+            f"features=inception={weights}: must be a .safetensors or .pth file of tensors only "
+            "(truncated, or a pickle of other objects)."
         ) from None
 
 
 def _fingerprint(name: str, network: nn.Module) -> str:
-    digest = hashlib.sha256(f"{name} {TRUNK_SIDE}".encode())
+    digest = hashlib.sha256(f"{name} {MIN_ENCODER_SIDE}".encode())
     for key, tensor in sorted(network.state_dict().items()):
         digest.update(f"{key} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

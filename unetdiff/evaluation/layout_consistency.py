@@ -1,6 +1,6 @@
-"""Whether samples show the class or the layout that they were asked for: a segmenter of real images looks at them.
+"""Layout and class consistency of samples, measured by a segmenter trained on real images.
 
-Ours, never "FID": what it says means as much as its figures on real images, which are told beside it.
+Report it with the same metrics on real images, which are its upper bound.
 """
 
 from __future__ import annotations
@@ -18,81 +18,81 @@ from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.pipeline import BACKGROUND, SegmentationPipeline
 
-BATCH = 16  # images segmented at once
+BATCH = 16  # images
 
 
 @dataclass(frozen=True)
-class ClassAgreement:
-    """What a segmenter finds in images, against the classes that they were asked for."""
+class ClassConsistency:
+    """Dominant foreground class of images, as a segmenter predicts it, against the classes they are conditioned on."""
 
-    found: list[int | None]
-    """The foreground class with the most pixels of each image; None: all is background."""
-    right: int
-    """Images in which that is a class asked for."""
-    foreground: float
-    """Mean share of the pixels that are no background."""
+    predictions: list[int | None]
+    """The foreground class with the most pixels of each image; None: background only."""
+    num_correct: int
+    """Images where it is one of the conditioning classes."""
+    foreground_fraction: float
+    """Mean fraction of foreground pixels."""
 
     @property
-    def share(self) -> float:
-        """Share of the images that are right."""
-        return self.right / len(self.found)
+    def accuracy(self) -> float:
+        """Fraction of correct images."""
+        return self.num_correct / len(self.predictions)
 
 
-def class_agreement(
-    masks: Iterable[np.ndarray], asked: Iterable[Collection[int]], background: int | None
-) -> ClassAgreement:
-    """The foreground class with the most pixels of each image, against what was asked for; ties go to the lower.
+def class_consistency(
+    masks: Iterable[np.ndarray], labels: Iterable[Collection[int]], background: int | None
+) -> ClassConsistency:
+    """Compare the foreground class with the most pixels of each image with its labels; ties go to the lower index.
 
     Args:
-        masks: what a segmenter found, class indices (H, W) each.
-        asked: the classes that each image was asked for: any of them is right.
-        background: the class that is no foreground; None: all are.
+        masks: predicted class indices, (H, W) each.
+        labels: the classes each image is conditioned on; any of them is correct.
+        background: index of the background class; None: all classes are foreground.
 
     Raises:
-        UserError: there are no images.
+        UserError: no images.
     """
-    found: list[int | None] = []
-    right, foreground = 0, 0.0
-    for mask, wanted in zip(masks, asked, strict=True):
+    predictions: list[int | None] = []
+    num_correct, foreground = 0, 0.0
+    for mask, classes in zip(masks, labels, strict=True):
         counts = np.bincount(mask.ravel(), minlength=256)
         if background is not None:
             counts[background] = 0
-        most = int(counts.argmax()) if counts.any() else None
-        found.append(most)
-        right += most in wanted
+        largest = int(counts.argmax()) if counts.any() else None
+        predictions.append(largest)
+        num_correct += largest in classes
         foreground += counts.sum() / mask.size
-    if not found:
-        raise UserError("agreement: there are no images to look at; draw some (--n 1 or more)")
-    return ClassAgreement(found, right, float(foreground / len(found)))
+    if not predictions:
+        raise UserError("class consistency: requires at least one image.")
+    return ClassConsistency(predictions, num_correct, float(foreground / len(predictions)))
 
 
 def background_of(classes: Collection[str]) -> int | None:
-    """The class that is no foreground, by its name; None: there is none."""
+    """Index of the class named "background"; None without one."""
     return list(classes).index(BACKGROUND) if BACKGROUND in classes else None
 
 
 def require_classes(segmenter: SegmentationPipeline, num_classes: int) -> None:
-    """Refuse (UserError) a segmenter of another number of classes than layouts have."""
+    """Raise UserError unless the segmenter has as many classes as the layouts."""
     if len(segmenter.classes) != num_classes:
         raise UserError(
-            f"the segmenter has {len(segmenter.classes)} classes, the layouts {num_classes}; "
-            "give one that was trained on the same set"
+            f"must have {num_classes} classes, as the layouts do (got {len(segmenter.classes)}). "
+            "Use a segmenter trained on the same dataset."
         )
 
 
-def layout_agreement(
+def layout_consistency(
     segmenter: SegmentationPipeline, images: Iterable[Tensor], masks: Iterable[Tensor], num_classes: int
 ) -> dict[str, Any]:
-    """The figures of `ConfusionMatrix` of what a segmenter finds in images, against masks.
+    """Metrics of `ConfusionMatrix` of a segmenter's predictions on images, against the masks they are conditioned on.
 
     Args:
-        segmenter: trained on real images of the same classes; says what is void.
+        segmenter: trained on real images of the same classes; its `ignore_index` applies.
         images: uint8 (3, H, W) each.
-        masks: class indices and void of the same images, (h, w) each, of any size; the logits are resized to it.
+        masks: class indices, (h, w) each, of any size, which the logits are resized to.
         num_classes: classes of the masks.
 
     Raises:
-        UserError: a segmenter of another number of classes.
+        UserError: a segmenter with another number of classes.
     """
     require_classes(segmenter, num_classes)
     matrix = ConfusionMatrix(num_classes, segmenter.ignore_index)

@@ -1,4 +1,4 @@
-"""A trained model read back, ready to be asked, with the images that it is judged on."""
+"""Load a trained model with the dataset split that it is evaluated on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from unetdiff.config.parsing import RunConfig, from_yaml
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig
@@ -23,50 +24,50 @@ from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model and a split of images."""
+    """A trained model and a split of its dataset."""
 
     config: RunConfig
-    """Of its run, with the set that it is judged on."""
+    """The run's config, with the `data` section that is evaluated on."""
     directory: Path
     """The model directory."""
     task: Task
-    """With its weights, on its device."""
+    """The task with its trained weights, on its device."""
     images: ImageDataset
-    """The split, never augmented, at `data.size`."""
+    """The split without augmentation, at `data.size`."""
     masks: bool
-    """The images come with masks at their own size, for a segmentation head."""
+    """Whether items have masks at their original size, for a segmentation head."""
     layout: bool
-    """The images come with masks of the image's size, as what an image is drawn from."""
+    """Whether items have masks at the image's size, as the condition of a denoiser."""
     accelerator: Accelerator
 
     @property
     def diffusion(self) -> DiffusionTask | None:
-        """The part with the diffusion head; None: there is none."""
+        """The task of the diffusion head; None without one."""
         task = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         return task if isinstance(task, DiffusionTask) else None
 
     @property
     def segmentation(self) -> SegmentationTask | None:
-        """The part with the segmentation head; None: there is none."""
+        """The task of the segmentation head; None without one."""
         task = self.task.segmentation if isinstance(self.task, JointTask) else self.task
         return task if isinstance(task, SegmentationTask) else None
 
     def split(self, name: str) -> ImageDataset:
-        """Another split of the same set, read in the same way."""
+        """Another split of the same dataset, loaded in the same way."""
         return split_of(self.config.data, name, self.masks, self.layout)
 
 
 def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val", layouts: bool = False) -> LoadedRun:
-    """A run's best weights, or a model directory, with the images of a split.
+    """Load a run's best weights, or a model directory, and the images of a split.
 
     Args:
         path: a run directory or a model directory.
-        data: another set; None: the run's own.
+        data: another dataset; None: that of the run.
         split: "val" or "train".
-        layouts: every image with its mask at the image's size, whatever the run was trained for.
+        layouts: load masks at the image's size even if the run is not conditioned on layouts.
 
     Raises:
-        UserError: no model there, no such split, no data set named anywhere, or no masks where they are needed.
+        UserError: no model in `path`, an unknown split, no dataset configured, or no masks where they are required.
     """
     path = Path(path)
     directory = model_directory(path)
@@ -74,7 +75,7 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
     if data is not None:
         config.data = data
     if split not in ("val", "train"):
-        raise UserError(f"split: '{split}' is not one of val, train")
+        raise UserError(f"split={split}: must be one of val, train.")
     masks = bool(heads_of(directory)["segmentation"])
     layout = layouts or (needs_layout(config) and not masks)
     images = split_of(config.data, split, masks, layout)
@@ -86,7 +87,7 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
 
 
 def run_config(path: Path) -> RunConfig:
-    """The config of a run or model directory's run; the defaults where there is none."""
+    """The config of a run directory, or of a model directory's run; the defaults without a config.yaml."""
     for candidate in (path / CONFIG, path.parent / CONFIG):
         if candidate.is_file():
             return from_yaml(candidate)
@@ -94,11 +95,11 @@ def run_config(path: Path) -> RunConfig:
 
 
 def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) -> ImageDataset:
-    """The images of a split, never augmented; masks and layout as `build_dataset` has them."""
+    """The images of a split without augmentation; `masks` and `layout` as in `build_dataset`."""
     plain = replace(data, augment=AugmentConfig())
     return build_dataset(plain, "train" if split == "train" else "val", masks, layout)
 
 
 def heads_of(directory: Path) -> dict[str, Any]:
-    """The heads of a model directory's network, by name; None for one that it has not."""
+    """The heads in the config of a model directory, by name; None for a missing head."""
     return json.loads((directory / "unet" / "config.json").read_text())["heads"]

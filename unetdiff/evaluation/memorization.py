@@ -1,4 +1,4 @@
-"""Whether samples are copies: their nearest training images, and how much nearer they are than unseen real ones."""
+"""Memorization: the nearest training images of samples, and whether samples are closer to them than held-out images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from unetdiff.diffusion.images import grid
 from unetdiff.errors import UserError
 
 QUANTILE = 0.05
-PIXEL_SIDE = 64  # larger images are compared at this size
+PIXEL_SIDE = 64  # pixels; larger images are resized down to it
 
 
 @dataclass(frozen=True)
-class Nearest:
-    """The k nearest of each query, nearest first."""
+class NearestImages:
+    """The k nearest images of each query, nearest first."""
 
     distances: Tensor
     """(Q, k) float64."""
     indices: Tensor
-    """(Q, k) int64, places in the set."""
+    """(Q, k) int64, into the dataset."""
 
 
-def nearest(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
-    """The k nearest points of a set that comes in parts (b, D), by Euclidean distance, to queries (Q, D).
+def nearest_images(queries: Tensor, chunks: Iterable[Tensor], k: int) -> NearestImages:
+    """The k nearest points, by Euclidean distance, of queries (Q, D) among points that come in chunks (b, D).
 
-    Held at once are the queries, one part, and Q · (k + b) distances.
+    Memory: the queries, one chunk, and Q · (k + b) distances.
 
     Raises:
         UserError: fewer than k points.
@@ -41,22 +41,22 @@ def nearest(queries: Tensor, parts: Iterable[Tensor], k: int) -> Nearest:
     distances = queries.new_empty(len(queries), 0)
     indices = torch.empty(len(queries), 0, dtype=torch.int64)
     start = 0
-    for part in parts:
-        numbers = torch.arange(start, start + len(part)).expand(len(queries), -1)
-        distances = torch.cat([distances, torch.cdist(queries, part.double())], dim=1)  # (Q, k + b)
+    for chunk in chunks:
+        numbers = torch.arange(start, start + len(chunk)).expand(len(queries), -1)
+        distances = torch.cat([distances, torch.cdist(queries, chunk.double())], dim=1)  # (Q, k + b)
         indices = torch.cat([indices, numbers], dim=1)
         distances, order = distances.topk(min(k, distances.shape[1]), largest=False)
         indices = indices.gather(1, order)
-        start += len(part)
+        start += len(chunk)
     if start < k:
-        raise UserError(f"neighbours: {k} are asked for, but there are {start} training images")
-    return Nearest(distances, indices)
+        raise UserError(f"num_neighbors={k}: must be at most the number of training images, {start}.")
+    return NearestImages(distances, indices)
 
 
-def pixels_as_points(images: Tensor) -> Tensor:
-    """uint8 images (B, 3, H, W) as points (B, D) whose distance is the root mean square difference in levels of 255.
+def pixel_features(images: Tensor) -> Tensor:
+    """uint8 images (B, 3, H, W) as points (B, D), whose distance is the root mean square error in levels of 255.
 
-    An image larger than 64 pixels is compared at that size.
+    Images larger than 64 pixels are resized down first.
     """
     height, width = images.shape[-2:]
     factor = min(1.0, PIXEL_SIDE / max(height, width))
@@ -65,60 +65,64 @@ def pixels_as_points(images: Tensor) -> Tensor:
     return points / points.shape[1] ** 0.5
 
 
-def memorised_share(samples: Tensor, held_out: Tensor, quantile: float = QUANTILE) -> float:
-    """Share of samples that are nearer to a training image than all but `quantile` of the unseen real images are.
+def memorized_fraction(samples: Tensor, held_out: Tensor, quantile: float = QUANTILE) -> float:
+    """Fraction of samples closer to a training image than the `quantile` of held-out real images.
 
-    What is compared is each image's distance to its nearest training image, samples (S,) and unseen real ones (H,).
-    Samples of the same distribution give `quantile`, copies give 1. (The question of Meehan et al. 2020, "A
-    non-parametric test to detect data-copying in generative models", with a threshold instead of a rank test.)
+    Expected: `quantile` for samples of the data distribution, 1 for copies. A threshold in place of the rank test of
+    Meehan et al. 2020, "A non-parametric test to detect data-copying in generative models".
+
+    Args:
+        samples: distance of each sample to its nearest training image, (S,).
+        held_out: the same of held-out real images, (H,).
+        quantile: of the held-out distances.
     """
     return (samples.double() < held_out.double().quantile(quantile)).double().mean().item()
 
 
 @dataclass(frozen=True)
-class Copies:
-    """What was found in one feature space."""
+class Memorization:
+    """Nearest training images in one feature space."""
 
     space: str
-    """The feature network's name, or "pixels"."""
-    samples: Nearest
-    """Of the samples."""
-    held_out: Nearest
-    """Of unseen real images."""
+    """Name of the feature network, or "pixels"."""
+    samples: NearestImages
+    held_out: NearestImages
 
     @property
-    def memorised(self) -> float:
-        """See `memorised_share`."""
-        return memorised_share(self.samples.distances[:, 0], self.held_out.distances[:, 0])
+    def fraction(self) -> float:
+        """See `memorized_fraction`."""
+        return memorized_fraction(self.samples.distances[:, 0], self.held_out.distances[:, 0])
 
 
-def find_copies(space: str, samples: Tensor, held_out: Tensor, training: Iterable[Tensor], k: int) -> Copies:
-    """Neighbours of samples (S, D) and unseen real images (H, D) among training images in parts (b, D)."""
-    found = nearest(torch.cat([samples, held_out]), training, k)
-    cut = len(samples)
-    return Copies(
+def measure_memorization(
+    space: str, samples: Tensor, held_out: Tensor, training: Iterable[Tensor], k: int
+) -> Memorization:
+    """Nearest images of samples (S, D) and held-out real images (H, D) among training images in chunks (b, D)."""
+    nearest = nearest_images(torch.cat([samples, held_out]), training, k)
+    n = len(samples)
+    return Memorization(
         space,
-        Nearest(found.distances[:cut], found.indices[:cut]),
-        Nearest(found.distances[cut:], found.indices[cut:]),
+        NearestImages(nearest.distances[:n], nearest.indices[:n]),
+        NearestImages(nearest.distances[n:], nearest.indices[n:]),
     )
 
 
-def neighbours_image(
-    samples: Tensor, labels: Sequence[str], training: ImageDataset, found: Sequence[Copies]
+def neighbors_image(
+    samples: Tensor, labels: Sequence[str], training: ImageDataset, spaces: Sequence[Memorization]
 ) -> Image.Image:
-    """A row for each sample: itself, then its nearest training images in each feature space.
+    """A row for each sample: the sample, then its nearest training images in each feature space.
 
     Args:
-        samples: uint8 (n, 3, H, W), the first n of those that were looked up.
-        labels: what each is called, n.
-        training: the set that they were looked up in.
-        found: a space each.
+        samples: uint8 (n, 3, H, W), the first n of those in `spaces`.
+        labels: row labels, n.
+        training: the training images.
+        spaces: the neighbors in each feature space.
     """
-    k = found[0].samples.indices.shape[1]
-    shown = []
+    k = spaces[0].samples.indices.shape[1]
+    tiles = []
     for row, sample in enumerate(samples):
-        numbers = [int(index) for copies in found for index in copies.samples.indices[row]]
-        real = [training[number]["image"] for number in numbers]
-        shown += [sample, *(resize_image(image, (sample.shape[-2], sample.shape[-1])) for image in real)]
-    columns = ["sample", *(f"{copies.space} {place}" for copies in found for place in range(1, k + 1))]
-    return grid(torch.stack(shown), rows=labels, columns=columns, title="Nearest training images", cell=72)
+        indices = [int(index) for space in spaces for index in space.samples.indices[row]]
+        real = [training[index]["image"] for index in indices]
+        tiles += [sample, *(resize_image(image, (sample.shape[-2], sample.shape[-1])) for image in real)]
+    columns = ["sample", *(f"{space.space} {rank}" for space in spaces for rank in range(1, k + 1))]
+    return grid(torch.stack(tiles), rows=labels, columns=columns, title="Nearest training images", cell=72)

@@ -1,4 +1,4 @@
-"""The real images that samples are held against: read part by part, and their features kept on disk."""
+"""Features of the real images that samples are compared with, cached on disk."""
 
 from __future__ import annotations
 
@@ -17,88 +17,90 @@ from tqdm import tqdm
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.loaders import eval_loader
 from unetdiff.errors import UserError
-from unetdiff.evaluation.cache import is_kept, keep, kept
+from unetdiff.evaluation.cache import is_cached, load_cache, save_cache
 from unetdiff.evaluation.distances import Gaussian
-from unetdiff.evaluation.features import BATCH, FeatureNetwork
+from unetdiff.evaluation.features import BATCH, FeatureExtractor
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The features of real images."""
+    """Features of real images."""
 
     name: str
-    """Set and split."""
+    """Dataset and split."""
     features: Tensor
-    """(N, D) float32, in the set's order."""
+    """(N, D) float32, in the order of the dataset."""
 
     @cached_property
     def gaussian(self) -> Gaussian:
         """Their mean and covariance."""
-        return Gaussian.of(self.features)
+        return Gaussian.fit(self.features)
 
 
-def reference(images: ImageDataset, name: str, network: FeatureNetwork, cache: Path | None = None) -> Reference:
-    """The features of a set's images, computed or as they were kept.
+def load_reference(images: ImageDataset, name: str, network: FeatureExtractor, cache: Path | None = None) -> Reference:
+    """The features of a dataset's images, computed or from the cache.
 
-    What was kept holds for the same names and pixels, in the same order, and the same network. It costs one reading of
-    the set to know that, and no network.
+    The cache is valid for the same image names and pixels, in the same order, and the same network. Checking it reads
+    every image, but does not run the network.
 
     Args:
-        images: the set.
-        name: what it is called.
+        images: the dataset.
+        name: dataset and split.
         network: the feature network.
-        cache: where they are kept, without a suffix (two files); None: nowhere.
+        cache: path of the cache without suffix; None: no cache.
 
     Raises:
-        UserError: an empty set, or images of several sizes.
+        UserError: an empty dataset, or images of different sizes.
     """
     if len(images) == 0:
-        raise UserError(f"{name}: there are no real images to hold samples against")
-    if cache is not None and is_kept(cache):
+        raise UserError(f"{name}: requires at least one real image.")
+    if cache is not None and is_cached(cache):
         digest = _digest(network)
-        for batch in batches(images, f"reading {name}"):
-            _add(digest, batch)
-        found = _load(cache, digest.hexdigest(), len(images))
-        if found is not None:
-            return Reference(name, found)
-    digest, parts = _digest(network), []
-    for batch in batches(images, f"{network.name} features of {name}"):
-        _add(digest, batch)
-        parts.append(network(batch["image"]))
-    features = torch.cat(parts)
+        for batch in image_batches(images, f"reading {name}"):
+            _update(digest, batch)
+        features = _load(cache, digest.hexdigest(), len(images))
+        if features is not None:
+            return Reference(name, features)
+    digest, chunks = _digest(network), []
+    for batch in image_batches(images, f"{network.name} features of {name}"):
+        _update(digest, batch)
+        chunks.append(network(batch["image"]))
+    features = torch.cat(chunks)
     if cache is not None:
         facts = {"network": network.name, "images": name, "shape": list(features.shape)}
-        keep(cache, {"features": features}, digest.hexdigest(), **facts)
+        save_cache(cache, {"features": features}, digest.hexdigest(), **facts)
     return Reference(name, features)
 
 
-def batches(dataset: ImageDataset, what: str, size: int = BATCH) -> Iterator[dict[str, Any]]:
-    """A set part by part, with a progress bar; "image" is uint8 (B, 3, H, W).
+def image_batches(dataset: ImageDataset, description: str, size: int = BATCH) -> Iterator[dict[str, Any]]:
+    """Batches of a dataset, with a progress bar; "image" is uint8 (B, 3, H, W).
 
     Raises:
-        UserError: images of several sizes.
+        UserError: images of different sizes.
     """
     shape = None
-    for batch in tqdm(eval_loader(dataset, size), desc=what, unit="batch", disable=None):
+    for batch in tqdm(eval_loader(dataset, size), desc=description, unit="batch", disable=None):
         images = batch["image"]
-        found = images[0].shape
-        if isinstance(images, list) or (shape is not None and found != shape):
-            raise UserError(f"{batch['name'][0]}: the set's images differ in size; set data.size to [height, width]")
-        shape = found
+        batch_shape = images[0].shape
+        if isinstance(images, list) or (shape is not None and batch_shape != shape):
+            raise UserError(
+                f"data.size=null: must be [height, width], because image sizes differ (first at {batch['name'][0]})."
+            )
+        shape = batch_shape
         yield batch
 
 
-def _digest(network: FeatureNetwork) -> Any:
+def _digest(network: FeatureExtractor) -> Any:
     return hashlib.sha256(network.fingerprint.encode())
 
 
-def _add(digest: Any, batch: dict[str, Any]) -> None:
+def _update(digest: Any, batch: dict[str, Any]) -> None:
     digest.update(json.dumps([batch["name"], list(batch["image"].shape)]).encode())
     digest.update(batch["image"].contiguous().numpy().tobytes())
 
 
 def _load(cache: Path, fingerprint: str, count: int) -> Tensor | None:
-    """Features (N, D), or None where they are of something else, or damaged."""
-    found = kept(cache, fingerprint)
-    features = None if found is None else found[1].get("features")
+    """Features (N, D); None if they are missing, damaged, or of another fingerprint."""
+    cached = load_cache(cache, fingerprint)
+    features = None if cached is None else cached[1].get("features")
     return features if features is not None and features.ndim == 2 and len(features) == count else None

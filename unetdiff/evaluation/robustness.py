@@ -1,4 +1,4 @@
-"""How well segmenters see through noise: their mean IoU at timesteps of a forward process."""
+"""Robustness of segmenters to noise: mean IoU by timestep of a forward process."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import Scheduler, noised
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
+from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 Segment = Callable[[Tensor, int], Tensor]
-"""Images in [-1, 1] (B, 3, H, W), noised to a timestep, to logits (B, classes, H, W)."""
+"""(images in [-1, 1] noised to a timestep (B, 3, H, W), timestep) -> logits (B, classes, H, W)."""
 CLEAN = 0
-"""The timestep at which nothing is added here: what a network takes for a clean image."""
+"""The timestep of clean images: no noise is added."""
 
 
 @dataclass(frozen=True)
-class Noises:
-    """The images and their noise, the same for every segmenter and timestep."""
+class NoisedImages:
+    """Images with a fixed noise each, the same for every segmenter and timestep."""
 
     images: ImageDataset
-    """With masks."""
+    """Includes masks."""
     scheduler: Scheduler
     """The forward process."""
     seed: int = 0
-    """Of the noise."""
+    """Seed of the noise."""
 
-    def at(self, index: int, timestep: int) -> Tensor:
-        """An image noised to a timestep, floats about in [-1, 1], (3, H, W); clean at `CLEAN`."""
-        return self.of(self.images[index]["image"], index, timestep)
+    def noised_image(self, index: int, timestep: int) -> Tensor:
+        """x_t of an image, (3, H, W), for x_0 in [-1, 1]; the clean image at `CLEAN`."""
+        return self.add_noise(self.images[index]["image"], index, timestep)
 
-    def of(self, image: Tensor, index: int, timestep: int) -> Tensor:
-        """The same of an image that was read already, uint8 (3, H, W)."""
+    def add_noise(self, image: Tensor, index: int, timestep: int) -> Tensor:
+        """`noised_image` of an image that is already loaded, uint8 (3, H, W)."""
         x0 = to_model_range(image)
         if timestep == CLEAN:
             return x0
@@ -48,27 +48,29 @@ class Noises:
         return noised(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
 
 
-def asks(unet: UNet, told: bool, autocast: torch.dtype | None = None, always: int | None = None) -> Segment:
+def as_segment_function(
+    unet: UNet, use_timestep: bool, autocast: torch.dtype | None = None, fixed_timestep: int | None = None
+) -> Segment:
     """A network as `Segment`.
 
     Args:
         unet: with a segmentation head.
-        told: whether it is told the timestep.
-        autocast: precision; None: the weights'.
-        always: tell it this timestep, whatever the truth.
+        use_timestep: whether the network is conditioned on the timestep.
+        autocast: dtype of autocast; None: that of the weights.
+        fixed_timestep: condition on this timestep instead of the true one.
     """
 
     def segment(images: Tensor, timestep: int) -> Tensor:
-        with inference(unet, unet.device.type, autocast):
-            said = (timestep if always is None else always) if told else None
-            return segment_whole(unet, images.to(unet.device), said).float()
+        with eval_mode(unet, unet.device.type, autocast):
+            condition = timestep if fixed_timestep is None else fixed_timestep
+            return segment_whole(unet, images.to(unet.device), condition if use_timestep else None).float()
 
     return segment
 
 
 def mean_iou_by_timestep(
     segmenters: Mapping[str, Segment],
-    noises: Noises,
+    noises: NoisedImages,
     indices: Sequence[int],
     timesteps: Sequence[int],
     ignore_index: int = 255,
@@ -77,48 +79,47 @@ def mean_iou_by_timestep(
     """Mean IoU of each segmenter at each timestep, by its name; logits are resized to the masks.
 
     Args:
-        segmenters: by name; each is shown the same noised images.
+        segmenters: by name; all see the same noisy images.
         noises: images and noise.
-        indices: the images that count.
-        timesteps: how noisy they are.
-        ignore_index: void.
-        batch_size: images seen at once.
+        indices: of the evaluated images.
+        timesteps: noise levels.
+        ignore_index: label of ignored pixels.
+        batch_size: images per batch.
 
     Raises:
-        UserError: a timestep that the forward process has not.
+        UserError: a timestep outside the forward process.
     """
     check_timesteps(timesteps, noises.scheduler)
     classes = len(noises.images.classes)
-    counts = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
+    matrices = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
     parts = list(torch.tensor(list(indices)).split(batch_size))
-    for part in tqdm(parts, desc="noise", unit="batch", leave=False, disable=None):
+    for part in tqdm(parts, desc="noise levels", unit="batch", leave=False, disable=None):
         items = {index: noises.images[index] for index in part.tolist()}
         masks = [item["mask"] for item in items.values()]
         for place, timestep in enumerate(timesteps):
-            noisy = [noises.of(item["image"], index, timestep) for index, item in items.items()]
+            noisy = [noises.add_noise(item["image"], index, timestep) for index, item in items.items()]
             for images, numbers in _by_size(noisy):
                 for name, segment in segmenters.items():
                     logits = segment(images, timestep)
                     for one, number in zip(logits, numbers, strict=True):
-                        truth = masks[number].to(one.device)
-                        guess = resize_logits(one[None], (truth.shape[-2], truth.shape[-1])).argmax(dim=1)
-                        counts[name][place].update(guess, truth[None])
-    return {name: [matrix.compute()["mean_iou"] for matrix in matrices] for name, matrices in counts.items()}
+                        target = masks[number].to(one.device)
+                        prediction = resize_logits(one[None], (target.shape[-2], target.shape[-1])).argmax(dim=1)
+                        matrices[name][place].update(prediction, target[None])
+    return {name: [matrix.compute()["mean_iou"] for matrix in by_timestep] for name, by_timestep in matrices.items()}
 
 
 def check_timesteps(timesteps: Sequence[int], scheduler: Scheduler) -> None:
-    """Refuse timesteps that a forward process has not (UserError)."""
-    most = len(scheduler.alphas_cumprod) - 1
-    wrong = [timestep for timestep in timesteps if not 0 <= timestep <= most]
-    if wrong or not timesteps:
-        raise UserError(f"timesteps: {wrong[0] if wrong else 'none'} cannot be; use 0 (clean) to {most}")
+    """Raise UserError for timesteps outside the forward process."""
+    last = len(scheduler.alphas_cumprod) - 1
+    if not timesteps or not all(0 <= timestep <= last for timestep in timesteps):
+        raise UserError(f"timesteps={list(timesteps)}: must be one or more of 0 (clean) to {last}.")
 
 
 def _by_size(images: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
-    """Images in batches of one size, with their places: all together, or one by one."""
-    together = collate([{"image": image} for image in images])["image"]
-    if isinstance(together, Tensor):
-        yield together, list(range(len(images)))
+    """(batch, indices): one batch if all images have the same size, else one for each image."""
+    batch = collate([{"image": image} for image in images])["image"]
+    if isinstance(batch, Tensor):
+        yield batch, list(range(len(images)))
         return
     for number, image in enumerate(images):
         yield image[None], [number]

@@ -1,4 +1,4 @@
-"""What steps, sampler and guidance cost and give: one table over all of them."""
+"""Comparison of sampler settings: time, Fréchet distance and class consistency of every combination."""
 
 from __future__ import annotations
 
@@ -14,109 +14,108 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.evaluation.classifier import Judge, share_right
+from unetdiff.evaluation.classifier import Classifier, label_accuracy
 from unetdiff.evaluation.distances import frechet_distance
-from unetdiff.evaluation.features import FeatureNetwork
+from unetdiff.evaluation.features import FeatureExtractor
 from unetdiff.evaluation.reference import Reference
 from unetdiff.evaluation.text_report import sweep_rows
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.text import markdown
 
-Draw = Callable[[int, SamplingConfig], tuple[Tensor, Tensor | None]]
-"""(number, setting) -> uint8 images (N, 3, H, W) and the classes (N,) that they were asked for, or None."""
+Sample = Callable[[int, SamplingConfig], tuple[Tensor, Tensor | None]]
+"""(n, config) -> images, uint8 (n, 3, H, W), and the classes (n,) they are conditioned on, or None."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting, and what it gave."""
+class SettingResult:
+    """The metrics of one combination of settings."""
 
-    steps: int
+    num_inference_steps: int
     scheduler: str
-    guidance: float
+    guidance_scale: float
     seconds_per_image: float
-    """Of drawing alone."""
-    frechet: float | None
-    """Fréchet distance; None: there is no feature network."""
+    """Sampling only."""
+    frechet_distance: float | None
+    """None without a feature network."""
     class_consistency: float | None
-    """Share taken for the class asked for; None: there are no classes."""
+    """None without classes."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Every cell, and what all of them share."""
+    """The metrics of all combinations."""
 
-    cells: list[Cell]
+    results: list[SettingResult]
     n: int
-    """Samples of each cell."""
+    """Samples of each combination."""
     seed: int
-    """Of the noise, the same for every cell."""
+    """Seed of the noise, shared by all."""
     distance: str | None
-    """What the distance is called."""
+    """Name of the Fréchet distance."""
     reference: str | None
-    """Set and split of the real images, and how many."""
+    """Dataset, split and number of the real images."""
 
-    def figures(self) -> dict[str, Any]:
-        """As JSON holds it."""
+    def metrics(self) -> dict[str, Any]:
+        """As a dict for JSON."""
         return asdict(self)
 
     def write(self, folder: Path) -> list[Path]:
-        """sweep.json, sweep.csv and sweep.md."""
-        figures = self.figures()
-        paths = [folder / f"sweep.{kind}" for kind in ("json", "csv", "md")]
-        paths[0].write_text(json.dumps(figures, indent=1) + "\n")
+        """Write sweep.json, sweep.csv and sweep.md."""
+        metrics = self.metrics()
+        paths = [folder / f"sweep.{suffix}" for suffix in ("json", "csv", "md")]
+        paths[0].write_text(json.dumps(metrics, indent=1) + "\n")
         with paths[1].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(figures["cells"][0]))
+            writer = csv.DictWriter(file, list(metrics["results"][0]))
             writer.writeheader()
-            writer.writerows(figures["cells"])
-        paths[2].write_text("\n".join(markdown(sweep_rows(figures))) + "\n", encoding="utf-8")
+            writer.writerows(metrics["results"])
+        paths[2].write_text("\n".join(markdown(sweep_rows(metrics))) + "\n", encoding="utf-8")
         return paths
 
 
 def sweep(
-    draw: Draw,
-    steps: Sequence[int],
+    sample: Sample,
+    num_inference_steps: Sequence[int],
     schedulers: Sequence[str],
-    guidance: Sequence[float],
+    guidance_scales: Sequence[float],
     n: int,
     seed: int = 0,
-    network: FeatureNetwork | None = None,
+    network: FeatureExtractor | None = None,
     real: Reference | None = None,
-    classifier: Judge | None = None,
+    classifier: Classifier | None = None,
 ) -> Sweep:
-    """Draw `n` images with every setting, from the same noise, and judge them.
+    """Sample `n` images with every combination of settings, from the same noise, and measure them.
 
-    Two images are drawn and thrown away first, so that the first setting does not pay for what torch sets up once.
+    Two images are sampled first, so that the first setting does not include torch's initialization.
 
     Args:
-        draw: the sampler.
-        steps: denoising steps to try.
-        schedulers: samplers to try, by name.
-        guidance: guidance scales to try.
-        n: images of each setting; held are those of one.
-        seed: of the noise.
-        network: for the Fréchet distance; None: none.
-        real: what the distance is taken to, in that network's features.
-        classifier: for class consistency; None: none.
+        sample: the sampler.
+        num_inference_steps: numbers of denoising steps.
+        schedulers: keys of `unetdiff.diffusion.schedulers.SCHEDULERS`.
+        guidance_scales: guidance scales.
+        n: images of each combination; only those of one are held in memory.
+        seed: seed of the noise.
+        network: feature network of the Fréchet distance; None: no distance.
+        real: reference features of that network.
+        classifier: for class consistency; None: not measured.
     """
-    settings = [SamplingConfig(s, g, seed, name) for name, s, g in product(schedulers, steps, guidance)]
-    draw(min(n, 2), settings[0])
-    cells = []
+    settings = [
+        SamplingConfig(steps, scale, seed, name)
+        for name, steps, scale in product(schedulers, num_inference_steps, guidance_scales)
+    ]
+    sample(min(n, 2), settings[0])
+    results = []
     for setting in tqdm(settings, desc="settings", unit="setting", disable=None):
-        img2img_timesteps = time.perf_counter()
-        images, labels = draw(n, setting)
-        seconds = (time.perf_counter() - img2img_timesteps) / n
-        frechet = consistency = None
+        start = time.perf_counter()
+        images, labels = sample(n, setting)
+        seconds = (time.perf_counter() - start) / n
+        distance = consistency = None
         if network is not None and real is not None:
-            frechet = frechet_distance(real.gaussian, network(images))
+            distance = frechet_distance(real.gaussian, network(images))
         if classifier is not None and labels is not None:
-            consistency = share_right(classifier.predict(images), labels)
+            consistency = label_accuracy(classifier.predict(images), labels)
         assert setting.scheduler is not None
-        cells.append(Cell(setting.steps, setting.scheduler, setting.guidance_scale, seconds, frechet, consistency))
-    known = network is not None and real is not None
-    return Sweep(
-        cells,
-        n,
-        seed,
-        network.frechet if known and network else None,
-        f"{real.name}, {len(real.features)} images" if known and real else None,
-    )
+        steps, scale = setting.num_inference_steps, setting.guidance_scale
+        results.append(SettingResult(steps, setting.scheduler, scale, seconds, distance, consistency))
+    if network is None or real is None:
+        return Sweep(results, n, seed, None, None)
+    return Sweep(results, n, seed, network.frechet_name, f"{real.name}, {len(real.features)} images")

@@ -1,4 +1,4 @@
-"""What is judged, as functions: nothing here knows of networks or of how they are told a condition."""
+"""The types of evaluation: a denoiser as a few functions, its samples, and the real images they are compared with."""
 
 from __future__ import annotations
 
@@ -18,63 +18,61 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How samples are drawn."""
+    """Settings of the sampler."""
 
-    steps: int = 50
+    num_inference_steps: int = 50
     """Denoising steps."""
     guidance_scale: float = 1.0
-    """1: none."""
+    """1: no guidance."""
     seed: int = 0
     """Seed of the noise."""
     scheduler: str | None = None
-    """The sampler by name; None: the model's own."""
+    """A key of `unetdiff.diffusion.schedulers.SCHEDULERS`; None: the model's own."""
 
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """Some samples."""
+    """A batch of samples."""
 
     images: Tensor
     """uint8 (B, 3, H, W)."""
     labels: Tensor | None
-    """The classes (B,) that they were asked for; None: none."""
+    """Classes (B,) they are conditioned on; None for other conditions, or none."""
 
 
-def together(parts: Iterable[SampleBatch]) -> tuple[Tensor, Tensor | None]:
-    """Samples that were drawn part by part: uint8 (N, 3, H, W), and the classes (N,) that they were asked for."""
-    drawn = list(parts)
-    labels = [part.labels for part in drawn if part.labels is not None]
-    return torch.cat([part.images for part in drawn]), torch.cat(labels) if labels else None
+def concat_batches(batches: Iterable[SampleBatch]) -> tuple[Tensor, Tensor | None]:
+    """Images, uint8 (N, 3, H, W), and labels (N,) of all batches."""
+    batches = list(batches)
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return torch.cat([batch.images for batch in batches]), torch.cat(labels) if labels else None
 
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A trained denoiser."""
+    """A trained denoiser, as evaluation sees it."""
 
-    draw: Callable[[int, SamplingConfig], Iterable[SampleBatch]]
-    """Draws so many images, part by part, their classes in turn; the first are the same however many are drawn."""
+    sample: Callable[[int, SamplingConfig], Iterable[SampleBatch]]
+    """(n, config) -> n samples in batches, cycling through the classes. Sample i does not depend on n."""
     denoise: Callable[[dict[str, Any]], Denoise] | None
-    """The network, told what it is trained to be told of a batch of real images; None: it denoises latents."""
+    """batch of real images -> the network with that batch's conditions; None: it denoises latents."""
     scheduler: Scheduler
-    """Its forward process."""
+    """The forward process."""
     classes: list[str]
-    """Names of the classes that it draws; [] for one that is told none."""
+    """Names of the classes it is conditioned on; [] for other conditions, or none."""
     uses_guidance: bool
-    """Whether it is told anything that guidance can move away from."""
+    """Whether it has a condition, which classifier-free guidance needs."""
 
 
 @dataclass(frozen=True)
 class EvalSplits:
-    """Real images, never augmented."""
+    """Real images of both splits, without augmentation."""
 
     name: str
-    """The set's name."""
+    """Name of the dataset."""
     train: ImageDataset
-    """What the denoiser has seen."""
     val: ImageDataset
-    """What it has not."""
     split: str
-    """The split that is judged on, train or val."""
+    """The split that is evaluated on, "train" or "val"."""
 
     def __getitem__(self, split: str) -> ImageDataset:
         return self.train if split == "train" else self.val

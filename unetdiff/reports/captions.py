@@ -14,13 +14,14 @@ from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.codecs import Codec
 from unetdiff.diffusion.conditioning import Conditioning
 from unetdiff.diffusion.mask_codec import MaskCodec
+from unetdiff.diffusion.noise import noise_for
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import choose, open_set
 from unetdiff.reports.embed import data_uri
 from unetdiff.reports.network_spec import Anatomy
 from unetdiff.reports.runs import Run
-from unetdiff.reports.samples import load_generator, starting_noise
+from unetdiff.reports.samples import load_generator
 from unetdiff.reports.table import compact
 from unetdiff.segmentation.palette import colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -139,14 +140,14 @@ def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[st
         steps = torch.arange(pipeline.scheduler.config.num_train_timesteps)
         sigma = alpha_sigma(pipeline.scheduler, steps)[1]
         t = (sigma - noise_level).abs().argmin()[None]
-        noised = pipeline.scheduler.add_noise(clean, starting_noise(tuple(clean.shape), seed), t)
-        context = Conditioning()
+        noised = pipeline.scheduler.add_noise(clean, noise_for(seed, 0, clean.shape[1:])[None], t)
+        conditioning = Conditioning()
         if pipeline.conditioner is not None:
             conditioner = pipeline.conditioner
             known = conditioner.batch_key in item
             conditions = conditioner.from_batch(collate([item])) if known else conditioner.null_condition(1, size)
-            context = conditioner(conditions, (clean.shape[-2], clean.shape[-1]))
-        output = pipeline.unet.eval()(context.concat_channels(noised), t, context.tokens).sample
+            conditioning = conditioner(conditions, (clean.shape[-2], clean.shape[-1]))
+        output = pipeline.unet.eval()(conditioning.concat_channels(noised), t, conditioning.tokens).sample
         found["noised"] = data_uri((pipeline.codec.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
         channels = 3 if output.shape[1] >= 3 else 1  # of two there is no image
         found["noise"] = data_uri((output[0, :channels] / 4 + 0.5).clamp(0, 1))  # two deviations either way

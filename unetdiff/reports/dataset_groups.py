@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from unetdiff.config.validation.data import OWN_SIZE
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
+from unetdiff.data.capabilities import NATIVE_SIZE
 from unetdiff.data.config import DataConfig
 from unetdiff.models.resolve import section
 from unetdiff.reports.runs import Run
@@ -37,7 +37,7 @@ def size_of(run: Run) -> tuple[int, int] | None:
     data = run.config.get("data") or {}
     if data.get("size"):
         return data["size"][0], data["size"][1]
-    own = OWN_SIZE.get(data.get("name", "scenes"))
+    own = NATIVE_SIZE.get(data.get("name", "scenes"))
     return None if own is None else (own, own)
 
 

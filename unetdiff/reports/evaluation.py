@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.evaluation.classifier import Judge, Recipe, images_used, train_judge
+from unetdiff.evaluation.classifier import Classifier, ClassifierConfig, num_images_used, train_classifier
 from unetdiff.reports.dataset_groups import open_set, size_of
 from unetdiff.reports.runs import Run
 
@@ -19,7 +19,7 @@ from unetdiff.reports.runs import Run
 class Judging:
     """A classifier that was trained on real training images alone."""
 
-    judge: Judge
+    judge: Classifier
     labels: Sequence[str]
     """Names of its classes."""
     accuracy: float
@@ -49,6 +49,6 @@ def judge_of(run: Run, validation: ImageDataset, steps: int, cache: Path | None 
     real = open_set(run, "train", segmentation=False)
     name = "-".join(map(str, ["judge", run.config["data"].get("name", "scenes"), *(size_of(run) or ())]))
     place = None if cache is None else cache / name
-    judge = train_judge(real, len(real.labels), place, Recipe(steps=steps))
+    judge = train_classifier(real, len(real.labels), place, ClassifierConfig(steps=steps))
     accuracy = judge.accuracy(validation)
-    return Judging(judge, list(real.labels), accuracy, images_used(validation), images_used(real))
+    return Judging(judge, list(real.labels), accuracy, num_images_used(validation), num_images_used(real))

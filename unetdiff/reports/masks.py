@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.transforms import VOID, is_void
+from unetdiff.data.transforms import IGNORE_INDEX, ignore_mask
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import by_set, choose, open_set
 from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.runs import Run
-from unetdiff.segmentation.palette import VOID_COLOR, as_mask, colorize
+from unetdiff.segmentation.palette import IGNORE_COLOR, as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
@@ -71,7 +71,7 @@ def _rows(
     for run in runs:
         for row, truth, guess in zip(rows, truths, predictions(run, items), strict=True):
             row.predictions.append(data_uri(colorize(guess, dataset.palette), photo=False))
-            counted = ~is_void(truth, (run.config.get("segmentation") or {}).get("ignore_index", VOID))
+            counted = ~ignore_mask(truth, (run.config.get("segmentation") or {}).get("ignore_index", IGNORE_INDEX))
             row.right.append(float((guess == truth)[counted].mean()) if counted.any() else float("nan"))
             occurring |= {int(value) for value in np.unique(guess)}
     legend = [
@@ -80,7 +80,7 @@ def _rows(
         if index in occurring
     ]
     if 255 in occurring:
-        legend.append(("void, counted nowhere", "rgb({}, {}, {})".format(*VOID_COLOR)))
+        legend.append(("void, counted nowhere", "rgb({}, {}, {})".format(*IGNORE_COLOR)))
     return rows, legend, is_small(items[0]["image"])
 
 

@@ -12,7 +12,9 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline, Trajectory
+from unetdiff.diffusion.noise import generators_for
+from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
+from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import by_set, choose, open_set, set_key, size_text, sized_key
 from unetdiff.reports.embed import data_uri, is_small
@@ -23,7 +25,7 @@ from unetdiff.training.runtime import autocast_dtype
 SHOWN_CLASSES = 12
 SHOWN_PER_CLASS = 5
 STRIP_MOMENTS = 8
-UNTOLD_SIZE = 32  # pixels of a side, where a network does not say what it was trained at
+DEFAULT_SIZE = 32  # height and width in pixels where the model's config has no sample_size
 
 
 @dataclass(frozen=True)
@@ -153,15 +155,6 @@ def conditional(run: Run) -> bool:
     )
 
 
-def starting_noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """The noise that every run starts from; the first images are the same however many are drawn.
-
-    shape: (B, C, H, W).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn(shape[1:], generator=generator) for _ in range(shape[0])])
-
-
 def load_generator(directory: Path) -> GenerationPipeline:
     """The pipeline of a model directory, without progress bars."""
     logging.disable_progress_bar()
@@ -200,27 +193,27 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
     labels: list[str] = list(pipeline.conditioner.labels) if told else [""]
     per_class = max(1, budget.images // len(labels))
     asked = torch.arange(len(labels)).repeat(per_class)  # one of each class, again and again
-    told_size = pipeline.unet.config.sample_size is not None
-    shape = pipeline.noise_shape() if told_size else pipeline.noise_shape(UNTOLD_SIZE, UNTOLD_SIZE)
-    noise = starting_noise((len(asked), *shape), seed)
+    side = DEFAULT_SIZE if pipeline.unet.config.sample_size is None else None
+    # the precision that the weights were validated in
+    pipeline.autocast_dtype = autocast_dtype(run.summary.get("precision", "float32"))
 
-    def draw(first: int, last: int, moments: int = 0) -> tuple[Tensor, Trajectory | None]:
+    def draw(first: int, last: int, recorder: TrajectoryRecorder | None = None) -> Tensor:
         output = pipeline(
             class_labels=asked[first:last] if told else None,
             num_inference_steps=budget.steps,
             guidance_scale=scale if told else 1.0,
-            latents=noise[first:last],
-            generator=torch.Generator().manual_seed(seed),
+            height=side,
+            width=side,
+            batch_size=last - first,
+            generator=generators_for(seed, range(first, last)),
             output_type="pt",
-            return_trajectory=moments,
-            # the precision that the weights were validated in
-            autocast_dtype=autocast_dtype(run.summary.get("precision", "float32")),
+            callback_on_step_end=recorder,
         )
-        assert isinstance(output, GenerationOutput) and isinstance(output.images, Tensor)
-        return output.images, output.trajectory
+        assert isinstance(output, GenerationOutput)
+        return output.pixels()
 
     parts = [draw(at, min(at + budget.batch_size, len(asked))) for at in range(0, len(asked), budget.batch_size)]
-    images = torch.cat([images for images, _ in parts])  # (B, C, H, W) in [0, 1]
+    images = torch.cat(parts)  # (B, C, H, W) in [0, 1]
     block.pixelated = is_small(images[0])
     seen = judge.classify(images) if judge is not None and told and judge.labels == labels else None
     if seen is not None:
@@ -245,8 +238,9 @@ def _draw(block: SampleBlock, run: Run, index: int, judge: Judging | None, budge
     block.grids.append(SampleGrid(index, run.name, rows, scale if told else None))
 
     chosen = seed % len(labels)
-    _, trajectory = draw(chosen, chosen + 1, STRIP_MOMENTS)
-    assert trajectory is not None
+    recorder = TrajectoryRecorder(STRIP_MOMENTS)
+    draw(chosen, chosen + 1, recorder)
+    trajectory = recorder.trajectory
     block.strips.append(
         Strip(
             index,

@@ -17,7 +17,7 @@ from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.templates import render
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, WorstImage
 from unetdiff.segmentation.inference import load_image
-from unetdiff.segmentation.palette import VOID_COLOR, WRONG_COLOR, as_mask, colorize, error_map
+from unetdiff.segmentation.palette import ERROR_COLOR, IGNORE_COLOR, as_mask, colorize, error_map
 from unetdiff.segmentation.plots import draw_confusion, draw_reliability
 
 TABLE, CONFUSION, RELIABILITY, PAGE = "per_class.csv", "confusion.png", "reliability.png", "report.html"
@@ -63,7 +63,7 @@ def write_segmenter_report(
     """
     output = Path(output)
     files = [output / name for name in (TABLE, CONFUSION, RELIABILITY, PAGE)]
-    figures = evaluation.figures()
+    figures = evaluation.metrics()
     matrix = evaluation.matrix.matrix.cpu().numpy()
     evaluation.write_table(files[0])
     draw_confusion(files[1], matrix, evaluation.classes)
@@ -77,9 +77,9 @@ def write_segmenter_report(
         ]
     cases = [_case(one, images, evaluation) for one in evaluation.worst]
     occurring = {label for one in evaluation.worst for label in one.iou}
-    marks = [("wrong, among the errors", _css(WRONG_COLOR))]
+    marks = [("wrong, among the errors", _css(ERROR_COLOR))]
     if any(case.void for case in cases):
-        marks.append(("void, counted nowhere", _css(VOID_COLOR)))
+        marks.append(("void, counted nowhere", _css(IGNORE_COLOR)))
     page = render(
         "segmenter.html",
         title=title,
@@ -129,7 +129,7 @@ def _case(one: WorstImage, images: ImageDataset, evaluation: SegmentationEvaluat
         (evaluation.classes[label], _css(images.palette[label]), percent(iou) if label in present else "not there")
         for label, iou in sorted(one.iou.items(), key=lambda pair: pair[1])
     ]
-    return Case(one.name, one.score, one.right, tiles, classes, ignore in present, is_small(image))
+    return Case(one.name, one.score, one.pixel_accuracy, tiles, classes, ignore in present, is_small(image))
 
 
 def _rows(figures: Mapping[str, Any], classes: Sequence[str], palette: np.ndarray) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def _rows(figures: Mapping[str, Any], classes: Sequence[str], palette: np.ndarra
             "iou": figures["iou_per_class"][name],
             "boundary_iou": figures["boundary_iou_per_class"][name],
             "accuracy": figures["accuracy_per_class"][name],
-            "share": figures["share_of_pixels_per_class"][name],
+            "share": figures["pixel_fraction_per_class"][name],
             "images": figures["images_per_class"][name],
         }
         for index, name in enumerate(classes)

@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.errors import UserError
 from unetdiff.segmentation.metrics import check_indices
 
-__all__ = ["BoundaryIoU", "band", "band_width"]
+__all__ = ["BoundaryIoU", "boundary_mask", "boundary_width"]
 
 NO_CLASS = -1  # void, and everything beyond the image
 
 
-def band_width(height: int, width: int, ratio: float = 0.02) -> int:
+def boundary_width(height: int, width: int, ratio: float = 0.02) -> int:
     """d in pixels: `ratio` of the image's diagonal, rounded, at least 1 (as in the authors' code)."""
     return max(1, round(ratio * (height**2 + width**2) ** 0.5))
 
 
-def band(labels: Tensor, distance: int) -> Tensor:
+def boundary_mask(labels: Tensor, distance: int) -> Tensor:
     """Which pixels of class indices (H, W) lie within `distance` pixels of their own class's contour; bool (H, W).
 
     That is a mask less its erosion by a square of 2 d + 1 pixels, for all classes in one pass: a pixel is within its
@@ -90,17 +90,19 @@ class BoundaryIoU:
         prediction, target = check_indices(prediction, target, self.num_classes, self.ignore_index)
         if target.ndim != 2:
             raise UserError(f"masks of shape {tuple(target.shape)}: boundary IoU takes one image (H, W) at a time")
-        void = is_void(target, self.ignore_index)
+        void = ignore_mask(target, self.ignore_index)
         truth = target.to(torch.int16).masked_fill(void, NO_CLASS)
-        guess = prediction.to(torch.int16).masked_fill(void, NO_CLASS)
-        distance = band_width(truth.shape[0], truth.shape[1], self.ratio)
+        pred = prediction.to(torch.int16).masked_fill(void, NO_CLASS)
+        distance = boundary_width(truth.shape[0], truth.shape[1], self.ratio)
         low, high = self.widths or (distance, distance)
         self.widths = (min(low, distance), max(high, distance))
-        truth_band = band(truth, distance) & ~void
-        guess_band = band(guess, distance) & ~void
-        both = self._count(truth[truth_band & guess_band & (truth == guess)])
+        target_boundary = boundary_mask(truth, distance) & ~void
+        pred_boundary = boundary_mask(pred, distance) & ~void
+        both = self._count(truth[target_boundary & pred_boundary & (truth == pred)])
         self.intersection = self.intersection.to(both.device) + both
-        self.union = self.union.to(both.device) + self._count(truth[truth_band]) + self._count(guess[guess_band]) - both
+        self.union = (
+            self.union.to(both.device) + self._count(truth[target_boundary]) + self._count(pred[pred_boundary]) - both
+        )
 
     def _count(self, labels: Tensor) -> Tensor:
         return torch.bincount(labels.long(), minlength=self.num_classes)

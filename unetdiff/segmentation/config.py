@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from unetdiff.errors import config_error
+
+LOSS_NAMES = ("cross_entropy", "focal", "dice", "lovasz")
+"""The keys of `SegmentationConfig.losses`."""
 
 
 @dataclass
@@ -69,6 +75,29 @@ class InferenceConfig:
         return [(scale, flip) for scale in self.scales for flip in ([False, True] if self.flip else [False])]
 
     @property
-    def plain(self) -> bool:
+    def is_whole_image(self) -> bool:
         """Whether an image is seen whole, once, as it is."""
         return self.tile is None and self.views == [(1.0, False)]
+
+
+def validate_inference(config: InferenceConfig, prefix: str = "") -> None:
+    """Check tile, overlap, scales and batch size.
+
+    Args:
+        config: the options.
+        prefix: of the keys in messages, e.g. "--".
+
+    Raises:
+        UserError: an option out of range.
+    """
+    if config.tile is not None and (len(config.tile) != 2 or min(config.tile) < 1):
+        raise config_error(
+            f"{prefix}tile", config.tile, "[height, width], two positive integers", "Give e.g. [512, 512]."
+        )
+    if not 0 <= config.overlap <= 0.9:
+        raise config_error(f"{prefix}overlap", config.overlap, "in [0, 0.9], a fraction of the tile", "Give e.g. 0.25.")
+    if not config.scales or not all(0 < scale < math.inf for scale in config.scales):
+        constraint = "a list of positive factors"
+        raise config_error(f"{prefix}scales", config.scales, constraint, "Give e.g. [0.75, 1.0, 1.25].")
+    if config.batch_size < 1:
+        raise config_error(f"{prefix}batch_size", config.batch_size, "at least 1")

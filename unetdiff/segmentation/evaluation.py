@@ -19,14 +19,14 @@ from unetdiff.data.sampling import EvalSampler
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.boundary import BoundaryIoU
+from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import InputSize, logits_by_size, resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
-from unetdiff.segmentation.reliability import Calibration
 
 __all__ = ["SegmentationEvaluation", "WorstImage", "evaluate_segmenter", "network_logits"]
 
-PER_CLASS = ("iou", "boundary_iou", "accuracy", "share_of_pixels", "images")
+PER_CLASS = ("iou", "boundary_iou", "accuracy", "pixel_fraction", "images")
 Logits = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 
@@ -39,7 +39,7 @@ class WorstImage:
     name: str
     score: float
     """Mean IoU of the classes in its truth."""
-    right: float
+    pixel_accuracy: float
     """Share of its pixels that are right (void aside)."""
     iou: dict[int, float]
     """IoU of each class in its truth or its prediction; 0 for one that is only predicted."""
@@ -61,11 +61,11 @@ class SegmentationEvaluation:
     worst: list[WorstImage] = field(default_factory=list)
     """The worst first; an image that is void all over has no score and is never among them."""
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """Every figure by name; those of each class as {class: figure} under `..._per_class`."""
         counted = self.matrix.compute() | self.boundary.compute() | self.calibration.compute()
         truth = self.matrix.matrix.cpu().sum(dim=1).double()  # (C,)
-        counted["share_of_pixels_per_class"] = (truth / truth.sum()).tolist()
+        counted["pixel_fraction_per_class"] = (truth / truth.sum()).tolist()
         counted["images_per_class"] = self.shown.tolist()
         by_class = {f"{kind}_per_class": counted.pop(f"{kind}_per_class") for kind in PER_CLASS}
         named = {kind: dict(zip(self.classes, values, strict=True)) for kind, values in by_class.items()}
@@ -73,12 +73,12 @@ class SegmentationEvaluation:
 
     def write_table(self, path: Path) -> None:
         """A line for each class as CSV: its index, its name, its figures; a field is empty where there is none."""
-        figures = self.figures()
+        metrics = self.metrics()
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "class", *PER_CLASS])
             for index, name in enumerate(self.classes):
-                values = [figures[f"{kind}_per_class"][name] for kind in PER_CLASS]
+                values = [metrics[f"{kind}_per_class"][name] for kind in PER_CLASS]
                 writer.writerow([index, name, *("" if math.isnan(value) else value for value in values)])
 
 

@@ -17,11 +17,11 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from unetdiff.data.decoding import rgb, upright
-from unetdiff.data.transforms import checked_size, fitted, resize_image, to_model_range
+from unetdiff.data.transforms import checked_size, fit_longest_side, resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.palette import ImageInput, as_rgb_array
-from unetdiff.segmentation.tiles import bands, resize_logits
+from unetdiff.segmentation.tiles import resize_logits, tiled_logits
 
 if TYPE_CHECKING:
     from unetdiff.models.unet import UNet
@@ -31,7 +31,7 @@ __all__ = [
     "ImageLike",
     "Prediction",
     "argmax_at",
-    "inference",
+    "eval_mode",
     "load_image",
     "logits_by_size",
     "predict_batch",
@@ -71,7 +71,7 @@ def load_image(image: ImageLike) -> Tensor:
 
 
 @contextmanager
-def inference(module: nn.Module, device_type: str, autocast: torch.dtype | None) -> Iterator[None]:
+def eval_mode(module: nn.Module, device_type: str, autocast: torch.dtype | None) -> Iterator[None]:
     """eval mode, no gradient, autocast where asked for; on leaving, every module's mode is as it was."""
     training = [part for part in module.modules() if part.training]
     module.eval()
@@ -161,11 +161,11 @@ def predictions(
 
     def forward(batch: Tensor) -> Tensor:
         pixels = to_model_range(batch.to(unet.device)).to(unet.dtype)  # (B, 3, h, w)
-        with inference(unet, unet.device.type, autocast):
+        with eval_mode(unet, unet.device.type, autocast):
             return segment_whole(unet, pixels)
 
     following = 0
-    for index, band in bands(forward, resized(), options or InferenceConfig()):
+    for index, band in tiled_logits(forward, resized(), options or InferenceConfig()):
         opened[index].add(band)
         while following in opened and (result := opened[following].result) is not None:
             yield result
@@ -177,7 +177,7 @@ def _input_size(image: Tensor, size: InputSize) -> tuple[int, int]:
     """(H, W) at which the network sees an image (3, H, W)."""
     own = (image.shape[-2], image.shape[-1])
     if isinstance(size, int):
-        return fitted(own, size)
+        return fit_longest_side(own, size)
     return own if size is None else checked_size("size", list(size)) or own
 
 

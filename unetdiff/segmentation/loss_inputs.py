@@ -1,214 +1,147 @@
-"""What every loss of the segmentation head does first: logits in full precision, targets checked, void set apart, and
-one softmax for all that are asked of the same logits."""
+"""What all segmentation losses start from: checked targets, the mask of valid pixels, and the statistics of one softmax
+that cross-entropy, focal loss and Dice are functions of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.errors import UserError
-from unetdiff.kernels.conditions import is_channels_last
 
 ClassWeights = Tensor | Sequence[float] | None
-VOID = -1  # inside the losses; outside, ignore_index may be any integer, a class included
 
 
-class Soft(NamedTuple):
-    """What a softmax says of the pixels that are not void."""
+class SoftmaxStats(NamedTuple):
+    """Statistics of p = softmax(logits) over the valid pixels of a batch."""
 
-    log_loss: Tensor
-    """-log p of a pixel's own class, (B, H, W); 0 under void."""
-    overlap: Tensor
-    """Probability of each class at its own pixels, (C,)."""
-    mass: Tensor
-    """Probability of each class anywhere, (C,)."""
-    pixels: Tensor
-    """How many there are of each class, (C,)."""
+    nll: Tensor
+    """-log p_t, (B, H, W), t the pixel's target class; 0 at ignored pixels."""
+    true_positives: Tensor
+    """(C,): sum of p_c over the pixels of class c."""
+    predicted: Tensor
+    """(C,): sum of p_c over all valid pixels, true and false positives."""
+    labeled: Tensor
+    """(C,): number of pixels of class c, true positives and false negatives."""
+
+
+def softmax_stats(logits: Tensor, target: Tensor, valid: Tensor) -> SoftmaxStats:
+    """`SoftmaxStats` in float32 (float64 for float64 logits).
+
+    Args:
+        logits: (B, C, H, W), any float dtype.
+        target: (B, H, W), int64, 0..C-1; any class at ignored pixels.
+        valid: (B, H, W), bool; False at ignored pixels.
+    """
+    num_classes = logits.shape[1]
+    log_p = full_precision(logits).log_softmax(dim=1)  # (B, C, H, W)
+    nll = -log_p.gather(1, target[:, None])[:, 0].masked_fill(~valid, 0)  # (B, H, W)
+    p_t = torch.exp(-nll) * valid
+    return SoftmaxStats(
+        nll=nll,
+        true_positives=sum_by_class(p_t, target, num_classes),
+        predicted=(log_p.exp() * valid[:, None]).sum(dim=(0, 2, 3)),
+        labeled=sum_by_class(valid.to(log_p.dtype), target, num_classes),
+    )
+
+
+SoftmaxStatsFn = Callable[[Tensor, Tensor, Tensor], SoftmaxStats]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Logits and what they should say.
+class LossInputs:
+    """Logits, targets and the mask of valid pixels.
 
     Attributes:
-        logits: (B, C, H, W), of any float type.
-        target: (B, H, W), int64, with void at `VOID`.
-        valid: (B, H, W), bool: not void.
+        logits: (B, C, H, W), any float dtype.
+        target: (B, H, W), int64, 0..C-1; class 0 at ignored pixels.
+        valid: (B, H, W), bool; False at ignored pixels.
+        stats_fn: computes `stats`; `unetdiff.kernels.losses` has a faster one for training.
     """
 
     logits: Tensor
     target: Tensor
     valid: Tensor
+    stats_fn: SoftmaxStatsFn = field(default=softmax_stats, repr=False)
 
-    def in_full(self) -> Labelled:
-        """The same with logits in float32 or float64, whose gradients are added up before they are rounded."""
-        full = self.logits.to(_full(self.logits.dtype))
-        return self if full is self.logits else replace(self, logits=full)
+    def in_full_precision(self) -> LossInputs:
+        """The same with logits of at least float32, in which gradients of several losses are added up."""
+        return replace(self, logits=full_precision(self.logits))
+
+    def images(self) -> list[LossInputs]:
+        """One for each image."""
+        parts = zip(self.logits.split(1), self.target.split(1), self.valid.split(1), strict=True)
+        return [replace(self, logits=logits, target=target, valid=valid) for logits, target, valid in parts]
 
     @cached_property
-    def index(self) -> Tensor:
-        """The target, (B, H, W), with void at some class."""
-        return self.target.clamp_min(0)
-
-    @cached_property
-    def soft(self) -> Soft:
-        """Of one softmax, whatever reads it."""
-        with torch.autocast(self.logits.device.type, enabled=False):
-            return Soft(*_Softmax.apply(self.logits, self.index, self.valid))
+    def stats(self) -> SoftmaxStats:
+        """Computed once for all losses."""
+        return self.stats_fn(self.logits, self.target, self.valid)
 
 
-def prepare(logits: Tensor, target: Tensor, ignore_index: int) -> Labelled:
-    """Logits (B, C, H, W) of any float type and a target (B, H, W) of any integer type, as the losses read them.
+def prepare(logits: Tensor, target: Tensor, ignore_index: int, stats_fn: SoftmaxStatsFn = softmax_stats) -> LossInputs:
+    """Check logits (B, C, H, W) of any float dtype and a target (B, H, W) of any integer dtype.
 
-    Raises UserError where shapes, or (on a CPU) values of the target, cannot be.
+    Raises:
+        UserError: the shapes do not match, the target is not of an integer dtype, or (on the CPU, where the check does
+            not synchronize) it has a value that is neither a class, nor `ignore_index`, nor 255.
     """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]):
         raise UserError(
-            f"logits {tuple(logits.shape)} and target {tuple(target.shape)} do not match: "
-            "give logits (B, C, H, W) and a target (B, H, W) of the same size"
+            f"target: shape must match the logits (got logits {tuple(logits.shape)}, target {tuple(target.shape)}). "
+            "Pass logits (B, C, H, W) and target (B, H, W)."
         )
     if target.is_floating_point():
-        raise UserError(f"target has type {target.dtype}; give class indices (uint8 or int64)")
+        raise UserError(f"target: dtype must be an integer (got {target.dtype}). Pass class indices as uint8 or int64.")
     num_classes = logits.shape[1]
-    valid = ~is_void(target, ignore_index)
+    valid = ~ignore_mask(target, ignore_index)
     target = target.long()
-    if target.device.type == "cpu":  # elsewhere the check would wait for the device
+    if target.device.type == "cpu":
         wrong = valid & ((target < 0) | (target >= num_classes))
         if bool(wrong.any()):
             raise UserError(
-                f"target holds the value {int(target[wrong][0])}, neither a class (0..{num_classes - 1}) "
-                f"nor void ({ignore_index}); run `unetdiff data check`"
+                f"target: values must be in 0..{num_classes - 1} or {ignore_index} (ignore) "
+                f"(got {int(target[wrong][0])}). Run `unetdiff data check`."
             )
-    return Labelled(logits, target.masked_fill(~valid, VOID), valid)
+    return LossInputs(logits, target.masked_fill(~valid, 0), valid, stats_fn)
 
 
-def weights_like(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:
-    """class_weights as a tensor (C,) beside the logits, in full precision; UserError where their number is not C."""
+def class_weight_tensor(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:
+    """class_weights as (C,) on the logits' device, at least float32; UserError where their number is not C."""
     if class_weights is None:
         return None
-    weight = torch.as_tensor(class_weights, dtype=_full(logits.dtype), device=logits.device)
+    weight = torch.as_tensor(class_weights, dtype=full_dtype(logits.dtype), device=logits.device)
     if weight.shape != (logits.shape[1],):
-        raise UserError(f"class_weights has {weight.numel()} values for {logits.shape[1]} classes; give one for each")
+        raise UserError(f"class_weights: must have one value per class (got {weight.numel()} for {logits.shape[1]}).")
     return weight
 
 
-def positive(total: Tensor) -> Tensor:
-    """A divisor: 1 where there is nothing to average."""
-    return torch.where(total > 0, total, torch.ones_like(total))
-
-
-class _Softmax(torch.autograd.Function):
-    """Logits -> the four of `Soft`.
-
-    Works by index: nothing of the size of the logits is made but the softmax and, in the backward pass, the gradient,
-    both laid out as the logits are; a CPU takes one image after another through all of it, while it is in its cache.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits, axis = _rows(logits)
-        full = _full(logits.dtype)
-        seen = valid.to(full)  # void weighs nothing, in the backward pass too
-        probability = torch.empty(logits.shape, dtype=full, device=logits.device)
-        own, log_loss = torch.empty_like(seen), torch.empty_like(seen)  # p_t and -log p_t, (B, H, W)
-        parts = []
-        for z, p, t, v, p_t, loss in _parts(logits, probability, index, seen, own, log_loss):
-            z = z.to(full)
-            torch.softmax(z, dim=axis, out=p)
-            p_t.copy_(_at(p, t, axis))
-            torch.log(p_t, out=loss).neg_()
-            small = p_t < torch.finfo(full).tiny  # too small for the logarithm, not for the difference of logits
-            if not p.is_cpu or bool(small.any()):  # elsewhere a look would wait for the device
-                # log p_t = z_t - logsumexp, and the largest logit has the largest p
-                exact = z.amax(dim=axis).sub_(_at(z, t, axis)).sub_(p.amax(dim=axis).log_())
-                torch.where(small, exact, loss, out=loss)
-            loss.masked_fill_(v == 0, 0)
-            p_t.mul_(v)
-            parts.append(_sum_over_pixels(p, v, axis))
-        num_classes = logits.shape[axis]
-        overlap, count = _sum_by_class(own, index, num_classes), _sum_by_class(seen, index, num_classes)
-        ctx.save_for_backward(probability, index, own, seen)
-        ctx.dtype, ctx.axis = logits.dtype, axis
-        ctx.mark_non_differentiable(count)
-        ctx.set_materialize_grads(False)
-        return log_loss, overlap, torch.stack(parts).sum(dim=0), count
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: Any, of_log_loss: Tensor | None, of_overlap: Tensor | None, of_mass: Tensor | None, _: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
-        # With g = dL/dp: dL/dlogit = p (g - <g, p>), g_c = of_mass_c + [c = t] of_overlap_c; of -log p_t: p - [c = t].
-        # In all, dL/dlogit = p (of_mass + each) + [c = t] at_target.
-        probability, index, own, seen = ctx.saved_tensors
-        axis = ctx.axis
-        each, at_target = torch.zeros_like(own), torch.zeros_like(own)  # (B, H, W)
-        if of_overlap is not None:
-            at_target += of_overlap[index] * own
-            each -= at_target
-        if of_log_loss is not None:
-            of_log_loss = of_log_loss.masked_fill(seen == 0, 0)
-            at_target -= of_log_loss
-            each += of_log_loss
-        grad = torch.empty(probability.shape, dtype=ctx.dtype, device=own.device)
-        with torch.autocast(own.device.type, enabled=False):
-            for out, p, t, v, e, a in _parts(grad, probability, index, seen, each, at_target):
-                if of_mass is None:
-                    g = p * e.unsqueeze(axis)
-                else:
-                    e -= _sum_over_classes(p, of_mass, axis) * v
-                    by_class = of_mass if axis == 3 else of_mass[:, None, None]
-                    g = torch.addcmul(e.unsqueeze(axis), by_class, v.unsqueeze(axis)).mul_(p)
-                out.copy_(g.scatter_add_(axis, t.unsqueeze(axis), a.unsqueeze(axis)))
-        return (grad if axis == 1 else rearrange(grad, "b h w c -> b c h w")), None, None
-
-
-def _full(dtype: torch.dtype) -> torch.dtype:
-    """The precision of a loss of logits in this one."""
+def full_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 stays; anything else is computed in float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Of tensors with the same images: one after another on a CPU, all at once elsewhere."""
-    return zip(*[tensor.split(1 if tensor.is_cpu else len(tensor)) for tensor in tensors], strict=True)
+def full_precision(logits: Tensor) -> Tensor:
+    """logits as `full_dtype`."""
+    return logits.to(full_dtype(logits.dtype))
 
 
-def _rows(logits: Tensor) -> tuple[Tensor, int]:
-    """Logits (B, C, H, W) as they lie in memory, and where their classes are: last, (B, H, W, C), or at 1."""
-    if is_channels_last(logits):
-        return rearrange(logits, "b c h w -> b h w c"), 3
-    return logits.contiguous(), 1
+def divisor(total: Tensor) -> Tensor:
+    """total, or 1 where it is 0: the mean of nothing is 0."""
+    return torch.where(total > 0, total, torch.ones_like(total))
 
 
-def _at(values: Tensor, index: Tensor, axis: int) -> Tensor:
-    """Of values with classes at `axis`, each pixel's at its class: (B, H, W)."""
-    return values.gather(axis, index.unsqueeze(axis)).squeeze(axis)
+def sum_by_class(values: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Sum of values (B, H, W) over the pixels of each class in target (B, H, W) -> (C,).
 
-
-def _sum_over_pixels(values: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """Sum over pixels of values (classes at `axis`) by weights (B, H, W) -> (C,)."""
-    if axis == 1:
-        return torch.matmul(values.flatten(2), weights.flatten(1).unsqueeze(2)).sum(dim=(0, 2))
-    return torch.matmul(weights.unsqueeze(2), values).sum(dim=(0, 1, 2))  # of each row of an image, which is short
-
-
-def _sum_over_classes(values: Tensor, weights: Tensor, axis: int) -> Tensor:
-    """Sum over classes of values (classes at `axis`) by weights (C,) -> (B, H, W)."""
-    if axis == 1:
-        return torch.matmul(weights, values.flatten(2)).view(len(values), *values.shape[2:])
-    return torch.matmul(values, weights)
-
-
-def _sum_by_class(values: Tensor, index: Tensor, num_classes: int) -> Tensor:
-    """Sum of values (B, H, W) by class index (B, H, W) -> (C,); a bin per column keeps float32 sums short."""
-    bins = values.new_zeros(num_classes, values.shape[-1])
-    bins.scatter_add_(0, rearrange(index, "b h w -> (b h) w"), rearrange(values, "b h w -> (b h) w"))
-    return bins.sum(dim=1)
+    Accumulates per image column first, which keeps float32 sums over millions of pixels accurate.
+    """
+    columns = values.new_zeros(num_classes, values.shape[-1])  # (C, W)
+    rows = rearrange(target, "b h w -> (b h) w")
+    return columns.scatter_add(0, rows, rearrange(values, "b h w -> (b h) w")).sum(dim=1)

@@ -1,7 +1,7 @@
-"""Losses of the segmentation head: (logits (B, C, H, W), target (B, H, W)) -> scalar; void counts in none.
+"""Segmentation losses: (logits (B, C, H, W), target (B, H, W)) -> scalar. Ignored pixels count in none of them.
 
-All of them compute in float32 (float64 logits stay float64) whatever autocast says, average over valid pixels
-or present classes only, and give 0 with a zero gradient where everything is void.
+All are computed in float32 (float64 for float64 logits) whatever autocast says, average over valid pixels or over the
+classes present, and are 0 with a zero gradient where every pixel is ignored.
 """
 
 from __future__ import annotations
@@ -15,8 +15,16 @@ from torch import Tensor
 
 from unetdiff.errors import UserError, nearest
 from unetdiff.segmentation.config import OHEMConfig
-from unetdiff.segmentation.loss_inputs import ClassWeights, Labelled, positive, prepare, weights_like
-from unetdiff.segmentation.lovasz import lovasz, lovasz_of
+from unetdiff.segmentation.loss_inputs import (
+    ClassWeights,
+    LossInputs,
+    SoftmaxStatsFn,
+    class_weight_tensor,
+    divisor,
+    prepare,
+    softmax_stats,
+)
+from unetdiff.segmentation.lovasz import lovasz, lovasz_loss
 from unetdiff.segmentation.ohem import hard_pixels
 
 __all__ = ["LOSSES", "OHEMConfig", "WeightedLoss", "combined", "cross_entropy", "dice", "focal", "lovasz"]
@@ -33,40 +41,49 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ohem: OHEMConfig | None = None,
 ) -> Tensor:
-    """Mean of -log p_t over valid pixels; with class weights the mean is weighted (as in torch).
+    """Mean of -log p_t over valid pixels; with class weights, sum of w_t (-log p_t) / sum of w_t, as in torch.
 
-    label_smoothing: e of (1 - e) w_t (-log p_t) + e / C sum_c w_c (-log p_c), still divided by the sum of w_t: torch's
-    definition (Szegedy et al. 2016, section 7, with weights). ohem: only the hard pixels are averaged
-    (`unetdiff.segmentation.ohem`), chosen by -log p_t, without weights or smoothing.
+    Args:
+        logits: (B, C, H, W), any float dtype.
+        target: (B, H, W), any integer dtype; 0..C-1, `ignore_index` or 255.
+        ignore_index: ignored in addition to 255.
+        class_weights: (C,).
+        label_smoothing: e of (1 - e) w_t (-log p_t) + e / C sum_c w_c (-log p_c), divided by the sum of w_t (Szegedy et
+            al. 2016, section 7; weighted as in torch).
+        ohem: average over the hard pixels only (`unetdiff.segmentation.ohem`), selected by -log p_t without weights and
+            smoothing.
 
-    logits: (B, C, H, W), any float type. target: (B, H, W), any integer type, 0..C-1 or `ignore_index`.
-    class_weights: (C,). Raises UserError where shapes, or (on a CPU) values of the target, cannot be.
+    Raises:
+        UserError: shapes do not match, or (on the CPU) the target has a value outside these.
     """
     return _cross_entropy(prepare(logits, target, ignore_index), class_weights, label_smoothing, ohem)
 
 
 def _cross_entropy(
-    labelled: Labelled, class_weights: ClassWeights, label_smoothing: float = 0.0, ohem: OHEMConfig | None = None
+    inputs: LossInputs, class_weights: ClassWeights, label_smoothing: float = 0.0, ohem: OHEMConfig | None = None
 ) -> Tensor:
     if label_smoothing:
-        labelled = labelled.in_full()
-    index, weight = labelled.index, weights_like(class_weights, labelled.logits)
-    log_loss, counted = labelled.soft.log_loss, labelled.valid  # (B, H, W)
+        inputs = inputs.in_full_precision()
+    nll, mask = inputs.stats.nll, inputs.valid  # (B, H, W)
+    weight = class_weight_tensor(class_weights, inputs.logits)  # (C,)
     if ohem is not None:
-        counted = hard_pixels(log_loss, labelled.valid, ohem.threshold, ohem.min_fraction)
-    counts = counted.to(log_loss.dtype) if weight is None else weight[index] * counted
-    total = counts.sum()
-    summed = (log_loss * counts).sum()
+        mask = hard_pixels(nll, mask, ohem.threshold, ohem.min_fraction)
+    pixel_weight = mask.to(nll.dtype) if weight is None else weight[inputs.target] * mask  # w_t, (B, H, W)
+    total = (nll * pixel_weight).sum()
     if label_smoothing:
-        logits = labelled.logits
-        each = logits.new_ones(logits.shape[1]) if weight is None else weight
-        # the sum of w_c (-log p_c), where -log p_c = -log p_t + z_t - z_c
-        own = log_loss + logits.gather(1, index[:, None])[:, 0]
-        every = own * each.sum() - (each[:, None, None] * logits).sum(dim=1)
-        smooth = every.masked_fill(~counted, 0).sum() / logits.shape[1]
-        summed = (1 - label_smoothing) * summed + label_smoothing * smooth
-    # the smoothed loss of a pixel that weighs nothing is not 0: where all are such, there is nothing to average
-    return summed * (total > 0) / positive(total)
+        smooth = (_nll_of_all_classes(inputs, weight) * mask).sum() / inputs.logits.shape[1]
+        total = (1 - label_smoothing) * total + label_smoothing * smooth
+    weight_sum = pixel_weight.sum()
+    # the smoothed loss is not 0 where all weights are: there is nothing to average
+    return total * (weight_sum > 0) / divisor(weight_sum)
+
+
+def _nll_of_all_classes(inputs: LossInputs, weight: Tensor | None) -> Tensor:
+    """sum_c w_c (-log p_c), (B, H, W); -log p_c = -log p_t + z_t - z_c for logits z."""
+    logits = inputs.logits.masked_fill(~inputs.valid[:, None], 0)
+    w = logits.new_ones(logits.shape[1]) if weight is None else weight
+    z_t = logits.gather(1, inputs.target[:, None])[:, 0]
+    return (inputs.stats.nll + z_t) * w.sum() - (w[:, None, None] * logits).sum(dim=1)
 
 
 def focal(
@@ -78,25 +95,24 @@ def focal(
     alpha: float = 0.5,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Mean of alpha w_t (1 - p_t)^gamma (-log p_t) over valid pixels, p_t a softmax (Lin et al. 2017, eq. 5).
+    """Mean of -alpha w_t (1 - p_t)^gamma log(p_t) over valid pixels (Lin et al. 2017, eq. 5, with softmax).
 
-    A class weight w_t scales a pixel's loss and stays out of p_t; the mean divides by the number of valid
-    pixels, so alpha = 1, gamma = 0 without weights is `cross_entropy`. Shapes and errors as in
-    `cross_entropy`.
+    Class weights scale the loss of a pixel and not the mean's divisor, the number of valid pixels: alpha = 1, gamma = 0
+    without weights is `cross_entropy`. Shapes and errors as in `cross_entropy`.
     """
     return _focal(prepare(logits, target, ignore_index), class_weights, alpha, gamma)
 
 
-def _focal(labelled: Labelled, class_weights: ClassWeights, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
-    weight = weights_like(class_weights, labelled.logits)
-    log_loss = labelled.soft.log_loss
-    miss = -torch.expm1(-log_loss)  # (B, H, W), 1 - p_t, exact near 0
+def _focal(inputs: LossInputs, class_weights: ClassWeights, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
+    nll = inputs.stats.nll
+    one_minus_p_t = -torch.expm1(-nll)  # (B, H, W), accurate near 0
     if gamma < 1:
-        miss = miss.clamp_min(1e-12)  # the power's slope at 0 is infinite there
-    per_pixel = alpha * miss**gamma * log_loss
+        one_minus_p_t = one_minus_p_t.clamp_min(1e-12)  # the derivative of the power is infinite at 0
+    loss = alpha * one_minus_p_t**gamma * nll
+    weight = class_weight_tensor(class_weights, inputs.logits)
     if weight is not None:
-        per_pixel = per_pixel * weight[labelled.index]
-    return per_pixel.sum() / positive(labelled.valid.sum().to(log_loss.dtype))
+        loss = loss * weight[inputs.target]
+    return loss.sum() / divisor(inputs.valid.sum().to(loss.dtype))
 
 
 def dice(
@@ -107,66 +123,72 @@ def dice(
     *,
     smooth: float = DICE_SMOOTH,
 ) -> Tensor:
-    """1 - mean over the classes present of (2 TP + s) / (2 TP + FP + FN + s) (Milletari et al. 2016, eq. 1).
+    """1 - mean over the classes present of (2 TP + smooth) / (2 TP + FP + FN + smooth) (Milletari et al. 2016).
 
-    TP, FP, FN are soft counts over the whole batch; void pixels are in none of them, false positives
-    included. A class that the batch does not contain is not averaged (it would hold the loss at 1 - present /
-    C). class_weights (C,) weigh the average. Shapes and errors as in `cross_entropy`.
+    TP, FP and FN are sums of softmax probabilities over the valid pixels of the whole batch; classes that the batch
+    does not contain are left out of the mean. class_weights (C,) weight the mean. Shapes and errors as in
+    `cross_entropy`.
     """
     return _dice(prepare(logits, target, ignore_index), class_weights, smooth)
 
 
-def _dice(labelled: Labelled, class_weights: ClassWeights, smooth: float = DICE_SMOOTH) -> Tensor:
-    weight = weights_like(class_weights, labelled.logits)
-    _, overlap, mass, count = labelled.soft  # (C,) each: TP + FP = mass, TP + FN = count
-    score = (2 * overlap + smooth) / (mass + count + smooth)
-    share = (count > 0).to(score.dtype)
-    if weight is not None:
-        share = share * weight
-    return ((1 - score) * share).sum() / positive(share.sum())
+def _dice(inputs: LossInputs, class_weights: ClassWeights, smooth: float = DICE_SMOOTH) -> Tensor:
+    _, true_positives, predicted, labeled = inputs.stats  # (C,): TP, TP + FP, TP + FN
+    score = (2 * true_positives + smooth) / (predicted + labeled + smooth)
+    weight = class_weight_tensor(class_weights, inputs.logits)
+    present = (labeled > 0).to(score.dtype)
+    weight = present if weight is None else present * weight
+    return ((1 - score) * weight).sum() / divisor(weight.sum())
 
 
 Loss = Callable[[Tensor, Tensor, int, ClassWeights], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}
-_OF_LABELLED: dict[str, Callable[[Labelled, ClassWeights], Tensor]] = {
+_LOSS_OF_INPUTS: dict[str, Callable[[LossInputs, ClassWeights], Tensor]] = {
     "cross_entropy": _cross_entropy,
     "focal": _focal,
     "dice": _dice,
-    "lovasz": lovasz_of,
+    "lovasz": lovasz_loss,
 }
-UNWEIGHTED = frozenset({"dice", "lovasz"})  # inside a sum, class weights are for the losses over pixels
+UNWEIGHTED = frozenset({"dice", "lovasz"})  # in a weighted sum, class weights apply to the pixel losses only
 
 
 @dataclass(frozen=True)
 class WeightedLoss:
-    """A weighted sum: `total, parts = loss(logits, target)`, parts by name, detached, unweighted."""
+    """A weighted sum: `total, losses = weighted_loss(logits, target)`; losses by name, detached and unweighted.
+
+    Attributes:
+        losses: weight of each loss, by name.
+        ignore_index, class_weights, label_smoothing, ohem: see `cross_entropy`.
+        stats_fn: computes the softmax statistics that the losses share.
+    """
 
     losses: Mapping[str, float]
     ignore_index: int = 255
     class_weights: ClassWeights = None
     label_smoothing: float = 0.0
     ohem: OHEMConfig | None = None
+    stats_fn: SoftmaxStatsFn = softmax_stats
 
-    def eased(self, strength: float) -> WeightedLoss:
-        """The same with class weights w as 1 + strength (w - 1): 1 leaves them, 0 lets every class weigh 1."""
+    def anneal_class_weights(self, strength: float) -> WeightedLoss:
+        """The same with class weights 1 + strength (w - 1): strength 1 keeps them, 0 makes them all 1."""
         if self.class_weights is None:
             return self
         return replace(self, class_weights=1 + strength * (torch.as_tensor(self.class_weights) - 1))
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        labelled = prepare(logits, target, self.ignore_index)
-        if self.label_smoothing or "lovasz" in self.losses:  # more than one gradient
-            labelled = labelled.in_full()
-        parts = {
-            name: self._loss(name)(labelled, None if name in UNWEIGHTED else self.class_weights) for name in self.losses
+        inputs = prepare(logits, target, self.ignore_index, self.stats_fn)
+        if self.label_smoothing or "lovasz" in self.losses:  # these read the logits too: add up gradients in float32
+            inputs = inputs.in_full_precision()
+        losses = {
+            name: self._loss(name)(inputs, None if name in UNWEIGHTED else self.class_weights) for name in self.losses
         }
-        total = torch.stack([self.losses[name] * part for name, part in parts.items()]).sum()
-        return total, {name: part.detach() for name, part in parts.items()}
+        total = torch.stack([self.losses[name] * loss for name, loss in losses.items()]).sum()
+        return total, {name: loss.detach() for name, loss in losses.items()}
 
-    def _loss(self, name: str) -> Callable[[Labelled, ClassWeights], Tensor]:
+    def _loss(self, name: str) -> Callable[[LossInputs, ClassWeights], Tensor]:
         if name == "cross_entropy":
             return partial(_cross_entropy, label_smoothing=self.label_smoothing, ohem=self.ohem)
-        return _OF_LABELLED[name]
+        return _LOSS_OF_INPUTS[name]
 
 
 def combined(
@@ -179,24 +201,29 @@ def combined(
 ) -> WeightedLoss:
     """A weighted sum of losses by name: `combined({"cross_entropy": 1.0, "dice": 1.0})(logits, target)`.
 
-    class_weights go to cross_entropy and focal, label_smoothing and ohem to cross_entropy. Raises UserError for an
-    unknown name, no loss, a weight that is negative or not finite, or class weights still to be computed.
+    class_weights apply to cross_entropy and focal, label_smoothing and ohem to cross_entropy.
+
+    Raises:
+        UserError: no loss or an unknown one, a weight that is negative or not finite, or a method instead of class
+            weights.
     """
     if not losses:
-        raise UserError(f"segmentation.losses is empty; give at least one of {', '.join(LOSSES)}")
+        raise UserError(f"segmentation.losses={{}}: must name at least one loss. Use some of {', '.join(LOSSES)}.")
     for name, weight in losses.items():
         if name not in LOSSES:
-            near = nearest(name, LOSSES)
-            raise UserError(f"segmentation.losses: unknown loss '{name}'; did you mean '{near}'? ({', '.join(LOSSES)})")
+            raise UserError(
+                f"segmentation.losses.{name}: must be one of {', '.join(LOSSES)}. "
+                f"Did you mean '{nearest(name, LOSSES)}'?"
+            )
         if not 0 <= weight < float("inf"):
-            raise UserError(f"segmentation.losses.{name}: weight {weight} must be a finite number of at least 0")
+            raise UserError(f"segmentation.losses.{name}={weight}: must be finite and at least 0.")
     if isinstance(class_weights, str):
         raise UserError(
-            f"segmentation.class_weights: '{class_weights}' is counted when a run starts, not here; "
-            "give numbers, e.g. those of unetdiff.data.stats.class_weights"
+            f"segmentation.class_weights={class_weights}: must be numbers here; a training run computes them from its "
+            "dataset. Use unetdiff.data.stats.class_weights."
         )
     if class_weights is not None:
         class_weights = torch.as_tensor(class_weights, dtype=torch.float32)
         if not bool((class_weights.isfinite() & (class_weights >= 0)).all()):
-            raise UserError(f"segmentation.class_weights {class_weights.tolist()}: each must be finite and at least 0")
+            raise UserError(f"segmentation.class_weights={class_weights.tolist()}: must be finite and at least 0.")
     return WeightedLoss(dict(losses), ignore_index, class_weights, label_smoothing, ohem)

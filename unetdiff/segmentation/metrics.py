@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unetdiff.data.transforms import is_void
+from unetdiff.data.transforms import ignore_mask
 from unetdiff.errors import UserError
 
 __all__ = ["ConfusionMatrix"]
@@ -31,7 +31,7 @@ def check_indices(
     if prediction.is_floating_point() or target.is_floating_point():
         raise UserError("prediction and target must be class indices (integers), not logits")
     target = target.to(prediction.device)
-    valid = ~is_void(target, ignore_index)
+    valid = ~ignore_mask(target, ignore_index)
     for what, values in (("target", target[valid]), ("prediction", prediction[valid])):
         if values.numel() == 0:
             continue
@@ -63,7 +63,7 @@ class ConfusionMatrix:
         pixel that counts has a class outside 0..C-1 in the truth or in the prediction.
         """
         prediction, target = check_indices(prediction, target, self.num_classes, self.ignore_index)
-        valid = ~is_void(target, self.ignore_index)
+        valid = ~ignore_mask(target, self.ignore_index)
         truth, guess = target[valid].long(), prediction[valid].long()  # (pixels,)
         n = self.num_classes
         counts = torch.bincount(truth * n + guess, minlength=n * n).view(n, n)

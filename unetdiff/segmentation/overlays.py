@@ -9,11 +9,11 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unetdiff.data.transforms import VOID, is_void
+from unetdiff.data.transforms import IGNORE_INDEX, ignore_mask
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
-    VOID_COLOR,
-    WRONG_COLOR,
+    ERROR_COLOR,
+    IGNORE_COLOR,
     ImageInput,
     Mask,
     Palette,
@@ -67,15 +67,15 @@ def preview(
             error_map(guess, target, ignore_index, photo),
         ]
         rows.append([_fitted(tile, smooth=column == 0) for column, tile in enumerate(tiles)])
-        valid = ~is_void(target, ignore_index)
+        valid = ~ignore_mask(target, ignore_index)
         right = f"{(guess == target)[valid].mean():.1%} of pixels right" if valid.any() else "all void"
         captions.append((names[number] if names is not None else "", right))
         occurring |= set(np.unique(target).tolist()) | set(np.unique(guess).tolist())
 
     legend = [(name, tuple(colors[c].tolist())) for c, name in enumerate(class_names) if c in occurring]
-    if occurring & {ignore_index, VOID}:
-        legend.append(("void", VOID_COLOR))
-    legend.append(("wrong", WRONG_COLOR))
+    if occurring & {ignore_index, IGNORE_INDEX}:
+        legend.append(("void", IGNORE_COLOR))
+    legend.append(("wrong", ERROR_COLOR))
     return _page(rows, captions, legend)
 
 

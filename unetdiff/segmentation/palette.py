@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.data.decoding import rgb
-from unetdiff.data.transforms import VOID, is_void
+from unetdiff.data.transforms import IGNORE_INDEX, ignore_mask
 from unetdiff.errors import UserError
 
 __all__ = [
-    "VOID_COLOR",
-    "WRONG_COLOR",
+    "IGNORE_COLOR",
+    "ERROR_COLOR",
     "as_mask",
     "as_palette",
     "as_rgb_array",
@@ -28,9 +28,9 @@ __all__ = [
 ]
 
 ROWS = 256  # of an image, blended at once
-VOID_COLOR = (224, 224, 192)  # VOC's cream
-WRONG_COLOR = (214, 30, 120)  # no class has it, in VOC's palette or that of scenes
-RIGHT_COLOR = (236, 238, 240)
+IGNORE_COLOR = (224, 224, 192)  # VOC's cream
+ERROR_COLOR = (214, 30, 120)  # no class has it, in VOC's palette or that of scenes
+CORRECT_COLOR = (236, 238, 240)
 
 Mask = Tensor | np.ndarray
 ImageInput = Tensor | np.ndarray | Image.Image
@@ -42,8 +42,8 @@ def as_palette(palette: Palette, num_classes: int | None = None) -> np.ndarray:
     color = np.asarray(palette)
     if color.ndim != 2 or color.shape[1] != 3 or color.min(initial=0) < 0 or color.max(initial=0) > 255:
         raise UserError(f"palette of shape {color.shape}: give a row [red, green, blue] of 0..255 for each class")
-    if len(color) > VOID:
-        raise UserError(f"palette of {len(color)} colours: a palette PNG holds at most {VOID} classes and void")
+    if len(color) > IGNORE_INDEX:
+        raise UserError(f"palette of {len(color)} colours: a palette PNG holds at most {IGNORE_INDEX} classes and void")
     if num_classes is not None and len(color) < num_classes:
         raise UserError(f"palette has {len(color)} colours for {num_classes} classes; give one for each")
     return color.astype(np.uint8)
@@ -54,8 +54,10 @@ def as_mask(mask: Mask) -> np.ndarray:
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2:
         raise UserError(f"mask of shape {array.shape}: give class indices (H, W)")
-    if array.min(initial=0) < 0 or array.max(initial=0) > VOID:
-        raise UserError(f"mask holds values {array.min()}..{array.max()}; class indices are 0..254, void is {VOID}")
+    if array.min(initial=0) < 0 or array.max(initial=0) > IGNORE_INDEX:
+        raise UserError(
+            f"mask holds values {array.min()}..{array.max()}; class indices are 0..254, void is {IGNORE_INDEX}"
+        )
     return array.astype(np.uint8)
 
 
@@ -78,26 +80,26 @@ def as_rgb_array(image: ImageInput) -> np.ndarray:
 def _table(palette: Palette, ignore_index: int) -> np.ndarray:
     """256 colours: the classes', void's at `ignore_index` and wherever there is no class."""
     color = as_palette(palette)
-    table = np.tile(np.array(VOID_COLOR, dtype=np.uint8), (256, 1))
+    table = np.tile(np.array(IGNORE_COLOR, dtype=np.uint8), (256, 1))
     table[: len(color)] = color
     if 0 <= ignore_index < 256:
-        table[ignore_index] = VOID_COLOR
+        table[ignore_index] = IGNORE_COLOR
     return table
 
 
-def colorize(mask: Mask, palette: Palette, ignore_index: int = VOID) -> np.ndarray:
+def colorize(mask: Mask, palette: Palette, ignore_index: int = IGNORE_INDEX) -> np.ndarray:
     """Mask (H, W) -> its colours, uint8 (H, W, 3)."""
     return _table(palette, ignore_index)[as_mask(mask)]
 
 
-def palette_image(mask: Mask, palette: Palette, ignore_index: int = VOID) -> Image.Image:
+def palette_image(mask: Mask, palette: Palette, ignore_index: int = IGNORE_INDEX) -> Image.Image:
     """Mask (H, W) -> PIL image of mode "P", its pixels the class indices themselves, as VOC stores them."""
     image = Image.fromarray(as_mask(mask))
     image.putpalette(_table(palette, ignore_index).reshape(-1).tolist())
     return image
 
 
-def save_mask(mask: Mask, path: str | Path, palette: Palette, ignore_index: int = VOID) -> None:
+def save_mask(mask: Mask, path: str | Path, palette: Palette, ignore_index: int = IGNORE_INDEX) -> None:
     """Write a mask (H, W) as a palette PNG: opened as it is (no convert), its pixels are class indices."""
     palette_image(mask, palette, ignore_index).save(path, format="PNG")
 
@@ -107,7 +109,7 @@ def overlay(
     mask: Mask,
     palette: Palette,
     alpha: float = 0.55,
-    ignore_index: int = VOID,
+    ignore_index: int = IGNORE_INDEX,
     transparent: Collection[int] = (),
 ) -> np.ndarray:
     """The image with the mask's colours laid over it, uint8 (H, W, 3).
@@ -128,18 +130,20 @@ def overlay(
     return result
 
 
-def error_map(prediction: Mask, truth: Mask, ignore_index: int = VOID, image: ImageInput | None = None) -> np.ndarray:
+def error_map(
+    prediction: Mask, truth: Mask, ignore_index: int = IGNORE_INDEX, image: ImageInput | None = None
+) -> np.ndarray:
     """Wrong pixels magenta, void cream, the others pale (or the image in faded grey): uint8 (H, W, 3)."""
     guess, index = as_mask(prediction), as_mask(truth)
     if guess.shape != index.shape:
         raise UserError(f"prediction {guess.shape} and truth {index.shape} differ in size")
-    result = np.tile(np.array(RIGHT_COLOR, dtype=np.uint8), (*index.shape, 1))
+    result = np.tile(np.array(CORRECT_COLOR, dtype=np.uint8), (*index.shape, 1))
     if image is not None:
         grey = as_rgb_array(image).mean(axis=2, keepdims=True)
         if grey.shape[:2] != index.shape:
             raise UserError(f"image {grey.shape[:2]} and truth {index.shape} differ in size")
         result[:] = (130 + grey * (110 / 255)).astype(np.uint8)
-    void = is_void(index, ignore_index)
-    result[void] = VOID_COLOR
-    result[(guess != index) & ~void] = WRONG_COLOR
+    void = ignore_mask(index, ignore_index)
+    result[void] = IGNORE_COLOR
+    result[(guess != index) & ~void] = ERROR_COLOR
     return result

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.config.validation import validate_inference
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.config import InferenceConfig, validate_inference
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
@@ -100,8 +100,8 @@ class SegmentationPipeline:
         return self
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> SegmentationPipeline:
-        """See `UNet.optimize_for_inference`: faster, and no longer to be saved. Returns self."""
-        self.unet.optimize_for_inference(dtype, compile)
+        """See `accelerate_inference_`: faster, but can no longer be saved. Returns self."""
+        accelerate_inference_(self.unet, dtype, compile)
         return self
 
     @overload
@@ -250,9 +250,9 @@ def _read_inference(path: Path, given: Any) -> InferenceConfig:
     ):
         raise UserError(f"{path}: inference holds a value of the wrong type: {given!r}; see InferenceConfig")
     try:
-        validate_inference(config)
+        validate_inference(config, "inference.")
     except UserError as error:
-        raise UserError(f"{path}: inference.{error}") from None
+        raise UserError(f"{path}: {error}") from None
     return config
 
 

@@ -114,6 +114,6 @@ def _style(colors: dict[str, str]) -> Any:
         "axes.edgecolor": colors["rule"],
         "xtick.color": colors["ink"],
         "ytick.color": colors["ink"],
-        "font.name": "DejaVu Sans",
+        "font.family": "DejaVu Sans",
         "font.size": 10,
     }

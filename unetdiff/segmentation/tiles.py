@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unetdiff.config.validation import validate_inference
 from unetdiff.data.transforms import resize_image
-from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.config import InferenceConfig, validate_inference
 
-__all__ = ["Piece", "bands", "pieces", "resize_logits", "seam_weights", "tile_starts"]
+__all__ = ["Tile", "blend_weights", "resize_logits", "split_into_tiles", "tile_starts", "tiled_logits"]
 
-WAITING = 4  # batches' worth of pieces that wait for others of their size
+MAX_WAITING_BATCHES = 4  # batches' worth of pieces that wait for others of their size
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -43,7 +42,7 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
     return [round(i * (length - tile) / last) for i in range(last + 1)]
 
 
-def seam_weights(starts: list[int], tile: int) -> Tensor:
+def blend_weights(starts: list[int], tile: int) -> Tensor:
     """Weight of every pixel of every tile along an axis, float32 (tiles, tile); at each pixel they sum to one.
 
     Where two tiles overlap by o pixels, the outer o/4 of each count nothing, because the network saw least around
@@ -56,8 +55,8 @@ def seam_weights(starts: list[int], tile: int) -> Tensor:
         shared = start + tile - following
         if shared <= 0:
             continue
-        place = (torch.arange(shared, dtype=torch.float64) + 0.5) / shared  # 0 to 1 across the overlap
-        rise = torch.sin(torch.pi / 2 * ((place - 0.25) * 2).clamp(0, 1)).square()
+        target = (torch.arange(shared, dtype=torch.float64) + 0.5) / shared  # 0 to 1 across the overlap
+        rise = torch.sin(torch.pi / 2 * ((target - 0.25) * 2).clamp(0, 1)).square()
         raw[left + 1, :shared] *= rise
         raw[left, tile - shared :] *= rise.flip(0)
     total = torch.zeros(starts[-1] + tile, dtype=torch.float64)
@@ -68,14 +67,14 @@ def seam_weights(starts: list[int], tile: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Piece:
+class Tile:
     """A rectangle of an image, in one view."""
 
     top: int
     left: int
     shape: tuple[int, int]
     """Height and width in the image's pixels; it may reach past the image's lower and right border."""
-    seen: tuple[int, int]
+    input_size: tuple[int, int]
     """Height and width that the network sees it at."""
     flip: bool
     """Seen mirrored left to right."""
@@ -92,7 +91,7 @@ class Piece:
             else:
                 index = _mirrored(start + torch.arange(length), image.shape[axis])
                 image = image.index_select(axis, index.to(image.device))
-        image = resize_image(image, self.seen)
+        image = resize_image(image, self.input_size)
         return image.flip(-1) if self.flip else image
 
 
@@ -103,7 +102,7 @@ def _mirrored(index: Tensor, length: int) -> Tensor:
     return torch.minimum(index, period - index)
 
 
-def pieces(size: tuple[int, int], config: InferenceConfig) -> list[Piece]:
+def split_into_tiles(size: tuple[int, int], config: InferenceConfig) -> list[Tile]:
     """Every piece of an image of `size` (H, W) in every view, from top to bottom.
 
     At scale s a tile covers 1/s as much of the image and is resized for the network, so that every view has tiles of
@@ -112,15 +111,15 @@ def pieces(size: tuple[int, int], config: InferenceConfig) -> list[Piece]:
     found = []
     for scale, flip in config.views:
         if config.tile is None:
-            shape, seen = size, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+            shape, input_size = size, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
         else:
-            seen = (config.tile[0], config.tile[1])
-            shape = (max(1, round(seen[0] / scale)), max(1, round(seen[1] / scale)))
+            input_size = (config.tile[0], config.tile[1])
+            shape = (max(1, round(input_size[0] / scale)), max(1, round(input_size[1] / scale)))
         tops, lefts = (tile_starts(size[i], shape[i], config.overlap) for i in (0, 1))
-        rows, columns = seam_weights(tops, shape[0]) / len(config.views), seam_weights(lefts, shape[1])
+        rows, columns = blend_weights(tops, shape[0]) / len(config.views), blend_weights(lefts, shape[1])
         for (top, row), (left, column) in product(zip(tops, rows, strict=True), zip(lefts, columns, strict=True)):
-            found.append(Piece(top, left, shape, seen, flip, row, column))
-    return sorted(found, key=lambda piece: piece.top)
+            found.append(Tile(top, left, shape, input_size, flip, row, column))
+    return sorted(found, key=lambda tile: tile.top)
 
 
 class Canvas:
@@ -132,29 +131,29 @@ class Canvas:
         parts: its pieces, from top to bottom.
     """
 
-    def __init__(self, index: int, size: tuple[int, int], parts: list[Piece]) -> None:
+    def __init__(self, index: int, size: tuple[int, int], parts: list[Tile]) -> None:
         self.index, self.size = index, size
-        self.pending = [piece.top for piece in parts]  # ascending
+        self.pending = [tile.top for tile in parts]  # ascending
         self.top = 0  # of the rows that are kept
         self.rows: Tensor | None = None  # (C, rows, W)
 
-    def add(self, piece: Piece, values: Tensor) -> Tensor | None:
+    def add(self, tile: Tile, values: Tensor) -> Tensor | None:
         """values (C, height, width) of a piece -> the rows that are now complete (C, rows, W), or None."""
         height, width = self.size
-        if len(self.pending) == 1 and self.rows is None and piece.shape == self.size:
+        if len(self.pending) == 1 and self.rows is None and tile.shape == self.size:
             self.pending.clear()
             return values  # one view of the whole image
-        bottom, right = min(piece.top + piece.shape[0], height), min(piece.left + piece.shape[1], width)
+        bottom, right = min(tile.top + tile.shape[0], height), min(tile.left + tile.shape[1], width)
         if self.rows is None:
             self.rows = values.new_zeros(values.shape[0], 0, width)
         missing = bottom - self.top - self.rows.shape[1]
         if missing > 0:
             self.rows = torch.cat([self.rows, self.rows.new_zeros(self.rows.shape[0], missing, width)], dim=1)
-        rows, columns = piece.rows[: bottom - piece.top], piece.columns[: right - piece.left]
+        rows, columns = tile.rows[: bottom - tile.top], tile.columns[: right - tile.left]
         weights = (rows[:, None] * columns).to(values.device)  # (height, width)
-        place = self.rows[:, piece.top - self.top : bottom - self.top, piece.left : right]
-        place.addcmul_(values[:, : len(rows), : len(columns)], weights)
-        self.pending.remove(piece.top)
+        target = self.rows[:, tile.top - self.top : bottom - self.top, tile.left : right]
+        target.addcmul_(values[:, : len(rows), : len(columns)], weights)
+        self.pending.remove(tile.top)
         done = (self.pending[0] if self.pending else height) - self.top
         if done <= 0:
             return None
@@ -164,10 +163,10 @@ class Canvas:
 
 
 Forward = Callable[[Tensor], Tensor]
-Job = tuple[Canvas, Piece, Tensor]
+Job = tuple[Canvas, Tile, Tensor]
 
 
-def bands(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -> Iterator[tuple[int, Tensor]]:
+def tiled_logits(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -> Iterator[tuple[int, Tensor]]:
     """Yield (number of the image, its logits (C, rows, W) float32), band by band from top to bottom.
 
     Pieces of one size share batches, whatever images and views they are of. What is held is bounded: a few batches
@@ -182,11 +181,11 @@ def bands(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -
     validate_inference(config)
     waiting: dict[tuple[int, int], list[Job]] = {}
     for job in _jobs(images, config):
-        shape = job[1].seen
+        shape = job[1].input_size
         waiting.setdefault(shape, []).append(job)
         if len(waiting[shape]) >= config.batch_size:
             yield from _run(forward, waiting.pop(shape), len(config.views))
-        elif sum(map(len, waiting.values())) >= WAITING * config.batch_size:
+        elif sum(map(len, waiting.values())) >= MAX_WAITING_BATCHES * config.batch_size:
             yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))  # the longest waiting
     while waiting:
         yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))
@@ -195,19 +194,19 @@ def bands(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -
 def _jobs(images: Iterable[Tensor], config: InferenceConfig) -> Iterator[Job]:
     for index, image in enumerate(images):
         size = (image.shape[-2], image.shape[-1])
-        parts = pieces(size, config)
+        parts = split_into_tiles(size, config)
         canvas = Canvas(index, size, parts)
-        for piece in parts:
-            yield canvas, piece, piece.cut(image)
+        for tile in parts:
+            yield canvas, tile, tile.cut(image)
 
 
 def _run(forward: Forward, jobs: list[Job], views: int) -> Iterator[tuple[int, Tensor]]:
     """One batch through the network and onto the canvases; yields what is complete."""
     logits = forward(torch.stack([pixels for _, _, pixels in jobs]))  # (B, C, h, w)
-    for (canvas, piece, _), own in zip(jobs, logits, strict=True):
-        seen = own[None].float()  # one at a time: of a batch, they would be the largest tensor of all
-        values = resize_logits(seen.flip(-1) if piece.flip else seen, piece.shape)  # (1, C, height, width)
-        finished = canvas.add(piece, (values.softmax(dim=1) if views > 1 else values)[0])
+    for (canvas, tile, _), own in zip(jobs, logits, strict=True):
+        input_size = own[None].float()  # one at a time: of a batch, they would be the largest tensor of all
+        values = resize_logits(input_size.flip(-1) if tile.flip else input_size, tile.shape)  # (1, C, height, width)
+        finished = canvas.add(tile, (values.softmax(dim=1) if views > 1 else values)[0])
         if finished is not None:
             if views > 1:
                 finished = finished.clamp_min(torch.finfo(torch.float32).tiny).log()

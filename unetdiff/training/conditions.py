@@ -19,7 +19,7 @@ from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEnc
 from unetdiff.errors import UserError
 
 if TYPE_CHECKING:
-    from unetdiff.config.parsing import RunConfig
+    from unetdiff.config.schema import RunConfig
 
 
 def needs_layout(config: RunConfig) -> bool:

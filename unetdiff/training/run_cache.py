@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.parsing import RunConfig, from_yaml
-from unetdiff.data.stats import METHODS
+from unetdiff.config.reading import from_yaml
+from unetdiff.config.schema import RunConfig
+from unetdiff.data.stats import CLASS_WEIGHT_METHODS
 from unetdiff.errors import UserError
 from unetdiff.training.rundir import CONFIG, SUMMARY
 
@@ -47,7 +48,7 @@ def state_of(folder: Path, config: RunConfig) -> str:
     wanted, found = asdict(config), asdict(from_yaml(file))  # a key that is newer has its default
     asked, used = (tree["segmentation"]["class_weights"] for tree in (wanted, found))
     for tree in (wanted, found):
-        if asked in METHODS and isinstance(used, list):
+        if asked in CLASS_WEIGHT_METHODS and isinstance(used, list):
             del tree["segmentation"]["class_weights"]  # the trainer filled in the numbers, and counts again on the way
         if config.task != "joint":
             del tree["joint"]  # of no account to one head

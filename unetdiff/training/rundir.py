@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.parsing import RunConfig, from_yaml, to_yaml
+from unetdiff.config.reading import from_yaml, to_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 
+from unetdiff.errors import config_error
 from unetdiff.kernels.allocator import keep_freed_memory
 from unetdiff.training.config import TrainingConfig
 
@@ -44,7 +45,13 @@ def autocast_dtype(asked: str = "auto", device: str | None = None) -> torch.dtyp
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
-    """The one Accelerator of a run; the state of an earlier run in this process (its precision) is forgotten."""
+    """The one Accelerator of a run; the state of an earlier run in this process (its precision) is reset.
+
+    Raises:
+        UserError: float16 without a GPU.
+    """
+    if config.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise config_error("training.mixed_precision", "fp16", "auto, bf16 or no without a GPU")
     AcceleratorState._reset_state()
     keep_freed_memory()
     return Accelerator(

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from unetdiff.config.parsing import RunConfig
+from unetdiff.config.schema import RunConfig
 from unetdiff.files import write_whole
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import Progress

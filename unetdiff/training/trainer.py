@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from unetdiff.config.parsing import RunConfig, validate
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
@@ -29,6 +30,7 @@ from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
+from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import checkpoints
 from unetdiff.training import runtime as machine
 from unetdiff.training.calibration import calibrate
@@ -107,6 +109,7 @@ class Trainer:
             if settings.init_from is not None:
                 self.start = start_from(self.task, settings.init_from)
             calibrate(self.task, self.data, settings.calibrate_images, settings.eval_batch_size)
+        accelerate_training_(self.task.unet)
         self.task.set_memory_format(
             settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes)
         )
@@ -355,7 +358,7 @@ class Trainer:
             stop=self.steps,
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
-            parts=settings.gradient_accumulation_steps,
+            accumulation_steps=settings.gradient_accumulation_steps,
             strong_until=self.rate.strong_until,
             factors=self.factors,
         )

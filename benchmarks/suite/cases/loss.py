@@ -1,5 +1,5 @@
-"""Cross-entropy and Dice together, forward and backward, against segmentation_models_pytorch's DiceLoss and torch's
-cross-entropy: the two losses of the training step by themselves, in float32."""
+"""Cross-entropy and Dice, forward and backward in float32, against torch's cross-entropy and
+segmentation_models_pytorch's DiceLoss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from suite.cases.case import OURS, Case, Side
+from suite.cases.case import UNETDIFF, Case, Side
 from suite.cases.images import RandomImages
-from suite.cases.segmentation import PEER, VOID
-from unetdiff.benchmark.timing import Round
+from suite.cases.segmentation import IGNORE_INDEX, PEER
+from unetdiff.benchmark.timing import Workload
+from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.losses import combined
 
@@ -24,46 +25,49 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossCase(Case):
-    """The loss of logits (batch, classes, size, size), and its gradient."""
+    """The loss of logits (batch, classes, size, size), with its gradient."""
 
     classes: int = 21
     work: ClassVar[str] = "cross-entropy and Dice"
-    targets: ClassVar[dict[str, float]] = {"defaults": 2.5}
-    counted: ClassVar[bool] = False
+    min_speedups: ClassVar[dict[str, float]] = {"defaults": 2.5}
+    compares_macs: ClassVar[bool] = False
 
-    def _round(self, loss: Loss, masks: Tensor, device: torch.device) -> Round:
+    def _workload(self, loss: Loss, masks: Tensor, device: torch.device) -> Workload:
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(self.batch, self.classes, self.size, self.size, generator=generator)
         logits, masks = logits.to(device).requires_grad_(), masks.to(device)
 
-        def both() -> Tensor:
+        def forward_backward() -> Tensor:
             logits.grad = None
             value = loss(logits, masks)
             value.backward()
             return value.detach()
 
-        return both
+        return forward_backward
 
     @property
     def masks(self) -> Tensor:
-        """uint8 (batch, size, size), as masks are read."""
+        """uint8 (batch, size, size), as loaded from files."""
         return RandomImages(self.batch, self.size, self.classes).batch()["mask"]
 
-    def ours(self, device: torch.device) -> Side:
-        loss = combined(SegmentationConfig().losses, VOID)
+    def unetdiff(self, device: torch.device) -> Side:
+        loss = accelerate_loss(combined(SegmentationConfig().losses, IGNORE_INDEX))
 
         def total(logits: Tensor, masks: Tensor) -> Tensor:
             return loss(logits, masks)[0]
 
-        return Side(OURS, nn.Module(), "float32", lambda: self._round(total, self.masks, device))
+        return Side(UNETDIFF, nn.Module(), "float32", lambda: self._workload(total, self.masks, device))
 
-    def theirs(self, device: torch.device) -> Side:
-        dice, entropy = smp.losses.DiceLoss("multiclass", ignore_index=VOID), nn.CrossEntropyLoss(ignore_index=VOID)
+    def peer(self, device: torch.device) -> Side:
+        dice, entropy = (
+            smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
+            nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX),
+        )
 
         def loss(logits: Tensor, masks: Tensor) -> Tensor:
             return dice(logits, masks) + entropy(logits, masks)
 
-        return Side(PEER, nn.Module(), "float32", lambda: self._round(loss, self.masks.long(), device))
+        return Side(PEER, nn.Module(), "float32", lambda: self._workload(loss, self.masks.long(), device))
 
 
 def cases(quick: bool) -> list[Case]:

@@ -34,7 +34,7 @@ def test_tokens_are_the_rows_of_the_table(conditioner: ClassConditioner) -> None
 def test_nothing_is_the_row_after_the_last_class(conditioner: ClassConditioner, several: ClassConditioner) -> None:
     assert conditioner.null_condition(4).tolist() == [[3]] * 4
     assert torch.equal(conditioner(conditioner.null_condition(1)).tokens[0].flatten(), conditioner.table.weight[3])
-    tokens = several(several.nothing(1)).tokens[0]
+    tokens = several(several.null_condition(1)).tokens[0]
     assert torch.equal(tokens[0], several.table.weight[3]) and not tokens[1].any()
 
 
@@ -49,8 +49,8 @@ def test_several_classes_fill_slots_and_empty_ones_are_zero(several: ClassCondit
 
 def test_a_batch_of_a_data_set_is_cut_or_filled(conditioner: ClassConditioner, several: ClassConditioner) -> None:
     assert conditioner.from_batch({"label": torch.tensor([2, 0])}).tolist() == [[2], [0]]
-    assert several.of({"labels": torch.tensor([[0, 1, 2], [2, -1, -1]])}).tolist() == [[0, 1], [2, -1]]
-    assert several.of({"labels": torch.tensor([[0]])}).tolist() == [[0, -1]]
+    assert several.from_batch({"labels": torch.tensor([[0, 1, 2], [2, -1, -1]])}).tolist() == [[0, 1], [2, -1]]
+    assert several.from_batch({"labels": torch.tensor([[0]])}).tolist() == [[0, -1]]
 
 
 def test_drop_replaces_the_share_asked_for_and_nothing_else(conditioner: ClassConditioner) -> None:

@@ -104,11 +104,11 @@ def test_encode_refuses(given, message: str) -> None:
 
 
 def test_shown_in_the_colours_of_the_classes() -> None:
-    shown = make().shown(torch.tensor([[[0, 1], [2, 255]]]))
+    shown = make().visualize(torch.tensor([[[0, 1], [2, 255]]]))
     assert (shown[0, :, 0, 1] * 255).tolist() == [255, 0, 0]
     assert (shown[0, :, 1, 0] * 255).tolist() == [0, 255, 0]
     assert (shown[0, :, 1, 1] * 255).round().tolist() == [128, 128, 128]
-    assert make(palette=None).shown(halves()) is None
+    assert make(palette=None).visualize(halves()) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

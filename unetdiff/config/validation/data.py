@@ -1,107 +1,119 @@
-"""What the `data:` section may not say, and what the images of each set come with."""
+"""Constraints on the `data:` section."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unetdiff.config.validation.config_error import at_least, config_error, pair, share
-from unetdiff.data.prompt import trained_pairs
-
-if TYPE_CHECKING:
-    from unetdiff.config.parsing import RunConfig
-    from unetdiff.data.config import DataConfig
-
-
-IN_VOC_LAYOUT = ("voc", "voc_folder")
-UNEVEN = (*IN_VOC_LAYOUT, "image_folder", "captioned_folder", "parquet")  # images of any sizes
-# What the images of each data.name come with.
-WITH_MASKS = ("scenes", *IN_VOC_LAYOUT)
-WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")  # one class an image: "label"
-WITH_CLASSES = (*WITH_LABELS, *IN_VOC_LAYOUT)  # "labels": that class, or those in the mask
-WITH_CAPTIONS = ("scenes", "captioned_folder", "parquet")  # parquet: where data.caption_column is given
-DOWNLOADABLE = ("voc", "fashion_mnist", "cifar10")
-OWN_SIZE = {
-    "scenes": 32,
-    "fashion_mnist": 28,
-    "cifar10": 32,
-}  # height and width of the set's images, pixels
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least, require_fraction, require_height_width
+from unetdiff.data.capabilities import (
+    DOWNLOADABLE,
+    NATIVE_SIZE,
+    VARYING_SIZES,
+    VOC_LAYOUT,
+    WITH_CAPTIONS,
+    WITH_MASKS,
+)
+from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
+from unetdiff.data.prompt import held_out_pairs
+from unetdiff.errors import config_error
 
 
 def validate_data(config: RunConfig) -> None:
-    """Refuse a `data:` section that cannot serve the task."""
+    """Check that the dataset can serve the task."""
     data, task = config.data, config.task
     if task != "diffusion" and data.name not in WITH_MASKS:
-        raise config_error("data.name", data.name, f"has no masks (task {task})", f"use one of {', '.join(WITH_MASKS)}")
+        raise config_error("data.name", data.name, f"a dataset with masks for task={task}: {', '.join(WITH_MASKS)}")
     if data.name != "scenes" and data.root is None:
-        raise config_error("data.root", None, f"is missing for data.name {data.name}", "give the folder of the set")
+        raise config_error("data.root", None, f"set with data.name={data.name}", "Give the folder of the dataset.")
     if data.download and data.name not in DOWNLOADABLE:
+        right = ", ".join(DOWNLOADABLE)
         raise config_error(
-            "data.download",
-            True,
-            f"is not for {data.name}",
-            f"only {', '.join(DOWNLOADABLE)} can be downloaded",
+            "data.download", True, f"false with data.name={data.name}", f"Only {right} can be downloaded."
         )
     if data.num_classes is not None and data.name != "voc_folder":
-        raise config_error(
-            "data.num_classes", data.num_classes, f"is known for {data.name}", "only voc_folder takes it"
-        )
-    pair("data.size", data.size)
-    if data.longest_side is not None:
-        at_least("data.longest_side", data.longest_side, 32)
-    share("data.repeat_factor_threshold", data.repeat_factor_threshold)
-    if not 0 < data.train_fraction <= 1:
-        raise config_error(
-            "data.train_fraction", data.train_fraction, "is no share of the training images", "use 1 or less, above 0"
-        )
-    for key, value in (("longest_side", data.longest_side), ("repeat_factor_threshold", data.repeat_factor_threshold)):
-        if value and data.name not in IN_VOC_LAYOUT:
-            raise config_error(
-                f"data.{key}", value, f"is not for {data.name}", "leave it out (voc and voc_folder have it)"
-            )
-    if data.longest_side is not None and data.size is not None:
-        raise config_error(
-            "data.longest_side", data.longest_side, f"and data.size {data.size} contradict", "set one to null"
-        )
-    pair("data.augment.crop", data.augment.crop)
+        remedy = "Only voc_folder needs it; other datasets know their classes."
+        raise config_error("data.num_classes", data.num_classes, f"null with data.name={data.name}", remedy)
     if data.caption_column is not None and (data.name not in WITH_CAPTIONS or data.name == "scenes"):
-        right = "leave it out (captioned_folder and parquet have it)"
-        raise config_error("data.caption_column", data.caption_column, f"is not for {data.name}", right)
+        remedy = "Only captioned_folder and parquet have caption columns."
+        raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
+    _validate_size(config)
+    require_fraction("data.repeat_factor_threshold", data.repeat_factor_threshold)
+    if data.repeat_factor_threshold and data.name not in VOC_LAYOUT:
+        raise config_error(
+            "data.repeat_factor_threshold",
+            data.repeat_factor_threshold,
+            f"0 with data.name={data.name}",
+            f"Only {' and '.join(VOC_LAYOUT)} support it.",
+        )
+    if not 0 < data.train_fraction <= 1:
+        raise config_error("data.train_fraction", data.train_fraction, "in (0, 1]")
+    _validate_augmentation(data.augment)
+    _validate_scenes(data.scenes)
+
+
+def _validate_size(config: RunConfig) -> None:
+    data, task = config.data, config.task
+    require_height_width("data.size", data.size)
+    if data.longest_side is not None:
+        require_at_least("data.longest_side", data.longest_side, 32)
+        if data.name not in VOC_LAYOUT:
+            remedy = f"Only {' and '.join(VOC_LAYOUT)} support it."
+            raise config_error("data.longest_side", data.longest_side, f"null with data.name={data.name}", remedy)
+        if data.size is not None:
+            raise config_error(
+                "data.longest_side",
+                data.longest_side,
+                f"null with data.size={data.size}",
+                "Set one of the two to null.",
+            )
     if task == "segmentation" and data.name == "voc" and data.size is None and data.augment.crop is None:
         raise config_error(
-            "data.size", None, f"is missing for {data.name}", "give [height, width], or data.augment.crop"
+            "data.size", None, "set with data.name=voc", "Give [height, width], or set data.augment.crop."
         )
-    if task != "segmentation" and data.name in UNEVEN and data.size is None:
-        what = f"is missing for {data.name}: a denoiser is judged on images of one size, and draws them"
+    if task != "segmentation" and data.name in VARYING_SIZES and data.size is None:
         raise config_error(
-            "data.size", None, what, "give [height, width]; data.augment.crop may cut smaller ones from them"
+            "data.size",
+            None,
+            f"set with data.name={data.name} and task={task}, as a denoiser samples images of one size",
+            "Give [height, width]; data.augment.crop may cut smaller crops from them.",
         )
-    scale = data.augment.scale
+
+
+def _validate_augmentation(augment: AugmentConfig) -> None:
+    require_height_width("data.augment.crop", augment.crop)
+    scale = augment.scale
     if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1]):
-        raise config_error("data.augment.scale", scale, "is no range", "give [smallest, largest], e.g. [0.5, 2.0]")
-    share("data.augment.color", data.augment.color)
-    share("data.scenes.clutter", data.scenes.clutter)
-    share("data.scenes.spread", data.scenes.spread)
+        raise config_error(
+            "data.augment.scale", scale, "[smallest, largest], two positive factors", "Give e.g. [0.5, 2.0]."
+        )
+    require_fraction("data.augment.color", augment.color)
+
+
+def _validate_scenes(scenes: ScenesConfig) -> None:
+    require_fraction("data.scenes.clutter", scenes.clutter)
+    require_fraction("data.scenes.spread", scenes.spread)
     for name in ("train_images", "val_images", "digits", "colors"):
-        at_least(f"data.scenes.{name}", getattr(data.scenes, name), 1)
-    trained_pairs(data.scenes)
+        require_at_least(f"data.scenes.{name}", getattr(scenes, name), 1)
+    held_out_pairs(scenes)
 
 
 def require_captions(key: str, value: Any, data: DataConfig) -> None:
-    """Refuse `key: value`, which needs captions, for a set that has none."""
+    """Check that a dataset has the captions that `key=value` needs."""
     if data.name not in WITH_CAPTIONS:
-        right = f"use one of {', '.join(WITH_CAPTIONS)}"
-        raise config_error(key, value, f"needs captions, which {data.name} has not", right)
+        right = ", ".join(WITH_CAPTIONS)
+        raise config_error("data.name", data.name, f"a dataset with captions for {key}={value}: {right}")
     if data.name == "parquet" and data.caption_column is None:
         raise config_error(
-            "data.caption_column", None, f"leaves {key} {value} without captions", "name the parquet's column"
+            "data.caption_column", None, f"set for {key}={value}", "Name the parquet file's caption column."
         )
 
 
 def image_size(config: RunConfig) -> list[int] | None:
-    """Height and width of the images that the network trains on, where the config alone tells."""
+    """Height and width of the training images; None: unknown before the dataset is opened."""
     if config.data.augment.crop is not None:
         return config.data.augment.crop
     if config.data.size is not None:
         return config.data.size
-    own = OWN_SIZE.get(config.data.name)
-    return None if own is None else [own, own]
+    native = NATIVE_SIZE.get(config.data.name)
+    return None if native is None else [native, native]

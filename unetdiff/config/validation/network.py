@@ -1,72 +1,53 @@
-"""What the `model:` section may not say."""
+"""Constraints on the `model:` section."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from unetdiff.config.validation.config_error import at_least, config_error
-from unetdiff.errors import UserError
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.errors import UserError, config_error
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
 
-if TYPE_CHECKING:
-    from unetdiff.config.parsing import RunConfig
-
 
 def validate_network(config: RunConfig) -> None:
+    """Check what training supports of the network, then what the network itself supports."""
     model, noisy = config.model, config.task != "segmentation"
-    for key, channels in (
-        ("model.encoder.channels", model.encoder.channels),
-        ("model.decoder.channels", model.decoder.channels),
-    ):
+    for part in ("encoder", "decoder"):
+        channels = getattr(model, part).channels
         if channels is not None and (not channels or min(channels) < 1):
-            raise config_error(key, channels, "has no width at some level", "give positive integers, e.g. [32, 64]")
+            raise config_error(f"model.{part}.channels", channels, "a list of positive integers", "Give e.g. [32, 64].")
     if model.in_channels != 3:
-        raise config_error("model.in_channels", model.in_channels, "does not fit RGB images", "use 3")
-    dim = model.conditioning.cross_attention_dim
-    if dim is not None and dim < 1:
-        raise config_error(
-            "model.conditioning.cross_attention_dim", dim, "is no width", "use a positive integer or null"
-        )
-    if model.conditioning.num_class_embeds is not None:
-        raise config_error(
-            "model.conditioning.num_class_embeds",
-            model.conditioning.num_class_embeds,
-            "is for imported networks and is not trained here",
-            "use null; classes are told by diffusion.condition class",
-        )
-    if model.conditioning.class_embed_type is not None:
-        raise config_error(
-            "model.conditioning.class_embed_type",
-            model.conditioning.class_embed_type,
-            "is for imported networks and is not trained here",
-            "use null",
-        )
-    at_least("model.conditioning.attention_head_dim", model.conditioning.attention_head_dim, 1)
+        raise config_error("model.in_channels", model.in_channels, "3, as images are RGB")
+    conditioning = model.conditioning
+    if conditioning.cross_attention_dim is not None:
+        require_at_least("model.conditioning.cross_attention_dim", conditioning.cross_attention_dim, 1)
+    imported = model.imported
+    if imported.num_class_embeds is not None:
+        constraint = "null: it describes imported networks and is not trained"
+        remedy = "Use diffusion.condition=class for classes."
+        raise config_error("model.imported.num_class_embeds", imported.num_class_embeds, constraint, remedy)
+    if imported.class_embed_type is not None:
+        constraint = "null: it describes imported networks and is not trained"
+        raise config_error("model.imported.class_embed_type", imported.class_embed_type, constraint)
+    require_at_least("model.conditioning.attention_head_dim", conditioning.attention_head_dim, 1)
     heads = HeadsConfig(
         SegmentationHeadConfig() if config.task != "diffusion" else None, DiffusionHeadConfig() if noisy else None
     )
     try:
-        resolve(replace(model, heads=heads))  # what the network itself refuses: family, norms, padding, levels
+        resolve(replace(model, heads=heads))
     except UserError as error:
-        raise UserError(f"model.{error} (task {config.task})") from None
+        raise UserError(f"model.{error}") from None
 
 
 def validate_heads(config: RunConfig) -> None:
-    heads = config.model.heads
+    """Check that heads, where the config has them, agree with the data."""
+    heads, remedy = config.model.heads, "Leave the heads out: task and dataset determine them."
     if heads.diffusion is not None and heads.diffusion.out_channels != config.model.in_channels:
-        raise config_error(
-            "model.heads.diffusion.out_channels",
-            heads.diffusion.out_channels,
-            "differs from the image's channels",
-            f"use {config.model.in_channels}, or leave the heads out: they follow from the task",
-        )
+        constraint = f"{config.model.in_channels}, the channels of the images"
+        raise config_error("model.heads.diffusion.out_channels", heads.diffusion.out_channels, constraint, remedy)
     classes = config.data.num_classes
     if heads.segmentation is not None and classes not in (None, heads.segmentation.num_classes):
-        raise config_error(
-            "model.heads.segmentation.num_classes",
-            heads.segmentation.num_classes,
-            f"differs from data.num_classes ({classes})",
-            "leave the heads out: they follow from the data set",
-        )
+        constraint = f"{classes} (data.num_classes)"
+        raise config_error("model.heads.segmentation.num_classes", heads.segmentation.num_classes, constraint, remedy)

@@ -1,10 +1,11 @@
-"""What every condition has in common: it becomes tokens or channels for the denoiser, and it can say nothing."""
+"""The interface of all conditioners: a condition becomes tokens or channels for the denoiser, and can be null."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unetdiff.errors import UserError
+from unetdiff.models.attention import CrossAttentionCache
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -22,20 +24,25 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoiser is told of a batch of images."""
+    """The network's inputs for the conditions of a batch of images."""
 
     tokens: Tensor | None = None
-    """`encoder_hidden_states` for its cross-attention, (B, tokens, dim)."""
+    """`encoder_hidden_states` of its cross-attention, (B, tokens, dim)."""
     channels: Tensor | None = None
-    """Channels beside the noisy image, (B, C, H, W)."""
+    """Concatenated to the noisy image, (B, C, H, W)."""
+
+    @cached_property
+    def cache(self) -> CrossAttentionCache | None:
+        """The tokens, with the keys and values that a network makes of them: for many passes, as when sampling."""
+        return None if self.tokens is None else CrossAttentionCache(self.tokens)
 
     def concat_channels(self, sample: Tensor) -> Tensor:
-        """The network's input: noisy pixels or latents (B, K, H, W), and the channels beside them, (B, K + C, H, W)."""
+        """The network's input: noisy pixels or latents (B, K, H, W) and the channels, (B, K + C, H, W)."""
         return sample if self.channels is None else torch.cat([sample, self.channels.to(sample)], dim=1)
 
 
 def concat_conditioning(first: Conditioning, second: Conditioning) -> Conditioning:
-    """Two contexts of one kind as one batch."""
+    """Two conditionings of one kind as one batch."""
 
     def both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return None if a is None or b is None else torch.cat([a, b])
@@ -45,59 +52,63 @@ def concat_conditioning(first: Conditioning, second: Conditioning) -> Conditioni
 
 @dataclass(frozen=True)
 class Examples:
-    """A few conditions to draw images of, one a row."""
+    """A few conditions to sample images of, one per row."""
 
     rows: list[str]
-    """What each row is called."""
+    """Label of each row."""
     conditions: Tensor
     """As `Conditioner.forward` takes them, first axis = row."""
 
 
 class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Maps conditions to what the denoiser is told.
+    """Maps conditions to the network's inputs.
 
-    A condition first becomes a tensor (`of` a training batch, or `encode` of what a person writes), part of which says
-    nothing while training (`drop`, Ho & Salimans 2022), and then tokens and channels (`forward`). The context of
-    `nothing` is what classifier-free guidance moves away from.
+    The user's input (`encode`) or a training batch (`from_batch`) becomes `conditions`, a tensor. In training a part of
+    them is replaced by the null condition (`drop`, Ho & Salimans 2022). `forward` maps them to a `Conditioning`:
+    tokens and channels. That of `null_condition` is the unconditional input of classifier-free guidance.
     """
 
     pipeline_arg: str
-    """The argument of `GenerationPipeline` that its conditions are given by."""
+    """The argument of `GenerationPipeline` for its conditions."""
     batch_key: str
-    """The key of a data set's items that it makes conditions of."""
+    """The key of a dataset's items that holds its conditions."""
     channels: int = 0
-    """Channels that it puts beside the noisy image (or latents)."""
+    """Channels that it concatenates to the noisy image (or latents)."""
 
     @abstractmethod
     def forward(self, conditions: Tensor, size: Size) -> Conditioning:
-        """What the denoiser is told, beside noisy images (or latents) of `size`."""
+        """Conditions (B, ...) as tokens and channels, the latter at the `size` of the noisy images (or latents)."""
 
     @abstractmethod
     def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
-        """The conditions of a batch of a data set, first axis = batch."""
+        """The conditions of a batch of a dataset, (B, ...)."""
 
     @abstractmethod
     def encode(self, conditions: Any, size: Size) -> Tensor:
-        """What a person writes as the tensor that `forward` takes, first axis = batch."""
+        """The user's input as the tensor that `forward` takes, (B, ...)."""
 
     @abstractmethod
     def null_condition(self, batch: int, size: Size) -> Tensor:
-        """Conditions that say nothing, as `forward` takes them."""
+        """Null conditions, as `forward` takes them, (B, ...)."""
 
     @abstractmethod
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
-        """Conditions to draw while training, made of items of the validation split where they are needed."""
+        """Conditions of the previews in training, from items of the validation split where they are needed."""
 
     def visualize(self, conditions: Tensor) -> Tensor | None:
-        """Conditions as images, floats in [0, 1], (B, 3, H, W); None where they have no shape to show."""
+        """Conditions as images, floats in [0, 1], (B, 3, H, W); None where they are not spatial."""
         return None
 
     def drop(self, conditions: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
-        """The same conditions, each made to say nothing with `probability` (Ho & Salimans 2022, algorithm 1)."""
+        """The same conditions, each replaced by the null one with `probability` (Ho & Salimans 2022, algorithm 1)."""
         where = conditions.device if generator is None else generator.device
         dropped = torch.rand(len(conditions), generator=generator, device=where).to(conditions.device) < probability
-        nothing = self.null_condition(len(conditions), (conditions.shape[-2], conditions.shape[-1])).to(conditions)
-        return torch.where(dropped.reshape(-1, *[1] * (conditions.ndim - 1)), nothing, conditions)
+        null = self.null_condition(len(conditions), (conditions.shape[-2], conditions.shape[-1])).to(conditions)
+        return torch.where(dropped.reshape(-1, *[1] * (conditions.ndim - 1)), null, conditions)
+
+    def rows(self, conditions: Tensor) -> tuple[list[int], int]:
+        """The row of each condition (B, ...) in a grid of samples, and its number of rows (`noise.image_indices`)."""
+        return list(range(len(conditions))), len(conditions)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

@@ -88,6 +88,10 @@ class ClassConditioner(Conditioner):
         conditions = self.encode(rows)
         return Examples(self.names(conditions), conditions)
 
+    def rows(self, conditions: Tensor) -> tuple[list[int], int]:
+        """Of single classes the class itself, so that its images do not depend on the other classes sampled."""
+        return (conditions[:, 0].tolist(), self.num_classes) if self.max_classes == 1 else super().rows(conditions)
+
     def names(self, conditions: Tensor) -> list[str]:
         """What each image's labels (B, max_classes) are called: "cat", "cat+dog"."""
         return [TOGETHER.join(self.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]

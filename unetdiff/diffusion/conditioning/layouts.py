@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.data.transforms import VOID
+from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
 from unetdiff.errors import UserError
 
@@ -76,7 +76,7 @@ class LayoutConditioner(Conditioner):
         Where the noisy ones are smaller, as latents are, a cell has the mean colour of its pixels.
         """
         masks = conditions.to(self.device).long()  # (B, H, W)
-        masks = torch.where(masks == VOID, self.num_classes, masks)
+        masks = torch.where(masks == IGNORE_INDEX, self.num_classes, masks)
         tokens = channels = None
         if self.grid:
             tokens = self.shares(self._shares(masks).to(self.places.dtype)) + self.places  # (B, grid^2, dim)
@@ -110,7 +110,7 @@ class LayoutConditioner(Conditioner):
         if self.palette is None:
             return None
         colours = torch.tensor([*self.palette, [128, 128, 128], [128, 128, 128]]) / 255
-        masks = torch.where(conditions == VOID, self.num_classes, conditions).long().cpu()
+        masks = torch.where(conditions == IGNORE_INDEX, self.num_classes, conditions).long().cpu()
         return rearrange(colours[masks], "b h w c -> b c h w")
 
     def encode(self, conditions: Layout | Sequence[Layout], size: Size) -> Tensor:
@@ -134,9 +134,10 @@ class LayoutConditioner(Conditioner):
                 "convert a coloured mask to indices first."
             )
         values = mask.unique()
-        wrong = values[(values != VOID) & ((values < 0) | (values >= self.num_classes))]
+        wrong = values[(values != IGNORE_INDEX) & ((values < 0) | (values >= self.num_classes))]
         if len(wrong):
             raise UserError(
-                f"layout: value {int(wrong[0])} is no class: they are 0 to {self.num_classes - 1}, and {VOID} for void."
+                f"layout: value {int(wrong[0])} is no class: they are 0 to {self.num_classes - 1}, and "
+                f"{IGNORE_INDEX} for void."
             )
         return mask

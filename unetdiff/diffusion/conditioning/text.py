@@ -29,8 +29,8 @@ class Features(Protocol):
 class TextConditioner(Conditioner):
     """Features of captions to context tokens: normalised, then projected without a bias, so that padding stays zero.
 
-    The text encoder itself is frozen and not part of it: a `unetdiff.diffusion.conditioning.text_encoder.TextEncoder` (with its cache
-    while training), handed in as `features`.
+    The text encoder itself is frozen and not part of it: a `unetdiff.diffusion.conditioning.text_encoder.TextEncoder`
+    (with its cache while training), handed in as `features`.
 
     Args:
         dim: width of a token, the U-Net's `cross_attention_dim`.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.hashing import generator_of
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning import Conditioner, Conditioning, TextConditioner
@@ -24,9 +25,10 @@ from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
+from unetdiff.diffusion.noise import generators_for, image_indices
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.inference import inference
+from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, freeze_unused_heads
 
 COLOR_IMAGES = 200  # real images whose colours the samples' are held against
@@ -34,14 +36,14 @@ COLOR_IMAGES = 200  # real images whose colours the samples' are held against
 
 @dataclass(frozen=True)
 class Noised:
-    """Noised images and what the network should say of them."""
+    """Noised images and the network's targets."""
 
     sample: Tensor
-    """x_t, and the channels beside it, (B, K + C, H, W)."""
+    """x_t and the channels of the condition, (B, K + C, H, W)."""
     timesteps: Tensor
     """(B,)."""
-    context: Conditioning
-    """What the network is told of the images."""
+    conditioning: Conditioning
+    """Tokens and channels of the conditions."""
     target: Tensor
     """The noise (or x0, or v), (B, K, H, W)."""
     loss_mask: Tensor | None = None
@@ -83,9 +85,9 @@ class DiffusionTask(Task):
     def trainable_modules(self) -> dict[str, nn.Module]:
         return {"unet": self.unet} | ({} if self.conditioner is None else {"conditioner": self.conditioner})
 
-    def drawn_size(self) -> Size:
-        """Height and width of what is drawn, pixels: the set's `data.size`, else what the network was trained at, else
-        the first validation image's."""
+    def image_size(self) -> Size:
+        """Height and width of samples in pixels: `data.size`, else the size that the network was trained at, else the
+        first validation image's."""
         if isinstance(self.facts.size, list):
             height, width = self.facts.size
             return height, width
@@ -135,13 +137,13 @@ class DiffusionTask(Task):
         """The conditions of a batch, none of them dropped; None for a denoiser without."""
         return None if self.conditioner is None else self.conditioner.from_batch(batch).to(device)
 
-    def context(self, conditions: Tensor | None, size: Size) -> Conditioning:
-        """What the network is told of them, beside noisy images (or latents) of `size`."""
+    def conditioning(self, conditions: Tensor | None, size: Size) -> Conditioning:
+        """Conditions (B, ...) as tokens and channels, the latter at the `size` of the noisy images (or latents)."""
         return Conditioning() if self.conditioner is None else self.conditioner(conditions, size)
 
     def _predict(self, noised: Noised) -> Tensor:
-        told = noised.context.tokens
-        return self.unet(noised.sample, noised.timesteps, told, return_dict=False)[0]  # (B, C, H, W)
+        tokens = noised.conditioning.tokens
+        return self.unet(noised.sample, noised.timesteps, tokens, return_dict=False)[0]  # (B, C, H, W)
 
     def compute_loss(self, output: Tensor, noised: Noised) -> dict[str, Tensor]:
         """The mean loss of the network's output (B, C, H, W), in all and by quartile of the timestep."""
@@ -162,9 +164,9 @@ class DiffusionTask(Task):
         counted: the pixels that the loss is of, bool (B, 1, h, w); None: all.
         """
         sample = objectives.noised(self.scheduler, x0, noise, timesteps)
-        context = self.context(conditions, (x0.shape[-2], x0.shape[-1]))
+        conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
-        return Noised(context.concat_channels(sample), timesteps, context, target, counted)
+        return Noised(conditioning.concat_channels(sample), timesteps, conditioning, target, counted)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss of the validation images, in all and by quartile of the timestep.
@@ -179,7 +181,7 @@ class DiffusionTask(Task):
             timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
-            with inference(self, accelerator.device.type, None), accelerator.autocast():
+            with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noised = self.noised_with(x0, noise, timesteps, conditions, self.loss_mask(batch))
                 losses = self.per_sample(self._predict(noised), noised).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
@@ -196,38 +198,38 @@ class DiffusionTask(Task):
         return timestep, torch.randn(shape, generator=generator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        """Samples from the same noise and conditions every time, a row each, and images' colours against the data's.
+        """Samples of the same noise and conditions every time, one row per condition, and their color statistics.
 
-        A layout or an image that was told stands before its row, and the real image or mask after it.
+        A layout or condition image precedes its row, and the real image or mask follows it. The images are those that
+        `unetdiff sample` draws with the same seed.
         """
         config, val = self.config, self.facts.val
         across, rows, conditions = config.preview_per_class, None, None
-        count = across * across
+        indices: Sequence[int] = range(across * across)
         shown = truth = None
         if self.conditioner is not None:
-            items = [val[i] for i in evenly(len(val), config.preview_rows)]
+            items = [val[i] for i in evenly_spaced_indices(len(val), config.preview_rows)]
             examples = self.conditioner.examples(items)
             rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
-            count = len(conditions)
+            indices = list(chain(*image_indices(*self.conditioner.rows(examples.conditions), across)))
             shown = self.conditioner.visualize(examples.conditions)
             if shown is not None:
                 truth, rows = self._shown(collate(items)), None  # the names of files say little
-        real = [val[i]["image"] for i in evenly(len(val), COLOR_IMAGES)]
-        generator = torch.Generator().manual_seed(self.seed)
-        pipeline = self.pipeline()
-        shape = pipeline.noise_shape(*self.drawn_size())
-        latents = torch.randn(count, *shape, generator=generator)
+        real = [val[i]["image"] for i in evenly_spaced_indices(len(val), COLOR_IMAGES)]
+        pipeline, (height, width) = self.pipeline(), self.image_size()
         pipeline.set_progress_bar_config(disable=True)
         with accelerator.autocast():
-            drawn = pipeline(
+            output = pipeline(
                 conditions=conditions,
-                latents=latents,
+                batch_size=len(indices),
                 num_inference_steps=config.preview_steps,
                 guidance_scale=config.guidance_scale if conditions is not None else 1.0,
-                generator=generator,
+                height=height,
+                width=width,
+                generator=generators_for(self.seed, indices),
                 output_type="pt",
             )
-        samples = cast(GenerationOutput, drawn).pixels()  # (N, 3, H, W)
+        samples = cast(GenerationOutput, output).pixels()  # (N, 3, H, W)
         figures = {}
         if not isinstance(self.codec, MaskCodec):
             colors = color_error(samples, torch.stack(real))

@@ -39,7 +39,7 @@ class JointTask(Task):
         noised = self.diffusion.noised(batch, seed)
         clean = math.ceil(self.config.segmentation_fraction * len(noised.sample))
         pixels, masks = self.pixels(batch["image"][:clean]), batch["mask"][:clean]
-        logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.context.tokens)
+        logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.conditioning.tokens)
         parts = {
             "segmentation": self.segmentation.compute_loss(logits, masks),
             "diffusion": self.diffusion.compute_loss(output, noised),

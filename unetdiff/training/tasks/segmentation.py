@@ -12,12 +12,13 @@ from einops import rearrange
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset, collate
-from unetdiff.data.sampling import evenly
+from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
-from unetdiff.models.blocks import centre_crop
+from unetdiff.kernels.losses import accelerate_loss
+from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
-from unetdiff.segmentation.inference import inference, resize_logits, segment_whole
+from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.losses import combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.overlays import preview
@@ -49,12 +50,14 @@ class SegmentationTask(Task):
         super().__init__()
         self.unet, self.config, self.scheduler = unet, config, scheduler
         self.facts = DataFacts(val, size)
-        self.loss = combined(
-            config.losses,
-            config.ignore_index,
-            config.class_weights,
-            label_smoothing=config.label_smoothing,
-            ohem=config.ohem,
+        self.loss = accelerate_loss(
+            combined(
+                config.losses,
+                config.ignore_index,
+                config.class_weights,
+                label_smoothing=config.label_smoothing,
+                ohem=config.ohem,
+            )
         )
         freeze_unused_heads(unet, "segmentation")
 
@@ -83,9 +86,9 @@ class SegmentationTask(Task):
         """The loss of logits (B, C, H, W) against masks (B, H, W), in all and by part."""
         target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
-            target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
+            target = center_crop(target, (logits.shape[-2], logits.shape[-1]))
         until = self.config.class_weights_anneal_until
-        loss = self.loss if until is None else self.loss.eased(max(0.0, 1 - self.progress / until))
+        loss = self.loss if until is None else self.loss.anneal_class_weights(max(0.0, 1 - self.progress / until))
         total, parts = loss(logits, target)
         return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
 
@@ -95,7 +98,7 @@ class SegmentationTask(Task):
         sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss, images
         for batch in loader:
             for images, masks in _same_size(batch):
-                with inference(unet, accelerator.device.type, None), accelerator.autocast():
+                with eval_mode(unet, accelerator.device.type, None), accelerator.autocast():
                     logits = segment_whole(unet, self.pixels(images))
                     target = masks.to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
@@ -112,12 +115,12 @@ class SegmentationTask(Task):
 
     def preview(self, accelerator: Accelerator) -> Previews:
         val = self.facts.val
-        shown = [val[i] for i in evenly(len(val), self.config.preview_images)]
+        shown = [val[i] for i in evenly_spaced_indices(len(val), self.config.preview_images)]
         if not shown:
             return {}, {}
         predictions = []
         for item in shown:
-            with inference(self.unet, accelerator.device.type, None), accelerator.autocast():
+            with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
                 logits = segment_whole(self.unet, self.pixels(collate([item])["image"]))
             mask = item["mask"]
             predictions.append(resize_logits(logits, (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0).cpu())

@@ -1,0 +1,64 @@
+"""The config files of the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unetdiff.config.quickstart import BACKBONE
+from unetdiff.config.reading import parse
+from unetdiff.config.validation.run import validate
+from unetdiff.models.config import SegmentationHeadConfig
+from unetdiff.models.unet import UNet
+from unetdiff.training.optimizer import LearningRate
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_shipped_configs(path: Path) -> None:
+    config = parse(path)
+    validate(config)
+    assert config.task == path.parent.name
+    if path.stem == "scenes":
+        assert config.model == BACKBONE  # three objectives, one definition, the quickstart's
+
+
+def test_all_configs_are_shipped() -> None:
+    assert [f"{path.parent.name}/{path.stem}" for path in CONFIGS] == [
+        "diffusion/captioned_folder",
+        "diffusion/cifar10",
+        "diffusion/cifar10_gpu",
+        "diffusion/fashion_mnist",
+        "diffusion/image_folder",
+        "diffusion/scenes",
+        "diffusion/scenes_text",
+        "diffusion/voc_layout",
+        "joint/camvid",
+        "joint/scenes",
+        "segmentation/camvid_mobilenet_v2",
+        "segmentation/scenes",
+        "segmentation/voc_mobilenet_v2",
+        "segmentation/voc_resnet50",
+        "segmentation/voc_resnet50_reference",
+    ]
+
+
+def test_the_reference_is_the_published_one() -> None:
+    """Geometry, statistics, losses, optimizer and schedule; the golden learning rates at 1,464 images."""
+    config = next(parse(path) for path in CONFIGS if path.stem == "voc_resnet50_reference")
+    given = config.training
+    config.model.encoder.weights = None
+    config.model.heads.segmentation = SegmentationHeadConfig(num_classes=21)
+    unet = UNet(**{name: getattr(config.model, name) for name in ("encoder", "decoder", "heads")})
+    assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(43.93, abs=0.005)
+    assert unet.encoder.scale.unique().tolist() == [0.5] and unet.encoder.shift.unique().tolist() == [0.5]  # [0, 1]
+    assert config.segmentation.losses == {"cross_entropy": 1.0, "dice": 1.0}
+    assert (given.epochs, given.optimizer.weight_decay, given.optimizer.max_grad_norm) == (50, 0, 0)
+    assert given.optimizer.lr == given.optimizer.encoder_lr and not given.ema.enabled
+    steps = round(50 * 1464 / given.batch_size)
+    rate = LearningRate(given.schedule, steps, steps * given.batch_size / 1464)
+    for epoch, value in {0: 1e-5, 1: 2.44e-5, 2: 6.76e-5, 3: 9.997e-5, 25: 5.05e-5, 48: 1e-6, 49: 1e-6}.items():
+        step = round(epoch * 1464 / given.batch_size)
+        assert rate.at(step, given.optimizer.lr) == pytest.approx(value, rel=5e-4)

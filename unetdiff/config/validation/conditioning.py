@@ -1,0 +1,73 @@
+"""Constraints on `diffusion.condition`: the dataset must have it, and the network must take it in."""
+
+from __future__ import annotations
+
+import math
+
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.data import require_captions
+from unetdiff.data.capabilities import WITH_LABELS, WITH_MASKS
+from unetdiff.errors import config_error
+
+
+def validate_conditioning(config: RunConfig) -> None:
+    """Check the condition against dataset, task and network."""
+    diffusion, dim = config.diffusion, config.model.conditioning.cross_attention_dim
+    require_at_least("diffusion.max_classes", diffusion.max_classes, 1)
+    _validate_source(config)
+    if diffusion.condition in ("class", "text") and dim is None:
+        raise config_error(
+            "model.conditioning.cross_attention_dim",
+            None,
+            f"set with diffusion.condition={diffusion.condition}, whose tokens enter by cross-attention",
+            "Give e.g. 64, or use diffusion.condition=none.",
+        )
+    if diffusion.condition == "layout":
+        _validate_layout(config)
+    if diffusion.condition == "image" and diffusion.image.degradation != "none":
+        bound = 1 if diffusion.image.degradation == "downscale" else 0
+        if not bound < diffusion.image.strength < math.inf:
+            constraint = f"greater than {bound} with diffusion.image.degradation={diffusion.image.degradation}"
+            raise config_error("diffusion.image.strength", diffusion.image.strength, constraint)
+
+
+def _validate_source(config: RunConfig) -> None:
+    """Labels, masks or captions of the dataset, as the condition needs them."""
+    diffusion, data = config.diffusion, config.data
+    several = diffusion.condition == "class" and diffusion.max_classes > 1
+    needs = {"class": ("class labels", WITH_LABELS), "layout": ("masks", WITH_MASKS)}
+    if several:
+        needs["class"] = ("masks (diffusion.max_classes above 1)", WITH_MASKS)
+    if diffusion.condition in needs:
+        what, datasets = needs[diffusion.condition]
+        if data.name not in datasets:
+            raise config_error(
+                "diffusion.condition",
+                diffusion.condition,
+                f"none with data.name={data.name}, which has no {what}",
+                f"Or use data.name={', '.join(datasets)}.",
+            )
+    if config.task == "joint" and several:
+        constraint = "1 with task=joint: the classes of the mask would leak the target to the segmentation head"
+        raise config_error("diffusion.max_classes", diffusion.max_classes, constraint)
+    if config.task == "joint" and diffusion.condition in ("layout", "image"):
+        constraint = "class, text or none with task=joint: it would leak the mask, or need input channels of its own"
+        raise config_error("diffusion.condition", diffusion.condition, constraint)
+    if diffusion.condition == "text":
+        require_captions("diffusion.condition", "text", data)
+        if diffusion.text.max_tokens is not None:
+            require_at_least("diffusion.text.max_tokens", diffusion.text.max_tokens, 1)
+
+
+def _validate_layout(config: RunConfig) -> None:
+    layout, dim = config.diffusion.layout, config.model.conditioning.cross_attention_dim
+    require_at_least("diffusion.layout.grid", layout.grid, 0)
+    require_at_least("diffusion.layout.channels", layout.channels, 0)
+    if not layout.channels and (not layout.grid or dim is None):
+        raise config_error(
+            "diffusion.layout.channels",
+            0,
+            "positive without layout tokens",
+            "Give e.g. 8, or set diffusion.layout.grid and model.conditioning.cross_attention_dim.",
+        )

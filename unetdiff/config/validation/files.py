@@ -1,0 +1,35 @@
+"""Files and directories that a config names must exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unetdiff.config.schema import RunConfig
+from unetdiff.data.capabilities import DOWNLOADABLE
+from unetdiff.errors import config_error
+
+
+def check_files(config: RunConfig) -> None:
+    """Check that the files and directories of a config exist.
+
+    Raises:
+        UserError: the first that is missing.
+    """
+    weights, data = config.model.encoder.weights, config.data
+    if weights is not None and weights != "imagenet" and not Path(weights).is_file():
+        raise config_error("model.encoder.weights", weights, "an existing safetensors file, imagenet or null")
+    if (
+        data.root is not None
+        and data.name != "scenes"
+        and not data.download
+        and not Path(data.root).expanduser().exists()
+    ):
+        remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
+        raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
+    vae = config.diffusion.latent.vae
+    if vae is not None and config.task != "segmentation" and not Path(vae).is_dir():
+        raise config_error("diffusion.latent.vae", vae, "an existing folder with a diffusers AutoencoderKL, or null")
+    source = config.training.init_from
+    if source is not None and not config.training.resume and not Path(source).is_dir():  # not read by a resumed run
+        constraint = "an existing run directory, model directory or directory of a diffusers U-Net, or null"
+        raise config_error("training.init_from", source, constraint)

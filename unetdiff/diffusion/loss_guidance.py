@@ -1,0 +1,149 @@
+"""Loss guidance: samples are guided by the gradient of a loss of the predicted clean image x_0.
+
+Classifier guidance (Dhariwal & Nichol 2021, algorithm 2) adds the gradient of a classifier of noisy images to the
+predicted noise. Here the loss sees the clean image that the denoiser predicts, so any network trained on clean images
+can be used (universal guidance, Bansal et al. 2023, equation 6; diffusion posterior sampling, Chung et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from typing import Literal
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+from torch.nn import functional as F
+
+from unetdiff.data.transforms import ignore_mask
+from unetdiff.diffusion.denoising import PredictOutput
+from unetdiff.diffusion.guidance import in_guidance_interval
+from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0, target
+from unetdiff.errors import UserError
+from unetdiff.segmentation.tiles import resize_logits
+
+Target = Literal["network", "image"]
+ImageLoss = Callable[[Tensor], Tensor]
+"""Clean images in [-1, 1], (B, 3, H, W), to the loss of each, (B,)."""
+
+
+@dataclass(frozen=True)
+class LossGuidance:
+    """A loss, and how strongly, when and how far back its gradient is followed.
+
+    Raises:
+        UserError: a negative scale, or an interval outside [0, 1].
+    """
+
+    loss: ImageLoss
+    """To be minimized."""
+    scale: float = 0.1
+    """Norm of what is added to an image's predicted noise, as a fraction of that noise's own norm; 0: nothing."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Fractions of the timesteps, 0 clean to 1 noise, between which the samples are guided."""
+    backprop_through: Target = "image"
+    """network: the gradient passes through the denoiser to x_t, at the cost of about two more passes. image: it ends at
+    the predicted x_0, as if the predicted noise did not depend on x_t."""
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if not self.scale >= 0:
+            raise UserError(f"scale={self.scale}: must be at least 0.")
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"interval={list(self.interval)}: must be two increasing fractions in [0, 1], e.g. 0,1.")
+        if self.backprop_through not in ("network", "image"):
+            raise UserError(f"backprop_through={self.backprop_through!r}: must be network or image.")
+
+
+def apply_loss_guidance(
+    guidance: LossGuidance, scheduler: Scheduler, predict: PredictOutput, xt: Tensor, timestep: Tensor
+) -> Tensor:
+    """The network's output at x_t with its noise moved up the gradient of the loss, (B, C, H, W).
+
+    ε becomes ε + scale · |ε| · g / |g|, with g the gradient of the loss with respect to x_t and the norms those of each
+    image, so that the scale has the same meaning at every timestep and for every loss. Where the gradient is 0, outside
+    the interval, at a scale of 0 and where α_t is 0 the output is the network's own.
+
+    Args:
+        guidance: see there.
+        scheduler: forward process, prediction type, and whether x_0 is clipped.
+        predict: the denoiser, classifier-free guidance included.
+        xt: noisy images of unit-variance noise, (B, C, H, W).
+        timestep: of all of them, ().
+    """
+    timesteps = timestep.to(xt.device).round().long().expand(len(xt))
+    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
+    is_on = guidance.scale and in_guidance_interval(timestep, len(scheduler.alphas_cumprod), guidance.interval)
+    if not is_on or not float(alpha[0]):
+        return predict(xt, timestep)
+    output, gradient = loss_gradient(guidance, scheduler, lambda x: predict(x, timestep), xt, timesteps)
+    x0 = predicted_x0(scheduler, output, xt, timesteps)
+    noise = (xt - alpha * x0) / sigma
+    norm = _norm(gradient)
+    ratio = torch.where(norm > 0, _norm(noise) / norm, 0)
+    guided = noise + guidance.scale * ratio * gradient
+    x0 = (xt - sigma * guided) / alpha
+    if _needs_clipping(scheduler):  # next to pure noise a small change of ε is a large one of x_0
+        bound = scheduler.config.get("clip_sample_range", 1.0)
+        x0 = x0.clamp(-bound, bound)
+        guided = (xt - alpha * x0) / sigma
+    return target(scheduler, x0, guided, timesteps)
+
+
+def _needs_clipping(scheduler: Scheduler) -> bool:
+    """Whether the config clips x_0 and the sampler does not, as the fast solvers do not."""
+    return bool(scheduler.config.get("clip_sample")) and "clip_sample" not in signature(type(scheduler)).parameters
+
+
+def loss_gradient(
+    guidance: LossGuidance, scheduler: Scheduler, predict: Callable[[Tensor], Tensor], xt: Tensor, timesteps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The network's output at x_t and the gradient of each image's loss with respect to x_t, (B, C, H, W) each.
+
+    The loss sees x_0 clipped to the range that the sampler clips it to, if it does.
+    """
+    with torch.enable_grad():
+        x = xt.detach().requires_grad_()
+        if guidance.backprop_through == "network":
+            output = predict(x)
+            x0 = predicted_x0(scheduler, output, x, timesteps)
+        else:
+            with torch.no_grad():
+                output = predict(xt)
+            alpha = rearrange(alpha_sigma(scheduler, timesteps)[0], "b -> b 1 1 1")
+            x0 = predicted_x0(scheduler, output, xt, timesteps) + (x - xt) / alpha  # the noise stays, not v or x_0
+        if scheduler.config.get("clip_sample", False):
+            bound = scheduler.config.clip_sample_range
+            x0 = x0.clamp(-bound, bound)
+        (gradient,) = torch.autograd.grad(guidance.loss(x0).sum(), x)
+    return output.detach(), gradient.detach()
+
+
+def layout_loss(segment: Callable[[Tensor], Tensor], layouts: Tensor, ignore_index: int = 255) -> ImageLoss:
+    """The cross-entropy of a segmenter's logits against the layouts that the samples should have.
+
+    Args:
+        segment: images in [-1, 1] (B, 3, H, W) to logits (B, classes, h, w); its weights need no gradient.
+        layouts: class indices and `ignore_index`, (B, H', W'); the logits are resized to them.
+        ignore_index: pixels without a required class.
+
+    Returns:
+        Images to the mean over each one's pixels that are not ignored, (B,); 0 where all are.
+    """
+
+    def loss(images: Tensor) -> Tensor:
+        targets = layouts.to(images.device).long()
+        targets = targets.masked_fill(ignore_mask(targets, ignore_index), ignore_index)
+        logits = resize_logits(segment(images), (targets.shape[-2], targets.shape[-1]))
+        losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")  # (B, H', W')
+        pixels = reduce((targets != ignore_index).float(), "b h w -> b", "sum").clamp(min=1)
+        return reduce(losses, "b h w -> b", "sum") / pixels
+
+    return loss
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    """The L2 norm of each image of (B, C, H, W), (B, 1, 1, 1)."""
+    return torch.linalg.vector_norm(tensor.flatten(1).float(), dim=1)[:, None, None, None]

@@ -1,0 +1,68 @@
+"""The trajectory of sampling, recorded by a callback at evenly spaced steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unetdiff.diffusion.objectives import predicted_x0
+
+if TYPE_CHECKING:
+    from unetdiff.diffusion.pipeline import GenerationPipeline
+
+
+@dataclass
+class Trajectory:
+    """x_t and the predicted x_0 at some steps of sampling; the last entry is the finished image.
+
+    Images are float in [0, 1] on the CPU, (k, B, C, H, W); latents are decoded.
+    """
+
+    timesteps: list[int]
+    """Timestep of each entry, noisiest first (0 for the finished image)."""
+    noisy: Tensor
+    """x_t, the network's input."""
+    predicted: Tensor
+    """The clean image x_0 that the network predicts from x_t."""
+
+
+class TrajectoryRecorder:
+    """A `callback_on_step_end` of `GenerationPipeline` that keeps the trajectory of its latest call.
+
+    Args:
+        num_entries: entries of the trajectory at most, the finished image included.
+    """
+
+    def __init__(self, num_entries: int) -> None:
+        self.num_entries = num_entries
+        self._entries: list[tuple[int, Tensor, Tensor]] = []
+
+    def __call__(
+        self, pipeline: GenerationPipeline, step: int, timestep: Tensor, state: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if step == 0:
+            self._entries = []
+        if step in evenly_spaced(pipeline.num_timesteps, self.num_entries - 1):
+            xt = state["model_input"]
+            timesteps = timestep.round().long().expand(len(xt))  # some schedulers count in floats
+            x0 = predicted_x0(pipeline.scheduler, state["model_output"], xt, timesteps)
+            self._entries.append((int(timesteps[0]), pipeline.decode(xt), pipeline.decode(x0)))
+        if step == pipeline.num_timesteps - 1:
+            image = pipeline.decode(state["latents"])
+            self._entries.append((0, image, image))
+        return {}
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """Of the latest call of the pipeline."""
+        timesteps, noisy, predicted = zip(*self._entries, strict=True)
+        return Trajectory(list(timesteps), torch.stack(noisy), torch.stack(predicted))
+
+
+def evenly_spaced(total: int, count: int) -> set[int]:
+    """At most `count` evenly spaced indices below `total`, starting with 0."""
+    count = min(count, total)
+    return {round(i * total / count) for i in range(count)} if count > 0 else set()
