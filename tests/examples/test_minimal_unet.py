@@ -33,9 +33,9 @@ def example() -> ModuleType:
 def classic_names(minimal: nn.Module) -> dict[str, str]:
     """Each tensor of the example -> the tensor of `UNet` that it is."""
     depth = len(CHANNELS) - 1
-    places = [f"encoder.levels.{i}" for i in range(depth)] + ["middle.block"]
-    places += [f"decoder.blocks.{i}" for i in range(depth)]
-    attentions = {depth - 1: f"encoder.attentions.{depth - 1}", depth: "middle.attention"}
+    places = [f"encoder.levels.{i}" for i in range(depth)] + ["mid_block.block"]
+    places += [f"decoder.up_blocks.{i}.block" for i in range(depth)]
+    attentions = {depth - 1: f"encoder.attentions.{depth - 1}", depth: "mid_block.attention"}
     attentions[depth + 1] = f"decoder.attentions.{depth - 1}"
     inner = {
         "self_attention": "transformer_blocks.0.attn1",
@@ -52,7 +52,7 @@ def classic_names(minimal: nn.Module) -> dict[str, str]:
         if first == "blocks":
             new = ".".join([places[int(rest[0])], *rest[1:]])
         elif first == "ups":
-            new = ".".join(["decoder.grows", rest[0], "conv", rest[1]])
+            new = ".".join(["decoder.up_blocks", rest[0], "upsample.conv", rest[1]])
         elif first == "scale_shift":
             new = ".".join([places[int(rest[0])], "time.linear", rest[2]])
         elif first == "time_mlp":
