@@ -11,8 +11,8 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training.config import EMAConfig, OptimizerConfig, ScheduleConfig
 from unetdiff.training.ema import EMA, ema_decay
-from unetdiff.training.optimizer import AdamW, LearningRate, build_optimizer
-from unetdiff.training.tasks import SegmentationTask
+from unetdiff.training.optimizer import LearningRate, build_optimizer, match_memory_formats
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 VAL = build_dataset(DataConfig(scenes=ScenesConfig(train_images=1, val_images=2)), "val", True)
 
@@ -46,7 +46,7 @@ def test_parameters_are_averaged_and_buffers_copied() -> None:
     for average, buffer in zip(ema.task.buffers(), task.buffers(), strict=True):
         assert torch.equal(average, buffer)
     assert not any(p.requires_grad for p in ema.task.parameters())
-    assert ema.task.unet is not task.unet and ema.task.facts is task.facts
+    assert ema.task.unet is not task.unet and ema.task.data is task.data
 
 
 @pytest.mark.parametrize("of_weights", [torch.contiguous_format, torch.channels_last])
@@ -59,18 +59,19 @@ def test_steps_are_torchs_whatever_lies_how_in_memory(
     ours = torch.nn.Parameter(start.clone(memory_format=torch.contiguous_format).contiguous(memory_format=of_weights))
     theirs = torch.nn.Parameter(start.clone())
     vectors = torch.nn.Parameter(torch.zeros(5)), torch.nn.Parameter(torch.zeros(5))
-    optimizer = AdamW([ours, vectors[0]], lr=0.1, weight_decay=0.2, fused=True)
-    judge = torch.optim.AdamW([theirs, vectors[1]], lr=0.1, weight_decay=0.2, foreach=False)
+    optimizer = torch.optim.AdamW([ours, vectors[0]], lr=0.1, weight_decay=0.2, fused=True)
+    optimizer.register_step_pre_hook(match_memory_formats)
+    reference = torch.optim.AdamW([theirs, vectors[1]], lr=0.1, weight_decay=0.2, foreach=False)
     for _ in range(3):
         gradient, other = torch.randn(6, 5, 3, 3, generator=generator), torch.randn(5, generator=generator)
         ours.grad, vectors[0].grad = gradient.contiguous(memory_format=of_gradients), other
         theirs.grad, vectors[1].grad = gradient, other
         optimizer.step()
-        judge.step()
+        reference.step()
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*vectors)
     for key in ("exp_avg", "exp_avg_sq"):
-        torch.testing.assert_close(optimizer.state[ours][key], judge.state[theirs][key])
+        torch.testing.assert_close(optimizer.state[ours][key], reference.state[theirs][key])
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.reports.captions import illustrations
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
-from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
 
 Resume = Callable[[RunConfig], dict[str, torch.Tensor]]
@@ -47,13 +48,13 @@ def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> N
     task = build_task(config, data, data)
     assert isinstance(task, DiffusionTask)
     batch, theirs = collate([data[i] for i in range(4)]), AutoencoderKL.from_pretrained(vae)
-    noised = task.noised(batch, seed=3)
+    noised = task.add_noise(batch, seed=3)
     with torch.no_grad():
         posterior = theirs.encode(to_model_range(batch["image"])).latent_dist
         z = (posterior.sample(torch.Generator().manual_seed(3)) - 0.3) * 0.6
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     torch.testing.assert_close(noised.sample, alpha * z + sigma * noised.target, atol=1e-4, rtol=1e-4)
-    assert torch.equal(task.noised(batch, seed=3).sample, noised.sample)
+    assert torch.equal(task.add_noise(batch, seed=3).sample, noised.sample)
     assert task.scheduler.config.clip_sample is False
     assert not any("vae" in name or "encoder.conv_out" in name for name, _ in task.named_parameters())
 
@@ -101,7 +102,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
         assert image.size == (32, 32)
 
     runs = read_runs([run])
-    blocks, problems = sample_blocks(runs, Budget(images=10, steps=1, judge_steps=2, batch_size=8))
+    blocks, problems = sample_blocks(runs, Budget(images=10, steps=1, classifier_steps=2, batch_size=8))
     assert problems == [] and len(blocks[0].grids) == 2 and len(blocks[0].strips) == 1
     assert illustrations(runs[0]).keys() == {"image", "noised", "noise"}
 

@@ -21,10 +21,11 @@ from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.reports.captions import illustrations
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
-from unetdiff.training.tasks import DiffusionTask, build_task, load_task
+from unetdiff.training.tasks.build import build_task, load_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]
@@ -46,7 +47,7 @@ def test_the_batch_holds_noisy_masks_beside_the_image(tiny: Tiny) -> None:
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     batch = collate([data[i] for i in range(4)])
     batch["mask"][:, :8] = 255
-    noised = task.noised(batch, seed=0)
+    noised = task.add_noise(batch, seed=0)
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     clean = (noised.sample[:, :11] - sigma * noised.target) / alpha.clamp(min=1e-3)
     seen = alpha[:, 0, 0, 0] > 0.05
@@ -87,13 +88,13 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     assert colours <= {tuple(int(level) for level in colour) for colour in val.palette}
 
     runs = read_runs([run])
-    blocks, problems = sample_blocks(runs, Budget(images=4, steps=1, judge_steps=2, batch_size=8))
+    blocks, problems = sample_blocks(runs, Budget(images=4, steps=1, classifier_steps=2, batch_size=8))
     assert problems == [] and len(blocks[0].strips) == 1
     assert illustrations(runs[0]).keys() == {"image", "noised", "noise"}
 
 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
-    """Without an image, layouts are drawn: no figures of a segmenter then."""
+    """Without an image, layouts are drawn: no metrics of a segmenter."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
     metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
     assert not any(name.startswith("masks/") for name in metrics)

@@ -79,7 +79,7 @@ def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
     sets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
     classes = figures["classes"] = sets["train"].classes
     counts: dict[str, SplitCounts] = {
-        role: count(images, config.segmentation.ignore_index, what=role) for role, images in sets.items()
+        role: count(images, config.segmentation.ignore_index, description=role) for role, images in sets.items()
     }
     for role in SPLITS:
         figures[role] |= _split_figures(counts[role], classes)

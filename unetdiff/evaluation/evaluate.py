@@ -30,7 +30,8 @@ from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_se
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.logger import jsonable
-from unetdiff.training.tasks import DiffusionTask, SegmentationTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 METRICS = "metrics.json"
 MAX_LAYOUTS = 500  # samples for layout consistency
@@ -166,7 +167,7 @@ def segmentation_metrics(
     batch_size = config.training.eval_batch_size
     options = replace(inference, batch_size=batch_size) if inference.is_whole_image else inference
     return evaluate_segmenter(
-        network_logits(task.unet, task.facts.size, options, AUTOCAST.get(precision)),
+        network_logits(task.unet, task.data.size, options, AUTOCAST.get(precision)),
         images,
         config.segmentation.ignore_index,
         num_worst,

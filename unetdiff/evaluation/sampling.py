@@ -20,7 +20,7 @@ from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, concat_batches
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 SAMPLE_BATCH = {"cpu": 100, "cuda": 500}
 """Images sampled at once, by type of device; the images do not depend on it."""
@@ -55,7 +55,7 @@ def inputs_of(task: DiffusionTask, indices: range) -> tuple[dict[str, Any], Tens
     if classes := classes_of(task):
         labels = torch.arange(indices.start, indices.stop) % len(classes)
         return {"class_labels": labels.tolist()}, labels
-    val = task.facts.val
+    val = task.data.val
     return {"conditions": task.conditioner.from_batch(collate([val[index % len(val)] for index in indices]))}, None
 
 

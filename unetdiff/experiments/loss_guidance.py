@@ -40,7 +40,7 @@ from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         palette=images.palette,
         paths=(segmenter_path, eval_path),
         command=command,
-        set_name=data_name(asdict(loaded.config.data)),
+        dataset_name=data_name(asdict(loaded.config.data)),
         configs={
             "denoiser": to_yaml(loaded.config),
             "segmenter": to_yaml(run_config(segmenter_path)),
