@@ -1,6 +1,6 @@
 """Draw a U-Net with its three changes marked, as the comparison page does, into an SVG file of its own.
 
-    python examples/draw_network.py docs/images/three_changes.svg
+python examples/draw_network.py docs/images/three_changes.svg
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The teaching example holds the same tensors as the classic `UNet`, and computes the same, at each of its four stages."""
+"""The teaching example holds the tensors of the classic `UNet` and computes the same, at each of its four stages."""
 
 from __future__ import annotations
 
