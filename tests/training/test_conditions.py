@@ -28,7 +28,8 @@ from unetdiff.evaluation import evaluate as evaluation
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.conditions import needs_layout
-from unetdiff.training.tasks import DiffusionTask, load_task
+from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
 
 SETTINGS = {

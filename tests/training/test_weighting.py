@@ -19,7 +19,8 @@ from unetdiff.training import checkpoints
 from unetdiff.training.config import JointConfig, OptimizerConfig
 from unetdiff.training.logger import read_lines
 from unetdiff.training.optimizer import build_optimizer
-from unetdiff.training.tasks import JointTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.trainer import train
 from unetdiff.training.weighting import NORM_DECAY, GradientNorm, Uncertainty, last_shared_weight
 
@@ -33,10 +34,10 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "decoder.up_blocks.1.resnets.1.conv_shortcut.weight",
     ),
-    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.blocks.0.conv2.weight"),
+    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.up_blocks.0.block.conv2.weight"),
     "resnet18": (
         {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
-        "decoder.blocks.4.conv2.weight",
+        "decoder.up_blocks.4.block.conv2.weight",
     ),
 }
 

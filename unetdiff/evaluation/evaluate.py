@@ -30,7 +30,8 @@ from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_se
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.logger import jsonable
-from unetdiff.training.tasks import DiffusionTask, SegmentationTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 METRICS = "metrics.json"
 MAX_LAYOUTS = 500  # samples for layout consistency

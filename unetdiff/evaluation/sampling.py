@@ -20,7 +20,7 @@ from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, concat_batches
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 SAMPLE_BATCH = {"cpu": 100, "cuda": 500}
 """Images sampled at once, by type of device; the images do not depend on it."""

@@ -36,7 +36,8 @@ from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.summary import headline, write_summary
-from unetdiff.training.tasks import Task, build_task
+from unetdiff.training.tasks.base import Task
+from unetdiff.training.tasks.build import build_task
 from unetdiff.training.validation import run_validation
 
 

@@ -1,0 +1,91 @@
+"""Tasks built from a config, or loaded from a model directory."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unetdiff.data.base import ImageDataset
+from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
+from unetdiff.diffusion.conditioning import Conditioner, ImageConditioner, TextConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
+from unetdiff.diffusion.mask_codec import MaskCodec
+from unetdiff.diffusion.objectives import build_scheduler
+from unetdiff.kernels.accelerate import accelerate_training_
+from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
+from unetdiff.models.unet import UNet
+from unetdiff.training.conditions import build_conditioner, channels_beside
+from unetdiff.training.tasks.base import Task
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.joint import JointTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
+
+if TYPE_CHECKING:
+    from unetdiff.config.schema import RunConfig
+
+
+def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Task:
+    """A task with a new network: output channels follow from the data, input channels from the condition.
+
+    Raises:
+        UserError: the autoencoder cannot be loaded, or its factor does not divide the image size.
+    """
+    model, codec = config.model, _codec(config, train)
+    heads = HeadsConfig()
+    if config.task != "diffusion":
+        head = model.heads.segmentation or SegmentationHeadConfig()
+        heads.segmentation = replace(head, num_classes=len(train.classes))
+    if config.task != "segmentation":
+        heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
+    size = model.sample_size or _sample_size(config.data.size, train, codec)
+    channels = codec.channels + channels_beside(config, codec)
+    unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
+    conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
+    return _assemble(config, unet, conditioner, val, codec)
+
+
+def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
+    """A task with the weights of a model directory, for evaluation."""
+    unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
+    heads = unet.config["heads"]
+    conditioner, vae = None, directory / "vae"
+    codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
+    if (directory / "conditioner").is_dir():
+        conditioner = load_conditioner(directory / "conditioner")
+    if isinstance(conditioner, TextConditioner):
+        conditioner.features = CachedFeatures(saved_encoder(directory, conditioner.max_tokens))
+    if isinstance(conditioner, ImageConditioner):
+        conditioner.latents_of = codec.encode
+    config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
+    return _assemble(config, unet, conditioner, val, codec)
+
+
+def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: ImageDataset, codec: Codec) -> Task:
+    size = config.data.size or config.data.longest_side
+    if config.task == "segmentation":
+        scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler)
+    diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
+    if config.task == "diffusion":
+        return diffusion
+    segmentation = SegmentationTask(unet, config.segmentation, val, size)
+    return JointTask(segmentation, diffusion, config.joint)
+
+
+def _codec(config: RunConfig, train: ImageDataset) -> Codec:
+    """The codec of x0: pixels, latents or masks."""
+    diffusion = config.diffusion
+    if config.task == "segmentation":
+        return PixelCodec()
+    if diffusion.target == "mask":
+        return MaskCodec(train.classes, train.palette.tolist())
+    return PixelCodec() if diffusion.latent.vae is None else LatentCodec.from_pretrained(diffusion.latent.vae)
+
+
+def _sample_size(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:
+    """The size of x0: its side, or [height, width]; None without `data.size` if the first image is not square."""
+    height, width = codec.grid(tuple(data[0]["image"].shape[-2:]), "data.size")
+    if height == width:
+        return height
+    return None if size is None else [height, width]
