@@ -148,7 +148,7 @@ def test_refused_before_anything_is_written(tiny: Tiny, denoiser: Path, options:
 def test_a_damaged_network_is_refused_by_its_file(tiny: Tiny, denoiser: Path) -> None:
     file = denoiser / "best" / "unet" / WEIGHTS
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"training.init_from: '{file}' is truncated"):
+    with pytest.raises(UserError, match=f"training.init_from: {file}: must be a complete safetensors file"):
         train(tiny("segmentation", training__init_from=str(denoiser), **SHORT))
 
 
