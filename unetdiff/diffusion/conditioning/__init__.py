@@ -1,4 +1,4 @@
-"""Conditions as what the denoiser is told: tokens for its cross-attention, channels beside the noisy image."""
+"""Conditioners: classes, text, layouts and images as tokens for cross-attention and as input channels."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ KINDS: tuple[type[Conditioner], ...] = (ClassConditioner, LayoutConditioner, Ima
 
 
 def load_conditioner(directory: Path) -> Conditioner:
-    """The conditioner that `save_pretrained` wrote, of whichever kind.
+    """The conditioner that `save_pretrained` wrote.
 
     Raises:
-        UserError: none of the kinds, or damaged weights.
+        UserError: an unknown class, or damaged weights.
     """
     name = read_json(directory / "config.json").get("_class_name")
     for kind in KINDS:
         if kind.__name__ == name:
             return kind.from_pretrained(directory)
-    raise UserError(f"{directory}: '{name}' is none of {', '.join(kind.__name__ for kind in KINDS)}")
+    raise UserError(f"{directory}: _class_name={name}: must be one of {', '.join(kind.__name__ for kind in KINDS)}.")
