@@ -25,8 +25,6 @@ TINY = [
     "--data.scenes.train_images=40",
     "--data.scenes.val_images=6",
     "--diffusion.preview_per_class=1",
-    "--diffusion.preview_rows=2",
-    "--segmentation.preview_images=2",
     "--training.batch_size=4",
 ]
 SHORT = ["--labelled", "0.1", "--steps", "2", "--denoiser_steps", "2", "--segmenter_steps", "3", "--rows", "2"]

@@ -70,7 +70,7 @@ def settings(request: pytest.FixtureRequest, text_encoder: Path, tmp_path: Path)
 @pytest.mark.parametrize("settings", SETTINGS, indirect=True)
 def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settings: dict) -> None:
     name = settings.pop("name")
-    config = tiny("diffusion", training__steps=2, training__validate_every=2, diffusion__preview_rows=2, **settings)
+    config = tiny("diffusion", training__steps=2, training__validate_every=2, **settings)
     run = train(config)
     assert list((run / "images").rglob("*.png"))
     pipeline = GenerationPipeline.from_pretrained(run / "best")

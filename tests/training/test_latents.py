@@ -66,7 +66,6 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
         diffusion__latent__vae=str(copied),
         diffusion__condition=condition,
         diffusion__layout__grid=4,
-        diffusion__preview_rows=2,
         **SHORT,
     )
     run = train(config)

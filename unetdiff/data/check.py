@@ -86,7 +86,7 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     count = len(train.classes) if masks else None
 
     def examine(pair: Pair) -> list[Issue]:
-        return _pair_issues(pair, count, full, config.void_only_masks)
+        return _pair_issues(pair, count, full, config.allow_binary_masks)
 
     for found in map_in_threads(examine, pairs, "check", progress):
         issues += found
@@ -133,7 +133,7 @@ def _pair_issues(pair: Pair, num_classes: int | None, full: bool, void_only: boo
                 str(pair.mask),
                 f"a 0/{IGNORE_INDEX} mask, but {IGNORE_INDEX} is void, of which nothing is learnt",
                 f"{(values == IGNORE_INDEX).mean():.0%} of it is {IGNORE_INDEX}",
-                f"write the class's number instead of {IGNORE_INDEX}; if it is void, set data.void_only_masks=true",
+                f"write the class's number instead of {IGNORE_INDEX}; if it is void, set data.allow_binary_masks=true",
             )
         )
     elif wrong:

@@ -65,7 +65,7 @@ class DataConfig:
     """Name of the validation split."""
     num_classes: int | None = None
     """voc_folder without classes.txt: number of classes, background included."""
-    void_only_masks: bool = False
+    allow_binary_masks: bool = False
     """Accept masks that hold nothing but 0 and 255; refused otherwise, as 255 (void) is then mostly a
     foreground."""
     image_column: str = "img"

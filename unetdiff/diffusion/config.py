@@ -107,5 +107,3 @@ class DiffusionConfig:
     """Images of each class (or caption, mask, image) drawn while training."""
     guidance_scale: float = 2.0
     """Guidance of the images drawn while training."""
-    preview_rows: int = 8
-    """Captions, masks or images of the validation split that images are drawn for while training."""

@@ -46,8 +46,6 @@ class SegmentationConfig:
     noise: float = 0.0
     """Share of the training images that are noised to a uniform timestep of `diffusion.noise`, as a denoiser sees
     them; 0: none. With model.conditioning.timestep true the network is told the timestep, else it is not."""
-    preview_images: int = 6
-    """Validation images drawn with truth and prediction."""
 
 
 @dataclass(frozen=True)

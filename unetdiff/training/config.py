@@ -47,8 +47,6 @@ class EMAConfig:
     """Keep an average, and judge and export it."""
     half_life_images: int = 10_000
     """Length of the average: images after which an old weight counts half."""
-    warmup_ratio: float = 0.05
-    """The half-life is at most this share of the images seen so far (EDM2)."""
 
 
 @dataclass
@@ -98,8 +96,6 @@ class TrainingConfig:
     """torch.compile (no gain on a CPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass, to save memory."""
-    calibrate_images: int = 512
-    """Training images that a random start's frozen BatchNorm takes its statistics from, before the first step."""
     freeze_encoder: float = 0.0
     """Share of the run at its start in which the encoder is frozen, its BatchNorm statistics too."""
     frozen_levels: int = 0
@@ -119,8 +115,6 @@ class TrainingConfig:
     """Steps between checkpoints that --resume can go on from; the last step always checkpoints."""
     keep_checkpoints: int = 2
     """Checkpoints kept, newest first."""
-    max_nonfinite: int = 5
-    """Non-finite losses in a row that stop the run."""
     resume: bool = False
     """Go on from the run directory's newest checkpoint."""
     overwrite: bool = False

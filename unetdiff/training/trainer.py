@@ -32,7 +32,7 @@ from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
 from unetdiff.training import checkpoints
 from unetdiff.training import runtime as machine
-from unetdiff.training.calibration import calibrate
+from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.class_weights import provenance, sentence, with_numbers
 from unetdiff.training.conditions import needs_layout
@@ -48,6 +48,9 @@ from unetdiff.training.step import optimizer_step
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks import Task, build_task
 from unetdiff.training.tasks.base import Batch
+
+MAX_NONFINITE_STEPS = 5
+"""Non-finite losses in a row that stop the run."""
 
 
 def train(config: RunConfig, command: str | None = None) -> Path:
@@ -107,7 +110,7 @@ class Trainer:
         if whole is None:  # before the task knows its process: the same start on all of them
             if settings.init_from is not None:
                 self.start = start_from(self.task, settings.init_from)
-            calibrate(self.task, self.data, settings.calibrate_images, settings.eval_batch_size)
+            calibrate(self.task, self.data, CALIBRATION_IMAGES, settings.eval_batch_size)
         self.task.set_memory_format(
             settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes)
         )
@@ -215,7 +218,7 @@ class Trainer:
         return bool(torch.isfinite(loss)), stopped
 
     def _nonfinite(self, losses: dict[str, Tensor], names: list[str]) -> None:
-        progress, settings = self.progress, self.config.training
+        progress = self.progress
         progress.nonfinite += 1
         progress.skipped += 1
         names = gather_object(names)  # of every process: any of them may have met it
@@ -223,7 +226,7 @@ class Trainer:
         if self.records is not None:
             self.records.line("nonfinite", progress.step, {"in_a_row": progress.nonfinite, "names": names})
             self.records.say(f"step {progress.step}: the loss is not finite; skipped ({progress.nonfinite} in a row)")
-        if progress.nonfinite < settings.max_nonfinite:
+        if progress.nonfinite < MAX_NONFINITE_STEPS:
             return
         path = self.directory / "nonfinite.json"
         if self.accelerator.is_main_process:

@@ -31,6 +31,8 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, freeze_unused_heads
 
+PREVIEW_ROWS = 8
+"""Captions, masks or images of the validation split that previews are sampled for."""
 COLOR_IMAGES = 200  # real images whose colours the samples' are held against
 
 
@@ -208,7 +210,7 @@ class DiffusionTask(Task):
         indices: Sequence[int] = range(across * across)
         shown = truth = None
         if self.conditioner is not None:
-            items = [val[i] for i in evenly_spaced_indices(len(val), config.preview_rows)]
+            items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_ROWS)]
             examples = self.conditioner.examples(items)
             rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
             indices = list(chain(*image_indices(*self.conditioner.rows(examples.conditions), across)))

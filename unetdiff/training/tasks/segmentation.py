@@ -25,6 +25,9 @@ from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, freeze_unused_heads
 
+PREVIEW_IMAGES = 6
+"""Validation images shown with mask and prediction."""
+
 
 class SegmentationTask(Task):
     """Label every pixel.
@@ -115,9 +118,7 @@ class SegmentationTask(Task):
 
     def preview(self, accelerator: Accelerator) -> Previews:
         val = self.facts.val
-        shown = [val[i] for i in evenly_spaced_indices(len(val), self.config.preview_images)]
-        if not shown:
-            return {}, {}
+        shown = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_IMAGES)]
         predictions = []
         for item in shown:
             with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
