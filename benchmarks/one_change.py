@@ -1,12 +1,12 @@
-"""What makes the difference: a config, and the same with one thing changed at a time, for the same minutes of training.
+"""Ablation: a config, and the same with one change at a time, each for the same training time.
 
     python benchmarks/one_change.py configs/segmentation/voc_mobilenet_v2.yaml --minutes 7 --images 1464 \\
-        --with data.root=VOC --change "every image alike: data.repeat_factor_threshold=0" \\
+        --common data.root=VOC --change "no repeat factors: data.repeat_factor_threshold=0" \\
         --change "no Dice: segmentation.losses={cross_entropy: 1.0}"
 
-Each is trained by the command line in a process of its own, one after another, so nothing is shared but the machine. A
-short probe tells how fast it trains; its epochs are those that fit the minutes, so a change that costs time pays for
-it. What has run already is kept: a second call goes on. Prints a table in Markdown.
+Each is trained by the command line in its own process, one after another. A short probe measures the training speed,
+and sets the epochs that fit the minutes, so that slower changes train for fewer epochs. Finished runs are kept: a
+second call resumes. Prints a table in Markdown.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import yaml
 
-PROBE = 40  # optimizer steps that tell the speed
+PROBE_STEPS = 40  # to measure the training speed
 
 
 def train(config: Path, output: Path, overrides: list[str]) -> dict:
-    """A finished run's summary; an interrupted one goes on."""
+    """Train, or resume an interrupted run; returns the summary of the finished run."""
     if not (output / "summary.json").is_file():
         task = yaml.safe_load(config.read_text())["task"]
         words = [sys.executable, "-m", "unetdiff", "train", task, str(config), *overrides]
@@ -39,29 +39,29 @@ def options(text: str) -> list[str]:
 
 
 def epochs_for(minutes: float, config: Path, output: Path, overrides: list[str], images: int) -> float:
-    """Passes over the training split that fit the minutes, by a probe's speed."""
-    only_speed = ["--training.epochs=null", f"--training.steps={PROBE}", f"--training.validate_every={PROBE}"]
-    summary = train(config, output, [*overrides, *only_speed])
+    """Epochs that fit the minutes, from the speed of a probe."""
+    probe = ["--training.epochs=null", f"--training.steps={PROBE_STEPS}", f"--training.validate_every={PROBE_STEPS}"]
+    summary = train(config, output, [*overrides, *probe])
     return minutes * 60 * summary["images_per_second"] / images
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--minutes", type=float, required=True, help="of training, for each")
+    parser.add_argument("--minutes", type=float, required=True, help="training time of each")
     parser.add_argument("--images", type=int, required=True, help="in the training split")
-    parser.add_argument("--with", dest="common", action="append", default=[], metavar="KEY=VALUE", help="for all")
+    parser.add_argument("--common", action="append", default=[], metavar="KEY=VALUE", help="overrides for all")
     parser.add_argument("--change", action="append", default=[], metavar="NAME: KEY=VALUE; ...")
     parser.add_argument("--output", type=Path, default=Path("runs/one_change"))
-    given = parser.parse_args()
-    common = [word for text in given.common for word in options(text)]
-    changes = {"as it is": ""} | {name.strip(): text for name, _, text in (c.partition(":") for c in given.change)}
+    args = parser.parse_args()
+    common = [word for text in args.common for word in options(text)]
+    changes = {"unchanged": ""} | {name.strip(): text for name, _, text in (c.partition(":") for c in args.change)}
     rows = []
     for number, (name, text) in enumerate(changes.items()):
         overrides = [*common, *options(text)]
-        probe, run = given.output / f"{number}-probe", given.output / str(number)
-        epochs = epochs_for(given.minutes, given.config, probe, overrides, given.images)
-        summary = train(given.config, run, [*overrides, f"--training.epochs={epochs:.2f}"])
+        probe, run = args.output / f"{number}-probe", args.output / str(number)
+        epochs = epochs_for(args.minutes, args.config, probe, overrides, args.images)
+        summary = train(args.config, run, [*overrides, f"--training.epochs={epochs:.2f}"])
         shutil.rmtree(run / "checkpoints", ignore_errors=True)
         final = summary["final"]
         rows.append(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.benchmark.timing import Spread, speedup, time_interleaved
+from unetdiff.benchmark.timing import Quartiles, speedup, time_interleaved
 from unetdiff.kernels.conditions import reference_kernels
 from unetdiff.kernels.norm_silu_conv import gated, group_norm, norm_silu_conv
 from unetdiff.kernels.packing import PackedConv
@@ -138,7 +138,7 @@ def main() -> None:
         if given.only in name:
             times = time_interleaved({"shortcut": shortcut, "written": written}, given.rounds, WARMUPS)
             mine, theirs = (times[way].wall for way in ("shortcut", "written"))
-            cells = [f"{1e3 * Spread.of(wall).median:.2f}" for wall in (mine, theirs)]
+            cells = [f"{1e3 * Quartiles.of(wall).median:.2f}" for wall in (mine, theirs)]
             print("|", " | ".join([name, *cells, f"{speedup(mine, theirs).median:.2f}"]), "|", flush=True)
 
 

@@ -1,1 +1,1 @@
-"""What `benchmarks/run.py` is made of: cases (ours and a peer), their comparison, growth, the table and the plot."""
+"""The parts of `benchmarks/run.py`: cases (unetdiff and a peer), comparison, growth, tables and plot."""

@@ -1,4 +1,4 @@
-"""One row: both sides built, given the same weights, counted, timed in turns, and their memory measured."""
+"""Comparison of both sides of a case: equal weights, cost, interleaved timing, peak memory."""
 
 from __future__ import annotations
 
@@ -11,139 +11,139 @@ import torch
 
 from suite.cases.case import Case, Cost, Setting, same_work
 from unetdiff.benchmark.memory import peak_working_memory, release_memory, run_in_subprocess
-from unetdiff.benchmark.multiply_adds import parameters
-from unetdiff.benchmark.timing import Round, Spread, Times, speedup, synchronizer, time_interleaved
+from unetdiff.benchmark.multiply_adds import count_parameters
+from unetdiff.benchmark.timing import Quartiles, Times, Workload, speedup, synchronizer, time_interleaved
 
-Which = Literal["ours", "theirs"]
+Which = Literal["unetdiff", "peer"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one side's round costs."""
+    """Measurements of one side."""
 
     name: str
     precision: str
     parameters: int
     macs: float
     """Multiply-adds."""
-    seconds: Spread
-    cpu_seconds: Spread
-    share: float | None
-    """Of the machine's ceiling at this precision; None where there is nothing to count, or no such ceiling."""
+    seconds: Quartiles
+    cpu_seconds: Quartiles
+    utilization: float | None
+    """Fraction of the machine's peak throughput at this precision; None if either is unknown."""
     memory: int | None
-    """Bytes at the peak beyond the network's own; None: not measured."""
+    """Peak memory in bytes beyond that of the network; None if it was not measured."""
 
     @property
     def flops(self) -> float:
-        """Operations a second at the median."""
+        """FLOP/s at the median."""
         return 2 * self.macs / self.seconds.median
 
 
 @dataclass(frozen=True)
 class Row:
-    """A case's outcome."""
+    """Result of a case."""
 
     name: str
     setting: Setting
-    ours: Outcome
-    theirs: Outcome
-    speedup: Spread
-    """How many times as long theirs takes, of the rounds' own ratios."""
-    cpu_speedup: Spread
-    """The same by CPU time."""
-    target: float
-    """What the speedup should be."""
-    figures: Mapping[str, float]
-    """How well the two agree."""
-    figure_targets: Mapping[str, float]
-    """The least that some of these should be."""
+    unetdiff: Outcome
+    peer: Outcome
+    speedup: Quartiles
+    """Ratio of the peer's time to unetdiff's, from the ratios of each round."""
+    cpu_speedup: Quartiles
+    """The same in CPU time."""
+    min_speedup: float
+    """Floor of the speedup."""
+    agreement: Mapping[str, float]
+    """Metrics of how well the outputs agree."""
+    min_agreement: Mapping[str, float]
+    """Floors of some of these."""
 
     @property
     def memory_ratio(self) -> float | None:
-        """Ours as a share of theirs."""
-        if self.ours.memory is None or not self.theirs.memory:
+        """Peak memory of unetdiff relative to the peer."""
+        if self.unetdiff.memory is None or not self.peer.memory:
             return None
-        return self.ours.memory / self.theirs.memory
+        return self.unetdiff.memory / self.peer.memory
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Both sides, ready to be timed; ours comes first everywhere."""
+class Pair:
+    """Both sides, ready for timing; unetdiff comes first in each tuple."""
 
     names: tuple[str, str]
     precisions: tuple[str, str]
     costs: tuple[Cost, Cost]
-    rounds: Sequence[Round]
-    figures: Mapping[str, float]
+    rounds: Sequence[Workload]
+    agreement: Mapping[str, float]
 
 
-def prepare(case: Case, device: torch.device) -> Contest:
-    """Build both sides of a case and see that they do the same work.
+def prepare(case: Case, device: torch.device) -> Pair:
+    """Build both sides of a case and check that they do the same work.
 
     Raises:
         UserError: they do not.
     """
-    sides = case.ours(device), case.theirs(device)
-    figures = case.match(*sides)
-    numbers = [parameters(side.network) for side in sides]  # before anything is folded
+    sides = case.unetdiff(device), case.peer(device)
+    agreement = case.match_weights(*sides)
+    numbers = [count_parameters(side.network) for side in sides]  # before BatchNorm is folded
     work = {side.name: side.start() for side in sides}
-    plain = {side.name: side.plain() if side.plain else work[side.name] for side in sides}
-    costs = same_work(case.name, *sides, plain, numbers) if case.counted else (Cost(0, 0), Cost(0, 0))
+    uncompiled = {side.name: side.start_uncompiled() if side.start_uncompiled else work[side.name] for side in sides}
+    costs = same_work(case.name, *sides, uncompiled, numbers) if case.compares_macs else (Cost(0, 0), Cost(0, 0))
     a, b = sides
-    return Contest((a.name, b.name), (a.precision, b.precision), costs, (work[a.name], work[b.name]), figures)
+    return Pair((a.name, b.name), (a.precision, b.precision), costs, (work[a.name], work[b.name]), agreement)
 
 
-def race(contests: Sequence[Contest], device: torch.device, rounds: int, warmups: int) -> list[tuple[Times, Times]]:
-    """Time all of them in turns: ours and theirs of each."""
-    work = {f"{place}, {side}": contests[place].rounds[side] for place in range(len(contests)) for side in (0, 1)}
+def time_pairs(pairs: Sequence[Pair], device: torch.device, rounds: int, warmups: int) -> list[tuple[Times, Times]]:
+    """Time both sides of all pairs, interleaved."""
+    work = {f"{index}, {side}": pairs[index].rounds[side] for index in range(len(pairs)) for side in (0, 1)}
     times = list(time_interleaved(work, rounds, warmups, synchronizer(device)).values())
     return list(zip(times[::2], times[1::2], strict=True))
 
 
 def compare(
-    case: Case, device: torch.device, ceilings: Mapping[str, float], rounds: int, warmups: int, memory: int
+    case: Case, device: torch.device, peak_flops: Mapping[str, float], rounds: int, warmups: int, memory: int
 ) -> Row:
-    """The row of a case.
+    """Measure a case.
 
     Args:
-        case: what is compared.
-        device: what it runs on.
-        ceilings: operations a second that the machine reaches, by precision.
-        rounds: that are timed.
-        warmups: rounds before them.
-        memory: processes of each side in which its memory is measured, of which the median counts; 0: none.
+        case: the case.
+        device: device of both sides.
+        peak_flops: the machine's peak throughput by precision.
+        rounds: timed rounds.
+        warmups: untimed rounds before them.
+        memory: subprocesses for each side's peak memory, of which the median is taken; 0: not measured.
     """
-    contest = prepare(case, device)
-    [all_times] = race([contest], device, rounds, warmups)
-    contest = replace(contest, rounds=())
-    release_memory(device)  # both networks are gone before others are made
+    pair = prepare(case, device)
+    [all_times] = time_pairs([pair], device, rounds, warmups)
+    pair = replace(pair, rounds=())
+    release_memory(device)  # before other networks are built
 
     def outcome(side: int, which: Which) -> Outcome:
-        cost, times, precision = contest.costs[side], all_times[side], contest.precisions[side]
-        seconds = Spread.of(times.wall)
-        counted = cost.macs and precision in ceilings
-        share = 2 * cost.macs / seconds.median / ceilings[precision] if counted else None
+        cost, times, precision = pair.costs[side], all_times[side], pair.precisions[side]
+        seconds = Quartiles.of(times.wall)
+        compares_macs = cost.macs and precision in peak_flops
+        utilization = 2 * cost.macs / seconds.median / peak_flops[precision] if compares_macs else None
         peaks = [run_in_subprocess(peak_memory, case, which, device) for _ in range(memory)]
         found = [peak for peak in peaks if peak is not None]
         peak = median_high(found) if found else None
-        name, cpu = contest.names[side], Spread.of(times.cpu)
-        return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, share, peak)
+        name, cpu = pair.names[side], Quartiles.of(times.cpu)
+        return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, utilization, peak)
 
-    ours, theirs = all_times
+    unetdiff, peer = all_times
     return Row(
         case.name,
         case.setting,
-        outcome(0, "ours"),
-        outcome(1, "theirs"),
-        speedup(ours.wall, theirs.wall),
-        speedup(ours.cpu, theirs.cpu),
-        case.target,
-        contest.figures,
-        case.figure_targets,
+        outcome(0, "unetdiff"),
+        outcome(1, "peer"),
+        speedup(unetdiff.wall, peer.wall),
+        speedup(unetdiff.cpu, peer.cpu),
+        case.min_speedup,
+        pair.agreement,
+        case.min_agreement,
     )
 
 
 def peak_memory(case: Case, which: Which, device: torch.device) -> int | None:
-    """Bytes that one side's rounds take beyond its network, in a process that has done nothing else."""
-    side = case.ours(device) if which == "ours" else case.theirs(device)
+    """Peak memory in bytes of one side beyond its network; run it in a subprocess."""
+    side = case.unetdiff(device) if which == "unetdiff" else case.peer(device)
     return peak_working_memory(side.start, device)

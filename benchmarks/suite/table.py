@@ -1,4 +1,4 @@
-"""The result of a benchmark as Markdown, and as plain values for JSON."""
+"""The result of a benchmark as Markdown, and as dicts for JSON."""
 
 from __future__ import annotations
 
@@ -6,54 +6,56 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from suite.cases.case import MEMORY_TARGET
+from suite.cases.case import MAX_MEMORY_RATIO
 from suite.compare import Outcome, Row
-from suite.growth import Growth, Law
+from suite.growth import Fit, Growth
 from unetdiff.benchmark.table import UNKNOWN, gigaflops, megabytes, milliseconds, peak_line, percent
-from unetdiff.benchmark.timing import Spread
+from unetdiff.benchmark.timing import Quartiles
 from unetdiff.text import markdown
 
-HOW = (
-    "Times are medians of {rounds} rounds after {warmups} that are not counted, with the quartiles, both sides in "
-    "turns in one process. How many times as fast: the median of the rounds' own ratios."
+METHOD = (
+    "Times: median (quartiles) of {rounds} rounds after {warmups} warm-up rounds, both sides interleaved in one "
+    "process. Speedup: median of the ratios of each round."
 )
 
-DERIVED = ("slopes", "reached")
-"""What a growth makes of its times, beside its laws."""
+DERIVED = ("slopes", "passed")
+"""Properties of a growth in its JSON, besides its fits."""
 
 
-def as_json(machine: Mapping[str, Any], ceilings: Mapping[str, float], rows: Sequence[Row], growths: Sequence[Growth]):
-    """Every figure, as dicts and lists."""
-    told = [asdict(row) | {"reached": reached(row), "memory_ratio": row.memory_ratio} for row in rows]
-    grown = [
+def as_json(
+    machine: Mapping[str, Any], peak_flops: Mapping[str, float], rows: Sequence[Row], growths: Sequence[Growth]
+):
+    """All measurements as dicts and lists."""
+    entries = [asdict(row) | {"passed": passed(row), "memory_ratio": row.memory_ratio} for row in rows]
+    growth = [
         asdict(each)
-        | {name: [asdict(law) for law in getattr(each, name)] for name in ("laws", "plain")}
+        | {name: [asdict(fit) for fit in getattr(each, name)] for name in ("fits", "pure_power_laws")}
         | {name: getattr(each, name) for name in DERIVED}
         for each in growths
     ]
-    return {"machine": machine, "ceilings": ceilings, "rows": told, "growth": grown}
+    return {"machine": machine, "peak_flops": peak_flops, "rows": entries, "growth": growth}
 
 
-def reached(row: Row) -> dict[str, bool]:
-    """Which of a row's targets are reached, by name."""
-    found = {"speedup": row.speedup.median >= row.target}
+def passed(row: Row) -> dict[str, bool]:
+    """Which of the row's floors are met, by name."""
+    result = {"speedup": row.speedup.median >= row.min_speedup}
     if row.memory_ratio is not None:
-        found["memory"] = row.memory_ratio <= MEMORY_TARGET
-    return found | {name: row.figures[name] >= least for name, least in row.figure_targets.items()}
+        result["memory"] = row.memory_ratio <= MAX_MEMORY_RATIO
+    return result | {name: row.agreement[name] >= minimum for name, minimum in row.min_agreement.items()}
 
 
 def as_markdown(
     machine: Mapping[str, Any],
-    ceilings: Mapping[str, float],
+    peak_flops: Mapping[str, float],
     rows: Sequence[Row],
     growths: Sequence[Growth],
     rounds: int,
     warmups: int,
 ) -> str:
-    """The tables of speed, of work, of memory and of growth; those that there is something for."""
+    """The non-empty tables of speed, cost, memory and growth."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
-    lines = [f"{machine['device']}, {machine['threads']} threads; {versions}", "", peak_line(ceilings), ""]
-    lines += [HOW.format(rounds=rounds, warmups=warmups), ""]
+    lines = [f"{machine['device']}, {machine['threads']} threads; {versions}", "", peak_line(peak_flops), ""]
+    lines += [METHOD.format(rounds=rounds, warmups=warmups), ""]
     if rows:
         lines += [*markdown(_speed(rows)), "", *markdown(_work(rows)), ""]
     if any(row.memory_ratio is not None for row in rows):
@@ -63,85 +65,71 @@ def as_markdown(
     return "\n".join(lines)
 
 
-def _times(spread: Spread) -> str:
-    return f"{spread.median:.2f} ({spread.lower:.2f} to {spread.upper:.2f})"
-
-
-def _verdict(good: bool) -> str:
-    return "yes" if good else "**no**"
+def _ratio(ratio: Quartiles) -> str:
+    return f"{ratio.median:.2f}× ({ratio.lower:.2f} to {ratio.upper:.2f})"
 
 
 def _speed(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["work", "settings", "ours, ms", "peer, ms", "times as fast", "by CPU time", "to reach", "reached", "agree"]
-    return [head] + [
+    header = ["work", "settings", "unetdiff, ms", "peer, ms", "speedup", "speedup in CPU time", "agreement"]
+    return [header] + [
         [
             row.name,
             row.setting,
-            milliseconds(row.ours.seconds),
-            milliseconds(row.theirs.seconds),
-            _times(row.speedup),
-            _times(row.cpu_speedup),
-            f"{row.target:g}",
-            _verdict(reached(row)["speedup"]),
-            _agreement(row),
+            milliseconds(row.unetdiff.seconds),
+            milliseconds(row.peer.seconds),
+            _ratio(row.speedup),
+            _ratio(row.cpu_speedup),
+            ", ".join(f"{name} {value:.3g}" for name, value in row.agreement.items()) or UNKNOWN,
         ]
         for row in rows
     ]
 
 
-def _agreement(row: Row) -> str:
-    """How close the two sides' outputs are, where they have the same weights."""
-    told = []
-    for name, value in row.figures.items():
-        least = row.figure_targets.get(name)
-        verdict = "" if least is None else f" (at least {least:g}: {_verdict(reached(row)[name])})"
-        told.append(f"{name} {value:.3g}{verdict}")
-    return ", ".join(told) or UNKNOWN
-
-
 def _work(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["work", "settings", "side", "precision", "parameters, M", "GMAC a round", "GFLOP/s", "share of the ceiling"]
+    head = ["work", "settings", "side", "precision", "parameters, M", "GMAC", "GFLOP/s", "% of peak throughput"]
 
     def cells(row: Row, side: Outcome) -> list[str]:
-        counted = [f"{side.parameters / 1e6:.2f}", f"{side.macs / 1e9:.2f}", gigaflops(side.flops)]
-        none = [UNKNOWN] * 3
-        numbers = counted if side.macs else none
-        return [row.name, row.setting, side.name, side.precision, *numbers, percent(side.share)]
+        numbers = [f"{side.parameters / 1e6:.2f}", f"{side.macs / 1e9:.2f}", gigaflops(side.flops)]
+        return [
+            row.name,
+            row.setting,
+            side.name,
+            side.precision,
+            *(numbers if side.macs else [UNKNOWN] * 3),
+            percent(side.utilization),
+        ]
 
-    return [head] + [cells(row, side) for row in rows for side in (row.ours, row.theirs)]
+    return [head] + [cells(row, side) for row in rows for side in (row.unetdiff, row.peer)]
 
 
 def _memory(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["peak memory beyond the network's own", "settings", "ours, MB", "peer, MB", "ours / peer", "reached"]
-    found = [head]
-    for row in rows:
-        if row.memory_ratio is not None:
-            sides = [megabytes(row.ours.memory), megabytes(row.theirs.memory)]
-            verdict = f"{_verdict(reached(row)['memory'])} (at most {MEMORY_TARGET:g})"
-            found.append([row.name, row.setting, *sides, f"{row.memory_ratio:.2f}", verdict])
-    return found
+    header = ["peak memory beyond the network", "settings", "unetdiff, MB", "peer, MB", "unetdiff / peer"]
+    return [header] + [
+        [row.name, row.setting, megabytes(row.unetdiff.memory), megabytes(row.peer.memory), f"{row.memory_ratio:.2f}"]
+        for row in rows
+        if row.memory_ratio is not None
+    ]
 
 
 def _growth(growths: Sequence[Growth]) -> list[list[str]]:
-    head = ["growth of", "against", "from", "to", "ours, ms", "peer, ms", "exponents", "reached", "a call, ms"]
-    head += ["each further, ms", "exponents with nothing for a call"]
-    return [head] + [
+    header = ["growth", "axis", "from", "to", "unetdiff, ms", "peer, ms", "exponents k", "overhead, ms"]
+    header += ["slope, ms", "exponents without overhead"]
+    return [header] + [
         [
             growth.name,
             growth.axis,
             str(growth.values[0]),
             str(growth.values[-1]),
-            *(f"{1e3 * side[0].median:.4g} to {1e3 * side[-1].median:.4g}" for side in (growth.ours, growth.theirs)),
-            _exponents(growth.laws),
-            _verdict(growth.reached),
-            " and ".join(f"{1e3 * law.fixed:.3g}" for law in growth.laws),
-            " and ".join(f"{1e3 * number:.4g}" for number in growth.slopes),
-            _exponents(growth.plain),
+            *(f"{1e3 * side[0].median:.4g} to {1e3 * side[-1].median:.4g}" for side in (growth.unetdiff, growth.peer)),
+            _exponents(growth.fits),
+            " and ".join(f"{1e3 * fit.overhead:.3g}" for fit in growth.fits),
+            " and ".join(f"{1e3 * slope:.4g}" for slope in growth.slopes),
+            _exponents(growth.pure_power_laws),
         ]
         for growth in growths
     ]
 
 
-def _exponents(laws: Sequence[Law]) -> str:
-    """Those of ours and the peer, each with how far its law is from the times."""
-    return " and ".join(f"{law.exponent:.2f} (± {percent(law.error)})" for law in laws)
+def _exponents(fits: Sequence[Fit]) -> str:
+    """Of unetdiff and the peer, each with the error of its fit."""
+    return " and ".join(f"{fit.exponent:.2f} (± {percent(fit.error)})" for fit in fits)

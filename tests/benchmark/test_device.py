@@ -1,4 +1,4 @@
-"""Which device is meant: what training takes, unless another is asked for."""
+"""Device selection: that of training, unless another is named."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unetdiff.benchmark.device import claim
+from unetdiff.benchmark.device import select_device
 from unetdiff.errors import UserError
-from unetdiff.training import runtime as machine
+from unetdiff.training import runtime
 
 
 @pytest.fixture
@@ -22,16 +22,16 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         hidden = environment.get("CUDA_VISIBLE_DEVICES") == "" and environment.get("ACCELERATE_USE_CPU") == "true"
         return SimpleNamespace(device=torch.device("cpu" if hidden else "cuda"))
 
-    monkeypatch.setattr(machine, "build_accelerator", build)
+    monkeypatch.setattr(runtime, "build_accelerator", build)
     return environment
 
 
-def test_the_gpu_unless_the_cpu_is_asked_for(environment: dict[str, str]) -> None:
-    assert claim(None) == claim("cuda") == torch.device("cuda")
-    assert claim("cpu") == torch.device("cpu")
+def test_gpu_unless_the_cpu_is_named(environment: dict[str, str]) -> None:
+    assert select_device(None) == select_device("cuda") == torch.device("cuda")
+    assert select_device("cpu") == torch.device("cpu")
 
 
-def test_a_gpu_that_is_not_there(environment: dict[str, str]) -> None:
-    claim("cpu")
-    with pytest.raises(UserError, match="--device: 'cuda' cannot be used here .* use cpu"):
-        claim("cuda")
+def test_missing_gpu(environment: dict[str, str]) -> None:
+    select_device("cpu")
+    with pytest.raises(UserError, match="--device=cuda: must be cpu"):
+        select_device("cuda")

@@ -1,4 +1,4 @@
-"""Peaks against allocations of known size; a process of its own."""
+"""Peak memory of allocations of known size, and subprocesses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAM = """
 import numpy as np, torch
 from unetdiff.benchmark.memory import peak_working_memory
 before = np.ones(128 << 20, np.uint8)
-del before  # an earlier peak is none of theirs
+del before  # an earlier peak does not count
 def start():
     kept = np.ones(48 << 20, np.uint8)  # an optimizer's state
     def work():
@@ -30,7 +30,7 @@ def test_peak_is_what_the_rounds_hold_at_once() -> None:
     assert 78 << 20 < int(ran.stdout) < 84 << 20
 
 
-def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append("forgotten"))
@@ -40,7 +40,7 @@ def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == ["forgotten", "round", "round", "waited"]
 
 
-def test_a_fresh_process_and_its_errors() -> None:
+def test_subprocess_and_its_errors() -> None:
     assert run_in_subprocess(os.getpid) != os.getpid()
     with pytest.raises(ValueError, match="invalid literal"):
         run_in_subprocess(int, "x")

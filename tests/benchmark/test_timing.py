@@ -1,4 +1,4 @@
-"""Rounds in turns on a clock that the work itself moves, and statistics against numpy."""
+"""Interleaved rounds on a fake clock, and quartiles against numpy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from unetdiff.benchmark.timing import Spread, Times, speedup, synchronizer, time_interleaved
+from unetdiff.benchmark.timing import Quartiles, Times, speedup, synchronizer, time_interleaved
 
 
 class Machine:
-    """Work that takes as long as it is told to, and a device that does it only when it is waited for."""
+    """Workloads of fixed duration, on a device that runs them on synchronization."""
 
     def __init__(self) -> None:
         self.wall = self.cpu = self.queued = 0.0
@@ -35,8 +35,8 @@ class Machine:
 
 @pytest.mark.parametrize("values", [[7.0], [1.0, 2.0], [4.0, 1.0, 3.0, 2.0], [9.0, 1.0, 8.0, 2.0, 5.0]])
 def test_quartiles_are_numpys(values: list[float]) -> None:
-    found = Spread.of(values)
-    assert [found.lower, found.median, found.upper] == pytest.approx(np.percentile(values, [25, 50, 75]))
+    result = Quartiles.of(values)
+    assert [result.lower, result.median, result.upper] == pytest.approx(np.percentile(values, [25, 50, 75]))
 
 
 def test_rounds_alternate_and_warm_ups_are_not_counted() -> None:
@@ -47,20 +47,20 @@ def test_rounds_alternate_and_warm_ups_are_not_counted() -> None:
     assert times == {"a": Times([1, 2], [0.5, 0.5]), "b": Times([10, 20], [0.5, 0.5])}
 
 
-def test_what_a_device_does_later_belongs_to_who_asked_for_it() -> None:
+def test_asynchronous_work_counts_for_its_workload() -> None:
     machine = Machine()
     work = {"slow": machine.work("slow", 5), "quick": machine.work("quick", 1)}
     waited = time_interleaved(work, 1, 0, machine.wait, lambda: machine.wall, lambda: machine.cpu)
     assert (waited["slow"].wall, waited["quick"].wall) == ([5], [1])
 
 
-def test_speedup_is_of_the_rounds_own_ratios() -> None:
-    """The third round met a neighbour: both took ten times as long, and the ratio does not feel it."""
-    found = speedup([1, 2, 10], [2, 8, 30])
-    assert (found.lower, found.median, found.upper) == (2.5, 3, 3.5)
+def test_speedup_is_the_median_of_ratios() -> None:
+    """In the third round both are 10× slower, which does not change the ratio."""
+    result = speedup([1, 2, 10], [2, 8, 30])
+    assert (result.lower, result.median, result.upper) == (2.5, 3, 3.5)
 
 
-def test_a_gpu_is_waited_for_and_a_cpu_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synchronizer(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[torch.device] = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
     synchronizer(torch.device("cpu"))()

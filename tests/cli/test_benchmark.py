@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.benchmark import ceiling, own
+from unetdiff.benchmark import peak_throughput, run_benchmark
 from unetdiff.cli.benchmark import batch_sizes_up_to
 from unetdiff.cli.main import main
 
@@ -17,14 +17,14 @@ QUICK = ["--rounds", "2", "--warmups", "0", "--num_inference_steps", "2"]
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ceiling that is not measured, and no process for each peak (what it would be given must go there, though)."""
+    """A fixed peak throughput, and no process for each peak (what it would be given must go there, though)."""
 
     def instead(*given: object) -> int:
         pickle.dumps(given)
         return 12_345_678
 
-    monkeypatch.setattr(own, "run_in_subprocess", instead)
-    monkeypatch.setattr(ceiling, "ceilings", lambda device: {"float32": 4e9, "bf16": 4e9})
+    monkeypatch.setattr(run_benchmark, "run_in_subprocess", instead)
+    monkeypatch.setattr(peak_throughput, "measure_peak_flops", lambda device: {"float32": 4e9, "bf16": 4e9})
 
 
 def test_a_run_by_batch_size(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,13 +35,13 @@ def test_a_run_by_batch_size(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out[2:]]
     assert rows[0][:3] == ["work", "batch", "images/s"]
     figures = json.loads(file.read_text())
-    kinds = [(one["kind"], one["batch"]) for one in figures["measured"]]
+    kinds = [(one["kind"], one["batch_size"]) for one in figures["measured"]]
     assert kinds == [(kind, size) for kind in ("training step", "masks", "samples") for size in (1, 2)]
     for row, one in zip(rows[2:], figures["measured"], strict=True):
         seconds = one["seconds"]["median"]
-        assert row[:2] == [f"{one['kind']}, {one['precision']}", str(one["batch"])]
-        assert one["images_per_second"] == pytest.approx(one["batch"] / seconds)
-        assert one["share"] == pytest.approx(2 * one["macs"] / seconds / 4e9)
+        assert row[:2] == [f"{one['kind']}, {one['precision']}", str(one["batch_size"])]
+        assert one["images_per_second"] == pytest.approx(one["batch_size"] / seconds)
+        assert one["utilization"] == pytest.approx(2 * one["macs"] / seconds / 4e9)
         assert (row[-1], one["memory"]) == ("12", 12_345_678)
 
 
@@ -61,7 +61,7 @@ def test_batch_sizes_unless_they_are_given() -> None:
     ("words", "message"),
     [
         (["nowhere"], "'nowhere' does not exist. Give a config file or a run directory."),
-        (["EMPTY"], "no config.yaml in it; give a run directory, or a config file"),
+        (["EMPTY"], "must contain config.yaml. Use a run directory or a config file"),
         (["CONFIG", "--rounds", "0"], "--rounds=0: must be at least 1."),
         (["CONFIG", "--warmups", "-1"], "--warmups=-1: must be at least 0."),
         (["CONFIG", "--batch_sizes", "4", "0"], "--batch_sizes=0: must be at least 1."),

@@ -131,7 +131,7 @@ def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         ([str(run), "--split", "test"], "'test' (choose from"),
         ([str(run), "--num_worst", "-1"], "--num_worst=-1: must be at least 0"),
         ([str(run), "--num_distance_samples", "1"], "--num_distance_samples=1: must be at least 2"),
-        ([str(run), "--features", "mobilenet"], "Nearest: mobilenet_v2"),
+        ([str(run), "--features", "mobilenet"], "Did you mean mobilenet_v2?"),
         ([str(run), "--features", "inception=no.pth"], "--features=inception=no.pth: no.pth must be an existing file"),
         ([str(run), "--sweep", "num_inference_steps=10 schedular=ddim"], "--sweep: unknown setting 'schedular=ddim'"),
         ([str(tmp_path / "nowhere")], f"{tmp_path}/nowhere"),

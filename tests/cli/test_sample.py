@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from unetdiff.cli import sample
 from unetdiff.cli.main import main
+from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.evaluation import sampling as evaluation
+from unetdiff.evaluation.load_run import load_run
+from unetdiff.evaluation.types import SamplingConfig
+from unetdiff.reports.runs import read_runs
+from unetdiff.reports.samples import Budget, sample_blocks
+from unetdiff.training import runtime
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -97,6 +107,48 @@ def test_between_two_seeds(run: Path, tmp_path: Path) -> None:
     assert pixels(tmp_path / "interpolation.png").shape[1] > 5 * 32
     with Image.open(tmp_path / "interpolation.gif") as film:
         assert film.n_frames == 8  # there and back
+
+
+def test_sample_and_evaluate_draw_the_same_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "autocast_dtype", lambda: None)
+    task = load_run(run).diffusion
+    assert task is not None
+    evaluated, labels = evaluation.sample(task, 10, SamplingConfig(num_inference_steps=3, guidance_scale=2.0, seed=4))
+    pipeline = GenerationPipeline.from_pretrained(run / "best")
+    rows = sample.Rows(["seven", "two"], pipeline.conditioner.encode([7, 2]))
+    images, _ = sample.sample(pipeline, rows, 1, 4, {"num_inference_steps": 3, "guidance_scale": 2.0})
+    assert labels is not None and labels.tolist() == list(range(10))
+    for index, image in zip((7, 2), images, strict=True):
+        difference = np.asarray(image).astype(int) - evaluated[index].permute(1, 2, 0).numpy()
+        assert abs(difference).max() <= 1  # rounding of other batches
+
+
+def test_one_noise_of_a_seed_class_and_index_everywhere(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sample`, `evaluate`, `compare` and the previews of training: {seed of the generator: class}."""
+    call, drawn = GenerationPipeline.__call__, {}
+
+    def spy(self: GenerationPipeline, class_labels=None, *, conditions=None, generator, **options):
+        labels = conditions[:, 0] if class_labels is None else torch.as_tensor(class_labels)
+        drawn.update(zip([one.initial_seed() for one in generator], labels.tolist(), strict=True))
+        return call(self, class_labels, conditions=conditions, generator=generator, **options)
+
+    def noises(work: Callable[[], object]) -> dict[int, int]:
+        drawn.clear()
+        work()
+        return dict(drawn)
+
+    monkeypatch.setattr(GenerationPipeline, "__call__", spy)
+    task = load_run(run).diffusion
+    assert task is not None
+    task.config.preview_per_class, task.config.preview_steps, seed = 3, 1, task.seed
+    pipeline = task.pipeline()
+    rows = sample.Rows(pipeline.conditioner.labels, pipeline.conditioner.encode(list(range(10))))
+    sampled = noises(lambda: sample.sample(pipeline, rows, 3, seed, {"num_inference_steps": 1}))
+    assert len(sampled) == 30
+    assert sampled == noises(lambda: evaluation.sample(task, 30, SamplingConfig(1, 2.0, seed)))
+    assert sampled == noises(lambda: task.preview(Accelerator()))
+    budget = Budget(images=30, steps=1, judge_steps=1)
+    assert sampled == noises(lambda: sample_blocks(read_runs([run]), budget, seed))
 
 
 @pytest.mark.parametrize("name", sample.SCHEDULERS)

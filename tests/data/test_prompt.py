@@ -27,7 +27,7 @@ def test_without_held_out_pairs_everything_is_trained() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (["blue"], "=[blue]: must be a list of colors and digits. Give e.g. [\"blue 3\"]."),
+        (["blue"], '=[blue]: must be a list of colors and digits. Give e.g. ["blue 3"].'),
         (["bleu 3"], "='bleu 3': must be one of the colors red, green, blue, and a digit. Did you mean blue?"),
         (["white 3"], "='white 3': must be one of the colors red, green, blue"),
         (["blue thre"], "='blue thre': must be a color and a digit, 0 to 9. Did you mean three?"),

@@ -190,7 +190,7 @@ def test_more_entries_than_steps_are_all_steps(pipeline: GenerationPipeline) -> 
 def test_sampling_is_in_eval_mode_and_puts_back_every_mode(pipeline: GenerationPipeline) -> None:
     reference = draw(pipeline)
     pipeline.unet.train()
-    pipeline.unet.middle.eval()  # say, a frozen part
+    pipeline.unet.mid_block.eval()  # say, a frozen part
     before = [module.training for module in pipeline.unet.modules()]
     assert torch.equal(draw(pipeline), reference)  # the model has dropout
     assert [module.training for module in pipeline.unet.modules()] == before

@@ -18,11 +18,11 @@ def test_parse_sweep() -> None:
     ("text", "message"),
     [
         ("", "sweep: must not be empty"),
-        ("num_inference_step=3", "unknown setting 'num_inference_step=3'. Nearest: num_inference_steps="),
+        ("num_inference_step=3", "unknown setting 'num_inference_step=3'. Did you mean num_inference_steps"),
         ("num_inference_steps=10 num_inference_steps=20", "sweep.num_inference_steps: must be set once"),
         ("num_inference_steps=0", "sweep.num_inference_steps=0: must be integers of at least 1"),
         ("num_inference_steps=10,", "sweep.num_inference_steps=: must be integers"),
-        ("scheduler=dpm+", "sweep.scheduler=dpm\\+: must be one of .*\\. Nearest: dpm\\+\\+"),
+        ("scheduler=dpm+", "sweep.scheduler=dpm\\+: must be one of .*\\. Did you mean dpm\\+\\+"),
         ("guidance_scale=much", "sweep.guidance_scale=much: must be numbers"),
     ],
 )
@@ -38,7 +38,7 @@ def test_parse_features(tmp_path) -> None:
     assert parse_features(f"mobilenet_v2={weights}") == ("mobilenet_v2", str(weights))
     assert parse_features("resnet18=imagenet") == ("resnet18", "imagenet")
     for text, message in (
-        ("inceptoin", "features=inceptoin: must be one of .* Nearest: inception."),
+        ("inceptoin", "features=inceptoin: must be one of .* Did you mean inception"),
         ("classifier=a.safetensors", "It is trained on the dataset itself"),
         ("inception=nowhere.pth", "features=inception=nowhere.pth: nowhere.pth must be an existing file"),
     ):

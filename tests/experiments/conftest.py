@@ -1,4 +1,4 @@
-"""What an experiment is given: options as from the command line, and runs of seconds."""
+"""Experiment options as parsed from the command line, and runs that train in seconds."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ TINY = {
 
 
 @pytest.fixture
-def asked() -> Callable[..., tuple[argparse.Namespace, list[str]]]:
-    """asked("budget", "--steps", "4", ...): the experiment's options and the dotted overrides."""
+def parse_args() -> Callable[..., tuple[argparse.Namespace, list[str]]]:
+    """parse_args("budget", "--train_steps", "4", ...): the experiment's options and the dotted overrides."""
 
     def parse_words(name: str, *words: str) -> tuple[argparse.Namespace, list[str]]:
         parser = Parser(name, name)
@@ -49,7 +49,7 @@ def asked() -> Callable[..., tuple[argparse.Namespace, list[str]]]:
 
 @pytest.fixture
 def options() -> Callable[..., argparse.Namespace]:
-    """options(module, *words): an experiment's options, where it takes no dotted overrides."""
+    """options(module, *words): an experiment's options, without dotted overrides."""
 
     def parsed(module: ModuleType, *words: object) -> argparse.Namespace:
         parser = argparse.ArgumentParser()
@@ -77,9 +77,9 @@ def joint_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Callable[..
 
 
 @pytest.fixture
-def background_is_void(joint_run: Path, tmp_path: Path) -> Path:
-    """The segmenter of that run, for which the background counts nowhere."""
-    model = Path(shutil.copytree(joint_run / "best", tmp_path / "void"))
+def background_is_ignored(joint_run: Path, tmp_path: Path) -> Path:
+    """The segmenter of that run, with the background as its ignore index."""
+    model = Path(shutil.copytree(joint_run / "best", tmp_path / "ignored"))
     shutil.copy(joint_run / "config.yaml", model)
     settings = json.loads((model / "segmentation.json").read_text())
     (model / "segmentation.json").write_text(json.dumps({**settings, "ignore_index": 0}))
@@ -88,7 +88,7 @@ def background_is_void(joint_run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[..., Path]:
-    """make_run("name", task, seed=0, **{"dotted.key": value}): a run that ended without a step."""
+    """make_run("name", task, seed=0, **{"dotted.key": value}): a finished run without training."""
 
     def make(name: str, task: str = "diffusion", seed: int = 0, **overrides: object) -> Path:
         folder = tmp_path / name

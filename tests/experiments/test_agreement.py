@@ -1,4 +1,4 @@
-"""Agreement of the heads: real images in the place of samples agree as real images do."""
+"""Segmenter accuracy on samples: real images in place of samples score as real images do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import ClassConsistency, layout_consistency
-from unetdiff.experiments import agreement
+from unetdiff.experiments import agreement, agreement_report
+from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages
 from unetdiff.reports.record import Gallery, Heatmap, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.trainer import train
@@ -22,9 +23,9 @@ def test_real_images_as_samples(
 ) -> None:
     val = build_dataset(tiny_config("joint", tmp_path).data, "val", True)
     drawn = torch.stack([item["image"] for item in val]), torch.tensor([item["label"] for item in val])
-    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: drawn)
-    given = options(agreement, joint_run, "--guidance", 1, 3, "--n", 12, "--rows", 2)
-    record = agreement.run(given, [], tmp_path, "the command")
+    monkeypatch.setattr(agreement, "sample", lambda task, n, setting: drawn)
+    args = options(agreement, joint_run, "--guidance_scales", 1, 3, "--num_images", 12, "--num_rows", 2)
+    record = agreement.run(args, [], tmp_path, "the command")
     write_record(record, tmp_path)
     assert read_record(tmp_path) == record
     table, heat, gallery = record.parts
@@ -35,7 +36,7 @@ def test_real_images_as_samples(
     right = sum(
         heat.values[heat.rows.index(val.labels[label])][heat.columns.index(val.labels[label])] or 0
         for label in drawn[1].tolist()
-    )  # each image counts as its class's share
+    )  # the fraction of its class for each image
     assert table.rows[0][1][0].mean == pytest.approx(right / 12)
     assert len(gallery.columns) == 4 and len(gallery.rows) == 2
     assert "shares its backbone" in record.findings[-1]
@@ -44,7 +45,7 @@ def test_real_images_as_samples(
 def test_layouts_are_compared_pixel_by_pixel(
     tmp_path: Path,
     joint_run: Path,
-    background_is_void: Path,
+    background_is_ignored: Path,
     tiny_config: Callable,
     options: Callable,
     monkeypatch: pytest.MonkeyPatch,
@@ -52,51 +53,56 @@ def test_layouts_are_compared_pixel_by_pixel(
     config = tiny_config("diffusion", tmp_path / "layout")
     config.diffusion.condition = "layout"
     run = train(config)
-    given = options(agreement, run, "--segmenter", joint_run, "--guidance", 2, "--n", 3, "--steps", 2)
-    record = agreement.run(given, [], tmp_path, "")
+    args = options(
+        agreement, run, "--segmenter", joint_run, "--guidance_scales", 2, "--num_images", 3, "--num_inference_steps", 2
+    )
+    record = agreement.run(args, [], tmp_path, "")
     table, gallery = record.parts[0], record.parts[-1]
     assert isinstance(table, Table) and [column.name for column in table.columns][-1] == "mIoU"
     assert all(row[-1].mean is not None for _, row in table.rows)
-    assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout asked for"
+    assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout"
 
     # the real images are those of the layouts: drawn perfectly, samples agree as they do
     val = build_dataset(config.data, "val", False, layout=True)
     drawn = torch.stack([val[i]["image"] for i in range(3)])
-    monkeypatch.setattr(agreement, "draw", lambda task, n, setting: (drawn, None))
-    (_, samples), (_, real) = agreement.run(given, [], tmp_path, "").parts[0].rows
+    monkeypatch.setattr(agreement, "sample", lambda task, n, setting: (drawn, None))
+    (_, samples), (_, real) = agreement.run(args, [], tmp_path, "").parts[0].rows
     assert samples == real
 
-    given.segmenter = background_is_void
-    segmenter = SegmentationPipeline.from_pretrained(background_is_void)
+    args.segmenter = background_is_ignored
+    segmenter = SegmentationPipeline.from_pretrained(background_is_ignored)
     expected = layout_consistency(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
-    (_, samples), _ = agreement.run(given, [], tmp_path, "").parts[0].rows
+    (_, samples), _ = agreement.run(args, [], tmp_path, "").parts[0].rows
     assert samples[-1].mean == pytest.approx(expected) and samples[-1] != real[-1]
 
 
-def test_without_a_background_only_the_layout_is_told() -> None:
-    def judged(right: int, mean_iou: float) -> agreement.Judged:
-        return agreement.Judged(torch.zeros(2), [], ClassConsistency([0, 1], right, 1.0), mean_iou)
+def test_without_a_background_only_the_layout_counts() -> None:
+    def segmented(right: int, mean_iou: float) -> SegmentedImages:
+        return SegmentedImages(torch.zeros(2), [], ClassConsistency([0, 1], right, 1.0), mean_iou)
 
-    real, drawn = judged(2, 0.5), {1.0: judged(2, 0.3), 2.0: judged(2, 0.4)}
-    (told,) = agreement.findings(real, drawn, itself=False, by_class=False)
-    assert told.startswith("Against the layouts asked for, mIoU is 0.400 at guidance 2;") and "0.500" in told
-    assert len(agreement.findings(real, drawn, itself=False, by_class=True)) == 4
-    table = agreement._table(real, drawn, by_class=False, layouts=True)
+    def results(has_classes: bool) -> AgreementResults:
+        samples = {1.0: segmented(2, 0.3), 2.0: segmented(2, 0.4)}
+        return AgreementResults(segmented(2, 0.5), samples, [{0}, {1}], True, has_classes, shared_backbone=False)
+
+    (line,) = agreement_report.findings(results(has_classes=False))
+    assert line == "mIoU between segmentation and layout: 0.400 on samples (guidance 2), 0.500 on real images."
+    assert len(agreement_report.findings(results(has_classes=True))) == 4
+    table = agreement_report.table(results(has_classes=False))
     assert [column.name for column in table.columns] == ["mIoU"]
     assert [row[0].mean for _, row in table.rows] == [0.3, 0.4, 0.5]
 
 
 def test_refusals(tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable) -> None:
-    for name in ("--n", "--rows"):
-        with pytest.raises(UserError, match=f"{name}: 0"):
+    for name in ("--num_images", "--num_rows"):
+        with pytest.raises(UserError, match=f"{name}.{{1,2}}0"):
             agreement.run(options(agreement, joint_run, name, 0), [], tmp_path, "")
-    with pytest.raises(UserError, match="--training.steps: this experiment trains nothing"):
+    with pytest.raises(UserError, match="--training.steps: config keys do not apply"):
         agreement.run(options(agreement, joint_run), ["--training.steps", "3"], tmp_path, "")
     segmenter = train(tiny_config("segmentation", tmp_path / "segmenter"))
-    with pytest.raises(UserError, match="RUN: .* has no diffusion head; give a diffusion or joint run"):
+    with pytest.raises(UserError, match="RUN=.*: must have a diffusion head. Give a diffusion or joint run."):
         agreement.run(options(agreement, segmenter), [], tmp_path, "")
     config = tiny_config("diffusion", tmp_path / "none")
     config.diffusion.condition = "none"
-    untold = train(config)
-    with pytest.raises(UserError, match="RUN: .* is told no condition"):
-        agreement.run(options(agreement, untold), [], tmp_path, "")
+    unconditional = train(config)
+    with pytest.raises(UserError, match="RUN=.*: must be conditional"):
+        agreement.run(options(agreement, unconditional), [], tmp_path, "")

@@ -1,4 +1,4 @@
-"""One backbone trained three ways: the plan, the reading of gradients, the tables, and a whole tiny experiment."""
+"""Joint against separate training: configs, gradient logs, tables, and a whole tiny experiment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ import pytest
 
 from unetdiff.errors import UserError
 from unetdiff.experiments import budget
-from unetdiff.experiments.budget_tables import cost_table, findings, head_tables
-from unetdiff.experiments.consistency import KEPT, Judged
-from unetdiff.experiments.gradients import Pull, gradient_chart, gradient_findings, gradient_table, pulls_of
+from unetdiff.experiments.budget_report import cost_table, findings, head_tables
+from unetdiff.experiments.class_consistency import CACHE_FILE, ClassConsistency
+from unetdiff.experiments.gradients import (
+    CosineStats,
+    cosine_stats,
+    gradient_chart,
+    gradient_findings,
+    gradient_table,
+)
 from unetdiff.models.unet import UNet
 from unetdiff.reports.record import Chart, read_record, write_record
 from unetdiff.reports.record_text import record_text
@@ -34,53 +40,55 @@ TINY = [
 ]
 
 
-def run_of(task: str, name: str, folder: Path, **figures: Any) -> Run:
+def run_of(task: str, name: str, folder: Path, **metrics: Any) -> Run:
     heads: dict[str, Any] = {h: {} for h in ("segmentation", "diffusion") if task in (h, "joint")}
     summary = {"parameters": {"encoder": 60, "decoder": 30, "total": 100}, "peak_memory": 5e6, "task": task}
     summary["parameters"] |= {f"head.{head}": 5 for head in heads}  # type: ignore[operator]
-    summary |= {key: figures.pop(key) for key in ("train_minutes", "images_per_second") if key in figures}
-    validation = [{"step": 1, **{key.replace("__", "/"): value for key, value in figures.items()}}]
+    summary |= {key: metrics.pop(key) for key in ("train_minutes", "images_per_second") if key in metrics}
+    validation = [{"step": 1, **{key.replace("__", "/"): value for key, value in metrics.items()}}]
     model = {"heads": heads}
     return Run(name, folder, task, {"task": task}, [], validation, summary, None, model)
 
 
-def ways_of(folder: Path) -> dict[str, list[Run]]:
-    miou = {"segmentation alone": (0.80, 0.84), "joint, fixed": (0.70, 0.78)}
-    loss = {"diffusion alone": (0.10, 0.10), "joint, fixed": (0.10, 0.09)}
-    tasks = {"segmentation alone": "segmentation", "diffusion alone": "diffusion", "joint, fixed": "joint"}
-    ways: dict[str, list[Run]] = {}
-    for way, task in tasks.items():
+def runs_by_method(folder: Path) -> dict[str, list[Run]]:
+    miou = {"segmentation only": (0.80, 0.84), "joint, fixed": (0.70, 0.78)}
+    loss = {"diffusion only": (0.10, 0.10), "joint, fixed": (0.10, 0.09)}
+    tasks = {"segmentation only": "segmentation", "diffusion only": "diffusion", "joint, fixed": "joint"}
+    runs: dict[str, list[Run]] = {}
+    for method, task in tasks.items():
         for seed in (0, 1):
-            figures: dict[str, Any] = {"train_minutes": 2.0 + seed, "images_per_second": 10}
-            figures |= {"segmentation__mean_iou": miou[way][seed]} if way in miou else {}
-            figures |= {"diffusion__loss": loss[way][seed]} if way in loss else {}
-            ways.setdefault(way, []).append(run_of(task, f"{way} {seed}", folder, **figures))
-    return ways
+            metrics: dict[str, Any] = {"train_minutes": 2.0 + seed, "images_per_second": 10}
+            metrics |= {"segmentation__mean_iou": miou[method][seed]} if method in miou else {}
+            metrics |= {"diffusion__loss": loss[method][seed]} if method in loss else {}
+            runs.setdefault(method, []).append(run_of(task, f"{method} {seed}", folder, **metrics))
+    return runs
 
 
 def test_tables_and_findings_by_hand(tmp_path: Path) -> None:
-    ways = ways_of(tmp_path)
-    judged = {"diffusion alone 0": Judged(0.9, 10, 0.99), "diffusion alone 1": Judged(0.7, 10, 0.99)}
-    judged |= {f"joint, fixed {seed}": Judged(0.5, 10, 0.99) for seed in (0, 1)}
-    masks, noise = head_tables(ways, judged)
-    assert [name for name, _ in masks.rows] == ["segmentation alone", "joint, fixed"]
+    runs = runs_by_method(tmp_path)
+    consistency = {
+        "diffusion only 0": ClassConsistency(0.9, 10, 0.99),
+        "diffusion only 1": ClassConsistency(0.7, 10, 0.99),
+    }
+    consistency |= {f"joint, fixed {seed}": ClassConsistency(0.5, 10, 0.99) for seed in (0, 1)}
+    masks, noise = head_tables(runs, consistency)
+    assert [name for name, _ in masks.rows] == ["segmentation only", "joint, fixed"]
     assert [values[0].mean for _, values in masks.rows] == pytest.approx([0.82, 0.74])
     assert masks.rows[0][1][1].mean is None, "no pixel accuracy was there"
     assert noise.columns[-1].name == "class consistency" and noise.rows[0][1][-1].mean == pytest.approx(0.8)
 
-    cost = dict(cost_table(ways).rows)
-    assert cost["both alone, together"][0].mean == pytest.approx(5.0)  # 2 + 2 and 3 + 3 minutes
-    assert cost["both alone, together"][3].mean == 180 and cost["joint, fixed"][3].mean == 90
-    assert cost["segmentation alone"][5].mean is None and cost["joint, fixed"][2].mean == 5.0
+    cost = dict(cost_table(runs).rows)
+    assert cost["both separate networks"][0].mean == pytest.approx(5.0)  # 2 + 2 and 3 + 3 minutes
+    assert cost["both separate networks"][3].mean == 180 and cost["joint, fixed"][3].mean == 90
+    assert cost["segmentation only"][5].mean is None and cost["joint, fixed"][2].mean == 5.0
 
-    told = findings(ways, judged)
-    # differences -0.10 and -0.06: mean -0.08, deviation 0.028; 0 and -0.01: mean -0.005, deviation 0.007
-    assert told[0].startswith(
-        "joint, fixed: mIoU 0.740 ± 0.057, 0.820 ± 0.028 for segmentation alone (a loss, 0.080 lower"
+    lines = findings(runs, consistency)
+    # differences -0.10 and -0.06: mean -0.08, std 0.028; 0 and -0.01: mean -0.005, std 0.007
+    assert lines[0].startswith(
+        "joint, fixed: mIoU 0.740 ± 0.057 against 0.820 ± 0.028 with segmentation only (worse: -0.080 ± 0.028, 2 paired"
     )
-    assert "more than the spread of that difference over 2 seeds (0.028)" in told[0]
-    assert "alone (0.0050 lower, within the spread" in told[0], "no gain is claimed within the spread"
-    assert "(a loss, 0.300 lower" in told[0] and len(told) == 2
+    assert "with diffusion only (no significant difference: -0.0050 ± 0.0071" in lines[0], "no claim within the std"
+    assert "(worse: -0.300 ± 0.141" in lines[0] and len(lines) == 2
 
 
 def write_gradients(folder: Path, cosines: dict[str, list[float | None]]) -> Run:
@@ -100,21 +108,21 @@ def test_gradients_by_hand(tmp_path: Path) -> None:
     noise = rng.normal(0, 0.1, (2, 40))
     first = write_gradients(tmp_path / "a", {"encoder.0": list(0.5 + noise[0]), "middle": list(-0.3 + noise[1])})
     second = write_gradients(tmp_path / "b", {"encoder.0": [None] * 40, "middle": list(noise[0] - 0.3)})
-    pulls = pulls_of({"joint, fixed": [first, second]})["joint, fixed"]
+    stats = cosine_stats({"joint, fixed": [first, second]})["joint, fixed"]
     middle = np.concatenate([-0.3 + noise[1], noise[0] - 0.3])
-    assert pulls["encoder.0"].n == 40 and pulls["middle"].n == 80, "null is left out"
-    assert pulls["middle"].mean == pytest.approx(middle.mean())
-    assert pulls["middle"].error == pytest.approx(middle.std(ddof=1) / math.sqrt(80))
-    assert pulls["middle"].against == pytest.approx((middle < 0).mean())
-    assert (pulls["encoder.0"].sign, pulls["middle"].sign) == (1, -1)
-    assert Pull.of([0.1, -0.1, 0.05]).sign == 0 and Pull.of([0.7]).sign == 0, "one step proves nothing"
+    assert stats["encoder.0"].n == 40 and stats["middle"].n == 80, "null is left out"
+    assert stats["middle"].mean == pytest.approx(middle.mean())
+    assert stats["middle"].standard_error == pytest.approx(middle.std(ddof=1) / math.sqrt(80))
+    assert stats["middle"].negative == pytest.approx((middle < 0).mean())
+    assert (stats["encoder.0"].sign, stats["middle"].sign) == (1, -1)
+    assert CosineStats.of([0.1, -0.1, 0.05]).sign == 0 and CosineStats.of([0.7]).sign == 0, "one step proves nothing"
 
-    told = gradient_findings({"joint, fixed": pulls})[0]
-    assert f"together in encoder.0 ({0.5 + noise[0].mean():+.3f})" in told and "against each other in middle" in told
-    table = gradient_table({"joint, fixed": pulls, "joint, other": {}})
+    line = gradient_findings({"joint, fixed": stats})[0]
+    assert f"aligned in encoder.0 ({0.5 + noise[0].mean():+.3f})" in line and "conflicting in middle" in line
+    table = gradient_table({"joint, fixed": stats, "joint, other": {}})
     assert [name for name, _ in table.rows] == ["encoder.0", "middle"] and len(table.columns) == 2
 
-    chart = gradient_chart("joint, fixed", [first, second], windows=4)
+    chart = gradient_chart("joint, fixed", [first, second], num_windows=4)
     assert [line.name for line in chart.lines] == ["encoder.0", "middle"]
     assert chart.lines[0].x == [50, 150, 250, 350]
     means = (0.5 + noise[0]).reshape(4, 10).mean(axis=1)
@@ -122,11 +130,12 @@ def test_gradients_by_hand(tmp_path: Path) -> None:
     assert chart.lines[1].y[0].n == 2
 
 
-def test_every_run_has_one_backbone_and_one_budget(asked: Callable[..., Any], tmp_path: Path) -> None:
-    given, overrides = asked("budget", "--steps", "10", "--points", "4", "--weighting", "fixed", "uncertainty", *TINY,
+def test_every_run_has_one_backbone_and_one_budget(parse_args: Callable[..., Any], tmp_path: Path) -> None:
+    args, overrides = parse_args("budget", "--train_steps", "10", "--num_validations", "4",
+                                 "--weighting", "fixed", "uncertainty", *TINY,
                              "--model.encoder.name=classic", "--model.patch_size=1", "--training.seed=5",
-                             "--model.conditioning.pooled_context=false", "--seeds", "2")  # fmt: skip
-    plan = budget.plan(given, overrides, tmp_path)
+                             "--model.conditioning.pooled_context=false", "--num_seeds", "2")  # fmt: skip
+    plan = budget.plan(args, overrides, tmp_path)
     assert list(plan) == ["segmentation", "diffusion", "joint-fixed", "joint-uncertainty"]
     assert all(list(each) == [5, 6] for each in plan.values())
     one = [each[5] for each in plan.values()]
@@ -135,39 +144,40 @@ def test_every_run_has_one_backbone_and_one_budget(asked: Callable[..., Any], tm
     assert {(c.training.steps, c.training.batch_size, c.training.validate_every) for c in one} == {(10, 8, 3)}
     assert (one[2].joint.segmentation_weight, one[2].joint.diffusion_weight) == (0.5, 10.0)
     assert (one[3].joint.segmentation_weight, one[3].joint.diffusion_weight) == (1.0, 1.0)
-    given, overrides = asked("budget", "--model.encoder.name=classic", "--model.encoder.padding=valid")
+    args, overrides = parse_args("budget", "--model.encoder.name=classic", "--model.encoder.padding=valid")
     with pytest.raises(UserError, match="^model.encoder.padding: 'valid' shrinks"):
-        budget.plan(given, overrides, tmp_path)
+        budget.plan(args, overrides, tmp_path)
 
 
-def test_a_whole_tiny_budget(asked: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_whole_tiny_budget(parse_args: Callable[..., Any], tmp_path: Path) -> None:
     words = (
-        "--steps 4 --points 2 --comparisons 4 --images 10 --sample_steps 2 --judge_steps 4 --weighting gradient_norm"
+        "--train_steps 4 --num_validations 2 --num_gradient_steps 4 --num_images 10 --num_inference_steps 2 "
+        "--classifier_train_steps 4 --weighting gradient_norm"
     )
-    given, overrides = asked("budget", *words.split(), *TINY)
-    record = budget.run(given, overrides, tmp_path, "unetdiff experiment budget")
+    args, overrides = parse_args("budget", *words.split(), *TINY)
+    record = budget.run(args, overrides, tmp_path, "unetdiff experiment budget")
     write_record(record, tmp_path)
     assert read_record(tmp_path) == record
     tables = {part.title: part for part in record.parts if part.kind == "table"}
-    names = ["segmentation alone", "diffusion alone", "joint, gradient norm"]
-    noise = tables["The diffusion head"]
+    names = ["segmentation only", "diffusion only", "joint, gradient norm"]
+    noise = tables["Diffusion head"]
     assert [name for name, _ in noise.rows] == names[1:]
-    assert all(values[-1].mean is not None for _, values in noise.rows), "samples were judged"
-    assert [name for name, _ in tables["Do the two losses pull the same way?"].rows][-1] == "all"
+    assert all(values[-1].mean is not None for _, values in noise.rows), "samples were classified"
+    assert [name for name, _ in tables["Cosine similarity of the two losses' gradients"].rows][-1] == "all"
     curves = {part.title: part for part in record.parts if isinstance(part, Chart)}
     assert [line.x for line in curves["mIoU against images seen"].lines] == [[16.0, 32.0]] * 2
     assert len(record.findings) == 3 and "mIoU" in record_text(record)
 
     shared = UNet.from_pretrained(tmp_path / "joint-gradient_norm/seed-0/latest/unet").parameter_counts()
-    alone = UNet.from_pretrained(tmp_path / "segmentation/seed-0/latest/unet").parameter_counts()
+    separate = UNet.from_pretrained(tmp_path / "segmentation/seed-0/latest/unet").parameter_counts()
     assert {key: n for key, n in shared.items() if "head" not in key} == {
-        k: n for k, n in alone.items() if "head" not in k
+        k: n for k, n in separate.items() if "head" not in k
     }
 
-    kept = tmp_path / "diffusion/seed-0" / KEPT
-    content = json.loads(kept.read_text())
-    content["judged"]["value"] = 0.123
-    kept.write_text(json.dumps(content))
-    again = budget.run(given, overrides, tmp_path, "unetdiff experiment budget")
-    table = next(part for part in again.parts if part.title == "The diffusion head")
-    assert dict(table.rows)["diffusion alone"][-1].mean == 0.123, "neither trained nor judged again"
+    cached = tmp_path / "diffusion/seed-0" / CACHE_FILE
+    content = json.loads(cached.read_text())
+    content["result"]["value"] = 0.123
+    cached.write_text(json.dumps(content))
+    again = budget.run(args, overrides, tmp_path, "unetdiff experiment budget")
+    table = next(part for part in again.parts if part.title == "Diffusion head")
+    assert dict(table.rows)["diffusion only"][-1].mean == 0.123, "neither trained nor classified again"

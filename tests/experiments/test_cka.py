@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unetdiff.experiments.cka import CKA, examples, unbiased_hsic
+from unetdiff.experiments.cka import CKA, grid_examples, unbiased_hsic
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -73,7 +73,7 @@ def test_rotation_scale_and_shift_change_nothing():
     assert float(found[0, 1]) == pytest.approx(1, abs=1e-9)
     assert float(found[0, 2]) == pytest.approx(float(found[1, 2]), abs=1e-9)
     stretched = x @ torch.diag(torch.linspace(0.1, 10, 8, dtype=torch.float64))
-    assert float(cka([x, stretched])[0, 1]) < 0.9  # but a linear map that is no rotation does
+    assert float(cka([x, stretched])[0, 1]) < 0.9  # but a general linear map does
 
 
 def test_independent_layers_are_near_zero_where_the_plain_form_is_not():
@@ -83,19 +83,19 @@ def test_independent_layers_are_near_zero_where_the_plain_form_is_not():
     assert float((a.T @ b).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())) > 0.8
 
 
-def test_a_layer_that_says_nothing_is_nan():
+def test_a_constant_layer_is_nan():
     found = cka([draw(8, 3), torch.ones(8, 2, dtype=torch.float64)])
     assert found[0, 1].isnan() and float(found[0, 0]) == pytest.approx(1)
 
 
 def test_examples_are_the_means_of_cells():
     maps = torch.arange(2 * 3 * 4 * 4, dtype=torch.float64).reshape(2, 3, 4, 4)
-    found = examples(maps, 2)
+    found = grid_examples(maps, 2)
     assert found.shape == (8, 3)
     assert torch.equal(found[1], maps[0, :, :2, 2:].mean(dim=(1, 2)))  # the first image's upper right
-    assert examples(maps[..., :1, :1], 2).unique(dim=0).shape[0] == 2  # one cell for all four
+    assert grid_examples(maps[..., :1, :1], 2).unique(dim=0).shape[0] == 2  # one cell for all four
 
 
 def test_too_few_examples():
-    with pytest.raises(ValueError, match="4 or more"):
+    with pytest.raises(ValueError, match="at least 4"):
         CKA().update([draw(3, 2)])

@@ -9,8 +9,14 @@ from torchvision.models import get_model
 
 from unetdiff.data.transforms import to_model_range
 from unetdiff.errors import UserError
-from unetdiff.experiments.features import TrunkFeatures, moments, noise_of, open_features, titles
-from unetdiff.experiments.run_inputs import given_runs, labelled
+from unetdiff.experiments.features import (
+    PretrainedEncoderFeatures,
+    block_names,
+    noise_for_names,
+    open_features,
+    parse_noise_levels,
+)
+from unetdiff.experiments.run_inputs import finished_runs, labeled_images
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import read_run
 
@@ -21,10 +27,10 @@ def images(side: int = 32) -> torch.Tensor:
     return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_titles_say_part_size_and_number():
+def test_block_names_have_part_size_and_number():
     sizes = {"encoder.0": (4, 8), "encoder.1.0": (2, 4), "middle": (2, 4), "decoder.0.0": (4, 8), "decoder.0.1": (4, 8)}
     maps = {key: torch.zeros(1, 1, *size) for key, size in sizes.items()}
-    assert list(titles({**maps, "last": maps["decoder.0.1"]}).values()) == [
+    assert list(block_names({**maps, "last": maps["decoder.0.1"]}).values()) == [
         "encoder 4x8",
         "encoder 2x4",
         "middle 2x4",
@@ -34,12 +40,12 @@ def test_titles_say_part_size_and_number():
 
 
 @pytest.mark.parametrize("name", ["residual", "classic", "resnet18"])
-def test_every_family_has_encoder_middle_and_decoder(make_run, family):
-    options = {"model.encoder.name": family, "model.conditioning.attention_levels": None}
-    if family == "resnet18":
+def test_every_encoder_has_named_blocks(make_run, name):
+    options = {"model.encoder.name": name, "model.conditioning.attention_levels": None}
+    if name == "resnet18":
         options |= {"model.encoder.channels": None, "model.decoder.channels": [8, 8, 8, 8, 8]}
     run = read_run(make_run("run", "diffusion", **options))
-    features = open_features(run, labelled(run, run, "val"), [None, 500], 0, "cpu")
+    features = open_features(run, labeled_images(run, run, "val"), [None, 500], 0, "cpu")
     maps = features(images(), NAMES, 500)
     assert {title.split()[0] for title in maps} >= {"encoder", "decoder"}
     assert all(not m.requires_grad and m.dtype == torch.float32 and len(m) == 2 for m in maps.values())
@@ -48,24 +54,24 @@ def test_every_family_has_encoder_middle_and_decoder(make_run, family):
 
 def test_a_denoiser_sees_the_noise_of_the_timestep_and_no_condition(make_run):
     run = read_run(make_run("run"))
-    features = open_features(run, labelled(run, run, "val"), [None, 300], 7, "cpu")
-    found = features(images(), NAMES, 300)
+    features = open_features(run, labeled_images(run, run, "val"), [None, 300], 7, "cpu")
+    result = features(images(), NAMES, 300)
     task = features.diffusion
     assert task is not None and task.conditioner is not None
     alpha_bar = task.scheduler.alphas_cumprod[300]
-    noise = noise_of(NAMES, (3, 32, 32), 7)
+    noise = noise_for_names(NAMES, (3, 32, 32), 7)
     noisy = alpha_bar.sqrt() * to_model_range(images()) + (1 - alpha_bar).sqrt() * noise
-    nothing = task.conditioner(task.conditioner.null_condition(2), (32, 32)).tokens
+    null = task.conditioner(task.conditioner.null_condition(2), (32, 32)).tokens
     with torch.no_grad():
-        wanted = features.unet.features(noisy, 300, nothing)
-    for key, title in titles(wanted).items():
-        assert torch.allclose(found[title], wanted[key], atol=1e-6)
-    assert not torch.allclose(found["middle 16x16"], features(images(), NAMES, None)["middle 16x16"], atol=1e-3)
+        expected = features.unet.features(noisy, 300, null)
+    for key, title in block_names(expected).items():
+        assert torch.allclose(result[title], expected[key], atol=1e-6)
+    assert not torch.allclose(result["middle 16x16"], features(images(), NAMES, None)["middle 16x16"], atol=1e-3)
 
 
 def test_clean_images_of_a_joint_run_are_what_its_segmentation_head_sees(make_run):
     run = read_run(make_run("run", "joint"))
-    features = open_features(run, labelled(run, run, "val"), [None], 0, "cpu")
+    features = open_features(run, labeled_images(run, run, "val"), [None], 0, "cpu")
     maps = features(images(), NAMES)
     last = list(maps.values())[-1]
     with torch.no_grad():
@@ -74,14 +80,14 @@ def test_clean_images_of_a_joint_run_are_what_its_segmentation_head_sees(make_ru
 
 
 def test_noise_depends_on_name_and_seed_alone():
-    one = noise_of(["a", "b"], (3, 4, 4), 0)
-    assert torch.equal(one[1:], noise_of(["b"], (3, 4, 4), 0))
-    assert not torch.equal(one[0], one[1]) and not torch.equal(one, noise_of(["a", "b"], (3, 4, 4), 1))
+    one = noise_for_names(["a", "b"], (3, 4, 4), 0)
+    assert torch.equal(one[1:], noise_for_names(["b"], (3, 4, 4), 0))
+    assert not torch.equal(one[0], one[1]) and not torch.equal(one, noise_for_names(["a", "b"], (3, 4, 4), 1))
 
 
 def test_random_weights_differ_and_repeat(make_run):
     run = read_run(make_run("run"))
-    features = open_features(run, labelled(run, run, "val"), [None], 0, "cpu")
+    features = open_features(run, labeled_images(run, run, "val"), [None], 0, "cpu")
     state = torch.random.get_rng_state()
     first, again = (features.with_random_weights("r", 3)(images(), NAMES) for _ in range(2))
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -89,12 +95,12 @@ def test_random_weights_differ_and_repeat(make_run):
     assert all(torch.equal(first[t], again[t]) and not torch.allclose(first[t], trained[t]) for t in trained)
 
 
-def test_trunk_is_our_encoder_with_those_weights(tmp_path):
+def test_pretrained_encoder_is_that_of_a_unet(tmp_path):
     torch.manual_seed(0)
-    file = tmp_path / "trunk.safetensors"
+    file = tmp_path / "encoder.safetensors"
     state = get_model("resnet18", weights=None).state_dict()
     save_file({k: v for k, v in state.items() if not k.startswith("fc.")}, file)
-    features = TrunkFeatures("resnet18", str(file), 64, "cpu")
+    features = PretrainedEncoderFeatures("resnet18", str(file), 64, "cpu")
     maps = features(images(64), NAMES)
     assert [tuple(m.shape[1:]) for m in maps.values()] == [
         (64, 32, 32),
@@ -105,30 +111,30 @@ def test_trunk_is_our_encoder_with_those_weights(tmp_path):
     ]
     unet = UNet(encoder={"name": "resnet18", "weights": str(file)}, heads={"segmentation": {}}).eval()
     with torch.no_grad():
-        wanted = unet.features(to_model_range(images(64)))
-    assert torch.allclose(maps["encoder 2x2"], wanted["encoder.5"], atol=1e-5)
+        expected = unet.features(to_model_range(images(64)))
+    assert torch.allclose(maps["encoder 2x2"], expected["encoder.5"], atol=1e-5)
     assert list(features(images(32), NAMES).values())[0].shape[-1] == 32  # enlarged to 64 first
-    with pytest.raises(UserError, match="--trunk_weights"):
-        TrunkFeatures("resnet18", str(tmp_path / "none.safetensors"), 64, "cpu")
+    with pytest.raises(UserError, match="--encoder_weights"):
+        PretrainedEncoderFeatures("resnet18", str(tmp_path / "none.safetensors"), 64, "cpu")
 
 
 def test_refusals(make_run):
-    assert moments(["clean", "10", "10"]) == [None, 10]
-    with pytest.raises(UserError, match="--timesteps: '-1'.*clean"):
-        moments(["-1"])
+    assert parse_noise_levels(["clean", "10", "10"]) == [None, 10]
+    with pytest.raises(UserError, match="--timesteps=-1: must be a timestep of at least 0, or clean"):
+        parse_noise_levels(["-1"])
     run = read_run(make_run("run"))
-    with pytest.raises(UserError, match="--timesteps: 1000 is beyond the 1000.*999"):
-        open_features(run, labelled(run, run, "val"), [1000], 0, "cpu")
+    with pytest.raises(UserError, match="--timesteps=1000: must be at most 999"):
+        open_features(run, labeled_images(run, run, "val"), [1000], 0, "cpu")
     other = make_run("other", **{"data.scenes.clutter": 0.9})
-    with pytest.raises(UserError, match="not judged on the same images"):
-        given_runs([run.path, other])
+    with pytest.raises(UserError, match="have different validation images"):
+        finished_runs([run.path, other])
     (other / "summary.json").unlink()
-    with pytest.raises(UserError, match="has not ended.*--resume"):
-        given_runs([other])
+    with pytest.raises(UserError, match="not finished.*--resume"):
+        finished_runs([other])
 
 
 def test_a_denoiser_of_masks_sees_no_noisy_images(make_run):
     options = {"diffusion.target": "mask", "diffusion.condition": "image", "diffusion.image.degradation": "none"}
     run = read_run(make_run("masks", "diffusion", **options))
-    with pytest.raises(UserError, match="draws masks"):
-        open_features(run, labelled(run, run, "val"), [None], 0, "cpu")
+    with pytest.raises(UserError, match="diffusion.target=mask: must be image"):
+        open_features(run, labeled_images(run, run, "val"), [None], 0, "cpu")

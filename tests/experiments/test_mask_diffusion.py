@@ -1,4 +1,4 @@
-"""`unetdiff experiment mask_diffusion`: the judge against closed forms, and the whole in a tiny setting."""
+"""`unetdiff experiment mask_diffusion`: metrics against closed forms, and a tiny run end to end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from unetdiff.cli.main import main
-from unetdiff.experiments.mask_metrics import MaskJudge
+from unetdiff.experiments.mask_metrics import MaskEvaluator
 from unetdiff.reports.record import Chart, Gallery, Table, read_record
 
 TINY = [
@@ -28,26 +28,27 @@ TINY = [
 ]
 
 
-def test_the_judge_counts_what_it_should() -> None:
-    """Four pixels of two classes, one of them void and one wrong, by hand."""
+def test_metrics_equal_their_closed_forms() -> None:
+    """Four pixels of two classes, one of them ignored and one wrong."""
     probabilities = torch.tensor([[0.9, 0.2, 0.6, 0.5], [0.1, 0.8, 0.4, 0.5]]).reshape(1, 2, 1, 4)
-    judge = MaskJudge(2)
-    judge.update(probabilities, torch.tensor([[[0, 1, 1, 255]]]))
-    figures = judge.figures()
-    assert figures.pixel_accuracy == pytest.approx(2 / 3)
-    assert figures.mean_iou == pytest.approx((1 / 2 + 1 / 2) / 2)
-    assert figures.ece == pytest.approx((abs(1 - 0.9) + abs(1 - 0.8) + abs(0 - 0.6)) / 3, abs=1e-5)
-    assert figures.nll == pytest.approx(-(math.log(0.9) + math.log(0.8) + math.log(0.4)) / 3, abs=1e-5)
+    evaluator = MaskEvaluator(2)
+    evaluator.update(probabilities, torch.tensor([[[0, 1, 1, 255]]]))
+    metrics = evaluator.compute()
+    assert metrics.pixel_accuracy == pytest.approx(2 / 3)
+    assert metrics.mean_iou == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert metrics.ece == pytest.approx((abs(1 - 0.9) + abs(1 - 0.8) + abs(0 - 0.6)) / 3, abs=1e-5)
+    assert metrics.nll == pytest.approx(-(math.log(0.9) + math.log(0.8) + math.log(0.4)) / 3, abs=1e-5)
 
     def entropy(p: float) -> float:
         return -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
 
-    assert figures.unsure_wrong == pytest.approx(entropy(0.6), abs=1e-5)
-    assert figures.unsure_right == pytest.approx((entropy(0.9) + entropy(0.8)) / 2, abs=1e-5)
+    assert metrics.uncertainty_wrong == pytest.approx(entropy(0.6), abs=1e-5)
+    assert metrics.uncertainty_correct == pytest.approx((entropy(0.9) + entropy(0.8)) / 2, abs=1e-5)
 
 
-def test_trained_drawn_judged_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["experiment", "mask_diffusion", "--k", "3", "--steps", "2", "--images", "5", "--rows", "2", *TINY]
+def test_trained_sampled_evaluated_and_cached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment", "mask_diffusion", "--num_samples", "3", "--num_inference_steps", "2",
+             "--num_val_images", "5", "--num_rows", "2", *TINY]  # fmt: skip
     words.append("--data.size=[32, 32]")
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     record = read_record(tmp_path / "out")
@@ -56,11 +57,11 @@ def test_trained_drawn_judged_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert isinstance(gallery, Gallery) and len(gallery.rows) == 2 and len(gallery.columns) == 6
     by_name = {name: [value.mean for value in values] for name, values in table.rows}
     assert len(by_name) == 3 and table.rows[1][1][0].n == 3
-    assert iou.lines[0].y[-1].mean == by_name["mean of 3 drawn masks"][0]
-    one, all_three = by_name["one drawn mask"], by_name["mean of 3 drawn masks"]
+    assert iou.lines[0].y[-1].mean == by_name["mean of 3 sampled masks"][0]
+    one, all_three = by_name["single sampled mask"], by_name["mean of 3 sampled masks"]
     assert one[7] == all_three[7] and all(value is not None for row in by_name.values() for value in row[:4])
-    assert any("images stretched to data.size, the denoiser from their middle" in line for line in record.method)
-    assert "times as long (3 x 2 steps)" in record.findings[0] and "times as long" in capsys.readouterr().out
+    assert any("images resized to data.size, the denoiser on center crops" in line for line in record.method)
+    assert "× the time (3 samples of 2 steps)" in record.findings[0] and "× the time" in capsys.readouterr().out
 
     written = {name: (tmp_path / "out" / name / "summary.json").stat().st_mtime_ns for name in record.configs}
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
@@ -72,9 +73,9 @@ def test_trained_drawn_judged_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--k", "0"], "--k=0: must be at least 1"),
+        (["--num_samples", "0"], "--num_samples=0: must be at least 1"),
         (["--data.name=cifar10", "--data.root=."], "data.name=cifar10: must be a dataset with masks"),
-        (["--input_scale", "0"], "diffusion.noise.input_scale: 0.0 is no positive number"),
+        (["--input_scale", "0"], "diffusion.noise.input_scale=0.0: must be a positive number"),
     ],
 )
 def test_what_cannot_be_is_refused(

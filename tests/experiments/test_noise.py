@@ -1,4 +1,4 @@
-"""Segmenters under noise: trained once, judged as `evaluate` judges, told what they are to be told."""
+"""Noise robustness: segmenters are trained once, evaluated as by `evaluate`, and conditioned as configured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.errors import UserError
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.experiments import noise, runs
+from unetdiff.experiments import noise, noise_report, runs
 from unetdiff.reports.record import Chart, Gallery, Table, read_record, write_record
 from unetdiff.training import trainer
 
@@ -20,30 +20,33 @@ def test_from_training_to_the_record(
 ) -> None:
     file = tmp_path / "joint.yaml"
     file.write_text(to_yaml(tiny_config("joint", tmp_path / "unused")))  # any task: the segmenters follow from it
-    words = (file, "--steps", 3, "--seeds", 2, "--timesteps", 0, 500, 900, "--rows", 1, "--joint", joint_run)
-    given = options(noise, *words)
+    words = (file, "--train_steps", 3, "--num_seeds", 2, "--timesteps", 0, 500, 900, "--num_rows", 1,
+             "--joint_run", joint_run)  # fmt: skip
+    args = options(noise, *words)
     changes = ["--training.batch_size", "2", "--training.mixed_precision", "no"]  # bf16 would round by the batch
-    record = noise.run(given, changes, tmp_path / "out", "the command")
+    record = noise.run(args, changes, tmp_path / "out", "the command")
     write_record(record, tmp_path / "out")
     assert read_record(tmp_path / "out") == record
 
     chart, table, gallery = record.parts
     assert isinstance(chart, Chart) and isinstance(table, Table) and isinstance(gallery, Gallery)
     assert [line.name for line in chart.lines] == [
-        noise.PLAIN,
-        noise.NOISY,
-        noise.CONDITIONED,
-        noise.WRONG,
-        noise.JOINT,
+        noise_report.CLEAN_TRAINED,
+        noise_report.NOISE_TRAINED,
+        noise_report.CONDITIONED,
+        noise_report.WRONG_TIMESTEP,
+        noise_report.JOINT,
     ]
     assert [line.y[0].n for line in chart.lines] == [2, 2, 2, 2, 1]
-    judged = [evaluate(tmp_path / "out" / f"plain-{s}" / "latest").metrics["segmentation/mean_iou"] for s in (0, 1)]
-    assert chart.lines[0].y[0].mean == pytest.approx(sum(judged) / 2, abs=1e-6)
-    assert chart.lines[2].y[0] == chart.lines[3].y[0]  # the wrong answer is the right one on clean images
+    evaluated = [evaluate(tmp_path / "out" / f"clean-{s}" / "latest").metrics["segmentation/mean_iou"] for s in (0, 1)]
+    assert chart.lines[0].y[0].mean == pytest.approx(sum(evaluated) / 2, abs=1e-6)
+    assert chart.lines[2].y[0] == chart.lines[3].y[0]  # t = 0 is right on clean images
     assert table.rows[0][1][-1].mean == pytest.approx(sum(v.mean or 0 for v in chart.lines[0].y) / 3)
     assert len(gallery.rows) == 3 and len(gallery.columns) == 7
 
-    configs = {name: from_yaml(tmp_path / "out" / f"{name}-1" / "config.yaml") for name in ("plain", "noisy", "told")}
+    configs = {
+        name: from_yaml(tmp_path / "out" / f"{name}-1" / "config.yaml") for name in ("clean", "noisy", "conditioned")
+    }
     assert [c.segmentation.noise for c in configs.values()] == [0.0, 1.0, 1.0]
     assert [c.model.conditioning.timestep for c in configs.values()] == [False, False, True]
     assert {(c.task, c.training.steps, c.training.seed, c.training.batch_size) for c in configs.values()} == {
@@ -51,7 +54,7 @@ def test_from_training_to_the_record(
     }
 
     monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("trained again"))
-    again = noise.run(given, changes, tmp_path / "out", "the command")
+    again = noise.run(args, changes, tmp_path / "out", "the command")
     assert again.parts == record.parts and again.findings == record.findings
 
 
@@ -62,12 +65,12 @@ def test_refusals_come_before_any_training(
     file = tmp_path / "a.yaml"
     file.write_text(to_yaml(tiny_config("segmentation", tmp_path / "run")))
     for words, message in [
-        (("--timesteps", 0, 1000), "timesteps: 1000 cannot be; use 0 .clean. to 999"),
-        (("--share", 1.5), "segmentation.noise: 1.5"),
-        (("--seeds", 0), "--seeds: 0"),
-        (("--images", 0), "--images: 0"),
-        (("--rows", 0), "--rows: 0"),
-        (("--joint", tmp_path / "nowhere"), "no directory"),
+        (("--timesteps", 0, 1000), r"timesteps=\[0, 1000\]: must be one or more of 0 .clean. to 999"),
+        (("--noise_fraction", 1.5), "segmentation.noise=1.5"),
+        (("--num_seeds", 0), "--num_seeds=0"),
+        (("--num_val_images", 0), "--num_val_images=0"),
+        (("--num_rows", 0), "--num_rows=0"),
+        (("--joint_run", tmp_path / "nowhere"), "no directory"),
     ]:
         with pytest.raises(UserError, match=message):
             noise.run(options(noise, file, *words), [], tmp_path / "out", "")

@@ -1,4 +1,4 @@
-"""Configs of an experiment's runs, and what is read from them."""
+"""Configs of an experiment's runs, and their metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import pytest
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import to_yaml
 from unetdiff.errors import UserError
-from unetdiff.experiments.runs import base_config, curve, last, over_runs, seeds_of, steps_of, variant
+from unetdiff.experiments.runs import (
+    aggregate,
+    base_config,
+    last_metric,
+    metric_curve,
+    num_train_steps,
+    seed_list,
+    variant,
+)
 from unetdiff.reports.runs import Run
 
 
@@ -25,9 +33,9 @@ def test_default_and_file_are_overridden_alike(tmp_path: Path) -> None:
     file = tmp_path / "any.yaml"
     file.write_text(to_yaml(default))
     words = ["--training.batch_size", "4", "--training.ema.half_life_images=7"]
-    given, told = base_config(None, words, default), base_config(file, words, quickstart_configs(tmp_path)["joint"])
-    assert asdict(given) == asdict(told)
-    assert (given.training.batch_size, given.training.ema.half_life_images) == (4, 7)
+    first, second = base_config(None, words, default), base_config(file, words, quickstart_configs(tmp_path)["joint"])
+    assert asdict(first) == asdict(second)
+    assert (first.training.batch_size, first.training.ema.half_life_images) == (4, 7)
     with pytest.raises(UserError, match="unknown option --training.batchsize. Did you mean --training.batch_size"):
         base_config(None, ["--training.batchsize", "4"], default)
 
@@ -44,27 +52,31 @@ def test_a_variant_leaves_its_base_alone_and_is_refused_where_it_cannot_be_train
         variant(base, "segmentation", tmp_path / "run", {"training.sed": 1})
 
 
-def test_steps_follow_from_epochs_and_the_share(tmp_path: Path) -> None:
+def test_steps_follow_from_epochs_and_the_train_fraction(tmp_path: Path) -> None:
     base = quickstart_configs(tmp_path, tiny=True)["segmentation"]  # 64 images in batches of 8
-    assert steps_of(base) == 4
+    assert num_train_steps(base) == 4
     epochs = variant(base, "segmentation", tmp_path, {"training.steps": None, "training.epochs": 3.0})
-    assert steps_of(epochs) == 24
+    assert num_train_steps(epochs) == 24
     epochs.data.train_fraction = 0.5
-    assert steps_of(epochs) == 12
+    assert num_train_steps(epochs) == 12
     epochs.training.epochs = None
     with pytest.raises(UserError, match="training.steps=null: must be set if training.epochs is null"):
-        steps_of(epochs)
+        num_train_steps(epochs)
 
 
-def test_what_is_read_of_runs() -> None:
+def test_metrics_of_runs() -> None:
     first = run_of({"images": 8, "a/x": 0.1}, {"images": 16, "a/x": 0.4})
     second = run_of({"images": 10, "a/x": 0.3}, {"images": 16, "a/x": 0.6})
-    assert last(first, "a/x") == 0.4 and math.isnan(last(first, "a/y")) and math.isnan(last(run_of(), "a/x"))
-    value = over_runs([first, second], lambda run: last(run, "a/x"))
+    assert (
+        last_metric(first, "a/x") == 0.4
+        and math.isnan(last_metric(first, "a/y"))
+        and math.isnan(last_metric(run_of(), "a/x"))
+    )
+    value = aggregate([first, second], lambda run: last_metric(run, "a/x"))
     assert value.mean == pytest.approx(0.5) and value.spread == pytest.approx(math.sqrt(0.02)) and value.n == 2
-    line = curve([first, second], "both", "a/x", "images")
+    line = metric_curve([first, second], "both", "a/x", "images")
     assert line.x == [9, 16] and [y.mean for y in line.y] == pytest.approx([0.2, 0.5])
-    assert curve([first], "none", "a/y", "images").x == []
-    assert seeds_of(2) == [0, 1]
-    with pytest.raises(UserError, match="--seeds: 0 is too small"):
-        seeds_of(0)
+    assert metric_curve([first], "none", "a/y", "images").x == []
+    assert seed_list(2) == [0, 1]
+    with pytest.raises(UserError, match="--num_seeds=0: must be at least 1"):
+        seed_list(0)

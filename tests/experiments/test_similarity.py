@@ -10,13 +10,13 @@ import torch
 from unetdiff.cli.experiment import main
 from unetdiff.errors import UserError
 from unetdiff.experiments import similarity
-from unetdiff.experiments.cka import CKA, examples
+from unetdiff.experiments.cka import CKA, grid_examples
 from unetdiff.experiments.features import open_features
-from unetdiff.experiments.run_inputs import labelled
+from unetdiff.experiments.run_inputs import labeled_images
 from unetdiff.reports.record import Chart, Heatmap, Table, read_record
 from unetdiff.reports.runs import read_run
 
-QUICK = ["--timesteps", "clean", "600", "--images", "12", "--batch_size", "6", "--grid", "2"]
+QUICK = ["--timesteps", "clean", "600", "--num_val_images", "12", "--batch_size", "6", "--grid_size", "2"]
 
 
 def test_the_same_network_twice_is_one_and_another_is_not(make_run, tmp_path):
@@ -29,8 +29,8 @@ def test_the_same_network_twice_is_one_and_another_is_not(make_run, tmp_path):
     assert [line.name for line in same.lines] == [
         "clean images",
         "t = 600",
-        "one and random weights, the highest",
-        "copy and random weights, the highest",
+        "one and random weights (maximum)",
+        "copy and random weights (maximum)",
     ]
     for line in same.lines[:2]:
         assert all(value.mean == pytest.approx(1, abs=1e-5) for value in line.y)
@@ -38,46 +38,46 @@ def test_the_same_network_twice_is_one_and_another_is_not(make_run, tmp_path):
     assert all(value.mean < 0.999 for line in different.lines[:2] for value in line.y)
 
 
-def test_figures_are_those_of_the_features(make_run, tmp_path):
+def test_cka_is_that_of_the_features(make_run, tmp_path):
     runs = [read_run(make_run(name, name, seed)) for seed, name in enumerate(("segmentation", "diffusion"))]
     output = tmp_path / "out"
     assert main(["similarity", *(str(run.path) for run in runs), *QUICK, "--output", str(output)]) == 0
     record = read_record(output)
     maps = [part for part in record.parts if isinstance(part, Heatmap)]
     assert len(maps) == 2 + 2 and maps[1].rows[0] == "encoder 32x32"
-    sets = [labelled(run, runs[0], "val") for run in runs]
-    networks = [open_features(run, val, [600], 0, "cpu") for run, val in zip(runs, sets, strict=True)]
+    datasets = [labeled_images(run, runs[0], "val") for run in runs]
+    networks = [open_features(run, val, [600], 0, "cpu") for run, val in zip(runs, datasets, strict=True)]
     table = CKA()
     for start in (0, 6):
-        items = [[val[i] for i in range(start, start + 6)] for val in sets]
+        items = [[val[i] for i in range(start, start + 6)] for val in datasets]
         layers = []
-        for network, seen, moment in zip(networks, items, (None, 600), strict=True):  # the segmenter sees them clean
-            images = torch.stack([item["image"] for item in seen])
-            layers += [examples(m, 2) for m in network(images, [item["name"] for item in seen], moment).values()]
+        for network, batch, level in zip(networks, items, (None, 600), strict=True):  # the segmenter sees them clean
+            images = torch.stack([item["image"] for item in batch])
+            layers += [grid_examples(m, 2) for m in network(images, [item["name"] for item in batch], level).values()]
         table.update(layers)
     count = len(maps[1].rows)
-    wanted = table.compute()[:count, count:]
-    assert torch.allclose(torch.tensor(maps[1].values, dtype=torch.float64), wanted, atol=1e-5)
+    expected = table.compute()[:count, count:]
+    assert torch.allclose(torch.tensor(maps[1].values, dtype=torch.float64), expected, atol=1e-5)
     chart = next(part for part in record.parts if isinstance(part, Chart))
-    assert [value.mean for value in chart.lines[1].y] == pytest.approx(wanted.diagonal().tolist(), abs=1e-5)
+    assert [value.mean for value in chart.lines[1].y] == pytest.approx(expected.diagonal().tolist(), abs=1e-5)
     (means,) = (part for part in record.parts if isinstance(part, Table))
-    assert means.rows[1][1][0].mean == pytest.approx(float(wanted.diagonal().mean()), abs=1e-5)
-    assert any("most alike" in line for line in record.findings)
+    assert means.rows[1][1][0].mean == pytest.approx(float(expected.diagonal().mean()), abs=1e-5)
+    assert any("most similar" in line for line in record.findings)
 
 
-def test_networks_of_other_blocks_and_what_is_kept(make_run, tmp_path, monkeypatch):
+def test_networks_of_other_blocks_and_caching(make_run, tmp_path, monkeypatch):
     small = {"model.encoder.channels": [8], "model.conditioning.attention_levels": [0], "model.patch_size": 4}
     runs = [str(make_run("a")), str(make_run("b", **small))]
     argv = ["similarity", *runs, *QUICK, "--output", str(tmp_path / "out")]
     main(argv)
     record = read_record(tmp_path / "out")
     assert not any(isinstance(part, Chart) for part in record.parts)
-    assert any("share no layer; the nearest are" in line for line in record.findings)
+    assert any("no corresponding layers; the most similar ones are" in line for line in record.findings)
     monkeypatch.setattr(similarity, "_measure", None)
-    main(argv)  # kept
+    main(argv)  # cached
 
 
 def test_too_few_examples(make_run):
     runs = [str(make_run("a")), str(make_run("b", seed=1))]
-    with pytest.raises(UserError, match="--batch_size=1: must be at least"):
-        main(["similarity", *runs, "--batch_size", "1", "--grid", "1"])
+    with pytest.raises(UserError, match="--batch_size=1: .* at least 4"):
+        main(["similarity", *runs, "--batch_size", "1", "--grid_size", "1"])

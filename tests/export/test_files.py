@@ -30,7 +30,8 @@ CONDITIONED: dict[str, Any] = {
 CLASSIC: dict[str, Any] = {"encoder": {"name": "classic", "channels": [8, 12]}}
 RESIDUAL: dict[str, Any] = {
     "encoder": {"name": "residual", "channels": [8, 16]},
-    "residual": {"norm_num_groups": 4, "layers_per_block": 1, "resample": "resnet", "upcast_attention": True},
+    "residual": {"norm_num_groups": 4, "layers_per_block": 1},
+    "imported": {"resample": "resnet", "upcast_attention": True},
     "conditioning": CONDITIONED,
 }
 

@@ -42,13 +42,13 @@ def test_what_the_environment_settles_stays(monkeypatch: pytest.MonkeyPatch) -> 
 
 HOLES = """
 import torch
-from unetdiff.kernels.allocator import give_back_freed_memory, keep_freed_memory
+from unetdiff.kernels.allocator import return_freed_memory, keep_freed_memory
 def held(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) >> 10
 keep_freed_memory()
 tensors = [torch.ones(1 << 18) for _ in range(200)]  # 1 MiB each
 del tensors[::2]
 before = held()
-given = give_back_freed_memory()
+given = return_freed_memory()
 print(before - held() if given else -1)
 """
 

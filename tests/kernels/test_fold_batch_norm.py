@@ -10,6 +10,7 @@ from torch import nn
 
 from unetdiff.errors import UserError
 from unetdiff.export.files import to_onnx
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
 from unetdiff.models.unet import UNet
 
@@ -82,18 +83,18 @@ def answer(unet: UNet, side: int, dtype: torch.dtype = torch.float32) -> torch.T
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))
-def test_a_network_optimized_for_inference_answers_the_same(family: str) -> None:
+def test_a_network_optimized_for_inference_answers_the_same(name: str) -> None:
     torch.manual_seed(0)
-    unet = lively(UNet(**ENCODERS[family]))
-    side = {"classic, unpadded": 188, "classic, unpadded, six levels": 380}.get(family, 48)
+    unet = lively(UNet(**ENCODERS[name]))
+    side = {"classic, unpadded": 188, "classic, unpadded, six levels": 380}.get(name, 48)
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
     expected = answer(unet, side)
-    assert unet.optimize_for_inference() is unet and not unet.training
+    assert accelerate_inference_(unet) is unet and not unet.training
     torch.testing.assert_close(answer(unet, side), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     left = sum(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
-    assert left == 0 and (norms > 0) == (family != "residual")
+    assert left == 0 and (norms > 0) == (name != "residual")
     assert not any(parameter.requires_grad for parameter in unet.parameters())
-    unet.optimize_for_inference(torch.bfloat16)  # once more, and lower
+    accelerate_inference_(unet, torch.bfloat16)  # once more, and lower
     rough = answer(unet, side, torch.bfloat16)
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - expected).abs().mean() < 0.05 * expected.abs().mean() + 1e-3
@@ -105,7 +106,7 @@ def test_a_deep_network_is_folded_by_a_image_that_it_takes(levels: int, patch_si
     encoder = {"name": "classic", "channels": [4] * levels, "norm": "batch"}
     unet = lively(UNet(encoder=encoder, decoder={"norm": "batch"}, patch_size=patch_size, heads=SEGMENTATION))
     expected = answer(unet, 256)
-    unet.optimize_for_inference()
+    accelerate_inference_(unet)
     torch.testing.assert_close(answer(unet, 256), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
@@ -113,7 +114,7 @@ def test_a_network_in_double_precision_is_not_packed() -> None:
     torch.manual_seed(0)
     unet = lively(UNet(**ENCODERS["resnet18"])).double()
     expected = answer(unet, 48, torch.float64)
-    unet.optimize_for_inference()
+    accelerate_inference_(unet)
     for _ in range(2):
         torch.testing.assert_close(answer(unet, 48, torch.float64), expected, rtol=1e-5, atol=1e-5)
 
@@ -123,13 +124,13 @@ def test_a_network_in_half_precision_is_folded_in_float32() -> None:
     dtype = torch.bfloat16
     unet = lively(UNet(**ENCODERS["resnet18"])).to(dtype)
     expected = answer(unet, 48, dtype).float()
-    unet.optimize_for_inference()
+    accelerate_inference_(unet)
     assert unet.dtype == dtype and not any(isinstance(module, nn.BatchNorm2d) for module in unet.modules())
     assert (answer(unet, 48, dtype).float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
 def test_what_was_optimized_is_neither_saved_nor_grown(tmp_path: Path) -> None:
-    unet = UNet(**ENCODERS["residual"]).optimize_for_inference()
+    unet = accelerate_inference_(UNet(**ENCODERS["residual"]))
     for what in (
         lambda: unet.save_pretrained(tmp_path),
         lambda: unet.to_diffusers(tmp_path),

@@ -8,14 +8,13 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
+from unetdiff.kernels import conditions
 from unetdiff.kernels import norm_silu_conv as activation
 from unetdiff.kernels.norm_silu_conv import (
-    Gated,
+    FastGroupNorm,
     Norm,
     NormSiLU,
     NormSiLUConv,
-    gated,
-    group_norm,
     norm_silu,
     norm_silu_conv,
 )
@@ -108,25 +107,25 @@ def test_the_gradients_of_the_other_steps_are_those_of_finite_differences() -> N
     geometry = (1, 1), (1, 1), (1, 1), 1
     kernel = (drawn(5, 12, 3, 3), drawn(5))
     assert gradcheck(lambda *g: NormSiLUConv.apply(*g[:3], 3, 1e-3, *g[3:], geometry), (x, drawn(2, 12), bias, *kernel))
-    assert gradcheck(Gated.apply, (drawn(2, 3, 8),))
 
 
 @pytest.mark.parametrize("small", [0, 1024])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_small_maps_have_torchs_moments(monkeypatch: pytest.MonkeyPatch, small: int, precision: torch.dtype) -> None:
-    monkeypatch.setattr(activation, "SMALL", small)
+    monkeypatch.setattr(activation, "MIN_NATIVE_PIXELS", small)
     norm = group_norm_module(precision)
     x = inputs(precision, False, 2.0)[0].detach().to(memory_format=torch.channels_last)
     exact = F.group_norm(x.double(), norm.num_groups, norm.weight.double(), norm.bias.double(), norm.eps)
-    for found in (group_norm(norm, x), torch.no_grad()(group_norm)(norm, x)):
+    norm.__class__ = FastGroupNorm
+    for found in (norm(x), torch.no_grad()(norm)(x)):
         assert found.dtype == precision
         torch.testing.assert_close(found.double(), exact, rtol=2e-2, atol=5e-2 if precision == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize("told", [False, True])
-@pytest.mark.parametrize("held", [1, 1 << 20])
-def test_with_its_convolution_it_is_torchs(monkeypatch: pytest.MonkeyPatch, told: bool, held: int) -> None:
-    monkeypatch.setattr(activation, "HELD", held)
+@pytest.mark.parametrize("cached", [1, 1 << 20])
+def test_with_its_convolution_it_is_torchs(monkeypatch: pytest.MonkeyPatch, told: bool, cached: int) -> None:
+    monkeypatch.setattr(conditions, "MAX_CACHED_ELEMENTS", cached)
     norm, conv, given = group_norm_module(), nn.Conv2d(12, 5, 3, padding=1), inputs(torch.float32, told)
     sought = [*given, norm.weight, norm.bias, conv.weight, conv.bias]
     ours, theirs = norm_silu_conv(norm, conv, *given), conv(plain(norm, *given))
@@ -153,15 +152,6 @@ def test_of_a_convolution_nothing_is_kept_but_its_input() -> None:
         norm_silu_conv(norm, conv, x)
     maps = [pointer for pointer in kept if pointer == x.data_ptr()]
     assert len(maps) == 1 and len(kept) == 6  # x, the norm's weight and bias, mean, deviation, kernel
-
-
-def test_the_gate_is_torchs() -> None:
-    both = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    value, gate = both.chunk(2, dim=-1)
-    expected = value * F.gelu(gate)
-    torch.testing.assert_close(gated(both), expected)
-    with torch.no_grad():
-        torch.testing.assert_close(gated(both), expected)
 
 
 def test_no_images_at_all() -> None:

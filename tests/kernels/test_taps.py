@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from unetdiff.kernels import taps
 from unetdiff.kernels import upsample_conv as upsampling
-from unetdiff.kernels.conditions import reference_kernels
-from unetdiff.kernels.taps import few_enough, gather, spread, tapped_conv
-from unetdiff.kernels.upsample_conv import grown_conv
+from unetdiff.kernels.taps import gather_taps, scatter_taps, tapped_conv, taps_pay
+from unetdiff.kernels.upsample_conv import upsample_conv
 
 
 def _written(h: Tensor, skip: Tensor | None, conv: nn.Conv2d) -> Tensor:
@@ -46,7 +45,7 @@ def test_gather_is_the_transpose_of_spread() -> None:
     generator = torch.Generator().manual_seed(0)
     products = torch.randn(2, 4, 3, 3, 3, 5, generator=generator, dtype=torch.float64)
     towards = torch.randn(2, 5, 8, 6, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close((spread(products) * towards).sum(), (products * gather(towards)).sum())
+    torch.testing.assert_close((scatter_taps(products) * towards).sum(), (products * gather_taps(towards)).sum())
 
 
 @pytest.mark.parametrize("frozen", ["h", "weight", "skip"])
@@ -64,9 +63,8 @@ def test_bf16_is_as_near_as_the_convolution_and_gradients_keep_their_precision()
     skip = torch.randn(2, 32, 10, 6, generator=generator)
     exact = _written(h, skip, conv)
     with torch.autocast("cpu", torch.bfloat16):
-        found = grown_conv(conv, h, None, skip)
-        with reference_kernels():
-            written = grown_conv(conv, h, None, skip)
+        found = upsample_conv(conv, h, None, skip)
+        written = _written(h, skip, conv)
     assert found.dtype == torch.bfloat16
     assert (found - exact).norm() < 2 * (written - exact).norm()
     found.float().sum().backward()
@@ -75,15 +73,17 @@ def test_bf16_is_as_near_as_the_convolution_and_gradients_keep_their_precision()
 
 
 def test_it_is_taken_for_few_pixels_of_many_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert few_enough(torch.zeros(1, taps.WIDE, 2, 2), 8) and not few_enough(torch.zeros(1, taps.WIDE - 1, 2, 2), 8)
-    assert few_enough(torch.zeros(1, 128, 64, 64), 128) and not few_enough(torch.zeros(1, 128, 64, 64), 129)
+    assert taps_pay(torch.zeros(1, taps.MIN_CHANNELS, 2, 2), 8) and not taps_pay(
+        torch.zeros(1, taps.MIN_CHANNELS - 1, 2, 2), 8
+    )
+    assert taps_pay(torch.zeros(1, 128, 64, 64), 128) and not taps_pay(torch.zeros(1, 128, 64, 64), 129)
     taken: list[int] = []
     monkeypatch.setattr(upsampling, "tapped_conv", lambda *given: (taken.append(1), tapped_conv(*given))[1])
     conv, h = nn.Conv2d(128, 4, 3, padding=1), torch.randn(1, 128, 5, 3)
-    grown_conv(conv, h, (10, 6))
+    upsample_conv(conv, h, (10, 6))
     assert len(taken) == 1
-    grown_conv(conv, h, (9, 6))
-    grown_conv(nn.Conv2d(128, 4, 3, padding=1, stride=2), h)
-    with reference_kernels():
-        grown_conv(conv, h)
+    upsample_conv(conv, h, (9, 6))
+    upsample_conv(nn.Conv2d(128, 4, 3, padding=1, stride=2), h)
+    conv.register_forward_hook(lambda *_: None)
+    upsample_conv(conv, h)
     assert len(taken) == 1

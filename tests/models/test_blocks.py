@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from unetdiff.models.attention import Attention, CrossAttentionCache, attend
+from unetdiff.models.attention import Attention, CrossAttentionCache
 from unetdiff.models.blocks import FrozenBatchNorm2d, ResnetBlock, Upsample2d, make_norm, replace_batch_norm
 
 
@@ -52,16 +52,14 @@ def test_group_norm_has_four_channels_a_group_and_at_most_32_groups() -> None:
 
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("upcast", [False, True])
-def test_attention_is_in_float32_where_that_is_asked_for(
-    upcast: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used = []
+def test_attention_is_in_float32_if_upcast(upcast: bool, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, attend = [], Attention.attend
 
-    def spy(*inputs: torch.Tensor) -> torch.Tensor:
-        used.append(attend(*inputs).dtype)
-        return attend(*inputs)
+    def spy(self: Attention, *inputs: torch.Tensor) -> torch.Tensor:
+        used.append(attend(self, *inputs).dtype)
+        return attend(self, *inputs)
 
-    monkeypatch.setattr("unetdiff.models.attention.attend", spy)
+    monkeypatch.setattr(Attention, "attend", spy)
     attention = Attention(8, 6, heads=2, upcast=upcast).to(torch.float32 if autocast else torch.bfloat16)
     tokens, context = (torch.randn(1, n, dim).to(attention.to_q.weight.dtype) for n, dim in ((5, 8), (3, 6)))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -72,28 +70,28 @@ def test_attention_is_in_float32_where_that_is_asked_for(
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
-def test_attention_is_torchs_own_and_told_projects_once(tokens: int) -> None:
+def test_attention_is_torchs_own_and_cached_projects_once(tokens: int) -> None:
     torch.manual_seed(0)
     attention = Attention(8, 6, 2)
     queries, context = torch.randn(2, 7, 8), torch.randn(2, tokens, 6)
-    judge = torch.nn.MultiheadAttention(8, 2, bias=False, kdim=6, vdim=6, batch_first=True)
-    judge.q_proj_weight, judge.k_proj_weight, judge.v_proj_weight = (
+    reference = torch.nn.MultiheadAttention(8, 2, bias=False, kdim=6, vdim=6, batch_first=True)
+    reference.q_proj_weight, reference.k_proj_weight, reference.v_proj_weight = (
         torch.nn.Parameter(part.weight.detach().clone()) for part in (attention.to_q, attention.to_k, attention.to_v)
     )
-    judge.out_proj = copy.deepcopy(attention.to_out[0])
-    expected = judge(queries, context, context, need_weights=False)[0]
+    reference.out_proj = copy.deepcopy(attention.to_out[0])
+    expected = reference(queries, context, context, need_weights=False)[0]
     weights = torch.randn(2, 7, 8)
     (expected * weights).sum().backward()
     (attention(queries, context) * weights).sum().backward()
-    torch.testing.assert_close(attention.to_q.weight.grad, judge.q_proj_weight.grad)
-    torch.testing.assert_close(attention.to_k.weight.grad, judge.k_proj_weight.grad)
-    torch.testing.assert_close(attention.to_v.weight.grad, judge.v_proj_weight.grad)
-    torch.testing.assert_close(attention.to_out[0].bias.grad, judge.out_proj.bias.grad)
+    torch.testing.assert_close(attention.to_q.weight.grad, reference.q_proj_weight.grad)
+    torch.testing.assert_close(attention.to_k.weight.grad, reference.k_proj_weight.grad)
+    torch.testing.assert_close(attention.to_v.weight.grad, reference.v_proj_weight.grad)
+    torch.testing.assert_close(attention.to_out[0].bias.grad, reference.out_proj.bias.grad)
 
-    told = CrossAttentionCache(context)
+    cached = CrossAttentionCache(context)
     calls: list[int] = []
     attention.to_k.register_forward_hook(lambda *_: calls.append(1))
     with torch.no_grad():
-        for found in (attention(queries, context), attention(queries, told), attention(queries, told)):
+        for found in (attention(queries, context), attention(queries, cached), attention(queries, cached)):
             torch.testing.assert_close(found.expand_as(expected), expected)
     assert len(calls) == 2  # without, and the first time with

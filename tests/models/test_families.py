@@ -22,11 +22,11 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "conditioned": {
         "timestep": True,
         "cross_attention_dim": CONTEXT,
-        "num_class_embeds": 4,
         "attention_head_dim": 8,
         "pooled_context": True,
     },
 }
+IMPORTED: dict[str, dict[str, Any]] = {"plain": {}, "conditioned": {"num_class_embeds": 4}}
 
 
 class FamilyTester:
@@ -35,29 +35,30 @@ class FamilyTester:
     encoder: ClassVar[dict[str, Any]]
     decoder: ClassVar[dict[str, Any]] = {"channels": [16, 16, 8, 8, 8]}
 
-    @pytest.fixture(params=[f"{head}-{told}" for head in HEADS for told in CONDITIONS])
+    @pytest.fixture(params=[f"{head}-{condition}" for head in HEADS for condition in CONDITIONS])
     def unet(self, request: pytest.FixtureRequest) -> UNet:
-        heads, told = request.param.split("-")
+        heads, condition = request.param.split("-")
         torch.manual_seed(0)
-        return self.build(heads, told)
+        return self.build(heads, condition)
 
-    def build(self, heads: str, told: str, **encoder: Any) -> UNet:
+    def build(self, heads: str, condition: str, **encoder: Any) -> UNet:
         return UNet(
             encoder={**self.encoder, **encoder},
             decoder=self.decoder,
             residual={"norm_num_groups": 4, "layers_per_block": 1},
-            conditioning=CONDITIONS[told],
+            conditioning=CONDITIONS[condition],
             heads=HEADS[heads],
+            imported=IMPORTED[condition],
         )
 
     def run(self, unet: UNet, size: tuple[int, int] = SIZE, batch: int = 2) -> list[Tensor]:
         """The output of every head, with every condition the model can be given."""
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(batch, 3, *size, generator=generator)
-        told = unet.config["conditioning"]
-        timestep = torch.arange(10, 10 + batch) if told["timestep"] else None
-        context = torch.randn(batch, 3, CONTEXT, generator=generator) if told["cross_attention_dim"] else None
-        labels = torch.arange(batch) if told["num_class_embeds"] else None
+        conditioning = unet.config["conditioning"]
+        timestep = torch.arange(10, 10 + batch) if conditioning["timestep"] else None
+        context = torch.randn(batch, 3, CONTEXT, generator=generator) if conditioning["cross_attention_dim"] else None
+        labels = torch.arange(batch) if unet.config["imported"]["num_class_embeds"] else None
         return [unet(x, timestep, context, labels, head=head).sample for head in unet.heads]  # type: ignore[arg-type]
 
     def channels(self, unet: UNet) -> list[int]:
@@ -72,12 +73,12 @@ class FamilyTester:
         silent = [n for n, p in unet.named_parameters() if p.grad is None]
         assert silent == []
         assert all(p.grad.isfinite().all() for p in unet.parameters())  # type: ignore[union-attr]
-        assert unet.encoder.trunk_modules()[0].parameters().__next__().grad.abs().sum() > 0  # type: ignore[union-attr]
+        assert unet.encoder.freezable_modules()[0].parameters().__next__().grad.abs().sum() > 0  # type: ignore[union-attr]
 
-    @pytest.mark.parametrize("told", CONDITIONS)
-    def test_both_heads_in_one_pass_equal_two(self, told: str) -> None:
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    def test_both_heads_in_one_pass_equal_two(self, condition: str) -> None:
         torch.manual_seed(0)
-        unet = self.build("both", told)
+        unet = self.build("both", condition)
         _leave_zero(unet)
         unet.train().to(torch.float64)
         for module in unet.modules():  # nothing random: some trunks drop whole blocks
@@ -138,18 +139,18 @@ class FamilyTester:
         _leave_zero(unet)
         unet.eval()
         x = torch.randn(2, 3, *SIZE)
-        told = unet.config["conditioning"]
-        timestep = torch.tensor([3, 700]) if told["timestep"] else None
-        context = torch.randn(2, 3, CONTEXT) if told["cross_attention_dim"] else None
+        conditioning = unet.config["conditioning"]
+        timestep = torch.tensor([3, 700]) if conditioning["timestep"] else None
+        context = torch.randn(2, 3, CONTEXT) if conditioning["cross_attention_dim"] else None
         arguments = (x, timestep, context, None, False, next(iter(unet.heads)))
         with torch.no_grad():
             exported = torch.export.export(unet, arguments, strict=False).module()
             torch.testing.assert_close(exported(*arguments)[0], unet(*arguments)[0], rtol=1e-4, atol=1e-5)
 
-    @pytest.mark.parametrize("told", CONDITIONS)
-    def test_added_head_keeps_weights_and_logits(self, told: str) -> None:
+    @pytest.mark.parametrize("condition", CONDITIONS)
+    def test_added_head_keeps_weights_and_logits(self, condition: str) -> None:
         torch.manual_seed(0)
-        unet = self.build("segmentation", told)
+        unet = self.build("segmentation", condition)
         self.run(unet.train())  # move the BatchNorm statistics
         unet.eval()
         before, x = {k: v.clone() for k, v in unet.state_dict().items()}, torch.randn(2, 3, *ODD)
@@ -207,30 +208,30 @@ class TestResidual(FamilyTester):
 class TestResidualADM(TestResidual):
     """ADM's choices: resampling inside residual blocks, scale and shift by the timestep."""
 
-    def build(self, heads: str, told: str, **encoder: Any) -> UNet:
+    def build(self, heads: str, condition: str, **encoder: Any) -> UNet:
         return UNet(
             encoder={**self.encoder, **encoder},
             residual={
                 "norm_num_groups": 4,
-                "resample": "resnet",
                 "time_scale_shift": "scale_shift",
-                "linear_projection": True,
             },
-            conditioning=CONDITIONS[told],
+            conditioning=CONDITIONS[condition],
             heads=HEADS[heads],
+            imported={"resample": "resnet", "linear_projection": True, **IMPORTED[condition]},
         )
 
 
 class TestResidualPatches(TestResidual):
     """Squares of 2 x 2 pixels as channels."""
 
-    def build(self, heads: str, told: str, **encoder: Any) -> UNet:
+    def build(self, heads: str, condition: str, **encoder: Any) -> UNet:
         return UNet(
             patch_size=2,
             encoder={**self.encoder, **encoder},
             residual={"norm_num_groups": 4, "layers_per_block": 1},
-            conditioning=CONDITIONS[told],
+            conditioning=CONDITIONS[condition],
             heads=HEADS[heads],
+            imported=IMPORTED[condition],
         )
 
     def test_features_are_named(self) -> None:

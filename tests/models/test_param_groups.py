@@ -17,11 +17,11 @@ ENCODERS: dict[str, tuple[dict[str, Any], list[str]]] = {
             "residual": {"norm_num_groups": 4, "layers_per_block": 1},
             "conditioning": {"cross_attention_dim": 8, "pooled_context": True},
         },
-        ["encoder.0", "encoder.1", "encoder.2", "middle", "decoder.2", "decoder.1", "decoder.0", "conditioning"],
+        ["encoder.0", "encoder.1", "encoder.2", "mid_block", "decoder.2", "decoder.1", "decoder.0", "conditioning"],
     ),
     "classic": (
         {"encoder": {"name": "classic", "channels": [4, 4, 8]}, "conditioning": {"cross_attention_dim": 8}},
-        ["encoder.0", "encoder.1", "middle", "decoder.1", "decoder.0", "conditioning"],
+        ["encoder.0", "encoder.1", "mid_block", "decoder.1", "decoder.0", "conditioning"],
     ),
     "resnet18": (
         {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
@@ -35,22 +35,22 @@ ENCODERS: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_every_shared_parameter_is_in_one_group(family: str) -> None:
-    config, expected = ENCODERS[family]
+def test_every_shared_parameter_is_in_one_group(name: str) -> None:
+    config, expected = ENCODERS[name]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}})
     groups = parameters_by_level(unet)
     assert list(groups) == expected
-    names = [name for members in groups.values() for name in members]
-    shared = [name for name, _ in unet.named_parameters() if not name.startswith("heads.")]
+    names = [key for members in groups.values() for key in members]
+    shared = [key for key, _ in unet.named_parameters() if not key.startswith("heads.")]
     assert sorted(names) == sorted(shared)
     counts = unet.parameter_counts()
     assert sum(p.numel() for p in groups["conditioning"].values()) == counts["conditioning"]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_level_reaches_the_map_of_its_name_and_none_before_it(family: str) -> None:
+def test_a_level_reaches_the_map_of_its_name_and_none_before_it(name: str) -> None:
     """The gradient of a level's map is not zero in its own group, and nothing in the groups after it."""
-    config, _ = ENCODERS[family]
+    config, _ = ENCODERS[name]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}}).eval()
     with torch.no_grad():
         for parameter in unet.parameters():
@@ -61,7 +61,7 @@ def test_a_level_reaches_the_map_of_its_name_and_none_before_it(family: str) -> 
     del groups["conditioning"]
     maps = unet.features(torch.randn(1, 3, 32, 32), 3)
     for index, group in enumerate(groups):
-        own = [h for name, h in maps.items() if name == group or name.startswith(f"{group}.")][-1].square().sum()
+        own = [h for key, h in maps.items() if key == group or key.startswith(f"{group}.")][-1].square().sum()
         reached = [
             any(
                 gradient.any()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from unetdiff.errors import UserError
-from unetdiff.models.encoders import load_trunk
+from unetdiff.models.pretrained import load_pretrained_encoder
 from unetdiff.models.unet import UNet
 
 SEGMENTATION = {"segmentation": {"num_classes": 5}}
@@ -53,7 +53,7 @@ def test_2015_network_maps_572_to_388_with_its_31_million_parameters() -> None:
         assert unet.segment(torch.zeros(1, 1, 572, 572)).shape == (1, 2, 388, 388)
 
 
-def test_valid_logits_are_the_middle_of_the_image() -> None:
+def test_valid_logits_are_the_center_of_the_image() -> None:
     """A pixel's logits come from its own surroundings: shifting the image by the pooling stride shifts the logits."""
     torch.manual_seed(0)
     unet = UNet(encoder={"name": "classic", "padding": "valid", "channels": [4, 4, 4]}, heads=SEGMENTATION).eval()
@@ -64,42 +64,44 @@ def test_valid_logits_are_the_middle_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "convnext_tiny", "classic"])
-def test_conditioning_changes_nothing_at_initialisation(family: str) -> None:
-    channels = {"channels": [8, 16, 16]} if family == "classic" else {}
-    told = {"timestep": True, "cross_attention_dim": 16, "num_class_embeds": 3}
-    plain = UNet(encoder={"name": family, **channels}, heads=SEGMENTATION).eval()
-    conditioned = UNet(encoder={"name": family, **channels}, conditioning=told, heads=SEGMENTATION).eval()
+def test_conditioning_changes_nothing_at_initialisation(name: str) -> None:
+    channels = {"channels": [8, 16, 16]} if name == "classic" else {}
+    conditioning, imported = {"timestep": True, "cross_attention_dim": 16}, {"num_class_embeds": 3}
+    plain = UNet(encoder={"name": name, **channels}, heads=SEGMENTATION).eval()
+    conditioned = UNet(
+        encoder={"name": name, **channels}, conditioning=conditioning, heads=SEGMENTATION, imported=imported
+    ).eval()
     missing, unexpected = conditioned.load_state_dict(plain.state_dict(), strict=False)
     assert missing and not unexpected
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        told_logits = conditioned.segment(x, torch.tensor([1, 900]), torch.randn(2, 4, 16), torch.tensor([0, 2]))
-        torch.testing.assert_close(told_logits, plain.segment(x), rtol=0, atol=0)
+        logits = conditioned.segment(x, torch.tensor([1, 900]), torch.randn(2, 4, 16), torch.tensor([0, 2]))
+        torch.testing.assert_close(logits, plain.segment(x), rtol=0, atol=0)
 
 
-def test_a_trunk_puts_out_torchvisions_own_feature_maps(tmp_path: Path) -> None:
+def test_a_pretrained_encoder_has_torchvisions_feature_maps(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = torchvision.models.resnet50().eval()
+    reference = torchvision.models.resnet50().eval()
     file = tmp_path / "resnet50.safetensors"
-    save_file(theirs.state_dict(), file)
-    with pytest.warns(UserWarning, match="resnet50.safetensors': fc.bias, fc.weight: the classifier's.*; left out"):
+    save_file(reference.state_dict(), file)
+    with pytest.warns(UserWarning, match="resnet50.safetensors: ignoring the classifier's tensors fc.bias, fc.weight"):
         unet = UNet(encoder={"name": "resnet50", "weights": str(file)}, heads=SEGMENTATION).eval()
     pixels = torch.rand(1, 3, 64, 64)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    h = theirs.relu(theirs.bn1(theirs.conv1((pixels - mean[:, None, None]) / std[:, None, None])))
+    h = reference.relu(reference.bn1(reference.conv1((pixels - mean[:, None, None]) / std[:, None, None])))
     maps = [h]
-    h = theirs.maxpool(h)
-    for layer in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
+    h = reference.maxpool(h)
+    for layer in (reference.layer1, reference.layer2, reference.layer3, reference.layer4):
         h = layer(h)
         maps.append(h)
     with torch.inference_mode():
-        ours = unet.features(pixels * 2 - 1)
+        maps_ = unet.features(pixels * 2 - 1)
     for level, expected in enumerate(maps, start=1):
-        torch.testing.assert_close(ours[f"encoder.{level}"], expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(maps_[f"encoder.{level}"], expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    ("levels", "middle", "blocks"),
+    ("levels", "mid_block", "blocks"),
     [
         ([1], None, (2, 1)),
         ([0], None, (2, 0)),
@@ -108,30 +110,30 @@ def test_a_trunk_puts_out_torchvisions_own_feature_maps(tmp_path: Path) -> None:
         ([1], "none", (0, 0)),
     ],
 )
-def test_the_middle_attends_where_the_deepest_level_does_or_as_told(
-    levels: list[int], middle: str | None, blocks: tuple[int, int]
+def test_the_mid_block_attends_if_the_deepest_level_does_or_as_configured(
+    levels: list[int], mid_block: str | None, blocks: tuple[int, int]
 ) -> None:
     conditioning = {"attention_levels": levels, "attention_head_dim": 8}
-    residual = {**TINY["residual"], "middle": middle}
+    residual = {**TINY["residual"], "mid_block": mid_block}
     unet = UNet(encoder=TINY["encoder"], residual=residual, conditioning=conditioning, heads=SEGMENTATION).eval()
-    assert (len(unet.middle.resnets), len(unet.middle.attentions)) == blocks
+    assert (len(unet.mid_block.resnets), len(unet.mid_block.attentions)) == blocks
     with torch.no_grad():
         assert unet.segment(torch.randn(1, 3, 9, 11)).shape == (1, 5, 9, 11)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny"])
-def test_torchvisions_tensors_are_loaded_by_name(family: str, tmp_path: Path) -> None:
+def test_torchvisions_tensors_are_loaded_by_name(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    file, whole = tmp_path / "trunk.safetensors", torchvision.models.get_model(family).state_dict()
+    file, whole = tmp_path / "encoder.safetensors", torchvision.models.get_model(name).state_dict()
     save_file(whole, file)
-    with pytest.warns(UserWarning, match="the classifier's, which a trunk has not; left out"):
-        trunk = load_trunk(family, str(file)).state_dict()
-    assert whole.keys() - trunk.keys() == {name for name in whole if name.split(".")[0] in ("fc", "classifier")}
-    assert all(torch.equal(tensor, whole[name]) for name, tensor in trunk.items())
-    save_file(trunk, file)
+    with pytest.warns(UserWarning, match="ignoring the classifier's tensors"):
+        encoder = load_pretrained_encoder(name, str(file)).state_dict()
+    assert whole.keys() - encoder.keys() == {key for key in whole if key.split(".")[0] in ("fc", "classifier")}
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in encoder.items())
+    save_file(encoder, file)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing is left out of a trunk alone
-        load_trunk(family, str(file))
+        warnings.simplefilter("error")  # the encoder alone: nothing is ignored
+        load_pretrained_encoder(name, str(file))
 
 
 def test_frozen_encoder_keeps_weights_and_statistics_through_train() -> None:
@@ -155,7 +157,7 @@ def test_frozen_levels_stay_as_they_are_and_the_rest_learns(encoder: dict) -> No
     torch.manual_seed(0)
     unet = UNet(encoder={**encoder, "norm": "batch"}, heads=SEGMENTATION)
     unet.freeze_encoder(False, levels=1)
-    rest = [parameter for parameter in unet.trunk_parameters() if parameter.requires_grad]
+    rest = [parameter for parameter in unet.encoder_parameters() if parameter.requires_grad]
     frozen = {k: v.clone() for m in unet.encoder.level_modules(1) for k, v in m.state_dict(keep_vars=True).items()}
     assert frozen and rest and all(not v.requires_grad for v in frozen.values() if v.is_floating_point())
     unet.train()
@@ -173,9 +175,9 @@ def test_a_decoder_that_stops_early_enlarges_its_logits() -> None:
         assert unet.features(x)["last"].shape == (1, 8, 17, 12)  # a quarter, rounded up
         logits = unet.segment(x)
         small = unet.heads["segmentation"](unet.features(x)["last"])
-        wanted = torch.nn.functional.interpolate(small, size=(66, 45), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(logits, wanted)
-    for heads, error in ((HEADS_BOTH, "must have 5 values"), (SEGMENTATION, "1 to 5 values")):
+        expected = torch.nn.functional.interpolate(small, size=(66, 45), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(logits, expected)
+    for heads, error in ((HEADS_BOTH, "must be 5 values"), (SEGMENTATION, "1 to 5 values")):
         with pytest.raises(UserError, match=error):
             UNet(
                 encoder={"name": "resnet18"},
@@ -191,68 +193,84 @@ def test_none_is_timestep_zero_and_no_condition_is_one_zero_token() -> None:
         torch.nn.init.normal_(parameter, std=0.1)
     x = torch.randn(1, 3, 16, 16)
     with torch.inference_mode():
-        told = unet.segment(x, 0, torch.zeros(1, 1, 8))
-        assert torch.equal(unet.segment(x), told)
-        assert not torch.equal(unet.segment(x, 500), told)
+        explicit = unet.segment(x, 0, torch.zeros(1, 1, 8))
+        assert torch.equal(unet.segment(x), explicit)
+        assert not torch.equal(unet.segment(x, 500), explicit)
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         ("config", "says"),
         [
-            ({"heads": {}}, "neither segmentation nor diffusion"),
-            ({"encoder": {"name": "resnet51"}, "heads": SEGMENTATION}, "nearest is resnet50"),
+            ({"heads": {}}, "heads: must have segmentation, diffusion or both"),
+            (
+                {"encoder": {"name": "resnet51"}, "heads": SEGMENTATION},
+                "encoder.name=resnet51: .* mean resnet50",
+            ),
             (
                 {"encoder": {"familly": "resnet50"}, "heads": SEGMENTATION},
-                "encoder.familly: unknown key; .*family",
+                "encoder.familly: unknown key. Did you mean encoder",
             ),
             (
                 {"encoder": {"norm": "layer", "name": "classic"}, "heads": SEGMENTATION},
-                "'layer' is not one of none, batch",
+                "encoder.norm=layer: must be one of none, batch",
             ),
-            ({"encoder": {"weights": "imagenet"}, "heads": SEGMENTATION}, "needs a torchvision trunk"),
+            (
+                {"encoder": {"weights": "imagenet"}, "heads": SEGMENTATION},
+                "encoder.weights=imagenet: must be null",
+            ),
             (
                 {"encoder": {"name": "classic", "norm": "batch"}, "heads": {"diffusion": {}}},
                 "frozen or group",
             ),
             (
                 {"encoder": {"name": "classic", "padding": "valid"}, "heads": {"diffusion": {}}},
-                "'valid' shrinks",
+                "encoder.padding=valid: must be same with a diffusion head",
             ),
             (
                 {"encoder": {"name": "resnet18", "weights": "nowhere"}, "heads": SEGMENTATION},
-                "no file 'nowhere'",
-            ),
-            ({"conditioning": {"attention_levels": [9]}, "heads": SEGMENTATION}, r"\[9\] is outside 0..3"),
-            ({"conditioning": {"timestep": False}, "heads": {"diffusion": {}}}, "must know the timestep"),
-            (
-                {"conditioning": {"class_embed_type": "timestep", "num_class_embeds": 3}, "heads": {"diffusion": {}}},
-                "class_embed_type: 'timestep' .*num_class_embeds null",
-            ),
-            ({**TINY, "sample_size": [8], "heads": SEGMENTATION}, r"sample_size: \[8\] is not \[height, width\]"),
-            (
-                {"residual": {"attention_heads": [4, 4]}, "heads": SEGMENTATION},
-                r"attention_heads: \[4, 4\] must have 4 values of 1 or more",
+                "nowhere: no such file",
             ),
             (
-                {"residual": {"transformer_depth": [1, 0, 1, 1]}, "heads": SEGMENTATION},
-                "transformer_depth: .* must have 4 values of 1 or more",
+                {"conditioning": {"attention_levels": [9]}, "heads": SEGMENTATION},
+                r"attention_levels=\[9\]: must be levels in \[0, 3\]",
             ),
             (
-                {"encoder": {"name": "classic"}, "residual": {"attention_heads": [4] * 5}, "heads": SEGMENTATION},
-                "attention_heads: .* is for the residual family, not classic",
+                {"conditioning": {"timestep": False}, "heads": {"diffusion": {}}},
+                "timestep=false: must be true",
             ),
             (
-                {"residual": {"attention_heads": [1, 1, 1, 3]}, "heads": SEGMENTATION},
-                "attention_heads: 3 does not divide the 512 channels of level 3",
+                {"imported": {"class_embed_type": "timestep", "num_class_embeds": 3}, "heads": {"diffusion": {}}},
+                "imported.class_embed_type=timestep: must be null .*num_class_embeds",
+            ),
+            ({**TINY, "sample_size": [8], "heads": SEGMENTATION}, r"sample_size=\[8\]: must be \[height, width\]"),
+            (
+                {"imported": {"attention_heads": [4, 4]}, "heads": SEGMENTATION},
+                r"imported.attention_heads=\[4, 4\]: must be 4 numbers of at least 1",
             ),
             (
-                {"residual": {"middle_attention_groups": 3}, "heads": SEGMENTATION},
-                "middle_attention_groups: 3 does not divide the 512 channels",
+                {"imported": {"transformer_depth": [1, 0, 1, 1]}, "heads": SEGMENTATION},
+                "imported.transformer_depth=.*: must be 4 numbers of at least 1",
             ),
             (
-                {"residual": {"middle_attention_groups": 4, "middle": "resnet"}, "heads": SEGMENTATION},
-                "middle_attention_groups: 4 is for self-attention in the middle block",
+                {"encoder": {"name": "classic"}, "imported": {"attention_heads": [4] * 5}, "heads": SEGMENTATION},
+                "imported.attention_heads=.*: must be one number with encoder.name=classic",
+            ),
+            (
+                {"imported": {"attention_heads": [1, 1, 1, 3]}, "heads": SEGMENTATION},
+                "imported.attention_heads=.*: must be divisors .*level 3: 3",
+            ),
+            (
+                {"imported": {"mid_block_attention_groups": 3}, "heads": SEGMENTATION},
+                "mid_block_attention_groups=3: must be a divisor of the mid block's 512 channels",
+            ),
+            (
+                {
+                    "imported": {"mid_block_attention_groups": 4},
+                    "residual": {"mid_block": "resnet"},
+                    "heads": SEGMENTATION,
+                },
+                "mid_block_attention_groups=4: must be null without self-attention in the mid block",
             ),
         ],
     )
@@ -261,7 +279,7 @@ class TestRefusals:
             UNet(**config)
 
     def test_missing_head(self) -> None:
-        with pytest.raises(UserError, match="no diffusion head"):
+        with pytest.raises(UserError, match="head=diffusion: must be one of this UNet's heads"):
             UNet(**TINY, heads=SEGMENTATION)(torch.zeros(1, 3, 16, 16), 0)
 
     @pytest.fixture
@@ -274,12 +292,12 @@ class TestRefusals:
         state = load_file(file)
         state["encoder.foreign"] = torch.zeros(1)
         state["encoder.conv_in.weight"] = torch.zeros(3, 3, 3, 3)
-        del state["middle.resnets.0.norm1.bias"]
+        del state["mid_block.resnets.0.norm1.bias"]
         save_file(state, file)
         with pytest.raises(UserError) as error:
             UNet.from_pretrained(directory)
         for part in (
-            "1 missing: middle.resnets.0.norm1.bias",
+            "1 missing: mid_block.resnets.0.norm1.bias",
             "1 unexpected: encoder.foreign",
             "encoder.conv_in.weight (3, 3, 3, 3) instead of (8, 3, 3, 3)",
         ):
@@ -288,32 +306,34 @@ class TestRefusals:
     def test_truncated_and_pickled_weights(self, directory: Path) -> None:
         file = directory / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:1000])
-        with pytest.raises(UserError, match="truncated"):
+        with pytest.raises(UserError, match="complete safetensors file"):
             UNet.from_pretrained(directory)
         file.rename(directory / "diffusion_pytorch_model.bin")
-        with pytest.raises(UserError, match="pickles are never loaded"):
+        with pytest.raises(UserError, match="Pickles are never loaded"):
             UNet.from_pretrained(directory)
 
     def test_foreign_config(self, directory: Path, tmp_path: Path) -> None:
         config = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-        with pytest.raises(UserError, match="describes a UNet2DModel"):
+        with pytest.raises(UserError, match="_class_name=UNet2DModel: must be UNet"):
             UNet.from_pretrained(directory)
-        with pytest.raises(UserError, match="no config.json"):
+        with pytest.raises(UserError, match="model directory with config.json"):
             UNet.from_pretrained(tmp_path / "elsewhere")
 
-    def test_weights_of_another_trunk(self, tmp_path: Path) -> None:
+    def test_weights_of_another_encoder(self, tmp_path: Path) -> None:
         file = tmp_path / "resnet34.safetensors"
         save_file(torchvision.models.resnet34().state_dict(), file)
-        with pytest.raises(UserError, match="does not hold torchvision's resnet18"):
+        with pytest.raises(UserError, match="must contain torchvision's resnet18"):
             UNet(encoder={"name": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
 
-    def test_pickled_weights_of_a_trunk(self, tmp_path: Path) -> None:
+    def test_pickled_weights_of_an_encoder(self, tmp_path: Path) -> None:
         file = tmp_path / "resnet18.pth"
         torch.save({}, file)
-        with pytest.raises(UserError, match=r"weights: '.*' is a pickle: .*save_file\(state, 'resnet18.safetensors'\)"):
+        with pytest.raises(
+            UserError, match=r"weights: .* \(got a pickle\).*save_file\(state, 'resnet18.safetensors'\)"
+        ):
             UNet(encoder={"name": "resnet18", "weights": str(file)}, heads=SEGMENTATION)
 
-    def test_a_head_without_a_middle(self) -> None:
-        with pytest.raises(UserError, match="heads.segmentation.kernel_size: 2 has no middle"):
-            UNet(**TINY, heads={"segmentation": {"num_classes": 5, "kernel_size": 2}})
+    def test_an_even_head_kernel(self) -> None:
+        with pytest.raises(UserError, match="imported.segmentation_kernel_size=2: must be odd"):
+            UNet(**TINY, heads={"segmentation": {"num_classes": 5}}, imported={"segmentation_kernel_size": 2})

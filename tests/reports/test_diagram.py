@@ -68,7 +68,7 @@ def test_levels_are_those_of_the_real_network(name):
     )
     assert {size: channels for size, (channels, _) in up.items()} == drawn_up
     if anatomy.name == "residual":
-        assert anatomy.middle_layers == len(unet.middle.resnets)
+        assert anatomy.middle_layers == len(unet.mid_block.resnets)
         for level in anatomy.levels:
             assert level.decoder_layers == up[level.size or 0][1]
     assert maps["middle"].shape[1:3] == (anatomy.middle_channels, anatomy.middle_size)

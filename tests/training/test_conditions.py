@@ -88,7 +88,7 @@ def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settin
     first, second = (task.noised(collate([val[0], val[1]]), seed=3) for _ in range(2))
     assert torch.equal(first.sample, second.sample)
     other = task.noised(collate([val[2], val[3]]), seed=3)
-    told = [first.context, other.context]
+    told = [first.conditioning, other.conditioning]
     differ = [not torch.equal(a, b) for a, b in zip(*(listed(context) for context in told), strict=True)]
     assert differ and all(differ)
 

@@ -81,7 +81,7 @@ def test_groups_cover_every_parameter_once(weights: str | None, encoder_lr: floa
     optimizer = build_optimizer(task, OptimizerConfig(lr=1e-2, encoder_lr=encoder_lr, weight_decay=0.1))
     grouped = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in task.parameters()} and len(grouped) == len(set(map(id, grouped)))
-    trunk = {id(p) for p in task.unet.encoder.trunk.parameters()}
+    trunk = {id(p) for p in task.unet.encoder.model.parameters()}
     for group in optimizer.param_groups:
         inside = {id(p) in trunk for p in group["params"]}
         assert len(inside) == 1

@@ -93,7 +93,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
     assert {key.split(".")[0] for key in weights} == {"unet", "conditioner"}
     run = Path(config.training.output_dir)
 
-    words = ["sample", str(run), "--class", "seven", "--steps", "2", "--output", str(tmp_path / "out")]
+    words = ["sample", str(run), "--class", "seven", "--num_inference_steps", "2", "--output", str(tmp_path / "out")]
     assert main([*words, "--to_seed", "4", "--frames", "2"]) == 0
     assert main([*words, "--n", "1"]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as image:

@@ -78,7 +78,8 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
 
     image = tmp_path / "image.png"
     Image.fromarray(val[0]["image"].permute(1, 2, 0).numpy()).save(image)
-    words = ["sample", str(run), "--image", str(image), "--steps", "2", "--n", "2", "--guidance", "1"]
+    words = ["sample", str(run), "--condition_image", str(image), "--num_inference_steps", "2", "--num_images", "2"]
+    words += ["--guidance_scale", "1"]
     assert main([*words, "--output", str(tmp_path / "out")]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as drawn:
         colours = {tuple(colour) for colour in np.asarray(drawn).reshape(-1, 3)}

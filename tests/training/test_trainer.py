@@ -108,7 +108,7 @@ def test_frozen_phase_then_free(tiny: Tiny) -> None:
     }
     run = train(tiny("segmentation", **options))
     states = [load_file(run / "checkpoints" / f"step-{s:08d}" / checkpoints.MODEL) for s in (1, 2, 3)]
-    trunk = [k for k in states[0] if k.startswith("unet.encoder.trunk")]
+    trunk = [k for k in states[0] if k.startswith("unet.encoder.model")]
     rest = [k for k in states[0] if k.startswith("unet.decoder") and k.endswith("weight")]
     assert any("running_mean" in k for k in trunk)
     assert all(torch.equal(states[0][k], states[1][k]) for k in trunk)

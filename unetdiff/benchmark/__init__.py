@@ -1,4 +1,5 @@
-"""How fast a network is on this machine and how much memory it takes: fair timing, peaks, the machine's ceiling.
+"""Speed and memory of a network on this machine: interleaved timing, peak memory, and the machine's peak throughput.
 
-`unetdiff benchmark` times a model of one's own with it; the repository's `benchmarks/run.py` puts peers beside it.
+`unetdiff benchmark` measures a run or a config (`run_benchmark`); the repository's `benchmarks/run.py` compares with
+other libraries.
 """

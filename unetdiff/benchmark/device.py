@@ -1,4 +1,4 @@
-"""The one device that a benchmark is about."""
+"""The device of a benchmark, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ from typing import Any
 import torch
 
 from unetdiff.errors import UserError
-from unetdiff.training import runtime as machine
+from unetdiff.training import runtime
 from unetdiff.training.config import TrainingConfig
 
 
-def claim(name: str | None) -> torch.device:
-    """The device that training takes here, a GPU where there is one; or the one that is named ("cpu", "cuda").
+def select_device(name: str | None) -> torch.device:
+    """The device that training uses here, or the named one ("cpu", "cuda").
 
-    For "cpu" the GPUs are hidden, from the processes that measure memory too. To be called before anything else asks
-    for a device: a process keeps its first.
+    "cpu" hides the GPUs, also from the subprocesses that measure memory. Call it before anything else selects a device,
+    because a process keeps its first.
 
     Raises:
-        UserError: no GPU where one was asked for.
+        UserError: no such device.
     """
     if name == "cpu":
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    device = machine.build_accelerator(TrainingConfig()).device
+    device = runtime.build_accelerator(TrainingConfig()).device
     if name not in (None, device.type):
-        raise UserError(
-            f"--device: {name!r} cannot be used here (torch {torch.__version__} sees none); use {device.type}"
-        )
+        raise UserError(f"--device={name}: must be {device.type}, the only device torch {torch.__version__} sees here.")
     return device
 
 
-def facts() -> dict[str, Any]:
-    """What a result is told with: device, threads, the precision that runs have here, versions."""
-    told = machine.facts(machine.build_accelerator(TrainingConfig()))
-    return told
+def machine_info() -> dict[str, Any]:
+    """Device, threads, default precision and versions, to report with every result."""
+    return runtime.facts(runtime.build_accelerator(TrainingConfig()))

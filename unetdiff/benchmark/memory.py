@@ -1,8 +1,7 @@
-"""How much memory a piece of work takes at its peak, measured in a process of its own.
+"""Peak memory of a workload, measured in a subprocess.
 
-A process that has done other work holds freed memory that the next piece takes without asking the system, so it would
-seem to need none. And `getrusage`'s ru_maxrss starts, in a child, at the highest of the parent's; Linux' own count of a
-process's highest (VmHWM in /proc/self/status) starts anew with it.
+A process that has done other work holds freed memory, which the next workload reuses without asking the system. A
+child's `ru_maxrss` (getrusage) starts at its parent's peak; VmHWM in Linux's /proc/self/status starts at zero.
 """
 
 from __future__ import annotations
@@ -15,38 +14,38 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from unetdiff.benchmark.timing import Round, synchronizer
+from unetdiff.benchmark.timing import Workload, synchronizer
 from unetdiff.training.peak import forget_peak, peak_bytes
 
-ROUNDS = 2  # the first training step makes the optimizer's state, the second has it beside the activations
+ROUNDS = 2  # the optimizer's state is allocated in the first step, and is held with the activations of the second
 
-Given = ParamSpec("Given")
+Args = ParamSpec("Args")
 Result = TypeVar("Result")
 
 
-def run_in_subprocess(function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
-    """What a function of a module gives, called in a new process; what it raises is raised here."""
+def run_in_subprocess(function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs) -> Result:
+    """Call a module-level function in a new process; return its result or raise its exception."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more: on a GPU torch would keep it from other processes."""
+    """Return unreferenced memory to the system, including torch's GPU cache."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def peak_working_memory(start: Callable[[], Round], device: torch.device, rounds: int = ROUNDS) -> int | None:
-    """Bytes at the peak of some rounds beyond what this process, or its part of the GPU, held before.
+def peak_working_memory(start: Callable[[], Workload], device: torch.device, rounds: int = ROUNDS) -> int | None:
+    """Peak memory in bytes during some rounds of a workload, beyond what was allocated before.
 
     Args:
-        start: makes what a round needs (optimizer, average, input), which counts, and gives the round.
-        device: whose memory is meant.
-        rounds: how many are done.
+        start: allocates what a round needs (optimizer, EMA, input), which is included, and returns the workload.
+        device: the CPU or GPU whose memory is measured.
+        rounds: rounds of the workload.
 
     Returns:
-        None where the system does not say (no Linux, no GPU).
+        None where the system does not report it (neither Linux nor a GPU).
     """
     gc.collect()
     forget_peak(device)

@@ -1,24 +1,23 @@
-"""How much there is to compute: parameters, multiply-adds, and the share of the machine's ceiling that they reach."""
+"""The cost of a network: parameters and multiply-adds."""
 
 from __future__ import annotations
 
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unetdiff.benchmark.timing import Round
-from unetdiff.kernels.conditions import reference_kernels
+from unetdiff.benchmark.timing import Workload
 
 
-def parameters(network: nn.Module) -> int:
-    """Number of parameters, trained or not."""
+def count_parameters(network: nn.Module) -> int:
+    """Number of parameters, trainable or not."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def macs(work: Round) -> float:
-    """Multiply-adds of one round as the network is written, by torch's count, backward too.
+def count_macs(work: Workload) -> float:
+    """Multiply-adds of convolutions, matrix products and attention in one round, including the backward pass.
 
-    Those of convolutions, matrix products and attention.
+    Half of the FLOPs that torch counts; meanwhile accelerated networks compute their plain forward pass.
     """
-    with reference_kernels(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 2

@@ -32,31 +32,32 @@ def main(argv: Sequence[str]) -> int:
         if value < minimum:
             raise config_error(f"--{name}", value, f"at least {minimum}")
 
-    from unetdiff.benchmark import ceiling
-    from unetdiff.benchmark.device import claim, facts
-    from unetdiff.benchmark.own import Sampling, Subject, measure
+    from unetdiff.benchmark import peak_throughput
+    from unetdiff.benchmark.device import machine_info, select_device
+    from unetdiff.benchmark.run_benchmark import BenchmarkTarget, run_benchmark
     from unetdiff.benchmark.table import peak_line, rows
+    from unetdiff.evaluation.types import SamplingConfig
     from unetdiff.text import markdown
 
     if args.output is not None:
         require_folder(args.output, "--output: ")
-    device = claim(args.device)
-    subject = Subject(args.path, overrides)
-    machine, limits = facts(), ceiling.ceilings(device)
-    parts = subject.task.unet.parameter_counts()
+    device = select_device(args.device)
+    target = BenchmarkTarget(args.path, overrides)
+    machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)
+    parts = target.task.unet.parameter_counts()
     print(
         f"{args.path}: {sum(parts.values()) / 1e6:.2f} M parameters, {machine['device']}, "
-        f"{machine['threads']} threads; {peak_line(limits)}\n"
+        f"{machine['threads']} threads; {peak_line(peak_flops)}\n"
     )
-    sizes = sorted(args.batch_sizes or batch_sizes_up_to(subject.config.training.batch_size))
-    sampling, measured = Sampling(args.num_inference_steps, args.guidance_scale), []
-    for one in measure(subject, sizes, limits, device, args.rounds, args.warmups, sampling, args.memory):
+    sizes = sorted(args.batch_sizes or batch_sizes_up_to(target.config.training.batch_size))
+    sampling, measured = SamplingConfig(args.num_inference_steps, args.guidance_scale), []
+    for one in run_benchmark(target, sizes, peak_flops, device, args.rounds, args.warmups, sampling, args.memory):
         measured.append(one)
-        print(f"{one.kind}, batch {one.batch}: {one.images_per_second:.4g} images/s", file=sys.stderr)
+        print(f"{one.kind}, batch {one.batch_size}: {one.images_per_second:.4g} images/s", file=sys.stderr)
     print("\n".join(markdown(rows(measured))))
     if args.output is not None:
         result: dict[str, Any] = {"model": str(args.path), "parameters": parts, "machine": machine}
-        result |= {"ceilings": limits, "rounds": args.rounds, "measured": [asdict(one) for one in measured]}
+        result |= {"peak_flops": peak_flops, "rounds": args.rounds, "measured": [asdict(one) for one in measured]}
         args.output.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""`unetdiff experiment NAME ...`: run one experiment; its folder becomes a section of a report."""
+"""`unetdiff experiment NAME ...`: run an experiment on the two heads and write its record."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ from unetdiff.experiments import EXPERIMENTS
 
 
 def help_text() -> str:
-    """The text of `unetdiff experiment --help`."""
+    """The output of `unetdiff experiment --help`."""
     return "\n".join(
         [
             "usage: unetdiff experiment NAME ... [--output DIR]",
             "",
-            "Experiments on what the two heads share. `unetdiff compare RUN ... --experiments DIR` shows the results.",
+            "Run an experiment on the two heads. Show its results with `unetdiff compare RUN ... --experiments DIR`.",
             "",
-            *(f"  {name:<16}{what}" for name, (_, what) in EXPERIMENTS.items()),
+            *(f"  {name:<16}{summary}" for name, (_, summary) in EXPERIMENTS.items()),
             "",
-            "`unetdiff experiment NAME --help` lists an experiment's options.",
+            "`unetdiff experiment NAME --help` lists the options of an experiment.",
         ]
     )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one experiment; prints its results and their folder."""
+    """Run one experiment; prints its findings and output folder."""
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
     name = argv[0]
     if name not in EXPERIMENTS:
-        near = nearest(name, EXPERIMENTS)
-        raise UserError(f"unknown experiment {name!r}. Did you mean {near}? (one of {', '.join(EXPERIMENTS)})")
-    module, description = EXPERIMENTS[name]
+        raise UserError(
+            f"unknown experiment {name!r}: must be one of {', '.join(EXPERIMENTS)}. "
+            f"Nearest: {nearest(name, EXPERIMENTS)}."
+        )
+    module, summary = EXPERIMENTS[name]
     experiment = import_module(module)
-    parser = Parser(f"unetdiff experiment {name}", description[0].upper() + description[1:] + ".")
+    parser = Parser(f"unetdiff experiment {name}", summary[0].upper() + summary[1:] + ".")
     experiment.add_arguments(parser)
-    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder for its runs and results")
+    parser.add_argument("--output", type=Path, default=Path("runs") / name, help="folder of the runs and the record")
     options = [option for action in parser._actions for option in action.option_strings]
     overrides, words = split_overrides(argv[1:], options)
     args = parser.parse_strictly(words)

@@ -35,6 +35,7 @@ from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask,
 from unetdiff.diffusion.guidance import Guidance
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
 from unetdiff.errors import UserError
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.attention import null_context
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -123,8 +124,8 @@ class GenerationPipeline(DiffusionPipeline):
             raise UserError(f"{where}: cannot be loaded ({' '.join(str(error).split())})") from error
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:
-        """See `UNet.optimize_for_inference`: faster, but can no longer be saved; also sets `autocast_dtype`."""
-        self.unet.optimize_for_inference(dtype, compile)
+        """See `accelerate_inference_`: faster, but can no longer be saved; also sets `autocast_dtype`."""
+        accelerate_inference_(self.unet, dtype, compile)
         self.autocast_dtype = dtype
         return self
 

@@ -76,7 +76,7 @@ def parse_features(text: str) -> tuple[str, str | None]:
     name, _, weights = text.partition("=")
     known = (INCEPTION, CLASSIFIER, *PRETRAINED_ENCODERS)
     if name not in known:
-        raise UserError(f"features={name}: must be one of {', '.join(known)}. Nearest: {nearest(name, known)}.")
+        raise UserError(f"features={name}: must be one of {', '.join(known)}. Did you mean {nearest(name, known)}?")
     if name == CLASSIFIER and weights:
         raise UserError(f"features={text}: must be classifier without weights. It is trained on the dataset itself.")
     if weights and weights != IMAGENET and not Path(weights).is_file():
@@ -95,7 +95,7 @@ def parse_sweep(text: str) -> SweepConfig:
     for part in text.split():
         name, _, values = part.partition("=")
         if name not in parsers:
-            raise UserError(f"sweep: unknown setting {part!r}. Nearest: {nearest(name, parsers)}=...")
+            raise UserError(f"sweep: unknown setting {part!r}. Did you mean {nearest(name, parsers)}?")
         if name in settings:
             raise UserError(f"sweep.{name}: must be set once. Separate its values with commas.")
         settings[name] = tuple(parsers[name](value) for value in values.split(","))
@@ -113,7 +113,7 @@ def _steps(text: str) -> int:
 def _scheduler(text: str) -> str:
     if text not in SCHEDULERS:
         near = nearest(text, SCHEDULERS)
-        raise UserError(f"sweep.scheduler={text}: must be one of {', '.join(SCHEDULERS)}. Nearest: {near}.")
+        raise UserError(f"sweep.scheduler={text}: must be one of {', '.join(SCHEDULERS)}. Did you mean {near}?")
     return text
 
 

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from unetdiff.errors import UserError
 from unetdiff.evaluation.classifier import Classifier
 from unetdiff.evaluation.config import CLASSIFIER, IMAGENET, INCEPTION
-from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD, load_trunk, pyramid
+from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
+from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder
 
 MIN_ENCODER_SIDE = 128
 """Pixels of the short side that smaller images are enlarged to for an encoder; its last map is then at least 4 × 4."""
@@ -74,8 +75,8 @@ class EncoderFeatures(nn.Module):
 
     def __init__(self, name: str, weights: str) -> None:
         super().__init__()
-        self.encoder = load_trunk(name, weights)
-        self.blocks = [name for _, names, _ in pyramid(self.encoder, 3) for name in names]
+        self.encoder = load_pretrained_encoder(name, weights)
+        self.blocks = [name for _, names, _ in feature_levels(self.encoder, 3) for name in names]
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", rearrange(torch.tensor(IMAGENET_MEAN), "c -> c 1 1"))

@@ -1,11 +1,14 @@
-"""What the two heads share, asked one question at a time: `unetdiff experiment NAME`.
+"""Experiments on what the segmentation head and the diffusion head share: `unetdiff experiment NAME`.
 
-Each experiment is a module that leaves a `Record` (record.py), which `unetdiff compare --with` shows. It has:
+Each experiment is a module with
 
-- `add_arguments(parser)`: its options, with defaults that take minutes on two cores;
-- `run(given, overrides, output, command) -> Record`: everything that it trains lies under `output` and is kept, so that
-  a second call is quick and a call after a kill goes on;
-- its docstring: the question, the paper, the method.
+- `add_arguments(parser)`: its options, whose defaults take minutes on two cores;
+- `run(args, overrides, output, command) -> Record`: trains what is missing under `output`, evaluates, and returns a
+  `Record` (`unetdiff.reports.record`) for `unetdiff compare --experiments`. Trained runs and cached results are reused,
+  so a second call is quick and an interrupted one resumes;
+- a docstring with the question, the paper and the method.
+
+The record is assembled in `<name>_report`.
 """
 
 from __future__ import annotations
@@ -13,24 +16,33 @@ from __future__ import annotations
 EXPERIMENTS: dict[str, tuple[str, str]] = {
     "budget": (
         "unetdiff.experiments.budget",
-        "one backbone trained for one budget as segmenter, as denoiser and as both",
+        "joint against separate training of both heads, at equal optimizer steps",
     ),
     "pretraining": (
         "unetdiff.experiments.pretraining",
-        "whether a segmenter of few labels gains from a denoiser's start",
+        "label efficiency of a segmenter initialized from a denoiser",
     ),
-    "probe": ("unetdiff.experiments.probe", "what a linear probe finds in each block at each timestep"),
-    "noise": ("unetdiff.experiments.noise", "how well a segmenter sees through noise, told how much there is or not"),
-    "similarity": ("unetdiff.experiments.similarity", "how alike two networks are, layer by layer (linear CKA)"),
-    "agreement": ("unetdiff.experiments.agreement", "whether a segmentation head sees what samples were asked for"),
-    "steering": ("unetdiff.experiments.steering", "whether a segmentation head leads a denoiser to a new layout"),
+    "probe": ("unetdiff.experiments.probe", "linear probes of frozen features, by block and timestep"),
+    "noise": (
+        "unetdiff.experiments.noise",
+        "noise robustness of segmenters, with and without timestep conditioning",
+    ),
+    "similarity": ("unetdiff.experiments.similarity", "layer-wise linear CKA between networks"),
+    "agreement": (
+        "unetdiff.experiments.agreement",
+        "accuracy of a segmenter on conditional samples",
+    ),
+    "loss_guidance": (
+        "unetdiff.experiments.loss_guidance",
+        "layout guidance of a denoiser by the gradient of a segmenter",
+    ),
     "mask_diffusion": (
         "unetdiff.experiments.mask_diffusion",
-        "is a mask better labelled by a head, or drawn by a denoiser that is told the image",
+        "segmentation by a discriminative head against a mask-generating denoiser",
     ),
     "synthesis": (
         "unetdiff.experiments.synthesis",
-        "do synthesised images with their masks help a segmenter of few labels",
+        "synthetic training images for a segmenter with few labels",
     ),
 }
-"""Name -> (module, what it asks); imported when called."""
+"""Name -> (module, summary); the module is imported when the experiment runs."""

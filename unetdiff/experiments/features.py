@@ -1,4 +1,4 @@
-"""Named feature maps of frozen networks: ours at any timestep, and a bare torchvision trunk."""
+"""Named feature maps of frozen networks: a `UNet` at any timestep, and a bare torchvision encoder."""
 
 from __future__ import annotations
 
@@ -16,197 +16,207 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_codec import MaskCodec
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.models import loading
-from unetdiff.models.conditioning import ForwardState
+from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks import DiffusionTask, JointTask, load_task
 
-Moment = int | None
-"""A timestep of the noise in an image; None: the clean image."""
+NoiseLevel = int | None
+"""Timestep of the noise in an image; None: the clean image."""
 CLEAN = "clean"
-"""What None is called."""
+"""Name of the noise level None."""
 
 
-def moments(words: Sequence[str], option: str = "--timesteps") -> list[Moment]:
-    """Words as moments: "clean", or a timestep of 0 or more, each once.
+def parse_noise_levels(words: Sequence[str], option: str = "--timesteps") -> list[NoiseLevel]:
+    """Parse noise levels, "clean" or a timestep of at least 0, without duplicates.
 
     Raises:
         UserError: another word.
     """
-    found: list[Moment] = []
+    levels: list[NoiseLevel] = []
     for word in words:
         if word != CLEAN and not word.isdecimal():
-            raise UserError(f"{option}: {word!r} is no timestep; give numbers of 0 or more, or {CLEAN}")
-        found.append(None if word == CLEAN else int(word))
-    return list(dict.fromkeys(found))
+            raise config_error(option, word, f"a timestep of at least 0, or {CLEAN}")
+        levels.append(None if word == CLEAN else int(word))
+    return list(dict.fromkeys(levels))
 
 
-def called(moment: Moment) -> str:
+def level_name(level: NoiseLevel) -> str:
     """ "clean", or the timestep."""
-    return CLEAN if moment is None else str(moment)
+    return CLEAN if level is None else str(level)
 
 
-def titles(maps: Mapping[str, Tensor]) -> dict[str, str]:
-    """What a reader calls the maps of `UNet.features`: "encoder 16x16", "decoder 32x32 #2".
+def block_names(maps: Mapping[str, Tensor]) -> dict[str, str]:
+    """Readable names of the maps of `UNet.features`, e.g. "encoder 16x16", "decoder 32x32 #2".
 
-    Part and size (height x width), and a number where several blocks share both; in the order they are computed. The
-    map that the heads read ("last") is the last block's, and is left out.
+    Part and size (height x width), numbered where several blocks share both, in the order of computation. "last", the
+    input of the heads, is left out because it equals the last block's map.
     """
-    plain = {key: f"{key.split('.')[0]} {m.shape[-2]}x{m.shape[-1]}" for key, m in maps.items() if key != "last"}
-    several = {title for title, count in Counter(plain.values()).items() if count > 1}
+    names = {key: f"{key.split('.')[0]} {m.shape[-2]}x{m.shape[-1]}" for key, m in maps.items() if key != "last"}
+    duplicated = {name for name, count in Counter(names.values()).items() if count > 1}
     seen: Counter[str] = Counter()
-    named: dict[str, str] = {}
-    for key, title in plain.items():
-        seen[title] += 1
-        named[key] = f"{title} #{seen[title]}" if title in several else title
-    return named
+    unique: dict[str, str] = {}
+    for key, name in names.items():
+        seen[name] += 1
+        unique[key] = f"{name} #{seen[name]}" if name in duplicated else name
+    return unique
 
 
-def noise_of(names: Sequence[str], shape: Sequence[int], seed: int) -> Tensor:
-    """Gaussian noise (B, *shape) on the CPU, a function of each image's name and the seed alone.
+def noise_for_names(names: Sequence[str], shape: Sequence[int], seed: int) -> Tensor:
+    """Gaussian noise (B, *shape) on the CPU, a function of each image's name and the seed.
 
-    So an image has the same noise whenever it is looked at, at every timestep and by every network of one input shape.
+    An image gets the same noise at every timestep and in every network of one input shape.
     """
-    drawn = [torch.randn(tuple(shape), generator=generator_of(seed, zlib.crc32(name.encode()))) for name in names]
-    return torch.stack(drawn)
+    noise = [torch.randn(tuple(shape), generator=generator_of(seed, zlib.crc32(name.encode()))) for name in names]
+    return torch.stack(noise)
 
 
 class Features(ABC):
-    """A frozen network's maps.
+    """The feature maps of a frozen network.
 
     Attributes:
-        name: what the network is called beside its figures.
-        moments: what it can be looked at; [None] for a network of clean images.
+        name: name of the network in the report.
+        noise_levels: the supported noise levels; [None] for a network of clean images.
     """
 
     name: str
-    moments: list[Moment]
+    noise_levels: list[NoiseLevel]
 
-    def __init__(self, name: str, network: nn.Module, moments: list[Moment]) -> None:
-        self.name, self.moments = name, moments
+    def __init__(self, name: str, network: nn.Module, noise_levels: list[NoiseLevel]) -> None:
+        self.name, self.noise_levels = name, noise_levels
         self.network = network.eval().requires_grad_(False)
-        self._titles: dict[str, str] | None = None
+        self._block_names: dict[str, str] | None = None
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, names: Sequence[str], moment: Moment = None) -> dict[str, Tensor]:
-        """The maps {title: (B, C, h, w)} of uint8 images (B, 3, H, W), float32 on the network's device.
+    def __call__(self, images: Tensor, names: Sequence[str], level: NoiseLevel = None) -> dict[str, Tensor]:
+        """The maps {block name: (B, C, h, w)} of uint8 images (B, 3, H, W), float32 on the network's device.
 
-        Titles are those of the first images' sizes. names: the images', which their noise depends on.
+        Block names contain the map sizes of the first images. names: the images' names, which determine their noise.
         """
-        maps = self._maps(images, names, moment)
-        if self._titles is None:
-            self._titles = titles(maps)
-        return {title: maps[key].float() for key, title in self._titles.items()}
+        maps = self._maps(images, names, level)
+        if self._block_names is None:
+            self._block_names = block_names(maps)
+        return {name: maps[key].float() for key, name in self._block_names.items()}
 
     @abstractmethod
-    def _maps(self, images: Tensor, names: Sequence[str], moment: Moment) -> dict[str, Tensor]: ...
+    def _maps(self, images: Tensor, names: Sequence[str], level: NoiseLevel) -> dict[str, Tensor]: ...
 
 
 class UNetFeatures(Features):
-    """Every block of one of our U-Nets (`UNet.features`), told no condition.
+    """Every block of a `UNet` (`UNet.features`), unconditional.
 
     Args:
-        name: what it is called.
+        name: name in the report.
         unet: the network.
-        diffusion: the task that noises images (or their latents) for it and tells it nothing; None: it sees clean
-            ones only.
-        segments: it was trained on clean images too, which it is then given as its segmentation head is.
-        moments: timesteps of a denoiser.
-        seed: of the noise.
+        diffusion: the task that noises images (or their latents) and provides the null condition; None: the network
+            sees clean images only.
+        segments: it was also trained on clean images without a timestep, and gets them in this form.
+        noise_levels: noise levels of a denoiser.
+        seed: seed of the noise.
     """
 
     def __init__(
-        self, name: str, unet: UNet, diffusion: DiffusionTask | None, segments: bool, moments: list[Moment], seed: int
+        self,
+        name: str,
+        unet: UNet,
+        diffusion: DiffusionTask | None,
+        segments: bool,
+        noise_levels: list[NoiseLevel],
+        seed: int,
     ) -> None:
-        super().__init__(name, unet, moments if diffusion is not None else [None])
+        super().__init__(name, unet, noise_levels if diffusion is not None else [None])
         self.unet, self.diffusion, self.segments, self.seed = unet, diffusion, segments, seed
 
-    def _maps(self, images: Tensor, names: Sequence[str], moment: Moment) -> dict[str, Tensor]:
+    def _maps(self, images: Tensor, names: Sequence[str], level: NoiseLevel) -> dict[str, Tensor]:
         task = self.diffusion
-        if task is None or (moment is None and self.segments):
+        if task is None or (level is None and self.segments):
             return self.unet.features(to_model_range(images.to(self.unet.device)))
         x0 = task.clean({"image": images})  # pixels or latents (B, K, h, w)
         size = (x0.shape[-2], x0.shape[-1])
-        nothing = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
-        if moment is None:
-            context = task.conditioning(nothing, size)
+        null = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
+        if level is None:
+            context = task.conditioning(null, size)
             return self.unet.features(context.concat_channels(x0), 0, context.tokens)
-        noise = noise_of(names, x0.shape[1:], self.seed).to(x0)
-        noised = task.noised_with(x0, noise, torch.full((len(x0),), moment, device=x0.device), nothing)
+        noise = noise_for_names(names, x0.shape[1:], self.seed).to(x0)
+        noised = task.noised_with(x0, noise, torch.full((len(x0),), level, device=x0.device), null)
         return self.unet.features(noised.sample, noised.timesteps, noised.conditioning.tokens)
 
-    def with_random_weights(self, name: str, seed: int, moments: list[Moment] | None = None) -> UNetFeatures:
-        """A network of the same config with fresh weights, shown the same images and noise."""
+    def with_random_weights(self, name: str, seed: int, noise_levels: list[NoiseLevel] | None = None) -> UNetFeatures:
+        """A randomly initialized network of the same config, on the same images and noise."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            fresh = loading.build(UNet, loading.plain(self.unet.config)).to(self.unet.device)
-        return UNetFeatures(name, fresh, self.diffusion, self.segments, moments or self.moments, self.seed)
+            unet = loading.build(UNet, loading.plain(self.unet.config)).to(self.unet.device)
+        return UNetFeatures(name, unet, self.diffusion, self.segments, noise_levels or self.noise_levels, self.seed)
 
 
 def open_features(
-    run: Run, val: ImageDataset, moments: list[Moment], seed: int, device: torch.device | str
+    run: Run, val: ImageDataset, noise_levels: list[NoiseLevel], seed: int, device: torch.device | str
 ) -> UNetFeatures:
-    """The best weights of a run; noised images for a run that trained a diffusion head, clean ones for others.
+    """The best weights of a run; on noised images if it has a trained diffusion head, else on clean ones.
 
-    val: the run's validation images. moments: those of a denoiser.
+    Args:
+        run: a finished run.
+        val: its validation images.
+        noise_levels: noise levels of a denoiser.
+        seed: seed of the noise.
+        device: device of the network.
 
     Raises:
-        UserError: a timestep that the denoiser has not, a denoiser of masks, or the unpadded 2015 network, whose maps
-            are of the image's middle alone.
+        UserError: a timestep beyond the denoiser's, a denoiser of masks, or an encoder with padding=valid, whose maps
+            cover only the center of the image.
     """
     assert run.model is not None
     task = load_task(from_yaml(run.path / CONFIG), run.model, val).to(device)
     if task.unet.config["encoder"]["padding"] == "valid":
-        raise UserError(f"{run.path}: model.encoder.padding 'valid' gives maps of the image's middle alone; use same")
+        raise UserError(f"model.encoder.padding=valid: must be same, so that the maps cover the image ({run.path}).")
     diffusion = task.diffusion if isinstance(task, JointTask) else task
     if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
         return UNetFeatures(run.name, task.unet, None, True, [None], seed)
     if isinstance(diffusion.codec, MaskCodec):
-        raise UserError(f"{run.path}: draws masks (diffusion.target mask), it sees no noisy images; give another run")
-    late = [moment for moment in moments if moment is not None and moment >= diffusion.timesteps]
-    if late:
-        raise UserError(
-            f"--timesteps: {late[0]} is beyond the {diffusion.timesteps} timesteps of {run.path}; "
-            f"use {diffusion.timesteps - 1} or less"
-        )
-    return UNetFeatures(run.name, task.unet, diffusion, "segmentation" in run.heads, moments, seed)
+        raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({run.path}).")
+    max_timestep = diffusion.timesteps - 1
+    for level in noise_levels:
+        if level is not None and level > max_timestep:
+            raise config_error("--timesteps", level, f"at most {max_timestep} for {run.path}")
+    return UNetFeatures(run.name, task.unet, diffusion, "segmentation" in run.heads, noise_levels, seed)
 
 
-class TrunkFeatures(Features):
-    """The five maps of a torchvision trunk alone, as our encoder has them.
+class PretrainedEncoderFeatures(Features):
+    """The five maps of a bare torchvision encoder, as in a `UNet`.
 
     Args:
-        family: a trunk of `unetdiff.models.config.PRETRAINED_ENCODERS`.
+        encoder: one of `unetdiff.models.config.PRETRAINED_ENCODERS`.
         weights: "imagenet" (downloaded), or a safetensors file with torchvision's names.
-        side: the short side that smaller images are enlarged to first: it has five levels, and at 32 pixels the last
-            is a single cell.
-        device: where to run it.
+        min_size: images whose shorter side is below this are enlarged to it, in pixels: the encoder has five levels,
+            and at 32 pixels the last map is 1x1.
+        device: device of the encoder.
 
     Raises:
-        UserError: an unknown trunk, or weights that cannot be had.
+        UserError: an unknown encoder, or weights that cannot be loaded.
     """
 
-    def __init__(self, family: str, weights: str, side: int, device: torch.device | str) -> None:
+    def __init__(self, encoder: str, weights: str, min_size: int, device: torch.device | str) -> None:
         try:
-            unet = UNet(encoder={"name": family, "weights": weights}, heads={"segmentation": {}})  # never asked
+            unet = UNet(encoder={"name": encoder, "weights": weights}, heads={"segmentation": {}})  # head unused
         except UserError as error:
-            raise UserError(str(error).replace("model.encoder.weights", "--trunk_weights")) from None
+            raise UserError(str(error).replace("model.encoder.weights", "--encoder_weights")) from None
         except OSError as error:
-            why = f"{weights} of {family} cannot be downloaded ({error})"
-            raise UserError(f"--trunk_weights: {why}; give a safetensors file") from None
-        super().__init__(f"{family}, ImageNet", unet.encoder.to(device), [None])
-        self.side, self.device = side, torch.device(device)
+            raise UserError(
+                f"--encoder_weights={weights}: download of {encoder} failed ({error}). Give a safetensors file."
+            ) from None
+        super().__init__(f"{encoder}, ImageNet", unet.encoder.to(device), [None])
+        self.min_size, self.device = min_size, torch.device(device)
 
-    def _maps(self, images: Tensor, names: Sequence[str], moment: Moment) -> dict[str, Tensor]:
+    def _maps(self, images: Tensor, names: Sequence[str], level: NoiseLevel) -> dict[str, Tensor]:
         x = to_model_range(images.to(self.device))
-        factor = self.side / min(x.shape[-2:])
+        factor = self.min_size / min(x.shape[-2:])
         if factor > 1:
             size = [round(side * factor) for side in x.shape[-2:]]
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
-        condition = ForwardState(None, None, maps={})
-        self.network(x, condition)
-        assert condition.maps is not None
-        return condition.maps
+        state = ForwardState(None, None, maps={})
+        self.network(x, state)
+        assert state.maps is not None
+        return state.maps

@@ -1,4 +1,4 @@
-"""Where the two losses of joint runs pull the shared weights the same way, read from what the runs logged."""
+"""Cosine similarity of the two losses' gradients in joint runs, read from the logs of the runs."""
 
 from __future__ import annotations
 
@@ -15,139 +15,137 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Cosines:
-    """The cosines of a layer group on the logged steps of one run; steps where a gradient is zero are left out."""
+class CosineLog:
+    """The cosines of one layer group at the logged steps of a run; steps with a zero gradient are left out."""
 
     images: list[float]
-    values: list[float]
+    """Images seen at each step."""
+    cosines: list[float]
 
 
-def read_cosines(run: Path) -> dict[str, Cosines]:
-    """By layer group, in the order of the network."""
-    groups: dict[str, Cosines] = {}
+def read_cosines(run: Path) -> dict[str, CosineLog]:
+    """Cosines by layer group, in the order of the network."""
+    logs: dict[str, CosineLog] = {}
     for entry in read_metrics(run / METRICS):
         if entry.get("kind") != "gradients":
             continue
         for key, value in entry.items():
-            group, _, figure = key.rpartition("/")
-            if figure != "cosine":
+            group, _, metric = key.rpartition("/")
+            if metric != "cosine":
                 continue
-            found = groups.setdefault(
-                group, Cosines([], [])
-            )  # without a gradient at first it has its place all the same
+            log = logs.setdefault(group, CosineLog([], []))  # in network order, even if the first gradients are zero
             if value is not None:
-                found.images.append(float(entry["images"]))
-                found.values.append(float(value))
-    return groups
+                log.images.append(float(entry["images"]))
+                log.cosines.append(float(value))
+    return logs
 
 
 @dataclass(frozen=True)
-class Pull:
-    """How two losses pull a layer group, over all logged steps of all seeds."""
+class CosineStats:
+    """Cosines of a layer group over all logged steps of all seeds."""
 
     mean: float
-    error: float
-    """Standard error of the mean, the steps taken as independent."""
-    against: float
-    """Share of the steps with a cosine below zero."""
+    standard_error: float
+    """Standard error of the mean, assuming independent steps."""
+    negative: float
+    """Fraction of the steps with a negative cosine."""
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Pull:
-        """Of the cosines themselves."""
-        n = len(values)
-        mean = sum(values) / n
-        spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1)) if n > 1 else math.inf
-        return cls(mean, spread / math.sqrt(n), sum(x < 0 for x in values) / n, n)
+    def of(cls, cosines: Sequence[float]) -> CosineStats:
+        """Statistics of the cosines of single steps."""
+        n = len(cosines)
+        mean = sum(cosines) / n
+        std = math.sqrt(sum((x - mean) ** 2 for x in cosines) / (n - 1)) if n > 1 else math.inf
+        return cls(mean, std / math.sqrt(n), sum(x < 0 for x in cosines) / n, n)
 
     @property
     def sign(self) -> int:
-        """1 together, -1 against each other, 0 where the mean is within two standard errors of zero."""
-        return 0 if abs(self.mean) <= 2 * self.error else int(math.copysign(1, self.mean))
+        """1 aligned, -1 conflicting, 0 if the mean is within two standard errors of zero."""
+        return 0 if abs(self.mean) <= 2 * self.standard_error else int(math.copysign(1, self.mean))
 
 
-Pulls = Mapping[str, Mapping[str, Pull]]
-"""By weighting, then by group."""
+CosinesByRun = Mapping[str, Mapping[str, CosineStats]]
+"""By loss weighting, then by layer group."""
 
 
-def pulls_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, Pull]]:
-    """Of the runs of each weighting, which differ in their seed."""
-    found: dict[str, dict[str, Pull]] = {}
-    for name, each in runs.items():
-        values: dict[str, list[float]] = {}
-        for run in each:
-            for group, cosines in read_cosines(run.path).items():
-                values.setdefault(group, []).extend(cosines.values)
-        found[name] = {group: Pull.of(them) for group, them in values.items() if them}
-    return found
+def cosine_stats(runs: Mapping[str, Sequence[Run]]) -> dict[str, dict[str, CosineStats]]:
+    """Statistics of the runs of each weighting, which differ in their seed."""
+    stats: dict[str, dict[str, CosineStats]] = {}
+    for name, seeds in runs.items():
+        cosines: dict[str, list[float]] = {}
+        for run in seeds:
+            for group, log in read_cosines(run.path).items():
+                cosines.setdefault(group, []).extend(log.cosines)
+        stats[name] = {group: CosineStats.of(values) for group, values in cosines.items() if values}
+    return stats
 
 
-def gradient_table(pulls: Pulls) -> Table:
-    """A row a group: mean cosine, and the share of steps against each other."""
-    names = [name for name, groups in pulls.items() if groups]
-    groups = list(dict.fromkeys(group for name in names for group in pulls[name]))
+def gradient_table(stats: CosinesByRun) -> Table:
+    """Mean cosine and fraction of negative cosines by layer group."""
+    names = [name for name, groups in stats.items() if groups]
+    groups = list(dict.fromkeys(group for name in names for group in stats[name]))
     columns = []
     for name in names:
         columns += [
             Column(f"{name}: cosine", unit="share", note="mean over the logged steps"),
-            Column(f"{name}: steps against", unit="percent", note="share of the logged steps with a cosine below zero"),
+            Column(f"{name}: conflicting steps", unit="percent", note="fraction of the logged steps with cosine < 0"),
         ]
     rows = []
     for group in groups:
         values = []
         for name in names:
-            pull = pulls[name].get(group)
-            values += [Value(None), Value(None)] if pull is None else [Value(pull.mean), Value(pull.against)]
+            one = stats[name].get(group)
+            values += [Value(None), Value(None)] if one is None else [Value(one.mean), Value(one.negative)]
         rows.append((group, values))
-    note = "Groups go from the image to the heads; conditioning is what tells timestep and class; all is all of them."
-    return Table("Do the two losses pull the same way?", columns, rows, note)
+    note = "Layer groups from input to output; conditioning: timestep and class embeddings; all: all shared weights."
+    return Table("Cosine similarity of the two losses' gradients", columns, rows, note)
 
 
-def gradient_chart(name: str, runs: Sequence[Run], windows: int) -> Chart:
-    """The cosine by group over training, each point the mean over a part of the run; a line a group."""
-    read = [read_cosines(run.path) for run in runs]
-    groups = list(dict.fromkeys(group for each in read for group in each))
-    most = max((image for each in read for cosines in each.values() for image in cosines.images), default=1.0)
+def gradient_chart(name: str, runs: Sequence[Run], num_windows: int) -> Chart:
+    """Mean cosine in consecutive windows of the training, a line per layer group."""
+    logs = [read_cosines(run.path) for run in runs]
+    groups = list(dict.fromkeys(group for log in logs for group in log))
+    num_images = max((image for log in logs for group in log.values() for image in group.images), default=1.0)
     lines = []
     for group in groups:
         xs, ys = [], []
-        for window in range(windows):
-            low, high = most * window / windows, most * (window + 1) / windows
+        for window in range(num_windows):
+            low, high = num_images * window / num_windows, num_images * (window + 1) / num_windows
             means = []
-            for each in read:
-                there = each.get(group, Cosines([], []))
-                inside = [v for x, v in zip(there.images, there.values, strict=True) if low < x <= high]
+            for log in logs:
+                entries = log.get(group, CosineLog([], []))
+                inside = [c for x, c in zip(entries.images, entries.cosines, strict=True) if low < x <= high]
                 means += [sum(inside) / len(inside)] if inside else []
             if means:
                 xs.append((low + high) / 2)
                 ys.append(Value.of(means))
         if xs:
             lines.append(Line(group, xs, ys))
-    title = f"Cosine between the two losses' gradients: {name}"
-    note = (
-        "1: the same way. 0: nothing to do with each other. Below 0: against each other. A point is the mean of a part."
-    )
+    title = f"Cosine similarity of the two losses' gradients: {name}"
+    note = "1: aligned; 0: orthogonal; negative: conflicting. Each point is the mean over a window of the training."
     return Chart(title, "images seen", "cosine", lines, note=note)
 
 
-def gradient_findings(pulls: Pulls) -> list[str]:
-    """Where they help and where they fight, a sentence a weighting."""
-    return [_sentence(name, groups) for name, groups in pulls.items() if groups]
+def gradient_findings(stats: CosinesByRun) -> list[str]:
+    """Aligned and conflicting layer groups, a sentence per weighting."""
+    return [_finding(name, groups) for name, groups in stats.items() if groups]
 
 
-def _sentence(name: str, groups: Mapping[str, Pull]) -> str:
-    by_sign = {sign: [g for g, pull in groups.items() if g != ALL and pull.sign == sign] for sign in (1, -1, 0)}
+def _finding(name: str, groups: Mapping[str, CosineStats]) -> str:
+    by_sign = {sign: [g for g, one in groups.items() if g != ALL and one.sign == sign] for sign in (1, -1, 0)}
 
     def listed(sign: int) -> str:
         ranked = sorted(by_sign[sign], key=lambda group: -abs(groups[group].mean))
         return ", ".join(f"{group} ({groups[group].mean:+.3f})" for group in ranked)
 
-    parts = [f"together in {listed(1)}"] if by_sign[1] else []
-    parts += [f"against each other in {listed(-1)}"] if by_sign[-1] else []
-    whole = groups.get(ALL)
-    over = f", {whole.mean:+.3f} over all weights" if whole is not None else ""
-    n = max(pull.n for pull in groups.values())
+    parts = [f"aligned in {listed(1)}"] if by_sign[1] else []
+    parts += [f"conflicting in {listed(-1)}"] if by_sign[-1] else []
+    overall = groups.get(ALL)
+    over_all = f"; {overall.mean:+.3f} over all weights" if overall is not None else ""
+    n = max(one.n for one in groups.values())
+    details = f"mean cosine over {n} steps{over_all}"
     if not parts:
-        return f"{name}: in no layer group is the gradients' mean cosine told from zero ({n} steps{over})."
-    rest = f"; not told from zero in {', '.join(by_sign[0])}" if by_sign[0] else ""
-    return f"{name}: the two losses' gradients pull {' and '.join(parts)}{rest} (mean cosine of {n} steps{over})."
+        return f"{name}: the gradients of the two losses are not significantly aligned in any layer group ({details})."
+    rest = f"; not significant in {', '.join(by_sign[0])}" if by_sign[0] else ""
+    return f"{name}: the gradients of the two losses are {' and '.join(parts)}{rest} ({details})."

@@ -1,4 +1,4 @@
-"""Segmenters judged by the class probabilities that they give: how right they are, and how well they know it."""
+"""Accuracy and calibration of class probabilities: mIoU, pixel accuracy, ECE, negative log-likelihood, uncertainty."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from unetdiff.segmentation.metrics import ConfusionMatrix
 
 
 @dataclass(frozen=True)
-class MaskFigures:
-    """What is said of a segmenter; NaN where there was nothing to count."""
+class MaskMetrics:
+    """Metrics of a segmenter; NaN if no pixels were counted."""
 
     mean_iou: float
     pixel_accuracy: float
     ece: float
     """Expected calibration error (`unetdiff.segmentation.calibration`)."""
     nll: float
-    """Mean of -log p(truth), nats; no probability is taken to be below `segmenting.LEAST`."""
-    unsure_right: float
-    """Mean uncertainty of the pixels that are right, 0 to 1 (`segmenting.uncertainty`)."""
-    unsure_wrong: float
-    """The same of those that are wrong."""
+    """Mean negative log-likelihood of the ground truth in nats, with probabilities clipped from below."""
+    uncertainty_correct: float
+    """Mean uncertainty of the correct pixels, 0 to 1 (`mask_sampling.uncertainty`)."""
+    uncertainty_wrong: float
+    """Mean uncertainty of the wrong pixels."""
 
 
-class MaskJudge:
-    """Counts over a set, image by image; void counts nowhere."""
+class MaskEvaluator:
+    """Accumulates metrics over batches; pixels with the ignore index are excluded."""
 
     def __init__(self, num_classes: int, ignore_index: int = 255, device: torch.device | str | None = None) -> None:
         self.matrix = ConfusionMatrix(num_classes, ignore_index, device)
         self.calibration = Calibration(ignore_index=ignore_index, device=device)
         self.ignore_index = ignore_index
-        self.unsure = torch.zeros(2, 2, dtype=torch.float64, device=device)  # wrong, right: uncertainty, pixels
+        self.uncertainty = torch.zeros(2, 2, dtype=torch.float64, device=device)  # (wrong/correct, sum/pixels)
 
-    def update(self, probabilities: Tensor, truth: Tensor) -> None:
-        """Count class probabilities (B, C, H, W) against class indices (B, H, W)."""
-        truth = truth.to(probabilities.device)
-        answer = probabilities.argmax(dim=1)
-        self.matrix.update(answer, truth)
-        self.calibration.update(log_probabilities(probabilities), truth)
-        counts = ~ignore_mask(truth, self.ignore_index)
-        right = (answer == truth)[counts].long()  # (pixels,)
-        values = uncertainty(probabilities)[counts].double()
-        self.unsure.index_add_(0, right, torch.stack([values, torch.ones_like(values)], dim=1))
+    def update(self, probabilities: Tensor, target: Tensor) -> None:
+        """Add class probabilities (B, C, H, W) with class indices (B, H, W) as the ground truth."""
+        target = target.to(probabilities.device)
+        prediction = probabilities.argmax(dim=1)  # (B, H, W)
+        self.matrix.update(prediction, target)
+        self.calibration.update(log_probabilities(probabilities), target)
+        valid = ~ignore_mask(target, self.ignore_index)
+        correct = (prediction == target)[valid].long()  # (pixels,)
+        values = uncertainty(probabilities)[valid].double()  # (pixels,)
+        self.uncertainty.index_add_(0, correct, torch.stack([values, torch.ones_like(values)], dim=1))
 
-    def figures(self) -> MaskFigures:
-        """What was counted, as figures."""
-        counted, known = self.matrix.compute(), self.calibration.compute()
-        wrong, right = (self.unsure[:, 0] / self.unsure[:, 1]).tolist()
-        return MaskFigures(counted["mean_iou"], counted["pixel_accuracy"], known["ece"], known["nll"], right, wrong)
+    def compute(self) -> MaskMetrics:
+        """The metrics so far."""
+        accuracy, calibration = self.matrix.compute(), self.calibration.compute()
+        wrong, correct = (self.uncertainty[:, 0] / self.uncertainty[:, 1]).tolist()
+        return MaskMetrics(
+            accuracy["mean_iou"], accuracy["pixel_accuracy"], calibration["ece"], calibration["nll"], correct, wrong
+        )

@@ -1,126 +1,155 @@
-"""Does a segmenter of few labels gain from a denoiser's start? (Brempong et al. 2022, "Denoising Pretraining for
-Semantic Segmentation")
+"""Label efficiency of denoising pre-training (Brempong et al. 2022, "Denoising Pretraining for Semantic Segmentation").
 
-A denoiser learns from all training images without their labels. Segmenters then learn from a share of the labels, for
-the same number of optimizer steps each: from a random start, from the denoiser (`training.init_from`) and, where a
-config with one is given, from an ImageNet trunk. The paper's denoiser sees one level of noise, and at its best is the
-decoder alone, above an ImageNet encoder; ours is the whole network and sees every level, as one that draws does.
+A denoiser is trained on all training images without labels. Segmenters are then trained on a fraction of the labels,
+for the same number of optimizer steps each: from random weights, from the denoiser (`training.init_from`) and, with
+`--encoder_config`, from a pretrained ImageNet encoder. The paper's denoiser is trained at one noise level, and its best
+variant pre-trains only the decoder on top of an ImageNet encoder; here the whole network is pre-trained at all noise
+levels, as a generative model.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unetdiff.config.quickstart import STEPS as QUICK
+from unetdiff.config.quickstart import STEPS as QUICKSTART_STEPS
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
 from unetdiff.data.build import build_dataset
 from unetdiff.data.subset import subset_length
-from unetdiff.errors import UserError, config_error
-from unetdiff.experiments.label_tables import Figures, chart, findings, label_table
-from unetdiff.experiments.mask_gallery import mask_gallery
+from unetdiff.errors import config_error
+from unetdiff.experiments.gallery import mask_gallery
+from unetdiff.experiments.pretraining_report import pretraining_record
 from unetdiff.experiments.runs import (
     base_config,
-    configs_of,
-    last,
-    machine_of,
-    one_backbone,
-    seeds_of,
-    steps_of,
-    train,
+    last_metric,
+    num_train_steps,
+    seed_list,
     train_all,
+    train_run,
     variant,
+    with_shared_backbone,
 )
 from unetdiff.reports.record import Record
-from unetdiff.reports.runs import Run
 
-RANDOM, DENOISER, TRUNK = "random start", "denoiser", "ImageNet trunk"
-SHARES = (0.01, 0.05, 0.2, 1.0)
-STEPS = 200
-"""Optimizer steps of each segmenter where neither --steps nor a CONFIG says so."""
+RANDOM, DENOISER, ENCODER = "random init", "denoiser init", "ImageNet encoder"
+LABEL_FRACTIONS = (0.01, 0.05, 0.2, 1.0)
+TRAIN_STEPS = 200
+"""Default optimizer steps of each segmenter without --segmenter_train_steps and CONFIG."""
 FROM_SCRATCH: dict[str, Any] = {
     "model.encoder.weights": None,
     "training.init_from": None,
     "training.frozen_levels": 0,
     "training.freeze_encoder": 0.0,
 }
-"""Keys that say how an ImageNet trunk is used; without one there is nothing to spare."""
+"""Config keys for a network without pretrained weights."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The experiment's options."""
+    """Options of `unetdiff experiment pretraining`."""
     parser.add_argument(
-        "config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task; none: the quickstart's"
+        "config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task (default: the quickstart's)"
     )
-    parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the labelled images")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each start and share, for a spread")
-    parser.add_argument("--steps", type=int, help=f"optimizer steps of each segmenter (CONFIG's, or {STEPS})")
-    noise = f"optimizer steps of the denoiser (CONFIG's, or {QUICK['diffusion']})"
-    parser.add_argument("--pretraining_steps", type=int, help=noise)
-    trunk = "segmentation YAML with an ImageNet trunk: a third start"
-    parser.add_argument("--trunk", type=Path, metavar="CONFIG", help=trunk)
-    parser.add_argument("--trunk_weights", metavar="FILE", help="its model.encoder.weights (CONFIG's, or imagenet)")
-    parser.add_argument("--rows", type=int, default=6, help="validation images in the gallery")
+    parser.add_argument(
+        "--label_fractions",
+        nargs="+",
+        type=float,
+        default=list(LABEL_FRACTIONS),
+        help="fractions of the training images whose labels are used",
+    )
+    parser.add_argument("--num_seeds", type=int, default=3, help="segmenters per initialization and label fraction")
+    parser.add_argument(
+        "--segmenter_train_steps",
+        type=int,
+        help=f"optimizer steps of each segmenter (default: CONFIG's, or {TRAIN_STEPS})",
+    )
+    parser.add_argument(
+        "--denoiser_train_steps",
+        type=int,
+        help=f"optimizer steps of the denoiser (default: CONFIG's, or {QUICKSTART_STEPS['diffusion']})",
+    )
+    parser.add_argument(
+        "--encoder_config",
+        type=Path,
+        metavar="CONFIG",
+        help="segmentation YAML with a pretrained encoder, as a third initialization",
+    )
+    parser.add_argument(
+        "--encoder_weights", metavar="FILE", help="its model.encoder.weights (default: its own), e.g. imagenet"
+    )
+    parser.add_argument("--num_rows", type=int, default=6, help="validation images in the gallery")
 
 
 class Plan:
-    """The configs of all runs; refused before anything is trained.
+    """The configs of all runs, validated before any training.
 
     Attributes:
-        denoiser: of the pre-training.
-        segmenters: by start, share and seed.
+        denoiser: config of the pre-training.
+        segmenters: by initialization, label fraction and seed.
+        inits: names of the initializations.
+        fractions: label fractions, in ascending order.
+        seeds: seeds of the segmenters.
+        num_images: number of training images.
     """
 
-    def __init__(self, given: argparse.Namespace, overrides: Sequence[str], output: Path) -> None:
-        self.shares = sorted(set(given.shares))
-        if not self.shares or not 0 < self.shares[0] <= self.shares[-1] <= 1:
-            raise UserError(f"--shares: {given.shares} are no shares of the labels; give numbers above 0, at most 1")
+    def __init__(self, args: argparse.Namespace, overrides: Sequence[str], output: Path) -> None:
+        self.fractions = sorted(set(args.label_fractions))
+        if not self.fractions or not 0 < self.fractions[0] <= self.fractions[-1] <= 1:
+            raise config_error("--label_fractions", args.label_fractions, "in (0, 1]")
         default = quickstart_configs(output)["segmentation"]
-        default.training.steps = STEPS
-        base = one_backbone(base_config(given.config, overrides, default))
-        steps = steps_of(replace(base, task="segmentation")) if given.steps is None else given.steps
-        noise = given.pretraining_steps
-        if noise is None:
-            noise = QUICK["diffusion"] if given.config is None else steps
-        whole = {"diffusion.condition": "none", "data.train_fraction": 1.0}
+        default.training.steps = TRAIN_STEPS
+        base = with_shared_backbone(base_config(args.config, overrides, default))
+        steps = args.segmenter_train_steps
+        if steps is None:
+            steps = num_train_steps(replace(base, task="segmentation"))
+        denoiser_steps = args.denoiser_train_steps
+        if denoiser_steps is None:
+            denoiser_steps = QUICKSTART_STEPS["diffusion"] if args.config is None else steps
+        unconditional = {"diffusion.condition": "none", "data.train_fraction": 1.0}
         folder = output / "pretrained"
-        self.denoiser = variant(base, "diffusion", folder, {**FROM_SCRATCH, **whole, **_length(noise)})
+        self.denoiser = variant(
+            base, "diffusion", folder, {**FROM_SCRATCH, **unconditional, **_train_length(denoiser_steps)}
+        )
         check_files(self.denoiser)
-        self.seeds = seeds_of(given.seeds, base.training.seed)
-        starts: dict[str, tuple[RunConfig, dict[str, Any]]] = {
+        self.seeds = seed_list(args.num_seeds, base.training.seed)
+        inits: dict[str, tuple[RunConfig, dict[str, Any]]] = {
             RANDOM: (base, FROM_SCRATCH),
             DENOISER: (base, {**FROM_SCRATCH, "training.init_from": str(folder)}),
         }
-        if given.trunk is not None:
-            starts[TRUNK] = self._trunk(base, given.trunk, given.trunk_weights)
-        elif given.trunk_weights is not None:
-            raise UserError(f"--trunk_weights: {given.trunk_weights!r} needs --trunk CONFIG, the network that has them")
+        if args.encoder_config is not None:
+            inits[ENCODER] = self._pretrained_encoder(base, args.encoder_config, args.encoder_weights)
+        elif args.encoder_weights is not None:
+            raise config_error("--encoder_weights", args.encoder_weights, "set with --encoder_config")
         self.segmenters: dict[tuple[str, float, int], RunConfig] = {}
-        for name, (config, changes) in starts.items():
-            for share in self.shares:
+        for name, (config, changes) in inits.items():
+            for fraction in self.fractions:
                 for seed in self.seeds:
-                    place = output / f"from-{name.replace(' ', '-').lower()}" / f"share-{share:g}" / f"seed-{seed}"
-                    of_run = {"data.train_fraction": share, "data.train_fraction_seed": seed, "training.seed": seed}
-                    self.segmenters[name, share, seed] = variant(
-                        config, "segmentation", place, {**_length(steps), **changes, **of_run}
+                    run_folder = output / name.replace(" ", "-").lower() / f"fraction-{fraction:g}" / f"seed-{seed}"
+                    subset = {
+                        "data.train_fraction": fraction,
+                        "data.train_fraction_seed": seed,
+                        "training.seed": seed,
+                    }
+                    self.segmenters[name, fraction, seed] = variant(
+                        config, "segmentation", run_folder, {**_train_length(steps), **changes, **subset}
                     )
-        self.starts = list(starts)
-        self.images = len(build_dataset(replace(base.data, train_fraction=1.0), "train", segmentation=True))
+        self.inits = list(inits)
+        self.num_images = len(build_dataset(replace(base.data, train_fraction=1.0), "train", segmentation=True))
 
     @staticmethod
-    def _trunk(base: RunConfig, path: Path, weights: str | None) -> tuple[RunConfig, dict[str, Any]]:
-        """The network of another config, with its optimizer, on the same images and batches."""
+    def _pretrained_encoder(base: RunConfig, path: Path, weights: str | None) -> tuple[RunConfig, dict[str, Any]]:
+        """The network and optimizer settings of another config, with the data and batch size of `base`."""
         own = base_config(path, [], base)
         if weights is None and own.model.encoder.weights is None:
-            constraint = f"imagenet in {path}, a config with a pretrained encoder"
-            raise config_error("model.encoder.weights", None, constraint, "Give --trunk_weights imagenet.")
+            raise config_error(
+                "model.encoder.weights", None, f"set in {path}", "Give --encoder_weights imagenet or a file."
+            )
         training = replace(
             base.training,
             optimizer=own.training.optimizer,
@@ -130,85 +159,54 @@ class Plan:
         )
         config = replace(base, model=own.model, training=training)
         changes = {} if weights is None else {"model.encoder.weights": weights}
-        check_files(variant(config, "segmentation", Path(base.training.output_dir), {**_length(1), **changes}))
+        check_files(variant(config, "segmentation", Path(base.training.output_dir), {**_train_length(1), **changes}))
         return config, changes
 
 
-def _length(steps: int) -> dict[str, Any]:
-    """So many steps, judged once, at the end."""
+def _train_length(steps: int) -> dict[str, Any]:
+    """Config keys for a number of optimizer steps with one validation at the end."""
     return {"training.steps": steps, "training.epochs": None, "training.validate_every": steps}
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
-    """Pre-train, train, and tell what a start is worth at each share of the labels."""
-    began = time.perf_counter()
-    require_at_least("--rows", given.rows, 1)
-    plan = Plan(given, overrides, output)
-    denoiser = train(DENOISER, plan.denoiser, command)
-    names = {key: _words(*key) for key in plan.segmenters}
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Pre-train, train the segmenters, and report mIoU by initialization and label fraction."""
+    start = time.perf_counter()
+    require_at_least("--num_rows", args.num_rows, 1)
+    plan = Plan(args, overrides, output)
+    denoiser = train_run("denoiser", plan.denoiser, command)
+    names = {key: _run_name(*key) for key in plan.segmenters}
     trained = train_all({names[key]: config for key, config in plan.segmenters.items()}, command)
     runs = {key: trained[name] for key, name in names.items()}
-    figures: Figures = {
-        start: {
-            share: [last(runs[start, share, seed], "segmentation/mean_iou") for seed in plan.seeds]
-            for share in plan.shares
+    miou = {
+        init: {
+            fraction: [last_metric(runs[init, fraction, seed], "segmentation/mean_iou") for seed in plan.seeds]
+            for fraction in plan.fractions
         }
-        for start in plan.starts
+        for init in plan.inits
     }
-    counts = {share: subset_length(plan.images, share) for share in plan.shares}
-    smallest = {start: runs[start, plan.shares[0], plan.seeds[0]] for start in plan.starts}
+    counts = {fraction: subset_length(plan.num_images, fraction) for fraction in plan.fractions}
+    fewest, seed = plan.fractions[0], plan.seeds[0]
     gallery = mask_gallery(
-        f"With {counts[plan.shares[0]]:,} labelled image{'s' * (counts[plan.shares[0]] > 1)}",
-        smallest,
+        f"Masks of segmenters trained with {counts[fewest]:,} labeled image{'s' * (counts[fewest] > 1)}",
+        {init: runs[init, fewest, seed] for init in plan.inits},
         output,
-        given.rows,
-        plan.seeds[0],
+        args.num_rows,
+        seed,
     )
-    every = {DENOISER: denoiser, **trained}
-    return Record(
-        name="pretraining",
-        title="Denoising pre-training",
-        question="Does a segmenter of few labels gain from a network that has learnt to remove noise?",
-        findings=findings(figures, counts, RANDOM),
-        parts=[chart(figures, counts), label_table(figures, counts), gallery],
-        method=_method(plan, denoiser, runs),
-        source="Brempong et al. 2022, “Denoising Pretraining for Semantic Segmentation”",
-        command=command,
+    encoder = None if ENCODER not in plan.inits else plan.segmenters[ENCODER, fewest, seed].model.encoder.name
+    return pretraining_record(
+        miou,
+        counts,
+        gallery,
+        {"denoiser": denoiser, **trained},
+        reference=RANDOM,
+        num_images=plan.num_images,
+        encoder=encoder,
         seeds=plan.seeds,
-        set_name=denoiser.data_name,
-        configs=configs_of(every),
-        machine=machine_of(list(every.values())),
-        minutes=(time.perf_counter() - began) / 60,
+        command=command,
+        minutes=(time.perf_counter() - start) / 60,
     )
 
 
-def _words(start: str, share: float, seed: int) -> str:
-    return f"{start}, {100 * share:g} % of the labels, seed {seed}"
-
-
-def _method(plan: Plan, denoiser: Run, runs: Mapping[tuple[str, float, int], Run]) -> list[str]:
-    one = next(iter(runs.values())).config["training"]
-    noise = denoiser.config
-    told = [
-        f"The denoiser: {noise['training']['steps']} steps of {noise['training']['batch_size']} of all "
-        f"{plan.images:,} training images, without labels and told nothing "
-        f"({noise['diffusion']['prediction_type']}, {noise['diffusion']['weighting']} weights). It is trained once, so "
-        "the spread is not that of pre-training.",
-        f"Each segmenter: {one['steps']} steps of {one['batch_size']}, whatever its share of the labels, so a small "
-        "share is seen more often. The warm-up is three epochs at most, so it is short for small shares, whatever the "
-        "start.",
-        "A seed is a start of what is fresh, an order and a share of the images; all starts of a seed have the same "
-        "images. Shares are nested. Differences are taken seed by seed.",
-        "mIoU is that of the last validation, on the whole validation split, not of the best one.",
-        "Not as in the paper, whose denoiser sees one level of noise and at its best is the decoder alone, above an "
-        "ImageNet encoder: here the whole network is pre-trained, at every level.",
-        f"The denoiser cost {float(denoiser.summary['train_minutes']):.1f} minutes of training that the other starts "
-        "did not have.",
-    ]
-    if TRUNK in plan.starts:
-        config = next(config for (start, _, _), config in plan.segmenters.items() if start == TRUNK)
-        told.append(
-            f"The ImageNet trunk is another network ({config.model.encoder.name}) of another size, with its own "
-            "optimizer settings and over a million labelled images behind it: a yardstick, not a like-for-like."
-        )
-    return told
+def _run_name(init: str, fraction: float, seed: int) -> str:
+    return f"{init}, {100 * fraction:g} % of the labels, seed {seed}"

@@ -1,10 +1,10 @@
-"""What do frozen features know of the classes, block by block and timestep by timestep?
+"""Linear probes of frozen features, block by block and timestep by timestep.
 
-Baranchuk et al. 2022 ("Label-Efficient Semantic Segmentation with Diffusion Models") label pixels from a denoiser's
-frozen maps, and find that the middle of the decoder at little noise knows most. Here every block of a network at every
-timestep gets a linear probe (`probing`), all in one stream over the images: the published code keeps every map at
-full resolution, and asks for 210 GB of memory for 50 images. The same probe reads a segmenter's own maps, those of
-fresh weights (the floor), and of an ImageNet trunk where one is given.
+Baranchuk et al. 2022 ("Label-Efficient Semantic Segmentation with Diffusion Models") classify pixels from a denoiser's
+frozen feature maps, and find the middle of the decoder at low noise most informative. Here every block of a network at
+every timestep gets a linear probe (`linear_probes`), trained in one stream over the images; the published code stores
+every map at full resolution, which takes 210 GB for 50 images. The same probes are trained on a segmenter's features,
+on those of random weights (the baseline), and on a pretrained ImageNet encoder with `--encoder`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,30 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
 from unetdiff.evaluation.features import MIN_ENCODER_SIDE
-from unetdiff.experiments.features import Features, TrunkFeatures, moments, open_features
-from unetdiff.experiments.probe_report import Probed, probe_record
-from unetdiff.experiments.probing import (
-    Halves,
-    LinearProbe,
-    Recipe,
-    Spec,
-    count_halves,
-    groups,
-    judge_probes,
-    label,
-    look_through,
-    train_probes,
+from unetdiff.experiments.features import (
+    Features,
+    NoiseLevel,
+    PretrainedEncoderFeatures,
+    open_features,
+    parse_noise_levels,
 )
-from unetdiff.experiments.result_cache import kept
-from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
+from unetdiff.experiments.gallery import hex_color
+from unetdiff.experiments.linear_probes import (
+    LinearProbe,
+    ProbeInput,
+    ProbeTraining,
+    SplitMatrices,
+    evaluate_probes,
+    feature_stats,
+    groups_by_size,
+    predict,
+    split_matrices,
+    train_probes,
+    update_split,
+)
+from unetdiff.experiments.probe_report import ProbeResults, probe_record
+from unetdiff.experiments.result_cache import cached_result
+from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
 from unetdiff.models.config import PRETRAINED_ENCODERS
 from unetdiff.models.loading import fingerprint
 from unetdiff.models.unet import UNet
@@ -50,239 +58,259 @@ from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.evaluation import network_logits
 from unetdiff.segmentation.inference import resize_logits
-from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import colorize
 from unetdiff.training.config import TrainingConfig
 from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "150", "300", "500", "750")
-"""Paper: 50, 150 and 250 of 1,000 are the ones used; the map goes on to where little is left of the image."""
+"""The paper uses 50, 150 and 250 of 1,000; these reach to where little of the image is left."""
 
 MEMORY_STEPS = 3
-"""Steps that the memory of the stream is measured over."""
+"""Optimizer steps over which peak memory is measured."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `unetdiff experiment probe` takes."""
-    recipe = Recipe()
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs of one set with masks")
+    """Options of `unetdiff experiment probe`."""
+    defaults = ProbeTraining()
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="finished runs on one dataset with masks")
     parser.add_argument("--timesteps", nargs="+", default=list(TIMESTEPS), metavar="T",
-                        help="noise in a denoiser's images: timesteps, or clean")  # fmt: skip
-    parser.add_argument("--images", type=int, default=200, help="labelled training images that probes learn from")
-    parser.add_argument("--val_images", type=int, default=500, help="validation images, at most")
-    parser.add_argument("--steps", type=int, default=recipe.steps, help="optimizer steps")
-    parser.add_argument("--batch_size", type=int, default=recipe.batch_size, help="images of a step")
-    parser.add_argument("--lr", type=float, default=recipe.lr, help="peak learning rate of the probes")
-    parser.add_argument("--weight_decay", type=float, default=recipe.weight_decay, help="of the probes")
-    parser.add_argument("--concat", type=int, default=3, help="best blocks that one more probe reads together; 0: none")
-    parser.add_argument("--trunk", choices=PRETRAINED_ENCODERS, default=None, help="an ImageNet trunk to probe as well")
-    parser.add_argument("--trunk_weights", default=IMAGENET,
+                        help="noise levels for denoisers: timesteps, or clean")  # fmt: skip
+    parser.add_argument("--num_train_images", type=int, default=200, help="labeled images the probes are trained on")
+    parser.add_argument("--num_val_images", type=int, default=500, help="maximum number of validation images")
+    parser.add_argument("--train_steps", type=int, default=defaults.steps, help="optimizer steps of the probes")
+    parser.add_argument("--batch_size", type=int, default=defaults.batch_size, help="images per step")
+    parser.add_argument("--lr", type=float, default=defaults.lr, help="peak learning rate of the probes")
+    parser.add_argument("--weight_decay", type=float, default=defaults.weight_decay, help="weight decay of the probes")
+    parser.add_argument("--num_concat_blocks", type=int, default=3,
+                        help="best blocks concatenated for an additional probe; 0: none")  # fmt: skip
+    parser.add_argument(
+        "--encoder", choices=PRETRAINED_ENCODERS, default=None, help="ImageNet encoder to probe as well"
+    )
+    parser.add_argument("--encoder_weights", default=IMAGENET,
                         help="its weights: imagenet (downloaded), or a safetensors file")  # fmt: skip
-    parser.add_argument("--trunk_side", type=int, default=MIN_ENCODER_SIDE,
-                        help="pixels that smaller images' short side is enlarged to for the trunk")  # fmt: skip
-    parser.add_argument("--rows", type=int, default=6, help="validation images shown")
-    parser.add_argument("--seed", type=int, default=0, help="of noise, order and fresh weights")
+    parser.add_argument("--encoder_min_size", type=int, default=MIN_ENCODER_SIDE,
+                        help="pixels to which the shorter side of smaller images is enlarged for it")  # fmt: skip
+    parser.add_argument("--num_rows", type=int, default=6, help="validation images in the gallery")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise, the image order and random weights")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
-    """Probe every run, fresh weights of the first one, and the trunk; what was measured before is kept."""
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Probe every run, random weights of the first one, and the ImageNet encoder; measured results are cached."""
     start = time.monotonic()
-    no_overrides(overrides)
-    for option, least in (("images", 1), ("val_images", 2), ("steps", 1), ("batch_size", 1), ("concat", 0)):
-        require_at_least(f"--{option}", getattr(given, option), least)
-    asked = moments(given.timesteps)
-    runs = given_runs(given.runs)
+    refuse_overrides(overrides)
+    minima = {"num_train_images": 1, "num_val_images": 2, "train_steps": 1, "batch_size": 1, "num_concat_blocks": 0}
+    for option, minimum in minima.items():
+        require_at_least(f"--{option}", getattr(args, option), minimum)
+    levels = parse_noise_levels(args.timesteps)
+    runs = finished_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
     device = accelerator.device
-    common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
-    found: list[Probed] = []
+    settings = {k: v for k, v in vars(args).items() if k not in ("runs", "output")} | {"timesteps": levels}
+    results: list[ProbeResults] = []
 
-    def whole(result: dict[str, Any]) -> bool:
+    def is_complete(result: dict[str, Any]) -> bool:
         return all((output / mask).is_file() for mask in result["masks"])
 
-    def measured(name: str, of: str, network: dict[str, Any], opened: partial[_Subject]) -> None:
+    def measure(name: str, kind: str, identity: dict[str, Any], opener: partial[_Network]) -> None:
         folder = output / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
-        result = kept(folder / "probes.json", common | network, lambda: _measure(opened, given, folder, output), whole)
-        found.append(Probed(name, of, **result))
+        result = cached_result(
+            folder / "probes.json", settings | identity, lambda: _measure(opener, args, folder, output), is_complete
+        )
+        results.append(ProbeResults(name, kind, **result))
 
     first = runs[0]
     for one in runs:
-        measured(one.name, one.task, _identity(one, first), partial(_subject, one, first, asked, given, device))
-    fresh = partial(_random, first, asked, given, device)
-    measured("random weights", "random", _identity(first, first) | {"fresh": True}, fresh)
-    if given.trunk is not None:
-        trunk = {"first": first.config["data"], "trunk_file": _file(given.trunk_weights)}
-        measured(f"{given.trunk}, ImageNet", "trunk", trunk, partial(_trunk, first, given, device))
-    shown = _images(labelled(first, first, "val"), given, output)
+        measure(one.name, one.task, _identity(one, first), partial(_trained, one, first, levels, args, device))
+    random = partial(_random, first, levels, args, device)
+    measure("random weights", "random", _identity(first, first) | {"random": True}, random)
+    if args.encoder is not None:
+        identity = {"data": first.config["data"], "weights": _file_identity(args.encoder_weights)}
+        measure(f"{args.encoder}, ImageNet", "encoder", identity, partial(_encoder, first, args, device))
+    gallery = _gallery_images(labeled_images(first, first, "val"), args, output)
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
     minutes = (time.monotonic() - start) / 60
-    return probe_record(found, shown, given, first.data_name, command, configs, facts(accelerator), minutes)
+    return probe_record(results, gallery, args, first.data_name, command, configs, facts(accelerator), minutes)
 
 
-class _Subject:
-    """A network, the images it is probed on, and its own segmentation head where it has one."""
+class _Network:
+    """A network, the images it is probed on, and its segmentation head if it has one."""
 
-    def __init__(self, features: Features, run: Run, first: Run, head: UNet | None = None) -> None:
-        self.features, self.head = features, head
-        self.train, self.val = labelled(run, first, "train"), labelled(run, first, "val")
+    def __init__(self, features: Features, run: Run, first: Run, segmenter: UNet | None = None) -> None:
+        self.features, self.segmenter = features, segmenter
+        self.train, self.val = labeled_images(run, first, "train"), labeled_images(run, first, "val")
         self.size = run.config["data"].get("size") or run.config["data"].get("longest_side")
-        self.void = int((run.config.get("segmentation") or {}).get("ignore_index", 255))
+        self.ignore_index = int((run.config.get("segmentation") or {}).get("ignore_index", 255))
 
 
-def _subject(run: Run, first: Run, asked: list, given: argparse.Namespace, device: torch.device) -> _Subject:
-    features = open_features(run, labelled(run, first, "val"), asked, given.seed, device)
-    return _Subject(features, run, first, features.unet if "segmentation" in run.heads else None)
+def _trained(
+    run: Run, first: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device
+) -> _Network:
+    features = open_features(run, labeled_images(run, first, "val"), levels, args.seed, device)
+    return _Network(features, run, first, features.unet if "segmentation" in run.heads else None)
 
 
-def _random(run: Run, asked: list, given: argparse.Namespace, device: torch.device) -> _Subject:
-    """Fresh weights of the first run's config, on clean images."""
-    features = open_features(run, labelled(run, run, "val"), asked, given.seed, device)
-    return _Subject(features.with_random_weights("random weights", given.seed, [None]), run, run)
+def _random(run: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device) -> _Network:
+    """Random weights of the first run's config, on clean images."""
+    features = open_features(run, labeled_images(run, run, "val"), levels, args.seed, device)
+    return _Network(features.with_random_weights("random weights", args.seed, [None]), run, run)
 
 
-def _trunk(first: Run, given: argparse.Namespace, device: torch.device) -> _Subject:
-    return _Subject(TrunkFeatures(given.trunk, given.trunk_weights, given.trunk_side, device), first, first)
+def _encoder(first: Run, args: argparse.Namespace, device: torch.device) -> _Network:
+    features = PretrainedEncoderFeatures(args.encoder, args.encoder_weights, args.encoder_min_size, device)
+    return _Network(features, first, first)
 
 
-def _measure(opened: partial[_Subject], given: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
-    """Train and judge the probes of one network; writes the masks that the gallery shows."""
+def _measure(opener: partial[_Network], args: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
+    """Train and evaluate the probes of one network, and write its masks for the gallery."""
     start = time.monotonic()
-    memory = run_in_subprocess(_memory, opened, given)
-    subject = opened()
-    features, train, val = subject.features, subject.train, subject.val
-    classes, void = len(train.classes), subject.void
-    learned, judged = evenly_spaced_indices(len(train), given.images), evenly_spaced_indices(len(val), given.val_images)
-    recipe = _recipe(given)
-    seen = look_through(features, train, learned, given.batch_size)
-    specs = [Spec(moment, (block,)) for moment, block in seen.scales]
-    probes = train_probes(features, train, learned, specs, seen.scales, classes, recipe, void)
+    memory = run_in_subprocess(_memory, opener, args)
+    network = opener()
+    features, train, val = network.features, network.train, network.val
+    num_classes, ignore_index = len(train.classes), network.ignore_index
+    train_indices, val_indices = (
+        evenly_spaced_indices(len(train), args.num_train_images),
+        evenly_spaced_indices(len(val), args.num_val_images),
+    )
+    training = _training(args)
+    stats = feature_stats(features, train, train_indices, args.batch_size)
+    inputs = [ProbeInput(level, (block,)) for level, block in stats.channels]
 
-    def judge(which: dict[Spec, LinearProbe]) -> dict[Spec, Halves]:
-        return judge_probes(features, val, judged, which, classes, given.batch_size, void)
+    def fit(inputs: list[ProbeInput]) -> tuple[dict[ProbeInput, LinearProbe], dict[ProbeInput, SplitMatrices]]:
+        probes = train_probes(features, train, train_indices, inputs, stats, num_classes, training, ignore_index)
+        return probes, evaluate_probes(features, val, val_indices, probes, num_classes, args.batch_size, ignore_index)
 
-    counts = judge(probes)
-    best = max(specs, key=lambda spec: _chosen_by(counts[spec]))
+    probes, matrices = fit(inputs)
+    best = max(inputs, key=lambda x: _selection_miou(matrices[x]))
     concat = None
-    if given.concat > 1:
-        there = sorted((s for s in specs if s.moment == best.moment), key=lambda s: -_chosen_by(counts[s]))
-        ranked = [block for s in there[: given.concat] for block in s.blocks]
-        joined = Spec(best.moment, tuple(block for m, block in seen.scales if m == best.moment and block in ranked))
-        more = train_probes(features, train, learned, [joined], seen.scales, classes, recipe, void)
-        concat = _told(joined, more[joined], judge(more)[joined])
-    own = None
-    if subject.head is not None:
-        own = [half.matrix.tolist() for half in _own(subject, judged, given.batch_size, classes)]
+    if args.num_concat_blocks > 1:
+        ranked = sorted((x for x in inputs if x.level == best.level), key=lambda x: -_selection_miou(matrices[x]))
+        blocks = {block for x in ranked[: args.num_concat_blocks] for block in x.blocks}
+        joined = ProbeInput(best.level, tuple(b for level, b in stats.channels if level == best.level and b in blocks))
+        joined_probes, joined_matrices = fit([joined])
+        concat = _as_dict(joined, joined_probes[joined], joined_matrices[joined])
+    head = None
+    if network.segmenter is not None:
+        head = [half.matrix.tolist() for half in _evaluate_head(network, val_indices, args.batch_size, num_classes)]
     return {
-        "classes": classes,
-        "probes": [_told(spec, probes[spec], counts[spec]) for spec in specs],
+        "num_classes": num_classes,
+        "probes": [_as_dict(x, probes[x], matrices[x]) for x in inputs],
         "concat": concat,
-        "own": own,
-        "images": len(learned),
-        "judged": len(judged),
-        "as_maps": seen.as_maps,
-        "at_masks": seen.at_masks,
+        "head": head,
+        "num_train_images": len(train_indices),
+        "num_val_images": len(val_indices),
+        "map_bytes": stats.map_bytes,
+        "upsampled_bytes": stats.upsampled_bytes,
         "memory": memory,
         "minutes": (time.monotonic() - start) / 60,
-        "masks": _masks(subject, best, probes[best], judged, given.rows, folder, output),
+        "masks": _write_masks(network, best, probes[best], val_indices, args.num_rows, folder, output),
     }
 
 
-def _memory(opened: partial[_Subject], given: argparse.Namespace) -> int | None:
-    """Bytes at the peak of training all probes, beyond what a new process with the network and the set holds.
+def _memory(opener: partial[_Network], args: argparse.Namespace) -> int | None:
+    """Peak memory of training all probes in bytes, beyond that of a new process with the network and the dataset.
 
-    A few steps: later ones hold no more, and nothing is kept of an image.
+    Measured over a few steps; later steps need no more, as nothing is kept between them.
     """
-    subject = opened()
-    recipe = replace(_recipe(given), steps=MEMORY_STEPS)
-    chosen = evenly_spaced_indices(len(subject.train), min(given.images, MEMORY_STEPS * given.batch_size))
+    network = opener()
+    training = replace(_training(args), steps=MEMORY_STEPS)
+    indices = evenly_spaced_indices(len(network.train), min(args.num_train_images, MEMORY_STEPS * args.batch_size))
 
-    def stream() -> None:
-        seen = look_through(subject.features, subject.train, chosen, given.batch_size)
-        specs = [Spec(moment, (block,)) for moment, block in seen.scales]
-        classes = len(subject.train.classes)
-        train_probes(subject.features, subject.train, chosen, specs, seen.scales, classes, recipe, subject.void)
+    def work() -> None:
+        stats = feature_stats(network.features, network.train, indices, args.batch_size)
+        inputs = [ProbeInput(level, (block,)) for level, block in stats.channels]
+        num_classes = len(network.train.classes)
+        train_probes(
+            network.features, network.train, indices, inputs, stats, num_classes, training, network.ignore_index
+        )
 
-    device = next(subject.features.network.parameters()).device
-    return peak_working_memory(lambda: stream, device, rounds=1)
-
-
-def _recipe(given: argparse.Namespace) -> Recipe:
-    return Recipe(given.steps, given.batch_size, given.lr, given.weight_decay, given.seed)
+    device = next(network.features.network.parameters()).device
+    return peak_working_memory(lambda: work, device, rounds=1)
 
 
-def _told(spec: Spec, probe: LinearProbe, counts: Halves) -> dict[str, Any]:
-    matrices = [half.matrix.tolist() for half in counts]
-    return {"spec": asdict(spec), "parameters": probe.parameter_count, "matrices": matrices}
+def _training(args: argparse.Namespace) -> ProbeTraining:
+    return ProbeTraining(args.train_steps, args.batch_size, args.lr, args.weight_decay, args.seed)
 
 
-def _chosen_by(counts: Halves) -> float:
-    """The mean IoU that the best probe is chosen by: of the first half, not of the one that it is then told with."""
-    return counts[0].compute()["mean_iou"]
+def _as_dict(probe_input: ProbeInput, probe: LinearProbe, matrices: SplitMatrices) -> dict[str, Any]:
+    return {
+        "input": asdict(probe_input),
+        "parameters": probe.parameter_count,
+        "matrices": [half.matrix.tolist() for half in matrices],
+    }
+
+
+def _selection_miou(matrices: SplitMatrices) -> float:
+    """mIoU on the half of the validation images that probes are selected on."""
+    return matrices[0].compute()["mean_iou"]
 
 
 @torch.no_grad()
-def _own(subject: _Subject, judged: list[int], batch_size: int, classes: int) -> Halves:
-    """The counts of a network's own segmentation head on the same images."""
-    assert subject.head is not None
-    halves = (ConfusionMatrix(classes, subject.void), ConfusionMatrix(classes, subject.void))
-    logits_of = network_logits(subject.head, subject.size)
-    for places in EvalSampler(len(judged), batch_size):
-        for group in groups(subject.val, judged, places):
-            logits = logits_of(list(group.images))
-            guesses = [
-                resize_logits(one[None], (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0)
-                for one, mask in zip(logits, group.masks, strict=True)
+def _evaluate_head(network: _Network, indices: list[int], batch_size: int, num_classes: int) -> SplitMatrices:
+    """Confusion matrices of a network's own segmentation head on the same images."""
+    assert network.segmenter is not None
+    matrices = split_matrices(num_classes, network.ignore_index)
+    logits_of = network_logits(network.segmenter, network.size)
+    for positions in EvalSampler(len(indices), batch_size):
+        for group in groups_by_size(network.val, indices, positions):
+            predictions = [
+                resize_logits(logits[None], (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0)
+                for logits, mask in zip(logits_of(list(group.images)), group.masks, strict=True)
             ]
-            count_halves(halves, group, guesses)
-    return halves
+            update_split(matrices, group, predictions)
+    return matrices
 
 
-def _shown(judged: list[int], rows: int) -> list[int]:
-    """Places of the images that are shown: of the half that probes are told with."""
-    return [1 + 2 * place for place in evenly_spaced_indices(len(judged) // 2, rows)]
+def _gallery_positions(indices: list[int], num_rows: int) -> list[int]:
+    """Positions of the images in the gallery, from the half that probes are tested on."""
+    return [1 + 2 * position for position in evenly_spaced_indices(len(indices) // 2, num_rows)]
 
 
 @torch.no_grad()
-def _masks(
-    subject: _Subject, best: Spec, probe: LinearProbe, judged: list[int], rows: int, folder: Path, output: Path
+def _write_masks(
+    network: _Network,
+    probe_input: ProbeInput,
+    probe: LinearProbe,
+    indices: list[int],
+    num_rows: int,
+    folder: Path,
+    output: Path,
 ) -> list[str]:
-    """What the best probe makes of the shown images, as files relative to `output`."""
+    """Write the best probe's masks of the gallery's images; their files relative to `output`."""
     files = []
-    for row, place in enumerate(_shown(judged, rows)):
-        for group in groups(subject.val, judged, [place]):
-            maps = subject.features(group.images, group.names, best.moment)
-            mask = label(probe, best, maps, group.masks)[0]
-            files.append(_image(colorize(mask, subject.val.palette, subject.void), folder / f"mask{row}.png", output))
+    for row, position in enumerate(_gallery_positions(indices, num_rows)):
+        for group in groups_by_size(network.val, indices, [position]):
+            maps = network.features(group.images, group.names, probe_input.level)
+            mask = predict(probe, probe_input, maps, group.masks)[0]
+            pixels = colorize(mask, network.val.palette, network.ignore_index)
+            files.append(_write_image(pixels, folder / f"mask{row}.png", output))
     return files
 
 
-def _images(val: ImageDataset, given: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """The shown images and their truth as files, and the classes that masks of this set may show."""
-    judged = evenly_spaced_indices(len(val), given.val_images)
+def _gallery_images(val: ImageDataset, args: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """Write the gallery's images and ground truth; its rows and the legend of all classes."""
+    indices = evenly_spaced_indices(len(val), args.num_val_images)
     rows = []
-    for row, place in enumerate(_shown(judged, given.rows)):
-        item = val[judged[place]]
-        image = _image(as_array(item["image"]), output / "images" / f"image{row}.png", output)
-        truth = _image(colorize(item["mask"], val.palette), output / "images" / f"truth{row}.png", output)
-        rows.append((str(item["name"]), [image, truth]))
-    legend = [
-        (name, "#{:02x}{:02x}{:02x}".format(*colour)) for name, colour in zip(val.classes, val.palette, strict=False)
-    ]
+    for row, position in enumerate(_gallery_positions(indices, args.num_rows)):
+        item = val[indices[position]]
+        image = _write_image(as_array(item["image"]), output / "images" / f"image{row}.png", output)
+        mask = _write_image(colorize(item["mask"], val.palette), output / "images" / f"mask{row}.png", output)
+        rows.append((str(item["name"]), [image, mask]))
+    legend = [(name, hex_color(color)) for name, color in zip(val.classes, val.palette, strict=False)]
     return {"rows": rows, "legend": legend}
 
 
-def _image(pixels: Any, file: Path, output: Path) -> str:
+def _write_image(pixels: Any, file: Path, output: Path) -> str:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(file)
     return str(file.relative_to(output))
 
 
 def _identity(run: Run, first: Run) -> dict[str, Any]:
-    """What the figures of a run depend on beside the options."""
+    """What a run's results depend on in addition to the options."""
     assert run.model is not None
     return {"network": fingerprint(run.model / "unet"), "data": [run.config["data"], first.config["data"]]}
 
 
-def _file(weights: str) -> Any:
+def _file_identity(weights: str) -> Any:
     path = Path(weights)
     return [weights, path.stat().st_size, path.stat().st_mtime] if path.is_file() else weights

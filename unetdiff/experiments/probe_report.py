@@ -1,106 +1,107 @@
-"""The record of the linear probes: maps, tables, masks, and what was found in sentences."""
+"""The record of the linear probes: heatmaps, tables, masks and findings."""
 
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from unetdiff.experiments.features import Moment, called
+from unetdiff.experiments.features import NoiseLevel, level_name
 from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
-MEGA = 1e6
-Matrices = list[list[list[int]]]
+MEGABYTE = 1e6
+Matrix = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Probed:
-    """The probes of one network, as they are kept."""
+class ProbeResults:
+    """The probes of one network, as they are cached."""
 
     name: str
-    of: str
-    """segmentation, diffusion or joint: what it was trained for; "random" or "trunk"."""
-    classes: int
+    kind: str
+    """Task of the run: segmentation, diffusion or joint; "random", or "encoder"."""
+    num_classes: int
     probes: list[dict[str, Any]]
-    """Each with "spec" (moment, blocks), "parameters" and "matrices", the counts of the two halves."""
+    """Each with "input" (level, blocks), "parameters" and "matrices": the confusion matrices of both halves of the
+    validation images, for selection and for testing."""
     concat: dict[str, Any] | None
-    """The same of the best blocks together."""
-    own: Matrices | None
-    """The counts of its own segmentation head."""
-    images: int
-    judged: int
-    as_maps: int
-    at_masks: int
+    """The probe on the concatenated best blocks."""
+    head: list[Matrix] | None
+    """The confusion matrices of the network's own segmentation head."""
+    num_train_images: int
+    num_val_images: int
+    map_bytes: int
+    upsampled_bytes: int
     memory: int | None
+    """Peak bytes of training."""
     minutes: float
     masks: list[str] = field(default_factory=list)
 
-    def figures(self, matrix: list[list[int]] | list[list[list[int]]], *keys: str) -> list[float]:
-        """Figures of a matrix, or of the sum of several."""
-        counts = ConfusionMatrix(self.classes)
-        counts.matrix = torch.tensor(matrix).reshape(-1, self.classes, self.classes).sum(dim=0)
-        computed = counts.compute()
-        return [computed[key] for key in keys]
+    def metrics(self, matrices: Matrix | list[Matrix], *keys: str) -> list[float]:
+        """Metrics of a confusion matrix, or of the sum of several."""
+        total = ConfusionMatrix(self.num_classes)
+        total.matrix = torch.tensor(matrices).reshape(-1, self.num_classes, self.num_classes).sum(dim=0)
+        values = total.compute()
+        return [values[key] for key in keys]
 
     @property
     def best(self) -> dict[str, Any]:
-        """The probe that is best on the first half of the judged images."""
-        return max(self.probes, key=lambda probe: self.figures(probe["matrices"][0], "mean_iou")[0])
+        """The probe with the highest mIoU on the selection half of the validation images."""
+        return max(self.probes, key=lambda probe: self.metrics(probe["matrices"][0], "mean_iou")[0])
 
-    def told(self, probe: dict[str, Any]) -> tuple[float, float]:
-        """Mean IoU and pixel accuracy of a probe on the second half, which it was not chosen by."""
-        miou, accuracy = self.figures(probe["matrices"][1], "mean_iou", "pixel_accuracy")
+    def test_metrics(self, probe: dict[str, Any]) -> tuple[float, float]:
+        """mIoU and pixel accuracy of a probe on the test half."""
+        miou, accuracy = self.metrics(probe["matrices"][1], "mean_iou", "pixel_accuracy")
         return miou, accuracy
 
     @property
-    def moments(self) -> list[Moment]:
-        return list(dict.fromkeys(probe["spec"]["moment"] for probe in self.probes))
+    def noise_levels(self) -> list[NoiseLevel]:
+        return list(dict.fromkeys(probe["input"]["level"] for probe in self.probes))
 
     @property
     def blocks(self) -> list[str]:
-        return list(dict.fromkeys(probe["spec"]["blocks"][0] for probe in self.probes))
+        return list(dict.fromkeys(probe["input"]["blocks"][0] for probe in self.probes))
 
-    def map(self) -> list[list[float | None]]:
-        """Mean IoU on all judged images, by block, then by moment."""
-        there = {
-            (p["spec"]["blocks"][0], p["spec"]["moment"]): self.figures(p["matrices"], "mean_iou")[0]
+    def miou_map(self) -> list[list[float | None]]:
+        """mIoU on all validation images, by block, then by noise level."""
+        miou = {
+            (p["input"]["blocks"][0], p["input"]["level"]): self.metrics(p["matrices"], "mean_iou")[0]
             for p in self.probes
         }
-        return [[there[block, moment] for moment in self.moments] for block in self.blocks]
+        return [[miou[block, level] for level in self.noise_levels] for block in self.blocks]
 
 
 def probe_record(
-    found: list[Probed],
-    shown: dict[str, Any],
-    given: argparse.Namespace,
+    results: list[ProbeResults],
+    gallery: dict[str, Any],
+    args: argparse.Namespace,
     set_name: str,
     command: str,
     configs: dict[str, str],
     machine: dict[str, Any],
     minutes: float,
 ) -> Record:
-    """All of it; `shown` has the gallery's first columns and its legend."""
-    parts: list[Subset] = [_best_table(found)]
-    parts += [_heatmap(one) for one in found if len(one.moments) > 1]
-    parts += _clean_maps([one for one in found if len(one.moments) == 1])
-    columns = ["image", "truth", *(f"{one.name}: {_where(one.best)}" for one in found)]
-    rows = [(name, [*files, *(one.masks[i] for one in found)]) for i, (name, files) in enumerate(shown["rows"])]
-    parts.append(Gallery("Masks by the best linear probe of each network", columns, rows, legend=shown["legend"]))
-    parts.append(_cost_table(found))
+    """The record; `gallery` holds the images and ground truth of its rows, and the legend."""
+    parts: list[Subset] = [_best_table(results)]
+    parts += [_heatmap(one) for one in results if len(one.noise_levels) > 1]
+    parts += _clean_heatmaps([one for one in results if len(one.noise_levels) == 1])
+    columns = ["image", "ground truth", *(f"{one.name}: {_location(one.best)}" for one in results)]
+    rows = [(name, [*files, *(one.masks[i] for one in results)]) for i, (name, files) in enumerate(gallery["rows"])]
+    parts.append(Gallery("Masks of the best linear probe of each network", columns, rows, legend=gallery["legend"]))
+    parts.append(_cost_table(results))
     return Record(
         name="probe",
-        title="What frozen features know: linear probes",
-        question="Which block, at which timestep, lets a linear classifier tell the class of each pixel?",
-        findings=_findings(found),
+        title="Linear probes of frozen features",
+        question="Which block, at which timestep, is most informative for a linear pixel classifier?",
+        findings=_findings(results),
         parts=parts,
-        method=_method(found, given),
+        method=_method(results, args),
         source='Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion Models"',
         command=command,
-        seeds=[given.seed],
+        seeds=[args.seed],
         set_name=set_name,
         configs=configs,
         machine=machine,
@@ -108,157 +109,145 @@ def probe_record(
     )
 
 
-def _where(probe: dict[str, Any]) -> str:
-    """ "decoder 16x16 at t = 150", or "on clean images"."""
-    spec = probe["spec"]
-    at = "on clean images" if spec["moment"] is None else f"at t = {spec['moment']}"
-    return f"{' + '.join(spec['blocks'])} {at}"
+def _location(probe: dict[str, Any]) -> str:
+    """ "decoder 16x16 at t = 150", or "decoder 16x16 on clean images"."""
+    level = probe["input"]["level"]
+    at = "on clean images" if level is None else f"at t = {level}"
+    return f"{' + '.join(probe['input']['blocks'])} {at}"
 
 
-def _best_table(found: list[Probed]) -> Table:
+def _best_table(results: list[ProbeResults]) -> Table:
     rows: list[tuple[str, list[Value]]] = []
-    for one in found:
-        kinds = [("best probe", one.best), *([("blocks together", one.concat)] if one.concat else [])]
-        for what, probe in kinds:
-            miou, accuracy = one.told(probe)
+    for one in results:
+        kinds = [("best probe", one.best), *([("concatenated blocks", one.concat)] if one.concat else [])]
+        for kind, probe in kinds:
+            miou, accuracy = one.test_metrics(probe)
             values = [Value(miou), Value(accuracy), Value(probe["parameters"])]
-            rows.append((f"{one.name}, {what}: {_where(probe)}", values))
-        if one.own is not None:
-            miou, accuracy = one.figures(one.own[1], "mean_iou", "pixel_accuracy")
-            rows.append((f"{one.name}, its own segmentation head", [Value(miou), Value(accuracy), Value(None)]))
+            rows.append((f"{one.name}, {kind}: {_location(probe)}", values))
+        if one.head is not None:
+            miou, accuracy = one.metrics(one.head[1], "mean_iou", "pixel_accuracy")
+            rows.append((f"{one.name}, trained segmentation head", [Value(miou), Value(accuracy), Value(None)]))
     columns = [
         Column("mIoU", "higher", "share"),
         Column("pixel accuracy", "higher", "share"),
-        Column("parameters of the probe", "neither", "count"),
+        Column("probe parameters", "neither", "count"),
     ]
     note = (
-        "Chosen by one half of the validation images, told with the other half, so that a network of many probes has "
-        "no head start. A network's own head was trained on all its labelled images, with the network."
+        "Probes are selected on one half of the validation images and tested on the other, so that the number of "
+        "probes of a network gives it no advantage. A trained segmentation head saw all labels of its run."
     )
-    return Table("The best linear probe of each network", columns, rows, note)
+    return Table("Best linear probe of each network", columns, rows, note)
 
 
-def _heatmap(one: Probed) -> Heatmap:
+def _heatmap(one: ProbeResults) -> Heatmap:
     return Heatmap(
-        f"mIoU of a linear probe: {one.name}",
+        f"Linear-probe mIoU: {one.name}",
         "block",
         "timestep of the noise in the image",
         one.blocks,
-        [called(moment) for moment in one.moments],
-        one.map(),
+        [level_name(level) for level in one.noise_levels],
+        one.miou_map(),
         better="higher",
-        note=f"On all {one.judged} judged images; more to the right is more noise.",
+        note=f"On all {one.num_val_images} validation images; noise increases to the right.",
     )
 
 
-def _clean_maps(found: list[Probed]) -> list[Heatmap]:
-    """Networks of clean images, those of the same blocks beside each other."""
-    by_blocks: dict[tuple[str, ...], list[Probed]] = {}
-    for one in found:
+def _clean_heatmaps(results: list[ProbeResults]) -> list[Heatmap]:
+    """Networks of clean images; those with the same blocks share a heatmap."""
+    by_blocks: dict[tuple[str, ...], list[ProbeResults]] = {}
+    for one in results:
         by_blocks.setdefault(tuple(one.blocks), []).append(one)
-    maps = []
+    heatmaps = []
     for blocks, members in by_blocks.items():
         columns = [one.name for one in members]
-        values = [list(row) for row in zip(*([line[0] for line in one.map()] for one in members), strict=True)]
-        title = f"mIoU of a linear probe on clean images: {', '.join(columns)}"
-        maps.append(Heatmap(title, "block", "network", list(blocks), columns, values, better="higher",
-                            note=f"On all {members[0].judged} judged images."))  # fmt: skip
-    return maps
+        values = [list(row) for row in zip(*([line[0] for line in one.miou_map()] for one in members), strict=True)]
+        title = f"Linear-probe mIoU on clean images: {', '.join(columns)}"
+        heatmaps.append(Heatmap(title, "block", "network", list(blocks), columns, values, better="higher",
+                                note=f"On all {members[0].num_val_images} validation images."))  # fmt: skip
+    return heatmaps
 
 
-def _cost_table(found: list[Probed]) -> Table:
+def _cost_table(results: list[ProbeResults]) -> Table:
     rows = [
         (
             one.name,
             [
                 Value(len(one.probes)),
-                Value(None if one.memory is None else one.memory / MEGA),
-                Value(one.as_maps / MEGA),
-                Value(one.at_masks / MEGA),
+                Value(None if one.memory is None else one.memory / MEGABYTE),
+                Value(one.map_bytes / MEGABYTE),
+                Value(one.upsampled_bytes / MEGABYTE),
                 Value(one.minutes),
             ],
         )
-        for one in found
+        for one in results
     ]
     columns = [
         Column("probes", "neither", "count"),
-        Column("peak memory of training them", "lower", "megabytes", "beyond network and libraries"),
-        Column("the maps, stored", "neither", "megabytes", "float32, of the labelled images"),
-        Column("the same at the masks' size", "neither", "megabytes", "as the published code stores them"),
+        Column("peak training memory", "lower", "megabytes", "excluding network and libraries"),
+        Column("stored maps", "neither", "megabytes", "float32, of all training images"),
+        Column("stored maps, upsampled", "neither", "megabytes", "at the masks' size, as in the published code"),
         Column("time", "lower", "minutes"),
     ]
     note = (
-        f"For {found[0].images} labelled images. The stream holds one batch's maps of one timestep, whatever the "
-        "number of images; what is stored grows with them. The published code asks for 210 GB for 50 images."
+        f"For {results[0].num_train_images} training images. Streaming holds the maps of one batch at one timestep, "
+        "independent of the number of images; stored maps grow with it. The published code needs 210 GB for 50 images."
     )
-    return Table("What it takes", columns, rows, note)
+    return Table("Cost of the probes", columns, rows, note)
 
 
-def _method(found: list[Probed], given: argparse.Namespace) -> list[str]:
+def _method(results: list[ProbeResults], args: argparse.Namespace) -> list[str]:
     return [
-        "A probe is a 1x1 convolution on standardised maps of one block, enlarged bilinearly to the mask: multinomial "
-        "logistic regression. The network is frozen, and a denoiser is told no condition.",
-        f"Probes learn from {found[0].images} labelled training images, not augmented, with masks at the size that "
-        f"the network sees them at, in {given.steps} steps of {given.batch_size} images (AdamW, rate {given.lr:g}, "
-        f"cosine to 0, weight decay {given.weight_decay:g}); they are judged at the masks' own size on "
-        f"{found[0].judged} validation images.",
+        "A probe is a 1x1 convolution on the standardized maps of one block, upsampled bilinearly to the mask: "
+        "multinomial logistic regression. The network is frozen; a denoiser is unconditional.",
+        f"Probes are trained on {results[0].num_train_images} labeled training images without augmentation, with masks "
+        f"at the network's input size, for {args.train_steps} steps of {args.batch_size} images (AdamW, learning rate "
+        f"{args.lr:g}, cosine to 0, weight decay {args.weight_decay:g}), and evaluated at the masks' own size on "
+        f"{results[0].num_val_images} validation images.",
         "An image's noise is a function of its name and the seed: the same at every timestep, in every step, and for "
         "every network of one input size.",
-        "“clean” is an image without noise, as a segmentation head sees it; a denoiser is given it as timestep 0.",
-        "“random weights” is the first run's network before any training, on clean images: what a linear probe finds "
-        "in features that nobody learned.",
-        "Not to be compared with the published figures: those use an ensemble of small non-linear networks on several "
-        "blocks and timesteps at once, on other images. Nor is a segmenter's map a fair rival of a denoiser's: its "
-        "features were learned from masks, the denoiser's without any.",
+        "“clean” is an image without noise, the input of a segmentation head; a denoiser gets it with timestep 0.",
+        "“random weights” is the first run's network at initialization, on clean images: the baseline of a linear "
+        "probe on untrained features.",
+        "Not comparable with the published results, which use an ensemble of small nonlinear networks on several "
+        "blocks and timesteps, on other datasets. A segmenter's features are trained with masks, a denoiser's without.",
     ]
 
 
-def _findings(found: list[Probed]) -> list[str]:
-    floor = next(one for one in found if one.of == "random")
-    floor_miou = floor.told(floor.best)[0]
+def _findings(results: list[ProbeResults]) -> list[str]:
+    baseline = next(one for one in results if one.kind == "random")
+    baseline_miou = baseline.test_metrics(baseline.best)[0]
     lines = []
-    for one in found:
-        if one is floor:
+    for one in results:
+        if one is baseline:
             continue
-        miou = one.told(one.best)[0]
-        text = (
-            f"{one.name}: the best probe reads {_where(one.best)} and reaches mIoU {miou:.3f}, "
-            f"{_difference(miou - floor_miou)} than the best on random weights ({floor_miou:.3f})."
+        miou = one.test_metrics(one.best)[0]
+        line = (
+            f"{one.name}: best probe mIoU {miou:.3f} ({_location(one.best)}), {miou - baseline_miou:+.3f} relative to "
+            f"random weights ({baseline_miou:.3f})."
         )
-        if one.own is not None:
-            own = one.figures(one.own[1], "mean_iou")[0]
-            text += f" Its own segmentation head reaches {own:.3f}."
+        if one.head is not None:
+            line += f" Trained segmentation head: {one.metrics(one.head[1], 'mean_iou')[0]:.3f}."
         if one.concat is not None:
-            together = one.told(one.concat)[0]
-            blocks = len(one.concat["spec"]["blocks"])
-            text += f" {blocks} blocks read together reach {together:.3f}, {_difference(together - miou)} than one."
-        lines.append(text)
-        if len(one.moments) > 1:
+            concat = one.test_metrics(one.concat)[0]
+            line += f" {len(one.concat['input']['blocks'])} concatenated blocks: {concat:.3f} ({concat - miou:+.3f})."
+        lines.append(line)
+        if len(one.noise_levels) > 1:
             lines.append(_by_noise(one))
-    stored = max(found, key=lambda one: one.at_masks)
-    if stored.memory is not None:
+    largest = max(results, key=lambda one: one.upsampled_bytes)
+    if largest.memory is not None:
         lines.append(
-            f"Training the {len(stored.probes)} probes of {stored.name} took {stored.memory / MEGA:,.0f} MB at the "
-            f"peak; storing the features of its {stored.images} labelled images would take "
-            f"{stored.as_maps / MEGA:,.0f} MB as they are and {stored.at_masks / MEGA:,.0f} MB at the masks' size, as "
-            "the published code does."
+            f"Peak memory for training the {len(largest.probes)} probes of {largest.name}: "
+            f"{largest.memory / MEGABYTE:,.0f} MB. Storing the features of its {largest.num_train_images} training "
+            f"images would take {largest.map_bytes / MEGABYTE:,.0f} MB, or {largest.upsampled_bytes / MEGABYTE:,.0f} "
+            "MB upsampled to the masks as in the published code."
         )
     return lines
 
 
-def _by_noise(one: Probed) -> str:
-    """The best block's figure at each timestep, in words."""
-    columns = list(zip(*one.map(), strict=True))
-    told = []
-    for moment, column in zip(one.moments, columns, strict=True):
-        known = [(value, block) for value, block in zip(column, one.blocks, strict=True) if value is not None]
-        value, block = max(known)
-        told.append(f"{called(moment)} {value:.3f} ({block})")
-    return f"{one.name}, best block by timestep, on all judged images: {', '.join(told)}."
-
-
-def _difference(gap: float) -> str:
-    """ "0.012 higher"."""
-    if math.isclose(gap, 0, abs_tol=5e-4):
-        return "no higher"
-    return f"{abs(gap):.3f} {'higher' if gap > 0 else 'lower'}"
+def _by_noise(one: ProbeResults) -> str:
+    """The best block at each noise level."""
+    entries = []
+    for level, column in zip(one.noise_levels, zip(*one.miou_map(), strict=True), strict=True):
+        value, block = max((value, block) for value, block in zip(column, one.blocks, strict=True) if value is not None)
+        entries.append(f"{level_name(level)} {value:.3f} ({block})")
+    return f"{one.name}, mIoU of the best block by timestep, on all validation images: {', '.join(entries)}."

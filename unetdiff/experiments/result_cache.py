@@ -1,4 +1,4 @@
-"""What an experiment measured of one run, kept on disk, so that a second call is quick and a killed one goes on."""
+"""Measured results of an experiment as JSON files, so that a second call is quick and an interrupted one resumes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from unetdiff.files import write_whole
 from unetdiff.training.logger import jsonable
 
 
-def kept(
+def cached_result(
     file: Path,
     settings: dict[str, Any],
     measure: Callable[[], dict[str, Any]],
-    whole: Callable[[dict[str, Any]], bool] = lambda result: True,
+    is_complete: Callable[[dict[str, Any]], bool] = lambda result: True,
 ) -> dict[str, Any]:
-    """The result in a file where it was measured with the same settings, else measured now and written.
+    """The result stored in `file` if its settings are equal, else the result of `measure()`, which is then stored.
 
-    Both are plain values, as JSON has them; figures that are not numbers come back as None. `whole` says whether a
-    result is still to be used: the images that it names may be gone.
+    Settings and results hold JSON values; non-finite numbers become None. `is_complete` rejects a stored result, e.g.
+    because an image that it refers to was deleted.
     """
-    wanted = json.loads(json.dumps(jsonable(settings)))
+    settings = json.loads(json.dumps(jsonable(settings)))
     if file.is_file():
         try:
-            found = json.loads(file.read_text())
+            stored = json.loads(file.read_text())
         except json.JSONDecodeError:
-            found = {}
-        if isinstance(found, dict) and found.get("settings") == wanted and whole(found["result"]):
-            return found["result"]
+            stored = {}
+        if isinstance(stored, dict) and stored.get("settings") == settings and is_complete(stored["result"]):
+            return stored["result"]
     file.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(jsonable(measure())))
-    write_whole(file, json.dumps({"settings": wanted, "result": result}, allow_nan=False) + "\n")
+    write_whole(file, json.dumps({"settings": settings, "result": result}, allow_nan=False) + "\n")
     return result

@@ -1,4 +1,4 @@
-"""Finished runs, as an experiment is given them: several of one set of images, or a denoiser and its segmenter."""
+"""Finished runs as inputs of an experiment: several of one dataset, or a denoiser and its segmenter."""
 
 from __future__ import annotations
 
@@ -19,55 +19,55 @@ from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks import DiffusionTask
 
 
-def given_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs in `paths`, each ended and all of one set.
+def finished_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in `paths`.
 
     Raises:
-        UserError: no run there, one that has not ended, or runs that are judged on different images.
+        UserError: a missing or unfinished run, or runs with different validation images.
     """
     runs = read_runs(paths)
     for run in runs:
         if not run.finished or run.model is None:
-            raise UserError(f"{run.path} holds a run that has not ended; go on with it by --resume, or leave it out")
+            raise UserError(f"{run.path}: the run is not finished. Continue it with --resume or leave it out.")
     groups = by_set(runs)
     if len(groups) > 1:
-        one, other = groups[0][0], groups[1][0]
+        first, other = groups[0][0], groups[1][0]
         raise UserError(
-            f"{one.path} and {other.path} are not judged on the same images ({one.data_name}, {other.data_name}); "
-            "give runs of one set"
+            f"{first.path} and {other.path} have different validation images ({first.data_name}, {other.data_name}). "
+            "Give runs of one dataset."
         )
     return runs
 
 
-def data_of(run: Run) -> DataConfig:
-    """The `data:` section of a run."""
+def data_config(run: Run) -> DataConfig:
+    """The `data` section of a run."""
     return section(DataConfig, run.config.get("data") or {}, "data")
 
 
-def labelled(run: Run, first: Run, split: str) -> ImageDataset:
-    """The same images and masks for every run: those of the first one's split, at the size that `run` sees them at.
+def labeled_images(run: Run, first: Run, split: str) -> ImageDataset:
+    """Images and masks of the first run's split at the input size of `run`, so that all runs see the same images.
 
-    Asked for with an int, they are not augmented, and a mask keeps its own size.
+    With an int as index, images are not augmented and masks keep their own size.
 
     Raises:
-        UserError: a set that is not there or has no masks.
+        UserError: a dataset that is missing or has no masks.
     """
-    own = data_of(run)
-    data = replace(data_of(first), size=own.size, longest_side=own.longest_side)
+    own = data_config(run)
+    data = replace(data_config(first), size=own.size, longest_side=own.longest_side)
     return build_dataset(data, "train" if split == "train" else "val", segmentation=True)
 
 
-def denoiser_of(loaded: LoadedRun, path: Path) -> DiffusionTask:
-    """The diffusion head of a run; UserError where there is none."""
+def diffusion_task(loaded: LoadedRun, path: Path) -> DiffusionTask:
+    """The diffusion head of a run; UserError if it has none."""
     if loaded.diffusion is None:
-        raise UserError(f"RUN: {path} has no diffusion head; give a diffusion or joint run")
+        raise UserError(f"RUN={path}: must have a diffusion head. Give a diffusion or joint run.")
     return loaded.diffusion
 
 
 def open_segmenter(
     path: Path, classes: Sequence[str], loaded: LoadedRun, option: str = "--segmenter"
 ) -> SegmentationPipeline:
-    """A run's segmenter, on the denoiser's device.
+    """The segmenter of a run, on the denoiser's device.
 
     Raises:
         UserError: no segmentation head, or one of other classes.
@@ -77,14 +77,15 @@ def open_segmenter(
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
     if segmenter.classes != list(classes):
-        raise UserError(f"{option}: {path} has other classes than the denoiser's set; give a run of the same set")
+        raise UserError(
+            f"{option}={path}: must have the classes of the denoiser's dataset. Give a run of that dataset."
+        )
     return segmenter.to(loaded.accelerator.device)
 
 
-def no_overrides(overrides: Sequence[str]) -> None:
-    """Refuse (UserError) config overrides where runs are given as they are."""
+def refuse_overrides(overrides: Sequence[str]) -> None:
+    """Refuse config overrides (UserError) in experiments on finished runs."""
     if overrides:
         raise UserError(
-            f"{overrides[0]}: this experiment trains nothing from a config, it takes runs as they were trained; leave "
-            "it out"
+            f"{overrides[0]}: config keys do not apply to this experiment, which reads finished runs. Remove it."
         )

@@ -1,4 +1,4 @@
-"""What experiments share: the configs of their runs, training them once, and reading what they left."""
+"""Training runs of an experiment: their configs, training them once, and reading their metrics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from unetdiff.config.reading import override, parse
 from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
 from unetdiff.config.validation.run import validate
 from unetdiff.config.validation.training import validate_length
@@ -25,33 +26,33 @@ from unetdiff.reports.record import Line, Value
 from unetdiff.reports.runs import Run, read_run
 from unetdiff.training.run_cache import train_once
 
-MACHINE = ("device", "processes", "threads", "precision", "versions")
-"""What summary.json says of the machine."""
+MACHINE_KEYS = ("device", "processes", "threads", "precision", "versions")
+"""Entries of summary.json that describe the machine."""
 
 
 # ---------------------------------------------------------------------------------------------- configs
 
 
 def base_config(path: Path | None, overrides: Sequence[str], default: RunConfig) -> RunConfig:
-    """The config whose sections all runs of an experiment share; what it trains is up to `variant`.
+    """The config that all runs of an experiment share; `variant` sets the task.
 
     Args:
         path: a YAML file of any task; None: `default`.
-        overrides: words of the command line, `--key value`, over either.
-        default: what is trained without a file.
+        overrides: `--key value` words of the command line, applied to either.
+        default: the config without a file.
 
     Raises:
-        UserError: a file, key or value that is not right.
+        UserError: an invalid file, key or value.
     """
     return override(default, overrides) if path is None else parse(path, overrides)
 
 
 def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
-    """A run of its own: `base` with another task, folder and some keys, as in {"training.seed": 1}; refused where it
-    cannot be trained.
+    """A validated copy of `base` with another task, output folder and some keys, e.g. {"training.seed": 1}.
 
     Raises:
-        UserError: an impossible combination.
+        UserError: contradicting keys.
+        KeyError: an unknown key in `changes`.
     """
     config = deepcopy(base)
     config.task = task
@@ -67,12 +68,14 @@ def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any
     return config
 
 
-def one_backbone(base: RunConfig) -> RunConfig:
-    """`base` with a backbone that is the same under either head: what follows from a diffusion head (a time embedding,
-    norms that do not mix a batch) is said outright, so that a segmenter alone has it too.
+def with_shared_backbone(base: RunConfig) -> RunConfig:
+    """`base` with a backbone that is identical under either head.
+
+    Defaults that follow from a diffusion head (time embedding, batch-independent normalization) are made explicit, so
+    that a run with the segmentation head alone has them as well.
 
     Raises:
-        UserError: a network that cannot have a diffusion head.
+        UserError: the network does not support a diffusion head.
     """
     heads = HeadsConfig(SegmentationHeadConfig(), DiffusionHeadConfig())
     try:
@@ -82,39 +85,49 @@ def one_backbone(base: RunConfig) -> RunConfig:
     return replace(base, model=replace(model, heads=base.model.heads))
 
 
-def steps_of(config: RunConfig) -> int:
-    """Optimizer steps of a run, from epochs where it says those.
+def num_train_steps(config: RunConfig) -> int:
+    """Optimizer steps of a run, converted from epochs if necessary.
 
     Raises:
-        UserError: it says neither, or both.
+        UserError: neither or both of steps and epochs are set.
     """
-    settings = config.training
+    training = config.training
     validate_length(config)
-    if settings.steps is not None:
-        return settings.steps
-    images = len(build_dataset(config.data, "train", segmentation=config.task != "diffusion"))
-    return max(1, round((settings.epochs or 1) * images / settings.batch_size))
+    if training.steps is not None:
+        return training.steps
+    num_images = len(build_dataset(config.data, "train", segmentation=config.task != "diffusion"))
+    return max(1, round((training.epochs or 1) * num_images / training.batch_size))
+
+
+def seed_list(num_seeds: int, first: int = 0) -> list[int]:
+    """Consecutive seeds.
+
+    Raises:
+        UserError: less than one.
+    """
+    require_at_least("--num_seeds", num_seeds, 1)
+    return list(range(first, first + num_seeds))
 
 
 # ----------------------------------------------------------------------------------------------- training
 
 
 def train_all(configs: Mapping[str, RunConfig], command: str) -> dict[str, Run]:
-    """Train what is missing of several runs, one after the other; every run by its name.
+    """Train several runs one after the other, skipping finished ones; every run by its name.
 
     Raises:
-        UserError: a file that a run needs is not there, or a folder holds a run of another config.
-        TrainingStopped: see `train`.
+        UserError: a missing file, or a folder that holds a run of another config.
+        TrainingStopped: see `unetdiff.training.trainer.train`.
     """
     runs = {}
     for number, (name, config) in enumerate(configs.items(), start=1):
         tqdm.write(f"{name} ({number} of {len(configs)})")
-        runs[name] = train(name, config, command)
+        runs[name] = train_run(name, config, command)
     return runs
 
 
-def train(name: str, config: RunConfig, command: str) -> Run:
-    """One run, trained as far as it was not; errors as of `train_all`."""
+def train_run(name: str, config: RunConfig, command: str) -> Run:
+    """Train or resume one run, or read it if it has finished; errors as of `train_all`."""
     check_files(config)
     return read_run(train_once(config, command), name)
 
@@ -122,73 +135,68 @@ def train(name: str, config: RunConfig, command: str) -> Run:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def last_weights(run: Run) -> Run:
-    """A finished run, to be judged by the weights that its last validation is of."""
+def with_last_weights(run: Run) -> Run:
+    """A finished run whose `model` is the last checkpoint, the one that its last validation measured."""
     return replace(run, model=run.path / "latest")
 
 
-def last(run: Run, figure: str) -> float:
-    """A figure of a run's last validation ("segmentation/mean_iou"); NaN where there is none.
+def last_metric(run: Run, key: str) -> float:
+    """A metric of a run's last validation, e.g. "segmentation/mean_iou"; NaN where it is missing.
 
-    The last, not the best: choosing among validations would flatter runs that vary more.
+    The last instead of the best: taking the maximum over validations favors runs with a higher variance.
     """
-    value = run.validation[-1].get(figure) if run.validation else None
+    value = run.validation[-1].get(key) if run.validation else None
     return math.nan if value is None else float(value)
 
 
-def over_runs(runs: Sequence[Run], read: Callable[[Run], float]) -> Value:
-    """A figure's mean and spread over runs that differ in their seed."""
-    return Value.of([read(run) for run in runs])
+def aggregate(runs: Sequence[Run], metric: Callable[[Run], float]) -> Value:
+    """Mean and standard deviation of a metric over runs that differ in their seed."""
+    return Value.of([metric(run) for run in runs])
 
 
-def curve(runs: Sequence[Run], name: str, figure: str, across: str) -> Line:
-    """A validation figure against another ("images", "train_minutes"), over runs that differ in their seed.
+def metric_curve(runs: Sequence[Run], name: str, key: str, x_key: str) -> Line:
+    """A validation metric against "images" or "train_minutes", over runs that differ in their seed.
 
-    Validations are matched by their number; x is their mean. Those without the figure are left out.
+    Validations are matched by index and x is averaged over the runs. Validations without the metric are skipped.
     """
     xs, ys = [], []
     for entries in zip(*(run.validation for run in runs), strict=False):
-        there = [entry for entry in entries if entry.get(figure) is not None]
-        if there:
-            xs.append(sum(float(entry[across]) for entry in there) / len(there))
-            ys.append(Value.of([float(entry[figure]) for entry in there]))
+        measured = [entry for entry in entries if entry.get(key) is not None]
+        if measured:
+            xs.append(sum(float(entry[x_key]) for entry in measured) / len(measured))
+            ys.append(Value.of([float(entry[key]) for entry in measured]))
     return Line(name, xs, ys)
 
 
-def machine_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """Device, threads, precision and versions of the first run that tells them."""
-    return next(({key: run.summary[key] for key in MACHINE if key in run.summary} for run in runs if run.finished), {})
+def machine_info(runs: Sequence[Run]) -> dict[str, Any]:
+    """Device, threads, precision and versions of the first finished run."""
+    return next(
+        ({key: run.summary[key] for key in MACHINE_KEYS if key in run.summary} for run in runs if run.finished), {}
+    )
 
 
-def configs_of(runs: Mapping[str, Run]) -> dict[str, str]:
+def yaml_configs(runs: Mapping[str, Run]) -> dict[str, str]:
     """Each run's resolved config as YAML."""
     return {name: yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) for name, run in runs.items()}
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> Value:
-    """By how much runs differ from others of the same seeds: mean and spread of the differences, seed by seed."""
-    return Value.of([a - b for a, b in zip(ours, theirs, strict=True)])
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Value:
+    """Mean and standard deviation of the seed-by-seed differences `values` - `reference`."""
+    return Value.of([a - b for a, b in zip(values, reference, strict=True)])
 
 
-def difference_words(found: Value, digits: int = 3) -> str:
-    """ "0.041 lower, more than its spread over 3 seeds (0.012)"."""
-    if found.mean is None:
-        return "not to be compared"
-    size = f"{abs(found.mean):.{digits}f}"
-    way = "higher" if found.mean > 0 else "lower"
-    what = f"{size} {way}" if float(size) else "the same"
-    if found.spread is None:
-        return f"{what}; with one seed, chance is not ruled out"
-    more = "more than" if abs(found.mean) > found.spread else "within"
-    return f"{what}, {more} the spread of that difference over {found.n} seeds ({found.spread:.{digits}f})"
+def exceeds_std(difference: Value) -> bool:
+    """Whether a difference is larger than its standard deviation over seeds, or is that of a single seed."""
+    if not difference.mean:
+        return False
+    return difference.spread is None or abs(difference.mean) > difference.spread
 
 
-def seeds_of(count: int, first: int = 0) -> list[int]:
-    """So many seeds.
-
-    Raises:
-        UserError: less than one.
-    """
-    if count < 1:
-        raise UserError(f"--seeds: {count} is too small; use 1 or more")
-    return list(range(first, first + count))
+def format_difference(difference: Value, digits: int = 3) -> str:
+    """ "-0.041 ± 0.012, 3 paired seeds"."""
+    if difference.mean is None:
+        return "not comparable"
+    mean = f"{difference.mean:+.{digits}f}"
+    if difference.spread is None:
+        return f"{mean}, 1 seed"
+    return f"{mean} ± {difference.spread:.{digits}f}, {difference.n} paired seeds"

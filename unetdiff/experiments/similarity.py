@@ -1,10 +1,9 @@
-"""Are two networks alike inside, layer by layer?
+"""Layer-wise representation similarity of networks.
 
-Linear CKA (Kornblith et al. 2019; `cka`) of every layer of one run with every layer of another, on the same
-validation images; a denoiser sees them noised at each timestep, with the same noise in every network, a segmenter
-clean. A layer's map is averaged over the cells of a common grid, and each cell of each image is an example. Beside
-it the floor: the same layers against a network of the same config with random weights, since layers of one place in a
-network are alike before anything is learned.
+Linear CKA (Kornblith et al. 2019; `cka`) between every pair of layers of two runs on the same validation images. A
+denoiser sees them noised at each timestep, with the same noise in every network; a segmenter sees them clean. Maps are
+averaged over the cells of a common grid, and each cell of each image is an example. The baseline is the similarity of
+each network with a randomly initialized one of the same config: layers at the same depth are similar before training.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from tqdm import tqdm
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
-from unetdiff.errors import config_error
-from unetdiff.experiments.cka import CKA, FEWEST, examples
-from unetdiff.experiments.features import Features, Moment, moments, open_features
-from unetdiff.experiments.probing import groups
-from unetdiff.experiments.result_cache import kept
-from unetdiff.experiments.run_inputs import given_runs, labelled, no_overrides
-from unetdiff.experiments.similarity_report import Compared, similarity_record
+from unetdiff.errors import UserError
+from unetdiff.experiments.cka import CKA, MIN_EXAMPLES, grid_examples
+from unetdiff.experiments.features import Features, NoiseLevel, open_features, parse_noise_levels
+from unetdiff.experiments.linear_probes import groups_by_size
+from unetdiff.experiments.result_cache import cached_result
+from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
+from unetdiff.experiments.similarity_report import SimilarityResults, similarity_record
 from unetdiff.models.loading import fingerprint
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
@@ -39,86 +38,95 @@ TIMESTEPS = ("clean", "50", "250", "500", "750")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `unetdiff experiment similarity` takes."""
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two or more finished runs of one set")
+    """Options of `unetdiff experiment similarity`."""
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="two or more finished runs on one dataset")
     parser.add_argument("--timesteps", nargs="+", default=list(TIMESTEPS), metavar="T",
-                        help="noise in a denoiser's images: timesteps, or clean")  # fmt: skip
-    parser.add_argument("--images", type=int, default=480, help="validation images, at most")
-    parser.add_argument("--batch_size", type=int, default=32, help="images that are compared with each other at once")
-    parser.add_argument("--grid", type=int, default=4, help="cells a side that each map is averaged to")
-    parser.add_argument("--seed", type=int, default=0, help="of noise and random weights")
+                        help="noise levels for denoisers: timesteps, or clean")  # fmt: skip
+    parser.add_argument("--num_val_images", type=int, default=480, help="maximum number of validation images")
+    parser.add_argument("--batch_size", type=int, default=32, help="images per batch of the CKA estimate")
+    parser.add_argument("--grid_size", type=int, default=4, help="maps are averaged to grid_size x grid_size cells")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and random weights")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
-    """Compare every two of the runs; what was measured before is kept."""
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Compare every pair of runs; measured results are cached."""
     start = time.monotonic()
-    no_overrides(overrides)
-    for option in ("images", "batch_size", "grid"):
-        require_at_least(f"--{option}", getattr(given, option), 1)
-    asked = moments(given.timesteps)
-    runs = given_runs(given.runs)
+    refuse_overrides(overrides)
+    for option in ("num_val_images", "batch_size", "grid_size"):
+        require_at_least(f"--{option}", getattr(args, option), 1)
+    levels = parse_noise_levels(args.timesteps)
+    runs = finished_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
-    common = {k: v for k, v in vars(given).items() if k not in ("runs", "output")} | {"timesteps": asked}
+    settings = {k: v for k, v in vars(args).items() if k not in ("runs", "output")} | {"timesteps": levels}
     networks = [[one.name, fingerprint(one.model / "unet"), one.config["data"]] for one in runs if one.model]
-    result = kept(
+    result = cached_result(
         output / "similarity.json",
-        common | {"networks": networks},
-        lambda: _measure(runs, asked, given, accelerator.device),
+        settings | {"networks": networks},
+        lambda: _measure(runs, levels, args, accelerator.device),
     )
-    compared = Compared(**result)
+    results = SimilarityResults(**result)
     minutes = (time.monotonic() - start) / 60
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
-    return similarity_record(compared, given, runs[0].data_name, command, configs, facts(accelerator), minutes)
+    return similarity_record(results, args, runs[0].data_name, command, configs, facts(accelerator), minutes)
 
 
 def _measure(
-    runs: Sequence[Run], asked: list[Moment], given: argparse.Namespace, device: torch.device
+    runs: Sequence[Run], levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """CKA of every two layers of all networks, trained and random, at every moment."""
-    sets = [labelled(one, runs[0], "val") for one in runs]
-    trained = [open_features(one, val, asked, given.seed, device) for one, val in zip(runs, sets, strict=True)]
-    fresh = [one.with_random_weights(f"{one.name}, random weights", given.seed) for one in trained]
-    noised = any(one.diffusion is not None for one in trained)
-    at = asked if noised else [None]
-    chosen, batch_size = _chosen(len(sets[0]), given)
-    tables = {moment: CKA() for moment in at}
+    """CKA of every pair of layers of all networks, trained and random, at every noise level."""
+    datasets = [labeled_images(one, runs[0], "val") for one in runs]
+    trained = [open_features(one, val, levels, args.seed, device) for one, val in zip(runs, datasets, strict=True)]
+    random = [one.with_random_weights(f"{one.name}, random weights", args.seed) for one in trained]
+    if all(one.diffusion is None for one in trained):
+        levels = [None]
+    indices, batch_size = _batches(len(datasets[0]), args)
+    cka = {level: CKA() for level in levels}
     blocks: list[list[str]] = []
-    order = EvalSampler(len(chosen), batch_size)
-    for places in tqdm(order, desc=f"{len(runs)} networks", unit="batch", disable=None):
-        for moment in at:
-            maps = [_examples(f, s, chosen, places, moment, given.grid)
-                    for f, s in zip(chain(trained, fresh), chain(sets, sets), strict=True)]  # fmt: skip
-            blocks = [list(one) for one in maps]
-            tables[moment].update([layer for one in maps for layer in one.values()])
+    sampler = EvalSampler(len(indices), batch_size)
+    for positions in tqdm(sampler, desc=f"{len(runs)} networks", unit="batch", disable=None):
+        for level in levels:
+            networks = zip(chain(trained, random), chain(datasets, datasets), strict=True)
+            layers = [_examples(f, d, indices, positions, level, args.grid_size) for f, d in networks]
+            blocks = [list(one) for one in layers]
+            cka[level].update([examples for one in layers for examples in one.values()])
     return {
         "names": [one.name for one in trained],
         "noised": [one.diffusion is not None for one in trained],
         "blocks": blocks[: len(runs)],
-        "moments": at,
-        "tables": [tables[moment].compute().tolist() for moment in at],
-        "images": len(chosen),
+        "noise_levels": levels,
+        "matrices": [cka[level].compute().tolist() for level in levels],
+        "num_images": len(indices),
         "batch_size": batch_size,
     }
 
 
-def _chosen(length: int, given: argparse.Namespace) -> tuple[list[int], int]:
-    """Evenly spread images, in whole batches: every batch counts alike in the mean."""
-    count = min(length, given.images)
-    batch_size = min(given.batch_size, count)
-    if batch_size * given.grid**2 < FEWEST:
-        constraint = f"at least {-(-FEWEST // given.grid**2)} with --grid={given.grid}"
-        raise config_error("--batch_size", batch_size, constraint, f"CKA needs {FEWEST} examples per batch.")
+def _batches(length: int, args: argparse.Namespace) -> tuple[list[int], int]:
+    """Evenly spaced image indices in full batches, which have equal weight in the mean; and the batch size."""
+    count = min(length, args.num_val_images)
+    batch_size = min(args.batch_size, count)
+    num_examples = batch_size * args.grid_size**2
+    if num_examples < MIN_EXAMPLES:
+        raise UserError(
+            f"--batch_size={batch_size}: batch_size * grid_size² must be at least {MIN_EXAMPLES} (got {num_examples}). "
+            "Increase --batch_size or --grid_size."
+        )
     return evenly_spaced_indices(length, count // batch_size * batch_size), batch_size
 
 
 def _examples(
-    features: Features, images: ImageDataset, chosen: list[int], places: list[int], moment: Moment, grid: int
+    features: Features,
+    images: ImageDataset,
+    indices: list[int],
+    positions: list[int],
+    level: NoiseLevel,
+    grid_size: int,
 ) -> dict[str, torch.Tensor]:
-    """Every layer's examples (images grid^2, C) of some images, in the order of `places`."""
-    found: dict[str, list[tuple[int, torch.Tensor]]] = {}
-    for group in groups(images, chosen, places):
-        seen = moment if moment in features.moments else features.moments[0]
-        for block, maps in features(group.images, group.names, seen).items():
-            cells = examples(maps, grid).chunk(len(group.places))
-            found.setdefault(block, []).extend(zip(group.places, cells, strict=True))
-    return {block: torch.cat([cell for _, cell in sorted(cells, key=lambda c: c[0])]) for block, cells in found.items()}
+    """Every layer's examples (images grid_size^2, C) of some images, in the order of `positions`."""
+    if level not in features.noise_levels:
+        level = features.noise_levels[0]
+    cells: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for group in groups_by_size(images, indices, positions):
+        for block, maps in features(group.images, group.names, level).items():
+            per_image = grid_examples(maps, grid_size).chunk(len(group.positions))
+            cells.setdefault(block, []).extend(zip(group.positions, per_image, strict=True))
+    return {block: torch.cat([x for _, x in sorted(pairs, key=lambda pair: pair[0])]) for block, pairs in cells.items()}

@@ -1,4 +1,4 @@
-"""The record of the similarity of networks: maps of layers, the diagonal over layers, and what was found."""
+"""The record of the similarity of networks: CKA heatmaps, charts over depth, and findings."""
 
 from __future__ import annotations
 
@@ -8,86 +8,89 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from unetdiff.experiments.features import Moment, called
+from unetdiff.experiments.features import NoiseLevel, level_name
 from unetdiff.reports.record import Chart, Column, Heatmap, Line, Record, Subset, Table, Value
 
 Matrix = list[list[float | None]]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """CKA of every two layers of some networks, and of each one's random twin, as it is kept."""
+class SimilarityResults:
+    """CKA of every pair of layers of some networks and their randomly initialized counterparts, as it is cached."""
 
     names: list[str]
     noised: list[bool]
-    """Whether each network is shown noised images."""
+    """Whether each network sees noised images."""
     blocks: list[list[str]]
-    """Each network's layers; its twin has the same."""
-    moments: list[Moment]
-    tables: list[Matrix]
-    """One for each moment, over the layers of all networks, then of all twins."""
-    images: int
+    """Layers of each network, which are those of its counterpart."""
+    noise_levels: list[NoiseLevel]
+    matrices: list[Matrix]
+    """One per noise level, over the layers of all networks, then of all counterparts."""
+    num_images: int
     batch_size: int
 
-    def between(self, moment: int, one: int, other: int) -> Matrix:
-        """Layers of one network by layers of another, at the moment of that index; twins come after all networks."""
+    def between(self, level: int, first: int, second: int) -> Matrix:
+        """Layers of one network (rows) by layers of another (columns).
+
+        level: index of the noise level. first, second: network indices; counterparts follow after all networks.
+        """
         sizes = [len(blocks) for blocks in self.blocks] * 2
         starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        rows = self.tables[moment][starts[one] : starts[one] + sizes[one]]
-        return [row[starts[other] : starts[other] + sizes[other]] for row in rows]
+        rows = self.matrices[level][starts[first] : starts[first] + sizes[first]]
+        return [row[starts[second] : starts[second] + sizes[second]] for row in rows]
 
-    def shared(self, one: int, other: int) -> list[str]:
-        """Layers that both have, in order."""
-        return [block for block in self.blocks[one] if block in self.blocks[other]]
+    def shared(self, first: int, second: int) -> list[str]:
+        """Layers that both networks have, in order."""
+        return [block for block in self.blocks[first] if block in self.blocks[second]]
 
-    def diagonal(self, moment: int, one: int, other: int) -> list[float]:
-        """CKA of the same layer of both, NaN where there is none."""
+    def diagonal(self, level: int, first: int, second: int) -> list[float]:
+        """CKA of each shared layer; NaN where it is undefined."""
         n = len(self.names)
-        table = self.between(moment, one, other)
-        a, b = self.blocks[one % n], self.blocks[other % n]
-        return [_number(table[a.index(block)][b.index(block)]) for block in self.shared(one % n, other % n)]
+        matrix = self.between(level, first, second)
+        a, b = self.blocks[first % n], self.blocks[second % n]
+        return [_number(matrix[a.index(block)][b.index(block)]) for block in self.shared(first % n, second % n)]
 
-    def floors(self, moment: int, one: int, other: int) -> tuple[list[float], list[float]]:
-        """For each shared layer, the CKA of either network with its own random twin."""
-        n, shared = len(self.names), self.shared(one, other)
-        found = []
-        for which in (one, other):
-            own = dict(zip(self.blocks[which], self.diagonal(moment, which, which + n), strict=True))
-            found.append([own[block] for block in shared])
-        return found[0], found[1]
+    def baselines(self, level: int, first: int, second: int) -> tuple[list[float], list[float]]:
+        """For each shared layer, the CKA of either network with its randomly initialized counterpart."""
+        n, shared = len(self.names), self.shared(first, second)
+        baselines = []
+        for index in (first, second):
+            by_block = dict(zip(self.blocks[index], self.diagonal(level, index, index + n), strict=True))
+            baselines.append([by_block[block] for block in shared])
+        return baselines[0], baselines[1]
 
 
 def similarity_record(
-    compared: Compared,
-    given: argparse.Namespace,
+    results: SimilarityResults,
+    args: argparse.Namespace,
     set_name: str,
     command: str,
     configs: dict[str, str],
     machine: dict[str, Any],
     minutes: float,
 ) -> Record:
-    """All of it."""
+    """The record."""
     parts: list[Subset] = []
     findings: list[str] = []
-    for one, other in combinations(range(len(compared.names)), 2):
-        if compared.shared(one, other):
-            parts += [_chart(compared, one, other), _means(compared, one, other)]
-            findings += _findings(compared, one, other)
+    for first, second in combinations(range(len(results.names)), 2):
+        if results.shared(first, second):
+            parts += [_chart(results, first, second), _mean_table(results, first, second)]
+            findings += _findings(results, first, second)
         else:
-            findings += _without_shared(compared, one, other)
-        parts += [_heatmap(compared, moment, one, other) for moment in range(len(compared.moments))]
-    parts += [_heatmap(compared, 0, one, one) for one in range(len(compared.names))]
+            findings += _findings_without_shared(results, first, second)
+        parts += [_heatmap(results, level, first, second) for level in range(len(results.noise_levels))]
+    parts += [_heatmap(results, 0, index, index) for index in range(len(results.names))]
     return Record(
         name="similarity",
-        title="How alike two networks are inside",
-        question="Which layers of the networks see the same in the same images, and is it more than chance?",
+        title="Representation similarity (linear CKA)",
+        question="Which layers of the networks have similar representations, beyond the similarity to random weights?",
         findings=findings,
         parts=parts,
-        method=_method(compared, given),
+        method=_method(results, args),
         source='Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited"; minibatches: Nguyen '
         'et al. 2021, "Do Wide and Deep Networks Learn the Same Things?"',
         command=command,
-        seeds=[given.seed],
+        seeds=[args.seed],
         set_name=set_name,
         configs=configs,
         machine=machine,
@@ -99,61 +102,63 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _at(compared: Compared, moment: int, *which: int) -> str:
-    """What the networks are shown, in words."""
-    name = called(compared.moments[moment])
-    return f"t = {name}" if name.isdecimal() and any(compared.noised[one] for one in which) else "clean images"
+def _input(results: SimilarityResults, level: int, *networks: int) -> str:
+    """ "t = 50", or "clean images"."""
+    name = level_name(results.noise_levels[level])
+    return f"t = {name}" if name.isdecimal() and any(results.noised[index] for index in networks) else "clean images"
 
 
-def _chart(compared: Compared, one: int, other: int) -> Chart:
-    shared = compared.shared(one, other)
+def _on_input(results: SimilarityResults, level: int, *networks: int) -> str:
+    """ "at t = 50", or "on clean images"."""
+    text = _input(results, level, *networks)
+    return f"at {text}" if text.startswith("t =") else f"on {text}"
+
+
+def _chart(results: SimilarityResults, first: int, second: int) -> Chart:
+    shared = results.shared(first, second)
     x = [float(index + 1) for index in range(len(shared))]
     lines = [
-        Line(_at(compared, moment, one, other), x, [Value.of([v]) for v in compared.diagonal(moment, one, other)])
-        for moment in range(len(compared.moments))
+        Line(_input(results, level, first, second), x, [Value.of([v]) for v in results.diagonal(level, first, second)])
+        for level in range(len(results.noise_levels))
     ]
-    floors = [compared.floors(moment, one, other) for moment in range(len(compared.moments))]
-    for which, index in ((one, 0), (other, 1)):
-        highest = [max(column) for column in zip(*(both[index] for both in floors), strict=True)]
-        name = f"{compared.names[which]} and random weights, the highest"
+    baselines = [results.baselines(level, first, second) for level in range(len(results.noise_levels))]
+    for side, index in enumerate((first, second)):
+        highest = [max(column) for column in zip(*(both[side] for both in baselines), strict=True)]
+        name = f"{results.names[index]} and random weights (maximum)"
         lines.append(Line(name, x, [Value.of([value]) for value in highest]))
-    order = ", ".join(f"{index + 1} {block}" for index, block in enumerate(shared))
+    layers = ", ".join(f"{index + 1} {block}" for index, block in enumerate(shared))
     return Chart(
-        f"CKA of the same layer: {compared.names[one]} and {compared.names[other]}",
-        "layer, from the image to the heads",
-        "linear CKA (1: the same up to rotation and scale)",
+        f"CKA of corresponding layers: {results.names[first]} and {results.names[second]}",
+        "layer, from input to output",
+        "linear CKA (1: equal up to rotation and scale)",
         lines,
-        note=f"Layers: {order}. The last two lines are the floors: each network and one of the same config with "
-        "random weights, the highest CKA of the layer at any timestep.",
+        note=f"Layers: {layers}. The last two lines are the baselines: each network and a randomly initialized one of "
+        "the same config, the maximum over timesteps.",
     )
 
 
-def _means(compared: Compared, one: int, other: int) -> Table:
-    n = len(compared.names)
+def _mean_table(results: SimilarityResults, first: int, second: int) -> Table:
+    n = len(results.names)
     rows = []
-    for moment in range(len(compared.moments)):
-        figures = [
-            compared.diagonal(moment, one, other),
-            compared.diagonal(moment, one, one + n),
-            compared.diagonal(moment, other, other + n),
+    for level in range(len(results.noise_levels)):
+        columns = [
+            results.diagonal(level, first, second),
+            results.diagonal(level, first, first + n),
+            results.diagonal(level, second, second + n),
         ]
-        rows.append((_at(compared, moment, one, other), [Value(_mean(values)) for values in figures]))
-    a, b = compared.names[one], compared.names[other]
-    columns = [Column(f"{a} and {b}"), Column(f"{a} and random weights"), Column(f"{b} and random weights")]
-    return Table(f"CKA of the same layer, mean over layers: {a} and {b}", columns, rows)
+        rows.append((_input(results, level, first, second), [Value(_mean(values)) for values in columns]))
+    a, b = results.names[first], results.names[second]
+    headers = [Column(f"{a} and {b}"), Column(f"{a} and random weights"), Column(f"{b} and random weights")]
+    return Table(f"Mean CKA of corresponding layers: {a} and {b}", headers, rows)
 
 
-def _heatmap(compared: Compared, moment: int, one: int, other: int) -> Heatmap:
-    names, at = compared.names, _at(compared, moment, one, other)
-    title = f"CKA of every two layers, {at}: {names[one]} and {names[other]}"
-    note = (
-        "The same network on both sides: what is off the diagonal is how fast its layers change."
-        if one == other
-        else ""
-    )
+def _heatmap(results: SimilarityResults, level: int, first: int, second: int) -> Heatmap:
+    names = results.names
+    title = f"CKA of all pairs of layers, {_input(results, level, first, second)}: {names[first]} and {names[second]}"
+    note = "One network with itself: off-diagonal values show how quickly its layers change." if first == second else ""
     return Heatmap(
-        title, names[one], names[other], compared.blocks[one], compared.blocks[other],
-        compared.between(moment, one, other), note=note,
+        title, names[first], names[second], results.blocks[first], results.blocks[second],
+        results.between(level, first, second), note=note,
     )  # fmt: skip
 
 
@@ -162,91 +167,83 @@ def _mean(values: list[float]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _findings(compared: Compared, one: int, other: int) -> list[str]:
-    pair = f"{compared.names[one]} and {compared.names[other]}"
-    shared = compared.shared(one, other)
-    cells = [
-        _Cell(value, floors, f"{block} {_on(compared, moment, one, other)}")
-        for moment in range(len(compared.moments))
-        for value, floors, block in zip(
-            compared.diagonal(moment, one, other),
-            zip(*compared.floors(moment, one, other), strict=True),
-            shared,
-            strict=True,
-        )
-        if not any(math.isnan(figure) for figure in (value, *floors))
-    ]
-    if not cells:
-        return [f"{pair}: no layer says anything; CKA is not defined."]
-    a, b = (f"{compared.names[which]} and random weights" for which in (one, other))
-    most, least = max(cells, key=lambda cell: cell.value), min(cells, key=lambda cell: cell.value)
-    above = [sum(cell.value > cell.floors[index] for cell in cells) for index in (0, 1)]
-    means = [
-        f"{_at(compared, moment, one, other)} {_mean(compared.diagonal(moment, one, other)) or math.nan:.2f}"
-        for moment in range(len(compared.moments))
-    ]
-    return [
-        f"{pair} are most alike in {most.place}: CKA {most.value:.2f}, {most.beside(0)} what {a} have there, "
-        f"{most.beside(1)} what {b} have.",
-        f"{pair} are least alike in {least.place}: CKA {least.value:.2f}, {least.beside(0)} what {a} have there, "
-        f"{least.beside(1)} what {b} have.",
-        f"Of {len(cells)} layers of {pair}, each timestep counted, {above[0]} are more alike than {a}, and {above[1]} "
-        f"more than {b}.",
-        f"{pair}: mean CKA over the layers {', '.join(means)}.",
-    ]
-
-
 @dataclass(frozen=True)
 class _Cell:
-    """One layer of two networks at one moment."""
+    """A shared layer of two networks at one noise level."""
 
     value: float
-    floors: tuple[float, float]
-    place: str
+    baselines: tuple[float, float]
+    location: str
 
-    def beside(self, index: int) -> str:
-        gap = self.value - self.floors[index]
-        return f"{abs(gap):.2f} {'above' if gap >= 0 else 'below'}"
+    def text(self, names: tuple[str, str]) -> str:
+        baselines = [f"{self.value - b:+.2f} relative to {name}" for b, name in zip(self.baselines, names, strict=True)]
+        return f"{self.location} (CKA {self.value:.2f}; {', '.join(baselines)})"
 
 
-def _without_shared(compared: Compared, one: int, other: int) -> list[str]:
-    """Networks of different blocks have no diagonal: the nearest layers instead."""
+def _findings(results: SimilarityResults, first: int, second: int) -> list[str]:
+    pair = f"{results.names[first]} and {results.names[second]}"
+    levels = range(len(results.noise_levels))
     cells = [
-        (value, a, b, _on(compared, moment, one, other))
-        for moment in range(len(compared.moments))
-        for a, row in zip(compared.blocks[one], compared.between(moment, one, other), strict=True)
-        for b, value in zip(compared.blocks[other], row, strict=True)
+        _Cell(value, baselines, f"{block} {_on_input(results, level, first, second)}")
+        for level in levels
+        for value, baselines, block in zip(
+            results.diagonal(level, first, second),
+            zip(*results.baselines(level, first, second), strict=True),
+            results.shared(first, second),
+            strict=True,
+        )
+        if not any(math.isnan(number) for number in (value, *baselines))
+    ]
+    if not cells:
+        return [f"{pair}: CKA is undefined, as all layers are constant over the images."]
+    names = (
+        f"{results.names[first]} and random weights",
+        f"{results.names[second]} and random weights",
+    )
+    highest, lowest = max(cells, key=lambda cell: cell.value), min(cells, key=lambda cell: cell.value)
+    above = [sum(cell.value > cell.baselines[side] for cell in cells) for side in (0, 1)]
+    means = [
+        f"{_mean(results.diagonal(level, first, second)) or math.nan:.2f} {_on_input(results, level, first, second)}"
+        for level in levels
+    ]
+    return [
+        f"{pair} are most similar in {highest.text(names)}.",
+        f"{pair} are least similar in {lowest.text(names)}.",
+        f"{pair}: CKA exceeds that of {names[0]} in {above[0]} of {len(cells)} layers (counted per timestep), and that "
+        f"of {names[1]} in {above[1]}.",
+        f"{pair}: mean CKA over layers {', '.join(means)}.",
+    ]
+
+
+def _findings_without_shared(results: SimilarityResults, first: int, second: int) -> list[str]:
+    """Networks without corresponding layers: the most similar pair of layers."""
+    cells = [
+        (value, a, b, _on_input(results, level, first, second))
+        for level in range(len(results.noise_levels))
+        for a, row in zip(results.blocks[first], results.between(level, first, second), strict=True)
+        for b, value in zip(results.blocks[second], row, strict=True)
         if value is not None
     ]
-    pair = f"{compared.names[one]} and {compared.names[other]}"
+    pair = f"{results.names[first]} and {results.names[second]}"
     if not cells:
-        return [f"{pair}: no layer says anything; CKA is not defined."]
+        return [f"{pair}: CKA is undefined, as all layers are constant over the images."]
     value, a, b, at = max(cells)
-    return [f"{pair} share no layer; the nearest are {a} and {b} {at}, CKA {value:.2f}."]
+    return [f"{pair} have no corresponding layers; the most similar ones are {a} and {b} {at} (CKA {value:.2f})."]
 
 
-def _on(compared: Compared, moment: int, *which: int) -> str:
-    """The same within a sentence."""
-    at = _at(compared, moment, *which)
-    return f"at {at}" if at.startswith("t =") else f"on {at}"
-
-
-def _method(compared: Compared, given: argparse.Namespace) -> list[str]:
-    cells = given.grid**2
+def _method(results: SimilarityResults, args: argparse.Namespace) -> list[str]:
     return [
-        f"{compared.images} validation images. Each layer's map is averaged over the cells of a {given.grid} x "
-        f"{given.grid} grid, and each cell of each image is an example. A map with fewer cells than that gives a "
-        "cell to several examples, and is compared on less than the others.",
-        f"Unbiased estimate of HSIC on batches of {compared.batch_size} images ({compared.batch_size * cells} "
-        "examples), numerator and denominator averaged over the batches, in float64. Being unbiased, it can fall below "
-        "0 where two layers have nothing in common. Cells of one image are alike; in a batch they are a larger share "
-        "of the pairs than in the whole set, so figures of another batch size or grid are not comparable.",
+        f"{results.num_images} validation images. Each layer's map is averaged over the cells of a {args.grid_size} x "
+        f"{args.grid_size} grid, and each cell of each image is an example. In maps smaller than the grid, several "
+        "examples share a pixel, so these layers are compared on fewer distinct examples.",
+        f"Unbiased HSIC estimate on batches of {results.batch_size} images "
+        f"({results.batch_size * args.grid_size**2} examples), numerator and denominator averaged over batches, in "
+        "float64. An unbiased estimate of unrelated layers can be negative. Cells of one image are correlated and form "
+        "a larger fraction of the pairs in a smaller batch, so other batch or grid sizes are not comparable.",
         "An image's noise is a function of its name and the seed: the same in every network of one input size. A "
-        "denoiser is told no condition; a network that trained no diffusion head is shown clean images at every "
-        "timestep of the other's.",
-        "The floor of a layer is its CKA with the same layer of a network of the same config with random weights (one "
-        "seed) on the same input; a pair has two, one for each network. Where a network is nearer to random weights "
-        "than to the other run, it has kept to what any such network does with the pixels. With itself it is 1 by "
-        "definition.",
-        "CKA says that the same images lie near each other in both layers, not that the layers are of the same use.",
+        "denoiser is unconditional; a network without a trained diffusion head sees clean images at every timestep.",
+        "The baseline of a layer is its CKA with the same layer of a randomly initialized network of the same config "
+        "(one seed) on the same input; a pair has two. A network that is closer to random weights than to the other "
+        "run has kept what any such architecture computes from pixels. CKA of a network with itself is 1.",
+        "A high CKA means that the same images are neighbors in both layers, not that the layers have the same use.",
     ]

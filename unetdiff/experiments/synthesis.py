@@ -1,9 +1,9 @@
-"""Do synthesised images help a segmenter of few labels?
+"""Synthetic training images for a segmenter with few labels.
 
-A denoiser that is told layouts learns from the few labelled images, and draws others for the same layouts, varied. A
-segmenter of the same few images looks for the layout in each; what agrees is kept, and
-segmenters are trained for the same number of steps without and with it. Yang et al. 2023 ("FreeMask") do so with a
-large pretrained denoiser, and leave out single regions, not whole images.
+A layout-conditioned denoiser is trained on the few labeled images and samples new images for augmented layouts. A
+segmenter trained on the same images segments them; images whose segmentation matches the layout are kept, and
+segmenters are trained without and with them for the same number of steps. Yang et al. 2023 ("FreeMask") do so with a
+large pretrained denoiser, and filter regions instead of whole images.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from unetdiff.config.validation.checks import require_at_least, require_fraction
 from unetdiff.data.build import build_dataset
 from unetdiff.data.voc import VOCFolder
 from unetdiff.errors import UserError, config_error
-from unetdiff.experiments.runs import base_config, configs_of, machine_of, seeds_of, train_all, variant
-from unetdiff.experiments.synthesis_report import Added, record_of
+from unetdiff.experiments.runs import base_config, machine_info, seed_list, train_all, variant, yaml_configs
+from unetdiff.experiments.synthesis_report import SynthesisResults, synthesis_record
 from unetdiff.experiments.synthetic_dataset import (
-    ADDED,
-    LABELLED,
+    EXTENDED,
+    LABELED,
     VAL,
-    Synthesis,
-    agreement,
+    SynthesisConfig,
+    layout_miou,
     refuse_orphans,
-    synthesise,
-    write_labelled,
+    synthesize,
+    write_labeled,
 )
 from unetdiff.models.loading import fingerprint
 from unetdiff.reports.record import Record
@@ -43,113 +43,120 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
 
 DENOISER_STEPS, SEGMENTER_STEPS = 1000, 300
-"""Optimizer steps of the denoiser and of each segmenter without CONFIG."""
-DRAWING = {"diffusion.target": "image", "diffusion.condition": "layout"}
-"""Keys of the denoiser."""
+"""Default optimizer steps of the denoiser and of each segmenter without CONFIG."""
+LAYOUT_CONDITION = {"diffusion.target": "image", "diffusion.condition": "layout"}
+"""Config keys of the denoiser."""
 LAST = "latest"
-"""The weights that draw and judge: to choose among validations would use labels that are not there."""
+"""Checkpoint used for sampling and filtering; selecting the best one would use labels of the validation split."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The experiment's options."""
-    parser.add_argument("config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task; none: the scenes")
-    parser.add_argument("--labelled", type=float, default=0.05, help="share of the training images that has labels")
-    parser.add_argument("--copies", type=int, default=2, help="images drawn for each labelled layout")
-    parser.add_argument("--agreement", type=float, default=0.6, help="least mIoU with the layout of a kept image")
-    parser.add_argument("--zoom", type=float, default=1.1, help="layouts are windows of up to so much larger ones")
-    parser.add_argument("--mirror", action="store_true", help="mirror half of the layouts (not for digits)")
-    parser.add_argument("--steps", type=int, default=25, help="denoising steps")
-    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale")
-    parser.add_argument("--seeds", type=int, default=3, help="segmenters of each kind")
-    parser.add_argument("--denoiser_steps", type=int, help="optimizer steps of the denoiser; none: CONFIG's")
-    parser.add_argument("--segmenter_steps", type=int, help="optimizer steps of each segmenter; none: CONFIG's")
-    parser.add_argument("--rows", type=int, default=6, help="kept and dropped images that are shown, of each")
+    """Options of `unetdiff experiment synthesis`."""
+    parser.add_argument(
+        "config", nargs="?", type=Path, metavar="CONFIG", help="YAML of any task (default: the quickstart's)"
+    )
+    parser.add_argument(
+        "--label_fraction", type=float, default=0.05, help="fraction of the training images whose labels are used"
+    )
+    parser.add_argument("--num_samples", type=int, default=2, help="synthetic images per labeled layout")
+    parser.add_argument("--min_miou", type=float, default=0.6, help="minimum mIoU with the layout of a kept image")
+    parser.add_argument("--max_zoom", type=float, default=1.1, help="maximum enlargement of layouts before cropping")
+    parser.add_argument("--hflip", action="store_true", help="flip half of the layouts horizontally (not for digits)")
+    parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps per sample")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="guidance scale")
+    parser.add_argument("--num_seeds", type=int, default=3, help="segmenters per training set, with different seeds")
+    parser.add_argument("--denoiser_train_steps", type=int, help="optimizer steps of the denoiser (default: CONFIG's)")
+    parser.add_argument(
+        "--segmenter_train_steps", type=int, help="optimizer steps of each segmenter (default: CONFIG's)"
+    )
+    parser.add_argument("--num_rows", type=int, default=6, help="kept and discarded images in the gallery, each")
 
 
-def run(given: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
-    """Train, synthesise, train again; see `unetdiff.experiments`.
+def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
+    """Train, synthesize, train again and report; see `unetdiff.experiments`.
 
     Raises:
-        UserError: a config or number that cannot be, a folder that holds other runs, or no image that agrees.
-        TrainingStopped: see `train`.
+        UserError: an invalid config or number, a folder that holds other runs, or no image that passes the filter.
+        TrainingStopped: see `unetdiff.training.trainer.train`.
     """
-    began = time.perf_counter()
-    _check(given)
-    seeds = seeds_of(given.seeds)
-    base, labelled, enlarged = _base(given, overrides, output), output / "labelled_set", output / "enlarged_set"
-    later = [*output.glob("enlarged-*")]
-    refuse_orphans(labelled, [*output.glob("labelled-*"), output / "denoiser", enlarged, *later])
-    refuse_orphans(enlarged, later)
-    few = replace(base.data, train_fraction=given.labelled)
-    write_labelled(
-        labelled,
+    start = time.perf_counter()
+    _check(args)
+    seeds = seed_list(args.num_seeds)
+    base, labeled, extended = _base(args, overrides, output), output / "labeled_dataset", output / "extended_dataset"
+    extended_runs = [*output.glob("extended-*")]
+    refuse_orphans(labeled, [*output.glob("labeled-*"), output / "denoiser", extended, *extended_runs])
+    refuse_orphans(extended, extended_runs)
+    subset = replace(base.data, train_fraction=args.label_fraction)
+    write_labeled(
+        labeled,
         {
-            LABELLED: build_dataset(replace(few, augment=type(few.augment)()), "train", False, layout=True),
-            VAL: build_dataset(few, "val", False, layout=True),
+            LABELED: build_dataset(replace(subset, augment=type(subset.augment)()), "train", False, layout=True),
+            VAL: build_dataset(subset, "val", False, layout=True),
         },
-        asdict(few),
+        asdict(subset),
     )
-    before = train_all(
-        {f"labelled {s}": _segmenter(given, base, labelled, LABELLED, s, output) for s in seeds}, command
-    )
-    drawing = {"denoiser": _denoiser(given, base, labelled, output)}
-    denoiser = train_all(drawing, command)["denoiser"]
+    before = train_all({f"labeled {s}": _segmenter(args, base, labeled, LABELED, s, output) for s in seeds}, command)
+    denoiser = train_all({"denoiser": _denoiser(args, base, labeled, output)}, command)["denoiser"]
 
-    asked = Synthesis(given.copies, given.agreement, given.zoom, given.mirror, given.steps, given.guidance)
+    config = SynthesisConfig(
+        args.num_samples, args.min_miou, args.max_zoom, args.hflip, args.num_inference_steps, args.guidance_scale
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    drawer, seer = denoiser.path / LAST, before[f"labelled {seeds[0]}"].path / LAST
-    judge = SegmentationPipeline.from_pretrained(seer).to(device)
-    precision = machine.autocast_dtype(base.training.mixed_precision, device.type)
-    generator = load_generator(drawer).to(device)
-    networks = {"denoiser": fingerprint(drawer / "unet"), "segmenter": fingerprint(seer / "unet")}
-    scores = synthesise(enlarged, labelled, generator, judge, asked, networks, precision)
-    real = _agreement_of_real(labelled, judge)
-    after = train_all({f"enlarged {s}": _segmenter(given, base, enlarged, ADDED, s, output) for s in seeds}, command)
-    added = Added(enlarged, asked, scores, real, [*before.values()], [*after.values()], judge)
+    denoiser_path, segmenter_path = denoiser.path / LAST, before[f"labeled {seeds[0]}"].path / LAST
+    segmenter = SegmentationPipeline.from_pretrained(segmenter_path).to(device)
+    dtype = machine.autocast_dtype(base.training.mixed_precision, device.type)
+    generator = load_generator(denoiser_path).to(device)
+    networks = {
+        "denoiser": fingerprint(denoiser_path / "unet"),
+        "segmenter": fingerprint(segmenter_path / "unet"),
+    }
+    scores = synthesize(extended, labeled, generator, segmenter, config, networks, dtype)
+    real_miou = _real_miou(labeled, segmenter)
+    after = train_all({f"extended {s}": _segmenter(args, base, extended, EXTENDED, s, output) for s in seeds}, command)
+    results = SynthesisResults(extended, config, scores, real_miou, [*before.values()], [*after.values()], segmenter)
     runs: dict[str, Run] = {**before, "denoiser": denoiser, **after}
-    return record_of(
-        given,
-        added,
+    return synthesis_record(
+        results,
+        args,
         output,
         command=command,
         seeds=seeds,
         set_name=data_name(asdict(base.data)),
-        configs=configs_of(runs),
-        machine=machine_of([*runs.values()]),
-        minutes=(time.perf_counter() - began) / 60,
+        configs=yaml_configs(runs),
+        machine=machine_info([*runs.values()]),
+        minutes=(time.perf_counter() - start) / 60,
     )
 
 
-def _check(given: argparse.Namespace) -> None:
-    for name in ("copies", "steps", "rows"):
-        require_at_least(f"--{name}", getattr(given, name), 1)
-    require_at_least("--zoom", given.zoom, 1)
-    require_fraction("--agreement", given.agreement)
-    if not 0 < given.labelled <= 1:
-        raise config_error("--labelled", given.labelled, "in (0, 1]", "Give e.g. 0.05.")
-    for name in ("denoiser_steps", "segmenter_steps"):
-        if getattr(given, name) is not None:
-            require_at_least(f"--{name}", getattr(given, name), 1)
+def _check(args: argparse.Namespace) -> None:
+    for name in ("num_samples", "num_inference_steps", "num_rows", "max_zoom"):
+        require_at_least(f"--{name}", getattr(args, name), 1)
+    require_fraction("--min_miou", args.min_miou)
+    if not 0 < args.label_fraction <= 1:
+        raise config_error("--label_fraction", args.label_fraction, "in (0, 1]")
+    for name in ("denoiser_train_steps", "segmenter_train_steps"):
+        if getattr(args, name) is not None:
+            require_at_least(f"--{name}", getattr(args, name), 1)
 
 
-def _base(given: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
-    """What all runs share; refused, before anything is written, where one of them cannot be.
+def _base(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> RunConfig:
+    """The config that all runs share, validated for every run before anything is written.
 
-    The folder holds images as the networks see them, so their size must be known.
+    The datasets are written at the networks' input size, so this must be fixed.
     """
-    base = base_config(given.config, overrides, quickstart_configs(output)["segmentation"])
+    base = base_config(args.config, overrides, quickstart_configs(output)["segmentation"])
     if base.data.name != "scenes" and base.data.size is None:
         raise config_error("data.size", None, f"set with data.name={base.data.name}", "Give [height, width].")
     variant(base, "segmentation", output)
-    variant(base, "diffusion", output, DRAWING)
+    variant(base, "diffusion", output, LAYOUT_CONDITION)
     return base
 
 
-def _steps(asked: int | None, given: argparse.Namespace, own: int) -> dict[str, Any]:
-    """The length of a run: as asked, without CONFIG the experiment's own, else CONFIG's; validated at its end too."""
-    steps = asked if asked is not None else own if given.config is None else None
-    if steps is None:
+def _train_length(steps: int | None, args: argparse.Namespace, default: int) -> dict[str, Any]:
+    """Config keys for a number of optimizer steps; without `steps`, CONFIG's, or `default` without CONFIG."""
+    if steps is None and args.config is not None:
         return {}
+    steps = default if steps is None else steps
     third = -(-steps // 3)
     return {
         "training.steps": steps,
@@ -160,7 +167,7 @@ def _steps(asked: int | None, given: argparse.Namespace, own: int) -> dict[str, 
 
 
 def _data(base: RunConfig, folder: Path, split: str) -> dict[str, Any]:
-    """The keys of a run that reads a list of a folder as it was written."""
+    """Config keys of a run on a split of a folder."""
     data = replace(
         base.data,
         name="voc_folder",
@@ -171,42 +178,37 @@ def _data(base: RunConfig, folder: Path, split: str) -> dict[str, Any]:
         num_classes=None,
         longest_side=None,
         train_fraction=1.0,
-        size=_size(folder),
+        size=list(VOCFolder(folder, LABELED)[0]["image"].shape[-2:]),
     )
     return {"data": data}
 
 
-def _size(folder: Path) -> list[int]:
-    """Height and width of the images of a folder that `write_labelled` wrote."""
-    return list(VOCFolder(folder, LABELLED)[0]["image"].shape[-2:])
-
-
 def _segmenter(
-    given: argparse.Namespace, base: RunConfig, folder: Path, split: str, seed: int, output: Path
+    args: argparse.Namespace, base: RunConfig, folder: Path, split: str, seed: int, output: Path
 ) -> RunConfig:
-    place = output / f"{'labelled' if split == LABELLED else 'enlarged'}-{seed}"
-    changes = {**_data(base, folder, split), **_steps(given.segmenter_steps, given, SEGMENTER_STEPS)}
-    return variant(base, "segmentation", place, {**changes, "training.seed": seed})
+    run_folder = output / f"{'labeled' if split == LABELED else 'extended'}-{seed}"
+    length = _train_length(args.segmenter_train_steps, args, SEGMENTER_STEPS)
+    return variant(base, "segmentation", run_folder, {**_data(base, folder, split), **length, "training.seed": seed})
 
 
-def _denoiser(given: argparse.Namespace, base: RunConfig, folder: Path, output: Path) -> RunConfig:
+def _denoiser(args: argparse.Namespace, base: RunConfig, folder: Path, output: Path) -> RunConfig:
     changes = {
-        **_data(base, folder, LABELLED),
-        **_steps(given.denoiser_steps, given, DENOISER_STEPS),
-        **DRAWING,
-        "diffusion.guidance_scale": given.guidance,
-        "diffusion.preview_steps": given.steps,
+        **_data(base, folder, LABELED),
+        **_train_length(args.denoiser_train_steps, args, DENOISER_STEPS),
+        **LAYOUT_CONDITION,
+        "diffusion.guidance_scale": args.guidance_scale,
+        "diffusion.preview_steps": args.num_inference_steps,
     }
     return variant(base, "diffusion", output / "denoiser", changes)
 
 
-def _agreement_of_real(folder: Path, judge: SegmentationPipeline) -> float:
-    """Mean over the validation images of the agreement that a drawn image is kept by."""
+def _real_miou(folder: Path, segmenter: SegmentationPipeline) -> float:
+    """Mean over the validation images of the filter's mIoU."""
     data = VOCFolder(folder, VAL)
-    outputs = judge.stream((data[i]["image"] for i in range(len(data))), batch_size=32)
-    classes, void = len(data.classes), judge.ignore_index
-    scores = [agreement(output.mask, data.mask(i), classes, void) for i, output in enumerate(outputs)]
+    outputs = segmenter.stream((data[i]["image"] for i in range(len(data))), batch_size=32)
+    num_classes, ignore_index = len(data.classes), segmenter.ignore_index
+    scores = [layout_miou(output.mask, data.mask(i), num_classes, ignore_index) for i, output in enumerate(outputs)]
     known = [score for score in scores if score == score]
     if not known:
-        raise UserError(f"{folder}: the validation images are void all over; give others")
+        raise UserError(f"{folder}: all pixels of the validation masks have the ignore index. Give another dataset.")
     return sum(known) / len(known)

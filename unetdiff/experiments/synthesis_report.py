@@ -1,4 +1,4 @@
-"""What `synthesis` found, as a record: tables, curves, images and sentences."""
+"""The record of `unetdiff experiment synthesis`: tables, chart, gallery and findings."""
 
 from __future__ import annotations
 
@@ -13,163 +13,178 @@ import torch
 
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.voc import VOCFolder
-from unetdiff.experiments.images import Album, legend
-from unetdiff.experiments.runs import last, over_runs
-from unetdiff.experiments.synthetic_dataset import ADDED, DRAWN, LABELLED, Synthesis
+from unetdiff.experiments.gallery import ImageWriter, legend
+from unetdiff.experiments.runs import aggregate, last_metric
+from unetdiff.experiments.synthetic_dataset import EXTENDED, LABELED, SYNTHETIC, SynthesisConfig
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
+from unetdiff.reports.record_text import written
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
-FIGURES = (("mIoU", "mean_iou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy"))
-THRESHOLDS = 21
-"""Agreements of the curve of what would be kept."""
+METRICS = (("mIoU", "mean_iou"), ("pixel accuracy", "pixel_accuracy"), ("mean accuracy", "mean_accuracy"))
+NUM_THRESHOLDS = 21
+"""Points of the curve of kept images against the filter's threshold."""
 
 
 @dataclass
-class Added:
-    """What was drawn, kept, and trained on."""
+class SynthesisResults:
+    """The synthetic images, and the segmenters trained without and with them."""
 
     folder: Path
-    """Of the enlarged set."""
-    asked: Synthesis
+    """The extended dataset."""
+    config: SynthesisConfig
     scores: dict[str, float]
-    """Agreement of every drawn image."""
-    real: float
-    """Mean agreement of real validation images."""
+    """mIoU between segmentation and layout of every synthetic image."""
+    real_miou: float
+    """Mean of the same over real validation images."""
     before: list[Run]
-    """Segmenters of the labelled images, a seed each."""
+    """Segmenters trained on the labeled images, one per seed."""
     after: list[Run]
-    """Those of the labelled and the synthetic ones."""
-    judge: SegmentationPipeline
+    """Segmenters trained on labeled and synthetic images."""
+    segmenter: SegmentationPipeline
+    """The segmenter that filters."""
 
     @property
     def kept(self) -> list[str]:
-        """Names of the images that agree enough."""
-        return [name for name, score in self.scores.items() if score >= self.asked.agreement]
+        """Names of the images that pass the filter."""
+        return [name for name, score in self.scores.items() if score >= self.config.min_miou]
 
     @property
-    def dropped(self) -> list[str]:
+    def discarded(self) -> list[str]:
         """Names of the others."""
         kept = set(self.kept)
         return [name for name in self.scores if name not in kept]
 
 
-def record_of(given: argparse.Namespace, added: Added, output: Path, **facts: Any) -> Record:
-    """The record; `facts` are its fields of how it came to be."""
-    asked = added.asked
-    varied = f"windows of layouts enlarged by up to {asked.zoom}" + (", half of them mirrored" if asked.mirror else "")
+def synthesis_record(results: SynthesisResults, args: argparse.Namespace, output: Path, **fields: Any) -> Record:
+    """The record; `fields` are the remaining fields of `Record`."""
+    config = results.config
+    augmentation = f"crops of layouts enlarged by up to {config.max_zoom}×" + (
+        ", half of them flipped" if config.hflip else ""
+    )
     return Record(
         name="synthesis",
-        title="Synthesised images for a segmenter",
-        question="Do images that a denoiser draws for layouts help a segmenter that has few labels?",
-        findings=findings(added),
-        parts=[outcome(added), drawn(added), kept_over(added), gallery(added, given.rows, output)],
+        title="Synthetic training images for segmentation",
+        question="Do a denoiser's samples for given layouts improve a segmenter trained with few labels?",
+        findings=findings(results),
+        parts=[
+            segmenter_table(results),
+            filter_table(results),
+            threshold_chart(results),
+            gallery(results, args.num_rows, output),
+        ],
         method=[
-            f"Labelled: a share of {given.labelled} of the training images, and nothing else for denoiser, judge and "
-            "segmenters alike. Validation: the whole split, at the size that the networks see.",
-            f"Drawn: {asked.copies} for each labelled layout ({varied}), {asked.steps} steps of DDIM, guidance "
-            f"{asked.guidance}. Kept: where the mIoU of the first segmenter's mask with the layout is at least "
-            f"{asked.agreement}.",
-            "All segmenters are trained for the same number of steps and batches, so one of the enlarged set sees each "
-            "labelled image less often. Last weights, not the best. The layout is the label of a kept image.",
-            "The spread is over seeds of the segmenter; labelled images, denoiser and drawn images are the same.",
+            f"Labels: a fraction of {args.label_fraction} of the training images, which denoiser and all segmenters "
+            "are trained on. Validation: the whole split, at the networks' input size.",
+            f"Synthetic images: {config.num_samples} per labeled layout ({augmentation}), {config.num_inference_steps} "
+            f"DDIM steps, guidance scale {config.guidance_scale}. An image is kept if the mIoU between the first "
+            f"segmenter's mask and the layout is at least {config.min_miou}; its label is the layout.",
+            "All segmenters are trained for the same number of steps with the same batch size, so those on the "
+            "extended dataset see each labeled image less often. Last weights, not the best.",
+            "± is over seeds of the segmenter; labeled images, denoiser and synthetic images are the same.",
         ],
         source="Yang et al. 2023, FreeMask: Synthetic Images with Dense Annotations",
-        **facts,
+        **fields,
     )
 
 
-def outcome(added: Added) -> Table:
-    """The segmenters before and after."""
-    columns = [Column(title, "higher", "share") for title, _ in FIGURES] + [
+def segmenter_table(results: SynthesisResults) -> Table:
+    """The segmenters trained without and with synthetic images."""
+    columns = [Column(title, "higher", "share") for title, _ in METRICS] + [
         Column("training images", "neither", "count")
     ]
 
     def row(runs: list[Run], split: str) -> list[Value]:
-        figures = [over_runs(runs, lambda run, name=name: last(run, f"segmentation/{name}")) for _, name in FIGURES]  # type: ignore[misc]
-        return [*figures, Value(float(len(VOCFolder(added.folder, split))))]
+        metrics = [aggregate(runs, lambda run, key=key: last_metric(run, f"segmentation/{key}")) for _, key in METRICS]  # type: ignore[misc]
+        return [*metrics, Value(float(len(VOCFolder(results.folder, split))))]
 
-    rows = [("labelled alone", row(added.before, LABELLED)), ("labelled and synthetic", row(added.after, ADDED))]
-    return Table("The segmenter without and with synthetic images", columns, rows)
-
-
-def drawn(added: Added) -> Table:
-    """What was drawn and kept."""
-    columns = [
-        Column("drawn", "neither", "count"),
-        Column("kept", "neither", "count"),
-        Column("kept share", "neither", "share"),
-        Column("agreement of all", "neither", "share"),
-        Column("of the kept", "neither", "share"),
-        Column("of real images", "neither", "share", "validation images, by the same segmenter"),
+    rows = [
+        ("labeled images", row(results.before, LABELED)),
+        ("labeled and synthetic images", row(results.after, EXTENDED)),
     ]
-    kept, every = added.kept, added.scores
-    figures = (
-        len(every),
+    return Table("Segmenter without and with synthetic images", columns, rows)
+
+
+def filter_table(results: SynthesisResults) -> Table:
+    """Number and mIoU of the sampled and the kept images."""
+    columns = [
+        Column("sampled", "neither", "count"),
+        Column("kept", "neither", "count"),
+        Column("kept fraction", "neither", "share"),
+        Column("mIoU, all", "neither", "share"),
+        Column("mIoU, kept", "neither", "share"),
+        Column("mIoU, real images", "neither", "share", "validation images, by the same segmenter"),
+    ]
+    kept, scores = results.kept, results.scores
+    values = (
+        len(scores),
         len(kept),
-        len(kept) / len(every),
-        mean([*every.values()]),
-        mean([every[name] for name in kept]),
-        added.real,
+        len(kept) / len(scores),
+        mean([*scores.values()]),
+        mean([scores[name] for name in kept]),
+        results.real_miou,
     )
-    note = "Agreement: mIoU of what the segmenter finds in an image with its layout, averaged over images."
-    return Table("The synthetic images", columns, [("synthetic", [Value(float(f)) for f in figures])], note)
+    note = "mIoU between the segmentation of an image and its layout, averaged over images."
+    return Table("Filtering of the synthetic images", columns, [("synthetic", [Value(float(v)) for v in values])], note)
 
 
-def kept_over(added: Added) -> Chart:
-    """The share that would be kept by every threshold."""
-    thresholds = torch.linspace(0, 1, THRESHOLDS).tolist()
-    scores = [score for score in added.scores.values() if math.isfinite(score)]
-    shares = [sum(score >= least for score in scores) / len(scores) for least in thresholds]
-    line = Line("synthetic images", [round(least, 3) for least in thresholds], [Value(share) for share in shares])
-    return Chart("What would be kept", "least agreement", "share of the drawn images", [line])
+def threshold_chart(results: SynthesisResults) -> Chart:
+    """The fraction of kept images at every threshold."""
+    thresholds = torch.linspace(0, 1, NUM_THRESHOLDS).tolist()
+    scores = [score for score in results.scores.values() if math.isfinite(score)]
+    fractions = [sum(score >= threshold for score in scores) / len(scores) for threshold in thresholds]
+    line = Line("synthetic images", [round(x, 3) for x in thresholds], [Value(fraction) for fraction in fractions])
+    return Chart(
+        "Kept fraction against the filter's threshold", "minimum mIoU", "fraction of the synthetic images", [line]
+    )
 
 
-def gallery(added: Added, rows: int, output: Path) -> Gallery:
-    """Layouts, the images drawn for them, and what the segmenter finds there; kept ones first."""
-    data, album = VOCFolder(added.folder, DRAWN), Album(output, "synthetic")
-    place = {pair.name: index for index, pair in enumerate(data.pairs)}
-    told, seen = [], []
-    for what, names in (("kept", added.kept), ("dropped", added.dropped)):
-        for name in (names[i] for i in evenly_spaced_indices(len(names), rows)):
-            item = data[place[name]]
-            masks = [as_mask(item["mask"]), added.judge(item["image"]).mask]
-            seen += masks
-            asked, found = (colorize(mask, data.palette) for mask in masks)
-            files = [album.add(image) for image in (asked, item["image"], found)]
-            told.append((f"{what}, {added.scores[name]:.2f}", files))
-    columns = ["layout", "drawn image", "what the segmenter finds"]
-    note = f"Beside each row its agreement; kept from {added.asked.agreement} on."
-    return Gallery("Drawn for layouts", columns, told, note, legend(data.classes, np.asarray(data.palette), seen))
+def gallery(results: SynthesisResults, num_rows: int, output: Path) -> Gallery:
+    """Layouts, their synthetic images and the segmentation of these; kept ones first."""
+    data, writer = VOCFolder(results.folder, SYNTHETIC), ImageWriter(output, "synthetic")
+    index_of = {pair.name: index for index, pair in enumerate(data.pairs)}
+    rows, all_masks = [], []
+    for title, names in (("kept", results.kept), ("discarded", results.discarded)):
+        for name in (names[i] for i in evenly_spaced_indices(len(names), num_rows)):
+            item = data[index_of[name]]
+            masks = [as_mask(item["mask"]), results.segmenter(item["image"]).mask]
+            all_masks += masks
+            layout, segmentation = (colorize(mask, data.palette) for mask in masks)
+            files = [writer.add(image) for image in (layout, item["image"], segmentation)]
+            rows.append((f"{title}, mIoU {results.scores[name]:.2f}", files))
+    columns = ["layout", "synthetic image", "segmentation"]
+    note = f"Images with an mIoU of at least {results.config.min_miou} are kept."
+    entries = legend(data.classes, np.asarray(data.palette), all_masks)
+    return Gallery("Synthetic images and their segmentation", columns, rows, note, entries)
 
 
-def findings(added: Added) -> list[str]:
-    """What came out, in sentences."""
+def findings(results: SynthesisResults) -> list[str]:
+    """The main results as sentences."""
     before, after = (
-        over_runs(runs, lambda run: last(run, "segmentation/mean_iou")) for runs in (added.before, added.after)
+        aggregate(runs, lambda run: last_metric(run, "segmentation/mean_iou"))
+        for runs in (results.before, results.after)
     )
     assert before.mean is not None and after.mean is not None
-    gain, noise = after.mean - before.mean, max(before.spread or 0.0, after.spread or 0.0)
-    verdict = "help" if gain > 0 else "do harm"
-    told = f"{before.mean:.3f} without and {after.mean:.3f} with the synthetic images"
-    if before.n > 1:
-        size = "more" if abs(gain) > noise else "no more"
-        told += f", a change of {gain:+.3f} that is {size} than the spread of {noise:.3f} over {before.n} seeds"
-        verdict = verdict if abs(gain) > noise else "change nothing that can be told from chance"
+    change, std = after.mean - before.mean, max(before.spread or 0.0, after.spread or 0.0)
+    verdict = "improve" if change > 0 else "reduce"
+    if before.n == 1:
+        details = f"{change:+.3f}, 1 seed: may be due to chance"
     else:
-        told += f", a change of {gain:+.3f} (one seed: it may be chance)"
-    kept, every = added.kept, added.scores
-    labelled = len(VOCFolder(added.folder, LABELLED))
+        details = f"{change:+.3f}, standard deviation {std:.3f} over {before.n} seeds"
+        verdict = verdict if abs(change) > std else "do not significantly change"
+    kept, scores = results.kept, results.scores
+    num_labeled = len(VOCFolder(results.folder, LABELED))
     return [
-        f"Synthetic images {verdict}: the segmenter of {labelled} labelled images has an mIoU of {told}.",
-        f"{len(kept)} of {len(every)} drawn images ({100 * len(kept) / len(every):.0f} %) agree with their layout by "
-        f"{added.asked.agreement} or more; all agree by {mean([*every.values()]):.3f} on average, real validation "
-        f"images by {added.real:.3f}.",
+        f"Synthetic images {verdict} mIoU with {num_labeled} labeled images: {written(before, 'share')} without, "
+        f"{written(after, 'share')} with synthetic images ({details}).",
+        f"{len(kept)} of {len(scores)} synthetic images ({100 * len(kept) / len(scores):.0f} %) have an mIoU with "
+        f"their layout of at least {results.config.min_miou}. Mean over all synthetic images: "
+        f"{mean([*scores.values()]):.3f}; over real validation images: {results.real_miou:.3f}.",
     ]
 
 
 def mean(values: list[float]) -> float:
-    """Mean of those that are defined."""
+    """Mean of the finite values; NaN if there are none."""
     known = [value for value in values if math.isfinite(value)]
     return sum(known) / len(known) if known else math.nan

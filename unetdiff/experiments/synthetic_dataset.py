@@ -1,4 +1,4 @@
-"""A labelled set with synthesised images beside its own: one folder in VOC's layout, and a list for each part."""
+"""A labeled dataset extended by synthetic images: one folder in VOC's layout, with a split file for each part."""
 
 from __future__ import annotations
 
@@ -31,196 +31,196 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.checkpoints import replace_directory
 from unetdiff.training.run_cache import first_difference
 
-LABELLED, ADDED, DRAWN, VAL = "labelled", "labelled_and_synthetic", "synthetic", "val"
-"""The folder's lists: the labelled images, those and the kept ones, all that were drawn, and the validation."""
-SOURCE, SETTINGS, SCORES = "source.json", "settings.json", "agreement.json"
-BATCH = 32  # images drawn at once
+LABELED, EXTENDED, SYNTHETIC, VAL = "labeled", "labeled_and_synthetic", "synthetic", "val"
+"""Split files: the labeled images; these and the kept synthetic ones; all synthetic images; validation."""
+SOURCE, SETTINGS, SCORES = "source.json", "settings.json", "miou.json"
+BATCH = 32
+"""Images sampled at once."""
 
 
 @dataclass(frozen=True)
-class Synthesis:
-    """How images are drawn for layouts, and which are kept."""
+class SynthesisConfig:
+    """How synthetic images are sampled and filtered."""
 
-    copies: int
-    """Images of each labelled layout."""
-    agreement: float
-    """Least agreement of an image that is kept, 0 to 1."""
-    zoom: float
-    """Layouts are enlarged by up to this factor, and a window of them is taken; 1: as they are."""
-    mirror: bool
-    """Half of the layouts are mirrored."""
-    steps: int
+    num_samples: int
+    """Images per labeled layout."""
+    min_miou: float
+    """Minimum mIoU between segmentation and layout of a kept image, 0 to 1."""
+    max_zoom: float
+    """Layouts are enlarged by a random factor up to this one and cropped to their size; 1: unchanged."""
+    hflip: bool
+    """Flip layouts horizontally with probability 0.5."""
+    num_inference_steps: int
     """Denoising steps."""
-    guidance: float
-    """Guidance scale."""
+    guidance_scale: float
     seed: int = 0
-    """Of windows, mirroring and noise."""
+    """Seed of crops, flips and noise."""
 
 
-def varied(layout: Tensor, asked: Synthesis, number: int) -> Tensor:
-    """Another layout from one, uint8 (H, W): a window of it, maybe mirrored; a function of seed and `number`."""
-    generator = generator_of(asked.seed, number, 1)  # not that of the noise
-    zoom, down, across, mirrored = torch.rand(4, generator=generator).tolist()
+def augment_layout(layout: Tensor, config: SynthesisConfig, number: int) -> Tensor:
+    """A random crop of an enlarged layout, possibly flipped, uint8 (H, W); a function of the seed and `number`."""
+    generator = generator_of(config.seed, number, 1)  # independent of the noise
+    zoom, down, across, flip = torch.rand(4, generator=generator).tolist()
     height, width = layout.shape
-    factor = 1 + zoom * (asked.zoom - 1)
-    large = resize_mask(layout, (round(height * factor), round(width * factor)))
+    factor = 1 + zoom * (config.max_zoom - 1)
+    enlarged = resize_mask(layout, (round(height * factor), round(width * factor)))
     top, left = (
-        round(share * (now - own)) for share, now, own in zip((down, across), large.shape, layout.shape, strict=True)
+        round(position * (large - size))
+        for position, large, size in zip((down, across), enlarged.shape, layout.shape, strict=True)
     )
-    window = large[top : top + height, left : left + width]
-    return window.flip(-1) if asked.mirror and mirrored < 0.5 else window
+    crop = enlarged[top : top + height, left : left + width]
+    return crop.flip(-1) if config.hflip and flip < 0.5 else crop
 
 
-def agreement(found: np.ndarray | Tensor, layout: Tensor, num_classes: int, ignore_index: int = 255) -> float:
-    """Mean IoU of what a segmenter finds in an image with the layout that was asked for, over the classes in either;
-    both (H, W). NaN for a layout that is void all over."""
+def layout_miou(mask: np.ndarray | Tensor, layout: Tensor, num_classes: int, ignore_index: int = 255) -> float:
+    """mIoU between the segmentation of an image and its layout, both (H, W), over the classes in either; NaN if all of
+    the layout is ignored."""
     matrix = ConfusionMatrix(num_classes, ignore_index)
-    matrix.update(torch.as_tensor(found).long(), layout.long())
+    matrix.update(torch.as_tensor(mask).long(), layout.long())
     return float(matrix.compute()["mean_iou"])
 
 
-def write_labelled(folder: Path, parts: Mapping[str, ImageDataset], source: Mapping[str, Any]) -> None:
-    """Write sets with masks as lists of one new folder; does nothing where it is there already.
+def write_labeled(folder: Path, splits: Mapping[str, ImageDataset], source: Mapping[str, Any]) -> None:
+    """Write datasets with masks as splits of a new folder; an existing folder is kept.
 
     Args:
-        folder: whole or not there at all, whatever interrupts this.
-        parts: sets by the name of their list; images and masks of one size.
-        source: what they were made from, as JSON holds it.
+        folder: written atomically.
+        splits: datasets by split name; images and masks have equal sizes.
+        source: what the datasets were made from, as JSON values.
 
     Raises:
-        UserError: the folder was made from something else.
+        UserError: the folder exists and was made from another source.
     """
     if folder.is_dir():
-        return _require(folder, SOURCE, source)
+        return _require_equal(folder, SOURCE, source)
 
-    def write(aside: Path) -> None:
-        for kind in (IMAGES, MASKS, SPLITS):
-            (aside / kind).mkdir(parents=True)
-        first = next(iter(parts.values()))
-        (aside / "classes.txt").write_text("\n".join(first.classes) + "\n", encoding="utf-8")
-        for split, data in parts.items():
+    def write(target: Path) -> None:
+        for name in (IMAGES, MASKS, SPLITS):
+            (target / name).mkdir(parents=True)
+        first = next(iter(splits.values()))
+        (target / "classes.txt").write_text("\n".join(first.classes) + "\n", encoding="utf-8")
+        for split, data in splits.items():
             names = [f"{split}_{index:06d}" for index in range(len(data))]
             for index, name in enumerate(tqdm(names, desc=f"writing {split}", unit="image", disable=None)):
                 item = data[index]
-                write_pair(aside, name, item["image"], item["mask"], data.palette)
-            write_split(aside, split, names)
-        (aside / SOURCE).write_text(json.dumps(source, indent=1))
+                write_pair(target, name, item["image"], item["mask"], data.palette)
+            write_split(target, split, names)
+        (target / SOURCE).write_text(json.dumps(source, indent=1))
 
     replace_directory(folder, write)
 
 
 def write_pair(folder: Path, name: str, image: Tensor, mask: Tensor, palette: np.ndarray) -> None:
-    """An image, uint8 (3, H, W), and its mask (H, W), as files without loss."""
+    """Write an image, uint8 (3, H, W), and its mask (H, W) as lossless files."""
     Image.fromarray(as_array(image)).save(folder / IMAGES / f"{name}.png")
     save_mask(mask, folder / MASKS / f"{name}.png", palette)
 
 
 def write_split(folder: Path, split: str, names: Sequence[str]) -> None:
-    """A list of images."""
+    """Write a split file."""
     (folder / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 
 
-def synthesise(
+def synthesize(
     folder: Path,
-    labelled: Path,
+    labeled: Path,
     denoiser: GenerationPipeline,
     segmenter: SegmentationPipeline,
-    asked: Synthesis,
+    config: SynthesisConfig,
     networks: Mapping[str, str],
     autocast: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """Draw images for the layouts of the labelled list and write them beside it, with the lists `DRAWN` and `ADDED`.
+    """Sample images for the labeled layouts, and write the splits `SYNTHETIC` and `EXTENDED`.
 
-    What is there already under the same settings is kept.
+    An existing folder with the same settings is kept.
 
     Args:
-        folder: of the new set; it has all files of `labelled` as well.
-        labelled: as `write_labelled` wrote it.
-        denoiser: is told layouts.
-        segmenter: looks for them in what is drawn.
-        asked: the settings.
-        networks: what tells denoiser and segmenter from those of other weights, by their name in the settings.
+        folder: the new dataset, which includes all files of `labeled`.
+        labeled: a folder written by `write_labeled`.
+        denoiser: layout-conditioned.
+        segmenter: segments the samples for filtering.
+        config: sampling and filtering.
+        networks: fingerprints of denoiser and segmenter, by name.
         autocast: precision of the denoiser.
 
     Returns:
-        The agreement of every image that was drawn, by its name.
+        mIoU between segmentation and layout of every synthetic image, by name.
 
     Raises:
-        UserError: the folder holds a set of other settings or networks, or no image agrees enough.
+        UserError: the folder exists with other settings or networks, or no image passes the filter.
     """
-    settings = {**asdict(asked), **networks}
+    settings = {**asdict(config), **networks}
     if folder.is_dir():
-        _require(folder, SETTINGS, settings)
+        _require_equal(folder, SETTINGS, settings)
         return json.loads((folder / SCORES).read_text())
-    data = VOCFolder(labelled, LABELLED)
+    data = VOCFolder(labeled, LABELED)
     scores: dict[str, float] = {}
 
-    def write(aside: Path) -> None:
-        shutil.copytree(labelled, aside, dirs_exist_ok=True)
-        numbers = range(len(data) * asked.copies)
-        for at in tqdm(range(0, len(numbers), BATCH), desc="synthesising", unit="batch", disable=None):
-            part = numbers[at : at + BATCH]
-            layouts = [varied(data.mask(number % len(data)), asked, number) for number in part]
-            images = draw(denoiser, layouts, part, asked, autocast)
+    def write(target: Path) -> None:
+        shutil.copytree(labeled, target, dirs_exist_ok=True)
+        numbers = range(len(data) * config.num_samples)
+        for start in tqdm(range(0, len(numbers), BATCH), desc="sampling images", unit="batch", disable=None):
+            batch = numbers[start : start + BATCH]
+            layouts = [augment_layout(data.mask(number % len(data)), config, number) for number in batch]
+            images = sample_images(denoiser, layouts, batch, config, autocast)
             outputs = segmenter([*images])
-            for number, image, layout, output in zip(part, images, layouts, outputs, strict=True):
-                name = f"{DRAWN}_{number:06d}"
-                write_pair(aside, name, image, layout, data.palette)
-                scores[name] = agreement(output.mask, layout, len(data.classes), segmenter.ignore_index)
-        kept = [name for name, score in scores.items() if score >= asked.agreement]
+            for number, image, layout, output in zip(batch, images, layouts, outputs, strict=True):
+                name = f"{SYNTHETIC}_{number:06d}"
+                write_pair(target, name, image, layout, data.palette)
+                scores[name] = layout_miou(output.mask, layout, len(data.classes), segmenter.ignore_index)
+        kept = [name for name, score in scores.items() if score >= config.min_miou]
         if not kept:
             raise UserError(
-                f"--agreement: no image reaches {asked.agreement}, the best {max(scores.values()):.3f}; use less, or "
-                "train the denoiser for longer"
+                f"--min_miou={config.min_miou}: must be at most {max(scores.values()):.3f}, the highest mIoU of a "
+                "synthetic image. Decrease it or train the denoiser for longer."
             )
-        write_split(aside, DRAWN, list(scores))
-        write_split(aside, ADDED, [*(pair.name for pair in data.pairs), *kept])
-        (aside / SCORES).write_text(json.dumps(scores, indent=1))
-        (aside / SETTINGS).write_text(json.dumps(settings, indent=1))
+        write_split(target, SYNTHETIC, list(scores))
+        write_split(target, EXTENDED, [*(pair.name for pair in data.pairs), *kept])
+        (target / SCORES).write_text(json.dumps(scores, indent=1))
+        (target / SETTINGS).write_text(json.dumps(settings, indent=1))
 
     replace_directory(folder, write)
     return scores
 
 
-def _require(folder: Path, file: str, wanted: Mapping[str, Any]) -> None:
-    """Refuse a folder that was made with other settings: the runs beside it were trained on it."""
-    found = json.loads((folder / file).read_text())
-    difference = first_difference(wanted, found)
+def _require_equal(folder: Path, file: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that was made with other settings, as other runs were trained on it."""
+    difference = first_difference(settings, json.loads((folder / file).read_text()))
     if difference is not None:
         raise UserError(
-            f"{folder} was made with other settings ({difference}); give another --output, or remove it and all that "
-            "was made from it"
+            f"{folder} was made with other settings ({difference}). Give another --output, or delete it and everything "
+            "made from it."
         )
 
 
-def refuse_orphans(folder: Path, made: Iterable[Path]) -> None:
-    """Refuse (UserError) what was made from a set that is gone: it would pass for made from the next one there."""
-    left = sorted(str(path) for path in made if path.exists())
+def refuse_orphans(folder: Path, derived: Iterable[Path]) -> None:
+    """Refuse (UserError) runs of a deleted dataset, which would be taken for runs of the next one in its place."""
+    left = sorted(str(path) for path in derived if path.exists())
     if left and not folder.is_dir():
         raise UserError(
-            f"{left[0]} was made from {folder}, which is no longer there; remove {', '.join(left)}, or give another "
-            "--output"
+            f"{left[0]} was made from {folder}, which no longer exists. Delete {', '.join(left)}, or give another "
+            "--output."
         )
 
 
-def draw(
+def sample_images(
     denoiser: GenerationPipeline,
     layouts: Sequence[Tensor],
     numbers: Sequence[int],
-    asked: Synthesis,
+    config: SynthesisConfig,
     autocast: torch.dtype | None,
 ) -> Tensor:
-    """An image for each layout (H, W), uint8 (B, 3, H, W); its noise is a function of seed and number."""
+    """An image per layout (H, W), uint8 (B, 3, H, W); its noise is a function of the seed and its number."""
     height, width = layouts[0].shape
     denoiser.autocast_dtype = autocast
-    given: Any = denoiser(
+    output: Any = denoiser(
         layout=torch.stack(list(layouts)),
-        num_inference_steps=asked.steps,
-        guidance_scale=asked.guidance,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
         height=height,
         width=width,
-        generator=generators_for(asked.seed, numbers),
+        generator=generators_for(config.seed, numbers),
         output_type="np",
     )
-    images = torch.from_numpy(cast(GenerationOutput, given).images)  # (B, H, W, 3) in [0, 1]
+    images = torch.from_numpy(cast(GenerationOutput, output).images)  # (B, H, W, 3) in [0, 1]
     return rearrange((images * 255).round().to(torch.uint8), "b h w c -> b c h w")

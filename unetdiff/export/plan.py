@@ -138,13 +138,14 @@ def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: 
         below = {"pixels": 256} if preprocess else {}
         out: Dims = [n, unet.num_classes or 0, h, w]
         return Plan(_Segmenter(copy, preprocess), {"pixels": pixels}, "logits", out, smallest, below)
-    told = unet.config["conditioning"]
-    dim, labels, kind = told["cross_attention_dim"], told["num_class_embeds"], told["class_embed_type"]
+    imported = unet.config["imported"]
+    dim = unet.config["conditioning"]["cross_attention_dim"]
+    labels, kind = imported["num_class_embeds"], imported["class_embed_type"]
     arguments: dict[str, Dims | None] = {"sample": [n, channels, h, w], "timestep": [n]}
     if dim or labels or kind:
         arguments["encoder_hidden_states"] = [n, "tokens", dim] if dim else None
     if labels or kind:
-        arguments["class_labels"] = [n, 4 * unet.sinusoids] if kind == "identity" else [n]
+        arguments["class_labels"] = [n, 4 * unet.num_sinusoids] if kind == "identity" else [n]
     below = {"timestep": 1000} | ({} if kind == "identity" else {"class_labels": labels or 1000})
     return Plan(_Denoiser(copy), arguments, "prediction", [n, unet.out_channels or 0, h, w], smallest, below)
 

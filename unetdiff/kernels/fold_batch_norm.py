@@ -1,4 +1,4 @@
-"""BatchNorm put into the convolution before it: what is done to any network before it only predicts."""
+"""Fold BatchNorm into the convolution before it, for inference."""
 
 from __future__ import annotations
 
@@ -7,36 +7,37 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-AGREEMENT = 1e-3  # largest difference that folding may make, as a share of the largest output
+TOLERANCE = 1e-3
+"""Largest difference that folding may make, relative to the largest output."""
 
 
 @torch.no_grad()
 def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Fold, in place and in eval mode, each BatchNorm2d that takes a convolution's output as it is.
+    """Fold every BatchNorm2d that directly follows a convolution, in place; sets eval mode.
 
     Args:
         network: in float32.
-        forward: runs it on something; which norm follows which convolution is seen there.
+        forward: runs it on an example; hooks record which norm follows which convolution.
 
     Returns:
-        How many were folded.
+        Number of folded norms.
 
     Raises:
-        RuntimeError: the network puts out something else than before.
+        RuntimeError: the output changed.
     """
     network.eval()
-    forward = _exactly(forward)
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the tensor's id; the tensor is kept, so that no other has it
+    forward = _without_tf32(forward)
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the tensor's id, which stays unique as the tensor is kept
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
 
     def after(module: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
-        made[id(output)] = module, output
+        outputs[id(output)] = module, output
 
     def before(module: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
-        if id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][0], module))
+        if id(inputs[0]) in outputs:
+            pairs.append((outputs[id(inputs[0])][0], module))
 
     hooks = [m.register_forward_hook(after) for m in network.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(before) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -48,14 +49,14 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
         _fold(conv, norm)
         parent, _, child = names[norm].rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Identity())
-    found = forward()
-    if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
-        raise RuntimeError(f"{type(network).__name__} puts out something else with its BatchNorm folded")
+    result = forward()
+    if not (result - expected).abs().max() <= TOLERANCE * expected.abs().max():
+        raise RuntimeError(f"{type(network).__name__} changed its output when BatchNorm was folded.")
     return len(pairs)
 
 
-def _exactly(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The same in whole float32 on a GPU too, whose TF32 rounds to ten bits."""
+def _without_tf32(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The forward pass in float32 on a GPU, whose TF32 rounds to ten bits."""
     if not torch.cuda.is_available():
         return forward
 
@@ -67,7 +68,7 @@ def _exactly(forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """The weights are changed where they are, as they can be large: weight (O, ...), bias (O,)."""
+    """In place: weight (O, ...), bias (O,)."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight

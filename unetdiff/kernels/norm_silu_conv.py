@@ -1,5 +1,4 @@
-"""Several operations as one step of the graph, which keeps their input alone: GroupNorm, SiLU and a convolution; GELU
-and its factor."""
+"""GroupNorm, SiLU and a convolution as one node of the graph, which saves their input only."""
 
 from __future__ import annotations
 
@@ -11,34 +10,40 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from unetdiff.kernels.conditions import HELD, by_hand, computed_in, is_plain
+from unetdiff.kernels.conditions import compute_dtype, images_at_a_time, is_eager_cpu, is_unhooked
 
-SMALL = 1024
-"""Pixels from which torch's GroupNorm on a CPU reads a channels-last map in its own order."""
+MIN_NATIVE_PIXELS = 1024
+"""Pixels per map from which torch's GroupNorm on a CPU reads channels-last maps in memory order."""
 
 
-def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(x) of a map (B, C, H, W); of a GroupNorm on a CPU as `norm_silu` computes it."""
-    if not _is_ours(norm, x):
-        return norm(x)  # type: ignore[no-any-return]
+class FastGroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` of maps (B, C, H, W); on a CPU as `norm_silu` computes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.affine and is_eager_cpu(x)):
+            return super().forward(x)
+        return _group_norm(self, x)
+
+
+def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # type: ignore[no-any-return]
-    return _normalised(x, norm.weight, norm.bias, norm.num_groups, norm.eps)[0]
+    return _normalize(x, norm.weight, norm.bias, norm.num_groups, norm.eps)[0]
 
 
 def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """SiLU(norm(x) · (1 + scale) + shift) of a map (B, C, H, W) (Dhariwal & Nichol 2021, section 3, with a scale).
 
-    Where a CPU trains and `norm` is a GroupNorm, its gradient is computed by sums over each channel instead of torch's
-    kernels, and of the map nothing is kept but itself; the gradient has no gradient there.
+    In CPU training of a GroupNorm, the gradient is computed by sums per channel instead of torch's kernels, and only x
+    is saved; there is no double backward.
 
     Args:
-        norm: the normalisation.
-        x: the map.
-        scale, shift: (B, C, 1, 1), both or none.
+        norm: the normalization layer.
+        x: (B, C, H, W).
+        scale, shift: (B, C, 1, 1), both or neither.
     """
-    if _is_ours(norm, x):
-        weight, bias = _told(norm, scale, shift)
+    if _is_replaceable(norm, x):
+        weight, bias = _affine(norm, scale, shift)
         if not torch.is_grad_enabled():
             return _activated(x, weight, bias, norm.num_groups, norm.eps)[0]
         return NormSiLU.apply(x, weight, bias, norm.num_groups, norm.eps)  # type: ignore[no-any-return]
@@ -51,36 +56,36 @@ def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Te
 def norm_silu_conv(
     norm: nn.Module, conv: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
 ) -> Tensor:
-    """conv(norm_silu(norm, x, scale, shift)): what a residual block does twice.
+    """conv(norm_silu(norm, x, scale, shift)), twice in a residual block.
 
-    Where a CPU trains, nothing is kept of all of it but x: the convolution's input is made again for its gradient.
-    Where it predicts, it takes a few images at a time.
+    In CPU training only x is saved: the convolution's input is recomputed in the backward pass. In CPU inference a few
+    images are processed at a time.
     """
-    plain = is_plain(conv, nn.Conv2d) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
-    if not (plain and _is_ours(norm, x)):
+    replaceable = is_unhooked(conv, nn.Conv2d) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    if not (replaceable and _is_replaceable(norm, x)):
         return conv(norm_silu(norm, x, scale, shift))  # type: ignore[no-any-return]
     if not torch.is_grad_enabled():
-        images = _at_a_time(x)
+        images = images_at_a_time(x[:1].numel())
         xs = x.split(images)
-        told = [[part] * len(xs) if part is None or len(part) == 1 else part.split(images) for part in (scale, shift)]
-        made = [conv(norm_silu(norm, *part)) for part in zip(xs, *told, strict=True)]
-        return torch.cat(made) if len(made) > 1 else made[0]
-    weight, bias = _told(norm, scale, shift)
-    # cast here, where gradients are recorded: autocast would remember what it casts inside of the step, without them
-    precision = computed_in(conv.weight)  # type: ignore[arg-type]
-    kernel = conv.weight.to(precision)
-    offset = None if conv.bias is None else conv.bias.to(precision)
+        affine = [[part] * len(xs) if part is None or len(part) == 1 else part.split(images) for part in (scale, shift)]
+        outputs = [conv(norm_silu(norm, *part)) for part in zip(xs, *affine, strict=True)]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    weight, bias = _affine(norm, scale, shift)
+    # cast here, where gradients are recorded: autocast would cache a cast made inside the node, without gradients
+    dtype = compute_dtype(conv.weight)  # type: ignore[arg-type]
+    kernel = conv.weight.to(dtype)
+    offset = None if conv.bias is None else conv.bias.to(dtype)
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
     return NormSiLUConv.apply(x, weight, bias, norm.num_groups, norm.eps, kernel, offset, geometry)  # type: ignore[no-any-return]
 
 
-def _is_ours(norm: nn.Module, x: Tensor) -> TypeGuard[nn.GroupNorm]:
-    """The norm of this map is computed here and not by the module."""
-    return is_plain(norm, nn.GroupNorm) and norm.affine and by_hand(x)
+def _is_replaceable(norm: nn.Module, x: Tensor) -> TypeGuard[nn.GroupNorm]:
+    """The norm may be computed here instead of by the module."""
+    return is_unhooked(norm, nn.GroupNorm) and norm.affine and is_eager_cpu(x)
 
 
-def _told(norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The norm's weight and bias, (C,), or with a scale and shift of each sample in them, (B, C)."""
+def _affine(norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The norm's weight and bias, (C,), or combined with each sample's scale and shift, (B, C)."""
     weight, bias = norm.weight, norm.bias
     if scale is None or shift is None:
         return weight, bias
@@ -88,34 +93,23 @@ def _told(norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> tup
     return weight * gain, torch.addcmul(shift[:, :, 0, 0].to(bias.dtype), gain.to(bias.dtype), bias)
 
 
-def gated(both: Tensor) -> Tensor:
-    """value · GELU(gate) of tokens (B, N, 2 D) whose halves are value and gate (Shazeer 2020, equation 5): (B, N, D).
-
-    Where a CPU trains, nothing is kept but `both`, and the gradient has no gradient.
-    """
-    if by_hand(both) and torch.is_grad_enabled():
-        return Gated.apply(both)  # type: ignore[no-any-return]
-    value, gate = both.chunk(2, dim=-1)
-    return F.gelu(gate) * value if torch.is_grad_enabled() else F.gelu(gate).mul_(value)
-
-
 class Norm(torch.autograd.Function):
-    """x̂ · weight + bias, x̂ being x (B, C, H, W) normalised over groups of channels (Wu & He 2018, equation 1)."""
+    """x̂ · weight + bias, with x̂ = x (B, C, H, W) normalized over groups of channels (Wu & He 2018, equation 1)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        z, mean, rstd = _normalised(x, weight, bias, groups, eps)
+        z, mean, rstd = _normalize(x, weight, bias, groups, eps)
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        return *_Again(*ctx.saved_tensors).gradients(dz), None, None
+        return *_Recomputed(*ctx.saved_tensors).gradients(dz), None, None
 
 
 class NormSiLU(torch.autograd.Function):
-    """SiLU of `Norm`; weight and bias are (C,), or (B, C) where each sample has its own."""
+    """SiLU of `Norm`; weight and bias are (C,), or (B, C) for one per sample."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
@@ -124,12 +118,12 @@ class NormSiLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        again = _Again(*ctx.saved_tensors)
-        return *again.gradients(torch.ops.aten.silu_backward(dy, again.z)), None, None
+        forward = _Recomputed(*ctx.saved_tensors)
+        return *forward.gradients(torch.ops.aten.silu_backward(dy, forward.z)), None, None
 
 
 class NormSiLUConv(torch.autograd.Function):
-    """A convolution of `NormSiLU`. kernel (O, C, kh, kw) and offset (O,) have the precision that it is computed in."""
+    """A convolution of `NormSiLU`; kernel (O, C, kh, kw) and offset (O,) in the compute dtype."""
 
     @staticmethod
     def forward(
@@ -154,50 +148,29 @@ class NormSiLUConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         *saved, kernel = ctx.saved_tensors
-        again = _Again(*saved)
-        y = F.silu(again.z).to(kernel.dtype)
-        wanted = [True, ctx.needs_input_grad[5], ctx.offset is not None and ctx.needs_input_grad[6]]
-        dy, dkernel, doffset = torch.ops.aten.convolution_backward(dout, y, kernel, ctx.offset, *ctx.geometry, wanted)
+        forward = _Recomputed(*saved)
+        y = F.silu(forward.z).to(kernel.dtype)
+        mask = [True, ctx.needs_input_grad[5], ctx.offset is not None and ctx.needs_input_grad[6]]
+        dy, dkernel, doffset = torch.ops.aten.convolution_backward(dout, y, kernel, ctx.offset, *ctx.geometry, mask)
         del y
-        dx, dweight, dbias = again.gradients(torch.ops.aten.silu_backward(dy.to(again.z.dtype), again.z))
+        dx, dweight, dbias = forward.gradients(torch.ops.aten.silu_backward(dy.to(forward.z.dtype), forward.z))
         return dx, dweight, dbias, None, None, dkernel, doffset, None
 
 
-class Gated(torch.autograd.Function):
-    """value · GELU(gate)."""
-
-    @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        ctx.save_for_backward(both)
-        value, gate = both.chunk(2, dim=-1)
-        return F.gelu(gate).mul_(value)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> Tensor:
-        (both,) = ctx.saved_tensors
-        value, gate = both.chunk(2, dim=-1)
-        grad = torch.empty_like(both)
-        dvalue, dgate = grad.chunk(2, dim=-1)
-        torch.mul(F.gelu(gate), dout, out=dvalue)
-        dgate.copy_(torch.ops.aten.gelu_backward(dout * value, gate))
-        return grad
-
-
 def _activated(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The SiLU's output (B, C, H, W), and each group's mean and inverse deviation, (B, groups)."""
-    z, mean, rstd = _normalised(x, weight, bias, groups, eps)
+    """SiLU output (B, C, H, W), and mean and inverse standard deviation of each group, (B, groups)."""
+    z, mean, rstd = _normalize(x, weight, bias, groups, eps)
     return F.silu(z, inplace=True), mean, rstd
 
 
-def _normalised(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """x̂ · weight + bias (B, C, H, W), and each group's mean and inverse deviation, (B, groups).
+def _normalize(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x̂ · weight + bias (B, C, H, W), and mean and inverse standard deviation of each group, (B, groups).
 
-    Of small channels-last maps torch's kernel reads one group after another, a few numbers out of every pixel: there,
-    the moments are of sums over whole pixels instead (of squares that float16 could not hold).
+    torch's kernel reads small channels-last maps group by group, a few channels of every pixel. Here the moments are
+    sums over whole pixels (of squares, which overflow in float16).
     """
     batch, channels, height, width = x.shape
-    small = height * width < SMALL and x.is_contiguous(memory_format=torch.channels_last)
+    small = height * width < MIN_NATIVE_PIXELS and x.is_contiguous(memory_format=torch.channels_last)
     if not small or x.dtype == torch.float16:
         size = (batch, channels, height * width, groups, eps)
         if weight.dim() == 1:
@@ -213,11 +186,11 @@ def _normalised(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     return torch.addcmul(_over(offset, x), x, _over(slope, x)), mean, rstd
 
 
-class _Again:
-    """The SiLU's input z, made again, and what its gradient dz gives.
+class _Recomputed:
+    """The SiLU's input z, recomputed, and the gradients from its gradient dz.
 
-    With S1 and S2 the sums of dz and of dz · x over a channel's pixels, μ and r the mean and inverse deviation of its
-    group of N values, and sums over the group written as [·]:
+    With S1 and S2 the sums of dz and of dz · x over a channel's pixels, μ and r the mean and inverse standard deviation
+    of its group of N values, and [·] the sum over the group:
 
         dbias = S1,  dweight = r (S2 - μ S1),
         dx = r weight dz + c2 x + c3,  c2 = -r³/N [weight (S2 - μ S1)],  c3 = -μ c2 - r/N [weight S1]
@@ -225,7 +198,7 @@ class _Again:
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> None:
         self.x, self.weight, self.bias = x, weight, bias
-        self.within = x.shape[1] // mean.shape[1]  # channels of a group
+        self.within = x.shape[1] // mean.shape[1]  # channels per group
         wide = torch.promote_types(x.dtype, torch.float32)  # sums over many pixels
         self.mean, self.rstd = mean.to(wide), rstd.to(wide)  # (B, groups)
         self.mu, self.r = self._by_channel(self.mean), self._by_channel(self.rstd)
@@ -259,19 +232,14 @@ class _Again:
 
 
 def _sums(x: Tensor) -> Tensor:
-    """Over the pixels of each channel, (B, C), in float32 at least, which is made of few images at a time."""
+    """Sums over the pixels of each channel, (B, C), in float32 at least, converted a few images at a time."""
     wide = torch.promote_types(x.dtype, torch.float32)
     if x.dtype == wide:
         return x.sum((2, 3))
-    images = _at_a_time(x)
+    images = images_at_a_time(x[:1].numel())
     return torch.cat([part.sum((2, 3), dtype=wide) for part in x.split(images)])
 
 
-def _at_a_time(x: Tensor) -> int:
-    """How many images of x make up `HELD` numbers."""
-    return max(1, HELD * len(x) // max(1, x.numel()))
-
-
 def _over(values: Tensor, x: Tensor) -> Tensor:
-    """(C,) or (B, C) -> (1 or B, C, 1, 1) of x's precision."""
+    """(C,) or (B, C) -> (1 or B, C, 1, 1) in the dtype of x."""
     return values.reshape(-1, x.shape[1], 1, 1).to(x.dtype)

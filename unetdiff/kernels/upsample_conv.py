@@ -1,4 +1,4 @@
-"""Nearest-neighbour upsampling, a skip, and the 3x3 convolution that reads both: on a CPU, without the large map."""
+"""Nearest-neighbor upsampling, a skip, and the 3x3 convolution that reads both, without the upsampled map."""
 
 from __future__ import annotations
 
@@ -7,75 +7,65 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.kernels.conditions import by_hand, computed_in, is_as_written, is_plain
-from unetdiff.kernels.taps import few_enough, tapped_conv
+from unetdiff.kernels.conditions import compute_dtype, is_eager_cpu, is_unhooked
+from unetdiff.kernels.taps import tapped_conv, taps_pay
+from unetdiff.models.blocks import concat_skip, upsample_nearest
 
-ENOUGH = 2048
-"""Pixels of the small maps from which it pays to make other weights of the convolution's first."""
+MIN_PIXELS = 2048
+"""Pixels of a batch's small maps from which summing the weights pays."""
 _TAPS = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-"""Which of a 3-tap kernel's weights add up in each tap of the transposed one, (4, 3)."""
-_SHARES = torch.kron(_TAPS, _TAPS)
-"""The same of both dimensions, (16, 9)."""
+"""(4, 3): the weights of a 3-tap kernel that sum to each tap of the transposed kernel."""
+_TAPS_2D = torch.kron(_TAPS, _TAPS)
+"""(16, 9): the same in two dimensions."""
 
 
-def grow_nearest(h: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """Nearest-neighbour upsampling to `size`, or to double the size."""
-    if size is None:
-        return F.interpolate(h, scale_factor=2.0, mode="nearest")
-    return F.interpolate(h, size=size, mode="nearest")
+def upsample_conv(
+    conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, skip: Tensor | None = None
+) -> Tensor:
+    """conv(concat_skip(skip, upsample_nearest(h, size))).
 
-
-def join(h: Tensor, skip: Tensor) -> Tensor:
-    """Concatenate a map with its skip along the channels."""
-    return torch.cat([h, skip], dim=1)  # (B, C + C_skip, H, W)
-
-
-def grown_conv(conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, skip: Tensor | None = None) -> Tensor:
-    """conv(join(skip, grow_nearest(h, size))).
-
-    A pixel of the grown map is one of four that are the same, so a 3x3 window of it holds four numbers, not nine: where
-    it grows to double the size, a transposed 4x4 convolution of stride 2 with sums of the same weights gives the same
-    with 4/9 of the multiply-adds, and neither the grown map nor the joined one is made. With w of three taps, one
-    dimension of the kernel is (w2, w1 + w2, w0 + w1, w0). Of few pixels with many channels, products with each tap and
-    their sums give it with 1/4 (`tapped_conv`).
+    Upsampling by 2 repeats each pixel four times, so a 3x3 window reads four values, not nine: a transposed 4x4
+    convolution of stride 2 with sums of the same weights computes the same with 4/9 of the multiply-adds, and neither
+    the upsampled nor the concatenated map is made. One dimension of a kernel (w0, w1, w2) becomes
+    (w2, w1 + w2, w0 + w1, w0). Small maps with many channels take 1/4 of the multiply-adds by `tapped_conv`.
 
     Args:
-        conv: of 3x3.
+        conv: 3x3.
         h: (B, C, H, W).
-        size: (height, width) to grow to; None: double.
+        size: (height, width) to upsample to; None: double.
         skip: (B, C_skip, height, width), or None.
     """
-    doubled = by_hand(h) and doubles(h, size) and not is_as_written() and is_plain(conv, nn.Conv2d) and _is_usual(conv)
-    if doubled and few_enough(h, conv.out_channels):
-        return tapped_conv(h, skip, conv.weight, conv.bias, computed_in(conv.weight))
-    if not (doubled and enough(h)):
-        h = grow_nearest(h, size)
-        return conv(h if skip is None else join(skip, h))
-    precision = computed_in(conv.weight)
-    offset = None if conv.bias is None else conv.bias.to(precision)
-    kernel = conv.weight.to(precision)
-    channels = kernel.shape[1] - h.shape[1]  # of the skip, which comes first
-    out = F.conv_transpose2d(h.to(precision), transposed(kernel[:, channels:]), offset, stride=2, padding=1)
-    return out if skip is None else out.add_(F.conv2d(skip.to(precision), kernel[:, :channels], padding=1))
+    replaceable = is_eager_cpu(h) and doubles(h, size) and is_unhooked(conv, nn.Conv2d) and _is_3x3(conv)
+    if replaceable and taps_pay(h, conv.out_channels):
+        return tapped_conv(h, skip, conv.weight, conv.bias, compute_dtype(conv.weight))
+    if not (replaceable and transposed_pays(h)):
+        h = upsample_nearest(h, size)
+        return conv(h if skip is None else concat_skip(skip, h))
+    dtype = compute_dtype(conv.weight)
+    offset = None if conv.bias is None else conv.bias.to(dtype)
+    kernel = conv.weight.to(dtype)
+    channels = kernel.shape[1] - h.shape[1]  # of the skip
+    out = F.conv_transpose2d(h.to(dtype), transposed_kernel(kernel[:, channels:]), offset, stride=2, padding=1)
+    return out if skip is None else out.add_(F.conv2d(skip.to(dtype), kernel[:, :channels], padding=1))
 
 
-def transposed(kernel: Tensor) -> Tensor:
-    """The 4x4 kernel (C, O, 4, 4) of the transposed convolution, from (O, C, 3, 3)."""
-    sums = _SHARES.to(kernel) @ rearrange(kernel, "o c h w -> o (h w) c")
+def transposed_kernel(kernel: Tensor) -> Tensor:
+    """The kernel (C, O, 4, 4) of the transposed convolution, from (O, C, 3, 3)."""
+    sums = _TAPS_2D.to(kernel) @ rearrange(kernel, "o c h w -> o (h w) c")
     return rearrange(sums, "o (h w) c -> c o h w", h=4)
 
 
 def doubles(h: Tensor, size: tuple[int, int] | None) -> bool:
-    """A map (B, C, H, W) grows to double its size."""
+    """Whether a map (B, C, H, W) is upsampled to exactly double its size."""
     return size is None or size == (2 * h.shape[-2], 2 * h.shape[-1])
 
 
-def enough(h: Tensor) -> bool:
-    """A map (B, C, H, W) has the pixels for which other weights are worth making."""
+def transposed_pays(h: Tensor) -> bool:
+    """Whether a map (B, C, H, W) has enough pixels for the transposed form."""
     batch, _, height, width = h.shape
-    return batch * height * width >= ENOUGH
+    return batch * height * width >= MIN_PIXELS
 
 
-def _is_usual(conv: nn.Conv2d) -> bool:
+def _is_3x3(conv: nn.Conv2d) -> bool:
     geometry = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")

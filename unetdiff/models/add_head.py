@@ -1,4 +1,4 @@
-"""A head more on a trained model: the larger model with every old tensor in it, and what is new as the identity."""
+"""Add a head to a trained model: every existing tensor is kept, new ones start as the identity."""
 
 from __future__ import annotations
 
@@ -15,37 +15,36 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 
 def with_head(cls: type[Model], model: Model, name: str, options: dict[str, Any]) -> Model:
-    """A new model of the class with `model`'s weights and one head more; see `UNet.add_head`."""
+    """A new model of the class with `model`'s weights and an additional head; see `UNet.add_head`."""
     config = loading.plain(model.config)
     if name == "diffusion":
-        conditioning: dict[str, Any] = {
-            k: options.pop(k) for k in ("cross_attention_dim", "num_class_embeds") if k in options
-        }
-        told: dict[str, Any] = {"timestep": True, **conditioning}
-        config["conditioning"] |= told
-        if "cross_attention_dim" in conditioning:
-            config["conditioning"]["attention_levels"] = None
+        config["conditioning"]["timestep"] = True
+        if "cross_attention_dim" in options:
+            dim = options.pop("cross_attention_dim")
+            config["conditioning"] |= {"cross_attention_dim": dim, "attention_levels": None}
+        if "num_class_embeds" in options:
+            config["imported"]["num_class_embeds"] = options.pop("num_class_embeds")
         for part in ("encoder", "decoder"):
             if config[part]["norm"] == "batch":
                 config[part]["norm"] = "frozen"
     config["heads"][name] = options
-    grown = loading.build(cls, config)
-    old, new = model.state_dict(), grown.state_dict()
+    extended = loading.build(cls, config)
+    old, new = model.state_dict(), extended.state_dict()
     drop = {k for k in old if k.endswith("num_batches_tracked") and k not in new}
     changed = [k for k in old if k not in drop and (k not in new or new[k].shape != old[k].shape)]
     if changed:
         raise UserError(
-            f"add_head: a {name} head with these options would change {len(changed)} tensors: {changed[:3]}"
+            f"add_head: a {name} head with these options would change {len(changed)} existing tensors: {changed[:3]}."
         )
-    grown.load_state_dict({k: v for k, v in old.items() if k not in drop}, strict=False)
-    start_silent(grown, set(new) - set(old))
-    return grown
+    extended.load_state_dict({k: v for k, v in old.items() if k not in drop}, strict=False)
+    zero_time_projections_(extended, set(new) - set(old))
+    return extended
 
 
-def start_silent(model: nn.Module, names: Iterable[str]) -> None:
-    """Start the time projections among these tensors at zero: they join trained blocks, which go on as they were.
+def zero_time_projections_(model: nn.Module, names: Iterable[str]) -> None:
+    """Zero the time projections among these parameters: the trained blocks they are added to stay unchanged.
 
-    Those of the heads keep their start; every other new part of a backbone is the identity by itself.
+    Those of the heads keep their initialization; every other new part of a backbone starts as the identity by itself.
     """
     for name in names:
         if "time_emb_proj" in name and not name.startswith("heads."):

@@ -5,63 +5,31 @@ Tensor names are diffusers' (to_q, to_k, to_v, to_out.0, ...), so that Stable Di
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.compiler import is_exporting
 from torch.nn import functional as F
-
-from unetdiff.kernels.conditions import HELD, by_hand
-from unetdiff.kernels.norm_silu_conv import gated, group_norm
-
-FEW = 256 * 256
-"""On a CPU, so many pairs of tokens attend by plain products: the kernel takes longer, most of all for the gradient."""
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of queries (B, heads, N, d) over keys and values (B, heads, M, d) (Vaswani et al. 2017, equation 1)."""
-    if torch.is_grad_enabled():
-        return _attend(q, k, v)
-    images = max(1, HELD // (q.shape[1] * q.shape[2] * k.shape[2]))
-    if images >= len(q):
-        return _attend(q, k, v)
-    out = torch.empty_like(q)
-    for start in range(0, len(q), images):
-        some = slice(start, start + images)
-        out[some] = _attend(q[some], k[some], v[some])
-    return out
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
-    return scores.softmax(-1) @ v
 
 
 class CrossAttentionCache:
-    """encoder_hidden_states that many passes read, as the steps of sampling do: keys and values are computed once.
+    """encoder_hidden_states (B, M, D) for many forward passes, as in sampling: keys and values are computed once.
 
-    For a network whose weights do not change meanwhile, without gradients, and for tokens (B, M, D) of its own
-    precision.
+    For a network whose weights do not change meanwhile, without gradients, and tokens of the network's dtype.
     """
 
     def __init__(self, tokens: Tensor) -> None:
         self.tokens = tokens
-        self._computed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._computed: dict[Attention, tuple[Tensor, Tensor]] = {}
 
     def keys_and_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
-        """(B, heads, M, d) each, as this attention makes them."""
+        """(B, heads, M, d) each, of this attention layer."""
         if attention not in self._computed:
             self._computed[attention] = attention.keys_and_values(self.tokens)
         return self._computed[attention]
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017).
-
-    Gives (B, N, C), or (B, 1, C) over a context of one token, where it is the same for all.
-    """
+    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017)."""
 
     def __init__(
         self, channels: int, context_dim: int | None, heads: int, bias: bool = False, upcast: bool = False
@@ -73,34 +41,30 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
+    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
+        q = self._by_head(self.to_q(tokens))  # (B, heads, N, d)
+        if isinstance(context, CrossAttentionCache):
+            k, v = context.keys_and_values(self)
+        else:
+            k, v = self.keys_and_values(tokens if context is None else context)  # (B, heads, M, d)
+        if self.upcast:
+            with torch.autocast(q.device.type, enabled=False):
+                out = self.attend(q.float(), k.float(), v.float()).to(q.dtype)
+        else:
+            out = self.attend(q, k, v)
+        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))  # (B, N, C)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
+        return scores.softmax(dim=-1) @ v
+
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Of tokens (B, M, D): (B, heads, M, d) each."""
+        """(B, heads, M, d) each, of tokens (B, M, D)."""
         return self._by_head(self.to_k(source)), self._by_head(self.to_v(source))
 
     def _by_head(self, projected: Tensor) -> Tensor:
         return rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
-
-    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
-        if isinstance(context, CrossAttentionCache):
-            k, v = context.keys_and_values(self)
-        else:
-            k, v = self.keys_and_values(tokens if context is None else context)
-        if not is_exporting() and k.shape[2] == 1:  # all attention is on the one token, whatever the query
-            out = self.to_out[0](rearrange(v, "b heads 1 d -> b 1 (heads d)"))  # (B, 1, C), the same for every query
-            if not torch.is_grad_enabled():
-                return out
-            # queries and keys have a gradient of 0; it is there, so that several processes find every weight in use
-            idle = [tokens[:1, :1], *self.to_q.parameters(), *self.to_k.parameters()]
-            return out + 0 * sum(part.sum() for part in idle)
-        q = self._by_head(self.to_q(tokens))
-        precision = q.dtype
-        few = by_hand(q) and q.shape[2] * k.shape[2] <= FEW
-        if self.upcast:
-            q, k, v = q.float(), k.float(), v.float()
-        lowered = self.upcast and torch.is_autocast_enabled(q.device.type)
-        with torch.autocast(q.device.type, enabled=False) if lowered else nullcontext():
-            out = attend(q, k, v) if few else F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, d)
-        return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)").to(precision))
 
 
 class AttentionBlock(Attention):
@@ -113,21 +77,22 @@ class AttentionBlock(Attention):
             nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
-        # context: unused, one signature for both kinds of block
+        # `context` is unused: one signature for both kinds of block
         height = h.shape[-2]
-        tokens = rearrange(group_norm(self.group_norm, h), "b c h w -> b (h w) c")
+        tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
         return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
 
 
 class GEGLU(nn.Module):
-    """Linear to twice the width; one half gates the other (Shazeer 2020, equation 5)."""
+    """value * GELU(gate) of one linear projection (Shazeer 2020, equation 5)."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return gated(self.proj(tokens))
+        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return value * F.gelu(gate)
 
 
 class FeedForward(nn.Module):
@@ -138,20 +103,13 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Of tokens (B, N, D); where no gradient needs what is between, a few images at a time on a CPU."""
-        if torch.is_grad_enabled() or not by_hand(tokens):
-            return self._through(tokens)
-        images = max(1, HELD // (8 * tokens.shape[1:].numel()))
-        return torch.cat([self._through(part) for part in tokens.split(images)])
-
-    def _through(self, tokens: Tensor) -> Tensor:
         for layer in self.net:
             tokens = layer(tokens)
         return tokens
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention to the condition, feed-forward; each normalised and residual."""
+    """Self-attention, cross-attention to the condition, feed-forward; each with LayerNorm and a residual path."""
 
     def __init__(self, dim: int, context_dim: int, heads: int, upcast: bool = False) -> None:
         super().__init__()
@@ -171,7 +129,7 @@ class TransformerLayer(nn.Module):
 class TransformerBlock(nn.Module):
     """Stable Diffusion's transformer on a map: norm, project in, layers, project out, residual.
 
-    `proj_out` starts at zero: a new block is the identity, whatever it joins.
+    `proj_out` is zero-initialized: a new block is the identity.
     """
 
     def __init__(
@@ -201,7 +159,7 @@ class TransformerBlock(nn.Module):
         if context is None:
             raise ValueError("a transformer block needs encoder_hidden_states (B, tokens, dim)")
         height = h.shape[-2]
-        x = group_norm(self.norm, h)
+        x = self.norm(h)
         if self.linear_projection:
             tokens = self.proj_in(rearrange(x, "b c h w -> b (h w) c"))
         else:
@@ -214,5 +172,5 @@ class TransformerBlock(nn.Module):
 
 
 def null_context(batch: int, dim: int, like: Tensor) -> Tensor:
-    """One zero token (B, 1, dim): what a model with cross-attention reads when no condition is given."""
+    """One zero token (B, 1, dim): the context of a model with cross-attention when no condition is passed."""
     return torch.zeros(batch, 1, dim, device=like.device, dtype=like.dtype)

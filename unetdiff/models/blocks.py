@@ -1,15 +1,13 @@
-"""The convolutional blocks that encoders and decoders are built from."""
+"""The convolutional blocks of encoders and decoders."""
 
 from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
 from torch.nn import functional as F
 
-from unetdiff.kernels.norm_silu_conv import norm_silu, norm_silu_conv
-from unetdiff.kernels.upsample_conv import grow_nearest, grown_conv
 from unetdiff.models.embeddings import TimeModulation
 
 
@@ -30,7 +28,7 @@ def norm_groups(channels: int, groups: int = 32) -> int:
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """A normalisation by name: none, batch, frozen or group (at most 32 groups of at least four channels)."""
+    """A normalization layer by name: none, batch, frozen or group (at most 32 groups of at least four channels)."""
     if kind == "none":
         return nn.Identity()
     if kind == "batch":
@@ -39,7 +37,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
         return FrozenBatchNorm2d(channels)
     if kind == "group":
         return nn.GroupNorm(norm_groups(channels, min(32, max(1, channels // 4))), channels)
-    raise ValueError(f"norm '{kind}' is not one of none, batch, frozen, group")
+    raise ValueError(f"norm={kind}: must be none, batch, frozen or group")
 
 
 def replace_batch_norm(module: nn.Module, kind: str) -> None:
@@ -55,11 +53,11 @@ def replace_batch_norm(module: nn.Module, kind: str) -> None:
             replace_batch_norm(child, kind)
 
 
-def keep_variance(conv: nn.Conv2d) -> nn.Conv2d:
-    """Start a convolution of the residual path so that it keeps its input's variance (Glorot & Bengio 2010).
+def init_xavier_(conv: nn.Conv2d) -> nn.Conv2d:
+    """Initialize a convolution so that it keeps its input's variance (Glorot & Bengio 2010), with zero bias.
 
-    torch's own start shrinks it to a third. From the coarsest map up again that leaves next to nothing beside the finer
-    skips, and a network that labels strokes long before it sees what they belong to.
+    torch's default shrinks the variance to a third. On a shortcut, that loses the coarse maps on the way up, and a
+    segmenter learns the skips' strokes long before the objects.
     """
     nn.init.xavier_uniform_(conv.weight)
     if conv.bias is not None:
@@ -70,7 +68,7 @@ def keep_variance(conv: nn.Conv2d) -> nn.Conv2d:
 class DoubleConv(nn.Module):
     """(3x3 convolution, norm, ReLU) twice (Ronneberger et al. 2015, figure 1).
 
-    With a time embedding, the first norm's output is scaled and shifted by it (zero at the start).
+    With a time embedding, the first norm's output is scaled and shifted by it (zero at initialization).
     """
 
     def __init__(
@@ -89,23 +87,17 @@ class DoubleConv(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=pad, bias=bias)
         self.norm2 = make_norm(norm, out_channels)
         self.act = nn.ReLU(inplace=True)
-        for conv in (self.conv1, self.conv2):  # He et al. 2015, as the 2015 paper's section 3 asks
+        for conv in (self.conv1, self.conv2):  # He et al. 2015, as in section 3 of the 2015 paper
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
     def forward(self, h: Tensor, temb: Tensor | None = None) -> Tensor:
-        return self._after_first(self.conv1(h), temb)
-
-    def grown(self, h: Tensor, size: tuple[int, int], skip: Tensor | None, temb: Tensor | None) -> Tensor:
-        """Of a map grown to `size` by nearest neighbour, joined to its skip."""
-        return self._after_first(grown_conv(self.conv1, h, size, skip), temb)
-
-    def _after_first(self, h: Tensor, temb: Tensor | None) -> Tensor:
-        h = self.norm1(h)
+        h = self.norm1(self.conv1(h))
         if self.time is not None and temb is not None:
             h = self.time(h, temb)
-        return self.act(self.norm2(self.conv2(self.act(h))))
+        h = self.act(h)
+        return self.act(self.norm2(self.conv2(h)))  # (B, out_channels, H, W)
 
 
 class Upsample2d(nn.Module):
@@ -116,26 +108,35 @@ class Upsample2d(nn.Module):
         self.kind, self.align_corners = kind, align_corners
         self.conv = nn.ConvTranspose2d(channels, channels // 2, 2, stride=2) if kind == "transposed" else None
         self.out_channels = channels // 2 if kind == "transposed" else channels
-        if self.conv is not None:  # a pixel is made from one pixel below: keep its variance
+        if self.conv is not None:  # each output pixel reads one input pixel: keep the variance
             nn.init.normal_(self.conv.weight, std=channels**-0.5)
             nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, h: Tensor, size: tuple[int, int] | None) -> Tensor:
-        """`size` is the skip's (height, width); None doubles (the unpadded network, where the skip is cropped)."""
+        """`size`: (height, width) of the skip; None doubles (unpadded network, where the skip is cropped)."""
         if self.conv is not None:
             h = self.conv(h)
-            fits = not is_exporting() and h.shape[-2:] == size  # asked, it would tie an export to odd sizes, or even
-            if size is None or fits:
-                return h
-            return F.interpolate(h, size=size, mode="nearest")
-        size = size or (2 * h.shape[-2], 2 * h.shape[-1])
+            return h if size is None else upsample_nearest(h, size)  # one pixel more where the skip is odd
         if self.kind == "bilinear":
+            size = size or (2 * h.shape[-2], 2 * h.shape[-1])
             return F.interpolate(h, size=size, mode="bilinear", align_corners=self.align_corners)
-        return F.interpolate(h, size=size, mode="nearest")
+        return upsample_nearest(h, size)
 
 
-def centre_crop(h: Tensor, size: tuple[int, int]) -> Tensor:
-    """The middle of a map (B, C, H, W), cut to `size` (Ronneberger et al. 2015: skips of unpadded convolutions)."""
+def upsample_nearest(h: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """Nearest-neighbor upsampling to `size`, or to double the size."""
+    if size is None:
+        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+    return F.interpolate(h, size=size, mode="nearest")
+
+
+def concat_skip(*maps: Tensor) -> Tensor:
+    """Concatenate a map and its skip along the channels, in this order."""
+    return torch.cat(maps, dim=1)
+
+
+def center_crop(h: Tensor, size: tuple[int, int]) -> Tensor:
+    """The center of a map (B, C, H, W), cut to `size` (Ronneberger et al. 2015: skips of unpadded convolutions)."""
     top, left = (h.shape[-2] - size[0]) // 2, (h.shape[-1] - size[1]) // 2
     return h[..., top : top + size[0], left : left + size[1]]
 
@@ -153,21 +154,22 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Grow to `size` (double without it) by nearest neighbour, then a 3x3 convolution."""
+    """Nearest-neighbor upsampling to `size` (default: double), then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, h: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        return grown_conv(self.conv, h, size)
+        return self.conv(upsample_nearest(h, size))
 
 
 class ResnetBlock(nn.Module):
     """The residual block of DDPM and Stable Diffusion (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, section 3).
 
-    norm -> SiLU -> conv1 -> time -> norm -> SiLU -> conv2, plus the input. `conv2` starts at zero, so that a new block
-    passes its input on. `resample` ("up", "down") changes the size on both paths after the first norm (ADM).
+    `conv2` is zero-initialized: a new block passes its input on. `resample` ("up", "down") changes the size on both
+    paths, after the first norm (ADM). With `scale_shift`, the time embedding scales and shifts the second norm (AdaGN)
+    instead of being added before it.
     """
 
     def __init__(
@@ -191,28 +193,27 @@ class ResnetBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         same = in_channels == out_channels
-        self.conv_shortcut = None if same else keep_variance(nn.Conv2d(in_channels, out_channels, 1))
+        self.conv_shortcut = None if same else init_xavier_(nn.Conv2d(in_channels, out_channels, 1))
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, x: Tensor, temb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
-        if self.resample is None:
-            h = norm_silu_conv(self.norm1, self.conv1, x)
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            x, h = resample(x, self.resample, size), resample(h, self.resample, size)
+        h = self.conv1(h)
+        if self.time_emb_proj is None or temb is None:
+            h = self.norm2(h)
         else:
-            h = norm_silu(self.norm1, x)
-            if self.resample == "down":
-                x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
-            else:
-                x, h = grow_nearest(x, size), grow_nearest(h, size)
-            h = self.conv1(h)
-        scale_and_shift: tuple[Tensor, ...] = ()
-        if self.time_emb_proj is not None and temb is not None:
             time = self.time_emb_proj(F.silu(temb))[:, :, None, None]  # (B, C or 2C, 1, 1)
             if self.scale_shift:
-                scale_and_shift = time.chunk(2, dim=1)
+                scale, shift = time.chunk(2, dim=1)
+                h = self.norm2(h) * (1 + scale) + shift
             else:
-                h = h + time
-        if self.training and self.dropout.p:
-            h = self.conv2(self.dropout(norm_silu(self.norm2, h, *scale_and_shift)))
-        else:
-            h = norm_silu_conv(self.norm2, self.conv2, h, *scale_and_shift)
+                h = self.norm2(h + time)
+        h = self.conv2(self.dropout(F.silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def resample(h: Tensor, way: str, size: tuple[int, int] | None) -> Tensor:
+    """Half the size by average pooling ("down"), or nearest-neighbor upsampling to `size` ("up")."""
+    return F.avg_pool2d(h, 2) if way == "down" else upsample_nearest(h, size)

@@ -1,23 +1,20 @@
-"""The middle and the way up: from the deepest map and the skips to one full-resolution map that every head reads."""
+"""Mid block and decoder: from the deepest map and the skips to the full-resolution map that every head reads."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 from torch import Tensor, nn
 
-from unetdiff.kernels.upsample_conv import join
-from unetdiff.models.blocks import DoubleConv, Upsample, Upsample2d, centre_crop
-from unetdiff.models.conditioning import AttentionPlan, ForwardState, LevelAttention
-from unetdiff.models.config import MIDDLE_RESNETS, ResidualConfig
-from unetdiff.models.encoders import Skips, resnet_block
+from unetdiff.models.attention_plan import AttentionPlan, LevelAttention
+from unetdiff.models.blocks import DoubleConv, Upsample, Upsample2d, center_crop, concat_skip
+from unetdiff.models.config import CLASSIC, MID_BLOCK_RESNETS, RESIDUAL, ModelConfig
+from unetdiff.models.encoders import Encoder, Skips, resnet_block
+from unetdiff.models.forward_state import ForwardState
 
 
-class PyramidMiddle(nn.Module):
-    """The bottom of the classic network: two convolutions, and attention where the plan has it.
+class PyramidMidBlock(nn.Module):
+    """The bottom of the classic network: two convolutions, and attention if the deepest level attends.
 
-    A trunk's deepest level is its own bottom: there, the middle is empty.
+    Empty for pretrained encoders, whose deepest level is the bottom itself.
     """
 
     def __init__(
@@ -33,128 +30,112 @@ class PyramidMiddle(nn.Module):
         self.block = DoubleConv(*channels, norm, padding, time_dim) if channels else None
         self.attention = attention.block(level, channels[1]) if channels else None
 
-    def forward(self, h: Tensor, condition: ForwardState) -> Tensor:
+    def forward(self, h: Tensor, state: ForwardState) -> Tensor:
         if self.block is not None:
-            h = condition.run(self.block, h, condition.temb)
+            h = state.run(self.block, h, state.temb)
         if self.attention is not None:
-            h = condition.run(self.attention, h, condition.context)
-        return condition.keep("middle", h)
+            h = state.run(self.attention, h, state.context)
+        return state.record("mid_block", h)
 
 
 class PyramidDecoder(nn.Module):
-    """The expanding path of 2015, for the classic encoder and for trunks: grow, join the skip, two convolutions.
+    """The expanding path of 2015, for the classic and the pretrained encoders.
 
-    One step a level; the levels finer than the finest skip are grown without one, up to the image's own size.
+    One block per level; levels finer than the finest skip are upsampled without one, up to the image's size.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        in_level: int,
-        skips: list[tuple[int, int]],
-        channels: list[int],
-        norm: str,
-        upsample: str,
-        align_corners: bool,
-        padding: str,
-        time_dim: int | None,
-        attention: AttentionPlan,
+        self, config: ModelConfig, in_channels: int, encoder: Encoder, time_dim: int | None, attention: AttentionPlan
     ) -> None:
         super().__init__()
-        widths = dict(skips)
-        self.valid = padding == "valid"
-        self.grows, self.blocks, self.attentions = nn.ModuleList(), nn.ModuleList(), LevelAttention()
-        self.levels = list(range(in_level - 1, in_level - 1 - len(channels), -1))
+        decoder, skips = config.decoder, dict(encoder.skips)
+        self.up_blocks, self.attentions = nn.ModuleList(), LevelAttention()
+        channels = decoder.channels or []
+        self.levels = list(range(encoder.out_level - 1, encoder.out_level - 1 - len(channels), -1))
         for level, width in zip(self.levels, channels, strict=True):
-            grow = Upsample2d(upsample, in_channels, align_corners)
-            self.grows.append(grow)
-            joined = grow.out_channels + widths.get(level, 0)
-            self.blocks.append(DoubleConv(joined, width, norm, padding, time_dim))
+            upsample = Upsample2d(decoder.upsample or "nearest", in_channels, decoder.align_corners)
+            joined = upsample.out_channels + skips.get(level, 0)
+            block = DoubleConv(joined, width, decoder.norm or "group", config.encoder.padding, time_dim)
+            self.up_blocks.append(PyramidUpBlock(upsample, block))
             self.attentions.add(attention, level, width)
             in_channels = width
-        self.with_skip = set(widths)
-        self.out_level = self.levels[-1]
-        self.out_channels = in_channels
+        self.valid = config.encoder.padding == "valid"
+        self.skip_levels = set(skips)
+        self.out_level, self.out_channels = self.levels[-1], in_channels
 
-    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: ForwardState) -> Tensor:
-        """`size` is the image's (height, width). Takes the skips out of their list: each is freed once read."""
-        for level, grow, block in zip(self.levels, self.grows, self.blocks, strict=True):
-            skip = skips.pop() if level in self.with_skip else None
-            if self.valid:
-                h = grow(h, None)
-                if skip is not None:
-                    h = join(centre_crop(skip, (h.shape[-2], h.shape[-1])), h)
-                h = condition.run(block, h, condition.temb)
-            else:
-                # without a skip, ceil(size / 2^level): what a strided, padded stem would have put out
-                to = tuple((side + 2**level - 1) // 2**level for side in size) if skip is None else skip.shape[-2:]
-                h = condition.run(partial(_step, grow, block), h, to, skip, condition.temb, within=block)
+    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
+        """`size`: (height, width) of the image. Pops the skips, so that each is freed after use."""
+        for level, up_block in zip(self.levels, self.up_blocks, strict=True):
+            skip = skips.pop() if level in self.skip_levels else None
+            h = state.run(up_block, h, skip, self._size(level, skip, size), state.temb)
             del skip
-            h = self.attentions(level, h, condition)
-            condition.keep(f"decoder.{level}", h)
+            h = self.attentions(level, h, state)
+            state.record(f"decoder.{level}", h)
         return h  # (B, C, H, W)
 
+    def _size(self, level: int, skip: Tensor | None, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The skip's size; without a skip ceil(size / 2^level), as a strided, padded stem has; None: double."""
+        if self.valid:
+            return None
+        if skip is not None:
+            return skip.shape[-2], skip.shape[-1]
+        return (size[0] + 2**level - 1) // 2**level, (size[1] + 2**level - 1) // 2**level
 
-def _step(grow: Any, block: Any, h: Tensor, size: tuple[int, int], skip: Tensor | None, temb: Tensor | None) -> Tensor:
-    """A level's map (B, C, height, width) from that of the level below and the skip: by its Grow and its DoubleConv."""
-    if grow.kind == "nearest":
-        return block.grown(h, size, skip, temb)
-    h = grow(h, size)
-    return block(h if skip is None else join(skip, h), temb)
 
+class PyramidUpBlock(nn.Module):
+    """A decoder level of Ronneberger et al. 2015, figure 1: upsample, concatenate the skip, two convolutions."""
 
-class ResidualMiddle(nn.Module):
-    """Residual block, attention, residual block at the coarsest level, or less of it (`residual.middle`)."""
-
-    def __init__(
-        self,
-        channels: int,
-        level: int,
-        options: ResidualConfig,
-        time_dim: int | None,
-        attention: AttentionPlan,
-    ) -> None:
+    def __init__(self, upsample: Upsample2d, block: DoubleConv) -> None:
         super().__init__()
-        count = MIDDLE_RESNETS[options.middle or "attention"]
-        self.resnets = nn.ModuleList([resnet_block(channels, channels, options, time_dim) for _ in range(count)])
-        attends = options.middle == "attention"
-        self.attentions = nn.ModuleList([attention.middle(level, channels)] if attends else [])
+        self.upsample, self.block = upsample, block
 
-    def forward(self, h: Tensor, condition: ForwardState) -> Tensor:
+    def forward(self, h: Tensor, skip: Tensor | None, size: tuple[int, int] | None, temb: Tensor | None) -> Tensor:
+        """`size`: (height, width) to upsample to; None doubles, and a larger skip is cropped."""
+        h = self.upsample(h, size)
+        if skip is not None:
+            h = concat_skip(skip if size else center_crop(skip, (h.shape[-2], h.shape[-1])), h)
+        return self.block(h, temb)
+
+
+class ResidualMidBlock(nn.Module):
+    """Residual block, attention, residual block at the coarsest level, or fewer of them (`residual.mid_block`)."""
+
+    def __init__(self, config: ModelConfig, time_dim: int | None, attention: AttentionPlan) -> None:
+        super().__init__()
+        channels, kind = config.encoder.channels or [], config.residual.mid_block or "attention"
+        count, width = MID_BLOCK_RESNETS[kind], channels[-1]
+        self.resnets = nn.ModuleList([resnet_block(width, width, config, time_dim) for _ in range(count)])
+        attentions = [attention.mid_block(len(channels) - 1, width)] if kind == "attention" else []
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, h: Tensor, state: ForwardState) -> Tensor:
         for index, resnet in enumerate(self.resnets):
-            h = condition.run(resnet, h, condition.temb)
+            h = state.run(resnet, h, state.temb)
             if index == 0:
                 for attention in self.attentions:
-                    h = condition.run(attention, h, condition.context)
-        return condition.keep("middle", h)
+                    h = state.run(attention, h, state.context)
+        return state.record("mid_block", h)
 
 
 class ResidualDecoder(nn.Module):
     """The denoiser's way up: a skip into every residual block. Tensor names are diffusers'."""
 
-    def __init__(
-        self,
-        channels: list[int],
-        skips: list[tuple[int, int]],
-        options: ResidualConfig,
-        time_dim: int | None,
-        attention: AttentionPlan,
-    ) -> None:
+    def __init__(self, config: ModelConfig, encoder: Encoder, time_dim: int | None, attention: AttentionPlan) -> None:
         super().__init__()
         self.up_blocks = nn.ModuleList()
-        widths = [width for _, width in skips]
+        channels, widths = config.encoder.channels or [], [width for _, width in encoder.skips]
         previous = channels[-1]
-        for level in range(len(channels) - 1, -1, -1):
-            own = [widths.pop() for _ in range(options.layers_per_block + 1)]
-            self.up_blocks.append(UpBlock(previous, channels[level], own, level, options, time_dim, attention))
+        for level in reversed(range(len(channels))):
+            skips = [widths.pop() for _ in range(config.residual.layers_per_block + 1)]
+            self.up_blocks.append(UpBlock(previous, channels[level], skips, level, config, time_dim, attention))
             previous = channels[level]
         self.out_level, self.out_channels = 0, previous
 
-    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], condition: ForwardState) -> Tensor:
-        """Takes the skips out of their list."""
+    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
+        """Pops the skips. `size` is unused: one signature for both decoders."""
         for index, block in enumerate(self.up_blocks):
             level = len(self.up_blocks) - 1 - index
-            h = block(h, skips, condition, f"decoder.{level}")
+            h = block(h, skips, state, f"decoder.{level}")
         return h  # (B, C, H, W)
 
 
@@ -167,33 +148,49 @@ class UpBlock(nn.Module):
         channels: int,
         skips: list[int],
         level: int,
-        options: ResidualConfig,
+        config: ModelConfig,
         time_dim: int | None,
         attention: AttentionPlan,
     ) -> None:
         super().__init__()
         self.resnets, self.attentions = nn.ModuleList(), nn.ModuleList()
         for skip in skips:
-            self.resnets.append(resnet_block(in_channels + skip, channels, options, time_dim))
+            self.resnets.append(resnet_block(in_channels + skip, channels, config, time_dim))
             block = attention.block(level, channels)
             if block is not None:
                 self.attentions.append(block)
             in_channels = channels
         if level == 0:
             self.upsamplers = nn.ModuleList()
-        elif options.resample == "resnet":
-            self.upsamplers = nn.ModuleList([resnet_block(channels, channels, options, time_dim, resample="up")])
+        elif config.imported.resample == "resnet":
+            self.upsamplers = nn.ModuleList([resnet_block(channels, channels, config, time_dim, resample="up")])
         else:
             self.upsamplers = nn.ModuleList([Upsample(channels)])
 
-    def forward(self, h: Tensor, skips: Skips, condition: ForwardState, name: str) -> Tensor:
+    def forward(self, h: Tensor, skips: Skips, state: ForwardState, name: str) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            h = join(h, skips.pop())  # what was joined is freed before the block runs
-            h = condition.run(resnet, h, condition.temb)
+            h = concat_skip(h, skips.pop())  # the skip is freed before the block runs
+            h = state.run(resnet, h, state.temb)
             if len(self.attentions):
-                h = condition.run(self.attentions[layer], h, condition.context)
-            condition.keep(f"{name}.{layer}", h)
+                h = state.run(self.attentions[layer], h, state.context)
+            state.record(f"{name}.{layer}", h)
         for upsampler in self.upsamplers:
             size = (skips[-1].shape[-2], skips[-1].shape[-1])
-            h = condition.run(upsampler, h, condition.temb, size)
+            h = state.run(upsampler, h, state.temb, size)
         return h
+
+
+def build_mid_block_and_decoder(
+    config: ModelConfig, encoder: Encoder, time_dim: int | None, attention: AttentionPlan
+) -> tuple[PyramidMidBlock | ResidualMidBlock, PyramidDecoder | ResidualDecoder]:
+    """The mid block and the decoder that match an encoder."""
+    if config.encoder.name == RESIDUAL:
+        mid_block = ResidualMidBlock(config, time_dim, attention)
+        return mid_block, ResidualDecoder(config, encoder, time_dim, attention)
+    channels, norm, padding = config.encoder.channels or [], config.encoder.norm or "group", config.encoder.padding
+    bottom = (channels[-2], channels[-1]) if config.encoder.name == CLASSIC else None
+    width = bottom[1] if bottom else encoder.out_channels
+    return (
+        PyramidMidBlock(bottom, encoder.out_level, norm, padding, time_dim, attention),
+        PyramidDecoder(config, width, encoder, time_dim, attention),
+    )

@@ -1,4 +1,4 @@
-"""A denoiser as a network of clean images: its time embedding at timestep 0 put into convolutions and norms."""
+"""Fold the time embedding of timestep 0 into convolutions and norms: from a denoiser to a network of clean images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from unetdiff.models.unet import UNet
 
 @torch.no_grad()
 def fold_timestep(network: UNet) -> None:
-    """Let a residual or classic backbone answer without its time embedding what it answers at timestep 0, in place.
+    """Make a residual or classic backbone compute without time embedding what it computes at timestep 0, in place.
 
-    At one timestep, with no condition, the embedding is one vector, and what each block makes of it a constant for each
-    channel: a bias of the convolution that it is added to, or a scale and shift of the norm that it modulates. The
-    projections stay, and from then on are one too many: leave them out.
+    At one timestep, without a condition, the embedding is a constant vector, and its projection in each block a
+    constant per channel: a bias of the convolution it is added to, or a scale and shift of the norm it modulates. The
+    projections stay in the network and must not be used afterwards.
     """
-    temb = network._condition(torch.zeros(1, device=network.device, dtype=network.dtype), None, None, None).temb
+    temb = network.embed(torch.zeros(1, device=network.device, dtype=network.dtype)).temb
     assert temb is not None
     for name, block in network.named_modules():
         if name.startswith("heads."):
@@ -30,8 +30,8 @@ def fold_timestep(network: UNet) -> None:
             else:
                 block.conv1.bias.add_(time)  # type: ignore[union-attr]
         elif isinstance(block, DoubleConv) and block.time is not None:
-            plain = isinstance(block.norm1, nn.Identity)
-            _modulate(block.conv1 if plain else block.norm1, *block.time.linear(block.time.act(temb))[0].chunk(2))
+            layer = block.conv1 if isinstance(block.norm1, nn.Identity) else block.norm1
+            _modulate(layer, *block.time.linear(block.time.act(temb))[0].chunk(2))
 
 
 def _modulate(layer: nn.Module, scale: Tensor, shift: Tensor) -> None:

@@ -1,16 +1,16 @@
-"""The two heads on the one full-resolution map. Change 3 of 3 is the second one's output convolution."""
+"""The two heads on the full-resolution map. Change 3 of 3 is the diffusion head's output convolution."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from unetdiff.kernels.norm_silu_conv import norm_silu
-from unetdiff.models.blocks import ResnetBlock, norm_groups
+from unetdiff.models.blocks import ResnetBlock, concat_skip, norm_groups
+from unetdiff.models.config import RESIDUAL, ModelConfig
 
 
 class SegmentationHead(nn.Module):
-    """A convolution to one logit a class (1x1: Ronneberger et al. 2015), after norm and SiLU where it lacks them."""
+    """One logit per class by a 1x1 convolution (Ronneberger et al. 2015), on residual backbones after norm and SiLU."""
 
     def __init__(self, channels: int, num_classes: int, groups: int | None, kernel_size: int = 1) -> None:
         super().__init__()
@@ -19,15 +19,15 @@ class SegmentationHead(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         if self.norm is not None:
-            h = norm_silu(self.norm, h)
+            h = F.silu(self.norm(h))
         return self.conv(h)  # (B, num_classes, H, W)
 
 
 class DiffusionHead(nn.Module):
     """Norm, SiLU, 3x3 convolution with as many channels as the noise.
 
-    A trunk with a strided stem never sees the noise at full resolution: there, the head takes a skip from the input
-    (`skip_in`), joined by a residual block that knows the timestep.
+    A pretrained encoder with a strided stem has no full-resolution map of the noise: there, the head takes a skip from
+    the input (`skip`), fused by a residual block with the time embedding (`fuse`).
     """
 
     def __init__(
@@ -37,15 +37,41 @@ class DiffusionHead(nn.Module):
         groups: int,
         eps: float,
         time_dim: int | None,
-        skip_in: int | None,
+        skip_channels: int | None,
     ) -> None:
         super().__init__()
-        self.skip = nn.Conv2d(skip_in, channels, 3, padding=1) if skip_in else None
-        self.fuse = ResnetBlock(2 * channels, channels, time_dim, groups=groups, scale_shift=True) if skip_in else None
+        self.skip = self.fuse = None
+        if skip_channels is not None:
+            self.skip = nn.Conv2d(skip_channels, channels, 3, padding=1)
+            self.fuse = ResnetBlock(2 * channels, channels, time_dim, groups=groups, scale_shift=True)
         self.norm = nn.GroupNorm(norm_groups(channels, groups), channels, eps)
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         if self.skip is not None and self.fuse is not None:
-            h = self.fuse(torch.cat([h, self.skip(sample)], dim=1), temb)
-        return self.conv(norm_silu(self.norm, h))  # (B, out_channels, H, W)
+            h = self.fuse(concat_skip(h, self.skip(sample)), temb)
+        return self.conv(F.silu(self.norm(h)))  # (B, out_channels, H, W)
+
+
+def build_heads(config: ModelConfig, width: int, time_dim: int | None, strided: bool) -> nn.ModuleDict:
+    """The heads of a resolved config.
+
+    Args:
+        config: the network's.
+        width: channels of the decoder's last map.
+        time_dim: of the time embedding, or None.
+        strided: the finest skip is below full resolution.
+    """
+    segmentation, diffusion, pixels = config.heads.segmentation, config.heads.diffusion, config.patch_size**2
+    residual = config.encoder.name == RESIDUAL
+    groups = config.residual.norm_num_groups if residual else max(1, min(32, width // 4))
+    heads = nn.ModuleDict()
+    if segmentation is not None:
+        kernel_size = config.imported.segmentation_kernel_size
+        classes = segmentation.num_classes * pixels
+        heads["segmentation"] = SegmentationHead(width, classes, groups if residual else None, kernel_size)
+    if diffusion is not None:
+        skip_channels = config.in_channels if strided else None
+        out_channels, eps = diffusion.out_channels * pixels, config.imported.norm_eps
+        heads["diffusion"] = DiffusionHead(width, out_channels, groups, eps, time_dim, skip_channels)
+    return heads

@@ -1,4 +1,4 @@
-"""Strict loading of a model directory: config.json and one safetensors file, every tensor accounted for."""
+"""Strict loading of a model directory: config.json and one safetensors file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build(cls: type[Model], config: dict[str, Any]) -> Model:
-    """A model of this config with fresh weights; `encoder.weights` is not read (the config goes on to name it)."""
+    """A model of this config with random weights; `encoder.weights` is not read, but stays in the config."""
     weights = config["encoder"].get("weights")
     model: Any = cls(**{**config, "encoder": {**config["encoder"], "weights": None}})
     model.register_to_config(encoder={**model.config["encoder"], "weights": weights})
@@ -35,13 +35,13 @@ def build(cls: type[Model], config: dict[str, Any]) -> Model:
 
 
 def weights_file(variant: str | None) -> str:
-    """The name of a model's file of weights, as diffusers names its variants."""
+    """Name of the weights file of a diffusers variant."""
     stem, suffix = WEIGHTS.split(".")
     return f"{stem}.{variant}.{suffix}" if variant else WEIGHTS
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash of a network's file of weights: other weights have another one."""
+    """A hash of a network's weights file."""
     return sha256_of(directory / WEIGHTS)[:16]
 
 
@@ -60,21 +60,21 @@ def read_config(directory: Path) -> dict[str, Any]:
     config = read_json(directory / "config.json")
     name = config.get("_class_name")
     if name != "UNet":
-        hint = "; UNet.from_diffusers reads that" if name in ("UNet2DModel", "UNet2DConditionModel") else ""
-        raise UserError(f"'{directory / 'config.json'}' describes a {name}, not a unetdiff UNet{hint}")
+        hint = " Use UNet.from_diffusers." if name in ("UNet2DModel", "UNet2DConditionModel") else ""
+        raise UserError(f"{directory / 'config.json'}: _class_name={name}: must be UNet.{hint}")
     return {k: v for k, v in config.items() if not k.startswith("_")}
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The config.json of any model directory."""
     if not path.is_file():
-        raise UserError(f"'{path.parent}' is no model directory: it has no {path.name}")
+        raise UserError(f"{path.parent}: must be a model directory with {path.name}.")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise UserError(f"'{path}' is no JSON: {error}") from None
+        raise UserError(f"{path}: must be JSON ({error}).") from None
     if not isinstance(config, dict):
-        raise UserError(f"'{path}' holds no keys and values, but a {type(config).__name__}")
+        raise UserError(f"{path}: must be a JSON object (got a {type(config).__name__}).")
     return config
 
 
@@ -87,55 +87,55 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, by name.
 
     Raises:
-        UserError: for a file that is missing (also where a pickle or shards lie in its place), a pickle (with the way
-            to convert it), or truncated.
+        UserError: a file that is missing (names a pickle or shards in its place), a pickle (says how to convert it), or
+            truncated.
     """
     if path.suffix in PICKLES:
-        raise UserError(f"'{path}' is a pickle: {conversion(path)}")
+        raise UserError(f"{path}: must be a safetensors file (got a pickle). {conversion(path)}")
     if not path.is_file():
-        raise UserError(f"no file '{path}'{_instead(path)}")
+        raise UserError(f"{path}: no such file.{_instead(path)}")
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UserError(f"'{path}' is truncated or no safetensors file: {error}") from None
+        raise UserError(f"{path}: must be a complete safetensors file ({error}).") from None
 
 
 def _instead(path: Path) -> str:
-    """What lies in the place of a missing file of weights, and what to do."""
+    """The files in the place of a missing weights file, and what to do."""
     shards = sorted(p.name for p in path.parent.glob("*.index.json"))
     if shards:
-        return f" ('{shards[0]}': the weights are in shards; load them with diffusers and save them as one file)"
+        return f" {shards[0]}: sharded weights are not supported. Load them with diffusers and save them as one file."
     pickles = sorted(p for p in path.parent.glob("*") if p.suffix in PICKLES)
     if pickles:
-        return f" ('{pickles[0].name}' is a pickle: {conversion(pickles[0])})"
+        return f" {pickles[0].name} is a pickle. {conversion(pickles[0])}"
     others = sorted(p.name for p in path.parent.glob("*.safetensors"))
-    return f" (there is '{others[0]}')" if others else ""
+    return f" Found {others[0]}." if others else ""
 
 
 def conversion(pickle: Path) -> str:
-    """How a pickled state dict becomes a safetensors file."""
+    """How to convert a pickled state dict to safetensors."""
     return (
-        "pickles are never loaded, convert it to safetensors: "
+        "Pickles are never loaded; convert it: "
         f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
         f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
     )
 
 
 def fill(
-    model: nn.Module, state: Mapping[str, Tensor], source: str, called: Callable[[str], str] = lambda name: name
+    model: nn.Module, state: Mapping[str, Tensor], source: str, source_name: Callable[[str], str] = lambda name: name
 ) -> None:
-    """Copy tensors into a model: the same names, the same shapes, nothing more and nothing less.
+    """Copy tensors into a model, strictly: the same names and shapes.
 
     Args:
         model: a model on any device but meta.
         state: tensors by the model's names.
-        source: what they come from, for the message.
-        called: the model's name of a tensor -> the source's, for the message.
+        source: for the message.
+        source_name: the model's name of a tensor -> the source's, for the message.
 
     Raises:
         UserError: naming the source and the tensors that do not fit; the model is then unchanged.
     """
-    check(state, model.state_dict(), f"{source} does not fit this model", called)
+    check(state, model.state_dict(), f"{source} does not fit this model", source_name)
     model.load_state_dict(state, strict=True)
 
 
@@ -143,25 +143,25 @@ def check(
     state: Mapping[str, Tensor],
     expected: Mapping[str, Tensor],
     complaint: str,
-    called: Callable[[str], str] = lambda name: name,
+    source_name: Callable[[str], str] = lambda name: name,
 ) -> None:
     """Refuse (UserError) tensors that are missing, unexpected or of another shape, by name."""
     shapes = [
-        f"{called(k)} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        f"{source_name(k)} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
         for k in sorted(set(state) & set(expected))
         if state[k].shape != expected[k].shape
     ]
-    faults = [
+    problems = [
         f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
         for what, names in (
-            ("missing", [called(k) for k in sorted(set(expected) - set(state))]),
-            ("unexpected", [called(k) for k in sorted(set(state) - set(expected))]),
+            ("missing", [source_name(k) for k in sorted(set(expected) - set(state))]),
+            ("unexpected", [source_name(k) for k in sorted(set(state) - set(expected))]),
             ("of another shape", shapes),
         )
         if names
     ]
-    if faults:
-        raise UserError(f"{complaint}: " + "; ".join(faults))
+    if problems:
+        raise UserError(f"{complaint}: " + "; ".join(problems))
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:

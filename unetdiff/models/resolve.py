@@ -1,11 +1,11 @@
-"""From what the user gave to a complete model config: typed, defaults filled in, impossible combinations refused."""
+"""A model config from the arguments of `UNet`: typed, defaults filled in, impossible combinations refused."""
 
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, as_yaml, config_error, nearest
 from unetdiff.models.config import (
     CLASSIC,
     ENCODERS,
@@ -14,24 +14,29 @@ from unetdiff.models.config import (
     DecoderConfig,
     EncoderConfig,
     HeadsConfig,
+    ImportedConfig,
     ModelConfig,
     ResidualConfig,
 )
 
 Section = TypeVar("Section")
 
-TRUNK_DECODER = [512, 256, 128, 64, 64]
+PRETRAINED_DECODER = [512, 256, 128, 64, 64]
+"""Default widths of the decoder of pretrained encoders."""
+PRETRAINED_LEVELS = 5
+"""Level of a pretrained encoder's deepest map."""
 
 
 def parse(
-    in_channels: int,
-    patch_size: int,
-    sample_size: Any,
-    encoder: Any,
-    residual: Any,
-    decoder: Any,
-    conditioning: Any,
-    heads: Any,
+    in_channels: int = 3,
+    patch_size: int = 1,
+    sample_size: Any = None,
+    encoder: Any = None,
+    residual: Any = None,
+    decoder: Any = None,
+    conditioning: Any = None,
+    heads: Any = None,
+    imported: Any = None,
 ) -> ModelConfig:
     """The arguments of `UNet` (dicts, dataclasses or None) as a typed config."""
     return ModelConfig(
@@ -43,181 +48,189 @@ def parse(
         section(DecoderConfig, decoder, "decoder"),
         section(ConditioningConfig, conditioning, "conditioning"),
         section(HeadsConfig, heads, "heads"),
+        section(ImportedConfig, imported, "imported"),
     )
 
 
-def section(cls: type[Section], given: Any, name: str) -> Section:
-    """A dict as a dataclass; unknown keys and values that are not among the literal choices are refused by name."""
-    if given is None:
+def section(cls: type[Section], value: Any, name: str) -> Section:
+    """A dict as a dataclass.
+
+    Raises:
+        UserError: an unknown key, or a value that is not among a key's choices.
+    """
+    if value is None:
         return cls()
-    if isinstance(given, cls):
-        return replace(given)  # type: ignore[type-var]
-    if not isinstance(given, dict):
-        raise UserError(f"{name}: {given!r} is not a dict of {cls.__name__}'s keys")
+    if isinstance(value, cls):
+        return replace(value)  # type: ignore[type-var]
+    if not isinstance(value, dict):
+        raise config_error(name, value, f"a dict with the keys of {cls.__name__}")
     hints = get_type_hints(cls)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, item in value.items():
         if key not in known:
-            raise UserError(f"{name}.{key}: unknown key; the nearest is {name}.{nearest(key, known)}")
+            raise UserError(f"{name}.{key}: unknown key. Did you mean {name}.{nearest(key, known)}?")
         inner = [h for h in (hints[key], *get_args(hints[key])) if is_dataclass(h)]
-        if inner and value is not None:
-            value = section(inner[0], value, f"{name}.{key}")  # type: ignore[arg-type]
+        if inner and item is not None:
+            item = section(inner[0], item, f"{name}.{key}")  # type: ignore[arg-type]
         choices = [c for h in (hints[key], *get_args(hints[key])) if get_origin(h) is not None for c in get_args(h)]
         choices = [c for c in choices if isinstance(c, str)]
-        if choices and value is not None and value not in choices:
-            raise UserError(f"{name}.{key}: '{value}' is not one of {', '.join(choices)}")
-        values[key] = list(value) if isinstance(value, tuple) else value
+        if choices and item is not None and item not in choices:
+            raise config_error(f"{name}.{key}", item, f"one of {', '.join(choices)}")
+        values[key] = list(item) if isinstance(item, tuple) else item
     return cls(**values)
 
 
-def resolve(given: ModelConfig) -> ModelConfig:
-    """Fill in every default that depends on another key, and refuse what cannot be (UserError)."""
-    encoder, heads = given.encoder, given.heads
+def resolve(config: ModelConfig) -> ModelConfig:
+    """Fill in every default that depends on another key.
+
+    Raises:
+        UserError: a value out of range, or keys that contradict each other.
+    """
+    encoder, heads = config.encoder, config.heads
     if encoder.name not in ENCODERS:
-        near = nearest(str(encoder.name), ENCODERS)
-        raise UserError(
-            f"encoder.name: '{encoder.name}' is unknown; the nearest is {near} (all: {', '.join(ENCODERS)})"
-        )
-    trunk = encoder.name not in (CLASSIC, RESIDUAL)
+        remedy = f"Did you mean {nearest(str(encoder.name), ENCODERS)}?"
+        raise config_error("encoder.name", encoder.name, f"one of {', '.join(ENCODERS)}", remedy)
+    pretrained = encoder.name not in (CLASSIC, RESIDUAL)
     if heads.segmentation is None and heads.diffusion is None:
-        raise UserError("heads: neither segmentation nor diffusion; give at least one")
-    kernel = heads.segmentation.kernel_size if heads.segmentation is not None else 1
-    if kernel < 1 or kernel % 2 == 0:
-        raise UserError(f"heads.segmentation.kernel_size: {kernel} has no middle; use 1 or 3")
-    if encoder.weights is not None and not trunk:
-        raise UserError(f"encoder.weights: '{encoder.weights}' needs a torchvision trunk, not family {encoder.name}")
-    if encoder.channels is not None and trunk:
-        raise UserError(f"encoder.channels: {encoder.channels} is for classic and residual; {encoder.name} has its own")
-    if encoder.padding == "valid" and encoder.name != CLASSIC:
-        raise UserError(f"encoder.padding: 'valid' is the classic family's; {encoder.name} has 'same'")
-    if encoder.padding == "valid" and heads.diffusion is not None:
-        raise UserError("encoder.padding: 'valid' shrinks the image; a diffusion head needs 'same'")
+        raise UserError("heads: must have segmentation, diffusion or both (got neither).")
+    kernel_size = config.imported.segmentation_kernel_size
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise config_error("imported.segmentation_kernel_size", kernel_size, "odd", "Use 1 or 3.")
+    _validate_encoder(config, pretrained)
+    if config.patch_size < 1 or (config.patch_size > 1 and (pretrained or encoder.padding == "valid")):
+        constraint = "at least 1, and 1 with a pretrained encoder or padding=valid"
+        raise config_error("patch_size", config.patch_size, constraint)
+    if isinstance(config.sample_size, list) and len(config.sample_size) != 2:
+        raise config_error("sample_size", config.sample_size, "[height, width], or one number for both")
 
-    if given.patch_size < 1 or (given.patch_size > 1 and (trunk or encoder.padding == "valid")):
-        raise UserError(f"patch_size: {given.patch_size} must be 1 for trunks and padding 'valid', else 1 or more")
-
-    if isinstance(given.sample_size, list) and len(given.sample_size) != 2:
-        raise UserError(f"sample_size: {given.sample_size} is not [height, width]; give two numbers, or one for both")
-
-    conditioning = _conditioning(given, trunk)
-    encoder, decoder = _norms(given, trunk)
+    conditioning = _conditioning(config, pretrained)
+    encoder, decoder = _norms(config, pretrained)
     whole = heads.diffusion is not None or encoder.padding == "valid"
     if encoder.name == CLASSIC:
-        encoder = replace(encoder, channels=list(encoder.channels or [64, 128, 256, 512, 1024]))
-        channels = encoder.channels or []
+        channels = list(encoder.channels or [64, 128, 256, 512, 1024])
         if len(channels) < 2:
-            raise UserError(f"encoder.channels: {channels} must name two levels or more")
+            raise config_error("encoder.channels", channels, "at least two levels")
+        encoder = replace(encoder, channels=channels)
         decoder = _sized(decoder, list(reversed(channels[:-1])), "transposed", whole)
     elif encoder.name == RESIDUAL:
         encoder = replace(encoder, channels=list(encoder.channels or [64, 128, 256, 512]))
-        if decoder.channels is not None or decoder.upsample is not None:
-            raise UserError("decoder: channels and upsample are not for the residual family; it mirrors its encoder")
+        for key, value in (("channels", decoder.channels), ("upsample", decoder.upsample)):
+            if value is not None:
+                constraint = "null with encoder.name=residual, whose decoder mirrors the encoder"
+                raise config_error(f"decoder.{key}", value, constraint)
     else:
-        decoder = _sized(decoder, TRUNK_DECODER, "bilinear" if decoder.align_corners else "nearest", whole)
-    levels = 5 if trunk else len(encoder.channels or []) - 1
-    wrong = [level for level in conditioning.attention_levels or [] if not 0 <= level <= levels]
-    if wrong:
-        raise UserError(f"conditioning.attention_levels: {wrong} is outside 0..{levels}")
-    residual = _residual(given, encoder.channels or [], conditioning)
-    return replace(given, encoder=encoder, residual=residual, decoder=decoder, conditioning=conditioning)
+        decoder = _sized(decoder, PRETRAINED_DECODER, "bilinear" if decoder.align_corners else "nearest", whole)
+    deepest = PRETRAINED_LEVELS if pretrained else len(encoder.channels or []) - 1
+    levels = conditioning.attention_levels or []
+    if any(not 0 <= level <= deepest for level in levels):
+        raise config_error("conditioning.attention_levels", levels, f"levels in [0, {deepest}]")
+    residual = _residual(config, encoder.channels or [], conditioning)
+    return replace(config, encoder=encoder, residual=residual, decoder=decoder, conditioning=conditioning)
 
 
-def _residual(given: ModelConfig, channels: list[int], told: ConditioningConfig) -> ResidualConfig:
-    """The fine print of the residual family with its middle filled in."""
-    options, levels = given.residual, told.attention_levels or []
+def _validate_encoder(config: ModelConfig, pretrained: bool) -> None:
+    encoder = config.encoder
+    if encoder.weights is not None and not pretrained:
+        raise config_error("encoder.weights", encoder.weights, f"null with encoder.name={encoder.name}")
+    if encoder.channels is not None and pretrained:
+        constraint = f"null with encoder.name={encoder.name}, whose widths are fixed"
+        raise config_error("encoder.channels", encoder.channels, constraint)
+    if encoder.padding == "valid" and encoder.name != CLASSIC:
+        raise config_error("encoder.padding", "valid", f"same with encoder.name={encoder.name}")
+    if encoder.padding == "valid" and config.heads.diffusion is not None:
+        raise config_error("encoder.padding", "valid", "same with a diffusion head, which needs every pixel")
+
+
+def _residual(config: ModelConfig, channels: list[int], conditioning: ConditioningConfig) -> ResidualConfig:
+    """The options of the residual blocks, with `mid_block` filled in."""
+    options, imported, levels = config.residual, config.imported, conditioning.attention_levels or []
     by_level = {
-        "residual.attention_heads": options.attention_heads,
-        "residual.transformer_depth": options.transformer_depth,
+        "imported.attention_heads": imported.attention_heads,
+        "imported.transformer_depth": imported.transformer_depth,
     }
     for key, value in by_level.items():
         if not isinstance(value, list):
             continue
-        if given.encoder.name != RESIDUAL:
-            raise UserError(f"{key}: {value} by level is for the residual family, not {given.encoder.name}")
+        if config.encoder.name != RESIDUAL:
+            raise config_error(key, value, f"one number with encoder.name={config.encoder.name}")
         if len(value) != len(channels) or min(value) < 1:
-            raise UserError(f"{key}: {value} must have {len(channels)} values of 1 or more, one for each level")
-    if given.encoder.name != RESIDUAL:
+            raise config_error(key, value, f"{len(channels)} numbers of at least 1, one per level")
+    if config.encoder.name != RESIDUAL:
         return options
     deepest = len(channels) - 1
-    middle = options.middle or ("attention" if deepest in levels else "resnets")
-    for level in {*levels, *([deepest] if middle == "attention" else [])}:
-        if options.attention_heads is not None and channels[level] % options.attention_heads[level]:
-            raise UserError(
-                f"residual.attention_heads: {options.attention_heads[level]} does not divide the {channels[level]} "
-                f"channels of level {level}"
-            )
-    groups = options.middle_attention_groups
-    if groups is not None and (middle != "attention" or told.cross_attention_dim is not None):
-        raise UserError(
-            f"residual.middle_attention_groups: {groups} is for self-attention in the middle block; use null with "
-            "conditioning.cross_attention_dim, or without residual.middle attention"
+    mid_block = options.mid_block or ("attention" if deepest in levels else "resnets")
+    heads = imported.attention_heads
+    for level in {*levels, *([deepest] if mid_block == "attention" else [])}:
+        if heads is not None and channels[level] % heads[level]:
+            constraint = f"divisors of the levels' channels {as_yaml(channels)} (level {level}: {heads[level]})"
+            raise config_error("imported.attention_heads", heads, constraint)
+    key, groups = "imported.mid_block_attention_groups", imported.mid_block_attention_groups
+    if groups is not None and (mid_block != "attention" or conditioning.cross_attention_dim is not None):
+        constraint = "null without self-attention in the mid block"
+        raise config_error(
+            key, groups, constraint, "Set residual.mid_block=attention and conditioning.cross_attention_dim=null."
         )
     if groups and channels[-1] % groups:
-        raise UserError(f"residual.middle_attention_groups: {groups} does not divide the {channels[-1]} channels there")
-    return replace(options, middle=middle)  # type: ignore[arg-type]
+        raise config_error(key, groups, f"a divisor of the mid block's {channels[-1]} channels")
+    return replace(options, mid_block=mid_block)  # type: ignore[arg-type]
 
 
 def _sized(decoder: DecoderConfig, channels: list[int], upsample: Any, whole: bool) -> DecoderConfig:
-    """The decoder's widths and upsampling filled in; `whole`: it must go up to full resolution."""
+    """The decoder with widths and upsampling filled in; `whole`: it must reach full resolution."""
     count = len(channels) if decoder.channels is None else len(decoder.channels)
     if whole and count != len(channels):
-        raise UserError(
-            f"decoder.channels: {decoder.channels} must have {len(channels)} values, deepest first; "
-            "only a segmenter with padding 'same' may stop early"
-        )
+        remedy = "Only a segmenter with encoder.padding=same may stop early."
+        raise config_error("decoder.channels", decoder.channels, f"{len(channels)} values, deepest first", remedy)
     if not 1 <= count <= len(channels):
-        raise UserError(f"decoder.channels: {decoder.channels} must have 1 to {len(channels)} values, deepest first")
+        raise config_error("decoder.channels", decoder.channels, f"1 to {len(channels)} values, deepest first")
     upsample = decoder.upsample or upsample
     if decoder.align_corners and upsample != "bilinear":
-        raise UserError(f"decoder.align_corners: true needs decoder.upsample bilinear, not {upsample}")
+        raise config_error("decoder.align_corners", True, "false unless decoder.upsample=bilinear")
     return replace(decoder, channels=list(decoder.channels or channels), upsample=upsample)
 
 
-def _conditioning(given: ModelConfig, trunk: bool) -> ConditioningConfig:
-    told, diffusion = given.conditioning, given.heads.diffusion is not None
-    timestep = diffusion if told.timestep is None else told.timestep
+def _conditioning(config: ModelConfig, pretrained: bool) -> ConditioningConfig:
+    conditioning, imported, diffusion = config.conditioning, config.imported, config.heads.diffusion is not None
+    timestep = diffusion if conditioning.timestep is None else conditioning.timestep
     if diffusion and not timestep:
-        raise UserError("conditioning.timestep: false, but a diffusion head must know the timestep")
-    if told.num_class_embeds and not timestep:
-        raise UserError("conditioning.num_class_embeds: is added to the time embedding; set conditioning.timestep true")
-    if told.class_embed_type and (told.num_class_embeds or not timestep):
-        raise UserError(
-            f"conditioning.class_embed_type: '{told.class_embed_type}' is added to the time embedding in the place of "
-            "a table of classes; set conditioning.timestep true and conditioning.num_class_embeds null"
-        )
-    if told.pooled_context and not (timestep and told.cross_attention_dim):
-        raise UserError(
-            "conditioning.pooled_context: is the mean of the tokens, added to the time embedding; "
-            "set conditioning.cross_attention_dim and conditioning.timestep true"
-        )
-    levels = told.attention_levels
+        raise config_error("conditioning.timestep", False, "true with a diffusion head")
+    embeds, kind = imported.num_class_embeds, imported.class_embed_type
+    if embeds and not timestep:
+        raise config_error("imported.num_class_embeds", embeds, "null without conditioning.timestep")
+    if kind and (embeds or not timestep):
+        constraint = "null without conditioning.timestep, or with imported.num_class_embeds"
+        raise config_error("imported.class_embed_type", kind, constraint)
+    if conditioning.pooled_context and not (timestep and conditioning.cross_attention_dim):
+        constraint = "false without conditioning.timestep and conditioning.cross_attention_dim"
+        raise config_error("conditioning.pooled_context", True, constraint)
+    levels = conditioning.attention_levels
     if levels is None:
-        residual = given.encoder.name == RESIDUAL
-        deepest = 5 if trunk else len(given.encoder.channels or [0] * (4 if residual else 5)) - 1
-        attends = residual or told.cross_attention_dim is not None
+        residual = config.encoder.name == RESIDUAL
+        deepest = PRETRAINED_LEVELS
+        if not pretrained:
+            deepest = len(config.encoder.channels or [0] * (4 if residual else 5)) - 1
+        attends = residual or conditioning.cross_attention_dim is not None
         levels = [level for level in (deepest - 1, deepest) if level >= 0] if attends else []
-    return replace(told, timestep=timestep, attention_levels=list(levels))
+    return replace(conditioning, timestep=timestep, attention_levels=list(levels))
 
 
-def _norms(given: ModelConfig, trunk: bool) -> tuple[EncoderConfig, DecoderConfig]:
-    encoder, decoder, diffusion = given.encoder, given.decoder, given.heads.diffusion is not None
-    if encoder.name == RESIDUAL:
-        for name, norm in (("encoder", encoder.norm), ("decoder", decoder.norm)):
-            if norm not in (None, "group"):
-                raise UserError(f"{name}.norm: '{norm}' is not for the residual family, which is built on group")
-        return replace(encoder, norm="group"), replace(decoder, norm="group")
-    for name, norm in (("encoder", encoder.norm), ("decoder", decoder.norm)):
+def _norms(config: ModelConfig, pretrained: bool) -> tuple[EncoderConfig, DecoderConfig]:
+    encoder, decoder, diffusion = config.encoder, config.decoder, config.heads.diffusion is not None
+    for key, norm in (("encoder.norm", encoder.norm), ("decoder.norm", decoder.norm)):
+        if encoder.name == RESIDUAL and norm not in (None, "group"):
+            raise config_error(key, norm, "group or null with encoder.name=residual")
         if diffusion and norm == "batch":
-            raise UserError(
-                f"{name}.norm: 'batch' with a diffusion head mixes noise levels in its statistics; use frozen or group"
-            )
-    if trunk and encoder.norm == "none":
-        raise UserError("encoder.norm: 'none' is not for a torchvision trunk; use batch, frozen or group")
-    automatic = "batch"
+            constraint = "frozen or group with a diffusion head"
+            raise config_error(key, norm, constraint, "Batch statistics would mix noise levels.")
+    if encoder.name == RESIDUAL:
+        return replace(encoder, norm="group"), replace(decoder, norm="group")
+    if pretrained and encoder.norm == "none":
+        raise config_error("encoder.norm", "none", "batch, frozen or group with a pretrained encoder")
+    default = "batch"
     if diffusion:
-        automatic = "frozen" if trunk and encoder.weights is not None else "group"
+        default = "frozen" if pretrained and encoder.weights is not None else "group"
     return (
-        replace(encoder, norm=encoder.norm or automatic),  # type: ignore[arg-type]
+        replace(encoder, norm=encoder.norm or default),  # type: ignore[arg-type]
         replace(decoder, norm=decoder.norm or ("group" if diffusion else "batch")),
     )

@@ -1,4 +1,4 @@
-"""The weights of one network as the start of another: the same backbone, under the heads of another task."""
+"""Initialize a network from the weights of another: the same backbone under other heads."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from torch import Tensor
 
 from unetdiff.errors import UserError
 from unetdiff.models import loading
-from unetdiff.models.add_head import start_silent
-from unetdiff.models.conditioning import AttentionPlan
+from unetdiff.models.add_head import zero_time_projections_
+from unetdiff.models.attention_plan import AttentionPlan
 from unetdiff.models.config import CLASSIC, RESIDUAL
 from unetdiff.models.fold_timestep import fold_timestep
 from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
 
-APART = {"encoder.weights", "residual.dropout", "conditioning.num_class_embeds", "conditioning.class_embed_type"}
-"""Keys that say nothing of what a network computes of an image alone."""
+APART = {
+    "encoder.weights",
+    "residual.dropout",
+    "imported.num_class_embeds",
+    "imported.class_embed_type",
+    "imported.segmentation_kernel_size",
+}
+"""Keys that do not change the backbone's maps of an image."""
 ATTENTION = {"conditioning.attention_levels", "conditioning.cross_attention_dim", "conditioning.attention_head_dim"}
 NORMS = {"encoder.norm", "decoder.norm"}
 SAME_TENSORS = {"batch", "frozen"}
@@ -57,8 +63,8 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
     before, now = (dict(_backbone(network)) for network in (source, target))
     passed_over, grown = _passed_over(before, now)
     heads = _attention_heads(target)
-    if heads is not None and heads == _attention_heads(source):  # told as numbers in the one, as a size in the other
-        passed_over |= {"residual.attention_heads", "conditioning.attention_head_dim"}
+    if heads is not None and heads == _attention_heads(source):  # as numbers in one config, as a size in the other
+        passed_over |= {"imported.attention_heads", "conditioning.attention_head_dim"}
     for key in now:
         if key not in passed_over and not _alike(key, before[key], now[key]):
             frozen = key in NORMS and before[key] == "batch" and "diffusion" in target.heads  # which refuses batch
@@ -83,7 +89,7 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
     taken = [name for name in new if name in old and (not _head(name) or _head(name) in fitting)]
     target.load_state_dict({name: old[name] for name in taken}, strict=False)
     fresh = [name for name in new if name not in set(taken)]
-    start_silent(target, fresh)
+    zero_time_projections_(target, fresh)
     return Transfer(taken, fresh, [name for name in old if name not in set(taken)], bool(folded))
 
 
@@ -114,8 +120,8 @@ def _attention_heads(network: UNet) -> dict[int, int] | None:
     if config.encoder.name != RESIDUAL:
         return None
     plan, channels = AttentionPlan.of(config), config.encoder.channels or []
-    middle = {len(channels) - 1} if config.residual.middle == "attention" else set()
-    return {level: plan.heads_at(level, channels[level]) for level in {*plan.levels, *middle}}
+    mid_block = {len(channels) - 1} if config.residual.mid_block == "attention" else set()
+    return {level: plan.heads_at(level, channels[level]) for level in {*plan.levels, *mid_block}}
 
 
 def _alike(key: str, before: Any, now: Any) -> bool:

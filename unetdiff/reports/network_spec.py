@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from unetdiff.models.config import CLASSIC, MIDDLE_RESNETS, RESIDUAL, ModelConfig
-from unetdiff.models.encoders import load_trunk, pyramid
+from unetdiff.models.config import CLASSIC, MID_BLOCK_RESNETS, RESIDUAL, ModelConfig
+from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder
 from unetdiff.models.resolve import parse, resolve
 
 JsonDict = dict[str, Any]
@@ -71,7 +71,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
     Raises:
         UserError: a config that is no `UNet`.
     """
-    sections = [config.get(name) for name in ("encoder", "residual", "decoder", "conditioning", "heads")]
+    sections = [config.get(name) for name in ("encoder", "residual", "decoder", "conditioning", "heads", "imported")]
     patch = config.get("patch_size", 1)
     model = resolve(parse(config.get("in_channels", 3), patch, config.get("sample_size"), *sections))
     family, told = model.encoder.name, model.conditioning
@@ -91,7 +91,7 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
         )
         for stride, down, up, down_layers, up_layers in rows
     )
-    middle_kind = model.residual.middle if family == RESIDUAL else None
+    middle_kind = model.residual.mid_block if family == RESIDUAL else None
     segmentation, diffusion = model.heads.segmentation, model.heads.diffusion
     return Anatomy(
         name=family,
@@ -99,15 +99,15 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
         levels=levels,
         middle_channels=middle,
         middle_size=_map_size(size, 2**bottom * patch),
-        middle_layers=MIDDLE_RESNETS[middle_kind] if middle_kind else (2 if family == CLASSIC else 1),
+        middle_layers=MID_BLOCK_RESNETS[middle_kind] if middle_kind else (2 if family == CLASSIC else 1),
         middle_attention=middle_kind == "attention" if middle_kind else bottom in attention,
         timestep=bool(told.timestep),
         scale_shift=family != RESIDUAL or model.residual.time_scale_shift == "scale_shift",
         cross_attention_dim=told.cross_attention_dim,
-        class_embeds=told.num_class_embeds,
+        class_embeds=model.imported.num_class_embeds,
         num_classes=segmentation.num_classes if segmentation else None,
         out_channels=diffusion.out_channels if diffusion else None,
-        head_kernel=segmentation.kernel_size if segmentation else 1,
+        head_kernel=model.imported.segmentation_kernel_size,
     )
 
 
@@ -134,7 +134,7 @@ def _rows(model: ModelConfig) -> tuple[list[Row], int, int]:
 @cache
 def trunk_pyramid(family: str) -> dict[int, int]:
     """Width of a torchvision trunk's map at each level (stride 2**level), asked of the trunk itself."""
-    return {level: channels[-1] for level, _, channels in pyramid(load_trunk(family, None), 3)}
+    return {level: channels[-1] for level, _, channels in feature_levels(load_pretrained_encoder(family, None), 3)}
 
 
 def _map_size(size: int | None, stride: int) -> int | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig, validate_inference
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
@@ -99,8 +100,8 @@ class SegmentationPipeline:
         return self
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> SegmentationPipeline:
-        """See `UNet.optimize_for_inference`: faster, and no longer to be saved. Returns self."""
-        self.unet.optimize_for_inference(dtype, compile)
+        """See `accelerate_inference_`: faster, but can no longer be saved. Returns self."""
+        accelerate_inference_(self.unet, dtype, compile)
         return self
 
     @overload

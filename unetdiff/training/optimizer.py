@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
-from einops import rearrange
-from torch import Tensor
 
-from unetdiff.kernels.conditions import is_channels_last
 from unetdiff.training.config import OptimizerConfig, ScheduleConfig
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
@@ -20,33 +16,12 @@ PRETRAINED_SHARE = 0.1  # a pretrained trunk learns at a tenth of the learning r
 LONG_RUN = 20  # epochs from which the reference's clamps (at least one epoch a phase) hold
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's fused AdamW, whose tensors it is shown as they lie in memory.
-
-    On a CPU its kernel goes through memory from end to end. Of a gradient in channels-last it first makes a contiguous
-    copy, which it does not read, and one that is laid out otherwise than its weights moves the wrong ones (2.15).
-    """
-
-    def _init_group(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: Any) -> bool:
-        is_complex = super()._init_group(group, params, grads, *states)  # type: ignore[misc]
-        lists = [tensors for tensors in (params, grads, *states) if len(tensors) == len(params)]
-        for place, parameter in enumerate(params):
-            if not parameter.is_cpu:
-                continue
-            if is_channels_last(parameter):
-                for tensors in lists:
-                    if tensors[place].dim() == 4:  # not the count of steps
-                        tensors[place] = rearrange(tensors[place], "o c h w -> o h w c")
-            grads[place] = grads[place].contiguous()
-        return is_complex  # type: ignore[no-any-return]
-
-
-def build_optimizer(task: Task, config: OptimizerConfig) -> AdamW:
+def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW, fused, whose groups know their "peak_lr" and the names of their parameters.
 
     Norms, biases and other vectors have no weight decay.
     """
-    trunk = {id(p) for p in task.unet.trunk_parameters()}
+    trunk = {id(p) for p in task.unet.encoder_parameters()}
     pretrained = task.unet.config["encoder"]["weights"] is not None
     encoder_lr = config.encoder_lr
     if encoder_lr is None:
@@ -66,7 +41,25 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> AdamW:
         group["params"].append(parameter)
         group["names"].append(name)
     betas = (config.betas[0], config.betas[1])
-    return AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
+    optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
+    optimizer.register_step_pre_hook(_match_memory_formats)
+    return optimizer
+
+
+def _match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> None:
+    """Lay out gradients and moments as their weights.
+
+    The fused kernel on a CPU reads all of them in memory order (torch 2.15). Autograd lays out gradients as their
+    weights; gradients from elsewhere, and moments loaded from a checkpoint, need not be.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+            moments = optimizer.state.get(parameter, {})
+            for name, moment in moments.items():
+                if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                    moments[name] = torch.empty_like(parameter).copy_(moment)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import TrainingStopped
+from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import checkpoints
 from unetdiff.training import runtime as machine
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
@@ -111,6 +112,7 @@ class Trainer:
             if settings.init_from is not None:
                 self.start = start_from(self.task, settings.init_from)
             calibrate(self.task, self.data, CALIBRATION_IMAGES, settings.eval_batch_size)
+        accelerate_training_(self.task.unet)
         self.task.set_memory_format(
             settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes)
         )

@@ -1,1 +1,1 @@
-"""What is compared with peers, a module for each peer's piece of work."""
+"""The compared workloads, one module for each peer and kind of work."""

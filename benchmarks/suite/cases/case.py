@@ -1,56 +1,56 @@
-"""What a case is: one piece of work by ours and by a peer, and what makes the comparison a fair one."""
+"""A case: one workload of unetdiff and of a peer, and the checks that make the comparison fair."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
-import unetdiff
-from unetdiff.benchmark.ceiling import precision_of
-from unetdiff.benchmark.multiply_adds import macs
-from unetdiff.benchmark.rounds import training_workload
-from unetdiff.benchmark.timing import Round
+from unetdiff.benchmark.multiply_adds import count_macs
+from unetdiff.benchmark.peak_throughput import precision_name
+from unetdiff.benchmark.timing import Workload
+from unetdiff.benchmark.workloads import training_workload
 from unetdiff.errors import UserError
-from unetdiff.training import runtime as machine
+from unetdiff.training import runtime
 from unetdiff.training.config import TrainingConfig
 from unetdiff.training.tasks.base import Batch, Task
 
 Setting = Literal["defaults", "best", "compiled"]
-"""defaults: what each library gives to who does not choose. best: the fastest known settings that compile nothing, the
-same for both. compiled: those, and torch.compile with frozen weights, for both."""
+"""defaults: the default settings of each library. best: the fastest known settings without compilation, the same for
+both. compiled: best, with torch.compile and constant weights for both."""
 
 SETTINGS: tuple[Setting, ...] = ("defaults", "best")
-TOLERANCE = 0.05  # how far apart two networks may be in parameters and in multiply-adds
-MEMORY_TARGET = 0.9  # ours, as a share of the peer's
-OURS = f"unetdiff {unetdiff.__version__}"
-PLAIN = {"training.ema.enabled": False, "training.optimizer.max_grad_norm": 0.0}
-"""What our best settings leave out of a training step, as the peers' have neither."""
+TOLERANCE = 0.05  # relative difference allowed in parameters and multiply-adds
+MAX_MEMORY_RATIO = 0.9  # of unetdiff to the peer
+UNETDIFF = f"unetdiff {version('unetdiff')}"
+NO_EMA_NO_CLIPPING = {"training.ema.enabled": False, "training.optimizer.max_grad_norm": 0.0}
+"""Settings of unetdiff\'s training step at best; the peers\' have neither."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two."""
+    """One side of a comparison."""
 
     name: str
     """The library."""
     network: nn.Module
-    """Whose parameters are counted; an empty module where the work has none."""
+    """Its parameters are counted; an empty module for work without parameters."""
     precision: str
-    """What most of it is computed in: float32 or bf16."""
-    start: Callable[[], Round]
-    """Makes what a round needs beside the network (optimizer, average, input), and gives the round."""
-    plain: Callable[[], Round] | None = None
-    """The same round not compiled, for compiled code hides its multiply-adds; None: `start` gives no compiled one."""
+    """Main compute precision: float32 or bf16."""
+    start: Callable[[], Workload]
+    """Allocates what a round needs besides the network (optimizer, EMA, input), and returns the workload."""
+    start_uncompiled: Callable[[], Workload] | None = None
+    """The same without compilation, which hides multiply-adds; None: `start` does not compile."""
 
 
 @dataclass(frozen=True)
 class Case(ABC):
-    """One row of the table. A case is plain values, so that it can be built anew in a process that measures memory."""
+    """One row of the table. Holds plain values only, so that a subprocess can rebuild it to measure memory."""
 
     setting: Setting
     batch: int
@@ -58,47 +58,47 @@ class Case(ABC):
     """Height and width in pixels."""
 
     work: ClassVar[str]
-    targets: ClassVar[dict[str, float]]
-    """How many times as fast ours should be, by setting."""
-    counted: ClassVar[bool] = True
-    """Whether the work is multiply-adds for the most part, so that they can be compared."""
+    min_speedups: ClassVar[dict[str, float]]
+    """Floor of the speedup over the peer, by setting."""
+    compares_macs: ClassVar[bool] = True
+    """Whether multiply-adds dominate the work and are compared."""
 
     @property
     def name(self) -> str:
-        """What the row is called."""
+        """Name of the row."""
         return f"{self.work}, {self.size} x {self.size}, batch {self.batch}"
 
     @property
     def best(self) -> bool:
-        """Whether both are at their best settings, compiled or not."""
+        """Whether both use their best settings, compiled or not."""
         return self.setting != "defaults"
 
     @property
-    def target(self) -> float:
-        """How many times as fast ours should be."""
-        return self.targets[self.setting]
+    def min_speedup(self) -> float:
+        """Floor of the speedup over the peer."""
+        return self.min_speedups[self.setting]
 
     @property
-    def figure_targets(self) -> dict[str, float]:
-        """The least that figures of `match` should be."""
+    def min_agreement(self) -> dict[str, float]:
+        """Floors of metrics of `match_weights`."""
         return {}
 
     @abstractmethod
-    def ours(self, device: torch.device) -> Side:
-        """Our side."""
+    def unetdiff(self, device: torch.device) -> Side:
+        """unetdiff's side."""
 
     @abstractmethod
-    def theirs(self, device: torch.device) -> Side:
+    def peer(self, device: torch.device) -> Side:
         """The peer's side."""
 
-    def match(self, ours: Side, theirs: Side) -> dict[str, float]:
-        """Give ours the peer's weights where they fit, before anything is timed; figures of how well they agree."""
+    def match_weights(self, unetdiff: Side, peer: Side) -> dict[str, float]:
+        """Copy the peer's weights to unetdiff where they fit, before timing; returns metrics of agreement."""
         return {}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one side has to compute."""
+    """Size of the computation of one side."""
 
     parameters: int
     macs: float
@@ -106,41 +106,41 @@ class Cost:
 
 
 def same_work(
-    name: str, ours: Side, theirs: Side, rounds: Mapping[str, Round], numbers: Sequence[int]
+    name: str, unetdiff: Side, peer: Side, rounds: Mapping[str, Workload], numbers: Sequence[int]
 ) -> tuple[Cost, Cost]:
-    """What each side has to compute, which must be the same within `TOLERANCE`.
+    """The costs of both sides, which must agree within `TOLERANCE`.
 
     Args:
         name: of the case.
-        ours: our side.
-        theirs: the peer's.
-        rounds: a started round of each, by the side's name; done once, to count.
-        numbers: parameters of ours and of theirs.
+        unetdiff: unetdiff's side.
+        peer: the peer's side.
+        rounds: a workload of each by the side's name, which is run once.
+        numbers: parameters of both.
 
     Raises:
-        UserError: they are further apart; names both.
+        UserError: the costs differ by more.
     """
-    a, b = (Cost(number, macs(rounds[side.name])) for number, side in zip(numbers, (ours, theirs), strict=True))
+    a, b = (Cost(number, count_macs(rounds[side.name])) for number, side in zip(numbers, (unetdiff, peer), strict=True))
     for what, x, y in (("parameters", a.parameters, b.parameters), ("multiply-adds", a.macs, b.macs)):
         if abs(x - y) > TOLERANCE * max(x, y):
             raise UserError(
-                f"{name}: {what} differ, {ours.name} has {x / 1e6:,.2f} M and {theirs.name} {y / 1e6:,.2f} M, more "
-                f"than {100 * TOLERANCE:.0f} % apart, so their times do not compare; give both the same widths"
+                f"{name}: {what} must agree within {100 * TOLERANCE:.0f} % (got {x / 1e6:,.2f} M in {unetdiff.name} "
+                f"and {y / 1e6:,.2f} M in {peer.name}). Use the same widths."
             )
     return a, b
 
 
-def our_training(task: Task, batch: Batch, settings: TrainingConfig, device: torch.device) -> Side:
-    """Our side of an optimizer step."""
+def unetdiff_training(task: Task, batch: Batch, settings: TrainingConfig, device: torch.device) -> Side:
+    """unetdiff's side of a training step."""
     task.to(device)
-    return Side(OURS, task, fast_precision(device), lambda: training_workload(task, batch, settings))
+    return Side(UNETDIFF, task, fast_precision(device), lambda: training_workload(task, batch, settings))
 
 
 def fast_dtype(device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the machine is fast at it, as `unetdiff` takes it there; else None."""
-    return machine.autocast_dtype(device=device.type)
+    """bfloat16 where the machine computes it natively, as in unetdiff; else None."""
+    return runtime.autocast_dtype(device=device.type)
 
 
 def fast_precision(device: torch.device) -> str:
-    """The name of `fast_dtype`."""
-    return precision_of(fast_dtype(device))
+    """Name of `fast_dtype`."""
+    return precision_name(fast_dtype(device))

@@ -1,9 +1,9 @@
 """A class-conditional denoiser against diffusers' `UNet2DConditionModel`: the same geometry and the same weights.
 
-A training step, defaults: ours as `unetdiff train` does it (bf16 where the machine has it, channels-last, fused AdamW,
-gradients clipped, an average kept); theirs as diffusers' own training scripts do it (float32, torch's AdamW, gradients
-clipped to 1). Best: bf16, channels-last and fused AdamW for both, neither clipping nor an average. Both learn v by its
-mean squared error, from images with a class, one in ten of which is dropped.
+A training step, defaults: unetdiff as `unetdiff train` (bf16 where the machine has it, channels-last, fused AdamW,
+clipped gradients, EMA); the peer as diffusers' training scripts (float32, torch's AdamW, gradients clipped to 1).
+Best: bf16, channels-last and fused AdamW for both, without clipping or EMA. Both minimize the mean squared error of v
+on class-conditional images, with a condition dropout of 10 %.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from suite.cases.case import PLAIN, SETTINGS, Case, Side, fast_dtype, fast_precision, our_training
+from suite.cases.case import NO_EMA_NO_CLIPPING, SETTINGS, Case, Side, fast_dtype, fast_precision, unetdiff_training
 from suite.cases.images import RandomImages
-from unetdiff.benchmark.timing import Round
+from unetdiff.benchmark.timing import Workload
 from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.transforms import to_model_range
@@ -30,19 +30,19 @@ from unetdiff.training.tasks import DiffusionTask, build_task
 
 PEER = f"diffusers {version('diffusers')}"
 CLASSES = 10
-TOKEN = 64  # width of a class token
-HEAD = 32  # channels of an attention head
+TOKEN_DIM = 64  # width of a class token
+HEAD_DIM = 32  # channels of an attention head
 TINY = {"channels": (32, 64), "groups": 8}
 
 
 @dataclass(frozen=True)
 class DenoiserCase(Case):
-    """One network at both."""
+    """The same network on both sides."""
 
     channels: tuple[int, ...] = (64, 128, 128)
-    """Of the levels, the finest first; all but it have attention."""
+    """Of each level, finest first; all but the finest have attention."""
     groups: int = 32
-    """Of the GroupNorms."""
+    """Groups of the GroupNorms."""
 
     @property
     def layout(self) -> torch.memory_format:
@@ -51,31 +51,31 @@ class DenoiserCase(Case):
 
     @property
     def images(self) -> RandomImages:
-        """As many as the batch has."""
+        """One batch of images."""
         return RandomImages(self.batch, self.size, labels=CLASSES)
 
     @cached_property
     def config(self) -> RunConfig:
-        """Our run; what is not said is its default."""
+        """unetdiff's config, with defaults for other keys."""
         network = {
             "model.encoder.channels": list(self.channels),
             "model.residual.norm_num_groups": self.groups,
             "model.residual.layers_per_block": 1,
-            "model.conditioning.cross_attention_dim": TOKEN,
+            "model.conditioning.cross_attention_dim": TOKEN_DIM,
             "model.conditioning.attention_levels": list(range(1, len(self.channels))),
-            "model.conditioning.attention_head_dim": HEAD,
+            "model.conditioning.attention_head_dim": HEAD_DIM,
         }
-        return parse(overrides=network | (PLAIN if self.best else {}), task="diffusion")
+        return parse(overrides=network | (NO_EMA_NO_CLIPPING if self.best else {}), task="diffusion")
 
-    def our_task(self) -> DiffusionTask:
-        """Our network with its conditioner and objective, fresh."""
+    def unetdiff_task(self) -> DiffusionTask:
+        """unetdiff's network with its conditioner and objective."""
         torch.manual_seed(0)
         task = build_task(self.config, self.images, self.images)
         assert isinstance(task, DiffusionTask)
         return task
 
-    def their_network(self) -> nn.ModuleDict:
-        """diffusers' network, and the table of class tokens that its user writes (the last one is no class)."""
+    def peer_network(self) -> nn.ModuleDict:
+        """diffusers' network, and an embedding of class tokens (the last one is the null class)."""
         torch.manual_seed(0)
         coarser = len(self.channels) - 1
         unet = UNet2DConditionModel(
@@ -86,40 +86,40 @@ class DenoiserCase(Case):
             layers_per_block=1,
             down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * coarser),
             up_block_types=(*["CrossAttnUpBlock2D"] * coarser, "UpBlock2D"),
-            attention_head_dim=tuple(width // HEAD for width in self.channels),  # the number of heads, in this class
-            cross_attention_dim=TOKEN,
+            attention_head_dim=tuple(width // HEAD_DIM for width in self.channels),  # number of heads, here
+            cross_attention_dim=TOKEN_DIM,
             norm_num_groups=self.groups,
         )
-        return nn.ModuleDict({"unet": unet, "table": nn.Embedding(CLASSES + 1, TOKEN)})
+        return nn.ModuleDict({"unet": unet, "table": nn.Embedding(CLASSES + 1, TOKEN_DIM)})
 
     @torch.inference_mode()
-    def match(self, ours: Side, theirs: Side) -> dict[str, float]:
-        """The peer's weights in ours; how far the two networks' outputs are apart, as a share of the largest."""
-        unet, table = theirs.network["unet"], theirs.network["table"]
-        ours.network.unet.load_state_dict({to_ours(name): tensor for name, tensor in unet.state_dict().items()})
-        ours.network.conditioner.table.load_state_dict(table.state_dict())
+    def match_weights(self, unetdiff: Side, peer: Side) -> dict[str, float]:
+        """Copies the peer's weights; returns the largest difference of the outputs, relative to the largest output."""
+        unet, table = peer.network["unet"], peer.network["table"]
+        unetdiff.network.unet.load_state_dict({to_ours(name): tensor for name, tensor in unet.state_dict().items()})
+        unetdiff.network.conditioner.table.load_state_dict(table.state_dict())
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(2, 3, self.size, self.size, generator=generator).to(unet.device, unet.dtype)
-        told = torch.randn(2, 1, TOKEN, generator=generator).to(unet.device, unet.dtype)
-        found, expected = (network(sample, 500, told).sample for network in (ours.network.unet, unet))
-        return {"difference": float((found - expected).abs().max() / expected.abs().max())}
+        tokens = torch.randn(2, 1, TOKEN_DIM, generator=generator).to(unet.device, unet.dtype)
+        output, expected = (network(sample, 500, tokens).sample for network in (unetdiff.network.unet, unet))
+        return {"difference": float((output - expected).abs().max() / expected.abs().max())}
 
 
 class DenoiserTraining(DenoiserCase):
-    """An optimizer step: images, noise and classes to loss, gradients, weights."""
+    """A training step: images, noise and classes to loss, gradients, weights."""
 
     work: ClassVar[str] = "denoiser training step"
-    targets: ClassVar[dict[str, float]] = {"defaults": 1.5, "best": 1.1}
+    min_speedups: ClassVar[dict[str, float]] = {"defaults": 1.5, "best": 1.25}
 
-    def ours(self, device: torch.device) -> Side:
-        return our_training(self.our_task(), self.images.batch(), self.config.training, device)
+    def unetdiff(self, device: torch.device) -> Side:
+        return unetdiff_training(self.unetdiff_task(), self.images.batch(), self.config.training, device)
 
-    def theirs(self, device: torch.device) -> Side:
-        network = self.their_network().to(device, memory_format=self.layout).train()
+    def peer(self, device: torch.device) -> Side:
+        network = self.peer_network().to(device, memory_format=self.layout).train()
         unet, table = network["unet"], network["table"]
         dtype = fast_dtype(device) if self.best else None
 
-        def start() -> Round:
+        def start() -> Workload:
             optimizer = torch.optim.AdamW(network.parameters(), fused=self.best or None)
             scheduler, config = build_scheduler(self.config.diffusion), self.config.diffusion
             batch = self.images.batch()

@@ -1,4 +1,4 @@
-"""Random images with masks and classes, so that no set has to be there, and images as the peers take them."""
+"""Random images with masks and classes, and the normalization of the peers."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ IGNORE_FRACTION = 0.05  # about VOC's
 CELLS = 8  # regions along a side of a mask
 
 
-def normalised(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
-    """uint8 (B, 3, H, W) by ImageNet's mean and deviation."""
+def normalize_imagenet(images: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
+    """uint8 (B, 3, H, W), normalized by ImageNet's mean and standard deviation."""
     mean, std = (torch.tensor(value, device=images.device)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=layout)
 
 
 def blocky_mask(classes: int, size: int, generator: torch.Generator) -> Tensor:
-    """A mask of square regions, some of them void (255), uint8 (size, size)."""
+    """A mask of square regions, some of them ignored (255), uint8 (size, size)."""
     cells = torch.randint(classes, (1, 1, CELLS, CELLS), generator=generator)
-    void = torch.rand(cells.shape, generator=generator) < IGNORE_FRACTION
-    return F.interpolate(cells.masked_fill(void, 255).float(), size=(size, size), mode="nearest")[0, 0].to(torch.uint8)
+    ignored = torch.rand(cells.shape, generator=generator) < IGNORE_FRACTION
+    return F.interpolate(cells.masked_fill(ignored, 255).float(), size=(size, size), mode="nearest")[0, 0].to(
+        torch.uint8
+    )
 
 
 class RandomImages(ImageDataset):
-    """Images of noise with blocky masks and a label each; image i is always the same.
+    """Noise images with blocky masks and a label each; image i is always the same.
 
     Args:
-        number: images in the set.
+        number: number of images.
         size: height and width.
         classes: classes of the masks.
         labels: classes of the images.
@@ -55,12 +57,12 @@ class RandomImages(ImageDataset):
         image = torch.randint(256, (3, self.size, self.size), generator=generator).to(torch.uint8)
         mask = blocky_mask(len(self.classes), self.size, generator)
         label = int(torch.randint(len(self.labels), (), generator=generator))
-        given = {"image": image, "mask": mask, "label": label, "labels": classes_present(mask)}
-        return {**given, "name": self.sample_name(index)}
+        item = {"image": image, "mask": mask, "label": label, "labels": classes_present(mask)}
+        return {**item, "name": self.sample_name(index)}
 
     def sample_name(self, index: int) -> str:
         return f"random-{index}"
 
     def batch(self) -> Batch:
-        """All of them as one batch."""
+        """All images as one batch."""
         return collate([self[i] for i in range(len(self))])

@@ -1,5 +1,5 @@
-"""Cross-entropy and Dice together, forward and backward, in float32, against segmentation_models_pytorch's DiceLoss and
-torch's cross-entropy."""
+"""Cross-entropy and Dice, forward and backward in float32, against torch's cross-entropy and
+segmentation_models_pytorch's DiceLoss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import segmentation_models_pytorch as smp
 import torch
 from torch import Tensor, nn
 
-from suite.cases.case import OURS, Case, Side
+from suite.cases.case import UNETDIFF, Case, Side
 from suite.cases.images import RandomImages
 from suite.cases.segmentation import IGNORE_INDEX, PEER
-from unetdiff.benchmark.timing import Round
+from unetdiff.benchmark.timing import Workload
 from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.losses import combined
@@ -25,14 +25,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossCase(Case):
-    """The loss of logits (batch, classes, size, size) and its gradient."""
+    """The loss of logits (batch, classes, size, size), with its gradient."""
 
     classes: int = 21
     work: ClassVar[str] = "cross-entropy and Dice"
-    targets: ClassVar[dict[str, float]] = {"defaults": 2.5}
-    counted: ClassVar[bool] = False
+    min_speedups: ClassVar[dict[str, float]] = {"defaults": 2.5}
+    compares_macs: ClassVar[bool] = False
 
-    def _round(self, loss: Loss, masks: Tensor, device: torch.device) -> Round:
+    def _workload(self, loss: Loss, masks: Tensor, device: torch.device) -> Workload:
         generator = torch.Generator().manual_seed(0)
         logits = torch.randn(self.batch, self.classes, self.size, self.size, generator=generator)
         logits, masks = logits.to(device).requires_grad_(), masks.to(device)
@@ -47,25 +47,27 @@ class LossCase(Case):
 
     @property
     def masks(self) -> Tensor:
-        """uint8 (batch, size, size), as datasets return them."""
+        """uint8 (batch, size, size), as loaded from files."""
         return RandomImages(self.batch, self.size, self.classes).batch()["mask"]
 
-    def ours(self, device: torch.device) -> Side:
+    def unetdiff(self, device: torch.device) -> Side:
         loss = accelerate_loss(combined(SegmentationConfig().losses, IGNORE_INDEX))
 
         def total(logits: Tensor, masks: Tensor) -> Tensor:
             return loss(logits, masks)[0]
 
-        return Side(OURS, nn.Module(), "float32", lambda: self._round(total, self.masks, device))
+        return Side(UNETDIFF, nn.Module(), "float32", lambda: self._workload(total, self.masks, device))
 
-    def theirs(self, device: torch.device) -> Side:
-        dice = smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX)
-        entropy = nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX)
+    def peer(self, device: torch.device) -> Side:
+        dice, entropy = (
+            smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX),
+            nn.CrossEntropyLoss(ignore_index=IGNORE_INDEX),
+        )
 
         def loss(logits: Tensor, masks: Tensor) -> Tensor:
             return dice(logits, masks) + entropy(logits, masks)
 
-        return Side(PEER, nn.Module(), "float32", lambda: self._round(loss, self.masks.long(), device))
+        return Side(PEER, nn.Module(), "float32", lambda: self._workload(loss, self.masks.long(), device))
 
 
 def cases(quick: bool) -> list[Case]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from unetdiff.export.convert.diffusers_names import to_theirs as their_name
-from unetdiff.export.convert.from_diffusers import from_theirs
-from unetdiff.export.convert.to_diffusers import to_theirs
+from unetdiff.export.convert.diffusers_names import to_diffusers_name
+from unetdiff.export.convert.from_diffusers import config_from_diffusers
+from unetdiff.export.convert.to_diffusers import config_to_diffusers
 from unetdiff.models.loading import plain
 from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
@@ -35,12 +35,12 @@ def test_names_shapes_and_config(name: str) -> None:
     cls = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
         theirs = cls.from_config(config)
-        ours = UNet(**from_theirs(config["_class_name"], config, name))
-    shapes = {their_name(key): tensor.shape for key, tensor in ours.state_dict().items()}
+        ours = UNet(**config_from_diffusers(config["_class_name"], config, name))
+    shapes = {to_diffusers_name(key): tensor.shape for key, tensor in ours.state_dict().items()}
     assert shapes == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
     assert sum(parameter.numel() for parameter in ours.parameters()) == PARAMETERS[name]
 
-    class_name, back = to_theirs(parse(**plain(ours.config)))
+    class_name, back = config_to_diffusers(parse(**plain(ours.config)))
     assert class_name == config["_class_name"]
     assert {**theirs.config, **back} == theirs.config
 

@@ -110,7 +110,7 @@ def test_a_binary_model_gets_a_background(plain: nn.Module) -> None:
     same(ours.softmax(dim=1)[:, 1:], theirs.sigmoid())
     sure = theirs.abs() > 1e-3
     assert torch.equal((ours.argmax(dim=1, keepdim=True) == 1)[sure], (theirs > 0)[sure])
-    with pytest.raises(UserError, match="background: the model has 4 classes"):
+    with pytest.raises(UserError, match="background=true: must be false for the model, which has 4 classes"):
         UNet.from_smp(plain, background=True)
 
 
@@ -140,18 +140,18 @@ def test_goes_on_as_any_unet(plain: nn.Module, tmp_path: Path) -> None:
     ours, theirs = logits(plain, again, image())
     same(ours, theirs)
     again.train().segment(image() / 127.5 - 1).square().mean().backward()
-    assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.trunk"))
+    assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.model"))
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"decoder_attention_type": "scse"}, "decoder_attention_type 'scse'.*train with"),
-        ({"encoder_depth": 4, "decoder_channels": (16, 12, 10, 8)}, "encoder_depth 4.*encoder_depth=5"),
-        ({"aux_params": {"classes": 3}}, "aux_params .*aux_params=None"),
-        ({"decoder_interpolation": "bicubic"}, "decoder_interpolation 'bicubic'.*nearest or bilinear"),
-        ({"decoder_use_norm": {"type": "batchnorm", "eps": 0.1}}, "decoder_use_norm .*'eps'"),
-        ({"encoder_name": "efficientnet-b0"}, "encoder_name 'efficientnet-b0'.*in common are resnet18"),
+        ({"decoder_attention_type": "scse"}, "decoder_attention_type=scse: must be null. Train with"),
+        ({"encoder_depth": 4, "decoder_channels": (16, 12, 10, 8)}, "encoder_depth=4: must be 5"),
+        ({"aux_params": {"classes": 3}}, "aux_params=.*: must be null"),
+        ({"decoder_interpolation": "bicubic"}, "decoder_interpolation=bicubic: must be nearest or bilinear"),
+        ({"decoder_use_norm": {"type": "batchnorm", "eps": 0.1}}, "decoder_use_norm=.*eps: 0.1.*: must be true"),
+        ({"encoder_name": "efficientnet-b0"}, "encoder_name=efficientnet-b0: must be resnet18 or"),
     ],
 )
 def test_what_has_no_equal_is_refused_by_name(options: dict[str, Any], says: str) -> None:
@@ -159,14 +159,14 @@ def test_what_has_no_equal_is_refused_by_name(options: dict[str, Any], says: str
     with pytest.raises(UserError, match=says):
         UNet.from_smp(model)
     if not {"decoder_interpolation", "decoder_use_norm"} & options.keys():  # the tensors alone tell
-        with pytest.raises(UserError, match="has no equal here|is another; the encoders in common"):
+        with pytest.raises(UserError, match="must be"):
             UNet.from_smp(model.state_dict())
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", nn.Sigmoid])
 def test_an_activation_is_refused_and_has_no_tensors(activation: Any) -> None:
     model = trained(activation=activation)
-    with pytest.raises(UserError, match="(?i)activation 'sigmoid'.*the tensors alone"):
+    with pytest.raises(UserError, match="(?i)activation=sigmoid: must be null"):
         UNet.from_smp(model)
     ours, theirs = logits(model, UNet.from_smp(model.state_dict()), image())
     same(ours.sigmoid(), theirs)
@@ -176,11 +176,11 @@ def test_other_decoders_are_refused_by_name(plain: nn.Module, tmp_path: Path) ->
     model = smp.FPN("resnet18", encoder_weights=None)
     model.save_pretrained(tmp_path)
     for source, says in (
-        (model, "model_class 'FPN' .*only smp.Unet"),
-        (tmp_path, "model_class 'FPN' .*only smp.Unet"),
-        (model.state_dict(), "holds no smp.Unet"),
-        (plain.encoder, "model_class 'ResNetEncoder' .*only smp.Unet"),
-        (plain.encoder.state_dict(), "holds no smp.Unet"),
+        (model, "model_class=FPN: must be Unet"),
+        (tmp_path, "model_class=FPN: must be Unet"),
+        (model.state_dict(), "must be an smp.Unet"),
+        (plain.encoder, "model_class=ResNetEncoder: must be Unet"),
+        (plain.encoder.state_dict(), "must be an smp.Unet"),
     ):
         with pytest.raises(UserError, match=says):
             UNet.from_smp(source)
@@ -189,7 +189,7 @@ def test_other_decoders_are_refused_by_name(plain: nn.Module, tmp_path: Path) ->
 def test_norms_without_statistics_and_foreign_tensors_are_refused(plain: nn.Module) -> None:
     state = plain.state_dict()
     inplace = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    with pytest.raises(UserError, match="decoder_use_norm that is no BatchNorm"):
+    with pytest.raises(UserError, match="decoder_use_norm=.*not BatchNorm.*: must be true"):
         UNet.from_smp(inplace)
     with pytest.raises(UserError, match="the state dict does not fit this model: 1 unexpected: decoder.center"):
         UNet.from_smp({**state, "decoder.center": torch.zeros(1)})
@@ -197,11 +197,11 @@ def test_norms_without_statistics_and_foreign_tensors_are_refused(plain: nn.Modu
 
 def test_pickles_are_refused_with_the_way_to_convert_them(plain: nn.Module, tmp_path: Path) -> None:
     torch.save(plain.state_dict(), tmp_path / "best.pth")
-    with pytest.raises(UserError, match=r"best.pth' is a pickle: .*torch.load\('best.pth'.*'best.safetensors'"):
+    with pytest.raises(UserError, match=r"best.pth: .*got a pickle.*torch.load\('best.pth'.*'best.safetensors'"):
         UNet.from_smp(tmp_path / "best.pth")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "best.pth").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="no file '.*model.safetensors' .'pytorch_model.bin' is a pickle"):
+    with pytest.raises(UserError, match="model.safetensors: no such file. pytorch_model.bin is a pickle"):
         UNet.from_smp(tmp_path)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no such file"):
         UNet.from_smp(tmp_path / "nowhere.safetensors")

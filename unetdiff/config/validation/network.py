@@ -23,13 +23,14 @@ def validate_network(config: RunConfig) -> None:
     conditioning = model.conditioning
     if conditioning.cross_attention_dim is not None:
         require_at_least("model.conditioning.cross_attention_dim", conditioning.cross_attention_dim, 1)
-    if conditioning.num_class_embeds is not None:
+    imported = model.imported
+    if imported.num_class_embeds is not None:
         constraint = "null: it describes imported networks and is not trained"
         remedy = "Use diffusion.condition=class for classes."
-        raise config_error("model.conditioning.num_class_embeds", conditioning.num_class_embeds, constraint, remedy)
-    if conditioning.class_embed_type is not None:
+        raise config_error("model.imported.num_class_embeds", imported.num_class_embeds, constraint, remedy)
+    if imported.class_embed_type is not None:
         constraint = "null: it describes imported networks and is not trained"
-        raise config_error("model.conditioning.class_embed_type", conditioning.class_embed_type, constraint)
+        raise config_error("model.imported.class_embed_type", imported.class_embed_type, constraint)
     require_at_least("model.conditioning.attention_head_dim", conditioning.attention_head_dim, 1)
     heads = HeadsConfig(
         SegmentationHeadConfig() if config.task != "diffusion" else None, DiffusionHeadConfig() if noisy else None

@@ -1,4 +1,4 @@
-"""From the config of a diffusers U-Net to ours; what the residual family cannot be is refused by name.
+"""The config of a diffusers U-Net as that of a residual UNet; what it cannot express is refused by key.
 
 `UNet2DModel` has self-attention and counts the size of a head; `UNet2DConditionModel` has transformer blocks and counts
 heads, under the same key, attention_head_dim.
@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, as_yaml, config_error
 from unetdiff.models.config import RESIDUAL
 
 PLAIN, CONDITION = "UNet2DModel", "UNet2DConditionModel"
@@ -26,200 +26,195 @@ READ_BY_CLASS = {
     CONDITION: READ
     | {"cross_attention_dim", "transformer_layers_per_block", "use_linear_projection", "upcast_attention"},
 }
-"""Keys that we have an answer to; any other must have the value that it has by default."""
+"""Supported keys; every other key must have its default."""
 IDLE = {"num_train_timesteps", "mid_block_only_cross_attention", "addition_embed_type_num_heads"}
-"""Keys that only say more about what another key, left at its default, turns on."""
+"""Keys without effect while another key has its default."""
 
-Kind = tuple[bool, str]  # of a level: does it attend, and how it changes the size ("conv", "resnet")
+Kind = tuple[bool, str]  # of a level: whether it attends, and its resampling ("conv", "resnet")
 
 
-class _Theirs:
-    """A diffusers config with its class's defaults in it; what is asked of it and not supported is refused."""
+class _Source:
+    """A diffusers config with its class's defaults; unsupported values are refused."""
 
     def __init__(self, name: str, config: Mapping[str, Any], source: str) -> None:
         self.name, self.source = name, source
         signature = inspect.signature(CLASSES[name].__init__).parameters.values()
         self.defaults = {p.name: p.default for p in signature if p.name != "self"}
-        self.values = {k: alike(config.get(k, default)) for k, default in self.defaults.items()}
+        self.values = {k: collapse(config.get(k, default)) for k, default in self.defaults.items()}
         for key, default in self.defaults.items():
             if key not in READ_BY_CLASS[name] | IDLE and self.values[key] != default:
-                raise self.refusal(key, f"only {default!r} is")
+                raise self.refusal(key, as_yaml(default))
 
     def __getitem__(self, key: str) -> Any:
         return self.values[key]
 
-    def refusal(self, key: str, instead: str) -> UserError:
-        return UserError(f"{self.source}: {key} {self.values[key]!r} is not supported; {instead}")
+    def refusal(self, key: str, constraint: str) -> UserError:
+        return UserError(f"{self.source}: {config_error(key, self.values[key], constraint)}")
 
     def one_of(self, key: str, *values: Any) -> Any:
         if self[key] not in values:
-            raise self.refusal(key, f"only {' or '.join(repr(value) for value in values)} is")
+            raise self.refusal(key, " or ".join(as_yaml(value) for value in values))
         return self[key]
 
     def by_level(self, key: str, levels: int) -> list[Any]:
         value = self[key]
         if isinstance(value, list) and len(value) != levels:
-            raise self.refusal(key, f"give {levels} values, one for each of down_block_types")
+            raise self.refusal(key, f"{levels} values, one for each of down_block_types")
         return value if isinstance(value, list) else [value] * levels
 
     def number(self, key: str, least: int = 1) -> int:
         value = self[key]
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.refusal(key, f"only one integer of {least} or more for all levels is")
+            raise self.refusal(key, f"one integer of at least {least} for all levels")
         return value
 
 
-def alike(value: Any) -> Any:
-    """Tuples as lists, and a list of equal numbers as that number, as diffusers reads it; names of blocks stay."""
+def collapse(value: Any) -> Any:
+    """Tuples as lists, and a list of equal numbers as that number, as diffusers reads it; block names stay lists."""
     if not isinstance(value, list | tuple):
         return value
-    values = [alike(v) if isinstance(v, list | tuple) else v for v in value]
+    values = [collapse(v) if isinstance(v, list | tuple) else v for v in value]
     numbers = values and not isinstance(values[0], str)
     return values[0] if numbers and all(v == values[0] for v in values) else values
 
 
-def from_theirs(name: str, config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The sections of our config, as `UNet` takes them, for a diffusers U-Net.
+def config_from_diffusers(name: str, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The arguments of `UNet` for a diffusers U-Net.
 
     Args:
         name: the class, one of `CLASSES`.
-        config: its config; a missing key has the class's default, keys that the class does not know do nothing there
-            and nothing here.
-        source: where it comes from, for messages.
+        config: its config; missing keys have the class's defaults, unknown keys are ignored.
+        where: the source, for messages.
 
     Raises:
-        UserError: naming the key, its value and what is supported.
+        UserError: an unsupported value; names the key, its value and what is supported.
     """
-    theirs = _Theirs(name, config, source)
+    source = _Source(name, config, where)
     condition = name == CONDITION
-    kinds = _down_kinds(theirs)
+    kinds = _down_kinds(source)
     levels = len(kinds)
-    channels = theirs.by_level("block_out_channels", levels)
-    groups = theirs.number("norm_num_groups")
+    channels = source.by_level("block_out_channels", levels)
+    groups = source.number("norm_num_groups")
     if any(width % groups for width in channels):
-        raise theirs.refusal("norm_num_groups", f"it must divide every one of block_out_channels {channels}")
-    if theirs["time_embedding_dim"] not in (None, 4 * channels[0]):
-        raise theirs.refusal("time_embedding_dim", f"only four times the first level's width is ({4 * channels[0]})")
-    theirs.one_of("act_fn", "silu", "swish")
+        raise source.refusal("norm_num_groups", f"a divisor of every one of block_out_channels {channels}")
+    if source["time_embedding_dim"] not in (None, 4 * channels[0]):
+        raise source.refusal("time_embedding_dim", f"{4 * channels[0]}, four times the first level's width")
+    source.one_of("act_fn", "silu", "swish")
     attending = [level for level, (attends, _) in enumerate(kinds) if attends]
-    middle = _middle(theirs)
+    mid_block = _mid_block(source)
     residual: dict[str, Any] = {
-        "layers_per_block": theirs.number("layers_per_block"),
+        "layers_per_block": source.number("layers_per_block"),
         "norm_num_groups": groups,
-        "norm_eps": theirs["norm_eps"],
-        "time_scale_shift": theirs.one_of("resnet_time_scale_shift", "default", "scale_shift"),
-        "resample": _resample(theirs, kinds),
-        "downsample_padding": theirs.number("downsample_padding", least=0),
-        "flip_sin_to_cos": theirs["flip_sin_to_cos"],
-        "freq_shift": theirs["freq_shift"],
-        "dropout": theirs["dropout"],
-        "middle": middle,
+        "time_scale_shift": source.one_of("resnet_time_scale_shift", "default", "scale_shift"),
+        "dropout": source["dropout"],
+        "mid_block": mid_block,
     }
-    kind = theirs.one_of("class_embed_type", None, "timestep", "identity")
-    told: dict[str, Any] = {
-        "timestep": True,
-        "attention_levels": attending,
+    kind = source.one_of("class_embed_type", None, "timestep", "identity")
+    imported: dict[str, Any] = {
+        "norm_eps": source["norm_eps"],
+        "resample": _resample(source, kinds),
+        "downsample_padding": source.number("downsample_padding", least=0),
+        "flip_sin_to_cos": source["flip_sin_to_cos"],
+        "freq_shift": source["freq_shift"],
         "class_embed_type": kind,
-        "num_class_embeds": theirs["num_class_embeds"] if kind is None else None,
+        "num_class_embeds": source["num_class_embeds"] if kind is None else None,
     }
-    looking = {*attending, *([levels - 1] if middle == "attention" else [])}
+    conditioning: dict[str, Any] = {"timestep": True, "attention_levels": attending}
+    attending_anywhere = {*attending, *([levels - 1] if mid_block == "attention" else [])}
     if condition:
-        told["cross_attention_dim"] = theirs.number("cross_attention_dim")
-        residual |= {
-            "attention_heads": _heads(theirs, channels, looking),
-            "transformer_depth": _depth(theirs, levels),
-            "linear_projection": theirs["use_linear_projection"],
-            "upcast_attention": theirs["upcast_attention"],
+        conditioning["cross_attention_dim"] = source.number("cross_attention_dim")
+        imported |= {
+            "attention_heads": _heads(source, channels, attending_anywhere),
+            "transformer_depth": _depth(source, levels),
+            "linear_projection": source["use_linear_projection"],
+            "upcast_attention": source["upcast_attention"],
         }
     else:
-        if theirs["attention_head_dim"] is None:
-            residual["attention_heads"] = [1] * levels
+        if source["attention_head_dim"] is None:
+            imported["attention_heads"] = [1] * levels
         else:
-            told["attention_head_dim"] = _head_size(theirs, channels, looking)
-        if middle == "attention":
-            residual["middle_attention_groups"] = _middle_groups(theirs, channels[-1])
+            conditioning["attention_head_dim"] = _head_size(source, channels, attending_anywhere)
+        if mid_block == "attention":
+            imported["mid_block_attention_groups"] = _mid_block_groups(source, channels[-1])
     return {
-        "in_channels": theirs.number("in_channels"),
-        "sample_size": theirs["sample_size"],
+        "in_channels": source.number("in_channels"),
+        "sample_size": source["sample_size"],
         "encoder": {"name": RESIDUAL, "channels": channels},
         "residual": residual,
-        "conditioning": told,
-        "heads": {"diffusion": {"out_channels": theirs.number("out_channels")}},
+        "conditioning": conditioning,
+        "heads": {"diffusion": {"out_channels": source.number("out_channels")}},
+        "imported": imported,
     }
 
 
-def _down_kinds(theirs: _Theirs) -> list[Kind]:
-    """What each level does on the way down; the way up must mirror where it attends."""
-    down, up = _kinds(theirs, "down_block_types", "Down"), _kinds(theirs, "up_block_types", "Up")
+def _down_kinds(source: _Source) -> list[Kind]:
+    """Attention and resampling of each encoder level; the decoder must attend at the same levels."""
+    down, up = _kinds(source, "down_block_types", "Down"), _kinds(source, "up_block_types", "Up")
     if [attends for attends, _ in down] != [attends for attends, _ in reversed(up)]:
-        raise theirs.refusal(
-            "up_block_types", f"it must attend where down_block_types {theirs['down_block_types']} does"
+        raise source.refusal(
+            "up_block_types", f"attending at the levels of down_block_types {as_yaml(source['down_block_types'])}"
         )
     return down
 
 
-def _kinds(theirs: _Theirs, key: str, way: str) -> list[Kind]:
+def _kinds(source: _Source, key: str, way: str) -> list[Kind]:
     known: dict[str, Kind] = {f"{way}Block2D": (False, "conv"), f"Resnet{way}sampleBlock2D": (False, "resnet")}
-    if theirs.name == CONDITION:
+    if source.name == CONDITION:
         known[f"CrossAttn{way}Block2D"] = (True, "conv")
     else:
-        known[f"Attn{way}Block2D"] = (True, theirs.one_of(f"{way.lower()}sample_type", "conv", "resnet"))
-    types = [name.removeprefix("UNetRes") for name in theirs[key]]  # the prefix is of the first releases
+        known[f"Attn{way}Block2D"] = (True, source.one_of(f"{way.lower()}sample_type", "conv", "resnet"))
+    types = [name.removeprefix("UNetRes") for name in source[key]]  # the prefix is of the first releases
     if not set(types) <= set(known):
-        raise theirs.refusal(key, f"only {', '.join(known)} are")
+        raise source.refusal(key, f"among {', '.join(known)}")
     return [known[name] for name in types]
 
 
-def _resample(theirs: _Theirs, down: list[Kind]) -> str:
-    """How every level changes the size; the deepest has nothing to shrink, the finest nothing to enlarge."""
-    used = {kind for _, kind in down[:-1]} | {kind for _, kind in _kinds(theirs, "up_block_types", "Up")[:-1]}
+def _resample(source: _Source, down: list[Kind]) -> str:
+    """Resampling of all levels; the deepest has no downsampling, the finest no upsampling."""
+    used = {kind for _, kind in down[:-1]} | {kind for _, kind in _kinds(source, "up_block_types", "Up")[:-1]}
     if len(used) > 1:
-        raise theirs.refusal(
+        raise source.refusal(
             "down_block_types",
-            "only one kind of resampling on every level, down and up, is: convolutions, or residual blocks "
-            "(ResnetDownsampleBlock2D, ResnetUpsampleBlock2D, downsample_type and upsample_type 'resnet')",
+            "of one resampling type at all levels, down and up: convolutions, or residual blocks "
+            "(ResnetDownsampleBlock2D, ResnetUpsampleBlock2D, downsample_type=upsample_type=resnet)",
         )
     return used.pop() if used else "conv"
 
 
-def _middle(theirs: _Theirs) -> str:
-    if theirs.name == CONDITION:  # the same block, which has one residual block here and two there
+def _mid_block(source: _Source) -> str:
+    if source.name == CONDITION:  # UNetMidBlock2D has one residual block here, two in UNet2DModel
         names = {"UNetMidBlock2DCrossAttn": "attention", "UNetMidBlock2D": "resnet", None: "none"}
     else:
-        names = {"UNetMidBlock2D": "attention" if theirs["add_attention"] else "resnets", None: "none"}
-    return names[theirs.one_of("mid_block_type", *names)]
+        names = {"UNetMidBlock2D": "attention" if source["add_attention"] else "resnets", None: "none"}
+    return names[source.one_of("mid_block_type", *names)]
 
 
-def _heads(theirs: _Theirs, channels: list[int], looking: set[int]) -> list[int]:
-    heads = theirs.by_level("attention_head_dim", len(channels))
-    if any(not isinstance(heads[i], int) or heads[i] < 1 or channels[i] % heads[i] for i in looking):
-        raise theirs.refusal(
-            "attention_head_dim", f"it is the number of heads and must divide block_out_channels {channels}"
-        )
+def _heads(source: _Source, channels: list[int], attending: set[int]) -> list[int]:
+    heads = source.by_level("attention_head_dim", len(channels))
+    if any(not isinstance(heads[i], int) or heads[i] < 1 or channels[i] % heads[i] for i in attending):
+        raise source.refusal("attention_head_dim", f"divisors of block_out_channels {channels} (number of heads)")
     return heads
 
 
-def _head_size(theirs: _Theirs, channels: list[int], looking: set[int]) -> int:
-    size = theirs.number("attention_head_dim")
-    if any(channels[level] % size for level in looking):
-        raise theirs.refusal(
-            "attention_head_dim", f"it is the size of a head and must divide block_out_channels {channels}"
-        )
+def _head_size(source: _Source, channels: list[int], attending: set[int]) -> int:
+    size = source.number("attention_head_dim")
+    if any(channels[level] % size for level in attending):
+        raise source.refusal("attention_head_dim", f"a divisor of block_out_channels {channels} (size of a head)")
     return size
 
 
-def _depth(theirs: _Theirs, levels: int) -> int | list[int]:
-    depths = theirs.by_level("transformer_layers_per_block", levels)
+def _depth(source: _Source, levels: int) -> int | list[int]:
+    depths = source.by_level("transformer_layers_per_block", levels)
     if any(not isinstance(depth, int) or depth < 1 for depth in depths):
-        raise theirs.refusal("transformer_layers_per_block", "only one integer, or one for each level, is")
-    return theirs["transformer_layers_per_block"]
+        raise source.refusal("transformer_layers_per_block", "one positive integer, or one for each level")
+    return source["transformer_layers_per_block"]
 
 
-def _middle_groups(theirs: _Theirs, channels: int) -> int | None:
-    """Groups of the norm before the middle's attention, which scale-shift models lack unless they name them."""
-    groups = theirs["attn_norm_num_groups"]
+def _mid_block_groups(source: _Source, channels: int) -> int | None:
+    """Groups of the norm before the mid block's attention; scale-shift models have none unless configured."""
+    groups = source["attn_norm_num_groups"]
     if groups is None:
-        return None if theirs["resnet_time_scale_shift"] == "default" else 0
-    if channels % theirs.number("attn_norm_num_groups"):
-        raise theirs.refusal("attn_norm_num_groups", f"it must divide the deepest level's {channels} channels")
-    return None if groups == theirs["norm_num_groups"] else groups
+        return None if source["resnet_time_scale_shift"] == "default" else 0
+    if channels % source.number("attn_norm_num_groups"):
+        raise source.refusal("attn_norm_num_groups", f"a divisor of the deepest level's {channels} channels")
+    return None if groups == source["norm_num_groups"] else groups

@@ -12,6 +12,7 @@ from unetdiff.diffusion.conditioning import Conditioner, ImageConditioner, TextC
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
+from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.unet import UNet
 from unetdiff.training.conditions import build_conditioner, channels_beside
@@ -48,7 +49,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
 
 def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     """A task with the weights of a model directory, for evaluation."""
-    unet = UNet.from_pretrained(directory / "unet")
+    unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
     heads = unet.config["heads"]
     conditioner, vae = None, directory / "vae"
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())

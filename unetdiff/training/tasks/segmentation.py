@@ -15,7 +15,7 @@ from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.kernels.losses import accelerate_loss
-from unetdiff.models.blocks import centre_crop
+from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
@@ -89,7 +89,7 @@ class SegmentationTask(Task):
         """The loss of logits (B, C, H, W) against masks (B, H, W), in all and by part."""
         target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
-            target = centre_crop(target, (logits.shape[-2], logits.shape[-1]))
+            target = center_crop(target, (logits.shape[-2], logits.shape[-1]))
         until = self.config.class_weights_anneal_until
         loss = self.loss if until is None else self.loss.anneal_class_weights(max(0.0, 1 - self.progress / until))
         total, parts = loss(logits, target)

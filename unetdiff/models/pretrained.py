@@ -1,0 +1,108 @@
+"""torchvision classifiers as encoders: their weights, and their blocks by level."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from unetdiff.errors import UserError
+from unetdiff.models.loading import read_tensors
+
+CLASSIFIER = ("avgpool", "fc", "classifier")
+"""torchvision's modules after the last feature map."""
+
+
+def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
+    """A torchvision classifier without its last layers: random, with ImageNet weights, or from a safetensors file.
+
+    The file has torchvision's names (`save_file(torchvision.models.resnet18(weights="DEFAULT").state_dict(), path)`).
+
+    Raises:
+        UserError: a file that is missing, a pickle, not safetensors, or of another network.
+
+    Warns:
+        UserWarning: the file contains the classifier's tensors too; it names them.
+    """
+    model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+    for module in CLASSIFIER:
+        if hasattr(model, module):
+            delattr(model, module)
+    if weights is None or weights == "imagenet":
+        return model
+    try:
+        state = read_tensors(Path(weights))
+    except UserError as error:
+        raise UserError(f"model.encoder.weights: {error} Give a safetensors file, imagenet or null.") from None
+    unused = [name for name in state if name.split(".")[0] in CLASSIFIER]
+    state = {name: tensor for name, tensor in state.items() if name not in unused}
+    expected = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
+    foreign = [k for k in state if k not in model.state_dict()]
+    if wrong or foreign:
+        raise UserError(
+            f"model.encoder.weights={weights}: must contain torchvision's {name} (got {len(wrong)} tensors missing or "
+            f"of another shape {wrong[:2]}, {len(foreign)} unknown {foreign[:2]})."
+        )
+    if unused:
+        message = f"model.encoder.weights={weights}: ignoring the classifier's tensors {', '.join(unused)}."
+        warnings.warn(message, UserWarning, stacklevel=2)
+    model.load_state_dict(state, strict=False)
+    return model
+
+
+def feature_levels(model: nn.Module, in_channels: int) -> list[tuple[int, list[str], list[int]]]:
+    """Group a model's blocks by output size: (level, names, channels of each block), finest first."""
+    names = list(_block_names(model, ""))
+    training = model.training
+    model.eval()
+    levels: list[tuple[int, list[str], list[int]]] = []
+    with torch.no_grad():
+        h = torch.zeros(1, in_channels, 64, 64)
+        for name in names:
+            h = model.get_submodule(name)(h)
+            level = (64 // h.shape[-1]).bit_length() - 1
+            if not levels or levels[-1][0] != level:
+                levels.append((level, [], []))
+            levels[-1][1].append(name)
+            levels[-1][2].append(h.shape[1])
+    model.train(training)
+    return levels
+
+
+def _block_names(module: nn.Module, prefix: str) -> Iterator[str]:
+    """Names of the blocks in execution order: Sequentials are flattened, any other module is one block."""
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        if type(child) is nn.Sequential:
+            yield from _block_names(child, f"{path}.")
+        else:
+            yield path
+
+
+def widen_stem(model: nn.Module, in_channels: int, pretrained: bool) -> None:
+    """Give the first convolution `in_channels` inputs; if pretrained, the first three keep their weights."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d):
+                new = nn.Conv2d(
+                    in_channels,
+                    child.out_channels,
+                    child.kernel_size,  # type: ignore[arg-type]
+                    child.stride,  # type: ignore[arg-type]
+                    child.padding,  # type: ignore[arg-type]
+                    bias=child.bias is not None,
+                )
+                with torch.no_grad():
+                    if pretrained:
+                        new.weight.zero_()
+                        shared = min(3, in_channels)
+                        new.weight[:, :shared] = child.weight[:, :shared]
+                        if child.bias is not None and new.bias is not None:
+                            new.bias.copy_(child.bias)
+                setattr(module, name, new)
+                return
