@@ -206,7 +206,7 @@ def test_the_same_experiment_twice_has_two_sections(tmp_path: Path) -> None:
         "experiment-probe", "experiment-probe-2", "experiment-probe-3",
     ]  # fmt: skip
     assert len(page.ids) == len(set(page.ids))
-    with pytest.raises(UserError, match="given twice"):
+    with pytest.raises(UserError, match="must be given only once"):
         write_report([], tmp_path / "twice.html", experiments=[folders[0], folders[0] / "."])
 
 
@@ -265,12 +265,12 @@ def test_wide_maps_keep_their_figures_for_the_pointer(tmp_path: Path) -> None:
 def test_on_the_command_line(tmp_path: Path, capsys) -> None:
     make_record(tmp_path / "probe")
     page = tmp_path / "page.html"
-    assert main(["compare", "--with", str(tmp_path / "probe"), "--output", str(page)]) == 0
+    assert main(["compare", "--experiments", str(tmp_path / "probe"), "--output", str(page)]) == 0
     assert capsys.readouterr().out.strip() == str(page)
-    assert f"unetdiff compare --with {tmp_path / 'probe'} --output {page}" in page.read_text()
+    assert f"unetdiff compare --experiments {tmp_path / 'probe'} --output {page}" in page.read_text()
     assert main(["compare"]) == 2
-    assert "--with the folder of an experiment" in capsys.readouterr().err
-    assert main(["compare", "--with", str(tmp_path), "--output", str(tmp_path / "none.html")]) == 2
+    assert "--experiments DIR" in capsys.readouterr().err
+    assert main(["compare", "--experiments", str(tmp_path), "--output", str(tmp_path / "none.html")]) == 2
     assert "holds no record.json" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
 
 

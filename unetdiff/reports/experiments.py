@@ -108,7 +108,7 @@ def read_sections(folders: Sequence[Path]) -> list[Section]:
     sections: list[Section] = []
     for index, folder in enumerate(folders):
         if Path(folder).resolve() in [Path(other).resolve() for other in folders[:index]]:
-            raise UserError(f"--with: {folder} is given twice; give each experiment once")
+            raise UserError(f"--experiments: {folder} must be given only once.")
         record = read_record(Path(folder))
         sections.append(_section(record, Path(folder), _free_id(record.name, [s.id for s in sections])))
     return sections

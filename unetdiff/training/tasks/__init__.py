@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
     size = model.sample_size or _sides(config.data.size, train, codec)
     channels = codec.channels + channels_beside(config, codec)
-    unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
+    unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
     return _assemble(config, unet, conditioner, val, codec)
 
