@@ -37,7 +37,8 @@ from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.tasks import DiffusionTask, load_task
+from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

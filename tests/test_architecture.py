@@ -27,12 +27,12 @@ ORDER = (
 """Each room imports only rooms before it."""
 ASIDE = {
     "kernels": {"models", "segmentation"},
-    "export": {"models", "data", "segmentation", "diffusion", "training"},
+    "export": {"data", "models", "segmentation"},
 }
 """Rooms outside of the order, and what each imports."""
 IMPORTED_ASIDE = {
     "kernels": {"segmentation", "diffusion", "training", "evaluation", "benchmark"},
-    "export": {"cli"},
+    "export": {"training", "cli"},
 }
 """Who imports the rooms outside of the order."""
 EVERYWHERE = {"errors", "files", "text"}
@@ -40,8 +40,15 @@ EVERYWHERE = {"errors", "files", "text"}
 SCHEMAS = {"training.config", "evaluation.config"}
 """Section schemas: plain dataclasses, which `unetdiff.config` imports to build `RunConfig`."""
 
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("models.serialization", "export.convert.diffusers"): "UNet.from_diffusers and to_diffusers, imported when called",
+    ("models.serialization", "export.convert.smp"): "UNet.from_smp, imported when called",
+}
 """(importing module, imported module) -> reason."""
+PRIVATE_TORCH = {
+    ("training.runtime", "torch.cpu._is_avx512_bf16_supported"): "no public query of a CPU's bfloat16 exists",
+}
+"""(module, private name of torch) -> reason; in kernels/, private names are free."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -131,7 +138,7 @@ def test_no_private_names_of_torch_outside_of_kernels(name: str, path: Path) -> 
     private = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     private |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     found = {chain for chain in private if re.match(r"torch\.(\w+\.)*_[a-z]", chain) or "torch.ops" in chain}
-    assert not found, f"{name}: {found}"
+    assert not {chain for chain in found if (name, chain) not in PRIVATE_TORCH}, f"{name}: {found}"
 
 
 def test_models_define_no_autograd_function() -> None:

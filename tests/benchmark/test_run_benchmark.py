@@ -11,7 +11,7 @@ from unetdiff.benchmark.run_benchmark import BenchmarkTarget
 from unetdiff.config.reading import parse, to_yaml
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import checkpoints
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
 
 TINY = {

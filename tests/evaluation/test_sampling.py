@@ -16,7 +16,8 @@ from unetdiff.evaluation.sampling import as_denoiser, denoise_of, sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import runtime as machine
 from unetdiff.training.conditions import needs_layout
-from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 Tiny = Callable[..., RunConfig]
 

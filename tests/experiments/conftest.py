@@ -18,7 +18,7 @@ from unetdiff.config.reading import override, parse, to_yaml
 from unetdiff.config.schema import RunConfig, Task
 from unetdiff.data.build import build_dataset
 from unetdiff.experiments import EXPERIMENTS
-from unetdiff.training.tasks import build_task
+from unetdiff.training.tasks.build import build_task
 from unetdiff.training.trainer import train
 
 TINY = {

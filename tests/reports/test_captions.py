@@ -17,7 +17,8 @@ from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.reports.captions import illustrations
 from unetdiff.reports.runs import read_run
-from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 
 @pytest.mark.parametrize("side", [32, 104])

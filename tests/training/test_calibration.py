@@ -13,7 +13,7 @@ from unetdiff.models.blocks import FrozenBatchNorm2d
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training.calibration import calibrate
-from unetdiff.training.tasks import SegmentationTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 DATA = build_dataset(DataConfig(scenes=ScenesConfig(train_images=16, val_images=2)), "train", True)
 

@@ -15,20 +15,19 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.diffusion.conditioning import (
-    ClassConditioner,
-    Conditioning,
-    ImageConditioner,
-    LayoutConditioner,
-    TextConditioner,
-)
+from unetdiff.diffusion.conditioning.base import Conditioning
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.evaluation import evaluate as evaluation
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.training.conditions import needs_layout
-from unetdiff.training.tasks import DiffusionTask, load_task
+from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
 
 SETTINGS = {

@@ -10,7 +10,8 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.objectives import alpha_sigma
-from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 
 def test_offset_noise_reaches_the_training_batch_and_its_target(tiny: Callable[..., RunConfig]) -> None:

@@ -12,7 +12,7 @@ from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training.config import EMAConfig, OptimizerConfig, ScheduleConfig
 from unetdiff.training.ema import EMA, ema_decay
 from unetdiff.training.optimizer import AdamW, LearningRate, build_optimizer
-from unetdiff.training.tasks import SegmentationTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 VAL = build_dataset(DataConfig(scenes=ScenesConfig(train_images=1, val_images=2)), "val", True)
 

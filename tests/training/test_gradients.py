@@ -17,7 +17,8 @@ from unetdiff.training import checkpoints
 from unetdiff.training import runtime as machine
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.logger import read_lines
-from unetdiff.training.tasks import JointTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]

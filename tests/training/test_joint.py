@@ -10,7 +10,8 @@ import torch
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.training.tasks import JointTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.joint import JointTask
 
 Tiny = Callable[..., RunConfig]
 

@@ -27,7 +27,8 @@ from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.captions import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
-from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
 
 Resume = Callable[[RunConfig], dict[str, torch.Tensor]]

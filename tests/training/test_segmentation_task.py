@@ -11,7 +11,8 @@ from torch import Tensor
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.training.tasks import SegmentationTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 Tiny = Callable[..., RunConfig]
 

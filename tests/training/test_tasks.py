@@ -7,7 +7,7 @@ from collections.abc import Callable
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.models.config import SegmentationHeadConfig
-from unetdiff.training.tasks import build_task
+from unetdiff.training.tasks.build import build_task
 
 
 def test_a_head_is_sized_by_the_data_and_keeps_its_convolution(tiny: Callable[..., RunConfig]) -> None:

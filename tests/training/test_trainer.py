@@ -23,7 +23,8 @@ from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.models import loading
 from unetdiff.training import checkpoints, trainer
 from unetdiff.training.logger import read_lines
-from unetdiff.training.tasks import SegmentationTask, load_task
+from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.segmentation import SegmentationTask
 from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]

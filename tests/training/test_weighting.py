@@ -19,7 +19,8 @@ from unetdiff.training import checkpoints
 from unetdiff.training.config import JointConfig, OptimizerConfig
 from unetdiff.training.logger import read_lines
 from unetdiff.training.optimizer import build_optimizer
-from unetdiff.training.tasks import JointTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.trainer import train
 from unetdiff.training.weighting import MEMORY, GradientNorm, Uncertainty, last_shared
 

@@ -27,8 +27,9 @@ from unetdiff.training import runtime
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.tasks import JointTask, Task, build_task, load_task
-from unetdiff.training.tasks.base import Batch
+from unetdiff.training.tasks.base import Batch, Task
+from unetdiff.training.tasks.build import build_task, load_task
+from unetdiff.training.tasks.joint import JointTask
 
 Kind = Literal["training step", "masks", "samples"]
 

@@ -15,7 +15,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader
-from unetdiff.diffusion.conditioning import LayoutConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
@@ -30,7 +30,8 @@ from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_se
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.logger import jsonable
-from unetdiff.training.tasks import DiffusionTask, SegmentationTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 METRICS = "metrics.json"
 MAX_LAYOUTS = 500  # samples for layout consistency

@@ -19,7 +19,11 @@ from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.tasks import DiffusionTask, JointTask, SegmentationTask, Task, load_task
+from unetdiff.training.tasks.base import Task
+from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.joint import JointTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from unetdiff.data.base import collate
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.codecs import PixelCodec
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.loss_guidance import LossGuidance
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput
@@ -20,7 +20,7 @@ from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.evaluation.types import Denoise, Denoiser, SampleBatch, SamplingConfig, concat_batches
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training import runtime
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 SAMPLE_BATCH = {"cpu": 100, "cuda": 500}
 """Images sampled at once, by type of device; the images do not depend on it."""

@@ -22,7 +22,9 @@ from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.training.rundir import CONFIG
-from unetdiff.training.tasks import DiffusionTask, JointTask, load_task
+from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.joint import JointTask
 
 NoiseLevel = int | None
 """Timestep of the noise in an image; None: the clean image."""

@@ -40,7 +40,7 @@ from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

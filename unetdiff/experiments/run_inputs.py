@@ -16,7 +16,7 @@ from unetdiff.reports.dataset_groups import by_set
 from unetdiff.reports.runs import Run, read_runs
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 
 def finished_runs(paths: Sequence[Path]) -> list[Run]:

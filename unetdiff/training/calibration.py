@@ -12,7 +12,7 @@ import torch
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import StepSampler
 from unetdiff.models.blocks import FrozenBatchNorm2d
-from unetdiff.training.tasks import Task
+from unetdiff.training.tasks.base import Task
 
 CALIBRATION_IMAGES = 512
 """Training images whose statistics a randomly initialized frozen BatchNorm takes."""

@@ -47,8 +47,8 @@ from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, leave_to_main, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.summary import headline, write_summary
-from unetdiff.training.tasks import Task, build_task
-from unetdiff.training.tasks.base import Batch
+from unetdiff.training.tasks.base import Batch, Task
+from unetdiff.training.tasks.build import build_task
 
 MAX_NONFINITE_STEPS = 5
 """Non-finite losses in a row that stop the run."""

@@ -26,7 +26,8 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.export.convert.diffusers_names import to_ours
-from unetdiff.training.tasks import DiffusionTask, build_task
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 PEER = f"diffusers {version('diffusers')}"
 CLASSES = 10

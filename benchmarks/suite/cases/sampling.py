@@ -20,7 +20,7 @@ from suite.cases.denoiser import CLASSES, PEER, TINY, DenoiserCase
 from unetdiff.benchmark.workloads import sampling_workload
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.kernels.accelerate import accelerate_inference_
-from unetdiff.training.tasks import DiffusionTask
+from unetdiff.training.tasks.diffusion import DiffusionTask
 
 Sampler = Callable[[], Tensor]
 """-> images (B, 3, H, W), floats in [0, 1]."""

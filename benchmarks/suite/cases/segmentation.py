@@ -39,7 +39,8 @@ from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
-from unetdiff.training.tasks import Task, build_task
+from unetdiff.training.tasks.base import Task
+from unetdiff.training.tasks.build import build_task
 
 PEER = f"segmentation_models_pytorch {version('segmentation_models_pytorch')}"
 IGNORE_INDEX = 255

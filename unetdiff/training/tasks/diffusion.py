@@ -19,8 +19,8 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
-from unetdiff.diffusion.conditioning import Conditioner, Conditioning, TextConditioner
-from unetdiff.diffusion.conditioning.base import Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
