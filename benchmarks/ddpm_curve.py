@@ -50,7 +50,7 @@ def sample_checkpoints(run: Path, val: ImageDataset, args: argparse.Namespace) -
     """Sample each checkpoint of a run, unless cached; returns the files by training minutes."""
     files: dict[float, Path] = {}
     task: DiffusionTask | None = None
-    for checkpoint in checkpoints.whole(run):
+    for checkpoint in checkpoints.complete(run):
         minutes = checkpoints.read_progress(checkpoint).train_minutes
         setting = f"{args.samples_per_class}x{args.num_inference_steps}-{args.guidance_scale:g}-{args.seed}"
         name = f"{checkpoint.name}-{setting}.safetensors"
@@ -63,7 +63,7 @@ def sample_checkpoints(run: Path, val: ImageDataset, args: argparse.Namespace) -
                 raise SystemExit(f"{run}: must be a diffusion run.")
             task = loaded
             task.to(args.device)
-        checkpoints.load_judged(checkpoint, task)
+        checkpoints.load_eval_weights(checkpoint, task)
         config = SamplingConfig(args.num_inference_steps, args.guidance_scale, args.seed)
         images, labels = sample(task, args.samples_per_class * len(val.labels), config)
         if labels is None:

@@ -71,7 +71,7 @@ def test_another_sampler_leaves_the_tasks_own(tiny: Tiny) -> None:
 def test_the_network_is_told_the_class_of_each_image(tiny: Tiny) -> None:
     task = build(tiny)
     task.train()
-    batch = collate([task.facts.val[i] for i in range(3)])
+    batch = collate([task.data.val[i] for i in range(3)])
     xt, t = torch.randn(3, 3, 32, 32), torch.tensor([1, 500, 900])
     output = denoise_of(task, batch)(xt, t)
     assert task.training  # as it was
@@ -81,7 +81,7 @@ def test_the_network_is_told_the_class_of_each_image(tiny: Tiny) -> None:
         wrong = task.unet(xt, t, task.conditioner((batch["label"][:, None] + 1) % 10).tokens).sample  # type: ignore[misc]
     assert torch.allclose(output, right, atol=1e-5) and not torch.allclose(output, wrong, atol=1e-3)
     subject = as_denoiser(task)
-    assert subject.classes == task.facts.val.labels and subject.uses_guidance
+    assert subject.classes == task.data.val.labels and subject.uses_guidance
     assert torch.equal(subject.denoise(batch)(xt, t), output)
 
 
@@ -91,7 +91,7 @@ def test_without_classes(tiny: Tiny) -> None:
     assert subject.classes == [] and not subject.uses_guidance
     images, labels = sample(task, 2, SamplingConfig(num_inference_steps=1, guidance_scale=7.0))
     assert labels is None and images.shape == (2, 3, 32, 32)
-    batch = collate([task.facts.val[0]])
+    batch = collate([task.data.val[0]])
     assert subject.denoise(batch)(torch.zeros(1, 3, 32, 32), torch.tensor([3])).shape == (1, 3, 32, 32)
 
 
@@ -103,6 +103,6 @@ def test_samples_have_the_size_of_the_sets_images(tiny: Tiny) -> None:
     assert images.shape == (2, 3, 16, 24)
     task.unet.register_to_config(sample_size=None)  # as runs of before have it
     assert sample(task, 2, SamplingConfig(num_inference_steps=1))[0].shape == (2, 3, 16, 24)
-    task.facts.size = None
+    task.data.size = None
     task.unet.register_to_config(sample_size=8)
     assert task.image_size() == (8, 8)

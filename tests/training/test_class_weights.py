@@ -48,7 +48,9 @@ def test_a_run_computes_tells_and_records_its_weights(tiny: Tiny, capsys: pytest
     assert summary["from"] == "median_frequency" and list(summary["by_class"].values()) == recorded
     assert list(summary["by_class"])[:2] == ["background", "zero"]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("class weights")]
-    assert told == [f"class weights (computed): {', '.join(f'{k} {v:g}' for k, v in summary['by_class'].items())}"]
+    assert told == [
+        f"class weights (median_frequency): {', '.join(f'{k} {v:g}' for k, v in summary['by_class'].items())}"
+    ]
 
 
 def test_the_loss_uses_them_and_a_run_goes_on_with_them(tiny: Tiny) -> None:
@@ -60,20 +62,20 @@ def test_the_loss_uses_them_and_a_run_goes_on_with_them(tiny: Tiny) -> None:
     again = from_yaml(run / "config.yaml")  # with the numbers in place of the word
     again.training.resume = True
     Trainer(again, None).close()
-    with pytest.raises(UserError, match=r"segmentation.class_weights: \[.*was started with \["):
+    with pytest.raises(UserError, match=r"segmentation.class_weights=\[.*: must be \[.*, as in the run"):
         Trainer(weighed(tiny, "inverse_log", training__resume=True), None)
 
 
 def test_given_weights_and_none(tiny: Tiny, tmp_path: Path) -> None:
     run = train(weighed(tiny, [1.0] * 10 + [2.0]))
     summary = json.loads((run / "summary.json").read_text())["class_weights"]
-    assert summary["from"] == "given" and summary["by_class"]["nine"] == 2.0
+    assert summary["from"] == "config" and summary["by_class"]["nine"] == 2.0
     run = train(tiny("segmentation", "plain", **SHORT))
     assert json.loads((run / "summary.json").read_text())["class_weights"] is None
 
 
 def test_a_wrong_number_of_weights_is_refused_before_anything_is_written(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has 2 weights; give 11, one a class"):
+    with pytest.raises(UserError, match="must have 11 weights .got 2.. Give one per class"):
         train(weighed(tiny, [1.0, 2.0]))
     assert not list(tmp_path.iterdir())
 
@@ -82,16 +84,16 @@ def test_what_is_left_out_on_resume_is_noticed(tiny: Tiny) -> None:
     """A section, or a name of the losses, that the run had and the config has no more."""
     train(tiny("segmentation", **SHORT, segmentation__ohem={"threshold": 0.5}))
     without = tiny("segmentation", **SHORT, training__resume=True)
-    with pytest.raises(UserError, match=r"segmentation.ohem.threshold: None, .* started with 0.5"):
+    with pytest.raises(UserError, match=r"segmentation.ohem.threshold=None: must be 0.5, as in the run"):
         Trainer(without, None)
     without.segmentation = from_yaml(Path(without.training.output_dir) / "config.yaml").segmentation
     del without.segmentation.losses["dice"]
-    with pytest.raises(UserError, match=r"segmentation.losses.dice: None, but .* started with 1.0"):
+    with pytest.raises(UserError, match=r"segmentation.losses.dice=None: must be 1.0, as in the run"):
         Trainer(without, None)
 
 
 def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
-    options = {"segmentation__losses": {"cross_entropy": 1.0}, "segmentation__class_weights_until": 0.5}
+    options = {"segmentation__losses": {"cross_entropy": 1.0}, "segmentation__class_weights_anneal_until": 0.5}
     trainer = Trainer(weighed(tiny, [0.5, *[3.0] * 10], **options), None)
     task: Any = trainer.task
     logits = torch.randn(1, 11, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -84,9 +84,9 @@ def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settin
     val = build_dataset(config.data, "val", False, needs_layout(config))
     task = load_task(config, run / "best", val)
     assert isinstance(task, DiffusionTask) and isinstance(task.conditioner, KINDS[name])
-    first, second = (task.noised(collate([val[0], val[1]]), seed=3) for _ in range(2))
+    first, second = (task.add_noise(collate([val[0], val[1]]), seed=3) for _ in range(2))
     assert torch.equal(first.sample, second.sample)
-    other = task.noised(collate([val[2], val[3]]), seed=3)
+    other = task.add_noise(collate([val[2], val[3]]), seed=3)
     told = [first.conditioning, other.conditioning]
     differ = [not torch.equal(a, b) for a, b in zip(*(listed(context) for context in told), strict=True)]
     assert differ and all(differ)
@@ -140,7 +140,7 @@ def test_masks_of_a_folder_as_layouts_and_as_several_classes(
     )
     with pytest.raises(UserError, match="segmenter=.*: must be set with a layout-conditional model"):
         evaluate(run, config=config)
-    with pytest.raises(UserError, match="segmenter=.*nowhere: no directory '.*nowhere'"):
+    with pytest.raises(UserError, match="segmenter=.*nowhere: '.*nowhere' does not exist"):
         evaluate(layout, config=replace(config, segmenter=voc / "nowhere"))
     other = train(tiny("segmentation", "other", training__steps=2))
     with pytest.raises(UserError, match="segmenter=.*: must have 3 classes, as the layouts do .got 11."):

@@ -22,7 +22,7 @@ def test_offset_noise_reaches_the_training_batch_and_its_target(tiny: Callable[.
         task = build_task(config, data, data)
         assert isinstance(task, DiffusionTask)
         batch = collate([data[i] for i in range(4)])
-        noised = task.noised(batch, seed=0)
+        noised = task.add_noise(batch, seed=0)
         alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
         inside = (noised.sample - alpha * task.pixels(batch["image"])) / sigma
         assert torch.allclose(inside, noised.target, atol=1e-2)  # σ is 0.006 at the first timestep

@@ -46,7 +46,7 @@ def test_parameters_are_averaged_and_buffers_copied() -> None:
     for average, buffer in zip(ema.task.buffers(), task.buffers(), strict=True):
         assert torch.equal(average, buffer)
     assert not any(p.requires_grad for p in ema.task.parameters())
-    assert ema.task.unet is not task.unet and ema.task.facts is task.facts
+    assert ema.task.unet is not task.unet and ema.task.data is task.data
 
 
 @pytest.mark.parametrize("of_weights", [torch.contiguous_format, torch.channels_last])

@@ -26,7 +26,11 @@ Tiny = Callable[..., RunConfig]
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_it_is_the_cosine_of_what_each_task_alone_would_do(tiny: Tiny, parts: int) -> None:
-    exact = {"training__mixed_precision": "no", "training__accumulation": parts, "model__residual__dropout": 0.0}
+    exact = {
+        "training__mixed_precision": "no",
+        "training__gradient_accumulation_steps": parts,
+        "model__residual__dropout": 0.0,
+    }
     config = tiny("joint", **exact)
     data = build_dataset(config.data, "train", True)
     torch.manual_seed(0)
@@ -41,7 +45,7 @@ def test_it_is_the_cosine_of_what_each_task_alone_would_do(tiny: Tiny, parts: in
         losses = task(batch, seed=5)
         comparison(losses)
         losses["loss"].backward()  # the graph is still there
-    figures = comparison.figures()
+    metrics = comparison.metrics()
 
     groups = parameters_by_level(task.unet)
     gradients: dict[str, dict[str, torch.Tensor]] = {}
@@ -56,20 +60,22 @@ def test_it_is_the_cosine_of_what_each_task_alone_would_do(tiny: Tiny, parts: in
             for group, named in groups.items()
         }
         gradients[head]["all"] = torch.cat(list(gradients[head].values()))
-    assert {name.split("/")[0] for name in figures} == {*groups, "all"}
+    assert {name.split("/")[0] for name in metrics} == {*groups, "all"}
     for group, gradient in gradients["segmentation"].items():
         other = gradients["diffusion"][group]
         cosine = torch.nn.functional.cosine_similarity(gradient, other, dim=0)
-        assert figures[f"{group}/cosine"] == pytest.approx(float(cosine), abs=1e-4) and abs(cosine) > 1e-4
-        assert figures[f"{group}/segmentation_norm"] == pytest.approx(float(gradient.norm()), rel=1e-3)
-        assert figures[f"{group}/diffusion_norm"] == pytest.approx(float(other.norm()), rel=1e-3)
+        assert metrics[f"{group}/cosine"] == pytest.approx(float(cosine), abs=1e-4) and abs(cosine) > 1e-4
+        assert metrics[f"{group}/segmentation_norm"] == pytest.approx(float(gradient.norm()), rel=1e-3)
+        assert metrics[f"{group}/diffusion_norm"] == pytest.approx(float(other.norm()), rel=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"training__gradient_checkpointing": True, "training__accumulation": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"training__gradient_checkpointing": True, "training__gradient_accumulation_steps": 2}]
+)
 def test_the_run_is_the_same_bit_for_bit(tiny: Tiny, options: dict[str, Any]) -> None:
     plain = train(tiny("joint", "plain", **options))
     logged = train(tiny("joint", "logged", joint__log_gradients=2, **options))
-    for file in (checkpoints.MODEL, checkpoints.AVERAGE, checkpoints.OPTIMIZER):
+    for file in (checkpoints.MODEL, checkpoints.EMA_WEIGHTS, checkpoints.OPTIMIZER):
         a, b = (load_file(checkpoints.newest(run) / file) for run in (plain, logged))  # type: ignore[operator]
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     lines = [line for line in read_lines(logged / "metrics.jsonl") if line["kind"] == "gradients"]

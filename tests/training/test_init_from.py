@@ -19,7 +19,7 @@ from unetdiff.config.validation.run import validate
 from unetdiff.errors import UserError
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training import checkpoints
-from unetdiff.training.run_cache import state_of, train_once
+from unetdiff.training.run_cache import run_state, train_once
 from unetdiff.training.trainer import Trainer, train
 
 Tiny = Callable[..., RunConfig]
@@ -42,7 +42,7 @@ def _started(config: RunConfig) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         for component in trainer.task.trainable_modules().values()
         for k, v in component.state_dict().items()
     }
-    return state, trainer.progress.start or {}
+    return state, trainer.progress.init_from or {}
 
 
 def test_a_segmenter_starts_from_a_denoiser(tiny: Tiny, denoiser: Path) -> None:
@@ -56,27 +56,27 @@ def test_a_segmenter_starts_from_a_denoiser(tiny: Tiny, denoiser: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in backbone)
     assert all(torch.equal(ours[name], fresh[name]) for name in ours if name.startswith("heads."))
     assert start["network"] == str(denoiser / "best" / "unet") and start["conditioner"] is None and not start["folded"]
-    assert start["taken"]["tensors"] == len(backbone) and start["taken"]["parts"] == [
+    assert start["loaded"]["tensors"] == len(backbone) and start["loaded"]["parts"] == [
         "time embedding",
         "backbone",
         "attention",
     ]
-    assert start["taken"]["parameters"] == sum(ours[name].numel() for name in backbone)
-    assert start["fresh"]["parts"] == ["segmentation head"] and start["left_out"]["parts"] == ["diffusion head"]
+    assert start["loaded"]["parameters"] == sum(ours[name].numel() for name in backbone)
+    assert start["fresh"]["parts"] == ["segmentation head"] and start["unused"]["parts"] == ["diffusion head"]
 
 
 def test_a_run_is_not_taken_for_one_of_a_start_that_was_trained_anew(tiny: Tiny, denoiser: Path) -> None:
     config = tiny("segmentation", training__init_from=str(denoiser), **SHORT)
     run = train_once(config)
-    assert state_of(run, config) == "finished"
+    assert run_state(run, config) == "finished"
     train(tiny("diffusion", "denoiser", **SHORT, training__seed=1, training__overwrite=True))
-    with pytest.raises(UserError, match=f"{run} started from weights that {denoiser} had before .*; remove it"):
+    with pytest.raises(UserError, match=f"'{run}' was initialized from an older version of '{denoiser}'. Delete it"):
         train_once(config)
     (run / "summary.json").unlink()
-    with pytest.raises(UserError, match="started from weights that"):
+    with pytest.raises(UserError, match="was initialized from an older version"):
         train_once(config)  # it would go on from its checkpoint
     denoiser.rename(denoiser.with_name("gone"))
-    assert state_of(run, config) == "interrupted", "nothing says that it was another"
+    assert run_state(run, config) == "interrupted", "nothing says that it was another"
 
 
 def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_again(
@@ -84,10 +84,10 @@ def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_
 ) -> None:
     options = {"training__init_from": str(denoiser), "training__steps": 4, "training__checkpoint_every": 2}
     whole = train(tiny("segmentation", "whole", **options))
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("starts from ")]
-    assert len(said) == 1 and f"starts from {denoiser}/best/unet: " in said[0]
-    assert "fresh: segmentation head (4 tensors, " in said[0] and "folded at timestep 0" in said[0]
-    assert "left out: time embedding, diffusion head (" in said[0]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("initialized from ")]
+    assert len(said) == 1 and f"initialized from {denoiser}/best/unet: " in said[0]
+    assert "randomly initialized: segmentation head (4 tensors, " in said[0] and "folded at timestep 0" in said[0]
+    assert "unused: time embedding, diffusion head (" in said[0]
 
     run = train(tiny("segmentation", **options))
     (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
@@ -100,15 +100,15 @@ def test_it_is_said_and_kept_for_the_summary_and_a_resumed_run_does_not_read_it_
     assert all(torch.equal(a[name], b[name]) for name in a)
     starts = [json.loads((r / "summary.json").read_text())["init_from"] for r in (run, whole)]
     assert starts[0] == starts[1] and starts[0]["folded"]
-    with pytest.raises(UserError, match="training.init_from: None, but the run in .* was started with"):
+    with pytest.raises(UserError, match="training.init_from=None: must be .*, as in the run in"):
         train(tiny("segmentation", **{**options, "training__init_from": None}, training__resume=True))
 
 
 def test_a_conditioner_comes_along_where_it_says_the_same(tiny: Tiny, denoiser: Path) -> None:
     table = load_file(denoiser / "best" / "conditioner" / WEIGHTS)["table.weight"]
     ours, start = _started(tiny("joint", training__init_from=str(denoiser), **SHORT))
-    assert torch.equal(ours["table.weight"], table) and start["conditioner"] == "taken"
-    assert start["fresh"]["parts"] == ["segmentation head"] and start["left_out"]["tensors"] == 0
+    assert torch.equal(ours["table.weight"], table) and start["conditioner"] == "loaded"
+    assert start["fresh"]["parts"] == ["segmentation head"] and start["unused"]["tensors"] == 0
     two = {"diffusion__class_tokens": 2, "training__overwrite": True}
     ours, start = _started(tiny("joint", training__init_from=str(denoiser), **two, **SHORT))
     assert ours["table.weight"].shape != table.shape and start["conditioner"] == "fresh"
@@ -135,7 +135,7 @@ def test_the_network_may_be_one_of_diffusers_or_a_directory_of_its_own(
             {"model__encoder__channels": [8, 24]},
             r"model.encoder.channels: \[8, 24\] here, but \[8, 16\] in the network",
         ),
-        ({"training__init_from": "nowhere"}, "training.init_from: no directory 'nowhere'; give a run directory"),
+        ({"training__init_from": "nowhere"}, "training.init_from: 'nowhere' does not exist. Give a run directory"),
     ],
 )
 def test_refused_before_anything_is_written(tiny: Tiny, denoiser: Path, options: dict[str, Any], message: str) -> None:

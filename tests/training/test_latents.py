@@ -48,13 +48,13 @@ def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> N
     task = build_task(config, data, data)
     assert isinstance(task, DiffusionTask)
     batch, theirs = collate([data[i] for i in range(4)]), AutoencoderKL.from_pretrained(vae)
-    noised = task.noised(batch, seed=3)
+    noised = task.add_noise(batch, seed=3)
     with torch.no_grad():
         posterior = theirs.encode(to_model_range(batch["image"])).latent_dist
         z = (posterior.sample(torch.Generator().manual_seed(3)) - 0.3) * 0.6
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     torch.testing.assert_close(noised.sample, alpha * z + sigma * noised.target, atol=1e-4, rtol=1e-4)
-    assert torch.equal(task.noised(batch, seed=3).sample, noised.sample)
+    assert torch.equal(task.add_noise(batch, seed=3).sample, noised.sample)
     assert task.scheduler.config.clip_sample is False
     assert not any("vae" in name or "encoder.conv_out" in name for name, _ in task.named_parameters())
 

@@ -17,5 +17,5 @@ def test_a_cut_line_ends_the_reading_or_is_refused(tmp_path: Path) -> None:
     assert read_lines(file, strict=True) == [{"step": 1}, {"step": 2}]
     file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
     assert read_lines(file) == [{"step": 1}]
-    with pytest.raises(UserError, match="line 2 is not valid JSON .*; remove the line"):
+    with pytest.raises(UserError, match="line 2: not valid JSON .* Remove the line"):
         read_lines(file, strict=True)

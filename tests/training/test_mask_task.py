@@ -46,7 +46,7 @@ def test_the_batch_holds_noisy_masks_beside_the_image(tiny: Tiny) -> None:
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     batch = collate([data[i] for i in range(4)])
     batch["mask"][:, :8] = 255
-    noised = task.noised(batch, seed=0)
+    noised = task.add_noise(batch, seed=0)
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     clean = (noised.sample[:, :11] - sigma * noised.target) / alpha.clamp(min=1e-3)
     seen = alpha[:, 0, 0, 0] > 0.05

@@ -13,7 +13,7 @@ import torch
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.training import peak
-from unetdiff.training.peak import STATUS, forget_peak, peak_bytes
+from unetdiff.training.peak import STATUS, peak_bytes, reset_peak
 from unetdiff.training.trainer import train
 
 MIB = 1 << 20
@@ -21,12 +21,12 @@ MIB = 1 << 20
 
 ALLOCATIONS = """
 import numpy as np, torch
-from unetdiff.training.peak import forget_peak, peak_bytes
+from unetdiff.training.peak import reset_peak, peak_bytes
 device = torch.device("cpu")
 before = np.ones(128 << 20, np.uint8)
 high = peak_bytes(device)
 del before
-forgotten = forget_peak(device)
+forgotten = reset_peak(device)
 start = peak_bytes(device)
 now = np.ones(64 << 20, np.uint8)
 print(int(forgotten), high, start, peak_bytes(device))
@@ -46,9 +46,9 @@ def test_an_earlier_peak_is_forgotten_where_it_can_be() -> None:
 
 def test_a_refusal_of_the_system_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(peak, "CLEAR", tmp_path / "none" / "clear_refs")
-    assert not forget_peak(torch.device("cpu"))
+    assert not reset_peak(torch.device("cpu"))
     monkeypatch.setattr(peak, "CLEAR", tmp_path / "clear_refs")
-    assert forget_peak(torch.device("cpu")) and (tmp_path / "clear_refs").read_text() == "5"
+    assert reset_peak(torch.device("cpu")) and (tmp_path / "clear_refs").read_text() == "5"
 
 
 def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350)
     device = torch.device("cuda", 1)
-    forget_peak(device)
+    reset_peak(device)
     assert peak_bytes(device) == 350 and asked == [device]
 
 

@@ -29,7 +29,7 @@ Tiny = Callable[..., RunConfig]
 def _tensors(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = checkpoints.newest(run)
     assert checkpoint is not None
-    files = (checkpoints.MODEL, checkpoints.AVERAGE, checkpoints.OPTIMIZER)
+    files = (checkpoints.MODEL, checkpoints.EMA_WEIGHTS, checkpoints.OPTIMIZER)
     return {f"{file}:{k}": v for file in files for k, v in load_file(checkpoint / file).items()}
 
 
@@ -105,7 +105,7 @@ def test_signals_end_with_a_checkpoint_and_a_word(
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + number, errors
-    assert "go on with --resume" in errors.splitlines()[-1]
+    assert "continue with --resume" in errors.splitlines()[-1]
     step = json.loads((checkpoints.newest(run) / checkpoints.STATE).read_text())["step"]  # type: ignore[operator]
     assert read_lines(run / "metrics.jsonl")[-1]["step"] == step >= 4
 
@@ -125,7 +125,7 @@ def test_resume_after_each_kind_of_cut(tiny: Tiny) -> None:
     half = newest.with_name(".writing-step-00000008")
     half.mkdir()
     (half / checkpoints.MODEL).write_bytes(b"half")
-    (newest / checkpoints.STATE).unlink()  # the newest is not whole: the one before counts
+    (newest / checkpoints.STATE).unlink()  # the newest is incomplete: the previous one is used
     (run / "best").rename(run / ".old-best")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')
@@ -136,7 +136,7 @@ def test_resume_after_each_kind_of_cut(tiny: Tiny) -> None:
 
 def test_resume_with_another_config_is_refused_by_key(tiny: Tiny) -> None:
     train(tiny("segmentation", training__steps=2))
-    with pytest.raises(UserError, match=r"training.optimizer.lr: 0.5, but the run .* was started with 0.001"):
+    with pytest.raises(UserError, match=r"training.optimizer.lr=0.5: must be 0.001, as in the run"):
         train(tiny("segmentation", training__steps=2, training__resume=True, training__optimizer__lr=0.5))
 
 
@@ -149,7 +149,7 @@ def test_a_finished_run_made_longer(tiny: Tiny, capsys: pytest.CaptureFixture) -
     first = _rates(run)
     capsys.readouterr()
     train(tiny("segmentation", training__steps=8, training__log_every=1, training__resume=True))
-    assert "planned for 4 steps, now for 8: from step 4 on" in capsys.readouterr().err
+    assert "length changed from 4 to 8 steps: from step 4 on" in capsys.readouterr().err
     never_stopped = _rates(train(tiny("segmentation", "whole", training__steps=8, training__log_every=1)))
     assert _rates(run) == first | {step: rate for step, rate in never_stopped.items() if step > 4}
     assert first[4] != never_stopped[4]
@@ -162,7 +162,9 @@ def test_a_run_made_shorter_but_not_than_it_is(tiny: Tiny) -> None:
     settings: dict[str, Any] = {"training__checkpoint_every": 4, "training__keep_checkpoints": 2}
     run = train(tiny("segmentation", training__steps=8, **settings))
     (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"training.steps: 4 in all, but .*step-00000004 has done 4 of 8; give more"):
+    with pytest.raises(
+        UserError, match=r"training.steps=4: must be above the 4 steps that .*step-00000004 has done. Give more, or 8"
+    ):
         train(tiny("segmentation", training__steps=4, training__resume=True, **settings))
     assert from_yaml(run / "config.yaml").training.steps == 8 and (run / "summary.json").is_file()
     train(tiny("segmentation", training__steps=6, training__resume=True, **settings))
@@ -173,7 +175,9 @@ def test_a_run_made_shorter_but_not_than_it_is(tiny: Tiny) -> None:
 def test_occupied_directories(tiny: Tiny, tmp_path: Path) -> None:
     run = train(tiny("segmentation", training__steps=2))
     before = (run / "metrics.jsonl").read_text()
-    with pytest.raises(UserError, match="holds a run already; --resume goes on with it, --overwrite deletes it"):
+    with pytest.raises(
+        UserError, match="must be empty .got a run.. Continue it with --resume, or delete it with --overwrite"
+    ):
         train(tiny("segmentation", training__steps=2))
     assert (run / "metrics.jsonl").read_text() == before
     train(tiny("segmentation", training__steps=3, training__overwrite=True))
@@ -183,7 +187,7 @@ def test_occupied_directories(tiny: Tiny, tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds files but no run"):
+    with pytest.raises(UserError, match="must be empty or contain a run .got other files"):
         train(tiny("segmentation", "foreign", training__overwrite=True))
     assert (foreign / "thesis.tex").exists()
 

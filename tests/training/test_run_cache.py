@@ -7,15 +7,15 @@ import pytest
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import override, to_yaml
 from unetdiff.errors import UserError
-from unetdiff.training.run_cache import first_difference, state_of
+from unetdiff.training.run_cache import first_difference, run_state
 
 
 def test_first_difference():
-    wanted = {"task": "joint", "training": {"steps": 5, "output_dir": "a", "epochs": None}, "list": [1], "new": None}
+    requested = {"task": "joint", "training": {"steps": 5, "output_dir": "a", "epochs": None}, "list": [1], "new": None}
     found = {"task": "joint", "training": {"steps": 5, "output_dir": "b", "epochs": None}, "list": [1]}
-    assert first_difference(wanted, found) is None
+    assert first_difference(requested, found) is None
     found["training"]["steps"] = 6
-    assert first_difference(wanted, found) == "training.steps is 6, not 5"
+    assert first_difference(requested, found) == "training.steps is 6, not 5"
     assert first_difference({"a": {"b": None}}, {"a": {"b": 1}}) == "a.b is 1, not None"
     assert first_difference({"a": {}}, {"a": {"b": 1}}) == "a.b is 1, not None"
     assert first_difference({"a": None}, {"a": {"b": None}}) == "a is {'b': None}, not None"
@@ -25,15 +25,15 @@ def test_first_difference():
 def test_state_of_a_part(tmp_path):
     config = quickstart_configs(tmp_path, tiny=True)["joint"]
     folder = tmp_path / "joint"
-    assert state_of(folder, config) == "new"
+    assert run_state(folder, config) == "new"
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(config))
-    assert state_of(folder, config) == "interrupted"
+    assert run_state(folder, config) == "interrupted"
     (folder / "summary.json").write_text("{}")
-    assert state_of(folder, config) == "finished"
+    assert run_state(folder, config) == "finished"
     config.training.steps = 99
-    with pytest.raises(UserError, match="training.steps is 4, not 99.*remove it"):
-        state_of(folder, config)
+    with pytest.raises(UserError, match="training.steps is 4, not 99.*Delete it"):
+        run_state(folder, config)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_what_was_set_and_no_longer_is_makes_another_config(tmp_path, key, value
     before = override(config, {key: value})
     (tmp_path / "segmentation").mkdir()
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(before))
-    assert state_of(tmp_path / "segmentation", before) == "interrupted"
-    with pytest.raises(UserError, match=f"another config .{key}"):
-        state_of(tmp_path / "segmentation", config)
+    assert run_state(tmp_path / "segmentation", before) == "interrupted"
+    with pytest.raises(UserError, match=f"a different config .{key}"):
+        run_state(tmp_path / "segmentation", config)
 
 
 def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
@@ -64,13 +64,13 @@ def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
     config.segmentation.class_weights = [1.0] * 11
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
     config.segmentation.class_weights = "median_frequency"
-    assert state_of(tmp_path / "segmentation", config) == "interrupted"
+    assert run_state(tmp_path / "segmentation", config) == "interrupted"
     config.segmentation.class_weights = None
     (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
     for other in ([2.0] * 11, "median_frequency"):
         config.segmentation.class_weights = other
         with pytest.raises(UserError, match="class_weights"):
-            state_of(tmp_path / "segmentation", config)
+            run_state(tmp_path / "segmentation", config)
 
 
 def test_how_losses_are_weighed_is_of_no_account_to_one_head(tmp_path):
@@ -79,6 +79,6 @@ def test_how_losses_are_weighed_is_of_no_account_to_one_head(tmp_path):
         (tmp_path / task).mkdir()
         (tmp_path / task / "config.yaml").write_text(to_yaml(configs[task]))
         configs[task].joint.diffusion_weight = 3.0
-    assert state_of(tmp_path / "diffusion", configs["diffusion"]) == "interrupted"
+    assert run_state(tmp_path / "diffusion", configs["diffusion"]) == "interrupted"
     with pytest.raises(UserError, match="joint.diffusion_weight"):
-        state_of(tmp_path / "joint", configs["joint"])
+        run_state(tmp_path / "joint", configs["joint"])

@@ -28,7 +28,7 @@ def build(tiny: Tiny, **options) -> tuple[SegmentationTask, dict]:
 def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.5, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
-    seen, told = task.noised(clean, seed=3)
+    seen, told = task.add_noise(clean, seed=3)
     assert told is not None
     noisy = told > 0
     assert 2 <= int(noisy.sum()) <= 14 and torch.equal(seen[~noisy], clean[~noisy])
@@ -37,8 +37,8 @@ def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     alpha = (torch.cos(share * torch.pi / 2) / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2)))[:, None]
     noise = (seen[noisy].flatten(1) - alpha * clean[noisy].flatten(1)) / (1 - alpha**2).sqrt()
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
-    again, _ = task.noised(clean, seed=3)
-    other, _ = task.noised(clean, seed=4)
+    again, _ = task.add_noise(clean, seed=3)
+    other, _ = task.add_noise(clean, seed=4)
     assert torch.equal(seen, again) and not torch.equal(seen, other)
 
 
@@ -65,14 +65,14 @@ def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytes
 def test_without_noise_nothing_is_changed(tiny: Tiny) -> None:
     task, batch = build(tiny, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
-    seen, told = task.noised(clean, seed=3)
+    seen, told = task.add_noise(clean, seed=3)
     assert seen is clean and told is None
 
 
 def test_share_of_the_images(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.25)
     clean = task.pixels(batch["image"])
-    changed = [(task.noised(clean, seed)[0] != clean).flatten(1).any(dim=1).float().mean() for seed in range(60)]
+    changed = [(task.add_noise(clean, seed)[0] != clean).flatten(1).any(dim=1).float().mean() for seed in range(60)]
     assert torch.stack(changed).mean() == pytest.approx(0.25, abs=0.05)  # deviation 0.014
 
 

@@ -69,17 +69,17 @@ def test_a_joint_run_leaves_what_the_commands_need(tiny: Tiny) -> None:
 def test_the_judged_weights_of_every_checkpoint_can_be_loaded(tiny: Tiny) -> None:
     config = tiny("diffusion", training__steps=4, training__keep_checkpoints=5)
     run = train(config)
-    kept = checkpoints.whole(run)
+    kept = checkpoints.complete(run)
     assert [p.name for p in kept] == ["step-00000002", "step-00000004"] and kept[-1] == checkpoints.newest(run)
     val = build_dataset(config.data, "val", False)
     task = load_task(config, run / "latest", val)
     weight = "unet.encoder.conv_in.weight"
     for checkpoint, step in zip(kept, (2, 4), strict=True):
-        assert checkpoints.load_judged(checkpoint, task).step == step
-        average = load_file(checkpoint / checkpoints.AVERAGE)
+        assert checkpoints.load_eval_weights(checkpoint, task).step == step
+        average = load_file(checkpoint / checkpoints.EMA_WEIGHTS)
         assert torch.equal(task.state_dict()[weight], average[weight])
-    (kept[0] / checkpoints.AVERAGE).unlink()  # as in a run without an average
-    checkpoints.load_judged(kept[0], task)
+    (kept[0] / checkpoints.EMA_WEIGHTS).unlink()  # as in a run without an average
+    checkpoints.load_eval_weights(kept[0], task)
     assert torch.equal(task.state_dict()[weight], load_file(kept[0] / checkpoints.MODEL)[weight])
 
 
@@ -88,7 +88,7 @@ def test_accumulation_gives_the_same_step(tiny: Tiny) -> None:
     same = {"training__steps": 3, "training__mixed_precision": "no", "model__residual__dropout": 0.0}
     same["segmentation__losses"] = {"cross_entropy": 1.0}
     whole = train(tiny("segmentation", "whole", **same))
-    parts = train(tiny("segmentation", "parts", training__accumulation=2, **same))
+    parts = train(tiny("segmentation", "parts", training__gradient_accumulation_steps=2, **same))
     a, b = _model(whole), _model(parts)
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5)
@@ -121,11 +121,11 @@ def test_the_average_follows_and_buffers_are_copied(tiny: Tiny) -> None:
     run = train(tiny("segmentation", training__ema__half_life_images=8, training__ema__warmup_ratio=1.0))
     newest = checkpoints.newest(run)
     assert newest is not None
-    model, average = load_file(newest / checkpoints.MODEL), load_file(newest / checkpoints.AVERAGE)
+    model, average = load_file(newest / checkpoints.MODEL), load_file(newest / checkpoints.EMA_WEIGHTS)
     assert model.keys() == average.keys()
     assert any(not torch.equal(model[k], average[k]) for k in model)
     off = train(tiny("segmentation", "off", training__ema__enabled=False))
-    assert not (checkpoints.newest(off) / checkpoints.AVERAGE).exists()  # type: ignore[operator]
+    assert not (checkpoints.newest(off) / checkpoints.EMA_WEIGHTS).exists()  # type: ignore[operator]
 
 
 class _Poisoned(SegmentationTask):
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny: Tiny, monkeypatch: p
 
     monkeypatch.setattr(loading, "save_file", full)
     config = tiny("segmentation")
-    with pytest.raises(TrainingStopped, match="the disk is full .*step-00000002; go on with --resume"):
+    with pytest.raises(TrainingStopped, match="The disk is full .*step-00000002; continue with --resume"):
         train(config)
     run = Path(config.training.output_dir)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]
@@ -203,7 +203,7 @@ def test_a_full_disk_is_told_whoever_was_writing(tiny: Tiny, monkeypatch: pytest
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(UNet, "save_pretrained", full)
-    with pytest.raises(TrainingStopped, match="the disk is full .*step-00000002; go on with --resume"):
+    with pytest.raises(TrainingStopped, match="The disk is full .*step-00000002; continue with --resume"):
         train(tiny("segmentation"))
 
 
@@ -216,7 +216,7 @@ def test_a_validation_that_fails_loses_nothing(
     with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="out of memory"):
         broken.setattr(SegmentationTask, "evaluate", out_of_memory)
         train(tiny("segmentation", training__checkpoint_every=100))
-    assert "the validation failed. The last whole checkpoint is" in capsys.readouterr().err
+    assert "validation failed. The last complete checkpoint is" in capsys.readouterr().err
     run = train(tiny("segmentation", training__checkpoint_every=100, training__resume=True))
     assert [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"] == [3, 6]
 
@@ -255,7 +255,7 @@ def test_images_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> 
     (root / "ImageSets/Segmentation/train.txt").write_text("0\n1\n2\n")
     (root / "ImageSets/Segmentation/val.txt").write_text("3\n")
     options = {"data__name": "voc_folder", "data__root": str(root), "training__batch_size": 3, "training__steps": 2}
-    with pytest.raises(UserError, match=r"differ in size .* set data.size or data.augment.crop"):
+    with pytest.raises(UserError, match=r"differ in size .*Give data.size or data.augment.crop"):
         train(tiny("segmentation", **options))
     options |= {"data__augment__crop": [32, 32], "training__overwrite": True}
     assert train(tiny("segmentation", **options)).is_dir()

@@ -22,7 +22,7 @@ from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.trainer import train
-from unetdiff.training.weighting import MEMORY, GradientNorm, Uncertainty, last_shared
+from unetdiff.training.weighting import NORM_DECAY, GradientNorm, Uncertainty, last_shared_weight
 
 Tiny = Callable[..., RunConfig]
 ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
@@ -117,7 +117,7 @@ def test_gradient_norms_are_as_the_weights_that_are_given(tiny: Tiny) -> None:
 
     losses = task(batch, seed=6)  # the moving average of two steps
     second = _norms(losses, layer)
-    mean = [(MEMORY * a + b) / (1 + MEMORY) for a, b in zip(first, second, strict=True)]
+    mean = [(NORM_DECAY * a + b) / (1 + NORM_DECAY) for a, b in zip(first, second, strict=True)]
     weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]
     assert weights[1] * mean[1] / (weights[0] * mean[0]) == pytest.approx(10 / 0.5, rel=1e-3)
 
@@ -129,7 +129,7 @@ def test_gradient_norms_are_as_the_weights_that_are_given(tiny: Tiny) -> None:
 
 def test_a_gradient_that_is_not_finite_does_not_count() -> None:
     weighting, unet = GradientNorm(JointConfig()), UNet(**ENCODERS["residual"][0], heads={"diffusion": {}})
-    layer = last_shared(unet)
+    layer = last_shared_weight(unet)
     weighting({"segmentation": 2 * layer.sum(), "diffusion": layer.sum()}, unet, 1)
     before = {name: buffer.clone() for name, buffer in weighting.named_buffers()}
     _, weights = weighting({"segmentation": layer.sum() * math.nan, "diffusion": layer.sum()}, unet, 1)
@@ -138,10 +138,10 @@ def test_a_gradient_that_is_not_finite_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_last_shared_layer_is_the_end_of_the_decoder(family: str) -> None:
-    config, name = ENCODERS[family]
+def test_the_last_shared_layer_is_the_end_of_the_decoder(name: str) -> None:
+    config, last = ENCODERS[name]
     unet = UNet(**config, heads={"segmentation": {"num_classes": 3}, "diffusion": {}})
-    assert last_shared(unet) is unet.get_parameter(name)
+    assert last_shared_weight(unet) is unet.get_parameter(last)
 
 
 @pytest.mark.parametrize("weighting", ["uncertainty", "gradient_norm"])
@@ -155,7 +155,7 @@ def test_a_resumed_run_weighs_as_one_that_was_never_stopped(tiny: Tiny, weightin
             config.training.resume = True
             train(config)
         runs.append(run)
-    files = (checkpoints.MODEL, checkpoints.AVERAGE, checkpoints.OPTIMIZER)
+    files = (checkpoints.MODEL, checkpoints.EMA_WEIGHTS, checkpoints.OPTIMIZER)
     for file in files:
         a, b = (load_file(checkpoints.newest(run) / file) for run in runs)  # type: ignore[operator]
         assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

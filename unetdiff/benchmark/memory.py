@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from unetdiff.benchmark.timing import Workload, synchronizer
-from unetdiff.training.peak import forget_peak, peak_bytes
+from unetdiff.training.peak import peak_bytes, reset_peak
 
 ROUNDS = 2  # the optimizer's state is allocated in the first step, and is held with the activations of the second
 
@@ -48,7 +48,7 @@ def peak_working_memory(start: Callable[[], Workload], device: torch.device, rou
         None where the system does not report it (neither Linux nor a GPU).
     """
     gc.collect()
-    forget_peak(device)
+    reset_peak(device)
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_bytes(device)
     work = start()
     for _ in range(rounds):

@@ -81,7 +81,7 @@ class BenchmarkTarget:
         """The compute precision of a workload: bf16, fp16 or float32."""
         if kind != "training step":
             return precision_name(runtime.autocast_dtype())
-        return runtime.spoken(runtime.precision(self.config.training.mixed_precision))
+        return runtime.precision_name(runtime.precision(self.config.training.mixed_precision))
 
     def start(self, kind: Kind, batch_size: int, sampling: SamplingConfig) -> Workload:
         """The workload of a kind. A training step moves the task to the device and changes its weights."""

@@ -44,12 +44,12 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     """
     from unetdiff.reports.report import write_report
     from unetdiff.reports.samples import Budget
-    from unetdiff.training.run_cache import state_of
+    from unetdiff.training.run_cache import run_state
     from unetdiff.training.trainer import train
 
     output = Path(output)
     configs = quickstart_configs(output, tiny)
-    states = {task: "new" if overwrite else state_of(output / task, config) for task, config in configs.items()}
+    states = {task: "new" if overwrite else run_state(output / task, config) for task, config in configs.items()}
     command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
     for task, config in configs.items():
         if states[task] == "finished":

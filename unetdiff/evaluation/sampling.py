@@ -55,7 +55,7 @@ def inputs_of(task: DiffusionTask, indices: range) -> tuple[dict[str, Any], Tens
     if classes := classes_of(task):
         labels = torch.arange(indices.start, indices.stop) % len(classes)
         return {"class_labels": labels.tolist()}, labels
-    val = task.facts.val
+    val = task.data.val
     return {"conditions": task.conditioner.from_batch(collate([val[index % len(val)] for index in indices]))}, None
 
 

@@ -136,14 +136,14 @@ class UNetFeatures(Features):
         task = self.diffusion
         if task is None or (level is None and self.segments):
             return self.unet.features(to_model_range(images.to(self.unet.device)))
-        x0 = task.clean({"image": images})  # pixels or latents (B, K, h, w)
+        x0 = task.encode({"image": images})  # pixels or latents (B, K, h, w)
         size = (x0.shape[-2], x0.shape[-1])
         null = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
         if level is None:
             context = task.conditioning(null, size)
             return self.unet.features(context.concat_channels(x0), 0, context.tokens)
         noise = noise_for_names(names, x0.shape[1:], self.seed).to(x0)
-        noised = task.noised_with(x0, noise, torch.full((len(x0),), level, device=x0.device), null)
+        noised = task.add_noise_at(x0, noise, torch.full((len(x0),), level, device=x0.device), null)
         return self.unet.features(noised.sample, noised.timesteps, noised.conditioning.tokens)
 
     def with_random_weights(self, name: str, seed: int, noise_levels: list[NoiseLevel] | None = None) -> UNetFeatures:

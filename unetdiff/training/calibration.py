@@ -1,7 +1,7 @@
-"""Data-dependent start of frozen BatchNorm: the statistics of the training images under the random weights.
+"""Data-dependent initialization of frozen BatchNorm: statistics of the training images under the random weights.
 
 BatchNorm cannot follow its batches under the diffusion objective (a batch mixes noise levels, inference does not), and
-GroupNorm leaves in what all images have in common, which slows a segmenter's start from random weights (figures in
+GroupNorm keeps what all images have in common, which slows down a segmenter trained from scratch (see
 docs/results.md). After Salimans & Kingma 2016 ("Weight normalization", section 3).
 """
 
@@ -20,11 +20,11 @@ CALIBRATION_IMAGES = 512
 
 @torch.no_grad()
 def calibrate(task: Task, data: ImageDataset, images: int, batch_size: int, seed: int = 0) -> int:
-    """Set the statistics of every frozen BatchNorm that has none yet; returns how many were set.
+    """Set the statistics of every frozen BatchNorm without any; returns the number of layers set.
 
-    The task sees `images` images as it will in training, noised where it noises them. Each layer's mean and variance
-    are the averages over those batches, with the layers before it normalised by their own batch. A trunk with
-    pretrained statistics keeps them. The same images on every process, so that all of them start alike.
+    The task sees `images` training images, noised as in training. Mean and variance of a layer are averages over these
+    batches, with the layers before it normalized by their own batch. A pretrained encoder keeps its statistics. The
+    images are the same on every process, and so is the initialization.
     """
     fresh = [m for m in task.modules() if isinstance(m, FrozenBatchNorm2d) and _is_fresh(m)]
     batch_size = min(batch_size, len(data))

@@ -1,6 +1,6 @@
-"""What a run leaves on disk, written aside and renamed: checkpoints to go on from, and model directories to use.
+"""Checkpoints and model directories, written to a temporary directory and renamed: a crash leaves no partial file.
 
-Safetensors and JSON only; nothing is pickled, so nothing that is loaded can run code.
+Safetensors and JSON only; nothing is pickled, so loading a checkpoint runs no code.
 """
 
 from __future__ import annotations
@@ -24,79 +24,88 @@ from unetdiff.models.loading import save_tensors
 from unetdiff.training.tasks.base import Task
 
 FOLDER = "checkpoints"
-MODEL, AVERAGE, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
+MODEL, EMA_WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"
 
 
 @dataclass
 class Progress:
-    """Where a run is, beside its tensors. Random numbers need no state: each step's seed is a function of the step."""
+    """The state of a run apart from its tensors. Random generators have none: seeds are functions of the step."""
 
     step: int = 0
-    """Optimizer steps done (skipped ones count)."""
+    """Optimizer steps done, skipped ones included."""
     images: int = 0
     """Images seen."""
     minutes: float = 0.0
-    """Minutes trained, validation included, over every session of the run."""
+    """Minutes over all sessions of the run, validation included."""
     train_minutes: float = 0.0
-    """Minutes in the loop alone, without validation and writing."""
+    """Minutes of training steps, without validation and checkpointing."""
     validated: int | None = None
-    """The step of the last validation that was finished."""
+    """Step of the last completed validation."""
     best: float | None = None
-    """The best value of the task's figure."""
+    """Best value of `Task.best_metric`."""
     best_step: int | None = None
-    """The step that it was reached at."""
+    """Step of the best value."""
     nonfinite: int = 0
     """Non-finite losses in a row."""
     skipped: int = 0
-    """Steps skipped for a non-finite loss, in all."""
+    """Total steps skipped for a non-finite loss."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the float16 loss scaler."""
     planned: int | None = None
-    """Steps that the run was to do in all, when this was written."""
+    """Total steps of the run, as planned when this was written."""
     replanned: list[dict[str, int]] = field(default_factory=list)
-    """Where a resumed run was made longer or shorter: `step`, and the steps planned `before` and `after`."""
-    start: dict[str, Any] | None = None
-    """Where the weights started from (`training.init_from`), for the summary."""
+    """Changes of the length by resumed runs: `step`, and the total steps `before` and `after`."""
+    init_from: dict[str, Any] | None = None
+    """`InitReport` of `training.init_from`, for the summary."""
 
     def plan(self, steps: int) -> str | None:
-        """Note how many steps the run is to do in all; a sentence where that is another number than before."""
+        """Set the total number of steps; returns a log line if it differs from the previous one."""
         before, self.planned = self.planned, steps
         if before in (None, steps):
             return None
         self.replanned.append({"step": self.step, "before": before, "after": steps})
-        return f"planned for {before} steps, now for {steps}: from step {self.step} on by the schedule of {steps}"
+        return (
+            f"length changed from {before} to {steps} steps: from step {self.step} on the schedule is that of {steps}"
+        )
 
 
-def name_of(step: int) -> str:
+def checkpoint_name(step: int) -> str:
     """Directory name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
-def whole(run: Path) -> list[Path]:
-    """The whole checkpoints of a run directory, oldest first."""
+def complete(run: Path) -> list[Path]:
+    """The complete checkpoints of a run directory, oldest first."""
     return sorted(p for p in (run / FOLDER).glob("step-*") if (p / STATE).is_file())
 
 
 def newest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run directory, or None."""
-    found = whole(run)
-    return found[-1] if found else None
+    """The newest complete checkpoint of a run directory, or None."""
+    return max(complete(run), default=None)
+
+
+def resume_hint(run: Path) -> str:
+    """One sentence for the user: the last complete checkpoint, and how to resume from it."""
+    checkpoint = newest(run)
+    if checkpoint is None:
+        return "No checkpoint was written yet; start again with --resume."
+    return f"The last complete checkpoint is {checkpoint}; continue with --resume."
 
 
 def save(
-    run: Path, progress: Progress, task: Task, average: Task | None, optimizer: torch.optim.Optimizer, keep: int
+    run: Path, progress: Progress, task: Task, ema: Task | None, optimizer: torch.optim.Optimizer, keep: int
 ) -> Path:
-    """Write a checkpoint beside the others, then delete all but the newest `keep`.
+    """Write a checkpoint, then delete all but the newest `keep`.
 
     Raises:
-        OSError: e.g. a full disk; then nothing of it is left and the older checkpoints are whole.
+        OSError: e.g. a full disk; the older checkpoints are intact and no partial one is left.
     """
-    target = run / FOLDER / name_of(progress.step)
+    target = run / FOLDER / checkpoint_name(progress.step)
 
     def write(directory: Path) -> None:
         save_tensors(_tensors(task), directory / MODEL)
-        if average is not None:
-            save_tensors(_tensors(average), directory / AVERAGE)
+        if ema is not None:
+            save_tensors(_tensors(ema), directory / EMA_WEIGHTS)
         save_tensors(optimizer_tensors(optimizer), directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps(asdict(progress), indent=1))
 
@@ -106,59 +115,59 @@ def save(
     return target
 
 
-def load(directory: Path, task: Task, average: Task | None, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a checkpoint back, strictly.
+def load(directory: Path, task: Task, ema: Task | None, optimizer: torch.optim.Optimizer) -> Progress:
+    """Restore a checkpoint, strictly.
 
     Raises:
-        UserError: naming the file and what does not fit.
+        UserError: names the file and the tensors that do not match.
     """
     _load_modules(directory / MODEL, task)
-    if average is not None:
-        _load_modules(directory / AVERAGE, average)
+    if ema is not None:
+        _load_modules(directory / EMA_WEIGHTS, ema)
     load_optimizer(optimizer, _read(directory / OPTIMIZER), directory / OPTIMIZER)
     return read_progress(directory)
 
 
 def require_length(directory: Path, steps: int) -> None:
-    """Refuse another number of steps than was planned, if the checkpoint is as far as that.
+    """Refuse a new length that the checkpoint has already reached.
 
     Raises:
-        UserError: naming the key and both numbers.
+        UserError: names the key and both numbers.
     """
     progress = read_progress(directory)
     if progress.planned is not None and steps != progress.planned and steps <= progress.step:
         raise UserError(
-            f"training.steps: {steps} in all, but {directory} has done {progress.step} of {progress.planned}; "
-            "give more than it has done, or the same number as before"
+            f"training.steps={steps}: must be above the {progress.step} steps that {directory} has done. "
+            f"Give more, or {progress.planned} as before."
         )
 
 
 def read_progress(directory: Path) -> Progress:
-    """Where a checkpoint is."""
+    """The progress stored in a checkpoint."""
     return Progress(**json.loads((directory / STATE).read_text()))
 
 
-def load_judged(directory: Path, task: Task) -> Progress:
-    """Put the weights of a checkpoint that are judged, its average where it has one, into a task, strictly.
+def load_eval_weights(directory: Path, task: Task) -> Progress:
+    """Load the weights used for evaluation into a task, strictly: the checkpoint's EMA if it has one.
 
     Raises:
-        UserError: naming the file and what does not fit.
+        UserError: names the file and the tensors that do not match.
     """
-    average = directory / AVERAGE
-    _load_modules(average if average.is_file() else directory / MODEL, task)
+    ema = directory / EMA_WEIGHTS
+    _load_modules(ema if ema.is_file() else directory / MODEL, task)
     return read_progress(directory)
 
 
 def export(run: Path, name: str, task: Task) -> Path:
-    """Write a model directory (`best`, `latest`) that the pipelines load."""
+    """Write a model directory (`best`, `latest`) that the pipelines can load."""
     return replace_directory(run / name, task.save)
 
 
 def model_directory(path: str | Path) -> Path:
-    """The model directory meant by a path: a run's `best`, else its `latest`, else the path itself.
+    """Resolve a path to a model directory: a run's `best`, else its `latest`, else the path itself.
 
     Raises:
-        UserError: when there is no model there.
+        UserError: no model there.
     """
     path = Path(path)
     for name in ("best", "latest"):
@@ -167,9 +176,9 @@ def model_directory(path: str | Path) -> Path:
         if (candidate / "unet" / "config.json").is_file():
             return candidate
     if not path.exists():
-        raise UserError(f"no directory '{path}'; give a run directory (with best/ or latest/) or a model directory")
+        raise UserError(f"'{path}' does not exist. Give a run directory (with best/ or latest/) or a model directory.")
     raise UserError(
-        f"'{path}' holds no model: none of best/unet, latest/unet, unet is there (has the run validated yet?)"
+        f"'{path}' contains no model (no best/unet, latest/unet or unet). Has the run completed a validation?"
     )
 
 
@@ -177,7 +186,7 @@ def model_directory(path: str | Path) -> Path:
 
 
 def _tensors(task: Task) -> dict[str, Tensor]:
-    """Every tensor of a task once, as "component.name"."""
+    """Every tensor of a task, by "component.name"."""
     return {
         f"{component}.{name}": tensor
         for component, module in task.trainable_modules().items()
@@ -187,20 +196,20 @@ def _tensors(task: Task) -> dict[str, Tensor]:
 
 def _load_modules(path: Path, task: Task) -> None:
     state, expected = _read(path), _tensors(task)
-    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
-    foreign = [k for k in state if k not in expected]
-    if wrong or foreign:
+    missing = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
+    unexpected = [k for k in state if k not in expected]
+    if missing or unexpected:
         raise UserError(
-            f"'{path}' is of another network: {len(wrong)} tensors missing or of another shape {wrong[:3]}, "
-            f"{len(foreign)} unknown {foreign[:3]}"
+            f"'{path}' belongs to a different network: {len(missing)} tensors missing or of a different shape "
+            f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
         )
     for component, module in task.trainable_modules().items():
-        start = f"{component}."
-        module.load_state_dict({k.removeprefix(start): v for k, v in state.items() if k.startswith(start)})
+        prefix = f"{component}."
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's state as flat tensors, "parameter|key"."""
+    """The state of an optimizer as a flat dict, by "parameter|key"."""
     return {
         f"{name}|{key}": value
         for group in optimizer.param_groups
@@ -210,7 +219,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put `optimizer_tensors` back; a parameter that had taken no step has none."""
+    """Restore `optimizer_tensors`; a parameter without steps has no state."""
     parameters = {
         name: parameter
         for group in optimizer.param_groups
@@ -219,7 +228,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     for key, value in tensors.items():
         name, _, entry = key.partition("|")
         if name not in parameters:
-            raise UserError(f"'{path}' is of another run: it has a state for '{name}', which this network has not")
+            raise UserError(f"'{path}' belongs to a different run: it has optimizer state for '{name}', unknown here")
         parameter = parameters[name]
         if entry == "step":
             value = value.to(parameter.device)
@@ -233,43 +242,43 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(
-            f"no file '{path}': the checkpoint is not whole; delete its directory to use the one before"
+            f"'{path}' is missing: the checkpoint is incomplete. Delete its directory to use the previous one."
         ) from None
     except SafetensorError as error:
-        raise UserError(f"'{path}' is truncated or no safetensors file ({error}); delete its directory") from None
+        raise UserError(f"'{path}' is truncated or not a safetensors file ({error}). Delete its directory.") from None
 
 
 # ------------------------------------------------------------------------------------------ directories
 
 
 def replace_directory(target: Path, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a directory aside, then put it in the place of `target`: whole or not at all."""
-    aside, old = target.with_name(f".writing-{target.name}"), target.with_name(f".old-{target.name}")
-    with _removed_on_failure(aside):
-        aside.mkdir(parents=True)
-        write(aside)
-        for file in aside.rglob("*"):
+    """Replace `target` by a directory that `write` fills: completely, or not at all on an error."""
+    temporary, old = target.with_name(f".writing-{target.name}"), target.with_name(f".old-{target.name}")
+    with _remove_on_failure(temporary):
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.rglob("*"):
             if file.is_file():
-                _sync(file)
+                _fsync(file)
         if old.exists():
             shutil.rmtree(old)
         if target.exists():
             target.rename(old)
-        aside.rename(target)
-    _sync(target.parent)
+        temporary.rename(target)
+    _fsync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def restore_swapped(target: Path) -> None:
-    """Undo a swap that a kill cut in two: the old directory was moved aside and the new one not yet in place."""
+    """Finish a `replace_directory` that was killed between its two renames: the old directory is put back."""
     old = target.with_name(f".old-{target.name}")
     if old.exists() and not target.exists():
         old.rename(target)
 
 
 @contextmanager
-def _removed_on_failure(directory: Path) -> Iterator[None]:
+def _remove_on_failure(directory: Path) -> Iterator[None]:
     shutil.rmtree(directory, ignore_errors=True)
     try:
         yield
@@ -278,7 +287,7 @@ def _removed_on_failure(directory: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""`segmentation.class_weights: median_frequency`, made numbers when a run starts."""
+"""`segmentation.class_weights: median_frequency | inverse_log`, computed from the training split when a run starts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from unetdiff.data.stats import class_weights, count
 from unetdiff.errors import UserError
 
 
-def with_numbers(config: RunConfig, train: ImageDataset, accelerator: Accelerator) -> RunConfig:
-    """The config with the weights of the training split in place of the word that asks for them.
+def resolve_class_weights(config: RunConfig, train: ImageDataset, accelerator: Accelerator) -> RunConfig:
+    """The config with computed class weights in place of the name of their method.
 
-    So the run's config.yaml holds what the run was trained with. A resumed run counts again: where the split has
-    changed since, the weights differ from those in config.yaml, and it is refused as any other change is. The main
-    process counts, for all of them.
+    So the run's config.yaml holds the weights used. A resumed run computes them again: if the split has changed since,
+    they differ from those in config.yaml, and resuming is refused like any other change. Computed by the main process
+    and broadcast.
 
     Raises:
-        UserError: a mask that cannot be read, a split without a pixel of any class, or weights that were given but are
-            not one a class.
+        UserError: an unreadable mask, a split without labeled pixels, or a number of weights that differs from the
+            number of classes.
     """
     method = config.segmentation.class_weights
     if config.task == "diffusion" or method is None:
@@ -31,8 +31,8 @@ def with_numbers(config: RunConfig, train: ImageDataset, accelerator: Accelerato
     if not isinstance(method, str):
         if len(method) != len(train.classes):
             raise UserError(
-                f"segmentation.class_weights: {method!r} has {len(method)} weights; "
-                f"give {len(train.classes)}, one a class ({', '.join(train.classes)})"
+                f"segmentation.class_weights={method!r}: must have {len(train.classes)} weights (got {len(method)}). "
+                f"Give one per class ({', '.join(train.classes)})."
             )
         return config
     weights: list[Any] = [None]
@@ -43,15 +43,18 @@ def with_numbers(config: RunConfig, train: ImageDataset, accelerator: Accelerato
     return replace(config, segmentation=replace(config.segmentation, class_weights=weights[0]))
 
 
-def provenance(asked: RunConfig, used: RunConfig, classes: list[str]) -> dict[str, Any] | None:
-    """For summary.json: where the weights are from ("given", or the word that asked), and each class's; or None."""
-    weights, word = used.segmentation.class_weights, asked.segmentation.class_weights
-    if used.task == "diffusion" or weights is None or isinstance(weights, str):
+def class_weights_source(config: RunConfig, resolved: RunConfig, classes: list[str]) -> dict[str, Any] | None:
+    """For summary.json: the origin of the weights ("config", or the method), and the weight of each class; or None."""
+    weights, method = resolved.segmentation.class_weights, config.segmentation.class_weights
+    if resolved.task == "diffusion" or weights is None or isinstance(weights, str):
         return None
-    return {"from": word if isinstance(word, str) else "given", "by_class": dict(zip(classes, weights, strict=True))}
+    return {
+        "from": method if isinstance(method, str) else "config",
+        "by_class": dict(zip(classes, weights, strict=True)),
+    }
 
 
-def sentence(weights: dict[str, Any]) -> str:
-    """`provenance` as the line that a run starts with."""
+def describe(weights: dict[str, Any]) -> str:
+    """The log line of `class_weights_source`."""
     by_class = ", ".join(f"{name} {weight:g}" for name, weight in weights["by_class"].items())
     return f"class weights ({weights['from']}): {by_class}"

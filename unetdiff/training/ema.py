@@ -15,17 +15,17 @@ WARMUP_RATIO = 0.05
 
 
 def ema_decay(images: int, batch_size: int, half_life_images: float) -> float:
-    """Share of the old average that an optimizer step keeps (Karras et al. 2022, training code).
+    """The decay β of one optimizer step, average = β average + (1 - β) weights (Karras et al. 2022, training code).
 
-    The half-life is counted in images, so it is the same for every batch size, and is at most `WARMUP_RATIO` of the
-    images seen so far, so that the random start is forgotten.
+    The half-life is in images, independent of the batch size, and at most `WARMUP_RATIO` of the images seen so far, so
+    that the random initialization is forgotten.
     """
     half_life = min(half_life_images, WARMUP_RATIO * images)
     return 0.5 ** (batch_size / max(half_life, 1e-8))
 
 
 class EMA:
-    """A second copy of the task, in eval mode, that follows the first. It is what is judged, drawn and exported."""
+    """An averaged copy of the task, in eval mode, used for validation, previews and export."""
 
     def __init__(self, task: Task, config: EMAConfig) -> None:
         self.config = config
@@ -33,9 +33,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, task: Task, images: int, batch_size: int) -> None:
-        """Move towards the task's weights, after a step that brought the images seen to `images`."""
+        """Average in the task's weights after a step; `images`: images seen so far, this step included."""
         decay = ema_decay(images, batch_size, self.config.half_life_images)
-        average = get_ema_multi_avg_fn(decay)
-        average(list(self.task.parameters()), list(task.parameters()), None)
-        for averaged, buffer in zip(self.task.buffers(), task.buffers(), strict=True):
-            averaged.copy_(buffer)
+        update_average = get_ema_multi_avg_fn(decay)
+        update_average(list(self.task.parameters()), list(task.parameters()), None)
+        for average, buffer in zip(self.task.buffers(), task.buffers(), strict=True):
+            average.copy_(buffer)

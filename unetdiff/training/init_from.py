@@ -1,4 +1,4 @@
-"""Where a run's weights start from: `training.init_from`, read once, when a run has no checkpoint to go on from."""
+"""`training.init_from`: initial weights from another network, for a run without a checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -21,95 +21,95 @@ KEY = "training.init_from"
 
 
 @dataclass(frozen=True)
-class Share:
-    """Some of a network's tensors."""
+class TensorCount:
+    """A group of a network's tensors."""
 
     tensors: int
     parameters: int
-    """Numbers in those that are trained."""
+    """Number of trainable values in them."""
     parts: list[str]
-    """What they belong to: "backbone", "time embedding", "attention", "segmentation head", "diffusion head"."""
+    """Parts they belong to: "backbone", "time embedding", "attention", "segmentation head", "diffusion head"."""
 
     def __str__(self) -> str:
         return f"{self.tensors} tensors, {self.parameters:,} parameters"
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a run's network took from another one."""
+class InitReport:
+    """Which tensors of a new network were initialized from a source network."""
 
     network: str
-    """Directory of the network that was read."""
+    """Directory of the source network."""
     weights: str
-    """A hash of its weights, which may be others later on."""
-    taken: Share
-    fresh: Share
-    """New in this run."""
-    left_out: Share
-    """In the other network alone, or in a head of another size."""
+    """Hash of the source's weights, to notice when they change."""
+    loaded: TensorCount
+    fresh: TensorCount
+    """Randomly initialized."""
+    unused: TensorCount
+    """Tensors of the source that are missing here, or in a head of a different size."""
     folded: bool
-    """The other network's time embedding at timestep 0 is in this one's convolutions and norms."""
+    """The source's time embedding at timestep 0 was folded into convolutions and norms."""
     conditioner: str | None
-    """ "taken", "fresh" (of another kind, or for other conditions), or None where nothing is told."""
+    """ "loaded", "fresh" (the source has none, or a different one), or None for a task without a conditioner."""
 
-    def facts(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For summary.json."""
         return asdict(self)
 
-    def sentence(self) -> str:
-        """The line that a run starts with."""
-        others = [("fresh", self.fresh), ("left out", self.left_out)]
-        told = [f"{what}: {', '.join(share.parts)} ({share})" for what, share in others if share.tensors]
-        told += ["its time embedding is folded at timestep 0"] if self.folded else []
-        told += [f"conditioner {self.conditioner}"] if self.conditioner else []
-        return "; ".join([f"starts from {self.network}: {self.taken} taken", *told])
+    def __str__(self) -> str:
+        """The log line of a run."""
+        groups = [("randomly initialized", self.fresh), ("unused", self.unused)]
+        notes = [f"{label}: {', '.join(count.parts)} ({count})" for label, count in groups if count.tensors]
+        notes += ["time embedding folded at timestep 0"] if self.folded else []
+        notes += [f"conditioner: {self.conditioner}"] if self.conditioner else []
+        return "; ".join([f"initialized from {self.network}: {self.loaded} loaded", *notes])
 
 
-def start_from(task: Task, path: str | Path) -> Start:
-    """Start a task's network from the weights of another, and its conditioner where that says the same.
+def initialize(task: Task, path: str | Path) -> InitReport:
+    """Load the weights of another network into a task, and those of its conditioner if both have the same config.
 
     Args:
-        task: with its fresh start.
-        path: a run directory (its best weights), a model directory, or a directory of a diffusers U-Net or pipeline.
+        task: with random weights.
+        path: a run directory (its best weights), a model directory, or the directory of a diffusers U-Net or pipeline.
 
     Raises:
-        UserError: no network there, a damaged one, or one of another backbone, by the first key that differs.
+        UserError: no network there, a damaged one, or a different backbone (names the first key that differs).
     """
     directory, source = read_network(path)
-    moved = transfer(source, task.unet, str(path))
-    return Start(
+    result = transfer(source, task.unet, str(path))
+    return InitReport(
         str(directory),
         loading.fingerprint(directory),
-        _share(moved.taken, task.unet),
-        _share(moved.fresh, task.unet),
-        _share(moved.left_out, source),
-        moved.folded,
-        _start_conditioner(task, directory),
+        _count(result.taken, task.unet),
+        _count(result.fresh, task.unet),
+        _count(result.left_out, source),
+        result.folded,
+        _initialize_conditioner(task, directory),
     )
 
 
 def read_network(path: str | Path) -> tuple[Path, UNet]:
-    """The network of a run directory, a model directory, or of diffusers; and the directory that it lies in."""
+    """The network of a run, model or diffusers directory, and the directory that contains it."""
     try:
         directory = network_directory(Path(path))
-        foreign = loading.read_json(directory / "config.json").get("_class_name") in CLASSES
-        return directory, UNet.from_diffusers(directory) if foreign else UNet.from_pretrained(directory)
+        from_diffusers = loading.read_json(directory / "config.json").get("_class_name") in CLASSES
+        return directory, UNet.from_diffusers(directory) if from_diffusers else UNet.from_pretrained(directory)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from None
 
 
 def network_directory(path: Path) -> Path:
-    """Where the network lies that a path means; UserError where there is none."""
+    """The directory of the network at a path; UserError without one."""
     return path if (path / "config.json").is_file() else model_directory(path) / "unet"
 
 
-def _share(names: list[str], network: UNet) -> Share:
+def _count(names: list[str], network: UNet) -> TensorCount:
     parameters = dict(network.named_parameters())
-    parts = list(dict.fromkeys(_part(name) for name in names))
-    return Share(len(names), sum(parameters[name].numel() for name in names if name in parameters), parts)
+    parts = list(dict.fromkeys(_part_of(name) for name in names))
+    return TensorCount(len(names), sum(parameters[name].numel() for name in names if name in parameters), parts)
 
 
-def _part(name: str) -> str:
+def _part_of(name: str) -> str:
     if name.startswith("heads."):
         return f"{name.split('.')[1]} head"
     if any(mark in name for mark in TIME_PARAMS):
@@ -117,16 +117,15 @@ def _part(name: str) -> str:
     return "attention" if "attention" in name else "backbone"
 
 
-def _start_conditioner(task: Task, network: Path) -> str | None:
-    """Give a task's conditioner the weights of the one beside a network, where both say the same in the same way."""
+def _initialize_conditioner(task: Task, network: Path) -> str | None:
+    """Load the conditioner saved next to a network, if class and config are those of the task's."""
     conditioner, directory = task.trainable_modules().get("conditioner"), network.parent / "conditioner"
     if not isinstance(conditioner, Conditioner):
         return None
     if not directory.is_dir():
         return "fresh"
     source = load_conditioner(directory)
-    ours, theirs = (loading.plain(one.config) for one in (conditioner, source))
-    if type(source) is not type(conditioner) or ours != theirs:
+    if type(source) is not type(conditioner) or loading.plain(source.config) != loading.plain(conditioner.config):
         return "fresh"
     conditioner.load_state_dict(source.state_dict())
-    return "taken"
+    return "loaded"

@@ -1,4 +1,4 @@
-"""A run's written record: metrics.jsonl, TensorBoard, images, and the progress bar."""
+"""Logging of a run: metrics.jsonl, TensorBoard, images and the progress bar."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METRICS = "metrics.jsonl"
 
 
 class RunLogger:
-    """Writes what happens. On resume, lines of steps that will be done again are dropped first."""
+    """The log of a run. On resume, lines after the checkpoint's step are removed: those steps are repeated."""
 
     def __init__(self, run: Path, step: int, steps: int) -> None:
         self.run = run
@@ -41,16 +41,16 @@ class RunLogger:
             disable=None if os.environ.get("UNETDIFF_NO_BAR") is None else True,
         )
 
-    def line(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        """A line of metrics.jsonl, and its numbers on TensorBoard under train/ or validation/."""
-        entry = {"kind": kind, "step": step, **{name: jsonable(value) for name, value in figures.items()}}
+    def log_metrics(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl; its finite numbers go to TensorBoard under `kind`/."""
+        entry = {"kind": kind, "step": step, **{name: jsonable(value) for name, value in metrics.items()}}
         with self.path.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-        numbers = {f"{kind}/{k}": v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
+        numbers = {f"{kind}/{k}": v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
         self.tracker.log(numbers, step=step)
 
     def save_images(self, step: int, images: dict[str, Image.Image]) -> None:
-        """images/step-000500-NAME.png, and the same on TensorBoard."""
+        """Write images/step-000500-NAME.png, and to TensorBoard."""
         folder = self.run / "images"
         folder.mkdir(exist_ok=True)
         for name, image in images.items():
@@ -58,23 +58,23 @@ class RunLogger:
             pixels = np.asarray(image.convert("RGB"))[None]
             self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
 
-    def advance(self, step: int, shown: dict[str, str]) -> None:
-        """Move the progress bar to a step; `shown` stands behind it."""
-        self.bar.set_postfix(shown, refresh=False)
+    def update_bar(self, step: int, postfix: dict[str, str]) -> None:
+        """Move the progress bar to a step; `postfix` is displayed after it."""
+        self.bar.set_postfix(postfix, refresh=False)
         self.bar.update(step - self.bar.n)
 
-    def say(self, text: str) -> None:
-        """A line above the progress bar."""
+    def info(self, text: str) -> None:
+        """Print a line above the progress bar."""
         tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """End the bar and TensorBoard's file."""
+        """Close the progress bar and the TensorBoard writer."""
         self.bar.close()
         self.tracker.finish()
 
 
-class Window:
-    """Losses and seconds since the last line of the log; losses stay on the device until they are read."""
+class LossMeter:
+    """Mean losses and throughput since the last log line; losses stay on the device until `means`."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -87,7 +87,7 @@ class Window:
             self.counts[name] = self.counts.get(name, 0) + 1
         self.images += images
 
-    def spend(self, seconds: float, waited: float) -> None:
+    def add_time(self, seconds: float, waited: float) -> None:
         self.seconds += seconds
         self.waited += waited
 
@@ -98,19 +98,19 @@ class Window:
         return self.images / self.seconds if self.seconds else 0.0
 
     def data_wait(self) -> float:
-        """Share of the time spent waiting for the loader."""
+        """Fraction of the time spent waiting for the data loader, 0 to 1."""
         return self.waited / self.seconds if self.seconds else 0.0
 
 
 def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line that a kill cut short is left out.
+    """The entries of a metrics.jsonl; a truncated last line (the run was killed) is ignored.
 
     Args:
         path: the file.
-        strict: pass over blank lines, and refuse a broken line before the last; else reading ends at either.
+        strict: skip blank lines, and raise for an invalid line before the last; otherwise reading stops at either.
 
     Raises:
-        UserError: strict, and a line before the last is no JSON.
+        UserError: strict, and a line before the last is not valid JSON.
     """
     lines: list[dict[str, Any]] = []
     texts = path.read_text().splitlines()
@@ -121,13 +121,13 @@ def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
             lines.append(json.loads(text))
         except json.JSONDecodeError as error:
             if strict and number < len(texts):
-                raise UserError(f"{path}, line {number} is not valid JSON ({error}); remove the line") from error
+                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Remove the line.") from error
             break
     return lines
 
 
 def jsonable(value: Any) -> Any:
-    """A value of lists and mappings as JSON can hold it: a number that is not finite becomes None."""
+    """Nested lists and dicts for strict JSON: non-finite numbers become None."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, list | tuple):

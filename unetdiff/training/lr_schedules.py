@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the step.
 
 `step` and `total_steps` are in **epochs**, because the clamps of the reference are: called per iteration,
-`step` is a fraction of an epoch (iteration / iterations per epoch). Nothing is remembered, so a resumed run
+`step` is a fraction of an epoch (iteration / iterations per epoch). They are stateless, so a resumed run
 needs no state.
 """
 
@@ -14,7 +14,7 @@ from unetdiff.errors import UserError, nearest
 
 __all__ = ["SCHEDULES", "constant", "is_no_aug", "phase_lengths", "schedule", "step_decay", "warmup_cosine"]
 
-LOWEST_START = 1e-6  # the reference's floor under the first learning rate
+LOWEST_START = 1e-6  # the reference's lower bound of the initial learning rate
 
 
 def phase_lengths(
@@ -29,7 +29,7 @@ def phase_lengths(
     The clamps hold for a ratio of 0 as well; a phase is turned off by the clamp (0, 0).
     """
     if not total_steps > 0:
-        raise UserError(f"total_steps {total_steps} must be above 0")
+        raise UserError(f"total_steps={total_steps}: must be above 0.")
     warmup = min(max(warmup_ratio * total_steps, warmup_clamp[0]), warmup_clamp[1])
     no_aug = min(max(no_aug_ratio * total_steps, no_aug_clamp[0]), no_aug_clamp[1])
     return warmup, no_aug
@@ -77,9 +77,9 @@ def step_decay(
     Options of other schedules are accepted and unused, so that a config can change the name alone.
     """
     if not total_steps > 0:
-        raise UserError(f"total_steps {total_steps} must be above 0")
+        raise UserError(f"total_steps={total_steps}: must be above 0.")
     if num_steps < 2:
-        raise UserError(f"num_steps {num_steps} must be at least 2")
+        raise UserError(f"num_steps={num_steps}: must be at least 2.")
     k = min(int(step // (total_steps / num_steps)), num_steps - 1)
     return lr * (min_lr / lr) ** (k / (num_steps - 1))
 
@@ -112,8 +112,5 @@ def schedule(name: str) -> Schedule:
     """
     if name not in SCHEDULES:
         near = nearest(name, SCHEDULES)
-        raise UserError(
-            f"training.schedule.name: unknown schedule '{name}'; did you mean '{near}'? "
-            f"(one of: {', '.join(SCHEDULES)})"
-        )
+        raise UserError(f"training.schedule.name={name}: must be one of {', '.join(SCHEDULES)}. Did you mean '{near}'?")
     return SCHEDULES[name]

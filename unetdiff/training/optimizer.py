@@ -1,4 +1,4 @@
-"""AdamW over four groups: the pretrained trunk and the rest, each with and without weight decay."""
+"""AdamW over four parameter groups: the encoder and the rest, each with and without weight decay."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from unetdiff.training.config import OptimizerConfig, ScheduleConfig
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
 
-PRETRAINED_SHARE = 0.1  # a pretrained trunk learns at a tenth of the learning rate unless told otherwise
-LONG_RUN = 20  # epochs from which the reference's clamps (at least one epoch a phase) hold
+PRETRAINED_LR_RATIO = 0.1  # of a pretrained encoder's learning rate to `lr`, if `encoder_lr` is null
+MIN_CLAMPED_EPOCHS = 20  # in shorter runs, the reference's minimum of one epoch per phase is dropped
 
 
 def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW, fused, whose groups know their "peak_lr" and the names of their parameters.
+    """Fused AdamW; each group has its "peak_lr" and the "names" of its parameters.
 
     Norms, biases and other vectors have no weight decay.
     """
-    trunk = {id(p) for p in task.unet.encoder_parameters()}
+    encoder = {id(p) for p in task.unet.encoder_parameters()}
     pretrained = task.unet.config["encoder"]["weights"] is not None
     encoder_lr = config.encoder_lr
     if encoder_lr is None:
-        encoder_lr = config.lr * (PRETRAINED_SHARE if pretrained else 1.0)
+        encoder_lr = config.lr * (PRETRAINED_LR_RATIO if pretrained else 1.0)
     groups: dict[tuple[bool, bool], dict] = {}
     for name, parameter in task.named_parameters():
-        key = (id(parameter) in trunk, parameter.ndim > 1)
+        key = (id(parameter) in encoder, parameter.ndim > 1)
         group = groups.setdefault(
             key,
             {
@@ -64,11 +64,11 @@ def _match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> No
 
 @dataclass(frozen=True)
 class LearningRate:
-    """The schedule of a run as a pure function of the optimizer step.
+    """The learning-rate schedule of a run, a pure function of the optimizer step.
 
     Attributes:
         steps: optimizer steps of the whole run.
-        epochs: passes over the training split in the whole run.
+        epochs: epochs of the whole run.
     """
 
     config: ScheduleConfig
@@ -77,11 +77,11 @@ class LearningRate:
 
     @property
     def _clamps(self) -> dict[str, tuple[float, float]]:
-        lowest = 1.0 if self.epochs >= LONG_RUN else 0.0
+        lowest = 1.0 if self.epochs >= MIN_CLAMPED_EPOCHS else 0.0
         return {"warmup_clamp": (lowest, 3.0), "no_aug_clamp": (lowest, 15.0)}
 
     def at(self, step: int, peak: float) -> float:
-        """Learning rate of a step (0 is the first) for a group with this peak."""
+        """Learning rate at a step (from 0) of a group with this peak."""
         rate: Callable[..., float] = schedule(self.config.name)
         return rate(
             step * self.epochs / self.steps,
@@ -95,14 +95,14 @@ class LearningRate:
         )
 
     def set(self, optimizer: torch.optim.Optimizer, step: int) -> float:
-        """Give every group its learning rate; returns the highest."""
+        """Set the learning rate of every group; returns the highest."""
         for group in optimizer.param_groups:
             group["lr"] = self.at(step, group["peak_lr"])
         return max(group["lr"] for group in optimizer.param_groups)
 
     @property
     def strong_until(self) -> int:
-        """The first step of the last phase, in which strong augmentation is off."""
+        """First step of the last phase, without strong augmentation."""
         clamp = self._clamps["no_aug_clamp"]
         off = partial(is_no_aug, total_steps=self.epochs, no_aug_ratio=self.config.no_aug_ratio, no_aug_clamp=clamp)
         _, length = phase_lengths(self.epochs, no_aug_ratio=self.config.no_aug_ratio, no_aug_clamp=clamp)

@@ -1,4 +1,4 @@
-"""The most memory that a process, or its part of a GPU, held at once."""
+"""Peak memory of the process, or of its tensors on a GPU."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def forget_peak(device: torch.device) -> bool:
-    """Count the highest anew from here on; False where the system does not let a process do that (some containers)."""
+def reset_peak(device: torch.device) -> bool:
+    """Reset the peak; False where the system does not allow it (some containers)."""
     if device.type == "cuda":
-        with suppress(RuntimeError):  # nothing was held there yet
+        with suppress(RuntimeError):  # nothing was allocated there yet
             torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
@@ -24,10 +24,10 @@ def forget_peak(device: torch.device) -> bool:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """Bytes at the highest since `forget_peak`: of torch's tensors on a GPU, else of the whole process (Linux' VmHWM).
+    """Peak in bytes since `reset_peak`: torch's allocations on a GPU, else resident memory of the process (VmHWM).
 
-    What a process freed before and did not give back to the system counts in it, as does an earlier peak that could not
-    be forgotten. None where the system does not say.
+    Resident memory includes what was freed but not returned to the system, and an earlier peak that could not be reset.
+    None where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The run directory: refused when occupied, emptied when asked, checked when a run goes on in it."""
+"""The run directory: must be empty, unless the run is resumed (the config must match) or overwritten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unetdiff.errors import UserError
 from unetdiff.files import write_whole
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
-# what may differ between the sessions of one run: nothing that the weights depend on
+# keys that may differ between the sessions of a run: the weights do not depend on them
 FREE = {
     "training.output_dir",
     "training.resume",
@@ -27,47 +27,49 @@ FREE = {
     "data.root",
     "data.download",
 }
-# what makes a run longer or shorter: from where it is, it follows the schedule of its new length
+# keys that change the length of a run: a resumed run follows the schedule of the new length
 LENGTH = ("training.steps", "training.epochs")
 
 
 def open_run(config: RunConfig) -> Path:
-    """The run directory of a config, made ready; nothing is written where it is refused.
+    """Prepare the run directory of a config; nothing is written if it is refused.
 
     Raises:
-        UserError: it holds a run and neither --resume nor --overwrite was given, it holds something that is no run, or
-            the run to be resumed was started with another config.
+        UserError: it contains a run (without --resume or --overwrite), other files, or the run of a different config
+            (with --resume).
     """
     run = Path(config.training.output_dir)
     if run.exists() and not run.is_dir():
-        raise UserError(f"training.output_dir: '{run}' is a file; give a directory")
+        raise UserError(f"training.output_dir={run}: must be a directory (got a file).")
     occupied = run.is_dir() and any(run.iterdir())
     is_run = (run / CONFIG).is_file()
     if occupied and not is_run:
         raise UserError(
-            f"training.output_dir: '{run}' holds files but no run ({CONFIG}); give an empty or new directory"
+            f"training.output_dir={run}: must be empty or contain a run (got other files, no {CONFIG}). "
+            "Give an empty or new directory."
         )
     if is_run and config.training.resume:
         old = from_yaml(run / CONFIG)
-        _same(old, config, run)
+        _require_same(old, config, run)
         if (old.training.steps, old.training.epochs) != (config.training.steps, config.training.epochs):
             old.training.steps, old.training.epochs = config.training.steps, config.training.epochs
             write_whole(run / CONFIG, to_yaml(old))
-            (run / SUMMARY).unlink(missing_ok=True)  # of the length that it had
+            (run / SUMMARY).unlink(missing_ok=True)  # of the previous length
         return run
     if is_run and not config.training.overwrite:
         raise UserError(
-            f"training.output_dir: '{run}' holds a run already; --resume goes on with it, --overwrite deletes it"
+            f"training.output_dir={run}: must be empty (got a run). "
+            "Continue it with --resume, or delete it with --overwrite."
         )
     if is_run:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
-    lasting = replace(config, training=replace(config.training, resume=False, overwrite=False))  # what it is, not how
-    write_whole(run / CONFIG, to_yaml(lasting))
+    stored = replace(config, training=replace(config.training, resume=False, overwrite=False))
+    write_whole(run / CONFIG, to_yaml(stored))
     return run
 
 
-def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
+def _require_same(old: RunConfig, new: RunConfig, run: Path) -> None:
     before, now = _flat(asdict(old)), _flat(asdict(new))
     # a section that may be null (segmentation.ohem) is one key without it, several with it
     free = FREE.union(LENGTH)
@@ -75,8 +77,8 @@ def _same(old: RunConfig, new: RunConfig, run: Path) -> None:
     if changed:
         key = changed[0]
         raise UserError(
-            f"{key}: {now.get(key)!r}, but the run in '{run}' was started with {before.get(key)!r}; "
-            f"resume with the same config ({len(changed)} keys differ), or give another training.output_dir"
+            f"{key}={now.get(key)!r}: must be {before.get(key)!r}, as in the run in '{run}' "
+            f"({len(changed)} keys differ). Resume with the same config, or give another training.output_dir."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the machine gives a run: precision, accelerator, and the facts that a result is told with."""
+"""Precision, the Accelerator, and the description of the machine that is stored with results."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from unetdiff.training.config import TrainingConfig
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "numpy")
 
 
-def precision(asked: str, device: str | None = None) -> str:
-    """ "auto" as what the machine is fast at: bf16, or no (float32).
+def precision(requested: str, device: str | None = None) -> str:
+    """ "auto" resolved: "bf16" where the device is fast at it, else "no" (float32).
 
-    device: the type of the device that is meant; None: a GPU where there is one.
+    device: device type; None: "cuda" if available, else "cpu".
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cuda", "cpu"):
         return "no"
@@ -34,14 +34,14 @@ def precision(asked: str, device: str | None = None) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
-def spoken(chosen: str) -> str:
-    """The name of a precision as people say it: Accelerate calls float32 "no"."""
-    return "float32" if chosen == "no" else chosen
+def precision_name(precision: str) -> str:
+    """The usual name of a precision: Accelerate calls float32 "no"."""
+    return "float32" if precision == "no" else precision
 
 
-def autocast_dtype(asked: str = "auto", device: str | None = None) -> torch.dtype | None:
-    """What to sample or predict in, for a pipeline's autocast: bfloat16 where `precision` says bf16, else None."""
-    return torch.bfloat16 if precision(asked, device) == "bf16" else None
+def autocast_dtype(requested: str = "auto", device: str | None = None) -> torch.dtype | None:
+    """The autocast dtype of a pipeline: bfloat16 where `precision` is "bf16", else None."""
+    return torch.bfloat16 if precision(requested, device) == "bf16" else None
 
 
 def build_accelerator(config: TrainingConfig) -> Accelerator:
@@ -69,6 +69,6 @@ def facts(accelerator: Accelerator) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "precision": spoken(accelerator.mixed_precision),
+        "precision": precision_name(accelerator.mixed_precision),
         "versions": {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}},
     }

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the step at hand, with a checkpoint; a second one ends it at once."""
+"""Ctrl-C and SIGTERM stop a run after the current step, with a checkpoint; a second one stops it immediately."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """The signal that asked the run to stop, if any."""
+    """The signal received, if any; a handler for `signal.signal`."""
 
     number: int | None = None
 
@@ -22,21 +22,21 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM while inside (in the main thread; elsewhere they are left alone)."""
+    """Handle SIGINT and SIGTERM inside the context (main thread only; a no-op in others)."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def leave_to_main(worker: int) -> None:
-    """For a loader's process: pass the signals over. A terminal's Ctrl-C, and some schedulers, reach it as well, and
-    the step at hand needs its batches; it ends with the main process."""
+def ignore_signals(worker: int) -> None:
+    """`worker_init_fn` of a DataLoader: a terminal's Ctrl-C also reaches the workers, and the current step still needs
+    their batches. They end with the main process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""One optimizer step: its parts forward and backward, the gradients clipped and judged, the weights moved."""
+"""One optimizer step: forward and backward of its parts, gradient clipping, a finiteness check, the update."""
 
 from __future__ import annotations
 
@@ -25,32 +25,31 @@ def optimizer_step(
     accelerator: Accelerator,
     before_backward: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> tuple[dict[str, Tensor], float, list[str]]:
-    """One optimizer step over `accumulation` parts: mean losses, seconds waited for data, images' names.
+    """One optimizer step over `gradient_accumulation_steps` parts: mean losses, seconds waited for data, image names.
 
-    Where the loss or the gradients are not finite, the weights and BatchNorm's statistics stay as they are, and "loss"
-    is nan.
+    If the loss or the gradients are not finite, weights and BatchNorm statistics are unchanged and "loss" is nan.
 
     Args:
-        model: the task, as it is wrapped for the processes.
-        optimizer: of its parameters, as the accelerator prepared it.
-        batches: the parts, one after another.
-        step: steps done before; with the seed it decides every random number.
-        settings: seed, accumulation and clipping.
+        model: the task, wrapped by the accelerator.
+        optimizer: of its parameters, prepared by the accelerator.
+        batches: an iterator over the parts.
+        step: index of this step; with the seed, it determines every random number.
+        settings: seed, gradient accumulation and clipping.
         accelerator: of this run.
-        before_backward: sees the losses of each part, with their graph, which it must leave there.
+        before_backward: called with the losses of each part; must retain their graph.
     """
     model.train()
-    statistics = _running_statistics(model)
-    before = [statistic.clone() for statistic in statistics]
+    statistics = _batch_norm_statistics(model)
+    saved = [statistic.clone() for statistic in statistics]
     sums: dict[str, Tensor] = {}
-    waited, names, healthy = 0.0, [], True
+    data_wait, names, finite = 0.0, [], True
     for part in range(settings.gradient_accumulation_steps):
-        began = time.perf_counter()
+        start = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - began
+        data_wait += time.perf_counter() - start
         names += batch["name"]
         seed = hash_words(settings.seed, step, part, accelerator.process_index) >> 1
-        torch.manual_seed(seed)  # what is not drawn from the task's own generator: dropout
+        torch.manual_seed(seed)  # for dropout; tasks draw from their own generator
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 losses = model(batch, seed)
@@ -60,30 +59,30 @@ def optimizer_step(
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach().float() / settings.gradient_accumulation_steps
             if accelerator.sync_gradients:
-                healthy = _clip(model, sums["loss"], settings.optimizer.max_grad_norm, accelerator)
-                if healthy:
+                finite = _clip_gradients(model, sums["loss"], settings.optimizer.max_grad_norm, accelerator)
+                if finite:
                     optimizer.step()
                 elif accelerator.scaler is not None:
-                    accelerator.scaler.update()  # as the optimizer's step would have: it lowers the scale
+                    accelerator.scaler.update()  # lowers the scale, as the optimizer's step would have
                 optimizer.zero_grad(set_to_none=True)
-    if not healthy:
-        for statistic, kept in zip(statistics, before, strict=True):
-            statistic.copy_(kept)
+    if not finite:
+        for statistic, value in zip(statistics, saved, strict=True):
+            statistic.copy_(value)
         sums["loss"] = torch.full_like(sums["loss"], math.nan)
-    return sums, waited, names
+    return sums, data_wait, names
 
 
-def _running_statistics(model: nn.Module) -> list[Tensor]:
-    """Means and variances of every BatchNorm that learns them; what is not finite once in them stays for ever."""
+def _batch_norm_statistics(model: nn.Module) -> list[Tensor]:
+    """Running means and variances of every BatchNorm in training mode; a non-finite value would persist in them."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
     return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var) if statistic is not None]
 
 
-def _clip(model: nn.Module, loss: Tensor, most: float, accelerator: Accelerator) -> bool:
-    """Clip the gradients; whether loss and gradients are finite (float16's scaler judges its gradients itself)."""
+def _clip_gradients(model: nn.Module, loss: Tensor, max_norm: float, accelerator: Accelerator) -> bool:
+    """Clip the gradients; returns whether loss and gradients are finite (float16's scaler checks gradients itself)."""
     parameters = [p for p in model.parameters() if p.grad is not None]
-    if most or accelerator.scaler is not None:
-        norm = accelerator.clip_grad_norm_(parameters, most or math.inf)
+    if max_norm or accelerator.scaler is not None:
+        norm = accelerator.clip_grad_norm_(parameters, max_norm or math.inf)
     else:
         norm = nn.utils.get_total_norm([p.grad for p in parameters])  # type: ignore[misc]
     finite = torch.isfinite(loss)

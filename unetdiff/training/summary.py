@@ -1,4 +1,4 @@
-"""What a run says of itself: one line before its first step, and summary.json after its last."""
+"""The headline of a run, printed before its first step, and summary.json, written after its last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.files import write_whole
-from unetdiff.training import runtime as machine
+from unetdiff.training import runtime
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.logger import METRICS, read_lines
 from unetdiff.training.peak import peak_bytes
@@ -27,15 +27,15 @@ def headline(
     steps: int,
     epochs: float,
 ) -> str:
-    """One line: task, data, network, length and machine; `images` are the training and the validation ones."""
+    """One line: task, data, network, length and machine; `images`: the sizes of the training and validation splits."""
     counts = task.unet.parameter_counts()
-    facts = machine.facts(accelerator)
-    start = f", resumed at step {progress.step}" if progress.step else ""
+    facts = runtime.facts(accelerator)
+    resumed = f", resumed at step {progress.step}" if progress.step else ""
     return (
         f"{config.task} on {config.data.name}: {images[0]} training and {images[1]} validation "
         f"images, {sum(counts.values()) / 1e6:.2f} M parameters, {steps} steps of "
         f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
-        f"{facts['device']}, {facts['threads']} threads{start}"
+        f"{facts['device']}, {facts['threads']} threads{resumed}"
     )
 
 
@@ -45,11 +45,11 @@ def write_summary(
     progress: Progress,
     task: Task,
     accelerator: Accelerator,
-    figures: dict[str, Any],
-    more: dict[str, Any],
+    metrics: dict[str, Any],
+    extra: dict[str, Any],
 ) -> None:
-    """Write summary.json of a finished run, `more` in it; without the last validation's `figures` they are read from
-    its record."""
+    """Write summary.json of a finished run, with the entries of `extra`. Empty `metrics` (a resumed run that had
+    already validated) are read from metrics.jsonl."""
     summary = {
         "task": config.task,
         "steps": progress.step,
@@ -58,12 +58,12 @@ def write_summary(
         "train_minutes": progress.train_minutes,
         "images_per_second": progress.images / max(1e-9, 60 * progress.train_minutes),
         "parameters": task.unet.parameter_counts(),
-        "best": {"metric": task.best[0], "value": progress.best, "step": progress.best_step},
-        "final": figures or _last_validation(directory),
+        "best": {"metric": task.best_metric[0], "value": progress.best, "step": progress.best_step},
+        "final": metrics or _last_validation(directory),
         "skipped_steps": progress.skipped,
         "peak_memory": peak_bytes(accelerator.device),
-        **machine.facts(accelerator),
-        **more,
+        **runtime.facts(accelerator),
+        **extra,
     }
     write_whole(directory / SUMMARY, json.dumps(summary, indent=1))
 

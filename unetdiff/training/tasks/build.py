@@ -1,4 +1,4 @@
-"""Build the task of a config, fresh or with saved weights."""
+"""Build the task of a config, with new or saved weights."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Task:
-    """A task with a fresh network, its heads sized by the data and its input by the condition.
+    """A task with a new network: output channels follow from the data, input channels from the condition.
 
     Raises:
-        UserError: an autoencoder that cannot be loaded, or images of a size that it does not divide.
+        UserError: the autoencoder cannot be loaded, or its factor does not divide the image size.
     """
     model, codec = config.model, _codec(config, train)
     heads = HeadsConfig()
@@ -41,7 +41,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
-    size = model.sample_size or _sides(config.data.size, train, codec)
+    size = model.sample_size or _sample_size(config.data.size, train, codec)
     channels = codec.channels + channels_beside(config, codec)
     unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
@@ -77,18 +77,17 @@ def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, va
 
 
 def _codec(config: RunConfig, train: ImageDataset) -> Codec:
-    """What is noised."""
-    given = config.diffusion
+    """The codec of x0: pixels, latents or masks."""
+    diffusion = config.diffusion
     if config.task == "segmentation":
         return PixelCodec()
-    if given.target == "mask":
+    if diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
-    return PixelCodec() if given.latent.vae is None else LatentCodec.from_pretrained(given.latent.vae)
+    return PixelCodec() if diffusion.latent.vae is None else LatentCodec.from_pretrained(diffusion.latent.vae)
 
 
-def _sides(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:
-    """What is noised of a set's images: its side, or its height and width; None where a crop decides and the first
-    image is not square."""
+def _sample_size(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:
+    """The size of x0: its side, or [height, width]; None without `data.size` if the first image is not square."""
     height, width = codec.grid(tuple(data[0]["image"].shape[-2:]), "data.size")
     if height == width:
         return height

@@ -1,4 +1,4 @@
-"""Both heads on one backbone: clean images for the one, noised images for the other, one optimizer step."""
+"""Both heads on one backbone in one forward pass: segmentation of clean images, denoising of noisy ones."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ from unetdiff.training.weighting import WEIGHTINGS
 class JointTask(Task):
     """The weighted sum of a segmentation and a diffusion task that share one UNet."""
 
-    best = ("segmentation/mean_iou", "max")
+    best_metric = ("segmentation/mean_iou", "max")
 
     def __init__(self, segmentation: SegmentationTask, diffusion: DiffusionTask, config: JointConfig) -> None:
         super().__init__()
         if segmentation.unet is not diffusion.unet:
-            raise ValueError("a joint task needs one UNet under both heads")
+            raise ValueError("segmentation and diffusion must share one UNet")
         self.unet = segmentation.unet
-        self.unet.heads.requires_grad_(True)  # each task alone would rest the other's head
+        self.unet.heads.requires_grad_(True)  # each task froze the other's head
         self.segmentation, self.diffusion, self.config = segmentation, diffusion, config
         self.weighting = WEIGHTINGS[config.weighting](config)
 
     def trainable_modules(self) -> dict[str, nn.Module]:
-        remembered = {"weighting": self.weighting} if self.weighting.state_dict() else {}
-        return self.diffusion.trainable_modules() | remembered
+        weighting = {"weighting": self.weighting} if self.weighting.state_dict() else {}
+        return self.diffusion.trainable_modules() | weighting
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        noised = self.diffusion.noised(batch, seed)
-        clean = math.ceil(self.config.segmentation_fraction * len(noised.sample))
-        pixels, masks = self.pixels(batch["image"][:clean]), batch["mask"][:clean]
-        logits, output = self.unet.both(pixels, noised.sample, noised.timesteps, noised.conditioning.tokens)
+        noisy = self.diffusion.add_noise(batch, seed)
+        num_clean = math.ceil(self.config.segmentation_fraction * len(noisy.sample))
+        pixels, masks = self.pixels(batch["image"][:num_clean]), batch["mask"][:num_clean]
+        logits, output = self.unet.both(pixels, noisy.sample, noisy.timesteps, noisy.conditioning.tokens)
         parts = {
             "segmentation": self.segmentation.compute_loss(logits, masks),
-            "diffusion": self.diffusion.compute_loss(output, noised),
+            "diffusion": self.diffusion.compute_loss(output, noisy),
         }
-        each = {task: losses["loss"] for task, losses in parts.items()}
-        total, weights = self.weighting(each, self.unet, self.process[1])
+        totals = {task: losses["loss"] for task, losses in parts.items()}
+        total, weights = self.weighting(totals, self.unet, self.process[1])
         logged = {f"{task}/{name}": value for task, losses in parts.items() for name, value in losses.items()}
         return {"loss": total, **logged, **{f"weight/{task}": weight for task, weight in weights.items()}}
 
@@ -53,9 +53,9 @@ class JointTask(Task):
         return self.segmentation.evaluate(loader, accelerator) | self.diffusion.evaluate(loader, accelerator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        images, figures = self.segmentation.preview(accelerator)
-        more_images, more_figures = self.diffusion.preview(accelerator)
-        return images | more_images, figures | more_figures
+        images, metrics = self.segmentation.preview(accelerator)
+        samples, sample_metrics = self.diffusion.preview(accelerator)
+        return images | samples, metrics | sample_metrics
 
     def save(self, directory: Path) -> None:
         self.segmentation.save(directory)

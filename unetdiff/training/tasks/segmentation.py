@@ -1,4 +1,4 @@
-"""The segmentation head: what a batch of masks costs, and the four figures from one confusion matrix."""
+"""Training and validation of the segmentation head; metrics come from one confusion matrix."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from unetdiff.segmentation.losses import combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.tasks.base import Batch, DataFacts, Previews, Task, freeze_unused_heads
+from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
 PREVIEW_IMAGES = 6
 """Validation images shown with mask and prediction."""
 
 
 class SegmentationTask(Task):
-    """Label every pixel.
+    """Semantic segmentation.
 
     Args:
         unet: a UNet with a segmentation head.
-        config: its loss and judgement.
+        config: loss and inference.
         val: the validation split, for previews, class names and palette.
         size: (height, width) that images are resized to for the network, or their longest side, or None.
-        scheduler: the forward process that `config.noise` of the images go through; None: none do.
+        scheduler: forward process for the fraction `config.noise` of the images; None: all images are clean.
     """
 
-    best = ("segmentation/mean_iou", "max")
+    best_metric = ("segmentation/mean_iou", "max")
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class SegmentationTask(Task):
     ) -> None:
         super().__init__()
         self.unet, self.config, self.scheduler = unet, config, scheduler
-        self.facts = DataFacts(val, size)
+        self.data = ValidationData(val, size)
         self.loss = accelerate_loss(
             combined(
                 config.losses,
@@ -65,30 +65,31 @@ class SegmentationTask(Task):
         freeze_unused_heads(unet, "segmentation")
 
     def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        pixels, timesteps = self.noised(self.pixels(batch["image"]), seed)
+        pixels, timesteps = self.add_noise(self.pixels(batch["image"]), seed)
         return self.compute_loss(self.unet.segment(pixels, timesteps), batch["mask"])
 
-    def noised(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
-        """The images (B, 3, H, W), a share of them at random timesteps, and what the network is told: timesteps (B,).
+    def add_noise(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, H, W), a fraction of them noised at random timesteps, and the network's timesteps (B,).
 
-        A clean image's is 0; None where the network is told no timestep, or none of the images is ever noised.
+        The timestep of a clean image is 0. Timesteps are None without `config.noise`, or for a network without time
+        embedding.
         """
         if self.scheduler is None or not self.config.noise:
             return pixels, None
         generator = torch.Generator(pixels.device).manual_seed(seed)
-        of = len(self.scheduler.alphas_cumprod)
-        timesteps = objectives.sample_timesteps(len(pixels), of, generator, True, *self.process)
+        num_timesteps = len(self.scheduler.alphas_cumprod)
+        timesteps = objectives.sample_timesteps(len(pixels), num_timesteps, generator, True, *self.process)
         noise = objectives.draw_noise(pixels, generator)
-        chosen = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
+        is_noisy = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
         sample = objectives.noised(self.scheduler, pixels, noise, timesteps)
-        told = self.unet.config["conditioning"]["timestep"]
-        seen = torch.where(rearrange(chosen, "b -> b 1 1 1"), sample, pixels)
-        return seen, torch.where(chosen, timesteps, 0) if told else None
+        sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, pixels)
+        has_time_embedding = self.unet.config["conditioning"]["timestep"]
+        return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
 
     def compute_loss(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """The loss of logits (B, C, H, W) against masks (B, H, W), in all and by part."""
+        """The loss of logits (B, C, H, W) and masks (B, H, W), in total and by part."""
         target = masks.to(logits.device, non_blocking=True)
-        if target.shape[-2:] != logits.shape[-2:]:  # the unpadded network answers for the middle
+        if target.shape[-2:] != logits.shape[-2:]:  # valid padding: the logits cover the center
             target = center_crop(target, (logits.shape[-2], logits.shape[-1]))
         until = self.config.class_weights_anneal_until
         loss = self.loss if until is None else self.loss.anneal_class_weights(max(0.0, 1 - self.progress / until))
@@ -109,41 +110,41 @@ class SegmentationTask(Task):
                     loss, _ = self.loss(logits, target)
                     sums += torch.stack([loss * len(images), loss.new_tensor(len(images))])
         sums = accelerator.reduce(sums)  # type: ignore[assignment]
-        figures = matrix.reduce(accelerator).compute()
+        metrics = matrix.reduce(accelerator).compute()
         return {
             "segmentation/loss": float(sums[0] / sums[1]),
             "segmentation/images": int(sums[1]),
-            **{f"segmentation/{name}": value for name, value in figures.items()},
+            **{f"segmentation/{name}": value for name, value in metrics.items()},
         }
 
     def preview(self, accelerator: Accelerator) -> Previews:
-        val = self.facts.val
-        shown = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_IMAGES)]
+        val = self.data.val
+        items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_IMAGES)]
         predictions = []
-        for item in shown:
+        for item in items:
             with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
                 logits = segment_whole(self.unet, self.pixels(collate([item])["image"]))
             mask = item["mask"]
             predictions.append(resize_logits(logits, (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0).cpu())
         image = preview(
-            [item["image"] for item in shown],
-            [item["mask"] for item in shown],
+            [item["image"] for item in items],
+            [item["mask"] for item in items],
             predictions,
             val.palette,
             val.classes,
             self.config.ignore_index,
-            [item["name"] for item in shown],
+            [item["name"] for item in items],
         )
         return {"segmentation": image}, {}
 
     def save(self, directory: Path) -> None:
-        val = self.facts.val
-        pipeline = SegmentationPipeline(self.unet, val.classes, val.palette, self.facts.size, self.config.ignore_index)
+        val = self.data.val
+        pipeline = SegmentationPipeline(self.unet, val.classes, val.palette, self.data.size, self.config.ignore_index)
         pipeline.save_pretrained(directory)
 
 
 def _same_size(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """A batch as (images, masks) of one size each: itself, or one image at a time."""
+    """A batch as pairs (images, masks) of equal size: the batch itself, or one pair per image."""
     images, masks = batch["image"], batch["mask"]
     if isinstance(images, Tensor) and isinstance(masks, Tensor):
         return [(images, masks)]

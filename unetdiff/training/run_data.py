@@ -1,0 +1,66 @@
+"""The datasets of a run and its stream of training batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from unetdiff.config.schema import RunConfig
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.data.check import require_clean
+from unetdiff.data.repeat_factors import repeat_factors
+from unetdiff.data.sampling import StepSampler
+from unetdiff.data.stats import class_presence
+from unetdiff.training.conditions import needs_layout
+from unetdiff.training.config import TrainingConfig
+from unetdiff.training.signals import ignore_signals
+from unetdiff.training.tasks.base import Batch
+
+
+class RunData:
+    """Both splits of a run, checked by the main process before they are read.
+
+    Attributes:
+        train: the training split.
+        val: the validation split.
+        repeat_factors: relative sampling frequency of each training image, (len(train),), or None.
+    """
+
+    def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
+        masks, layout = config.task != "diffusion", needs_layout(config)
+        if accelerator.is_main_process:
+            require_clean(config.data, masks=masks or layout)
+        accelerator.wait_for_everyone()
+        self.train = build_dataset(config.data, "train", masks, layout)
+        self.val = build_dataset(config.data, "val", masks, layout)
+        threshold = config.data.repeat_factor_threshold if masks else None
+        self.repeat_factors = repeat_factors(class_presence(self.train), threshold) if threshold else None
+
+    def batches(
+        self, settings: TrainingConfig, start: int, stop: int, strong_until: int, accelerator: Accelerator
+    ) -> Iterator[Batch]:
+        """This process's batches of the optimizer steps `start` to `stop`, one per accumulated part."""
+        sampler = StepSampler(
+            len(self.train),
+            settings.batch_size,
+            settings.seed,
+            start=start,
+            stop=stop,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            accumulation_steps=settings.gradient_accumulation_steps,
+            strong_until=strong_until,
+            factors=self.repeat_factors,
+        )
+        loader: DataLoader[Batch] = DataLoader(
+            self.train,  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=settings.num_workers,
+            worker_init_fn=ignore_signals,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        return iter(loader)
