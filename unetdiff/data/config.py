@@ -1,4 +1,4 @@
-"""Which images a run sees: the typed `data:` section of a config file."""
+"""The `data:` section of a config: dataset, splits, sizes, augmentation."""
 
 from __future__ import annotations
 
@@ -8,88 +8,85 @@ from typing import Literal
 
 @dataclass
 class ScenesConfig:
-    """Difficulty of the embedded set: real digits on textured backgrounds."""
+    """The embedded scenes: real handwritten digits on textured backgrounds."""
 
     train_images: int = 8000
-    """Scenes in the training split."""
+    """Training scenes."""
     val_images: int = 500
-    """Scenes in the validation split (their digits are never seen in training)."""
+    """Validation scenes (with digits that are not in the training split)."""
     digits: int = 1
-    """Digits in a scene."""
+    """Digits per scene."""
     colors: int = 6
-    """Colours that digits come in: the first so many of red, green, blue, yellow, purple, white."""
+    """Number of digit colors: the first of red, green, blue, yellow, purple, white."""
     clutter: float = 0.5
-    """Contrast of the background's texture, 0 (plain) to 1."""
+    """Contrast of the background texture, 0 (plain) to 1."""
     spread: float = 1.0
-    """Variety of place and size: 0 (all in the middle of their cell, at full size) to 1 (anywhere, at any size)."""
+    """Variation of position and size, 0 (centered in its cell, full size) to 1 (anywhere, any size)."""
     seed: int = 0
     """Seed of the scenes."""
     held_out_pairs: list[str] = field(default_factory=list)
-    """Digits and colours that never meet in the training split, e.g. ["blue 3", "red 7"]; the validation split has
-    every pairing."""
+    """Color and digit pairs left out of the training split, e.g. ["blue 3", "red 7"]; the validation split has all
+    pairs."""
 
 
 @dataclass
 class AugmentConfig:
-    """Training-time changes of an image; the strong ones end with the no-augmentation phase."""
+    """Training augmentation; strong augmentation is off in the last phase of the schedule."""
 
     flip: bool = False
-    """Mirror half of the images left to right."""
+    """Random horizontal flip."""
     scale: list[float] | None = None
-    """Strong: scale jitter, smallest and largest factor (e.g. [0.5, 2.0]); None: none."""
+    """Strong: scale jitter, [smallest, largest] factor, e.g. [0.5, 2.0]; None: off."""
     crop: list[int] | None = None
-    """Height and width of a random crop (padded with void 255 where the image is smaller); None: whole
-    image."""
+    """[height, width] of a random crop, padded with 255 (ignore) if the image is smaller; None: the whole image."""
     color: float = 0.0
     """Strong: brightness, contrast and saturation jitter, 0 to 1."""
 
 
 @dataclass
 class DataConfig:
-    """A set of images and its splits."""
+    """A dataset and its splits."""
 
     name: Literal[
         "scenes", "voc", "voc_folder", "image_folder", "captioned_folder", "parquet", "fashion_mnist", "cifar10"
     ] = "scenes"
-    """scenes (embedded), voc (PASCAL VOC 2012), voc_folder (any folder in VOC's layout),
-    image_folder (one folder a class), captioned_folder (images and a metadata.jsonl with their captions),
-    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
+    """scenes (embedded), voc (PASCAL VOC 2012), voc_folder (any folder in VOC's layout), image_folder (one folder per
+    class), captioned_folder (images, and a metadata.jsonl with captions), parquet (a Hugging Face image column with
+    labels, captions or both), fashion_mnist and cifar10 (torchvision)."""
     root: str | None = None
-    """Folder (or parquet file) of the set; not for scenes."""
+    """Folder (or parquet file) of the dataset; not for scenes."""
     download: bool = False
-    """Let torchvision download the set (voc, fashion_mnist, cifar10)."""
+    """Download the dataset with torchvision (voc, fashion_mnist, cifar10)."""
     train_split: str = "train"
-    """Name of the training split: ImageSets/Segmentation/NAME.txt, a folder, or the set's own name. voc: train, or
-    trainaug once `unetdiff data download sbd` has built it."""
+    """Training split: ImageSets/Segmentation/NAME.txt, a folder, or the dataset's own name. voc: train, or trainaug
+    after `unetdiff data download sbd`."""
     val_split: str = "val"
-    """Name of the validation split."""
+    """Validation split."""
     num_classes: int | None = None
-    """voc_folder without classes.txt: number of classes, background included."""
+    """voc_folder without classes.txt: number of classes, including background."""
     allow_binary_masks: bool = False
-    """Accept masks that hold nothing but 0 and 255; refused otherwise, as 255 (void) is then mostly a
-    foreground."""
+    """Accept masks with no values but 0 and 255. They are rejected by default, as 255 means ignore and often stands for
+    the foreground by mistake."""
     image_column: str = "img"
-    """parquet: column of the image."""
+    """parquet: image column."""
     label_column: str = "label"
-    """parquet: column of the class; where there is a caption column, a table without "label" has no classes."""
+    """parquet: label column; a table with captions need not have it."""
     caption_column: str | None = None
-    """captioned_folder: column of the caption in its metadata file; None: text. parquet: column of the caption; None:
-    without captions."""
+    """captioned_folder: caption column of its metadata file; None: text. parquet: caption column; None: no captions."""
     size: list[int] | None = None
-    """Height and width that every image is resized to (a segmenter's mask keeps its own size in validation); None:
-    as it is."""
+    """[height, width] that images are resized to (validation masks keep their own size); None: unchanged."""
     longest_side: int | None = None
-    """voc and voc_folder: longest side that every image is resized to, its aspect kept (the mask keeps its own size
-    in validation); before augmentation. Instead of `size`."""
+    """voc and voc_folder: longest side that images are resized to before augmentation, keeping the aspect ratio
+    (validation masks keep their own size). Instead of size."""
     repeat_factor_threshold: float = 0.0
-    """voc and voc_folder: an image with a class that less than this share of the images has comes more often, the
-    root of the lack times as often (Gupta et al. 2019, repeat factors); 0: every image alike."""
+    """voc and voc_folder: oversample images with classes that fewer than this fraction t of the images have, by the
+    repeat factor max(1, sqrt(t / frequency)) (Gupta et al. 2019, LVIS); 0: off."""
     train_fraction: float = 1.0
     """Fraction of the training images that is used (at least one image), drawn by train_fraction_seed; a larger
     fraction contains every smaller one."""
     train_fraction_seed: int = 0
-    """Which images a share below 1 takes."""
+    """Seed of the subset for train_fraction below 1."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    """The embedded set."""
+    """The embedded scenes."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Training-time augmentation."""

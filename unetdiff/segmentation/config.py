@@ -1,4 +1,4 @@
-"""The typed `segmentation:` section of a config file (loss and judgement), and how a trained head is asked."""
+"""The `segmentation:` section of a config: losses, class imbalance; and the options of inference."""
 
 from __future__ import annotations
 
@@ -14,58 +14,55 @@ LOSS_NAMES = ("cross_entropy", "focal", "dice", "lovasz")
 
 @dataclass
 class OHEMConfig:
-    """Online hard example mining: cross_entropy averages over hard pixels alone."""
+    """Online hard example mining: cross-entropy averaged over hard pixels only (Shrivastava et al. 2016)."""
 
     threshold: float = 0.7
-    """A pixel is hard where its true class has a probability below this; 0: min_fraction alone decides."""
+    """A pixel is hard if the probability of its true class is below this; 0: only min_fraction counts."""
     min_fraction: float = 0.2
-    """Share of the valid pixels that is kept at least, the hardest first (mmsegmentation keeps 100,000 of 512 x
-    1024)."""
+    """Minimum fraction of the valid pixels that is kept, the hardest first (mmsegmentation: 100,000 of 512 x 1024)."""
 
 
 @dataclass
 class SegmentationConfig:
-    """Loss and judgement of the segmentation head."""
+    """Losses and class imbalance of the segmentation head."""
 
     losses: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0, "dice": 1.0})
-    """Weighted sum of losses, by name: cross_entropy, focal, dice, lovasz (Lovász-softmax)."""
+    """Weights of the losses: cross_entropy, focal, dice, lovasz (Lovász-softmax)."""
     class_weights: list[float] | Literal["median_frequency", "inverse_log"] | None = None
-    """A weight for each class in cross_entropy and focal; None: all 1. computed: from the training split's pixels when
-    a run starts, by median frequency (Eigen & Fergus 2015); inverse_log: by the inverse logarithm (ENet, Paszke 2016);
-    `unetdiff data stats` shows both."""
+    """Class weights of cross_entropy and focal; None: all 1. median_frequency (Eigen & Fergus 2015) and inverse_log
+    (ENet, Paszke et al. 2016) are computed from the training masks; `unetdiff data stats` shows both."""
     class_weights_anneal_until: float | None = None
-    """Share of the run after which every class weighs 1: the weights go there in a straight line, so that rare classes
-    are found early and not overrated at the end; None: the weights stay."""
+    """Fraction of the run over which the class weights are annealed linearly to 1, so that rare classes are learned
+    early without being over-predicted at the end; None: constant weights."""
     label_smoothing: float = 0.0
-    """Share of a pixel's target that cross_entropy spreads over all classes, 0 to below 1 (torch's definition)."""
+    """Label smoothing of cross_entropy, in [0, 1) (torch's definition)."""
     ohem: OHEMConfig | None = None
-    """Average cross_entropy over the hard pixels alone; null: over all."""
+    """Average cross_entropy over hard pixels only; null: over all."""
     ignore_index: int = 255
-    """Void: counted in no loss and no metric. Nor is 255, whatever this says: it fills what a crop has beyond the
-    image."""
+    """Mask value excluded from losses and metrics. 255 is excluded as well, as it pads crops."""
     noise: float = 0.0
-    """Share of the training images that are noised to a uniform timestep of `diffusion.noise`, as a denoiser sees
-    them; 0: none. With model.conditioning.timestep true the network is told the timestep, else it is not."""
+    """Fraction of the training images that are noised to a uniform timestep of `diffusion.noise`, as for a denoiser; 0:
+    none. The network receives the timestep if model.conditioning.timestep is true."""
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """How an image becomes logits: in one piece or in tiles, seen once or in several views.
+    """How logits are computed from an image: whole or in tiles, from one view or several.
 
-    With more than one view (flip, scales) the views' softmax probabilities are averaged, and the logits are their
-    logarithm; the one view of the defaults gives the network's own logits.
+    Several views (flip, scales): the logits are the logarithm of the mean softmax probabilities. One view (the
+    default): the network's own logits.
     """
 
     tile: list[int] | None = None
-    """[height, width] that the network sees at once; None: the whole image. Smaller images are mirrored to it."""
+    """[height, width] of overlapping tiles; None: the whole image. Smaller images are padded by reflection."""
     overlap: float = 0.25
-    """Share of a tile, at least, that it has in common with its neighbour, 0 to 0.9; seams are blended there."""
+    """Minimum overlap of neighboring tiles as a fraction of the tile, 0 to 0.9; logits are blended there."""
     flip: bool = False
-    """See each image mirrored left to right as well."""
+    """Average with the horizontally flipped image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """See each image at these sizes; a tile stays as it is and covers more of a smaller image."""
+    """Average over these image scales; the tile size stays the same."""
     batch_size: int = 8
-    """Tiles (of any images and views) that the network sees together; whole images, where there are no tiles."""
+    """Tiles (of any images and views) per forward pass; whole images without tiles."""
 
     @property
     def views(self) -> list[tuple[float, bool]]:
