@@ -16,7 +16,7 @@ from __future__ import annotations
 EXPERIMENTS: dict[str, tuple[str, str]] = {
     "budget": (
         "unetdiff.experiments.budget",
-        "joint against separate training of both heads, at equal optimizer steps",
+        "joint versus separate training of both heads, at equal optimizer steps",
     ),
     "pretraining": (
         "unetdiff.experiments.pretraining",
@@ -38,7 +38,7 @@ EXPERIMENTS: dict[str, tuple[str, str]] = {
     ),
     "mask_diffusion": (
         "unetdiff.experiments.mask_diffusion",
-        "segmentation by a discriminative head against a mask-generating denoiser",
+        "discriminative head versus mask-generating denoiser for segmentation",
     ),
     "synthesis": (
         "unetdiff.experiments.synthesis",

@@ -26,13 +26,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.evaluation.config import IMAGENET
 from unetdiff.evaluation.features import MIN_ENCODER_SIDE
-from unetdiff.experiments.features import (
-    Features,
-    NoiseLevel,
-    PretrainedEncoderFeatures,
-    open_features,
-    parse_noise_levels,
-)
+from unetdiff.experiments.features import parse_noise_levels
 from unetdiff.experiments.gallery import hex_color
 from unetdiff.experiments.linear_probes import (
     LinearProbe,
@@ -48,11 +42,16 @@ from unetdiff.experiments.linear_probes import (
     update_split,
 )
 from unetdiff.experiments.probe_report import ProbeResults, probe_record
+from unetdiff.experiments.probed_network import (
+    ProbedNetwork,
+    encoder_network,
+    random_network,
+    trained_network,
+)
 from unetdiff.experiments.result_cache import cached_result
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
 from unetdiff.models.config import PRETRAINED_ENCODERS
 from unetdiff.models.loading import fingerprint
-from unetdiff.models.unet import UNet
 from unetdiff.reports.embed import as_array
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
@@ -111,7 +110,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     def is_complete(result: dict[str, Any]) -> bool:
         return all((output / mask).is_file() for mask in result["masks"])
 
-    def measure(name: str, kind: str, identity: dict[str, Any], opener: partial[_Network]) -> None:
+    def measure(name: str, kind: str, identity: dict[str, Any], opener: partial[ProbedNetwork]) -> None:
         folder = output / name.replace("/", "-").replace(", ", "-").replace(" ", "-")
         result = cached_result(
             folder / "probes.json", settings | identity, lambda: _measure(opener, args, folder, output), is_complete
@@ -120,57 +119,27 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 
     first = runs[0]
     for one in runs:
-        measure(one.name, one.task, _identity(one, first), partial(_trained, one, first, levels, args, device))
-    random = partial(_random, first, levels, args, device)
+        measure(one.name, one.task, _identity(one, first), partial(trained_network, one, first, levels, args, device))
+    random = partial(random_network, first, levels, args, device)
     measure("random weights", "random", _identity(first, first) | {"random": True}, random)
     if args.encoder is not None:
         identity = {"data": first.config["data"], "weights": _file_identity(args.encoder_weights)}
-        measure(f"{args.encoder}, ImageNet", "encoder", identity, partial(_encoder, first, args, device))
+        measure(f"{args.encoder}, ImageNet", "encoder", identity, partial(encoder_network, first, args, device))
     gallery = _gallery_images(labeled_images(first, first, "val"), args, output)
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
     minutes = (time.monotonic() - start) / 60
     return probe_record(results, gallery, args, first.data_name, command, configs, facts(accelerator), minutes)
 
 
-class _Network:
-    """A network, the images it is probed on, and its segmentation head if it has one."""
-
-    def __init__(self, features: Features, run: Run, first: Run, segmenter: UNet | None = None) -> None:
-        self.features, self.segmenter = features, segmenter
-        self.train, self.val = labeled_images(run, first, "train"), labeled_images(run, first, "val")
-        self.size = run.config["data"].get("size") or run.config["data"].get("longest_side")
-        self.ignore_index = int((run.config.get("segmentation") or {}).get("ignore_index", 255))
-
-
-def _trained(
-    run: Run, first: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device
-) -> _Network:
-    features = open_features(run, labeled_images(run, first, "val"), levels, args.seed, device)
-    return _Network(features, run, first, features.unet if "segmentation" in run.heads else None)
-
-
-def _random(run: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device) -> _Network:
-    """Random weights of the first run's config, on clean images."""
-    features = open_features(run, labeled_images(run, run, "val"), levels, args.seed, device)
-    return _Network(features.with_random_weights("random weights", args.seed, [None]), run, run)
-
-
-def _encoder(first: Run, args: argparse.Namespace, device: torch.device) -> _Network:
-    features = PretrainedEncoderFeatures(args.encoder, args.encoder_weights, args.encoder_min_size, device)
-    return _Network(features, first, first)
-
-
-def _measure(opener: partial[_Network], args: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
+def _measure(opener: partial[ProbedNetwork], args: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:
     """Train and evaluate the probes of one network, and write its masks for the gallery."""
     start = time.monotonic()
     memory = run_in_subprocess(_memory, opener, args)
     network = opener()
     features, train, val = network.features, network.train, network.val
     num_classes, ignore_index = len(train.classes), network.ignore_index
-    train_indices, val_indices = (
-        evenly_spaced_indices(len(train), args.num_train_images),
-        evenly_spaced_indices(len(val), args.num_val_images),
-    )
+    train_indices = evenly_spaced_indices(len(train), args.num_train_images)
+    val_indices = evenly_spaced_indices(len(val), args.num_val_images)
     training = _training(args)
     stats = feature_stats(features, train, train_indices, args.batch_size)
     inputs = [ProbeInput(level, (block,)) for level, block in stats.channels]
@@ -206,7 +175,7 @@ def _measure(opener: partial[_Network], args: argparse.Namespace, folder: Path, 
     }
 
 
-def _memory(opener: partial[_Network], args: argparse.Namespace) -> int | None:
+def _memory(opener: partial[ProbedNetwork], args: argparse.Namespace) -> int | None:
     """Peak memory of training all probes in bytes, beyond that of a new process with the network and the dataset.
 
     Measured over a few steps; later steps need no more, as nothing is kept between them.
@@ -245,7 +214,7 @@ def _selection_miou(matrices: SplitMatrices) -> float:
 
 
 @torch.no_grad()
-def _evaluate_head(network: _Network, indices: list[int], batch_size: int, num_classes: int) -> SplitMatrices:
+def _evaluate_head(network: ProbedNetwork, indices: list[int], batch_size: int, num_classes: int) -> SplitMatrices:
     """Confusion matrices of a network's own segmentation head on the same images."""
     assert network.segmenter is not None
     matrices = split_matrices(num_classes, network.ignore_index)
@@ -267,7 +236,7 @@ def _gallery_positions(indices: list[int], num_rows: int) -> list[int]:
 
 @torch.no_grad()
 def _write_masks(
-    network: _Network,
+    network: ProbedNetwork,
     probe_input: ProbeInput,
     probe: LinearProbe,
     indices: list[int],
