@@ -130,8 +130,7 @@ def test_unknown_keys_name_the_nearest(unknown: str, right: str, tmp_path: Path,
         ),
         (
             ["--model.heads.segmentation.num_classes", "x"],
-            "model.heads.segmentation={num_classes: x}: must be a section with num_classes (an "
-            "integer), kernel_size (an integer) or null.",
+            "model.heads.segmentation={num_classes: x}: must be a section with num_classes (an integer) or null.",
         ),
         (["--segmentation.losses", "3"], "segmentation.losses=3: must be a mapping of names to numbers."),
         (["--training.steps"], "--training.steps: must be followed by an integer or null."),
