@@ -44,7 +44,7 @@ def test_data_download_says_where_and_what_next(
 
 def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, part in (
-        ([], "required: set, --root"),
+        ([], "required: dataset, --root"),
         (["voc"], "required: --root"),
         (["camvid", "--root", "x"], "invalid choice: 'camvid'"),
         (["voc", "--roto", "x"], "--root"),

@@ -105,7 +105,7 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
             ["data", "stats", "--outptu", "x"],
             "unetdiff data stats: unknown argument '--outptu'. Did you mean --output?",
         ),
-        (["data", "stats", "--data.name=scenes", "--output", "."], "--output: '.' is a directory; give a file"),
+        (["data", "stats", "--data.name=scenes", "--output", "."], "--output=.: must be a file. Give e.g. stats.json."),
         (["data", "chek"], "unetdiff data: unknown action 'chek'. Did you mean check?"),
     ],
 )
@@ -117,7 +117,7 @@ def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
 
 def test_a_bad_mask_and_a_bad_place_for_the_output(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(root, "--output", str(root / "classes.txt" / "stats.json"))) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "must be writable" in capsys.readouterr().err
     (root / "SegmentationClass" / "b.png").unlink()
     assert main(words(root)) == 2
     assert "b.png: no such file (missing)" in capsys.readouterr().err

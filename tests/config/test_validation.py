@@ -92,12 +92,11 @@ INVALID = [
     ),
     (
         "diffusion",
-        {"model.conditioning.class_embed_type": "timestep"},
-        "model.conditioning.class_embed_type=timestep: must be null: it describes imported networks and is not "
-        "trained.",
+        {"model.imported.class_embed_type": "timestep"},
+        "model.imported.class_embed_type=timestep: must be null: it describes imported networks and is not trained.",
     ),
-    ("diffusion", {"model.residual.attention_heads": [2, 2]}, "model.residual.attention_heads"),
-    ("diffusion", {"model.residual.transformer_depth": [1, 2]}, "model.residual.transformer_depth"),
+    ("diffusion", {"model.imported.attention_heads": [2, 2]}, "model.imported.attention_heads"),
+    ("diffusion", {"model.imported.transformer_depth": [1, 2]}, "model.imported.transformer_depth"),
     (
         "diffusion",
         {"data.name": "voc_folder", "data.root": ".", "data.size": [64, 64]},

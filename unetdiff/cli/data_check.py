@@ -33,5 +33,5 @@ def main(argv: Sequence[str]) -> int:
     for issue in issues:
         print(issue)
     name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
-    print(f"{name}: {len(issues)} fault{'' if len(issues) == 1 else 's'} found" if issues else f"{name}: good")
+    print(f"{name}: {len(issues) or 'no'} problem{'' if len(issues) == 1 else 's'} found")
     return 1 if issues else 0
