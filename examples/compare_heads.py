@@ -50,7 +50,7 @@ def main() -> None:
         weights = sum(summary["parameters"].values())
         figures = [f"{key} {summary['final'][key]:.4f}" for key in SHOWN if key in summary["final"]]
         print(f"{summary['task']}: {weights / 1e6:.2f} M weights, {summary['minutes']:.1f} min, {', '.join(figures)}")
-    budget = Budget(images=10, steps=2, judge_steps=4, rows=2) if given.tiny else Budget()
+    budget = Budget(images=10, steps=2, classifier_steps=4, rows=2) if given.tiny else Budget()
     print(write_report(runs, given.output / "report.html", budget=budget))
 
 

@@ -1,11 +1,11 @@
-"""Train a small class-conditional DDPM, then draw each class from the same noise with and without guidance.
+"""Train a small class-conditional DDPM, then sample each class with and without guidance, from the same noise.
 
-    python examples/train_conditional_ddpm.py --root path/to/folder       # one sub-folder a class
+    python examples/train_conditional_ddpm.py --root path/to/folder       # one sub-folder per class
     python examples/train_conditional_ddpm.py                             # the embedded scenes
     python examples/train_conditional_ddpm.py --tiny                      # seconds
 
-A tenth of the images are trained with the null token, so that one network holds both the conditional and the
-unconditional denoiser, which classifier-free guidance needs (Ho & Salimans 2022).
+A tenth of the images are trained with the null token, so that one network is both the conditional and the
+unconditional denoiser needed by classifier-free guidance (Ho & Salimans 2022).
 Run again, it resumes an interrupted run and reuses a finished one; for other settings give another --output.
 """
 
@@ -28,7 +28,7 @@ from unetdiff.training.run_cache import train_once
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder with one sub-folder of images a class")
+    parser.add_argument("--root", type=Path, help="folder with one sub-folder of images per class")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--output", type=Path, default=Path("runs/conditional_ddpm"))
     parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")

@@ -1,11 +1,11 @@
-"""Train a segmenter on images with VOC-style masks, and label an image with it.
+"""Train a segmenter on images with VOC-style masks, and segment an image with it.
 
     python examples/train_voc_segmenter.py --root data/VOCdevkit/VOC2012 --num_classes 21     # PASCAL VOC
     python examples/train_voc_segmenter.py --root path/to/folder     # any folder in VOC's layout, with a classes.txt
-    python examples/train_voc_segmenter.py --tiny                    # seconds, on a small folder that it makes
+    python examples/train_voc_segmenter.py --tiny                    # seconds, on a small generated folder
 
-Void (255) counts nowhere, the trunk starts from ImageNet weights and learns ten times slower than the decoder.
-Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
+255 is ignored in loss and metrics. The encoder has ImageNet weights and a tenth of the decoder's learning rate.
+Run again, it resumes an interrupted run and reuses a finished one; for other settings give another --output.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from unetdiff.training.run_cache import train_once
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, help="folder that holds JPEGImages/, SegmentationClass/ and ImageSets/")
-    parser.add_argument("--num_classes", type=int, help="where it has no classes.txt")
+    parser.add_argument("--root", type=Path, help="folder with JPEGImages/, SegmentationClass/ and ImageSets/")
+    parser.add_argument("--num_classes", type=int, help="number of classes, for a folder without classes.txt")
     parser.add_argument("--output", type=Path, default=Path("runs/voc_segmenter"))
     parser.add_argument("--weights", default="imagenet", help='"imagenet", a safetensors file, or "none"')
-    parser.add_argument("--tiny", action="store_true", help="a few steps on a small folder made here")
-    given = parser.parse_args()
-    if given.root is None and not given.tiny:
-        parser.error("give --root, or --tiny")
+    parser.add_argument("--tiny", action="store_true", help="a few steps on a small generated folder")
+    args = parser.parse_args()
+    if args.root is None and not args.tiny:
+        parser.error("--root: must be set without --tiny. Give a folder.")
 
-    root = given.root or make_voc_folder(given.output.with_name(given.output.name + "-data"))
-    if given.tiny:
-        config = tiny_config(root, given.output)
+    root = args.root or make_voc_folder(args.output.with_name(args.output.name + "-data"))
+    if args.tiny:
+        config = tiny_config(root, args.output)
     else:
-        config = full_config(root, given.num_classes, given.output, given.weights)
+        config = full_config(root, args.num_classes, args.output, args.weights)
     image = list_pairs(root, config.data.val_split)[0].image
     run = train_once(config)
 
     segmenter = SegmentationPipeline.from_pretrained(model_directory(run))
     result = segmenter(image)
     result.overlay.save(run / "example-overlay.png")
-    found = ", ".join(segmenter.classes[i] for i in np.unique(result.mask))
-    print(f"{image.name}: {found}; see {run / 'example-overlay.png'}")
+    names = ", ".join(segmenter.classes[i] for i in np.unique(result.mask))
+    print(f"{image.name}: {names}; see {run / 'example-overlay.png'}")
 
 
 def full_config(root: Path, num_classes: int | None, output: Path, weights: str) -> RunConfig:
-    """A pretrained ResNet-50 under our decoder, 50 epochs of random crops."""
+    """A ResNet-50 encoder with ImageNet weights, 50 epochs of random crops."""
     return RunConfig(
         task="segmentation",
         model=ModelConfig(encoder=EncoderConfig(name="resnet50", weights=None if weights == "none" else weights)),
@@ -71,7 +71,7 @@ def full_config(root: Path, num_classes: int | None, output: Path, weights: str)
 
 
 def tiny_config(root: Path, output: Path) -> RunConfig:
-    """Does it run at all? Three steps of a two-level network."""
+    """A smoke test: three steps of a two-level network."""
     return RunConfig(
         task="segmentation",
         model=ModelConfig(encoder=EncoderConfig(name="classic", channels=[8, 16])),
@@ -83,7 +83,7 @@ def tiny_config(root: Path, output: Path) -> RunConfig:
 
 
 def make_voc_folder(root: Path) -> Path:
-    """Twelve images of one rectangle each, with void around its edge, in VOC's layout."""
+    """Twelve images of one rectangle each, with a void border, in VOC's layout."""
     rng = np.random.default_rng(0)
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)

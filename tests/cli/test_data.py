@@ -99,9 +99,9 @@ def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(words) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" (")[0] for line in lines] == [
-        f"{tmp_path}/metadata.jsonl:2: no caption",
-        f"{tmp_path}/metadata.jsonl:3: no such image",
-        f"{tmp_path}/metadata.jsonl:4: file_name 0.png comes again",
+        f"{tmp_path}/metadata.jsonl:2: caption missing",
+        f"{tmp_path}/metadata.jsonl:3: image not found",
+        f"{tmp_path}/metadata.jsonl:4: file_name 0.png repeated",
         f"captioned_folder in {tmp_path}: 3 problems found",
     ]
 

@@ -120,4 +120,4 @@ def test_a_bad_mask_and_a_bad_place_for_the_output(root: Path, capsys: pytest.Ca
     assert "must be writable" in capsys.readouterr().err
     (root / "SegmentationClass" / "b.png").unlink()
     assert main(words(root)) == 2
-    assert "b.png: no such file (missing)" in capsys.readouterr().err
+    assert "b.png: file not found (missing)" in capsys.readouterr().err

@@ -117,8 +117,8 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
     assert seen["segmentation/images"] == plain["segmentation/images"] == 4
     for words, part in (
         (["--overlap", "2"], "--overlap=2.0: must be in [0, 0.9]"),
-        (["--tile", "a"], "'a' is no size"),
-        (["--scales", "1,b"], "'1,b' is no list of numbers"),
+        (["--tile", "a"], "a: must be a side"),
+        (["--scales", "1,b"], "1,b: must be a list of numbers"),
     ):
         assert main(["evaluate", str(run), *words]) == 2
         assert part in capsys.readouterr().err

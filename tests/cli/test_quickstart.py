@@ -37,7 +37,7 @@ def test_config_files_say_the_same(task):
 
 
 def test_metrics_table():
-    report = {"runs": [{"name": "joint", "figures": {"minutes": 3.0, "segmentation.mean_iou": 0.8512}}]}
+    report = {"runs": [{"name": "joint", "metrics": {"minutes": 3.0, "segmentation.mean_iou": 0.8512}}]}
     lines = metrics_table(report).strip("\n").splitlines()
     assert lines[0].split() == ["time", "mIoU", "pixel", "accuracy", "class", "consistency"]
     assert lines[1].split() == ["joint", "3.0", "min", "0.851", "–", "–"]
@@ -49,7 +49,7 @@ def test_quickstart_and_again(tmp_path, monkeypatch, capsys):
     assert page == tmp_path / "report.html" and page.is_file()
     report = json.loads(page.with_suffix(".json").read_text())
     assert [one["heads"] for one in report["runs"]] == [["segmentation"], ["diffusion"], ["segmentation", "diffusion"]]
-    assert all(one["figures"]["minutes"] > 0 for one in report["runs"])
+    assert all(one["metrics"]["minutes"] > 0 for one in report["runs"])
     assert "class consistency" in capsys.readouterr().out
 
     # interrupted: joint has no summary, and its last checkpoint is the end of the run

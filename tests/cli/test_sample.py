@@ -147,7 +147,7 @@ def test_one_noise_of_a_seed_class_and_index_everywhere(run: Path, monkeypatch: 
     assert len(sampled) == 30
     assert sampled == noises(lambda: evaluation.sample(task, 30, SamplingConfig(1, 2.0, seed)))
     assert sampled == noises(lambda: task.preview(Accelerator()))
-    budget = Budget(images=30, steps=1, judge_steps=1)
+    budget = Budget(images=30, steps=1, classifier_steps=1)
     assert sampled == noises(lambda: sample_blocks(read_runs([run]), budget, seed))
 
 

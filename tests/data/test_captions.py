@@ -65,15 +65,15 @@ def test_reads_what_hugging_face_reads(tmp_path: Path, monkeypatch: pytest.Monke
     root = tmp_path / "set"
     for split, count, first in (("train", 5, 0), ("validation", 3, 100)):
         write(root / split, make_images(root / split, count, first), kind)
-    judge = hf.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "cache"))
+    reference = hf.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "cache"))
     for role, split in (("train", "train"), ("val", "validation")):
         images = build_dataset(config(root), role, segmentation=False)
-        judged = {row["text"]: np.array(row["image"]) for row in judge[split]}
-        assert len(images) == len(judged) and images.labels == images.classes == []
+        result = {row["text"]: np.array(row["image"]) for row in reference[split]}
+        assert len(images) == len(result) and images.labels == images.classes == []
         for i in range(len(images)):
             item = images[i]
             assert set(item) == {"image", "name", "caption"}
-            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), judged[item["caption"]])
+            assert np.array_equal(item["image"].permute(1, 2, 0).numpy(), result[item["caption"]])
             assert item["caption"] == images.caption(i) and item["name"] == images.sample_name(i)
 
 
@@ -101,7 +101,9 @@ def test_another_column_and_space_around_captions(folder: Path) -> None:
     write(folder, [{"file_name": f"{i}.png", "words": f"  été {i}\n", "n": i} for i in (1, 3, 5)])
     train = build_dataset(config(folder, caption_column="words"), "train", False)
     assert {train.caption(i) for i in range(len(train))} < {"été 1", "été 3", "été 5"}
-    with pytest.raises(UserError, match=r"no column text \(data\.caption_column=text\); it has file_name, words, n"):
+    with pytest.raises(
+        UserError, match=r"no column text \(data\.caption_column=text\)\. Use one of file_name, words, n"
+    ):
         build_dataset(config(folder), "train", False)
 
 
@@ -125,19 +127,19 @@ def test_every_fault_is_listed_with_its_line(folder: Path) -> None:
     file.write_text(file.read_text() + "\n{'file_name': 1}\n[1, 2]\n")
     for full in (True, False):
         issues = check(config(folder), full=full, progress=False)
-        assert [(p.file.removeprefix(f"{folder}/"), p.what, p.value) for p in issues[:-1]] == [
-            ("metadata.jsonl:2", "no such image", str(folder / "ghost.png")),
-            ("metadata.jsonl:3", "no file_name", "None"),
-            ("metadata.jsonl:4", "no caption", "text is empty"),
-            ("metadata.jsonl:5", "the image is not below the folder", "../beside.png"),
-            ("metadata.jsonl:6", "the image is not below the folder", str(folder / "7.png")),
-            ("metadata.jsonl:7", "file_name more/../1.png comes again", f"first in {file}:1"),
-            ("metadata.jsonl:8", "no caption", "text: 7"),
-            ("metadata.jsonl:12", "the line is no JSON", issues[7].value),
-            ("metadata.jsonl:13", "the line is no JSON object", "[1, 2]"),
+        assert [(p.file.removeprefix(f"{folder}/"), p.message, p.value) for p in issues[:-1]] == [
+            ("metadata.jsonl:2", "image not found", str(folder / "ghost.png")),
+            ("metadata.jsonl:3", "file_name missing", "None"),
+            ("metadata.jsonl:4", "caption missing", "text is empty"),
+            ("metadata.jsonl:5", "image outside of the folder", "../beside.png"),
+            ("metadata.jsonl:6", "image outside of the folder", str(folder / "7.png")),
+            ("metadata.jsonl:7", "file_name more/../1.png repeated", f"first in {file}:1"),
+            ("metadata.jsonl:8", "caption missing", "text: 7"),
+            ("metadata.jsonl:12", "invalid JSON", issues[7].value),
+            ("metadata.jsonl:13", "not a JSON object", "[1, 2]"),
         ]
         assert issues[-1].file == str(folder / "5.png")
-    with pytest.raises(UserError, match=r"metadata\.jsonl:2: no such image .*\(8 more: see `unetdiff data check`\)"):
+    with pytest.raises(UserError, match=r"metadata\.jsonl:2: image not found .* 8 more: run `unetdiff data check`\."):
         build_dataset(config(folder), "train", False)
 
 
@@ -145,9 +147,9 @@ def test_a_comma_without_quotes_is_a_fault_and_not_half_a_caption(folder: Path) 
     (folder / "metadata.jsonl").unlink()
     (folder / "metadata.csv").write_text('file_name,text\n1.png,"red, or not"\n3.png,red, or not\n5.png\n')
     issues = check(config(folder), progress=False)
-    assert [(p.file[-5:], p.what, p.value) for p in issues] == [
-        ("csv:3", "the row has too many cells", "3 cells, 2 columns"),
-        ("csv:4", "no caption", "text is empty"),
+    assert [(p.file[-5:], p.message, p.value) for p in issues] == [
+        ("csv:3", "too many cells", "3 cells, 2 columns"),
+        ("csv:4", "caption missing", "text is empty"),
     ]
 
 
@@ -155,24 +157,24 @@ def test_a_image_in_both_splits_is_a_fault(tmp_path: Path) -> None:
     for split in ("train", "val"):  # the same seeds: the same images
         write(tmp_path / split, make_images(tmp_path / split, 2))
     issues = check(config(tmp_path), progress=False)
-    assert {p.what for p in issues} == {"the same image is in the training split"} and len(issues) == 2
+    assert {p.message for p in issues} == {"duplicate of a training image"} and len(issues) == 2
 
 
 def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="must be an existing folder"):
         build_dataset(config(tmp_path / "none"), "train", False)
     with pytest.raises(UserError, match=r"no metadata\.jsonl or metadata\.csv or metadata\.parquet"):
         build_dataset(config(folder / "more"), "train", False)
     write(folder, [{"file_name": "1.png", "text": "one"}], "csv")
-    with pytest.raises(UserError, match=r"has metadata\.jsonl and metadata\.csv; keep one"):
+    with pytest.raises(UserError, match=r"both metadata\.jsonl and metadata\.csv found\. Keep one"):
         build_dataset(config(folder), "train", False)
     (folder / "metadata.csv").unlink()
-    for text, told in (
-        ("", "metadata.jsonl is empty"),
+    for text, message in (
+        ("", "metadata.jsonl: no rows found"),
         ("\xff", "cannot be read .* as UTF-8"),
         ('{"file_name": "1.png", "text": "one"}', r"a set of 1 image\(s\) cannot be split"),
-        ("?", "the line is no JSON"),
+        ("?", "invalid JSON"),
     ):
         (folder / "metadata.jsonl").write_text(text, encoding="latin-1")
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             build_dataset(config(folder), "train", False)

@@ -27,8 +27,8 @@ def files(folder: Path) -> dict[str, int]:
 def test_voc_comes_once_and_torchvision_reads_it(net: Any, tmp_path: Path) -> None:
     root = tmp_path / "data"
     assert download_voc(root) == root / "VOCdevkit" / "VOC2012"
-    judge = VOCSegmentation(root, image_set="val")
-    assert len(judge) == 2 and np.array(judge[0][1]).max() == 255
+    reference = VOCSegmentation(root, image_set="val")
+    assert len(reference) == 2 and np.array(reference[0][1]).max() == 255
     assert sorted(os.listdir(root)) == ["VOCdevkit", net.voc.name]
     assert os.listdir(root / "VOCdevkit") == ["VOC2012"]
 
@@ -49,12 +49,12 @@ def test_the_reader_downloads_where_it_is_told_to(net: Any, tmp_path: Path) -> N
 def test_without_the_net_the_line_says_what_to_put_where(net: Any, tmp_path: Path) -> None:
     net.down()
     root = tmp_path / "data"
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         download_voc(root)
     path = root / net.voc.name
-    for part in ("from 127.0.0.1:", f"or download {net.url}{net.voc.name} by hand to {path}", "refused"):
-        assert part in str(told.value)
-    assert "\n" not in str(told.value)
+    for part in ("from 127.0.0.1:", f"or download {net.url}{net.voc.name} to {path}", "refused"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
     shutil.copy(net.voc, path)
     assert len(os.listdir(download_voc(root) / "SegmentationClass")) == 4
 
@@ -63,7 +63,7 @@ def test_an_archive_that_arrives_damaged_is_fetched_again(net: Any, tmp_path: Pa
     whole = net.voc.read_bytes()
     net.voc.write_bytes(whole[: len(whole) // 2])
     root = tmp_path / "data"
-    with pytest.raises(UserError, match=r"VOCtrainval_11-May-2012.tar is damaged, its md5 is not [0-9a-f]{32}"):
+    with pytest.raises(UserError, match=r"VOCtrainval_11-May-2012.tar: md5 differs from [0-9a-f]{32}"):
         download_voc(root)
     assert os.listdir(root) == [net.voc.name]
     net.voc.write_bytes(whole)
@@ -96,10 +96,10 @@ def test_an_unpacking_that_is_interrupted_leaves_nothing_half(
 def test_archives_that_cannot_be_unpacked(net: Any, tmp_path: Path, cut: int) -> None:
     archive = tmp_path / net.sbd.name
     archive.write_bytes(net.sbd.read_bytes()[:cut])
-    with pytest.raises(UserError, match=f"{archive} could not be unpacked to {tmp_path}/here"):
+    with pytest.raises(UserError, match=f"{archive}: could not be unpacked to {tmp_path}/here"):
         unpack(archive, Path("benchmark_RELEASE") / "dataset", tmp_path / "here")
     assert sorted(os.listdir(tmp_path)) == [net.sbd.name, "net"]
-    with pytest.raises(UserError, match="there is no folder benchmark_RELEASE/dat in it"):
+    with pytest.raises(UserError, match="no folder benchmark_RELEASE/dat in it"):
         unpack(net.sbd, Path("benchmark_RELEASE") / "dat", tmp_path / "here")
 
 
@@ -109,7 +109,7 @@ def test_a_folder_without_a_listed_file_is_refused(net: Any, tmp_path: Path) -> 
         moved = tmp_path / "moved"
         (folder / file).rename(moved)
         with pytest.raises(
-            UserError, match=f"{folder / file}: missing, so {folder} is incomplete; move that folder away"
+            UserError, match=f"{folder / file}: not found, {folder} is incomplete. Move that folder away"
         ):
             download_voc(tmp_path)
         moved.rename(folder / file)
@@ -118,5 +118,5 @@ def test_a_folder_without_a_listed_file_is_refused(net: Any, tmp_path: Path) -> 
 
 def test_a_folder_that_cannot_be_written_to(net: Any, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="could not be fetched.*(exists|directory)"):
+    with pytest.raises(UserError, match="could not be downloaded.*(exists|directory)"):
         fetch(Archive(net.url + net.voc.name, "voc.tar", "0"), tmp_path / "file")

@@ -25,12 +25,12 @@ def test_a_image_has_the_largest_factor_of_its_classes() -> None:
 
 def test_an_epoch_holds_each_image_as_often_as_its_factor_says() -> None:
     factors = np.array([1.0, 1.0, 2.0, 4.0] * 25)
-    wanted = factors / factors.sum() * 100
+    expected_counts = factors / factors.sum() * 100
     counts = [np.bincount(balanced_epoch(factors, offset), minlength=100) for offset in np.linspace(0, 0.999, 50)]
     for count in counts:
         assert count.sum() == 100
-        assert ((count == np.floor(wanted)) | (count == np.ceil(wanted))).all()
-    np.testing.assert_allclose(np.mean(counts, axis=0), wanted, atol=0.03)
+        assert ((count == np.floor(expected_counts)) | (count == np.ceil(expected_counts))).all()
+    np.testing.assert_allclose(np.mean(counts, axis=0), expected_counts, atol=0.03)
 
 
 def test_the_sampler_gives_a_balanced_epoch_with_a_seed_for_each_copy() -> None:

@@ -53,8 +53,8 @@ def test_trainaug_is_sbd_and_voc_s_train_without_voc_s_val(root: Path) -> None:
 
     truth = {}
     for split in ("train", "val"):
-        judge = SBDataset(root / "sbd", image_set=split, mode="segmentation")
-        truth |= {Path(mask).stem: np.array(judge[i][1]) for i, mask in enumerate(judge.masks)}
+        reference = SBDataset(root / "sbd", image_set=split, mode="segmentation")
+        truth |= {Path(mask).stem: np.array(reference[i][1]) for i, mask in enumerate(reference.masks)}
     own = VOCSegmentation(root, image_set="train")
     truth |= {Path(mask).stem: np.array(own[i][1]) for i, mask in enumerate(own.masks)}
     data = build_dataset(config(root), "train", segmentation=True)
@@ -91,7 +91,9 @@ def test_a_conversion_that_is_interrupted_goes_on(net: Any, root: Path, monkeypa
         download_sbd(root, progress=False)
     added = root / "VOCdevkit" / "VOC2012" / "SegmentationClassAug"
     (added / ".2008_06.part").write_bytes(b"half a mask")  # where it was killed in the middle of a file
-    with pytest.raises(UserError, match=f"'trainaug' is not built; run `unetdiff data download sbd --root {root}`"):
+    with pytest.raises(
+        UserError, match=f"'trainaug' does not exist yet. Run `unetdiff data download sbd --root {root}`"
+    ):
         build_dataset(config(root), "train", segmentation=True)
     net.down()
     assert download_sbd(root, progress=False).read_text().splitlines() == NAMES
@@ -107,10 +109,10 @@ def test_a_mask_that_got_lost_is_written_again(root: Path) -> None:
     mask.unlink()
     (lost,) = check(config(root), progress=False)
     assert lost.file == str(mask) and lost.value == "missing"
-    assert f"unetdiff data download sbd --root {root}" in lost.suggestion
+    assert f"unetdiff data download sbd --root {root}" in lost.remedy
     mask.write_bytes(b"no image")
     (damaged,) = check(config(root), progress=False)
-    assert damaged.what == "not an image" and damaged.suggestion.startswith("delete it and run `unetdiff data")
+    assert damaged.message == "not an image" and damaged.remedy.startswith("Delete it and run `unetdiff data")
     mask.unlink()
     download_sbd(root, progress=False)
     assert np.array_equal(np.array(Image.open(mask)), values)
@@ -124,16 +126,16 @@ def test_a_damaged_mat_file_is_named(net: Any, root: Path, make_mat: SaveMat) ->
     wrong = np.zeros((16, 20), np.uint8)
     wrong[0, :2] = 21, 254
     spoiled: list[tuple[Callable[[], object], str]] = [
-        (lambda: mat.write_bytes(whole[: len(whole) // 2]), "no mask of SBD"),
-        (lambda: mat.write_bytes(b""), "no mask of SBD"),
-        (lambda: make_mat(mat, wrong), r"mask values outside 0\.\.20 and 255 \(void\) \(21, 254\)"),
+        (lambda: mat.write_bytes(whole[: len(whole) // 2]), "not an SBD mask"),
+        (lambda: mat.write_bytes(b""), "not an SBD mask"),
+        (lambda: make_mat(mat, wrong), r"mask values outside 0\.\.20 and 255 \(ignore\) \(21, 254\)"),
         (lambda: make_mat(mat, np.zeros((16, 20), np.int16)), r"is int16 \(16, 20\), not uint8"),
         (mat.unlink, "No such file"),
     ]
-    for spoil, told in spoiled:
+    for spoil, message in spoiled:
         spoil()
         with pytest.raises(
-            UserError, match=rf"2008_06\.mat: .*{told}.*; remove {root}/sbd \(not the archive\) and run"
+            UserError, match=rf"2008_06\.mat: .*{message}.* Remove {root}/sbd \(not the archive\) and run"
         ):
             download_sbd(root, progress=False)
         assert not (root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "trainaug.txt").exists()
@@ -145,7 +147,7 @@ def test_an_id_without_a_image_is_named_before_anything_is_written(root: Path) -
     voc = root / "VOCdevkit" / "VOC2012"
     (voc / "JPEGImages" / "2008_06.jpg").unlink()
     with pytest.raises(
-        UserError, match=rf"2008_06\.jpg: 1 image.*; move {voc} away and run `unetdiff data download voc"
+        UserError, match=rf"2008_06\.jpg: not found, 1 image.* Move {voc} away and run `unetdiff data download voc"
     ):
         download_sbd(root, progress=False)
     assert not (voc / "SegmentationClassAug").exists()
@@ -153,15 +155,15 @@ def test_an_id_without_a_image_is_named_before_anything_is_written(root: Path) -
 
 
 def test_what_stands_in_the_way_is_named(net: Any, root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"first `unetdiff data download voc --root {tmp_path}/other`"):
+    with pytest.raises(UserError, match=f"Run `unetdiff data download voc --root {tmp_path}/other` first"):
         download_sbd(tmp_path / "other")
     (root / "sbd").mkdir()
-    with pytest.raises(UserError, match=f"{root}/sbd: no SBD there .*train.txt"):
+    with pytest.raises(UserError, match=f"{root}/sbd: not a complete SBD .*train.txt"):
         download_sbd(root, progress=False)
     (root / "sbd").rmdir()
     path = download_sbd(root, progress=False)
     path.write_text(path.read_text() + "2007_04\n")  # a list from elsewhere
-    with pytest.raises(UserError, match=rf"{path}: 1 id\(s\) are in val too \(first 2007_04\)"):
+    with pytest.raises(UserError, match=rf"{path}: 1 id\(s\) also in val \(first 2007_04\)"):
         download_sbd(root, progress=False)
     (issue,) = check(config(root), progress=False)
     assert (issue.file, issue.value) == (str(path), "2007_04")
@@ -173,9 +175,7 @@ def test_a_full_disk_is_one_line(root: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as disk:
         disk.setattr(Image.Image, "save", full)
-        with pytest.raises(
-            UserError, match="VOC2012: cannot be written to .*No space left.*run this again: it goes on"
-        ):
+        with pytest.raises(UserError, match="VOC2012: cannot be written to .*No space left.*run this again to resume"):
             download_sbd(root, progress=False)
     assert len(download_sbd(root, progress=False).read_text().split()) == 5
 
@@ -187,6 +187,6 @@ def test_whole_lists_give_10582_ids() -> None:
     assert len(train) == 1_464
     names = trainaug(sbd, train, val)
     assert len(names) == 10_582 and names == sorted(set(names)) and not set(names) & set(val)
-    with pytest.raises(UserError, match="10583 ids, not 10582"):
+    with pytest.raises(UserError, match="must have 10582 ids .got 10583"):
         trainaug(sbd, [*train[1:], "another"], val)
     assert trainaug(["b", "a", "v"], ["t", "a"], ["v", "w"]) == ["a", "b", "t"]

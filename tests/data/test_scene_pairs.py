@@ -13,13 +13,16 @@ CONFIG = ScenesConfig(train_images=400, val_images=50, colors=3, held_out_pairs=
 
 def test_the_label_is_the_prompt_and_held_out_pairings_are_there() -> None:
     pairs, plain = ScenePairs("train", CONFIG), Scenes("train", ScenesConfig(train_images=400, colors=3))
-    asked = prompts(CONFIG)
-    assert len(pairs) == 400 and pairs.labels == [prompt.caption for prompt in asked] and len(pairs.labels) == 30
+    all_prompts = prompts(CONFIG)
+    assert len(pairs) == 400 and pairs.labels == [prompt.caption for prompt in all_prompts] and len(pairs.labels) == 30
     seen = set()
     for i in range(400):
         item = pairs[i]
         assert item["image"].equal(plain.images[i])
-        assert asked[item["label"]].digit == plain.digits[i, 0] and asked[item["label"]].color == plain.colors[i, 0]
+        assert (
+            all_prompts[item["label"]].digit == plain.digits[i, 0]
+            and all_prompts[item["label"]].color == plain.colors[i, 0]
+        )
         assert pairs.labels[item["label"]] == item["caption"] == pairs.caption(i)
         assert item["labels"] == (item["label"],) and "mask" not in item
         seen.add(item["label"])

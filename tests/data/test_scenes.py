@@ -5,10 +5,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from unetdiff.data import scenes as module
+from unetdiff.data import scene_rendering as module
 from unetdiff.data.config import AugmentConfig, ScenesConfig
+from unetdiff.data.prompt import COLORS, DIGITS
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.scenes import COLORS, DIGITS, Scenes, split_digits
+from unetdiff.data.scene_rendering import split_digits
+from unetdiff.data.scenes import Scenes
 from unetdiff.errors import UserError
 
 
@@ -91,8 +93,8 @@ def test_digits_lie_within_the_image(scenes: Scenes) -> None:
     """At most a sliver of a digit is cut by the border: the enlarged ink is about that of its source."""
     border = torch.ones(32, 32, dtype=torch.bool)
     border[1:-1, 1:-1] = False
-    share = [(m[border] > 0).sum() / (m > 0).sum() for m in scenes.masks]
-    assert torch.stack(share).mean() < 0.06
+    fraction = [(m[border] > 0).sum() / (m > 0).sum() for m in scenes.masks]
+    assert torch.stack(fraction).mean() < 0.06
 
 
 def test_several_digits() -> None:
@@ -101,8 +103,8 @@ def test_several_digits() -> None:
         item = scenes[i]
         values = set(item["mask"].unique().tolist()) - {0}
         assert values <= set((scenes.digits[i] + 1).tolist())
-        told = [words.split() for words in item["caption"].split(" and ")]
-        assert [(COLORS.index(color), DIGITS.index(digit)) for _, color, digit in told] == list(
+        pairs = [words.split() for words in item["caption"].split(" and ")]
+        assert [(COLORS.index(color), DIGITS.index(digit)) for _, color, digit in pairs] == list(
             zip(scenes.colors[i], scenes.digits[i], strict=True)
         )
         assert item["labels"] == tuple(sorted(value - 1 for value in values)), "each digit once, ascending"

@@ -45,7 +45,7 @@ def test_counts_by_hand(bands: Path) -> None:
     counts = count(train_split(bands), progress=False)
     assert counts.pixels.tolist() == [800 + 1200 + 200, 200, 400, 0]
     assert counts.images.tolist() == [3, 1, 1, 0]
-    assert counts.image_pixels.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # void is in no context
+    assert counts.image_pixels.tolist() == [1000 + 1200 + 600, 1000, 600, 0]  # ignored pixels are in none
     assert counts.ignored == 200 + 1200
     assert counts.ignore_fraction == 1400 / 4200
     assert counts.sizes == {(30, 40): 3, (30, 20): 1}
@@ -104,10 +104,12 @@ def test_inverse_log_is_enets() -> None:
 @pytest.mark.parametrize("method", ["median_frequency", "inverse_log"])
 def test_a_split_of_void_alone_has_no_weights(method: str) -> None:
     nothing = np.zeros(3, np.int64)
-    with pytest.raises(UserError, match=f"'{method}', but the training split has no pixel of any class"):
+    with pytest.raises(
+        UserError, match=f"class_weights={method}: must be null for a training split without valid pixels"
+    ):
         class_weights(method, SplitCounts(nothing, nothing, nothing))
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(UserError, match="'computd' is no method; use one of median_frequency, inverse_log"):
+    with pytest.raises(UserError, match="class_weights=computd: must be one of median_frequency, inverse_log"):
         class_weights("computd", SplitCounts(*np.ones((3, 2), np.int64)))

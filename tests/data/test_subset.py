@@ -1,4 +1,4 @@
-"""A share of the training images."""
+"""Fractions of the training images."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from unetdiff.data.check import check
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.subset import Subset, subset_indices, subset_length
-from unetdiff.reports.dataset_groups import open_set
+from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.runs import Run
 
 
-def scenes(share: float, seed: int = 0, **more: object) -> DataConfig:
+def scenes(fraction: float, seed: int = 0, **more: object) -> DataConfig:
     return DataConfig(
-        train_fraction=share, train_fraction_seed=seed, scenes=ScenesConfig(train_images=60, val_images=8), **more
+        train_fraction=fraction, train_fraction_seed=seed, scenes=ScenesConfig(train_images=60, val_images=8), **more
     )
 
 
 def test_a_larger_share_has_all_of_a_smaller_one() -> None:
-    shares = [1e-6, 0.01, 0.05, 0.2, 0.5, 1.0]
-    parts = [set(subset_indices(701, share, seed=3)) for share in shares]
+    fractions = [1e-6, 0.01, 0.05, 0.2, 0.5, 1.0]
+    parts = [set(subset_indices(701, fraction, seed=3)) for fraction in fractions]
     assert [len(part) for part in parts] == [1, 7, 35, 140, 350, 701]
     assert all(small < large for small, large in zip(parts, parts[1:], strict=False))
     assert subset_length(1, 0.01) == 1 and subset_length(10, 0.25) == 2
@@ -55,8 +55,8 @@ def test_the_training_split_alone_is_cut_and_its_items_are_the_whole_sets() -> N
     augmented = build_dataset(scenes(1.0, augment=AugmentConfig(flip=True)), "train", True)
     last = subset_indices(60, 0.2, 0)[-1]
     for seed in range(4):  # mirrored or not, as the whole set's image is with that key
-        ours, theirs = part[SampleKey(11, seed, True)], augmented[SampleKey(last, seed, True)]
-        assert torch.equal(ours["image"], theirs["image"]) and torch.equal(ours["mask"], theirs["mask"])
+        actual, expected = part[SampleKey(11, seed, True)], augmented[SampleKey(last, seed, True)]
+        assert torch.equal(actual["image"], expected["image"]) and torch.equal(actual["mask"], expected["mask"])
 
 
 def test_a_folder_in_vocs_layout(voc_set: Path) -> None:
@@ -75,4 +75,4 @@ def test_captions_are_counted_of_the_share_and_judges_see_the_whole() -> None:
     assert captions == [whole.caption(i) for i in subset_indices(60, 0.2, 0)]
     data = {"name": "scenes", "train_fraction": 0.2, "scenes": {"train_images": 60, "val_images": 8}}
     run = Run("run", Path("run"), "diffusion", {"task": "diffusion", "data": data})
-    assert len(open_set(run, "train")) == 60
+    assert len(open_dataset(run, "train")) == 60

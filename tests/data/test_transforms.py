@@ -186,8 +186,8 @@ def test_longest_side_keeps_the_aspect_and_the_validation_mask() -> None:
 def test_a_layout_is_picked_at_the_middle_of_its_pixels_as_pillow_does() -> None:
     mask = torch.randint(0, 9, (33, 45), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     for size in ((11, 15), (13, 11), (45, 80)):  # odd sides: no middle falls between two pixels
-        judge = Image.fromarray(mask.numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)
-        assert np.array_equal(resize_mask(mask, size).numpy(), np.array(judge))
+        reference = Image.fromarray(mask.numpy()).resize((size[1], size[0]), Image.Resampling.NEAREST)
+        assert np.array_equal(resize_mask(mask, size).numpy(), np.array(reference))
     # a third: the middle of each three by three
     assert resize_mask(mask, (11, 15)).equal(mask[1::3, 1::3])
 

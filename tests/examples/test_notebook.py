@@ -46,6 +46,6 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) 
     (experiment,) = report["experiments"]
     curve = experiment["parts"][0]["lines"][0]
     # clean images, all of validation: what the run itself said (in bf16 where the machine has it, here in float32)
-    validated = report["runs"][0]["figures"]["segmentation.mean_iou"]
+    validated = report["runs"][0]["metrics"]["segmentation.mean_iou"]
     assert curve["x"][0] == 0 and curve["y"][0]["mean"] == pytest.approx(validated, abs=0.005)
     assert experiment["findings"][0] in page.read_text()

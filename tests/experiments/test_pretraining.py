@@ -20,7 +20,7 @@ from unetdiff.experiments import pretraining
 from unetdiff.experiments.pretraining import DENOISER, ENCODER, RANDOM, Plan
 from unetdiff.experiments.pretraining_report import chart, findings, label_table
 from unetdiff.experiments.runs import with_last_weights
-from unetdiff.reports.dataset_groups import open_set
+from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery, read_record, write_record
 from unetdiff.reports.runs import read_run
@@ -35,15 +35,15 @@ COUNTS = {0.01: 1, 1.0: 1464}
 def test_tables_and_sentences_by_hand() -> None:
     lines = findings(MIOU, COUNTS, RANDOM)
     assert lines[0] == (
-        "denoiser init compared with random init: higher mIoU with 1 labels; "
-        "no significant difference with 1,464 labels."
+        "denoiser init compared with random init: higher mIoU at 1 % of the labels; "
+        "a difference within one std at 100 % of the labels."
     )
     # 0.20 and 0.22: mean 0.21, std 0.0141; +0.03 and -0.03: mean 0
     assert "1 labeled image (1 %): mIoU 0.360 ± 0.085 (denoiser init), 0.150 ± 0.071 (random init)" in lines[1]
     assert lines[1].endswith("; +0.210 ± 0.014, 2 paired seeds.")
     assert "0.000 ± 0.042, 2 paired seeds" in lines[2]
     lost = findings({RANDOM: {1.0: [0.9]}, DENOISER: {1.0: [0.5]}}, {1.0: 10}, RANDOM)
-    assert "lower mIoU with 10 labels (1 seed: may be due to chance)" in lost[0]
+    assert "lower mIoU at 100 % of the labels (1 seed: may be due to chance)" in lost[0]
     curves = chart(MIOU, COUNTS)
     assert curves.log_x and curves.lines[1].x == [1.0, 1464.0] and curves.lines[1].y[0].mean == pytest.approx(0.36)
     table = label_table(MIOU, COUNTS)
@@ -127,7 +127,7 @@ def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path
 
     # the gallery's last column is what the denoiser's segmenter says, in the set's colours
     run = read_run(tmp_path / "denoiser-init" / "fraction-0.05" / "seed-0")
-    names = {item["name"]: item for item in (open_set(run)[i] for i in range(12))}
+    names = {item["name"]: item for item in (open_dataset(run)[i] for i in range(12))}
     for name, files in gallery.rows:
         item = names[name]
         shown = np.asarray(Image.open(tmp_path / files[-1]).convert("RGB"))

@@ -15,7 +15,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import EncoderConfig, ModelConfig
-from unetdiff.reports.captions import illustrations
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_run
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask

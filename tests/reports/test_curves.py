@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from unetdiff.reports.curves import learning_curves, points, smoothed
+from unetdiff.reports.curves import points, smoothed, training_curves
 from unetdiff.reports.runs import read_run, read_runs
 
 
@@ -33,7 +33,7 @@ def test_a_single_tasks_loss_may_be_called_loss(make_run):
 
 def test_drawings(make_run):
     runs = read_runs([make_run(task, task=task, weights=False) for task in ("segmentation", "diffusion", "joint")])
-    curves = learning_curves(runs)
+    curves = training_curves(runs)
     assert [(c.title, c.across) for c in curves[:2]] == [
         ("Segmentation loss", "images seen"),
         ("Segmentation loss", "minutes"),

@@ -80,7 +80,7 @@ def make_record(folder: Path, name: str = "probe", hostile: str = "") -> Record:
     Image.fromarray(pixels[:, ::-1]).save(folder / "b.png")
     table = Table(
         f"Scores{hostile}",
-        [Column(f"mIoU{hostile}", "higher", "share", f"the note{hostile}"), Column("time", "lower", "minutes"),
+        [Column(f"mIoU{hostile}", "higher", "fraction", f"the note{hostile}"), Column("time", "lower", "minutes"),
          Column("weights", "neither", "count"), Column("loss", "lower")],
         [(f"alone{hostile}", [Value(0.8712, 0.0043, 3), Value(1.31, 0.2, 3), Value(1203456.0), Value(None)]),
          ("joint", [Value(0.8531, 0.0061, 2), Value(5.12, 0.1, 3), Value(1208432.0), Value(0.0833)])],
@@ -97,7 +97,7 @@ def make_record(folder: Path, name: str = "probe", hostile: str = "") -> Record:
         [[0.413, 0.791], [None, 0.512]], "higher",
     )  # fmt: skip
     gallery = Gallery(
-        f"Images{hostile}", [f"asked{hostile}", "drawn"],
+        f"Images{hostile}", [f"conditioned on{hostile}", "drawn"],
         [(f"one{hostile}", ["a.png", "b.png"]), ("two", ["b.png", ""])], legend=[(f"digit{hostile}", "#dc322f")],
     )  # fmt: skip
     record = Record(
@@ -180,7 +180,7 @@ def test_images_are_the_files_pixel_for_pixel(shown, tmp_path: Path) -> None:
     uri = page.images["Images: one, drawn"]
     embedded = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
     assert np.array_equal(np.asarray(embedded), np.asarray(Image.open(tmp_path / "again" / "b.png")))
-    assert 'data-caption="Images: two, asked"' in html and 'class="pixels"' in html
+    assert 'data-caption="Images: two, conditioned on"' in html and 'class="pixels"' in html
     assert "Images: two, drawn" not in page.images  # none there
 
 
@@ -206,7 +206,7 @@ def test_the_same_experiment_twice_has_two_sections(tmp_path: Path) -> None:
         "experiment-probe", "experiment-probe-2", "experiment-probe-3",
     ]  # fmt: skip
     assert len(page.ids) == len(set(page.ids))
-    with pytest.raises(UserError, match="must be given only once"):
+    with pytest.raises(UserError, match="must be listed once"):
         write_report([], tmp_path / "twice.html", experiments=[folders[0], folders[0] / "."])
 
 
@@ -215,8 +215,8 @@ def test_beside_runs(make_run, tmp_path: Path) -> None:
     run = make_run("only", task="segmentation", weights=False)
     html = write_report([run], tmp_path / "report.html", budget=Budget(rows=1), experiments=[tmp_path / "probe"])
     page = Page(html.read_text())
-    assert {"network", "figures", "experiment-probe", "reproduce"} <= set(page.text)
-    assert "First finding" in page.text["header"] and "best mIoU" in page.text["header"]
+    assert {"network", "metrics", "experiment-probe", "reproduce"} <= set(page.text)
+    assert "First finding" in page.text["header"] and "best validation mIoU" in page.text["header"]
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,13 @@ def test_names_beside_a_chart_do_not_touch() -> None:
     assert spaced([1.0, 1.0, 1.0], [0.2, 0.2, 0.2]) == pytest.approx([0.5, 0.7, 0.9])
 
 
-def test_wide_maps_keep_their_figures_for_the_pointer(tmp_path: Path) -> None:
+def test_wide_heatmaps_have_their_values_in_tooltips(tmp_path: Path) -> None:
     record = make_record(tmp_path / "probe")
     values = [[row / 10 + column / 1000 for column in range(30)] for row in range(2)]
     wide = Heatmap("Wide", "block", "timestep", ["x", "y"], [str(i) for i in range(30)], values, "lower")
     write_record(replace(record, parts=[wide]), tmp_path / "probe")
     html = write_report([], tmp_path / "report.html", experiments=[tmp_path / "probe"]).read_text()
-    assert 'title="y, 7: 0.107"' in html and 'title="x, 0: 0.000, the better value"' in html
+    assert 'title="y, 7: 0.107"' in html and 'title="x, 0: 0.000, best value"' in html
     cells = Page(html).row("experiment-probe", "x")
     assert cells[0] == ("0.000", {"best"}) and {text for text, _ in cells[1:]} == {""}
 
@@ -271,11 +271,11 @@ def test_on_the_command_line(tmp_path: Path, capsys) -> None:
     assert main(["compare"]) == 2
     assert "--experiments DIR" in capsys.readouterr().err
     assert main(["compare", "--experiments", str(tmp_path), "--output", str(tmp_path / "none.html")]) == 2
-    assert "holds no record.json" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
+    assert "has no record.json" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
 
 
 def test_a_image_that_is_none(tmp_path: Path) -> None:
     make_record(tmp_path / "probe")
     (tmp_path / "probe" / "a.png").write_text("not an image")
-    with pytest.raises(UserError, match="a.png is no image"):
+    with pytest.raises(UserError, match="cannot read the image .*a.png"):
         write_report([], tmp_path / "report.html", experiments=[tmp_path / "probe"])

@@ -1,4 +1,4 @@
-"""Sentences say what the figures say, and no more."""
+"""The cards' sentences agree with the metrics."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 
 from unetdiff.data.prompt import DIGITS
 from unetdiff.evaluation.classifier import Classifier, ClassifierNetwork
-from unetdiff.reports.evaluation import Judging
+from unetdiff.reports.consistency import Consistency, SampleClassifier
 from unetdiff.reports.findings import findings
 from unetdiff.reports.runs import read_runs
-from unetdiff.reports.samples import Consistency, SampleBlock
+from unetdiff.reports.samples import SampleBlock
 from unetdiff.reports.table import build_table
 
 
 def sentences(runs, *scores) -> str:
-    """Of runs and the scores of each judge, {index: Consistency}."""
+    """The sentences for runs and the class consistencies {index: Consistency} of each block."""
     samples = [SampleBlock("scenes", sorted(each), [], [], each) for each in scores]
     together = {index: score for each in scores for index, score in each.items()}
     return " ".join(finding.sentence for finding in findings(runs, build_table(runs, together), samples))
@@ -22,7 +22,7 @@ def sentences(runs, *scores) -> str:
 
 @pytest.mark.parametrize(
     ("joint", "words"),
-    [(0.83, "3.0 points more"), (0.77, "3.0 points less"), (0.805, "0.5 points apart, too little")],
+    [(0.83, "3.0 points higher"), (0.77, "3.0 points lower"), (0.805, "a difference of 0.5 points, too small")],
 )
 def test_joint_against_alone(make_run, joint, words):
     runs = read_runs(
@@ -35,18 +35,18 @@ def test_joint_against_alone(make_run, joint, words):
 
 
 @pytest.mark.parametrize("odd", [{"finished": False}, {"digits": 2}])
-def test_unfinished_runs_and_other_sets_are_no_evidence(make_run, odd):
+def test_unfinished_runs_and_other_datasets_are_not_compared(make_run, odd):
     runs = read_runs(
         [
             make_run("alone", task="segmentation", mean_iou=0.80, weights=False),
             make_run("both", task="joint", mean_iou=0.70, weights=False, **odd),
         ]
     )
-    assert "when the network is shared" not in sentences(runs)
+    assert "Joint training" not in sentences(runs)
 
 
-@pytest.mark.parametrize(("low", "words"), [(0.90, "within the chance of the draw"), (0.97, "more than chance")])
-def test_overlapping_intervals_are_chance(make_run, low, words):
+@pytest.mark.parametrize(("low", "words"), [(0.90, "intervals overlap"), (0.97, "intervals do not overlap")])
+def test_overlapping_intervals(make_run, low, words):
     runs = read_runs(
         [make_run("alone", task="diffusion", weights=False), make_run("both", task="joint", weights=False)]
     )
@@ -54,7 +54,7 @@ def test_overlapping_intervals_are_chance(make_run, low, words):
     assert words in sentences(runs, scores)
 
 
-def test_time_of_one_network_against_two(make_run):
+def test_time_of_joint_and_separate_training(make_run):
     runs = read_runs(
         [
             make_run("a", task="segmentation", minutes=1.0, weights=False),
@@ -62,11 +62,11 @@ def test_time_of_one_network_against_two(make_run):
             make_run("c", task="joint", minutes=3.0, weights=False),
         ]
     )
-    assert "took 3.0 min; the two apart took 1.0 min and 2.5 min, together 3.5 min" in sentences(runs)
+    assert "Separate training took 1.0 min (segmentation) and 2.5 min (diffusion), 3.5 min in total" in sentences(runs)
 
 
 @pytest.mark.parametrize("odd", [{"digits": 2}, {"size": [16, 16]}])
-def test_time_of_other_images_is_not_held_against_it(make_run, odd):
+def test_time_on_other_images_is_not_compared(make_run, odd):
     runs = read_runs(
         [
             make_run("a", task="segmentation", minutes=1.0, weights=False),
@@ -75,11 +75,11 @@ def test_time_of_other_images_is_not_held_against_it(make_run, odd):
             make_run("d", task="joint", minutes=4.0, weights=False),
         ]
     )
-    assert "took 4.0 min; the two apart took 1.0 min and 2.5 min" in sentences(runs)
-    assert "the two apart" not in sentences(runs[:3])
+    assert "Separate training took 1.0 min (segmentation) and 2.5 min (diffusion)" in sentences(runs)
+    assert "Separate training" not in sentences(runs[:3])
 
 
-def test_each_judge_speaks_of_its_own_set(make_run):
+def test_each_dataset_has_its_own_card(make_run):
     runs = read_runs(
         [
             make_run("one", task="diffusion", digits=1, weights=False),
@@ -87,19 +87,19 @@ def test_each_judge_speaks_of_its_own_set(make_run):
         ]
     )
     blocks = [
-        SampleBlock("easy", [0], [], [], {0: Consistency(0.7, 300, 0.65, 0.75, {})}, judging(0.99, 40)),
-        SampleBlock("hard", [1], [], [], {1: Consistency(0.8, 300, 0.75, 0.85, {})}, judging(0.85, 50)),
+        SampleBlock("easy", [0], [], [], {0: Consistency(0.7, 300, 0.65, 0.75, {})}, classifier(0.99, 40)),
+        SampleBlock("hard", [1], [], [], {1: Consistency(0.8, 300, 0.75, 0.85, {})}, classifier(0.85, 50)),
     ]
     table = build_table(runs, {index: score for block in blocks for index, score in block.scores.items()})
-    cards = [card for card in findings(runs, table, blocks) if "asked for" in card.what]
-    assert [card.figure for card in cards] == ["70.0 %", "80.0 %"], "no best over two sets"
-    assert "“one”" in cards[0].sentence and "99.0 % of 40 real images" in cards[0].sentence
-    assert "“two”" in cards[1].sentence and "85.0 % of 50 real images" in cards[1].sentence
-    assert cards[0].what.endswith("(easy)") and cards[1].what.endswith("(hard)")
-    (card,) = (card for card in findings(runs, table, blocks[1:]) if "asked for" in card.what)
-    assert card.what.endswith("asked for")
+    cards = [card for card in findings(runs, table, blocks) if "class consistency" in card.label]
+    assert [card.metric for card in cards] == ["70.0 %", "80.0 %"], "a best over two datasets"
+    assert "“one”" in cards[0].sentence and "on 40 real images: 99.0 %" in cards[0].sentence
+    assert "“two”" in cards[1].sentence and "on 50 real images: 85.0 %" in cards[1].sentence
+    assert cards[0].label.endswith("(easy)") and cards[1].label.endswith("(hard)")
+    (card,) = (card for card in findings(runs, table, blocks[1:]) if "class consistency" in card.label)
+    assert card.label.endswith("samples")
 
 
-def judging(accuracy: float, n: int) -> Judging:
-    """A judge of so much accuracy on so many images."""
-    return Judging(Classifier(ClassifierNetwork(10), 10, "any"), list(DIGITS), accuracy, n, 60)
+def classifier(accuracy: float, n: int) -> SampleClassifier:
+    """A classifier with this accuracy on n images."""
+    return SampleClassifier(Classifier(ClassifierNetwork(10), 10, "any"), list(DIGITS), accuracy, n, 60)

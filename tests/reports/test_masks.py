@@ -7,7 +7,7 @@ import torch
 
 from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.models.unet import UNet
-from unetdiff.reports.dataset_groups import by_set, choose, open_set
+from unetdiff.reports.dataset_groups import choose, group_by_dataset, open_dataset
 from unetdiff.reports.masks import mask_blocks, predictions
 from unetdiff.reports.runs import read_run, read_runs
 from unetdiff.segmentation.inference import resize_logits
@@ -15,7 +15,7 @@ from unetdiff.segmentation.inference import resize_logits
 
 def test_predictions_are_the_networks(make_run):
     run = read_run(make_run(task="joint"))
-    dataset = open_set(run)
+    dataset = open_dataset(run)
     items = [dataset[0], dataset[1]]
     masks = predictions(run, items)
     unet = UNet.from_pretrained(run.model / "unet").eval()
@@ -37,11 +37,11 @@ def test_rows_and_accuracy(make_run):
     block = blocks[0]
     assert block.runs == [0, 2] and len(block.rows) == 4
     assert all(len(row.predictions) == 2 for row in block.rows)
-    dataset = open_set(runs[0])
+    dataset = open_dataset(runs[0])
     item = dataset[choose(dataset, 4, 2)[0]]
     assert block.rows[0].name == item["name"]
     truth = np.asarray(item["mask"])
-    for run, right in zip((runs[0], runs[2]), block.rows[0].right, strict=True):
+    for run, right in zip((runs[0], runs[2]), block.rows[0].pixel_accuracy, strict=True):
         assert right == (predictions(run, [item])[0] == truth).mean()
 
 
@@ -52,7 +52,7 @@ def test_a_run_of_another_size_changes_nothing(make_run):
     def shown(runs) -> dict:
         (block,), _ = mask_blocks(read_runs(runs), count=2)
         return {
-            (row.name, runs[index].name): (row.image, row.predictions[index], row.right[index])
+            (row.name, runs[index].name): (row.image, row.predictions[index], row.pixel_accuracy[index])
             for row in block.rows
             for index in range(len(runs))
         }
@@ -61,7 +61,7 @@ def test_a_run_of_another_size_changes_nothing(make_run):
     assert together == shown(paths[::-1]) == shown(paths[:1]) | shown(paths[1:])
     # the small one saw the images at its size, and its masks are as large as the images
     run = read_run(paths[0])
-    item = open_set(run, own_size=True)[0]
+    item = open_dataset(run, own_size=True)[0]
     small = resize_image(item["image"], (16, 16))
     with torch.no_grad():
         logits = UNet.from_pretrained(run.model / "unet").eval().segment(to_model_range(small[None]))
@@ -73,22 +73,22 @@ def test_what_is_void_to_a_run_is_counted_nowhere(make_run):
     (run,) = read_runs([make_run(task="segmentation")])
     run.config["segmentation"] = {"ignore_index": 0}
     row = mask_blocks([run], count=1)[0][0].rows[0]
-    dataset = open_set(run)
+    dataset = open_dataset(run)
     item = dataset[choose(dataset, 1, 0)[0]]
     truth = np.asarray(item["mask"])
     seen = truth != 0
-    assert row.right == [(predictions(run, [item])[0] == truth)[seen].mean()]
+    assert row.pixel_accuracy == [(predictions(run, [item])[0] == truth)[seen].mean()]
 
 
 def test_another_set_is_another_block(make_run):
     runs = read_runs([make_run("a", digits=1), make_run("b", digits=2), make_run("c", digits=1)])
-    assert [[run.name for run in group] for group in by_set(runs)] == [["a", "c"], ["b"]]
+    assert [[run.name for run in group] for group in group_by_dataset(runs)] == [["a", "c"], ["b"]]
     blocks, _ = mask_blocks(runs, count=2)
     assert [block.runs for block in blocks] == [[0, 2], [1]]
 
 
 def test_chosen_images_have_different_labels(make_run):
-    dataset = open_set(read_run(make_run(task="segmentation", weights=False)))
+    dataset = open_dataset(read_run(make_run(task="segmentation", weights=False)))
     chosen = choose(dataset, 6, seed=0)
     assert len({dataset[index]["label"] for index in chosen}) == 6
     assert chosen == choose(dataset, 6, seed=0) != choose(dataset, 6, seed=1)

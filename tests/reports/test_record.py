@@ -25,11 +25,11 @@ from unetdiff.reports.record import (
     read_record,
     write_record,
 )
-from unetdiff.reports.record_text import best_cells, best_rows, pieces, record_text, written
+from unetdiff.reports.record_text import as_text, best_cells, best_rows, format_parts, record_text
 
 TABLE = Table(
     "Scores",
-    [Column("mIoU", "higher", "share", "validation"), Column("time", "lower", "minutes"), Column("weights")],
+    [Column("mIoU", "higher", "fraction", "validation"), Column("time", "lower", "minutes"), Column("weights")],
     [("a", [Value(0.5, 0.01, 3), Value(2.0), Value(10.0)]), ("b", [Value(None), Value(1.0), Value(11.0)])],
     "a note",
 )
@@ -44,7 +44,7 @@ def record(tmp_path: Path) -> Record:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     return Record(
         "probe", "A probe", "Where?", ["Here."], [TABLE, CHART, MAP, GALLERY], ["So."], "Paper 2022", "unetdiff …",
-        seeds=[0, 1], set_name="scenes", configs={"a": "task: joint\n"}, machine={"threads": 1}, minutes=1.5,
+        seeds=[0, 1], dataset_name="scenes", configs={"a": "task: joint\n"}, machine={"threads": 1}, minutes=1.5,
     )  # fmt: skip
 
 
@@ -68,10 +68,10 @@ def test_a_figure_that_json_does_not_have_is_not_measured(record: Record, tmp_pa
         (replace(TABLE, rows=[("short", [Value(1.0)])]), "row 'short' of “Scores”"),
         (replace(GALLERY, rows=[("short", ["a.png"])]), "row 'short' of “Images”"),
         (replace(GALLERY, rows=[("one", ["a.png", "gone.png"])]), "gone.png is missing"),
-        (replace(GALLERY, legend=[("cat", "url(https://example.org)")]), "is not #rrggbb"),
+        (replace(GALLERY, legend=[("cat", "url(https://example.org)")]), "must be #rrggbb"),
         (replace(CHART, lines=[Line("odd", [1.0], [])]), "line 'odd' of “Curve”"),
-        (replace(MAP, values=[[0.1, 0.2, 0.3]]), "is not 2 x 3"),
-        (replace(MAP, values=[[0.1], [0.2]]), "is not 2 x 3"),
+        (replace(MAP, values=[[0.1, 0.2, 0.3]]), "must be 2 x 3"),
+        (replace(MAP, values=[[0.1], [0.2]]), "must be 2 x 3"),
     ],
 )
 def test_parts_that_do_not_hold_together(record: Record, tmp_path: Path, part, says: str) -> None:
@@ -83,7 +83,7 @@ def test_parts_that_do_not_hold_together(record: Record, tmp_path: Path, part, s
 def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
     write_record(record, tmp_path)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="a.png is missing; do the experiment again"):
+    with pytest.raises(UserError, match="a.png is missing. Run the experiment again"):
         read_record(tmp_path)
 
 
@@ -100,16 +100,16 @@ def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(UserError, match="is no record of an experiment"):
+    with pytest.raises(UserError, match="is not a valid record"):
         read_record(tmp_path)
 
 
 def test_no_record(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(UserError, match="holds no record.json; give the --output"):
+        with pytest.raises(UserError, match="has no record.json. Pass the --output"):
             read_record(place)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="holds no record.json"):
+    with pytest.raises(UserError, match="has no record.json"):
         read_record(tmp_path / "file")
 
 
@@ -127,7 +127,7 @@ def test_spread_by_hand() -> None:
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (Value(0.91249, 0.0041, 3), "share", "0.912 ± 0.004"),
+        (Value(0.91249, 0.0041, 3), "fraction", "0.912 ± 0.004"),
         (Value(0.9125, 0.0041, 3), "percent", "91.2 % ± 0.4"),
         (Value(1234567.0), "count", "1,234,567"),
         (Value(12.345, 0.2, 3), "decibel", "12.35 dB ± 0.20"),
@@ -135,24 +135,24 @@ def test_spread_by_hand() -> None:
         (Value(0.0113, 0.0004, 3), "seconds", "0.011 s ± 0.0004"),  # a time below 1 keeps two figures
         (Value(0.5), "seconds", "0.50 s"),
         (Value(1.31, 0.02, 3), "minutes", "1.3 min ± 0.02"),  # a spread is not written as none
-        (Value(0.9, 0.0, 3), "share", "0.900 ± 0.000"),  # one that is none is
+        (Value(0.9, 0.0, 3), "fraction", "0.900 ± 0.000"),  # one that is none is
         (Value(0.00012), "number", "1.20e-04"),
         (Value(45678.0, 12.0, 2), "number", "4.57e+04 ± 1.2e+01"),
         (Value(0.0), "number", "0.000"),
         (Value(121.4512, 9.698, 2), "number", "121.5 ± 9.7"),
-        (Value(-0.0004), "share", "0.000"),
-        (Value(0.991, 0.00006, 2), "share", "0.991 ± <0.0001"),
+        (Value(-0.0004), "fraction", "0.000"),
+        (Value(0.991, 0.00006, 2), "fraction", "0.991 ± <0.0001"),
         (Value(-0.25), "number", "-0.250"),
         (Value(None), "percent", "–"),
-        (Value(math.nan), "share", "–"),
+        (Value(math.nan), "fraction", "–"),
     ],
 )
 def test_written(value: Value, unit: Unit, text: str) -> None:
-    assert written(value, unit) == text == str(pieces(value, unit))
+    assert as_text(value, unit) == text == str(format_parts(value, unit))
 
 
 def one_column(means: list[float | None], better) -> Table:
-    return Table("t", [Column("c", better, "share")], [(str(i), [Value(mean)]) for i, mean in enumerate(means)])
+    return Table("t", [Column("c", better, "fraction")], [(str(i), [Value(mean)]) for i, mean in enumerate(means)])
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 from unetdiff.errors import UserError
 from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
-from unetdiff.reports.table import FIGURES, percent
+from unetdiff.reports.table import METRICS, percent
 
-TINY = Budget(images=10, steps=2, judge_steps=3, rows=2)
+TINY = Budget(images=10, steps=2, classifier_steps=3, rows=2)
 
 
 class Page(HTMLParser):
@@ -37,8 +37,8 @@ class Page(HTMLParser):
         ]
         if given.get("id"):
             self.ids.append(given["id"])
-        if "data-figure" in given:
-            self._cell = (given["data-figure"], "best" in given.get("class", "").split())
+        if "data-metric" in given:
+            self._cell = (given["data-metric"], "best" in given.get("class", "").split())
         self._value = tag == "span" and given.get("class") == "value"
 
     def handle_data(self, data):
@@ -78,17 +78,17 @@ def test_page_is_self_contained(three):
 
 def test_numbers_of_the_page_are_those_of_the_json(three):
     page, report, _ = three
-    written = {figure.key: figure.text for figure in FIGURES} | {"diffusion.class_consistency": percent}
-    keys = {key for run in report["runs"] for key in run["figures"]}
+    as_text = {metric.key: metric.text for metric in METRICS} | {"diffusion.class_consistency": percent}
+    keys = {key for run in report["runs"] for key in run["metrics"]}
     assert keys == set(page.cells) and len(keys) > 8
     for key in keys:
         for (text, best), run in zip(page.cells[key], report["runs"], strict=True):
-            number = run["figures"][key]
-            assert text == ("–" if number is None else written[key](number)), key
+            number = run["metrics"][key]
+            assert text == ("–" if number is None else as_text[key](number)), key
             assert best == (key in run["best"]), key
 
 
-def test_missing_heads_show_a_dash_and_the_better_value_is_marked(three):
+def test_missing_heads_show_a_dash_and_the_best_value_is_marked(three):
     page, report, _ = three
     assert page.cells["segmentation.mean_iou"] == [("0.850", True), ("–", False), ("0.810", False)]
     assert page.cells["parameters.segmentation"][1][0] == "–"
@@ -97,17 +97,18 @@ def test_missing_heads_show_a_dash_and_the_better_value_is_marked(three):
     assert report["runs"][1]["class_consistency"]["n"] == 10
 
 
-def test_sentences_say_the_figures(three):
+def test_sentences_have_the_metrics(three):
     page, report, _ = three
-    assert "Jointly 0.810, alone 0.850: 4.0 points less" in page.text
+    assert "Joint training 0.810, segmentation alone 0.850: 4.0 points lower" in page.text
     joint = report["runs"][2]["parameters"]
     shared = sum(n for part, n in joint.items() if not part.startswith("head."))
     assert percent(shared / sum(joint.values())) in page.text
-    assert f"{percent(report['judges'][0]['accuracy'])} of {report['judges'][0]['n']} real images" in page.text
+    classifier = report["classifiers"][0]
+    assert f"Classifier accuracy on {classifier['n']} real images: {percent(classifier['accuracy'])}" in page.text
     assert "eight minutes" in page.text
 
 
-def test_what_it_takes_to_make_it_again(three):
+def test_reproduction(three):
     page, report, _ = three
     for run in report["runs"]:
         assert run["summary"]["command"] in page.text
@@ -125,26 +126,26 @@ def test_one_segmenter_alone(make_run, tmp_path):
     assert page == tmp_path / "out" / "report.html"
     parsed = Page(page.read_text())
     assert "diffusion.loss" not in parsed.cells and not any(best for c in parsed.cells.values() for _, best in c)
-    assert "Samples" not in parsed.text and "Image, truth, prediction" in parsed.text
+    assert "Samples" not in parsed.text and "ground truth" in parsed.text
 
 
-def test_runs_of_other_sets_and_unfinished_ones_are_said_so(make_run, tmp_path):
+def test_notices_of_different_datasets_and_unfinished_runs(make_run, tmp_path):
     runs = [
         make_run("one", task="segmentation", digits=1, mean_iou=0.9),
         make_run("two", task="segmentation", digits=3, mean_iou=0.5, finished=False, weights=False),
     ]
     text = Page(write_report(runs, tmp_path / "report.html", budget=TINY).read_text()).text
-    assert "did not see the same set" in text
-    assert "“two” has not come to its end" in text
+    assert "different datasets" in text
+    assert "“two” has not finished training" in text
 
 
-def test_denoisers_of_several_sizes_are_said_so(make_run, tmp_path):
+def test_notice_of_different_sizes(make_run, tmp_path):
     sizes = {"small": [16, 16], "large": [32, 32]}
     runs = [make_run(name, task="diffusion", size=size, weights=False) for name, size in sizes.items()]
     text = Page(write_report(runs, tmp_path / "report.html", budget=TINY).read_text()).text
-    assert "several sizes (small: 16×16, large: 32×32)" in text
+    assert "different sizes (small: 16×16, large: 32×32)" in text
     text = Page(write_report(runs[1:], tmp_path / "report.html", budget=TINY).read_text()).text
-    assert "several sizes" not in text
+    assert "different sizes" not in text
 
 
 def test_names_are_text_not_markup(make_run, tmp_path):
@@ -154,11 +155,11 @@ def test_names_are_text_not_markup(make_run, tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"task": "segmentation", "runs": []}', "[1]", "no JSON"])
-def test_figures_do_not_go_over_a_file_of_others(make_run, tmp_path, monkeypatch, content):
-    monkeypatch.setattr("unetdiff.reports.report.sample_blocks", lambda *_: pytest.fail("sampled for nothing"))
+def test_foreign_json_is_not_overwritten(make_run, tmp_path, monkeypatch, content):
+    monkeypatch.setattr("unetdiff.reports.report.sample_blocks", lambda *_: pytest.fail("sampled before the check"))
     run = make_run(task="segmentation", weights=False)
     (run / "summary.json").write_text(content)
-    with pytest.raises(UserError, match=r"run/summary\.json is there.*--output another name"):
+    with pytest.raises(UserError, match=r"output=.*run/summary\.json: must not be .*another --output"):
         write_report([run], run / "summary.html", budget=TINY)
     assert (run / "summary.json").read_text() == content and not (run / "summary.html").exists()
 

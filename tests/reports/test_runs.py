@@ -57,7 +57,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, make_run):
     with pytest.raises(UserError, match="config.yaml"):
         read_run(tmp_path)
     path = make_run()
-    with pytest.raises(UserError, match="twice"):
+    with pytest.raises(UserError, match="must be listed once"):
         read_runs([path, path])
     with pytest.raises(UserError, match="at least one"):
         read_runs([])

@@ -1,4 +1,4 @@
-"""Samples of all runs start from one noise, and their score says how sure it is."""
+"""All runs start from the same noise; class consistency, its interval and its classifier."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import torch
 
 from unetdiff.diffusion.noise import generator_for
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.reports.consistency import consistency, wilson
 from unetdiff.reports.runs import read_runs
-from unetdiff.reports.samples import Budget, consistency, sample_blocks, wilson
+from unetdiff.reports.samples import Budget, sample_blocks
 
-TINY = Budget(images=20, steps=2, judge_steps=4, batch_size=8)
+TINY = Budget(images=20, steps=2, classifier_steps=4, batch_size=8)
 
 
 def test_wilson_against_published_values():
@@ -22,7 +23,7 @@ def test_wilson_against_published_values():
     assert low < 0.94 < high
 
 
-def test_consistency_by_hand():
+def test_consistency():
     score = consistency(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1]), ["a", "b"])
     assert (score.value, score.n, score.per_class) == (0.75, 4, {"a": 0.5, "b": 1.0})
 
@@ -41,7 +42,7 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
         return call(self, **options)
 
     monkeypatch.setattr(GenerationPipeline, "__call__", spy)
-    blocks, problems = sample_blocks(read_runs(paths), TINY, seed=1, cache=tmp_path / "judges")
+    blocks, problems = sample_blocks(read_runs(paths), TINY, seed=1, cache=tmp_path / "classifiers")
     half = len(seen) // 2
     assert half == 4  # 20 images in batches of 8, and the strip
     for (noise, labels), (other, other_labels) in zip(seen[:half], seen[half:], strict=True):
@@ -54,61 +55,61 @@ def test_every_run_starts_from_the_same_noise(make_run, monkeypatch, tmp_path):
     assert [grid.run for grid in block.grids] == [None, 0, 1]
     for grid in block.grids[1:]:
         assert [name for name, _ in grid.rows][:2] == ["zero", "one"]
-        assert all(cell.asked == name for name, cells in grid.rows for cell in cells)
+        assert all(cell.target == name for name, cells in grid.rows for cell in cells)
     for strip in block.strips:
         assert strip.timesteps[0] == 999 and strip.timesteps[-1] == 0
-        assert strip.asked == "one"
-    assert block.judge is not None and block.judge.n == 40 and block.judge.trained_on == 60
+        assert strip.target == "one"
+    assert block.classifier is not None and block.classifier.n == 40 and block.classifier.trained_on == 60
 
 
-def test_score_is_the_judges_word(make_run, monkeypatch):
-    """With a judge that sees a one in everything, exactly the ones are right and all others framed."""
-    from unetdiff.reports.evaluation import Judging
+def test_score_is_the_classifiers_accuracy(make_run, monkeypatch):
+    """With a classifier that always predicts "one", exactly the ones are correct and all others framed."""
+    from unetdiff.reports.consistency import SampleClassifier
 
-    monkeypatch.setattr(Judging, "classify", lambda self, images: torch.ones(len(images), dtype=torch.long))
+    monkeypatch.setattr(SampleClassifier, "classify", lambda self, images: torch.ones(len(images), dtype=torch.long))
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
     assert blocks[0].scores[0].value == pytest.approx(0.1)
     for name, cells in blocks[0].grids[1].rows:
         assert all(cell.wrong == (name != "one") for cell in cells)
 
 
-def test_images_that_are_gone_are_told(make_run):
+def test_missing_images_are_reported(make_run):
     path = make_run(task="diffusion")
     config = path / "config.yaml"
     config.write_text(
         config.read_text().replace("name: scenes", "name: image_folder").replace("root: null", "root: gone")
     )
     blocks, problems = sample_blocks(read_runs([path]), TINY)
-    assert len(blocks) == 1 and blocks[0].judge is None and blocks[0].scores == {}
+    assert len(blocks) == 1 and blocks[0].classifier is None and blocks[0].scores == {}
     assert len(problems) == 1 and "gone" in problems[0]
 
 
-def test_each_size_has_a_judge_of_its_own(make_run, monkeypatch, tmp_path):
-    """A judge sees samples of the size that it learnt, and noise is shared by runs of one size."""
-    from unetdiff.reports.evaluation import Judging
+def test_each_size_has_its_own_classifier(make_run, monkeypatch, tmp_path):
+    """A classifier gets samples of its own image size, and noise is shared by runs of one size."""
+    from unetdiff.reports.consistency import SampleClassifier
 
-    judged: list[tuple[str, torch.Size]] = []
-    classify = Judging.classify
+    classified: list[tuple[str, torch.Size]] = []
+    classify = SampleClassifier.classify
 
     def spy(self, images):
-        judged.append((self.judge.fingerprint, images.shape))
+        classified.append((self.classifier.fingerprint, images.shape))
         return classify(self, images)
 
-    monkeypatch.setattr(Judging, "classify", spy)
+    monkeypatch.setattr(SampleClassifier, "classify", spy)
     sizes: dict[str, list[int] | None] = {"small": [16, 16], "large": None, "also large": [32, 32]}
     paths = [make_run(name, task="diffusion", size=size) for name, size in sizes.items()]
-    blocks, problems = sample_blocks(read_runs(paths), TINY, cache=tmp_path / "judges")
+    blocks, problems = sample_blocks(read_runs(paths), TINY, cache=tmp_path / "classifiers")
     assert problems == [] and [block.runs for block in blocks] == [[0], [1, 2]]
-    assert [block.set_name for block in blocks] == ["scenes, 16×16", "scenes, 32×32"]
-    small, large = (block.judge.judge.fingerprint for block in blocks if block.judge is not None)
+    assert [block.dataset_name for block in blocks] == ["scenes, 16×16", "scenes, 32×32"]
+    small, large = (block.classifier.classifier.fingerprint for block in blocks if block.classifier is not None)
     assert small != large
-    assert judged == [(small, (20, 3, 16, 16)), (large, (20, 3, 32, 32)), (large, (20, 3, 32, 32))]
-    assert len(list((tmp_path / "judges").glob("*.safetensors"))) == 2, "one judge went over the other"
+    assert classified == [(small, (20, 3, 16, 16)), (large, (20, 3, 32, 32)), (large, (20, 3, 32, 32))]
+    assert len(list((tmp_path / "classifiers").glob("*.safetensors"))) == 2, "one classifier overwrote the other"
 
 
-def test_the_judge_says_how_many_images_it_used(make_run, monkeypatch):
+def test_the_classifier_counts_its_images(make_run, monkeypatch):
     monkeypatch.setattr("unetdiff.evaluation.classifier.MAX_IMAGES", 25)
     blocks, _ = sample_blocks(read_runs([make_run(task="diffusion")]), TINY)
-    judge = blocks[0].judge
-    assert judge is not None and (judge.n, judge.trained_on) == (25, 25)
-    assert judge.accuracy * 25 == pytest.approx(round(judge.accuracy * 25), abs=1e-3), "a share of so many"
+    classifier = blocks[0].classifier
+    assert classifier is not None and (classifier.n, classifier.trained_on) == (25, 25)
+    assert classifier.accuracy * 25 == pytest.approx(round(classifier.accuracy * 25), abs=1e-3), "a fraction of 25"

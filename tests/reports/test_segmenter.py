@@ -1,4 +1,4 @@
-"""The page of a segmenter: one file, that says what was counted and shows the worst images."""
+"""The report of a segmenter: metrics and worst images in one file."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CLASSES = ["ground", "<b>cat</b>", "never"]
 
 
 class Squares(ImageDataset):
-    """A square of class 1 on class 0, four rows of void; the network misses a square of image i's size."""
+    """A square of class 1 on class 0, four ignored rows; the network misses a square of image i's size."""
 
     classes, palette, labels = CLASSES, voc_colormap(3), []
 
-    def __init__(self, void: bool = False) -> None:
-        self.void = void
+    def __init__(self, ignored: bool = False) -> None:
+        self.ignored = ignored
 
     def __len__(self) -> int:
         return 3
@@ -43,7 +43,7 @@ class Squares(ImageDataset):
         mask = torch.zeros(120, 160, dtype=torch.uint8)
         mask[20:80, 20:80] = 1
         mask[100:104] = 255
-        if self.void:
+        if self.ignored:
             mask[:] = 255
         return {"image": torch.full((3, 120, 160), 10 * index, dtype=torch.uint8), "mask": mask,
                 "name": self.sample_name(index)}  # fmt: skip
@@ -66,8 +66,8 @@ def sources(page: str, what: str) -> list[np.ndarray]:
 
 
 def test_the_page(tmp_path: Path):
-    judged = evaluate_segmenter(missing, Squares(), worst=2)
-    files = write_segmenter_report(judged, Squares(), tmp_path, "run on val", {"set": "a & b"})
+    evaluation = evaluate_segmenter(missing, Squares(), worst=2)
+    files = write_segmenter_report(evaluation, Squares(), tmp_path, "run on val", {"dataset": "a & b"})
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in files)
     assert {file.name for file in files} == {"per_class.csv", "confusion.png", "reliability.png", "report.html"}
     page = files[-1].read_text()
@@ -75,18 +75,18 @@ def test_the_page(tmp_path: Path):
     assert not re.findall(r'(?:src|href|srcset)="(?!data:)', page) and "url(" not in page and "@import" not in page
     assert "a &amp; b" in page and "&lt;b&gt;cat&lt;/b&gt;" in page and "<b>cat</b>" not in page
     assert re.findall(r'class="name">([^<]+)<', page) == ["squares/2", "squares/1"]  # the worst first
-    scores = [one.score for one in judged.worst]
+    scores = [one.score for one in evaluation.worst]
     assert [text for text in re.findall(r"mIoU <b>([^<]+)</b>", page)] == [percent(score) for score in scores]
-    assert percent(judged.metrics()["mean_iou"]) in page and judged.metrics()["boundary_width"] in page
-    assert "void, counted nowhere" in page
+    assert percent(evaluation.metrics()["mean_iou"]) in page and evaluation.metrics()["boundary_width"] in page
+    assert "ignored in evaluation" in page
     never = re.search(r"never</th>(.*?)</tr>", page, re.DOTALL)
     assert never is not None and never[1].count("–") == 3
 
 
-def test_the_tiles_show_what_is_wrong_and_what_is_void(tmp_path: Path):
-    judged = evaluate_segmenter(missing, Squares(), worst=2)
-    page = write_segmenter_report(judged, Squares(), tmp_path, "x")[-1].read_text()
-    errors, truths, guesses = (sources(page, what) for what in ("errors", "truth", "prediction"))
+def test_the_tiles_show_errors_and_ignored_pixels(tmp_path: Path):
+    evaluation = evaluate_segmenter(missing, Squares(), worst=2)
+    page = write_segmenter_report(evaluation, Squares(), tmp_path, "x")[-1].read_text()
+    errors, truths, guesses = (sources(page, what) for what in ("errors", "ground truth", "prediction"))
     for error, truth, guess, side in zip(errors, truths, guesses, (40, 20), strict=True):
         assert error.shape == (120, 160, 3)
         wrong = np.abs(error - np.array(ERROR_COLOR)).sum(axis=-1) < 60  # JPEG
@@ -97,12 +97,12 @@ def test_the_tiles_show_what_is_wrong_and_what_is_void(tmp_path: Path):
         assert (guess[22, 22] == 0).all() and (guess[75, 75] == (128, 0, 0)).all()
 
 
-def test_no_images_and_nothing_but_void(tmp_path: Path):
-    judged = evaluate_segmenter(missing, Squares(), worst=0)
-    page = write_segmenter_report(judged, Squares(), tmp_path, "x")[-1].read_text()
+def test_no_images_and_only_ignored_pixels(tmp_path: Path):
+    evaluation = evaluate_segmenter(missing, Squares(), worst=0)
+    page = write_segmenter_report(evaluation, Squares(), tmp_path, "x")[-1].read_text()
     assert 'id="worst"' not in page and 'id="classes"' in page
-    judged = evaluate_segmenter(missing, Squares(void=True))
-    page = write_segmenter_report(judged, Squares(void=True), tmp_path, "x")[-1].read_text()
+    evaluation = evaluate_segmenter(missing, Squares(ignored=True))
+    page = write_segmenter_report(evaluation, Squares(ignored=True), tmp_path, "x")[-1].read_text()
     assert 'id="worst"' not in page and "nan" not in re.sub(r'"data:[^"]*"', "", page)
 
 

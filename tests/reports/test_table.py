@@ -6,7 +6,7 @@ import pytest
 
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Consistency
-from unetdiff.reports.table import best_of, build_table, compact, judged_line, minutes
+from unetdiff.reports.table import best_of, build_table, compact, minutes, shown_validation
 
 SAME = ["a", "a", "a"]
 
@@ -105,7 +105,7 @@ def test_figures_are_those_of_the_best_weights(make_run):
     summary = path / "summary.json"
     summary.write_text(summary.read_text().replace('"step": 200', '"step": 100'))
     run = read_runs([path])[0]
-    assert judged_line(run)["step"] == 100
+    assert shown_validation(run)["step"] == 100
     row = build_table([run]).row("segmentation.mean_iou")
     assert row is not None and row.values[0].number == pytest.approx(0.4)  # half of the way at step 100
 

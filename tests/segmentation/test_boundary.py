@@ -24,14 +24,14 @@ def test_a_shifted_square_by_hand():
     # share 9 pixels of their upper and 9 of their lower side: 18 / (36 + 36 - 18).
     score = BoundaryIoU(2)
     score.update(*squares(1))
-    figures = score.compute()
-    assert figures["boundary_iou_per_class"][1] == pytest.approx(18 / 54)
+    metrics = score.compute()
+    assert metrics["boundary_iou_per_class"][1] == pytest.approx(18 / 54)
     assert score.intersection.dtype == score.union.dtype == torch.int64
     # Background: its band is the image's border, 136 pixels in both, and the frame of 44 around each square. The
     # frames are 12 x 12 rings, of which 2 x 11 pixels fall on each other; the squares leave the border alone.
-    assert figures["boundary_iou_per_class"][0] == pytest.approx((136 + 22) / (136 + 88 - 22))
-    assert figures["mean_boundary_iou"] == pytest.approx((18 / 54 + 158 / 202) / 2)
-    assert figures["boundary_width"] == "2 % of the diagonal, 1 pixel" and figures["boundary_pixels"] == [1, 1]
+    assert metrics["boundary_iou_per_class"][0] == pytest.approx((136 + 22) / (136 + 88 - 22))
+    assert metrics["mean_boundary_iou"] == pytest.approx((18 / 54 + 158 / 202) / 2)
+    assert metrics["boundary_width"] == "2 % of the diagonal, 1 pixel" and metrics["boundary_pixels"] == [1, 1]
 
 
 def test_the_width_is_that_of_the_paper():
@@ -52,14 +52,14 @@ def blobs(classes: list[int], height: int, width: int, seed: int) -> np.ndarray:
 
 
 def restated(pairs, classes: int, ratio: float) -> np.ndarray:
-    """Each class's mask less its erosion, as in the paper's own code, void cut out of both masks."""
+    """Each class's mask less its erosion, as in the paper's own code, ignored pixels cut out of both masks."""
     both, either = np.zeros(classes), np.zeros(classes)
     for pred, truth in pairs:
-        void = truth == 255
+        ignored = truth == 255
         distance = max(1, int(round(ratio * np.hypot(*truth.shape))))
         for label in range(classes):
             bands = []
-            for mask in ((truth == label) & ~void, (pred == label) & ~void):
+            for mask in ((truth == label) & ~ignored, (pred == label) & ~ignored):
                 bands.append(mask & ~binary_erosion(mask, np.ones((3, 3)), iterations=distance, border_value=0))
             both[label] += (bands[0] & bands[1]).sum()
             either[label] += (bands[0] | bands[1]).sum()
@@ -79,10 +79,10 @@ def test_agrees_with_erosion_on_blobs_with_void_and_absent_classes(ratio):
     for pred, truth in pairs:
         score.update(pred, truth)
     expected = restated(pairs, 7, ratio)
-    figures = score.compute()
-    np.testing.assert_allclose(figures["boundary_iou_per_class"], expected, rtol=1e-12)
+    metrics = score.compute()
+    np.testing.assert_allclose(metrics["boundary_iou_per_class"], expected, rtol=1e-12)
     assert 0 < expected[0] < 1 and expected[5] == 0 and math.isnan(expected[6])  # predicted only; in neither
-    assert figures["mean_boundary_iou"] == pytest.approx(np.nanmean(expected))
+    assert metrics["mean_boundary_iou"] == pytest.approx(np.nanmean(expected))
 
 
 def test_void_counts_nowhere():
@@ -90,7 +90,7 @@ def test_void_counts_nowhere():
     truth[8:22, 13:20] = 255
     first, second, perfect = BoundaryIoU(2), BoundaryIoU(2), BoundaryIoU(2)
     first.update(pred, truth)
-    second.update(torch.where(truth == 255, 77, pred), truth)  # no class at all, under void
+    second.update(torch.where(truth == 255, 77, pred), truth)  # no class at all, at ignored pixels
     assert torch.equal(first.intersection, second.intersection) and torch.equal(first.union, second.union)
     perfect.update(torch.where(truth == 255, 1, truth), truth)
     assert perfect.compute()["boundary_iou_per_class"] == [1.0, 1.0]
@@ -108,11 +108,11 @@ def test_the_band_reaches_as_far_as_it_says():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="give a share"):
+    with pytest.raises(UserError, match="must be in .0, 1."):
         BoundaryIoU(2, ratio=2)
-    with pytest.raises(UserError, match="one image"):
+    with pytest.raises(UserError, match="of one image"):
         BoundaryIoU(2).update(torch.zeros(1, 4, 4, dtype=torch.long), torch.zeros(1, 4, 4, dtype=torch.long))
-    with pytest.raises(UserError, match="prediction holds the class 2"):
+    with pytest.raises(UserError, match="prediction: classes must be in .*got 2"):
         BoundaryIoU(2).update(torch.full((4, 4), 2), torch.zeros(4, 4, dtype=torch.long))
     assert math.isnan(BoundaryIoU(2).compute()["mean_boundary_iou"])
     assert BoundaryIoU(2).compute()["boundary_pixels"] is None

@@ -27,36 +27,36 @@ def case(sharpness: float, seed: int):
 @pytest.mark.parametrize("sharpness", [0.5, 3.0])
 def test_agrees_with_torchmetrics_however_it_is_cut(bins, sharpness):
     logits, target = case(sharpness, bins)
-    ours = Calibration(bins)
-    ours.update(logits[:1], target[:1])
+    actual = Calibration(bins)
+    actual.update(logits[:1], target[:1])
     for one, truth in zip(logits[1:], target[1:], strict=True):
-        ours.update(one, truth)
-    judge = MulticlassCalibrationError(5, n_bins=bins, norm="l1", ignore_index=255)
+        actual.update(one, truth)
+    reference = MulticlassCalibrationError(5, n_bins=bins, norm="l1", ignore_index=255)
     # Probabilities and their targets as lists of pixels: torchmetrics' own flattening is not what is judged here.
-    expected = judge(logits.movedim(1, -1).reshape(-1, 5).softmax(dim=-1), target.reshape(-1))
-    figures = ours.compute()
-    assert figures["ece"] == pytest.approx(expected.item(), abs=1e-6)
-    assert figures["nll"] == pytest.approx(F.cross_entropy(logits, target, ignore_index=255).item(), abs=1e-5)
+    expected = reference(logits.movedim(1, -1).reshape(-1, 5).softmax(dim=-1), target.reshape(-1))
+    metrics = actual.compute()
+    assert metrics["ece"] == pytest.approx(expected.item(), abs=1e-6)
+    assert metrics["nll"] == pytest.approx(F.cross_entropy(logits, target, ignore_index=255).item(), abs=1e-5)
     counted = target != 255
     sure = logits.softmax(dim=1).amax(dim=1)[counted].double().numpy()
-    assert figures["mean_confidence"] == pytest.approx(sure.mean(), abs=1e-6)
-    assert figures["reliability"]["count"] == np.histogram(sure, bins, range=(0, 1))[0].tolist()
+    assert metrics["mean_confidence"] == pytest.approx(sure.mean(), abs=1e-6)
+    assert metrics["reliability"]["count"] == np.histogram(sure, bins, range=(0, 1))[0].tolist()
 
 
 def test_by_hand():
-    # Confidences 0.6 (right), 0.6 (wrong), 0.9 (right), 0.99 (under void), in two bins: (0, 0.5] and (0.5, 1].
+    # Confidences 0.6 (right), 0.6 (wrong), 0.9 (right), 0.99 (at ignored pixels), in two bins: (0, 0.5] and (0.5, 1].
     p = torch.tensor([0.6, 0.4, 0.9, 0.99])
     logits = torch.stack([p, 1 - p]).log()[:, None]  # (2, 1, 4)
     target = torch.tensor([[0, 0, 0, 255]], dtype=torch.uint8)
     calibration = Calibration(2)
     calibration.update(logits, target)
-    figures = calibration.compute()
-    assert calibration.count.dtype == torch.int64 and figures["reliability"]["count"] == [0, 3]
-    assert figures["reliability"]["accuracy"][1] == pytest.approx(2 / 3)
-    assert figures["reliability"]["confidence"][1] == pytest.approx(0.7)
-    assert math.isnan(figures["reliability"]["accuracy"][0])
-    assert figures["ece"] == pytest.approx(0.7 - 2 / 3)
-    assert figures["nll"] == pytest.approx(-np.log([0.6, 0.4, 0.9]).mean())
+    metrics = calibration.compute()
+    assert calibration.count.dtype == torch.int64 and metrics["reliability"]["count"] == [0, 3]
+    assert metrics["reliability"]["accuracy"][1] == pytest.approx(2 / 3)
+    assert metrics["reliability"]["confidence"][1] == pytest.approx(0.7)
+    assert math.isnan(metrics["reliability"]["accuracy"][0])
+    assert metrics["ece"] == pytest.approx(0.7 - 2 / 3)
+    assert metrics["nll"] == pytest.approx(-np.log([0.6, 0.4, 0.9]).mean())
 
 
 def test_void_counts_nowhere():
@@ -64,7 +64,7 @@ def test_void_counts_nowhere():
     first, second = Calibration(), Calibration()
     first.update(logits, target)
     second.update(logits + (target == 255)[:, None] * torch.arange(5.0)[:, None, None] * 9, target)
-    for name in ("count", "right", "confidence", "surprise"):
+    for name in ("count", "correct", "confidence", "nll"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
 
 
@@ -76,8 +76,8 @@ def test_certainty_is_in_the_last_bin():
 
 
 def test_refusals():
-    with pytest.raises(UserError, match="use 1 or more"):
+    with pytest.raises(UserError, match="bins=0: must be at least 1"):
         Calibration(0)
-    with pytest.raises(UserError, match="differ in size"):
+    with pytest.raises(UserError, match="size must be the target"):
         Calibration().update(torch.zeros(3, 4, 4), torch.zeros(4, 5).long())
     assert math.isnan(Calibration().compute()["ece"])

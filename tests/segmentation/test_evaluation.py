@@ -1,4 +1,4 @@
-"""A segmenter judged on a set of images of several sizes, against the same counted all at once."""
+"""Evaluation of a segmentation model on images of several sizes, against counts over all pixels at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALL_VOID = 3
 
 
 class Few(ImageDataset):
-    """Blocky masks, some void, one image void all over; an image's first channel is its index."""
+    """Blocky masks, some pixels ignored, all of one image; an image's first channel is its index."""
 
     classes, palette, labels = CLASSES, voc_colormap(4), []
 
@@ -69,45 +69,45 @@ def counted() -> tuple[list[Tensor], list[Tensor]]:
     return [one.argmax(dim=0) for one in resized], truths
 
 
-def iou_of(guess: Tensor, truth: Tensor) -> Tensor:
-    return MulticlassJaccardIndex(4, average="none", ignore_index=255)(guess[None], truth[None].long())
+def iou_of(pred: Tensor, truth: Tensor) -> Tensor:
+    return MulticlassJaccardIndex(4, average="none", ignore_index=255)(pred[None], truth[None].long())
 
 
 def test_figures_are_those_of_the_whole_set():
-    judged = evaluate_segmenter(half_size_logits, Few(), batch_size=4)
-    figures = judged.metrics()
+    result = evaluate_segmenter(half_size_logits, Few(), batch_size=4)
+    metrics = result.metrics()
     guesses, truths = counted()
-    guess, truth = (torch.cat([one.flatten() for one in many]) for many in (guesses, truths))
+    pred, truth = (torch.cat([one.flatten() for one in many]) for many in (guesses, truths))
     macro = MulticlassJaccardIndex(4, average="macro", ignore_index=255)
-    assert figures["mean_iou"] == pytest.approx(macro(guess, truth.long()).item(), abs=1e-6)
-    assert figures["pixel_accuracy"] == pytest.approx((guess == truth)[truth != 255].double().mean().item())
-    assert figures["images"] == 6
-    shares = [(truth == label).sum().item() / (truth != 255).sum().item() for label in range(4)]
-    assert list(figures["pixel_fraction_per_class"]) == CLASSES
-    assert list(figures["pixel_fraction_per_class"].values()) == pytest.approx(shares)
-    assert list(figures["images_per_class"].values()) == [sum(bool((t == c).any()) for t in truths) for c in range(4)]
-    assert math.isnan(figures["iou_per_class"]["never"]) and math.isnan(figures["boundary_iou_per_class"]["never"])
-    assert figures["boundary_pixels"] == [1, 1] and sum(figures["reliability"]["count"]) == (truth != 255).sum()
+    assert metrics["mean_iou"] == pytest.approx(macro(pred, truth.long()).item(), abs=1e-6)
+    assert metrics["pixel_accuracy"] == pytest.approx((pred == truth)[truth != 255].double().mean().item())
+    assert metrics["images"] == 6
+    fractions = [(truth == label).sum().item() / (truth != 255).sum().item() for label in range(4)]
+    assert list(metrics["pixel_fraction_per_class"]) == CLASSES
+    assert list(metrics["pixel_fraction_per_class"].values()) == pytest.approx(fractions)
+    assert list(metrics["images_per_class"].values()) == [sum(bool((t == c).any()) for t in truths) for c in range(4)]
+    assert math.isnan(metrics["iou_per_class"]["never"]) and math.isnan(metrics["boundary_iou_per_class"]["never"])
+    assert metrics["boundary_pixels"] == [1, 1] and sum(metrics["reliability"]["count"]) == (truth != 255).sum()
 
 
 @pytest.mark.parametrize("worst", [0, 2, 3, 20])
 def test_the_worst_images_are_kept_in_order(worst):
-    judged = evaluate_segmenter(half_size_logits, Few(), worst=worst, batch_size=2)
+    result = evaluate_segmenter(half_size_logits, Few(), worst=worst, batch_size=2)
     guesses, truths = counted()
     scores = {}
-    for index, (guess, truth) in enumerate(zip(guesses, truths, strict=True)):
+    for index, (pred, truth) in enumerate(zip(guesses, truths, strict=True)):
         if index != ALL_VOID:
             present = torch.isin(torch.arange(4), truth)
-            scores[index] = iou_of(guess, truth)[present].mean().item()
+            scores[index] = iou_of(pred, truth)[present].mean().item()
     expected = sorted(scores, key=scores.__getitem__)[:worst]
-    assert [one.index for one in judged.worst] == expected
-    for one in judged.worst:
+    assert [one.index for one in result.worst] == expected
+    for one in result.worst:
         assert one.score == pytest.approx(scores[one.index], abs=1e-6) and one.name == f"few/{one.index}"
-        guess, truth = guesses[one.index], truths[one.index]
-        np.testing.assert_array_equal(one.prediction, guess.numpy())
+        pred, truth = guesses[one.index], truths[one.index]
+        np.testing.assert_array_equal(one.prediction, pred.numpy())
         assert one.prediction.dtype == np.uint8
-        assert one.pixel_accuracy == pytest.approx((guess == truth)[truth != 255].double().mean().item())
-        iou = iou_of(guess, truth)
+        assert one.pixel_accuracy == pytest.approx((pred == truth)[truth != 255].double().mean().item())
+        iou = iou_of(pred, truth)
         assert all(value == pytest.approx(iou[label].item(), abs=1e-6) for label, value in one.iou.items())
 
 
@@ -135,21 +135,21 @@ def test_a_stray_pixel_of_another_class_does_not_make_a_image_the_worst():
             found.append(F.one_hot(mask, 4).permute(2, 0, 1).float())
         return found
 
-    judged = evaluate_segmenter(logits, Two())
-    assert [one.index for one in judged.worst] == [1, 0]
-    assert judged.worst[0].score == pytest.approx((80 / 100 + 300 / 320) / 2)
-    assert judged.worst[1].score == pytest.approx(767 / 768) and judged.worst[1].iou == {0: 767 / 768, 2: 0.0}
+    result = evaluate_segmenter(logits, Two())
+    assert [one.index for one in result.worst] == [1, 0]
+    assert result.worst[0].score == pytest.approx((80 / 100 + 300 / 320) / 2)
+    assert result.worst[1].score == pytest.approx(767 / 768) and result.worst[1].iou == {0: 767 / 768, 2: 0.0}
 
 
 def test_the_table_as_csv(tmp_path: Path):
-    judged = evaluate_segmenter(half_size_logits, Few())
-    judged.write_table(tmp_path / "table.csv")
+    result = evaluate_segmenter(half_size_logits, Few())
+    result.write_table(tmp_path / "table.csv")
     with (tmp_path / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["class"] for row in rows] == CLASSES and [row["index"] for row in rows] == ["0", "1", "2", "3"]
-    figures = judged.metrics()
-    assert float(rows[1]["iou"]) == figures["iou_per_class"]["cat"]
-    assert float(rows[2]["boundary_iou"]) == figures["boundary_iou_per_class"]["dog"]
+    metrics = result.metrics()
+    assert float(rows[1]["iou"]) == metrics["iou_per_class"]["cat"]
+    assert float(rows[2]["boundary_iou"]) == metrics["boundary_iou_per_class"]["dog"]
     assert rows[3]["iou"] == rows[3]["accuracy"] == "" and rows[3]["images"] == "0"
 
 
@@ -159,10 +159,10 @@ def test_the_network_is_asked_at_its_own_size(size):
     unet = UNet(
         encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4}, heads={"segmentation": {"num_classes": 4}}
     )
-    judged = evaluate_segmenter(network_logits(unet, size), Few(), batch_size=4)
+    result = evaluate_segmenter(network_logits(unet, size), Few(), batch_size=4)
     masks = predict_masks(unet, [item["image"] for item in Few()], size)
-    assert len(judged.worst) == 5
-    for one in judged.worst:
+    assert len(result.worst) == 5
+    for one in result.worst:
         np.testing.assert_array_equal(one.prediction, masks[one.index])
 
 
@@ -170,5 +170,5 @@ def test_a_set_without_masks_is_refused():
     class Bare(Few):
         classes, palette = [], empty_palette()
 
-    with pytest.raises(UserError, match="no masks"):
+    with pytest.raises(UserError, match="needs a dataset with masks"):
         evaluate_segmenter(half_size_logits, Bare())

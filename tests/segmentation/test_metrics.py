@@ -50,46 +50,46 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_torchmetrics(name, seed):
     prediction, target = case(*CASES[name], seed)
-    ours = ConfusionMatrix(CLASSES)
+    actual = ConfusionMatrix(CLASSES)
     for p, t in zip(prediction, target, strict=True):  # one by one: the figures are the whole set's
-        ours.update(p, t)
-    figures = ours.compute()
+        actual.update(p, t)
+    metrics = actual.compute()
 
-    def judge(metric):
+    def reference(metric):
         return metric(prediction, target).double()
 
-    assert torch.equal(ours.matrix, MulticlassConfusionMatrix(CLASSES, ignore_index=255)(prediction, target))
+    assert torch.equal(actual.matrix, MulticlassConfusionMatrix(CLASSES, ignore_index=255)(prediction, target))
     for key, metric in {
         "pixel_accuracy": MulticlassAccuracy(CLASSES, average="micro", ignore_index=255),
         "mean_iou": MulticlassJaccardIndex(CLASSES, average="macro", ignore_index=255),
         "fw_iou": MulticlassJaccardIndex(CLASSES, average="weighted", ignore_index=255),
     }.items():
-        assert figures[key] == pytest.approx(judge(metric).item(), abs=1e-6), key
+        assert metrics[key] == pytest.approx(reference(metric).item(), abs=1e-6), key
 
     seen = torch.isin(torch.arange(CLASSES), target)  # torchmetrics gives an absent class 0, we give it nan
     either = seen | torch.isin(torch.arange(CLASSES), prediction[target != 255])
-    iou = judge(MulticlassJaccardIndex(CLASSES, average="none", ignore_index=255)).where(either, math.nan)
-    accuracy = judge(MulticlassAccuracy(CLASSES, average="none", ignore_index=255)).where(seen, math.nan)
-    np.testing.assert_allclose(figures["iou_per_class"], iou.numpy(), atol=1e-6)
-    np.testing.assert_allclose(figures["accuracy_per_class"], accuracy.numpy(), atol=1e-6)
-    assert figures["mean_accuracy"] == pytest.approx(accuracy.nanmean().item(), abs=1e-6)
+    iou = reference(MulticlassJaccardIndex(CLASSES, average="none", ignore_index=255)).where(either, math.nan)
+    accuracy = reference(MulticlassAccuracy(CLASSES, average="none", ignore_index=255)).where(seen, math.nan)
+    np.testing.assert_allclose(metrics["iou_per_class"], iou.numpy(), atol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy_per_class"], accuracy.numpy(), atol=1e-6)
+    assert metrics["mean_accuracy"] == pytest.approx(accuracy.nanmean().item(), abs=1e-6)
 
 
 def test_by_hand():
     matrix = ConfusionMatrix(4)
     #            right right miss  void  right
     target = torch.tensor([[0, 0, 1, 255, 1]], dtype=torch.uint8)
-    guess = torch.tensor([[0, 0, 2, 3, 1]])
-    matrix.update(guess, target)
-    figures = matrix.compute()
+    pred = torch.tensor([[0, 0, 2, 3, 1]])
+    matrix.update(pred, target)
+    metrics = matrix.compute()
     assert matrix.matrix.dtype == torch.int64
     assert matrix.matrix.tolist() == [[2, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert figures["pixel_accuracy"] == 0.75
-    assert figures["mean_accuracy"] == 0.75  # 1 and 1/2; class 2 was never there
-    assert figures["mean_iou"] == pytest.approx((1 + 0.5 + 0) / 3)  # class 2 is only predicted: 0; class 3 in neither
-    assert figures["fw_iou"] == pytest.approx(0.5 * 1 + 0.5 * 0.5)
-    assert figures["iou_per_class"][:3] == [1, 0.5, 0] and math.isnan(figures["iou_per_class"][3])
-    assert math.isnan(figures["accuracy_per_class"][2]) and math.isnan(figures["accuracy_per_class"][3])
+    assert metrics["pixel_accuracy"] == 0.75
+    assert metrics["mean_accuracy"] == 0.75  # 1 and 1/2; class 2 was never there
+    assert metrics["mean_iou"] == pytest.approx((1 + 0.5 + 0) / 3)  # class 2 is only predicted: 0; class 3 in neither
+    assert metrics["fw_iou"] == pytest.approx(0.5 * 1 + 0.5 * 0.5)
+    assert metrics["iou_per_class"][:3] == [1, 0.5, 0] and math.isnan(metrics["iou_per_class"][3])
+    assert math.isnan(metrics["accuracy_per_class"][2]) and math.isnan(metrics["accuracy_per_class"][3])
 
 
 def test_fw_iou_is_pixel_accuracy_less_what_false_positives_cost():
@@ -97,11 +97,11 @@ def test_fw_iou_is_pixel_accuracy_less_what_false_positives_cost():
     prediction, target = case(*CASES["all present"])
     matrix = ConfusionMatrix(CLASSES)
     matrix.update(prediction, target)
-    m, figures = matrix.matrix.double(), matrix.compute()
+    m, metrics = matrix.matrix.double(), matrix.compute()
     right, truth = m.diagonal(), m.sum(1)
     wrong = m.sum(0) - right
-    expected = figures["pixel_accuracy"] - ((right * wrong) / (truth + wrong)).sum().item() / m.sum().item()
-    assert figures["fw_iou"] == pytest.approx(expected)
+    expected = metrics["pixel_accuracy"] - ((right * wrong) / (truth + wrong)).sum().item() / m.sum().item()
+    assert metrics["fw_iou"] == pytest.approx(expected)
 
 
 def test_merge_reduce_and_reset():
@@ -116,7 +116,7 @@ def test_merge_reduce_and_reset():
     assert torch.equal(total.matrix, whole.matrix) and total.matrix is not left.matrix
     left.reset()
     assert left.matrix.sum() == 0 and total.matrix.sum() > 0
-    with pytest.raises(UserError, match="cannot merge"):
+    with pytest.raises(UserError, match="must have the same classes"):
         left.merge(ConfusionMatrix(3))
 
 
@@ -157,24 +157,24 @@ def test_two_processes_sum_their_matrices():
 
 
 def test_an_empty_matrix_is_nan():
-    figures = ConfusionMatrix(3).compute()
-    assert all(math.isnan(figures[key]) for key in ("pixel_accuracy", "mean_accuracy", "mean_iou"))
+    metrics = ConfusionMatrix(3).compute()
+    assert all(math.isnan(metrics[key]) for key in ("pixel_accuracy", "mean_accuracy", "mean_iou"))
 
 
 @pytest.mark.parametrize(
-    ("guess", "truth", "says"),
+    ("pred", "truth", "says"),
     [
-        ([[0, 3]], [[0, 1]], "prediction holds the class 3"),
-        ([[0, -1]], [[0, 1]], "prediction holds the class -1"),
-        ([[0, 1]], [[0, 9]], "target holds the class 9"),
-        ([[0, 1, 1]], [[0, 1]], "differ in size"),
+        ([[0, 3]], [[0, 1]], "prediction: classes must be in .*got 3"),
+        ([[0, -1]], [[0, 1]], "prediction: classes must be in .*got -1"),
+        ([[0, 1]], [[0, 9]], "target: classes must be in .*got 9"),
+        ([[0, 1, 1]], [[0, 1]], "shape must be the target"),
         ([[0.0, 1.0]], [[0, 1]], "not logits"),
     ],
 )
-def test_refuses_what_it_cannot_count(guess, truth, says):
+def test_refuses_what_it_cannot_count(pred, truth, says):
     matrix = ConfusionMatrix(3)
     with pytest.raises(UserError, match=says):
-        matrix.update(torch.tensor(guess), torch.tensor(truth))
+        matrix.update(torch.tensor(pred), torch.tensor(truth))
     assert matrix.matrix.sum() == 0
 
 

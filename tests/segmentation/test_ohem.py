@@ -12,7 +12,7 @@ from unetdiff.segmentation.config import OHEMConfig
 from unetdiff.segmentation.losses import cross_entropy
 from unetdiff.segmentation.ohem import hard_pixels
 
-P = torch.tensor([0.9, 0.2, 0.6, 0.95, 0.5, 0.8, 0.1, 0.3])  # of the true class; the last two pixels are void
+P = torch.tensor([0.9, 0.2, 0.6, 0.95, 0.5, 0.8, 0.1, 0.3])  # of the true class; the last two pixels are ignored
 VALID = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0], dtype=torch.bool)
 
 
@@ -50,7 +50,7 @@ def test_nothing_valid_nothing_hard():
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor]:
-    """Two classes, class 1 everywhere but at pixel 1, the probabilities of `P`, two void pixels."""
+    """Two classes, class 1 everywhere but at pixel 1, the probabilities of `P`, two ignored pixels."""
     target = torch.tensor([[[1, 0, 1, 1], [1, 1, 255, 255]]])
     toward = torch.log(P / (1 - P)).view(1, 2, 4) * torch.where(target == 0, -1, 1)
     return torch.stack([torch.zeros_like(toward), toward], dim=1), target

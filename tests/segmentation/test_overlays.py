@@ -60,11 +60,11 @@ def test_the_legend_names_only_what_occurs():
 
 def test_refusals():
     images, truths, guesses = photos(32, 32)
-    with pytest.raises(UserError, match="give the same number"):
+    with pytest.raises(UserError, match="must have the same number"):
         preview(images, truths[:1], guesses, voc_colormap(3), NAMES)
-    with pytest.raises(UserError, match="give the same number"):
+    with pytest.raises(UserError, match="must have the same number"):
         preview([], [], [], voc_colormap(3), NAMES)
-    with pytest.raises(UserError, match="sizes must agree"):
-        preview(images, truths, [guess[1:] for guess in guesses], voc_colormap(3), NAMES)
-    with pytest.raises(UserError, match="2 colours for 3 classes"):
+    with pytest.raises(UserError, match="size must be its target"):
+        preview(images, truths, [pred[1:] for pred in guesses], voc_colormap(3), NAMES)
+    with pytest.raises(UserError, match="one color per class .got 2 for 3"):
         preview(images, truths, guesses, voc_colormap(2), NAMES)

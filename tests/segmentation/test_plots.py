@@ -14,7 +14,7 @@ from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.plots import DARK, LIGHT, draw_confusion, draw_reliability
 
 
-def share(path: Path, color: str) -> float:
+def fraction(path: Path, color: str) -> float:
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return float((np.abs(pixels - np.array(to_rgb(color)) * 255) < 6).all(axis=-1).mean())
 
@@ -28,8 +28,8 @@ def test_a_perfect_matrix_has_its_diagonal_and_nothing_else(tmp_path: Path, coun
     width, height = Image.open(path).size
     assert width > 400 and height > 250 and width < 3200
     # The matrix covers most of the plot, its diagonal one cell in `count`, less the number in it.
-    assert 0.25 / count < share(path, colors["strong"]) < 1.3 / count
-    assert share(path, colors["none"]) < 0.002
+    assert 0.25 / count < fraction(path, colors["strong"]) < 1.3 / count
+    assert fraction(path, colors["none"]) < 0.002
     assert np.asarray(Image.open(path).convert("RGB"))[0, 0] == pytest.approx(np.array(to_rgb(colors["paper"])) * 255)
 
 
@@ -40,7 +40,7 @@ def test_an_absent_class_is_blank_and_rows_are_shares(tmp_path: Path):
     draw_confusion(scaled, matrix * np.array([[1], [500], [7]]), ["a", "b", "c"])
     assert full.read_bytes() == scaled.read_bytes()
     draw_confusion(absent, matrix * np.array([[1], [0], [1]]), ["a", "b", "c"])
-    assert share(absent, LIGHT["none"]) > 0.1 > 0.01 > share(full, LIGHT["none"])
+    assert fraction(absent, LIGHT["none"]) > 0.1 > 0.01 > fraction(full, LIGHT["none"])
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -50,10 +50,10 @@ def test_reliability(tmp_path: Path, dark: bool):
     right, wrong = Calibration(), Calibration()
     right.update(logits, logits.argmax(dim=1))
     wrong.update(logits, logits.argmin(dim=1))
-    shares = []
+    fractions = []
     for name, calibration in (("right", right), ("wrong", wrong)):
         path = tmp_path / f"{name}.png"
         draw_reliability(path, calibration.compute(), dark)
-        shares.append(share(path, colors["bar"]))
-    assert shares[0] > 0.2 and shares[1] < 0.02  # bars to the top, or none
+        fractions.append(fraction(path, colors["bar"]))
+    assert fractions[0] > 0.2 and fractions[1] < 0.02  # bars to the top, or none
     draw_reliability(tmp_path / "empty.png", Calibration().compute(), dark)

@@ -112,10 +112,10 @@ def test_smaller_images_are_mirrored_below_and_to_the_right() -> None:
 def test_flips_are_averaged_as_probabilities(convolution: nn.Module) -> None:
     x = pixels(21, 30)
     config = InferenceConfig(flip=True)
-    ours = segment_batch(convolution, x, config)
+    actual = segment_batch(convolution, x, config)
     straight, mirrored = convolution(x).softmax(1), convolution(x.flip(-1)).flip(-1).softmax(1)
-    torch.testing.assert_close(ours, ((straight + mirrored) / 2).log(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(segment_batch(convolution, x.flip(-1), config), ours.flip(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual, ((straight + mirrored) / 2).log(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(segment_batch(convolution, x.flip(-1), config), actual.flip(-1), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(convolution(x.flip(-1)), convolution(x).flip(-1), atol=1e-2)  # not so without it
 
 
@@ -124,8 +124,8 @@ def test_scales_are_averaged_as_probabilities(convolution: nn.Module) -> None:
     expected = convolution(x).softmax(1) / 2
     small = F.interpolate(x, (10, 16), mode="bilinear", antialias=True, align_corners=False)
     expected += F.interpolate(convolution(small), (20, 31), mode="bilinear", align_corners=False).softmax(1) / 2
-    ours = segment_batch(convolution, x, InferenceConfig(scales=[1.0, 0.5]))
-    torch.testing.assert_close(ours.exp(), expected, rtol=1e-4, atol=1e-5)
+    actual = segment_batch(convolution, x, InferenceConfig(scales=[1.0, 0.5]))
+    torch.testing.assert_close(actual.exp(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_scale_of_one_is_plain(convolution: nn.Module) -> None:
@@ -152,8 +152,8 @@ def test_every_view_of_tiles_has_the_tiles_size_and_covers_the_image() -> None:
 def test_all_views_in_tiles_agree_with_the_whole_image_where_it_is_smooth() -> None:
     x = F.interpolate(pixels(3, 4), (90, 120), mode="bicubic", align_corners=True)
     options = {"flip": True, "scales": [0.5, 1.0, 1.5]}
-    ours = segment_batch(pixelwise, x, InferenceConfig(tile=[32, 48], **options))
-    torch.testing.assert_close(ours, pixelwise(x).log_softmax(1), rtol=0.05, atol=0.05)
+    actual = segment_batch(pixelwise, x, InferenceConfig(tile=[32, 48], **options))
+    torch.testing.assert_close(actual, pixelwise(x).log_softmax(1), rtol=0.05, atol=0.05)
 
 
 def test_probabilities_of_nothing_have_finite_logarithms() -> None:

@@ -115,8 +115,8 @@ def test_frames_are_read_as_they_are_written(pipeline: SegmentationPipeline, tmp
     ahead: list[int] = []
     frames = video._frames
 
-    def counted(*given: Any) -> Iterator[np.ndarray]:
-        for frame in frames(*given):
+    def counted(*args: Any) -> Iterator[np.ndarray]:
+        for frame in frames(*args):
             taken.append(1)
             yield frame
 
@@ -128,7 +128,7 @@ def test_frames_are_read_as_they_are_written(pipeline: SegmentationPipeline, tmp
 def test_what_is_no_video_is_named(pipeline: SegmentationPipeline, tmp_path: Path) -> None:
     target = tmp_path / "out" / "x.mp4"
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(UserError, match="nowhere.mp4: no such file"):
+    with pytest.raises(UserError, match="nowhere.mp4: file not found"):
         segment_video(pipeline, tmp_path / "nowhere.mp4", target)
     with pytest.raises(UserError, match="text.mp4: not a readable video"):
         segment_video(pipeline, tmp_path / "text.mp4", target)
@@ -142,7 +142,7 @@ def test_what_is_no_video_is_named(pipeline: SegmentationPipeline, tmp_path: Pat
         frame.sample_rate = 16000
         container.mux(sound.encode(frame))
         container.mux(sound.encode())
-    with pytest.raises(UserError, match="sound.mp4: no image stream"):
+    with pytest.raises(UserError, match="sound.mp4: no video stream"):
         frame_count(tmp_path / "sound.mp4")
     assert not list(target.parent.iterdir())  # nothing half written stays
 
@@ -163,5 +163,5 @@ def test_a_failure_in_the_middle_leaves_nothing(pipeline: SegmentationPipeline, 
 
 def test_without_pyav_the_extra_is_named(pipeline: SegmentationPipeline, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(UserError, match=r"videos need PyAV, .*pip install 'unetdiff\[video\]'"):
+    with pytest.raises(UserError, match=r"Videos need PyAV. Run .pip install 'unetdiff\[video\]'"):
         segment_video(pipeline, tmp_path / "in.mp4", tmp_path / "out.mp4")

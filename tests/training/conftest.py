@@ -17,7 +17,7 @@ from unetdiff.training.trainer import train
 
 @pytest.fixture
 def cut_and_resumed() -> Callable[[RunConfig], dict[str, Tensor]]:
-    """Train, lose the last checkpoint and go on: the same weights, which are given back by name."""
+    """Train, delete the last checkpoint, resume: the same weights, returned by name."""
 
     def resume(config: RunConfig) -> dict[str, Tensor]:
         run = train(config)

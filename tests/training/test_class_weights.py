@@ -1,4 +1,4 @@
-"""Class weights that a run computes: told, recorded, used, and the same when it goes on."""
+"""Class weights that a run computes: logged, recorded, used, and the same when resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def by_hand(config: RunConfig) -> list[float]:
     return [float(w) for w in np.nan_to_num(weights)]
 
 
-def test_a_run_computes_tells_and_records_its_weights(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_computes_logs_and_records_its_weights(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     config = weighed(tiny)
     expected = by_hand(config)
     run = train(config)
@@ -47,8 +47,8 @@ def test_a_run_computes_tells_and_records_its_weights(tiny: Tiny, capsys: pytest
     summary = json.loads((run / "summary.json").read_text())["class_weights"]
     assert summary["from"] == "median_frequency" and list(summary["by_class"].values()) == recorded
     assert list(summary["by_class"])[:2] == ["background", "zero"]
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("class weights")]
-    assert told == [
+    logged = [line for line in capsys.readouterr().err.splitlines() if line.startswith("class weights")]
+    assert logged == [
         f"class weights (median_frequency): {', '.join(f'{k} {v:g}' for k, v in summary['by_class'].items())}"
     ]
 
@@ -98,9 +98,9 @@ def test_weights_ease_to_one_over_the_first_share_of_a_run(tiny: Tiny) -> None:
     task: Any = trainer.task
     logits = torch.randn(1, 11, 4, 4, generator=torch.Generator().manual_seed(0))
     masks = torch.arange(16).remainder(11).view(1, 4, 4)
-    for done, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
-        task.advance(done)
+    for progress, weights in ((0.0, [0.5, *[3.0] * 10]), (0.25, [0.75, *[2.0] * 10]), (0.5, None), (0.9, None)):
+        task.set_progress(progress)
         torch.testing.assert_close(task.compute_loss(logits, masks)["loss"], cross_entropy(logits, masks, 255, weights))
     trainer.run(StopRequest())
     trainer.close()
-    assert task.done == 0.5  # told so before the second of two steps
+    assert task.progress == 0.5  # set before the second of two steps

@@ -60,17 +60,17 @@ def test_steps_are_torchs_whatever_lies_how_in_memory(
     theirs = torch.nn.Parameter(start.clone())
     vectors = torch.nn.Parameter(torch.zeros(5)), torch.nn.Parameter(torch.zeros(5))
     optimizer = AdamW([ours, vectors[0]], lr=0.1, weight_decay=0.2, fused=True)
-    judge = torch.optim.AdamW([theirs, vectors[1]], lr=0.1, weight_decay=0.2, foreach=False)
+    reference = torch.optim.AdamW([theirs, vectors[1]], lr=0.1, weight_decay=0.2, foreach=False)
     for _ in range(3):
         gradient, other = torch.randn(6, 5, 3, 3, generator=generator), torch.randn(5, generator=generator)
         ours.grad, vectors[0].grad = gradient.contiguous(memory_format=of_gradients), other
         theirs.grad, vectors[1].grad = gradient, other
         optimizer.step()
-        judge.step()
+        reference.step()
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(*vectors)
     for key in ("exp_avg", "exp_avg_sq"):
-        torch.testing.assert_close(optimizer.state[ours][key], judge.state[theirs][key])
+        torch.testing.assert_close(optimizer.state[ours][key], reference.state[theirs][key])
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from unetdiff.training.tasks.joint import JointTask
 Tiny = Callable[..., RunConfig]
 
 
-@pytest.mark.parametrize(("share", "clean"), [(1.0, 4), (0.5, 2), (0.3, 2)])
-def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, share: float, clean: int) -> None:
+@pytest.mark.parametrize(("fraction", "clean"), [(1.0, 4), (0.5, 2), (0.3, 2)])
+def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, fraction: float, clean: int) -> None:
     weights = {"joint__diffusion_weight": 7.0, "joint__segmentation_weight": 0.5}
-    config = tiny("joint", joint__segmentation_fraction=share, model__residual__dropout=0.0, **weights)
+    config = tiny("joint", joint__segmentation_fraction=fraction, model__residual__dropout=0.0, **weights)
     train = build_dataset(config.data, "train", True)
     torch.manual_seed(0)
     task = build_task(config, train, build_dataset(config.data, "val", True))

@@ -24,7 +24,7 @@ from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.reports.captions import illustrations
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
 from unetdiff.training.tasks.build import build_task
@@ -101,7 +101,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
         assert image.size == (32, 32)
 
     runs = read_runs([run])
-    blocks, problems = sample_blocks(runs, Budget(images=10, steps=1, judge_steps=2, batch_size=8))
+    blocks, problems = sample_blocks(runs, Budget(images=10, steps=1, classifier_steps=2, batch_size=8))
     assert problems == [] and len(blocks[0].grids) == 2 and len(blocks[0].strips) == 1
     assert illustrations(runs[0]).keys() == {"image", "noised", "noise"}
 

@@ -21,7 +21,7 @@ from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.errors import UserError
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.reports.captions import illustrations
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
 from unetdiff.training.tasks.build import build_task, load_task
@@ -87,13 +87,13 @@ def test_trained_resumed_judged_drawn_and_compared(tiny: Tiny, cut_and_resumed: 
     assert colours <= {tuple(int(level) for level in colour) for colour in val.palette}
 
     runs = read_runs([run])
-    blocks, problems = sample_blocks(runs, Budget(images=4, steps=1, judge_steps=2, batch_size=8))
+    blocks, problems = sample_blocks(runs, Budget(images=4, steps=1, classifier_steps=2, batch_size=8))
     assert problems == [] and len(blocks[0].strips) == 1
     assert illustrations(runs[0]).keys() == {"image", "noised", "noise"}
 
 
 def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
-    """Without an image, layouts are drawn: no figures of a segmenter then."""
+    """Without an image, layouts are drawn: no metrics of a segmenter."""
     run = train(tiny("diffusion", **{**MASKS, "diffusion__condition": "none"}))
     metrics = evaluate(run, config=EvaluationConfig(num_inference_steps=2)).metrics
     assert not any(name.startswith("masks/") for name in metrics)

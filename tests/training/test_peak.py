@@ -52,12 +52,12 @@ def test_a_refusal_of_the_system_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_a_gpu_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", asked.append)
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 350)
     device = torch.device("cuda", 1)
     reset_peak(device)
-    assert peak_bytes(device) == 350 and asked == [device]
+    assert peak_bytes(device) == 350 and calls == [device]
 
 
 def test_a_run_says_its_peak(tiny: Callable[..., RunConfig]) -> None:

@@ -1,4 +1,4 @@
-"""Noise in a segmenter's training images: what they become, what the network is told, and a resumed run."""
+"""Noise in a segmenter's training images: noisy images, timesteps, and a resumed run."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def build(tiny: Tiny, **options) -> tuple[SegmentationTask, dict]:
 def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.5, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
-    seen, told = task.add_noise(clean, seed=3)
-    assert told is not None
-    noisy = told > 0
-    assert 2 <= int(noisy.sum()) <= 14 and torch.equal(seen[~noisy], clean[~noisy])
-    # told a timestep t, an image is cos x_0 + sin ε of the cosine schedule (Nichol & Dhariwal 2021, equation 17)
-    share = (told[noisy] / 1000 + 0.008) / 1.008
-    alpha = (torch.cos(share * torch.pi / 2) / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2)))[:, None]
-    noise = (seen[noisy].flatten(1) - alpha * clean[noisy].flatten(1)) / (1 - alpha**2).sqrt()
+    sample, timesteps = task.add_noise(clean, seed=3)
+    assert timesteps is not None
+    noisy = timesteps > 0
+    assert 2 <= int(noisy.sum()) <= 14 and torch.equal(sample[~noisy], clean[~noisy])
+    # at timestep t, an image is cos x_0 + sin ε of the cosine schedule (Nichol & Dhariwal 2021, equation 17)
+    fraction = (timesteps[noisy] / 1000 + 0.008) / 1.008
+    alpha = (torch.cos(fraction * torch.pi / 2) / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2)))[:, None]
+    noise = (sample[noisy].flatten(1) - alpha * clean[noisy].flatten(1)) / (1 - alpha**2).sqrt()
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
     again, _ = task.add_noise(clean, seed=3)
     other, _ = task.add_noise(clean, seed=4)
-    assert torch.equal(seen, again) and not torch.equal(seen, other)
+    assert torch.equal(sample, again) and not torch.equal(sample, other)
 
 
 def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,8 +65,8 @@ def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytes
 def test_without_noise_nothing_is_changed(tiny: Tiny) -> None:
     task, batch = build(tiny, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
-    seen, told = task.add_noise(clean, seed=3)
-    assert seen is clean and told is None
+    sample, timesteps = task.add_noise(clean, seed=3)
+    assert sample is clean and timesteps is None
 
 
 def test_share_of_the_images(tiny: Tiny) -> None:

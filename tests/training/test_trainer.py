@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny: Tiny, monkeypatch: p
 def test_a_full_disk_is_told_whoever_was_writing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' own writer, which writes what is exported, passes on safetensors' word for it."""
 
-    def full(*given: object, **more: object) -> None:
+    def full(*args: object, **more: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(UNet, "save_pretrained", full)
@@ -210,7 +210,7 @@ def test_a_full_disk_is_told_whoever_was_writing(tiny: Tiny, monkeypatch: pytest
 def test_a_validation_that_fails_loses_nothing(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def out_of_memory(self: SegmentationTask, *given: object) -> None:
+    def out_of_memory(self: SegmentationTask, *args: object) -> None:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="out of memory"):
@@ -225,11 +225,11 @@ def test_the_last_validation_is_made_up_for(tiny: Tiny, monkeypatch: pytest.Monk
     whole = train(tiny("segmentation", "whole"))
     evaluate_once, calls = SegmentationTask.evaluate, []
 
-    def fails_at_last(self: SegmentationTask, *given: Any) -> dict[str, Any]:
+    def fails_at_last(self: SegmentationTask, *args: Any) -> dict[str, Any]:
         calls.append(1)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return evaluate_once(self, *given)
+        return evaluate_once(self, *args)
 
     monkeypatch.setattr(SegmentationTask, "evaluate", fails_at_last)
     with pytest.raises(RuntimeError, match="out of memory"):

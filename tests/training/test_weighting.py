@@ -34,10 +34,10 @@ ENCODERS: dict[str, tuple[dict[str, Any], str]] = {
         },
         "decoder.up_blocks.1.resnets.1.conv_shortcut.weight",
     ),
-    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.blocks.0.conv2.weight"),
+    "classic": ({"encoder": {"name": "classic", "channels": [4, 8]}}, "decoder.up_blocks.0.block.conv2.weight"),
     "resnet18": (
         {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
-        "decoder.blocks.4.conv2.weight",
+        "decoder.up_blocks.4.block.conv2.weight",
     ),
 }
 
@@ -104,8 +104,8 @@ def _norms(losses: dict[str, Tensor], layer: torch.nn.Parameter) -> list[float]:
 
 
 def test_gradient_norms_are_as_the_weights_that_are_given(tiny: Tiny) -> None:
-    given = {"joint__segmentation_weight": 0.5, "joint__diffusion_weight": 10.0}
-    task, batch = _task(tiny("joint", joint__weighting="gradient_norm", model__residual__dropout=0.0, **given))
+    base = {"joint__segmentation_weight": 0.5, "joint__diffusion_weight": 10.0}
+    task, batch = _task(tiny("joint", joint__weighting="gradient_norm", model__residual__dropout=0.0, **base))
     layer = task.unet.get_parameter("decoder.up_blocks.1.resnets.1.conv_shortcut.weight")
     losses = task.train()(batch, seed=5)
     weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]

@@ -81,7 +81,7 @@ def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
     datasets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
     classes = stats["classes"] = datasets["train"].classes
     counts: dict[str, SplitCounts] = {
-        role: count(images, config.segmentation.ignore_index, what=role) for role, images in datasets.items()
+        role: count(images, config.segmentation.ignore_index, description=role) for role, images in datasets.items()
     }
     for role in SPLITS:
         stats[role] |= _split_stats(counts[role], classes)

@@ -65,9 +65,9 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
         print("report: sampling and evaluating")
         budget = Budget(steps=REPORT_STEPS)
         if tiny:
-            budget = Budget(images=10, steps=2, judge_steps=4, rows=2)
+            budget = Budget(images=10, steps=2, classifier_steps=4, rows=2)
         runs = [output / task for task in TASKS]
-        write_report(runs, page, TITLE, budget=budget, command=command, cache=output / ".judges")
+        write_report(runs, page, TITLE, budget=budget, command=command, cache=output / ".classifiers")
     print(metrics_table(json.loads(page.with_suffix(".json").read_text())))
     return page
 
@@ -81,17 +81,17 @@ def is_newer(page: Path, others: list[Path]) -> bool:
 
 def metrics_table(report: Mapping[str, Any]) -> str:
     """The main metrics of report.json as a table for the terminal."""
-    from unetdiff.reports.table import DASH, minutes, percent, share
+    from unetdiff.reports.table import DASH, fraction, minutes, percent
 
     columns = (
         ("time", "minutes", minutes),
-        ("mIoU", "segmentation.mean_iou", share),
-        ("pixel accuracy", "segmentation.pixel_accuracy", share),
+        ("mIoU", "segmentation.mean_iou", fraction),
+        ("pixel accuracy", "segmentation.pixel_accuracy", fraction),
         ("class consistency", "diffusion.class_consistency", percent),
     )
     rows = [["", *(title for title, _, _ in columns)]]
     for entry in report["runs"]:
-        values = [entry["figures"].get(key) for _, key, _ in columns]
+        values = [entry["metrics"].get(key) for _, key, _ in columns]
         cells = [DASH if value is None else text(value) for value, (_, _, text) in zip(values, columns, strict=True)]
         rows.append([entry["name"], *cells])
     return "\n" + "\n".join(aligned(rows)) + "\n"

@@ -11,15 +11,15 @@ from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.subset import Subset, subset_indices
 from unetdiff.data.transforms import Transform
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
 
 Role = Literal["train", "val"]
 
-_MASKED: dict[str, Callable[[DataConfig, str, bool, Transform], ImageDataset]] = {
+_WITH_MASKS: dict[str, Callable[[DataConfig, str, bool, Transform], ImageDataset]] = {
     "voc": voc.voc,
     "voc_folder": voc.voc_folder,
 }
-_MASKLESS: dict[str, Callable[[DataConfig, str, Transform], ImageDataset]] = {
+_WITHOUT_MASKS: dict[str, Callable[[DataConfig, str, Transform], ImageDataset]] = {
     "image_folder": images.image_folder,
     "captioned_folder": captions.captioned_folder,
     "parquet": parquet.parquet,
@@ -29,39 +29,43 @@ _MASKLESS: dict[str, Callable[[DataConfig, str, Transform], ImageDataset]] = {
 
 
 def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: bool = False) -> ImageDataset:
-    """The images of a split.
+    """The dataset of a split.
 
     Args:
         config: the `data:` section.
         split: "train" (`data.train_fraction` of it, augmented as configured when indexed with a `SampleKey`) or "val"
             (never augmented, always the whole split).
-        segmentation: masks are needed. Without, a VOC-style set gives images alone, and needs `data.size`.
-        layout: masks are needed as what an image is drawn from: image and mask are resized alike, their aspect kept
-            and their centre cut out at `data.size`, in validation too. With `segmentation`, this is what counts.
+        segmentation: return masks. Without, a VOC-style dataset returns images only and needs `data.size`.
+        layout: return masks as conditions of a denoiser: image and mask are resized alike, keeping their aspect ratio,
+            and center-cropped to `data.size`, in validation too. Takes precedence over `segmentation`.
 
     Raises:
-        UserError: a set that is not there, has no masks where they are needed, or is configured impossibly.
+        UserError: a dataset that is missing, has no masks where they are needed, or is configured inconsistently.
     """
-    whole = _whole(config, split, segmentation, layout)
+    dataset = _whole_split(config, split, segmentation, layout)
     if split == "val" or config.train_fraction == 1:
-        return whole
-    return Subset(whole, subset_indices(len(whole), config.train_fraction, config.train_fraction_seed))
+        return dataset
+    return Subset(dataset, subset_indices(len(dataset), config.train_fraction, config.train_fraction_seed))
 
 
-def _whole(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:
+def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:
     augment = config.augment if split == "train" else AugmentConfig()
     masks = segmentation or layout
     if config.name == "scenes":
         return Scenes(split, config.scenes, config.size, augment, segmentation, layout)
     transform = Transform(config.size, augment, config.longest_side, layout)
-    if config.name in _MASKLESS:
+    if config.name in _WITHOUT_MASKS:
         if masks:
-            what = "segmentation needs them" if segmentation else "a layout is one"
-            raise UserError(f"data.name={config.name} has no masks, and {what}: use scenes, voc or voc_folder")
-        return _MASKLESS[config.name](config, split, transform)
-    if config.name not in _MASKED:
-        raise UserError(f"data.name={config.name}: use one of scenes, {', '.join([*_MASKED, *_MASKLESS])}")
+            purpose = "segmentation" if segmentation else "layouts"
+            raise config_error(
+                "data.name", config.name, f"a dataset with masks for {purpose}", "Use scenes, voc or voc_folder."
+            )
+        return _WITHOUT_MASKS[config.name](config, split, transform)
+    if config.name not in _WITH_MASKS:
+        choices = ", ".join(["scenes", *_WITH_MASKS, *_WITHOUT_MASKS])
+        raise config_error("data.name", config.name, f"one of {choices}")
     if not segmentation and config.size is None:
-        raise UserError(f"data.size is not set, and the images of {config.name} differ in size: e.g. [64, 64]")
+        constraint = f"set with data.name={config.name}, whose images differ in size"
+        raise config_error("data.size", None, constraint, "Give [height, width], e.g. [64, 64].")
     name = config.train_split if split == "train" else config.val_split
-    return _MASKED[config.name](config, name, masks, transform)
+    return _WITH_MASKS[config.name](config, name, masks, transform)

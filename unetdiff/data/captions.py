@@ -1,4 +1,4 @@
-"""Images with a caption: a folder in Hugging Face's ImageFolder layout, with a metadata file."""
+"""Captioned images: a folder in Hugging Face's ImageFolder layout with a metadata file."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Row:
     """One image of a metadata file."""
 
     file: Path | None
-    """The image; None where the row names none that may be read."""
+    """The image; None if the row does not name a readable one."""
     caption: str
-    """Its caption without space around it; "" for none."""
+    """Its stripped caption; "" if there is none."""
 
 
 @dataclass(frozen=True)
 class CaptionedSplit:
-    """The rows of a split, and every fault of the metadata file that it is in."""
+    """The rows of a split and all issues of its metadata file."""
 
     metadata: Path
     rows: list[Row]
@@ -44,19 +44,19 @@ class CaptionedSplit:
 
 
 def captioned_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
-    """Images and a metadata file that gives each its caption, in `root/SPLIT/` or, for one split only, in `root/`.
+    """Images with a metadata file of their captions, in `root/SPLIT/` or, for a single split, in `root/`.
 
-    The metadata file is `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. Its `file_name` is relative to its
-    folder, its column `data.caption_column` ("text" by default) is the caption. Images without a row are left alone.
-    With `root/TRAIN_SPLIT` and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with
-    neither, val is held out of the one set (see `holdout_indices`).
+    The metadata file is `metadata.jsonl`, `metadata.csv` or `metadata.parquet`. Its column `file_name` is relative to
+    its folder, its column `data.caption_column` ("text" by default) is the caption. Images without a row are ignored.
+    With `root/TRAIN_SPLIT` but no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with
+    neither, the validation split is held out (see `holdout_indices`).
 
     Raises:
-        UserError: no metadata file, or a fault in it; the first one is named, with its line.
+        UserError: no metadata file, or an issue in it (the first one, with its line).
     """
     split = read_split(config, role)
     raise_first_issue(split.issues)
-    files = [row.file for row in split.rows if row.file is not None]  # all of them: a row without is a fault
+    files = [row.file for row in split.rows if row.file is not None]  # of all rows: one without is an issue
 
     def open_image(i: int) -> Tensor:
         return decode(files[i])
@@ -73,10 +73,10 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
 
 
 def read_split(config: DataConfig, role: str) -> CaptionedSplit:
-    """The captions of "train" or "val", with faults listed instead of refused.
+    """The captions of "train" or "val", with a list of issues instead of errors.
 
     Raises:
-        UserError: there is no metadata file, it cannot be read at all, or no row of it has the columns.
+        UserError: the metadata file is missing or unreadable, or no row has the columns.
     """
     metadata, shared = _metadata_of(config, role)
     rows, issues = _read(metadata, config.caption_column or CAPTION_COLUMN)
@@ -85,16 +85,16 @@ def read_split(config: DataConfig, role: str) -> CaptionedSplit:
     return CaptionedSplit(metadata, rows, issues)
 
 
-def caption_issue(place: str, column: str, given: Any) -> Issue | None:
-    """What to tell of a value that is no caption; None for one that is."""
-    if isinstance(given, str) and given.strip():
+def caption_issue(place: str, column: str, value: Any) -> Issue | None:
+    """The issue of a value that is not a non-empty string; None if it is one."""
+    if isinstance(value, str) and value.strip():
         return None
-    found = f"{column}: {given!r}" if given is not None and not isinstance(given, str) else f"{column} is empty"
-    return Issue(place, "no caption", found, "write one, or remove the row")
+    shown = f"{column}: {value!r}" if value is not None and not isinstance(value, str) else f"{column} is empty"
+    return Issue(place, "caption missing", shown, "Write one, or remove the row.")
 
 
 def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
-    """The metadata file that a split is in, and whether both splits are."""
+    """The metadata file of a split, and whether it holds both splits."""
     train, val = split_folders(config)
     if not train.is_dir():
         return _metadata_in(dataset_root(config)), True
@@ -104,19 +104,19 @@ def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
 
 
 def _metadata_in(folder: Path) -> Path:
-    there = [folder / name for name in METADATA if (folder / name).is_file()]
-    if not there:
+    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    if not files:
         raise UserError(
-            f"{folder}: no {' or '.join(METADATA)}; a captioned folder has one beside its images, with the columns "
-            f"{FILE_COLUMN} and data.caption_column"
+            f"{folder}: no {' or '.join(METADATA)} found. Add one next to the images, with the columns "
+            f"{FILE_COLUMN} and data.caption_column."
         )
-    if len(there) > 1:
-        raise UserError(f"{folder} has {there[0].name} and {there[1].name}; keep one")
-    return there[0]
+    if len(files) > 1:
+        raise UserError(f"{folder}: both {files[0].name} and {files[1].name} found. Keep one.")
+    return files[0]
 
 
 def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
-    """The rows of a metadata file in its order (but for those that are no rows at all), and every fault of it."""
+    """The rows of a metadata file in order (without unparsable ones), and all its issues."""
     folder = metadata.parent
     rows: list[Row] = []
     issues: list[Issue] = []
@@ -128,44 +128,45 @@ def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
             continue
         columns |= dict.fromkeys(record)
         name = record.get(FILE_COLUMN)
-        file, fault = _file(folder, name, place)
+        file, file_issue = _file(folder, name, place)
         if file is not None:
             known = first_of.setdefault(str(file), place)
             if known != place:
                 file = None
-                fault = Issue(place, f"{FILE_COLUMN} {name} comes again", f"first in {known}", "keep one of the rows")
+                file_issue = Issue(
+                    place, f"{FILE_COLUMN} {name} repeated", f"first in {known}", "Keep one of the rows."
+                )
         caption = record.get(column)
-        faults = (fault, caption_issue(place, column, caption))
-        issues += [fault for fault in faults if fault is not None]
+        issues += [issue for issue in (file_issue, caption_issue(place, column, caption)) if issue is not None]
         rows.append(Row(file, caption.strip() if isinstance(caption, str) else ""))
     if not rows and not issues:
-        raise UserError(f"{metadata} is empty: give one image a line")
+        raise UserError(f"{metadata}: no rows found. Write one image per line.")
     for key, needed in (("its images", FILE_COLUMN), (f"data.caption_column={column}", column)):
         if rows and needed not in columns:
-            raise UserError(f"{metadata}: no column {needed} ({key}); it has {', '.join(columns)}")
+            raise UserError(f"{metadata}: no column {needed} ({key}). Use one of {', '.join(columns)}.")
     return rows, issues
 
 
 def _file(folder: Path, name: Any, place: str) -> tuple[Path | None, Issue | None]:
-    """The image that a row names, below its folder and there; else the fault."""
+    """The existing image below the folder that a row names, or an issue."""
     if not isinstance(name, str) or not name.strip():
-        return None, Issue(place, f"no {FILE_COLUMN}", repr(name), "name the image, or remove the row")
+        return None, Issue(place, f"{FILE_COLUMN} missing", repr(name), "Name the image, or remove the row.")
     below = os.path.normpath(name)
     if os.path.isabs(below) or below.split(os.sep)[0] == os.pardir:
-        return None, Issue(place, "the image is not below the folder", name, f"move it into {folder}")
+        return None, Issue(place, "image outside of the folder", name, f"Move it into {folder}.")
     file = folder / below
     if not file.is_file():
-        return None, Issue(place, "no such image", str(file), "put it there, or remove the row")
+        return None, Issue(place, "image not found", str(file), "Add it, or remove the row.")
     return file, None
 
 
 def _records(metadata: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
-    """(place, columns of a row) of a metadata file, in order; a fault where a line is no row."""
+    """(place, columns) of each row of a metadata file, in order; an issue for a line that is not a row."""
     readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
     try:
         yield from readers[metadata.suffix](metadata)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{metadata}: cannot be read ({error}); write it again, as UTF-8") from error
+        raise UserError(f"{metadata}: cannot be read ({error}). Write it again as UTF-8.") from error
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
@@ -177,24 +178,24 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                yield place, Issue(place, "the line is no JSON", str(error), "write one object a line")
+                yield place, Issue(place, "invalid JSON", str(error), "Write one object per line.")
                 continue
             if isinstance(record, dict):
                 yield place, record
             else:
-                fix = f'e.g. {{"{FILE_COLUMN}": "0.png", "{CAPTION_COLUMN}": "a blue three"}}'
-                yield place, Issue(place, "the line is no JSON object", line.strip()[:40], fix)
+                remedy = f'Write e.g. {{"{FILE_COLUMN}": "0.png", "{CAPTION_COLUMN}": "a blue three"}}.'
+                yield place, Issue(place, "not a JSON object", line.strip()[:40], remedy)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        for given in reader:
-            record: dict[Any, Any] = dict(given)
-            place, beyond = f"{path}:{reader.line_num}", record.pop(None, None)
-            if beyond is not None:
-                found = f"{len(record) + len(beyond)} cells, {len(record)} columns"
-                yield place, Issue(place, "the row has too many cells", found, "put quotes around text with commas")
+        for row in reader:
+            record: dict[Any, Any] = dict(row)
+            place, extra = f"{path}:{reader.line_num}", record.pop(None, None)
+            if extra is not None:
+                value = f"{len(record) + len(extra)} cells, {len(record)} columns"
+                yield place, Issue(place, "too many cells", value, "Quote text that contains commas.")
             else:
                 yield place, record
 
@@ -206,6 +207,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     try:
         records = pq.read_table(path).to_pylist()
     except pa.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as parquet ({error}); write it again") from error
+        raise UserError(f"{path}: cannot be read as parquet ({error}). Write it again.") from error
     for number, record in enumerate(records):
         yield f"{path}, row {number}", record

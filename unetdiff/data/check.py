@@ -1,10 +1,10 @@
-"""Is a set fit to train on? Every fault with its file, its value and a remedy, before any training."""
+"""Check a dataset before training: every issue with its file, value and remedy."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from unetdiff.data.parquet import read_table
 from unetdiff.data.threads import map_in_threads
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.data.voc import (
-    Pair,
+    ImageMaskPair,
     VOCFolder,
     read_indices,
     split_file,
@@ -33,16 +33,16 @@ from unetdiff.data.voc import (
 
 
 def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Issue]:
-    """Every fault of both splits, whatever `data.train_fraction`; [] for a set that is fit to train on.
+    """All issues of both splits (of all images, whatever `data.train_fraction`); [] for a clean dataset.
 
     Args:
         config: the `data:` section.
-        masks: look at the masks of a VOC-style set too (a denoiser alone needs none).
-        full: decode every image; else read a JPEG's header and end only, and decode it where those are odd.
-        progress: show a bar.
+        masks: check the masks of a VOC-style dataset too (an unconditional denoiser needs none).
+        full: decode every image; else read the header and end of a JPEG only, and decode it if these look wrong.
+        progress: show a progress bar.
 
     Raises:
-        UserError: the set cannot even be listed (no such folder, split or class list).
+        UserError: the dataset cannot be listed (missing folder, split or class list).
     """
     config = replace(config, train_fraction=1.0)
     if config.name in ("voc", "voc_folder"):
@@ -53,19 +53,19 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
         return _check_captioned(config, full, progress)
     if config.name == "parquet":
         return _check_parquet(config, full, progress)
-    for split in _roles():  # scenes, fashion_mnist and cifar10 are read whole when they are built
+    for split in _roles():  # scenes, fashion_mnist and cifar10 are read completely when built
         build_dataset(config, split, segmentation=False)
     return []
 
 
 def first_issue(config: DataConfig, masks: bool = True) -> Issue | None:
-    """The first fault, found quickly: every mask is read, JPEGs by header and end. None for a clean set."""
+    """The first issue of a quick check (`full=False`); None for a clean dataset."""
     issues = check(config, masks, full=False, progress=False)
     return issues[0] if issues else None
 
 
 def require_clean(config: DataConfig, masks: bool = True) -> None:
-    """Refuse to train on a set with a fault: UserError naming the first and how many more there are."""
+    """Raise a UserError with the first issue of a quick check and the number of further ones, if there are any."""
     raise_first_issue(check(config, masks, full=False, progress=False))
 
 
@@ -85,55 +85,57 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     pairs = list({pair.name: pair for split in (train, val) for pair in split.pairs}.values())
     count = len(train.classes) if masks else None
 
-    def examine(pair: Pair) -> list[Issue]:
+    def examine(pair: ImageMaskPair) -> list[Issue]:
         return _pair_issues(pair, count, full, config.allow_binary_masks)
 
-    for found in map_in_threads(examine, pairs, "check", progress):
-        issues += found
+    for pair_issues in map_in_threads(examine, pairs, "check", progress):
+        issues += pair_issues
     return issues
 
 
 def _list_issues(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
-    """Ids that two splits share, or that one names twice."""
+    """Ids that are in both splits, or twice in one."""
     for split in (train, val):
         names = [pair.name for pair in split.pairs]
-        again = sorted({name for name, n in _counts(names).items() if n > 1})
-        if again:
+        repeated = sorted(name for name, n in Counter(names).items() if n > 1)
+        if repeated:
             file = str(split_file(split.root, split.split))
-            yield Issue(file, f"{len(again)} id(s) listed more than once", _some(again), "keep one line of each")
+            yield Issue(
+                file, f"{len(repeated)} id(s) listed more than once", _first(repeated), "Keep one line of each."
+            )
     shared = sorted({pair.name for pair in train.pairs} & {pair.name for pair in val.pairs})
     if shared:
         yield Issue(
             str(split_file(train.root, train.split)),
-            f"{len(shared)} id(s) are in the split '{val.split}' too",
-            _some(shared),
-            f"take them out of {train.split}.txt, or the score on '{val.split}' is one of memory",
+            f"{len(shared)} id(s) also in the split '{val.split}'",
+            _first(shared),
+            f"Remove them from {train.split}.txt: trained on, they inflate the metrics on '{val.split}'.",
         )
 
 
-def _pair_issues(pair: Pair, num_classes: int | None, full: bool, void_only: bool) -> list[Issue]:
-    """Faults of one image and its mask; without `num_classes`, of the image alone."""
+def _pair_issues(pair: ImageMaskPair, num_classes: int | None, full: bool, allow_binary: bool) -> list[Issue]:
+    """Issues of an image and its mask; without `num_classes`, of the image only."""
     issues = []
     size = None
     try:
         size = _image_size(pair.image, full)
     except BadFile as error:
-        issues.append(_of(error))
+        issues.append(_issue_of(error))
     if num_classes is None:
         return issues
     try:
         values = read_indices(pair.mask)
     except BadFile as error:
-        return [*issues, _of(error)]
-    there = set(np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist())
+        return [*issues, _issue_of(error)]
+    present = set(np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist())
     wrong = wrong_values(values, num_classes)
-    if IGNORE_INDEX in there and there <= {0, IGNORE_INDEX} and not void_only:
+    if IGNORE_INDEX in present and present <= {0, IGNORE_INDEX} and not allow_binary:
         issues.append(
             Issue(
                 str(pair.mask),
-                f"a 0/{IGNORE_INDEX} mask, but {IGNORE_INDEX} is void, of which nothing is learnt",
+                f"a 0/{IGNORE_INDEX} mask, but {IGNORE_INDEX} is ignored in training",
                 f"{(values == IGNORE_INDEX).mean():.0%} of it is {IGNORE_INDEX}",
-                f"write the class's number instead of {IGNORE_INDEX}; if it is void, set data.allow_binary_masks=true",
+                f"Write the class index instead of {IGNORE_INDEX}, or set data.allow_binary_masks=true to ignore it.",
             )
         )
     elif wrong:
@@ -144,16 +146,16 @@ def _pair_issues(pair: Pair, num_classes: int | None, full: bool, void_only: boo
 
 
 def _image_size(path: Path, full: bool) -> tuple[int, int]:
-    """(height, width) of an image that can be read, else BadFile."""
+    """(height, width) of an image; BadFile if it cannot be read."""
     if not full:
         try:
             with Image.open(path) as image, open(path, "rb") as file:
                 if image.format == "JPEG":
                     file.seek(-2, os.SEEK_END)
-                    if file.read() == b"\xff\xd9":  # the end-of-image marker: not cut short
+                    if file.read() == b"\xff\xd9":  # the end-of-image marker: not truncated
                         return upright_size(image)
         except (OSError, SyntaxError, ValueError):
-            pass  # decode below says what is wrong
+            pass  # decode below reports it
     height, width = decode(path).shape[1:]
     return height, width
 
@@ -169,31 +171,31 @@ def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Issue]
 def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
     splits = [read_split(config, role) for role in _roles()]
     train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
-    # both splits may be of one metadata file, whose faults are each told once
+    # both splits may share a metadata file: report its issues once
     issues = list(dict.fromkeys(issue for split in splits for issue in split.issues))
     return issues + _image_issues(train, val, full, progress)
 
 
 def _image_issues(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Issue]:
-    """Images that both splits have, and those that cannot be read."""
+    """Images that are in both splits or cannot be read."""
     issues = []
 
     def examine(path: Path) -> list[Issue]:
         try:
             _image_size(path, full)
         except BadFile as error:
-            return [_of(error)]
+            return [_issue_of(error)]
         return []
 
     for other, file in _same_files(train, val):
-        issues.append(Issue(str(file), "the same image is in the training split", str(other), "remove one of the two"))
-    for found in map_in_threads(examine, [*train, *val], "check", progress):
-        issues += found
+        issues.append(Issue(str(file), "duplicate of a training image", str(other), "Remove one of the two."))
+    for image_issues in map_in_threads(examine, [*train, *val], "check", progress):
+        issues += image_issues
     return issues
 
 
 def _same_files(train: list[Path], val: list[Path]) -> Iterator[tuple[Path, Path]]:
-    """Files of the same bytes in both; only those of equal length are read."""
+    """(training file, validation file) with the same bytes; only files of equal length are read."""
     by_length = defaultdict(list)
     for path in train:
         by_length[path.stat().st_size].append(path)
@@ -221,22 +223,15 @@ def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue
             try:
                 table.image(i)
             except BadFile as error:
-                issues.append(_of(error))
+                issues.append(_issue_of(error))
     return issues
 
 
-def _of(error: BadFile) -> Issue:
+def _issue_of(error: BadFile) -> Issue:
     assert error.issue is not None
     return error.issue
 
 
-def _some(names: list[str]) -> str:
+def _first(names: list[str]) -> str:
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown}, ..."
-
-
-def _counts(names: list[str]) -> dict[str, int]:
-    counts: dict[str, int] = defaultdict(int)
-    for name in names:
-        counts[name] += 1
-    return counts

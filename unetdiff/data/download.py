@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 onto the disk: fetched once, checked by md5, unpacked aside and renamed."""
+"""Download PASCAL VOC 2012: fetched once, verified by md5, unpacked to a temporary folder and renamed."""
 
 from __future__ import annotations
 
@@ -21,83 +21,81 @@ from unetdiff.errors import UserError
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of the net, as torchvision knows it."""
+    """A remote archive."""
 
     url: str
-    """Where it is."""
+    """Its address."""
     name: str
-    """What it is called on the disk."""
+    """Its file name on disk."""
     md5: str
-    """Of its bytes."""
+    """Its checksum."""
 
 
 def download_voc(root: str | Path) -> Path:
-    """VOC 2012's images, masks and lists in `root`/VOCdevkit/VOC2012; what is there already is left as it is.
+    """Download VOC 2012's images, masks and lists to `root`/VOCdevkit/VOC2012; an existing folder is kept.
 
-    The archive is torchvision's (2 GB, kept in `root`). It is unpacked aside and renamed when it is whole: whatever
-    interrupts this, a second call completes it.
+    The archive is torchvision's (2 GB, kept in `root`). It is unpacked to a temporary folder and renamed: after any
+    interruption, a second call completes it.
 
     Returns:
         The folder `root`/VOCdevkit/VOC2012.
 
     Raises:
-        UserError: the archive cannot be fetched or unpacked, or a folder that is there lacks a file of its lists.
+        UserError: the archive cannot be fetched or unpacked, or an existing folder lacks a file of its lists.
     """
     root = Path(root).expanduser()
     folder = root / VOC_FOLDER
     if not folder.exists():
-        known = DATASET_YEAR_DICT["2012"]
-        archive = fetch(Archive(known["url"], known["filename"], known["md5"]), root)
+        source = DATASET_YEAR_DICT["2012"]
+        archive = fetch(Archive(source["url"], source["filename"], source["md5"]), root)
         unpack(archive, VOC_FOLDER, folder)
     missing = _first_missing(root)
     if missing is not None:
-        raise UserError(f"{missing}: missing, so {folder} is incomplete; move that folder away and run this again")
+        raise UserError(f"{missing}: not found, {folder} is incomplete. Move that folder away and run this again.")
     return folder
 
 
 def fetch(archive: Archive, root: Path) -> Path:
-    """The archive as a file in `root`: downloaded by torchvision unless it lies there with the right md5.
+    """Download an archive to `root` with torchvision, unless it exists with the right md5.
 
     Raises:
-        UserError: it cannot be fetched or arrives damaged; the line says what to download by hand, and to where.
+        UserError: it cannot be fetched or is damaged; the message has the address for a manual download.
     """
     path = root / archive.name
-    by_hand = f"or download {archive.url} by hand to {path}, then run this again"
+    manually = f"or download {archive.url} to {path} yourself and run this again."
     try:
         root.mkdir(parents=True, exist_ok=True)
         download_url(archive.url, root, archive.name, archive.md5)
     except (OSError, http.client.HTTPException) as error:
-        why = f"{path} could not be fetched from {urlparse(archive.url).netloc} ({error})"
-        raise UserError(f"{why}; look after the network and the disk, {by_hand}") from error
-    except RuntimeError as error:  # torchvision's answer to a wrong md5, or to too many redirections
-        raise UserError(
-            f"{path} is damaged, its md5 is not {archive.md5} ({error}); run this again, {by_hand}"
-        ) from error
+        failure = f"{path}: could not be downloaded from {urlparse(archive.url).netloc} ({error})"
+        raise UserError(f"{failure}. Check your connection and disk space, {manually}") from error
+    except RuntimeError as error:  # torchvision's error for a wrong md5 or too many redirects
+        raise UserError(f"{path}: md5 differs from {archive.md5} ({error}). Run this again, {manually}") from error
     return path
 
 
 def unpack(archive: Path, inner: Path, target: Path) -> None:
-    """The folder `inner` of an archive as `target`, which is there whole or not at all.
+    """Extract the folder `inner` of an archive to `target`, atomically.
 
     Raises:
-        UserError: the archive cannot be read, has no such folder, or the disk is full.
+        UserError: the archive cannot be read or has no such folder, or the disk is full.
     """
     aside = target.parent / f".{target.name}.unpacking"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # of a call that was killed
+        shutil.rmtree(aside, ignore_errors=True)  # left by an interrupted call
         aside.mkdir(parents=True)
         extract_archive(archive, aside)
         if not (aside / inner).is_dir():
-            raise UserError(f"{archive}: there is no folder {inner} in it; delete it and run this again")
+            raise UserError(f"{archive}: no folder {inner} in it. Delete it and run this again.")
         os.replace(aside / inner, target)
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive} could not be unpacked to {target} ({error}); run this again") from error
+        raise UserError(f"{archive}: could not be unpacked to {target} ({error}). Run this again.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _first_missing(root: Path) -> Path | None:
-    """The first file that VOC's own lists name and that is not there; None for a whole set."""
+    """The first missing file of VOC's own lists; None if all exist."""
     for split in ("train", "val"):
         try:
             source = VOCSegmentation(root, year="2012", image_set=split)

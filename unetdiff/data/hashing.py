@@ -1,7 +1,7 @@
-"""Random numbers that are a pure function of where they are used: SplitMix64 over a few integers.
+"""Counter-based random numbers: SplitMix64 over a few integers.
 
-A draw depends on its words (a seed, an epoch, an index, ...) and on nothing drawn before it, so order, number
-of workers and size of a set never change it. Constants: Steele, Lea and Flood, "Fast splittable pseudorandom
+A draw is a pure function of its words (a seed, an epoch, an index, ...), independent of order, number of workers and
+dataset size. Constants: Steele, Lea and Flood, "Fast splittable pseudorandom
 number generators", OOPSLA 2014.
 """
 
@@ -18,9 +18,7 @@ _MASK = (1 << 64) - 1
 
 
 def splitmix64(state: int) -> int:
-    """One SplitMix64 output of a 64-bit state: a bijection that flips about half of the bits for each bit
-    changed.
-    """
+    """One SplitMix64 output of a 64-bit state: a bijection in which each input bit flips about half of the output."""
     z = (state + _GAMMA) & _MASK
     z = ((z ^ (z >> 30)) * _MIX1) & _MASK
     z = ((z ^ (z >> 27)) * _MIX2) & _MASK
@@ -28,7 +26,7 @@ def splitmix64(state: int) -> int:
 
 
 def hash_words(*words: int) -> int:
-    """A 64-bit hash of some integers, in order (negative ones count modulo 2**64)."""
+    """A 64-bit hash of a sequence of integers (negative ones modulo 2**64)."""
     state = 0
     for word in words:
         state = splitmix64(state ^ (word & _MASK))
@@ -36,14 +34,12 @@ def hash_words(*words: int) -> int:
 
 
 def generator_of(*words: int) -> torch.Generator:
-    """A generator on the CPU that starts from the hash of some integers, of which 63 bits fit its seed."""
+    """A CPU generator seeded with the upper 63 bits of `hash_words`."""
     return torch.Generator().manual_seed(hash_words(*words) >> 1)
 
 
 def uniform(seed: int, rows: NDArray[np.int64], columns: int) -> NDArray[np.float64]:
-    """Uniform draws in [0, 1), shape (len(rows), columns); a row depends only on `seed` and its number in
-    `rows`.
-    """
+    """Uniform draws in [0, 1), (len(rows), columns); a row depends only on `seed` and its number in `rows`."""
     state = _splitmix64_array(np.uint64(seed) ^ rows.astype(np.uint64))  # (N,)
     state = _splitmix64_array(state[:, None] ^ np.arange(columns, dtype=np.uint64))  # (N, columns)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53

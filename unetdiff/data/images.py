@@ -1,4 +1,4 @@
-"""Images with a class: folders, torchvision's Fashion-MNIST and CIFAR-10."""
+"""Image classification datasets: folders, and torchvision's Fashion-MNIST and CIFAR-10."""
 
 from __future__ import annotations
 
@@ -24,16 +24,13 @@ from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform, checked_size, cover
 from unetdiff.errors import UserError
 
-MEMORY = 1 << 30
-"""Bytes of decoded images that a set may keep (shared out among the loader's workers)."""
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.1, 2000
+MAX_CACHE_BYTES = 1 << 30
+"""Decoded images that a dataset caches, divided among the loader's workers."""
+VAL_FRACTION, MAX_VAL_IMAGES = 0.1, 2000
 
 
 class ImageArray(ImageDataset):
-    """Images held in memory as uint8, (N, C, H, W) with C = 1 (given out as grey RGB) or 3.
-
-    They are brought to `size` once, at construction.
-    """
+    """Images in memory as uint8, (N, C, H, W), C = 1 (returned as gray RGB) or 3; resized to `size` at construction."""
 
     def __init__(
         self,
@@ -45,8 +42,10 @@ class ImageArray(ImageDataset):
         size: list[int] | None,
     ) -> None:
         self.classes, self.palette, self.labels = [], empty_palette(), labels
-        wanted = checked_size("data.size", size)
-        self.images = images if wanted is None else torch.cat([cover(part, wanted) for part in images.split(1000)])
+        shape = checked_size("data.size", size)
+        if shape is not None:
+            images = torch.cat([cover(chunk, shape) for chunk in images.split(1000)])
+        self.images = images
         self.targets = targets
         self.title = title
         self.transform = transform
@@ -68,14 +67,14 @@ class ImageArray(ImageDataset):
 
 
 class ImageSource(ImageDataset):
-    """Images decoded when first asked for and then kept, at `size`, while they fit into `MEMORY`.
+    """Images decoded on first access and cached, at `size`, up to `MAX_CACHE_BYTES`.
 
     Args:
         open_image: the RGB image of an index, uint8 (3, H, W).
-        targets: class of each image; None: without classes.
+        targets: class of each image; None: no classes.
         labels: names of the classes.
         titles: name of each image.
-        captions: caption of each image; None: without captions. One of targets and captions is there.
+        captions: caption of each image; None: no captions. At least one of targets and captions is given.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class ImageSource(ImageDataset):
         self.titles = titles
         self.transform = transform
         self.size = checked_size("data.size", size)
-        self._kept: dict[int, Tensor] = {}
+        self._cache: dict[int, Tensor] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -108,7 +107,7 @@ class ImageSource(ImageDataset):
     def caption(self, index: int) -> str:
         if self.captions is None:
             raise UserError(
-                f"{self.sample_name(index)}: this set has no captions; for parquet give data.caption_column"
+                f"{self.sample_name(index)}: dataset has no captions. For parquet, set data.caption_column."
             )
         return self.captions[self.sample_index(index)]
 
@@ -124,37 +123,36 @@ class ImageSource(ImageDataset):
         return item
 
     def _image(self, index: int) -> Tensor:
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._cache:
+            return self._cache[index]
         image = self.open_image(index)
         if self.size is not None:
             image = cover(image, self.size)
         worker = get_worker_info()
-        if self._bytes + image.numel() <= MEMORY // (worker.num_workers if worker else 1):
-            self._kept[index] = image
+        if self._bytes + image.numel() <= MAX_CACHE_BYTES // (worker.num_workers if worker else 1):
+            self._cache[index] = image
             self._bytes += image.numel()
         return image
 
 
 def holdout_indices(count: int, split: str) -> NDArray[np.int64]:
-    """Ascending indices of "train" or "val" where a set has one split only.
+    """Ascending indices of "train" or "val" for a dataset with a single split.
 
-    Val is a tenth of the set, 2,000 images at most, drawn by a permutation with a fixed seed; train is the
-    rest.
+    val is a tenth of the images, at most 2,000, drawn with a fixed seed; train is the rest.
     """
     if count < 2:
-        raise UserError(f"a set of {count} image(s) cannot be split into train and val: give at least 2")
-    share = max(1, min(HELD_OUT_MOST, int(count * HELD_OUT_SHARE)))
+        raise UserError(f"{count} image(s) cannot be split into train and val. Give at least 2.")
+    num_val = max(1, min(MAX_VAL_IMAGES, int(count * VAL_FRACTION)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
-    return np.sort(order[:share] if split == "val" else order[share:])
+    return np.sort(order[:num_val] if split == "val" else order[num_val:])
 
 
 def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSource:
-    """One folder a class, in `root/SPLIT/CLASS/` or, where there is one split only, in `root/CLASS/`.
+    """One folder per class, in `root/SPLIT/CLASS/` or, for a single split, in `root/CLASS/`.
 
-    Without folders of classes all images are of one class, which has the root's name. With `root/TRAIN_SPLIT`
-    and no `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with neither, val is held out of
-    the one set (see `holdout_indices`).
+    Without class folders all images are of one class, named after the root. With `root/TRAIN_SPLIT` but no
+    `root/VAL_SPLIT` (nor, for "val", `root/validation` or `root/valid`), or with neither, the validation split is held
+    out (see `holdout_indices`).
     """
     files, labels, chosen = folder_files(config, role)
 
@@ -172,9 +170,7 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
 
 
 def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]], list[str], list[int]]:
-    """Every (file, class) of the folder that holds a split, the class names, and which of the files the split
-    has.
-    """
+    """All (file, class) of a split's folder, the class names, and the indices of the split's files."""
     root = dataset_root(config)
     train, val = split_folders(config)
     both = train.is_dir() and val.is_dir()
@@ -188,16 +184,16 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     if train != val:
         other = _listing(train if role == "val" else val, name)[1]
         if other != labels:
-            unlike = sorted(set(other) ^ set(labels))
+            different = sorted(set(other) ^ set(labels))
             raise UserError(
-                f"{root}: {train.name} and {val.name} have not the same class folders "
-                f"({', '.join(unlike[:5])}); give both the same, or leave val out"
+                f"{root}: class folders of {train.name} and {val.name} differ ({', '.join(different[:5])}). "
+                f"Make them the same, or remove {val.name} to hold out a validation split."
             )
     return files, labels, list(range(len(files)))
 
 
 def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]]:
-    """The images of a folder by class; without folders of classes, all are of the class `name`."""
+    """(file, class) of a folder's images and the class names; without class folders, all are of the class `name`."""
     inside = sorted(folder.iterdir())
     if not any(path.is_dir() and not path.name.startswith(".") for path in inside):
         images = [path for path in inside if path.name.lower().endswith(tv.folder.IMG_EXTENSIONS)]
@@ -206,26 +202,25 @@ def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]
     try:
         listing = tv.ImageFolder(folder)
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: {error}; an image folder has one folder a class with images in it") from error
+        raise UserError(f"{folder}: {error}. Give a folder with one folder of images per class.") from error
     return [(Path(path), target) for path, target in listing.samples], listing.classes
 
 
 def _refuse_splits(folder: Path, files: list[tuple[Path, int]]) -> None:
-    """Refuse folders that hold no images but several folders of them each, as splits do."""
+    """Raise a UserError for folders that contain several folders of images, as splits do."""
     inside = {path.relative_to(folder).parts[:-1][:2] for path, _ in files}  # (class,) or (class, what is in it)
     first = sorted({parts[0] for parts in inside if parts})
     if all(len(parts) == 2 for parts in inside) and len(inside) > len(first):
         raise UserError(
-            f"{folder}: {', '.join(first[:5])} hold folders and no images, as splits do; name them with "
-            "data.train_split and data.val_split, or give a data.root with one folder a class"
+            f"{folder}: {', '.join(first[:5])} contain folders instead of images. Name the splits with "
+            "data.train_split and data.val_split, or give a data.root with one folder per class."
         )
 
 
 def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageArray:
-    """Fashion-MNIST, 28x28 grey, 10 classes; train is its 60,000 training images, val its 10,000 test ones.
+    """Fashion-MNIST, 28x28 gray, 10 classes; train is its 60,000 training images, val its 10,000 test images.
 
-    `root` holds the four idx.gz files themselves, or torchvision's `FashionMNIST/raw` (downloaded where
-    asked).
+    `root` holds the four idx.gz files, or torchvision's `FashionMNIST/raw` (downloaded with `data.download`).
     """
     root = dataset_root(config)
     stem = "t10k" if role == "val" else "train"
@@ -238,8 +233,8 @@ def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageA
             source = tv.FashionMNIST(str(root), train=role == "train", download=config.download)
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"data.root={config.root}: no {gz[0].name} and no FashionMNIST/raw there "
-                f"({error}); set data.download=true"
+                f"data.root={config.root}: must contain {gz[0].name} or FashionMNIST/raw ({error}). "
+                "Set data.download=true."
             ) from error
         images, targets = source.data, source.targets
     pixels = rearrange(images, "n h w -> n 1 h w")
@@ -247,16 +242,14 @@ def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageA
 
 
 def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
-    """CIFAR-10 through torchvision, 32x32: train is its 50,000 training images, val its 10,000 test
-    images.
-    """
+    """CIFAR-10 from torchvision, 32x32: train is its 50,000 training images, val its 10,000 test images."""
     root = dataset_root(config)
     try:
         source = tv.CIFAR10(str(root), train=role == "train", download=config.download)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"data.root={config.root}: no cifar-10-batches-py there ({error}); set data.download=true "
-            "(for a parquet file use data.name=parquet)"
+            f"data.root={config.root}: must contain cifar-10-batches-py ({error}). Set data.download=true, or "
+            "data.name=parquet for a parquet file."
         ) from error
     pixels = rearrange(torch.from_numpy(source.data), "n h w c -> n c h w").contiguous()
     title = "cifar10/" + ("test" if role == "val" else "train")
@@ -264,16 +257,14 @@ def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
 
 
 def _read_idx(path: Path) -> Tensor:
-    """A gzipped idx file of bytes (Y. LeCun's MNIST format): big-endian magic, one size a dimension, the
-    bytes.
-    """
+    """A gzipped idx file of bytes (MNIST's format): big-endian magic number, one size per dimension, the bytes."""
     try:
         with gzip.open(path) as file:
             data = file.read()
     except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); fetch it again") from error
+        raise UserError(f"{path}: cannot be read ({error}). Download it again.") from error
     dimensions = data[3] if len(data) >= 4 else 0
     shape = np.frombuffer(data, ">i4", dimensions, 4).tolist() if len(data) >= 4 + 4 * dimensions else []
     if data[:3] != b"\x00\x00\x08" or len(data) != 4 + 4 * dimensions + math.prod(shape):
-        raise UserError(f"{path}: not a whole idx file of bytes; fetch it again")
+        raise UserError(f"{path}: not a complete idx file of bytes. Download it again.")
     return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy())

@@ -1,4 +1,4 @@
-"""A fault of a set: one thing to tell, whether it is met by the check or in reading."""
+"""Issues of a dataset's files, as reported by `unetdiff data check` and raised while reading."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from unetdiff.errors import UserError
 
 @dataclass(frozen=True)
 class Issue:
-    """One fault of a set."""
+    """One issue of one file."""
 
     file: str
-    """The file that has it; with its line or row where it is a table."""
-    what: str
-    """What is wrong."""
+    """The file; with its line or row if it is a table."""
+    message: str
+    """The issue."""
     value: str
-    """The value found."""
-    suggestion: str
-    """What to do."""
+    """The offending value."""
+    remedy: str
+    """What to do, as a sentence."""
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.what} ({self.value}); {self.suggestion}"
+        return f"{self.file}: {self.message} ({self.value}). {self.remedy}"
 
 
 class BadFile(UserError):
-    """A `Problem` met in reading. Its constructor takes one text: so it comes through loader processes."""
+    """An issue met while reading. Constructed from its text alone, so that it can be pickled by loader workers."""
 
     issue: Issue | None = None
 
@@ -43,60 +43,62 @@ class BadFile(UserError):
 
 
 def raise_first_issue(issues: Sequence[Issue]) -> None:
-    """Raise BadFile that tells the first of some faults and how many more there are; nothing for none."""
+    """Raise BadFile with the first issue and the number of further ones; return if there are none."""
     if issues:
-        more = f" ({len(issues) - 1} more: see `unetdiff data check`)" if len(issues) > 1 else ""
+        more = f" {len(issues) - 1} more: run `unetdiff data check`." if len(issues) > 1 else ""
         error = BadFile(f"{issues[0]}{more}")
         error.issue = issues[0]
         raise error
 
 
-def value_issue(path: Path, wrong: list[int], num_classes: int) -> Issue:
-    """What to tell of a mask with values beyond the classes."""
-    if len(wrong) > 20:
-        fix = "it looks like a grey or antialiased mask: threshold it to class numbers"
+def value_issue(path: Path, values: list[int], num_classes: int) -> Issue:
+    """A mask with values that are not classes."""
+    if len(values) > 20:
+        remedy = "This looks like a gray or antialiased mask: convert it to class indices."
     else:
-        fix = "map them to a class or to 255, or correct classes.txt / data.num_classes"
-    return Issue(str(path), f"mask values outside 0..{num_classes - 1} and {IGNORE_INDEX} (void)", listed(wrong), fix)
+        remedy = "Map them to a class or to 255, or correct classes.txt or data.num_classes."
+    message = f"mask values outside 0..{num_classes - 1} and {IGNORE_INDEX} (ignore)"
+    return Issue(str(path), message, first_values(values), remedy)
 
 
 def size_issue(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: tuple[int, ...]) -> Issue:
-    """What to tell of a mask whose (height, width) is not its image's."""
+    """A mask whose (height, width) differs from its image's."""
     if tuple(mask_size) == tuple(image_size[::-1]):
-        fix = "turn one of them (images are read upright, by their EXIF orientation)"
+        remedy = "Rotate one of them: images are read upright, by their EXIF orientation."
     else:
-        fix = "resize the mask with nearest neighbour, or export it again"
-    found = f"mask {mask_size[1]}x{mask_size[0]}, image {image_size[1]}x{image_size[0]}"
-    return Issue(str(mask), f"the mask has not the size of its image {image.name}", found, fix)
+        remedy = "Resize the mask with nearest-neighbor interpolation, or export it again."
+    sizes = f"mask {mask_size[1]}x{mask_size[0]}, image {image.name} {image_size[1]}x{image_size[0]}"
+    return Issue(str(mask), "mask and image sizes differ", sizes, remedy)
 
 
-def unreadable(path: Path, error: Exception) -> Issue:
-    """What to tell of a file that could not be read."""
-    leave = f"or take '{path.stem}' out of the split"
+def unreadable_issue(path: Path, error: Exception) -> Issue:
+    """A file that raised `error` when it was read."""
+    remove = f"or remove '{path.stem}' from the split."
+    rebuild = _rebuild_command(path)
     if isinstance(error, FileNotFoundError):
-        others = sorted(p.name for p in path.parent.glob(f"{_escaped(path.stem)}.*"))
-        found = f"there is {', '.join(others)}" if others else "missing"
-        return Issue(str(path), "no such file", found, _rebuilt(path) or f"put it there, {leave}")
-    rebuilt = _rebuilt(path)
-    if rebuilt is not None:
-        rebuilt = f"delete it and {rebuilt}"
+        similar = sorted(p.name for p in path.parent.glob(f"{_escape_glob(path.stem)}.*"))
+        value = f"there is {', '.join(similar)}" if similar else "missing"
+        remedy = f"Add it, {remove}" if rebuild is None else f"Run {rebuild}."
+        return Issue(str(path), "file not found", value, remedy)
     if isinstance(error, UnidentifiedImageError):
-        return Issue(str(path), "not an image", f"{path.stat().st_size} bytes", rebuilt or f"replace it, {leave}")
-    return Issue(str(path), "cannot be read", str(error), rebuilt or f"fetch it again, {leave}")
+        message, value, replace = "not an image", f"{path.stat().st_size} bytes", f"Replace it, {remove}"
+    else:
+        message, value, replace = "cannot be read", str(error), f"Fetch it again, {remove}"
+    return Issue(str(path), message, value, replace if rebuild is None else f"Delete it and run {rebuild}.")
 
 
-def listed(values: list[int]) -> str:
-    """A few values in words: "21, 37, 40 and 12 more"."""
+def first_values(values: list[int]) -> str:
+    """The first values, e.g. "21, 37, 40 and 12 more"."""
     shown = ", ".join(str(value) for value in values[:3])
     return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"
 
 
-def _rebuilt(path: Path) -> str | None:
-    """The command that writes a missing mask of SBD; None for any other file."""
+def _rebuild_command(path: Path) -> str | None:
+    """The command that writes a missing SBD mask; None for other files."""
     if path.parent.parts[-3:] != (*VOC_FOLDER.parts, AUGMENTED_MASKS):
         return None
-    return f"run `unetdiff data download sbd --root {path.absolute().parents[3]}`, which writes what is missing"
+    return f"`unetdiff data download sbd --root {path.absolute().parents[3]}`, which writes missing masks"
 
 
-def _escaped(stem: str) -> str:
+def _escape_glob(stem: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in stem)

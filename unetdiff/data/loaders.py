@@ -1,4 +1,4 @@
-"""How a set is read through for judging it: every image once, in order, shared out among the processes."""
+"""Loader of a whole dataset in order, for evaluation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ from unetdiff.data.sampling import EvalSampler
 def eval_loader(
     dataset: ImageDataset, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> DataLoader[dict[str, Any]]:
-    """Batches (see `collate`) of this process's share of a set, unaugmented; arguments as of `EvalSampler`."""
+    """Batches (see `collate`) of this process's part of a dataset, not augmented; arguments as of `EvalSampler`."""
     sampler = EvalSampler(len(dataset), batch_size, rank, world_size)
     return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)

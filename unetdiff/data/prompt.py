@@ -1,4 +1,4 @@
-"""The words of the scenes: digits, colours, captions, and the pairings that their training split never shows."""
+"""Digits, colors and captions of the scenes, and the pairs held out of their training split."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ COLORS = ["red", "green", "blue", "yellow", "purple", "white"]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a scene with one digit can be asked for with."""
+    """The prompt of a scene with one digit."""
 
     caption: str
-    """As the scenes' own: "a blue three"."""
+    """The scene's caption: "a blue three"."""
     digit: int
     """0 to 9."""
     color: int
     """Index in `COLORS`."""
     held_out: bool
-    """Whether no scene of the training split has this digit in this colour."""
+    """Whether the training split has no such scene."""
 
 
 def caption_of(digits: Iterable[int], colors: Iterable[int]) -> str:
-    """Digits and their colours in words: "a red seven and a blue two"."""
+    """The caption of digits and their colors: "a red seven and a blue two"."""
     return " and ".join(f"a {COLORS[color]} {DIGITS[digit]}" for digit, color in zip(digits, colors, strict=True))
 
 
 def prompts(config: ScenesConfig) -> list[Prompt]:
-    """Every digit in every colour: that of digit d in colour c stands at d * config.colors + c.
+    """All pairs of digit d and color c, at index d * config.colors + c.
 
     Raises:
         UserError: as of `trained_pairs`.

@@ -1,30 +1,30 @@
-"""Where a set lies on disk."""
+"""Folders of a dataset and its splits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from unetdiff.data.config import DataConfig
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
 
 
 def dataset_root(config: DataConfig) -> Path:
-    """`data.root`, or a UserError that asks for it."""
+    """`data.root`; UserError if it is not set."""
     if config.root is None:
-        raise UserError(f"data.name={config.name} needs data.root, the folder of the set")
+        raise config_error("data.root", None, f"set with data.name={config.name}", "Give the folder of the dataset.")
     return Path(config.root).expanduser()
 
 
 def split_folders(config: DataConfig) -> tuple[Path, Path]:
-    """The folders that the training and the validation split would have; where there is no `val`, `validation` is
-    meant as well.
+    """The folders of the training and the validation split, whether or not they exist; `validation` or `valid` stand in
+    for a missing `val`.
 
     Raises:
-        UserError: `data.root` is no folder.
+        UserError: `data.root` is not a folder.
     """
     root = dataset_root(config)
     if not root.is_dir():
-        raise UserError(f"data.root={config.root}: no such folder")
+        raise config_error("data.root", config.root, "an existing folder")
     val = root / config.val_split
     if config.val_split == DataConfig.val_split and not val.is_dir():
         val = next((p for p in (root / "validation", root / "valid") if p.is_dir()), val)

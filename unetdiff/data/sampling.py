@@ -1,4 +1,4 @@
-"""Which sample comes when: a data order that is a pure function of the seed and the optimizer step."""
+"""Samplers whose order is a pure function of the seed and the optimizer step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from torch.utils.data import Sampler
 
 from unetdiff.data.hashing import generator_of, hash_words
 from unetdiff.data.repeat_factors import balanced_epoch
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 
 
 class SampleKey(NamedTuple):
-    """What a training dataset is asked for: a sample, the seed of its augmentation, and whether that is
-    strong.
-    """
+    """Index of a training sample, the seed of its augmentation, and whether strong augmentation is on."""
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index
     seed: int
     strong: bool
 
@@ -28,26 +26,25 @@ class SampleKey(NamedTuple):
 class StepSampler(Sampler[list[SampleKey]]):
     """Batch sampler of a training run, for `DataLoader(batch_sampler=...)`.
 
-    Epoch e is the permutation of a generator seeded by (seed, e). Optimizer step s takes the positions `s *
-    batch_size` up to `(s + 1) * batch_size` of the epochs strung together, so every image is used once an
-    epoch and none is dropped at its end. A rank takes its contiguous share of the step, in `accumulation_steps` micro-
-    batches yielded one after another. Nothing is remembered: starting at step `start` gives the tail of the
-    stream from 0.
+    Epoch e is a permutation by a generator seeded with (seed, e). Optimizer step s takes positions `s * batch_size` to
+    `(s + 1) * batch_size` of the concatenated epochs, so every image is used once per epoch and none is dropped. A rank
+    takes a contiguous part of the step, in `accumulation_steps` micro-batches. There is no state: starting at step
+    `start` continues the same stream.
 
     Args:
-        length: samples in the set.
-        batch_size: samples of one optimizer step, over all ranks and accumulation_steps.
+        length: samples in the dataset.
+        batch_size: samples per optimizer step, over all ranks and micro-batches.
         seed: seed of order and augmentation.
-        stop: the run's number of optimizer steps; the sampler ends there.
-        start: first step to give (the steps already done, on resume).
-        rank, world_size: this process, and how many there are.
-        accumulation_steps: micro-batches of a step and rank (gradient accumulation).
-        strong_until: first step without strong augmentation; None: strong to the end.
+        stop: the run's number of optimizer steps.
+        start: first step (on resume, the number of steps done).
+        rank, world_size: this process and the number of processes.
+        accumulation_steps: micro-batches per step and rank.
+        strong_until: first step without strong augmentation; None: strong until the end.
         factors: (length,), relative sampling frequency of each image (`unetdiff.data.repeat_factors`); None: uniform.
             An epoch still has `length` samples.
 
     Raises:
-        UserError: the set is empty, or batch_size does not divide by world_size * accumulation_steps.
+        UserError: the dataset is empty, or batch_size is not divisible by world_size * accumulation_steps.
     """
 
     def __init__(
@@ -65,12 +62,14 @@ class StepSampler(Sampler[list[SampleKey]]):
         factors: NDArray[np.float64] | None = None,
     ) -> None:
         if length < 1:
-            raise UserError("the training split holds no image: give a split with at least one")
+            raise UserError("The training split is empty. Give a split with at least one image.")
         if batch_size < 1 or batch_size % (world_size * accumulation_steps):
-            right = max(1, round(batch_size / (world_size * accumulation_steps))) * world_size * accumulation_steps
-            raise UserError(
-                f"training.batch_size={batch_size} does not divide by {world_size} process(es) x "
-                f"training.gradient_accumulation_steps={accumulation_steps}: use e.g. {right}"
+            factor = world_size * accumulation_steps
+            raise config_error(
+                "training.batch_size",
+                batch_size,
+                f"divisible by {world_size} process(es) x training.gradient_accumulation_steps={accumulation_steps}",
+                f"Use e.g. {max(1, round(batch_size / factor)) * factor}.",
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
@@ -89,24 +88,24 @@ class StepSampler(Sampler[list[SampleKey]]):
         return max(0, self.stop - self.start) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        share = self.batch_size // self.world_size
-        part = share // self.accumulation_steps
+        per_rank = self.batch_size // self.world_size
+        micro_batch = per_rank // self.accumulation_steps
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
         for step in range(self.start, self.stop):
             strong = self.strong_until is None or step < self.strong_until
-            first = step * self.batch_size + self.rank * share
+            first = step * self.batch_size + self.rank * per_rank
             keys = []
-            for position in range(first, first + share):
+            for position in range(first, first + per_rank):
                 if position // self.length != epoch:
                     epoch = position // self.length
                     order = self._permutation(epoch)
                 index = int(order[position % self.length])
-                # An image that comes twice in an epoch is augmented in two ways.
+                # Repetitions of an image within an epoch are augmented differently.
                 words = (epoch, index) if self.factors is None else (epoch, index, position % self.length)
-                # 63 bits: fits a signed 64-bit integer on its way through a worker.
+                # 63 bits: workers pass it as a signed 64-bit integer.
                 keys.append(SampleKey(index, hash_words(self.seed, *words) >> 1, strong))
-            for i in range(0, share, part):
-                yield keys[i : i + part]
+            for i in range(0, per_rank, micro_batch):
+                yield keys[i : i + micro_batch]
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = generator_of(self.seed, epoch)
@@ -118,15 +117,15 @@ class StepSampler(Sampler[list[SampleKey]]):
 
 
 class EvalSampler(Sampler[list[int]]):
-    """Batches of plain indices in order; every sample once over all ranks, without padding.
+    """Batches of indices in order; every sample once over all ranks, without padding.
 
-    A rank holds one contiguous share; shares differ by at most one sample, so ranks may give different
-    numbers of batches (gather sums, not batches). Arguments as of `StepSampler`; `batch_size` is per rank.
+    Each rank has a contiguous part; their lengths differ by at most one sample, so the numbers of batches may differ
+    (gather sums, not batches). Arguments as of `StepSampler`; `batch_size` is per rank.
     """
 
     def __init__(self, length: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         if batch_size < 1:
-            raise UserError(f"training.eval_batch_size={batch_size}: use 1 or more")
+            raise config_error("training.eval_batch_size", batch_size, "at least 1")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} is not in 0..{world_size - 1}")
         self.first = length * rank // world_size
@@ -142,6 +141,6 @@ class EvalSampler(Sampler[list[int]]):
 
 
 def evenly_spaced_indices(length: int, count: int) -> list[int]:
-    """At most `count` indices spread over 0..length-1."""
+    """At most `count` evenly spaced indices of 0..length-1, both ends included."""
     count = min(length, count)
     return [round(i * (length - 1) / max(1, count - 1)) for i in range(count)]

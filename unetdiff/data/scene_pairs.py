@@ -1,4 +1,4 @@
-"""Scenes labelled by digit and colour together: what a judge of text-conditional samples learns from."""
+"""Scenes labeled by the pair of digit and color, to train classifiers of text-conditional samples on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from unetdiff.data.config import ScenesConfig
 from unetdiff.data.prompt import prompts
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.scenes import Scenes
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
 
 
 class ScenePairs(ImageDataset):
-    """Scenes with one digit, whose class is the pairing of digit and colour; every pairing is there.
+    """Scenes with one digit, whose class is the pair of digit and color.
 
-    "label" is the place of the scene's prompt in `prompts(config)`, digit * config.colors + color, and `labels` are
-    the prompts' captions. The training split has the held out pairings too, whatever `config.held_out_pairs`: a
-    classifier that learns from it can tell whether a sample shows a pairing that the sampler itself never saw. It
-    takes its digits from the same images as `Scenes` of that split.
+    "label" is digit * config.colors + color, the index of the scene's prompt in `prompts(config)`; `labels` are the
+    prompts' captions. The training split ignores `config.held_out_pairs`, so that a classifier trained on it recognizes
+    pairs that the generative model was never trained on. Digits are from the same images as in `Scenes` of that split.
 
     Args:
         split, config, size: as of `Scenes`.
@@ -30,11 +29,11 @@ class ScenePairs(ImageDataset):
 
     def __init__(self, split: Literal["train", "val"], config: ScenesConfig, size: list[int] | None = None) -> None:
         if config.digits != 1:
-            raise UserError(f"data.scenes.digits={config.digits}: a pairing of digit and colour is told of one; give 1")
+            raise config_error("data.scenes.digits", config.digits, "1 for pairs of digit and color")
         self.scenes = Scenes(split, replace(config, held_out_pairs=[]), size, segmentation=False)
         self.classes, self.palette = [], empty_palette()
         self.labels = [prompt.caption for prompt in prompts(config)]
-        self.kinds = config.colors
+        self.num_colors = config.colors
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -47,5 +46,5 @@ class ScenePairs(ImageDataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         item = self.scenes[key]
-        label = item["label"] * self.kinds + item["color"]
+        label = item["label"] * self.num_colors + item["color"]
         return {**item, "label": label, "labels": (label,)}

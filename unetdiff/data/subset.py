@@ -1,4 +1,4 @@
-"""A share of a set's images: random, and nested, so that 1 % of the labels lies inside 5 % of them."""
+"""Random, nested subsets of a dataset: the 1 % subset is part of the 5 % subset of the same seed."""
 
 from __future__ import annotations
 
@@ -13,49 +13,42 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import SampleKey
 
 
-def subset_length(length: int, share: float) -> int:
-    """How many images a share of `length` is: rounded, one at least."""
-    return min(length, max(1, round(share * length)))
+def subset_length(length: int, fraction: float) -> int:
+    """Number of images in a fraction of `length`: rounded, at least one."""
+    return min(length, max(1, round(fraction * length)))
 
 
-def subset_indices(length: int, share: float, seed: int) -> list[int]:
-    """The indices of a share, ascending: the first so many of the seed's permutation of 0..length-1.
-
-    A larger share of the same seed has all of a smaller one's.
+def subset_indices(length: int, fraction: float, seed: int) -> list[int]:
+    """Ascending indices of a fraction of the dataset: a prefix of the seed's permutation, hence nested.
 
     Args:
-        length: images of the whole set.
-        share: above 0, at most 1.
-        seed: which images.
+        length: images in the dataset.
+        fraction: in (0, 1].
+        seed: of the permutation.
     """
     order = torch.randperm(length, generator=generator_of(seed, length))
-    return sorted(order[: subset_length(length, share)].tolist())
+    return sorted(order[: subset_length(length, fraction)].tolist())
 
 
 class Subset(ImageDataset):
-    """Some images of a set, in the order given; its classes, palette and labels are the whole set's.
+    """The images of a dataset at some indices, in their order; classes, palette and labels are the dataset's."""
 
-    Args:
-        whole: the set.
-        indices: of its images.
-    """
-
-    def __init__(self, whole: ImageDataset, indices: Sequence[int]) -> None:
-        self.whole, self.indices = whole, list(indices)
-        self.classes, self.palette, self.labels = whole.classes, whole.palette, whole.labels
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+        self.dataset, self.indices = dataset, list(indices)
+        self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         index = self.indices[self.sample_index(key)]
-        return self.whole[key._replace(index=index) if isinstance(key, SampleKey) else index]
+        return self.dataset[key._replace(index=index) if isinstance(key, SampleKey) else index]
 
     def sample_name(self, index: int) -> str:
-        return self.whole.sample_name(self.indices[index])
+        return self.dataset.sample_name(self.indices[index])
 
     def mask(self, index: int) -> Tensor:
-        return self.whole.mask(self.indices[self.sample_index(index)])
+        return self.dataset.mask(self.indices[self.sample_index(index)])
 
     def caption(self, index: int) -> str:
-        return self.whole.caption(self.indices[self.sample_index(index)])
+        return self.dataset.caption(self.indices[self.sample_index(index)])

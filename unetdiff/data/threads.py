@@ -1,4 +1,4 @@
-"""Files read side by side, with a progress bar."""
+"""A function mapped over files by threads, with a progress bar."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-_Task = TypeVar("_Task")
-_Found = TypeVar("_Found")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def map_in_threads(
-    examine: Callable[[_Task], _Found], tasks: Sequence[_Task], what: str, progress: bool = True
-) -> Iterator[_Found]:
-    """`examine` of every task, in order; decoding runs outside Python's lock, so threads are enough.
+    function: Callable[[_Item], _Result], items: Sequence[_Item], description: str, progress: bool = True
+) -> Iterator[_Result]:
+    """`function` of every item, in order. Threads suffice, as decoding releases Python's lock.
 
-    `what` stands before the bar, which is shown in a terminal; `progress=False` shows none. What `examine` raises ends
-    it.
+    Args:
+        function: its exceptions are raised here.
+        items: its arguments.
+        description: of the progress bar.
+        progress: show the bar in a terminal.
     """
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
-        found = pool.map(examine, tasks)
-        yield from tqdm(found, total=len(tasks), desc=what, disable=None if progress else True)
+        results = pool.map(function, items)
+        yield from tqdm(results, total=len(items), desc=description, disable=None if progress else True)

@@ -1,6 +1,4 @@
-"""Pixels in and out: ranges, resizing, and augmentation as a pure function of a seed (transforms.v2 on
-uint8).
-"""
+"""Pixel ranges, resizing, and augmentation as a pure function of a seed (transforms.v2 on uint8 tensors)."""
 
 from __future__ import annotations
 
@@ -14,15 +12,16 @@ from torchvision.transforms.v2 import functional as F
 
 from unetdiff.data.config import AugmentConfig
 from unetdiff.data.sampling import SampleKey
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
 
 IGNORE_INDEX = 255
+"""Mask value of pixels that count in no loss and no metric; padding of masks."""
 
 Mask = TypeVar("Mask", Tensor, np.ndarray)
 
 
 def ignore_mask(mask: Mask, ignore_index: int) -> Mask:
-    """Where a mask counts nowhere, bool of its shape: `ignore_index`, and 255, which fills what a crop has too much."""
+    """Where a mask is ignored, bool of its shape: `ignore_index`, and always 255, which pads crops."""
     return (mask == ignore_index) | (mask == IGNORE_INDEX)
 
 
@@ -32,7 +31,7 @@ def to_model_range(pixels: Tensor) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Float pixels in [-1, 1], any shape, to uint8 0..255, rounded; values beyond the range are clamped."""
+    """Float pixels in [-1, 1], any shape, to uint8 0..255, rounded and clamped."""
     return ((pixels.to(torch.float32) + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -44,54 +43,55 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 mask (H, W) to exactly `size`: nearest neighbour, so that no value is invented.
+    """uint8 mask (H, W) to exactly `size` by nearest neighbor.
 
-    It takes the pixel under the middle of each new one, as the resizing of images does; torch's "nearest" takes the
-    one under the upper left corner, and so shifts a mask against its image.
+    "nearest-exact" samples at pixel centers, as image resizing does; torch's "nearest" samples at upper left corners,
+    which shifts a mask against its image.
     """
     if tuple(mask.shape) == size:
         return mask
     return F.resize_image(mask[None], list(size), interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
 
 
-def fit_longest_side(own: tuple[int, ...], longest_side: int) -> tuple[int, int]:
-    """(height, width) of an image made as large as `longest_side` allows, its aspect kept."""
-    factor = longest_side / max(own)
-    return max(1, round(own[0] * factor)), max(1, round(own[1] * factor))
+def fit_longest_side(size: tuple[int, ...], longest_side: int) -> tuple[int, int]:
+    """(height, width) scaled so that the longer one is `longest_side`, aspect ratio kept."""
+    factor = longest_side / max(size)
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
 def cover(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 image (..., C, H, W) resized, its aspect kept, to just cover `size`, then cut to its centre."""
-    return F.center_crop_image(resize_image(image, _covering(image.shape[-2:], size)), list(size))
+    """uint8 image (..., C, H, W) resized, aspect ratio kept, to just cover `size`, then center-cropped to it."""
+    return F.center_crop_image(resize_image(image, _cover_size(image.shape[-2:], size)), list(size))
 
 
-def _covering(own: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
-    factor = max(size[0] / own[0], size[1] / own[1])
-    return max(size[0], round(own[0] * factor)), max(size[1], round(own[1] * factor))
+def _cover_size(image_size: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
+    height, width = image_size
+    factor = max(size[0] / height, size[1] / width)
+    return max(size[0], round(height * factor)), max(size[1], round(width * factor))
 
 
 def resize_layout(
     image: Tensor, mask: Tensor, size: tuple[int, int] | None, longest_side: int | None
 ) -> tuple[Tensor, Tensor]:
-    """image uint8 (3, H, W) and its mask uint8 (H, W), resized and cut alike, their aspect kept.
+    """image uint8 (3, H, W) and mask uint8 (H, W) resized and cropped alike, aspect ratio kept.
 
-    They are fitted to `longest_side` and made to cover `size`, where these are given.
+    They are resized to `longest_side` and then to cover `size`, center-cropped, where these are not None.
     """
     if longest_side is not None:
         whole = fit_longest_side(image.shape[-2:], longest_side)
         image, mask = resize_image(image, whole), resize_mask(mask, whole)
     if size is not None:
-        scaled = resize_mask(mask, _covering(mask.shape, size))
+        scaled = resize_mask(mask, _cover_size(mask.shape, size))
         image, mask = cover(image, size), F.center_crop_image(scaled[None], list(size))[0]
     return image, mask
 
 
 class EvalTransform:
-    """What validation sees: the image at `size`, or fitted to `longest_side`; a mask keeps its own size.
+    """Validation transform: the image is resized to `size` or `longest_side`, the mask keeps its own size.
 
-    An image with a mask is resized to exactly `size` (logits go back to the mask's size); one without is
-    resized by its short side and centre-cropped, so that what a model learns to draw keeps its aspect. With
-    `layout` the mask is what an image is drawn from: both are resized and cropped so.
+    An image with a mask is resized to exactly `size` (its logits are resized to the mask); one without is resized by
+    its shorter side and center-cropped, so that generative models see the right aspect ratio. With `layout`, image and
+    mask are both resized and cropped like that.
     """
 
     def __init__(self, size: list[int] | None, longest_side: int | None = None, layout: bool = False) -> None:
@@ -109,15 +109,14 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Resize, scale jitter, random crop, flip, colour jitter, in this order.
+    """Resize, scale jitter, random crop, flip, color jitter, in this order.
 
-    All of it is a pure function of the key's seed and leaves every global generator as it was. `strong=False`
-    drops scale and colour jitter; crop and flip stay. A crop beyond the image's border is filled with the
-    image's mean colour and the mask with void. With scale jitter and no `crop`, the crop is `size`.
-    `layout` as of `EvalTransform`.
+    A pure function of the key's seed that leaves all global generators unchanged. `strong=False` disables scale and
+    color jitter; crop and flip stay. Crops larger than the image are padded with its mean color, masks with 255
+    (ignore). With scale jitter and no `crop`, the crop is `size`. `layout` as in `EvalTransform`.
 
     Raises:
-        UserError: a size, crop, scale or colour that cannot be, or scale jitter with neither crop nor size.
+        UserError: a size, crop, scale or color out of range, or scale jitter with neither crop nor size.
     """
 
     def __init__(
@@ -129,18 +128,20 @@ class TrainTransform:
         self.scale: tuple[float, float] | None = None
         if augment.scale is not None:
             if len(augment.scale) != 2 or not 0 < augment.scale[0] <= augment.scale[1]:
-                raise UserError(
-                    f"data.augment.scale={augment.scale}: give the smallest and largest factor, e.g. [0.5, 2]"
+                raise config_error(
+                    "data.augment.scale",
+                    augment.scale,
+                    "[smallest, largest], two positive factors",
+                    "Give e.g. [0.5, 2.0].",
                 )
             self.scale = (augment.scale[0], augment.scale[1])
             self.crop = self.crop or self.size
             if self.crop is None:
-                raise UserError(
-                    f"data.augment.scale={augment.scale} makes images of many sizes: set data.augment.crop "
-                    "(or data.size) too, e.g. [256, 256]"
+                raise config_error(
+                    "data.augment.crop", None, "set with data.augment.scale", "Give [height, width], or set data.size."
                 )
         if not 0 <= augment.color <= 1:
-            raise UserError(f"data.augment.color={augment.color}: use 0 (none) to 1")
+            raise config_error("data.augment.color", augment.color, "in [0, 1]")
         self.jitter = (
             v2.ColorJitter(brightness=augment.color, contrast=augment.color, saturation=augment.color)
             if augment.color > 0
@@ -180,7 +181,7 @@ class TrainTransform:
 
 
 class Transform:
-    """Both of the above behind a dataset's key: an int is never augmented, a `SampleKey` is."""
+    """`TrainTransform` for a `SampleKey`, `EvalTransform` for an int."""
 
     def __init__(
         self,
@@ -193,7 +194,7 @@ class Transform:
         self.eval = EvalTransform(size, longest_side, layout)
 
     def __call__(self, image: Tensor, mask: Tensor | None, key: int | SampleKey) -> tuple[Tensor, Tensor | None]:
-        """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that was asked for."""
+        """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that the sample was indexed with."""
         if isinstance(key, SampleKey):
             return self.train(image, mask, key.seed, key.strong)
         return self.eval(image, mask)
@@ -204,18 +205,18 @@ def checked_size(key: str, size: list[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
     if len(size) != 2 or min(size) < 1:
-        raise UserError(f"{key}={size}: give height and width in pixels, e.g. [256, 256]")
+        raise config_error(key, size, "[height, width], two positive integers", "Give e.g. [256, 256].")
     return size[0], size[1]
 
 
 def _random_crop(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """A window of `size` anywhere that lies within the image, or around it where the image is smaller."""
+    """A random window of `size` within the image, or around it where the image is smaller."""
     offsets, padding = [], []
-    for own, wanted in zip(image.shape[-2:], size, strict=True):
-        at = int(torch.randint(abs(own - wanted) + 1, ()))
-        before = at if own < wanted else 0
-        offsets.append(at if own > wanted else 0)
-        padding.append((before, max(0, wanted - own) - before))
+    for length, crop in zip(image.shape[-2:], size, strict=True):
+        offset = int(torch.randint(abs(length - crop) + 1, ()))
+        before = offset if length < crop else 0
+        offsets.append(offset if length > crop else 0)
+        padding.append((before, max(0, crop - length) - before))
     (top, bottom), (left, right) = padding
     if top or bottom or left or right:
         sides = [left, top, right, bottom]

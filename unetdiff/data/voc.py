@@ -1,4 +1,4 @@
-"""Images and masks in PASCAL VOC's layout: VOC itself through torchvision, and any folder made like it."""
+"""Images and masks in PASCAL VOC's layout: VOC itself (through torchvision) and any folder of that layout."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from unetdiff.data.base import ImageDataset, classes_present, empty_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.download import download_voc
-from unetdiff.data.issues import BadFile, Issue, size_issue, unreadable, value_issue
+from unetdiff.data.issues import BadFile, Issue, size_issue, unreadable_issue, value_issue
 from unetdiff.data.roots import dataset_root
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import IGNORE_INDEX, Transform
 from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER, VOC_SPLITS
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -33,11 +33,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def voc_colormap(count: int = 256) -> NDArray[np.uint8]:
-    """VOC's colours of the values 0..count-1, (count, 3).
-
-    Bits of the value are dealt in turn to red, green and blue, high bits first (VOC development kit,
-    VOClabelcolormap).
-    """
+    """VOC's colors of the values 0..count-1, (count, 3), uint8 (VOClabelcolormap of the VOC development kit)."""
     value = np.arange(count)
     colors = np.zeros((count, 3), np.uint8)
     for i in range(8):
@@ -47,8 +43,8 @@ def voc_colormap(count: int = 256) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One line of a split: where its image and its mask lie (whether or not they are there)."""
+class ImageMaskPair:
+    """Paths of the image and the mask of one id of a split, whether or not they exist."""
 
     name: str
     image: Path
@@ -58,21 +54,20 @@ class Pair:
 class VOCFolder(ImageDataset):
     """A folder with `JPEGImages/ID.jpg`, `SegmentationClass/ID.png` and `ImageSets/Segmentation/SPLIT.txt`.
 
-    Class names are the lines of `classes.txt` (value 0 first); without it `num_classes` says how many there
-    are. The palette is that of the first mask with one, else VOC's colours. Files are read when asked for.
+    Class names are the lines of `classes.txt` (value 0 first); without it, `num_classes` is their number. The palette
+    is that of the first mask with one, else VOC's colors. Files are read on access.
 
     Args:
         root: the folder.
         split: name of the list in `ImageSets/Segmentation`.
-        num_classes: number of classes with background; None: as many as `classes.txt` has lines.
-        segmentation: give masks, and the classes in them as "labels"; without, items are images alone.
+        num_classes: number of classes, including background; None: the number of lines of `classes.txt`.
+        segmentation: return masks, and the classes in them as "labels"; else images only.
         transform: resizing and augmentation.
-        pairs, classes: given where the layout has been read already (VOC itself).
+        pairs, classes: used instead of reading the layout (VOC itself).
 
     Raises:
-        UserError: no such folder or split, an empty split, classes unknown or contradictory. On reading a
-        sample: a
-            missing or truncated file, a mask of another size, with colours or with a value that is no class.
+        UserError: a missing folder or split, an empty split, unknown or contradictory classes. On access to a sample: a
+            missing or truncated file, a mask of another size, in RGB, or with a value that is not a class.
     """
 
     def __init__(
@@ -82,7 +77,7 @@ class VOCFolder(ImageDataset):
         num_classes: int | None = None,
         segmentation: bool = True,
         transform: Transform | None = None,
-        pairs: list[Pair] | None = None,
+        pairs: list[ImageMaskPair] | None = None,
         classes: list[str] | None = None,
     ) -> None:
         self.root = Path(root)
@@ -91,10 +86,10 @@ class VOCFolder(ImageDataset):
         self.transform = transform or Transform(None)
         self.pairs = pairs if pairs is not None else list_pairs(self.root, split)
         if segmentation:
-            own = _first_palette(self.pairs)
-            self.classes = classes or class_names(self.root, num_classes, own)
+            palette = _first_palette(self.pairs)
+            self.classes = classes or class_names(self.root, num_classes, palette)
             count = len(self.classes)
-            self.palette = own[:count] if own is not None and len(own) >= count else voc_colormap(count)
+            self.palette = palette[:count] if palette is not None and len(palette) >= count else voc_colormap(count)
         else:
             self.classes, self.palette = [], empty_palette()
         self.labels = list(self.classes)
@@ -106,7 +101,7 @@ class VOCFolder(ImageDataset):
         return self.pairs[index].name
 
     def mask(self, index: int) -> Tensor:
-        return read_mask(self.pairs[self.sample_index(index)].mask, len(self.classes))  # the image stays unread
+        return read_mask(self.pairs[self.sample_index(index)].mask, len(self.classes))  # without reading the image
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         pair = self.pairs[self.sample_index(key)]
@@ -120,7 +115,7 @@ class VOCFolder(ImageDataset):
         item: dict[str, Any] = {"image": image, "name": pair.name}
         if mask is not None:
             item["mask"] = mask
-            item["labels"] = classes_present(mask)  # those that the crop shows
+            item["labels"] = classes_present(mask)  # those in the crop
         return item
 
 
@@ -130,23 +125,24 @@ def voc_folder(config: DataConfig, split: str, masks: bool, transform: Transform
 
 
 def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
-    """PASCAL VOC 2012: `root` holds (or will hold) `VOCdevkit/VOC2012`.
+    """PASCAL VOC 2012 in `root`/VOCdevkit/VOC2012.
 
-    VOC's own splits come through torchvision's `VOCSegmentation`; `trainaug` is there once it is built.
+    VOC's own splits are read with torchvision's `VOCSegmentation`; `trainaug` is available once built.
     """
     root = dataset_root(config)
     folder = root / VOC_FOLDER
     if config.num_classes not in (None, len(VOC_CLASSES)):
-        raise UserError(f"data.num_classes={config.num_classes}: VOC has 21; leave the key out")
+        raise config_error("data.num_classes", config.num_classes, "null with data.name=voc, which has 21 classes")
     if split not in (*VOC_SPLITS, AUGMENTED_SPLIT):
-        own = ", ".join((*VOC_SPLITS, AUGMENTED_SPLIT))
+        splits = ", ".join((*VOC_SPLITS, AUGMENTED_SPLIT))
         raise UserError(
-            f"data.root={config.root}: VOC has the splits {own}, not '{split}' (for lists of your own: "
-            f"data.name=voc_folder, data.root={folder}, data.num_classes=21)"
+            f"data.root={config.root}: the split must be one of {splits} (got {split}). For your own lists, set "
+            f"data.name=voc_folder, data.root={folder} and data.num_classes=21."
         )
     if split == AUGMENTED_SPLIT and not (folder / SPLITS / f"{split}.txt").is_file():
         raise UserError(
-            f"data.root={config.root}: the split '{split}' is not built; run `unetdiff data download sbd --root {root}`"
+            f"data.root={config.root}: the split '{split}' does not exist yet. Run `unetdiff data download sbd --root "
+            f"{root}`."
         )
     if config.download and not folder.is_dir():
         download_voc(root)
@@ -157,81 +153,76 @@ def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VO
             source = VOCSegmentation(root, year="2012", image_set=split)
         except (RuntimeError, OSError) as error:
             raise UserError(
-                f"data.root={config.root}: {str(error).strip()}; run `unetdiff data download voc --root {root}` or set "
-                "data.download=true, or set data.root to the folder that holds VOCdevkit/VOC2012 "
-                "(for VOC files in a folder of your own use data.name=voc_folder)"
+                f"data.root={config.root}: must contain VOCdevkit/VOC2012 ({str(error).strip()}). Run `unetdiff data "
+                f"download voc --root {root}` or set data.download=true; for a folder in VOC's layout, set "
+                "data.name=voc_folder."
             ) from error
         pairs = [
-            Pair(Path(image).stem, Path(image), Path(mask))
+            ImageMaskPair(Path(image).stem, Path(image), Path(mask))
             for image, mask in zip(source.images, source.masks, strict=True)
         ]
     return VOCFolder(folder, split, 21, masks, transform, pairs, list(VOC_CLASSES))
 
 
-def list_pairs(root: Path, split: str) -> list[Pair]:
-    """The lines of a split as image and mask, in the list's order. A missing file is left for the reader to
-    name.
+def list_pairs(root: Path, split: str) -> list[ImageMaskPair]:
+    """Image and mask of each id of a split, in the list's order; missing files are reported on access.
 
-    A mask lies in `SegmentationClass`, or else in `SegmentationClassAug` where there is such a folder.
+    Masks are in `SegmentationClass`, else in `SegmentationClassAug` if that exists.
     """
     for folder in (IMAGES, MASKS, SPLITS):
         if not (root / folder).is_dir():
-            raise UserError(f"data.root={root}: no folder {folder}; a VOC-style set has {IMAGES}, {MASKS}, {SPLITS}")
+            raise config_error("data.root", root, f"a folder with {IMAGES}, {MASKS} and {SPLITS} (no {folder} found)")
     ids = [line.strip() for line in split_file(root, split).read_text(encoding="utf-8").splitlines()]
     ids = [name for name in ids if name]
     if not ids:
-        raise UserError(f"{split_file(root, split)} is empty: give one id a line")
+        raise UserError(f"{split_file(root, split)}: no ids found. Write one id per line.")
     images = root / IMAGES
-    # One listing of the folder instead of a question a file.
+    # One listing of the folder is faster than one check per file.
     by_stem = {
         Path(entry).stem: entry
         for entry in sorted(p.name for p in images.iterdir())
         if entry.lower().endswith(IMAGE_SUFFIXES)
     }
-    own, added = root / MASKS, root / AUGMENTED_MASKS
-    in_own = {path.name for path in own.iterdir()}
-    in_added = {path.name for path in added.iterdir()} if added.is_dir() else set()
+    masks, augmented = root / MASKS, root / AUGMENTED_MASKS
+    mask_files = {path.name for path in masks.iterdir()}
+    augmented_files = {path.name for path in augmented.iterdir()} if augmented.is_dir() else set()
 
     def mask(file: str) -> Path:
-        elsewhere = file not in in_own and (file in in_added or split == AUGMENTED_SPLIT)
-        return (added if elsewhere else own) / file
+        use_augmented = file not in mask_files and (file in augmented_files or split == AUGMENTED_SPLIT)
+        return (augmented if use_augmented else masks) / file
 
-    return [Pair(name, images / by_stem.get(name, f"{name}.jpg"), mask(f"{name}.png")) for name in ids]
+    return [ImageMaskPair(name, images / by_stem.get(name, f"{name}.jpg"), mask(f"{name}.png")) for name in ids]
 
 
 def split_file(root: Path, split: str) -> Path:
-    """Where the ids of a split are listed; a UserError names the splits there are."""
+    """The file with the ids of a split; UserError if it does not exist."""
     path = root / SPLITS / f"{split}.txt"
     if not path.is_file():
-        there = sorted(p.stem for p in (root / SPLITS).glob("*.txt"))
-        raise UserError(f"{path}: no such split '{split}'; there are: {', '.join(there) or 'none'}")
+        splits = sorted(p.stem for p in (root / SPLITS).glob("*.txt"))
+        raise UserError(f"{path}: not found. Available splits: {', '.join(splits) or 'none'}.")
     return path
 
 
 def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] | None) -> list[str]:
-    """Names of the mask values: `classes.txt`; VOC's own for 21 classes in VOC's colours; else "class 0" and
-    so on.
-    """
+    """Names of the mask values: those in `classes.txt`; VOC's own for 21 classes in VOC's colors; else "class i"."""
     path = root / "classes.txt"
     if path.is_file():
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         if num_classes not in (None, len(names)):
-            raise UserError(f"data.num_classes={num_classes}, but {path} names {len(names)}: make them agree")
+            raise config_error("data.num_classes", num_classes, f"null or {len(names)}, as in {path}")
     elif num_classes is None:
-        raise UserError(f"{path} is missing: write one class name a line (value 0 first), or set data.num_classes")
+        raise UserError(f"{path}: not found. Write one class name per line (value 0 first), or set data.num_classes.")
     elif num_classes == 21 and (palette is None or np.array_equal(palette[:21], voc_colormap(21))):
         names = list(VOC_CLASSES)
     else:
         names = [f"class {i}" for i in range(num_classes)]
     if not 2 <= len(names) <= IGNORE_INDEX:
-        raise UserError(
-            f"{len(names)} classes in {root}: a mask has 2 to {IGNORE_INDEX} (values 0..254; {IGNORE_INDEX} is void)"
-        )
+        raise UserError(f"{root}: must have 2 to {IGNORE_INDEX} classes (got {len(names)}); 255 is the ignore index.")
     return names
 
 
 def read_mask(path: Path, num_classes: int) -> Tensor:
-    """A mask PNG as its indices, (H, W); BadFile on colours or a value that is neither class nor void."""
+    """Class indices of a mask PNG, (H, W); BadFile for RGB or a value that is neither a class nor ignored."""
     values = read_indices(path)
     wrong = wrong_values(values, num_classes)
     if wrong:
@@ -240,30 +231,28 @@ def read_mask(path: Path, num_classes: int) -> Tensor:
 
 
 def read_indices(path: Path) -> NDArray[np.uint8]:
-    """The stored values of a one-channel PNG (palette, grey or one bit), (H, W), never its colours."""
+    """The stored values of a one-channel PNG (palette, gray or one bit), (H, W), not its colors."""
     try:
         with Image.open(path) as image:
             mode = image.mode
             values = np.array(image) if mode in ("P", "L", "1") else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadFile.from_issue(unreadable(path, error)) from error
+        raise BadFile.from_issue(unreadable_issue(path, error)) from error
     if values is None:
-        what = "the mask does not store one 8-bit class number a pixel"
-        fix = "map its colours to class numbers and save an indexed (palette) or 8-bit grey PNG"
-        raise BadFile.from_issue(Issue(str(path), what, f"mode {mode}", fix))
+        message = "mask is not a one-channel 8-bit PNG"
+        remedy = "Map its colors to class indices and save it as an indexed (palette) or 8-bit gray PNG."
+        raise BadFile.from_issue(Issue(str(path), message, f"mode {mode}", remedy))
     return values.astype(np.uint8)
 
 
 def wrong_values(values: NDArray[np.uint8], num_classes: int) -> list[int]:
-    """The values of a mask that are neither a class nor void, ascending."""
-    there = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256))
-    return [int(value) for value in there if num_classes <= value != IGNORE_INDEX]
+    """The values of a mask that are neither a class nor ignored, ascending."""
+    values_present = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256))
+    return [int(value) for value in values_present if num_classes <= value != IGNORE_INDEX]
 
 
-def _first_palette(pairs: list[Pair]) -> NDArray[np.uint8] | None:
-    """Colours of the first mask stored with a palette; None if it has none (a grey ramp shows nothing: none
-    too).
-    """
+def _first_palette(pairs: list[ImageMaskPair]) -> NDArray[np.uint8] | None:
+    """Colors of the first mask with a palette; None if there is none, or only a gray ramp."""
     for pair in pairs[:20]:
         try:
             with Image.open(pair.mask) as image:

@@ -46,7 +46,7 @@ def variational_bound(
     """Unbiased estimate of the bound of each image, with one noise sample for each term.
 
     Stratified over timesteps: they are split into `timesteps` equal strata, and one is drawn from each for each image.
-    L_0 and L_T are computed exactly.
+    L_T has a closed form; L_0 is always included.
 
     Args:
         denoise: the network with the conditions of these images; on the generator's device.

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         args,
         output,
         command=command,
-        set_name=data_name(asdict(loaded.config.data)),
+        dataset_name=data_name(asdict(loaded.config.data)),
         configs={"denoiser": to_yaml(loaded.config), "segmenter": to_yaml(run_config(Path(segmenter_path)))},
         machine=machine.facts(loaded.accelerator),
         minutes=(time.perf_counter() - start) / 60,

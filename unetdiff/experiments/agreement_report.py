@@ -14,8 +14,8 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.evaluation.layout_consistency import ClassConsistency, background_of
 from unetdiff.experiments.gallery import ImageWriter, legend
-from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
-from unetdiff.reports.samples import wilson
+from unetdiff.reports.consistency import wilson
+from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
 from unetdiff.segmentation.palette import as_mask, colorize
 
 SOURCE = (
@@ -64,7 +64,7 @@ def agreement_record(
     results: AgreementResults, images: ImageDataset, args: argparse.Namespace, output: Path, **fields: Any
 ) -> Record:
     """The record; `fields` are the remaining fields of `Record`."""
-    parts: list[Subset] = [table(results)]
+    parts: list[Part] = [table(results)]
     if all(len(classes) == 1 for classes in results.classes) and len(images.classes) <= MAX_HEATMAP_CLASSES:
         parts.append(_heatmap(results, images.classes))
     parts.append(_gallery(results, images, args.num_rows, output))
@@ -101,7 +101,7 @@ def table(results: AgreementResults) -> Table:
             Column("foreground", "neither", "percent", "mean fraction of non-background pixels"),
         ]
     if results.has_layouts:
-        columns.append(Column("mIoU", "higher", "share", "between segmentation and layout"))
+        columns.append(Column("mIoU", "higher", "fraction", "between segmentation and layout"))
 
     def values(one: SegmentedImages) -> list[Value]:
         by_class = [Value(one.classes.accuracy), Value(one.classes.foreground_fraction)] if results.has_classes else []

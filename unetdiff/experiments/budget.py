@@ -64,7 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_images", type=int, default=SAMPLING.images, help="samples per run for class consistency")
     parser.add_argument("--num_inference_steps", type=int, default=SAMPLING.steps, help="denoising steps per sample")
     parser.add_argument(
-        "--classifier_train_steps", type=int, default=SAMPLING.judge_steps, help="optimizer steps of their classifier"
+        "--classifier_train_steps",
+        type=int,
+        default=SAMPLING.classifier_steps,
+        help="optimizer steps of their classifier",
     )
 
 
@@ -119,7 +122,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         _method_name(name): [trained[f"{name}, seed {seed}"] for seed in seeds] for name, seeds in configs.items()
     }
     sampling = replace(
-        SAMPLING, images=args.num_images, steps=args.num_inference_steps, judge_steps=args.classifier_train_steps
+        SAMPLING, images=args.num_images, steps=args.num_inference_steps, classifier_steps=args.classifier_train_steps
     )
     consistency: ConsistencyByRun = {
         one.name: class_consistency(one, sampling, output / ".classifiers") for seeds in runs.values() for one in seeds

@@ -19,7 +19,7 @@ from unetdiff.experiments.runs import (
     yaml_configs,
 )
 from unetdiff.reports.record import Chart, Column, Record, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import Run
 
 JOINT = "joint"
@@ -30,10 +30,10 @@ ConsistencyByRun = Mapping[str, ClassConsistency | None]
 """By the run's name."""
 
 SEGMENTATION = (
-    ("segmentation/mean_iou", Column("mIoU", "higher", "share")),
-    ("segmentation/pixel_accuracy", Column("pixel accuracy", "higher", "share")),
-    ("segmentation/mean_accuracy", Column("mean accuracy", "higher", "share", "mean over classes")),
-    ("segmentation/fw_iou", Column("FWIoU", "higher", "share", "frequency-weighted IoU")),
+    ("segmentation/mean_iou", Column("mIoU", "higher", "fraction")),
+    ("segmentation/pixel_accuracy", Column("pixel accuracy", "higher", "fraction")),
+    ("segmentation/mean_accuracy", Column("mean accuracy", "higher", "fraction", "mean over classes")),
+    ("segmentation/fw_iou", Column("FWIoU", "higher", "fraction", "frequency-weighted IoU")),
 )
 DIFFUSION = (
     ("diffusion/loss", Column("loss", "lower", "number")),
@@ -71,7 +71,7 @@ def budget_record(
         source="Loss weights: Kendall et al. 2018; Chen et al. 2018. Gradient cosine: Yu et al. 2020, definition 1.",
         command=command,
         seeds=[int(one.config["training"]["seed"]) for one in next(iter(runs.values()))],
-        set_name=first.data_name,
+        dataset_name=first.data_name,
         configs=yaml_configs(trained),
         machine=machine_info(list(trained.values())),
         minutes=minutes,
@@ -153,9 +153,9 @@ def findings(runs: RunsByMethod, consistency: ConsistencyByRun) -> list[str]:
     """Metrics and cost of each joint method against separate training."""
     lines = []
     metrics = (
-        ("segmentation", "mIoU", _metric("segmentation/mean_iou"), "share", True),
+        ("segmentation", "mIoU", _metric("segmentation/mean_iou"), "fraction", True),
         ("diffusion", "diffusion validation loss", _metric("diffusion/loss"), "number", False),
-        ("diffusion", "class consistency", _consistency(consistency), "share", True),
+        ("diffusion", "class consistency", _consistency(consistency), "fraction", True),
     )
     for name, seeds in runs.items():
         if seeds[0].task != JOINT:
@@ -168,7 +168,7 @@ def findings(runs: RunsByMethod, consistency: ConsistencyByRun) -> list[str]:
             values, reference_values = [metric(run) for run in seeds], [metric(run) for run in reference]
             difference = paired_difference(values, reference_values)
             comparisons.append(
-                f"{title} {written(Value.of(values), unit)} against {written(Value.of(reference_values), unit)} with "  # type: ignore[arg-type]
+                f"{title} {as_text(Value.of(values), unit)} against {as_text(Value.of(reference_values), unit)} with "  # type: ignore[arg-type]
                 f"{head} only ({_verdict(difference, higher_is_better)}: "
                 f"{format_difference(difference, 4 if unit == 'number' else 3)})"
             )
@@ -180,7 +180,7 @@ def findings(runs: RunsByMethod, consistency: ConsistencyByRun) -> list[str]:
 
 def _verdict(difference: Value, higher_is_better: bool) -> str:
     if difference.mean is None or not exceeds_std(difference):
-        return "no significant difference"
+        return "within one std"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
 
 
@@ -189,7 +189,7 @@ def _cost(name: str, seeds: Sequence[Run], runs: RunsByMethod) -> str:
     separate = [aggregate(runs[f"{head} only"], minutes).mean or math.nan for head in HEADS]
     shared, total = _number(seeds[0].shared_parameters), sum(seeds[0].parameters.values())
     return (
-        f"{name}: {written(aggregate(seeds, minutes), 'minutes')} of training, against {separate[0]:.1f} + "
+        f"{name}: {as_text(aggregate(seeds, minutes), 'minutes')} of training, against {separate[0]:.1f} + "
         f"{separate[1]:.1f} min for separate networks; {shared:,.0f} parameters ({shared / max(1, total):.1%}) are "
         "shared by both heads."
     )

@@ -45,7 +45,7 @@ def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> C
     stored: dict[str, Any] = read_json(file)
     if stored.get("settings") != settings:
         blocks, _ = sample_blocks([with_last_weights(run)], budget, seed, cache)
-        classifier, score = blocks[0].judge, blocks[0].scores.get(0)
+        classifier, score = blocks[0].classifier, blocks[0].scores.get(0)
         if classifier is None or score is None:
             return None
         result = ClassConsistency(score.value, score.n, classifier.accuracy)

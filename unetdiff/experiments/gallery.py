@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.experiments.runs import with_last_weights
-from unetdiff.reports.dataset_groups import choose, open_set
+from unetdiff.reports.dataset_groups import choose, open_dataset
 from unetdiff.reports.embed import as_array, shrunk
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery
@@ -66,7 +66,7 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, num_rows: in
         num_rows: number of validation images, of different classes as far as possible.
         seed: seed of their choice.
     """
-    data = open_set(next(iter(runs.values())), own_size=True)
+    data = open_dataset(next(iter(runs.values())), own_size=True)
     items = [data[index] for index in choose(data, num_rows, seed)]
     masks = {"ground truth": [as_mask(item["mask"]) for item in items]}
     for name, run in runs.items():

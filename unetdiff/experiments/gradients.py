@@ -88,7 +88,7 @@ def gradient_table(stats: CosinesByRun) -> Table:
     columns = []
     for name in names:
         columns += [
-            Column(f"{name}: cosine", unit="share", note="mean over the logged steps"),
+            Column(f"{name}: cosine", unit="fraction", note="mean over the logged steps"),
             Column(f"{name}: conflicting steps", unit="percent", note="fraction of the logged steps with cosine < 0"),
         ]
     rows = []
@@ -146,6 +146,8 @@ def _finding(name: str, groups: Mapping[str, CosineStats]) -> str:
     n = max(one.n for one in groups.values())
     details = f"mean cosine over {n} steps{over_all}"
     if not parts:
-        return f"{name}: the gradients of the two losses are not significantly aligned in any layer group ({details})."
-    rest = f"; not significant in {', '.join(by_sign[0])}" if by_sign[0] else ""
+        return (
+            f"{name}: no layer group has significantly aligned or conflicting gradients of the two losses ({details})."
+        )
+    rest = f"; neither in {', '.join(by_sign[0])}" if by_sign[0] else ""
     return f"{name}: the gradients of the two losses are {' and '.join(parts)}{rest} ({details})."

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         palette=images.palette,
         paths=(segmenter_path, eval_path),
         command=command,
-        set_name=data_name(asdict(loaded.config.data)),
+        dataset_name=data_name(asdict(loaded.config.data)),
         configs={
             "denoiser": to_yaml(loaded.config),
             "segmenter": to_yaml(run_config(segmenter_path)),

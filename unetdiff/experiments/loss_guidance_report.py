@@ -105,8 +105,8 @@ def _best(results: Mapping[str, GuidedSamples]) -> str:
 
 def _table(results: Mapping[str, GuidedSamples], real: GuidedSamples) -> Table:
     columns = [
-        Column("mIoU, guiding segmenter", "higher", "share"),
-        Column("mIoU, independent segmenter", "higher", "share"),
+        Column("mIoU, guiding segmenter", "higher", "fraction"),
+        Column("mIoU, independent segmenter", "higher", "fraction"),
         Column("time per image", "lower", "seconds"),
     ]
 

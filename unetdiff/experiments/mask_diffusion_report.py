@@ -31,12 +31,12 @@ ASPECT_NOTE = (
 """Applies to datasets that are resized: a segmenter's images are resized, those of a layout are cropped."""
 ROWS = ("segmentation head", "single sampled mask", "mean of {} sampled masks")
 METRICS = {
-    "mean_iou": Column("mIoU", "higher", "share"),
-    "pixel_accuracy": Column("pixel accuracy", "higher", "share"),
-    "ece": Column("ECE", "lower", "share", "expected calibration error"),
+    "mean_iou": Column("mIoU", "higher", "fraction"),
+    "pixel_accuracy": Column("pixel accuracy", "higher", "fraction"),
+    "ece": Column("ECE", "lower", "fraction", "expected calibration error"),
     "nll": Column("NLL", "lower", "number", "mean negative log-likelihood of the ground truth, nats"),
-    "uncertainty_correct": Column("uncertainty, correct pixels", "neither", "share"),
-    "uncertainty_wrong": Column("uncertainty, wrong pixels", "neither", "share"),
+    "uncertainty_correct": Column("uncertainty, correct pixels", "neither", "fraction"),
+    "uncertainty_wrong": Column("uncertainty, wrong pixels", "neither", "fraction"),
 }
 
 
@@ -99,7 +99,7 @@ def mask_diffusion_record(
         source="Amit et al. 2021, SegDiff; Chen et al. 2023, A Generalist Framework for Panoptic Segmentation",
         command=command,
         seeds=[int(first.config["training"]["seed"])],
-        set_name=first.data_name,
+        dataset_name=first.data_name,
         configs=yaml_configs(runs),
         machine=machine_info([*runs.values()]),
         minutes=(time.perf_counter() - start) / 60,
@@ -180,7 +180,8 @@ def findings(results: MaskDiffusionResults, num_inference_steps: int) -> list[st
     slowdown = results.seconds["all"] / results.seconds["head"]
     lines = [
         f"mIoU {head.mean_iou:.3f} ({ROWS[0]}), {mean.mean_iou:.3f} ({sampled}, {mean.mean_iou - head.mean_iou:+.3f}). "
-        f"Sampling takes {slowdown:,.0f}× the time ({count} samples of {num_inference_steps} steps)."
+        f"Sampling takes {slowdown:,.0f}× the time ({count} sample{'s' * (count != 1)} of "
+        f"{num_inference_steps} steps)."
     ]
     if count > 1:
         lines.append(

@@ -18,7 +18,7 @@ from unetdiff.diffusion.objectives import Scheduler, alpha_sigma
 from unetdiff.evaluation.robustness import CLEAN, NoisedImages, Segment
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import argmax_at
 from unetdiff.segmentation.palette import as_mask, colorize
@@ -91,7 +91,7 @@ def noise_record(
         source=SOURCE,
         command=command,
         seeds=seeds,
-        set_name=data_name(asdict(base.data)),
+        dataset_name=data_name(asdict(base.data)),
         configs=configs,
         machine=machine,
         minutes=(time.perf_counter() - start) / 60,
@@ -123,8 +123,8 @@ def _subset(timesteps: Sequence[int]) -> list[int]:
 
 def _table(results: NoiseResults) -> Table:
     subset, mean = _subset(results.timesteps), results.mean
-    columns = [Column("clean" if t == CLEAN else f"t = {t}", "higher", "share") for t in subset]
-    columns.append(Column("mean", "higher", "share", f"over the {len(results.timesteps)} timesteps of the chart"))
+    columns = [Column("clean" if t == CLEAN else f"t = {t}", "higher", "fraction") for t in subset]
+    columns.append(Column("mean", "higher", "fraction", f"over the {len(results.timesteps)} timesteps of the chart"))
     rows = [
         (name, [*(line[results.timesteps.index(t)] for t in subset), mean[name]])
         for name, line in results.by_timestep.items()
@@ -166,7 +166,7 @@ def findings(results: NoiseResults) -> list[str]:
     by_timestep, mean, timesteps = results.by_timestep, results.mean, results.timesteps
 
     def miou(name: str, index: int) -> str:
-        return written(by_timestep[name][index], "share")
+        return as_text(by_timestep[name][index], "fraction")
 
     lines = []
     if timesteps[0] == CLEAN:
@@ -185,18 +185,18 @@ def findings(results: NoiseResults) -> list[str]:
     gain = _difference(mean[CONDITIONED], mean[NOISE_TRAINED])
     lines.append(
         f"Timestep conditioning {'improves' if gain > 0 else 'does not improve'} mIoU averaged over {len(timesteps)} "
-        f"timesteps: {written(mean[CONDITIONED], 'share')} against {written(mean[NOISE_TRAINED], 'share')} without "
-        f"({gain:+.3f})."
+        f"timesteps: {as_text(mean[CONDITIONED], 'fraction')} against {as_text(mean[NOISE_TRAINED], 'fraction')} "
+        f"without ({gain:+.3f})."
     )
     loss = _difference(mean[CONDITIONED], mean[WRONG_TIMESTEP])
     lines.append(
-        f"With the wrong timestep t = 0, the conditioned network reaches {written(mean[WRONG_TIMESTEP], 'share')} "
+        f"With the wrong timestep t = 0, the conditioned network reaches {as_text(mean[WRONG_TIMESTEP], 'fraction')} "
         f"({-loss:+.3f}): it {'depends' if loss > MIN_EFFECT else 'hardly depends'} on the timestep."
     )
     if JOINT in by_timestep:
         lines.append(
             "The joint run's segmentation head, trained on clean images only, reaches "
-            f"{written(mean[JOINT], 'share')} averaged over the timesteps when conditioned on them, and "
+            f"{as_text(mean[JOINT], 'fraction')} averaged over the timesteps when conditioned on them, and "
             f"{miou(JOINT, middle)} at t = {t}."
         )
     if mean[CONDITIONED].n == 1:

@@ -12,7 +12,7 @@ from unetdiff.experiments.runs import (
     yaml_configs,
 )
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import Run
 
 MiouByInit = Mapping[str, Mapping[float, Sequence[float]]]
@@ -59,7 +59,7 @@ def pretraining_record(
         source="Brempong et al. 2022, “Denoising Pretraining for Semantic Segmentation”",
         command=command,
         seeds=seeds,
-        set_name=denoiser.data_name,
+        dataset_name=denoiser.data_name,
         configs=yaml_configs(runs),
         machine=machine_info(list(runs.values())),
         minutes=minutes,
@@ -82,7 +82,7 @@ def chart(miou: MiouByInit, counts: Counts) -> Chart:
 def label_table(miou: MiouByInit, counts: Counts) -> Table:
     """A row per initialization, a column per label fraction."""
     columns = [
-        Column(f"{100 * fraction:g} %", "higher", "share", f"{count:,} image{'s' * (count != 1)}")
+        Column(f"{100 * fraction:g} %", "higher", "fraction", f"{count:,} image{'s' * (count != 1)}")
         for fraction, count in counts.items()
     ]
     rows = [(init, [Value.of(seeds) for seeds in by_fraction.values()]) for init, by_fraction in miou.items()]
@@ -98,26 +98,26 @@ def findings(miou: MiouByInit, counts: Counts, reference: str) -> list[str]:
         differences = {
             fraction: paired_difference(seeds, miou[reference][fraction]) for fraction, seeds in by_fraction.items()
         }
-        lines.append(_summary(init, differences, counts, reference))
+        lines.append(_summary(init, differences, reference))
         for fraction, difference in differences.items():
-            own, other = (written(Value.of(values[fraction]), "share") for values in (by_fraction, miou[reference]))
+            own, other = (as_text(Value.of(values[fraction]), "fraction") for values in (by_fraction, miou[reference]))
             labels = f"{counts[fraction]:,} labeled image{'s' * (counts[fraction] != 1)} ({100 * fraction:g} %)"
             lines.append(f"{labels}: mIoU {own} ({init}), {other} ({reference}); {format_difference(difference)}.")
     return lines
 
 
-def _summary(init: str, differences: Mapping[float, Value], counts: Counts, reference: str) -> str:
-    significant = {fraction: one for fraction, one in differences.items() if exceeds_std(one)}
-    higher = [fraction for fraction, one in significant.items() if (one.mean or 0) > 0]
-    lower = [fraction for fraction, one in significant.items() if (one.mean or 0) < 0]
-    unclear = [fraction for fraction in differences if fraction not in significant]
+def _summary(init: str, differences: Mapping[float, Value], reference: str) -> str:
+    distinct = {fraction: one for fraction, one in differences.items() if exceeds_std(one)}
+    higher = [fraction for fraction, one in distinct.items() if (one.mean or 0) > 0]
+    lower = [fraction for fraction, one in distinct.items() if (one.mean or 0) < 0]
+    unclear = [fraction for fraction in differences if fraction not in distinct]
 
     def labels(fractions: Sequence[float]) -> str:
-        return f"{', '.join(f'{counts[fraction]:,}' for fraction in fractions)} labels"
+        return f"{', '.join(f'{100 * fraction:g} %' for fraction in fractions)} of the labels"
 
-    parts = [f"higher mIoU with {labels(higher)}"] if higher else []
-    parts += [f"lower mIoU with {labels(lower)}"] if lower else []
-    parts += [f"no significant difference with {labels(unclear)}"] if unclear else []
+    parts = [f"higher mIoU at {labels(higher)}"] if higher else []
+    parts += [f"lower mIoU at {labels(lower)}"] if lower else []
+    parts += [f"a difference within one std at {labels(unclear)}"] if unclear else []
     single = "" if any(one.spread is not None for one in differences.values()) else " (1 seed: may be due to chance)"
     return f"{init} compared with {reference}: {'; '.join(parts)}{single}."
 
@@ -133,8 +133,8 @@ def _method(denoiser: Run, segmenter: Run, num_images: int, encoder: str | None)
         f"Segmenters: {training['steps']} steps with batch size {training['batch_size']} at every label fraction, so a "
         "smaller subset is seen more often. The warm-up is at most three epochs, hence shorter for smaller subsets.",
         "A seed determines the new weights, the image order and the subset of the images; all initializations share "
-        "the subset of a seed. Subsets are nested. Differences are paired by seed, and significant if they exceed "
-        "their standard deviation over seeds.",
+        "the subset of a seed. Subsets are nested. Differences are paired by seed, and called higher or lower if they "
+        "exceed their standard deviation over seeds.",
         "mIoU is that of the last validation on the whole validation split, not of the best one.",
         "Unlike the paper, whose denoiser is trained at one noise level and at its best pre-trains only the decoder on "
         "top of an ImageNet encoder, the whole network is pre-trained at all noise levels.",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unetdiff.experiments.features import NoiseLevel, level_name
-from unetdiff.reports.record import Column, Gallery, Heatmap, Record, Subset, Table, Value
+from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
 from unetdiff.segmentation.metrics import ConfusionMatrix
 
 MEGABYTE = 1e6
@@ -78,14 +78,14 @@ def probe_record(
     results: list[ProbeResults],
     gallery: dict[str, Any],
     args: argparse.Namespace,
-    set_name: str,
+    dataset_name: str,
     command: str,
     configs: dict[str, str],
     machine: dict[str, Any],
     minutes: float,
 ) -> Record:
     """The record; `gallery` holds the images and ground truth of its rows, and the legend."""
-    parts: list[Subset] = [_best_table(results)]
+    parts: list[Part] = [_best_table(results)]
     parts += [_heatmap(one) for one in results if len(one.noise_levels) > 1]
     parts += _clean_heatmaps([one for one in results if len(one.noise_levels) == 1])
     columns = ["image", "ground truth", *(f"{one.name}: {_location(one.best)}" for one in results)]
@@ -102,7 +102,7 @@ def probe_record(
         source='Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion Models"',
         command=command,
         seeds=[args.seed],
-        set_name=set_name,
+        dataset_name=dataset_name,
         configs=configs,
         machine=machine,
         minutes=minutes,
@@ -128,8 +128,8 @@ def _best_table(results: list[ProbeResults]) -> Table:
             miou, accuracy = one.metrics(one.head[1], "mean_iou", "pixel_accuracy")
             rows.append((f"{one.name}, trained segmentation head", [Value(miou), Value(accuracy), Value(None)]))
     columns = [
-        Column("mIoU", "higher", "share"),
-        Column("pixel accuracy", "higher", "share"),
+        Column("mIoU", "higher", "fraction"),
+        Column("pixel accuracy", "higher", "fraction"),
         Column("probe parameters", "neither", "count"),
     ]
     note = (

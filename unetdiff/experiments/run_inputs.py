@@ -12,7 +12,7 @@ from unetdiff.data.config import DataConfig
 from unetdiff.errors import UserError
 from unetdiff.evaluation.load_run import LoadedRun
 from unetdiff.models.resolve import section
-from unetdiff.reports.dataset_groups import by_set
+from unetdiff.reports.dataset_groups import group_by_dataset
 from unetdiff.reports.runs import Run, read_runs
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.checkpoints import model_directory
@@ -29,7 +29,7 @@ def finished_runs(paths: Sequence[Path]) -> list[Run]:
     for run in runs:
         if not run.finished or run.model is None:
             raise UserError(f"{run.path}: the run is not finished. Continue it with --resume or leave it out.")
-    groups = by_set(runs)
+    groups = group_by_dataset(runs)
     if len(groups) > 1:
         first, other = groups[0][0], groups[1][0]
         raise UserError(

@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from unetdiff.experiments.features import NoiseLevel, level_name
-from unetdiff.reports.record import Chart, Column, Heatmap, Line, Record, Subset, Table, Value
+from unetdiff.reports.record import Chart, Column, Heatmap, Line, Part, Record, Table, Value
 
 Matrix = list[list[float | None]]
 
@@ -63,14 +63,14 @@ class SimilarityResults:
 def similarity_record(
     results: SimilarityResults,
     args: argparse.Namespace,
-    set_name: str,
+    dataset_name: str,
     command: str,
     configs: dict[str, str],
     machine: dict[str, Any],
     minutes: float,
 ) -> Record:
     """The record."""
-    parts: list[Subset] = []
+    parts: list[Part] = []
     findings: list[str] = []
     for first, second in combinations(range(len(results.names)), 2):
         if results.shared(first, second):
@@ -91,7 +91,7 @@ def similarity_record(
         'et al. 2021, "Do Wide and Deep Networks Learn the Same Things?"',
         command=command,
         seeds=[args.seed],
-        set_name=set_name,
+        dataset_name=dataset_name,
         configs=configs,
         machine=machine,
         minutes=minutes,

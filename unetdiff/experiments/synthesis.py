@@ -121,7 +121,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         output,
         command=command,
         seeds=seeds,
-        set_name=data_name(asdict(base.data)),
+        dataset_name=data_name(asdict(base.data)),
         configs=yaml_configs(runs),
         machine=machine_info([*runs.values()]),
         minutes=(time.perf_counter() - start) / 60,

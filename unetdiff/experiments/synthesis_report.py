@@ -17,7 +17,7 @@ from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.experiments.runs import aggregate, last_metric
 from unetdiff.experiments.synthetic_dataset import EXTENDED, LABELED, SYNTHETIC, SynthesisConfig
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
-from unetdiff.reports.record_text import written
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.palette import as_mask, colorize
 from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -91,7 +91,7 @@ def synthesis_record(results: SynthesisResults, args: argparse.Namespace, output
 
 def segmenter_table(results: SynthesisResults) -> Table:
     """The segmenters trained without and with synthetic images."""
-    columns = [Column(title, "higher", "share") for title, _ in METRICS] + [
+    columns = [Column(title, "higher", "fraction") for title, _ in METRICS] + [
         Column("training images", "neither", "count")
     ]
 
@@ -111,10 +111,10 @@ def filter_table(results: SynthesisResults) -> Table:
     columns = [
         Column("sampled", "neither", "count"),
         Column("kept", "neither", "count"),
-        Column("kept fraction", "neither", "share"),
-        Column("mIoU, all", "neither", "share"),
-        Column("mIoU, kept", "neither", "share"),
-        Column("mIoU, real images", "neither", "share", "validation images, by the same segmenter"),
+        Column("kept fraction", "neither", "fraction"),
+        Column("mIoU, all", "neither", "fraction"),
+        Column("mIoU, kept", "neither", "fraction"),
+        Column("mIoU, real images", "neither", "fraction", "validation images, by the same segmenter"),
     ]
     kept, scores = results.kept, results.scores
     values = (
@@ -167,17 +167,17 @@ def findings(results: SynthesisResults) -> list[str]:
     )
     assert before.mean is not None and after.mean is not None
     change, std = after.mean - before.mean, max(before.spread or 0.0, after.spread or 0.0)
-    verdict = "improve" if change > 0 else "reduce"
+    verdict = "improve mIoU" if change > 0 else "reduce mIoU"
     if before.n == 1:
         details = f"{change:+.3f}, 1 seed: may be due to chance"
     else:
         details = f"{change:+.3f}, standard deviation {std:.3f} over {before.n} seeds"
-        verdict = verdict if abs(change) > std else "do not significantly change"
+        verdict = verdict if abs(change) > std else "change mIoU by less than one std"
     kept, scores = results.kept, results.scores
     num_labeled = len(VOCFolder(results.folder, LABELED))
     return [
-        f"Synthetic images {verdict} mIoU with {num_labeled} labeled images: {written(before, 'share')} without, "
-        f"{written(after, 'share')} with synthetic images ({details}).",
+        f"Synthetic images {verdict} with {num_labeled} labeled images: {as_text(before, 'fraction')} without, "
+        f"{as_text(after, 'fraction')} with synthetic images ({details}).",
         f"{len(kept)} of {len(scores)} synthetic images ({100 * len(kept) / len(scores):.0f} %) have an mIoU with "
         f"their layout of at least {results.config.min_miou}. Mean over all synthetic images: "
         f"{mean([*scores.values()]):.3f}; over real validation images: {results.real_miou:.3f}.",

@@ -17,7 +17,7 @@ from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
 from unetdiff.files import require_folder
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.pipeline import SETTINGS
+from unetdiff.segmentation.pipeline import SETTINGS_FILE
 
 INDEX, NETWORK = "model_index.json", "unet"
 STOCK_PIPELINE = "DDIMPipeline"
@@ -52,8 +52,8 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
         for name, (library, _) in _parts(index).items():
             if name != NETWORK and library is not None:
                 shutil.copytree(directory / name, aside / name)
-        if (directory / SETTINGS).is_file():
-            shutil.copy(directory / SETTINGS, aside)
+        if (directory / SETTINGS_FILE).is_file():
+            shutil.copy(directory / SETTINGS_FILE, aside)
         _write_index(aside, index)
 
     def load(aside: Path) -> Callable[..., Tensor]:

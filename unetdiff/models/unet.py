@@ -227,10 +227,9 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         state = self.embed(images, torch.cat([timestep.new_zeros(clean), timestep]), context)
         h = self.backbone(images, state)
         temb = None if state.temb is None else state.temb[clean:]
-        return (
-            self._predict("segmentation", h[:clean], pixels, None),
-            self._predict("diffusion", h[clean:], sample, temb),
-        )
+        # split: its backward is one concatenation, that of two slices pads each gradient with zeros and adds them up
+        h_clean, h_noisy = h.split([clean, sample.shape[0]])
+        return self._predict("segmentation", h_clean, pixels, None), self._predict("diffusion", h_noisy, sample, temb)
 
     def segment(
         self,

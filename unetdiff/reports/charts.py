@@ -1,4 +1,4 @@
-"""A record's charts as inline SVG: a line and a marker for each curve, its spread, and its name at its end."""
+"""The charts of a record as inline SVG: lines with markers, standard deviations, and names at their ends."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocato
 
 from unetdiff.reports.curves import thousands
 from unetdiff.reports.record import Chart, Line
-from unetdiff.reports.svg import RUNS, drawn
+from unetdiff.reports.svg import RUNS, render_axes
 
 SIZE = (4.7, 2.9)
-"""Inches; narrower than the learning curves, so that letters are larger on a phone."""
+"""Width and height in inches; narrower than the training curves, so that text is larger on a phone."""
 MARKERS = "os^DvPX*"
-BARS = 8
-"""Points up to which each has an error bar; beyond, a band."""
-TICKS = 8
-"""Different abscissae up to which each is a tick of a logarithmic axis."""
-NAME_WIDTH, NAME_LINES = 16, 3
-"""Letters and lines of a name that stands beside the axes."""
-MARK = (0.42, 0.17)
-"""Width and height of a curve's mark in a legend, in inches."""
+MAX_ERROR_BARS = 8
+"""Lines with more points have a band instead of error bars."""
+MAX_TICKS = 8
+"""A logarithmic axis with at most this many distinct x values has a tick at each."""
+MAX_NAME_CHARS, MAX_NAME_LINES = 16, 3
+"""Characters per line, and lines, of a name next to the axes."""
+MARK_SIZE = (0.42, 0.17)
+"""Width and height of a line's mark in the legend, in inches."""
 _LINE_HEIGHT = 0.075
-"""Of a name's line, as a share of the axes' height."""
+"""Height of a name's text line, as a fraction of the axes' height."""
 
 
 def draw_chart(chart: Chart, salt: str) -> tuple[str, bool]:
-    """The drawing, and whether the names stand in it; where they have no room, the page needs a legend.
+    """The SVG, and whether it contains the names of the lines; otherwise the page needs a legend.
 
-    salt: see `svg.drawn`.
+    salt: see `svg.render_axes`.
     """
-    beside = _fit([line.name for line in chart.lines])
+    names = _fit([line.name for line in chart.lines])
 
     def plot(axes: Axes) -> None:
         for index, line in enumerate(chart.lines):
@@ -44,20 +44,20 @@ def draw_chart(chart: Chart, salt: str) -> tuple[str, bool]:
         _scale(axes, "x", chart.log_x, [x for line in chart.lines for x in line.x])
         _scale(axes, "y", chart.log_y, [y for line in chart.lines for y in _reach(line, chart.log_y)])
         axes.set_xlabel(chart.across, parse_math=False)
-        if beside:
+        if names:
             _name_lines(axes, chart.lines)
 
-    return drawn(plot, salt, SIZE), bool(beside)
+    return render_axes(plot, salt, SIZE), bool(names)
 
 
 def legend_mark(index: int, salt: str) -> str:
-    """The line and marker of a curve as a small drawing, for a legend outside of the chart."""
+    """Line and marker as a small SVG, for a legend outside of the chart."""
 
     def plot(axes: Axes) -> None:
         axes.plot([0, 0.5, 1], [0, 0, 0], markevery=[1], **_style(index))
         axes.set_axis_off()
 
-    return drawn(plot, f"{salt} {index}", MARK)
+    return render_axes(plot, f"{salt} {index}", MARK_SIZE)
 
 
 def _draw_line(axes: Axes, index: int, line: Line) -> None:
@@ -66,17 +66,17 @@ def _draw_line(axes: Axes, index: int, line: Line) -> None:
     spread = np.array([_number(value.spread) for value in line.y])
     style = _style(index)
     if not np.isnan(spread).all():
-        if len(xs) > BARS:
+        if len(xs) > MAX_ERROR_BARS:
             axes.fill_between(xs, ys - spread, ys + spread, color=style["color"], alpha=0.16, linewidth=0)
         else:
             axes.errorbar(xs, ys, spread, fmt="none", color=style["color"], elinewidth=1.1, capsize=2.6, alpha=0.8)
-    if len(xs) > 4 * BARS:
-        style["markevery"] = max(1, len(xs) // BARS)
+    if len(xs) > 4 * MAX_ERROR_BARS:
+        style["markevery"] = max(1, len(xs) // MAX_ERROR_BARS)
     axes.plot(xs, ys, **style)
 
 
 def _style(index: int) -> dict[str, Any]:
-    """Colour, marker and, where the colours begin again, dashes."""
+    """Color and marker; dashed where the colors repeat."""
     return {
         "color": RUNS[index % len(RUNS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -87,7 +87,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def _scale(axes: Axes, which: Literal["x", "y"], log: bool, numbers: Sequence[float]) -> None:
-    """Limits and ticks of an axis; a logarithmic one that has zeros or less is linear around zero."""
+    """Limits and ticks of an axis; a logarithmic axis with values of zero or less is linear around zero."""
     known = sorted({number for number in numbers if math.isfinite(number)})
     axis: Axis = axes.xaxis if which == "x" else axes.yaxis
     if not known:
@@ -102,7 +102,7 @@ def _scale(axes: Axes, which: Literal["x", "y"], log: bool, numbers: Sequence[fl
         else:
             _set(axes, which, "symlog", {"linthresh": min(abs(number) for number in known if number)})
             limits = (low * 1.1 if low < 0 else low, high * 1.1)
-        if which == "x" and len(known) <= TICKS:
+        if which == "x" and len(known) <= MAX_TICKS:
             axis.set_ticks(known)
         elif low > 0:
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 200 else (1.0,)))
@@ -121,17 +121,17 @@ def _set(axes: Axes, which: str, scale: Any, options: dict[str, float]) -> None:
 
 
 def _fit(names: Sequence[str]) -> list[str]:
-    """Names as they stand beside the axes, in lines; [] where one is too long, or all are too high together."""
-    wrapped = [textwrap.wrap(name, NAME_WIDTH, break_long_words=False) or [""] for name in names]
+    """Names wrapped to fit next to the axes; [] if they do not fit."""
+    wrapped = [textwrap.wrap(name, MAX_NAME_CHARS, break_long_words=False) or [""] for name in names]
     lines = sum(len(name) for name in wrapped)
-    too_wide = any(len(line) > NAME_WIDTH for name in wrapped for line in name)
-    if too_wide or lines * _LINE_HEIGHT > 0.95 or any(len(name) > NAME_LINES for name in wrapped):
+    too_wide = any(len(line) > MAX_NAME_CHARS for name in wrapped for line in name)
+    if too_wide or lines * _LINE_HEIGHT > 0.95 or any(len(name) > MAX_NAME_LINES for name in wrapped):
         return []
     return ["\n".join(name) for name in wrapped]
 
 
 def _name_lines(axes: Axes, lines: Sequence[Line]) -> None:
-    """Each name at the height of its curve's last point, pushed apart where they would touch."""
+    """Each name at the height of its line's last point, moved apart where they would overlap."""
     names = _fit([line.name for line in lines])
     ends = []
     for line in lines:
@@ -147,34 +147,34 @@ def _name_lines(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def spaced(places: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Centres as near to `places` as they can be in [0, 1] without touching, in the same order from low to high.
+    """Centers close to `places`, in the same order, in [0, 1] and without overlap.
 
     Args:
-        places: where each would be.
-        heights: of each; together at most 1.
+        places: preferred centers.
+        heights: height of each; at most 1 in total.
     """
     order = sorted(range(len(places)), key=lambda index: places[index])
-    found = list(places)
+    centers = list(places)
     floor = 0.0
     for index in order:
-        found[index] = max(found[index], floor + heights[index] / 2)
-        floor = found[index] + heights[index] / 2
+        centers[index] = max(centers[index], floor + heights[index] / 2)
+        floor = centers[index] + heights[index] / 2
     ceiling = 1.0
     for index in reversed(order):
-        found[index] = min(found[index], ceiling - heights[index] / 2)
-        ceiling = found[index] - heights[index] / 2
-    return found
+        centers[index] = min(centers[index], ceiling - heights[index] / 2)
+        ceiling = centers[index] - heights[index] / 2
+    return centers
 
 
 def _reach(line: Line, log: bool) -> list[float]:
-    """Ordinates that the drawing must show: means, and what their spread reaches."""
-    found = []
+    """y values that the axis must contain: means and the ends of their spread."""
+    values = []
     for value in line.y:
         mean, spread = _number(value.mean), _number(value.spread)
         ends = [mean] if math.isnan(spread) else [mean - spread, mean, mean + spread]
         # A band that reaches zero has no lower end on a logarithmic axis.
-        found += [end for end in ends if not (log and mean > 0 >= end)]
-    return found
+        values += [end for end in ends if not (log and mean > 0 >= end)]
+    return values
 
 
 def _number(number: float | None) -> float:

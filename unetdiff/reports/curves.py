@@ -1,4 +1,4 @@
-"""Learning curves as inline SVG that takes its colours from the page: losses and validation figures of every run."""
+"""Training curves as inline SVG in the colors of the page: losses and validation metrics of every run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from unetdiff.reports.runs import Run
-from unetdiff.reports.svg import RUNS, drawn
+from unetdiff.reports.svg import RUNS, render_axes
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One quantity against the images seen or the minutes trained, a line for each run."""
+    """One metric over the images seen or the training time, a line for each run."""
 
     title: str
     across: str
@@ -31,8 +31,8 @@ _QUANTITIES = (
 _ACROSS = (("images", "images seen"), ("minutes", "minutes"))
 
 
-def learning_curves(runs: Sequence[Run]) -> list[Curve]:
-    """Every quantity that at least one run has, against images and against minutes, in this order of pairs."""
+def training_curves(runs: Sequence[Run]) -> list[Curve]:
+    """Every metric that at least one run has, over images and over minutes."""
     curves = []
     for title, kind, key, log in _QUANTITIES:
         for across, label in _ACROSS:
@@ -45,24 +45,24 @@ def learning_curves(runs: Sequence[Run]) -> list[Curve]:
 
 
 def points(run: Run, kind: str, key: str, across: str) -> tuple[list[float], list[float]]:
-    """Abscissae and ordinates of a quantity in metrics.jsonl; empty where the run has none.
+    """x and y values of a metric in metrics.jsonl; empty if the run does not have it.
 
-    A run of one task may call its loss "loss" instead of "TASK/loss" in its training lines.
+    The training lines of a single-task run may have "loss" instead of "TASK/loss".
     """
     task, _, name = key.partition("/")
     entries = run.train if kind == "train" else run.validation
-    found: list[tuple[float, float]] = []
+    pairs: list[tuple[float, float]] = []
     for entry in entries:
         value = entry.get(key)
         if value is None and kind == "train" and run.task == task:
             value = entry.get(name)
         if _is_number(value) and _is_number(entry.get(across)):
-            found.append((float(entry[across]), float(value)))  # type: ignore[arg-type]
-    return [x for x, _ in found], [y for _, y in found]
+            pairs.append((float(entry[across]), float(value)))  # type: ignore[arg-type]
+    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
-    """Exponential moving average without the bias of its start (Adam's correction)."""
+    """Exponential moving average with the bias correction of Adam."""
     total, norm, result = 0.0, 0.0, []
     for value in values:
         total = weight * total + (1 - weight) * value
@@ -72,8 +72,8 @@ def smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
 
 
 def _plot(lines: Sequence[tuple[int, list[float], list[float]]], label: str, log: bool, smooth: bool, salt: str) -> str:
-    every = [y for _, _, ys in lines for y in ys]
-    log = log and min(every) > 0 and max(every) / min(every) > 5
+    values = [y for _, _, ys in lines for y in ys]
+    log = log and min(values) > 0 and max(values) / min(values) > 5
 
     def plot(axes: Axes) -> None:
         for index, xs, ys in lines:
@@ -96,11 +96,11 @@ def _plot(lines: Sequence[tuple[int, list[float], list[float]]], label: str, log
         axes.xaxis.set_major_formatter(lambda x, _: thousands(x))
         axes.set_xlabel(label)
 
-    return drawn(plot, salt)
+    return render_axes(plot, salt)
 
 
 def thousands(number: float) -> str:
-    """A number of an axis: 1500 -> "1.5k", 0.25 -> "0.25"."""
+    """A tick label: 1500 -> "1.5k", 0.25 -> "0.25"."""
     return f"{number / 1000:g}k" if abs(number) >= 1000 else f"{number:g}"
 
 

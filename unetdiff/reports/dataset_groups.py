@@ -1,4 +1,4 @@
-"""The validation images that runs are shown on: which runs share a set, and which images are taken from it."""
+"""Which runs share a dataset, and which of its images the page shows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from unetdiff.data.config import DataConfig
 from unetdiff.models.resolve import section
 from unetdiff.reports.runs import Run
 
-# What tells two sets apart; how large the images are shown to the network and how they are augmented does not.
+# The keys that identify a dataset; the network's image size and the augmentation do not.
 _IDENTITY = ("name", "root", "val_split", "num_classes", "scenes")
 
 
-def set_key(run: Run) -> str:
-    """Equal for two runs that are judged on the same validation images."""
+def dataset_key(run: Run) -> str:
+    """Equal for two runs that are evaluated on the same validation images."""
     data = run.config.get("data") or {}
     identity: dict[str, Any] = {key: data.get(key) for key in _IDENTITY}
     if data.get("name", "scenes") == "scenes":
-        # whatever describes the scenes, but for those that there are to learn from
+        # everything that describes the scenes except the training images
         only_train = ("train_images", "held_out_pairs")
         identity["scenes"] = {k: v for k, v in (data.get("scenes") or {}).items() if k not in only_train}
     else:
@@ -33,7 +33,7 @@ def set_key(run: Run) -> str:
 
 
 def size_of(run: Run) -> tuple[int, int] | None:
-    """Height and width that a run has every image in; None where they differ."""
+    """Height and width of a run's images; None where they vary."""
     data = run.config.get("data") or {}
     if data.get("size"):
         return data["size"][0], data["size"][1]
@@ -42,25 +42,25 @@ def size_of(run: Run) -> tuple[int, int] | None:
 
 
 def size_text(run: Run) -> str:
-    """That size in words, e.g. "64×64"."""
+    """The image size as text, e.g. "64×64"."""
     size = size_of(run)
-    return "sizes of their own" if size is None else f"{size[0]}×{size[1]}"
+    return "varying sizes" if size is None else f"{size[0]}×{size[1]}"
 
 
-def sized_key(run: Run) -> str:
-    """Equal for two runs of one set that have its images in one size."""
-    return f"{set_key(run)} {size_of(run)}"
+def size_key(run: Run) -> str:
+    """Equal for two runs of one dataset at one image size."""
+    return f"{dataset_key(run)} {size_of(run)}"
 
 
-def by_set(runs: Sequence[Run], key: Callable[[Run], str] = set_key) -> list[list[Run]]:
-    """The runs in groups that share a set (or another `key`), in the order given."""
+def group_by_dataset(runs: Sequence[Run], key: Callable[[Run], str] = dataset_key) -> list[list[Run]]:
+    """The runs grouped by dataset (or another `key`), in their order."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(key(run), []).append(run)
     return list(groups.values())
 
 
-def open_set(
+def open_dataset(
     run: Run,
     split: str = "val",
     segmentation: bool | None = None,
@@ -69,14 +69,14 @@ def open_set(
 ) -> ImageDataset:
     """The images of a run's split, all of them whatever `data.train_fraction`.
 
-    Raises UserError where the set is not there (any more).
+    Raises UserError if the dataset does not exist (any more).
 
-    segmentation: with masks; None: where the run has a segmentation head.
-    layout: with masks of the images' size, as a denoiser sees them (`build_dataset`).
-    own_size: every image as large as it is, for runs of several `data.size`.
+    segmentation: with masks; None: if the run has a segmentation head.
+    layout: with masks at the size of the images, as a layout-conditional denoiser needs them (`build_dataset`).
+    own_size: images at their original size, for runs with different `data.size`.
     """
     config = section(DataConfig, run.config.get("data") or {}, "data")
-    config.train_fraction = 1.0  # what a run was not given, its judge may still learn from
+    config.train_fraction = 1.0  # the classifier is trained on all images, whatever the run used
     if own_size:
         config.size = config.longest_side = None
     masks = "segmentation" in run.heads if segmentation is None else segmentation
@@ -84,10 +84,10 @@ def open_set(
 
 
 def choose(dataset: ImageDataset, count: int, seed: int) -> list[int]:
-    """`count` indices (or all there are), random by the seed; of different labels as long as there are any."""
+    """At most `count` random indices, of distinct labels as far as possible."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(dataset), generator=generator).tolist()
-    if not dataset.labels or "label" not in dataset[order[0]]:  # a set with masks may give "labels" alone
+    if not dataset.labels or "label" not in dataset[order[0]]:  # a dataset with masks may have no "label" in its items
         return order[:count]
     seen: set[int] = set()
     first: list[int] = []

@@ -1,27 +1,27 @@
-"""An SVG drawing of the network with the three changes marked: the geometry; `diagram.svg` holds the marks."""
+"""The network as SVG with the three changes marked: the geometry; `diagram.svg` is the template."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from unetdiff.reports.diagram_layout import Station, place_stations
-from unetdiff.reports.network_spec import Anatomy
+from unetdiff.reports.diagram_layout import LevelLayout, place_levels
+from unetdiff.reports.network_spec import NetworkSpec
 from unetdiff.reports.templates import render
 
 
 @dataclass
 class Drawing:
-    """Everything that the template puts on paper, in user units (1 = 1 CSS pixel at full size)."""
+    """All shapes of the diagram, in user units (1 = 1 CSS pixel at full size)."""
 
     wide: bool
     width: float
     height: float = 0.0
     panel: tuple[float, float, float, float] = (0, 0, 0, 0)
-    stations: list[Station] = field(default_factory=list)
+    layouts: list[LevelLayout] = field(default_factory=list)
     skips: list[dict[str, float | str]] = field(default_factory=list)
     flows: list[tuple[str, bool]] = field(default_factory=list)
-    """Paths, and whether each ends in an arrow."""
+    """Paths, and whether each has an arrowhead."""
     inputs: list[dict[str, float | str]] = field(default_factory=list)
     heads: list[dict[str, float | str]] = field(default_factory=list)
     buses: list[dict[str, float | str]] = field(default_factory=list)
@@ -29,41 +29,41 @@ class Drawing:
 
 
 def draw_network(
-    anatomy: Anatomy,
+    spec: NetworkSpec,
     wide: bool,
     tiles: Mapping[str, str] | None = None,
     shared: str = "",
-    target: str = "the noise in it",
+    target: str = "noise ε",
 ) -> str:
-    """The network as inline SVG, coloured by the page's CSS variables.
+    """The network as inline SVG, in the colors of the page.
 
     Args:
-        anatomy: the network, from its config.
-        wide: the drawing for a screen (1100 units), or the one for a phone (360 units).
-        tiles: images as data URIs, by "image", "noised", "mask", "noise"; what is missing is drawn as a pattern.
-        shared: what to say of the shared weights, e.g. "1.21 M weights".
-        target: what the diffusion head puts out.
+        spec: the network.
+        wide: the layout for a screen (1100 units), otherwise for a phone (360 units).
+        tiles: data URIs of "image", "noised", "mask", "noise"; missing ones are drawn as patterns.
+        shared: size of the backbone, e.g. "1.21 M parameters".
+        target: what the diffusion head predicts.
     """
-    drawing = lay_out(anatomy, wide, shared, target)
-    return render("diagram.svg", d=drawing, a=anatomy, tiles=tiles or {}, kind="wide" if wide else "narrow")
+    drawing = lay_out(spec, wide, shared, target)
+    return render("diagram.svg", d=drawing, a=spec, tiles=tiles or {}, kind="wide" if wide else "narrow")
 
 
-def lay_out(anatomy: Anatomy, wide: bool, shared: str = "", target: str = "the noise in it") -> Drawing:
-    """Place every mark of the drawing. See `draw_network`."""
+def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "noise ε") -> Drawing:
+    """Compute all shapes of the diagram. See `draw_network`."""
     drawing = Drawing(wide=wide, width=1100.0 if wide else 360.0)
     left, right = (178.0, 782.0) if wide else (24.0, 336.0)
     top = 60.0 if wide else 286.0
-    crown = 42.0 if wide else 60.0  # the panel above the finest level
-    downs, ups, middle = place_stations(anatomy, left, right, top, wide)
-    drawing.stations = [*downs.values(), middle, *ups.values()]
+    crown = 42.0 if wide else 60.0  # the panel above the first level
+    downs, ups, middle = place_levels(spec, left, right, top, wide)
+    drawing.layouts = [*downs.values(), middle, *ups.values()]
 
     lowest = middle.bottom
-    _skips(drawing, anatomy, downs, ups, wide)
+    _skips(drawing, spec, downs, ups, wide)
     _flows(drawing, downs, ups, middle)
-    bus_bottom = _buses(drawing, anatomy, middle, wide)
+    bus_bottom = _buses(drawing, spec, middle, wide)
     drawing.panel = (left - 18, top - crown, right - left + 36, lowest - top + crown + 20)
-    both = anatomy.num_classes is not None and anatomy.out_channels is not None
-    note = ("one backbone, shared by both heads" if wide else "shared by both heads") if both else "the backbone"
+    both = spec.num_classes is not None and spec.out_channels is not None
+    note = ("backbone, shared by both heads" if wide else "shared by both heads") if both else "backbone"
     note += f": {shared}" if shared else ""
     drawing.texts.append({"x": (left + right) / 2, "y": top - (20 if wide else 38), "text": note, "kind": "note"})
     side = min(downs.values(), key=lambda s: s.x)
@@ -72,24 +72,26 @@ def lay_out(anatomy: Anatomy, wide: bool, shared: str = "", target: str = "the n
     for x, y, name, side_of in (
         (left + inset, low, "encoder", "start"),
         (right - inset, low, "decoder", "end"),
-        (middle.right + 12, middle_y, "middle", "start"),
+        (middle.right + 12, middle_y, "mid block", "start"),
     ):
         drawing.texts.append({"x": x, "y": y, "text": name, "kind": f"name {side_of}"})
     if wide:
-        _sides_wide(drawing, anatomy, side, ups[0], target)
+        _sides_wide(drawing, spec, side, ups[0], target)
     else:
-        _sides_narrow(drawing, anatomy, side, ups[0], target)
+        _sides_narrow(drawing, spec, side, ups[0], target)
     drawing.height = bus_bottom + 8
     return drawing
 
 
-def _skips(drawing: Drawing, anatomy: Anatomy, downs: dict[int, Station], ups: dict[int, Station], wide: bool) -> None:
-    """The lines across the U, each with its level's size and width."""
-    for index, level in enumerate(anatomy.levels):
+def _skips(
+    drawing: Drawing, spec: NetworkSpec, downs: dict[int, LevelLayout], ups: dict[int, LevelLayout], wide: bool
+) -> None:
+    """The skip connections, each with its level's resolution and channels."""
+    for index, level in enumerate(spec.levels):
         up = ups[index]
         y = up.y + up.height * (0.34 if wide else 0.42)
         size = f"{level.size}\u00d7{level.size}" if level.size else f"1/{level.stride}"
-        size = "full size" if not level.size and level.stride == 1 else size
+        size = "full resolution" if not level.size and level.stride == 1 else size
         pair = [c for c in (level.encoder_channels, level.decoder_channels) if c]
         width = f"{pair[0]}" if len(set(pair)) == 1 else " \u2192 ".join(map(str, pair))
         text = f"{size} \u00b7 {width}{' channels' if wide and index == 0 else ''}"
@@ -100,8 +102,8 @@ def _skips(drawing: Drawing, anatomy: Anatomy, downs: dict[int, Station], ups: d
             drawing.texts.append({"x": up.x - 8, "y": y + 4, "text": text, "kind": "level end"})
 
 
-def _flows(drawing: Drawing, downs: dict[int, Station], ups: dict[int, Station], middle: Station) -> None:
-    """Elbows down the encoder, into the middle, and up the decoder."""
+def _flows(drawing: Drawing, downs: dict[int, LevelLayout], ups: dict[int, LevelLayout], middle: LevelLayout) -> None:
+    """The arrows down the encoder, into the mid block, and up the decoder."""
     chain = list(downs.values())
     for above, below in zip(chain, chain[1:], strict=False):
         drawing.flows.append((_elbow_down(above.right, above.bottom - 9, below.center, below.y), True))
@@ -124,16 +126,16 @@ def _elbow_up(x1: float, y1: float, x2: float, y2: float) -> str:
     return f"M{x1:.1f} {y1 - 2:.1f}V{y2 + r:.1f}Q{x1:.1f} {y2:.1f} {x1 + r:.1f} {y2:.1f}H{x2 - 3:.1f}"
 
 
-def _buses(drawing: Drawing, anatomy: Anatomy, middle: Station, wide: bool) -> float:
-    """The timestep's line stops at every block, the tokens' where pixels attend. Returns the lowest y."""
+def _buses(drawing: Drawing, spec: NetworkSpec, middle: LevelLayout, wide: bool) -> float:
+    """The lines of the timestep (to every block) and of the tokens (to every attention). Returns the lowest y."""
     y = middle.bottom + 42
     step = 16.0
-    pill_y = y + (2 if anatomy.timestep and anatomy.cross_attention_dim else 1) * step + 14
-    spans: list[tuple[int, str, list[Station]]] = []
-    if anatomy.timestep:
-        spans.append((1, "timestep", [s for s in drawing.stations if s.timestep]))
-    if anatomy.cross_attention_dim:
-        spans.append((2, "tokens", [s for s in drawing.stations if s.tokens]))
+    pill_y = y + (2 if spec.timestep and spec.cross_attention_dim else 1) * step + 14
+    spans: list[tuple[int, str, list[LevelLayout]]] = []
+    if spec.timestep:
+        spans.append((1, "timestep", [s for s in drawing.layouts if s.timestep]))
+    if spec.cross_attention_dim:
+        spans.append((2, "tokens", [s for s in drawing.layouts if s.tokens]))
     center = middle.center if wide else drawing.width / 2
     offset = (132.0 if wide else 86.0) if len(spans) == 2 else 0.0
     for order, (number, kind, stops) in enumerate(spans):
@@ -157,11 +159,11 @@ def _buses(drawing: Drawing, anatomy: Anatomy, middle: Station, wide: bool) -> f
     return pill_y + 34 if spans else middle.bottom + 30
 
 
-def _sides_wide(drawing: Drawing, anatomy: Anatomy, entry: Station, exit_: Station, target: str) -> None:
+def _sides_wide(drawing: Drawing, spec: NetworkSpec, entry: LevelLayout, exit_: LevelLayout, target: str) -> None:
     """Inputs at the left, heads at the right."""
     into, out = entry.y + entry.height / 2, exit_.y + exit_.height / 2
     tile, apart = 80.0, 132.0
-    for order, (kind, title, note) in enumerate(_inputs(anatomy)):
+    for order, (kind, title, note) in enumerate(_inputs(spec)):
         y = into + order * apart
         drawing.inputs.append({"kind": kind, "x": 24.0, "y": y - tile / 2, "size": tile, "title": title, "note": note})
         if order == 0:
@@ -169,7 +171,7 @@ def _sides_wide(drawing: Drawing, anatomy: Anatomy, entry: Station, exit_: Stati
         else:
             turn = f"Q134 {y:.1f} 134 {y - 8:.1f}V{into + 8:.1f}Q134 {into:.1f} 142 {into:.1f}"
             drawing.flows.append((f"M108 {y:.1f}H126{turn}", False))
-    for order, head in enumerate(_heads(anatomy, target)):
+    for order, head in enumerate(_heads(spec, target)):
         y = out + order * apart
         if order == 0:
             drawing.flows.append((f"M{exit_.right + 3:.1f} {y:.1f}H829", True))
@@ -181,16 +183,16 @@ def _sides_wide(drawing: Drawing, anatomy: Anatomy, entry: Station, exit_: Stati
         drawing.flows.append((f"M968 {y:.1f}H991", True))
 
 
-def _sides_narrow(drawing: Drawing, anatomy: Anatomy, entry: Station, exit_: Station, target: str) -> None:
+def _sides_narrow(drawing: Drawing, spec: NetworkSpec, entry: LevelLayout, exit_: LevelLayout, target: str) -> None:
     """Inputs above the encoder, heads above the decoder."""
     tile, tile_y, join_y = 56.0, 117.0, 204.0
-    for order, (kind, title, note) in enumerate(_inputs(anatomy)):
+    for order, (kind, title, note) in enumerate(_inputs(spec)):
         x = 10.0 + order * (tile + 14)
         drawing.inputs.append({"kind": kind, "x": x, "y": tile_y, "size": tile, "title": title, "note": note})
         drawing.flows.append((f"M{x + tile / 2:.1f} {tile_y + tile + 4:.1f}V{join_y:.1f}H{entry.center:.1f}", False))
     drawing.flows.append((f"M{entry.center:.1f} {join_y:.1f}V{entry.y - 4:.1f}", True))
 
-    heads = _heads(anatomy, target)
+    heads = _heads(spec, target)
     for order, head in enumerate(heads):
         x = 352.0 - (len(heads) - order) * 98 + 2
         place = {"x": x, "y": 114.0, "width": 92.0, "height": 62.0}
@@ -201,36 +203,36 @@ def _sides_narrow(drawing: Drawing, anatomy: Anatomy, entry: Station, exit_: Sta
         drawing.flows.append((f"M{exit_.center:.1f} {exit_.y - 3:.1f}V{join_y:.1f}", False))
 
 
-def _inputs(anatomy: Anatomy) -> list[tuple[str, str, str]]:
+def _inputs(spec: NetworkSpec) -> list[tuple[str, str, str]]:
     kinds = []
-    if anatomy.num_classes is not None or anatomy.out_channels is None:
-        kinds.append(("image", "an image", "to be labelled"))
-    if anatomy.out_channels is not None:
-        kinds.append(("noised", "a noised image", "to be denoised"))
+    if spec.num_classes is not None or spec.out_channels is None:
+        kinds.append(("image", "image", "to segment"))
+    if spec.out_channels is not None:
+        kinds.append(("noised", "noisy image", "to denoise"))
     return kinds
 
 
-def _heads(anatomy: Anatomy, target: str) -> list[dict[str, float | str]]:
+def _heads(spec: NetworkSpec, target: str) -> list[dict[str, float | str]]:
     heads: list[dict[str, float | str]] = []
-    if anatomy.num_classes is not None:
+    if spec.num_classes is not None:
         heads.append(
             {
                 "kind": "segmentation",
                 "tile_kind": "mask",
                 "title": "segmentation",
-                "line1": f"{anatomy.head_kernel}\u00d7{anatomy.head_kernel} convolution",
-                "line2": f"\u2192 {anatomy.num_classes} classes",
-                "note": "label of each pixel",
+                "line1": f"{spec.head_kernel}\u00d7{spec.head_kernel} convolution",
+                "line2": f"\u2192 {spec.num_classes} classes",
+                "note": "class per pixel",
             }
         )
-    if anatomy.out_channels is not None:
+    if spec.out_channels is not None:
         heads.append(
             {
                 "kind": "diffusion",
                 "tile_kind": "noise",
                 "title": "diffusion",
                 "line1": "3\u00d73 convolution",
-                "line2": f"\u2192 {anatomy.out_channels} channels",
+                "line2": f"\u2192 {spec.out_channels} channels",
                 "note": target,
             }
         )

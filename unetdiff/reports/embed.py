@@ -1,4 +1,4 @@
-"""Images as data URIs, so that the page needs no other file."""
+"""Images as data URIs, for self-contained pages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 SMALL = 96
-"""Images up to this many pixels a side are shown pixel by pixel; larger ones are smoothed by the browser."""
+"""Images up to this side are shown without smoothing, in pixels."""
 LARGEST = 480
-"""Pixels of the longer side that the comparison keeps of a larger image."""
+"""Larger images are scaled down to this longer side, in pixels."""
 
 
 def as_array(image: Tensor | np.ndarray) -> np.ndarray:
@@ -30,12 +30,12 @@ def as_array(image: Tensor | np.ndarray) -> np.ndarray:
 
 
 def data_uri(source: Tensor | np.ndarray, photo: bool = True, largest: int = LARGEST) -> str:
-    """An image as the value of an `src` attribute; small ones exactly (PNG), large photographs as JPEG.
+    """An image as the value of an `src` attribute: PNG for small ones and drawings, JPEG for large photos.
 
     Args:
         source: see `as_array`.
-        photo: False for masks and drawings, which keep their exact colours at any size.
-        largest: pixels of the longer side that are kept.
+        photo: False for masks and drawings, which keep their exact colors at any size.
+        largest: maximal longer side in pixels.
     """
     image = shrunk(Image.fromarray(as_array(source)), photo, largest)
     buffer = io.BytesIO()
@@ -49,7 +49,7 @@ def data_uri(source: Tensor | np.ndarray, photo: bool = True, largest: int = LAR
 
 
 def shrunk(image: Image.Image, photo: bool = True, largest: int = LARGEST) -> Image.Image:
-    """The image with a longer side of at most `largest` pixels; arguments as of `data_uri`."""
+    """The image, scaled down to a longer side of at most `largest` pixels; see `data_uri`."""
     if max(image.size) <= largest:
         return image
     scale = largest / max(image.size)
@@ -58,6 +58,6 @@ def shrunk(image: Image.Image, photo: bool = True, largest: int = LARGEST) -> Im
 
 
 def is_small(image: Tensor | np.ndarray) -> bool:
-    """True where single pixels should be seen (`image-rendering: pixelated`)."""
+    """True for an image shown without smoothing (`image-rendering: pixelated`)."""
     height, width = as_array(image).shape[:2]
     return max(height, width) <= SMALL

@@ -1,4 +1,4 @@
-"""Rows of image, truth and every run's prediction, on the same validation images."""
+"""Rows of image, ground truth and the prediction of every run, on the same validation images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.transforms import IGNORE_INDEX, ignore_mask
 from unetdiff.errors import UserError
-from unetdiff.reports.dataset_groups import by_set, choose, open_set
+from unetdiff.reports.dataset_groups import choose, group_by_dataset, open_dataset
 from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.palette import IGNORE_COLOR, as_mask, colorize
@@ -26,30 +26,30 @@ class MaskRow:
     truth: str
     predictions: list[str] = field(default_factory=list)
     """One for each run of the block."""
-    right: list[float] = field(default_factory=list)
-    """Share of this image's pixels that each run labels rightly."""
+    pixel_accuracy: list[float] = field(default_factory=list)
+    """Pixel accuracy of each run on this image."""
 
 
 @dataclass
 class MaskBlock:
-    """The runs that share a set, on its images."""
+    """The runs that share a dataset, on its images."""
 
-    set_name: str
+    dataset_name: str
     runs: list[int]
     """Indices into the report's runs."""
     rows: list[MaskRow]
     legend: list[tuple[str, str]]
-    """Names and CSS colours of the classes that occur."""
+    """Names and CSS colors of the classes that occur."""
     pixelated: bool
 
 
 def mask_blocks(runs: Sequence[Run], count: int = 6, seed: int = 0) -> tuple[list[MaskBlock], list[str]]:
-    """A block for each set that runs with a segmentation head share, and what could not be shown, in words."""
+    """A block for each dataset of the runs with a segmentation head, and messages about missing parts."""
     order = {id(run): index for index, run in enumerate(runs)}
     blocks, problems = [], []
-    for group in by_set([run for run in runs if "segmentation" in run.heads and run.model is not None]):
+    for group in group_by_dataset([run for run in runs if "segmentation" in run.heads and run.model is not None]):
         try:
-            dataset = open_set(group[0], own_size=True)
+            dataset = open_dataset(group[0], own_size=True)
             rows, legend, small = _rows(group, dataset, count, seed)
         except UserError as error:
             problems.append(f"{group[0].data_name}: {error}")
@@ -71,8 +71,8 @@ def _rows(
     for run in runs:
         for row, truth, guess in zip(rows, truths, predictions(run, items), strict=True):
             row.predictions.append(data_uri(colorize(guess, dataset.palette), photo=False))
-            counted = ~ignore_mask(truth, (run.config.get("segmentation") or {}).get("ignore_index", IGNORE_INDEX))
-            row.right.append(float((guess == truth)[counted].mean()) if counted.any() else float("nan"))
+            evaluated = ~ignore_mask(truth, (run.config.get("segmentation") or {}).get("ignore_index", IGNORE_INDEX))
+            row.pixel_accuracy.append(float((guess == truth)[evaluated].mean()) if evaluated.any() else float("nan"))
             occurring |= {int(value) for value in np.unique(guess)}
     legend = [
         (name, "rgb({}, {}, {})".format(*dataset.palette[index]))
@@ -80,14 +80,14 @@ def _rows(
         if index in occurring
     ]
     if 255 in occurring:
-        legend.append(("void, counted nowhere", "rgb({}, {}, {})".format(*IGNORE_COLOR)))
+        legend.append(("ignored in evaluation", "rgb({}, {}, {})".format(*IGNORE_COLOR)))
     return rows, legend, is_small(items[0]["image"])
 
 
 def predictions(run: Run, items: Iterable[dict]) -> list[np.ndarray]:
-    """A run's masks (H, W) of dataset items, at the images' own sizes.
+    """A run's predicted masks (H, W) of dataset items, at the images' own sizes.
 
-    Each image is given to the network at the size that the run was trained at, so it should come as its set has it.
+    The pipeline resizes each image to the run's training resolution, so items should have their original size.
     """
     assert run.model is not None
     pipeline = SegmentationPipeline.from_pretrained(run.model)

@@ -1,4 +1,4 @@
-"""What a U-Net is made of, level by level, read from its config.json: what the diagram draws."""
+"""The structure of a U-Net level by level, from its config.json, as the diagram shows it."""
 
 from __future__ import annotations
 
@@ -15,70 +15,70 @@ JsonDict = dict[str, Any]
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of the U."""
+    """One resolution level."""
 
     size: int | None
-    """Height (and width) of the maps in pixels; None when the network takes any size."""
+    """Height (and width) of the feature maps in pixels; None if unknown."""
     stride: int
-    """Input pixels per pixel of the map."""
+    """Input pixels per feature-map pixel."""
     encoder_channels: int | None
-    """Width on the way down; None: the encoder has no map here, or its width is not in the config."""
+    """Channels in the encoder; None: no feature map at this level, or unknown."""
     decoder_channels: int | None
-    """Width on the way up; None: as above."""
+    """Channels in the decoder; None: as above."""
     encoder_layers: int
-    """Blocks drawn on the way down; 0: the encoder has no map at this resolution."""
+    """Blocks in the encoder; 0: no feature map at this level."""
     decoder_layers: int
-    """Blocks drawn on the way up; 0: the level is the bottom of the U."""
+    """Blocks in the decoder; 0: the lowest level."""
     attention: bool
-    """True where pixels attend (to each other, and to the tokens where there are any)."""
+    """True if the level has attention (self-attention, and cross-attention if there are tokens)."""
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """A U-Net as the diagram needs it."""
+class NetworkSpec:
+    """The structure of a U-Net."""
 
     name: str
     in_channels: int
     levels: tuple[Level, ...]
-    middle_channels: int | None
-    middle_size: int | None
-    middle_layers: int
-    middle_attention: bool
+    mid_block_channels: int | None
+    mid_block_size: int | None
+    mid_block_layers: int
+    mid_block_attention: bool
     timestep: bool
     scale_shift: bool
     cross_attention_dim: int | None
     class_embeds: int | None
     num_classes: int | None
-    """Classes of the segmentation head; None: no such head."""
+    """Classes of the segmentation head; None: no segmentation head."""
     out_channels: int | None
-    """Channels of the diffusion head; None: no such head."""
+    """Channels of the diffusion head; None: no diffusion head."""
     head_kernel: int
-    """Side of the segmentation head's convolution."""
+    """Kernel size of the segmentation head."""
 
     @property
     def attention_levels(self) -> list[int]:
-        """Indices of the levels with attention, the finest first."""
+        """Indices of the levels with attention, the highest resolution first."""
         return [index for index, level in enumerate(self.levels) if level.attention]
 
 
-def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
-    """The anatomy of the network in a model config (config.json of a `UNet`, or the `model:` section of a run).
+def read_network_spec(config: JsonDict, sample_size: int | None = None) -> NetworkSpec:
+    """The spec of a model config (config.json of a `UNet`, or the `model:` section of a run).
 
     Args:
-        config: nested keys of `ModelConfig`; missing ones mean their defaults, keys of others are passed over.
-        sample_size: height of the images in pixels, where the config itself does not say.
+        config: nested keys of `ModelConfig`; missing keys have their defaults, unknown ones are ignored.
+        sample_size: height of the images in pixels, if the config has none.
 
     Raises:
-        UserError: a config that is no `UNet`.
+        UserError: not the config of a `UNet`.
     """
     sections = [config.get(name) for name in ("encoder", "residual", "decoder", "conditioning", "heads", "imported")]
     patch = config.get("patch_size", 1)
     model = resolve(parse(config.get("in_channels", 3), patch, config.get("sample_size"), *sections))
-    family, told = model.encoder.name, model.conditioning
+    encoder, conditioning = model.encoder.name, model.conditioning
     height = model.sample_size[0] if isinstance(model.sample_size, list) else model.sample_size
     size = height or sample_size
-    rows, middle, bottom = _rows(model)
-    attention = set(told.attention_levels or [])
+    rows, width, bottom = _rows(model)
+    attention = set(conditioning.attention_levels or [])
     levels = tuple(
         Level(
             size=_map_size(size, stride * patch),
@@ -91,19 +91,19 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
         )
         for stride, down, up, down_layers, up_layers in rows
     )
-    middle_kind = model.residual.mid_block if family == RESIDUAL else None
+    mid_block_kind = model.residual.mid_block if encoder == RESIDUAL else None
     segmentation, diffusion = model.heads.segmentation, model.heads.diffusion
-    return Anatomy(
-        name=family,
+    return NetworkSpec(
+        name=encoder,
         in_channels=model.in_channels,
         levels=levels,
-        middle_channels=middle,
-        middle_size=_map_size(size, 2**bottom * patch),
-        middle_layers=MID_BLOCK_RESNETS[middle_kind] if middle_kind else (2 if family == CLASSIC else 1),
-        middle_attention=middle_kind == "attention" if middle_kind else bottom in attention,
-        timestep=bool(told.timestep),
-        scale_shift=family != RESIDUAL or model.residual.time_scale_shift == "scale_shift",
-        cross_attention_dim=told.cross_attention_dim,
+        mid_block_channels=width,
+        mid_block_size=_map_size(size, 2**bottom * patch),
+        mid_block_layers=MID_BLOCK_RESNETS[mid_block_kind] if mid_block_kind else (2 if encoder == CLASSIC else 1),
+        mid_block_attention=mid_block_kind == "attention" if mid_block_kind else bottom in attention,
+        timestep=bool(conditioning.timestep),
+        scale_shift=encoder != RESIDUAL or model.residual.time_scale_shift == "scale_shift",
+        cross_attention_dim=conditioning.cross_attention_dim,
         class_embeds=model.imported.num_class_embeds,
         num_classes=segmentation.num_classes if segmentation else None,
         out_channels=diffusion.out_channels if diffusion else None,
@@ -112,11 +112,11 @@ def read_anatomy(config: JsonDict, sample_size: int | None = None) -> Anatomy:
 
 
 Row = tuple[int, int | None, int | None, int, int]
-"""stride, encoder width, decoder width, encoder blocks, decoder blocks"""
+"""Stride, encoder channels, decoder channels, encoder blocks, decoder blocks."""
 
 
 def _rows(model: ModelConfig) -> tuple[list[Row], int, int]:
-    """Levels on both sides of the U (finest first), the width of the middle, and the level it is on."""
+    """The levels (highest resolution first), the channels of the mid block, and its level."""
     channels, up = model.encoder.channels or [], model.decoder.channels or []
     if model.encoder.name == RESIDUAL:
         layers = model.residual.layers_per_block
@@ -125,16 +125,16 @@ def _rows(model: ModelConfig) -> tuple[list[Row], int, int]:
     if model.encoder.name == CLASSIC:
         rows = [(2**i, c, u, 2, 2) for i, (c, u) in enumerate(zip(channels, up[::-1], strict=False))]
         return rows, channels[-1], len(channels) - 1
-    maps = trunk_pyramid(model.encoder.name)
+    maps = pretrained_levels(model.encoder.name)
     bottom = max(maps)
     rows = [(2**level, maps.get(level), width, int(level in maps), 2) for level, width in enumerate(up[-bottom:][::-1])]
     return rows, maps[bottom], bottom
 
 
 @cache
-def trunk_pyramid(family: str) -> dict[int, int]:
-    """Width of a torchvision trunk's map at each level (stride 2**level), asked of the trunk itself."""
-    return {level: channels[-1] for level, _, channels in feature_levels(load_pretrained_encoder(family, None), 3)}
+def pretrained_levels(name: str) -> dict[int, int]:
+    """Channels of a pretrained encoder's feature map at each level (stride 2**level)."""
+    return {level: channels[-1] for level, _, channels in feature_levels(load_pretrained_encoder(name, None), 3)}
 
 
 def _map_size(size: int | None, stride: int) -> int | None:

@@ -1,6 +1,6 @@
-"""What an experiment leaves: its findings, tables, curves, maps and images, in one folder that a page can show.
+"""The record of an experiment: findings, tables, charts, heatmaps and galleries, stored in one folder.
 
-An experiment knows nothing of pages, and the page nothing of experiments: this is all that passes between them.
+Records are the only interface between the experiments, which write them, and the page, which shows them.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from unetdiff.training.logger import jsonable
 RECORD = "record.json"
 
 Better = Literal["higher", "lower", "neither"]
-Unit = Literal["share", "percent", "number", "count", "minutes", "seconds", "decibel", "megabytes"]
+Unit = Literal["fraction", "percent", "number", "count", "minutes", "seconds", "decibel", "megabytes"]
 
 
 @dataclass(frozen=True)
 class Value:
-    """One figure, of one run or of several seeds."""
+    """One value, of one run or over several seeds."""
 
     mean: float | None
-    """None: not measured, or not defined."""
+    """None: not measured or undefined."""
     spread: float | None = None
-    """Standard deviation over the seeds (n - 1); None for one seed."""
+    """Standard deviation over the seeds (with n - 1); None for one seed."""
     n: int = 1
-    """Seeds, or runs, behind it."""
+    """Number of seeds (or runs)."""
 
     @classmethod
-    def of(cls, figures: Sequence[float]) -> Value:
-        """Mean and spread of the same figure from several seeds; NaN counts as not measured."""
-        known = [float(figure) for figure in figures if math.isfinite(figure)]
+    def of(cls, numbers: Sequence[float]) -> Value:
+        """Mean and standard deviation over seeds; NaN and infinity are left out."""
+        known = [float(number) for number in numbers if math.isfinite(number)]
         if not known:
             return cls(None, None, 0)
         mean = sum(known) / len(known)
@@ -48,7 +48,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure that the rows of a table are compared by."""
+    """A metric in a table."""
 
     name: str
     better: Better = "neither"
@@ -58,7 +58,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows beside each other; the page marks the better value of each column that has one."""
+    """Rows of values; the page highlights the best value of each column that has a better direction."""
 
     title: str
     columns: list[Column]
@@ -66,13 +66,13 @@ class Table:
     """Name of the row, and a value for each column."""
     note: str = ""
     spread_over: str = "seeds"
-    """What the spreads are over."""
+    """What the standard deviations are over."""
     kind: Literal["table"] = "table"
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of a chart."""
+    """A line of a chart."""
 
     name: str
     x: list[float]
@@ -81,13 +81,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over one axis."""
+    """Lines over one axis."""
 
     title: str
     across: str
-    """What the horizontal axis is, with its unit."""
+    """Label of the x axis, with its unit."""
     up: str
-    """What the vertical axis is, with its unit."""
+    """Label of the y axis, with its unit."""
     lines: list[Line]
     better: Better = "neither"
     log_x: bool = False
@@ -98,26 +98,26 @@ class Chart:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A figure over two axes, such as block and timestep."""
+    """A metric over two axes, such as block and timestep."""
 
     title: str
     down: str
-    """What the rows are."""
+    """Label of the row axis."""
     across: str
-    """What the columns are."""
+    """Label of the column axis."""
     rows: list[str]
     columns: list[str]
     values: list[list[float | None]]
     """By row, then by column."""
     better: Better = "neither"
-    unit: Unit = "share"
+    unit: Unit = "fraction"
     note: str = ""
     kind: Literal["heatmap"] = "heatmap"
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images in a grid: the same image, or the same noise, all along a row."""
+    """Images in a grid; a row shows the same image, or the same noise."""
 
     title: str
     columns: list[str]
@@ -125,49 +125,49 @@ class Gallery:
     """Name of the row, and an image's file for each column ("" for none), relative to the record's folder."""
     note: str = ""
     legend: list[tuple[str, str]] = field(default_factory=list)
-    """Name and colour ("#rrggbb") of what the masks in it show."""
+    """Name and color ("#rrggbb") of each class in the masks."""
     kind: Literal["gallery"] = "gallery"
 
 
-Subset = Table | Chart | Heatmap | Gallery
+Part = Table | Chart | Heatmap | Gallery
 KINDS: dict[str, type] = {"table": Table, "chart": Chart, "heatmap": Heatmap, "gallery": Gallery}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One experiment, done."""
+    """A finished experiment."""
 
     name: str
-    """The experiment's, as on the command line."""
+    """Name of the experiment on the command line."""
     title: str
     question: str
-    """What a person would ask, in one sentence."""
+    """The question, in one sentence."""
     findings: list[str]
-    """What came out, as plain sentences made of the figures; what did not work is one of them."""
-    parts: list[Subset]
+    """Results as sentences with their numbers, negative results included."""
+    parts: list[Part]
     """In the order of the page."""
     method: list[str]
-    """How it was measured, and what it may not be compared with."""
+    """How it was measured, and the limits of comparability."""
     source: str = ""
-    """The paper that asked first."""
+    """The paper it follows."""
     command: str = ""
-    """What a person types to do it again."""
+    """The command that reproduces it."""
     seeds: list[int] = field(default_factory=list)
-    set_name: str = ""
-    """The images, as `Run.data_name` has them."""
+    dataset_name: str = ""
+    """As in `Run.data_name`."""
     configs: dict[str, str] = field(default_factory=dict)
     """YAML of each run's config, by its name."""
     machine: dict[str, Any] = field(default_factory=dict)
-    """Device, threads and versions (`training.machine.facts`)."""
+    """Device, threads and versions (`training.runtime.facts`)."""
     minutes: float | None = None
-    """On the clock, for all of it; what was kept from before is not in it."""
+    """Wall-clock time, without results reused from earlier calls."""
 
 
 def write_record(record: Record, folder: Path) -> Path:
-    """Write record.json in a folder that holds the images already; returns the file.
+    """Write record.json to the folder that already holds the images; returns the file.
 
     Raises:
-        UserError: a row of another length than its head, or an image that is not there; a bug of the experiment.
+        UserError: a row whose length differs from the header, or a missing image; a bug of the experiment.
     """
     _check(record, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,10 +177,10 @@ def write_record(record: Record, folder: Path) -> Path:
 
 
 def read_record(folder: Path) -> Record:
-    """The record in a folder.
+    """Read the record in a folder.
 
     Raises:
-        UserError: there is none, or it is not one.
+        UserError: record.json is missing or invalid.
     """
     file = Path(folder) / RECORD
     try:
@@ -188,15 +188,15 @@ def read_record(folder: Path) -> Record:
         parts = [_part(part) for part in content.pop("parts")]
         record = Record(parts=parts, **content)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} holds no {RECORD}; give the --output of an `unetdiff experiment`") from None
+        raise UserError(f"{folder} has no {RECORD}. Pass the --output of `unetdiff experiment`.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is no record of an experiment ({error}); do the experiment again") from error
+        raise UserError(f"{file} is not a valid record ({error}). Run the experiment again.") from error
     _check(record, Path(folder))
     return record
 
 
-def _part(content: dict[str, Any]) -> Subset:
-    """A part as JSON has it, typed again."""
+def _part(content: dict[str, Any]) -> Part:
+    """A part as a dataclass, from its JSON."""
     kind = content["kind"]
     if kind == "table":
         rows = [(name, [Value(**v) for v in values]) for name, values in content["rows"]]
@@ -215,17 +215,17 @@ def _check(record: Record, folder: Path) -> None:
         if isinstance(part, Table | Gallery):
             long = [name for name, values in part.rows if len(values) != len(part.columns)]
             if long:
-                raise UserError(f"{record.name}: row {long[0]!r} of “{part.title}” is not as long as its head")
+                raise UserError(f"{record.name}: row {long[0]!r} of “{part.title}” must be as long as the header")
         if isinstance(part, Gallery):
             missing = [file for _, files in part.rows for file in files if file and not (folder / file).is_file()]
             if missing:
-                raise UserError(f"{folder / missing[0]} is missing; do the experiment again: {record.command}")
+                raise UserError(f"{folder / missing[0]} is missing. Run the experiment again: {record.command}")
             colors = [color for _, color in part.legend if not re.fullmatch(r"#[0-9a-fA-F]{6}", color)]
             if colors:
-                raise UserError(f"{record.name}: colour {colors[0]!r} in the legend of “{part.title}” is not #rrggbb")
+                raise UserError(f"{record.name}: color {colors[0]!r} in the legend of “{part.title}” must be #rrggbb")
         if isinstance(part, Chart):
             odd = [line.name for line in part.lines if len(line.x) != len(line.y)]
             if odd:
-                raise UserError(f"{record.name}: line {odd[0]!r} of “{part.title}” has other x than y")
+                raise UserError(f"{record.name}: line {odd[0]!r} of “{part.title}” must have as many x as y values")
         if isinstance(part, Heatmap) and [len(row) for row in part.values] != [len(part.columns)] * len(part.rows):
-            raise UserError(f"{record.name}: the map “{part.title}” is not {len(part.rows)} x {len(part.columns)}")
+            raise UserError(f"{record.name}: the heatmap “{part.title}” must be {len(part.rows)} x {len(part.columns)}")

@@ -1,4 +1,4 @@
-"""A record's figures as text, and which of them are the better ones; a record for the terminal."""
+"""The values of a record as text, the best ones among them, and a record for the terminal."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from unetdiff.text import aligned, best_of
 
 DASH = "–"
 
-_DIGITS = {"share": 3, "number": 3, "decibel": 2}
+_DIGITS = {"fraction": 3, "number": 3, "decibel": 2}
 _ENDINGS = {"percent": " %", "minutes": " min", "seconds": " s", "decibel": " dB", "megabytes": " MB"}
 
 
 @dataclass(frozen=True)
-class Written:
-    """A figure as text, in the pieces that a table sets apart."""
+class FormattedValue:
+    """A value as text, in the parts that a table sets apart."""
 
-    figure: str
-    """ "0.912", or a dash for one that was not measured."""
+    number: str
+    """ "0.912", or a dash for a missing value."""
     ending: str = ""
-    """Unit with the space before it; "" for none."""
+    """Unit, with a leading space; "" for none."""
     spread: str = ""
     """ "0.004", in the same unit; "" for one seed."""
 
     def __str__(self) -> str:
-        return f"{self.figure}{self.ending}" + (f" ± {self.spread}" if self.spread else "")
+        return f"{self.number}{self.ending}" + (f" ± {self.spread}" if self.spread else "")
 
 
-def pieces(value: Value, unit: Unit = "number") -> Written:
-    """A figure, its unit and its spread, apart; the spread has its decimals, or more where all would be 0."""
+def format_parts(value: Value, unit: Unit = "number") -> FormattedValue:
+    """Number, unit and standard deviation; the latter gets more decimals where all would be 0."""
     mean, spread = _finite(value.mean), _finite(value.spread)
     if mean is None:
-        return Written(DASH)
+        return FormattedValue(DASH)
     scale = 100 if unit == "percent" else 1
     if unit == "count":
         form = ",.0f"
@@ -44,39 +44,39 @@ def pieces(value: Value, unit: Unit = "number") -> Written:
     shown = "" if spread is None else f"{spread * scale:{'.1e' if form == '.2e' else form}}"
     if spread and not shown.strip("0."):
         shown = f"{spread * scale:.1g}" if spread * scale >= 1e-4 else "<0.0001"
-    figure = f"{mean * scale:{form}}"
-    return Written(figure if figure.strip("-0.") else figure.lstrip("-"), _ENDINGS.get(unit, ""), shown)
+    number = f"{mean * scale:{form}}"
+    return FormattedValue(number if number.strip("-0.") else number.lstrip("-"), _ENDINGS.get(unit, ""), shown)
 
 
-def written(value: Value, unit: Unit = "number") -> str:
-    """A figure with its spread: "0.912 ± 0.004", "91.2 % ± 0.4", "–"."""
-    return str(pieces(value, unit))
+def as_text(value: Value, unit: Unit = "number") -> str:
+    """A value as text: "0.912 ± 0.004", "91.2 % ± 0.4", "–"."""
+    return str(format_parts(value, unit))
 
 
 def best_rows(table: Table, column: int) -> set[int]:
-    """Rows with the better value of a column, as written.
+    """Rows with the best value of a column, as formatted.
 
-    None where the column has no better end, where fewer than two rows have a value, or where all are written alike.
+    Empty if the column has no better direction, fewer than two rows have a value, or all are formatted alike.
     """
     head = table.columns[column]
     return _best([values[column] for _, values in table.rows], head.better, head.unit)
 
 
 def best_cells(heatmap: Heatmap) -> set[tuple[int, int]]:
-    """Cells (row, column) with the better value of a map, as written; none where `best_rows` would name none."""
+    """Cells (row, column) with the best value of a heatmap, under the rules of `best_rows`."""
     across = len(heatmap.columns)
     values = [Value(value) for row in heatmap.values for value in row]
     return {divmod(index, across) for index in _best(values, heatmap.better, heatmap.unit)}
 
 
 def _best(values: list[Value], better: Better, unit: Unit) -> set[int]:
-    texts = [pieces(value, unit).figure for value in values]
+    texts = [format_parts(value, unit).number for value in values]
     marked = best_of([_finite(value.mean) for value in values], texts, better, [""] * len(values))
     return {index for index, mark in enumerate(marked) if mark}
 
 
 def _decimals(shown: float, unit: Unit) -> int:
-    """Decimals of a unit; times and sizes below 1 keep two figures that are not zero."""
+    """Decimals of a unit; times and sizes below 1 keep two significant digits."""
     least = _DIGITS.get(unit, 1)
     if unit == "number" and abs(shown) >= 100:
         return 1
@@ -94,7 +94,7 @@ def record_text(record: Record) -> str:
     lines = [record.title, "", *(f"- {finding}" for finding in record.findings)]
     for table in (part for part in record.parts if isinstance(part, Table)):
         head = ["", *(column.name for column in table.columns)]
-        rows = [[name, *(written(v, c.unit) for v, c in zip(values, table.columns, strict=True))]
+        rows = [[name, *(as_text(v, c.unit) for v, c in zip(values, table.columns, strict=True))]
                 for name, values in table.rows]  # fmt: skip
         lines += ["", table.title, *aligned([head, *rows])]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The page: any runs, side by side, in one HTML file, and its figures as JSON beside it."""
+"""The comparison page: runs and experiments in one HTML file, and the metrics as JSON next to it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from markupsafe import Markup
 
 from unetdiff.errors import UserError
 from unetdiff.files import write_whole
-from unetdiff.reports.captions import TARGETS, changes, illustrations
-from unetdiff.reports.curves import learning_curves
-from unetdiff.reports.dataset_groups import by_set, size_text, sized_key
+from unetdiff.reports.captions import TARGETS, changes
+from unetdiff.reports.consistency import Consistency
+from unetdiff.reports.curves import training_curves
+from unetdiff.reports.dataset_groups import group_by_dataset, size_key, size_text
 from unetdiff.reports.diagram import draw_network
 from unetdiff.reports.experiments import Section, read_sections
 from unetdiff.reports.findings import findings
+from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.masks import mask_blocks
-from unetdiff.reports.network_spec import read_anatomy
+from unetdiff.reports.network_spec import read_network_spec
 from unetdiff.reports.runs import Run, read_runs
-from unetdiff.reports.samples import Budget, Consistency, SampleBlock, sample_blocks
-from unetdiff.reports.table import Table, build_table, compact, judged_line, percent
+from unetdiff.reports.samples import Budget, SampleBlock, sample_blocks
+from unetdiff.reports.table import Table, build_table, compact, percent, shown_validation
 from unetdiff.reports.templates import render
 
 TITLE = "One U-Net, two heads"
@@ -42,25 +44,25 @@ def write_report(
     cache: Path | None = None,
     experiments: Sequence[Path] = (),
 ) -> Path:
-    """Write the page that compares runs and shows experiments, and report.json beside it.
+    """Write the page that compares runs and shows experiments, and report.json next to it.
 
     Args:
         runs: run directories, in the order of the page's columns; may be empty where there are experiments.
         output: the HTML file; or a folder, for report.html in it.
         title: heading of the page.
-        facts: more to say under the heading, e.g. {"set": "scenes"}.
-        seed: of the images that are shown, of the noise that samples start from.
-        budget: how much is sampled and judged.
-        command: what a person types to make this page; None: `unetdiff compare` with these runs.
-        cache: folder where trained judges are kept for the next page; None: nowhere.
+        facts: more facts under the heading, e.g. {"dataset": "scenes"}.
+        seed: of the images shown and of the noise that sampling starts from.
+        budget: number of samples and denoising steps, training steps of the classifier.
+        command: the command that reproduces this page; None: `unetdiff compare` with these runs.
+        cache: folder that keeps trained classifiers for the next page; None: they are not kept.
         experiments: folders with a record (the --output of `unetdiff experiment`), in the order of the page.
 
     Returns:
         The HTML file.
 
     Raises:
-        UserError: nothing to show, a path that is no run directory, weights that cannot be read, a folder that holds no
-            record, or a file that no page left where the page's figures would go.
+        UserError: neither runs nor experiments, a path that is not a run directory, unreadable weights, a folder
+            without a record, or a foreign file in place of report.json.
     """
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
@@ -90,7 +92,7 @@ def write_report(
         "table": table,
         "masks": masks,
         "samples": samples,
-        "curves": [(c.title, c.across, Markup(c.svg)) for c in learning_curves(read)],
+        "curves": [(c.title, c.across, Markup(c.svg)) for c in training_curves(read)],
         "experiments": sections,
         "command": command,
         "seed": seed,
@@ -102,54 +104,52 @@ def write_report(
     return page
 
 
-def _refuse_foreign(figures: Path) -> None:
-    """Refuse to put the page's figures over others, such as a run's summary.json or an experiment's record.json."""
-    if not figures.exists():
+def _refuse_foreign(file: Path) -> None:
+    """Refuse to overwrite a JSON file that is not a report, such as a run's summary.json or a record.json."""
+    if not file.exists():
         return
     try:
-        found = json.loads(figures.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if not (isinstance(found, dict) and {"runs", "judges"} <= found.keys()):
+        content = None
+    if not (isinstance(content, dict) and {"runs", "classifiers"} <= content.keys()):
         raise UserError(
-            f"{figures} is there, and no page of `unetdiff compare` left it; this page's figures would replace it: "
-            "give --output another name or folder"
+            f"output={file}: must not be an existing file of another kind than a report. Choose another --output."
         )
 
 
 def _facts(runs: Sequence[Run], sections: Sequence[Section]) -> dict[str, str]:
-    """What runs and experiments have in common, for the line under the heading."""
-    sets = list(dict.fromkeys([run.data_name for run in runs] + [section.record.set_name for section in sections]))
-    families = list(dict.fromkeys(str((run.model_config.get("encoder") or {}).get("name", "residual")) for run in runs))
-    facts = {"set": ", ".join(filter(None, sets)), "encoder": ", ".join(families)}
+    """Datasets, encoders and hardware, for the line under the heading."""
+    names = [run.data_name for run in runs] + [section.record.dataset_name for section in sections]
+    datasets = list(dict.fromkeys(names))
+    encoders = list(dict.fromkeys(str((run.model_config.get("encoder") or {}).get("name", "residual")) for run in runs))
+    facts = {"dataset": ", ".join(filter(None, datasets)), "encoder": ", ".join(encoders)}
     machines = [run.summary for run in runs] + [section.record.machine for section in sections]
     machine = next((machine for machine in machines if machine.get("device")), {})
     if machine:
         count = machine.get("threads")
         threads = f", {count} thread{'s' if count != 1 else ''}" if count else ""
         precision = f", {machine['precision']}" if machine.get("precision") else ""
-        facts["machine"] = f"{machine['device']}{threads}{precision}"
+        facts["hardware"] = f"{machine['device']}{threads}{precision}"
     return {name: value for name, value in facts.items() if value}
 
 
 def _notices(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before comparing."""
+    """Warnings: runs that are not comparable or not finished."""
     notices = []
-    if len(by_set(runs)) > 1:
-        sets = ", ".join(f"{run.name}: {run.data_name}" for run in runs)
-        notices.append(
-            f"These runs did not see the same set of images ({sets}). Figures of quality are not compared between them."
-        )
+    if len(group_by_dataset(runs)) > 1:
+        datasets = ", ".join(f"{run.name}: {run.data_name}" for run in runs)
+        notices.append(f"The runs use different datasets ({datasets}). Metrics are not compared across datasets.")
     denoisers = [run for run in runs if "diffusion" in run.heads]
-    if len(by_set(denoisers, sized_key)) > len(by_set(denoisers)):
+    if len(group_by_dataset(denoisers, size_key)) > len(group_by_dataset(denoisers)):
         sizes = ", ".join(f"{run.name}: {size_text(run)}" for run in denoisers)
         notices.append(
-            f"These denoisers draw images of several sizes ({sizes}). Each size has noise, real images and a judge "
-            "of its own; class consistency and validation loss are not compared between them."
+            f"The denoisers generate images of different sizes ({sizes}). Each size has its own noise, real images and "
+            "classifier; class consistency and validation loss are not compared across sizes."
         )
     for run in runs:
         if not run.finished:
-            notices.append(f"“{run.name}” has not come to its end; its figures are those of its last validation.")
+            notices.append(f"“{run.name}” has not finished training; its metrics are those of its last validation.")
     return notices
 
 
@@ -158,31 +158,31 @@ def _network(runs: Sequence[Run], seed: int) -> dict[str, Any]:
     run = max(runs, key=lambda run: len(run.heads))
     size = (run.config.get("data") or {}).get("size")
     scenes = (run.config.get("data") or {}).get("name", "scenes") == "scenes"
-    anatomy = read_anatomy(run.model_config, size[0] if size else (32 if scenes else None))
+    spec = read_network_spec(run.model_config, size[0] if size else (32 if scenes else None))
     tiles = illustrations(run, seed)
-    shared = f"{compact(run.shared_parameters)} weights" if run.shared_parameters else ""
-    target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "its output")
+    shared = f"{compact(run.shared_parameters)} parameters" if run.shared_parameters else ""
+    target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "output")
     return {
         "run": run.name,
-        "name": anatomy.name,
+        "name": spec.name,
         "several": len({json.dumps(other.model_config.get("encoder"), sort_keys=True) for other in runs}) > 1,
-        "both": anatomy.num_classes is not None and anatomy.out_channels is not None,
-        "attention": any(level.attention for level in anatomy.levels) or anatomy.middle_attention,
-        "wide": Markup(draw_network(anatomy, True, tiles, shared, target)),
-        "narrow": Markup(draw_network(anatomy, False, tiles, shared, target)),
-        "changes": changes(anatomy, run),
+        "both": spec.num_classes is not None and spec.out_channels is not None,
+        "attention": any(level.attention for level in spec.levels) or spec.mid_block_attention,
+        "wide": Markup(draw_network(spec, True, tiles, shared, target)),
+        "narrow": Markup(draw_network(spec, False, tiles, shared, target)),
+        "changes": changes(spec, run),
     }
 
 
 def _reproduce(run: Run) -> dict[str, Any]:
-    """What it takes to make a run again."""
+    """What reproduces a run: its command, seed and config."""
     training = run.config.get("training") or {}
     summary = run.summary
     return {
         "name": run.name,
         "task": run.task,
         "heads": run.heads,
-        "set": run.data_name,
+        "dataset": run.data_name,
         "command": summary.get("command") or f"unetdiff train {run.task} {run.path / 'config.yaml'}",
         "seed": training.get("seed", 0),
         "steps": summary.get("steps"),
@@ -192,13 +192,13 @@ def _reproduce(run: Run) -> dict[str, Any]:
 
 
 def _versions(machines: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Versions of the libraries; where runs or experiments differ, all of them."""
-    found: dict[str, list[str]] = {}
+    """Versions of the libraries, each distinct version listed."""
+    distinct: dict[str, list[str]] = {}
     for machine in machines:
         for name, version in (machine.get("versions") or {}).items():
-            if str(version) not in found.setdefault(name, []):
-                found[name].append(str(version))
-    return [(name, " / ".join(versions)) for name, versions in found.items()]
+            if str(version) not in distinct.setdefault(name, []):
+                distinct[name].append(str(version))
+    return [(name, " / ".join(versions)) for name, versions in distinct.items()]
 
 
 def _raw(
@@ -211,7 +211,7 @@ def _raw(
     seed: int,
     command: str,
 ) -> dict[str, Any]:
-    """report.json: every number of the page at full precision, and the validation figures behind them."""
+    """report.json: the metrics of the page at full precision, and the validation entries behind them."""
     return {
         "title": title,
         "command": command,
@@ -223,37 +223,37 @@ def _raw(
                 "task": run.task,
                 "heads": run.heads,
                 "parameters": run.parameters,
-                "figures": {row.key: row.values[index].number for row in table.rows},
+                "metrics": {row.key: row.values[index].number for row in table.rows},
                 "best": [row.key for row in table.rows if row.values[index].best],
-                "validation": {k: v for k, v in judged_line(run).items() if k != "kind"},
+                "validation": {k: v for k, v in shown_validation(run).items() if k != "kind"},
                 "class_consistency": asdict(scores[index]) if index in scores else None,
                 "summary": run.summary,
                 "config": run.config,
             }
             for index, run in enumerate(runs)
         ],
-        "judges": [
+        "classifiers": [
             {
-                "set": block.set_name,
-                "accuracy": block.judge.accuracy,
-                "n": block.judge.n,
-                "trained_on": block.judge.trained_on,
+                "dataset": block.dataset_name,
+                "accuracy": block.classifier.accuracy,
+                "n": block.classifier.n,
+                "trained_on": block.classifier.trained_on,
             }
             for block in samples
-            if block.judge is not None
+            if block.classifier is not None
         ],
         "experiments": [{"path": str(section.path), **asdict(section.record)} for section in sections],
     }
 
 
 def _write(path: Path, content: str | dict[str, Any]) -> None:
-    """Write aside and rename: a page that is there is whole."""
+    """Write to a temporary file and rename it."""
     text = content if isinstance(content, str) else json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
     write_whole(path, text)
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as null."""
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

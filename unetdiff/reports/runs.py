@@ -1,4 +1,4 @@
-"""A run directory, read into one typed object."""
+"""A run directory as one typed object."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import yaml
 from unetdiff.errors import UserError
 from unetdiff.training.logger import METRICS, read_lines
 
-SHARED_PARTS = ("encoder", "middle", "decoder", "conditioning")
-"""The parts of `UNet.parameter_counts()` that every head uses."""
+SHARED_PARTS = ("encoder", "mid_block", "decoder", "conditioning")
+"""The parts of `UNet.parameter_counts()` that all heads share."""
 
 JsonDict = dict[str, Any]
 
 
 @dataclass
 class Run:
-    """What one training run left behind."""
+    """The files of one training run."""
 
     name: str
-    """Short name on the page, different from every other run's."""
+    """Short name, unique on the page."""
     path: Path
     """The run directory."""
     task: str
@@ -36,94 +36,101 @@ class Run:
     validation: list[JsonDict] = field(default_factory=list)
     """Lines of metrics.jsonl with kind "validation", by step."""
     summary: JsonDict = field(default_factory=dict)
-    """summary.json; empty for a run that has not ended."""
+    """summary.json; empty for an unfinished run."""
     model: Path | None = None
-    """The directory of the weights that are judged (best/, else latest/)."""
+    """The directory of the evaluated weights (best/, else latest/)."""
     model_config: JsonDict = field(default_factory=dict)
-    """config.json of the judged U-Net; the config's `model` section where no weights are saved yet."""
+    """config.json of the evaluated U-Net; the config's `model` section if no weights are saved yet."""
 
     @property
     def heads(self) -> list[str]:
-        """Heads that this run trained; one that the network has besides them is not its work."""
+        """The heads that this run trained; other heads of the network are left out."""
         heads = self.model_config.get("heads") or {}
         trained = [name for name in ("segmentation", "diffusion") if self.task in (name, "joint")]
         return [name for name in trained if heads.get(name) is not None]
 
     @property
     def finished(self) -> bool:
-        """True when training came to its end."""
+        """True if training finished."""
         return bool(self.summary)
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Weights by part of the network, as `UNet.parameter_counts()` gives them; {} when unknown."""
+        """Number of parameters by part of the network, as in `UNet.parameter_counts()`; {} if unknown."""
         return {k: int(v) for k, v in (self.summary.get("parameters") or {}).items() if k != "total"}
 
     @property
     def shared_parameters(self) -> int | None:
-        """Weights of encoder, middle, decoder and conditioning; None when unknown."""
+        """Number of parameters of encoder, mid block, decoder and conditioning; None if unknown."""
         counts = self.parameters
         return sum(counts.get(part, 0) for part in SHARED_PARTS) if counts else None
 
     def head_parameters(self, head: str) -> int | None:
-        """Weights that only `head` uses; None when the run lacks it."""
+        """Number of parameters of a head; None if the run does not have it."""
         return self.parameters.get(f"head.{head}") if head in self.heads else None
 
     @property
     def data_name(self) -> str:
-        """The set's name, with its folder where it has one: what two runs must share to be compared."""
+        """Name of the dataset, with its folder if it has one; see `data_name`."""
         return data_name(self.config.get("data") or {})
 
 
 def data_name(data: Mapping[str, Any]) -> str:
-    """What a `data:` section's set is called: "scenes", "voc_folder (camvid)"."""
+    """The name of the dataset in a `data:` section: "scenes", "voc_folder (camvid)"."""
     root = data.get("root")
     return f"{data.get('name', '?')}" + (f" ({Path(root).name})" if root else "")
 
 
 def read_json(path: Path) -> JsonDict:
-    """The object in a JSON file; {} where there is no file; a UserError where it is not JSON."""
+    """The object in a JSON file; {} if there is no file.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
     if not path.is_file():
         return {}
     try:
         content = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete the run or train it again") from error
+        raise UserError(f"{path} is not valid JSON ({error}). Delete the run or train it again.") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object; train the run again")
+        raise UserError(f"{path} must contain a JSON object (got {type(content).__name__}). Train the run again.")
     return content
 
 
 def read_metrics(path: Path) -> list[JsonDict]:
-    """The lines of metrics.jsonl; a last line that a kill cut in half is left out (see `read_lines`).
+    """The lines of metrics.jsonl, without an incomplete last line (see `read_lines`).
 
-    Where a resumed run wrote a step twice, the later line counts.
+    Where a resumed run wrote a step twice, the later line is used.
     """
     if not path.is_file():
         return []
-    found: dict[tuple[str, int], JsonDict] = {}
+    latest: dict[tuple[str, int], JsonDict] = {}
     for entry in read_lines(path, strict=True):
-        found[str(entry.get("kind")), int(entry.get("step", 0))] = entry
-    return sorted(found.values(), key=lambda entry: entry.get("step", 0))
+        latest[str(entry.get("kind")), int(entry.get("step", 0))] = entry
+    return sorted(latest.values(), key=lambda entry: entry.get("step", 0))
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
-    """The run in `path`; a UserError where the directory holds none.
+    """Read the run in a directory.
 
     Args:
         path: a run directory (config.yaml, metrics.jsonl, summary.json, best/, latest/).
-        name: short name on the page; None: the directory's.
+        name: short name on the page; None: the directory's name.
+
+    Raises:
+        UserError: not a run directory.
     """
     path = Path(path)
     config_file = path / "config.yaml"
     if not config_file.is_file():
-        raise UserError(f"{path} is not a run directory (no config.yaml in it); give the output_dir of a training")
+        raise UserError(f"{path} is not a run directory (no config.yaml). Pass the training.output_dir of a run.")
     try:
         config = yaml.safe_load(config_file.read_text()) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{config_file} is not valid YAML: {error}") from error
     if not isinstance(config, dict) or "task" not in config:
-        raise UserError(f"{config_file} names no task; it is not the config of a training run")
+        raise UserError(f"{config_file} is not the config of a run (no task). Pass the training.output_dir of a run.")
     metrics = read_metrics(path / METRICS)
     model = next((path / part for part in ("best", "latest") if (path / part / "unet").is_dir()), None)
     model_config = read_json(model / "unet" / "config.json") if model else {}
@@ -141,7 +148,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
 
 
 def _planned_model(config: JsonDict) -> JsonDict:
-    """The `model` section of a run that has saved no weights yet, with the heads that its task will train."""
+    """The `model` section of a run without saved weights, with the heads that its task trains."""
     model = dict(config.get("model") or {})
     heads: JsonDict = {name: {} for name in ("segmentation", "diffusion") if config["task"] in (name, "joint")}
     model["heads"] = {k: v for k, v in (model.get("heads") or {}).items() if v is not None} or heads
@@ -149,19 +156,19 @@ def _planned_model(config: JsonDict) -> JsonDict:
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in `paths`, with names that differ: as many last parts of each path as it takes."""
+    """The runs in `paths`, with unique names: the shortest distinct endings of the paths."""
     paths = [Path(path) for path in paths]
     if not paths:
-        raise UserError("compare needs at least one run directory")
+        raise UserError("runs: must contain at least one run directory.")
     resolved = [path.resolve() for path in paths]
     for index, path in enumerate(resolved):
         if path in resolved[:index]:
-            raise UserError(f"{paths[index]} is given twice; give each run once")
+            raise UserError(f"runs={paths[index]}: must be listed once.")
     return [read_run(path, name) for path, name in zip(paths, distinct_names(resolved), strict=True)]
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The shortest parts of one common length that tell the paths apart, without the ending that all of them share."""
+    """The shortest path endings of one length that are distinct, after removing the ending that all paths share."""
     parts = [list(path.parts) for path in paths]
     while len(parts) > 1 and all(len(each) > 1 and each[-1] == parts[0][-1] for each in parts):
         parts = [each[:-1] for each in parts]

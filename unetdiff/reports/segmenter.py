@@ -1,4 +1,4 @@
-"""What `unetdiff evaluate` leaves of a segmenter: the table, two plots, and the page of its worst images."""
+"""The report of a segmenter: per-class table, confusion matrix, reliability diagram and worst images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from unetdiff.segmentation.plots import draw_confusion, draw_reliability
 
 TABLE, CONFUSION, RELIABILITY, PAGE = "per_class.csv", "confusion.png", "reliability.png", "report.html"
 LARGEST = 720
-"""Pixels of the longer side of an image on the page, for who enlarges it."""
-INCH = 96 / 160
-"""CSS pixels for each pixel of a plot (drawn at 160 an inch)."""
+"""Pixels of the longer side of an image on the page."""
+CSS_SCALE = 96 / 160
+"""CSS pixels per pixel of a plot (drawn at 160 dpi)."""
 
 
 @dataclass
@@ -33,12 +33,13 @@ class Case:
 
     name: str
     score: float
-    right: float
+    """Mean IoU over the classes in the ground truth."""
+    pixel_accuracy: float
     tiles: list[tuple[str, str]]
-    """What it is (image, truth, prediction, errors), and its data URI."""
+    """Caption (image, ground truth, prediction, errors) and data URI."""
     classes: list[tuple[str, str, str]]
-    """Name, CSS colour and IoU of every class in its truth or prediction, the worst first."""
-    void: bool
+    """Name, CSS color and IoU of every class in the ground truth or the prediction, the worst first."""
+    has_ignored: bool
     pixelated: bool
 
 
@@ -49,47 +50,47 @@ def write_segmenter_report(
     title: str,
     facts: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write per_class.csv, confusion.png, reliability.png and report.html (one file, needing no other) to a folder.
+    """Write per_class.csv, confusion.png, reliability.png and a self-contained report.html to a folder.
 
     Args:
-        evaluation: what was counted.
-        images: the set it was counted on, which the worst images are read from again.
+        evaluation: the metrics and the worst images.
+        images: the evaluated dataset, from which the worst images are read again.
         output: an existing folder.
         title: the page's heading.
-        facts: more to say under it, e.g. {"set": "camvid"}.
+        facts: facts under the heading, e.g. {"dataset": "camvid"}.
 
     Returns:
         The four files.
     """
     output = Path(output)
     files = [output / name for name in (TABLE, CONFUSION, RELIABILITY, PAGE)]
-    figures = evaluation.metrics()
+    metrics = evaluation.metrics()
     matrix = evaluation.matrix.matrix.cpu().numpy()
     evaluation.write_table(files[0])
     draw_confusion(files[1], matrix, evaluation.classes)
-    draw_reliability(files[2], figures)
+    draw_reliability(files[2], metrics)
     with TemporaryDirectory() as aside:
         dark = [Path(aside) / CONFUSION, Path(aside) / RELIABILITY]
         draw_confusion(dark[0], matrix, evaluation.classes, dark=True)
-        draw_reliability(dark[1], figures, dark=True)
+        draw_reliability(dark[1], metrics, dark=True)
         plots = [
             (png_uri(light), png_uri(night), png_width(light)) for light, night in zip(files[1:3], dark, strict=True)
         ]
     cases = [_case(one, images, evaluation) for one in evaluation.worst]
     occurring = {label for one in evaluation.worst for label in one.iou}
-    marks = [("wrong, among the errors", _css(ERROR_COLOR))]
-    if any(case.void for case in cases):
-        marks.append(("void, counted nowhere", _css(IGNORE_COLOR)))
+    marks = [("misclassified", _css(ERROR_COLOR))]
+    if any(case.has_ignored for case in cases):
+        marks.append(("ignored in evaluation", _css(IGNORE_COLOR)))
     page = render(
         "segmenter.html",
         title=title,
         facts=facts or {},
-        figures=figures,
-        cards=_cards(figures, len(evaluation.classes)),
+        metrics=metrics,
+        cards=_cards(metrics, len(evaluation.classes)),
         cases=cases,
         legend=[(evaluation.classes[label], _css(images.palette[label])) for label in sorted(occurring)],
         marks=marks,
-        rows=_rows(figures, evaluation.classes, images.palette),
+        rows=_rows(metrics, evaluation.classes, images.palette),
         plots=plots,
         percent=percent,
     )
@@ -97,19 +98,21 @@ def write_segmenter_report(
     return files
 
 
-def _cards(figures: Mapping[str, Any], classes: int) -> list[tuple[str, str, str, str]]:
-    """(CSS colour, figure, what it is, a sentence) for the head of the page."""
-    without = sum(iou != iou for iou in figures["iou_per_class"].values())
-    mean = f"Mean over {classes - without} classes" + (f"; {without} never occur" if without else "")
-    sure, right = figures["mean_confidence"], figures["pixel_accuracy"]
-    verdict = "balanced" if abs(sure - right) < 0.005 else ("too sure" if sure > right else "not sure enough")
+def _cards(metrics: Mapping[str, Any], classes: int) -> list[tuple[str, str, str, str]]:
+    """(CSS color, metric, label, sentence) of each card in the summary."""
+    absent = sum(iou != iou for iou in metrics["iou_per_class"].values())
+    mean = f"Mean over {classes - absent} classes" + (f"; {absent} do not occur" if absent else "")
+    confidence, accuracy = metrics["mean_confidence"], metrics["pixel_accuracy"]
+    verdict = "underconfident" if confidence < accuracy else "overconfident"
+    if abs(confidence - accuracy) < 0.005:
+        verdict = "calibrated on average"
     return [
-        ("--c1", percent(figures["mean_iou"]), "mIoU", f"{mean}. Weighted by pixels: {percent(figures['fw_iou'])}."),
-        ("--c2", percent(figures["mean_boundary_iou"]), "boundary IoU",
-         f"Along the contours only: within {figures['boundary_width']}."),
-        ("--seg", percent(right), "pixel accuracy", f"Mean over classes: {percent(figures['mean_accuracy'])}."),
-        ("--c3", percent(figures["ece"]), "calibration error (ECE)",
-         f"It is {percent(sure)} sure and {percent(right)} right: {verdict}."),
+        ("--c1", percent(metrics["mean_iou"]), "mIoU", f"{mean}. Frequency-weighted: {percent(metrics['fw_iou'])}."),
+        ("--c2", percent(metrics["mean_boundary_iou"]), "boundary IoU",
+         f"IoU within {metrics['boundary_width']}, of the contours."),
+        ("--seg", percent(accuracy), "pixel accuracy", f"Mean class accuracy: {percent(metrics['mean_accuracy'])}."),
+        ("--c3", percent(metrics["ece"]), "expected calibration error (ECE)",
+         f"Mean confidence {percent(confidence)}, accuracy {percent(accuracy)}: {verdict}."),
     ]  # fmt: skip
 
 
@@ -120,29 +123,33 @@ def _case(one: WorstImage, images: ImageDataset, evaluation: SegmentationEvaluat
     backdrop = image if tuple(image.shape[-2:]) == truth.shape else None
     tiles = [
         ("image", data_uri(image, largest=LARGEST)),
-        ("truth", data_uri(colorize(truth, images.palette, ignore), photo=False, largest=LARGEST)),
+        ("ground truth", data_uri(colorize(truth, images.palette, ignore), photo=False, largest=LARGEST)),
         ("prediction", data_uri(colorize(one.prediction, images.palette, ignore), photo=False, largest=LARGEST)),
         ("errors", data_uri(error_map(one.prediction, truth, ignore, backdrop), largest=LARGEST)),
     ]
     present = set(np.unique(truth).tolist())
     classes = [
-        (evaluation.classes[label], _css(images.palette[label]), percent(iou) if label in present else "not there")
+        (
+            evaluation.classes[label],
+            _css(images.palette[label]),
+            percent(iou) if label in present else "not in ground truth",
+        )
         for label, iou in sorted(one.iou.items(), key=lambda pair: pair[1])
     ]
     return Case(one.name, one.score, one.pixel_accuracy, tiles, classes, ignore in present, is_small(image))
 
 
-def _rows(figures: Mapping[str, Any], classes: Sequence[str], palette: np.ndarray) -> list[dict[str, Any]]:
-    """The table of classes, the best first, those that never occur last."""
+def _rows(metrics: Mapping[str, Any], classes: Sequence[str], palette: np.ndarray) -> list[dict[str, Any]]:
+    """The rows of the per-class table by descending IoU, absent classes last."""
     rows = [
         {
             "name": name,
             "color": _css(palette[index]),
-            "iou": figures["iou_per_class"][name],
-            "boundary_iou": figures["boundary_iou_per_class"][name],
-            "accuracy": figures["accuracy_per_class"][name],
-            "share": figures["pixel_fraction_per_class"][name],
-            "images": figures["images_per_class"][name],
+            "iou": metrics["iou_per_class"][name],
+            "boundary_iou": metrics["boundary_iou_per_class"][name],
+            "accuracy": metrics["accuracy_per_class"][name],
+            "fraction": metrics["pixel_fraction_per_class"][name],
+            "images": metrics["images_per_class"][name],
         }
         for index, name in enumerate(classes)
     ]
@@ -150,7 +157,7 @@ def _rows(figures: Mapping[str, Any], classes: Sequence[str], palette: np.ndarra
 
 
 def percent(number: float) -> str:
-    """0.9433 -> "94.3 %"; a dash for a figure that there is not."""
+    """0.9433 -> "94.3 %"; NaN -> "–"."""
     return "–" if number != number else table.percent(number)
 
 
@@ -160,8 +167,8 @@ def png_uri(path: Path) -> str:
 
 
 def png_width(path: Path) -> int:
-    """The width in CSS pixels at which a plot's letters have their size (its header's width: bytes 16 to 19)."""
-    return round(int.from_bytes(path.read_bytes()[16:20], "big") * INCH)
+    """The width of a plot in CSS pixels, from bytes 16 to 19 of the PNG header."""
+    return round(int.from_bytes(path.read_bytes()[16:20], "big") * CSS_SCALE)
 
 
 def _css(color: Sequence[int] | np.ndarray) -> str:

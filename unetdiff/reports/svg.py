@@ -1,4 +1,4 @@
-"""Drawings by matplotlib as inline SVG that takes its colours and its font from the page."""
+"""Matplotlib plots as inline SVG with the colors and the font of the page."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colours that matplotlib writes and the page's CSS variables that take their place. No other mark uses them.
+# Placeholder colors in matplotlib's output, replaced with CSS variables of the page.
 INK, RULE = "#0a0b01", "#0a0b02"
 RUNS = [f"#0a0c{index:02x}" for index in range(8)]
-"""Colours of runs or lines: the page's --run-0 and on."""
+"""Placeholder colors of runs or lines, replaced with --run-0 to --run-7."""
 
 SIZE = (5.2, 2.9)
 """Width and height in inches."""
 
 
-def drawn(plot: Callable[[Axes], None], salt: str, size: tuple[float, float] = SIZE) -> str:
-    """One pair of axes in the page's look, filled by `plot`.
+def render_axes(plot: Callable[[Axes], None], salt: str, size: tuple[float, float] = SIZE) -> str:
+    """One pair of axes in the style of the page, as inline SVG.
 
     Args:
-        plot: draws into the axes; for colours it uses `INK`, `RULE` and `RUNS` alone.
-        salt: different for each drawing of a page, so that no two share an id; the same salt gives the same file.
-        size: width and height in inches; the page scales the drawing to its column.
+        plot: draws into the axes, with no colors but `INK`, `RULE` and `RUNS`.
+        salt: different for each plot of a page, so that ids are unique; the same salt gives the same SVG.
+        size: width and height in inches; the page scales the plot to its column.
     """
     style: Any = {
-        "svg.fonttype": "none",  # text stays text; `themed` gives it the page's font
+        "svg.fonttype": "none",  # text stays text; `apply_theme` sets the font of the page
         "svg.hashsalt": salt,
         "font.size": 10.5,
         "axes.edgecolor": RULE,
@@ -48,11 +48,11 @@ def drawn(plot: Callable[[Axes], None], salt: str, size: tuple[float, float] = S
         axes.tick_params(length=0, which="both")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return themed(buffer.getvalue())
+    return apply_theme(buffer.getvalue())
 
 
-def themed(svg: str) -> str:
-    """matplotlib's SVG file as an inline drawing: no prologue, no metadata, the page's colours and font."""
+def apply_theme(svg: str) -> str:
+    """Matplotlib's SVG for inline use: no prologue, no metadata, the colors and the font of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
@@ -60,7 +60,7 @@ def themed(svg: str) -> str:
     svg = svg.replace(INK, "var(--dim)").replace(RULE, "var(--rule)")
     for index, color in enumerate(RUNS):
         svg = svg.replace(color, f"var(--run-{index})")
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # would style the whole page
-    svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg)  # matplotlib's names of groups, the same in every drawing
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would apply to the whole page
+    svg = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", svg)  # group ids, the same in every plot
     svg = re.sub(r" font-family: [^;\"]*;", "", svg)
     return re.sub(r"\s*\n\s*", " ", svg)

@@ -1,4 +1,4 @@
-"""The table of figures: what every run has, which value is the better one, and why some are not compared."""
+"""The table of metrics: one row per metric, one column per run, the best comparable value of each row marked."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unetdiff.reports.dataset_groups import set_key, sized_key
+from unetdiff.reports.consistency import Consistency
+from unetdiff.reports.dataset_groups import dataset_key, size_key
 from unetdiff.reports.runs import JsonDict, Run
-from unetdiff.reports.samples import Consistency
 from unetdiff.text import Better, best_of
 
 DASH = "–"
@@ -19,7 +19,7 @@ class Value:
     """One cell."""
 
     number: float | None
-    """None: the run has no such figure."""
+    """None: the run does not have this metric."""
     text: str
     note: str = ""
     best: bool = False
@@ -27,7 +27,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of every run."""
+    """One metric of every run."""
 
     key: str
     label: str
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass
 class Table:
-    """All figures, in the order of the page."""
+    """All metrics, in the order of the page."""
 
     rows: list[Row] = field(default_factory=list)
 
@@ -51,13 +51,13 @@ class Table:
         return list(found.items())
 
     def row(self, key: str) -> Row | None:
-        """The row with a key, if any run has the figure."""
+        """The row of a metric; None if no run has it."""
         return next((row for row in self.rows if row.key == key), None)
 
 
 @dataclass(frozen=True)
-class Figure:
-    """How one figure is read from a run, written and compared."""
+class Metric:
+    """How one metric is read from a run, formatted and compared."""
 
     key: str
     label: str
@@ -66,7 +66,7 @@ class Figure:
     text: Callable[[float], str]
     better: Better = "neither"
     comparable: Callable[[Run], str] = lambda run: ""
-    """Runs are compared only where this is equal."""
+    """Runs are comparable where this key is equal."""
     note: str = ""
 
 
@@ -87,7 +87,7 @@ def minutes(number: float) -> str:
     return f"{number:.1f} min" if number < 60 else f"{number / 60:.1f} h"
 
 
-def share(number: float) -> str:
+def fraction(number: float) -> str:
     """0.8714 -> "0.871"."""
     return f"{number:.3f}"
 
@@ -97,8 +97,8 @@ def percent(number: float) -> str:
     return f"{100 * number:.1f} %"
 
 
-def judged_line(run: Run) -> JsonDict:
-    """The validation of the weights that the page shows: those of best/, else the last."""
+def shown_validation(run: Run) -> JsonDict:
+    """The validation entry of the weights that the page shows: those in best/, else the last entry."""
     best = (run.summary.get("best") or {}).get("step")
     if best is not None and run.model is not None and run.model.name == "best":
         for entry in run.validation:
@@ -109,20 +109,20 @@ def judged_line(run: Run) -> JsonDict:
     return dict(run.summary.get("final") or {})
 
 
-def validated(name: str) -> Callable[[Run], float | None]:
-    """Reads a validation metric of the weights that the page shows."""
+def validation_metric(name: str) -> Callable[[Run], float | None]:
+    """A function that reads a validation metric of the weights that the page shows."""
 
     def read(run: Run) -> float | None:
-        return _number(judged_line(run).get(name)) if name.split("/")[0] in run.heads else None
+        return _number(shown_validation(run).get(name)) if name.split("/")[0] in run.heads else None
 
     return read
 
 
 def _objective(run: Run) -> str:
     config = run.config.get("diffusion") or {}
-    drawn = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
+    target = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
     loss = [config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")]
-    return sized_key(run) + str(drawn + loss)
+    return size_key(run) + str(target + loss)
 
 
 def _machine(run: Run) -> str:
@@ -134,49 +134,49 @@ def _images(run: Run) -> float | None:
     return max((float(count) for count in counts if count is not None), default=None)
 
 
-_NETWORK, _COST = "Network", "Training"
-_SEGMENTATION, _DIFFUSION = "Segmentation, on validation images", "Diffusion"
+_NETWORK, _COST = "Parameters", "Training"
+_SEGMENTATION, _DIFFUSION = "Segmentation (validation)", "Diffusion"
 
-FIGURES: tuple[Figure, ...] = (
-    Figure("parameters.shared", "backbone", _NETWORK, lambda run: run.shared_parameters, compact,
-           note="encoder, middle, decoder, conditioning"),
-    Figure("parameters.segmentation", "segmentation head", _NETWORK,
-           lambda run: run.head_parameters("segmentation"), compact, note="its own weights"),
-    Figure("parameters.diffusion", "diffusion head", _NETWORK,
-           lambda run: run.head_parameters("diffusion"), compact, note="its own weights"),
-    Figure("minutes", "time", _COST, lambda run: _number(run.summary.get("minutes")), minutes),
-    Figure("images", "images seen", _COST, _images, compact),
-    Figure("images_per_second", "images a second", _COST,
+METRICS: tuple[Metric, ...] = (
+    Metric("parameters.shared", "backbone", _NETWORK, lambda run: run.shared_parameters, compact,
+           note="encoder, mid block, decoder, conditioning"),
+    Metric("parameters.segmentation", "segmentation head", _NETWORK,
+           lambda run: run.head_parameters("segmentation"), compact),
+    Metric("parameters.diffusion", "diffusion head", _NETWORK,
+           lambda run: run.head_parameters("diffusion"), compact),
+    Metric("minutes", "time", _COST, lambda run: _number(run.summary.get("minutes")), minutes),
+    Metric("images", "images seen", _COST, _images, compact),
+    Metric("images_per_second", "images per second", _COST,
            lambda run: _number(run.summary.get("images_per_second")), lambda n: f"{n:,.0f}" if n >= 10 else f"{n:.1f}",
            "higher", _machine),
-    Figure("segmentation.mean_iou", "mIoU", _SEGMENTATION, validated("segmentation/mean_iou"), share,
-           "higher", set_key),
-    Figure("segmentation.pixel_accuracy", "pixel accuracy", _SEGMENTATION,
-           validated("segmentation/pixel_accuracy"), share, "higher", set_key),
-    Figure("diffusion.loss", "validation loss", _DIFFUSION, validated("diffusion/loss"), lambda n: f"{n:.4f}",
+    Metric("segmentation.mean_iou", "mIoU", _SEGMENTATION, validation_metric("segmentation/mean_iou"), fraction,
+           "higher", dataset_key),
+    Metric("segmentation.pixel_accuracy", "pixel accuracy", _SEGMENTATION,
+           validation_metric("segmentation/pixel_accuracy"), fraction, "higher", dataset_key),
+    Metric("diffusion.loss", "validation loss", _DIFFUSION, validation_metric("diffusion/loss"), lambda n: f"{n:.4f}",
            "lower", _objective),
-    Figure("diffusion.color_mean_error", "colour error", _DIFFUSION, validated("diffusion/color_mean_error"),
-           lambda n: f"{n:.4f}", "lower", set_key, note="mean colour of samples against the data’s"),
+    Metric("diffusion.color_mean_error", "color error", _DIFFUSION, validation_metric("diffusion/color_mean_error"),
+           lambda n: f"{n:.4f}", "lower", dataset_key, note="difference of mean color, samples vs. data"),
 )  # fmt: skip
-"""The figures that need nothing but the run directory; class consistency comes from the samples."""
+"""The metrics read from the run directory; class consistency is computed from the samples."""
 
 
 def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = None) -> Table:
     """The table of the runs; `scores` are the samples' class consistencies by the index of the run."""
     table = Table()
-    for figure in FIGURES:
-        cells = [(figure.read(run), "") for run in runs]
-        _add(table, figure, runs, cells)
+    for metric in METRICS:
+        cells = [(metric.read(run), "") for run in runs]
+        _add(table, metric, runs, cells)
     if scores:
-        figure = Figure(
+        metric = Metric(
             key="diffusion.class_consistency",
             label="class consistency",
             group=_DIFFUSION,
             read=lambda run: None,
             text=percent,
             better="higher",
-            comparable=sized_key,
-            note="samples in which the judge sees the class asked for",
+            comparable=size_key,
+            note="accuracy of an independent classifier on the samples",
         )
         cells = [
             (scores[i].value, f"{100 * scores[i].low:.1f}–{percent(scores[i].high)}, n = {scores[i].n}")
@@ -184,19 +184,19 @@ def build_table(runs: Sequence[Run], scores: Mapping[int, Consistency] | None = 
             else (None, "")
             for i in range(len(runs))
         ]
-        _add(table, figure, runs, cells)
+        _add(table, metric, runs, cells)
     return table
 
 
-def _add(table: Table, figure: Figure, runs: Sequence[Run], cells: Sequence[tuple[float | None, str]]) -> None:
+def _add(table: Table, metric: Metric, runs: Sequence[Run], cells: Sequence[tuple[float | None, str]]) -> None:
     if all(number is None for number, _ in cells):
         return
-    texts = [DASH if number is None else figure.text(number) for number, _ in cells]
-    best = best_of([number for number, _ in cells], texts, figure.better, [figure.comparable(run) for run in runs])
+    texts = [DASH if number is None else metric.text(number) for number, _ in cells]
+    best = best_of([number for number, _ in cells], texts, metric.better, [metric.comparable(run) for run in runs])
     values = tuple(
         Value(number, text, note, marked) for (number, note), text, marked in zip(cells, texts, best, strict=True)
     )
-    table.rows.append(Row(figure.key, figure.label, figure.note, figure.group, values))
+    table.rows.append(Row(metric.key, metric.label, metric.note, metric.group, values))
 
 
 def _number(value: object) -> float | None:

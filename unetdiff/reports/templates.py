@@ -1,4 +1,4 @@
-"""The page's Jinja2 templates, which lie beside this file."""
+"""The Jinja2 templates of the pages, in the folder of this file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 @cache
 def _environment() -> Environment:
-    # Autoescape always: names of runs, classes and files are other people's text.
+    # Always escape: names of runs, classes and files are untrusted text.
     return Environment(
         loader=PackageLoader("unetdiff.reports", "."),
         autoescape=True,
@@ -21,5 +21,5 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template filled with `values`; a name that is missing is an error."""
+    """Render a template with `values`; a missing name is an error."""
     return _environment().get_template(template).render(**values)

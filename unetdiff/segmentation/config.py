@@ -66,12 +66,12 @@ class InferenceConfig:
 
     @property
     def views(self) -> list[tuple[float, bool]]:
-        """(scale, mirrored) of each view."""
+        """(scale, flip) of each view."""
         return [(scale, flip) for scale in self.scales for flip in ([False, True] if self.flip else [False])]
 
     @property
     def is_whole_image(self) -> bool:
-        """Whether an image is seen whole, once, as it is."""
+        """Whether inference is a single forward pass of the whole image."""
         return self.tile is None and self.views == [(1.0, False)]
 
 

@@ -1,4 +1,4 @@
-"""A segmenter judged on a set, at the masks' own size, in one pass that keeps counts and the worst images only."""
+"""Evaluation of a segmentation model on a dataset, at the masks' own size, in one pass with constant memory."""
 
 from __future__ import annotations
 
@@ -32,47 +32,47 @@ Logits = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 @dataclass
 class WorstImage:
-    """One of the images that a segmenter does worst on."""
+    """One of the images with the lowest mean IoU."""
 
     index: int
-    """Its place in the set."""
+    """Its index in the dataset."""
     name: str
     score: float
-    """Mean IoU of the classes in its truth."""
+    """Mean IoU of the classes in its target."""
     pixel_accuracy: float
-    """Share of its pixels that are right (void aside)."""
+    """Fraction of its valid pixels that are correct."""
     iou: dict[int, float]
-    """IoU of each class in its truth or its prediction; 0 for one that is only predicted."""
+    """IoU of each class in its target or prediction; 0 for a class that is only predicted."""
     prediction: np.ndarray
     """uint8 (H, W)."""
 
 
 @dataclass
 class SegmentationEvaluation:
-    """What was counted; `figures` makes numbers of it."""
+    """Counts over a dataset, and the worst images; `metrics` computes the metrics."""
 
     classes: list[str]
     matrix: ConfusionMatrix
     boundary: BoundaryIoU
     calibration: Calibration
-    shown: Tensor
-    """Images whose truth holds the class, int64 (C,)."""
+    images_per_class: Tensor
+    """Images whose target contains the class, int64 (C,)."""
     images: int = 0
     worst: list[WorstImage] = field(default_factory=list)
-    """The worst first; an image that is void all over has no score and is never among them."""
+    """Ascending by score; images without a valid pixel have no score and are not included."""
 
     def metrics(self) -> dict[str, Any]:
-        """Every figure by name; those of each class as {class: figure} under `..._per_class`."""
-        counted = self.matrix.compute() | self.boundary.compute() | self.calibration.compute()
-        truth = self.matrix.matrix.cpu().sum(dim=1).double()  # (C,)
-        counted["pixel_fraction_per_class"] = (truth / truth.sum()).tolist()
-        counted["images_per_class"] = self.shown.tolist()
-        by_class = {f"{kind}_per_class": counted.pop(f"{kind}_per_class") for kind in PER_CLASS}
+        """All metrics by name; per-class metrics as {class: value} under `..._per_class`."""
+        metrics = self.matrix.compute() | self.boundary.compute() | self.calibration.compute()
+        pixels = self.matrix.matrix.cpu().sum(dim=1).double()  # (C,)
+        metrics["pixel_fraction_per_class"] = (pixels / pixels.sum()).tolist()
+        metrics["images_per_class"] = self.images_per_class.tolist()
+        by_class = {f"{kind}_per_class": metrics.pop(f"{kind}_per_class") for kind in PER_CLASS}
         named = {kind: dict(zip(self.classes, values, strict=True)) for kind, values in by_class.items()}
-        return {"images": self.images, **counted, **named}
+        return {"images": self.images, **metrics, **named}
 
     def write_table(self, path: Path) -> None:
-        """A line for each class as CSV: its index, its name, its figures; a field is empty where there is none."""
+        """Write one CSV row per class: index, name and metrics, empty if nan."""
         metrics = self.metrics()
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -88,7 +88,7 @@ def network_logits(
     inference: InferenceConfig | None = None,
     autocast: torch.dtype | None = None,
 ) -> Logits:
-    """What `evaluate_segmenter` asks: images uint8 (3, H, W) -> logits (C, H, W) at each one's own size, in order.
+    """The `logits_of` of `evaluate_segmenter` for a network: images uint8 (3, H, W) -> logits (C, H, W) at their sizes.
 
     Arguments as in `unetdiff.segmentation.inference.predictions`.
     """
@@ -105,25 +105,25 @@ def evaluate_segmenter(
     batch_size: int = 8,
     progress: Callable[[Iterable[list[int]]], Iterable[list[int]]] = iter,
 ) -> SegmentationEvaluation:
-    """Judge whatever turns images into logits, each image at the size of its mask.
+    """Evaluate a function from images to logits, each image at the size of its mask.
 
-    The argmax is taken of the logits at that size. Kept are counts, and the predictions of the `worst` images by
-    the mean IoU of the classes in their truth (a few stray pixels of another class do not make an image the worst).
+    The argmax is taken after resizing the logits to that size. Only counts are kept, and the predictions of the `worst`
+    images by the mean IoU of the classes in their target (classes that are only predicted do not lower this score).
 
     Args:
         logits_of: see `network_logits`.
-        images: a set with masks; its images at their own size, or at the network's.
-        ignore_index: void.
-        worst: images kept.
-        batch_size: images read and handed over at once.
+        images: a dataset with masks; images at their own size or at the network's.
+        ignore_index: ignored in addition to 255.
+        worst: number of images kept.
+        batch_size: images passed to `logits_of` at once.
         progress: wraps the batches of indices, e.g. `tqdm`.
 
     Raises:
-        UserError: the set has no masks.
+        UserError: the dataset has no masks.
     """
     classes = list(images.classes)
     if not classes:
-        raise UserError("this set has no masks to judge a segmenter by; give one that has, e.g. data.name=voc_folder")
+        raise UserError("Evaluating a segmentation head needs a dataset with masks. Use e.g. data.name=voc_folder.")
     total = SegmentationEvaluation(
         classes,
         ConfusionMatrix(len(classes), ignore_index),
@@ -131,19 +131,19 @@ def evaluate_segmenter(
         Calibration(ignore_index=ignore_index),
         torch.zeros(len(classes), dtype=torch.int64),
     )
-    heap: list[tuple[float, int, WorstImage]] = []  # (-score, -index): the best of the worst on top
+    heap: list[tuple[float, int, WorstImage]] = []  # (-score, -index, image): the best of the worst on top
     for indices in progress(EvalSampler(len(images), batch_size)):
         items = [images[index] for index in indices]
-        for index, name, logits, target in _judged(logits_of, indices, items):
+        for index, name, logits, target in _predicted(logits_of, indices, items):
             prediction = logits.argmax(dim=0)  # (H, W)
             one = ConfusionMatrix(len(classes), ignore_index)
             one.update(prediction, target)
             total.matrix.merge(one)
             total.boundary.update(prediction, target)
             total.calibration.update(logits, target)
-            total.shown += (one.matrix.sum(dim=1) > 0).cpu()
+            total.images_per_class += (one.matrix.sum(dim=1) > 0).cpu()
             total.images += 1
-            scored = _scored(one, index, name)
+            scored = _score(one, index, name)
             if scored is not None and (len(heap) < worst or (heap and (-scored.score, -index) > heap[0][:2])):
                 kept = replace(scored, prediction=prediction.to(torch.uint8).cpu().numpy())
                 heapq.heappush(heap, (-scored.score, -index, kept))
@@ -153,22 +153,22 @@ def evaluate_segmenter(
     return total
 
 
-def _judged(
+def _predicted(
     logits_of: Logits, indices: Sequence[int], items: Sequence[dict[str, Any]]
 ) -> Iterator[tuple[int, str, Tensor, Tensor]]:
-    """(index in the set, name, logits (C, H, W), truth (H, W)) of a batch, logits at the truth's size."""
+    """(index, name, logits (C, H, W), target (H, W)) of each image of a batch, logits at the target's size."""
     for index, item, logits in zip(indices, items, logits_of([item["image"] for item in items]), strict=True):
         target = item["mask"].to(logits.device)
         yield index, item["name"], resize_logits(logits[None], (target.shape[-2], target.shape[-1]))[0], target
 
 
-def _scored(one: ConfusionMatrix, index: int, name: str) -> WorstImage | None:
-    """An image's figures from its own matrix; None where it is void all over."""
-    figures = one.compute()
+def _score(one: ConfusionMatrix, index: int, name: str) -> WorstImage | None:
+    """An image's metrics from its own matrix; None without a valid pixel."""
+    metrics = one.compute()
     present = (one.matrix.sum(dim=1) > 0).cpu()
     if not present.any():
         return None
-    iou = torch.tensor(figures["iou_per_class"], dtype=torch.float64)
+    iou = torch.tensor(metrics["iou_per_class"], dtype=torch.float64)
     occurring = {int(label): float(iou[label]) for label in (~iou.isnan()).nonzero()[:, 0]}
     empty = np.zeros((0, 0), np.uint8)
-    return WorstImage(index, name, float(iou[present].mean()), figures["pixel_accuracy"], occurring, empty)
+    return WorstImage(index, name, float(iou[present].mean()), metrics["pixel_accuracy"], occurring, empty)

@@ -1,4 +1,4 @@
-"""From images of any size to logits and masks at the images' own sizes."""
+"""Inference: images of any size to logits and masks at the images' own sizes."""
 
 from __future__ import annotations
 
@@ -44,36 +44,36 @@ __all__ = [
 
 ImageLike = ImageInput | str | Path | bytes
 InputSize = Sequence[int] | int | None
-"""What images are resized to for the network: (H, W), a longest side with the aspect kept, or not at all."""
-BAND = 1 << 25  # logits that are resized at once on the way to a mask: 128 MiB of float32
+"""Size that images are resized to for the network: (H, W), the longest side (aspect ratio kept), or None."""
+MAX_RESIZED_LOGITS = 1 << 25  # values resized at once by `argmax_at`: 128 MiB of float32
 
 
 def load_image(image: ImageLike) -> Tensor:
-    """A file or its bytes (upright, by the EXIF tag), PIL image, array (H, W, 3), tensor (3, H, W) -> uint8 (3, H, W).
+    """A file or its bytes (upright by EXIF), PIL image, array (H, W, 3) or tensor (3, H, W) -> uint8 (3, H, W).
 
-    Raises UserError naming a file that is missing, truncated, no image, or too large for PIL's guard.
+    Raises UserError for a file that is missing, truncated, not an image, or larger than PIL's limit.
     """
     if isinstance(image, str | Path | bytes):
         source = io.BytesIO(image) if isinstance(image, bytes) else image
         if isinstance(image, bytes):
-            image = f"{len(image)} bytes given"
+            image = f"<{len(image)} bytes>"
         try:
             with Image.open(source) as file:
                 image = rgb(upright(file))
         except Image.DecompressionBombError as error:
-            raise UserError(f"{image}: {error}; cut it up, or raise PIL.Image.MAX_IMAGE_PIXELS in Python") from None
+            raise UserError(f"{image}: {error} Split it, or raise PIL.Image.MAX_IMAGE_PIXELS in Python.") from None
         except FileNotFoundError:
-            raise UserError(f"{image}: no such file; give the path of an image") from None
+            raise UserError(f"{image}: file not found. Give the path of an image.") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-            raise UserError(f"{image}: not a readable image ({why}); replace or remove it") from None
+            raise UserError(f"{image}: not a readable image ({why}). Replace or remove it.") from None
     return rearrange(torch.from_numpy(as_rgb_array(image).copy()), "h w c -> c h w").contiguous()
 
 
 @contextmanager
 def eval_mode(module: nn.Module, device_type: str, autocast: torch.dtype | None) -> Iterator[None]:
-    """eval mode, no gradient, autocast where asked for; on leaving, every module's mode is as it was."""
-    training = [part for part in module.modules() if part.training]
+    """eval mode, inference mode and optional autocast; restores the mode of every module on exit."""
+    training = [child for child in module.modules() if child.training]
     module.eval()
     try:
         with (
@@ -82,17 +82,20 @@ def eval_mode(module: nn.Module, device_type: str, autocast: torch.dtype | None)
         ):
             yield
     finally:
-        for part in training:
-            part.training = True
+        for child in training:
+            child.training = True
 
 
 def segment_whole(unet: UNet, pixels: Tensor, timestep: Tensor | int | None = None) -> Tensor:
-    """Logits (B, classes, H, W) for every pixel of (B, 3, H, W), from an unpadded 2015 network too.
+    """Logits (B, classes, H, W) for every pixel of (B, 3, H, W), also with unpadded (`padding: valid`) convolutions.
 
-    timestep: of the noise in the images, for a network that is told it; None: they are clean, or it is not told.
+    Unpadded networks predict the center of their input only: the image is first padded by reflection (Ronneberger et
+    al. 2015, fig. 2) by `ClassicEncoder.lost_unpadded`, and up to a valid size.
 
-    That one answers for the middle of its input only, so the image is mirrored beyond its border first
-    (Ronneberger et al. 2015, fig. 2), by what it loses (`ClassicEncoder.lost_unpadded`) and on to a size that fits.
+    Args:
+        unet: the network.
+        pixels: (B, 3, H, W) in [-1, 1].
+        timestep: of the noise in the pixels, for networks conditioned on it; None: clean images.
     """
     if unet.config["encoder"]["padding"] != "valid":
         return unet.segment(pixels, timestep)
@@ -100,28 +103,28 @@ def segment_whole(unet: UNet, pixels: Tensor, timestep: Tensor | int | None = No
     margin, stride = classic.lost_unpadded, 2**classic.out_level
     pads, starts = [], []
     for length in pixels.shape[-2:]:
-        fitting = (length + margin + 4 + stride - 1) // stride * stride - 4
-        start = (fitting - margin - length) // 2
-        pads.append((start + margin // 2, fitting - length - start - margin // 2))
+        valid = (length + margin + 4 + stride - 1) // stride * stride - 4  # next valid input size
+        start = (valid - margin - length) // 2
+        pads.append((start + margin // 2, valid - length - start - margin // 2))
         starts.append(start)
     (top, bottom), (left, right) = pads
     height, width = pixels.shape[-2:]
-    mirrored = bottom < height and right < width  # top and left are never the larger ones
-    padded = F.pad(pixels, (left, right, top, bottom), mode="reflect" if mirrored else "replicate")
+    reflectable = bottom < height and right < width  # top and left are never larger
+    padded = F.pad(pixels, (left, right, top, bottom), mode="reflect" if reflectable else "replicate")
     logits = unet.segment(padded, timestep)
     return logits[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width]
 
 
 @dataclass
 class Prediction:
-    """What the network made of one image, at the image's own size."""
+    """The prediction for one image, at the image's own size."""
 
     image: Tensor
-    """uint8 (3, H, W), as it was read."""
+    """uint8 (3, H, W), as read."""
     mask: Tensor
     """Class indices, uint8 (H, W), on the CPU."""
     logits: Tensor | None
-    """(classes, H, W), float32 on the model's device, where they were asked for."""
+    """(classes, H, W), float32 on the model's device, with `keep_logits`."""
 
 
 def predictions(
@@ -132,99 +135,100 @@ def predictions(
     autocast: torch.dtype | None = None,
     keep_logits: bool = False,
 ) -> Iterator[Prediction]:
-    """Yield a Prediction for every image, in the order given.
+    """Yield a Prediction for every image, in order.
 
-    Images are read when their turn comes, a few batches ahead of what is yielded, so `images` may be endless. Without
-    `keep_logits`, an image's logits are reduced to its mask band by band: where there are tiles, no large image's
-    logits are ever held whole.
+    Images are read lazily, a few batches ahead of what is yielded, so `images` may be endless. Without `keep_logits`,
+    with tiles, an image's logits are reduced to its mask strip by strip and never held completely.
 
     Args:
-        unet: the network; put into eval mode for each batch and back again.
+        unet: the network; set to eval mode for each batch and back.
         images: files, bytes, PIL images, arrays uint8 (H, W, 3) or tensors uint8 (3, H, W).
-        size: (H, W) or longest side that images are resized to before anything else; None: their own. Tiles and
-            scales are of that.
-        options: tiles, views, batch size; None: the whole image, once.
+        size: (H, W) or longest side that images are resized to first, before tiles and scales; None: not resized.
+        options: tiles, views and batch size; None: the whole image, one view.
         autocast: e.g. torch.bfloat16; None: the weights' precision.
-        keep_logits: whether logits are wanted.
+        keep_logits: return logits.
 
     Raises:
-        UserError: an image that cannot be read, or options that cannot be.
+        UserError: an image cannot be read, or an option is out of range.
     """
-    opened: dict[int, _Assembly] = {}
+    pending: dict[int, _PredictionBuilder] = {}
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
             loaded = load_image(image)
-            seen = _input_size(loaded, size)
-            opened[index] = _Assembly(loaded, seen, keep_logits)
-            yield resize_image(loaded, seen)
+            input_size = _input_size(loaded, size)
+            pending[index] = _PredictionBuilder(loaded, input_size, keep_logits)
+            yield resize_image(loaded, input_size)
 
     def forward(batch: Tensor) -> Tensor:
         pixels = to_model_range(batch.to(unet.device)).to(unet.dtype)  # (B, 3, h, w)
         with eval_mode(unet, unet.device.type, autocast):
             return segment_whole(unet, pixels)
 
-    following = 0
-    for index, band in tiled_logits(forward, resized(), options or InferenceConfig()):
-        opened[index].add(band)
-        while following in opened and (result := opened[following].result) is not None:
+    next_index = 0
+    for index, strip in tiled_logits(forward, resized(), options or InferenceConfig()):
+        pending[index].add(strip)
+        while next_index in pending and (result := pending[next_index].result) is not None:
             yield result
-            del opened[following]
-            following += 1
+            del pending[next_index]
+            next_index += 1
 
 
 def _input_size(image: Tensor, size: InputSize) -> tuple[int, int]:
-    """(H, W) at which the network sees an image (3, H, W)."""
-    own = (image.shape[-2], image.shape[-1])
+    """(H, W) of the network's input for an image (3, H, W)."""
+    image_size = (image.shape[-2], image.shape[-1])
     if isinstance(size, int):
-        return fit_longest_side(own, size)
-    return own if size is None else checked_size("size", list(size)) or own
+        return fit_longest_side(image_size, size)
+    return image_size if size is None else checked_size("size", list(size)) or image_size
 
 
-class _Assembly:
-    """An image whose bands come in from top to bottom."""
+class _PredictionBuilder:
+    """Assembles an image's prediction from strips of logits, top to bottom."""
 
-    def __init__(self, image: Tensor, seen: tuple[int, int], keep_logits: bool) -> None:
-        self.image, self.seen, self.keep_logits = image, seen, keep_logits
-        self.parts: list[Tensor] = []  # bands of the mask, or of the logits
+    def __init__(self, image: Tensor, input_size: tuple[int, int], keep_logits: bool) -> None:
+        self.image, self.input_size, self.keep_logits = image, input_size, keep_logits
+        self.strips: list[Tensor] = []  # of the mask, or of the logits
         self.result: Prediction | None = None
 
-    def add(self, band: Tensor) -> None:
-        """band (C, rows, w) of the logits of the image as the network sees it."""
+    def add(self, strip: Tensor) -> None:
+        """Add logits (C, rows, w) of the resized image; sets `result` after the last strip."""
         height, width = self.image.shape[-2:]
-        whole = self.keep_logits or self.seen != (height, width)  # to be resized: `seen` is a network's size
-        self.parts.append(band if whole else band.argmax(dim=0).to(torch.uint8).cpu())
-        if sum(part.shape[-2] for part in self.parts) < self.seen[0]:
+        needs_logits = self.keep_logits or self.input_size != (height, width)  # to be resized first
+        self.strips.append(strip if needs_logits else strip.argmax(dim=0).to(torch.uint8).cpu())
+        if sum(strip.shape[-2] for strip in self.strips) < self.input_size[0]:
             return
-        joined = self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, dim=-2)
-        self.parts = []
+        joined = self.strips[0] if len(self.strips) == 1 else torch.cat(self.strips, dim=-2)
+        self.strips = []
         logits = None
-        if whole and self.keep_logits:
+        if self.keep_logits:
             logits = resize_logits(joined[None], (height, width))[0]
-        mask = argmax_at(joined if logits is None else logits, (height, width)) if whole else joined
+        mask = argmax_at(joined if logits is None else logits, (height, width)) if needs_logits else joined
         self.result = Prediction(self.image, mask, logits)
 
 
 def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Logits (C, h, w) -> mask uint8 (H, W) on the CPU: argmax of the resized logits, at most `BAND` of them at once.
+    """Logits (C, h, w) -> mask uint8 (H, W) on the CPU: argmax of the resized logits, by strips of rows.
 
-    Bilinear as in `resize_logits`: row i lies at (i + 1/2) h/H - 1/2 of the rows given.
+    At most `MAX_RESIZED_LOGITS` values are resized at once. Bilinear as in `resize_logits`: row i is sampled at
+    (i + 1/2) h/H - 1/2.
     """
     classes, rows = logits.shape[0], logits.shape[1]
     height, width = size
-    step = max(1, BAND // (classes * width))
+    step = max(1, MAX_RESIZED_LOGITS // (classes * width))
     if step >= height:
         return resize_logits(logits[None], size)[0].argmax(dim=0).to(torch.uint8).cpu()
-    parts = []
+    strips = []
     for top in range(0, height, step):
         lines = torch.arange(top, min(top + step, height), device=logits.device) + 0.5
-        place = (lines * (rows / height) - 0.5).clamp(0, rows - 1)
-        upper = place.long()
+        position = (lines * (rows / height) - 0.5).clamp(0, rows - 1)
+        upper = position.long()
         lower = (upper + 1).clamp(max=rows - 1)
-        band = torch.lerp(logits[:, upper].float(), logits[:, lower].float(), (place - upper)[:, None])  # (C, step, w)
-        band = resize_logits(band[None], (band.shape[1], width))[0]
-        parts.append(band.argmax(dim=0).to(torch.uint8).cpu())
-    return torch.cat(parts)
+        strip = torch.lerp(
+            logits[:, upper].float(), logits[:, lower].float(), (position - upper)[:, None]
+        )  # (C, step, w)
+        strip = resize_logits(strip[None], (strip.shape[1], width))[0]
+        strips.append(strip.argmax(dim=0).to(torch.uint8).cpu())
+    return torch.cat(strips)
 
 
 def logits_by_size(
@@ -239,10 +243,10 @@ def logits_by_size(
 
     Arguments as in `predictions`; `batch_size` overrides that of the options.
     """
-    found = predictions(unet, images, size, _options(options, batch_size), autocast, keep_logits=True)
-    for index, one in enumerate(found):
-        assert one.logits is not None  # they were asked for
-        yield index, one.logits
+    results = predictions(unet, images, size, _options(options, batch_size), autocast, keep_logits=True)
+    for index, result in enumerate(results):
+        assert result.logits is not None
+        yield index, result.logits
 
 
 def predict_batch(
@@ -253,10 +257,7 @@ def predict_batch(
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> list[Tensor]:
-    """Logits (classes, H, W), float32, of every image at its own size, in the order given.
-
-    All of them are held at once; `predict_masks` holds the masks only. Arguments as in `logits_by_size`.
-    """
+    """Logits (classes, H, W), float32, of every image at its own size, in order; arguments as in `logits_by_size`."""
     return [logits for _, logits in logits_by_size(unet, images, size, batch_size, autocast, options)]
 
 
@@ -279,9 +280,9 @@ def predict_masks(
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> list[np.ndarray]:
-    """Masks uint8 (H, W), each at its image's size, in the order given. Arguments as in `predict_batch`."""
+    """Masks uint8 (H, W) of every image at its own size, in order; arguments as in `predict_batch`."""
     options = _options(options, batch_size)
-    return [one.mask.numpy() for one in predictions(unet, images, size, options, autocast)]
+    return [result.mask.numpy() for result in predictions(unet, images, size, options, autocast)]
 
 
 def _options(options: InferenceConfig | None, batch_size: int | None) -> InferenceConfig:

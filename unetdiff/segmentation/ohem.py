@@ -1,4 +1,4 @@
-"""Online hard example mining: which pixels of a batch are hard enough to learn from."""
+"""Online hard example mining (OHEM): selection of the hard pixels of a batch."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import torch
 from torch import Tensor
 
 
-def hard_pixels(log_loss: Tensor, valid: Tensor, threshold: float, min_fraction: float) -> Tensor:
-    """Pixels whose true class has a probability below `threshold`, and at least a share of the valid ones.
+def hard_pixels(nll: Tensor, valid: Tensor, threshold: float, min_fraction: float) -> Tensor:
+    """Pixels whose target class has a probability below `threshold`, at least `min_fraction` of the valid ones.
 
     Shrivastava et al. 2016 ("Training region-based object detectors with online hard example mining"), by pixel as in
-    mmsegmentation's OHEMPixelSampler, whose `min_kept` is a share here. Where too few pixels are below the threshold,
-    the hardest `ceil(min_fraction * valid)` are taken, with all that are as hard as the last of these. Over the whole
-    batch; no gradient passes through the choice.
+    mmsegmentation's OHEMPixelSampler, with `min_kept` as a fraction. If too few pixels are below the threshold, the
+    hardest `ceil(min_fraction * valid)` are selected, and ties with the last of them. Over the whole batch, without
+    gradient.
 
     Args:
-        log_loss: -log p_t, (B, H, W).
-        valid: bool, (B, H, W); others are never taken.
-        threshold: probability, 0 (the share alone) to 1.
-        min_fraction: of the valid pixels, 0 to 1.
+        nll: -log p_t, (B, H, W).
+        valid: bool, (B, H, W); other pixels are never selected.
+        threshold: probability in [0, 1]; 0: min_fraction only.
+        min_fraction: of the valid pixels, in [0, 1].
 
     Returns:
         bool (B, H, W).
     """
-    log_loss = log_loss.detach()
-    hard = (torch.exp(-log_loss) < threshold) & valid
-    among = log_loss[valid]  # (P,)
-    least = math.ceil(min_fraction * len(among) - 1e-9)
-    if least < 1:
+    nll = nll.detach()
+    hard = (torch.exp(-nll) < threshold) & valid
+    valid_nll = nll[valid]  # (P,)
+    min_kept = math.ceil(min_fraction * len(valid_nll) - 1e-9)
+    if min_kept < 1:
         return hard
-    bound = among.kthvalue(len(among) - least + 1).values  # the least-hardest of them
-    return hard | (valid & (log_loss >= bound))
+    bound = valid_nll.kthvalue(len(valid_nll) - min_kept + 1).values  # the min_kept-th largest
+    return hard | (valid & (nll >= bound))

@@ -1,4 +1,4 @@
-"""One image of how a segmenter does: rows of image | truth | prediction | errors, and a legend."""
+"""Previews of a segmentation model: rows of image | target | prediction | errors, and a legend."""
 
 from __future__ import annotations
 
@@ -26,55 +26,64 @@ from unetdiff.segmentation.palette import (
 
 __all__ = ["preview"]
 
-HEADERS = ("image", "truth", "prediction", "errors")
-SMALL, LARGE = 160, 320  # pixels: smaller images grow to about the first, larger ones shrink to the second
+HEADERS = ("image", "target", "prediction", "errors")
+MIN_SIDE, MAX_SIDE = (
+    160,
+    320,
+)  # pixels: smaller images are enlarged to about the first, larger ones shrunk to the second
 MARGIN, GAP, LINE = 16, 8, 20
 PAPER, INK, MUTED, EDGE = (255, 255, 255), (32, 36, 40), (110, 116, 124), (200, 204, 208)
 
 
 def preview(
     images: Sequence[ImageInput],
-    truths: Sequence[Mask],
+    targets: Sequence[Mask],
     predictions: Sequence[Mask],
     palette: Palette,
     class_names: Sequence[str],
     ignore_index: int = 255,
     names: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draw each image beside its truth, its prediction and their difference.
+    """Draw each image next to its target, its prediction and their difference.
 
-    images: uint8 (3, H, W) tensors (or PIL, or arrays (H, W, 3)). truths, predictions: (H', W') class
-    indices, of one size within a pair; where it is not the image's, the image is resized to it. palette:
-    (classes, 3). The legend names the classes that occur. `names` are written under the images. Raises
-    UserError where lengths or sizes differ.
+    Args:
+        images: uint8 (3, H, W) tensors, PIL images or arrays (H, W, 3); resized to the masks.
+        targets, predictions: (H', W') class indices, of the same size within a pair.
+        palette: (classes, 3).
+        class_names: for the legend of the classes that occur.
+        ignore_index: ignored in the targets, in addition to 255.
+        names: written below the images.
+
+    Raises:
+        UserError: lengths or sizes differ.
     """
-    if not len(images) == len(truths) == len(predictions) > 0:
+    if not len(images) == len(targets) == len(predictions) > 0:
         raise UserError(
-            f"preview of {len(images)} images, {len(truths)} truths, {len(predictions)} predictions: "
-            "give the same number of each, at least one"
+            "preview: must have the same number of images, targets and predictions, at least one "
+            f"(got {len(images)}, {len(targets)} and {len(predictions)})."
         )
     colors = as_palette(palette, len(class_names))
     rows, captions, occurring = [], [], set()
-    for number, (image, truth, prediction) in enumerate(zip(images, truths, predictions, strict=True)):
-        target, guess = as_mask(truth), as_mask(prediction)
-        if target.shape != guess.shape:
-            raise UserError(f"truth {number} is {target.shape} and its prediction {guess.shape}; sizes must agree")
+    for number, (image, target_mask, prediction) in enumerate(zip(images, targets, predictions, strict=True)):
+        target, pred = as_mask(target_mask), as_mask(prediction)
+        if target.shape != pred.shape:
+            raise UserError(f"prediction {number}: size must be its target's (got {pred.shape} and {target.shape}).")
         photo = _resized(Image.fromarray(as_rgb_array(image)), target.shape)
         tiles = [
             np.asarray(photo),
             colorize(target, colors, ignore_index),
-            colorize(guess, colors, ignore_index),
-            error_map(guess, target, ignore_index, photo),
+            colorize(pred, colors, ignore_index),
+            error_map(pred, target, ignore_index, photo),
         ]
-        rows.append([_fitted(tile, smooth=column == 0) for column, tile in enumerate(tiles)])
+        rows.append([_display_size(tile, smooth=column == 0) for column, tile in enumerate(tiles)])
         valid = ~ignore_mask(target, ignore_index)
-        right = f"{(guess == target)[valid].mean():.1%} of pixels right" if valid.any() else "all void"
-        captions.append((names[number] if names is not None else "", right))
-        occurring |= set(np.unique(target).tolist()) | set(np.unique(guess).tolist())
+        accuracy = f"{(pred == target)[valid].mean():.1%} of pixels correct" if valid.any() else "all ignored"
+        captions.append((names[number] if names is not None else "", accuracy))
+        occurring |= set(np.unique(target).tolist()) | set(np.unique(pred).tolist())
 
     legend = [(name, tuple(colors[c].tolist())) for c, name in enumerate(class_names) if c in occurring]
     if occurring & {ignore_index, IGNORE_INDEX}:
-        legend.append(("void", IGNORE_COLOR))
+        legend.append(("ignore", IGNORE_COLOR))
     legend.append(("wrong", ERROR_COLOR))
     return _page(rows, captions, legend)
 
@@ -84,21 +93,21 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _fitted(tile: np.ndarray, smooth: bool) -> Image.Image:
-    """Small tiles grow by a whole factor and stay crisp; large ones shrink."""
+def _display_size(tile: np.ndarray, smooth: bool) -> Image.Image:
+    """Small tiles are enlarged by an integer factor with nearest neighbor, large ones shrunk."""
     image = Image.fromarray(tile)
     longest = max(image.size)
-    if longest <= SMALL:
-        factor = max(1, round(SMALL / longest))
+    if longest <= MIN_SIDE:
+        factor = max(1, round(MIN_SIDE / longest))
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    if longest <= LARGE:
+    if longest <= MAX_SIDE:
         return image
-    size = (max(1, round(image.width * LARGE / longest)), max(1, round(image.height * LARGE / longest)))
+    size = (max(1, round(image.width * MAX_SIDE / longest)), max(1, round(image.height * MAX_SIDE / longest)))
     return image.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.BOX)
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the page looks the same on every machine."""
+    """DejaVu Sans, bundled with matplotlib, so that previews look the same everywhere."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
@@ -120,13 +129,13 @@ def _page(
     for left, header in zip(lefts, HEADERS, strict=True):
         draw.text((left, top), header, fill=INK, font=header_font)
     top += LINE
-    for row, (name, right), row_height in zip(rows, captions, heights, strict=True):
+    for row, (name, accuracy), row_height in zip(rows, captions, heights, strict=True):
         for left, tile in zip(lefts, row, strict=True):
             page.paste(tile, (left, top))
             draw.rectangle((left - 1, top - 1, left + tile.width, top + tile.height), outline=EDGE)
         top += row_height
         draw.text((lefts[0], top + 3), _cut(name, small, column), fill=MUTED, font=small)
-        draw.text((lefts[3], top + 3), _cut(right, small, column), fill=MUTED, font=small)
+        draw.text((lefts[3], top + 3), _cut(accuracy, small, column), fill=MUTED, font=small)
         top += LINE + GAP
     for line in lines:
         left = MARGIN
@@ -141,7 +150,7 @@ def _page(
 def _wrapped(
     legend: list[tuple[str, tuple[int, ...]]], font: ImageFont.FreeTypeFont, width: int
 ) -> list[list[tuple[str, tuple[int, ...], int]]]:
-    """The legend's entries in lines no wider than the page: (label, colour, pixels to the next entry)."""
+    """The legend's entries wrapped to the width of the page: (label, color, pixels to the next entry)."""
     lines: list[list[tuple[str, tuple[int, ...], int]]] = [[]]
     used = 0
     for label, color in legend:
@@ -155,7 +164,7 @@ def _wrapped(
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Text that fits, its end replaced by an ellipsis where it does not."""
+    """Text truncated to a width with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

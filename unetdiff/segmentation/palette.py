@@ -1,4 +1,4 @@
-"""Masks as images: colours, blends, palette PNG files and error maps."""
+"""Masks as images: colors, overlays, palette PNG files and error maps."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ __all__ = [
     "save_mask",
 ]
 
-ROWS = 256  # of an image, blended at once
+MAX_ROWS = 256  # rows of an image blended at once
 IGNORE_COLOR = (224, 224, 192)  # VOC's cream
-ERROR_COLOR = (214, 30, 120)  # no class has it, in VOC's palette or that of scenes
+ERROR_COLOR = (214, 30, 120)  # not in VOC's palette nor in that of scenes
 CORRECT_COLOR = (236, 238, 240)
 
 Mask = Tensor | np.ndarray
@@ -38,14 +38,14 @@ Palette = np.ndarray | Sequence[Sequence[int]]
 
 
 def as_palette(palette: Palette, num_classes: int | None = None) -> np.ndarray:
-    """Checked colours, uint8 (classes, 3); UserError where they are not that or fewer than `num_classes`."""
+    """Colors as uint8 (classes, 3); UserError for another shape or range, or fewer than `num_classes` colors."""
     color = np.asarray(palette)
     if color.ndim != 2 or color.shape[1] != 3 or color.min(initial=0) < 0 or color.max(initial=0) > 255:
-        raise UserError(f"palette of shape {color.shape}: give a row [red, green, blue] of 0..255 for each class")
+        raise UserError(f"palette: must be (classes, 3), [red, green, blue] in 0..255 (got shape {color.shape}).")
     if len(color) > IGNORE_INDEX:
-        raise UserError(f"palette of {len(color)} colours: a palette PNG holds at most {IGNORE_INDEX} classes and void")
+        raise UserError(f"palette: must have at most {IGNORE_INDEX} colors, for palette PNGs (got {len(color)}).")
     if num_classes is not None and len(color) < num_classes:
-        raise UserError(f"palette has {len(color)} colours for {num_classes} classes; give one for each")
+        raise UserError(f"palette: must have one color per class (got {len(color)} for {num_classes} classes).")
     return color.astype(np.uint8)
 
 
@@ -53,10 +53,10 @@ def as_mask(mask: Mask) -> np.ndarray:
     """A mask (H, W) of class indices as uint8, from a tensor on any device or an array."""
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2:
-        raise UserError(f"mask of shape {array.shape}: give class indices (H, W)")
+        raise UserError(f"mask: shape must be (H, W) (got {array.shape}).")
     if array.min(initial=0) < 0 or array.max(initial=0) > IGNORE_INDEX:
         raise UserError(
-            f"mask holds values {array.min()}..{array.max()}; class indices are 0..254, void is {IGNORE_INDEX}"
+            f"mask: values must be class indices 0..254 or {IGNORE_INDEX} (ignore) (got {array.min()}..{array.max()})."
         )
     return array.astype(np.uint8)
 
@@ -67,18 +67,18 @@ def as_rgb_array(image: ImageInput) -> np.ndarray:
         try:
             return np.asarray(rgb(image))
         except ValueError as error:
-            raise UserError(f"image of {error}") from None
+            raise UserError(f"image: {error}") from None
     if isinstance(image, Tensor):
         if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8:
             return image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
-        raise UserError(f"image tensor {tuple(image.shape)} of {image.dtype}: give uint8 (3, H, W)")
+        raise UserError(f"image: tensors must be uint8 (3, H, W) (got {image.dtype} {tuple(image.shape)}).")
     if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
         return image
-    raise UserError(f"image array {image.shape} of {image.dtype}: give uint8 (H, W, 3)")
+    raise UserError(f"image: arrays must be uint8 (H, W, 3) (got {image.dtype} {image.shape}).")
 
 
-def _table(palette: Palette, ignore_index: int) -> np.ndarray:
-    """256 colours: the classes', void's at `ignore_index` and wherever there is no class."""
+def _lookup_table(palette: Palette, ignore_index: int) -> np.ndarray:
+    """256 colors: those of the classes, `IGNORE_COLOR` at `ignore_index` and beyond the classes."""
     color = as_palette(palette)
     table = np.tile(np.array(IGNORE_COLOR, dtype=np.uint8), (256, 1))
     table[: len(color)] = color
@@ -88,19 +88,19 @@ def _table(palette: Palette, ignore_index: int) -> np.ndarray:
 
 
 def colorize(mask: Mask, palette: Palette, ignore_index: int = IGNORE_INDEX) -> np.ndarray:
-    """Mask (H, W) -> its colours, uint8 (H, W, 3)."""
-    return _table(palette, ignore_index)[as_mask(mask)]
+    """Mask (H, W) -> RGB, uint8 (H, W, 3)."""
+    return _lookup_table(palette, ignore_index)[as_mask(mask)]
 
 
 def palette_image(mask: Mask, palette: Palette, ignore_index: int = IGNORE_INDEX) -> Image.Image:
-    """Mask (H, W) -> PIL image of mode "P", its pixels the class indices themselves, as VOC stores them."""
+    """Mask (H, W) -> PIL image of mode "P" whose pixels are the class indices, as VOC stores masks."""
     image = Image.fromarray(as_mask(mask))
-    image.putpalette(_table(palette, ignore_index).reshape(-1).tolist())
+    image.putpalette(_lookup_table(palette, ignore_index).reshape(-1).tolist())
     return image
 
 
 def save_mask(mask: Mask, path: str | Path, palette: Palette, ignore_index: int = IGNORE_INDEX) -> None:
-    """Write a mask (H, W) as a palette PNG: opened as it is (no convert), its pixels are class indices."""
+    """Write a mask (H, W) as a palette PNG; opened without conversion, its pixels are class indices."""
     palette_image(mask, palette, ignore_index).save(path, format="PNG")
 
 
@@ -112,38 +112,43 @@ def overlay(
     ignore_index: int = IGNORE_INDEX,
     transparent: Collection[int] = (),
 ) -> np.ndarray:
-    """The image with the mask's colours laid over it, uint8 (H, W, 3).
+    """The image blended with the mask's colors, uint8 (H, W, 3).
 
-    alpha is the mask's share, 0 to 1; void and the `transparent` classes (say, background) show the bare
-    image.
+    Args:
+        image: of the mask's size.
+        mask: class indices (H, W).
+        palette: (classes, 3).
+        alpha: weight of the mask's colors, in [0, 1].
+        ignore_index: not blended.
+        transparent: classes that are not blended, e.g. background.
     """
     base, index = as_rgb_array(image), as_mask(mask)
     if base.shape[:2] != index.shape:
-        raise UserError(f"image {base.shape[:2]} and mask {index.shape} differ in size; they must agree to overlay")
-    colors = alpha * _table(palette, ignore_index)  # (256, 3)
-    bare = np.isin(np.arange(256), [ignore_index, *transparent])
+        raise UserError(f"mask: size must be the image's (got {index.shape} and {base.shape[:2]}).")
+    colors = alpha * _lookup_table(palette, ignore_index)  # (256, 3)
+    unblended = np.isin(np.arange(256), [ignore_index, *transparent])
     result = np.empty_like(base)
-    for top in range(0, len(base), ROWS):  # floats are held of these rows only
-        rows = slice(top, top + ROWS)
+    for top in range(0, len(base), MAX_ROWS):  # bounds the memory of float values
+        rows = slice(top, top + MAX_ROWS)
         blend = ((1 - alpha) * base[rows] + colors[index[rows]]).round().astype(np.uint8)
-        result[rows] = np.where(bare[index[rows]][..., None], base[rows], blend)
+        result[rows] = np.where(unblended[index[rows]][..., None], base[rows], blend)
     return result
 
 
 def error_map(
-    prediction: Mask, truth: Mask, ignore_index: int = IGNORE_INDEX, image: ImageInput | None = None
+    prediction: Mask, target: Mask, ignore_index: int = IGNORE_INDEX, image: ImageInput | None = None
 ) -> np.ndarray:
-    """Wrong pixels magenta, void cream, the others pale (or the image in faded grey): uint8 (H, W, 3)."""
-    guess, index = as_mask(prediction), as_mask(truth)
-    if guess.shape != index.shape:
-        raise UserError(f"prediction {guess.shape} and truth {index.shape} differ in size")
+    """Wrong pixels magenta, ignored ones cream, the others pale (or the image in faded gray): uint8 (H, W, 3)."""
+    pred, index = as_mask(prediction), as_mask(target)
+    if pred.shape != index.shape:
+        raise UserError(f"prediction: size must be the target's (got {pred.shape} and {index.shape}).")
     result = np.tile(np.array(CORRECT_COLOR, dtype=np.uint8), (*index.shape, 1))
     if image is not None:
-        grey = as_rgb_array(image).mean(axis=2, keepdims=True)
-        if grey.shape[:2] != index.shape:
-            raise UserError(f"image {grey.shape[:2]} and truth {index.shape} differ in size")
-        result[:] = (130 + grey * (110 / 255)).astype(np.uint8)
-    void = ignore_mask(index, ignore_index)
-    result[void] = IGNORE_COLOR
-    result[(guess != index) & ~void] = ERROR_COLOR
+        gray = as_rgb_array(image).mean(axis=2, keepdims=True)
+        if gray.shape[:2] != index.shape:
+            raise UserError(f"image: size must be the target's (got {gray.shape[:2]} and {index.shape}).")
+        result[:] = (130 + gray * (110 / 255)).astype(np.uint8)
+    ignored = ignore_mask(index, ignore_index)
+    result[ignored] = IGNORE_COLOR
+    result[(pred != index) & ~ignored] = ERROR_COLOR
     return result

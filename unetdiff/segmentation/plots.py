@@ -1,4 +1,4 @@
-"""Two plots of a segmenter: what it takes for what, and whether it is as sure as it is right."""
+"""Plots of a segmentation model: the confusion matrix and the reliability diagram."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ LIGHT = {"paper": "#ffffff", "ink": "#1c2430", "dim": "#5d6775", "rule": "#d5d2c
          "strong": "#064f48", "bar": "#0b7f74", "gap": "#c2325d"}  # fmt: skip
 DARK = {"paper": "#181d25", "ink": "#e6e9ee", "dim": "#9aa5b4", "rule": "#39434f", "none": "#272e39",
         "strong": "#6fe3d3", "bar": "#2a7f76", "gap": "#f58aa6"}  # fmt: skip
-NUMBERED = 30  # classes up to which every cell has its number
-LONGEST = 24  # characters of a class name
+MAX_NUMBERED_CLASSES = 30  # up to which cells show numbers
+MAX_NAME_LENGTH = 24  # characters of a class name
 
 
 def draw_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], dark: bool = False) -> None:
-    """A confusion matrix (C, C), rows truth, each row as shares of its own pixels; a class without any is blank.
+    """Write a confusion matrix (C, C), rows target, as PNG; rows are normalized, those of absent classes blank.
 
-    Written as PNG. The cells' side and the letters follow the number of classes, so that 2 and 60 can be read.
+    Sizes of cells and letters depend on the number of classes, so that 2 to 60 classes are readable.
     """
     colors, count = DARK if dark else LIGHT, len(classes)
     with np.errstate(invalid="ignore"):
-        share = matrix / matrix.sum(axis=1, keepdims=True)  # (C, C), nan in the rows of absent classes
-    names = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
+        fraction = matrix / matrix.sum(axis=1, keepdims=True)  # (C, C), nan in the rows of absent classes
+    names = [name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…" for name in classes]
     cell = float(np.interp(count, [2, 12, 30, 60], [1.1, 0.5, 0.36, 0.22]))  # inches
     letters = float(np.interp(count, [2, 12, 30, 60], [11, 10, 8.5, 7]))  # points
     margin = 0.4 + 0.0085 * letters * max(map(len, names))
     with rc_context(_style(colors)):
         figure = Figure(figsize=(count * cell + margin + 1.2, count * cell + margin + 0.9), layout="constrained")
         axes = figure.add_subplot()
-        blend = LinearSegmentedColormap.from_list("share", [colors["paper"], colors["strong"]])
+        blend = LinearSegmentedColormap.from_list("fraction", [colors["paper"], colors["strong"]])
         ramp = blend.with_extremes(bad=colors["none"])
-        image = axes.imshow(np.ma.masked_invalid(share), cmap=ramp, norm=PowerNorm(0.5, 0, 1), aspect="equal")
-        if count <= NUMBERED:
-            _numbers(axes, share, colors, letters * (0.78 if count > 12 else 0.9))
+        image = axes.imshow(np.ma.masked_invalid(fraction), cmap=ramp, norm=PowerNorm(0.5, 0, 1), aspect="equal")
+        if count <= MAX_NUMBERED_CLASSES:
+            _numbers(axes, fraction, colors, letters * (0.78 if count > 12 else 0.9))
         axes.set_xticks(range(count), names, rotation=90 if count > 3 else 0, fontsize=letters)
         axes.set_yticks(range(count), names, fontsize=letters)
         axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
@@ -49,27 +49,27 @@ def draw_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], dark:
         axes.tick_params(length=0, which="both")
         axes.spines[:].set_visible(False)
         axes.set_xlabel("predicted")
-        axes.set_ylabel("truth")
-        beside = axes.inset_axes((1 + 0.15 / (count * cell), 0, 0.14 / (count * cell), 1))  # 0.14 inches wide
-        bar = figure.colorbar(image, cax=beside)
+        axes.set_ylabel("target")
+        bar_axes = axes.inset_axes((1 + 0.15 / (count * cell), 0, 0.14 / (count * cell), 1))  # 0.14 inches wide
+        bar = figure.colorbar(image, cax=bar_axes)
         bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(length=0, labelsize=9)
-        bar.set_label("share of the true class's pixels", fontsize=9)
+        bar.set_label("fraction of the target class's pixels", fontsize=9)
         figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.12)
 
 
-def _numbers(axes: Any, share: np.ndarray, colors: dict[str, str], size: float) -> None:
-    """Percentages in the cells that round to 1 or more."""
-    for row, column in zip(*np.nonzero(np.nan_to_num(share) >= 0.005), strict=True):
-        value = share[row, column]
+def _numbers(axes: Any, fraction: np.ndarray, colors: dict[str, str], size: float) -> None:
+    """Percentages in cells of at least 1 %."""
+    for row, column in zip(*np.nonzero(np.nan_to_num(fraction) >= 0.005), strict=True):
+        value = fraction[row, column]
         ink = colors["paper"] if value > 0.3 else colors["ink"]
         axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=size)
 
 
-def draw_reliability(path: Path, figures: dict[str, Any], dark: bool = False) -> None:
-    """Accuracy against confidence by bin, and how many pixels each bin holds; from `Calibration.compute()`. PNG."""
-    colors, reliability = DARK if dark else LIGHT, figures["reliability"]
+def draw_reliability(path: Path, metrics: dict[str, Any], dark: bool = False) -> None:
+    """Write a reliability diagram of `Calibration.compute()` as PNG: accuracy against confidence."""
+    colors, reliability = DARK if dark else LIGHT, metrics["reliability"]
     count = np.array(reliability["count"], dtype=np.float64)  # (M,) each
     accuracy, confidence = (np.array(reliability[key], dtype=np.float64) for key in ("accuracy", "confidence"))
     bins, filled, pixels = len(count), count > 0, max(count.sum(), 1)
@@ -85,17 +85,17 @@ def draw_reliability(path: Path, figures: dict[str, Any], dark: bool = False) ->
         upper.vlines(confidence[filled], accuracy[filled], confidence[filled], color=colors["gap"], linewidth=1.4)
         upper.set_ylim(0, 1)
         upper.set_xlim(0, 1)
-        upper.set_ylabel("share of pixels that are right")
+        upper.set_ylabel("accuracy")
         upper.legend(loc="upper left", frameon=False, fontsize=9)
         overall = float((count[filled] * accuracy[filled]).sum() / pixels)
         upper.set_title(
-            f"ECE {figures['ece']:.3f} · mean confidence {figures['mean_confidence']:.3f} · accuracy {overall:.3f}",
+            f"ECE {metrics['ece']:.3f} · mean confidence {metrics['mean_confidence']:.3f} · accuracy {overall:.3f}",
             fontsize=10,
             loc="left",
         )
         lower.bar(middles, 100 * count / pixels, 0.9 / bins, color=colors["dim"])
         lower.set_ylabel("% of pixels")
-        lower.set_xlabel("confidence: softmax of the answered class")
+        lower.set_xlabel("confidence: softmax probability of the predicted class")
         for axes in (upper, lower):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color=colors["rule"], linewidth=0.6)

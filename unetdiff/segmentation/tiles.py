@@ -1,7 +1,4 @@
-"""Tiles and views: an image seen in overlapping pieces, mirrored and at several sizes, and put together again.
-
-Nothing here knows a network: `bands` takes any function from pixels to logits.
-"""
+"""Sliding-window and multi-view inference: images are split into overlapping tiles, and their logits blended."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from unetdiff.segmentation.config import InferenceConfig, validate_inference
 
 __all__ = ["Tile", "blend_weights", "resize_logits", "split_into_tiles", "tile_starts", "tiled_logits"]
 
-MAX_WAITING_BATCHES = 4  # batches' worth of pieces that wait for others of their size
+MAX_WAITING_BATCHES = 4  # tiles in these many batches may wait for others of their input size
 
 
 def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -30,10 +27,9 @@ def resize_logits(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
-    """First pixel of each tile along an axis: evenly spread, the last ends with the image.
+    """First pixel of each tile along an axis: evenly spaced, the last tile ends with the image.
 
-    Neighbours have at least the share `overlap` of a tile in common. A tile that is not shorter than the image is
-    the only one, and starts at 0.
+    Neighbors overlap by at least the fraction `overlap` of a tile. If the tile covers the image, there is one, at 0.
     """
     if tile >= length:
         return [0]
@@ -43,20 +39,20 @@ def tile_starts(length: int, tile: int, overlap: float) -> list[int]:
 
 
 def blend_weights(starts: list[int], tile: int) -> Tensor:
-    """Weight of every pixel of every tile along an axis, float32 (tiles, tile); at each pixel they sum to one.
+    """Blending weights of the pixels of each tile along an axis, float32 (tiles, tile); they sum to 1 at each pixel.
 
-    Where two tiles overlap by o pixels, the outer o/4 of each count nothing, because the network saw least around
-    them, and the weight rises over the o/2 between as a raised cosine, sin^2(pi/2 x). So a network that looks no
-    further than o/4 gives in tiles exactly what it gives on the whole image. Where more than two overlap, their
-    weights are divided by the sum. The image's own border is no seam.
+    In an overlap of o pixels, the outer o/4 of each tile have weight 0 (their context is truncated) and the weights
+    rise over the o/2 between as a raised cosine, sin^2(pi/2 x). A network with a receptive field of at most o/4 to each
+    side gives exactly the logits of the whole image. Weights of more than two overlapping tiles are normalized. The
+    image border is not blended.
     """
     raw = torch.ones(len(starts), tile, dtype=torch.float64)
     for left, (start, following) in enumerate(zip(starts, starts[1:], strict=False)):
         shared = start + tile - following
         if shared <= 0:
             continue
-        target = (torch.arange(shared, dtype=torch.float64) + 0.5) / shared  # 0 to 1 across the overlap
-        rise = torch.sin(torch.pi / 2 * ((target - 0.25) * 2).clamp(0, 1)).square()
+        position = (torch.arange(shared, dtype=torch.float64) + 0.5) / shared  # 0 to 1 across the overlap
+        rise = torch.sin(torch.pi / 2 * ((position - 0.25) * 2).clamp(0, 1)).square()
         raw[left + 1, :shared] *= rise
         raw[left, tile - shared :] *= rise.flip(0)
     total = torch.zeros(starts[-1] + tile, dtype=torch.float64)
@@ -68,47 +64,47 @@ def blend_weights(starts: list[int], tile: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of an image, in one view."""
+    """A rectangle of an image in one view."""
 
     top: int
     left: int
     shape: tuple[int, int]
-    """Height and width in the image's pixels; it may reach past the image's lower and right border."""
+    """Height and width in image pixels; may extend beyond the lower and right border."""
     input_size: tuple[int, int]
-    """Height and width that the network sees it at."""
+    """Height and width of the network's input."""
     flip: bool
-    """Seen mirrored left to right."""
+    """Flipped horizontally."""
     rows: Tensor
-    """(height,): weights of its rows, the views' share in them."""
+    """(height,): weights of its rows, divided by the number of views."""
     columns: Tensor
     """(width,): weights of its columns. A pixel's weight is its row's times its column's."""
 
     def cut(self, image: Tensor) -> Tensor:
-        """(3, H, W) -> what the network sees of it, (3, h, w); mirrored at the border where the image ends."""
+        """Image (3, H, W) -> network input (3, h, w); padded by reflection beyond the image border."""
         for axis, start, length in ((-2, self.top, self.shape[0]), (-1, self.left, self.shape[1])):
             if start + length <= image.shape[axis]:
                 image = image.narrow(axis, start, length)
             else:
-                index = _mirrored(start + torch.arange(length), image.shape[axis])
+                index = _reflected(start + torch.arange(length), image.shape[axis])
                 image = image.index_select(axis, index.to(image.device))
         image = resize_image(image, self.input_size)
         return image.flip(-1) if self.flip else image
 
 
-def _mirrored(index: Tensor, length: int) -> Tensor:
-    """Positions past the end as positions within 0..length-1: ... n-2, n-1, n-2, ... and back again from 0."""
+def _reflected(index: Tensor, length: int) -> Tensor:
+    """Indices beyond the end reflected into 0..length-1: ..., n-2, n-1, n-2, ..., 1, 0, 1, ..."""
     period = max(1, 2 * (length - 1))
     index = index % period
     return torch.minimum(index, period - index)
 
 
 def split_into_tiles(size: tuple[int, int], config: InferenceConfig) -> list[Tile]:
-    """Every piece of an image of `size` (H, W) in every view, from top to bottom.
+    """All tiles of an image of `size` (H, W) in all views, from top to bottom.
 
-    At scale s a tile covers 1/s as much of the image and is resized for the network, so that every view has tiles of
-    one size and they share batches. Without tiles, the only piece of a view is the image.
+    At scale s a tile covers 1/s of its height and width in the image and is resized for the network, so that tiles of
+    all views have one input size and share batches. Without `config.tile`, each view is one tile, the whole image.
     """
-    found = []
+    tiles = []
     for scale, flip in config.views:
         if config.tile is None:
             shape, input_size = size, (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -118,31 +114,31 @@ def split_into_tiles(size: tuple[int, int], config: InferenceConfig) -> list[Til
         tops, lefts = (tile_starts(size[i], shape[i], config.overlap) for i in (0, 1))
         rows, columns = blend_weights(tops, shape[0]) / len(config.views), blend_weights(lefts, shape[1])
         for (top, row), (left, column) in product(zip(tops, rows, strict=True), zip(lefts, columns, strict=True)):
-            found.append(Tile(top, left, shape, input_size, flip, row, column))
-    return sorted(found, key=lambda tile: tile.top)
+            tiles.append(Tile(top, left, shape, input_size, flip, row, column))
+    return sorted(tiles, key=lambda tile: tile.top)
 
 
 class Canvas:
-    """The weighted sum of an image's pieces. Rows that no other piece reaches are handed out and forgotten.
+    """Weighted sum of an image's tiles. Rows that no pending tile reaches are returned and freed.
 
     Args:
-        index: the image's number.
+        index: of the image.
         size: its height and width.
-        parts: its pieces, from top to bottom.
+        tiles: its tiles, from top to bottom.
     """
 
-    def __init__(self, index: int, size: tuple[int, int], parts: list[Tile]) -> None:
+    def __init__(self, index: int, size: tuple[int, int], tiles: list[Tile]) -> None:
         self.index, self.size = index, size
-        self.pending = [tile.top for tile in parts]  # ascending
-        self.top = 0  # of the rows that are kept
+        self.pending = [tile.top for tile in tiles]  # ascending
+        self.top = 0  # first row in `rows`
         self.rows: Tensor | None = None  # (C, rows, W)
 
     def add(self, tile: Tile, values: Tensor) -> Tensor | None:
-        """values (C, height, width) of a piece -> the rows that are now complete (C, rows, W), or None."""
+        """Add values (C, height, width) of a tile; returns the rows that are now complete (C, rows, W), or None."""
         height, width = self.size
         if len(self.pending) == 1 and self.rows is None and tile.shape == self.size:
             self.pending.clear()
-            return values  # one view of the whole image
+            return values  # a single view of the whole image
         bottom, right = min(tile.top + tile.shape[0], height), min(tile.left + tile.shape[1], width)
         if self.rows is None:
             self.rows = values.new_zeros(values.shape[0], 0, width)
@@ -154,11 +150,11 @@ class Canvas:
         target = self.rows[:, tile.top - self.top : bottom - self.top, tile.left : right]
         target.addcmul_(values[:, : len(rows), : len(columns)], weights)
         self.pending.remove(tile.top)
-        done = (self.pending[0] if self.pending else height) - self.top
-        if done <= 0:
+        complete = (self.pending[0] if self.pending else height) - self.top
+        if complete <= 0:
             return None
-        self.top += done
-        finished, self.rows = self.rows[:, :done], self.rows[:, done:]
+        self.top += complete
+        finished, self.rows = self.rows[:, :complete], self.rows[:, complete:]
         return finished
 
 
@@ -167,16 +163,19 @@ Job = tuple[Canvas, Tile, Tensor]
 
 
 def tiled_logits(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the image, its logits (C, rows, W) float32), band by band from top to bottom.
+    """Yield (index of the image, logits (C, rows, W) float32), strip by strip from top to bottom.
 
-    Pieces of one size share batches, whatever images and views they are of. What is held is bounded: a few batches
-    of pieces, and the rows of an image that are not complete (two tiles' height at most, where there are tiles).
-    Several views give log(mean of their softmax probabilities), one view the logits themselves, blended at the seams.
+    Tiles of one input size share batches across images and views. Memory is bounded: a few batches of tiles, and the
+    incomplete rows of an image (at most two tiles high). Several views give log(mean softmax probability), a single
+    view the logits, blended where tiles overlap.
 
     Args:
         forward: pixels (B, 3, h, w) -> logits (B, C, h, w).
-        images: (3, H, W) each, taken one after the other when their turn comes.
-        config: tiles, views and batch size. Raises UserError where they cannot be.
+        images: (3, H, W) each, read lazily.
+        config: tiles, views and batch size.
+
+    Raises:
+        UserError: an option out of range.
     """
     validate_inference(config)
     waiting: dict[tuple[int, int], list[Job]] = {}
@@ -186,7 +185,7 @@ def tiled_logits(forward: Forward, images: Iterable[Tensor], config: InferenceCo
         if len(waiting[shape]) >= config.batch_size:
             yield from _run(forward, waiting.pop(shape), len(config.views))
         elif sum(map(len, waiting.values())) >= MAX_WAITING_BATCHES * config.batch_size:
-            yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))  # the longest waiting
+            yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))  # the one that waits longest
     while waiting:
         yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))
 
@@ -194,18 +193,18 @@ def tiled_logits(forward: Forward, images: Iterable[Tensor], config: InferenceCo
 def _jobs(images: Iterable[Tensor], config: InferenceConfig) -> Iterator[Job]:
     for index, image in enumerate(images):
         size = (image.shape[-2], image.shape[-1])
-        parts = split_into_tiles(size, config)
-        canvas = Canvas(index, size, parts)
-        for tile in parts:
+        tiles = split_into_tiles(size, config)
+        canvas = Canvas(index, size, tiles)
+        for tile in tiles:
             yield canvas, tile, tile.cut(image)
 
 
 def _run(forward: Forward, jobs: list[Job], views: int) -> Iterator[tuple[int, Tensor]]:
-    """One batch through the network and onto the canvases; yields what is complete."""
+    """Run one batch through the network and add it to the canvases; yields complete strips."""
     logits = forward(torch.stack([pixels for _, _, pixels in jobs]))  # (B, C, h, w)
-    for (canvas, tile, _), own in zip(jobs, logits, strict=True):
-        input_size = own[None].float()  # one at a time: of a batch, they would be the largest tensor of all
-        values = resize_logits(input_size.flip(-1) if tile.flip else input_size, tile.shape)  # (1, C, height, width)
+    for (canvas, tile, _), tile_logits in zip(jobs, logits, strict=True):
+        values = tile_logits[None].float()  # one at a time: resized, a batch would be the largest tensor of all
+        values = resize_logits(values.flip(-1) if tile.flip else values, tile.shape)  # (1, C, height, width)
         finished = canvas.add(tile, (values.softmax(dim=1) if views > 1 else values)[0])
         if finished is not None:
             if views > 1:

@@ -1,4 +1,4 @@
-"""A video's frames through a segmenter: frames in, a video of overlays out, one batch held at a time (PyAV)."""
+"""Segmentation of videos with PyAV: frames to a video of overlays, one batch at a time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 __all__ = ["frame_count", "require_pyav", "segment_video"]
 
-CRF = "18"  # x264's constant quality: hardly to be told from the original
-BT709 = 1  # ffmpeg's number of it, as matrix, primaries and transfer
+CRF = "18"  # x264's constant rate factor, visually lossless
+BT709 = 1  # ffmpeg's number of BT.709 as matrix, primaries and transfer
 
 
 def segment_video(
@@ -29,23 +29,23 @@ def segment_video(
     autocast: torch.dtype | None = None,
     progress: Callable[[], Any] = lambda: None,
 ) -> int:
-    """Write the overlays of a video's frames as H.264 in MP4, with its size, frame rate and time stamps; no sound.
+    """Write the overlays of a video's frames as H.264 in MP4, with its size, frame rate and time stamps, without audio.
 
-    It is written aside and renamed when it is whole. A frame turned by the file's own rotation is turned upright.
+    Written to a temporary file and renamed. Frames are rotated upright by the file's metadata.
 
     Args:
-        pipeline: the segmenter; its `inference` says how frames are seen and how many at once.
+        pipeline: the segmentation pipeline, with its `inference` options.
         source: the video.
         target: the .mp4 to write.
-        masks: a folder for the frames' masks as palette PNG, 000000.png on; None: none.
-        autocast: precision to compute in, as for a call of the pipeline.
+        masks: folder for the masks as palette PNG, 000000.png and so on; None: not written.
+        autocast: as in a call of the pipeline.
         progress: called after each frame.
 
     Returns:
         The number of frames.
 
     Raises:
-        UserError: PyAV is not installed, or the file is no video, is damaged, or holds no frame.
+        UserError: PyAV is not installed, or the file is not a video, damaged, or without frames.
     """
     av = require_pyav()
     target = Path(target)
@@ -73,48 +73,48 @@ def segment_video(
                 count += 1
                 progress()
             if encoder is None:
-                raise UserError(f"{source}: a video without a frame; replace or remove it")
+                raise UserError(f"{source}: video has no frames. Replace or remove it.")
             output.mux(encoder.encode())
         os.replace(aside, target)
     except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); give another --output") from None
+        raise UserError(f"{target}: cannot be written ({error.strerror}). Give another --output.") from None
     finally:
         aside.unlink(missing_ok=True)
     return count
 
 
 def frame_count(source: str | Path) -> int | None:
-    """How many frames a video says it has; None where it does not. Raises UserError as `segment_video`."""
+    """Number of frames by a video's metadata; None if missing. Raises UserError as `segment_video`."""
     with _opened(source) as container:
         return container.streams.video[0].frames or None
 
 
 def require_pyav() -> Any:
-    """The `av` package; UserError where it is not installed."""
+    """The `av` package; UserError if it is not installed."""
     try:
         import av
     except ImportError:
-        raise UserError("videos need PyAV, which is not installed; pip install 'unetdiff[video]'") from None
+        raise UserError("Videos need PyAV. Run `pip install 'unetdiff[video]'`.") from None
     return av
 
 
 def _opened(source: str | Path) -> Any:
-    """The file as a PyAV container with a video stream in it."""
+    """The file as a PyAV container with a video stream."""
     av = require_pyav()
     try:
         container = av.open(str(source))
     except FileNotFoundError:
-        raise UserError(f"{source}: no such file; give the path of a video") from None
+        raise UserError(f"{source}: file not found. Give the path of a video.") from None
     except av.error.FFmpegError as error:
-        raise UserError(f"{source}: not a readable video ({error.strerror}); replace or remove it") from None
+        raise UserError(f"{source}: not a readable video ({error.strerror}). Replace or remove it.") from None
     if not container.streams.video:
         container.close()
-        raise UserError(f"{source}: no image stream in it; give a video")
+        raise UserError(f"{source}: no video stream. Give a video.")
     return container
 
 
 def _frames(container: Any, video: Any, source: str, stamps: deque[int]) -> Iterator[np.ndarray]:
-    """Upright frames (H, W, 3) uint8, all of the first one's size; the time stamp of each goes to `stamps`."""
+    """Upright frames (H, W, 3) uint8 of one size; appends the time stamp of each to `stamps`."""
     av = require_pyav()
     first: tuple[int, int] | None = None
     number, rate = 0, _rate(video)
@@ -124,22 +124,22 @@ def _frames(container: Any, video: Any, source: str, stamps: deque[int]) -> Iter
             size = (image.shape[0], image.shape[1])
             first = first or size
             if size != first:
-                raise UserError(f"{source}: frame {number} is {size}, the first {first}; re-encode it to one size")
+                raise UserError(f"{source}: frames must have one size (got {first} and {size}). Re-encode it.")
             stamps.append(round(number / (rate * video.time_base)) if frame.pts is None else frame.pts)
             yield np.ascontiguousarray(image)
     except av.error.FFmpegError as error:
-        raise UserError(f"{source}: damaged after frame {number} ({error.strerror}); replace or remove it") from None
+        raise UserError(f"{source}: damaged after frame {number} ({error.strerror}). Replace or remove it.") from None
 
 
 def _rate(video: Any) -> Fraction:
-    """Frames a second, as the file says or else as ffmpeg guesses."""
+    """Frames per second, by metadata or else estimated by ffmpeg."""
     return video.average_rate or video.guessed_rate or Fraction(25)
 
 
 def _encoder(output: Any, video: Any, size: tuple[int, int]) -> Any:
-    """An H.264 stream of `size` (H, W) with the source's rate and clock.
+    """An H.264 stream of `size` (H, W) with the source's frame rate and time base.
 
-    Odd sizes need colour at full resolution (yuv444p), which fewer players show.
+    Odd sizes need full chroma resolution (yuv444p), which fewer players support.
     """
     stream = output.add_stream("libx264", rate=_rate(video))
     stream.height, stream.width = size

@@ -37,7 +37,7 @@ def resolve_class_weights(config: RunConfig, train: ImageDataset, accelerator: A
         return config
     weights: list[Any] = [None]
     if accelerator.is_main_process:
-        counts = count(train, config.segmentation.ignore_index, what="class weights")
+        counts = count(train, config.segmentation.ignore_index, description="class weights")
         weights = [class_weights(method, counts)]
     broadcast_object_list(weights)
     return replace(config, segmentation=replace(config.segmentation, class_weights=weights[0]))

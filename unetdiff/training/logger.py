@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 from torch import Tensor
@@ -91,8 +93,14 @@ class LossMeter:
         self.seconds += seconds
         self.waited += waited
 
-    def means(self) -> dict[str, float]:
-        return {name: float(value) / self.counts[name] for name, value in sorted(self.sums.items())}
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Mean of each loss over the steps and processes. Collective."""
+        means = {name: float(value) / self.counts[name] for name, value in sorted(self.sums.items())}
+        if accelerator.num_processes > 1 and means:
+            values = torch.tensor(list(means.values()), device=accelerator.device)
+            values = accelerator.reduce(values, reduction="mean")  # type: ignore[assignment]
+            means = dict(zip(means, values.tolist(), strict=True))
+        return means
 
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds else 0.0

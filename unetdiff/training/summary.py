@@ -63,6 +63,8 @@ def write_summary(
         "skipped_steps": progress.skipped,
         "peak_memory": peak_bytes(accelerator.device),
         **runtime.facts(accelerator),
+        "init_from": progress.init_from,
+        "replanned": progress.replanned,
         **extra,
     }
     write_whole(directory / SUMMARY, json.dumps(summary, indent=1))

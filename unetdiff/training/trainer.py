@@ -7,14 +7,12 @@ functions of (seed, step), so a run that was killed and resumed ends with the we
 from __future__ import annotations
 
 import errno
-import json
 import math
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -24,12 +22,13 @@ from unetdiff.errors import TrainingStopped
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import checkpoints, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
-from unetdiff.training.checkpoints import Progress
+from unetdiff.training.checkpoints import Progress, resume_hint
 from unetdiff.training.class_weights import class_weights_source, describe, resolve_class_weights
 from unetdiff.training.ema import EMA
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.init_from import InitReport, initialize
 from unetdiff.training.logger import LossMeter, RunLogger
+from unetdiff.training.nonfinite import skip_nonfinite
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import reset_peak
 from unetdiff.training.run_data import RunData
@@ -63,7 +62,7 @@ def train(config: RunConfig, command: str | None = None) -> Path:
             trainer.run(stop)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise TrainingStopped(f"The disk is full ({error}). {trainer.resume_hint()}") from error
+            raise TrainingStopped(f"The disk is full ({error}). {resume_hint(trainer.directory)}") from error
         raise
     finally:
         trainer.close()
@@ -155,7 +154,7 @@ class Trainer:
                     self.ema.update(self.task, progress.images, settings.batch_size)
                 meter.add(losses, settings.batch_size)
             else:
-                self._skip_nonfinite(losses, names)
+                skip_nonfinite(losses, names, progress, MAX_NONFINITE_STEPS, self.directory, self.logger)
             seconds = time.perf_counter() - start
             meter.add_time(seconds, data_wait)
             progress.minutes += seconds / 60
@@ -170,14 +169,9 @@ class Trainer:
                 self._checkpoint()
             if stopped:
                 number = stop.number or 15
-                raise TrainingStopped(f"Stopped by signal {number}. {self.resume_hint()}", 128 + number)
+                raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(self.directory)}", 128 + number)
         if self.accelerator.is_main_process:
-            extra = {
-                "init_from": progress.init_from,
-                "replanned": progress.replanned,
-                "class_weights": self.class_weights,
-                "command": self.command,
-            }
+            extra = {"class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, metrics, extra)
         self.accelerator.wait_for_everyone()
 
@@ -197,26 +191,6 @@ class Trainer:
             stopped = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
         return bool(torch.isfinite(loss)), stopped
 
-    def _skip_nonfinite(self, losses: dict[str, Tensor], names: list[str]) -> None:
-        """Log a skipped step; after `MAX_NONFINITE_STEPS` in a row, write nonfinite.json and stop."""
-        progress = self.progress
-        progress.nonfinite += 1
-        progress.skipped += 1
-        names = gather_object(names)  # any process may have met the non-finite loss
-        if self.logger is not None:
-            self.logger.log_metrics("nonfinite", progress.step, {"in_a_row": progress.nonfinite, "names": names})
-            self.logger.info(f"step {progress.step}: non-finite loss, step skipped ({progress.nonfinite} in a row)")
-        if progress.nonfinite < MAX_NONFINITE_STEPS:
-            return
-        path = self.directory / "nonfinite.json"
-        if self.accelerator.is_main_process:
-            values = {name: float(value) for name, value in losses.items()}
-            path.write_text(json.dumps({"step": progress.step, "losses": values, "names": names}, indent=1))
-        raise TrainingStopped(
-            f"{progress.nonfinite} non-finite losses in a row at step {progress.step}; {path} lists the files of the "
-            f"last batch. Check those files, or lower training.optimizer.lr. {self.resume_hint()}"
-        )
-
     # ------------------------------------------------------------------ logging, validation, checkpoints
 
     def _start_logging(self) -> None:
@@ -234,11 +208,7 @@ class Trainer:
 
     def _log(self, meter: LossMeter, lr: float) -> None:
         progress = self.progress
-        losses = meter.means()
-        if self.accelerator.num_processes > 1 and losses:
-            values = torch.tensor(list(losses.values()), device=self.accelerator.device)
-            values = self.accelerator.reduce(values, reduction="mean")  # type: ignore[assignment]
-            losses = dict(zip(losses, values.tolist(), strict=True))
+        losses = meter.means(self.accelerator)
         if self.logger is None:
             return
         speed, wait = meter.images_per_second(), meter.data_wait()
@@ -271,7 +241,7 @@ class Trainer:
         except Exception:
             if self.logger is not None:
                 self._save()
-                self.logger.info(f"step {self.progress.step}: validation failed. {self.resume_hint()}")
+                self.logger.info(f"step {self.progress.step}: validation failed. {resume_hint(self.directory)}")
             raise
         self.progress.validated = self.progress.step
         self.progress.minutes += (time.perf_counter() - start) / 60
@@ -289,10 +259,6 @@ class Trainer:
         ema = None if self.ema is None else self.ema.task
         keep = self.config.training.keep_checkpoints
         checkpoints.save(self.directory, self.progress, self.task, ema, self.optimizer, keep)
-
-    def resume_hint(self) -> str:
-        """How to resume; see `checkpoints.resume_hint`."""
-        return checkpoints.resume_hint(self.directory)
 
     def close(self) -> None:
         """Close the progress bar, the trackers and the process group (left open, gloo may abort at exit)."""

@@ -83,7 +83,7 @@ class GradientNorm(Weighting):
         self.norms: Tensor
         self.register_buffer("norms", torch.zeros(2))  # moving averages, in the order of HEADS, biased to 0 ...
         self.debias: Tensor
-        self.register_buffer("known", torch.zeros(()))  # ... by this factor (as Adam's moments, corrected likewise)
+        self.register_buffer("debias", torch.zeros(()))  # ... by this factor (as Adam's moments, corrected likewise)
 
     def forward(self, losses: Mapping[str, Tensor], unet: UNet, processes: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self.training and torch.is_grad_enabled():

@@ -1,1 +1,1 @@
-"""What a run optimizes: the segmentation head, the diffusion head, or both."""
+"""The three tasks of the training loop: segmentation, diffusion, joint."""

@@ -1,4 +1,4 @@
-"""Build the task of a config, with new or saved weights."""
+"""Tasks built from a config, or loaded from a model directory."""
 
 from __future__ import annotations
 
