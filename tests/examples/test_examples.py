@@ -60,7 +60,7 @@ def test_compare_heads(example, capsys: pytest.CaptureFixture[str]) -> None:
         for task in ("segmentation", "diffusion", "joint")
     }
     both = summaries["joint"]["parameters"]
-    for part in ("encoder", "middle", "decoder"):  # one backbone: whatever the heads, its size is the same
+    for part in ("encoder", "mid_block", "decoder"):  # one backbone: whatever the heads, its size is the same
         assert {summary["parameters"][part] for summary in summaries.values()} == {both[part]}
     assert (folder / "report.html").stat().st_size > 10_000
     assert str(folder / "report.html") in capsys.readouterr().out

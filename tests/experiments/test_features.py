@@ -28,7 +28,8 @@ def images(side: int = 32) -> torch.Tensor:
 
 
 def test_block_names_have_part_size_and_number():
-    sizes = {"encoder.0": (4, 8), "encoder.1.0": (2, 4), "middle": (2, 4), "decoder.0.0": (4, 8), "decoder.0.1": (4, 8)}
+    sizes = {"encoder.0": (4, 8), "encoder.1.0": (2, 4), "mid_block": (2, 4)}
+    sizes |= {"decoder.0.0": (4, 8), "decoder.0.1": (4, 8)}
     maps = {key: torch.zeros(1, 1, *size) for key, size in sizes.items()}
     assert list(block_names({**maps, "last": maps["decoder.0.1"]}).values()) == [
         "encoder 4x8",

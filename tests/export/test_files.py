@@ -111,7 +111,9 @@ def test_torch_export_answers_as_the_network_at_any_size(name: str, tmp_path: Pa
 @pytest.mark.parametrize("to", [to_onnx, to_torch_export])
 def test_denoiser(to: Any, tmp_path: Path) -> None:
     heads = {"diffusion": {"out_channels": 3}}
-    unet = build(**CLASSIC, conditioning={**CONDITIONED, "num_class_embeds": 4, "pooled_context": True}, heads=heads)
+    unet = build(
+        **CLASSIC, conditioning={**CONDITIONED, "pooled_context": True}, heads=heads, imported={"num_class_embeds": 4}
+    )
     done = to(unet, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
     assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
     for batch, height, width, tokens in ((1, 2, 2, 1), (4, 21, 30, 5)):
@@ -133,7 +135,8 @@ def test_denoiser(to: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["timestep", "identity"])
 def test_a_denoiser_whose_class_labels_are_numbers_or_vectors(kind: str, tmp_path: Path) -> None:
     heads = {"diffusion": {"out_channels": 3}}
-    unet = build(**{**RESIDUAL, "conditioning": {"class_embed_type": kind, "attention_levels": []}}, heads=heads)
+    changes = {"conditioning": {"attention_levels": []}, "imported": {"class_embed_type": kind}}
+    unet = build(**{**RESIDUAL, **changes}, heads=heads)
     done = to_torch_export(unet, tmp_path / "net.pt2")
     assert done.inputs["class_labels"] == (["batch"] if kind == "timestep" else ["batch", 32])
     labels = torch.tensor([3, 8]) if kind == "timestep" else random(2, 32)

@@ -25,7 +25,11 @@ CLASSIC: dict[str, Any] = {"encoder": {"name": "classic", "channels": [4, 8]}}
 ENCODERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the denoiser; what the segmenter says otherwise
     "residual, added": (RESIDUAL, {}),
     "residual, scale_shift and resampling blocks": (
-        {**RESIDUAL, "residual": {**RESIDUAL["residual"], "time_scale_shift": "scale_shift", "resample": "resnet"}},
+        {
+            **RESIDUAL,
+            "residual": {**RESIDUAL["residual"], "time_scale_shift": "scale_shift"},
+            "imported": {"resample": "resnet"},
+        },
         {},
     ),
     "residual, told": ({**RESIDUAL, "conditioning": CONDITIONING_PARAMS}, {}),
@@ -59,19 +63,19 @@ def _last(network: UNet) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_without_a_time_embedding_the_backbone_answers_as_at_timestep_0(family: str) -> None:
-    config, other = ENCODERS[family]
+def test_without_a_time_embedding_the_backbone_answers_as_at_timestep_0(name: str) -> None:
+    config, other = ENCODERS[name]
     denoiser = _with(config, DIFFUSION)
     told = {"timestep": False, "pooled_context": False}
     segmenter = _with(config, SEGMENTATION, conditioning=told, **other)
-    fresh = {name: tensor.clone() for name, tensor in segmenter.heads.state_dict().items()}
+    fresh = {key: tensor.clone() for key, tensor in segmenter.heads.state_dict().items()}
     expected, before = _last(denoiser), _last(segmenter)
     moved = transfer(denoiser, segmenter, "run")
-    assert moved.folded and all(name.startswith("heads.segmentation.") for name in moved.fresh)
-    assert {name.split(".")[0] for name in moved.left_out} >= {"time_embedding", "heads"}
+    assert moved.folded and all(key.startswith("heads.segmentation.") for key in moved.fresh)
+    assert {key.split(".")[0] for key in moved.left_out} >= {"time_embedding", "heads"}
     torch.testing.assert_close(_last(segmenter), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, expected, rtol=0.1, atol=0.1)
-    assert all(torch.equal(tensor, fresh[name]) for name, tensor in segmenter.heads.state_dict().items())
+    assert all(torch.equal(tensor, fresh[key]) for key, tensor in segmenter.heads.state_dict().items())
 
 
 def test_with_a_time_embedding_the_backbone_is_the_same_bit_for_bit() -> None:
@@ -137,9 +141,10 @@ def test_a_diffusers_network() -> None:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
-    residual = {**RESIDUAL["residual"], "attention_heads": [2, 2], "dropout": 0.1}
-    told = {"timestep": True, "cross_attention_dim": 8, "attention_levels": [1]}
-    network = UNet(**{**RESIDUAL, "residual": residual}, conditioning=told, heads=SEGMENTATION | DIFFUSION).eval()
+    residual, imported = {**RESIDUAL["residual"], "dropout": 0.1}, {"attention_heads": [2, 2]}
+    conditioning = {"timestep": True, "cross_attention_dim": 8, "attention_levels": [1]}
+    changes = {"residual": residual, "imported": imported, "conditioning": conditioning}
+    network = UNet(**{**RESIDUAL, **changes}, heads=SEGMENTATION | DIFFUSION).eval()
     moved = transfer(UNet.from_diffusers(theirs), network, "theirs")
     assert all(name.startswith("heads.segmentation.") for name in moved.fresh) and moved.fresh
     tokens = torch.randn(2, 4, 8)
@@ -154,27 +159,27 @@ def test_a_diffusers_network() -> None:
         (
             {**RESIDUAL, "encoder": {"channels": [8, 24]}},
             RESIDUAL,
-            "model.encoder.channels: [8, 24] here, but [8, 16] in the network of training.init_from 'run'; set it to "
-            "[8, 16], or start from another network",
+            "model.encoder.channels=[8, 24]: must be [8, 16], as in the network of training.init_from=run. Set it, or "
+            "initialize from another network.",
         ),
         (
             RESIDUAL,
             {**RESIDUAL, "conditioning": {"cross_attention_dim": 8}},
-            "model.conditioning.cross_attention_dim: None here, but 8 in the network",
+            "model.conditioning.cross_attention_dim=null: must be 8, as in the network",
         ),
         (
             {**CLASSIC, "decoder": {"norm": "group"}, "encoder": {**CLASSIC["encoder"], "norm": "batch"}},
             {**CLASSIC, "decoder": {"norm": "group"}, "encoder": {**CLASSIC["encoder"], "norm": "group"}},
-            "model.encoder.norm: 'batch' here, but 'group' in the network",
+            "model.encoder.norm=batch: must be group, as in the network",
         ),
         (
             {**RESIDUAL, "conditioning": {"attention_levels": [1], "attention_head_dim": 8}},
             {
                 **RESIDUAL,
-                "residual": {**RESIDUAL["residual"], "attention_heads": [1, 4]},
+                "imported": {"attention_heads": [1, 4]},
                 "conditioning": {"attention_levels": [1]},
             },
-            "model.residual.attention_heads: None here, but [1, 4] in the network",
+            "model.imported.attention_heads=null: must be [1, 4], as in the network",
         ),
         (
             {
@@ -183,18 +188,17 @@ def test_a_diffusers_network() -> None:
                 "conditioning": {"cross_attention_dim": 8, "attention_head_dim": 8},
             },
             {**CLASSIC, "conditioning": {"cross_attention_dim": 8}},
-            "model.conditioning.attention_head_dim: 8 here, but 32 in the network",
+            "model.conditioning.attention_head_dim=8: must be 32, as in the network",
         ),
         (
             RESIDUAL,
             {**RESIDUAL, "in_channels": 11},
-            "model.in_channels: 3 here, but 11 in the network of training.init_from 'run', which sees latents",
+            "model.in_channels=3: must be 11, as in the network of training.init_from=run",
         ),
         (
             {"encoder": {"name": "resnet18", "norm": "group"}, "decoder": {"norm": "group", "channels": [8] * 5}},
             {"encoder": {"name": "resnet18"}, "decoder": {"channels": [8] * 5}},
-            "model.conditioning.timestep: False here, but the trunk of training.init_from 'run' is told the timestep "
-            "where nothing can take its place; set it to true",
+            "model.conditioning.timestep=false: must be true: the pretrained encoder of training.init_from=run",
         ),
     ],
 )
@@ -208,5 +212,5 @@ def test_another_backbone_is_refused_by_key(ours: dict[str, Any], theirs: dict[s
 
 def test_batch_norm_that_a_diffusion_head_cannot_have_is_to_be_frozen() -> None:
     joint = UNet(**CLASSIC, heads=SEGMENTATION | DIFFUSION)
-    with pytest.raises(UserError, match="model.encoder.norm: 'group' here, but 'batch' .*; set it to 'frozen'"):
+    with pytest.raises(UserError, match="model.encoder.norm=group: must be frozen, as in the network"):
         transfer(UNet(**CLASSIC, heads=SEGMENTATION), joint, "run")

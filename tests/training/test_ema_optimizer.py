@@ -11,7 +11,7 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training.config import EMAConfig, OptimizerConfig, ScheduleConfig
 from unetdiff.training.ema import EMA, ema_decay
-from unetdiff.training.optimizer import AdamW, LearningRate, build_optimizer
+from unetdiff.training.optimizer import LearningRate, build_optimizer, match_memory_formats
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
 VAL = build_dataset(DataConfig(scenes=ScenesConfig(train_images=1, val_images=2)), "val", True)
@@ -59,7 +59,8 @@ def test_steps_are_torchs_whatever_lies_how_in_memory(
     ours = torch.nn.Parameter(start.clone(memory_format=torch.contiguous_format).contiguous(memory_format=of_weights))
     theirs = torch.nn.Parameter(start.clone())
     vectors = torch.nn.Parameter(torch.zeros(5)), torch.nn.Parameter(torch.zeros(5))
-    optimizer = AdamW([ours, vectors[0]], lr=0.1, weight_decay=0.2, fused=True)
+    optimizer = torch.optim.AdamW([ours, vectors[0]], lr=0.1, weight_decay=0.2, fused=True)
+    optimizer.register_step_pre_hook(match_memory_formats)
     reference = torch.optim.AdamW([theirs, vectors[1]], lr=0.1, weight_decay=0.2, foreach=False)
     for _ in range(3):
         gradient, other = torch.randn(6, 5, 3, 3, generator=generator), torch.randn(5, generator=generator)

@@ -133,7 +133,7 @@ def test_the_network_may_be_one_of_diffusers_or_a_directory_of_its_own(
     [
         (
             {"model__encoder__channels": [8, 24]},
-            r"model.encoder.channels: \[8, 24\] here, but \[8, 16\] in the network",
+            r"model.encoder.channels=\[8, 24\]: must be \[8, 16\], as in the network",
         ),
         ({"training__init_from": "nowhere"}, "training.init_from: 'nowhere' does not exist. Give a run directory"),
     ],
@@ -148,7 +148,7 @@ def test_refused_before_anything_is_written(tiny: Tiny, denoiser: Path, options:
 def test_a_damaged_network_is_refused_by_its_file(tiny: Tiny, denoiser: Path) -> None:
     file = denoiser / "best" / "unet" / WEIGHTS
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=f"training.init_from: '{file}' is truncated"):
+    with pytest.raises(UserError, match=f"training.init_from: {file}: must be a complete safetensors file"):
         train(tiny("segmentation", training__init_from=str(denoiser), **SHORT))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, as_yaml, config_error
 from unetdiff.models import loading
 from unetdiff.models.add_head import zero_time_projections_
 from unetdiff.models.attention_plan import AttentionPlan
@@ -29,58 +29,59 @@ APART = {
 ATTENTION = {"conditioning.attention_levels", "conditioning.cross_attention_dim", "conditioning.attention_head_dim"}
 NORMS = {"encoder.norm", "decoder.norm"}
 SAME_TENSORS = {"batch", "frozen"}
-"""Norms that differ in where their statistics come from, not in what they do with them."""
+"""Norms that differ only in the source of their statistics."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What one network took from another; names of tensors."""
+    """What `transfer` did; names of tensors."""
 
     taken: list[str]
-    """In both, and copied."""
+    """In both networks: copied."""
     fresh: list[str]
-    """In the new network alone, or in a head of another size: they keep their start."""
+    """Only in the target, or in a head of another size: they keep their initialization."""
     left_out: list[str]
-    """In the old network alone."""
+    """Only in the source."""
     folded: bool
-    """The new network has no time embedding: the old one's at timestep 0 went into convolutions and norms."""
+    """The target has no time embedding: the source's was folded at timestep 0 (`fold_timestep`)."""
 
 
 def transfer(source: UNet, target: UNet, path: str) -> Transfer:
-    """Copy the backbone of one network, and every head that both have in one size, into another.
+    """Copy the backbone of one network, and every head that both have in the same size, into another.
 
-    The new backbone then answers as the old one does to a clean image: bit for bit, or, where the new one has no time
-    embedding, up to rounding. A time embedding or an attention that the old one lacks starts as the identity.
+    The target's backbone then computes the source's maps of a clean image: bit for bit, or up to rounding if the target
+    has no time embedding. A time embedding or attention that the source lacks starts as the identity.
 
     Args:
-        source: the old network; without a time embedding in the new one it is changed (`fold_timestep`).
-        target: the new network, with its fresh start.
-        path: what `training.init_from` says, for messages.
+        source: changed in place if the target has no time embedding (`fold_timestep`).
+        target: an initialized network.
+        path: the value of `training.init_from`, for messages.
 
     Raises:
-        UserError: another backbone, by the first key that differs; `target` is then unchanged.
+        UserError: another backbone; names the first key that differs, and leaves `target` unchanged.
     """
     before, now = (dict(_backbone(network)) for network in (source, target))
-    passed_over, grown = _passed_over(before, now)
+    ignored, new_parts = _allowed_differences(before, now)
     heads = _attention_heads(target)
     if heads is not None and heads == _attention_heads(source):  # as numbers in one config, as a size in the other
-        passed_over |= {"imported.attention_heads", "conditioning.attention_head_dim"}
+        ignored |= {"imported.attention_heads", "conditioning.attention_head_dim"}
     for key in now:
-        if key not in passed_over and not _alike(key, before[key], now[key]):
+        if key not in ignored and not _alike(key, before[key], now[key]):
             frozen = key in NORMS and before[key] == "batch" and "diffusion" in target.heads  # which refuses batch
-            remedy = _remedy(key, "frozen" if frozen else before[key], path)
-            raise UserError(f"model.{key}: {now[key]!r} here, but {before[key]!r} in {remedy}")
+            raise _differs(key, now[key], "frozen" if frozen else before[key], path)
     folded = before["conditioning.timestep"] and not now["conditioning.timestep"]
     if folded and now["encoder.name"] not in (CLASSIC, RESIDUAL):
-        raise UserError(
-            f"model.conditioning.timestep: {now['conditioning.timestep']!r} here, but the trunk of training.init_from "
-            f"'{path}' is told the timestep where nothing can take its place; set it to true"
-        )
+        constraint = f"true: the pretrained encoder of training.init_from={path} depends on its time embedding"
+        raise config_error("model.conditioning.timestep", False, constraint)
     old, new = source.state_dict(), target.state_dict()
-    gone = ("class_embedding.", *TIME_PARAMS) if folded else ("class_embedding.",)
+    dropped = ("class_embedding.", *TIME_PARAMS) if folded else ("class_embedding.",)
     loading.check(
-        {name: tensor for name, tensor in old.items() if not _head(name) and not _marked(name, gone)},
-        {name: tensor for name, tensor in new.items() if not _head(name) and (name in old or not _marked(name, grown))},
+        {name: tensor for name, tensor in old.items() if not _head(name) and not _has_any(name, dropped)},
+        {
+            name: tensor
+            for name, tensor in new.items()
+            if not _head(name) and (name in old or not _has_any(name, new_parts))
+        },
         f"training.init_from: '{path}' does not fit this network",
     )
     if folded:
@@ -94,7 +95,7 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
 
 
 def _backbone(network: UNet) -> Iterator[tuple[str, Any]]:
-    """The keys of a resolved config that its backbone follows from, dotted, in the order of the file."""
+    """The config keys that determine the backbone, dotted, in the order of the file."""
     for name, value in loading.plain(network.config).items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{key}", inner) for key, inner in value.items() if name != "heads")
@@ -102,20 +103,20 @@ def _backbone(network: UNet) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _passed_over(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
-    """Keys that may differ between two backbones, and marks in the names of tensors that may be new."""
-    passed_over, grown = set(APART), tuple[str, ...]()
+def _allowed_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
+    """Keys that may differ between two backbones, and parts of the names of tensors that may be new."""
+    ignored, new_parts = set(APART), tuple[str, ...]()
     if before["conditioning.timestep"] != now["conditioning.timestep"]:
-        passed_over |= {"conditioning.timestep", "conditioning.pooled_context"}
-        grown += TIME_PARAMS
+        ignored |= {"conditioning.timestep", "conditioning.pooled_context"}
+        new_parts += TIME_PARAMS
     if now["encoder.name"] != RESIDUAL and not before["conditioning.attention_levels"]:
-        passed_over |= ATTENTION
-        grown += ("attention",)
-    return passed_over, grown
+        ignored |= ATTENTION
+        new_parts += ("attention",)
+    return ignored, new_parts
 
 
 def _attention_heads(network: UNet) -> dict[int, int] | None:
-    """The number of heads of each level of a residual network that attends, by level."""
+    """Attention heads of a residual network by level."""
     config = parse(**loading.plain(network.config))
     if config.encoder.name != RESIDUAL:
         return None
@@ -128,15 +129,16 @@ def _alike(key: str, before: Any, now: Any) -> bool:
     return before == now or (key in NORMS and {before, now} == SAME_TENSORS)
 
 
-def _remedy(key: str, right: Any, path: str) -> str:
-    network = f"the network of training.init_from '{path}'"
+def _differs(key: str, value: Any, expected: Any, path: str) -> UserError:
+    constraint = f"{as_yaml(expected)}, as in the network of training.init_from={path}"
+    remedy = "Set it, or initialize from another network."
     if key == "in_channels":
-        return f"{network}, which sees latents or channels beside the image; start from one that sees what this does"
-    return f"{network}; set it to {right!r}, or start from another network"
+        remedy = "Initialize from a network of pixels without additional channels."
+    return config_error(f"model.{key}", value, constraint, remedy)
 
 
 def _head(name: str) -> str:
-    """The head that a tensor belongs to, or nothing."""
+    """The head of a tensor, or an empty string."""
     return name.split(".")[1] if name.startswith("heads.") else ""
 
 
@@ -148,5 +150,5 @@ def _same_shapes(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
     return {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in other.items()}
 
 
-def _marked(name: str, marks: tuple[str, ...]) -> bool:
-    return any(mark in name for mark in marks)
+def _has_any(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name for part in parts)

@@ -200,8 +200,8 @@ def _load_modules(path: Path, task: Task) -> None:
     unexpected = [k for k in state if k not in expected]
     if missing or unexpected:
         raise UserError(
-            f"'{path}' belongs to a different network: {len(missing)} tensors missing or of a different shape "
-            f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}"
+            f"{path}: must be of the same network (got {len(missing)} tensors missing or of a different shape "
+            f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]})."
         )
     for component, module in task.trainable_modules().items():
         prefix = f"{component}."
@@ -228,7 +228,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
     for key, value in tensors.items():
         name, _, entry = key.partition("|")
         if name not in parameters:
-            raise UserError(f"'{path}' belongs to a different run: it has optimizer state for '{name}', unknown here")
+            raise UserError(f"{path}: must be of the same network (got optimizer state for unknown '{name}').")
         parameter = parameters[name]
         if entry == "step":
             value = value.to(parameter.device)
@@ -242,10 +242,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError:
         raise UserError(
-            f"'{path}' is missing: the checkpoint is incomplete. Delete its directory to use the previous one."
+            f"{path}: must exist in a complete checkpoint. Delete its directory to use the previous checkpoint."
         ) from None
     except SafetensorError as error:
-        raise UserError(f"'{path}' is truncated or not a safetensors file ({error}). Delete its directory.") from None
+        raise UserError(f"{path}: must be a complete safetensors file ({error}). Delete its directory.") from None
 
 
 # ------------------------------------------------------------------------------------------ directories

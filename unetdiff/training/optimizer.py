@@ -42,11 +42,11 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
         group["names"].append(name)
     betas = (config.betas[0], config.betas[1])
     optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
-    optimizer.register_step_pre_hook(_match_memory_formats)
+    optimizer.register_step_pre_hook(match_memory_formats)
     return optimizer
 
 
-def _match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> None:
+def match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> None:
     """Lay out gradients and moments as their weights.
 
     The fused kernel on a CPU reads all of them in memory order (torch 2.15). Autograd lays out gradients as their
@@ -54,12 +54,17 @@ def _match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> No
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None and parameter.grad.stride() != parameter.stride():
+            if parameter.grad is not None and _layout(parameter.grad) != _layout(parameter):
                 parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
             moments = optimizer.state.get(parameter, {})
             for name, moment in moments.items():
-                if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                if moment.shape == parameter.shape and _layout(moment) != _layout(parameter):
                     moments[name] = torch.empty_like(parameter).copy_(moment)
+
+
+def _layout(tensor: torch.Tensor) -> list[int]:
+    """Strides, without those of dimensions of size 1, which do not matter."""
+    return [stride for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
 
 
 @dataclass(frozen=True)

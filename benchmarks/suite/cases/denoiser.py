@@ -25,7 +25,7 @@ from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
-from unetdiff.export.convert.diffusers_names import to_ours
+from unetdiff.export.convert.diffusers_names import from_diffusers_name
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 
@@ -97,7 +97,8 @@ class DenoiserCase(Case):
     def match_weights(self, unetdiff: Side, peer: Side) -> dict[str, float]:
         """Copies the peer's weights; returns the largest difference of the outputs, relative to the largest output."""
         unet, table = peer.network["unet"], peer.network["table"]
-        unetdiff.network.unet.load_state_dict({to_ours(name): tensor for name, tensor in unet.state_dict().items()})
+        state = {from_diffusers_name(name): tensor for name, tensor in unet.state_dict().items()}
+        unetdiff.network.unet.load_state_dict(state)
         unetdiff.network.conditioner.table.load_state_dict(table.state_dict())
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(2, 3, self.size, self.size, generator=generator).to(unet.device, unet.dtype)

@@ -184,7 +184,7 @@ def test_a_segmentation_head_comes_and_goes_with_the_denoiser(
 
 def test_a_head_of_any_kernel_comes_back(tmp_path: Path) -> None:
     heads = {"diffusion": {"out_channels": 3}, "segmentation": {"num_classes": 3}}
-    unet = built(heads=heads)
+    unet = built(heads=heads, imported={"segmentation_kernel_size": 3})
     unet.to_diffusers(tmp_path)
     again = UNet.from_diffusers(tmp_path)
     assert same(again, unet) and again.config["imported"]["segmentation_kernel_size"] == 3

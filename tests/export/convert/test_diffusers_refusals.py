@@ -54,7 +54,10 @@ def test_a_key_that_is_not_read_must_have_its_default(name: str, key: str) -> No
             {"up_block_types": ["UpBlock2D", "UpBlock2D"]},
             "up_block_types=.*: must be attending at the levels of down_block_types",
         ),
-        ({"downsample_type": "resnet", "down_block_types": ["AttnDownBlock2D"] * 2}, "up_block_types .* must attend"),
+        (
+            {"downsample_type": "resnet", "down_block_types": ["AttnDownBlock2D"] * 2},
+            "up_block_types=.*: must be attending",
+        ),
         (
             {"down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"]},
             "down_block_types=.*: must be of one resampling type at all levels",
