@@ -32,7 +32,7 @@ MIOU = {
 COUNTS = {0.01: 1, 1.0: 1464}
 
 
-def test_tables_and_sentences_by_hand() -> None:
+def test_tables_and_findings() -> None:
     lines = findings(MIOU, COUNTS, RANDOM)
     assert lines[0] == (
         "denoiser init compared with random init: higher mIoU at 1 % of the labels; "

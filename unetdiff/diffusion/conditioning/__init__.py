@@ -1,1 +1,1 @@
-"""Conditions of the denoiser: classes, text, layouts, images."""
+"""Conditioners: classes, text, layouts and images as tokens for cross-attention and as input channels."""

@@ -25,4 +25,4 @@ def load_conditioner(directory: Path) -> Conditioner:
     for kind in KINDS:
         if kind.__name__ == name:
             return kind.from_pretrained(directory)
-    raise UserError(f"{directory}: '{name}' is none of {', '.join(kind.__name__ for kind in KINDS)}")
+    raise UserError(f"{directory}: _class_name={name}: must be one of {', '.join(kind.__name__ for kind in KINDS)}.")

@@ -18,7 +18,7 @@ from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.unet import UNet
-from unetdiff.training.conditions import build_conditioner, channels_beside
+from unetdiff.training.conditions import build_conditioner, condition_channels
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -42,7 +42,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
     size = model.sample_size or _sample_size(config.data.size, train, codec)
-    channels = codec.channels + channels_beside(config, codec)
+    channels = codec.channels + condition_channels(config, codec)
     unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
     return _assemble(config, unet, conditioner, val, codec)

@@ -112,7 +112,7 @@ class DiffusionTask(Task):
         generator = torch.Generator(self.unet.device).manual_seed(seed)
         x0 = self.encode(batch, generator)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
-        noise = objectives.draw_noise(x0, generator, self.config.offset_noise)
+        noise = objectives.sample_noise(x0, generator, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
@@ -165,7 +165,7 @@ class DiffusionTask(Task):
 
         loss_mask: pixels included in the loss, bool (B, 1, h, w); None: all.
         """
-        sample = objectives.noised(self.scheduler, x0, noise, timesteps)
+        sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
         conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
         return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask)

@@ -79,9 +79,9 @@ class SegmentationTask(Task):
         generator = torch.Generator(pixels.device).manual_seed(seed)
         num_timesteps = len(self.scheduler.alphas_cumprod)
         timesteps = objectives.sample_timesteps(len(pixels), num_timesteps, generator, True, *self.process)
-        noise = objectives.draw_noise(pixels, generator)
+        noise = objectives.sample_noise(pixels, generator)
         is_noisy = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
-        sample = objectives.noised(self.scheduler, pixels, noise, timesteps)
+        sample = objectives.add_noise(self.scheduler, pixels, noise, timesteps)
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, pixels)
         has_time_embedding = self.unet.config["conditioning"]["timestep"]
         return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
