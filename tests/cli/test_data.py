@@ -48,7 +48,7 @@ def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         (["voc"], "required: --root"),
         (["camvid", "--root", "x"], "invalid choice: 'camvid'"),
         (["voc", "--roto", "x"], "--root"),
-        (["sbd", "--root", str(tmp_path)], f"first `unetdiff data download voc --root {tmp_path}`"),
+        (["sbd", "--root", str(tmp_path)], f"Run `unetdiff data download voc --root {tmp_path}` first"),
     ):
         assert main(["data", "download", *words]) == 2
         error = capsys.readouterr().err
