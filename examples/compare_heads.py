@@ -1,10 +1,10 @@
-"""Three runs from one backbone definition (segmentation, diffusion, both jointly), and one page that compares them.
+"""Train one backbone for segmentation, for diffusion and for both jointly, and compare the runs on one page.
 
     python examples/compare_heads.py
     python examples/compare_heads.py --tiny          # seconds
 
-The same `ModelConfig` is handed to all three: only the task says which heads it gets and what a batch costs.
-Run again, it goes on where it was interrupted and keeps what is done; for other settings give another --output.
+All three runs have the same `ModelConfig`; the task determines the heads and the loss. Interrupted runs are resumed and
+finished ones kept; use another --output for other settings.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from unetdiff.reports.samples import Budget
 from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.training.run_cache import train_once
 
-SHOWN = ("segmentation/mean_iou", "segmentation/pixel_accuracy", "diffusion/loss")
+METRICS = ("segmentation/mean_iou", "segmentation/pixel_accuracy", "diffusion/loss")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/compare_heads"))
-    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each run: the same budget for all")
-    parser.add_argument("--tiny", action="store_true", help="a few steps of a small network")
-    given = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of each run")
+    parser.add_argument("--tiny", action="store_true", help="a few steps of a small network, for tests")
+    args = parser.parse_args()
 
     backbone = ModelConfig(
-        encoder=EncoderConfig(name="residual", channels=[8, 16] if given.tiny else [32, 64, 96]),
+        encoder=EncoderConfig(name="residual", channels=[8, 16] if args.tiny else [32, 64, 96]),
         residual=ResidualConfig(layers_per_block=1),
         conditioning=ConditioningConfig(
-            cross_attention_dim=8 if given.tiny else 64, attention_levels=[1 if given.tiny else 2], attention_head_dim=8
+            cross_attention_dim=8 if args.tiny else 64, attention_levels=[1 if args.tiny else 2], attention_head_dim=8
         ),
     )
     runs = [
-        train_once(make_config(task, backbone, given.output / task, 3 if given.tiny else given.steps, given.tiny))
+        train_once(make_config(task, backbone, args.output / task, 3 if args.tiny else args.steps, args.tiny))
         for task in get_args(Task)
     ]
     for run in runs:
         summary = json.loads((run / "summary.json").read_text())
-        weights = sum(summary["parameters"].values())
-        figures = [f"{key} {summary['final'][key]:.4f}" for key in SHOWN if key in summary["final"]]
-        print(f"{summary['task']}: {weights / 1e6:.2f} M weights, {summary['minutes']:.1f} min, {', '.join(figures)}")
-    budget = Budget(images=10, steps=2, classifier_steps=4, rows=2) if given.tiny else Budget()
-    print(write_report(runs, given.output / "report.html", budget=budget))
+        count = sum(summary["parameters"].values())
+        metrics = [f"{key} {summary['final'][key]:.4f}" for key in METRICS if key in summary["final"]]
+        print(f"{summary['task']}: {count / 1e6:.2f} M parameters, {summary['minutes']:.1f} min, {', '.join(metrics)}")
+    budget = Budget(images=10, steps=2, classifier_steps=4, rows=2) if args.tiny else Budget()
+    print(write_report(runs, args.output / "report.html", budget=budget))
 
 
 def make_config(task: Task, backbone: ModelConfig, output: Path, steps: int, tiny: bool) -> RunConfig:
-    """One run; nothing but the task and the folder differs between the three."""
+    """The config of one run; the three differ in task and output_dir only."""
     return RunConfig(
         task=task,
         model=deepcopy(backbone),

@@ -10,6 +10,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from unetdiff.config.schema import KEYS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -44,3 +46,33 @@ def test_from_smp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(smp.Unet("resnet18", encoder_weights=None, classes=3).state_dict(), tmp_path / "best.pth")
     run("docs/interop.md", "From segmentation_models_pytorch", tmp_path, monkeypatch)
     assert (tmp_path / "mine" / "segmentation.json").is_file()
+
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOREIGN = {"cpu", "num_processes", "nproc_per_node", "logdir", "no-deps"}
+"""Options of other programs: accelerate, torchrun, tensorboard, pip."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_and_config_key_exists(page: Path) -> None:
+    sources = [path.read_text() for folder in ("unetdiff", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    words = set(re.findall(r"\"--([\w-]+)\"", "".join(sources)))
+    for option in re.findall(r"(?<![\w-])--([a-zA-Z][\w.-]*)", page.read_text()):
+        option = option.rstrip(".")
+        if "." in option:  # names under a mapping (segmentation.losses.focal) are the user's
+            assert option in KEYS or option.rpartition(".")[0] in KEYS, f"--{option}"
+        else:
+            assert option in words or option in FOREIGN, f"--{option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_and_lines(page: Path) -> None:
+    for text, target in re.findall(r"\[([^\]]+)\]\(([^)#\s]*(?:#[^)\s]*)?)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        if target.startswith(("http", "mailto")) or not path:
+            continue
+        file = (page.parent / path).resolve()
+        assert file.exists(), f"{target} does not exist"
+        if re.fullmatch(r"L\d+", anchor):  # a link to a line names what is on it
+            line = file.read_text().splitlines()[int(anchor[1:]) - 1]
+            assert text.strip("`") in line, f"{target}: {text} is not in {line.strip()!r}"

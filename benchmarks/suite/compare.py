@@ -124,8 +124,8 @@ def compare(
         compares_macs = cost.macs and precision in peak_flops
         utilization = 2 * cost.macs / seconds.median / peak_flops[precision] if compares_macs else None
         peaks = [run_in_subprocess(peak_memory, case, which, device) for _ in range(memory)]
-        found = [peak for peak in peaks if peak is not None]
-        peak = median_high(found) if found else None
+        known = [peak for peak in peaks if peak is not None]
+        peak = median_high(known) if known else None
         name, cpu = pair.names[side], Quartiles.of(times.cpu)
         return Outcome(name, precision, cost.parameters, cost.macs, seconds, cpu, utilization, peak)
 

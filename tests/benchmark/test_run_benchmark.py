@@ -26,7 +26,6 @@ TINY = {
     "data.scenes.val_images": 2,
     "diffusion.preview_steps": 1,
     "diffusion.preview_per_class": 1,
-    "segmentation.preview_images": 1,
     "training.schedule.name": "constant",
     "training.steps": 1,
     "training.batch_size": 4,
@@ -51,8 +50,8 @@ def test_training_step_is_that_of_the_trainer(task: str, tmp_path: Path) -> None
     assert whole is not None
     trained = BenchmarkTarget(file)
     checkpoints._load_modules(whole / checkpoints.MODEL, trained.task)
-    found, expected = target.task.state_dict(), trained.task.state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    actual, expected = target.task.state_dict(), trained.task.state_dict()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert any(not torch.equal(before[name], expected[name]) for name in expected)
 
 

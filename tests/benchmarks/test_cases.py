@@ -55,7 +55,7 @@ class TestSameWork:
             self.check(convolution(40), Half(3, 40, 3, padding=1))
 
 
-def test_the_full_cases_do_the_same_work() -> None:
+def test_full_cases_do_the_same_work() -> None:
     """Counted on meta tensors."""
     segmenter, denoising = segmentation.inference_cases(False)[0], denoiser.cases(False)[0]
     pixels, tokens = torch.zeros(1, 3, 256, 256, device="meta"), torch.zeros(32, 1, denoiser.TOKEN_DIM, device="meta")
@@ -84,7 +84,7 @@ def test_random_images_are_the_same_every_time() -> None:
     assert not torch.equal(a["image"][0], a["image"][1]) and 255 in a["mask"]
 
 
-def test_normalised_is_torchvisions() -> None:
+def test_normalize_imagenet_is_torchvisions() -> None:
     from torchvision.transforms import v2
 
     image = RandomImages(1, 8).batch()["image"]
@@ -108,7 +108,7 @@ def test_every_norm_of_both_segmenters_is_folded(which: str, monkeypatch: pytest
     assert torch.as_tensor(masks[0]).shape == (32, 32) and torch.as_tensor(masks[0]).dtype == torch.uint8
 
 
-def test_the_denoisers_have_the_same_weights_and_draw_the_same_images() -> None:
+def test_denoisers_have_the_same_weights_and_samples() -> None:
     case = sampling.cases(True)[0]
     unetdiff, peer = case.unetdiff(CPU), case.peer(CPU)
     before = unetdiff.network.unet.state_dict()["encoder.conv_in.weight"].clone()
@@ -124,7 +124,7 @@ def test_psnr() -> None:
     assert sampling.psnr(torch.zeros(4), torch.zeros(4)) == math.inf
 
 
-def test_both_losses_look_at_the_same_pixels() -> None:
+def test_both_losses_agree() -> None:
     """The means of Dice over absent classes differ by design; with all classes present the values agree."""
     case = replace(loss.cases(True)[0], classes=2)
     values = [float(one.start()()) for one in (case.unetdiff(CPU), case.peer(CPU))]

@@ -63,7 +63,7 @@ def cells(text: str, start: str) -> list[list[str]]:
     return rows
 
 
-def test_the_tables_of_a_result() -> None:
+def test_tables() -> None:
     rows = [row(2.5, agreement={"psnr": 61.25}), row(2.2, memory=950_000_000), row(2.3, memory=None)]
     text = table.as_markdown(MACHINE, PEAK_FLOPS, rows, [growth(1.04), growth(1.2)], 10, 3)
     speed = cells(text, "work | settings | unetdiff, ms")
@@ -93,14 +93,17 @@ def test_images_that_differ_fail() -> None:
 
 
 def test_json() -> None:
-    found = json.loads(json.dumps(table.as_json(MACHINE, PEAK_FLOPS, [row(2.5)], [growth(1.2)])))
-    assert found["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
-    assert found["rows"][0]["memory_ratio"] == 0.8 and found["rows"][0]["passed"] == {"speedup": True, "memory": True}
-    assert [result["exponent"] for result in found["growth"][0]["fits"]] == pytest.approx([1.2, 1.0])
-    assert not found["growth"][0]["passed"]
-    first, *_, last = found["growth"][0]["unetdiff"]
-    difference = found["growth"][0]["values"][-1] - found["growth"][0]["values"][0]
-    assert found["growth"][0]["slopes"][0] == pytest.approx((last["median"] - first["median"]) / difference)
+    data = json.loads(json.dumps(table.as_json(MACHINE, PEAK_FLOPS, [row(2.5)], [growth(1.2)])))
+    assert data["rows"][0]["speedup"] == {"lower": 2.4, "median": 2.5, "upper": 2.6}
+    assert data["rows"][0]["memory_ratio"] == 0.8 and data["rows"][0]["passed"] == {
+        "speedup": True,
+        "memory": True,
+    }
+    assert [result["exponent"] for result in data["growth"][0]["fits"]] == pytest.approx([1.2, 1.0])
+    assert not data["growth"][0]["passed"]
+    first, *_, last = data["growth"][0]["unetdiff"]
+    difference = data["growth"][0]["values"][-1] - data["growth"][0]["values"][0]
+    assert data["growth"][0]["slopes"][0] == pytest.approx((last["median"] - first["median"]) / difference)
 
 
 def test_a_power_law() -> None:
@@ -135,14 +138,12 @@ def test_plot(rows: int, growths: int, tmp_path: Path) -> None:
         assert image.width > 1000 and np.asarray(image.convert("L")).std() > 5
 
 
-def test_the_whole_command_in_small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_quick_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Without the training steps, which have tests of their own, and without a process for each peak."""
 
-    def instead(function: object, *given: object) -> int:
-        assert function is compare.peak_memory and pickle.dumps(given)
-        return 10**6 if "unetdiff" in given else 2 * 10**6
+    def instead(function: object, *args: object) -> int:
+        assert function is compare.peak_memory and pickle.dumps(args)
+        return 10**6 if "unetdiff" in args else 2 * 10**6
 
     monkeypatch.setattr(compare, "run_in_subprocess", instead)
     work = ["segmentation-inference", "loss", "sampling", "growth"]

@@ -93,8 +93,7 @@ INVALID = [
     (
         "diffusion",
         {"model.imported.class_embed_type": "timestep"},
-        "model.imported.class_embed_type=timestep: must be null: it describes imported networks and is not "
-        "trained.",
+        "model.imported.class_embed_type=timestep: must be null: it describes imported networks and is not trained.",
     ),
     ("diffusion", {"model.imported.attention_heads": [2, 2]}, "model.imported.attention_heads"),
     ("diffusion", {"model.imported.transformer_depth": [1, 2]}, "model.imported.transformer_depth"),

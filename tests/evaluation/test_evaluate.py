@@ -18,7 +18,7 @@ from unetdiff.training.trainer import train
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Six images of several sizes in VOC's layout, with void; a third class occurs nowhere."""
+    """Six images of several sizes in VOC's layout, with ignored pixels; a third class never occurs."""
     root = tmp_path / "voc"
     for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / part).mkdir(parents=True)

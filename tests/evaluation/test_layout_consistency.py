@@ -35,7 +35,7 @@ def test_layout_consistency(segmenter: SegmentationPipeline) -> None:
     half = right.clone()
     half[:, 4:] = 0  # of the bright half the upper part only
     metrics = layout_consistency(segmenter, [half, right], [mask, mask], 2)
-    # bright: 16 + 32 of 64 found, none wrong; dark: 64 right, 16 wrong
+    # bright: 48 of 64 correct, no false positives; dark: 64 correct, 16 false positives
     assert metrics["iou_per_class"] == pytest.approx([64 / 80, 48 / 64])
     assert metrics["pixel_accuracy"] == pytest.approx(112 / 128)
 

@@ -36,14 +36,14 @@ def network() -> FeatureExtractor:
     return FeatureExtractor("sums", Sums())
 
 
-def test_features_in_the_sets_order(in_memory: InMemory, noisy: Noisy, network: FeatureExtractor) -> None:
+def test_features_in_the_order_of_the_dataset(in_memory: InMemory, noisy: Noisy, network: FeatureExtractor) -> None:
     images = noisy(BATCH + 5, 0)
     features = load_reference(in_memory(images), "noise train", network)
     assert torch.allclose(features.features, images.float().mean(dim=(2, 3)))
     assert features.gaussian.n == BATCH + 5 and features.gaussian is features.gaussian
 
 
-def test_kept_for_the_same_images_and_network_only(
+def test_cache_depends_on_images_and_network(
     in_memory: InMemory, noisy: Noisy, network: FeatureExtractor, tmp_path: Path
 ) -> None:
     cache, images = tmp_path / "deep" / "train-sums", noisy(9, 0)
@@ -67,7 +67,7 @@ def test_kept_for_the_same_images_and_network_only(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "swapped", "no json", "foreign json"])
-def test_a_damaged_cache_is_no_cache(
+def test_damaged_cache_is_recomputed(
     in_memory: InMemory, noisy: Noisy, network: FeatureExtractor, tmp_path: Path, damage: str
 ) -> None:
     images, cache = in_memory(noisy(6, 0)), tmp_path / "kept"
@@ -91,7 +91,7 @@ def test_a_damaged_cache_is_no_cache(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["kept.json", "kept.safetensors"]
 
 
-def test_refusals(in_memory: InMemory, noisy: Noisy, network: FeatureExtractor) -> None:
+def test_errors(in_memory: InMemory, noisy: Noisy, network: FeatureExtractor) -> None:
     with pytest.raises(UserError, match="noise train: requires at least one real image"):
         load_reference(in_memory(noisy(0, 0)), "noise train", network)
     uneven = in_memory([noisy(1, 0, 8)[0], noisy(1, 0, 9)[0]])

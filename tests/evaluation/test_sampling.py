@@ -1,4 +1,4 @@
-"""A task as the judges know it: the same samples however many are drawn, and the network told its conditions."""
+"""A task as a denoiser for evaluation: samples independent of their number, conditions, sizes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_samples_do_not_depend_on_their_number(tiny: Tiny, monkeypatch: pytest.M
     assert (other.int() - few.int()).abs().max() > 10
 
 
-def test_another_sampler_leaves_the_tasks_own(tiny: Tiny) -> None:
+def test_another_scheduler_keeps_the_tasks(tiny: Tiny) -> None:
     task, used = build(tiny), []
     original = DPMSolverMultistepScheduler.step
 
@@ -68,7 +68,7 @@ def test_another_sampler_leaves_the_tasks_own(tiny: Tiny) -> None:
     assert type(task.scheduler).__name__ == "DDIMScheduler"
 
 
-def test_the_network_is_told_the_class_of_each_image(tiny: Tiny) -> None:
+def test_class_condition_of_each_image(tiny: Tiny) -> None:
     task = build(tiny)
     task.train()
     batch = collate([task.data.val[i] for i in range(3)])
@@ -80,22 +80,22 @@ def test_the_network_is_told_the_class_of_each_image(tiny: Tiny) -> None:
         right = task.unet(xt, t, task.conditioner(batch["label"][:, None]).tokens).sample  # type: ignore[misc]
         wrong = task.unet(xt, t, task.conditioner((batch["label"][:, None] + 1) % 10).tokens).sample  # type: ignore[misc]
     assert torch.allclose(output, right, atol=1e-5) and not torch.allclose(output, wrong, atol=1e-3)
-    subject = as_denoiser(task)
-    assert subject.classes == task.data.val.labels and subject.uses_guidance
-    assert torch.equal(subject.denoise(batch)(xt, t), output)
+    denoiser = as_denoiser(task)
+    assert denoiser.classes == task.data.val.labels and denoiser.uses_guidance
+    assert torch.equal(denoiser.denoise(batch)(xt, t), output)
 
 
 def test_without_classes(tiny: Tiny) -> None:
     task = build(tiny, diffusion__condition="none")
-    subject = as_denoiser(task)
-    assert subject.classes == [] and not subject.uses_guidance
+    denoiser = as_denoiser(task)
+    assert denoiser.classes == [] and not denoiser.uses_guidance
     images, labels = sample(task, 2, SamplingConfig(num_inference_steps=1, guidance_scale=7.0))
     assert labels is None and images.shape == (2, 3, 32, 32)
     batch = collate([task.data.val[0]])
-    assert subject.denoise(batch)(torch.zeros(1, 3, 32, 32), torch.tensor([3])).shape == (1, 3, 32, 32)
+    assert denoiser.denoise(batch)(torch.zeros(1, 3, 32, 32), torch.tensor([3])).shape == (1, 3, 32, 32)
 
 
-def test_samples_have_the_size_of_the_sets_images(tiny: Tiny) -> None:
+def test_samples_have_the_size_of_the_dataset(tiny: Tiny) -> None:
     """Height and width that differ are in the model's config, and are what is drawn where that does not say."""
     task = build(tiny, data__size=[16, 24], diffusion__condition="layout")
     assert task.unet.config.sample_size == [16, 24] and task.pipeline().size() == (16, 24)

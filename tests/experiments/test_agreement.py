@@ -22,8 +22,8 @@ def test_real_images_as_samples(
     tmp_path: Path, joint_run: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     val = build_dataset(tiny_config("joint", tmp_path).data, "val", True)
-    drawn = torch.stack([item["image"] for item in val]), torch.tensor([item["label"] for item in val])
-    monkeypatch.setattr(agreement, "sample", lambda task, n, setting: drawn)
+    generated = torch.stack([item["image"] for item in val]), torch.tensor([item["label"] for item in val])
+    monkeypatch.setattr(agreement, "sample", lambda task, n, config: generated)
     args = options(agreement, joint_run, "--guidance_scales", 1, 3, "--num_images", 12, "--num_rows", 2)
     record = agreement.run(args, [], tmp_path, "the command")
     write_record(record, tmp_path)
@@ -35,7 +35,7 @@ def test_real_images_as_samples(
     assert all(sum(row) == pytest.approx(1) for row in heat.values)  # type: ignore[arg-type]
     right = sum(
         heat.values[heat.rows.index(val.labels[label])][heat.columns.index(val.labels[label])] or 0
-        for label in drawn[1].tolist()
+        for label in generated[1].tolist()
     )  # the fraction of its class for each image
     assert table.rows[0][1][0].mean == pytest.approx(right / 12)
     assert len(gallery.columns) == 4 and len(gallery.rows) == 2
@@ -62,16 +62,18 @@ def test_layouts_are_compared_pixel_by_pixel(
     assert all(row[-1].mean is not None for _, row in table.rows)
     assert isinstance(gallery, Gallery) and gallery.columns[0] == "layout"
 
-    # the real images are those of the layouts: drawn perfectly, samples agree as they do
+    # the real images are those of the layouts: as samples, they have the same metrics
     val = build_dataset(config.data, "val", False, layout=True)
-    drawn = torch.stack([val[i]["image"] for i in range(3)])
-    monkeypatch.setattr(agreement, "sample", lambda task, n, setting: (drawn, None))
+    generated = torch.stack([val[i]["image"] for i in range(3)])
+    monkeypatch.setattr(agreement, "sample", lambda task, n, config: (generated, None))
     (_, samples), (_, real) = agreement.run(args, [], tmp_path, "").parts[0].rows
     assert samples == real
 
     args.segmenter = background_is_ignored
     segmenter = SegmentationPipeline.from_pretrained(background_is_ignored)
-    expected = layout_consistency(segmenter, drawn, [val[i]["mask"] for i in range(3)], len(val.classes))["mean_iou"]
+    expected = layout_consistency(segmenter, generated, [val[i]["mask"] for i in range(3)], len(val.classes))[
+        "mean_iou"
+    ]
     (_, samples), _ = agreement.run(args, [], tmp_path, "").parts[0].rows
     assert samples[-1].mean == pytest.approx(expected) and samples[-1] != real[-1]
 

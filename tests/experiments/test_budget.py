@@ -64,7 +64,7 @@ def runs_by_method(folder: Path) -> dict[str, list[Run]]:
     return runs
 
 
-def test_tables_and_findings_by_hand(tmp_path: Path) -> None:
+def test_tables_and_findings(tmp_path: Path) -> None:
     runs = runs_by_method(tmp_path)
     consistency = {
         "diffusion only 0": ClassConsistency(0.9, 10, 0.99),
@@ -103,7 +103,7 @@ def write_gradients(folder: Path, cosines: dict[str, list[float | None]]) -> Run
     return run_of("joint", folder.name, folder)
 
 
-def test_gradients_by_hand(tmp_path: Path) -> None:
+def test_gradient_statistics(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, (2, 40))
     first = write_gradients(tmp_path / "a", {"encoder.0": list(0.5 + noise[0]), "middle": list(-0.3 + noise[1])})
@@ -145,7 +145,7 @@ def test_every_run_has_one_backbone_and_one_budget(parse_args: Callable[..., Any
     assert (one[2].joint.segmentation_weight, one[2].joint.diffusion_weight) == (0.5, 10.0)
     assert (one[3].joint.segmentation_weight, one[3].joint.diffusion_weight) == (1.0, 1.0)
     args, overrides = parse_args("budget", "--model.encoder.name=classic", "--model.encoder.padding=valid")
-    with pytest.raises(UserError, match="^model.encoder.padding: 'valid' shrinks"):
+    with pytest.raises(UserError, match="^model.encoder.padding=valid: must be same"):
         budget.plan(args, overrides, tmp_path)
 
 

@@ -61,9 +61,9 @@ def test_the_ignore_index_is_that_of_the_segmenter(
 
 
 @pytest.mark.parametrize(
-    ("size", "seen"), [(None, (8, 12)), ((16, 16), (16, 16)), (24, (16, 24))], ids=["own", "fixed", "longest side"]
+    ("size", "expected"), [(None, (8, 12)), ((16, 16), (16, 16)), (24, (16, 24))], ids=["own", "fixed", "longest side"]
 )
-def test_a_segmenter_sees_images_at_its_size(size, seen: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_segmenter_sees_images_at_its_size(size, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     unet = UNet(
         encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4}, heads={"segmentation": {"num_classes": 2}}
     )
@@ -76,7 +76,7 @@ def test_a_segmenter_sees_images_at_its_size(size, seen: tuple[int, int], monkey
     monkeypatch.setattr(unet, "segment", segment)
     images = torch.zeros(1, 3, 8, 12, requires_grad=True)
     loss_guidance.segment_at_size(SegmentationPipeline(unet, ["a", "b"], size=size), images).sum().backward()
-    assert sizes == [seen] and images.grad is not None and bool((images.grad[:, :2] > 0).all())
+    assert sizes == [expected] and images.grad is not None and bool((images.grad[:, :2] > 0).all())
 
 
 def test_findings_report_unconfirmed_gains() -> None:

@@ -27,8 +27,6 @@ TINY = [
     "--data.scenes.train_images=40",
     "--data.scenes.val_images=6",
     "--diffusion.preview_per_class=1",
-    "--diffusion.preview_rows=2",
-    "--segmentation.preview_images=2",
     "--training.batch_size=4",
 ]
 SHORT = ["--label_fraction", "0.1", "--num_inference_steps", "2", "--denoiser_train_steps", "2",
@@ -69,10 +67,10 @@ def test_trained_sampled_filtered_and_trained_again(tmp_path: Path, capsys: pyte
     assert after.config["training"]["steps"] == read_run(output / "labeled-1").config["training"]["steps"] == 3
 
     record = read_record(output)
-    outcome, drawn = record.parts[0], record.parts[1]
-    assert isinstance(outcome, Table) and [v[-1].mean for _, v in outcome.rows] == [4, 12]
-    assert [values[0].n for _, values in outcome.rows] == [2, 2]
-    assert isinstance(drawn, Table) and [value.mean for value in drawn.rows[0][1][:3]] == [8, 8, 1]
+    segmenters, filtered = record.parts[0], record.parts[1]
+    assert isinstance(segmenters, Table) and [v[-1].mean for _, v in segmenters.rows] == [4, 12]
+    assert [values[0].n for _, values in segmenters.rows] == [2, 2]
+    assert isinstance(filtered, Table) and [value.mean for value in filtered.rows[0][1][:3]] == [8, 8, 1]
     assert isinstance(record.parts[3], Gallery) and len(record.parts[3].rows) == 2
     assert "8 of 8 synthetic images (100 %)" in record.findings[1]
     assert {"denoiser", "labeled 0", "extended 1"} <= record.configs.keys()

@@ -265,12 +265,12 @@ def test_wide_heatmaps_have_their_values_in_tooltips(tmp_path: Path) -> None:
 def test_on_the_command_line(tmp_path: Path, capsys) -> None:
     make_record(tmp_path / "probe")
     page = tmp_path / "page.html"
-    assert main(["compare", "--with", str(tmp_path / "probe"), "--output", str(page)]) == 0
+    assert main(["compare", "--experiments", str(tmp_path / "probe"), "--output", str(page)]) == 0
     assert capsys.readouterr().out.strip() == str(page)
-    assert f"unetdiff compare --with {tmp_path / 'probe'} --output {page}" in page.read_text()
+    assert f"unetdiff compare --experiments {tmp_path / 'probe'} --output {page}" in page.read_text()
     assert main(["compare"]) == 2
-    assert "--with the folder of an experiment" in capsys.readouterr().err
-    assert main(["compare", "--with", str(tmp_path), "--output", str(tmp_path / "none.html")]) == 2
+    assert "--experiments DIR" in capsys.readouterr().err
+    assert main(["compare", "--experiments", str(tmp_path), "--output", str(tmp_path / "none.html")]) == 2
     assert "has no record.json" in capsys.readouterr().err and not (tmp_path / "none.html").exists()
 
 

@@ -99,7 +99,7 @@ def test_missing_heads_show_a_dash_and_the_best_value_is_marked(three):
 
 def test_sentences_have_the_metrics(three):
     page, report, _ = three
-    assert "Joint training 0.810, segmentation alone 0.850: 4.0 points lower" in page.text
+    assert "Joint training 0.810, segmentation alone 0.850: the joint run is 4.0 points lower" in page.text
     joint = report["runs"][2]["parameters"]
     shared = sum(n for part, n in joint.items() if not part.startswith("head."))
     assert percent(shared / sum(joint.values())) in page.text

@@ -1,4 +1,4 @@
-"""`unetdiff compare RUN RUN ... --with DIR ...`: the quickstart's page, for any runs and experiments."""
+"""`unetdiff compare RUN RUN ... --experiments DIR ...`: a report that compares runs and shows experiments."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from unetdiff.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page; prints where it is."""
-    parser = Parser("unetdiff compare", "One self-contained page that shows runs side by side, and experiments.")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories; none: experiments alone")
+    """Write the report; prints its path."""
+    parser = Parser("unetdiff compare", "Write a self-contained HTML report that compares runs and shows experiments.")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories; none: only experiments")
     parser.add_argument(
-        "--with",
-        dest="experiments",
+        "--experiments",
         nargs="+",
         default=[],
         type=Path,
         metavar="DIR",
-        help="folders of experiments (the --output of `unetdiff experiment`), a section of the page for each",
+        help="folders of experiments (--output of `unetdiff experiment`); each becomes a section of the report",
     )
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page")
-    given = parser.parse_strictly(argv)
-    if not given.runs and not given.experiments:
-        raise UserError("compare has nothing to show; give run directories, or --with the folder of an experiment")
-    for run in given.runs:
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file")
+    args = parser.parse_strictly(argv)
+    if not args.runs and not args.experiments:
+        raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
+    for run in args.runs:
         if not (run / "config.yaml").is_file():
-            raise UserError(f"{run}: no run directory (it has no config.yaml); give what training.output_dir named")
+            raise UserError(f"{run} is not a run directory: it has no config.yaml. Give a training.output_dir.")
 
     from unetdiff.reports.report import write_report
 
-    write_report(given.runs, given.output, experiments=given.experiments)
-    print(given.output)
+    write_report(args.runs, args.output, experiments=args.experiments)
+    print(args.output)
     return 0

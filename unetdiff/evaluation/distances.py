@@ -154,7 +154,7 @@ def _blocks(rows: int, columns: int, entries: int) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance with its feature network, number of samples and reference set."""
+    """A distance with its feature network, number of samples and reference dataset."""
 
     name: str
     """Including the feature network."""

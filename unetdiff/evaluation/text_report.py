@@ -22,7 +22,7 @@ def denoiser_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def distance_rows(distances: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Name, value, and n with the reference set."""
+    """Name, value, and n with the reference dataset."""
     rows = []
     for distance in distances:
         value = f"{distance['value']:.4f}"
@@ -34,7 +34,7 @@ def distance_rows(distances: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def sweep_lines(sweep: Mapping[str, Any]) -> list[str]:
-    """The sweep as an aligned table, followed by a line with n, seed and reference set."""
+    """The sweep as an aligned table, followed by a line with n, seed and reference dataset."""
     conditions = f"n = {sweep['n']} each, same noise (seed {sweep['seed']})"
     if sweep["reference"] is not None:
         conditions += f"; reference {sweep['reference']}"

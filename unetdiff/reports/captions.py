@@ -46,7 +46,7 @@ def _timestep(spec: NetworkSpec) -> Change:
 
 
 def _attention(spec: NetworkSpec, run: Run) -> Change:
-    title, why = "Cross-attention", "A denoiser is conditioned on the content of the image. "
+    title, why = "Cross-attention", "A denoiser is conditioned on what the image shows. "
     if spec.cross_attention_dim is None:
         return Change(2, title, why + "This network has no cross-attention.", False)
     levels = [level for level in spec.levels if level.attention]

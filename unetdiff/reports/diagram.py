@@ -67,12 +67,14 @@ def lay_out(spec: NetworkSpec, wide: bool, shared: str = "", target: str = "nois
     note += f": {shared}" if shared else ""
     drawing.texts.append({"x": (left + right) / 2, "y": top - (20 if wide else 38), "text": note, "kind": "note"})
     side = min(downs.values(), key=lambda s: s.x)
-    low, inset = top - (20 if wide else 10), -4 if wide else 16
+    low = top - (20 if wide else 10)
+    # in the narrow layout, arrows enter the first levels from above
+    ends = (left - 4, right + 4) if wide else (side.right + 2, ups[0].x - 2)
     middle_y = middle.y + middle.height / 2 + 4
     for x, y, name, side_of in (
-        (left + inset, low, "encoder", "start"),
-        (right - inset, low, "decoder", "end"),
-        (middle.right + 12, middle_y, "mid block", "start"),
+        (ends[0], low, "encoder", "start"),
+        (ends[1], low, "decoder", "end"),
+        (middle.right + 12, middle_y, "mid block" if wide else "mid", "start"),
     ):
         drawing.texts.append({"x": x, "y": y, "text": name, "kind": f"name {side_of}"})
     if wide:

@@ -71,9 +71,9 @@ def _segmentation(runs: Sequence[Run], table: Table) -> Finding | None:
         if abs(gap) < MIN_DIFFERENCE:
             verdict = f"a difference of {size}, too small to be conclusive with one seed"
         elif gap > 0:
-            verdict = f"{size} higher with joint training"
+            verdict = f"the joint run is {size} higher"
         else:
-            verdict = f"{size} lower with joint training"
+            verdict = f"the joint run is {size} lower"
         sentence = f"Joint training {fraction(together)}, segmentation alone {fraction(apart)}: {verdict}."
     elif len(have) > 1:
         low = min(have, key=lambda pair: pair[1].number or 0.0)

@@ -67,7 +67,7 @@ def write_report(
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
     if not runs and not experiments:
-        raise UserError("compare has nothing to show; give run directories, or --with the folder of an experiment")
+        raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
     _refuse_foreign(page.with_suffix(".json"))
     budget = budget or Budget()
     sections = read_sections(experiments)
@@ -79,7 +79,7 @@ def write_report(
     scores = {index: score for block in samples for index, score in block.scores.items()}
     table = build_table(read, scores)
     cards = findings(read, table, samples)
-    shown = ["--with", *map(str, experiments)] if experiments else []
+    shown = ["--experiments", *map(str, experiments)] if experiments else []
     command = command or shlex.join(["unetdiff", "compare", *map(str, runs), *shown, "--output", str(output)])
 
     content = {

@@ -45,10 +45,10 @@ class Table:
     @property
     def groups(self) -> list[tuple[str, list[Row]]]:
         """Rows under their headings."""
-        found: dict[str, list[Row]] = {}
+        groups: dict[str, list[Row]] = {}
         for row in self.rows:
-            found.setdefault(row.group, []).append(row)
-        return list(found.items())
+            groups.setdefault(row.group, []).append(row)
+        return list(groups.items())
 
     def row(self, key: str) -> Row | None:
         """The row of a metric; None if no run has it."""

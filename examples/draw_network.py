@@ -1,0 +1,41 @@
+"""Draw a U-Net with its three changes marked, as the comparison page does, into an SVG file of its own.
+
+python examples/draw_network.py docs/images/three_changes.svg
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from unetdiff.reports.diagram import draw_network
+from unetdiff.reports.network_spec import read_network_spec
+
+# the 2015 network with both heads; any `model:` section or config.json of a UNet works
+MODEL: dict[str, Any] = {
+    "encoder": {"name": "classic", "channels": [32, 64, 128]},
+    "conditioning": {"cross_attention_dim": 64},
+    "heads": {"segmentation": {"num_classes": 11}, "diffusion": {"out_channels": 3}},
+}
+
+
+def standalone_svg(model: dict[str, Any], size: int = 32) -> str:
+    """The drawing of a network for images of `size` pixels a side, with the page's style sheet in it."""
+    svg = draw_network(read_network_spec(model, size), wide=True)
+    style = files("unetdiff.reports").joinpath("page.css").read_text(encoding="utf-8")
+    light = style.partition("@media (prefers-color-scheme: dark)")[0]
+    rules = "\n".join(line for line in style.splitlines() if line.startswith(".net"))
+    head, body = svg.split(">", 1)
+    head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    return f"{head}>\n<style>\n{light}{rules}\n</style>\n<rect width='100%' height='100%' fill='#fbfaf6'/>{body}"
+
+
+def main(output: str = "three_changes.svg") -> None:
+    Path(output).write_text(standalone_svg(MODEL), encoding="utf-8")
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
