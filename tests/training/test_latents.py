@@ -1,4 +1,4 @@
-"""Denoisers of latents, trained for a few steps by the command's own path, saved, loaded, drawn, judged, compared."""
+"""Latent denoisers: trained, saved, loaded, sampled, evaluated and compared through the commands' code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
         diffusion__latent__vae=str(copied),
         diffusion__condition=condition,
         diffusion__layout__grid=4,
-        diffusion__preview_rows=2,
         **SHORT,
     )
     run = train(config)

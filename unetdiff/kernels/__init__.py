@@ -1,1 +1,1 @@
-"""Faster forms of what the plain network computes, exchanged into a finished network."""
+"""Faster forms of what the plain network and losses compute, exchanged into a finished network or loss."""
