@@ -172,7 +172,7 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     for text, message in (
         ("", "metadata.jsonl: no rows found"),
         ("\xff", "cannot be read .* as UTF-8"),
-        ('{"file_name": "1.png", "text": "one"}', r"a set of 1 image\(s\) cannot be split"),
+        ('{"file_name": "1.png", "text": "one"}', r"1 image\(s\) cannot be split"),
         ("?", "invalid JSON"),
     ):
         (folder / "metadata.jsonl").write_text(text, encoding="latin-1")

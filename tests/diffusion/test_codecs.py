@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from unetdiff.diffusion.codecs import AT_ONCE, LatentCodec
+from unetdiff.diffusion.codecs import BATCH, LatentCodec
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -38,14 +38,14 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_the_formula_is_diffusers_own(latents: LatentCodec) -> None:
     """(z - shift) scale on the way in and z / scale + shift on the way out, as in its StableDiffusion3Pipeline."""
-    theirs, many = latents.vae, pixels(AT_ONCE + 3)
+    theirs, many = latents.vae, pixels(BATCH + 3)
     with torch.no_grad():
         posterior = theirs.encode(many).latent_dist
         mean, drawn = posterior.mode(), posterior.sample(seeded())
         torch.testing.assert_close(latents.encode(many), (mean - 0.3) * 0.6)
         torch.testing.assert_close(latents.encode(many, seeded()), (drawn - 0.3) * 0.6)
         assert (drawn - mean).abs().mean() > 0.05
-        z = torch.randn(AT_ONCE + 3, 4, 4, 6)
+        z = torch.randn(BATCH + 3, 4, 4, 6)
         torch.testing.assert_close(latents.decode(z), theirs.decode(z / 0.6 + 0.3).sample)
     assert (latents.channels, latents.factor, latents.grid((8, 12), "")) == (4, 2, (4, 6))
     assert not latents.encode(many.requires_grad_()).requires_grad
@@ -101,22 +101,22 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     cases = [
-        ("nowhere", "nowhere' does not exist; give a folder with a diffusers AutoencoderKL"),
-        ("empty", "holds no config.json"),
-        ("broken", "holds a config.json that is no JSON"),
-        ("unet", "holds a UNet2DModel"),
-        ("pickle", r"'.*diffusion_pytorch_model.bin' is a pickle: .*torch.load\("),
+        ("nowhere", r"nowhere: must be a folder with a diffusers AutoencoderKL \(it does not exist\)"),
+        ("empty", "has no config.json"),
+        ("broken", "has an invalid config.json"),
+        ("unet", "has a UNet2DModel"),
+        ("pickle", r".*diffusion_pytorch_model.bin: must not be a pickle. .*torch.load\("),
         ("truncated", "cannot be loaded"),
-        ("foreign", "tensors too few or too many"),
-        ("grey", "is for images of 1 channels"),
+        ("foreign", "missing or unexpected tensors"),
+        ("grey", "takes images of 1 channels"),
     ]
     for name, says in cases:
-        with pytest.raises(UserError, match=f"^diffusion.latent.vae: .*{says}"):
+        with pytest.raises(UserError, match=f"^diffusion.latent.vae=.*{says}"):
             LatentCodec.from_pretrained(tmp_path / name)
 
 
 def test_a_size_that_does_not_divide_is_refused(latents: LatentCodec) -> None:
-    says = r"data.size: \[9, 12\] does not divide into .* cells of 2 x 2 pixels; the nearest that does is \[8, 12\]"
+    says = r"data.size=\[9, 12\]: must be multiples of 2.* Use \[8, 12\]"
     with pytest.raises(UserError, match=says):
         latents.encode(torch.zeros(1, 3, 9, 12))
 
@@ -182,7 +182,7 @@ def test_sizes_are_those_of_images_and_noise_has_those_of_latents(vae: Path) -> 
     settings = {"num_inference_steps": 1, "output_type": "pt"}
     assert pipeline(height=16, width=12, **settings).images.shape == (1, 3, 16, 12)
     assert pipeline(latents=torch.randn(2, 4, 6, 5), **settings).images.shape == (2, 3, 12, 10)
-    with pytest.raises(UserError, match=r"height, width: \[9, 8\] does not divide"):
+    with pytest.raises(UserError, match=r"height, width=\[9, 8\]: must be multiples of 2"):
         pipeline(height=9, width=8)
 
 

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image
 
-from unetdiff.diffusion.conditioning import ImageConditioner, LayoutConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.editing import img2img_timesteps, known_image
 from unetdiff.diffusion.noise import slerp
@@ -125,9 +126,9 @@ def test_images_and_masks_of_any_kind_and_size() -> None:
     assert not known_image(pil, np.zeros((8, 8), np.uint8), noise).latent_mask.any()
     with pytest.raises(UserError, match="mask_image: must be in 0..255 for uint8"):
         known_image(pil, np.ones((8, 8), np.uint8), noise)
-    with pytest.raises(UserError, match="mask_image of torch.int64 from 0 to 255: give uint8"):
+    with pytest.raises(UserError, match=r"mask_image: must be uint8, .* \(got torch.int64 from 0 to 255\)"):
         known_image(pil, torch.arange(64).reshape(8, 8) * 255 // 63, noise)
-    with pytest.raises(UserError, match="an image of torch.float32 from -1 to 1: give uint8"):
+    with pytest.raises(UserError, match=r"image: must be uint8, .* \(got torch.float32 from -1 to 1\)"):
         known_image(torch.linspace(-1, 1, 192).reshape(3, 8, 8), None, noise)
     with pytest.raises(UserError, match=r"image: must be 1 or 2 images.*\(got 3\)"):
         known_image(torch.zeros(3, 3, 8, 8), None, noise)

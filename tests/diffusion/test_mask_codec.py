@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unetdiff.diffusion.conditioning import ImageConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.mask_sampling import (
@@ -55,7 +55,7 @@ def test_probabilities_are_those_of_the_class_and_add_up() -> None:
 def test_drawn_masks_are_shown_in_their_colours() -> None:
     coded = space().encode_masks(torch.tensor([[[0, 1, 2]]]))
     assert ((space().decode(coded) / 2 + 0.5)[0, :, 0].T * 255).round().int().tolist() == PALETTE
-    with pytest.raises(UserError, match="this model draws masks"):
+    with pytest.raises(UserError, match="image: must be None for a denoiser of masks"):
         space().encode(torch.zeros(1, 3, 4, 4))
 
 
@@ -160,7 +160,7 @@ def test_saved_loaded_and_drawn(tmp_path: Path) -> None:
     assert all(colour in PALETTE for colour in colours)
     raw = loaded(condition_image=image, num_inference_steps=2, output_type="latent", guidance_scale=1.0)
     assert raw.images.shape == (1, 3, 16, 16) and raw.images.abs().max() <= 1 + 1e-6
-    with pytest.raises(UserError, match="image: this model draws masks"):
+    with pytest.raises(UserError, match="image: must be None for a denoiser of masks"):
         loaded.image_to_image(image, condition_image=image, num_inference_steps=2)
 
 

@@ -123,7 +123,7 @@ def test_weights_are_finite_at_zero_terminal_snr(prediction: str, weighting: str
 
 
 def test_clamped_snr_with_epsilon_is_refused() -> None:
-    with pytest.raises(UserError, match="epsilon; use min_snr"):
+    with pytest.raises(UserError, match="epsilon. Use min_snr"):
         objectives.loss_weight(scheduler_of("epsilon"), torch.tensor([3]), "clamped_snr")
 
 
@@ -189,7 +189,7 @@ def test_loss_by_quartile_of_timesteps_that_four_does_not_divide() -> None:
 
 def test_offset_noise_is_a_constant_for_each_image_and_channel() -> None:
     x0 = torch.zeros(500, 3, 4, 4)
-    plain, offset = (objectives.draw_noise(x0, torch.Generator().manual_seed(0), strength) for strength in (0.0, 0.5))
+    plain, offset = (objectives.sample_noise(x0, torch.Generator().manual_seed(0), strength) for strength in (0.0, 0.5))
     assert torch.equal(plain, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
     added = offset - plain
     assert torch.allclose(added, added[..., :1, :1].expand_as(added), atol=1e-6)

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.editing import ImageStart
 from unetdiff.diffusion.guidance import Guidance
@@ -287,7 +287,7 @@ def test_autocast_is_for_the_network_alone(pipeline: GenerationPipeline, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"class_labels": "sevn"}, "unknown class 'sevn'; did you mean 'seven'"),
+        ({"class_labels": "sevn"}, "unknown class 'sevn'. Did you mean 'seven'"),
         ({"class_labels": [0, 1], "batch_size": 3}, r"class_labels: must be 1 or 3, the number of images \(got 2\)"),
         ({"class_labels": [0, 1, 2], "negative_class_labels": [0, 1]}, r"negative_class_labels: must be 1 or 3.*got 2"),
         ({"class_labels": [0, 1], "generator": [torch.Generator()] * 3}, r"generator: .*one per image \(2\) \(got 3\)"),

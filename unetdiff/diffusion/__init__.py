@@ -1,5 +1,5 @@
-"""The diffusion head's side: objectives, guidance, the sampling pipeline, and images of what it draws.
+"""Diffusion: objectives, noise, guidance, the denoising loop, the generation pipeline, and figures of samples.
 
-Import from the modules: `objectives` and `guidance` are pure functions, `pipeline` holds `GenerationPipeline`,
-`images` draws. How samples are judged is in `unetdiff.evaluation`.
+Import from the modules. `objectives`, `noise` and `guidance` are pure functions, `denoising` is the sampling loop,
+`pipeline` holds `GenerationPipeline`. Samples are evaluated in `unetdiff.evaluation`.
 """

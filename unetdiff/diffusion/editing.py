@@ -75,6 +75,28 @@ class Inpainting:
         return {"latents": self.known.keep(self.scheduler, state["latents"], following)}
 
 
+def start_sampling(
+    start: ImageStart | None, scheduler: Any, latents: Tensor, num_inference_steps: int, codec: Codec
+) -> tuple[Tensor, Tensor, KnownImage | None]:
+    """x_t at the first timestep (B, C, h, w), the timesteps that are run, and the image that is kept, if any.
+
+    Args:
+        start: an image; None: noise.
+        scheduler: after `schedulers.set_steps`.
+        latents: noise of unit variance, (B, C, h, w).
+        num_inference_steps: of the whole schedule.
+        codec: of the denoiser.
+    """
+    noise, timesteps = latents * scheduler.init_noise_sigma, scheduler.timesteps
+    if start is None:
+        return noise, timesteps, None
+    known = known_image(start.image, start.mask_image, latents, codec)
+    remaining = img2img_timesteps(scheduler, num_inference_steps, start.strength)
+    if len(remaining) == len(timesteps):
+        return noise, timesteps, known
+    return known.noised(scheduler, remaining[0]), remaining, known
+
+
 def known_image(image: ImageInput, mask_image: Mask | None, noise: Tensor, codec: Codec | None = None) -> KnownImage:
     """An image, and where to repaint it, at the size and on the device of the noise (B, C, h, w).
 

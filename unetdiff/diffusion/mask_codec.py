@@ -1,4 +1,4 @@
-"""Masks as what is noised: a denoiser that is told an image and draws its mask (Amit et al. 2021, "SegDiff")."""
+"""Masks as x_0: a denoiser conditioned on an image samples its mask (Amit et al. 2021, "SegDiff")."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ INDEX = "model_index.json"
 
 
 class MaskCodec:
-    """The space of a denoiser of masks: a channel for each class, 1 where the class is and -1 elsewhere.
+    """x_0 is the one-hot mask: one channel per class, 1 for the pixel's class and -1 for the others.
 
-    One-hot, not the bits of the class's number (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation"):
-    all classes are equally far from each other, and what the squared error is least for is the probability of each
-    class, so that samples can be averaged. Bits would need fewer channels, but half a bit is no class.
+    One-hot, not the bits of the class index (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation"): all
+    classes are equally far apart, and the minimum of the squared error is the probability of each class, so samples can
+    be averaged. Bits would need fewer channels, but their mean is not a class probability.
 
-    See `unetdiff.diffusion.codecs.Latents` for what each method is about.
+    See `unetdiff.diffusion.codecs.LatentCodec` for the methods.
 
     Args:
         classes: names of the mask's values 0..C-1.
-        palette: their colours, each [r, g, b] in 0..255.
+        palette: their colors, each [r, g, b] in 0..255.
     """
 
     factor, bound = 1, 1.0
@@ -41,10 +41,10 @@ class MaskCodec:
 
     @classmethod
     def saved(cls, directory: Path) -> Self | None:
-        """The space of the pipeline in a model directory; None: it draws no masks."""
+        """The codec of the pipeline in a model directory; None: not a denoiser of masks."""
         index = directory / INDEX
-        given = json.loads(index.read_text()).get("masks") if index.is_file() else None
-        return None if given is None else cls(**given)
+        settings = json.loads(index.read_text()).get("masks") if index.is_file() else None
+        return None if settings is None else cls(**settings)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class MaskCodec:
 
     @property
     def channels(self) -> int:
-        """One for each class."""
+        """Number of classes."""
         return len(self.classes)
 
     def grid(self, size: Size, key: str) -> Size:
@@ -61,33 +61,33 @@ class MaskCodec:
         return size
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Refuses images: see `encode_masks`."""
-        raise UserError("image: this model draws masks, and an image is none; leave it out")
+        """Not defined for images: see `encode_masks`."""
+        raise UserError("image: must be None for a denoiser of masks.")
 
     def encode_masks(self, masks: Tensor) -> Tensor:
-        """Class indices and 255 (B, H, W) as what is noised, (B, C, H, W) float32; void is 0 in every channel."""
-        void = masks == IGNORE_INDEX
-        planes = F.one_hot(torch.where(void, 0, masks.long()), self.channels)
+        """Class indices and 255 (B, H, W) as x_0, (B, C, H, W) float32; ignored pixels are 0 in every channel."""
+        ignored = masks == IGNORE_INDEX
+        planes = F.one_hot(torch.where(ignored, 0, masks.long()), self.channels)
         coded = 2 * rearrange(planes, "b h w c -> b c h w").float() - 1
-        return coded.masked_fill(rearrange(void, "b h w -> b 1 h w"), 0.0)
+        return coded.masked_fill(rearrange(ignored, "b h w -> b 1 h w"), 0.0)
 
-    def probabilities(self, drawn: Tensor) -> Tensor:
-        """What was drawn, (..., C, H, W), as shares of the classes that add up to 1; alike where no class is there."""
-        shares = ((drawn.float() + 1) / 2).clamp(0, 1)
-        total = reduce(shares, "... c h w -> ... 1 h w", "sum")
-        return torch.where(total > 0, shares / total.clamp(min=torch.finfo(total.dtype).tiny), 1 / self.channels)
+    def probabilities(self, x0: Tensor) -> Tensor:
+        """Sampled x_0 (..., C, H, W) as class probabilities that sum to 1; uniform where all channels are -1."""
+        scores = ((x0.float() + 1) / 2).clamp(0, 1)
+        total = reduce(scores, "... c h w -> ... 1 h w", "sum")
+        return torch.where(total > 0, scores / total.clamp(min=torch.finfo(total.dtype).tiny), 1 / self.channels)
 
-    def decode(self, drawn: Tensor) -> Tensor:
-        """The likeliest class of every pixel in its colour, (B, C, H, W) -> (B, 3, H, W) in [-1, 1]."""
-        return 2 * self.colours(drawn.argmax(dim=1)).to(drawn.device) - 1
+    def decode(self, x0: Tensor) -> Tensor:
+        """The most probable class of every pixel in its color, (B, C, H, W) -> (B, 3, H, W) in [-1, 1]."""
+        return 2 * self.colours(x0.argmax(dim=1)).to(x0.device) - 1
 
     def colours(self, masks: Tensor) -> Tensor:
-        """Class indices (B, H, W) in their colours, void grey: (B, 3, H, W) in [0, 1], on the CPU."""
+        """Class indices (B, H, W) in their colors, ignored pixels gray: (B, 3, H, W) in [0, 1], on the CPU."""
         table = torch.tensor([*self.palette, [128, 128, 128]]) / 255
         indices = torch.where(masks == IGNORE_INDEX, self.channels, masks.long()).cpu()
         return rearrange(table[indices], "b h w c -> b c h w")
 
 
 def loss_mask(masks: Tensor) -> Tensor:
-    """Where the loss of drawn masks counts, bool (B, 1, H, W): everywhere but in the void of the truth (B, H, W)."""
+    """Pixels that count in the loss, bool (B, 1, H, W): all but the ignored ones of the masks (B, H, W)."""
     return rearrange(masks != IGNORE_INDEX, "b h w -> b 1 h w")

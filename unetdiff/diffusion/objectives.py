@@ -1,4 +1,4 @@
-"""What the denoiser learns, as pure functions over a diffusers scheduler.
+"""Training objectives of the denoiser, as pure functions of a diffusers scheduler.
 
 Notation: x_t = α_t x_0 + σ_t ε with α_t² = ᾱ_t and σ_t² = 1 - ᾱ_t (Ho et al. 2020, eq. 4);
 SNR(t) = α_t² / σ_t².
@@ -18,7 +18,7 @@ from unetdiff.errors import UserError
 
 
 class Scheduler(Protocol):
-    """What the functions below read of a diffusers scheduler."""
+    """The attributes of a diffusers scheduler that the functions below read."""
 
     alphas_cumprod: torch.Tensor
     """ᾱ of every timestep, (T,)."""
@@ -35,18 +35,17 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
 
     Args:
         config: objective and noise.
-        bound: sampling holds the predicted x_0 in [-bound, bound], 1 for pixels; None for latents, which have no such
-            bounds.
+        bound: sampling clips the predicted x_0 to [-bound, bound], 1 for pixels; None for latents: no clipping.
 
     Raises:
-        UserError: zero terminal SNR with epsilon prediction (the noise of the last timestep says nothing of
-            the image: the loss weight is 0/0 and the first step of sampling is meaningless).
+        UserError: zero terminal SNR with epsilon prediction (at the last timestep the input is the noise alone: the
+            loss weight is 0/0, and x_0 does not follow from ε).
     """
     noise = config.noise
     if noise.zero_terminal_snr and config.prediction_type == "epsilon":
         raise UserError(
-            "diffusion.noise.zero_terminal_snr: true does not go with diffusion.prediction_type: epsilon; "
-            "use v_prediction or sample."
+            "diffusion.noise.zero_terminal_snr=true: must be set with diffusion.prediction_type=v_prediction or sample "
+            "(got epsilon)."
         )
     trained_betas = None
     if noise.beta_schedule == "sigmoid" or noise.input_scale != 1:  # DDIMScheduler has no sigmoid of its own
@@ -54,7 +53,7 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
         trained_betas = scaled_betas(ddpm.betas, noise.input_scale).tolist()
     return DDIMScheduler(
         num_train_timesteps=noise.num_train_timesteps,
-        beta_start=0.0001,  # said aloud: what is left to a default becomes the other scheduler's default
+        beta_start=0.0001,  # explicit: otherwise the default of the other scheduler is used
         beta_end=0.02,  # in `Other.from_config(this.config)`, and Heun's is another
         beta_schedule=noise.beta_schedule,
         trained_betas=trained_betas,
@@ -67,7 +66,7 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
 
 
 def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
-    """Betas (T,) of a process in which the SNR of every timestep is scale² of that of the given ones, float64.
+    """Betas (T,) of a process with scale² times the SNR of `betas` at every timestep, float64.
 
     b x_0 under x_t = α_t b x_0 + σ_t ε, divided by its deviation where x_0 has unit variance, as Chen 2023 ("On the
     Importance of Noise Scheduling for Diffusion Models", strategy 2) does, is x_0 under this process:
@@ -82,13 +81,13 @@ def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
     return 1 - alpha_bar / before
 
 
-def draw_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
-    """Noise for images x0 (B, C, H, W), of their shape, type and device.
+def sample_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
+    """Training noise for images x0 (B, C, H, W), of their shape, type and device.
 
-    Unit normal, and with `offset` > 0 plus offset · (one unit normal for each image and channel), so that the mean of
-    a channel is drowned too and has to be learned (Guttenberg 2023, "Diffusion with offset noise", who takes 0.1). It
-    is no longer white: a pixel has variance 1 + offset², a channel's mean 1/(H·W) + offset². The loss weights still go
-    by the SNR of white noise, and sampling still starts from it.
+    Standard normal, plus offset · (one standard normal per image and channel), which destroys the mean of a channel too
+    (Guttenberg 2023, "Diffusion with offset noise", with an offset of 0.1). With an offset it is not white: a pixel has
+    variance 1 + offset², a channel's mean 1/(H·W) + offset². The loss weights still use the SNR of white noise, and
+    sampling still starts from white noise.
     """
     noise = torch.empty_like(x0).normal_(generator=generator)
     if offset:
@@ -102,7 +101,7 @@ def alpha_sigma(scheduler: Scheduler, timesteps: torch.Tensor) -> tuple[torch.Te
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
-def noised(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+def add_noise(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """x_t = α_t x_0 + σ_t ε (Ho et al. 2020, equation 4), (B, C, H, W), for timesteps (B,)."""
     alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
     return alpha * x0 + sigma * noise
@@ -115,7 +114,7 @@ def snr(scheduler: Scheduler, timesteps: torch.Tensor) -> torch.Tensor:
 
 
 def target(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """What the network should output for x_t, (B, C, H, W).
+    """The regression target of the network at x_t, (B, C, H, W).
 
     ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, section 4).
     """
@@ -125,7 +124,7 @@ def target(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timestep
 
 
 def predicted_x0(scheduler: Scheduler, output: torch.Tensor, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """The clean image that `output` stands for at x_t, (B, C, H, W): inverse of `target`, not clipped."""
+    """The x_0 predicted by `output` at x_t, (B, C, H, W): the inverse of `target`, not clipped."""
     alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
     x0 = {
         "epsilon": lambda: (xt - sigma * output) / alpha,
@@ -140,14 +139,14 @@ def loss_weight(
 ) -> torch.Tensor:
     """Weight of each timestep's squared error, (B,) float32.
 
-    Min-SNR (Hang et al. 2023, section 3.4) weighs the error of x_0 by min(SNR, γ), soft-Min-SNR (Crowson
+    Min-SNR (Hang et al. 2023, section 3.4) weights the error of x_0 by min(SNR, γ), soft-Min-SNR (Crowson
     et al. 2024, "HDiT") by its smooth form SNR·γ / (SNR + γ). The squared error of ε is SNR times that of
     x_0, that of v SNR + 1 times, so their weights are divided by as much. "uniform" is 1 for all. Where the SNR is 0
     (the last timestep of zero terminal SNR) every weight is finite, and Min-SNR's of x_0 and v is 0.
 
     "clamped_snr" is clamp(SNR, 1, γ): Min-SNR from above, the truncated SNR of Salimans & Ho 2022 (section 4) from
-    below. Min-SNR gives the noisiest timesteps a weight of SNR, which goes to 0: a short run never learns there, where
-    class and layout are decided.
+    below. Min-SNR weights the noisiest timesteps by their SNR, which goes to 0: a short run never learns there, where
+    class and layout are determined.
 
     Raises:
         UserError: an unknown weighting, or clamped_snr with epsilon, whose weight would go to infinity.
@@ -167,13 +166,11 @@ def loss_weight(
     elif weighting == "clamped_snr":
         if prediction == "epsilon":
             raise UserError(
-                "diffusion.weighting: clamped_snr does not go with diffusion.prediction_type: epsilon; use min_snr."
+                "diffusion.weighting=clamped_snr: must be another with diffusion.prediction_type=epsilon. Use min_snr."
             )
         weight = ratio.clamp(min=1, max=gamma)
     else:
-        raise UserError(
-            f"diffusion.weighting: '{weighting}' is not one of uniform, min_snr, soft_min_snr, clamped_snr."
-        )
+        raise UserError(f"diffusion.weighting={weighting}: must be one of uniform, min_snr, soft_min_snr, clamped_snr.")
     return weight / (ratio + 1) if prediction == "v_prediction" else weight
 
 
@@ -199,17 +196,17 @@ def sample_timesteps(
 
 
 def diffusion_loss(
-    output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, counted: torch.Tensor | None = None
+    output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, loss_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Weighted mean squared error of each image in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,).
 
-    counted: the pixels that the mean is of, bool (B, 1, H, W); None: all. An image without any has a loss of 0.
+    loss_mask: pixels of the mean, bool (B, 1, H, W); None: all. An image without any has a loss of 0.
     """
     error = (output.float() - target.float()).square()
-    if counted is None:
+    if loss_mask is None:
         return weight * reduce(error, "b c h w -> b", "mean")
-    pixels = reduce(counted.float(), "b 1 h w -> b", "sum").clamp(min=1)
-    return weight * reduce(error * counted, "b c h w -> b", "sum") / (pixels * error.shape[1])
+    pixels = reduce(loss_mask.float(), "b 1 h w -> b", "sum").clamp(min=1)
+    return weight * reduce(error * loss_mask, "b c h w -> b", "sum") / (pixels * error.shape[1])
 
 
 def loss_by_quartile(

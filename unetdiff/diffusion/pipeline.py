@@ -14,7 +14,6 @@ from typing import Any, Self
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -23,22 +22,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unetdiff.diffusion import schedulers
-from unetdiff.diffusion.codecs import Codec, PixelCodec, make_codec
-from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
+from unetdiff.diffusion.codecs import Codec, make_codec
+from unetdiff.diffusion.conditioning.base import Conditioner, Size
 from unetdiff.diffusion.conditioning.classes import Classes
 from unetdiff.diffusion.conditioning.images import ImageConditioner, ImageInput
 from unetdiff.diffusion.conditioning.layouts import Layout
 from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.diffusion.denoising import Generators, GuidedDenoiser, OnStepEnd, PredictOutput, denoise
-from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask, img2img_timesteps, known_image
+from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask, start_sampling
 from unetdiff.diffusion.guidance import Guidance
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
+from unetdiff.diffusion.pipeline_inputs import encode_inputs, infer_batch_size, make_conditionings, validate_options
 from unetdiff.errors import UserError
 from unetdiff.kernels.accelerate import accelerate_inference_
-from unetdiff.models.attention import null_context
-
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 ClassLabels = Classes | Sequence[Classes] | Tensor
 StepCallback = Callable[["GenerationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -185,39 +182,38 @@ class GenerationPipeline(DiffusionPipeline):
                 conditions, images and generators that differ, no size or one that the autoencoder does not divide, or
                 loss guidance of latents.
         """
-        self._check(output_type, num_inference_steps, loss_guidance)
-        guidance, device, num_train_timesteps = Guidance.of(guidance_scale), self._execution_device, self._timesteps
+        codec, scheduler, device = self.codec, self.scheduler, self._execution_device
+        num_train_timesteps = scheduler.config.num_train_timesteps
+        validate_options(output_type, num_inference_steps, num_train_timesteps, loss_guidance, codec)
         shape = self.noise_shape(height, width) if latents is None else tuple(latents.shape[1:])  # (C, h, w)
-        size = (shape[-2] * self.codec.factor, shape[-1] * self.codec.factor)
+        size = (shape[-2] * codec.factor, shape[-1] * codec.factor)
         if conditions is None:
-            inputs = {
-                "class_labels": class_labels,
-                "prompt": prompt,
-                "layout": layout,
-                "condition_image": condition_image,
-            }
-            conditions = self._encode(inputs, size)
-        negative = self._encode({"class_labels": negative_class_labels, "prompt": negative_prompt}, size, "negative_")
-        batch = self._batch_size(conditions, negative, batch_size, latents, generator)
+            inputs = {"class_labels": class_labels, "prompt": prompt, "layout": layout}
+            conditions = encode_inputs(self.conditioner, inputs | {"condition_image": condition_image}, size)
+        negative_inputs = {"class_labels": negative_class_labels, "prompt": negative_prompt}
+        negative = encode_inputs(self.conditioner, negative_inputs, size, "negative_")
+        batch = infer_batch_size(self.conditioner, conditions, negative, batch_size, latents, generator)
         if latents is None:
             latents = randn_tensor((batch, *shape), generator=generator, device=device, dtype=torch.float32)
         latents = latents.to(device, torch.float32)
 
         with _eval_mode(self.unet, self.conditioner):
-            schedulers.set_steps(self.scheduler, num_inference_steps, device)
-            xt, timesteps, known = self._start(start, latents, num_inference_steps)
-            conditional, unconditional = self._conditionings(conditions, negative, latents, size)
-            denoiser = GuidedDenoiser(
+            conditional, unconditional = make_conditionings(
+                self.unet, self.conditioner, conditions, negative, latents, size
+            )
+            guidance = Guidance.of(guidance_scale)
+            predict: PredictOutput = GuidedDenoiser(
                 self.unet, conditional, unconditional, guidance, num_train_timesteps, self.autocast_dtype
             )
-            callbacks: list[OnStepEnd] = [] if known is None else [Inpainting(known, self.scheduler, timesteps)]
+            if loss_guidance is not None:
+                predict = partial(apply_loss_guidance, loss_guidance, scheduler, predict)
+            schedulers.set_steps(scheduler, num_inference_steps, device)
+            xt, timesteps, known = start_sampling(start, scheduler, latents, num_inference_steps, codec)
+            callbacks: list[OnStepEnd] = [] if known is None else [Inpainting(known, scheduler, timesteps)]
             if callback_on_step_end is not None:
                 callbacks.append(partial(callback_on_step_end, self))
-            predict: PredictOutput = denoiser
-            if loss_guidance is not None:
-                predict = partial(apply_loss_guidance, loss_guidance, self.scheduler, denoiser)
             self.num_timesteps = len(timesteps)
-            x0 = denoise(predict, self.scheduler, xt, self.progress_bar(timesteps), generator, callbacks)
+            x0 = denoise(predict, scheduler, xt, self.progress_bar(timesteps), generator, callbacks)
             images: Any = x0 if output_type == "latent" else _as_output(self.decode(x0, known), output_type)
         self.maybe_free_model_hooks()
         return GenerationOutput(images=images) if return_dict else (images,)
@@ -258,8 +254,6 @@ class GenerationPipeline(DiffusionPipeline):
             pixels = known.paste(pixels)
         return (pixels.float().cpu() / 2 + 0.5).clamp(0, 1)
 
-    # ------------------------------------------------------------------------------------------------ sizes
-
     @property
     def device(self) -> torch.device:
         """Where the denoiser is."""
@@ -296,90 +290,6 @@ class GenerationPipeline(DiffusionPipeline):
             UserError: no size, or one that the autoencoder does not divide.
         """
         return (self.channels, *self.codec.grid(self.size(height, width), "height, width"))
-
-    # ------------------------------------------------------------------------------------------------ steps of a call
-
-    @property
-    def _timesteps(self) -> int:
-        return self.scheduler.config.num_train_timesteps
-
-    def _check(self, output_type: str, num_inference_steps: int, loss_guidance: LossGuidance | None) -> None:
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"output_type={output_type!r}: must be one of {', '.join(OUTPUT_TYPES)}.")
-        if not 1 <= num_inference_steps <= self._timesteps:
-            raise UserError(
-                f"num_inference_steps={num_inference_steps}: must be in 1..{self._timesteps}, the training timesteps."
-            )
-        if loss_guidance is not None and not isinstance(self.codec, PixelCodec):
-            raise UserError("loss_guidance: must be None for a denoiser of latents or masks. The loss sees pixels.")
-
-    def _encode(self, inputs: dict[str, Any], size: Size, prefix: str = "") -> Tensor | None:
-        """The user's input as conditions (B, ...); None: no input."""
-        given = {name: value for name, value in inputs.items() if value is not None}
-        expected = None if self.conditioner is None else self.conditioner.pipeline_arg
-        for name in given:
-            if name != expected:
-                trained = "without a condition" if expected is None else f"with {expected}. Give {expected} instead"
-                raise UserError(f"{prefix}{name}: must be None, because this model was trained {trained}.")
-        return self.conditioner.encode(given[expected], size) if expected in given else None
-
-    def _batch_size(
-        self,
-        conditions: Tensor | None,
-        negative: Tensor | None,
-        batch_size: int | None,
-        latents: Tensor | None,
-        generator: Generators,
-    ) -> int:
-        """The number of images; refuses numbers of inputs that differ from it."""
-        if latents is not None and batch_size not in (None, len(latents)):
-            raise UserError(f"batch_size={batch_size}: must be the number of latents (got {len(latents)}).")
-        batch = batch_size if latents is None else len(latents)
-        if batch is None:
-            batch = 1 if conditions is None else len(conditions)
-        name = "" if self.conditioner is None else self.conditioner.pipeline_arg
-        for key, encoded in ((name, conditions), (f"negative_{name}", negative)):
-            if encoded is not None and len(encoded) not in (1, batch):
-                raise UserError(f"{key}: must be 1 or {batch}, the number of images (got {len(encoded)}).")
-        if isinstance(generator, list) and len(generator) != batch:
-            raise UserError(f"generator: must be one, or one per image ({batch}) (got {len(generator)}).")
-        return batch
-
-    def _start(
-        self, start: ImageStart | None, latents: Tensor, num_inference_steps: int
-    ) -> tuple[Tensor, Tensor, KnownImage | None]:
-        """x_t at the first timestep (B, C, h, w), the timesteps that are run, and the image that is kept."""
-        noise, timesteps = latents * self.scheduler.init_noise_sigma, self.scheduler.timesteps
-        if start is None:
-            return noise, timesteps, None
-        known = known_image(start.image, start.mask_image, latents, self.codec)
-        remaining = img2img_timesteps(self.scheduler, num_inference_steps, start.strength)
-        if len(remaining) == len(timesteps):
-            return noise, timesteps, known
-        return known.noised(self.scheduler, remaining[0]), remaining, known
-
-    def _conditionings(
-        self, conditions: Tensor | None, negative: Tensor | None, latents: Tensor, size: Size
-    ) -> tuple[Conditioning, Conditioning | None]:
-        """Tokens and channels of the conditions, and of the null or negative one, for images of `size` pixels."""
-        batch, grid = len(latents), (latents.shape[-2], latents.shape[-1])
-
-        def conditioning(encoded: Tensor) -> Conditioning:
-            return self._for_network(self.conditioner(encoded.expand(batch, *encoded.shape[1:]), grid), latents)
-
-        if self.conditioner is None:
-            return self._for_network(Conditioning(), latents), None
-        null = self.conditioner.null_condition(batch, size)
-        if conditions is None:
-            return conditioning(null), None if negative is None else conditioning(negative)
-        return conditioning(conditions), conditioning(null if negative is None else negative)
-
-    def _for_network(self, conditioning: Conditioning, latents: Tensor) -> Conditioning:
-        """Tokens in the network's precision; diffusers' network always takes some."""
-        tokens = conditioning.tokens
-        if tokens is None and isinstance(self.unet, UNet2DConditionModel):  # ours fills them in itself
-            tokens = null_context(len(latents), self.unet.config["cross_attention_dim"], like=latents)
-        return Conditioning(None if tokens is None else tokens.to(self.unet.dtype), conditioning.channels)
 
 
 def _as_output(images: Tensor, output_type: str) -> Any:

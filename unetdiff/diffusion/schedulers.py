@@ -1,6 +1,6 @@
-"""Sampling with another of diffusers' schedulers: the swap, the timesteps, the step, and what cannot be.
+"""Samplers: diffusers' schedulers by name, their timesteps and their steps.
 
-diffusers is imported inside the functions: the command line reads the names without it.
+diffusers is imported inside the functions, so that the command line can read the names without it.
 """
 
 from __future__ import annotations
@@ -21,54 +21,54 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
 }
-"""Samplers by the name that a user gives, and diffusers' class for each."""
+"""Name of each sampler on the command line, and diffusers' class."""
 
 
 SIGMA_MAX = 80.0
-"""Largest σ/α that heun starts from (Karras et al. 2022, table 1)."""
+"""Largest σ/α of heun (Karras et al. 2022, table 1)."""
 
 
 def make_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
     """The sampler `name` for the forward process of `scheduler`, with trailing timesteps.
 
-    heun counts in σ/α, which the cosine schedule takes to 20,000 and zero terminal SNR to infinity. A straight step
-    from there is far off (for data of deviation 0.5, ten steps end ten times too wide) and float32 cannot hold it, so
-    its noise ends at `SIGMA_MAX`. The other solvers see to zero terminal SNR themselves.
+    heun works in σ/α, which is 20,000 at the end of the cosine schedule and infinite with zero terminal SNR. A step
+    from there has a large error (for data of deviation 0.5, ten steps give 10× the deviation) and exceeds float32, so
+    its σ/α is clamped to `SIGMA_MAX`. The other solvers handle zero terminal SNR themselves.
 
     Args:
-        scheduler: what a model was saved with.
+        scheduler: of a saved model.
         name: one of `SCHEDULERS`.
 
     Raises:
-        UserError: an unknown name; zero terminal SNR with epsilon prediction, which says nothing of the image at the
-            last timestep (Lin et al. 2024, section 3.3), so that no sampler can start.
+        UserError: an unknown name; zero terminal SNR with epsilon prediction, where x_0 does not follow from ε at the
+            last timestep (Lin et al. 2024, section 3.3).
     """
     import diffusers
 
     if name not in SCHEDULERS:
         near = nearest(name, SCHEDULERS)
-        raise UserError(f"scheduler: '{name}' is not one of {', '.join(SCHEDULERS)}; nearest: {near}")
+        raise UserError(f"scheduler={name}: must be one of {', '.join(SCHEDULERS)}. Did you mean {near}?")
     source: Any = scheduler
     zero = source.config.get("rescale_betas_zero_snr", False)
     if zero and source.config.prediction_type == "epsilon":
         raise UserError(
-            f"scheduler: '{name}' cannot sample a model of zero terminal SNR that predicts epsilon; "
-            "train it with diffusion.prediction_type v_prediction or sample"
+            f"scheduler={name}: must sample v_prediction or sample where the terminal SNR is zero (got epsilon). Train "
+            "with diffusion.prediction_type=v_prediction."
         )
     options: dict[str, Any] = {"timestep_spacing": "trailing"}
-    if name == "heun" and zero:  # it has no such option of its own
+    if name == "heun" and zero:  # it has no option for zero terminal SNR
         options["trained_betas"] = source.betas.tolist()
-    swapped = getattr(diffusers, SCHEDULERS[name]).from_config(source.config, **options)
+    sampler = getattr(diffusers, SCHEDULERS[name]).from_config(source.config, **options)
     if name == "heun":
-        swapped.alphas_cumprod = swapped.alphas_cumprod.clamp(min=1 / (1 + SIGMA_MAX**2))
-    return swapped
+        sampler.alphas_cumprod = sampler.alphas_cumprod.clamp(min=1 / (1 + SIGMA_MAX**2))
+    return sampler
 
 
 def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str | None = None) -> None:
-    """`scheduler.set_timesteps`, without the timestep -1 that trailing spacing now and then ends with.
+    """`scheduler.set_timesteps` without the timestep -1 that trailing spacing sometimes ends with.
 
-    diffusers counts the timesteps by numpy's arange with a step of T / steps, which for some numbers (61, 103 and 60
-    others of T = 1,000) rounds to one more: -1, where neither network nor schedule is defined.
+    diffusers takes the timesteps from numpy's arange with a step of T / steps, which for some numbers of steps (61, 103
+    and 60 others of T = 1,000) rounds to one more: -1, where neither network nor schedule is defined.
     """
     import torch
 
@@ -88,16 +88,16 @@ def step(
 ) -> torch.Tensor:
     """x at the next timestep of the scheduler's own list, (B, C, H, W); 0 noise after the last.
 
-    Like `scheduler.step(...).prev_sample`, but DDIM's own goes to `timestep` - T // steps. Where the steps do not
-    divide T that lies above the next timestep, and each step leaves more noise than the network is then told of. For
-    data of deviation 0.2 and 1,000 cosine timesteps, 150 steps end 15 per cent too wide and 600 steps 90 per cent.
+    Like `scheduler.step(...).prev_sample`, but diffusers' DDIM steps to `timestep` - T // steps. Where the steps do not
+    divide T, that is above the next timestep, so x has more noise than the timestep passed to the network. For data of
+    deviation 0.2 and 1,000 cosine timesteps, the samples' deviation is 15 % too large with 150 steps, 90 % with 600.
 
     Args:
         scheduler: after `set_steps`.
         output: of the network, (B, C, H, W).
         timestep: one of `scheduler.timesteps`, ().
         sample: x at `timestep`, (B, C, H, W).
-        arguments: as of `scheduler.step`.
+        arguments: of `scheduler.step`.
     """
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 

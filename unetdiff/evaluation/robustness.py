@@ -12,7 +12,7 @@ from tqdm import tqdm
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
-from unetdiff.diffusion.objectives import Scheduler, noised
+from unetdiff.diffusion.objectives import Scheduler, add_noise
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
@@ -45,7 +45,7 @@ class NoisedImages:
         if timestep == CLEAN:
             return x0
         noise = torch.randn(x0.shape, generator=generator_of(self.seed, index))
-        return noised(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
+        return add_noise(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
 
 
 def as_segment_function(

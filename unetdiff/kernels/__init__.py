@@ -1,4 +1,4 @@
-"""Faster forms of what `unetdiff.models` computes, exchanged into a built network.
+"""Faster forms of what the plain network and losses compute, exchanged into a finished network or loss.
 
 `accelerate_training_(unet)` exchanges modules for subclasses with the same parameters, names and numbers (to rounding);
 `accelerate_inference_(unet)` also folds BatchNorm and packs convolutions. The trainer, the pipelines and the benchmark

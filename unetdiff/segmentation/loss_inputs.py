@@ -72,7 +72,8 @@ class LossInputs:
 
     def in_full_precision(self) -> LossInputs:
         """The same with logits of at least float32, in which gradients of several losses are added up."""
-        return replace(self, logits=full_precision(self.logits))
+        logits = full_precision(self.logits)
+        return self if logits is self.logits else replace(self, logits=logits)
 
     def images(self) -> list[LossInputs]:
         """One for each image."""

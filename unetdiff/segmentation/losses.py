@@ -71,7 +71,7 @@ def _cross_entropy(
     pixel_weight = mask.to(nll.dtype) if weight is None else weight[inputs.target] * mask  # w_t, (B, H, W)
     total = (nll * pixel_weight).sum()
     if label_smoothing:
-        smooth = (_nll_of_all_classes(inputs, weight) * mask).sum() / inputs.logits.shape[1]
+        smooth = _nll_of_all_classes(inputs, weight).masked_fill(~mask, 0).sum() / inputs.logits.shape[1]
         total = (1 - label_smoothing) * total + label_smoothing * smooth
     weight_sum = pixel_weight.sum()
     # the smoothed loss is not 0 where all weights are: there is nothing to average
@@ -80,7 +80,7 @@ def _cross_entropy(
 
 def _nll_of_all_classes(inputs: LossInputs, weight: Tensor | None) -> Tensor:
     """sum_c w_c (-log p_c), (B, H, W); -log p_c = -log p_t + z_t - z_c for logits z."""
-    logits = inputs.logits.masked_fill(~inputs.valid[:, None], 0)
+    logits = inputs.logits
     w = logits.new_ones(logits.shape[1]) if weight is None else weight
     z_t = logits.gather(1, inputs.target[:, None])[:, 0]
     return (inputs.stats.nll + z_t) * w.sum() - (w[:, None, None] * logits).sum(dim=1)

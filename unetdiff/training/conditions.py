@@ -1,4 +1,4 @@
-"""How a config's `diffusion.condition` becomes a conditioner, sized by the data set."""
+"""Builds the conditioner of a config's `diffusion.condition`, sized by the dataset."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec
-from unetdiff.diffusion.conditioning import (
-    ClassConditioner,
-    Conditioner,
-    ImageConditioner,
-    LayoutConditioner,
-    TextConditioner,
-)
-from unetdiff.diffusion.conditioning.images import channels_of
+from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner, channels_of
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder
 from unetdiff.errors import UserError
 
@@ -23,54 +20,56 @@ if TYPE_CHECKING:
 
 
 def needs_layout(config: RunConfig) -> bool:
-    """Whether the denoiser needs each image's mask: to draw it, for a layout, or for the classes that it shows."""
-    given = config.diffusion
+    """Whether the denoiser needs each image's mask: as its target, as its layout, or for the classes in it."""
+    diffusion = config.diffusion
+    several_classes = diffusion.condition == "class" and diffusion.max_classes > 1
     return config.task == "diffusion" and (
-        given.target == "mask" or given.condition == "layout" or (given.condition == "class" and given.max_classes > 1)
+        diffusion.target == "mask" or diffusion.condition == "layout" or several_classes
     )
 
 
-def channels_beside(config: RunConfig, codec: Codec) -> int:
-    """Channels that the condition puts beside what is noised."""
+def condition_channels(config: RunConfig, codec: Codec) -> int:
+    """Channels that the condition concatenates to the noisy image (or latents)."""
     if config.task == "segmentation":
         return 0
-    beside = {"layout": config.diffusion.layout.channels, "image": channels_of(_latent_channels(codec))}
-    return beside.get(config.diffusion.condition, 0)
+    channels = {"layout": config.diffusion.layout.channels, "image": channels_of(_latent_channels(codec))}
+    return channels.get(config.diffusion.condition, 0)
 
 
 def _latent_channels(codec: Codec) -> int | None:
-    """Channels of the latents; None: what is told of an image are its pixels."""
+    """Channels of the latents; None: a condition image is pixels."""
     return codec.channels if isinstance(codec, LatentCodec) else None
 
 
 def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> Conditioner | None:
-    """A fresh conditioner for a denoiser of `space`; None: it is told nothing.
+    """A new conditioner for a denoiser with this codec; None: unconditional.
 
     Raises:
-        UserError: the set has not what the condition is made of, or the network no way to be told.
+        UserError: a dataset without the condition, or a network without cross-attention where the condition needs it.
     """
-    given, dim = config.diffusion, config.model.conditioning.cross_attention_dim
-    if given.condition == "none":
+    diffusion, dim = config.diffusion, config.model.conditioning.cross_attention_dim
+    if diffusion.condition == "none":
         return None
-    if given.condition == "image":
-        told = ImageConditioner(given.image.degradation, given.image.strength, _latent_channels(codec))
-        told.latents_of = codec.encode
-        return told
-    if given.condition == "layout":
-        palette = [[int(level) for level in colour] for colour in train.palette]
-        return LayoutConditioner(
-            len(train.classes), dim, given.layout.grid, given.layout.channels, train.classes, palette
-        )
+    if diffusion.condition == "image":
+        image = diffusion.image
+        conditioner = ImageConditioner(image.degradation, image.strength, _latent_channels(codec))
+        conditioner.latents_of = codec.encode
+        return conditioner
+    if diffusion.condition == "layout":
+        layout, palette = diffusion.layout, [[int(level) for level in color] for color in train.palette]
+        return LayoutConditioner(len(train.classes), dim, layout.grid, layout.channels, train.classes, palette)
     if dim is None:
         raise UserError(
-            f"diffusion.condition: '{given.condition}' reaches the network through cross-attention; "
-            "set model.conditioning.cross_attention_dim, e.g. 64, or diffusion.condition none"
+            f"model.conditioning.cross_attention_dim=null: must be set with diffusion.condition={diffusion.condition}. "
+            "Use e.g. 64, or diffusion.condition=none."
         )
-    if given.condition == "text":
+    if diffusion.condition == "text":
         return _text_conditioner(config, train, dim)
     if not train.labels:
-        raise UserError(f"diffusion.condition: 'class', but data.name={config.data.name} has no labels; set it to none")
-    return ClassConditioner(len(train.labels), dim, given.class_tokens, train.labels, given.max_classes)
+        raise UserError(
+            f"diffusion.condition=class: must be none with data.name={config.data.name}, which has no labels."
+        )
+    return ClassConditioner(len(train.labels), dim, diffusion.class_tokens, train.labels, diffusion.max_classes)
 
 
 def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> TextConditioner:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unetdiff.diffusion.conditioning import ClassConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.errors import UserError
 
 NAMES = ["zero", "one", "seven"]
@@ -47,7 +48,7 @@ def test_several_classes_fill_slots_and_empty_ones_are_zero(several: ClassCondit
     assert torch.equal(several.encode(labels), labels)
 
 
-def test_a_batch_of_a_data_set_is_cut_or_filled(conditioner: ClassConditioner, several: ClassConditioner) -> None:
+def test_a_batch_is_truncated_or_padded(conditioner: ClassConditioner, several: ClassConditioner) -> None:
     assert conditioner.from_batch({"label": torch.tensor([2, 0])}).tolist() == [[2], [0]]
     assert several.from_batch({"labels": torch.tensor([[0, 1, 2], [2, -1, -1]])}).tolist() == [[0, 1], [2, -1]]
     assert several.from_batch({"labels": torch.tensor([[0]])}).tolist() == [[0, -1]]
@@ -86,17 +87,17 @@ def test_a_name_with_a_plus_is_a_name_first() -> None:
 
 
 def test_unknown_class_names_the_nearest(conditioner: ClassConditioner) -> None:
-    with pytest.raises(UserError, match="unknown class 'Sevn'; did you mean 'seven'"):
+    with pytest.raises(UserError, match="unknown class 'Sevn'. Did you mean 'seven'"):
         conditioner.encode(["one", "Sevn"])
     for index in (3, -2, "17"):
-        with pytest.raises(UserError, match="classes are 0 to 2"):
+        with pytest.raises(UserError, match=r"must be in 0\.\.2"):
             conditioner.encode(index)
 
 
 def test_more_classes_than_slots_are_refused(conditioner: ClassConditioner, several: ClassConditioner) -> None:
-    with pytest.raises(UserError, match="1 to 1 of an image"):
+    with pytest.raises(UserError, match="must be 1 to 1 per image"):
         conditioner.encode([["zero", "one"]])
-    with pytest.raises(UserError, match="1 to 2 of an image"):
+    with pytest.raises(UserError, match="must be 1 to 2 per image"):
         several.encode("zero+one+seven")
 
 

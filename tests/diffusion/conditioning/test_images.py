@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.diffusion.conditioning import ImageConditioner, load_conditioner
-from unetdiff.diffusion.conditioning.images import unit_image
+from unetdiff.diffusion.conditioning.images import ImageConditioner, unit_image
+from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.errors import UserError
 
 
@@ -59,7 +59,7 @@ def test_unit_image_takes_arrays_tensors_and_images() -> None:
     same = [unit_image(given) for given in (array, Image.fromarray(array), images()[0], images()[0] / 255)]
     for one in same:
         torch.testing.assert_close(one, same[0])
-    with pytest.raises(UserError, match="an RGB image"):
+    with pytest.raises(UserError, match=r"image: must have shape \(3, H, W\)"):
         unit_image(np.zeros((4, 4), np.uint8))
 
 
@@ -68,7 +68,7 @@ def test_a_denoiser_of_latents_is_told_the_images_latents(tmp_path) -> None:
     assert conditioner.channels == 6
     torch.nn.init.constant_(conditioner.blank, 0.5)
     conditions = torch.cat([conditioner.from_batch({"image": images()}), conditioner.null_condition(1, (8, 8))])
-    with pytest.raises(UserError, match="autoencoder is not loaded"):
+    with pytest.raises(UserError, match="must be set with the model's autoencoder loaded"):
         conditioner(conditions, (4, 4))
     conditioner.latents_of = lambda x: torch.nn.functional.avg_pool2d(x, 2)[:, [0, 1, 2, 0, 1]]
     channels = conditioner(conditions, (4, 4)).channels

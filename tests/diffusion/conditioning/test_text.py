@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from unetdiff.diffusion.conditioning import TextConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder
 from unetdiff.errors import UserError
 
@@ -67,9 +68,9 @@ def test_drop_takes_whole_captions(conditioner: TextConditioner) -> None:
     assert torch.equal(dropped[~null], conditions[~null])
 
 
-def test_long_captions_are_cut_aloud(encoder: TextEncoder) -> None:
+def test_long_captions_are_truncated_with_a_warning(encoder: TextEncoder) -> None:
     with pytest.warns(
-        UserWarning, match=r"2 captions are cut to 6 tokens; the first has 9: 'a red three a blue one a'"
+        UserWarning, match=r"2 captions have been truncated to max_tokens=6; the first has 9 tokens: 'a red three a b"
     ):
         features = encoder(["a red three a blue one a", "two", "a a a a a"])
     assert features.shape == (3, 6, 8)
@@ -126,15 +127,15 @@ def test_a_cache_of_several_files(encoder: TextEncoder, tmp_path: Path, monkeypa
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path, text_encoder: Path) -> None:
-    with pytest.raises(UserError, match=r"diffusion.text.encoder: .*nowhere.* cannot be loaded"):
+    with pytest.raises(UserError, match=r"diffusion.text.encoder=.*nowhere: must be a name on the hub"):
         TextEncoder.from_pretrained(str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="diffusion.text.max_tokens: 13 does not fit .* use 1 to 12"):
+    with pytest.raises(UserError, match=r"diffusion.text.max_tokens=13: must be in 1\.\.12"):
         TextEncoder.from_pretrained(str(text_encoder), max_tokens=13)
     assert TextEncoder.from_pretrained(str(text_encoder)).max_tokens == 12
 
 
 def test_without_an_encoder_a_prompt_is_refused() -> None:
-    with pytest.raises(UserError, match="text encoder is not loaded"):
+    with pytest.raises(UserError, match="prompt: must be set with the model's text encoder loaded"):
         TextConditioner(4, 8, 6).encode("two")
 
 

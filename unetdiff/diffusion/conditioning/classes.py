@@ -1,4 +1,4 @@
-"""Conditioning on what an image shows: a learned table of tokens, whose last row is the null class."""
+"""Class conditioning: a learned embedding of tokens per class, whose last row is the null class."""
 
 from __future__ import annotations
 
@@ -15,31 +15,30 @@ from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Exam
 from unetdiff.errors import UserError, nearest
 
 EMPTY = -1
-"""A slot that no class is in: its tokens are zeros."""
-TOGETHER = "+"
-"""Between the names of classes that are asked for in one image."""
-MOST_ROWS = 12
-"""Rows of the images drawn while training."""
+"""An unused slot: its tokens are zeros."""
+SEPARATOR = "+"
+"""Between the names of several classes in one image."""
+MAX_ROWS = 12
+"""Rows of the previews in training."""
 
 Classes = int | str | Sequence[int | str]
 """One image's class, or several at once: an index, a name, "cat+dog", or a sequence of such."""
 
 
 class ClassConditioner(Conditioner):
-    """Class labels to context tokens.
+    """Class labels to tokens.
 
     The null index is `num_classes`, one past the last class.
 
     Args:
         num_classes: number of classes.
         dim: width of a token, the U-Net's `cross_attention_dim`.
-        tokens: tokens that a class is told with.
+        tokens: tokens per class.
         labels: names of the classes, in the order of their indices; without them "0", "1", …
-        max_classes: most classes that one image is told with. The order of the slots says nothing: their tokens have no
-            positions.
+        max_classes: classes per image at most. Their order does not matter: the tokens have no positions.
 
     Raises:
-        UserError: as many labels as classes are needed, all of them different.
+        UserError: another number of labels than of classes, or duplicates.
     """
 
     pipeline_arg = "class_labels"
@@ -51,14 +50,14 @@ class ClassConditioner(Conditioner):
         super().__init__()
         self.labels: list[str] = [str(i) for i in range(num_classes)] if labels is None else list(labels)
         if len(self.labels) != num_classes or len(set(self.labels)) != num_classes:
-            raise UserError(f"labels: {num_classes} different names are needed, got {self.labels}.")
+            raise UserError(f"labels: must be {num_classes} different names (got {self.labels}).")
         self.num_classes, self.tokens, self.max_classes = num_classes, tokens, max_classes
         self.batch_key = "label" if max_classes == 1 else "labels"
         self.table = nn.Embedding(num_classes + 1, tokens * dim)
 
     @property
     def null_index(self) -> int:
-        """The label that says nothing."""
+        """The null class."""
         return self.num_classes
 
     def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Conditioning:
@@ -68,7 +67,7 @@ class ClassConditioner(Conditioner):
         return Conditioning(tokens=rearrange(rows, "b k (t d) -> b (k t) d", t=self.tokens))
 
     def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
-        """A batch's "label" (B,), or with several at once its "labels" (B, K), the first `max_classes` of them."""
+        """A batch's "label" (B,), or for several classes per image the first `max_classes` of its "labels" (B, K)."""
         if self.max_classes == 1:
             return rearrange(batch["label"], "b -> b 1")
         labels: Tensor = batch["labels"][:, : self.max_classes]
@@ -80,11 +79,11 @@ class ClassConditioner(Conditioner):
         return labels
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
-        """Each class by itself, and with several at once what images of the validation split show."""
-        rows = [[label] for label in self.labels[:MOST_ROWS]]
+        """Each class; for several classes per image, the combinations in images of the validation split."""
+        rows = [[label] for label in self.labels[:MAX_ROWS]]
         if self.max_classes > 1:
-            shown = [[self.labels[i] for i in item["labels"][: self.max_classes]] for item in items]
-            rows = [list(names) for names in dict.fromkeys(tuple(names) for names in shown if names)][:MOST_ROWS]
+            combinations = [tuple(self.labels[i] for i in item["labels"][: self.max_classes]) for item in items]
+            rows = [list(names) for names in dict.fromkeys(names for names in combinations if names)][:MAX_ROWS]
         conditions = self.encode(rows)
         return Examples(self.names(conditions), conditions)
 
@@ -93,14 +92,14 @@ class ClassConditioner(Conditioner):
         return (conditions[:, 0].tolist(), self.num_classes) if self.max_classes == 1 else super().rows(conditions)
 
     def names(self, conditions: Tensor) -> list[str]:
-        """What each image's labels (B, max_classes) are called: "cat", "cat+dog"."""
-        return [TOGETHER.join(self.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]
+        """Names of each image's labels (B, max_classes): "cat", "cat+dog"."""
+        return [SEPARATOR.join(self.labels[i] for i in row if i != EMPTY) for row in conditions.tolist()]
 
     def encode(self, conditions: Classes | Sequence[Classes] | Tensor, size: Size = (0, 0)) -> Tensor:
         """Class names or indices, one image's or a sequence of images', as labels (B, max_classes).
 
         Raises:
-            UserError: a name or an index that is not one of the classes, or more of them than an image is told with.
+            UserError: an unknown name or index, or more than `max_classes` in one image.
         """
         if isinstance(conditions, Tensor):
             conditions = conditions.reshape(1).tolist() if conditions.ndim == 0 else conditions.tolist()
@@ -111,12 +110,12 @@ class ClassConditioner(Conditioner):
     def _image(self, classes: Classes) -> list[int]:
         """The slots of one image."""
         if isinstance(classes, str) and classes not in self.labels and self.max_classes > 1:
-            classes = classes.split(TOGETHER)
+            classes = classes.split(SEPARATOR)
         if isinstance(classes, int | str):
             classes = [classes]
         indices = [self._index(one) for one in classes if one != EMPTY]
         if not 1 <= len(indices) <= self.max_classes:
-            raise UserError(f"classes {list(classes)}: this model is told 1 to {self.max_classes} of an image.")
+            raise UserError(f"classes={list(classes)}: must be 1 to {self.max_classes} per image.")
         return indices + [EMPTY] * (self.max_classes - len(indices))
 
     def _index(self, condition: int | str) -> int:
@@ -127,8 +126,8 @@ class ClassConditioner(Conditioner):
                 lowered = {label.lower(): label for label in self.labels}
                 near = lowered[nearest(condition.lower(), lowered)]
                 known = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
-                raise UserError(f"unknown class '{condition}'; did you mean '{near}'? The classes: {known}.")
+                raise UserError(f"unknown class '{condition}'. Did you mean '{near}'? The classes are {known}.")
         index = int(condition)
         if not 0 <= index < self.num_classes:
-            raise UserError(f"class {index} does not exist: the classes are 0 to {self.num_classes - 1}.")
+            raise UserError(f"class {index}: must be in 0..{self.num_classes - 1}.")
         return index

@@ -1,4 +1,4 @@
-"""Conditioning on an image, as channels beside the noisy one: super-resolution, colouring, deblurring, its mask."""
+"""Image conditioning by input channels: super-resolution, colorization, deblurring, or sampling its mask."""
 
 from __future__ import annotations
 
@@ -22,21 +22,20 @@ from unetdiff.segmentation.palette import as_rgb_array
 
 Degradation = Literal["downscale", "grayscale", "blur", "none"]
 ImageInput = Tensor | np.ndarray | Image.Image
-SLACK = 1e-3  # by which numbers may leave [0, 1], as resizing makes them do
+RANGE_TOLERANCE = 1e-3  # numbers may exceed [0, 1] by this much, as after resizing
 
 
 def channels_of(latent_channels: int | None) -> int:
-    """Channels beside the noisy one: the image's, or those of its latents, and one that says that there is one."""
+    """Channels concatenated to the noisy image: the image's, or those of its latents, and a presence flag."""
     return (3 if latent_channels is None else latent_channels) + 1
 
 
 class ImageConditioner(Conditioner):
-    """The image to restore, as channels: its three, and one that is 1 where an image was given.
+    """An image to channels: its three, and a flag that is 0 for the null condition.
 
-    In training the image is made of the clean one by the degradation (SR3, Saharia et al. 2021, section 2); in use it
-    is what a person gives, brought to the size of the result. A denoiser of latents is told the image's latents
-    (InstructPix2Pix, Brooks et al. 2023, section 3.2); what makes them is not part of it and is handed in as
-    `latents_of`.
+    In training the condition is the clean image after the degradation (SR3, Saharia et al. 2021, section 2); in use it
+    is the user's image, resized to the result. For a denoiser of latents it is the image's latents (InstructPix2Pix,
+    Brooks et al. 2023, section 3.2); the encoder is set from outside, as `latents_of`.
 
     Args:
         degradation: downscale (super-resolution), grayscale (colouring), blur, or none (for a denoiser of masks).
@@ -56,19 +55,20 @@ class ImageConditioner(Conditioner):
         self.in_latents = latent_channels is not None
         self.channels = channels_of(latent_channels)
         self.latents_of: Callable[[Tensor], Tensor] | None = None
-        self.blank = nn.Parameter(torch.zeros(self.channels))  # what the channels say where there is no image
+        self.blank = nn.Parameter(torch.zeros(self.channels))  # the null condition
 
     def forward(self, conditions: Tensor, size: Size) -> Conditioning:
         """Images (B, 4, H, W) at the size of the noisy ones, or as their latents (B, latent_channels + 1, *size).
 
         Raises:
-            UserError: they are to be latents, and no autoencoder was given.
+            UserError: `latents_of` is not set for a denoiser of latents.
         """
         images = conditions.to(self.blank)
         if self.in_latents:
             if self.latents_of is None:
                 raise UserError(
-                    "image: this model's autoencoder is not loaded; load it with GenerationPipeline.from_pretrained."
+                    "condition_image: must be set with the model's autoencoder loaded. Load the model with "
+                    "GenerationPipeline.from_pretrained."
                 )
             flag = F.interpolate(images[:, -1:], size=size, mode="nearest-exact")
             images = torch.cat([self.latents_of(images[:, :3]).to(flag), flag], dim=1)
@@ -77,10 +77,10 @@ class ImageConditioner(Conditioner):
 
     def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
         """A batch's "image", degraded, (B, 4, H, W)."""
-        return _given(self.degraded(to_model_range(batch["image"])))
+        return _with_flag(self.degraded(to_model_range(batch["image"])))
 
     def degraded(self, images: Tensor) -> Tensor:
-        """Clean images (B, 3, H, W) in [-1, 1] as the network will see them, the same shape."""
+        """Clean images (B, 3, H, W) in [-1, 1] after the degradation, the same shape."""
         height, width = images.shape[-2:]
         if self.degradation == "none":
             return images
@@ -105,13 +105,13 @@ class ImageConditioner(Conditioner):
         return (conditions[:, :3].float().cpu() / 2 + 0.5).clamp(0, 1)
 
     def encode(self, conditions: ImageInput | Sequence[ImageInput], size: Size) -> Tensor:
-        """Images (uint8, or floats in [0, 1]) of any sizes, enlarged to `size`, (B, 4, H, W).
+        """Images (uint8, or floats in [0, 1]) of any sizes, resized to `size`, (B, 4, H, W).
 
         Raises:
-            UserError: an array that is no RGB image.
+            UserError: an array that is not an RGB image.
         """
         many = conditions if isinstance(conditions, Sequence) else [conditions]
-        return torch.cat([_given(fitted(unit_image(image) * 2 - 1, size, -1)) for image in many])
+        return torch.cat([_with_flag(fitted(unit_image(image) * 2 - 1, size, -1)) for image in many])
 
 
 def unit_image(image: ImageInput) -> Tensor:
@@ -128,12 +128,12 @@ def unit_image(image: ImageInput) -> Tensor:
     pixels = image[None] if image.ndim == 3 else image
     if pixels.ndim != 4 or pixels.shape[1] != 3:
         raise UserError(
-            f"an RGB image is (3, H, W), or (H, W, 3) as an array; this has the shape {tuple(image.shape)}."
+            f"image: must have shape (3, H, W) as a tensor, or (H, W, 3) as an array (got {tuple(image.shape)})."
         )
-    return unit(pixels, "an image")
+    return unit(pixels, "image")
 
 
-def unit(values: Tensor, what: str) -> Tensor:
+def unit(values: Tensor, name: str) -> Tensor:
     """uint8, bool or numbers in [0, 1] as float32 in [0, 1], on the CPU.
 
     Raises:
@@ -144,19 +144,19 @@ def unit(values: Tensor, what: str) -> Tensor:
         return values.float() / 255
     numbers = values.float()
     low, high = (float(edge) for edge in numbers.aminmax()) if values.numel() else (0.0, 0.0)
-    if low < -SLACK or high > 1 + SLACK:
-        raise UserError(f"{what} of {values.dtype} from {low:g} to {high:g}: give uint8, or numbers from 0 to 1.")
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise UserError(f"{name}: must be uint8, or numbers in [0, 1] (got {values.dtype} from {low:g} to {high:g}).")
     return numbers
 
 
-def fitted(images: Tensor, size: Size, least: float = 0) -> Tensor:
-    """Images (B, C, h, w) in [least, 1] at `size`, bicubic, as they are where they have it."""
+def fitted(images: Tensor, size: Size, low: float = 0) -> Tensor:
+    """Images (B, C, h, w) in [low, 1] resized to `size` (bicubic); unchanged if they have it."""
     if tuple(images.shape[-2:]) == size:
         return images
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(least, 1)
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(low, 1)
 
 
-def _given(images: Tensor) -> Tensor:
-    """With a fourth channel of ones."""
+def _with_flag(images: Tensor) -> Tensor:
+    """With a fourth channel of ones: the presence flag."""
     flag = torch.ones_like(reduce(images, "b c h w -> b 1 h w", "max"))
     return torch.cat([images, flag], dim=1)

@@ -1,4 +1,4 @@
-"""Conditioning on a layout: a segmentation mask as tokens of a coarse grid, and as channels beside the image."""
+"""Layout conditioning: a segmentation mask as tokens of a coarse grid, and as channels at full resolution."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Layout = Tensor | np.ndarray | Image.Image
 
 
 class LayoutConditioner(Conditioner):
-    """Masks to what the denoiser is told: which class where.
+    """Masks to tokens and channels.
 
-    Void has an index of its own, `num_classes`, and so has "nothing was said", `num_classes + 1`.
+    Ignored pixels have the index `num_classes`, the null condition `num_classes + 1`.
 
     Args:
         num_classes: classes of the mask, background included.
         dim: width of a token, the U-Net's `cross_attention_dim`; None: no tokens.
-        grid: the tokens are those of a grid of this many cells a side, each with the shares of the classes in it and
-            its place; 0: no tokens.
-        channels: channels beside the noisy image, a learned colour for each class at full resolution; 0: none.
+        grid: the tokens are those of a grid of this many cells a side, each the sum of a projection of its class
+            fractions and a position embedding; 0: no tokens.
+        channels: channels concatenated to the noisy image, a learned embedding of each pixel's class; 0: none.
         labels: names of the classes.
-        palette: colours of the classes, for images of a layout, each [r, g, b] in 0..255.
+        palette: colors of the classes, for visualization, each [r, g, b] in 0..255.
 
     Raises:
         UserError: neither tokens nor channels.
@@ -55,7 +55,7 @@ class LayoutConditioner(Conditioner):
     ) -> None:
         super().__init__()
         if not channels and not (grid and dim):
-            raise UserError("a layout needs tokens (grid and dim) or channels to be told by.")
+            raise UserError("channels=0: must be at least 1 without tokens. Set channels, or grid and dim.")
         self.num_classes, self.grid, self.channels = num_classes, grid if dim else 0, channels
         self.labels = [str(i) for i in range(num_classes)] if labels is None else list(labels)
         self.palette = palette
@@ -67,19 +67,19 @@ class LayoutConditioner(Conditioner):
 
     @property
     def null_index(self) -> int:
-        """The mask value that says nothing."""
+        """The mask value of the null condition."""
         return self.num_classes + 1
 
     def forward(self, conditions: Tensor, size: Size) -> Conditioning:
         """Masks (B, H, W) as tokens (B, grid^2, dim) and channels (B, channels, *size).
 
-        Where the noisy ones are smaller, as latents are, a cell has the mean colour of its pixels.
+        Where the noisy images are smaller, as latents are, a cell has the mean embedding of its pixels.
         """
         masks = conditions.to(self.device).long()  # (B, H, W)
         masks = torch.where(masks == IGNORE_INDEX, self.num_classes, masks)
         tokens = channels = None
         if self.grid:
-            tokens = self.shares(self._shares(masks).to(self.places.dtype)) + self.places  # (B, grid^2, dim)
+            tokens = self.shares(self._class_fractions(masks).to(self.places.dtype)) + self.places  # (B, grid^2, dim)
         if self.channels:
             channels = rearrange(self.colours(masks), "b h w c -> b c h w")
             if channels.shape[-2:] != size:
@@ -87,8 +87,8 @@ class LayoutConditioner(Conditioner):
                 channels = F.interpolate(channels, size=size, mode=mode)
         return Conditioning(tokens, channels)
 
-    def _shares(self, masks: Tensor) -> Tensor:
-        """Share of each class in each cell of the grid, (B, grid^2, num_classes + 2)."""
+    def _class_fractions(self, masks: Tensor) -> Tensor:
+        """Fraction of each class in each cell of the grid, (B, grid^2, num_classes + 2)."""
         planes = F.one_hot(masks, self.num_classes + 2)
         planes = rearrange(planes, "b h w c -> b c h w").float()
         return rearrange(F.adaptive_avg_pool2d(planes, self.grid), "b c h w -> b (h w) c")
@@ -106,7 +106,7 @@ class LayoutConditioner(Conditioner):
         return Examples([str(item["name"]) for item in items], masks)
 
     def visualize(self, conditions: Tensor) -> Tensor | None:
-        """The classes in their colours, void and "nothing" grey, (B, 3, H, W)."""
+        """The classes in their colors, ignored and null pixels gray, (B, 3, H, W)."""
         if self.palette is None:
             return None
         colours = torch.tensor([*self.palette, [128, 128, 128], [128, 128, 128]]) / 255
@@ -114,30 +114,30 @@ class LayoutConditioner(Conditioner):
         return rearrange(colours[masks], "b h w c -> b c h w")
 
     def encode(self, conditions: Layout | Sequence[Layout], size: Size) -> Tensor:
-        """Masks, of any sizes, brought to `size` (nearest neighbour), (B, H, W).
+        """Masks of any sizes, resized to `size` (nearest neighbor), (B, H, W).
 
         Raises:
-            UserError: a mask of another shape, or with values that are no class.
+            UserError: a mask of another shape, or with values that are not classes.
         """
         many = conditions if isinstance(conditions, Sequence) else [conditions]
         masks = [self._mask(mask) for mask in many]
         scaled = [F.interpolate(mask[:, None].float(), size=size, mode="nearest-exact")[:, 0].long() for mask in masks]
         return torch.cat(scaled)
 
-    def _mask(self, given: Layout) -> Tensor:
+    def _mask(self, layout: Layout) -> Tensor:
         """(B, H, W) int64."""
-        mask = torch.from_numpy(np.array(given)) if not isinstance(given, Tensor) else given.cpu()
+        mask = torch.from_numpy(np.array(layout)) if not isinstance(layout, Tensor) else layout.cpu()
         mask = mask.long() if mask.ndim == 3 else mask[None].long() if mask.ndim == 2 else mask
-        if mask.ndim != 3 or (isinstance(given, Image.Image) and given.mode not in ("L", "P", "I", "1")):
+        if mask.ndim != 3 or (isinstance(layout, Image.Image) and layout.mode not in ("L", "P", "I", "1")):
             raise UserError(
-                f"layout: a mask of class indices is (H, W), not {tuple(mask.shape)}; "
-                "convert a coloured mask to indices first."
+                f"layout: must be class indices of shape (H, W) (got {tuple(mask.shape)}). Convert a color mask to "
+                "indices."
             )
         values = mask.unique()
         wrong = values[(values != IGNORE_INDEX) & ((values < 0) | (values >= self.num_classes))]
         if len(wrong):
             raise UserError(
-                f"layout: value {int(wrong[0])} is no class: they are 0 to {self.num_classes - 1}, and "
-                f"{IGNORE_INDEX} for void."
+                f"layout: must have values in 0..{self.num_classes - 1}, or {IGNORE_INDEX} = ignore (got "
+                f"{int(wrong[0])})."
             )
         return mask

@@ -1,4 +1,4 @@
-"""Conditioning on text: a frozen text encoder's features, projected to context tokens."""
+"""Text conditioning: features of a frozen text encoder, projected to tokens."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch.nn import functional as F
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
 from unetdiff.errors import UserError
 
-MOST_ROWS = 8
-"""Captions drawn while training."""
+MAX_ROWS = 8
+"""Captions of the previews in training."""
 
 
 class Features(Protocol):
-    """Where the features of captions come from."""
+    """A function from captions to features: a text encoder, or its cache."""
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """(B, max_tokens, width) float32; zeros after a caption's last token."""
 
 
 class TextConditioner(Conditioner):
-    """Features of captions to context tokens: normalised, then projected without a bias, so that padding stays zero.
+    """Features of captions to tokens: normalized, then projected without a bias, so that padding stays zero.
 
     The text encoder itself is frozen and not part of it: a `unetdiff.diffusion.conditioning.text_encoder.TextEncoder`
     (with its cache while training), handed in as `features`.
@@ -50,13 +50,13 @@ class TextConditioner(Conditioner):
         self.features: Features | None = None
 
     def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Conditioning:
-        """Features (B, max_tokens, width), zeros where nothing is said, as tokens (B, max_tokens, dim)."""
+        """Features (B, max_tokens, width), all zeros for the null condition, as tokens (B, max_tokens, dim)."""
         features = conditions.to(self.null_token)
-        said = features.abs().amax(dim=(1, 2)) > 0  # (B,)
+        is_set = features.abs().amax(dim=(1, 2)) > 0  # (B,)
         tokens = self.projection(F.layer_norm(features, (self.width,)))  # zeros stay zeros: (B, max_tokens, dim)
         null = F.pad(self.null_token[None], (0, 0, 0, self.max_tokens - 1))  # (max_tokens, dim)
         return Conditioning(
-            tokens=torch.where(said[:, None, None], tokens, repeat(null, "n d -> b n d", b=len(tokens)))
+            tokens=torch.where(is_set[:, None, None], tokens, repeat(null, "n d -> b n d", b=len(tokens)))
         )
 
     def from_batch(self, batch: Mapping[str, Any]) -> Tensor:
@@ -68,19 +68,20 @@ class TextConditioner(Conditioner):
 
     def examples(self, items: Sequence[Mapping[str, Any]]) -> Examples:
         """Captions of the validation split, each once."""
-        captions = list(dict.fromkeys(item["caption"] for item in items))[:MOST_ROWS]
+        captions = list(dict.fromkeys(item["caption"] for item in items))[:MAX_ROWS]
         return Examples(captions, self.encode(captions))
 
     def encode(self, conditions: str | Sequence[str], size: Size = (0, 0)) -> Tensor:
-        """Prompts as features (B, max_tokens, width); an empty prompt says nothing.
+        """Prompts as features (B, max_tokens, width); an empty prompt is the null condition.
 
         Raises:
-            UserError: no text encoder was given.
+            UserError: `features` is not set.
         """
         if self.features is None:
             raise UserError(
-                "prompt: this model's text encoder is not loaded; load it with GenerationPipeline.from_pretrained."
+                "prompt: must be set with the model's text encoder loaded. Load the model with "
+                "GenerationPipeline.from_pretrained."
             )
         prompts = [conditions] if isinstance(conditions, str) else list(conditions)
-        told = torch.tensor([bool(prompt.strip()) for prompt in prompts])
-        return self.features(prompts) * told[:, None, None]
+        is_set = torch.tensor([bool(prompt.strip()) for prompt in prompts])
+        return self.features(prompts) * is_set[:, None, None]

@@ -1,4 +1,4 @@
-"""A frozen text encoder of transformers, and the features of a caption set kept on disk."""
+"""A frozen text encoder of transformers, and a cache of the features of a dataset's captions on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unetdiff.models.loading import save_tensors
 
 BATCH = 64  # captions encoded at once
 PART = 4096  # captions in a file of the cache
-READS_AT_MOST = 512  # tokens, for a tokenizer that does not say how many its model reads
+DEFAULT_MAX_TOKENS = 512  # for a model without a limit on the length of texts
 
 
 class TextEncoder:
@@ -30,7 +30,7 @@ class TextEncoder:
     Args:
         model: a transformers text encoder.
         tokenizer: its tokenizer.
-        max_tokens: tokens of a caption; longer ones are cut, which is said aloud once for each call.
+        max_tokens: tokens per caption; longer captions are truncated, with one warning per call.
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
@@ -42,22 +42,22 @@ class TextEncoder:
 
         Args:
             name: e.g. "openai/clip-vit-large-patch14".
-            max_tokens: None: as many as the encoder reads.
+            max_tokens: None: the encoder's maximum.
 
         Raises:
-            UserError: it cannot be loaded, or reads fewer tokens.
+            UserError: it cannot be loaded, or its maximum is smaller.
         """
         try:
             model, tokenizer = load_encoder(name)
         except (OSError, ValueError, ImportError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"diffusion.text.encoder: {name!r} cannot be loaded ({reason}); "
-                "give a name on the hub, or a folder with a transformers tokenizer and model"
+                f"diffusion.text.encoder={name}: must be a name on the hub or a folder with a transformers model and "
+                f"tokenizer (got {reason})."
             ) from error
-        limit = reads(model, tokenizer)
+        limit = max_length(model, tokenizer)
         if max_tokens is not None and not 1 <= max_tokens <= limit:
-            raise UserError(f"diffusion.text.max_tokens: {max_tokens} does not fit {name}; use 1 to {limit}")
+            raise UserError(f"diffusion.text.max_tokens={max_tokens}: must be in 1..{limit}, the maximum of {name}.")
         return cls(model, tokenizer, max_tokens or limit)
 
     @property
@@ -66,7 +66,7 @@ class TextEncoder:
         return int(self.model.config.hidden_size)
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption, not cut."""
+        """Number of tokens of each caption, without truncation."""
         return [len(ids) for ids in self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
@@ -75,12 +75,12 @@ class TextEncoder:
         Warns:
             UserWarning: a caption has more than `max_tokens` tokens; the warning quotes the first.
         """
-        self.say_what_is_cut(captions)
+        self.warn_truncated(captions)
         return self.features(captions)
 
     @torch.inference_mode()
     def features(self, captions: Sequence[str]) -> Tensor:
-        """As a call, and nothing is said of what is cut."""
+        """As a call, without the warning."""
         tokens = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
@@ -89,17 +89,19 @@ class TextEncoder:
         hidden = (hidden * mask[:, :, None]).float().cpu()
         return torch.nn.functional.pad(hidden, (0, 0, 0, self.max_tokens - hidden.shape[1])).clone()
 
-    def say_what_is_cut(self, captions: Sequence[str]) -> None:
-        """Warn of captions that are longer than what is read."""
+    def warn_truncated(self, captions: Sequence[str]) -> None:
+        """Warn of captions longer than `max_tokens`."""
         long = [
             (n, caption) for n, caption in zip(self.lengths(captions), captions, strict=True) if n > self.max_tokens
         ]
         if long:
             n, caption = long[0]
             quoted = caption if len(caption) <= 80 else f"{caption[:77]}..."
-            many = f"{len(long)} captions are" if len(long) > 1 else "a caption is"
+            many = f"{len(long)} captions have" if len(long) > 1 else "a caption has"
             warnings.warn(
-                f"{many} cut to {self.max_tokens} tokens; the first has {n}: {quoted!r}", UserWarning, stacklevel=2
+                f"{many} been truncated to max_tokens={self.max_tokens}; the first has {n} tokens: {quoted!r}",
+                UserWarning,
+                stacklevel=2,
             )
 
 
@@ -112,7 +114,7 @@ def load_encoder(name: str) -> tuple[Any, Any]:
 
 
 def _tower(config: Any) -> Any:
-    """The class of a text encoder: of a model with several towers, that of its text tower."""
+    """The class of a text encoder; for CLIP and T5, of the text encoder alone."""
     from transformers import AutoModel, CLIPTextModel, T5EncoderModel
 
     towers: dict[str, Any] = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
@@ -123,34 +125,34 @@ def saved_encoder(directory: Path, max_tokens: int) -> TextEncoder:
     """The text encoder of a model directory, as its pipeline saved it (text_encoder/, tokenizer/).
 
     Raises:
-        UserError: it is not there.
+        UserError: missing folders.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     if not (directory / "text_encoder").is_dir() or not (directory / "tokenizer").is_dir():
-        raise UserError(f"{directory}: no text_encoder/ and tokenizer/, which a model told by text needs")
+        raise UserError(f"{directory}: must hold text_encoder/ and tokenizer/ for a text-conditional model.")
     config = AutoConfig.from_pretrained(directory / "text_encoder")
     tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
     return TextEncoder(_tower(config).from_pretrained(directory / "text_encoder"), tokenizer, max_tokens)
 
 
-def reads(model: Any, tokenizer: Any) -> int:
-    """How many tokens of a text the encoder reads."""
-    positions = model.config.to_dict().get("max_position_embeddings") or READS_AT_MOST  # T5 has no such limit
-    return int(min(positions, tokenizer.model_max_length, READS_AT_MOST))
+def max_length(model: Any, tokenizer: Any) -> int:
+    """The maximal number of tokens of a text."""
+    positions = model.config.to_dict().get("max_position_embeddings") or DEFAULT_MAX_TOKENS  # T5 has no such limit
+    return int(min(positions, tokenizer.model_max_length, DEFAULT_MAX_TOKENS))
 
 
 class CachedFeatures:
-    """A text encoder that looks into a folder first.
+    """A text encoder with a cache on disk.
 
-    The folder holds the features of a caption set (float16, without the padding), named by what they are of: the
-    encoder's weights, the number of tokens, the captions. Captions that are not there are encoded when asked for.
-    Copying a conditioner (for its average) shares it.
+    The folder holds the features of a dataset's captions (float16, without padding), and is named by a hash of the
+    encoder's weights, the number of tokens and the captions. Other captions are encoded on the fly. A copy of a
+    conditioner (for its EMA) shares the cache.
     """
 
     def __init__(self, encoder: TextEncoder, captions: Iterable[str] = (), folder: Path | None = None) -> None:
         self.encoder = encoder
-        self.places: dict[str, tuple[Path, int, int]] = {}
+        self.locations: dict[str, tuple[Path, int, int]] = {}
         self.open_files: dict[Path, Any] = {}
         distinct = list(dict.fromkeys(captions))
         if not distinct:
@@ -167,12 +169,12 @@ class CachedFeatures:
     def __call__(self, captions: Sequence[str]) -> Tensor:
         """(B, max_tokens, width) float32; zeros after a caption's last token."""
         features = torch.zeros(len(captions), self.encoder.max_tokens, self.encoder.width)
-        missing = [i for i, caption in enumerate(captions) if caption not in self.places]
+        missing = [i for i, caption in enumerate(captions) if caption not in self.locations]
         if missing:
             features[missing] = self.encoder([captions[i] for i in missing])
         for i, caption in enumerate(captions):
-            if caption in self.places:
-                path, start, stop = self.places[caption]
+            if caption in self.locations:
+                path, start, stop = self.locations[caption]
                 features[i, : stop - start] = self._slice(path)[start:stop].float()
         return features
 
@@ -182,7 +184,7 @@ class CachedFeatures:
         return self.open_files[path].get_slice("features")
 
     def _fingerprint(self, captions: Sequence[str]) -> str:
-        """Of the encoder's weights (their sums), the number of tokens, and the captions."""
+        """A hash of the encoder's weights (their sums), the number of tokens, and the captions."""
         weights = [
             f"{name} {tensor.double().sum().item()!r}" for name, tensor in self.encoder.model.state_dict().items()
         ]
@@ -190,26 +192,26 @@ class CachedFeatures:
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def _read(self, target: Path, captions: Sequence[str]) -> bool:
-        """Learn where each caption's features are; False where they are not all there."""
-        places: dict[str, tuple[Path, int, int]] = {}
+        """Read the location of each caption's features; False if the cache is incomplete or damaged."""
+        locations: dict[str, tuple[Path, int, int]] = {}
         try:
             for path in sorted(target.glob("*.safetensors")):
                 with safe_open(path, framework="pt") as file:
                     ends = file.get_tensor("ends").tolist()
                     names = json.loads(file.metadata()["captions"])
-                places |= {
+                locations |= {
                     name: (path, start, stop) for name, start, stop in zip(names, [0, *ends[:-1]], ends, strict=True)
                 }
         except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-            return False  # a damaged cache is no cache
-        if set(places) != set(captions):
             return False
-        self.places = places
+        if set(locations) != set(captions):
+            return False
+        self.locations = locations
         return True
 
     def _write(self, target: Path, captions: Sequence[str]) -> None:
         target.mkdir(parents=True, exist_ok=True)
-        self.encoder.say_what_is_cut(captions)
+        self.encoder.warn_truncated(captions)
         encoder = self.encoder
         with tqdm(total=len(captions), desc="encoding captions", unit="caption", disable=None) as bar:
             for part in range(0, len(captions), PART):
@@ -229,5 +231,5 @@ class CachedFeatures:
 
 
 def cache_folder() -> Path:
-    """Where features are kept when nobody says: the user's cache."""
+    """The default folder of the cache, in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetdiff" / "captions"

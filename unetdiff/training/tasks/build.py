@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
-from unetdiff.diffusion.conditioning import Conditioner, ImageConditioner, TextConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.unet import UNet
-from unetdiff.training.conditions import build_conditioner, channels_beside
+from unetdiff.training.conditions import build_conditioner, condition_channels
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -39,8 +42,8 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
     size = model.sample_size or _sample_size(config.data.size, train, codec)
-    channels = codec.channels + channels_beside(config, codec)
-    unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
+    channels = codec.channels + condition_channels(config, codec)
+    unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
     return _assemble(config, unet, conditioner, val, codec)
 

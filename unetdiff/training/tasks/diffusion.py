@@ -19,8 +19,8 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
-from unetdiff.diffusion.conditioning import Conditioner, Conditioning, TextConditioner
-from unetdiff.diffusion.conditioning.base import Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
@@ -31,6 +31,8 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
+PREVIEW_ROWS = 8
+"""Captions, masks or images of the validation split that previews are sampled for."""
 COLOR_IMAGES = 200  # real images that the colors of the samples are compared with
 
 
@@ -110,7 +112,7 @@ class DiffusionTask(Task):
         generator = torch.Generator(self.unet.device).manual_seed(seed)
         x0 = self.encode(batch, generator)
         timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
-        noise = objectives.draw_noise(x0, generator, self.config.offset_noise)
+        noise = objectives.sample_noise(x0, generator, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
@@ -163,7 +165,7 @@ class DiffusionTask(Task):
 
         loss_mask: pixels included in the loss, bool (B, 1, h, w); None: all.
         """
-        sample = objectives.noised(self.scheduler, x0, noise, timesteps)
+        sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
         conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
         return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask)
@@ -208,7 +210,7 @@ class DiffusionTask(Task):
         indices: Sequence[int] = range(across * across)
         shown = truth = None
         if self.conditioner is not None:
-            items = [val[i] for i in evenly_spaced_indices(len(val), config.preview_rows)]
+            items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_ROWS)]
             examples = self.conditioner.examples(items)
             rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
             indices = list(chain(*image_indices(*self.conditioner.rows(examples.conditions), across)))

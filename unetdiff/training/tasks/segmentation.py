@@ -25,6 +25,9 @@ from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
+PREVIEW_IMAGES = 6
+"""Validation images shown with mask and prediction."""
+
 
 class SegmentationTask(Task):
     """Semantic segmentation.
@@ -76,9 +79,9 @@ class SegmentationTask(Task):
         generator = torch.Generator(pixels.device).manual_seed(seed)
         num_timesteps = len(self.scheduler.alphas_cumprod)
         timesteps = objectives.sample_timesteps(len(pixels), num_timesteps, generator, True, *self.process)
-        noise = objectives.draw_noise(pixels, generator)
+        noise = objectives.sample_noise(pixels, generator)
         is_noisy = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
-        sample = objectives.noised(self.scheduler, pixels, noise, timesteps)
+        sample = objectives.add_noise(self.scheduler, pixels, noise, timesteps)
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, pixels)
         has_time_embedding = self.unet.config["conditioning"]["timestep"]
         return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
@@ -116,9 +119,7 @@ class SegmentationTask(Task):
 
     def preview(self, accelerator: Accelerator) -> Previews:
         val = self.data.val
-        items = [val[i] for i in evenly_spaced_indices(len(val), self.config.preview_images)]
-        if not items:
-            return {}, {}
+        items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_IMAGES)]
         predictions = []
         for item in items:
             with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
