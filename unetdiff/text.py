@@ -1,4 +1,4 @@
-"""Figures as text: for a terminal, and as Markdown; and which of them is the better one."""
+"""Tables as text, for a terminal or in Markdown, and which value of a row is the best."""
 
 from __future__ import annotations
 
