@@ -1,4 +1,4 @@
-"""EMA and learning rates by hand."""
+"""EMA, AdamW and learning rates against reference computations."""
 
 from __future__ import annotations
 

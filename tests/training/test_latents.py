@@ -1,4 +1,4 @@
-"""Denoisers of latents, trained for a few steps by the command's own path, saved, loaded, drawn, judged, compared."""
+"""Latent denoisers: trained, saved, loaded, sampled, evaluated and compared through the commands' code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A denoiser of masks through every command's own path: trained, resumed, judged, drawn from, compared, exported."""
+"""Mask denoisers: trained, resumed, evaluated, sampled, compared and exported through the commands' code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: accumulation, freezing, precision, bad luck, and what it leaves behind."""
+"""The training loop: accumulation, freezing, precision, failures, and output files."""
 
 from __future__ import annotations
 
