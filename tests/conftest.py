@@ -27,7 +27,6 @@ TINY: dict[str, Any] = {
     "data.scenes.val_images": 6,
     "diffusion.preview_steps": 2,
     "diffusion.preview_per_class": 1,
-    "segmentation.preview_images": 2,
     "training.steps": 6,
     "training.batch_size": 4,
     "training.eval_batch_size": 4,

@@ -26,7 +26,6 @@ TINY = {
     "data.scenes.val_images": 2,
     "diffusion.preview_steps": 1,
     "diffusion.preview_per_class": 1,
-    "segmentation.preview_images": 1,
     "training.schedule.name": "constant",
     "training.steps": 1,
     "training.batch_size": 4,

@@ -17,7 +17,6 @@ model:
 data:
   scenes: {train_images: 16, val_images: 4}
 diffusion: {preview_steps: 2, preview_per_class: 1}
-segmentation: {preview_images: 1}
 training: {steps: 2, batch_size: 4, validate_every: 2, log_every: 1}
 """
 

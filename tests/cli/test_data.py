@@ -44,7 +44,7 @@ def test_data_download_says_where_and_what_next(
 
 def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, part in (
-        ([], "required: set, --root"),
+        ([], "required: dataset, --root"),
         (["voc"], "required: --root"),
         (["camvid", "--root", "x"], "invalid choice: 'camvid'"),
         (["voc", "--roto", "x"], "--root"),
@@ -61,7 +61,7 @@ def test_data_check(tmp_path: Path, voc_layout: Callable[..., Path], capsys: pyt
     root = voc_layout(["background", "thing"], {"train": {name: mask for name in "012"}, "val": {"3": mask}})
     words = ["data", "check", "--data.name", "voc_folder", "--data.root", str(root)]
     assert main(words) == 0
-    assert capsys.readouterr().out == f"voc_folder in {root}: good\n"
+    assert capsys.readouterr().out == f"voc_folder in {root}: no problems found\n"
 
     mask = np.zeros((16, 16), dtype=np.uint8)
     mask[0, 0] = 7
@@ -72,14 +72,14 @@ def test_data_check(tmp_path: Path, voc_layout: Callable[..., Path], capsys: pyt
     assert len(lines) == 3
     assert any("1.png" in line and "7" in line for line in lines[:2])
     assert any("2.jpg" in line for line in lines[:2])
-    assert lines[2] == f"voc_folder in {root}: 2 faults found"
+    assert lines[2] == f"voc_folder in {root}: 2 problems found"
 
     (tmp_path / "set.yaml").write_text(f"data: {{name: voc_folder, root: {root}}}\n")
     assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(["data", "check", str(tmp_path / "set.yaml"), "--no_masks"]) == 1
     assert "1.png" not in capsys.readouterr().out
-    for condition, seen in (("none", False), ("layout", True)):  # a denoiser's masks matter where it is told of them
+    for condition, seen in (("none", False), ("layout", True)):  # a denoiser needs masks only as a condition
         text = f"task: diffusion\ndata: {{name: voc_folder, root: {root}, size: [8, 8]}}\n"
         (tmp_path / "set.yaml").write_text(text + f"diffusion: {{condition: {condition}}}\n")
         assert main(["data", "check", str(tmp_path / "set.yaml")]) == 1
@@ -93,7 +93,7 @@ def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "metadata.jsonl").write_text("\n".join(good))
     words = ["data", "check", "--data.name=captioned_folder", f"--data.root={tmp_path}"]
     assert main(words) == 0
-    assert capsys.readouterr().out == f"captioned_folder in {tmp_path}: good\n"
+    assert capsys.readouterr().out == f"captioned_folder in {tmp_path}: no problems found\n"
     bad = [good[0], good[1].replace("image 1", ""), good[2].replace("2.png", "9.png"), good[0]]
     (tmp_path / "metadata.jsonl").write_text("\n".join(bad))
     assert main(words) == 1
@@ -102,13 +102,13 @@ def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"{tmp_path}/metadata.jsonl:2: caption missing",
         f"{tmp_path}/metadata.jsonl:3: image not found",
         f"{tmp_path}/metadata.jsonl:4: file_name 0.png repeated",
-        f"captioned_folder in {tmp_path}: 3 faults found",
+        f"captioned_folder in {tmp_path}: 3 problems found",
     ]
 
 
 def test_data_check_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
-        ([], "no action; one of check, stats, download"),
+        ([], "no action. Give one of check, stats, download"),
         (["chek"], "unknown action 'chek'. Did you mean check?"),
         (["check"], "nothing to check"),
         (["check", "--data.nam", "x"], "Did you mean --data.name?"),

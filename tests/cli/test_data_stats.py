@@ -14,7 +14,7 @@ from unetdiff.cli.main import main
 
 @pytest.fixture
 def root(voc_layout: Callable[..., Path]) -> Path:
-    """Two classes; training masks of 6 x 4 (one void row) and 8 x 4 (all ground), a validation mask of 6 x 4."""
+    """Two classes; training masks of 6 x 4 (one ignored row) and 8 x 4 (all ground), a validation mask of 6 x 4."""
     half = np.repeat(np.array([[0], [0], [1], [255]], np.uint8), 6, axis=1)
     splits = {"most": {"a": half, "b": np.zeros((4, 8), np.uint8)}, "val": {"c": half % 255}}
     return voc_layout(["ground", "tree house"], splits, images=False)
@@ -40,7 +40,7 @@ def test_table_and_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert facts == {
         "": ["train (most)", "val (val)"],
         "images": ["2", "1"],
-        "void": ["10.71% of the pixels", "0.00% of the pixels"],
+        "ignored": ["10.71% of the pixels", "0.00% of the pixels"],
         "width, min / median / max": ["6 / 8 / 8", "6 / 6 / 6"],
         "height, min / median / max": ["4 / 4 / 4", "4 / 4 / 4"],
         "sizes": ["2", "1"],
@@ -50,7 +50,7 @@ def test_table_and_json(root: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert figures["classes"] == ["ground", "tree house"]
     assert figures["train"]["split"] == "most" and figures["train"]["images"] == 2
     assert figures["train"]["pixels_by_class"] == {"ground": 44, "tree house": 6}
-    assert figures["train"]["void_pixels"] == 6 and figures["val"]["void_share"] == 0
+    assert figures["train"]["ignored_pixels"] == 6 and figures["val"]["ignored_fraction"] == 0
     assert figures["train"]["width"] == {"min": 6, "median": 8, "max": 8}
     assert figures["class_weights"]["median_frequency"] == {"ground": 0.6894, "tree house": 1.82}
 
@@ -92,8 +92,11 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["data", "stats"], "unetdiff data stats: nothing to count; give a config file, or --data.name and"),
-        (["data", "stats", "--data.name=cifar10", "--data.root=."], "data.name: 'cifar10' has no masks or captions to"),
+        (["data", "stats"], "unetdiff data stats: nothing to count. Give a config file, or --data.name and"),
+        (
+            ["data", "stats", "--data.name=cifar10", "--data.root=."],
+            "data.name=cifar10: must be a dataset with masks or captions",
+        ),
         (
             ["data", "stats", "--data.name=parquet", "--data.root=."],
             "data.caption_column=null: must be set with data.name=parquet",
@@ -102,7 +105,7 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
             ["data", "stats", "--outptu", "x"],
             "unetdiff data stats: unknown argument '--outptu'. Did you mean --output?",
         ),
-        (["data", "stats", "--data.name=scenes", "--output", "."], "--output: '.' is a directory; give a file"),
+        (["data", "stats", "--data.name=scenes", "--output", "."], "--output=.: must be a file. Give e.g. stats.json."),
         (["data", "chek"], "unetdiff data: unknown action 'chek'. Did you mean check?"),
     ],
 )
@@ -114,7 +117,7 @@ def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
 
 def test_a_bad_mask_and_a_bad_place_for_the_output(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(root, "--output", str(root / "classes.txt" / "stats.json"))) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    assert "must be writable" in capsys.readouterr().err
     (root / "SegmentationClass" / "b.png").unlink()
     assert main(words(root)) == 2
     assert "b.png: file not found (missing)" in capsys.readouterr().err

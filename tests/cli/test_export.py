@@ -145,10 +145,13 @@ def test_a_denoiser_of_latents_goes_on_to_decode_them(vae: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--format", "diffusers", "--head", "segmentation"], "--head: is for --format onnx or torch, not diffusers"),
-        (["--format", "diffusers", "--fixed"], "--fixed: is for --format onnx or torch, not diffusers; leave it out"),
-        (["--format", "torch", "--opset", "18"], "--opset: 18 is for --format onnx, not torch"),
-        (["--head", "diffusion", "--fixed"], "--fixed: this model has no height and width of its own; give --size H W"),
+        (["--format", "diffusers", "--head", "segmentation"], "--head: must be left out with --format=diffusers."),
+        (["--format", "diffusers", "--fixed"], "--fixed: must be left out with --format=diffusers."),
+        (["--format", "torch", "--opset", "18"], "--opset=18: must be left out with --format=torch."),
+        (
+            ["--head", "diffusion", "--fixed"],
+            "--fixed: must be used with --size, as this model has no fixed input size.",
+        ),
         (["--head", "diffusion", "--preprocess"], "preprocess: a denoiser takes noisy floats"),
         (["--size", "1", "1"], "size: [1, 1] is too small; give height and width of 2 or more"),
         (["--formt", "torch"], "unknown argument '--formt'. Did you mean --format?"),

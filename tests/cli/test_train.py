@@ -90,7 +90,7 @@ def test_help_names_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "joint", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--print_config" in text and "--resume" in text
-    assert "--training.optimizer.encoder_lr" in text and "Peak learning rate of the encoder's trunk" in text
+    assert "--training.optimizer.encoder_lr" in text and "Peak learning rate of the encoder; None" in text
 
 
 def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,8 +47,8 @@ def test_every_key_is_known_and_helped() -> None:
             continue
         assert f"--{key} " in text, key
     # the words of an attribute docstring, two levels down
-    assert "The half-life is at most this share of the images seen so far (EDM2)." in text
-    assert "Contrast of the background's texture, 0 (plain) to 1." in text
+    assert "Half-life of a parameter value in the average, in training images." in text
+    assert "Contrast of the background texture, 0 (plain) to 1." in text
 
 
 def test_file_overrides_and_back(file: Path, tmp_path: Path) -> None:

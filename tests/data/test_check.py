@@ -126,11 +126,11 @@ def test_images_taken_on_their_side_are_upright_like_their_masks(voc_set: Path) 
     assert item["image"].shape[1:] == item["mask"].shape == (30, 40) and np.abs(difference).mean() < 3
 
 
-def test_void_only_masks_can_be_allowed(voc_set: Path, make_mask: SaveMask) -> None:
+def test_binary_masks_can_be_allowed(voc_set: Path, make_mask: SaveMask) -> None:
     make_mask(voc_set / "SegmentationClass" / "a0.png", np.full((30, 40), 255))
     issue = first_issue(config(voc_set))
-    assert issue is not None and "data.void_only_masks=true" in issue.remedy
-    assert first_issue(config(voc_set, void_only_masks=True)) is None
+    assert issue is not None and "data.allow_binary_masks=true" in issue.remedy
+    assert first_issue(config(voc_set, allow_binary_masks=True)) is None
 
 
 def test_a_grey_mask_is_recognised(voc_set: Path) -> None:

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image
 
-from unetdiff.diffusion.conditioning import ImageConditioner, LayoutConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.editing import img2img_timesteps, known_image
 from unetdiff.diffusion.noise import slerp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from unetdiff.diffusion.conditioning import Conditioning
+from unetdiff.diffusion.conditioning.base import Conditioning
 from unetdiff.diffusion.guidance import classifier_free_guidance, in_guidance_interval
 
 SAMPLE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))

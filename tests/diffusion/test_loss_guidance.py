@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 from torch.nn import functional as F
 
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance, layout_loss, loss_gradient
 from unetdiff.diffusion.objectives import alpha_sigma, build_scheduler, predicted_x0

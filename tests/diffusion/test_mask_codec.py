@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unetdiff.diffusion.conditioning import ImageConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.mask_sampling import (

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.noise import generator_for, generators_for, image_indices, noise_for
 from unetdiff.diffusion.objectives import build_scheduler

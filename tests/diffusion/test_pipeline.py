@@ -19,7 +19,7 @@ from diffusers import (
 )
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.editing import ImageStart
 from unetdiff.diffusion.guidance import Guidance

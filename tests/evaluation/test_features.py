@@ -87,10 +87,10 @@ def test_the_fingerprint_follows_name_and_weights() -> None:
 
 
 def test_mismatched_encoder_weights(encoder_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="features.resnet18: .* does not hold torchvision's resnet18"):
+    with pytest.raises(UserError, match="features.resnet18=.*: must contain torchvision's resnet18"):
         load_feature_extractor("resnet18", str(encoder_weights))
     (tmp_path / "cut.safetensors").write_bytes(encoder_weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="features.mobilenet_v2: .*cut.safetensors' is truncated"):
+    with pytest.raises(UserError, match="features.mobilenet_v2: .*cut.safetensors: must be a complete safetensors"):
         load_feature_extractor("mobilenet_v2", str(tmp_path / "cut.safetensors"))
 
 

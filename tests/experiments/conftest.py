@@ -29,7 +29,6 @@ TINY = {
     },
     "data": {"scenes": {"train_images": 24, "val_images": 12}},
     "diffusion": {"preview_steps": 2, "preview_per_class": 1},
-    "segmentation": {"preview_images": 1},
     "training": {"steps": 2, "batch_size": 4, "eval_batch_size": 5, "validate_every": 2, "log_every": 1},
 }
 

@@ -145,7 +145,7 @@ def test_every_run_has_one_backbone_and_one_budget(parse_args: Callable[..., Any
     assert (one[2].joint.segmentation_weight, one[2].joint.diffusion_weight) == (0.5, 10.0)
     assert (one[3].joint.segmentation_weight, one[3].joint.diffusion_weight) == (1.0, 1.0)
     args, overrides = parse_args("budget", "--model.encoder.name=classic", "--model.encoder.padding=valid")
-    with pytest.raises(UserError, match="^model.encoder.padding: 'valid' shrinks"):
+    with pytest.raises(UserError, match="^model.encoder.padding=valid: must be same"):
         budget.plan(args, overrides, tmp_path)
 
 

@@ -34,7 +34,7 @@ def test_block_names_have_part_size_and_number():
     assert list(block_names({**maps, "last": maps["decoder.0.1"]}).values()) == [
         "encoder 4x8",
         "encoder 2x4",
-        "middle 2x4",
+        "mid_block 2x4",
         "decoder 4x8 #1",
         "decoder 4x8 #2",
     ]
@@ -67,7 +67,7 @@ def test_a_denoiser_sees_the_noise_of_the_timestep_and_no_condition(make_run):
         expected = features.unet.features(noisy, 300, null)
     for key, title in block_names(expected).items():
         assert torch.allclose(result[title], expected[key], atol=1e-6)
-    assert not torch.allclose(result["middle 16x16"], features(images(), NAMES, None)["middle 16x16"], atol=1e-3)
+    assert not torch.allclose(result["mid_block 16x16"], features(images(), NAMES, None)["mid_block 16x16"], atol=1e-3)
 
 
 def test_clean_images_of_a_joint_run_are_what_its_segmentation_head_sees(make_run):

@@ -112,7 +112,7 @@ def test_probe_is_the_logistic_regression_of_scikit_learn(denoiser):
 
 def test_stream_is_what_stored_features_give(denoiser):
     features, train, _ = denoiser
-    specs = [ProbeInput(None, ("middle 16x16",)), ProbeInput(200, ("encoder 32x32", "decoder 16x16 #1"))]
+    specs = [ProbeInput(None, ("mid_block 16x16",)), ProbeInput(200, ("encoder 32x32", "decoder 16x16 #1"))]
     stats = feature_stats(features, train, INDICES, 2)
     training = ProbeTraining(steps=8, batch_size=4, lr=0.05, weight_decay=0.1, seed=3)
     streamed = train_probes(features, train, INDICES, specs, stats, 11, training)

@@ -70,7 +70,7 @@ def test_refusals_come_before_any_training(
         (("--num_seeds", 0), "--num_seeds=0"),
         (("--num_val_images", 0), "--num_val_images=0"),
         (("--num_rows", 0), "--num_rows=0"),
-        (("--joint_run", tmp_path / "nowhere"), "no directory"),
+        (("--joint_run", tmp_path / "nowhere"), "does not exist"),
     ]:
         with pytest.raises(UserError, match=message):
             noise.run(options(noise, file, *words), [], tmp_path / "out", "")

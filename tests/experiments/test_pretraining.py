@@ -139,6 +139,6 @@ def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path
     shutil.rmtree(tmp_path / "pretrained")  # as the refusal of another number of steps says
     args.denoiser_train_steps = 4
     with pytest.raises(
-        UserError, match="denoiser-init/fraction-0.05/seed-0 started from weights that .*pretrained had"
+        UserError, match="denoiser-init/fraction-0.05/seed-0' was initialized from an older version of .*pretrained"
     ):
         pretraining.run(args, overrides, tmp_path, "")

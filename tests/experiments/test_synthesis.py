@@ -27,8 +27,6 @@ TINY = [
     "--data.scenes.train_images=40",
     "--data.scenes.val_images=6",
     "--diffusion.preview_per_class=1",
-    "--diffusion.preview_rows=2",
-    "--segmentation.preview_images=2",
     "--training.batch_size=4",
 ]
 SHORT = ["--label_fraction", "0.1", "--num_inference_steps", "2", "--denoiser_train_steps", "2",

@@ -177,7 +177,7 @@ def test_a_diffusers_network() -> None:
             {
                 **RESIDUAL,
                 "imported": {"attention_heads": [1, 4]},
-                "conditioning": {"attention_levels": [1]},
+                "conditioning": {"attention_levels": [1], "attention_head_dim": 8},
             },
             "model.imported.attention_heads=null: must be [1, 4], as in the network",
         ),

@@ -15,7 +15,7 @@ from unetdiff.config.reading import to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.data.scenes import DIGITS, PALETTE
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline

@@ -1,4 +1,4 @@
-"""Frozen BatchNorm of a random start takes its statistics from the images; a pretrained one keeps its own."""
+"""Calibration of frozen BatchNorm: random networks take statistics from the images, pretrained ones keep theirs."""
 
 from __future__ import annotations
 

@@ -15,13 +15,11 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.diffusion.conditioning import (
-    ClassConditioner,
-    Conditioning,
-    ImageConditioner,
-    LayoutConditioner,
-    TextConditioner,
-)
+from unetdiff.diffusion.conditioning.base import Conditioning
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import UserError
 from unetdiff.evaluation import evaluate as evaluation
@@ -71,7 +69,7 @@ def settings(request: pytest.FixtureRequest, text_encoder: Path, tmp_path: Path)
 @pytest.mark.parametrize("settings", SETTINGS, indirect=True)
 def test_trained_saved_loaded_and_sampled(tiny: Callable[..., RunConfig], settings: dict) -> None:
     name = settings.pop("name")
-    config = tiny("diffusion", training__steps=2, training__validate_every=2, diffusion__preview_rows=2, **settings)
+    config = tiny("diffusion", training__steps=2, training__validate_every=2, **settings)
     run = train(config)
     assert list((run / "images").rglob("*.png"))
     pipeline = GenerationPipeline.from_pretrained(run / "best")

@@ -1,4 +1,4 @@
-"""The diffusion task's training batch: what the config says of the noise is in it."""
+"""The training batches of the diffusion task follow the configured noise."""
 
 from __future__ import annotations
 

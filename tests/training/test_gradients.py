@@ -1,4 +1,4 @@
-"""The two losses' gradients compared: by hand, and without a trace in the weights."""
+"""Comparison of the two losses' gradients: reference values, and no effect on the weights."""
 
 from __future__ import annotations
 

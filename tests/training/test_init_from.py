@@ -1,4 +1,4 @@
-"""`training.init_from`: what a run takes from another network, what it says of it, and what it refuses."""
+"""`training.init_from`: tensors loaded, what is logged, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both heads in one step: what it costs is what the two tasks would say of their images."""
+"""The joint task: its loss is the weighted sum of the losses of the two tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Denoisers of latents, trained for a few steps by the command's own path, saved, loaded, drawn, judged, compared."""
+"""Latent denoisers: trained, saved, loaded, sampled, evaluated and compared through the commands' code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
         diffusion__latent__vae=str(copied),
         diffusion__condition=condition,
         diffusion__layout__grid=4,
-        diffusion__preview_rows=2,
         **SHORT,
     )
     run = train(config)
@@ -97,7 +96,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
 
     words = ["sample", str(run), "--class", "seven", "--num_inference_steps", "2", "--output", str(tmp_path / "out")]
     assert main([*words, "--interpolate_to_seed", "4", "--frames", "2"]) == 0
-    assert main([*words, "--n", "1"]) == 0
+    assert main([*words, "--num_images", "1"]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as image:
         assert image.size == (32, 32)
 

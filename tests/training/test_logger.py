@@ -1,4 +1,4 @@
-"""metrics.jsonl, read back."""
+"""Reading metrics.jsonl."""
 
 from __future__ import annotations
 

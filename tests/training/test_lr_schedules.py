@@ -1,4 +1,4 @@
-"""Schedules: the golden values of the reference, the formula restated, and the edges."""
+"""Schedules: golden values of the reference, the formula, and edge cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A denoiser of masks through every command's own path: trained, resumed, judged, drawn from, compared, exported."""
+"""Mask denoisers: trained, resumed, evaluated, sampled, compared and exported through the commands' code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ MASKS: dict[str, Any] = {
     "diffusion__condition": "image",
     "diffusion__image__degradation": "none",
     "diffusion__noise__input_scale": 0.3,
-    "diffusion__preview_rows": 2,
     "training__steps": 4,
     "training__validate_every": 2,
 }

@@ -1,4 +1,4 @@
-"""The highest memory, against allocations of known size."""
+"""Peak memory, against allocations of known size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes (gloo, on a CPU): the same training as one, every sample evaluated once, one set of files."""
+"""Two processes (gloo, CPU): same training as one, each sample evaluated once, one set of files."""
 
 from __future__ import annotations
 

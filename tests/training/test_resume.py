@@ -1,4 +1,4 @@
-"""A run that is killed with SIGKILL and resumed ends with the very bits of one that was never stopped."""
+"""A run that is killed with SIGKILL and resumed ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 

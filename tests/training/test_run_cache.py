@@ -1,4 +1,4 @@
-"""A run that is one of several."""
+"""Runs as cached results: new, interrupted, finished, or of a different config."""
 
 from __future__ import annotations
 

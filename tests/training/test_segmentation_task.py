@@ -1,4 +1,4 @@
-"""Noise in a segmenter's training images: noisy images, timesteps, and a resumed run."""
+"""Noise in the segmentation task: noisy images, timesteps, and a resumed run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One optimizer step whose loss is not finite: nothing is moved, and the next step goes on."""
+"""An optimizer step with a non-finite loss changes nothing, and training continues."""
 
 from __future__ import annotations
 

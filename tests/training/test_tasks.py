@@ -1,4 +1,4 @@
-"""How a config becomes a task: the heads are sized by the data, and keep what the config says of them."""
+"""Tasks built from a config: heads sized by the data, with the configured options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop: accumulation, freezing, precision, bad luck, and what it leaves behind."""
+"""The training loop: accumulation, freezing, precision, failures, and output files."""
 
 from __future__ import annotations
 
@@ -166,8 +166,9 @@ def test_a_nonfinite_loss_is_skipped_and_counted(tiny: Tiny, monkeypatch: pytest
 
 def test_nonfinite_losses_in_a_row_stop_with_the_files_named(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     _poison(monkeypatch, 3, 4)
+    monkeypatch.setattr("unetdiff.training.trainer.MAX_NONFINITE_STEPS", 2)
     with pytest.raises(TrainingStopped, match="2 non-finite losses in a row at step 4") as stopped:
-        train(tiny("segmentation", training__max_nonfinite=2))
+        train(tiny("segmentation"))
     assert "step-00000002" in str(stopped.value) and "--resume" in str(stopped.value)
     run = Path(tiny().training.output_dir)
     names = json.loads((run / "nonfinite.json").read_text())["names"]
@@ -241,11 +242,6 @@ def test_the_last_validation_is_made_up_for(tiny: Tiny, monkeypatch: pytest.Monk
     assert ours["final"] == theirs["final"] and ours["best"] == theirs["best"]
     lines = [line["step"] for line in read_lines(run / "metrics.jsonl") if line["kind"] == "validation"]
     assert lines == [3, 6]
-
-
-def test_a_run_without_previews(tiny: Tiny) -> None:
-    run = train(tiny("segmentation", training__steps=2, segmentation__preview_images=0))
-    assert not list((run / "images").glob("*segmentation*"))
 
 
 def test_images_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How a joint run weighs its losses: by hand, in the optimizer, in the checkpoints, on two processes."""
+"""Loss weightings of joint runs: reference values, optimizer, checkpoints, two processes."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from unetdiff.benchmark.multiply_adds import count_macs
 from unetdiff.benchmark.peak_throughput import precision_name
 from unetdiff.benchmark.timing import Quartiles, Times, Workload, synchronizer, time_interleaved
 from unetdiff.benchmark.workloads import prediction_workload, sampling_workload, training_workload
-from unetdiff.config.reading import load, parse
+from unetdiff.config.reading import from_yaml, load, override
 from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
@@ -50,7 +50,7 @@ class BenchmarkTarget:
             raise UserError(f"{path}: must contain {CONFIG}. Use a run directory or a config file.")
         self.path, self.overrides = path, tuple(overrides)
         if path.is_dir():
-            self.config = parse(path / CONFIG, overrides)
+            self.config = override(from_yaml(path / CONFIG), overrides)
             validate(self.config)
         else:
             self.config = load(path, overrides)

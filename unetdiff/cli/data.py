@@ -1,4 +1,4 @@
-"""`unetdiff data ACTION`: what can be done with a data set before any training; one small file an action."""
+"""`unetdiff data ACTION`: check a dataset, count it, or download one; one module per action."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from importlib import import_module
 
 from unetdiff.errors import UserError, nearest
 
-# action -> (module with `main(argv) -> exit status`, what it does)
+# action -> (module with `main(argv) -> exit status`, help)
 ACTIONS = {
-    "check": ("unetdiff.cli.data_check", "every fault of a set, with its file, value and remedy"),
-    "stats": ("unetdiff.cli.data_stats", "classes of the masks with pixels, images and weights; captions"),
-    "download": ("unetdiff.cli.data_download", "fetch PASCAL VOC 2012; build its split trainaug from SBD"),
+    "check": ("unetdiff.cli.data_check", "list every problem of a dataset with file, value and fix"),
+    "stats": ("unetdiff.cli.data_stats", "count pixels and images per class, class weights, captions"),
+    "download": ("unetdiff.cli.data_download", "download PASCAL VOC 2012; build its trainaug split from SBD"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
-    """Hand over to one action; its exit status. Raises UserError without one."""
+    """Run one action; returns its exit status.
+
+    Raises:
+        UserError: no action, or an unknown one.
+    """
     if argv and argv[0] in ("-h", "--help", "help"):
         print("usage: unetdiff data ACTION ...\n\nactions:")
         for name, (_, what) in ACTIONS.items():
             print(f"  {name:<12}{what}")
-        print("\n`unetdiff data ACTION --help` tells what an action takes.")
+        print("\n`unetdiff data ACTION --help` lists an action's options.")
         return 0
     if not argv:
-        raise UserError(f"unetdiff data: no action; one of {', '.join(ACTIONS)}")
+        raise UserError(f"unetdiff data: no action. Give one of {', '.join(ACTIONS)}.")
     if argv[0] not in ACTIONS:
         near = nearest(argv[0], ACTIONS)
-        raise UserError(f"unetdiff data: unknown action {argv[0]!r}; nearest: {near} (one of {', '.join(ACTIONS)})")
+        raise UserError(
+            f"unetdiff data: unknown action {argv[0]!r}. Did you mean {near}? (one of {', '.join(ACTIONS)})"
+        )
     return import_module(ACTIONS[argv[0]][0]).main(argv[1:])

@@ -1,4 +1,4 @@
-"""`unetdiff data check`: every fault of a data set, before any training."""
+"""`unetdiff data check`: every problem of a dataset, before training."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ USAGE = "unetdiff data check [CONFIG] [--data.name NAME --data.root DIR ...]"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check both splits; prints a line for each fault. 0 for a set without faults, else 1."""
+    """Check both splits and print a line per problem; returns 0 if there is none, else 1."""
     overrides, words = split_overrides(argv, known=[])
-    parser = Parser("unetdiff data check", "Look for faults in a data set: each with file, value and remedy.", USAGE)
+    parser = Parser("unetdiff data check", "List every problem of a dataset: file, value and suggested fix.", USAGE)
     parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
     parser.add_argument(
-        "--no-masks", action="store_true", help="leave masks out (a denoiser needs them for layouts only)"
+        "--no_masks", action="store_true", help="skip the masks (a denoiser needs them only for layouts)"
     )
-    parser.add_argument("--quick", action="store_true", help="decode images only where the file looks odd")
-    given = parser.parse_strictly(words)
-    if given.config is None and not overrides:
-        raise UserError("unetdiff data check: nothing to check; give a config file, or --data.name and --data.root")
+    parser.add_argument("--quick", action="store_true", help="decode an image only if its file looks damaged")
+    args = parser.parse_strictly(words)
+    if args.config is None and not overrides:
+        raise UserError("unetdiff data check: nothing to check. Give a config file, or --data.name and --data.root.")
 
     from unetdiff.config.reading import parse
     from unetdiff.data.check import check
     from unetdiff.training.conditions import needs_layout
 
-    config = parse(given.config, overrides)
-    masks = (config.task != "diffusion" or needs_layout(config)) and not given.no_masks
-    issues = check(config.data, masks=masks, full=not given.quick)
+    config = parse(args.config, overrides)
+    masks = (config.task != "diffusion" or needs_layout(config)) and not args.no_masks
+    issues = check(config.data, masks=masks, full=not args.quick)
     for issue in issues:
         print(issue)
     name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
-    print(f"{name}: {len(issues)} fault{'' if len(issues) == 1 else 's'} found" if issues else f"{name}: good")
+    print(f"{name}: {len(issues) or 'no'} problem{'' if len(issues) == 1 else 's'} found")
     return 1 if issues else 0

@@ -1,4 +1,4 @@
-"""`unetdiff data stats`: what both splits of a set hold, as a table and as JSON."""
+"""`unetdiff data stats`: statistics of both splits of a dataset, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.text import aligned
 
 if TYPE_CHECKING:
@@ -18,40 +18,42 @@ if TYPE_CHECKING:
 
 USAGE = "unetdiff data stats [CONFIG] [--data.name NAME --data.root DIR ...] [--output FILE.json]"
 SPLITS: tuple[Literal["train"], Literal["val"]] = ("train", "val")
-SHOWN = 60  # letters of the longest caption
-SIZES = 3  # of the most common sizes, how many are told
+MAX_CAPTION_CHARS = 60  # of the longest caption
+MAX_COMMON_SIZES = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count both splits and print a table; 0. UserError for a set that cannot be read or has neither masks nor
-    captions.
+    """Count both splits and print a table.
+
+    Raises:
+        UserError: a dataset that cannot be read, or one with neither masks nor captions.
     """
     overrides, words = split_overrides(argv, known=[])
-    about = "Masks: pixels and images of each class, class weights, void, sizes. Captions: how many, how long."
+    about = "Count the pixels and images of each class, ignored pixels, image sizes, class weights, and captions."
     parser = Parser("unetdiff data stats", about, USAGE)
     parser.add_argument("config", nargs="?", help="YAML file with a `data:` section")
-    parser.add_argument("--output", type=Path, help="write the same figures to this JSON file")
-    given = parser.parse_strictly(words)
-    if given.config is None and not overrides:
-        raise UserError("unetdiff data stats: nothing to count; give a config file, or --data.name and --data.root")
-    if given.output is not None and given.output.is_dir():
-        raise UserError(f"--output: '{given.output}' is a directory; give a file, e.g. {given.output / 'stats.json'}")
+    parser.add_argument("--output", type=Path, help="also write the statistics to this JSON file")
+    args = parser.parse_strictly(words)
+    if args.config is None and not overrides:
+        raise UserError("unetdiff data stats: nothing to count. Give a config file, or --data.name and --data.root.")
+    if args.output is not None and args.output.is_dir():
+        raise config_error("--output", args.output, "a file", f"Give e.g. {args.output / 'stats.json'}.")
 
     from unetdiff.config.reading import parse
 
-    figures = count_both(parse(given.config, overrides))
-    if given.output is not None:
+    stats = count_both(parse(args.config, overrides))
+    if args.output is not None:
         try:
-            given.output.parent.mkdir(parents=True, exist_ok=True)
-            given.output.write_text(json.dumps(figures, indent=1))
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(stats, indent=1))
         except OSError as error:
-            raise UserError(f"--output: '{given.output}' cannot be written ({error.strerror}); give another") from None
-    print(table(figures))
+            raise config_error("--output", args.output, f"writable ({error.strerror})") from None
+    print(table(stats))
     return 0
 
 
 def count_both(config: RunConfig) -> dict[str, Any]:
-    """The figures of a RunConfig's set: each split's captions, and of masks classes, counts and class weights."""
+    """The statistics of a config's dataset: class counts and weights of its masks, and its captions."""
     from unetdiff.config.validation.data import require_captions
     from unetdiff.data.capabilities import WITH_CAPTIONS, WITH_MASKS
 
@@ -60,62 +62,62 @@ def count_both(config: RunConfig) -> dict[str, Any]:
     captions = data.name in WITH_CAPTIONS
     if not masks and not captions:
         right = ", ".join(dict.fromkeys((*WITH_MASKS, *WITH_CAPTIONS)))
-        raise UserError(f"data.name: '{data.name}' has no masks or captions to count; use one of {right}")
-    figures: dict[str, Any] = {"data": data.name, "root": data.root}
+        raise config_error("data.name", data.name, f"a dataset with masks or captions: {right}")
+    stats: dict[str, Any] = {"data": data.name, "root": data.root}
     for role, split in zip(SPLITS, (data.train_split, data.val_split), strict=True):
-        figures[role] = {"split": split}
+        stats[role] = {"split": split}
     if masks:
-        _count_masks(config, figures)
+        _count_masks(config, stats)
     if captions:
         require_captions("data.name", data.name, data)
-        _count_captions(config, figures)
-    return figures
+        _count_captions(config, stats)
+    return stats
 
 
-def _count_masks(config: RunConfig, figures: dict[str, Any]) -> None:
+def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
     from unetdiff.data.build import build_dataset
     from unetdiff.data.stats import CLASS_WEIGHT_METHODS, class_weights, count
 
-    sets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
-    classes = figures["classes"] = sets["train"].classes
+    datasets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
+    classes = stats["classes"] = datasets["train"].classes
     counts: dict[str, SplitCounts] = {
-        role: count(images, config.segmentation.ignore_index, description=role) for role, images in sets.items()
+        role: count(images, config.segmentation.ignore_index, description=role) for role, images in datasets.items()
     }
     for role in SPLITS:
-        figures[role] |= _split_figures(counts[role], classes)
-    figures["class_weights"] = {
+        stats[role] |= _split_stats(counts[role], classes)
+    stats["class_weights"] = {
         method: dict(zip(classes, class_weights(method, counts["train"]), strict=True))
         for method in CLASS_WEIGHT_METHODS
     }
 
 
-def _count_captions(config: RunConfig, figures: dict[str, Any]) -> None:
+def _count_captions(config: RunConfig, stats: dict[str, Any]) -> None:
     from unetdiff.data.caption_stats import count_captions, read_captions
 
     for role in SPLITS:
         counts = count_captions(read_captions(config.data, role))
-        figures[role]["images"] = counts.captions + counts.empty
-        figures[role]["captions"] = {
+        stats[role]["images"] = counts.captions + counts.empty
+        stats[role]["captions"] = {
             **asdict(counts),
             "duplicates": counts.duplicates,
             "longest_words": counts.longest_words,
         }
 
 
-def _split_figures(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
+def _split_stats(counts: SplitCounts, classes: list[str]) -> dict[str, Any]:
     heights, widths = (sorted(size[side] for size in counts.sizes.elements()) for side in (0, 1))
     return {
         "images": counts.sizes.total(),
         "pixels_by_class": dict(zip(classes, counts.pixels.tolist(), strict=True)),
         "images_by_class": dict(zip(classes, counts.images.tolist(), strict=True)),
-        "void_pixels": counts.ignored,
-        "void_share": counts.ignore_fraction,
+        "ignored_pixels": counts.ignored,
+        "ignored_fraction": counts.ignore_fraction,
         "width": _range(widths),
         "height": _range(heights),
         "sizes": len(counts.sizes),
         "most_common_sizes": [
             {"width": width, "height": height, "images": images}
-            for (height, width), images in counts.sizes.most_common(SIZES)
+            for (height, width), images in counts.sizes.most_common(MAX_COMMON_SIZES)
         ],
     }
 
@@ -124,45 +126,45 @@ def _range(values: list[int]) -> dict[str, int]:
     return {"min": values[0], "median": values[len(values) // 2], "max": values[-1]}
 
 
-def table(figures: Mapping[str, Any]) -> str:
-    """The figures as aligned tables: a row for each class of the masks, and a row for each fact of the images."""
-    where = figures["data"] if figures["root"] is None else f"{figures['data']} in {figures['root']}"
-    lines, told = [where], CAPTION_FACTS
-    if "classes" in figures:
-        lines = [f"{where}: {len(figures['classes'])} classes", "", *_class_table(figures)]
-        told = FACTS | CAPTION_FACTS if "captions" in figures["train"] else FACTS
-    facts = [["", *(f"{role} ({figures[role]['split']})" for role in SPLITS)]]
-    facts += [[name, *(tell(figures[role]) for role in SPLITS)] for name, tell in told.items()]
+def table(stats: Mapping[str, Any]) -> str:
+    """The statistics as aligned tables: a row per class, and a row per property of the images."""
+    where = stats["data"] if stats["root"] is None else f"{stats['data']} in {stats['root']}"
+    lines, rows = [where], CAPTION_ROWS
+    if "classes" in stats:
+        lines = [f"{where}: {len(stats['classes'])} classes", "", *_class_table(stats)]
+        rows = ROWS | CAPTION_ROWS if "captions" in stats["train"] else ROWS
+    facts = [["", *(f"{role} ({stats[role]['split']})" for role in SPLITS)]]
+    facts += [[name, *(text(stats[role]) for role in SPLITS)] for name, text in rows.items()]
     return "\n".join([*lines, "", *aligned(facts, "<")])
 
 
-def _class_table(figures: Mapping[str, Any]) -> list[str]:
-    weights = figures["class_weights"]
+def _class_table(stats: Mapping[str, Any]) -> list[str]:
+    weights = stats["class_weights"]
     head = ["class"]
     for role in SPLITS:
-        head += [f"{role} pixels", "share", "images"]
+        head += [f"{role} pixels", "fraction", "images"]
     rows = [head + [f"weight: {method}" for method in weights]]
-    for name in figures["classes"]:
+    for name in stats["classes"]:
         row = [name]
         for role in SPLITS:
-            row += _class_cells(figures[role], name)
+            row += _class_cells(stats[role], name)
         rows.append(row + [f"{by_class[name]:.3f}" for by_class in weights.values()])
     return aligned(rows, ">")
 
 
 def _class_cells(split: Mapping[str, Any], name: str) -> list[str]:
     pixels = split["pixels_by_class"]
-    share = pixels[name] / max(1, sum(pixels.values()))
-    return [f"{pixels[name]:,}", f"{share:.2%}", f"{split['images_by_class'][name]:,}"]
+    fraction = pixels[name] / max(1, sum(pixels.values()))
+    return [f"{pixels[name]:,}", f"{fraction:.2%}", f"{split['images_by_class'][name]:,}"]
 
 
 def _spread(side: str) -> Any:
     return lambda split: " / ".join(f"{split[side][key]}" for key in ("min", "median", "max"))
 
 
-FACTS: dict[str, Any] = {
+ROWS: dict[str, Any] = {
     "images": lambda split: f"{split['images']:,}",
-    "void": lambda split: f"{split['void_share']:.2%} of the pixels",
+    "ignored": lambda split: f"{split['ignored_fraction']:.2%} of the pixels",
     "width, min / median / max": _spread("width"),
     "height, min / median / max": _spread("height"),
     "sizes": lambda split: f"{split['sizes']:,}",
@@ -171,7 +173,7 @@ FACTS: dict[str, Any] = {
     ),
 }
 
-CAPTION_FACTS: dict[str, Any] = {
+CAPTION_ROWS: dict[str, Any] = {
     "images": lambda split: f"{split['images']:,}",
     "captions": lambda split: f"{split['captions']['captions']:,}",
     "empty": lambda split: f"{split['captions']['empty']:,}",
@@ -184,4 +186,4 @@ CAPTION_FACTS: dict[str, Any] = {
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= MAX_CAPTION_CHARS else f"{text[: MAX_CAPTION_CHARS - 3]}..."

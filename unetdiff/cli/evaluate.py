@@ -149,13 +149,14 @@ def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
 
 def data_section(path: Path, overrides: Sequence[str]) -> Any:
     """The run's `data:` section with overrides (of the defaults if `path` has no config.yaml)."""
-    from unetdiff.config.reading import parse
+    from unetdiff.config.reading import from_yaml, override
+    from unetdiff.config.schema import RunConfig
 
     for word in overrides:
         if word.startswith("--") and not word.startswith("--data."):
             raise UserError(f"{word}: must be a --data.KEY; other keys cannot be overridden in an evaluation.")
     config = next((p / "config.yaml" for p in (path, path.parent) if (p / "config.yaml").is_file()), None)
-    return parse(config, overrides).data
+    return override(RunConfig() if config is None else from_yaml(config), overrides).data
 
 
 def table(metrics: Mapping[str, Any]) -> str:

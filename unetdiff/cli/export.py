@@ -1,4 +1,4 @@
-"""`unetdiff export PATH`: a trained network as ONNX, torch.export or diffusers, compared with the network."""
+"""`unetdiff export PATH`: a trained network as ONNX, torch.export or diffusers, checked against the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.parser import Parser
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 
 if TYPE_CHECKING:
     from unetdiff.export.files import Exported
@@ -15,80 +15,88 @@ if TYPE_CHECKING:
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 DIFFUSERS = "diffusers"
 FOR_FILES = ("head", "size", "fixed", "opset", "preprocess")
-"""Options that a directory of diffusers has no use for: it is the denoiser, of any size."""
+"""Options of the single-file formats; a diffusers directory is always the denoiser, at any size."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export; prints what goes in, what comes out, and how closely the file agrees with the network."""
+    """Export; prints inputs, output, and the largest difference to the network."""
     parser = Parser(
         "unetdiff export",
-        "Write a trained network as one file, or a denoiser as a pipeline directory of diffusers; batch, height and "
-        "width stay free.",
+        "Write a trained network to one file, or a denoiser to a diffusers pipeline directory; batch size, height and "
+        "width are dynamic.",
     )
     parser.add_argument("path", type=Path, help="a run directory or a model directory")
     parser.add_argument(
         "--format",
         choices=(*SUFFIXES, DIFFUSERS),
         default="onnx",
-        help="ONNX, torch.export's .pt2, or what diffusers' from_pretrained loads",
+        help="ONNX, torch.export's .pt2, or a diffusers pipeline directory",
     )
     parser.add_argument(
-        "--output", type=Path, help="the file or directory; none given: PATH/HEAD.onnx, PATH/HEAD.pt2 or PATH/diffusers"
+        "--output", type=Path, help="file or directory; default: PATH/HEAD.onnx, PATH/HEAD.pt2 or PATH/diffusers"
     )
     parser.add_argument(
-        "--head", choices=("segmentation", "diffusion"), help="none given: segmentation where there is one"
+        "--head", choices=("segmentation", "diffusion"), help="default: segmentation if the model has it"
     )
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="fix height and width")
-    parser.add_argument("--fixed", action="store_true", help="fix all: batch 1, at --size or the size it predicts at")
-    parser.add_argument("--opset", type=int, help="ONNX: version of the operators; none given: torch's choice")
-    parser.add_argument("--preprocess", action="store_true", help="take images, uint8 (B, H, W, 3) of 0..255")
-    given = parser.parse_strictly(argv)
-    if given.opset is not None and given.format != "onnx":
-        raise UserError(f"--opset: {given.opset} is for --format onnx, not {given.format}")
-    if given.format == DIFFUSERS:
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="fix height and width to this size")
+    parser.add_argument(
+        "--fixed", action="store_true", help="fix all dimensions: batch size 1, at --size or the model's own size"
+    )
+    parser.add_argument("--opset", type=int, help="ONNX operator set version; default: torch's")
+    parser.add_argument(
+        "--preprocess", action="store_true", help="include preprocessing: the input is uint8 images (B, H, W, 3)"
+    )
+    args = parser.parse_strictly(argv)
+    if args.opset is not None and args.format != "onnx":
+        raise config_error(
+            "--opset", args.opset, f"left out with --format={args.format}", "Only --format=onnx has operator sets."
+        )
+    if args.format == DIFFUSERS:
         for option in FOR_FILES:
-            if getattr(given, option) not in (None, False):
-                raise UserError(f"--{option}: is for --format onnx or torch, not {DIFFUSERS}; leave it out")
+            if getattr(args, option) not in (None, False):
+                raise UserError(f"--{option}: must be left out with --format={DIFFUSERS}.")
 
     from unetdiff.export.files import to_onnx, to_torch_export
     from unetdiff.export.stock import to_diffusers
     from unetdiff.training.checkpoints import model_directory
 
-    if given.format == DIFFUSERS:
-        return _print(to_diffusers(model_directory(given.path), given.output or given.path / DIFFUSERS))
-    unet, settings = load(given.path, given.head)
-    head = given.head or ("segmentation" if settings else "diffusion")
-    size = given.size
-    if given.fixed and size is None:
+    if args.format == DIFFUSERS:
+        return _print(to_diffusers(model_directory(args.path), args.output or args.path / DIFFUSERS))
+    unet, settings = load(args.path, args.head)
+    head = args.head or ("segmentation" if settings else "diffusion")
+    size = args.size
+    if args.fixed and size is None:
         size = settings.get("size")
         if not isinstance(size, tuple):
-            raise UserError("--fixed: this model has no height and width of its own; give --size H W")
+            raise UserError(
+                "--fixed: must be used with --size, as this model has no fixed input size. Give --size H W."
+            )
     options: dict[str, Any] = {
         "head": head,
         "size": size,
-        "batch": 1 if given.fixed else None,
-        "preprocess": given.preprocess,
+        "batch": 1 if args.fixed else None,
+        "preprocess": args.preprocess,
         "metadata": settings,
     }
-    output = given.output or given.path / f"{head}{SUFFIXES[given.format]}"
-    if given.format == "onnx":
-        done = to_onnx(unet, output, opset=given.opset, **options)
+    output = args.output or args.path / f"{head}{SUFFIXES[args.format]}"
+    if args.format == "onnx":
+        done = to_onnx(unet, output, opset=args.opset, **options)
     else:
         done = to_torch_export(unet, output, **options)
     return _print(done)
 
 
 def _print(done: Exported) -> int:
-    """What goes in and comes out, and how closely it agrees."""
+    """Print inputs, output and the largest difference to the network."""
     inputs = ", ".join(f"{name} ({', '.join(map(str, dims))})" for name, dims in done.inputs.items())
     print(f"{done.path}: {inputs} -> {done.output}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in done.checked)
-    print(f"largest difference to the network at {shapes}: {done.difference:.1e}, of outputs up to {done.scale:.2g}")
+    print(f"largest difference to the network at {shapes}: {done.difference:.1e}, outputs up to {done.scale:.2g}")
     return 0
 
 
 def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
-    """The network in a run or model directory, on the CPU, and what a segmenter's file should say about itself."""
+    """The network of a run or model directory, on the CPU, and the metadata of a segmenter's file."""
     from unetdiff.models.unet import UNet
     from unetdiff.segmentation.pipeline import SETTINGS_FILE, SegmentationPipeline
     from unetdiff.training.checkpoints import model_directory

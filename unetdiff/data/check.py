@@ -86,7 +86,7 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     count = len(train.classes) if masks else None
 
     def examine(pair: ImageMaskPair) -> list[Issue]:
-        return _pair_issues(pair, count, full, config.void_only_masks)
+        return _pair_issues(pair, count, full, config.allow_binary_masks)
 
     for pair_issues in map_in_threads(examine, pairs, "check", progress):
         issues += pair_issues
@@ -113,7 +113,7 @@ def _list_issues(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
         )
 
 
-def _pair_issues(pair: ImageMaskPair, num_classes: int | None, full: bool, void_only: bool) -> list[Issue]:
+def _pair_issues(pair: ImageMaskPair, num_classes: int | None, full: bool, allow_binary: bool) -> list[Issue]:
     """Issues of an image and its mask; without `num_classes`, of the image only."""
     issues = []
     size = None
@@ -129,13 +129,13 @@ def _pair_issues(pair: ImageMaskPair, num_classes: int | None, full: bool, void_
         return [*issues, _issue_of(error)]
     present = set(np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist())
     wrong = wrong_values(values, num_classes)
-    if IGNORE_INDEX in present and present <= {0, IGNORE_INDEX} and not void_only:
+    if IGNORE_INDEX in present and present <= {0, IGNORE_INDEX} and not allow_binary:
         issues.append(
             Issue(
                 str(pair.mask),
                 f"a 0/{IGNORE_INDEX} mask, but {IGNORE_INDEX} is ignored in training",
                 f"{(values == IGNORE_INDEX).mean():.0%} of it is {IGNORE_INDEX}",
-                f"Write the class index instead of {IGNORE_INDEX}, or set data.void_only_masks=true to ignore it.",
+                f"Write the class index instead of {IGNORE_INDEX}, or set data.allow_binary_masks=true to ignore it.",
             )
         )
     elif wrong:

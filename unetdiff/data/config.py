@@ -11,7 +11,7 @@ class ScenesConfig:
     """The built-in dataset: real digits on textured backgrounds."""
 
     train_images: int = 8000
-    """Scenes in the training split."""
+    """Training scenes."""
     val_images: int = 500
     """Scenes in the validation split (of digit images that are not in the training split)."""
     digits: int = 1
@@ -19,7 +19,7 @@ class ScenesConfig:
     colors: int = 6
     """Number of digit colors: the first ones of red, green, blue, yellow, purple, white."""
     clutter: float = 0.5
-    """Contrast of the background's texture, 0 (plain) to 1."""
+    """Contrast of the background texture, 0 (plain) to 1."""
     spread: float = 1.0
     """Variation of position and size: 0 (centered in its cell, full size) to 1 (anywhere, any size)."""
     seed: int = 0
@@ -61,14 +61,14 @@ class DataConfig:
     """Name of the training split: ImageSets/Segmentation/NAME.txt, a folder, or the name of parquet files. voc: train,
     or trainaug (built by `unetdiff data download sbd`)."""
     val_split: str = "val"
-    """Name of the validation split."""
+    """Validation split."""
     num_classes: int | None = None
     """voc_folder without classes.txt: number of classes, including background."""
-    void_only_masks: bool = False
+    allow_binary_masks: bool = False
     """Accept masks with values 0 and 255 only, with 255 = ignore; an error by default, as 255 is often meant as
     foreground."""
     image_column: str = "img"
-    """parquet: column of the image."""
+    """parquet: image column."""
     label_column: str = "label"
     """parquet: column of the class; optional if there is a caption column."""
     caption_column: str | None = None

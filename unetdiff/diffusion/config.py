@@ -1,4 +1,4 @@
-"""How the diffusion head is trained and judged: the typed `diffusion:` section of a config file."""
+"""The `diffusion:` section of a config: objective, forward process, condition, previews."""
 
 from __future__ import annotations
 
@@ -8,93 +8,93 @@ from typing import Literal
 
 @dataclass
 class NoiseConfig:
-    """The forward process: a diffusers scheduler."""
+    """The forward process, a diffusers scheduler."""
 
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     """Schedule of the noise variance (diffusers' names; squaredcos_cap_v2 is the cosine schedule)."""
     num_train_timesteps: int = 1000
-    """Timesteps of the forward process."""
+    """Number of timesteps T."""
     zero_terminal_snr: bool = False
-    """Rescale the betas so that the last timestep is pure noise (not with epsilon prediction)."""
+    """Rescale the betas so that the last timestep is pure noise (Lin et al. 2024); not with epsilon prediction."""
     input_scale: float = 1.0
-    """Scale b of what is noised (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation", who take 0.1 for
-    masks): each timestep's SNR is b² of the schedule's. What is large and plain, such as a mask, is seen through much
-    noise; below 1 it is drowned earlier, and more timesteps have to look at the condition."""
+    """Scale b of x0 (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation", who use 0.1 for masks):
+    every timestep's SNR is multiplied by b². Below 1, smooth signals such as masks are destroyed earlier, so that more
+    timesteps depend on the condition."""
 
 
 @dataclass
 class LatentConfig:
-    """What is noised: pixels, or an autoencoder's latents of them (Rombach et al. 2022)."""
+    """The space of the diffusion process: pixels, or latents of an autoencoder (Rombach et al. 2022)."""
 
     vae: str | None = None
-    """A folder with a diffusers AutoencoderKL, or with one in vae/ (Stable Diffusion's); None: pixels."""
+    """Folder of a diffusers AutoencoderKL, or of a pipeline with one in vae/; None: pixels."""
 
 
 @dataclass
 class TextConfig:
-    """diffusion.condition text: the captions of the data set, by a frozen text encoder."""
+    """diffusion.condition text: the captions of the dataset, encoded by a frozen text encoder."""
 
     encoder: str = "openai/clip-vit-large-patch14"
-    """A text encoder with its tokenizer: a name on the hub, or a folder in transformers' format (CLIP, T5, BERT, …)."""
+    """Text encoder and tokenizer: a name on the hub, or a folder in transformers' format (CLIP, T5, BERT, ...)."""
     max_tokens: int | None = None
-    """Tokens of a caption that are read; longer ones are cut, which is said. None: as many as the longest caption of
-    the training split has, and the encoder reads."""
+    """Tokens per caption; longer captions are truncated with a warning. None: the length of the longest training
+    caption, up to the encoder's maximum."""
     cache_dir: str | None = None
-    """Folder for the features of the captions; None: unetdiff/captions in the user's cache folder."""
+    """Folder for cached caption features; None: unetdiff/captions in the user's cache folder."""
 
 
 @dataclass
 class LayoutConfig:
-    """diffusion.condition layout: the data set's masks."""
+    """diffusion.condition layout: the masks of the dataset."""
 
     grid: int = 8
-    """Tokens are those of a grid of this many cells a side, each with its shares of the classes; 0, or no
+    """Tokens are the cells of a grid of this side length, each with its class fractions; 0, or no
     model.conditioning.cross_attention_dim: no tokens."""
     channels: int = 8
-    """Channels beside the noisy image, a learned colour for each class; 0: none."""
+    """Input channels with a learned color per class, concatenated to the noisy image; 0: none."""
 
 
 @dataclass
 class ImageConfig:
-    """diffusion.condition image: a degraded image that is to be restored."""
+    """diffusion.condition image: a degraded image to restore."""
 
     degradation: Literal["downscale", "grayscale", "blur", "none"] = "downscale"
-    """downscale (super-resolution), grayscale (colouring), blur (deblurring), none (the image itself, whose mask is
-    drawn: diffusion.target mask)."""
+    """downscale (super-resolution), grayscale (colorization), blur (deblurring), none (the image itself, to sample its
+    mask: diffusion.target mask)."""
     strength: float = 4.0
-    """Factor of downscale, standard deviation of blur in pixels; the others have none."""
+    """downscale: the factor; blur: the standard deviation in pixels; otherwise unused."""
 
 
 @dataclass
 class DiffusionConfig:
-    """Objective, condition and judgement of the diffusion head."""
+    """Training objective, condition and previews of the diffusion head."""
 
     target: Literal["image", "mask"] = "image"
-    """What is drawn: images, or masks, e.g. of the image that the denoiser is told (SegDiff, Amit et al. 2021:
-    diffusion.condition image with diffusion.image.degradation none). For masks see diffusion.noise.input_scale."""
+    """x0: images, or masks, e.g. conditioned on the image (SegDiff, Amit et al. 2021: diffusion.condition image with
+    diffusion.image.degradation none). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
-    """What the network predicts: the noise, the clean image, or v."""
+    """Output of the network: the noise, x0, or v."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
-    """Weight of a timestep in the loss, right for each prediction type. uniform learns fastest in short runs (see
-    docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) that does not fall below its value at SNR 1."""
+    """Weight of a timestep in the loss, equivalent across prediction types. uniform learns fastest in short runs (see
+    docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) bounded below by its value at SNR 1."""
     snr_gamma: float = 5.0
-    """Gamma of the SNR weights: the largest weight of an error of the clean image."""
+    """Gamma of the SNR weights: the maximum weight of an error in x0."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
     latent: LatentConfig = field(default_factory=LatentConfig)
     """Pixels or latents."""
     offset_noise: float = 0.0
-    """Strength of a constant added to the training noise of each image and channel (Guttenberg 2023, who takes 0.1),
-    for samples that are darker or brighter than the mean. The noise's variance becomes 1 + its square; 0: off."""
+    """Strength of an offset, constant over each image and channel, added to the training noise (Guttenberg 2023, who
+    uses 0.1), for samples darker or brighter than the mean. The noise's variance becomes 1 + strength²; 0: off."""
     condition: Literal["none", "class", "text", "layout", "image"] = "class"
-    """What the denoiser is told: nothing, the image's class (or classes), its caption, its mask, or the image,
-    mostly in a degraded form."""
+    """The condition: none, class (label, or the classes in the mask), text (caption), layout (mask) or image (usually
+    degraded)."""
     condition_dropout: float = 0.1
-    """Share of images that are trained with the null token, for classifier-free guidance."""
+    """Fraction of the training images with the null condition, for classifier-free guidance."""
     class_tokens: int = 1
-    """Tokens that a class is told with."""
+    """Tokens per class."""
     max_classes: int = 1
-    """Most classes that an image is told with. 1: its label; more: the classes that its mask shows."""
+    """Maximum number of classes per image. 1: its label; more: the classes in its mask."""
     text: TextConfig = field(default_factory=TextConfig)
     """Captions."""
     layout: LayoutConfig = field(default_factory=LayoutConfig)
@@ -102,10 +102,8 @@ class DiffusionConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     """Restoration."""
     preview_steps: int = 25
-    """Denoising steps of the images drawn while training."""
+    """Denoising steps of the preview images."""
     preview_per_class: int = 4
-    """Images of each class (or caption, mask, image) drawn while training."""
+    """Preview images per class (or caption, mask, image)."""
     guidance_scale: float = 2.0
-    """Guidance of the images drawn while training."""
-    preview_rows: int = 8
-    """Captions, masks or images of the validation split that images are drawn for while training."""
+    """Guidance scale of the preview images."""

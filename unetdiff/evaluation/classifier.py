@@ -20,6 +20,7 @@ from torch import nn
 from unetdiff.data.transforms import resize_image, to_model_range
 from unetdiff.errors import UserError
 from unetdiff.evaluation.cache import load_cache, save_cache
+from unetdiff.training.runtime import precision
 
 MAX_SIDE = 64  # pixels; larger images are resized down to it
 MAX_IMAGES = 20_000  # evenly spaced images of a larger dataset
@@ -206,7 +207,7 @@ def _train(
     network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.2)
-    bf16 = _has_bf16(device)
+    bf16 = precision("auto", device.type) == "bf16"
     order = torch.empty(0, dtype=torch.long)
     for _ in range(config.steps):
         while len(order) < min(config.batch_size, len(images)):
@@ -221,13 +222,6 @@ def _train(
         optimizer.step()
         schedule.step()
     return network
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """Whether the device computes bfloat16 natively."""
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported()
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
 
 
 def _random_shift(images: torch.Tensor, max_shift: int, generator: torch.Generator) -> torch.Tensor:

@@ -15,7 +15,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader
-from unetdiff.diffusion.conditioning import LayoutConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError

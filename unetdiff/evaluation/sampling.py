@@ -12,7 +12,7 @@ from tqdm import tqdm
 from unetdiff.data.base import collate
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.codecs import PixelCodec
-from unetdiff.diffusion.conditioning import ClassConditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.loss_guidance import LossGuidance
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput

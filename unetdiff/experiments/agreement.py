@@ -21,7 +21,7 @@ from unetdiff.config.reading import to_yaml
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
-from unetdiff.diffusion.conditioning import LayoutConditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import BATCH, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config

@@ -11,7 +11,7 @@ from torch import Tensor
 from unetdiff.data.base import collate
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.codecs import Codec
-from unetdiff.diffusion.conditioning import Conditioning
+from unetdiff.diffusion.conditioning.base import Conditioning
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.noise import noise_for
 from unetdiff.diffusion.objectives import alpha_sigma

@@ -1,4 +1,4 @@
-"""The `segmentation:` section of a config file, and inference options of a trained segmentation head."""
+"""The `segmentation:` section of a config: losses, class imbalance; and the options of inference."""
 
 from __future__ import annotations
 
@@ -14,57 +14,55 @@ LOSS_NAMES = ("cross_entropy", "focal", "dice", "lovasz")
 
 @dataclass
 class OHEMConfig:
-    """Online hard example mining (OHEM): cross_entropy averages over hard pixels only."""
+    """Online hard example mining: cross-entropy averaged over hard pixels only (Shrivastava et al. 2016)."""
 
     threshold: float = 0.7
-    """A pixel is hard if the probability of its target class is below this; 0: min_fraction only."""
+    """A pixel is hard if the probability of its true class is below this; 0: only min_fraction counts."""
     min_fraction: float = 0.2
-    """Minimum fraction of the valid pixels that is kept, hardest first (mmsegmentation: 100,000 of 512 x 1024)."""
+    """Minimum fraction of the valid pixels that is kept, the hardest first (mmsegmentation: 100,000 of 512 x 1024)."""
 
 
 @dataclass
 class SegmentationConfig:
-    """Losses and previews of the segmentation head."""
+    """Losses and class imbalance of the segmentation head."""
 
     losses: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0, "dice": 1.0})
-    """Weighted sum of losses, by name: cross_entropy, focal, dice, lovasz (Lovász-softmax)."""
+    """Weights of the losses: cross_entropy, focal, dice, lovasz (Lovász-softmax)."""
     class_weights: list[float] | Literal["median_frequency", "inverse_log"] | None = None
-    """Class weights of cross_entropy and focal; None: all 1. Computed from the training split at the start of a run:
-    median_frequency (Eigen & Fergus 2015) or inverse_log (ENet, Paszke 2016); `unetdiff data stats` shows both."""
+    """Class weights of cross_entropy and focal; None: all 1. median_frequency (Eigen & Fergus 2015) and inverse_log
+    (ENet, Paszke et al. 2016) are computed from the training masks; `unetdiff data stats` shows both."""
     class_weights_anneal_until: float | None = None
-    """Fraction of the run over which class weights are linearly annealed to 1, so that rare classes are learned early
-    and not over-predicted at the end; None: constant."""
+    """Fraction of the run over which the class weights are annealed linearly to 1, so that rare classes are learned
+    early without being over-predicted at the end; None: constant weights."""
     label_smoothing: float = 0.0
-    """Fraction of the target that cross_entropy distributes over all classes, in [0, 1) (torch's definition)."""
+    """Label smoothing of cross_entropy, in [0, 1) (torch's definition)."""
     ohem: OHEMConfig | None = None
     """Average cross_entropy over hard pixels only; null: over all."""
     ignore_index: int = 255
-    """Mask value that is ignored in losses and metrics, in addition to 255, which pads crops."""
+    """Mask value excluded from losses and metrics. 255 is excluded as well, as it pads crops."""
     noise: float = 0.0
-    """Fraction of the training images that are noised to a uniformly drawn timestep of `diffusion.noise`; with
-    model.conditioning.timestep the network is conditioned on the timestep."""
-    preview_images: int = 6
-    """Validation images in previews of target and prediction."""
+    """Fraction of the training images that are noised to a uniform timestep of `diffusion.noise`, as for a denoiser; 0:
+    none. The network receives the timestep if model.conditioning.timestep is true."""
 
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """Sliding-window and multi-scale inference.
+    """How logits are computed from an image: whole or in tiles, from one view or several.
 
-    With several views (flip, scales), logits are the logarithm of the views' mean softmax probabilities; with a single
-    view, the network's own logits.
+    Several views (flip, scales): the logits are the logarithm of the mean softmax probabilities. One view (the
+    default): the network's own logits.
     """
 
     tile: list[int] | None = None
-    """[height, width] of the network's input; None: the whole image. Smaller images are padded by reflection."""
+    """[height, width] of overlapping tiles; None: the whole image. Smaller images are padded by reflection."""
     overlap: float = 0.25
-    """Minimum overlap of neighboring tiles as a fraction of a tile, in [0, 0.9]; they are blended there."""
+    """Minimum overlap of neighboring tiles as a fraction of the tile, 0 to 0.9; logits are blended there."""
     flip: bool = False
     """Average with the horizontally flipped image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
-    """Average over these scales of the image; the size of a tile stays the same."""
+    """Average over these image scales; the tile size stays the same."""
     batch_size: int = 8
-    """Tiles (of any images and views), or whole images, per forward pass."""
+    """Tiles (of any images and views) per forward pass; whole images without tiles."""
 
     @property
     def views(self) -> list[tuple[float, bool]]:

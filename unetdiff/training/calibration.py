@@ -14,6 +14,9 @@ from unetdiff.data.sampling import StepSampler
 from unetdiff.models.blocks import FrozenBatchNorm2d
 from unetdiff.training.tasks.base import Task
 
+CALIBRATION_IMAGES = 512
+"""Training images whose statistics a randomly initialized frozen BatchNorm takes."""
+
 
 @torch.no_grad()
 def calibrate(task: Task, data: ImageDataset, images: int, batch_size: int, seed: int = 0) -> int:

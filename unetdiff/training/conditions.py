@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec
-from unetdiff.diffusion.conditioning import (
-    ClassConditioner,
-    Conditioner,
-    ImageConditioner,
-    LayoutConditioner,
-    TextConditioner,
-)
-from unetdiff.diffusion.conditioning.images import channels_of
+from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner, channels_of
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder
 from unetdiff.errors import UserError
 

@@ -1,4 +1,4 @@
-"""How long, how fast and how safely a run trains: the typed `training:` section of a config file."""
+"""The `training:` and `joint:` sections of a config: length, optimizer, learning rate, EMA, checkpoints."""
 
 from __future__ import annotations
 
@@ -8,103 +8,99 @@ from typing import Literal
 
 @dataclass
 class OptimizerConfig:
-    """AdamW (fused where the machine has it)."""
+    """AdamW, fused where available."""
 
     lr: float = 1e-3
-    """Peak learning rate of everything but a pretrained trunk."""
+    """Peak learning rate, except of a pretrained encoder."""
     encoder_lr: float | None = None
-    """Peak learning rate of the encoder's trunk; None: a tenth of lr where the trunk is pretrained, else lr."""
+    """Peak learning rate of the encoder; None: lr / 10 for pretrained weights, else lr."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay of the two moments."""
+    """Decay rates of the two moments."""
     weight_decay: float = 0.01
-    """Decoupled weight decay of weights with two dimensions or more."""
+    """Decoupled weight decay of parameters with two or more dimensions."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm; 0: never."""
+    """Clip gradients to this norm; 0: no clipping."""
 
 
 @dataclass
 class ScheduleConfig:
-    """The learning rate over the run."""
+    """The learning rate schedule."""
 
     name: Literal["warmup_cosine", "step", "constant"] = "warmup_cosine"
-    """warmup_cosine (warm-up, cosine, constant last phase), step (ten steps down), constant."""
+    """warmup_cosine (warm-up, cosine, constant last phase), step (ten steps down), or constant."""
     min_lr_ratio: float = 0.01
-    """Last learning rate as a share of the peak."""
+    """Final learning rate as a fraction of the peak."""
     warmup_ratio: float = 0.05
-    """Share of the run that warms up (3 epochs at most; at least 1 in a run of 20 or more)."""
+    """Warm-up as a fraction of the run (3 epochs at most; at least 1 in runs of 20 or more)."""
     warmup_lr_ratio: float = 0.1
-    """First learning rate as a share of the peak."""
+    """Initial learning rate as a fraction of the peak."""
     no_aug_ratio: float = 0.05
-    """Share of the run without strong augmentation at its end, at the last learning rate (15 epochs at most; at least 1
-    in a run of 20 or more)."""
+    """Fraction of the run, at its end, without strong augmentation and at the final learning rate (15 epochs at most;
+    at least 1 in runs of 20 or more)."""
 
 
 @dataclass
 class EMAConfig:
-    """Exponential moving average: parameters averaged, buffers copied."""
+    """Exponential moving average of the parameters; buffers are copied."""
 
     enabled: bool = True
-    """Keep an average, and judge and export it."""
+    """Average the parameters; the average is evaluated and exported."""
     half_life_images: int = 10_000
-    """Length of the average: images after which an old weight counts half."""
-    warmup_ratio: float = 0.05
-    """The half-life is at most this share of the images seen so far (EDM2)."""
+    """Half-life of a parameter value in the average, in training images."""
 
 
 @dataclass
 class JointConfig:
-    """How the two objectives share a joint run."""
+    """How the two losses of a joint run are weighted."""
 
     weighting: Literal["fixed", "uncertainty", "gradient_norm"] = "fixed"
-    """How the losses are weighed: as given, by learned uncertainties, or so that their gradients are of one size."""
+    """fixed weights, learned uncertainties (Kendall et al. 2018), or weights that equalize the gradients' norms."""
     segmentation_weight: float = 1.0
-    """Weight of the segmentation loss; under uncertainty what it starts from, under gradient_norm the gradient's."""
+    """Weight of the segmentation loss; its initial value under uncertainty, the gradient's under gradient_norm."""
     diffusion_weight: float = 1.0
     """Weight of the diffusion loss, likewise."""
     segmentation_fraction: float = 1.0
-    """Share of a batch's images that the segmentation head is asked for; the diffusion head is asked for all."""
+    """Fraction of each batch that the segmentation loss is computed on; the diffusion loss is computed on all of it."""
     log_gradients: int = 0
-    """Steps between lines of metrics.jsonl that compare the two losses' gradients, level by level; 0: never."""
+    """Steps between comparisons of the two losses' gradients by level in metrics.jsonl; 0: never."""
 
 
 @dataclass
 class TrainingConfig:
-    """The loop."""
+    """One training run."""
 
     output_dir: str = "runs/run"
-    """The run directory; refused when it holds a run, unless --resume or --overwrite."""
+    """Run directory; an existing run requires --resume or --overwrite."""
     seed: int = 0
-    """Seed of weights, data order, augmentation, noise."""
+    """Seed of weights, data order, augmentation and noise."""
     init_from: str | None = None
-    """Start the network from other weights: a run directory (its best), a model directory, or one of a diffusers U-Net.
-    The backbone must be the same; a head of the same kind and size comes along, any other starts fresh."""
+    """Initialize the network from a run directory (its best weights), a model directory, or a diffusers U-Net. The
+    backbones must match; heads of the same kind and size are loaded too, others are initialized randomly."""
     epochs: float | None = None
-    """Length in passes over the training split; give this or steps."""
+    """Length in passes over the training split; set this or steps."""
     steps: int | None = None
     """Length in optimizer steps."""
     batch_size: int = 32
-    """Images of one optimizer step, over all processes and accumulation."""
+    """Images per optimizer step, over all processes and accumulation steps."""
     gradient_accumulation_steps: int = 1
-    """Parts that a process splits its share of the batch into, to save memory."""
+    """Micro-batches per optimizer step and process, to save memory."""
     eval_batch_size: int = 16
-    """Images a process evaluates at once."""
+    """Images per process and evaluation batch."""
     num_workers: int = 0
-    """Loader processes; 0: load in the training process."""
+    """Data loading processes; 0: load in the training process."""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto: bf16 where the machine has it, else float32."""
+    """auto: bf16 if the device supports it, else float32 (no)."""
     channels_last: bool = True
     """Channels-last memory format."""
     compile: bool = False
     """torch.compile (no gain on a CPU)."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, to save memory."""
-    calibrate_images: int = 512
-    """Training images that a random start's frozen BatchNorm takes its statistics from, before the first step."""
+    """Recompute activations in the backward pass to save memory."""
     freeze_encoder: float = 0.0
-    """Share of the run at its start in which the encoder is frozen, its BatchNorm statistics too."""
+    """Fraction of the run, from its start, in which the encoder is frozen, including BatchNorm statistics."""
     frozen_levels: int = 0
-    """Levels of the encoder, finest first, that are never trained: a pretrained trunk's first filters are general, and
-    their large maps cost the most."""
+    """Encoder levels, finest first, that are never trained: a pretrained encoder's first filters are generic, and their
+    large maps cost most."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -114,14 +110,12 @@ class TrainingConfig:
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 500
-    """Steps between validations with images; the last step always validates."""
+    """Steps between validations with previews; the last step always validates."""
     checkpoint_every: int = 500
-    """Steps between checkpoints that --resume can go on from; the last step always checkpoints."""
+    """Steps between checkpoints for --resume; the last step always writes one."""
     keep_checkpoints: int = 2
-    """Checkpoints kept, newest first."""
-    max_nonfinite: int = 5
-    """Non-finite losses in a row that stop the run."""
+    """Number of checkpoints kept."""
     resume: bool = False
-    """Go on from the run directory's newest checkpoint."""
+    """Resume from the run directory's latest checkpoint."""
     overwrite: bool = False
-    """Delete what the run directory holds."""
+    """Delete the contents of the run directory first."""

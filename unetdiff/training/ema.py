@@ -5,18 +5,22 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unetdiff.training.config import EMAConfig
 from unetdiff.training.tasks.base import Task
 
+WARMUP_RATIO = 0.05
+"""The half-life is at most this fraction of the images seen so far (EDM2)."""
 
-def ema_decay(images: int, batch_size: int, half_life_images: float, warmup_ratio: float) -> float:
+
+def ema_decay(images: int, batch_size: int, half_life_images: float) -> float:
     """The decay β of one optimizer step, average = β average + (1 - β) weights (Karras et al. 2022, training code).
 
-    The half-life is in images, independent of the batch size, and at most `warmup_ratio` of the images seen so far, so
+    The half-life is in images, independent of the batch size, and at most `WARMUP_RATIO` of the images seen so far, so
     that the random initialization is forgotten.
     """
-    half_life = min(half_life_images, warmup_ratio * images)
+    half_life = min(half_life_images, WARMUP_RATIO * images)
     return 0.5 ** (batch_size / max(half_life, 1e-8))
 
 
@@ -30,7 +34,8 @@ class EMA:
     @torch.no_grad()
     def update(self, task: Task, images: int, batch_size: int) -> None:
         """Average in the task's weights after a step; `images`: images seen so far, this step included."""
-        decay = ema_decay(images, batch_size, self.config.half_life_images, self.config.warmup_ratio)
-        torch._foreach_lerp_(list(self.task.parameters()), list(task.parameters()), 1 - decay)
+        decay = ema_decay(images, batch_size, self.config.half_life_images)
+        update_average = get_ema_multi_avg_fn(decay)
+        update_average(list(self.task.parameters()), list(task.parameters()), None)
         for average, buffer in zip(self.task.buffers(), task.buffers(), strict=True):
             average.copy_(buffer)

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unetdiff.diffusion.conditioning import Conditioner, load_conditioner
+from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.errors import UserError
 from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.models import loading

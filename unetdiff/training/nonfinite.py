@@ -22,7 +22,7 @@ def skip_nonfinite(
         losses: of the step.
         names: of this process's images.
         progress: of the run, this step included.
-        limit: `training.max_nonfinite`.
+        limit: non-finite losses in a row that stop the run.
         run: the run directory.
         logger: of the main process; None on the others.
 

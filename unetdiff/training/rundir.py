@@ -23,7 +23,6 @@ FREE = {
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
-    "training.max_nonfinite",
     "joint.log_gradients",
     "data.root",
     "data.download",

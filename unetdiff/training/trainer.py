@@ -21,7 +21,7 @@ from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import checkpoints, runtime
-from unetdiff.training.calibration import calibrate
+from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
 from unetdiff.training.checkpoints import Progress, resume_hint
 from unetdiff.training.class_weights import class_weights_source, describe, resolve_class_weights
 from unetdiff.training.ema import EMA
@@ -39,6 +39,9 @@ from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.validation import run_validation
+
+MAX_NONFINITE_STEPS = 5
+"""Non-finite losses in a row that stop the run."""
 
 
 def train(config: RunConfig, command: str | None = None) -> Path:
@@ -116,7 +119,7 @@ class Trainer:
             return None
         if settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
-        calibrate(self.task, self.data.train, settings.calibrate_images, settings.eval_batch_size)
+        calibrate(self.task, self.data.train, CALIBRATION_IMAGES, settings.eval_batch_size)
         return report
 
     # ------------------------------------------------------------------ the loop
@@ -151,7 +154,7 @@ class Trainer:
                     self.ema.update(self.task, progress.images, settings.batch_size)
                 meter.add(losses, settings.batch_size)
             else:
-                skip_nonfinite(losses, names, progress, settings.max_nonfinite, self.directory, self.logger)
+                skip_nonfinite(losses, names, progress, MAX_NONFINITE_STEPS, self.directory, self.logger)
             seconds = time.perf_counter() - start
             meter.add_time(seconds, data_wait)
             progress.minutes += seconds / 60

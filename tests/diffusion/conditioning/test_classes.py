@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unetdiff.diffusion.conditioning import ClassConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.classes import ClassConditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.errors import UserError
 
 NAMES = ["zero", "one", "seven"]

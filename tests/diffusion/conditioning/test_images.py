@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.diffusion.conditioning import ImageConditioner, load_conditioner
-from unetdiff.diffusion.conditioning.images import unit_image
+from unetdiff.diffusion.conditioning.images import ImageConditioner, unit_image
+from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.errors import UserError
 
 

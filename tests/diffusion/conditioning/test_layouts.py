@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unetdiff.diffusion.conditioning import LayoutConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.errors import UserError
 
 COLOURS = [[0, 0, 0], [255, 0, 0], [0, 255, 0]]

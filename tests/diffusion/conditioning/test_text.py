@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from unetdiff.diffusion.conditioning import TextConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder
 from unetdiff.errors import UserError
 

@@ -105,7 +105,7 @@ def require_captions(key: str, value: Any, data: DataConfig) -> None:
         raise config_error("data.name", data.name, f"a dataset with captions for {key}={value}: {right}")
     if data.name == "parquet" and data.caption_column is None:
         raise config_error(
-            "data.caption_column", None, f"set for {key}={value}", "Name the parquet file's caption column."
+            "data.caption_column", None, f"set with {key}={value}", "Name the parquet file's caption column."
         )
 
 

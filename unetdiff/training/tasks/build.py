@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
-from unetdiff.diffusion.conditioning import Conditioner, ImageConditioner, TextConditioner, load_conditioner
+from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.images import ImageConditioner
+from unetdiff.diffusion.conditioning.load import load_conditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
@@ -40,7 +43,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
     size = model.sample_size or _sample_size(config.data.size, train, codec)
     channels = codec.channels + condition_channels(config, codec)
-    unet = UNet(**{**asdict(model), "in_channels": channels, "heads": asdict(heads), "sample_size": size})
+    unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
     return _assemble(config, unet, conditioner, val, codec)
 

@@ -19,8 +19,8 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
-from unetdiff.diffusion.conditioning import Conditioner, Conditioning, TextConditioner
-from unetdiff.diffusion.conditioning.base import Size
+from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
@@ -31,6 +31,8 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
+PREVIEW_ROWS = 8
+"""Captions, masks or images of the validation split that previews are sampled for."""
 COLOR_IMAGES = 200  # real images that the colors of the samples are compared with
 
 
@@ -208,7 +210,7 @@ class DiffusionTask(Task):
         indices: Sequence[int] = range(across * across)
         shown = truth = None
         if self.conditioner is not None:
-            items = [val[i] for i in evenly_spaced_indices(len(val), config.preview_rows)]
+            items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_ROWS)]
             examples = self.conditioner.examples(items)
             rows, conditions = examples.rows, examples.conditions.repeat_interleave(across, dim=0)
             indices = list(chain(*image_indices(*self.conditioner.rows(examples.conditions), across)))

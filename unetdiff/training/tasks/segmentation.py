@@ -25,6 +25,9 @@ from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
+PREVIEW_IMAGES = 6
+"""Validation images shown with mask and prediction."""
+
 
 class SegmentationTask(Task):
     """Semantic segmentation.
@@ -116,9 +119,7 @@ class SegmentationTask(Task):
 
     def preview(self, accelerator: Accelerator) -> Previews:
         val = self.data.val
-        items = [val[i] for i in evenly_spaced_indices(len(val), self.config.preview_images)]
-        if not items:
-            return {}, {}
+        items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_IMAGES)]
         predictions = []
         for item in items:
             with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
