@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, what tells one from another, and a place for them."""
+"""Atomic writes, content hashes, and the check that an output's directory exists."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unetdiff.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text aside and rename it, so that a kill leaves what was there, or all of the new."""
+    """Write a text atomically: an interruption leaves the old file or the whole new one."""
     aside = path.with_name(f".writing-{path.name}")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)

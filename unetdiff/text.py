@@ -1,4 +1,4 @@
-"""Figures as text: for a terminal, and as Markdown; and which of them is the better one."""
+"""Tables as text, for a terminal or in Markdown, and which value of a row is the best."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 def best_of(numbers: Sequence[float | None], texts: Sequence[str], better: Better, groups: Sequence[str]) -> list[bool]:
     """Which values are the better ones.
 
-    Nothing is marked where there is nothing to compare: a single value, all alike as written, figures without a
-    better end, or runs whose `groups` differ (another set, another objective, another machine). Values that are
-    written alike are marked alike.
+    Nothing is marked if there is nothing to compare: a single value, equal texts, a metric without a better
+    direction, or runs of different `groups` (dataset, objective, machine). Values with equal texts are marked alike.
     """
     present = [index for index, number in enumerate(numbers) if number is not None]
     if better == "neither" or len(present) < 2 or len({groups[index] for index in present}) > 1:

@@ -96,7 +96,7 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
 
     words = ["sample", str(run), "--class", "seven", "--num_inference_steps", "2", "--output", str(tmp_path / "out")]
     assert main([*words, "--interpolate_to_seed", "4", "--frames", "2"]) == 0
-    assert main([*words, "--n", "1"]) == 0
+    assert main([*words, "--num_images", "1"]) == 0
     with Image.open(next((tmp_path / "out" / "images").iterdir())) as image:
         assert image.size == (32, 32)
 
