@@ -149,6 +149,20 @@ def test_without_gradients_a_few_images_at_a_time_give_the_same(monkeypatch: pyt
             torch.testing.assert_close(exchanged(module, kind)(tokens), expected)
 
 
+@pytest.mark.parametrize("keys", [5, 7])
+def test_attention_by_products_is_torchs_scaled_dot_product_attention(keys: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 3, 5, 8, generator=generator, requires_grad=True)
+    k, v = (torch.randn(2, 3, keys, 8, generator=generator, requires_grad=True) for _ in "kv")
+    towards = torch.randn(2, 3, 5, 8, generator=generator)
+    result, expected = FastAttention(24, None, 3).attend(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(result, expected)
+    for a, b in zip(
+        torch.autograd.grad(result, (q, k, v), towards), torch.autograd.grad(expected, (q, k, v), towards), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize(("limit", "grad", "fused"), [(25, True, False), (24, True, True), (25, False, False)])
 def test_few_tokens_attend_by_products(monkeypatch: pytest.MonkeyPatch, limit: int, grad: bool, fused: bool) -> None:
     called: list[int] = []

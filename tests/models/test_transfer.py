@@ -70,9 +70,11 @@ def test_without_a_time_embedding_the_backbone_answers_as_at_timestep_0(name: st
     segmenter = _with(config, SEGMENTATION, conditioning=told, **other)
     fresh = {key: tensor.clone() for key, tensor in segmenter.heads.state_dict().items()}
     expected, before = _last(denoiser), _last(segmenter)
+    weights = {key: tensor.clone() for key, tensor in denoiser.state_dict().items()}
     moved = transfer(denoiser, segmenter, "run")
-    assert moved.folded and all(key.startswith("heads.segmentation.") for key in moved.fresh)
-    assert {key.split(".")[0] for key in moved.left_out} >= {"time_embedding", "heads"}
+    assert all(torch.equal(tensor, weights[key]) for key, tensor in denoiser.state_dict().items())
+    assert moved.folded and all(key.startswith("heads.segmentation.") for key in moved.initialized)
+    assert {key.split(".")[0] for key in moved.unused} >= {"time_embedding", "heads"}
     torch.testing.assert_close(_last(segmenter), expected, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(before, expected, rtol=0.1, atol=0.1)
     assert all(torch.equal(tensor, fresh[key]) for key, tensor in segmenter.heads.state_dict().items())
@@ -84,7 +86,7 @@ def test_with_a_time_embedding_the_backbone_is_the_same_bit_for_bit() -> None:
     nn.init.ones_(segmenter.time_embedding.linear_1.weight)
     moved = transfer(denoiser, segmenter, "run")
     assert torch.equal(_last(segmenter), _last(denoiser)) and not moved.folded
-    assert not any(name.startswith("heads.") for name in moved.taken)
+    assert not any(name.startswith("heads.") for name in moved.copied)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ def test_a_time_embedding_and_attention_that_are_new_start_as_the_identity(
         for timestep in (0, 700):
             torch.testing.assert_close(joint.eval().segment(X, timestep), expected, rtol=1e-4, atol=1e-5)
     diffusion = {name for name in joint.state_dict() if name.startswith("heads.diffusion.")}
-    assert {name for name in moved.fresh if name.startswith("heads.")} == diffusion
+    assert {name for name in moved.initialized if name.startswith("heads.")} == diffusion
 
 
 def test_a_head_of_another_size_starts_fresh_as_a_whole() -> None:
@@ -125,7 +127,7 @@ def test_a_head_of_another_size_starts_fresh_as_a_whole() -> None:
     for name, tensor in after.items():
         expected = before if name.startswith("heads.segmentation.") else five.state_dict()
         assert torch.equal(tensor, expected[name])
-    assert {name for name in moved.fresh} == {name for name in after if name.startswith("heads.segmentation.")}
+    assert set(moved.initialized) == {name for name in after if name.startswith("heads.segmentation.")}
 
 
 def test_a_diffusers_network() -> None:
@@ -146,7 +148,7 @@ def test_a_diffusers_network() -> None:
     changes = {"residual": residual, "imported": imported, "conditioning": conditioning}
     network = UNet(**{**RESIDUAL, **changes}, heads=SEGMENTATION | DIFFUSION).eval()
     moved = transfer(UNet.from_diffusers(theirs), network, "theirs")
-    assert all(name.startswith("heads.segmentation.") for name in moved.fresh) and moved.fresh
+    assert all(name.startswith("heads.segmentation.") for name in moved.initialized) and moved.initialized
     tokens = torch.randn(2, 4, 8)
     with torch.no_grad():
         expected = theirs.eval()(X, 300, tokens).sample

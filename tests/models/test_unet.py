@@ -186,6 +186,50 @@ def test_a_decoder_that_stops_early_enlarges_its_logits() -> None:
             )
 
 
+def test_patches_and_a_decoder_that_stops_early_have_logits_of_the_images_size() -> None:
+    torch.manual_seed(0)
+    encoder = {"name": "classic", "channels": [8, 12, 16]}
+    unet = UNet(encoder=encoder, patch_size=2, decoder={"channels": [12]}, heads=SEGMENTATION).eval()
+    x = torch.randn(1, 3, 33, 46)
+    with torch.inference_mode():
+        logits = unet.segment(x)
+        small = torch.nn.functional.pixel_shuffle(unet.heads["segmentation"](unet.features(x)["last"]), 2)
+        expected = torch.nn.functional.interpolate(small, size=(34, 46), mode="bilinear", align_corners=False)
+    assert small.shape == (1, 5, 16, 22)
+    torch.testing.assert_close(logits, expected[..., :33, :])
+
+
+def test_without_a_head_named_the_only_one_answers_or_the_diffusion_head() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 16, 16)
+    with torch.inference_mode():
+        for heads, head in (
+            (SEGMENTATION, "segmentation"),
+            (HEADS_BOTH, "diffusion"),
+            ({"diffusion": {}}, "diffusion"),
+        ):
+            unet = UNet(**TINY, heads=heads).eval()
+            assert torch.equal(unet(x).sample, unet(x, head=head).sample)
+
+
+@pytest.mark.parametrize("encoder", [TINY, {"encoder": {"name": "classic", "channels": [8, 12, 16]}}])
+def test_a_frozen_encoder_keeps_its_added_conditioning_trainable(encoder: dict) -> None:
+    conditioning = {"cross_attention_dim": 8, "attention_levels": [0, 1]}
+    residual = "residual" in encoder  # whose attention cannot be added afterwards
+    unet = UNet(**encoder, conditioning=conditioning if residual else {}, heads=SEGMENTATION)
+    unet.freeze_encoder()
+    unet.add_head("diffusion", out_channels=3, **({} if residual else {"cross_attention_dim": 8}))
+    for frozen, levels in ((True, 0), (False, 1)):
+        unet.freeze_encoder(frozen, levels)
+        names = {name for name, p in unet.named_parameters() if not p.requires_grad}
+        conditions = ("time_emb_proj", ".time.", "attn2")
+        assert names and not any(part in name for name in names for part in conditions)
+        assert all(name.startswith("encoder.") for name in names)
+    learning = {id(p) for p in unet.encoder_parameters()}
+    added = [name for name, p in unet.encoder.named_parameters() if id(p) not in learning]
+    assert any("time" in name for name in added) and any("attn2" in name for name in added)
+
+
 def test_none_is_timestep_zero_and_no_condition_is_one_zero_token() -> None:
     torch.manual_seed(0)
     unet = UNet(**TINY, conditioning={"timestep": True, "cross_attention_dim": 8}, heads=SEGMENTATION).eval()
@@ -280,7 +324,7 @@ class TestRefusals:
 
     def test_missing_head(self) -> None:
         with pytest.raises(UserError, match="head=diffusion: must be one of this UNet's heads"):
-            UNet(**TINY, heads=SEGMENTATION)(torch.zeros(1, 3, 16, 16), 0)
+            UNet(**TINY, heads=SEGMENTATION)(torch.zeros(1, 3, 16, 16), head="diffusion")
 
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:

@@ -15,7 +15,7 @@ from unetdiff.models.attention import Attention, AttentionBlock, FeedForward, Tr
 from unetdiff.models.blocks import ResnetBlock, Upsample, Upsample2d
 from unetdiff.models.decoders import PyramidDecoder, PyramidUpBlock
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
-from unetdiff.models.unet import Head, UNet
+from unetdiff.models.unet import UNet
 
 EXCHANGED: dict[type[nn.Module], type[nn.Module]] = {
     ResnetBlock: fast.FastResnetBlock,
@@ -78,11 +78,10 @@ def accelerate_inference_(unet: UNet, dtype: torch.dtype | None = None, compile:
     unet.eval().requires_grad_(False)
     dtype = dtype or unet.dtype
     if any(isinstance(module, nn.BatchNorm2d) for module in unet.modules()):
-        head: Head = "segmentation" if "segmentation" in unet.heads else "diffusion"
         side = _example_side(unet)
         example = torch.zeros(1, unet.config["in_channels"], side, side, device=unet.device)
         nn.Module.to(unet, dtype=torch.float32)
-        fold_batch_norm(unet, lambda: unet(example, return_dict=False, head=head)[0])
+        fold_batch_norm(unet, lambda: unet(example, return_dict=False)[0])
     nn.Module.to(unet, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return_freed_memory()  # of the old weights
     accelerate_training_(unet)

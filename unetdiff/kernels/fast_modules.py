@@ -16,7 +16,7 @@ from unetdiff.kernels.conditions import images_at_a_time, is_eager_cpu, is_unhoo
 from unetdiff.kernels.norm_silu_conv import FastGroupNorm, norm_silu, norm_silu_conv
 from unetdiff.kernels.upsample_conv import doubles, upsample_conv
 from unetdiff.models.attention import Attention, AttentionBlock, CrossAttentionCache, FeedForward
-from unetdiff.models.blocks import DoubleConv, ResnetBlock, Upsample, Upsample2d, concat_skip, resample
+from unetdiff.models.blocks import DoubleConv, ResnetBlock, Upsample, Upsample2d, resample
 from unetdiff.models.decoders import PyramidUpBlock
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
 
@@ -36,6 +36,8 @@ __all__ = [
 MAX_PRODUCT_PAIRS = 256 * 256
 """Pairs of query and key up to which a CPU attends by matrix products: torch's fused kernel is slower there, most of
 all its backward pass."""
+FEED_FORWARD_WIDTH = 8
+"""Channels of a `FeedForward`'s widest map, GEGLU's projection, per channel of its input."""
 
 
 class FastResnetBlock(ResnetBlock):
@@ -95,9 +97,10 @@ class FastPyramidUpBlock(PyramidUpBlock):
 
 
 class FastAttention(Attention):
-    """Matrix products of few tokens on a CPU, else torch's fused kernel; over a single context token its value alone.
+    """Attention of few tokens on a CPU by matrix products, else torch's fused kernel.
 
-    Then the output is (B, 1, C), the same for every query.
+    One context token: the softmax of one score is 1, so the output is the token's value, (B, 1, C), broadcast over the
+    queries.
     """
 
     def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
@@ -111,25 +114,31 @@ class FastAttention(Attention):
         out = self.to_out[0](rearrange(v, "b heads 1 d -> b 1 (heads d)"))  # (B, 1, C)
         if not torch.is_grad_enabled():
             return out  # type: ignore[no-any-return]
-        # queries and keys have a gradient of 0, which several processes expect of every parameter
+        # queries and keys have a gradient of 0, not None: DDP expects a gradient of every parameter
         unused = [tokens[:1, :1], *self.to_q.parameters(), *self.to_k.parameters()]
         return out + 0 * sum(part.sum() for part in unused)  # type: ignore[no-any-return]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not is_eager_cpu(q) or q.shape[2] * k.shape[2] > MAX_PRODUCT_PAIRS:
-            return F.scaled_dot_product_attention(q, k, v)
+            return super().attend(q, k, v)
         images = images_at_a_time(q.shape[1] * q.shape[2] * k.shape[2])
         if torch.is_grad_enabled() or images >= len(q):
-            return super().attend(q, k, v)
+            return _attend_by_products(q, k, v)
         out = torch.empty_like(q)
         for start in range(0, len(q), images):
             part = slice(start, start + images)
-            out[part] = super().attend(q[part], k[part], v[part])
+            out[part] = _attend_by_products(q[part], k[part], v[part])
         return out
 
 
+def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) v of q (B, heads, N, d) and k, v (B, heads, M, d); keeps the scores for the gradient."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
+    return scores.softmax(dim=-1) @ v
+
+
 class FastAttentionBlock(AttentionBlock, FastAttention):
-    """`AttentionBlock` with `FastAttention`."""
+    """`AttentionBlock` whose `super().forward` is that of `FastAttention`."""
 
 
 class FastFeedForward(FeedForward):
@@ -138,7 +147,7 @@ class FastFeedForward(FeedForward):
     def forward(self, tokens: Tensor) -> Tensor:
         if torch.is_grad_enabled() or not is_eager_cpu(tokens):
             return super().forward(tokens)
-        images = images_at_a_time(8 * tokens.shape[1:].numel())
+        images = images_at_a_time(FEED_FORWARD_WIDTH * tokens.shape[1:].numel())
         return torch.cat([super(FastFeedForward, self).forward(part) for part in tokens.split(images)])
 
 
@@ -154,5 +163,5 @@ class FastDiffusionHead(DiffusionHead):
 
     def forward(self, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         if self.skip is not None and self.fuse is not None:
-            h = self.fuse(concat_skip(h, self.skip(sample)), temb)
+            h = self.fuse(torch.cat([h, self.skip(sample)], dim=1), temb)
         return self.conv(norm_silu(self.norm, h))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unetdiff.kernels.conditions import compute_dtype, is_eager_cpu, is_unhooked
 from unetdiff.kernels.taps import tapped_conv, taps_pay
-from unetdiff.models.blocks import concat_skip, upsample_nearest
+from unetdiff.models.blocks import upsample_nearest
 
 MIN_PIXELS = 2048
 """Pixels of a batch's small maps from which summing the weights pays."""
@@ -22,7 +22,7 @@ _TAPS_2D = torch.kron(_TAPS, _TAPS)
 def upsample_conv(
     conv: nn.Conv2d, h: Tensor, size: tuple[int, int] | None = None, skip: Tensor | None = None
 ) -> Tensor:
-    """conv(concat_skip(skip, upsample_nearest(h, size))).
+    """conv(cat[skip, upsample_nearest(h, size)]).
 
     Upsampling by 2 repeats each pixel four times, so a 3x3 window reads four values, not nine: a transposed 4x4
     convolution of stride 2 with sums of the same weights computes the same with 4/9 of the multiply-adds, and neither
@@ -40,7 +40,7 @@ def upsample_conv(
         return tapped_conv(h, skip, conv.weight, conv.bias, compute_dtype(conv.weight))
     if not (replaceable and transposed_pays(h)):
         h = upsample_nearest(h, size)
-        return conv(h if skip is None else concat_skip(skip, h))
+        return conv(h if skip is None else torch.cat([skip, h], dim=1))
     dtype = compute_dtype(conv.weight)
     offset = None if conv.bias is None else conv.bias.to(dtype)
     kernel = conv.weight.to(dtype)

@@ -15,7 +15,17 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 
 def with_head(cls: type[Model], model: Model, name: str, options: dict[str, Any]) -> Model:
-    """A new model of the class with `model`'s weights and an additional head; see `UNet.add_head`."""
+    """A new model with `model`'s weights and an additional head; see `UNet.add_head`.
+
+    Args:
+        cls: the model's class.
+        model: keeps its config and weights.
+        name: "segmentation" or "diffusion".
+        options: the head's options; those of the config's other sections are removed from the dict.
+
+    Raises:
+        UserError: the options would change existing weights.
+    """
     config = loading.plain(model.config)
     if name == "diffusion":
         config["conditioning"]["timestep"] = True
@@ -30,13 +40,12 @@ def with_head(cls: type[Model], model: Model, name: str, options: dict[str, Any]
     config["heads"][name] = options
     extended = loading.build(cls, config)
     old, new = model.state_dict(), extended.state_dict()
-    drop = {k for k in old if k.endswith("num_batches_tracked") and k not in new}
-    changed = [k for k in old if k not in drop and (k not in new or new[k].shape != old[k].shape)]
+    changed = [k for k in old if k not in new or new[k].shape != old[k].shape]
     if changed:
         raise UserError(
             f"add_head: a {name} head with these options would change {len(changed)} existing tensors: {changed[:3]}."
         )
-    extended.load_state_dict({k: v for k, v in old.items() if k not in drop}, strict=False)
+    extended.load_state_dict(old, strict=False)
     zero_time_projections_(extended, set(new) - set(old))
     return extended
 

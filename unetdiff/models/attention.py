@@ -1,5 +1,8 @@
 """Change 2 of 3: attention, over the map itself and over the tokens of a condition (encoder_hidden_states).
 
+Every attention is torch's `scaled_dot_product_attention`, whose fused kernels do not keep the (N, M) scores. Higher
+derivatives and forward-mode AD need its math backend: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+
 Tensor names are diffusers' (to_q, to_k, to_v, to_out.0, ...), so that Stable Diffusion's weights fit as they are.
 """
 
@@ -29,7 +32,17 @@ class CrossAttentionCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017)."""
+    """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017).
+
+    to_q, to_k and to_v have no bias except in `AttentionBlock`: zero tokens have zero values and add nothing.
+
+    Args:
+        channels: C, of queries and output.
+        context_dim: D; None: self-attention.
+        heads: number of heads.
+        bias: biases of to_q, to_k and to_v.
+        upcast: attention in float32.
+    """
 
     def __init__(
         self, channels: int, context_dim: int | None, heads: int, bias: bool = False, upcast: bool = False
@@ -56,8 +69,7 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
-        return scores.softmax(dim=-1) @ v
+        return F.scaled_dot_product_attention(q, k, v)
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, heads, M, d) each, of tokens (B, M, D)."""
@@ -77,7 +89,7 @@ class AttentionBlock(Attention):
             nn.init.zeros_(parameter)
 
     def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
-        # `context` is unused: one signature for both kinds of block
+        # `context` is unused: AttentionBlock and TransformerBlock have the same signature
         height = h.shape[-2]
         tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
         return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
@@ -109,7 +121,10 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention to the condition, feed-forward; each with LayerNorm and a residual path."""
+    """Self-attention, cross-attention to the condition, feed-forward; each with LayerNorm and a residual path.
+
+    diffusers' `BasicTransformerBlock`.
+    """
 
     def __init__(self, dim: int, context_dim: int, heads: int, upcast: bool = False) -> None:
         super().__init__()
@@ -129,7 +144,7 @@ class TransformerLayer(nn.Module):
 class TransformerBlock(nn.Module):
     """Stable Diffusion's transformer on a map: norm, project in, layers, project out, residual.
 
-    `proj_out` is zero-initialized: a new block is the identity.
+    diffusers' `Transformer2DModel`. `proj_out` is zero-initialized: a new block is the identity.
     """
 
     def __init__(
@@ -155,9 +170,7 @@ class TransformerBlock(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
-        if context is None:
-            raise ValueError("a transformer block needs encoder_hidden_states (B, tokens, dim)")
+    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache) -> Tensor:
         height = h.shape[-2]
         x = self.norm(h)
         if self.linear_projection:

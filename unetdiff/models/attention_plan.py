@@ -14,34 +14,44 @@ from unetdiff.models.forward_state import ForwardState
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Attention by level; `levels` counts from 0, the full-resolution map."""
+    """Attention by level; levels count from 0, the full-resolution map."""
 
     levels: frozenset[int]
+    """Levels with attention."""
     context_dim: int | None
+    """Width of encoder_hidden_states' tokens; None: self-attention only (`AttentionBlock`)."""
     head_dim: int
-    groups: int = 32
-    eps: float = 1e-5
-    depth: int | list[int] = 1
-    linear_projection: bool = False
-    upcast: bool = False
-    heads: list[int] | None = None
-    mid_block_groups: int | None = None
+    """Channels per head."""
+    groups: int
+    """Groups of the GroupNorm."""
+    eps: float
+    """Its epsilon in `AttentionBlock`."""
+    depth: int | list[int]
+    """Layers of a `TransformerBlock`, or one number per level."""
+    linear_projection: bool
+    """A `TransformerBlock` projects with a linear layer."""
+    upcast: bool
+    """Attention of a `TransformerBlock` in float32."""
+    heads: list[int] | None
+    """Heads per level; None: channels / head_dim."""
+    mid_block_groups: int | None
+    """Groups of the norm before the mid block's self-attention; None: `groups`, 0: no norm."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> AttentionPlan:
         """The plan of a resolved config."""
         conditioning, imported = config.conditioning, config.imported
         return cls(
-            frozenset(conditioning.attention_levels or []),
-            conditioning.cross_attention_dim,
-            conditioning.attention_head_dim,
-            config.residual.norm_num_groups,
-            imported.norm_eps,
-            imported.transformer_depth,
-            imported.linear_projection,
-            imported.upcast_attention,
-            imported.attention_heads,
-            imported.mid_block_attention_groups,
+            levels=frozenset(conditioning.attention_levels or []),
+            context_dim=conditioning.cross_attention_dim,
+            head_dim=conditioning.attention_head_dim,
+            groups=config.residual.norm_num_groups,
+            eps=imported.norm_eps,
+            depth=imported.transformer_depth,
+            linear_projection=imported.linear_projection,
+            upcast=imported.upcast_attention,
+            heads=imported.attention_heads,
+            mid_block_groups=imported.mid_block_attention_groups,
         )
 
     def block(self, level: int, channels: int) -> nn.Module | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,8 +22,8 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
 
 
 def norm_groups(channels: int, groups: int = 32) -> int:
-    """The largest number of groups, at most `groups`, that divides `channels`."""
-    return math.gcd(channels, groups) if channels % groups else groups
+    """The greatest common divisor of `channels` and `groups`: `groups` itself if it divides the channels."""
+    return math.gcd(channels, groups)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
@@ -66,7 +65,7 @@ def init_xavier_(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 class DoubleConv(nn.Module):
-    """(3x3 convolution, norm, ReLU) twice (Ronneberger et al. 2015, figure 1).
+    """(3x3 convolution, norm, ReLU) twice (Ronneberger et al. 2015, figure 1, with a norm added).
 
     With a time embedding, the first norm's output is scaled and shifted by it (zero at initialization).
     """
@@ -130,11 +129,6 @@ def upsample_nearest(h: Tensor, size: tuple[int, int] | None) -> Tensor:
     return F.interpolate(h, size=size, mode="nearest")
 
 
-def concat_skip(*maps: Tensor) -> Tensor:
-    """Concatenate a map and its skip along the channels, in this order."""
-    return torch.cat(maps, dim=1)
-
-
 def center_crop(h: Tensor, size: tuple[int, int]) -> Tensor:
     """The center of a map (B, C, H, W), cut to `size` (Ronneberger et al. 2015: skips of unpadded convolutions)."""
     top, left = (h.shape[-2] - size[0]) // 2, (h.shape[-1] - size[1]) // 2
@@ -142,7 +136,10 @@ def center_crop(h: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """Half the size by a strided 3x3 convolution; padding 0 pads the right and bottom only, as google/ddpm-* do."""
+    """Half the size by a strided 3x3 convolution; padding 0 pads the right and bottom only, as google/ddpm-* do.
+
+    `temb` is unused: the same signature as `ResnetBlock`, which may take its place.
+    """
 
     def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()
@@ -154,7 +151,10 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbor upsampling to `size` (default: double), then a 3x3 convolution."""
+    """Nearest-neighbor upsampling to `size` (default: double), then a 3x3 convolution.
+
+    `temb` is unused: the same signature as `ResnetBlock`, which may take its place.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()

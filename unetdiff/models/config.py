@@ -32,7 +32,8 @@ class EncoderConfig:
     """classic (the 2015 network), residual (DDPM / Stable Diffusion blocks), or a pretrained encoder (a
     torchvision classifier by its name)."""
     channels: list[int] | None = None
-    """Width of each level, full resolution first (classic, residual); None: 64, 128, 256, 512(, 1024 for classic)."""
+    """Width of each level, full resolution first (classic, residual); None: 64, 128, 256, 512, and 1024 for
+    classic."""
     weights: str | None = None
     """Pretrained encoders only: "imagenet", the path of a safetensors file with torchvision's names, or None
     (random initialization)."""
@@ -52,7 +53,9 @@ class ResidualConfig:
     layers_per_block: int = 2
     """Residual blocks per level of the encoder; the decoder has one more."""
     norm_num_groups: int = 32
-    """Groups of every GroupNorm (reduced to a divisor of a level's channels)."""
+    """Groups of the GroupNorms of residual blocks, of a residual network's heads, and of attention blocks with every
+    encoder; reduced to the greatest common divisor with a level's channels. `norm: group` of classic and pretrained
+    networks has at most 32 groups of at least four channels instead."""
     time_scale_shift: Literal["default", "scale_shift"] = "default"
     """How the timestep enters a block: added after the first convolution, or as scale and shift of the second norm."""
     mid_block: Literal["attention", "resnets", "resnet", "none"] | None = None
@@ -71,12 +74,12 @@ class DecoderConfig:
     encoder's. Fewer values stop early (three of five: at a quarter of the size) and the logits are upsampled: the
     finest maps cost most. A diffusion head needs all of them."""
     norm: Norm | None = None
-    """None: batch, or group with a diffusion head. "none": the reference decoder."""
+    """None: batch, or group with a diffusion head. "none": as bubbliiiing/unet-pytorch, the reference decoder."""
     upsample: Literal["bilinear", "nearest", "transposed"] | None = None
     """Upsampling to the size of the skip. None: transposed for classic (as in 2015), nearest for pretrained encoders
     (bilinear with align_corners)."""
     align_corners: bool = False
-    """Bilinear only; True in the reference."""
+    """Bilinear only; True in bubbliiiing/unet-pytorch."""
 
 
 @dataclass
@@ -90,7 +93,8 @@ class ConditioningConfig:
     pooled_context: bool = False
     """Add the tokens' mean, projected, to the time embedding as well, so that it reaches every block (Imagen)."""
     attention_levels: list[int] | None = None
-    """Levels (0 = the finest map) with attention; None: the two coarsest."""
+    """Levels (0 = the finest map) with attention. None: the two coarsest for residual or with cross_attention_dim, else
+    none."""
     attention_head_dim: int = 32
     """Channels of one attention head."""
 
@@ -126,7 +130,8 @@ class ImportedConfig:
     """Options of networks imported from diffusers and segmentation_models_pytorch; the defaults suit all others."""
 
     norm_eps: float = 1e-5
-    """Epsilon of the residual blocks' GroupNorm (1e-6 in google/ddpm-*)."""
+    """Epsilon of the GroupNorms of residual blocks, self-attention blocks and heads (1e-6 in google/ddpm-*).
+    Transformer blocks always have 1e-6, `norm: group` of classic and pretrained networks 1e-5."""
     resample: Literal["conv", "resnet"] = "conv"
     """Down- and upsampling by a convolution, or inside a residual block (ADM)."""
     downsample_padding: int = 1
@@ -142,7 +147,7 @@ class ImportedConfig:
     upcast_attention: bool = False
     """Attention of transformer blocks in float32 (SD 2.x, whose float16 overflows)."""
     attention_heads: list[int] | None = None
-    """Heads per level (SD 1.x: 8 at all); None: channels / conditioning.attention_head_dim."""
+    """Attention heads per level (SD 1.x: 8 at every level); None: channels / conditioning.attention_head_dim."""
     mid_block_attention_groups: int | None = None
     """Groups of the norm before the mid block's self-attention; None: residual.norm_num_groups, 0: no norm."""
     num_class_embeds: int | None = None
@@ -161,7 +166,8 @@ class ModelConfig:
     in_channels: int = 3
     """Channels of the input image."""
     patch_size: int = 1
-    """classic and residual: side of the pixel patches that become channels; 2 costs a quarter."""
+    """classic and residual: side of the square patches of pixels that become channels; the network computes at
+    1 / patch_size of the height and width (2: about a quarter of the multiply-adds)."""
     sample_size: int | list[int] | None = None
     """Height and width the denoiser was trained at, the default of `sample`; one number for both."""
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

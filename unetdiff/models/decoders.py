@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from unetdiff.models.attention_plan import AttentionPlan, LevelAttention
-from unetdiff.models.blocks import DoubleConv, Upsample, Upsample2d, center_crop, concat_skip
+from unetdiff.models.blocks import DoubleConv, Upsample, Upsample2d, center_crop
 from unetdiff.models.config import CLASSIC, MID_BLOCK_RESNETS, RESIDUAL, ModelConfig
 from unetdiff.models.encoders import Encoder, Skips, resnet_block
 from unetdiff.models.forward_state import ForwardState
 
 
 class PyramidMidBlock(nn.Module):
-    """The bottom of the classic network: two convolutions, and attention if the deepest level attends.
+    """The deepest level of the classic network: two convolutions, and attention if that level attends.
 
-    Empty for pretrained encoders, whose deepest level is the bottom itself.
+    Empty for pretrained encoders, which include their deepest level.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class PyramidUpBlock(nn.Module):
         """`size`: (height, width) to upsample to; None doubles, and a larger skip is cropped."""
         h = self.upsample(h, size)
         if skip is not None:
-            h = concat_skip(skip if size else center_crop(skip, (h.shape[-2], h.shape[-1])), h)
+            skip = skip if size else center_crop(skip, (h.shape[-2], h.shape[-1]))
+            h = torch.cat([skip, h], dim=1)  # the skip first, as bubbliiiing/unet-pytorch; residual networks: last
         return self.block(h, temb)
 
 
@@ -118,7 +120,7 @@ class ResidualMidBlock(nn.Module):
 
 
 class ResidualDecoder(nn.Module):
-    """The denoiser's way up: a skip into every residual block. Tensor names are diffusers'."""
+    """The decoder of DDPM and Stable Diffusion: a skip into every residual block. Tensor names are diffusers'."""
 
     def __init__(self, config: ModelConfig, encoder: Encoder, time_dim: int | None, attention: AttentionPlan) -> None:
         super().__init__()
@@ -132,7 +134,7 @@ class ResidualDecoder(nn.Module):
         self.out_level, self.out_channels = 0, previous
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
-        """Pops the skips. `size` is unused: one signature for both decoders."""
+        """Pops the skips. `size` is unused: both decoders have the same signature."""
         for index, block in enumerate(self.up_blocks):
             level = len(self.up_blocks) - 1 - index
             h = block(h, skips, state, f"decoder.{level}")
@@ -140,7 +142,7 @@ class ResidualDecoder(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A level on the way up: residual blocks, each with a skip and its attention, then an upsampler."""
+    """A decoder level: residual blocks, each with a skip and its attention, then an upsampler."""
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class UpBlock(nn.Module):
 
     def forward(self, h: Tensor, skips: Skips, state: ForwardState, name: str) -> Tensor:
         for layer, resnet in enumerate(self.resnets):
-            h = concat_skip(h, skips.pop())  # the skip is freed before the block runs
+            h = torch.cat([h, skips.pop()], dim=1)  # the skip last, as diffusers; it is freed before the block runs
             h = state.run(resnet, h, state.temb)
             if len(self.attentions):
                 h = state.run(self.attentions[layer], h, state.context)

@@ -37,7 +37,7 @@ class Encoder(Protocol):
     """Its channels."""
 
     def freezable_modules(self) -> list[nn.Module]:
-        """The encoder's own modules, without added conditioning: frozen by `UNet.freeze_encoder`."""
+        """The modules whose parameters `UNet.freeze_encoder` freezes, except for those of conditioning within them."""
 
     def level_modules(self, count: int) -> list[nn.Module]:
         """Those of the `count` finest levels."""
@@ -47,7 +47,11 @@ class Encoder(Protocol):
 
 
 class ClassicEncoder(nn.Module):
-    """The 2015 contracting path: two 3x3 convolutions, 2x2 max-pool, and again (Ronneberger et al., figure 1)."""
+    """The contracting path of 2015: per level two 3x3 convolutions and a 2x2 max-pool (Ronneberger et al., figure 1).
+
+    `encoder.channels` has N widths; the encoder has the first N - 1 levels, and the convolutions of the deepest, N-th
+    level are the mid block (`PyramidMidBlock`).
+    """
 
     def __init__(self, config: ModelConfig, in_channels: int, time_dim: int | None, attention: AttentionPlan) -> None:
         super().__init__()
@@ -62,9 +66,10 @@ class ClassicEncoder(nn.Module):
 
     @property
     def lost_unpadded(self) -> int:
-        """Pixels of height (or width) lost without padding: 24 2^(n-2) - 8 with n levels, 184 of 572 for n = 5.
+        """Pixels of height (or width) lost without padding: 24 2^(n-2) - 8 with n widths, 184 of 572 for n = 5.
 
-        Valid inputs are 2^(n-1) (b + 4) - 4; the smallest is 4 more than the loss.
+        Inputs are 2^(n-1) (b + 4) - 4 pixels high, with b >= 1 the height of the deepest map; the smallest is 4 more
+        than the loss.
         """
         return 24 * 2 ** (self.out_level - 1) - 8
 
@@ -85,7 +90,7 @@ class ClassicEncoder(nn.Module):
 
 
 class PretrainedEncoder(nn.Module):
-    """A torchvision classifier as a feature pyramid: five maps (feat1 .. feat5) at strides 2 .. 32.
+    """A torchvision classifier as a feature pyramid: one map per stride 2, 4, 8, 16, 32 (convnext: 4 to 32).
 
     `model` keeps torchvision's tensor names. Its blocks run one after another; where the stride doubles, the map before
     is a skip. The time embedding scales and shifts the output of every composite block, and attention joins at the end
@@ -111,7 +116,7 @@ class PretrainedEncoder(nn.Module):
         self.register_buffer("shift", shift[:in_channels, None, None], persistent=False)
 
         self.times, self.attentions = nn.ModuleDict(), LevelAttention()
-        self.block_names: list[list[str]] = []  # by level: strides 2, 4, ...
+        self.block_names: list[list[str]] = []  # by level, finest first
         self.skips: list[tuple[int, int]] = []
         for level, names, channels in feature_levels(self.model, in_channels):
             self.block_names.append(names)
@@ -150,8 +155,8 @@ class PretrainedEncoder(nn.Module):
 
 
 class ResidualEncoder(nn.Module):
-    """The denoiser's way down (Ho et al. 2020, Rombach et al. 2022): a skip after conv_in, after every block and after
-    every downsampler. Tensor names are diffusers'."""
+    """The encoder of DDPM and Stable Diffusion (Ho et al. 2020, Rombach et al. 2022): a skip after conv_in, after every
+    residual block and after every downsampler. Tensor names are diffusers'."""
 
     def __init__(self, config: ModelConfig, in_channels: int, time_dim: int | None, attention: AttentionPlan) -> None:
         super().__init__()
@@ -182,7 +187,7 @@ class ResidualEncoder(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """A level on the way down: residual blocks, each with its attention, then a downsampler."""
+    """An encoder level: residual blocks, each with its attention, then a downsampler."""
 
     def __init__(
         self,

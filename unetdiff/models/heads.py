@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.models.blocks import ResnetBlock, concat_skip, norm_groups
+from unetdiff.models.blocks import ResnetBlock, norm_groups
 from unetdiff.models.config import RESIDUAL, ModelConfig
 
 
 class SegmentationHead(nn.Module):
-    """One logit per class by a 1x1 convolution (Ronneberger et al. 2015), on residual backbones after norm and SiLU."""
+    """One logit per class by a 1x1 convolution (Ronneberger et al. 2015), on residual backbones after norm and SiLU.
 
-    def __init__(self, channels: int, num_classes: int, groups: int | None, kernel_size: int = 1) -> None:
+    Args:
+        channels: of the decoder's last map.
+        num_classes: number of logits.
+        groups: of the GroupNorm; None: no norm and no SiLU.
+        eps: its epsilon.
+        kernel_size: of the convolution, odd.
+    """
+
+    def __init__(self, channels: int, num_classes: int, groups: int | None, eps: float, kernel_size: int = 1) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups(channels, groups), channels) if groups else None
+        self.norm = nn.GroupNorm(norm_groups(channels, groups), channels, eps) if groups else None
         self.conv = nn.Conv2d(channels, num_classes, kernel_size, padding=kernel_size // 2)
 
     def forward(self, h: Tensor) -> Tensor:
@@ -24,7 +33,7 @@ class SegmentationHead(nn.Module):
 
 
 class DiffusionHead(nn.Module):
-    """Norm, SiLU, 3x3 convolution with as many channels as the noise.
+    """Change 3 of 3: norm, SiLU, 3x3 convolution with as many channels as the noise.
 
     A pretrained encoder with a strided stem has no full-resolution map of the noise: there, the head takes a skip from
     the input (`skip`), fused by a residual block with the time embedding (`fuse`).
@@ -43,13 +52,13 @@ class DiffusionHead(nn.Module):
         self.skip = self.fuse = None
         if skip_channels is not None:
             self.skip = nn.Conv2d(skip_channels, channels, 3, padding=1)
-            self.fuse = ResnetBlock(2 * channels, channels, time_dim, groups=groups, scale_shift=True)
+            self.fuse = ResnetBlock(2 * channels, channels, time_dim, groups=groups, eps=eps, scale_shift=True)
         self.norm = nn.GroupNorm(norm_groups(channels, groups), channels, eps)
         self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
 
     def forward(self, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         if self.skip is not None and self.fuse is not None:
-            h = self.fuse(concat_skip(h, self.skip(sample)), temb)
+            h = self.fuse(torch.cat([h, self.skip(sample)], dim=1), temb)  # the skip last, as in `ResidualDecoder`
         return self.conv(F.silu(self.norm(h)))  # (B, out_channels, H, W)
 
 
@@ -63,15 +72,14 @@ def build_heads(config: ModelConfig, width: int, time_dim: int | None, strided: 
         strided: the finest skip is below full resolution.
     """
     segmentation, diffusion, pixels = config.heads.segmentation, config.heads.diffusion, config.patch_size**2
-    residual = config.encoder.name == RESIDUAL
+    residual, eps = config.encoder.name == RESIDUAL, config.imported.norm_eps
     groups = config.residual.norm_num_groups if residual else max(1, min(32, width // 4))
     heads = nn.ModuleDict()
     if segmentation is not None:
         kernel_size = config.imported.segmentation_kernel_size
         classes = segmentation.num_classes * pixels
-        heads["segmentation"] = SegmentationHead(width, classes, groups if residual else None, kernel_size)
+        heads["segmentation"] = SegmentationHead(width, classes, groups if residual else None, eps, kernel_size)
     if diffusion is not None:
         skip_channels = config.in_channels if strided else None
-        out_channels, eps = diffusion.out_channels * pixels, config.imported.norm_eps
-        heads["diffusion"] = DiffusionHead(width, out_channels, groups, eps, time_dim, skip_channels)
+        heads["diffusion"] = DiffusionHead(width, diffusion.out_channels * pixels, groups, eps, time_dim, skip_channels)
     return heads

@@ -12,6 +12,15 @@ CONDITIONING_PARAMS = (*TIME_PARAMS, "attn2")
 """Parts of the names of conditioning parameters: changes 1 and 2."""
 
 
+def is_conditioning(name: str) -> bool:
+    """Whether a parameter of this name (as in `UNet.named_parameters`) belongs to changes 1 and 2.
+
+    That is the time embedding and its projections in the blocks, and cross-attention. The rest of a transformer block
+    (self-attention, feed-forward) is not counted as conditioning.
+    """
+    return any(part in name for part in CONDITIONING_PARAMS)
+
+
 def param_counts_by_part(unet: nn.Module, heads: Sequence[str]) -> dict[str, int]:
     """Parameters of the encoder, mid block, decoder, conditioning, and of each head ("head.NAME")."""
     counts = dict.fromkeys(["encoder", "mid_block", "decoder", "conditioning", *(f"head.{name}" for name in heads)], 0)
@@ -19,7 +28,7 @@ def param_counts_by_part(unet: nn.Module, heads: Sequence[str]) -> dict[str, int
         part = name.split(".")[0]
         if part == "heads":
             part = "head." + name.split(".")[1]
-        elif any(part_of_name in name for part_of_name in CONDITIONING_PARAMS):
+        elif is_conditioning(name):
             part = "conditioning"
         counts[part] += parameter.numel()
     return counts

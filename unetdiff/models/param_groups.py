@@ -6,7 +6,7 @@ from torch import nn
 
 from unetdiff.models.decoders import PyramidDecoder, ResidualDecoder
 from unetdiff.models.encoders import ClassicEncoder, PretrainedEncoder, ResidualEncoder
-from unetdiff.models.param_counts import CONDITIONING_PARAMS
+from unetdiff.models.param_counts import is_conditioning
 from unetdiff.models.unet import UNet
 
 MID_BLOCK, CONDITIONING = "mid_block", "conditioning"
@@ -15,17 +15,19 @@ MID_BLOCK, CONDITIONING = "mid_block", "conditioning"
 def parameters_by_level(unet: UNet) -> dict[str, dict[str, nn.Parameter]]:
     """The parameters that both heads share, {group: {name: parameter}}, in the order of the forward pass.
 
-    The groups are "encoder.0" (full resolution) and deeper, "mid_block", "decoder.K" down to "decoder.0", as the maps
-    of `UNet.features`, and "conditioning" (as in `UNet.parameter_counts`): the embeddings of timestep and condition and
-    their projections in the blocks. Groups without parameters are left out.
+    The groups are "encoder.0" (full resolution) and deeper, "mid_block", "decoder.K" down to "decoder.0", and
+    "conditioning" (as in `UNet.parameter_counts`): the embeddings of timestep and condition and their projections in
+    the blocks. Maps of `UNet.features` have the same names, in residual networks followed by the number of the block
+    ("encoder.0.1"). Groups without parameters are left out.
     """
     starts = {**_encoder(unet.encoder), "mid_block.": MID_BLOCK, **_decoder(unet.decoder)}
     groups: dict[str, dict[str, nn.Parameter]] = {group: {} for group in [*starts.values(), CONDITIONING]}
     for name, parameter in unet.named_parameters():
         if name.startswith("heads."):
             continue
-        conditioning = any(part in name for part in CONDITIONING_PARAMS)
-        group = CONDITIONING if conditioning else next(starts[start] for start in starts if name.startswith(start))
+        group = (
+            CONDITIONING if is_conditioning(name) else next(starts[start] for start in starts if name.startswith(start))
+        )
         groups[group][name] = parameter
     return {group: members for group, members in groups.items() if members}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
 
-APART = {
+HEADS_AND_TRAINING = {
     "encoder.weights",
     "residual.dropout",
     "imported.num_class_embeds",
@@ -34,14 +35,14 @@ SAME_TENSORS = {"batch", "frozen"}
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `transfer` did; names of tensors."""
+    """The names of the tensors that `transfer` copied, and of the others."""
 
-    taken: list[str]
-    """In both networks: copied."""
-    fresh: list[str]
-    """Only in the target, or in a head of another size: they keep their initialization."""
-    left_out: list[str]
-    """Only in the source."""
+    copied: list[str]
+    """In both networks."""
+    initialized: list[str]
+    """Only in the target, or in a head of another size: they keep their random initialization."""
+    unused: list[str]
+    """Of the source: not in the target, or in a head of another size."""
     folded: bool
     """The target has no time embedding: the source's was folded at timestep 0 (`fold_timestep`)."""
 
@@ -53,45 +54,53 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
     has no time embedding. A time embedding or attention that the source lacks starts as the identity.
 
     Args:
-        source: changed in place if the target has no time embedding (`fold_timestep`).
-        target: an initialized network.
+        source: stays as it is.
+        target: a network of the same backbone; changed in place.
         path: the value of `training.init_from`, for messages.
+
+    Returns:
+        The names of the tensors that were copied, that keep their initialization, and that the target lacks.
 
     Raises:
         UserError: another backbone; names the first key that differs, and leaves `target` unchanged.
     """
-    before, now = (dict(_backbone(network)) for network in (source, target))
-    ignored, new_parts = _allowed_differences(before, now)
+    source_config, target_config = (dict(_backbone(network)) for network in (source, target))
+    ignored, new_parts = _allowed_differences(source_config, target_config)
     heads = _attention_heads(target)
     if heads is not None and heads == _attention_heads(source):  # as numbers in one config, as a size in the other
         ignored |= {"imported.attention_heads", "conditioning.attention_head_dim"}
-    for key in now:
-        if key not in ignored and not _alike(key, before[key], now[key]):
-            frozen = key in NORMS and before[key] == "batch" and "diffusion" in target.heads  # which refuses batch
-            raise _differs(key, now[key], "frozen" if frozen else before[key], path)
-    folded = before["conditioning.timestep"] and not now["conditioning.timestep"]
-    if folded and now["encoder.name"] not in (CLASSIC, RESIDUAL):
+    for key, value in target_config.items():
+        expected = source_config[key]
+        if key not in ignored and not _is_compatible(key, expected, value):
+            if key in NORMS and expected == "batch" and "diffusion" in target.heads:  # a diffusion head refuses batch
+                expected = "frozen"
+            raise _differs(key, value, expected, path)
+    folded = source_config["conditioning.timestep"] and not target_config["conditioning.timestep"]
+    if folded and target_config["encoder.name"] not in (CLASSIC, RESIDUAL):
         constraint = f"true: the pretrained encoder of training.init_from={path} depends on its time embedding"
         raise config_error("model.conditioning.timestep", False, constraint)
-    old, new = source.state_dict(), target.state_dict()
+    source_state, target_state = source.state_dict(), target.state_dict()
     dropped = ("class_embedding.", *TIME_PARAMS) if folded else ("class_embedding.",)
     loading.check(
-        {name: tensor for name, tensor in old.items() if not _head(name) and not _has_any(name, dropped)},
+        {name: tensor for name, tensor in source_state.items() if not _head(name) and not _has_any(name, dropped)},
         {
             name: tensor
-            for name, tensor in new.items()
-            if not _head(name) and (name in old or not _has_any(name, new_parts))
+            for name, tensor in target_state.items()
+            if not _head(name) and (name in source_state or not _has_any(name, new_parts))
         },
         f"training.init_from: '{path}' does not fit this network",
     )
     if folded:
+        source = copy.deepcopy(source)
         fold_timestep(source)
-    fitting = {head for head in target.heads if _same_shapes(_of_head(old, head), _of_head(new, head))}
-    taken = [name for name in new if name in old and (not _head(name) or _head(name) in fitting)]
-    target.load_state_dict({name: old[name] for name in taken}, strict=False)
-    fresh = [name for name in new if name not in set(taken)]
-    zero_time_projections_(target, fresh)
-    return Transfer(taken, fresh, [name for name in old if name not in set(taken)], bool(folded))
+        source_state = source.state_dict()
+    fitting = {h for h in target.heads if _same_shapes(_head_tensors(source_state, h), _head_tensors(target_state, h))}
+    copied = [name for name in target_state if name in source_state and (not _head(name) or _head(name) in fitting)]
+    target.load_state_dict({name: source_state[name] for name in copied}, strict=False)
+    initialized = [name for name in target_state if name not in set(copied)]
+    zero_time_projections_(target, initialized)
+    unused = [name for name in source_state if name not in set(copied)]
+    return Transfer(copied, initialized, unused, bool(folded))
 
 
 def _backbone(network: UNet) -> Iterator[tuple[str, Any]]:
@@ -103,20 +112,20 @@ def _backbone(network: UNet) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _allowed_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
+def _allowed_differences(source: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[set[str], tuple[str, ...]]:
     """Keys that may differ between two backbones, and parts of the names of tensors that may be new."""
-    ignored, new_parts = set(APART), tuple[str, ...]()
-    if before["conditioning.timestep"] != now["conditioning.timestep"]:
+    ignored, new_parts = set(HEADS_AND_TRAINING), tuple[str, ...]()
+    if source["conditioning.timestep"] != target["conditioning.timestep"]:
         ignored |= {"conditioning.timestep", "conditioning.pooled_context"}
         new_parts += TIME_PARAMS
-    if now["encoder.name"] != RESIDUAL and not before["conditioning.attention_levels"]:
+    if target["encoder.name"] != RESIDUAL and not source["conditioning.attention_levels"]:
         ignored |= ATTENTION
         new_parts += ("attention",)
     return ignored, new_parts
 
 
 def _attention_heads(network: UNet) -> dict[int, int] | None:
-    """Attention heads of a residual network by level."""
+    """Attention heads of a residual network by level; None for other networks."""
     config = parse(**loading.plain(network.config))
     if config.encoder.name != RESIDUAL:
         return None
@@ -125,8 +134,8 @@ def _attention_heads(network: UNet) -> dict[int, int] | None:
     return {level: plan.heads_at(level, channels[level]) for level in {*plan.levels, *mid_block}}
 
 
-def _alike(key: str, before: Any, now: Any) -> bool:
-    return before == now or (key in NORMS and {before, now} == SAME_TENSORS)
+def _is_compatible(key: str, source: Any, target: Any) -> bool:
+    return source == target or (key in NORMS and {source, target} == SAME_TENSORS)
 
 
 def _differs(key: str, value: Any, expected: Any, path: str) -> UserError:
@@ -142,7 +151,7 @@ def _head(name: str) -> str:
     return name.split(".")[1] if name.startswith("heads.") else ""
 
 
-def _of_head(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
+def _head_tensors(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if _head(name) == head}
 
 

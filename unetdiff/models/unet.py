@@ -2,6 +2,10 @@
 
 The encoder pushes skips, the decoder pops them, and the decoder's last, full-resolution map feeds every head. The
 backbone is the same whichever head reads it.
+
+Three changes lead from the U-Net of 2015 to Stable Diffusion's denoiser: 1. a timestep embedding in every block
+(`embeddings`), 2. cross-attention to a condition (`attention`), 3. an output with the noise's channels (`heads`).
+Comments of this package number them "change 1 of 3" to "change 3 of 3"; docs/three_changes.md explains them one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
 from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.heads import build_heads
-from unetdiff.models.param_counts import param_counts_by_part
+from unetdiff.models.param_counts import is_conditioning, param_counts_by_part
 from unetdiff.models.resolve import parse, resolve
 from unetdiff.models.serialization import SerializationMixin
 
@@ -72,7 +76,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self.register_to_config(**asdict(config))
         self._build(config)
         self.gradient_checkpointing = False
-        self._frozen = (False, 0)  # the whole encoder, or its finest levels
+        self._encoder_frozen, self._frozen_levels = False, 0
         self.optimized_for_inference = False
 
     def _build(self, config: ModelConfig) -> None:
@@ -109,7 +113,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         encoder_hidden_states: Tensor | CrossAttentionCache | None = None,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
-        head: Head = "diffusion",
+        head: Head | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """diffusers' interface: noisy sample and timestep -> the prediction of a head.
 
@@ -121,7 +125,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
             class_labels: (B,) indices of the embedding added to the time embedding (`imported.num_class_embeds`), or
                 as `imported.class_embed_type` says.
             return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
-            head: "diffusion" or "segmentation".
+            head: "diffusion" or "segmentation"; None: the only head, or "diffusion" if the model has both.
 
         Returns:
             (B, out_channels, H, W) noise (or x0, or v), or (B, num_classes, H, W) logits.
@@ -129,6 +133,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         Raises:
             UserError: a head or a condition that the model does not have.
         """
+        head = head or ("diffusion" if "diffusion" in self.heads else "segmentation")
         self._require(head)
         state = self.embed(sample, timestep, encoder_hidden_states, class_labels)
         h = self.backbone(sample, state)
@@ -142,7 +147,13 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         encoder_hidden_states: Tensor | CrossAttentionCache | None = None,
         class_labels: Tensor | None = None,
     ) -> ForwardState:
-        """Changes 1 and 2 of 3: the time embedding (B or 1, time_dim) and the context (B, tokens, dim)."""
+        """Changes 1 and 2 of 3: the time embedding (B or 1, time_dim) and the context (B, tokens, dim).
+
+        Arguments as of `forward`.
+
+        Raises:
+            UserError: a condition that the model does not have.
+        """
         dim, context = self.config["conditioning"]["cross_attention_dim"], encoder_hidden_states
         if dim is None and context is not None:
             raise UserError("encoder_hidden_states: must be None without conditioning.cross_attention_dim.")
@@ -151,7 +162,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         temb = self._embed_timestep(timestep, class_labels, sample)
         if temb is not None and context is not None and self.config["conditioning"]["pooled_context"]:
             tokens = context.tokens if isinstance(context, CrossAttentionCache) else context
-            temb = temb + self.context_embedding(tokens.mean(dim=1))  # Saharia et al. 2022, section 2.3
+            temb = temb + self.context_embedding(tokens.mean(dim=1))  # Saharia et al. 2022, section 2.5
         return ForwardState(temb, context, recompute=self.gradient_checkpointing and self.training)
 
     def _embed_timestep(
@@ -187,12 +198,13 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
     def _predict(self, head: Head, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
         """The output of a head for the backbone's map, at the height and width of `sample`."""
         out = self.heads[head](h, sample, temb) if head == "diffusion" else self.heads[head](h)
-        patch, size = self.config["patch_size"], (sample.shape[-2], sample.shape[-1])
+        patch, (height, width) = self.config["patch_size"], sample.shape[-2:]
         if patch > 1:
-            return F.pixel_shuffle(out, patch)[..., : size[0], : size[1]]
+            out = F.pixel_shuffle(out, patch)
         if self.decoder.out_level:  # the decoder stops early
-            return F.interpolate(out, size=size, mode="bilinear", align_corners=False)
-        return out
+            padded = _round_up(height, patch), _round_up(width, patch)
+            out = F.interpolate(out, size=padded, mode="bilinear", align_corners=False)
+        return out if patch == 1 else out[..., :height, :width]
 
     def both(
         self,
@@ -221,7 +233,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self._require("segmentation")
         self._require("diffusion")
         clean, context = pixels.shape[0], encoder_hidden_states
-        if context is not None:  # the null condition of the clean images: zero tokens, however many
+        if context is not None:  # the clean images' null condition: to_k and to_v have no bias, so zeros add nothing
             context = torch.cat([context.new_zeros(clean, *context.shape[1:]), context])
         images = torch.cat([pixels, sample])  # (A + B, C, H, W)
         state = self.embed(images, torch.cat([timestep.new_zeros(clean), timestep]), context)
@@ -248,7 +260,13 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The maps {name: (B, C, h, w)} of every level, in the order they are computed, for probes."""
+        """Feature maps {name: (B, C, h, w)} in the order of the forward pass, for probes; arguments as of `forward`.
+
+        "encoder.K" and "decoder.K" are the last maps of level K (0: full resolution) of classic and pretrained
+        networks; of residual ones "encoder.K.L" and "decoder.K.L" are the maps after residual block L and its attention
+        (not those of conv_in, down- and upsamplers). "mid_block" is the mid block's map (the deepest map, if it is
+        empty), and "last" the map that the heads read.
+        """
         state = self.embed(pixels, timestep, encoder_hidden_states, class_labels)
         state.maps = {}
         state.record("last", self.backbone(pixels, state))
@@ -277,13 +295,16 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         return param_counts_by_part(self, list(self.heads))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of parameters (diffusers' signature)."""
+        """Number of parameters; diffusers' signature, whose `exclude_embeddings` is ignored."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     # ------------------------------------------------------------------ training
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time."""
+        """Recompute activations in the backward pass: less memory, about a third more time.
+
+        `gradient_checkpointing_func` is of diffusers' signature and ignored.
+        """
         self.gradient_checkpointing = True
 
     def disable_gradient_checkpointing(self) -> None:
@@ -291,26 +312,36 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self.gradient_checkpointing = False
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """The encoder's own parameters, without added conditioning: a parameter group with its own learning rate."""
-        return [p for module in self.encoder.freezable_modules() for p in module.parameters()]
+        """The encoder's parameters without those of conditioning (`param_counts.is_conditioning`).
+
+        `freeze_encoder` freezes them, and the optimizer gives them a learning rate of their own.
+        """
+        return self._without_conditioning(self.encoder.freezable_modules())
+
+    def _without_conditioning(self, modules: list[nn.Module]) -> list[nn.Parameter]:
+        conditioning = {id(p) for name, p in self.named_parameters() if is_conditioning(name)}
+        return [p for module in modules for p in module.parameters() if id(p) not in conditioning]
 
     def freeze_encoder(self, frozen: bool = True, levels: int = 0) -> None:
         """Freeze the encoder's parameters and BatchNorm statistics; survives `.train()`.
+
+        Time embedding and cross-attention stay trainable: an added head starts with them at zero.
 
         Args:
             frozen: freeze the whole encoder; False: only `levels`.
             levels: number of finest levels to freeze, whose maps are the largest and cost the most to train.
         """
-        self._frozen = (frozen, levels)
+        self._encoder_frozen, self._frozen_levels = frozen, levels
         for parameter in self.encoder_parameters():
             parameter.requires_grad_(True)
-        for module in self._frozen_modules():
-            module.requires_grad_(False)
+        for parameter in self._without_conditioning(self._frozen_modules()):
+            parameter.requires_grad_(False)
         self.train(self.training)
 
     def _frozen_modules(self) -> list[nn.Module]:
-        frozen, levels = self._frozen
-        return self.encoder.freezable_modules() if frozen else self.encoder.level_modules(levels)
+        if self._encoder_frozen:
+            return self.encoder.freezable_modules()
+        return self.encoder.level_modules(self._frozen_levels)
 
     def train(self, mode: bool = True) -> UNet:
         super().train(mode)
@@ -321,14 +352,20 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         return self
 
     def add_head(self, name: Head, **options: Any) -> UNet:
-        """Add a head in place; every existing weight stays, bit for bit.
+        """Add a head in place; every existing weight keeps its value, bit for bit.
 
         A diffusion head adds the time embedding (and cross-attention with `cross_attention_dim`, for classic and
         pretrained encoders), initialized as the identity: the logits of a segmentation head stay the same. BatchNorm
         becomes frozen, because a training batch mixes noise levels.
 
+        Modules and parameters are new objects. Create optimizer and EMA, register hooks, wrap for DDP and call
+        `accelerate_training_` afterwards; those of the old modules are lost.
+
         Args:
-            name: "segmentation" (num_classes) or "diffusion" (out_channels; cross_attention_dim, num_class_embeds).
+            name: "segmentation" or "diffusion".
+            **options: "segmentation": num_classes (int, default 21). "diffusion": out_channels (int, default 3),
+                cross_attention_dim (int, width of encoder_hidden_states' tokens) and num_class_embeds (int, classes of
+                an embedding added to the time embedding).
 
         Raises:
             UserError: the model has this head, or the options would change existing weights.
@@ -337,11 +374,12 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         if name in self.heads:
             raise UserError(f"add_head: this UNet has a {name} head already.")
         extended = with_head(UNet, self, name, options)
+        # not ModelMixin.to, which warns about every dtype
         nn.Module.to(extended, device=self.device, dtype=self.dtype).train(self.training)
         self._modules = extended._modules
         self.num_sinusoids = extended.num_sinusoids
         self.register_to_config(**loading.plain(extended.config))
-        self.freeze_encoder(*self._frozen)
+        self.freeze_encoder(self._encoder_frozen, self._frozen_levels)
         return self
 
 
@@ -350,6 +388,10 @@ def patchify(sample: Tensor, patch: int) -> Tensor:
     if patch == 1:
         return sample
     height, width = sample.shape[-2:]
-    rows, columns = (height + patch - 1) // patch, (width + patch - 1) // patch
-    padding = (0, columns * patch - width, 0, rows * patch - height)
+    padding = (0, _round_up(width, patch) - width, 0, _round_up(height, patch) - height)
     return F.pixel_unshuffle(F.pad(sample, padding, mode="replicate"), patch)
+
+
+def _round_up(side: int, patch: int) -> int:
+    """The smallest multiple of `patch` that is at least `side`."""
+    return (side + patch - 1) // patch * patch

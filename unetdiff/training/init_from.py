@@ -80,9 +80,9 @@ def initialize(task: Task, path: str | Path) -> InitReport:
     return InitReport(
         str(directory),
         loading.fingerprint(directory),
-        _count(result.taken, task.unet),
-        _count(result.fresh, task.unet),
-        _count(result.left_out, source),
+        _count(result.copied, task.unet),
+        _count(result.initialized, task.unet),
+        _count(result.unused, source),
         result.folded,
         _initialize_conditioner(task, directory),
     )
