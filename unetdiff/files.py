@@ -1,4 +1,4 @@
-"""Atomic writes, content hashes, and the check that an output's directory exists."""
+"""Atomic writes, content hashes, and the check that an output's parent directory exists."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -22,7 +22,11 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_folder(path: Path, what: str = "") -> None:
-    """Refuse (UserError) a file or directory to be written where there is no folder for it; what: says whose it is."""
+def require_folder(path: Path) -> None:
+    """Check that a file or directory can be written to a path: its parent directory exists.
+
+    Raises:
+        UserError: it does not.
+    """
     if not path.parent.is_dir():
-        raise UserError(f"{what}no directory '{path.parent}' for '{path.name}'; make it first")
+        raise config_error("output", path, "in an existing directory", f"Create '{path.parent}' first.")

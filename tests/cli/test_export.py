@@ -73,7 +73,7 @@ def test_a_denoiser_for_diffusers(run: Path, tmp_path: Path, capsys: pytest.Capt
         torch.testing.assert_close(segmenter.segment(pixels), ours.unet.segment(pixels))
     assert (tmp_path / "out" / "segmentation.json").read_text() == (run / "best" / "segmentation.json").read_text()
     assert main(["export", str(run), "--format", "diffusers", "--output", str(tmp_path / "out")]) == 2
-    assert "is there already; delete it, or give another directory" in capsys.readouterr().err
+    assert "must be a new or an empty directory. Delete it, or choose another." in capsys.readouterr().err
 
 
 def test_a_denoiser_that_is_told_nothing_is_a_stock_pipeline(
@@ -152,8 +152,8 @@ def test_a_denoiser_of_latents_goes_on_to_decode_them(vae: Path, tmp_path: Path)
             ["--head", "diffusion", "--fixed"],
             "--fixed: must be used with --size, as this model has no fixed input size.",
         ),
-        (["--head", "diffusion", "--preprocess"], "preprocess: a denoiser takes noisy floats"),
-        (["--size", "1", "1"], "size: [1, 1] is too small; give height and width of 2 or more"),
+        (["--head", "diffusion", "--preprocess"], "preprocess=true: must be false with head=diffusion"),
+        (["--size", "1", "1"], "size=[1, 1]: must be [height, width] of at least 2 each."),
         (["--formt", "torch"], "unknown argument '--formt'. Did you mean --format?"),
     ],
 )
@@ -173,4 +173,4 @@ def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     UNet(encoder={"channels": [8, 16]}, heads={"segmentation": {"num_classes": 2}}).save_pretrained(tmp_path / "unet")
     assert main(["export", str(tmp_path), "--format", "diffusers"]) == 2
-    assert f"'{tmp_path}' has no model_index.json, so no denoiser" in capsys.readouterr().err
+    assert f"path={tmp_path}: must be a denoiser's model directory, with model_index.json." in capsys.readouterr().err

@@ -36,17 +36,19 @@ RESIDUAL: dict[str, Any] = {
 }
 
 
-def trunk(family: str, **rest: Any) -> dict[str, Any]:
-    return {"encoder": {"name": family}, "decoder": {"channels": [8] * 5}, **rest}
+def pretrained(name: str, **rest: Any) -> dict[str, Any]:
+    return {"encoder": {"name": name}, "decoder": {"channels": [8] * 5}, **rest}
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "classic, squares": {**CLASSIC, "patch_size": 2},
     "classic, valid": {"encoder": {"name": "classic", "channels": [4, 6, 8], "padding": "valid"}},
     "residual, ADM": RESIDUAL,
-    "resnet18": trunk("resnet18", conditioning={"timestep": True, "attention_levels": [5], "attention_head_dim": 64}),
-    "mobilenet_v2": {**trunk("mobilenet_v2"), "decoder": {"channels": [8] * 3, "align_corners": True}},
-    "convnext_tiny": trunk("convnext_tiny"),
+    "resnet18": pretrained(
+        "resnet18", conditioning={"timestep": True, "attention_levels": [5], "attention_head_dim": 64}
+    ),
+    "mobilenet_v2": {**pretrained("mobilenet_v2"), "decoder": {"channels": [8] * 3, "align_corners": True}},
+    "convnext_tiny": pretrained("convnext_tiny"),
 }
 SIZES = [(1, 32, 32), (1, 33, 57), (3, 50, 45)]
 
@@ -72,9 +74,9 @@ def session(path: Path) -> Any:
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def assert_agrees(found: Tensor | np.ndarray, expected: Tensor) -> None:
-    assert tuple(found.shape) == tuple(expected.shape)
-    difference = (torch.as_tensor(found) - expected).abs().max() / expected.abs().max()
+def assert_agrees(result: Tensor | np.ndarray, expected: Tensor) -> None:
+    assert tuple(result.shape) == tuple(expected.shape)
+    difference = (torch.as_tensor(result) - expected).abs().max() / expected.abs().max()
     assert difference <= 1e-4
 
 
@@ -117,19 +119,19 @@ def test_denoiser(to: Any, tmp_path: Path) -> None:
     done = to(unet, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
     assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
     for batch, height, width, tokens in ((1, 2, 2, 1), (4, 21, 30, 5)):
-        given = {
+        inputs = {
             "sample": random(batch, 3, height, width),
             "timestep": torch.arange(batch) * 200 + 7,
             "encoder_hidden_states": random(batch, tokens, CONTEXT),
             "class_labels": torch.arange(batch),
         }
         with torch.no_grad():
-            expected = unet(**given, return_dict=False)[0]
+            expected = unet(**inputs, return_dict=False)[0]
             if to is to_onnx:
-                found = session(done.path).run(["prediction"], {k: v.numpy() for k, v in given.items()})[0]
+                result = session(done.path).run(["prediction"], {k: v.numpy() for k, v in inputs.items()})[0]
             else:
-                found = torch.export.load(done.path).module()(*given.values())
-        assert_agrees(found, expected)
+                result = torch.export.load(done.path).module()(*inputs.values())
+        assert_agrees(result, expected)
 
 
 @pytest.mark.parametrize("kind", ["timestep", "identity"])
@@ -140,17 +142,17 @@ def test_a_denoiser_whose_class_labels_are_numbers_or_vectors(kind: str, tmp_pat
     done = to_torch_export(unet, tmp_path / "net.pt2")
     assert done.inputs["class_labels"] == (["batch"] if kind == "timestep" else ["batch", 32])
     labels = torch.tensor([3, 8]) if kind == "timestep" else random(2, 32)
-    given = (random(2, 3, 8, 10), torch.tensor([4, 700]), None, labels)
+    inputs = (random(2, 3, 8, 10), torch.tensor([4, 700]), None, labels)
     with torch.no_grad():
-        expected = unet(*given).sample
-        assert not torch.equal(unet(*given[:3]).sample, expected)
-        assert_agrees(torch.export.load(done.path).module()(*given), expected)
+        expected = unet(*inputs).sample
+        assert not torch.equal(unet(*inputs[:3]).sample, expected)
+        assert_agrees(torch.export.load(done.path).module()(*inputs), expected)
 
 
 def test_images_fixed_sizes_opset_and_metadata(tmp_path: Path) -> None:
     unet = build(**CLASSIC)
-    told = {"classes": list("abcde"), "size": [20, 31]}
-    done = to_onnx(unet, tmp_path / "net.onnx", size=(20, 31), batch=1, opset=18, preprocess=True, metadata=told)
+    metadata = {"classes": list("abcde"), "size": [20, 31]}
+    done = to_onnx(unet, tmp_path / "net.onnx", size=(20, 31), batch=1, opset=18, preprocess=True, metadata=metadata)
     model = session(done.path)
     assert model.get_inputs()[0].shape == [1, 20, 31, 3]
     assert model.get_outputs()[0].shape == [1, CLASSES, 20, 31]
@@ -159,7 +161,7 @@ def test_images_fixed_sizes_opset_and_metadata(tmp_path: Path) -> None:
         expected = unet.segment(torch.from_numpy(image).permute(0, 3, 1, 2) / 127.5 - 1)
     assert_agrees(model.run(None, {"pixels": image})[0], expected)
     notes = {key: json.loads(value) for key, value in model.get_modelmeta().custom_metadata_map.items()}
-    assert {key: notes[key] for key in told} == told
+    assert {key: notes[key] for key in metadata} == metadata
     assert notes["inputs"] == {"pixels": [1, 20, 31, 3]} and "0 to 255" in notes["pixels"]
     assert [o.version for o in onnx.load(done.path).opset_import if o.domain == ""] == [18]
 
@@ -180,7 +182,7 @@ def test_a_file_that_does_not_agree_is_refused_and_removed(tmp_path: Path, monke
     unet = build(**CLASSIC)
     (tmp_path / "net.onnx").write_text("what was there")
     monkeypatch.setattr(files, "TOLERANCE", 1e-9)
-    with pytest.raises(UserError, match=r"net.onnx' is not written: its outputs differ"):
+    with pytest.raises(UserError, match=r"net.onnx: must match the network's outputs to 1e-09 of the largest"):
         to_onnx(unet, tmp_path / "net.onnx")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("net.onnx", "what was there")]
 
@@ -189,7 +191,7 @@ def test_a_network_whose_answer_is_not_finite_is_refused(tmp_path: Path) -> None
     unet = build(**CLASSIC)
     with torch.no_grad():
         unet.heads["segmentation"].conv.bias[0] = float("nan")
-    with pytest.raises(UserError, match="is not written"):
+    with pytest.raises(UserError, match="must match the network.s outputs .*Nothing was written"):
         to_torch_export(unet, tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
 
@@ -197,12 +199,15 @@ def test_a_network_whose_answer_is_not_finite_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"head": "diffusion"}, "head: this UNet has no diffusion head, only segmentation"),
-        ({"size": (1, 64)}, r"size: \[1, 64\] is too small; give height and width of 2 or more"),
-        ({"batch": 0}, "batch: 0 is too small"),
-        ({"opset": 17}, "opset: 17 is not one of 18 to 23"),
-        ({"path": "net.pb"}, r"net.pb' must end in .onnx"),
-        ({"path": "nowhere/net.onnx"}, "no directory '.*nowhere' for 'net.onnx'"),
+        ({"head": "diffusion"}, "head=diffusion: must be one of this UNet.s heads \\(segmentation\\)."),
+        ({"size": (1, 64)}, r"size=\[1, 64\]: must be \[height, width\] of at least 2 each."),
+        ({"batch": 0}, "batch=0: must be at least 1."),
+        ({"opset": 17}, r"opset=17: must be in \[18, 23\]."),
+        ({"path": "net.pb"}, r"output=.*net.pb: must be a path that ends in .onnx"),
+        (
+            {"path": "nowhere/net.onnx"},
+            "output=.*net.onnx: must be in an existing directory. Create '.*nowhere' first.",
+        ),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -214,5 +219,5 @@ def test_refusals(options: dict[str, Any], message: str, tmp_path: Path) -> None
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "find_spec", lambda name: None if name == "onnxruntime" else True)
-    with pytest.raises(UserError, match=r"needs onnxruntime; pip install 'unetdiff\[export\]'"):
+    with pytest.raises(UserError, match=r"format=onnx: requires onnxruntime. Run `pip install 'unetdiff\[export\]'`"):
         to_onnx(build(**CLASSIC), tmp_path / "net.onnx")

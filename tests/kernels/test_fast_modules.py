@@ -129,7 +129,8 @@ def test_functional_transforms_take_the_plain_forward(pair: tuple[UNet, UNet]) -
 
 def test_nothing_is_exchanged_without_torchs_private_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerate, "PRIVATE_NAMES", (*accelerate.PRIVATE_NAMES, (torch, "_no_such_name")))
-    unet = accelerate_training_(UNet(**NETWORKS["residual"], heads=BOTH))
+    with pytest.warns(UserWarning, match="lacks _no_such_name: the network keeps its plain modules"):
+        unet = accelerate_training_(UNet(**NETWORKS["residual"], heads=BOTH))
     assert not {type(module) for module in unet.modules()} & set(accelerate.EXCHANGED.values())
 
 

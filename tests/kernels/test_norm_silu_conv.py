@@ -12,7 +12,7 @@ from unetdiff.kernels import conditions
 from unetdiff.kernels import norm_silu_conv as activation
 from unetdiff.kernels.norm_silu_conv import (
     FastGroupNorm,
-    Norm,
+    GroupNormFunction,
     NormSiLU,
     NormSiLUConv,
     norm_silu,
@@ -103,7 +103,7 @@ def test_the_gradients_of_the_other_steps_are_those_of_finite_differences() -> N
         return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
     x, weight, bias = drawn(2, 12, 4, 3), drawn(12), drawn(2, 12)
-    assert gradcheck(lambda *given: Norm.apply(*given, 3, 1e-3), (x, weight, drawn(12)))
+    assert gradcheck(lambda *given: GroupNormFunction.apply(*given, 3, 1e-3), (x, weight, drawn(12)))
     geometry = (1, 1), (1, 1), (1, 1), 1
     kernel = (drawn(5, 12, 3, 3), drawn(5))
     assert gradcheck(lambda *g: NormSiLUConv.apply(*g[:3], 3, 1e-3, *g[3:], geometry), (x, drawn(2, 12), bias, *kernel))

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.text import markdown
 
     if args.output is not None:
-        require_folder(args.output, "--output: ")
+        require_folder(args.output)
     device = select_device(args.device)
     target = BenchmarkTarget(args.path, overrides)
     machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in EXPERIMENTS:
         raise UserError(
             f"unknown experiment {name!r}: must be one of {', '.join(EXPERIMENTS)}. "
-            f"Nearest: {nearest(name, EXPERIMENTS)}."
+            f"Did you mean {nearest(name, EXPERIMENTS)}?"
         )
     module, summary = EXPERIMENTS[name]
     experiment = import_module(module)

@@ -1,1 +1,1 @@
-"""A trained network as a file, or as a diffusers directory, that runs without this package."""
+"""Export of a trained network to ONNX, torch.export or diffusers, for use without this package."""

@@ -1,7 +1,7 @@
-"""A trained network as one file that runs without this package: ONNX, or torch.export's .pt2.
+"""Export of a network to one file: ONNX, or torch.export's .pt2.
 
-Batch, height and width stay free unless they are fixed. What was written is read back and must agree with the network
-at sizes that it was not traced at, or nothing is left behind.
+Batch size, height and width are dynamic unless they are fixed. The file is loaded again and its outputs are compared
+with the network's at sizes other than the traced one; if they differ, it is deleted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.export.plan import Dims, Plan, make_plan
 from unetdiff.files import require_folder
 from unetdiff.models.unet import Head, UNet
@@ -30,28 +30,31 @@ __all__ = ["TOLERANCE", "Exported", "Format", "to_onnx", "to_torch_export"]
 
 Format = Literal["onnx", "torch"]
 
-TOLERANCE = 1e-4  # largest difference to the network, as a share of the largest output
-OPSETS = (18, 23)  # what the exporter has operators for, and what it converts to
-METADATA = "unetdiff.json"  # name of the metadata inside a .pt2
-EXTRA = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-4
+"""Largest difference to the network's outputs, relative to their largest absolute value."""
+OPSETS = (18, 23)
+"""Oldest and newest ONNX operator set that torch's exporter writes."""
+METADATA = "unetdiff.json"
+"""Name of the metadata inside a .pt2."""
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how closely it agrees with the network."""
+    """A written file or directory, and the comparison of its outputs with the network's."""
 
     path: Path
-    """The file."""
+    """The file or directory."""
     inputs: dict[str, Dims]
-    """Shape of each input; a free dimension has a name."""
+    """Shape of each input; a dynamic dimension is a name."""
     output: str
     """Name of the output."""
     checked: list[tuple[int, ...]]
-    """Shapes of the first input that it was compared at."""
+    """Shapes of the first input that the outputs were compared at."""
     difference: float
-    """Largest difference to the network at any of these."""
+    """Largest absolute difference of the outputs at these shapes."""
     scale: float
-    """Largest absolute output of the network there."""
+    """Largest absolute output of the network at these shapes."""
 
 
 def to_onnx(
@@ -67,29 +70,30 @@ def to_onnx(
 ) -> Exported:
     """Write an ONNX model and compare it with the network in onnxruntime.
 
-    `pixels` (B, channels, H, W) float32 in [-1, 1] -> `logits` (B, classes, H, W) of the segmentation head, or `sample`
-    and `timestep` (B,) int64 (and `encoder_hidden_states` (B, tokens, dim), `class_labels` (B,) where the network has
-    them) -> `prediction` of the diffusion head. The network is copied, in float32 on the CPU, in eval mode.
+    Segmentation head: `pixels` (B, channels, H, W) float32 in [-1, 1] -> `logits` (B, classes, H, W). Diffusion head:
+    `sample` (B, channels, H, W) float32 and `timestep` (B,) int64, and if the network has them `encoder_hidden_states`
+    (B, tokens, dim) and `class_labels` (B,) -> `prediction` (B, out_channels, H, W). A float32 copy of the network is
+    exported, on the CPU and in eval mode.
 
     Args:
         unet: the network.
-        path: the file; weights of 2 GB or more go to a second one, PATH.data.
-        head: None: the segmentation head where there is one, else the diffusion head.
-        size: (H, W) to fix height and width; None: free.
-        batch: to fix the batch; None: free.
-        opset: version of ONNX's operators; None: torch's choice.
-        preprocess: take images, uint8 (B, H, W, channels) of 0..255, instead of pixels.
+        path: the file (.onnx); weights of 2 GB or more are written to a second one, PATH.data.
+        head: None: the segmentation head if there is one, else the diffusion head.
+        size: (H, W) to fix height and width; None: dynamic.
+        batch: to fix the batch size; None: dynamic.
+        opset: ONNX operator set version; None: torch's default.
+        preprocess: the input is uint8 images (B, H, W, channels) in [0, 255] instead of pixels in [-1, 1].
         metadata: written into the model, each value as JSON (`session.get_modelmeta().custom_metadata_map`).
 
     Raises:
-        UserError: for a missing package, a head that the network has not, a size or opset that cannot be, or a file
-            that does not agree with the network to TOLERANCE; then nothing is left behind.
+        UserError: a missing package, head or parent directory, an invalid size, batch size or opset, or outputs that
+            differ from the network's by more than TOLERANCE; then no file is written.
     """
-    missing = [name for name in EXTRA if find_spec(name) is None]
+    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"export to ONNX needs {', '.join(missing)}; pip install 'unetdiff[export]'")
+        raise UserError(f"format=onnx: requires {', '.join(missing)}. Run `pip install 'unetdiff[export]'`.")
     if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
-        raise UserError(f"opset: {opset} is not one of {OPSETS[0]} to {OPSETS[1]}, which the exporter writes")
+        raise config_error("opset", opset, f"in [{OPSETS[0]}, {OPSETS[1]}]")
     path = _checked_path(path, ".onnx")
     plan = make_plan(unet, head, size, batch, preprocess)
     names = list(plan.shapes)
@@ -115,8 +119,8 @@ def to_onnx(
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
         def run(*inputs: Tensor | None) -> Tensor:
-            feed = dict(zip(names, (x.numpy() for x in inputs if x is not None), strict=True))
-            return torch.from_numpy(session.run([plan.output], feed)[0])
+            arrays = dict(zip(names, (x.numpy() for x in inputs if x is not None), strict=True))
+            return torch.from_numpy(session.run([plan.output], arrays)[0])
 
         return run
 
@@ -133,9 +137,13 @@ def to_torch_export(
     preprocess: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> Exported:
-    """Write a `torch.export` program (.pt2): `torch.export.load(path).module()(pixels)`. Arguments as in `to_onnx`.
+    """Write a `torch.export` program (.pt2): `torch.export.load(path).module()(pixels)`. Arguments as of `to_onnx`.
 
-    Its inputs are positional, in the order of `Exported.inputs`. `metadata` is the file's extra file "unetdiff.json".
+    Its inputs are positional, in the order of `Exported.inputs`. A network with class_labels but without
+    cross-attention takes None in the place of encoder_hidden_states. `metadata` is the extra file "unetdiff.json".
+
+    Raises:
+        UserError: as `to_onnx`.
     """
     path = _checked_path(path, ".pt2")
     plan = make_plan(unet, head, size, batch, preprocess)
@@ -153,7 +161,7 @@ def to_torch_export(
 def _checked_path(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     if path.suffix != suffix:
-        raise UserError(f"'{path}' must end in {suffix}")
+        raise config_error("output", path, f"a path that ends in {suffix}")
     require_folder(path)
     return path
 
@@ -165,17 +173,17 @@ def write(
     load: Callable[[Path], Callable[..., Tensor]],
     cases: Sequence[Sequence[Tensor | None]],
 ) -> Exported:
-    """Save aside, compare what was saved with the network, and only then put it in its place.
+    """Save to a temporary directory, compare outputs with the network's, and move to `path` if they agree.
 
     Args:
-        path: the file, or a directory that is not there yet or empty.
-        plan: what is exported.
-        save: writes it to a path.
-        load: reads that as a function of the plan's inputs.
-        cases: inputs that both must agree on.
+        path: the file, or a directory that does not exist or is empty.
+        plan: the module to export, and its inputs.
+        save: writes the export to a path.
+        load: loads it as a function of the plan's inputs.
+        cases: inputs to compare at.
 
     Raises:
-        UserError: where they do not, to TOLERANCE; then nothing is left behind.
+        UserError: outputs differ by more than TOLERANCE; then nothing is written to `path`.
     """
     checked, differences, outputs = [], [], []
     with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
@@ -190,17 +198,17 @@ def write(
             shape = tuple(inputs[0].shape)  # type: ignore[union-attr]
             if result.shape != expected.shape:
                 raise UserError(
-                    f"'{path}' is not written: for an input of {shape} it puts out {tuple(result.shape)}, "
-                    f"the network {tuple(expected.shape)}"
+                    f"output={path}: must have the network's output shape {tuple(expected.shape)} at an input of "
+                    f"{shape} (got {tuple(result.shape)}). Nothing was written."
                 )
             checked.append(shape)
             differences.append((result - expected).abs().max())
             outputs.append(expected.abs().max())
         difference, scale = float(torch.stack(differences).max()), float(torch.stack(outputs).max())
-        if not difference <= TOLERANCE * scale:  # "not", because NaN, which torch's max keeps, is refused too
+        if not difference <= TOLERANCE * scale:  # `not`: NaN, which torch's max propagates, is refused too
             raise UserError(
-                f"'{path}' is not written: its outputs differ from the network's by {difference:.2g} where they go up "
-                f"to {scale:.2g}, more than {TOLERANCE:g} of that; try another opset, or the other format"
+                f"output={path}: must match the network's outputs to {TOLERANCE:g} of the largest, {scale:.2g} (got a "
+                f"difference of {difference:.2g}). Nothing was written. Try another opset or format."
             )
         for file in Path(folder).iterdir():
             os.replace(file, path.parent / file.name)
@@ -208,7 +216,7 @@ def write(
 
 
 def _name_dimensions(graph: Any, plan: Plan) -> None:
-    """Call the free dimensions of an ONNX graph's inputs and output by their names."""
+    """Name the dynamic dimensions of an ONNX graph's inputs and output."""
     from onnx_ir import Shape
 
     values, shapes = [*graph.inputs, *graph.outputs], [*plan.shapes.values(), plan.out_dims]
@@ -218,7 +226,7 @@ def _name_dimensions(graph: Any, plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on its own insides."""
+    """Suppress the exporter's warnings and log messages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

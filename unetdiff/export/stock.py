@@ -1,4 +1,4 @@
-"""A trained denoiser as a pipeline directory that diffusers loads without this package."""
+"""Export of a denoiser to a pipeline directory in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
 from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
@@ -24,27 +24,31 @@ STOCK_PIPELINE = "DDIMPipeline"
 
 
 def to_diffusers(directory: Path, output: Path) -> Exported:
-    """Write a pipeline directory in diffusers' layout from one of our model directories, and compare the two networks.
+    """Write a pipeline directory in diffusers' layout from a model directory, and compare the two networks' outputs.
 
-    `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
-    images without condition and cross-attention is then a `DDIMPipeline` for diffusers; one that is told
-    something goes on to need our conditioner, one of masks their classes, one of latents what decodes them, and all of
-    these `GenerationPipeline`, which draws with diffusers' network as with ours.
+    `unet/` becomes a `UNet2DModel` or `UNet2DConditionModel` (`UNet.to_diffusers`); the rest is copied. diffusers loads
+    an unconditional denoiser of pixels without cross-attention as a `DDIMPipeline`. One with a condition (our
+    conditioner), of masks (their classes) or of latents (their decoder) still needs our `GenerationPipeline`, which
+    samples with diffusers' network as with ours.
 
     Args:
-        directory: a model directory with `unet/` and, for a denoiser, model_index.json.
-        output: a directory that is not there yet, or empty.
+        directory: a model directory with `unet/` and model_index.json.
+        output: a directory that does not exist or is empty.
+
+    Returns:
+        The directory, and the comparison of the outputs.
 
     Raises:
-        UserError: for a directory that holds something, a network that diffusers has not, or one that answers
-            otherwise there; then nothing is left behind.
+        UserError: a directory that is not empty, a directory without a denoiser, a network without a counterpart in
+            diffusers, or outputs that differ; then nothing is written.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"'{output}' is there already; delete it, or give another directory")
+        raise config_error("output", output, "a new or an empty directory", "Delete it, or choose another.")
     require_folder(output)
     unet = UNet.from_pretrained(directory / NETWORK)
     if not (directory / INDEX).is_file():
-        raise UserError(f"'{directory}' has no {INDEX}, so no denoiser, and diffusers' networks are; use onnx or torch")
+        constraint = f"a denoiser's model directory, with {INDEX}"
+        raise config_error("path", directory, constraint, "Export a segmenter with --format=onnx or --format=torch.")
 
     def save(aside: Path) -> None:
         unet.to_diffusers(aside / NETWORK)
@@ -66,29 +70,24 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
         return run
 
     plan = make_plan(unet, "diffusion", None, None, False)
-    unit = max(plan.smallest, 8)  # `UNet2DModel` takes multiples of the smallest size
+    unit = max(plan.min_side, 8)  # `UNet2DModel` takes multiples of the smallest size
     return write(output, plan, save, load, [plan.inputs(2, (2 * unit, 3 * unit), seed=1)])
 
 
 def _write_index(directory: Path, index: dict[str, Any]) -> None:
-    """model_index.json for diffusers' class of network, and for its own pipeline where that is enough."""
+    """Write model_index.json with diffusers' class of network, and its own pipeline class if that suffices."""
     index[NETWORK] = ["diffusers", _class(directory).__name__]
     parts = _parts(index)
-    nothing = [name for name, (library, _) in parts.items() if library is None]
-    cross_attention = _class(directory) is UNet2DConditionModel  # reads tokens, if only the null condition
-    if (
-        "conditioner" in nothing
-        and not cross_attention
-        and "masks" not in index
-        and parts.get("vae", [None])[0] is None
-    ):
+    absent = [name for name, (library, _) in parts.items() if library is None]
+    cross_attention = _class(directory) is UNet2DConditionModel  # needs tokens, at least the null condition
+    if "conditioner" in absent and not cross_attention and "masks" not in index and parts.get("vae", [None])[0] is None:
         index["_class_name"] = STOCK_PIPELINE
-        index = {key: value for key, value in index.items() if key not in nothing}
+        index = {key: value for key, value in index.items() if key not in absent}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _parts(index: dict[str, Any]) -> dict[str, list[str | None]]:
-    """A pipeline's parts by name: the library and the class of each, or two nulls."""
+    """A pipeline's components by name: the library and the class of each, or two nulls."""
     return {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
 
 

@@ -2,8 +2,11 @@
 
 `accelerate_training_(unet)` exchanges modules for subclasses with the same parameters, names and numbers (to rounding);
 `accelerate_inference_(unet)` also folds BatchNorm and packs convolutions. The trainer, the pipelines and the benchmark
-call them; the models never import this package. Every form falls back to the plain forward pass on a GPU, under a
-compiler, an export, a transform of torch.func or torch's FlopCounterMode, and where a bypassed module has a hook.
+call them; the models never import this package.
+
+Most of it is for CPUs. On a GPU only folded BatchNorm, channels-last weights and the losses take effect. Every other
+form falls back to the plain forward pass there, under a compiler, an export, a transform of torch.func or torch's
+FlopCounterMode, and where a bypassed module has a hook.
 
 | plain                                    | exchanged for                                 | pays on a CPU          |
 |------------------------------------------|-----------------------------------------------|------------------------|
@@ -12,8 +15,8 @@ compiler, an export, a transform of torch.func or torch's FlopCounterMode, and w
 | GroupNorm of attention blocks and heads  | moments and gradients as sums per channel     | maps below 32 x 32     |
 | `Upsample`, `PyramidUpBlock` (nearest)   | transposed convolution with summed weights,   | from 2,048 pixels      |
 |                                          | or products per tap (`taps`)                  | from 128 channels      |
-| `Attention`                              | matrix products up to 256 x 256 pairs, else   | always; on a GPU the   |
-|                                          | torch's fused kernel; of one token its value  | fused kernel           |
+| `Attention`                              | matrix products instead of torch's fused      | up to 256 x 256 pairs  |
+|                                          | kernel; for one context token its value       | of query and key       |
 | `FeedForward`                            | a few images at a time without gradients      | sampling               |
 | `Upsample2d` (transposed)                | no copy of a map that fits the skip already   | training, inference    |
 | convolution and BatchNorm                | one convolution (`fold_batch_norm`)           | inference, GPU too     |

@@ -1,7 +1,15 @@
-"""Exchange the modules of a built U-Net for faster ones, in place."""
+"""Exchange the modules of a built U-Net for faster ones, in place.
+
+On a GPU the exchanged modules compute their plain forward pass: `accelerate_training_` changes nothing there, and of
+`accelerate_inference_` only the folded BatchNorm, the dtype, channels-last weights and torch.compile take effect.
+
+A module is exchanged by setting its `__class__`: it stays the same object with the same parameters, hooks and
+references to it.
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,7 +36,11 @@ EXCHANGED: dict[type[nn.Module], type[nn.Module]] = {
     SegmentationHead: fast.FastSegmentationHead,
     DiffusionHead: fast.FastDiffusionHead,
 }
-"""The class of a module -> that of the faster module."""
+"""The class of a module -> that of the faster module.
+
+`FastGroupNorm` is not among them: in residual blocks and heads, norm and SiLU are one step (`norm_silu`), which takes
+`nn.GroupNorm` itself only. Those of attention blocks are exchanged separately.
+"""
 PRIVATE_NAMES = (
     (torch, "native_group_norm"),
     (torch.ops.aten, "convolution_backward"),
@@ -44,12 +56,18 @@ def accelerate_training_(unet: UNet) -> UNet:
 
     The network stays whole: it trains, saves, copies, compiles, exports and takes hooks as before (`state_dict` keys do
     not change); only double backward is lost on a CPU. Also for evaluation and sampling with a network that must stay
-    trainable. Nothing is exchanged in a torch that lacks one of `PRIVATE_NAMES`.
+    trainable.
 
     Returns:
         The network itself.
+
+    Warns:
+        UserWarning: this torch lacks one of `PRIVATE_NAMES`; then nothing is exchanged.
     """
-    if not all(hasattr(owner, name) for owner, name in PRIVATE_NAMES):
+    missing = [name for owner, name in PRIVATE_NAMES if not hasattr(owner, name)]
+    if missing:
+        message = f"torch {torch.__version__} lacks {', '.join(missing)}: the network keeps its plain modules."
+        warnings.warn(message, UserWarning, stacklevel=2)
         return unet
     for module in unet.modules():
         module.__class__ = EXCHANGED.get(type(module), type(module))
@@ -80,7 +98,7 @@ def accelerate_inference_(unet: UNet, dtype: torch.dtype | None = None, compile:
     if any(isinstance(module, nn.BatchNorm2d) for module in unet.modules()):
         side = _example_side(unet)
         example = torch.zeros(1, unet.config["in_channels"], side, side, device=unet.device)
-        nn.Module.to(unet, dtype=torch.float32)
+        nn.Module.to(unet, dtype=torch.float32)  # not ModelMixin.to, which warns about every dtype
         fold_batch_norm(unet, lambda: unet(example, return_dict=False)[0])
     nn.Module.to(unet, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return_freed_memory()  # of the old weights

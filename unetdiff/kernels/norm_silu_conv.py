@@ -27,7 +27,7 @@ class FastGroupNorm(nn.GroupNorm):
 
 def _group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
-        return Norm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # type: ignore[no-any-return]
+        return GroupNormFunction.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)  # type: ignore[no-any-return]
     return _normalize(x, norm.weight, norm.bias, norm.num_groups, norm.eps)[0]
 
 
@@ -73,10 +73,10 @@ def norm_silu_conv(
     weight, bias = _affine(norm, scale, shift)
     # cast here, where gradients are recorded: autocast would cache a cast made inside the node, without gradients
     dtype = compute_dtype(conv.weight)  # type: ignore[arg-type]
-    kernel = conv.weight.to(dtype)
-    offset = None if conv.bias is None else conv.bias.to(dtype)
+    conv_weight = conv.weight.to(dtype)
+    conv_bias = None if conv.bias is None else conv.bias.to(dtype)
     geometry = conv.stride, conv.padding, conv.dilation, conv.groups
-    return NormSiLUConv.apply(x, weight, bias, norm.num_groups, norm.eps, kernel, offset, geometry)  # type: ignore[no-any-return]
+    return NormSiLUConv.apply(x, weight, bias, norm.num_groups, norm.eps, conv_weight, conv_bias, geometry)  # type: ignore[no-any-return]
 
 
 def _is_replaceable(norm: nn.Module, x: Tensor) -> TypeGuard[nn.GroupNorm]:
@@ -93,7 +93,7 @@ def _affine(norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None) -> t
     return weight * gain, torch.addcmul(shift[:, :, 0, 0].to(bias.dtype), gain.to(bias.dtype), bias)
 
 
-class Norm(torch.autograd.Function):
+class GroupNormFunction(torch.autograd.Function):
     """x̂ · weight + bias, with x̂ = x (B, C, H, W) normalized over groups of channels (Wu & He 2018, equation 1)."""
 
     @staticmethod
@@ -109,11 +109,11 @@ class Norm(torch.autograd.Function):
 
 
 class NormSiLU(torch.autograd.Function):
-    """SiLU of `Norm`; weight and bias are (C,), or (B, C) for one per sample."""
+    """SiLU of `GroupNormFunction`; weight and bias are (C,), or (B, C) for one per sample."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
-        return F.silu(Norm.forward(ctx, x, weight, bias, groups, eps), inplace=True)
+        return F.silu(GroupNormFunction.forward(ctx, x, weight, bias, groups, eps), inplace=True)
 
     @staticmethod
     @once_differentiable
@@ -123,7 +123,10 @@ class NormSiLU(torch.autograd.Function):
 
 
 class NormSiLUConv(torch.autograd.Function):
-    """A convolution of `NormSiLU`; kernel (O, C, kh, kw) and offset (O,) in the compute dtype."""
+    """A convolution of `NormSiLU`; `geometry`: its stride, padding, dilation and groups.
+
+    The convolution's weight (O, C / groups, kh, kw) and bias (O,) have the compute dtype.
+    """
 
     @staticmethod
     def forward(
@@ -133,28 +136,30 @@ class NormSiLUConv(torch.autograd.Function):
         bias: Tensor,
         groups: int,
         eps: float,
-        kernel: Tensor,
-        offset: Tensor | None,
+        conv_weight: Tensor,
+        conv_bias: Tensor | None,
         geometry: tuple[Any, ...],
     ) -> Tensor:
         y, mean, rstd = _activated(x, weight, bias, groups, eps)
-        ctx.save_for_backward(x, weight, bias, mean, rstd, kernel)
-        ctx.offset = None if offset is None else list(offset.shape)
-        *window, parts = geometry
-        ctx.geometry = *window, False, [0, 0], parts
-        return F.conv2d(y.to(kernel.dtype), kernel, offset, *geometry)
+        ctx.save_for_backward(x, weight, bias, mean, rstd, conv_weight)
+        ctx.bias_shape = None if conv_bias is None else list(conv_bias.shape)
+        stride, padding, dilation, conv_groups = geometry
+        ctx.geometry = stride, padding, dilation, False, [0, 0], conv_groups  # not transposed, no output padding
+        return F.conv2d(y.to(conv_weight.dtype), conv_weight, conv_bias, *geometry)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, kernel = ctx.saved_tensors
+        *saved, conv_weight = ctx.saved_tensors
         forward = _Recomputed(*saved)
-        y = F.silu(forward.z).to(kernel.dtype)
-        mask = [True, ctx.needs_input_grad[5], ctx.offset is not None and ctx.needs_input_grad[6]]
-        dy, dkernel, doffset = torch.ops.aten.convolution_backward(dout, y, kernel, ctx.offset, *ctx.geometry, mask)
+        y = F.silu(forward.z).to(conv_weight.dtype)
+        mask = [True, ctx.needs_input_grad[5], ctx.bias_shape is not None and ctx.needs_input_grad[6]]
+        dy, d_conv_weight, d_conv_bias = torch.ops.aten.convolution_backward(
+            dout, y, conv_weight, ctx.bias_shape, *ctx.geometry, mask
+        )
         del y
         dx, dweight, dbias = forward.gradients(torch.ops.aten.silu_backward(dy.to(forward.z.dtype), forward.z))
-        return dx, dweight, dbias, None, None, dkernel, doffset, None
+        return dx, dweight, dbias, None, None, d_conv_weight, d_conv_bias, None
 
 
 def _activated(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:

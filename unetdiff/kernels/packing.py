@@ -61,8 +61,8 @@ def pack(network: nn.Module, group: Group | None = None) -> None:
         group: the modules whose weights are packed together; None: all below `network`.
     """
     group = [] if group is None else group
-    for place, (name, child) in enumerate(network.named_children()):
-        packed = _packed(child, group, isinstance(network, nn.Sequential) and place > 0)
+    for index, (name, child) in enumerate(network.named_children()):
+        packed = _packed(child, group, follows=isinstance(network, nn.Sequential) and index > 0)
         if packed is not None:
             setattr(network, name, packed)
         elif not isinstance(child, ResnetBlock):
@@ -70,7 +70,14 @@ def pack(network: nn.Module, group: Group | None = None) -> None:
 
 
 def _packed(module: nn.Module, group: Group, follows: bool) -> nn.Module | None:
-    """The packed form of a module, or None. `follows`: its input is another module's output, read by no one else."""
+    """The packed form of a module, or None.
+
+    Args:
+        module: the module.
+        group: the modules whose weights are packed together.
+        follows: its input is owned by this block (the output of the module before it, read by no other module): the
+            sum may overwrite it.
+    """
     if type(module) in (BasicBlock, Bottleneck) and _has_no_norms(module):
         return PackedResidual(module, group, follows)
     if isinstance(module, PyramidUpBlock) and module.upsample.kind == "nearest" and _is_packable(module.block, (1, 1)):
@@ -92,8 +99,9 @@ def _has_no_norms(block: nn.Module) -> bool:
     return all(isinstance(part, kept) for part in block.modules() if part is not block)
 
 
-def _unpacked(x: Tensor) -> bool:
-    """Compute with plain weights: another device, a counter of multiply-adds, or a gradient, which oneDNN's lack."""
+def _needs_plain_weights(x: Tensor) -> bool:
+    """Whether to compute with plain weights: on another device, under FlopCounterMode, or for a gradient with respect
+    to x, which oneDNN's fused operators do not have."""
     return not is_eager_cpu(x) or (x.requires_grad and torch.is_grad_enabled())
 
 
@@ -130,7 +138,7 @@ class PackedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)  # inside of autocast too
-        if _unpacked(x):
+        if _needs_plain_weights(x):
             out = self._dense_conv(x)
             return F.relu(out) if self.after == "relu" else out
         operator = torch.ops.mkldnn._convolution_pointwise
@@ -139,7 +147,7 @@ class PackedConv(nn.Module):
     def plus(self, x: Tensor, other: Tensor, in_place: bool = False) -> Tensor:
         """ReLU of the convolution of x plus another map; `in_place` overwrites that map."""
         x, other = (h.to(self.weight.dtype, memory_format=torch.channels_last) for h in (x, other))
-        if _unpacked(x) or _unpacked(other):
+        if _needs_plain_weights(x) or _needs_plain_weights(other):
             return F.relu(self._dense_conv(x) + other)
         rest: Any = self._for(x), self.bias, *self.window, "add", 1.0, "relu", [], ""
         if in_place:
@@ -206,7 +214,7 @@ class PackedUpsampleConv(nn.Module):
         return out if self.skip is None or skip is None else self.skip.plus(skip, out, in_place=True)
 
     def _upsample(self, h: Tensor, size: tuple[int, int]) -> Tensor:
-        if _unpacked(h) or not doubles(h, size):
+        if _needs_plain_weights(h) or not doubles(h, size):
             return self.upsampled(upsample_nearest(h, size))  # type: ignore[no-any-return]
         shape = list(h.shape)
         if shape != self.size:
