@@ -55,7 +55,7 @@ def replace_batch_norm(module: nn.Module, kind: str) -> None:
 def init_xavier_(conv: nn.Conv2d) -> nn.Conv2d:
     """Initialize a convolution so that it keeps its input's variance (Glorot & Bengio 2010), with zero bias.
 
-    torch's default shrinks the variance to a third. On a shortcut, that loses the coarse maps on the way up, and a
+    torch's default shrinks the variance to a third. On a shortcut, that loses the coarse maps in the decoder, and a
     segmenter learns the skips' strokes long before the objects.
     """
     nn.init.xavier_uniform_(conv.weight)

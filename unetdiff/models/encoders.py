@@ -68,8 +68,8 @@ class ClassicEncoder(nn.Module):
     def lost_unpadded(self) -> int:
         """Pixels of height (or width) lost without padding: 24 2^(n-2) - 8 with n widths, 184 of 572 for n = 5.
 
-        Inputs are 2^(n-1) (b + 4) - 4 pixels high, with b >= 1 the height of the deepest map; the smallest is 4 more
-        than the loss.
+        Inputs are 2^(n-1) (b + 4) - 4 pixels high, with b the height of the encoder's deepest map. b = 8, 4 pixels more
+        than the loss, is valid for every n, and the smallest for n > 2.
         """
         return 24 * 2 ** (self.out_level - 1) - 8
 
