@@ -18,7 +18,7 @@ X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SEGMENTATION = {"segmentation": {"num_classes": 5}}
 ENCODERS = {
     "resnet18": {"encoder": {"name": "resnet18"}, "heads": SEGMENTATION},
-    "mobilenet_v2, told": {
+    "mobilenet_v2, conditioned": {
         "encoder": {"name": "mobilenet_v2", "norm": "frozen"},
         "decoder": {"norm": "frozen"},
         "heads": {**SEGMENTATION, "diffusion": {"out_channels": 3}},

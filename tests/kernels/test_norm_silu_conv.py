@@ -28,9 +28,9 @@ def group_norm_module(dtype: torch.dtype = torch.float32, channels: int = 12, gr
     return norm
 
 
-def inputs(dtype: torch.dtype, told: bool, spread: float = 1.0) -> list[Tensor]:
+def inputs(dtype: torch.dtype, conditioned: bool, spread: float = 1.0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    shapes = [(2, 12, 5, 4)] + ([(2, 12, 1, 1)] * 2 if told else [])
+    shapes = [(2, 12, 5, 4)] + ([(2, 12, 1, 1)] * 2 if conditioned else [])
     drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) * spread + 0.5 for shape in shapes]
     return [tensor.to(dtype).requires_grad_() for tensor in drawn]
 
@@ -48,42 +48,42 @@ def test_the_gradient_is_that_of_finite_differences(shape: tuple[int, ...]) -> N
     assert gradcheck(lambda *given: NormSiLU.apply(*given, 3, 1e-3), (x, weight, bias))
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_are_torchs(told: bool, layout: torch.memory_format) -> None:
+def test_values_and_gradients_are_torchs(conditioned: bool, layout: torch.memory_format) -> None:
     norm = group_norm_module()
-    given = inputs(torch.float32, told)
+    given = inputs(torch.float32, conditioned)
     given[0] = given[0].detach().to(memory_format=layout).requires_grad_()
     sought = [*given, norm.weight, norm.bias]
-    ours, theirs = norm_silu(norm, *given), plain(norm, *given)
-    assert ours.grad_fn is not None and "NormSiLU" in ours.grad_fn.name()
-    torch.testing.assert_close(ours, theirs)
-    towards = torch.randn(ours.shape, generator=torch.Generator().manual_seed(3))
+    actual, reference = norm_silu(norm, *given), plain(norm, *given)
+    assert actual.grad_fn is not None and "NormSiLU" in actual.grad_fn.name()
+    torch.testing.assert_close(actual, reference)
+    towards = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3))
     for a, b in zip(
-        torch.autograd.grad(ours, sought, towards), torch.autograd.grad(theirs, sought, towards), strict=True
+        torch.autograd.grad(actual, sought, towards), torch.autograd.grad(reference, sought, towards), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
         assert a.dtype == b.dtype
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_in_bf16_it_is_as_near_as_torch(told: bool) -> None:
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_in_bf16_it_is_as_near_as_torch(conditioned: bool) -> None:
     """Weights in float32 and maps in bf16, as autocast has them."""
     norm, exact = group_norm_module(), group_norm_module(torch.float64)
-    given = inputs(torch.bfloat16, told, 2.0)
+    given = inputs(torch.bfloat16, conditioned, 2.0)
     doubles = [tensor.detach().double().requires_grad_() for tensor in given]
     truth = torch.autograd.grad(plain(exact, *doubles).square().sum(), [*doubles, exact.weight, exact.bias])
     with torch.autocast("cpu", torch.bfloat16):
         found = {}
-        for name, work in (("ours", norm_silu), ("torch", plain)):
+        for name, work in (("actual", norm_silu), ("torch", plain)):
             out = work(norm, *given)
-            assert out.dtype == (torch.bfloat16 if name == "ours" else out.dtype)
+            assert out.dtype == (torch.bfloat16 if name == "actual" else out.dtype)
             found[name] = torch.autograd.grad(out.float().square().sum(), [*given, norm.weight, norm.bias])
 
     def error(name: str) -> list[float]:
         return [float((a.double() - b).norm() / b.norm()) for a, b in zip(found[name], truth, strict=True)]
 
-    assert all(ours < max(2 * torch_, 0.01) for ours, torch_ in zip(error("ours"), error("torch"), strict=True))
+    assert all(actual < max(2 * torch_, 0.01) for actual, torch_ in zip(error("actual"), error("torch"), strict=True))
 
 
 def test_without_gradients_under_hooks_and_for_other_norms_the_module_is_called() -> None:
@@ -122,21 +122,23 @@ def test_small_maps_have_torchs_moments(monkeypatch: pytest.MonkeyPatch, small: 
         torch.testing.assert_close(found.double(), exact, rtol=2e-2, atol=5e-2 if precision == torch.bfloat16 else 1e-5)
 
 
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("cached", [1, 1 << 20])
-def test_with_its_convolution_it_is_torchs(monkeypatch: pytest.MonkeyPatch, told: bool, cached: int) -> None:
+def test_with_its_convolution_it_is_torchs(monkeypatch: pytest.MonkeyPatch, conditioned: bool, cached: int) -> None:
     monkeypatch.setattr(conditions, "MAX_CACHED_ELEMENTS", cached)
-    norm, conv, given = group_norm_module(), nn.Conv2d(12, 5, 3, padding=1), inputs(torch.float32, told)
+    norm, conv, given = group_norm_module(), nn.Conv2d(12, 5, 3, padding=1), inputs(torch.float32, conditioned)
     sought = [*given, norm.weight, norm.bias, conv.weight, conv.bias]
-    ours, theirs = norm_silu_conv(norm, conv, *given), conv(plain(norm, *given))
-    assert "NormSiLUConv" in ours.grad_fn.name()
-    torch.testing.assert_close(ours, theirs)
-    towards = torch.randn(ours.shape, generator=torch.Generator().manual_seed(3))
-    pairs = zip(torch.autograd.grad(ours, sought, towards), torch.autograd.grad(theirs, sought, towards), strict=True)
+    actual, reference = norm_silu_conv(norm, conv, *given), conv(plain(norm, *given))
+    assert "NormSiLUConv" in actual.grad_fn.name()
+    torch.testing.assert_close(actual, reference)
+    towards = torch.randn(actual.shape, generator=torch.Generator().manual_seed(3))
+    pairs = zip(
+        torch.autograd.grad(actual, sought, towards), torch.autograd.grad(reference, sought, towards), strict=True
+    )
     for a, b in pairs:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        torch.testing.assert_close(norm_silu_conv(norm, conv, *given), theirs)
+        torch.testing.assert_close(norm_silu_conv(norm, conv, *given), reference)
     with torch.autocast("cpu", torch.bfloat16):
         lower = norm_silu_conv(norm, conv, *given)
         assert lower.dtype == torch.bfloat16

@@ -106,8 +106,8 @@ class FamilyTester:
         assert not again.training
         assert _dict(again) == _dict(unet)
         with torch.inference_mode():
-            for ours, theirs in zip(self.run(unet), self.run(again), strict=True):
-                assert torch.equal(ours, theirs)
+            for actual, reference in zip(self.run(unet), self.run(again), strict=True):
+                assert torch.equal(actual, reference)
 
     def test_gradient_checkpointing_equals_plain(self, unet: UNet) -> None:
         _leave_zero(unet)

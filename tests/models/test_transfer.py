@@ -32,7 +32,7 @@ ENCODERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # the denoiser; 
         },
         {},
     ),
-    "residual, told": ({**RESIDUAL, "conditioning": CONDITIONING_PARAMS}, {}),
+    "residual, conditioned": ({**RESIDUAL, "conditioning": CONDITIONING_PARAMS}, {}),
     "classic, group": (CLASSIC, {"encoder": {"norm": "group"}, "decoder": {"norm": "group"}}),
     "classic, frozen": (
         {"encoder": {**CLASSIC["encoder"], "norm": "frozen"}, "decoder": {"norm": "frozen"}},
@@ -66,8 +66,8 @@ def _last(network: UNet) -> Tensor:
 def test_without_a_time_embedding_the_backbone_answers_as_at_timestep_0(name: str) -> None:
     config, other = ENCODERS[name]
     denoiser = _with(config, DIFFUSION)
-    told = {"timestep": False, "pooled_context": False}
-    segmenter = _with(config, SEGMENTATION, conditioning=told, **other)
+    conditioned = {"timestep": False, "pooled_context": False}
+    segmenter = _with(config, SEGMENTATION, conditioning=conditioned, **other)
     fresh = {key: tensor.clone() for key, tensor in segmenter.heads.state_dict().items()}
     expected, before = _last(denoiser), _last(segmenter)
     weights = {key: tensor.clone() for key, tensor in denoiser.state_dict().items()}
@@ -132,7 +132,7 @@ def test_a_head_of_another_size_starts_fresh_as_a_whole() -> None:
 
 def test_a_diffusers_network() -> None:
     torch.manual_seed(0)
-    theirs = UNet2DConditionModel(
+    reference = UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
         norm_num_groups=4,
@@ -147,16 +147,16 @@ def test_a_diffusers_network() -> None:
     conditioning = {"timestep": True, "cross_attention_dim": 8, "attention_levels": [1]}
     changes = {"residual": residual, "imported": imported, "conditioning": conditioning}
     network = UNet(**{**RESIDUAL, **changes}, heads=SEGMENTATION | DIFFUSION).eval()
-    moved = transfer(UNet.from_diffusers(theirs), network, "theirs")
+    moved = transfer(UNet.from_diffusers(reference), network, "reference")
     assert all(name.startswith("heads.segmentation.") for name in moved.initialized) and moved.initialized
     tokens = torch.randn(2, 4, 8)
     with torch.no_grad():
-        expected = theirs.eval()(X, 300, tokens).sample
+        expected = reference.eval()(X, 300, tokens).sample
         torch.testing.assert_close(network(X, 300, tokens).sample, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
+    ("actual", "reference", "message"),
     [
         (
             {**RESIDUAL, "encoder": {"channels": [8, 24]}},
@@ -204,11 +204,11 @@ def test_a_diffusers_network() -> None:
         ),
     ],
 )
-def test_another_backbone_is_refused_by_key(ours: dict[str, Any], theirs: dict[str, Any], message: str) -> None:
-    target = UNet(**ours, heads=SEGMENTATION)
+def test_another_backbone_is_refused_by_key(actual: dict[str, Any], reference: dict[str, Any], message: str) -> None:
+    target = UNet(**actual, heads=SEGMENTATION)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     with pytest.raises(UserError, match=re.escape(message)):
-        transfer(UNet(**theirs, heads=DIFFUSION), target, "run")
+        transfer(UNet(**reference, heads=DIFFUSION), target, "run")
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())
 
 

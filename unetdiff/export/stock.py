@@ -27,8 +27,8 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
     """Write a pipeline directory in diffusers' layout from a model directory, and compare the two networks' outputs.
 
     `unet/` becomes a `UNet2DModel` or `UNet2DConditionModel` (`UNet.to_diffusers`); the rest is copied. diffusers loads
-    an unconditional denoiser of pixels without cross-attention as a `DDIMPipeline`. One with a condition, of masks or of
-    latents still needs `GenerationPipeline` with its conditioner, classes or decoder, which samples with diffusers'
+    an unconditional denoiser of pixels without cross-attention as a `DDIMPipeline`. One with a condition, of masks or
+    of latents still needs `GenerationPipeline` with its conditioner, classes or decoder, which samples with diffusers'
     networks too.
 
     Args:

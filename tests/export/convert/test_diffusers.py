@@ -1,4 +1,4 @@
-"""diffusers' own networks, loaded here, and ours, loaded there, are the same: tensors bit for bit, outputs to 1e-5."""
+"""diffusers' own networks, loaded here, and unetdiff's, loaded there, are the same: tensors bit for bit, outputs to 1e-5."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from unetdiff.models.unet import UNet
 
-Theirs = UNet2DModel | UNet2DConditionModel
+Reference = UNet2DModel | UNet2DConditionModel
 CONTEXT = 12
 GRID = range(28)
 
 
-def configured(seed: int) -> tuple[type[Theirs], dict[str, Any], tuple[int, int]]:
+def configured(seed: int) -> tuple[type[Reference], dict[str, Any], tuple[int, int]]:
     """A random tiny network: its class, its config, and a size of image that it takes."""
     pick = random.Random(seed)
     condition, levels = bool(seed % 2), pick.choice([1, 2, 3])
@@ -78,15 +78,15 @@ def configured(seed: int) -> tuple[type[Theirs], dict[str, Any], tuple[int, int]
     return (UNet2DConditionModel if condition else UNet2DModel), config, size
 
 
-def made(seed: int) -> Theirs:
+def made(seed: int) -> Reference:
     """The network of a seed; no tensor is where an initialisation has put it, so that every one matters."""
     cls, config, _ = configured(seed)
     torch.manual_seed(seed)
-    theirs = cls(**config).eval()
+    reference = cls(**config).eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in reference.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return theirs
+    return reference
 
 
 def inputs(seed: int) -> dict[str, Tensor]:
@@ -109,28 +109,28 @@ def inputs(seed: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def answer(unet: Theirs | UNet, seed: int) -> Tensor:
+def answer(unet: Reference | UNet, seed: int) -> Tensor:
     return unet(**inputs(seed)).sample
 
 
 @pytest.mark.parametrize("seed", GRID)
 def test_a_network_of_diffusers_is_one_of_ours_and_goes_back(seed: int, tmp_path: Path) -> None:
-    theirs = made(seed)
-    ours = UNet.from_diffusers(theirs)
-    assert not ours.training and set(ours.heads) == {"diffusion"}
-    torch.testing.assert_close(answer(ours, seed), answer(theirs, seed), rtol=1e-5, atol=1e-5)
+    reference = made(seed)
+    actual = UNet.from_diffusers(reference)
+    assert not actual.training and set(actual.heads) == {"diffusion"}
+    torch.testing.assert_close(answer(actual, seed), answer(reference, seed), rtol=1e-5, atol=1e-5)
 
-    ours.to_diffusers(tmp_path)
-    again = type(theirs).from_pretrained(tmp_path)
-    state, before = again.state_dict(), theirs.state_dict()
+    actual.to_diffusers(tmp_path)
+    again = type(reference).from_pretrained(tmp_path)
+    state, before = again.state_dict(), reference.state_dict()
     assert list(state) == list(before) and all(torch.equal(state[k], v) for k, v in before.items())
-    assert torch.equal(answer(again, seed), answer(theirs, seed))
+    assert torch.equal(answer(again, seed), answer(reference, seed))
     for key in ("sample_size", "dropout", "upcast_attention"):  # what an answer in float32 does not show
-        assert again.config.get(key) == theirs.config.get(key)
+        assert again.config.get(key) == reference.config.get(key)
 
     read = UNet.from_diffusers(tmp_path)
-    assert read.config == ours.config
-    assert all(torch.equal(read.state_dict()[k], v) for k, v in ours.state_dict().items())
+    assert read.config == actual.config
+    assert all(torch.equal(read.state_dict()[k], v) for k, v in actual.state_dict().items())
 
 
 def test_the_grid_has_every_setting() -> None:
@@ -162,7 +162,7 @@ def test_the_grid_has_every_setting() -> None:
         for name, config, _ in grid
         if "Cond" not in name
     )
-    told = [config for name, config, _ in grid if name == "UNet2DConditionModel"]
-    assert any(isinstance(config["attention_head_dim"], list) for config in told)
-    assert any("ResnetDownsampleBlock2D" in config["down_block_types"] for config in told)
+    conditioned = [config for name, config, _ in grid if name == "UNet2DConditionModel"]
+    assert any(isinstance(config["attention_head_dim"], list) for config in conditioned)
+    assert any("ResnetDownsampleBlock2D" in config["down_block_types"] for config in conditioned)
     assert any(size[1] % 2 for name, _, size in grid)

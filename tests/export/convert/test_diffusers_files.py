@@ -37,13 +37,13 @@ SIZE = (2, 3, 16, 16)
 
 
 @pytest.fixture
-def theirs() -> UNet2DModel:
+def reference() -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(**SMALL).eval()
 
 
 def built(**config: Any) -> UNet:
-    """A network of ours in eval mode, no tensor of which is zero."""
+    """A UNet in eval mode, no tensor of which is zero."""
     torch.manual_seed(0)
     unet = UNet(**{**OURS, **config}).eval()
     with torch.no_grad():
@@ -53,9 +53,9 @@ def built(**config: Any) -> UNet:
 
 
 @torch.no_grad()
-def answer(unet: Any, **told: torch.Tensor) -> torch.Tensor:
+def answer(unet: Any, **conditioned: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return unet(torch.randn(SIZE, generator=generator), torch.tensor([3, 700]), **told).sample
+    return unet(torch.randn(SIZE, generator=generator), torch.tensor([3, 700]), **conditioned).sample
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -66,18 +66,18 @@ def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def test_directories(theirs: UNet2DModel, tmp_path: Path) -> None:
-    ours = UNet.from_diffusers(theirs)
-    theirs.save_pretrained(tmp_path / "model")
-    DDPMPipeline(theirs, DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
+def test_directories(reference: UNet2DModel, tmp_path: Path) -> None:
+    actual = UNet.from_diffusers(reference)
+    reference.save_pretrained(tmp_path / "model")
+    DDPMPipeline(reference, DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
     shutil.copytree(tmp_path / "model", tmp_path / "first_release")  # everything in one folder
     shutil.copy(tmp_path / "pipeline" / "model_index.json", tmp_path / "first_release")
     for name in ("model", "pipeline", "pipeline/unet", "first_release"):
-        assert same(UNet.from_diffusers(tmp_path / name), ours)
-    assert same(UNet.from_diffusers(str(tmp_path), subfolder="pipeline/unet"), ours)
+        assert same(UNet.from_diffusers(tmp_path / name), actual)
+    assert same(UNet.from_diffusers(str(tmp_path), subfolder="pipeline/unet"), actual)
 
 
-def test_precision_and_variant(theirs: UNet2DModel, tmp_path: Path) -> None:
+def test_precision_and_variant(reference: UNet2DModel, tmp_path: Path) -> None:
     half = UNet2DModel(**SMALL).half()
     assert UNet.from_diffusers(half).dtype == torch.float16
     assert UNet.from_diffusers(half, torch_dtype=torch.float32).dtype == torch.float32
@@ -88,16 +88,16 @@ def test_precision_and_variant(theirs: UNet2DModel, tmp_path: Path) -> None:
         UNet.from_diffusers(tmp_path)
 
 
-def test_the_weights_are_copies(theirs: UNet2DModel) -> None:
-    before = theirs.conv_in.weight.clone()
-    ours = UNet.from_diffusers(theirs)
+def test_the_weights_are_copies(reference: UNet2DModel) -> None:
+    before = reference.conv_in.weight.clone()
+    actual = UNet.from_diffusers(reference)
     with torch.no_grad():
-        ours.encoder.conv_in.weight.zero_()
-    assert torch.equal(theirs.conv_in.weight, before)
+        actual.encoder.conv_in.weight.zero_()
+    assert torch.equal(reference.conv_in.weight, before)
 
 
-def test_attention_of_the_first_releases(theirs: UNet2DModel, tmp_path: Path) -> None:
-    theirs.save_pretrained(tmp_path)
+def test_attention_of_the_first_releases(reference: UNet2DModel, tmp_path: Path) -> None:
+    reference.save_pretrained(tmp_path)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = load_file(tmp_path / FILE)
     for now, then in old.items():
@@ -108,13 +108,13 @@ def test_attention_of_the_first_releases(theirs: UNet2DModel, tmp_path: Path) ->
     config["down_block_types"] = ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]
     config["up_block_types"] = ["UNetResAttnUpBlock2D", "UNetResUpBlock2D"]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert same(UNet2DModel.from_pretrained(tmp_path), theirs)  # what diffusers makes of it
-    ours = UNet.from_diffusers(tmp_path)
-    torch.testing.assert_close(answer(ours), answer(theirs), rtol=1e-5, atol=1e-5)
+    assert same(UNet2DModel.from_pretrained(tmp_path), reference)  # what diffusers makes of it
+    actual = UNet.from_diffusers(tmp_path)
+    torch.testing.assert_close(answer(actual), answer(reference), rtol=1e-5, atol=1e-5)
 
 
-def test_tensors_that_do_not_fit_are_named_as_in_the_file(theirs: UNet2DModel, tmp_path: Path) -> None:
-    theirs.save_pretrained(tmp_path)
+def test_tensors_that_do_not_fit_are_named_as_in_the_file(reference: UNet2DModel, tmp_path: Path) -> None:
+    reference.save_pretrained(tmp_path)
     state = load_file(tmp_path / FILE)
     state["add_embedding.weight"] = torch.zeros(1)
     state["conv_in.weight"] = torch.zeros(3, 3, 3, 3)
@@ -131,55 +131,58 @@ def test_tensors_that_do_not_fit_are_named_as_in_the_file(theirs: UNet2DModel, t
         assert part in str(error.value)
 
 
-def test_what_is_no_network_of_diffusers(theirs: UNet2DModel, tmp_path: Path) -> None:
-    theirs.save_pretrained(tmp_path / "pickle", safe_serialization=False)
-    theirs.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
-    built().save_pretrained(tmp_path / "ours")
+def test_what_is_no_network_of_diffusers(reference: UNet2DModel, tmp_path: Path) -> None:
+    reference.save_pretrained(tmp_path / "pickle", safe_serialization=False)
+    reference.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    built().save_pretrained(tmp_path / "actual")
     (tmp_path / "empty").mkdir()
     for source, says in (
         (tmp_path / "pickle", "is a pickle. Pickles are never loaded"),
         (tmp_path / "shards", "sharded weights are not supported. Load them with diffusers"),
-        (tmp_path / "ours", "_class_name=UNet: must be UNet2DModel or UNet2DConditionModel. Use UNet.from_pretrained"),
+        (
+            tmp_path / "actual",
+            "_class_name=UNet: must be UNet2DModel or UNet2DConditionModel. Use UNet.from_pretrained",
+        ),
         (tmp_path / "empty", "must contain config.json or unet/config.json"),
         ("google/ddpm-cifar10-32", "google/ddpm-cifar10-32: no such directory.*Hub names are not resolved"),
         (torch.nn.Linear(1, 1), "must be a directory, UNet2DModel or UNet2DConditionModel .got a Linear"),
     ):
         with pytest.raises(UserError, match=says):
             UNet.from_diffusers(source)
-    theirs.save_pretrained(tmp_path / "theirs")
+    reference.save_pretrained(tmp_path / "reference")
     with pytest.raises(UserError, match="_class_name=UNet2DModel: must be UNet. Use UNet.from_diffusers"):
-        UNet.from_pretrained(tmp_path / "theirs")
+        UNet.from_pretrained(tmp_path / "reference")
 
 
 # --------------------------------------------------------------------------------------- a segmentation head
 
 
 def test_a_segmentation_head_comes_and_goes_with_the_denoiser(
-    theirs: UNet2DModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    reference: UNet2DModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ours = UNet.from_diffusers(theirs)
-    denoised = answer(ours)
-    ours.add_head("segmentation", num_classes=5)
-    assert torch.equal(answer(ours), denoised)
-    ours.save_pretrained(tmp_path / "ours")
-    assert same(UNet.from_pretrained(tmp_path / "ours"), ours)
+    actual = UNet.from_diffusers(reference)
+    denoised = answer(actual)
+    actual.add_head("segmentation", num_classes=5)
+    assert torch.equal(answer(actual), denoised)
+    actual.save_pretrained(tmp_path / "actual")
+    assert same(UNet.from_pretrained(tmp_path / "actual"), actual)
 
-    ours.to_diffusers(tmp_path / "theirs")
+    actual.to_diffusers(tmp_path / "reference")
     logging.getLogger("diffusers").propagate = True
     with caplog.at_level("WARNING"):
-        stock = UNet2DModel.from_pretrained(tmp_path / "theirs")
+        stock = UNet2DModel.from_pretrained(tmp_path / "reference")
     assert caplog.records == []
-    assert same(stock, theirs) and torch.equal(answer(stock), answer(theirs))
+    assert same(stock, reference) and torch.equal(answer(stock), answer(reference))
 
-    again = UNet.from_diffusers(tmp_path / "theirs")
-    assert same(again, ours) and again.num_classes == 5
+    again = UNet.from_diffusers(tmp_path / "reference")
+    assert same(again, actual) and again.num_classes == 5
     assert {parameter.device.type for parameter in again.parameters()} == {"cpu"}
     pixels = torch.randn(1, 3, 13, 18)
     with torch.no_grad():
-        assert torch.equal(again.segment(pixels), ours.segment(pixels))
+        assert torch.equal(again.segment(pixels), actual.segment(pixels))
 
-    UNet.from_diffusers(theirs).to_diffusers(tmp_path / "theirs")  # over it, without the head
-    assert set(UNet.from_diffusers(tmp_path / "theirs").heads) == {"diffusion"}
+    UNet.from_diffusers(reference).to_diffusers(tmp_path / "reference")  # over it, without the head
+    assert set(UNet.from_diffusers(tmp_path / "reference").heads) == {"diffusion"}
 
 
 def test_a_head_of_any_kernel_comes_back(tmp_path: Path) -> None:
@@ -200,8 +203,8 @@ def test_what_we_save_in_any_precision_and_variant_we_load(tmp_path: Path) -> No
         UNet.from_pretrained(tmp_path)
 
 
-def test_a_head_that_does_not_fit_is_refused(theirs: UNet2DModel, tmp_path: Path) -> None:
-    UNet.from_diffusers(theirs).add_head("segmentation", num_classes=5).to_diffusers(tmp_path)
+def test_a_head_that_does_not_fit_is_refused(reference: UNet2DModel, tmp_path: Path) -> None:
+    UNet.from_diffusers(reference).add_head("segmentation", num_classes=5).to_diffusers(tmp_path)
     file = tmp_path / "segmentation_head.safetensors"
     head = load_file(file)
     save_file({k: v for k, v in head.items() if "norm.bias" not in k}, file)

@@ -34,34 +34,34 @@ def test_names_shapes_and_config(name: str) -> None:
     config = published(name)
     cls = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
-        theirs = cls.from_config(config)
-        ours = UNet(**config_from_diffusers(config["_class_name"], config, name))
-    shapes = {to_diffusers_name(key): tensor.shape for key, tensor in ours.state_dict().items()}
-    assert shapes == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    assert sum(parameter.numel() for parameter in ours.parameters()) == PARAMETERS[name]
+        reference = cls.from_config(config)
+        actual = UNet(**config_from_diffusers(config["_class_name"], config, name))
+    shapes = {to_diffusers_name(key): tensor.shape for key, tensor in actual.state_dict().items()}
+    assert shapes == {key: tensor.shape for key, tensor in reference.state_dict().items()}
+    assert sum(parameter.numel() for parameter in actual.parameters()) == PARAMETERS[name]
 
-    class_name, back = config_to_diffusers(parse(**plain(ours.config)))
+    class_name, back = config_to_diffusers(parse(**plain(actual.config)))
     assert class_name == config["_class_name"]
-    assert {**theirs.config, **back} == theirs.config
+    assert {**reference.config, **back} == reference.config
 
 
 def test_ddpm_cifar10_answers_the_same() -> None:
     torch.manual_seed(0)
-    theirs = UNet2DModel.from_config(published("ddpm_cifar10_32")).eval()
-    ours = UNet.from_diffusers(theirs)
+    reference = UNet2DModel.from_config(published("ddpm_cifar10_32")).eval()
+    actual = UNet.from_diffusers(reference)
     x, t = torch.randn(1, 3, 32, 32), torch.tensor([700])
     with torch.no_grad():
-        torch.testing.assert_close(ours(x, t).sample, theirs(x, t).sample, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual(x, t).sample, reference(x, t).sample, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_stable_diffusion_answers_the_same() -> None:
     """860 million parameters, 3.4 GB on each side."""
     torch.manual_seed(0)
-    theirs = UNet2DConditionModel.from_config(published("stable_diffusion_1_5")).eval()
-    ours = UNet.from_diffusers(theirs)
+    reference = UNet2DConditionModel.from_config(published("stable_diffusion_1_5")).eval()
+    actual = UNet.from_diffusers(reference)
     x, t, context = torch.randn(1, 4, 16, 16), torch.tensor([700]), torch.randn(1, 77, 768)
     with torch.no_grad():
-        expected, found = theirs(x, t, context).sample, ours(x, t, context).sample
+        expected, found = reference(x, t, context).sample, actual(x, t, context).sample
     print(f"\nlargest difference {(found - expected).abs().max():.1e}, of outputs up to {expected.abs().max():.2g}")
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -109,8 +109,8 @@ def test_what_a_told_network_may_not_say(change: dict[str, Any], says: str) -> N
 def test_the_source_is_named_and_keys_unknown_to_diffusers_do_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^from_diffusers: this UNet2DModel: center_input_sample=true"):
         UNet.from_diffusers(UNet2DModel(**SMALL, attention_head_dim=8, center_input_sample=True))
-    theirs = UNet2DConditionModel(**CONDITIONED)
-    assert config_from_diffusers("UNet2DConditionModel", {**theirs.config, "made_up": 3}, "here")["in_channels"] == 4
+    reference = UNet2DConditionModel(**CONDITIONED)
+    assert config_from_diffusers("UNet2DConditionModel", {**reference.config, "made_up": 3}, "here")["in_channels"] == 4
 
 
 OURS: dict[str, Any] = {

@@ -51,9 +51,9 @@ def logits(model: nn.Module, unet: UNet, pixels: Tensor) -> tuple[Tensor, Tensor
         return unet.segment(pixels / 127.5 - 1), model((pixels / 255 - MEAN) / STD)
 
 
-def same(ours: Tensor, theirs: Tensor) -> None:
+def same(actual: Tensor, reference: Tensor) -> None:
     """Equal in float32: random networks enlarge the rounding of each library's normalisation."""
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * max(1.0, float(theirs.std())))
+    torch.testing.assert_close(actual, reference, rtol=0, atol=1e-4 * max(1.0, float(reference.std())))
 
 
 @pytest.mark.parametrize("encoder", PRETRAINED_ENCODERS)
@@ -68,9 +68,9 @@ def test_the_same_image_gives_the_same_logits(encoder: str) -> None:
     for size in ((64, 96), (37, 45)):
         pixels = image(size).to(torch.float64)
         with torch.inference_mode():
-            ours, theirs = exact.segment(pixels / 127.5 - 1), model(pixels / 255)
-        assert theirs.std() > 0.05
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+            actual, reference = exact.segment(pixels / 127.5 - 1), model(pixels / 255)
+        assert reference.std() > 0.05
+        torch.testing.assert_close(actual, reference, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -91,25 +91,25 @@ def test_more_input_channels_stay_as_they_are_given() -> None:
     model, pixels, more = trained(in_channels=5), image(), torch.randn(2, 2, 64, 96)
     unet = UNet.from_smp(model)
     with torch.inference_mode():
-        ours = unet.segment(torch.cat([pixels / 127.5 - 1, more], dim=1))
-        theirs = model(torch.cat([(pixels / 255 - MEAN) / STD, more], dim=1))
-    same(ours, theirs)
+        actual = unet.segment(torch.cat([pixels / 127.5 - 1, more], dim=1))
+        reference = model(torch.cat([(pixels / 255 - MEAN) / STD, more], dim=1))
+    same(actual, reference)
 
 
 def test_pixels_without_imagenets_statistics(plain: nn.Module) -> None:
     unet = UNet.from_smp(plain, statistics="none")
     with torch.inference_mode():
-        ours, theirs = unet.segment(image() / 127.5 - 1), plain(image() / 255)
-    same(ours, theirs)
+        actual, reference = unet.segment(image() / 127.5 - 1), plain(image() / 255)
+    same(actual, reference)
 
 
 def test_a_binary_model_gets_a_background(plain: nn.Module) -> None:
     model = trained(classes=1)
-    ours, theirs = logits(model, UNet.from_smp(model, background=True), image())
-    assert ours.shape[1] == 2
-    same(ours.softmax(dim=1)[:, 1:], theirs.sigmoid())
-    sure = theirs.abs() > 1e-3
-    assert torch.equal((ours.argmax(dim=1, keepdim=True) == 1)[sure], (theirs > 0)[sure])
+    actual, reference = logits(model, UNet.from_smp(model, background=True), image())
+    assert actual.shape[1] == 2
+    same(actual.softmax(dim=1)[:, 1:], reference.sigmoid())
+    sure = reference.abs() > 1e-3
+    assert torch.equal((actual.argmax(dim=1, keepdim=True) == 1)[sure], (reference > 0)[sure])
     with pytest.raises(UserError, match="background=true: must be false for the model, which has 4 classes"):
         UNet.from_smp(plain, background=True)
 
@@ -119,8 +119,8 @@ def test_from_wherever_the_model_comes(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "saved")
     state = model.state_dict()
     save_file({f"model.{name}": tensor for name, tensor in state.items()}, tmp_path / "wrapped.safetensors")
-    expected, theirs = logits(model, UNet.from_smp(model), image())
-    same(expected, theirs)
+    expected, reference = logits(model, UNet.from_smp(model), image())
+    same(expected, reference)
     for source, options in (
         (tmp_path / "saved", {}),
         (str(tmp_path / "wrapped.safetensors"), {"upsample": "bilinear"}),
@@ -134,11 +134,11 @@ def test_goes_on_as_any_unet(plain: nn.Module, tmp_path: Path) -> None:
     unet = UNet.from_smp(plain)
     unet.save_pretrained(tmp_path)
     again = UNet.from_pretrained(tmp_path)
-    ours, theirs = logits(plain, again, image())
-    assert torch.equal(ours, logits(plain, unet, image())[0])
+    actual, reference = logits(plain, again, image())
+    assert torch.equal(actual, logits(plain, unet, image())[0])
     again.add_head("diffusion", out_channels=3)
-    ours, theirs = logits(plain, again, image())
-    same(ours, theirs)
+    actual, reference = logits(plain, again, image())
+    same(actual, reference)
     again.train().segment(image() / 127.5 - 1).square().mean().backward()
     assert all(p.grad is not None for name, p in again.named_parameters() if name.startswith("encoder.model"))
 
@@ -168,8 +168,8 @@ def test_an_activation_is_refused_and_has_no_tensors(activation: Any) -> None:
     model = trained(activation=activation)
     with pytest.raises(UserError, match="(?i)activation=sigmoid: must be null"):
         UNet.from_smp(model)
-    ours, theirs = logits(model, UNet.from_smp(model.state_dict()), image())
-    same(ours.sigmoid(), theirs)
+    actual, reference = logits(model, UNet.from_smp(model.state_dict()), image())
+    same(actual.sigmoid(), reference)
 
 
 def test_other_decoders_are_refused_by_name(plain: nn.Module, tmp_path: Path) -> None:
