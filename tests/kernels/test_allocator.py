@@ -26,9 +26,9 @@ print(faults() - before)
 
 @glibc
 def test_large_tensors_are_made_of_what_was_freed() -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     found = [
-        int(subprocess.run([sys.executable, "-c", PROGRAM.format(keep=keep)], env=environment, capture_output=True, text=True,
+        int(subprocess.run([sys.executable, "-c", PROGRAM.format(keep=keep)], env=env, capture_output=True, text=True,
                            check=True).stdout)
         for keep in (True, False)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What every family must do with every head and every condition, stated once and inherited by each family."""
+"""Tests that every encoder must pass with every head and condition: one class per encoder inherits them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' own networks, loaded here, and unetdiff's, loaded there, are the same: tensors bit for bit, outputs to 1e-5."""
+"""diffusers' networks loaded here, and networks saved for diffusers: equal tensors, outputs equal to 1e-5."""
 
 from __future__ import annotations
 
