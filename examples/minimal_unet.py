@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -208,9 +208,8 @@ def train_diffusion(steps: int, generator: torch.Generator) -> tuple[Denoiser, n
         noise = torch.randn(images.shape, generator=generator)
         alpha_bar = rearrange(ALPHA_BAR[timesteps], "b -> b 1 1 1")
         noisy = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise  # equation 4
-        loss = F.mse_loss(
-            unet(noisy, timesteps, rearrange(classes(labels), "b (n d) -> b n d", n=2)), noise
-        )  # (B, 1, 16, 16)
+        tokens = rearrange(classes(labels), "b (n d) -> b n d", n=2)  # (B, 2, 64)
+        loss = F.mse_loss(unet(noisy, timesteps, tokens), noise)  # (B, 1, 16, 16)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -242,9 +241,8 @@ def main(segmentation_steps: int = 200, diffusion_steps: int = 900, output: str 
         correct = segmenter(images).argmax(dim=1) == masks  # (256, 16, 16)
     print(f"segmentation: {correct[masks > 0].float().mean():.1%} of the digits' pixels have the right class")
     denoiser, classes = train_diffusion(diffusion_steps, generator)
-    labels = repeat(torch.arange(CLASSES), "k -> (rows k)", rows=4)
-    samples = F.interpolate(sample(denoiser, classes, labels, generator) / 2 + 0.5, scale_factor=4)  # (40, 1, 64, 64)
-    save_image(samples, output, nrow=CLASSES)
+    samples = sample(denoiser, classes, torch.arange(CLASSES).repeat(4), generator)  # (40, 1, 16, 16)
+    save_image(F.interpolate(samples / 2 + 0.5, scale_factor=4), output, nrow=CLASSES)
     print(f"diffusion: samples in {output}, a column for each digit; {time.perf_counter() - began:.0f} s in all")
 
 
