@@ -115,8 +115,8 @@ def to_onnx(
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
         def run(*inputs: Tensor | None) -> Tensor:
-            given = dict(zip(names, (x.numpy() for x in inputs if x is not None), strict=True))
-            return torch.from_numpy(session.run([plan.output], given)[0])
+            feed = dict(zip(names, (x.numpy() for x in inputs if x is not None), strict=True))
+            return torch.from_numpy(session.run([plan.output], feed)[0])
 
         return run
 
@@ -186,15 +186,15 @@ def write(
         for inputs in cases:
             with torch.no_grad():
                 expected = plan.module(*inputs)
-                found = run(*inputs)
+                result = run(*inputs)
             shape = tuple(inputs[0].shape)  # type: ignore[union-attr]
-            if found.shape != expected.shape:
+            if result.shape != expected.shape:
                 raise UserError(
-                    f"'{path}' is not written: for an input of {shape} it puts out {tuple(found.shape)}, "
+                    f"'{path}' is not written: for an input of {shape} it puts out {tuple(result.shape)}, "
                     f"the network {tuple(expected.shape)}"
                 )
             checked.append(shape)
-            differences.append((found - expected).abs().max())
+            differences.append((result - expected).abs().max())
             outputs.append(expected.abs().max())
         difference, scale = float(torch.stack(differences).max()), float(torch.stack(outputs).max())
         if not difference <= TOLERANCE * scale:  # "not", because NaN, which torch's max keeps, is refused too

@@ -108,10 +108,10 @@ class Plan:
             self.inputs(3, (3 * unit - 1, 2 * unit + 1), seed=2),
         ]
 
-    def metadata(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What the file says about itself: names, shapes and range of its inputs, and what was given."""
+    def metadata(self, extra: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Metadata of the file: names, shapes and range of its inputs, and the extra entries."""
         pixels = "uint8, 0 to 255" if "pixels" in self.below else "float32, -1 to 1: x / 127.5 - 1 of x in 0 to 255"
-        return {"inputs": self.shapes, "output": self.output, "pixels": pixels, **(given or {})}
+        return {"inputs": self.shapes, "output": self.output, "pixels": pixels, **(extra or {})}
 
 
 def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: int | None, preprocess: bool) -> Plan:

@@ -27,7 +27,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
     """Write a pipeline directory in diffusers' layout from one of our model directories, and compare the two networks.
 
     `unet/` becomes diffusers' own class (`UNet.to_diffusers`); everything else is as it was. A denoiser of
-    images that is told nothing, and has no cross-attention, is then a `DDIMPipeline` for diffusers; one that is told
+    images without condition and cross-attention is then a `DDIMPipeline` for diffusers; one that is told
     something goes on to need our conditioner, one of masks their classes, one of latents what decodes them, and all of
     these `GenerationPipeline`, which draws with diffusers' network as with ours.
 
@@ -60,8 +60,8 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
         stock: Any = _class(aside).from_pretrained(aside / NETWORK)
 
         def run(*inputs: Tensor | None) -> Tensor:
-            given = {name: x for name, x in zip(plan.arguments, inputs, strict=True) if x is not None}
-            return stock(**given, return_dict=False)[0]
+            arguments = {name: x for name, x in zip(plan.arguments, inputs, strict=True) if x is not None}
+            return stock(**arguments, return_dict=False)[0]
 
         return run
 
@@ -75,8 +75,13 @@ def _write_index(directory: Path, index: dict[str, Any]) -> None:
     index[NETWORK] = ["diffusers", _class(directory).__name__]
     parts = _parts(index)
     nothing = [name for name, (library, _) in parts.items() if library is None]
-    told = _class(directory) is UNet2DConditionModel  # tokens, if only those that stand for nothing
-    if "conditioner" in nothing and not told and "masks" not in index and parts.get("vae", [None])[0] is None:
+    cross_attention = _class(directory) is UNet2DConditionModel  # reads tokens, if only the null condition
+    if (
+        "conditioner" in nothing
+        and not cross_attention
+        and "masks" not in index
+        and parts.get("vae", [None])[0] is None
+    ):
         index["_class_name"] = STOCK_PIPELINE
         index = {key: value for key, value in index.items() if key not in nothing}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
