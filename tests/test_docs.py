@@ -31,7 +31,7 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run("docs/experiments.md", "Your own", tmp_path, monkeypatch)
+    names = run("docs/experiments.md", "Custom experiments", tmp_path, monkeypatch)
     # (0.81 + 0.84 + 0.83) / 3 = 0.82667 against (0.80 + 0.79 + 0.83) / 3 = 0.80667
     assert names["record"].findings == ["Horizontal flips improve pixel accuracy by 2.0 points (3 seeds)."]
     assert names["record"].findings[0] in names["page"].read_text()
