@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 .PHONY: quickstart test lint clean
 .DEFAULT_GOAL := test
 
-# Made anew only when the requirements change; every other call finds it ready.
+# Rebuilt only when the requirements change.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "unetdiff needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)." \

@@ -1,10 +1,10 @@
-"""One U-Net, two heads, in one file: the 2015 network and the three changes that make it a conditional denoiser.
+"""The 2015 U-Net, and the three changes that make it a conditional denoiser, in one file.
 
 Read it top to bottom: `UNet2015` labels the pixels of an image. `WithTimestep`, `WithCondition` and `Denoiser` each add
 one change to the class before, and nothing else. The tensors are those of `unetdiff.UNet` with the `classic` encoder
 (tests/examples/test_minimal_unet.py loads one's weights into the other, at each of the four stages).
 
-    python examples/minimal_unet.py            # trains both heads, two minutes on two cores
+    python examples/minimal_unet.py            # trains the segmenter and the denoiser, two minutes on two cores
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,7 +27,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each normalized and rectified: the unit of the 2015 network (figure 1)."""
+    """Two 3x3 convolutions with ReLU: the unit of the 2015 network (figure 1), with a norm added after each."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ def train_segmentation(steps: int, generator: torch.Generator) -> UNet2015:
 
 def train_diffusion(steps: int, generator: torch.Generator) -> tuple[Denoiser, nn.Embedding]:
     """Every pixel of a noisy image has its noise: mean squared error (Ho et al. 2020, algorithm 1)."""
-    unet, classes = Denoiser(CHANNELS, 1, context_dim=64), nn.Embedding(CLASSES, 64)
+    unet, classes = Denoiser(CHANNELS, 1, context_dim=64), nn.Embedding(CLASSES, 2 * 64)  # two tokens for each class
     optimizer = torch.optim.AdamW([*unet.parameters(), *classes.parameters()], lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
@@ -208,7 +208,8 @@ def train_diffusion(steps: int, generator: torch.Generator) -> tuple[Denoiser, n
         noise = torch.randn(images.shape, generator=generator)
         alpha_bar = rearrange(ALPHA_BAR[timesteps], "b -> b 1 1 1")
         noisy = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise  # equation 4
-        loss = F.mse_loss(unet(noisy, timesteps, rearrange(classes(labels), "b d -> b 1 d")), noise)  # (B, 1, 16, 16)
+        tokens = rearrange(classes(labels), "b (n d) -> b n d", n=2)  # (B, 2, 64)
+        loss = F.mse_loss(unet(noisy, timesteps, tokens), noise)  # (B, 1, 16, 16)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -224,9 +225,9 @@ def sample(unet: Denoiser, classes: nn.Embedding, labels: Tensor, generator: tor
     x = torch.randn(len(labels), 1, SIZE, SIZE, generator=generator)
     times = torch.linspace(TIMESTEPS - 1, 0, 50).long().tolist()
     for t, following in zip(times, [*times[1:], None], strict=True):
-        noise = unet(x, torch.full((len(labels),), t), rearrange(classes(labels), "b d -> b 1 d"))
+        noise = unet(x, torch.full((len(labels),), t), rearrange(classes(labels), "b (n d) -> b n d", n=2))
         x0 = ((x - (1 - ALPHA_BAR[t]).sqrt() * noise) / ALPHA_BAR[t].sqrt()).clamp(-1, 1)
-        noise = (x - ALPHA_BAR[t].sqrt() * x0) / (1 - ALPHA_BAR[t]).sqrt()  # what x0 leaves of x
+        noise = (x - ALPHA_BAR[t].sqrt() * x0) / (1 - ALPHA_BAR[t]).sqrt()  # that agrees with the clipped x0
         after = ALPHA_BAR[following] if following is not None else torch.tensor(1.0)
         x = after.sqrt() * x0 + (1 - after).sqrt() * noise
     return x
@@ -240,9 +241,8 @@ def main(segmentation_steps: int = 200, diffusion_steps: int = 900, output: str 
         correct = segmenter(images).argmax(dim=1) == masks  # (256, 16, 16)
     print(f"segmentation: {correct[masks > 0].float().mean():.1%} of the digits' pixels have the right class")
     denoiser, classes = train_diffusion(diffusion_steps, generator)
-    labels = repeat(torch.arange(CLASSES), "k -> (rows k)", rows=4)
-    samples = F.interpolate(sample(denoiser, classes, labels, generator) / 2 + 0.5, scale_factor=4)  # (40, 1, 64, 64)
-    save_image(samples, output, nrow=CLASSES)
+    samples = sample(denoiser, classes, torch.arange(CLASSES).repeat(4), generator)  # (40, 1, 16, 16)
+    save_image(F.interpolate(samples / 2 + 0.5, scale_factor=4), output, nrow=CLASSES)
     print(f"diffusion: samples in {output}, a column for each digit; {time.perf_counter() - began:.0f} s in all")
 
 

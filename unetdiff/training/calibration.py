@@ -1,8 +1,7 @@
 """Data-dependent initialization of frozen BatchNorm: statistics of the training images under the random weights.
 
-BatchNorm cannot follow its batches under the diffusion objective (a batch mixes noise levels, inference does not), and
-GroupNorm keeps what all images have in common, which slows down a segmenter trained from scratch (see
-docs/results.md). After Salimans & Kingma 2016 ("Weight normalization", section 3).
+BatchNorm cannot follow its batches under the diffusion objective: a batch mixes noise levels, inference does not. After
+Salimans & Kingma 2016 ("Weight normalization", section 3).
 """
 
 from __future__ import annotations
