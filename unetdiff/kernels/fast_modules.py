@@ -120,21 +120,15 @@ class FastAttention(Attention):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if not is_eager_cpu(q) or q.shape[2] * k.shape[2] > MAX_PRODUCT_PAIRS:
-            return super().attend(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v)
         images = images_at_a_time(q.shape[1] * q.shape[2] * k.shape[2])
         if torch.is_grad_enabled() or images >= len(q):
-            return _attend_by_products(q, k, v)
+            return super().attend(q, k, v)
         out = torch.empty_like(q)
         for start in range(0, len(q), images):
             part = slice(start, start + images)
-            out[part] = _attend_by_products(q[part], k[part], v[part])
+            out[part] = super().attend(q[part], k[part], v[part])
         return out
-
-
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v of q (B, heads, N, d) and k, v (B, heads, M, d); keeps the scores for the gradient."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
-    return scores.softmax(dim=-1) @ v
 
 
 class FastAttentionBlock(AttentionBlock, FastAttention):

@@ -1,7 +1,7 @@
 """Change 2 of 3: attention, over the map itself and over the tokens of a condition (encoder_hidden_states).
 
-Every attention is torch's `scaled_dot_product_attention`, whose fused kernels do not keep the (N, M) scores. Higher
-derivatives and forward-mode AD need its math backend: `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+Attention is written out, so that it has derivatives of every order. `unetdiff.kernels` exchanges it for torch's
+`scaled_dot_product_attention`, which does not keep the (N, M) scores.
 
 Tensor names are diffusers' (to_q, to_k, to_v, to_out.0, ...), so that Stable Diffusion's weights fit as they are.
 """
@@ -69,7 +69,8 @@ class Attention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
-        return F.scaled_dot_product_attention(q, k, v)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
+        return scores.softmax(dim=-1) @ v
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, heads, M, d) each, of tokens (B, M, D)."""
