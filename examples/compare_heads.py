@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import get_args
 
 from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
 from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
-from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.training.run_cache import train_once
 
 METRICS = ("segmentation/mean_iou", "segmentation/pixel_accuracy", "diffusion/loss")

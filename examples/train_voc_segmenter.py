@@ -18,12 +18,12 @@ from PIL import Image
 
 from unetdiff import SegmentationPipeline
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.data.voc import list_pairs, voc_colormap
 from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.config import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.training.run_cache import train_once
 
 

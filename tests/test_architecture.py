@@ -37,8 +37,6 @@ IMPORTED_ASIDE = {
 """Who imports the rooms outside of the order."""
 EVERYWHERE = {"errors", "files", "text"}
 """Modules that every room imports."""
-SCHEMAS = {"training.config", "evaluation.config"}
-"""Section schemas: plain dataclasses, which `unetdiff.config` imports to build `RunConfig`."""
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("models.serialization", "export.convert.diffusers"): "UNet.from_diffusers and to_diffusers, imported when called",
@@ -92,8 +90,9 @@ def violations() -> dict[tuple[str, str], str]:
             continue
         for imported, line in imported_by(path):
             module = imported if imported in known else imported.rpartition(".")[0]
-            allowed = is_allowed(room, module.split(".")[0]) or (room == "config" and module in SCHEMAS)
-            if not allowed and (room not in EVERYWHERE or module.split(".")[0] not in EVERYWHERE):
+            if not is_allowed(room, module.split(".")[0]) and (
+                room not in EVERYWHERE or module.split(".")[0] not in EVERYWHERE
+            ):
                 wrong[name, module] = f"unetdiff/{path.relative_to(PACKAGE)}:{line}"
     return wrong
 

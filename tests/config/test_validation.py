@@ -9,8 +9,8 @@ import pytest
 
 from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.run import validate
-from unetdiff.training.config import TrainingConfig
 
 BASE = {"training.steps": 5, "model.conditioning.cross_attention_dim": 8}
 # (task, overrides, the message; the network's own messages: how they begin)

@@ -13,6 +13,7 @@ import torch
 
 from unetdiff.config.reading import to_yaml
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import TrainingConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.data.scenes import DIGITS, PALETTE
 from unetdiff.diffusion.conditioning.classes import ClassConditioner
@@ -29,7 +30,6 @@ from unetdiff.models.config import (
 )
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.config import TrainingConfig
 
 MakeRun = Callable[..., Path]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unetdiff.config.training import EMAConfig, OptimizerConfig, ScheduleConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
-from unetdiff.training.config import EMAConfig, OptimizerConfig, ScheduleConfig
 from unetdiff.training.ema import EMA, ema_decay
 from unetdiff.training.optimizer import LearningRate, build_optimizer, match_memory_formats
 from unetdiff.training.tasks.segmentation import SegmentationTask

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unetdiff.training.config import TrainingConfig
+from unetdiff.config.training import TrainingConfig
 from unetdiff.training.step import optimizer_step
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import JointConfig, OptimizerConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.models.unet import UNet
 from unetdiff.training import checkpoints
-from unetdiff.training.config import JointConfig, OptimizerConfig
 from unetdiff.training.logger import read_lines
 from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.tasks.build import build_task

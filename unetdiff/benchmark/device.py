@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from unetdiff.config.training import TrainingConfig
 from unetdiff.errors import UserError
 from unetdiff.training import runtime
-from unetdiff.training.config import TrainingConfig
 
 
 def select_device(name: str | None) -> torch.device:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from unetdiff.benchmark.timing import Workload
+from unetdiff.config.training import TrainingConfig
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_masks
 from unetdiff.training import runtime
-from unetdiff.training.config import TrainingConfig
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.step import optimizer_step

@@ -7,10 +7,10 @@ from copy import deepcopy
 from pathlib import Path
 
 from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.training import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
-from unetdiff.training.config import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
 
 TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
 

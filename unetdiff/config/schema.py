@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union
 
+from unetdiff.config.training import JointConfig, TrainingConfig
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.models.config import ModelConfig
 from unetdiff.segmentation.config import SegmentationConfig
-from unetdiff.training.config import JointConfig, TrainingConfig
 
 Task = Literal["segmentation", "diffusion", "joint"]
 

@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import JointConfig
 from unetdiff.experiments.budget_report import JOINT, ConsistencyByRun, RunsByMethod, budget_record
 from unetdiff.experiments.class_consistency import class_consistency
 from unetdiff.experiments.runs import (
@@ -29,7 +30,6 @@ from unetdiff.experiments.runs import (
 )
 from unetdiff.reports.record import Record
 from unetdiff.reports.samples import Budget
-from unetdiff.training.config import JointConfig
 
 WEIGHTINGS: tuple[str, ...] = get_args(get_type_hints(JointConfig)["weighting"])
 SAMPLING = Budget(steps=20)

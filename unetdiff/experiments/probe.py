@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from unetdiff.benchmark.memory import peak_working_memory, run_in_subprocess
+from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
@@ -58,7 +59,6 @@ from unetdiff.reports.runs import Run
 from unetdiff.segmentation.evaluation import network_logits
 from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.palette import colorize
-from unetdiff.training.config import TrainingConfig
 from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "150", "300", "500", "750")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
@@ -31,7 +32,6 @@ from unetdiff.experiments.similarity_report import SimilarityResults, similarity
 from unetdiff.models.loading import fingerprint
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
-from unetdiff.training.config import TrainingConfig
 from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "250", "500", "750")

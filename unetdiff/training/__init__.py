@@ -11,7 +11,7 @@ __all__ = ["train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # imported on first use: `unetdiff.training.config` alone needs no torch
+    if name == "train":  # imported on first use: `unetdiff.config.training` alone needs no torch
         from unetdiff.training.trainer import train
 
         return train

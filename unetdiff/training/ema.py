@@ -7,7 +7,7 @@ import copy
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from unetdiff.training.config import EMAConfig
+from unetdiff.config.training import EMAConfig
 from unetdiff.training.tasks.base import Task
 
 WARMUP_RATIO = 0.05

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from unetdiff.training.config import OptimizerConfig, ScheduleConfig
+from unetdiff.config.training import OptimizerConfig, ScheduleConfig
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
 

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import TrainingConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
@@ -15,7 +16,6 @@ from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.training.conditions import needs_layout
-from unetdiff.training.config import TrainingConfig
 from unetdiff.training.signals import ignore_signals
 from unetdiff.training.tasks.base import Batch
 

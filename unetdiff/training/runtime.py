@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration
 
+from unetdiff.config.training import TrainingConfig
 from unetdiff.errors import config_error
 from unetdiff.kernels.allocator import keep_freed_memory
-from unetdiff.training.config import TrainingConfig
 
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "numpy")
 

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from unetdiff.config.training import TrainingConfig
 from unetdiff.data.hashing import hash_words
-from unetdiff.training.config import TrainingConfig
 from unetdiff.training.tasks.base import Batch
 
 

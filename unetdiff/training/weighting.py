@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from unetdiff.config.training import JointConfig
 from unetdiff.models.unet import UNet
-from unetdiff.training.config import JointConfig
 
 HEADS = ("segmentation", "diffusion")
 NORM_DECAY = 0.99  # decay of the moving average of a gradient's norm: about the last 100 steps

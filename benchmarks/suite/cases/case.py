@@ -15,9 +15,9 @@ from unetdiff.benchmark.multiply_adds import count_macs
 from unetdiff.benchmark.peak_throughput import precision_name
 from unetdiff.benchmark.timing import Workload
 from unetdiff.benchmark.workloads import training_workload
+from unetdiff.config.training import TrainingConfig
 from unetdiff.errors import UserError
 from unetdiff.training import runtime
-from unetdiff.training.config import TrainingConfig
 from unetdiff.training.tasks.base import Batch, Task
 
 Setting = Literal["defaults", "best", "compiled"]

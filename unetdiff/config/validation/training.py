@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import OptimizerConfig
 from unetdiff.config.validation.checks import require_at_least, require_fraction, require_positive
 from unetdiff.errors import config_error
-from unetdiff.training.config import OptimizerConfig
 
 
 def validate_length(config: RunConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from unetdiff.training.config import JointConfig
+from unetdiff.config.training import JointConfig
 from unetdiff.training.tasks.base import Batch, Previews, Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
