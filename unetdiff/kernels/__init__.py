@@ -4,7 +4,8 @@
 `accelerate_inference_(unet)` also folds BatchNorm and packs convolutions. The trainer, the pipelines and the benchmark
 call them; the models never import this package.
 
-Most of it is for CPUs. On a GPU only folded BatchNorm, channels-last weights and the losses take effect. Every other
+Most of it is for CPUs. On a GPU only fused attention, folded BatchNorm, channels-last weights and the losses take
+effect. Every other
 form falls back to the plain forward pass there, under a compiler, an export, a transform of torch.func or torch's
 FlopCounterMode, and where a bypassed module has a hook.
 
@@ -15,9 +16,11 @@ FlopCounterMode, and where a bypassed module has a hook.
 | GroupNorm of attention blocks and heads  | moments and gradients as sums per channel     | maps below 32 x 32     |
 | `Upsample`, `PyramidUpBlock` (nearest)   | transposed convolution with summed weights,   | from 2,048 pixels      |
 |                                          | or products per tap (`taps`)                  | from 128 channels      |
-| `Attention`                              | matrix products instead of torch's fused      | up to 256 x 256 pairs  |
-|                                          | kernel; for one context token its value       | of query and key       |
-| `FeedForward`                            | a few images at a time without gradients      | sampling               |
+| `Attention`                              | torch's fused kernel (on a GPU, too), for few | up to 256 x 256 pairs  |
+|                                          | pairs products; for one context token its     | of query and key       |
+|                                          | value                                         |                        |
+| `FeedForward`                            | GELU(gate) computed again for the gradient;   | training (memory),     |
+|                                          | without gradients a few images at a time      | sampling               |
 | `Upsample2d` (transposed)                | no copy of a map that fits the skip already   | training, inference    |
 | convolution and BatchNorm                | one convolution (`fold_batch_norm`)           | inference, GPU too     |
 | convolutions of classic and pretrained   | weights packed in oneDNN's layout, with ReLU  | inference              |
