@@ -22,10 +22,13 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     return call
 
 
-def test_every_example_is_run_here() -> None:
+def test_every_example_is_run() -> None:
+    """Here, or in a file of its own: test_draw_network.py, test_minimal_unet.py."""
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "compare_heads",
+        "draw_network",
         "layout_to_image",
+        "minimal_unet",
         "text_to_image",
         "train_conditional_ddpm",
         "train_voc_segmenter",
