@@ -184,32 +184,31 @@ def train_segmentation(steps: int, generator: torch.Generator) -> UNet2015:
     """Every pixel of a clean image has a class: cross-entropy."""
     unet = UNet2015(CHANNELS, 1, CLASSES + 1)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         images, masks, _ = digits(32, generator)
         loss = F.cross_entropy(unet(images), masks)  # (B, 11, 16, 16) against (B, 16, 16)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        schedule.step()
         if step % 100 == 0:
             print(f"segmentation step {step}: cross-entropy {loss.item():.3f}")
     return unet
 
 
 def train_diffusion(steps: int, generator: torch.Generator) -> tuple[Denoiser, nn.Embedding]:
-    """Every pixel of a noisy image has its noise: mean squared error (Ho et al. 2020, algorithm 1)."""
+    """Every pixel of a noisy image has its noise (Ho et al. 2020), as velocity (Salimans & Ho 2022, appendix D)."""
     unet, classes = Denoiser(CHANNELS, 1, context_dim=64), nn.Embedding(CLASSES, 2 * 64)  # two tokens for each class
     optimizer = torch.optim.AdamW([*unet.parameters(), *classes.parameters()], lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         images, _, labels = digits(32, generator)
-        timesteps = torch.randint(TIMESTEPS, (32,), generator=generator)
         noise = torch.randn(images.shape, generator=generator)
+        timesteps = torch.randint(TIMESTEPS, (32,), generator=generator)
         alpha_bar = rearrange(ALPHA_BAR[timesteps], "b -> b 1 1 1")
         noisy = alpha_bar.sqrt() * images + (1 - alpha_bar).sqrt() * noise  # equation 4
         tokens = rearrange(classes(labels), "b (n d) -> b n d", n=2)  # (B, 2, 64)
-        loss = F.mse_loss(unet(noisy, timesteps, tokens), noise)  # (B, 1, 16, 16)
+        velocity = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * images  # the noise, and less of the image
+        loss = F.mse_loss(unet(noisy, timesteps, tokens), velocity)  # (B, 1, 16, 16)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -225,15 +224,15 @@ def sample(unet: Denoiser, classes: nn.Embedding, labels: Tensor, generator: tor
     x = torch.randn(len(labels), 1, SIZE, SIZE, generator=generator)
     times = torch.linspace(TIMESTEPS - 1, 0, 50).long().tolist()
     for t, following in zip(times, [*times[1:], None], strict=True):
-        noise = unet(x, torch.full((len(labels),), t), rearrange(classes(labels), "b (n d) -> b n d", n=2))
-        x0 = ((x - (1 - ALPHA_BAR[t]).sqrt() * noise) / ALPHA_BAR[t].sqrt()).clamp(-1, 1)
+        velocity = unet(x, torch.full((len(labels),), t), rearrange(classes(labels), "b (n d) -> b n d", n=2))
+        x0 = (ALPHA_BAR[t].sqrt() * x - (1 - ALPHA_BAR[t]).sqrt() * velocity).clamp(-1, 1)
         noise = (x - ALPHA_BAR[t].sqrt() * x0) / (1 - ALPHA_BAR[t]).sqrt()  # that agrees with the clipped x0
         after = ALPHA_BAR[following] if following is not None else torch.tensor(1.0)
         x = after.sqrt() * x0 + (1 - after).sqrt() * noise
     return x
 
 
-def main(segmentation_steps: int = 200, diffusion_steps: int = 900, output: str = "minimal_unet.png") -> None:
+def main(segmentation_steps: int = 500, diffusion_steps: int = 900, output: str = "minimal_unet.png") -> None:
     generator, began = torch.Generator().manual_seed(0), time.perf_counter()
     segmenter = train_segmentation(segmentation_steps, generator).eval()
     images, masks, _ = digits(256, generator)
