@@ -128,7 +128,16 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     gallery = _gallery_images(labeled_images(first, first, "val"), args, output)
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
     minutes = (time.monotonic() - start) / 60
-    return probe_record(results, gallery, args, first.data_name, command, configs, facts(accelerator), minutes)
+    return probe_record(
+        results,
+        gallery,
+        args,
+        command=command,
+        dataset_name=first.data_name,
+        configs=configs,
+        machine=facts(accelerator),
+        minutes=minutes,
+    )
 
 
 def _measure(opener: partial[ProbedNetwork], args: argparse.Namespace, folder: Path, output: Path) -> dict[str, Any]:

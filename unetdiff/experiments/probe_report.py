@@ -78,13 +78,9 @@ def probe_record(
     results: list[ProbeResults],
     gallery: dict[str, Any],
     args: argparse.Namespace,
-    dataset_name: str,
-    command: str,
-    configs: dict[str, str],
-    machine: dict[str, Any],
-    minutes: float,
+    **fields: Any,
 ) -> Record:
-    """The record; `gallery` holds the images and ground truth of its rows, and the legend."""
+    """The record; `gallery`: images and ground truth of its rows, and the legend; `fields`: the rest of `Record`."""
     parts: list[Part] = [_best_table(results)]
     parts += [_heatmap(one) for one in results if len(one.noise_levels) > 1]
     parts += _clean_heatmaps([one for one in results if len(one.noise_levels) == 1])
@@ -100,12 +96,8 @@ def probe_record(
         parts=parts,
         method=_method(results, args),
         source='Baranchuk et al. 2022, "Label-Efficient Semantic Segmentation with Diffusion Models"',
-        command=command,
         seeds=[args.seed],
-        dataset_name=dataset_name,
-        configs=configs,
-        machine=machine,
-        minutes=minutes,
+        **fields,
     )
 
 

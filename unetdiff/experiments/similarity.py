@@ -67,7 +67,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     results = SimilarityResults(**result)
     minutes = (time.monotonic() - start) / 60
     configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
-    return similarity_record(results, args, runs[0].data_name, command, configs, facts(accelerator), minutes)
+    return similarity_record(
+        results,
+        args,
+        command=command,
+        dataset_name=runs[0].data_name,
+        configs=configs,
+        machine=facts(accelerator),
+        minutes=minutes,
+    )
 
 
 def _measure(

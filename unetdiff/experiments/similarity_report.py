@@ -63,13 +63,9 @@ class SimilarityResults:
 def similarity_record(
     results: SimilarityResults,
     args: argparse.Namespace,
-    dataset_name: str,
-    command: str,
-    configs: dict[str, str],
-    machine: dict[str, Any],
-    minutes: float,
+    **fields: Any,
 ) -> Record:
-    """The record."""
+    """The record; `fields` are the remaining fields of `Record`."""
     parts: list[Part] = []
     findings: list[str] = []
     for first, second in combinations(range(len(results.names)), 2):
@@ -89,12 +85,8 @@ def similarity_record(
         method=_method(results, args),
         source='Kornblith et al. 2019, "Similarity of Neural Network Representations Revisited"; minibatches: Nguyen '
         'et al. 2021, "Do Wide and Deep Networks Learn the Same Things?"',
-        command=command,
         seeds=[args.seed],
-        dataset_name=dataset_name,
-        configs=configs,
-        machine=machine,
-        minutes=minutes,
+        **fields,
     )
 
 

@@ -144,16 +144,10 @@ class FastFeedForward(FeedForward):
         if not (is_eager_cpu(tokens) and is_unhooked(geglu, GEGLU) and is_unhooked(identity, nn.Identity)):
             return super().forward(tokens)
         if torch.is_grad_enabled():
-            gated: Tensor = checkpoint(_gate, geglu.proj(tokens), use_reentrant=False)
+            gated: Tensor = checkpoint(geglu.gate, geglu.proj(tokens), use_reentrant=False)
             return linear(gated)  # type: ignore[no-any-return]
         images = images_at_a_time(FEED_FORWARD_WIDTH * tokens.shape[1:].numel())
         return torch.cat([super(FastFeedForward, self).forward(part) for part in tokens.split(images)])
-
-
-def _gate(projected: Tensor) -> Tensor:
-    """value · GELU(gate) of (B, N, 2 D) (Shazeer 2020, equation 5): (B, N, D)."""
-    value, gate = projected.chunk(2, dim=-1)
-    return value * F.gelu(gate)
 
 
 class FastSegmentationHead(SegmentationHead):

@@ -104,7 +104,12 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(dim, 2 * inner)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        value, gate = self.proj(tokens).chunk(2, dim=-1)
+        return self.gate(self.proj(tokens))
+
+    @staticmethod
+    def gate(projected: Tensor) -> Tensor:
+        """(B, N, 2 D), value and gate, to (B, N, D)."""
+        value, gate = projected.chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 

@@ -47,7 +47,6 @@ class NetworkSpec:
     timestep: bool
     scale_shift: bool
     cross_attention_dim: int | None
-    class_embeds: int | None
     num_classes: int | None
     """Classes of the segmentation head; None: no segmentation head."""
     out_channels: int | None
@@ -104,7 +103,6 @@ def read_network_spec(config: JsonDict, sample_size: int | None = None) -> Netwo
         timestep=bool(conditioning.timestep),
         scale_shift=encoder != RESIDUAL or model.residual.time_scale_shift == "scale_shift",
         cross_attention_dim=conditioning.cross_attention_dim,
-        class_embeds=model.imported.num_class_embeds,
         num_classes=segmentation.num_classes if segmentation else None,
         out_channels=diffusion.out_channels if diffusion else None,
         head_kernel=model.imported.segmentation_kernel_size,

@@ -47,19 +47,19 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
 
 
 def match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> None:
-    """Lay out gradients and moments as their weights.
+    """Lay out gradients as their weights.
 
-    The fused kernel on a CPU reads all of them in memory order (torch 2.15). Autograd lays out gradients as their
-    weights; gradients from elsewhere, and moments loaded from a checkpoint, need not be.
+    The fused kernel on a CPU reads weights, gradients and moments in memory order (torch 2.15). Autograd lays out
+    gradients as their weights, but gradients from elsewhere need not be. Moments are as their weights from the start,
+    and when they are loaded (`checkpoints.load_optimizer`).
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is not None and _layout(parameter.grad) != _layout(parameter):
-                parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
-            moments = optimizer.state.get(parameter, {})
-            for name, moment in moments.items():
-                if moment.shape == parameter.shape and _layout(moment) != _layout(parameter):
-                    moments[name] = torch.empty_like(parameter).copy_(moment)
+            gradient = parameter.grad
+            if gradient is None or gradient.stride() == parameter.stride():
+                continue
+            if _layout(gradient) != _layout(parameter):
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def _layout(tensor: torch.Tensor) -> list[int]:
