@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unetdiff.config.training import TrainingConfig
 from unetdiff.data.hashing import hash_words
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.tasks.base import Batch
 
 
@@ -23,6 +24,7 @@ def optimizer_step(
     step: int,
     settings: TrainingConfig,
     accelerator: Accelerator,
+    layers: StepLayers,
     before_backward: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> tuple[dict[str, Tensor], float, list[str]]:
     """One optimizer step over `gradient_accumulation_steps` parts: mean losses, seconds waited for data, image names.
@@ -36,11 +38,11 @@ def optimizer_step(
         step: index of this step; with the seed, it determines every random number.
         settings: seed, gradient accumulation and clipping.
         accelerator: of this run.
+        layers: the network's BatchNorm and dropout layers.
         before_backward: called with the losses of each part; must retain their graph.
     """
     model.train()
-    statistics = _batch_norm_statistics(model)
-    saved = [statistic.clone() for statistic in statistics]
+    layers.begin_step()
     sums: dict[str, Tensor] = {}
     data_wait, names, finite = 0.0, [], True
     for part in range(settings.gradient_accumulation_steps):
@@ -49,8 +51,10 @@ def optimizer_step(
         data_wait += time.perf_counter() - start
         names += batch["name"]
         seed = hash_words(settings.seed, step, part, accelerator.process_index) >> 1
-        torch.manual_seed(seed)  # for dropout; tasks draw from their own generator
-        with accelerator.accumulate(model):
+        images, parts = len(batch["name"]), settings.gradient_accumulation_steps
+        first = (accelerator.process_index * parts + part) * images
+        rows = range(first, first + images)
+        with layers.part(hash_words(settings.seed, step), rows), accelerator.accumulate(model):
             with accelerator.autocast():
                 losses = model(batch, seed)
             if before_backward is not None:
@@ -65,17 +69,10 @@ def optimizer_step(
                 elif accelerator.scaler is not None:
                     accelerator.scaler.update()  # lowers the scale, as the optimizer's step would have
                 optimizer.zero_grad(set_to_none=True)
+    layers.end_step(finite)
     if not finite:
-        for statistic, value in zip(statistics, saved, strict=True):
-            statistic.copy_(value)
         sums["loss"] = torch.full_like(sums["loss"], math.nan)
     return sums, data_wait, names
-
-
-def _batch_norm_statistics(model: nn.Module) -> list[Tensor]:
-    """Running means and variances of every BatchNorm in training mode; a non-finite value would persist in them."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
-    return [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var) if statistic is not None]
 
 
 def _clip_gradients(model: nn.Module, loss: Tensor, max_norm: float, accelerator: Accelerator) -> bool:
