@@ -72,7 +72,7 @@ def inside(root: str | Path, name: str | Path) -> Path:
     """The path of `name` in `root`, for a name that comes from a file of a dataset.
 
     Raises:
-        FileError: it leads out of `root` (an absolute path, "..", a link to elsewhere), or it is no valid path.
+        FileError: it leads out of `root` (an absolute path, "..", a link to elsewhere), or it is not a valid path.
     """
     root, text = Path(root), str(name)
     if not text or "\0" in text:
