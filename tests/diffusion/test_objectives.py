@@ -192,7 +192,7 @@ def test_loss_by_quartile_of_timesteps_that_four_does_not_divide() -> None:
 def test_offset_noise_is_a_constant_for_each_image_and_channel() -> None:
     shape = (500, 3, 4, 4)
     plain, offset = (
-        objectives.sample_noise(shape, torch.Generator().manual_seed(0), strength) for strength in (0, 0.5)
+        objectives.sample_noise(shape, torch.Generator().manual_seed(0), strength) for strength in (0.0, 0.5)
     )
     assert torch.equal(plain, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     added = offset - plain
