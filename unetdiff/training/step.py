@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from unetdiff.config.training import TrainingConfig
 from unetdiff.data.hashing import hash_words
 from unetdiff.training.draws import RowDraws, StepDraws
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums, add, sum_over_processes
 from unetdiff.training.tasks.base import Batch, Task
 from unetdiff.training.weighting import HEADS
@@ -35,6 +36,7 @@ def optimizer_step(
     step: int,
     settings: TrainingConfig,
     accelerator: Accelerator,
+    layers: StepLayers,
     observer: Observer | None = None,
 ) -> tuple[dict[str, Tensor], float, list[str]]:
     """One optimizer step over `gradient_accumulation_steps` parts: its losses, seconds waited for data, image names.
@@ -48,35 +50,35 @@ def optimizer_step(
         step: index of this step; with the seed, it determines every random number.
         settings: seed, gradient accumulation and clipping.
         accelerator: of this run.
+        layers: the network's BatchNorm and dropout layers.
         observer: of a joint task, takes {"segmentation": loss, "diffusion": loss} of each part before its backward
             pass and must retain their graph. Their gradients add up over the parts, and average over the processes, to
             those of the step's losses.
     """
     model.train()
     task: Task = extract_model_from_parallel(model, keep_torch_compile=False)
-    statistics = _batch_norm_statistics(model)
-    saved = [statistic.clone() for statistic in statistics]
+    layers.begin_step()
     start = time.perf_counter()
     own = [next(batches) for _ in range(settings.gradient_accumulation_steps)]
     data_wait = time.perf_counter() - start
     parts = _with_draws(own, hash_words(settings.seed, step) >> 1, task, accelerator)
     observers = [observer for observer in (observer, task.observer()) if observer is not None]
     if len(parts) == 1:
-        losses = _whole(model, task, *parts[0], accelerator, observers)
+        losses = _whole(model, task, *parts[0], accelerator, layers, observers)
     else:
         with accelerator.autocast():
-            reference = task.reference(parts)
-        _restore(statistics, saved)
-        losses = _in_parts(model, task, parts, reference, accelerator, observers)
+            reference = task.reference(parts, layers)
+        layers.discard()
+        losses = _in_parts(model, task, parts, reference, accelerator, layers, observers)
     finite = _clip_gradients(model, losses["loss"], settings.optimizer.max_grad_norm, accelerator)
     if finite:
         optimizer.step()
     elif accelerator.scaler is not None:
         accelerator.scaler.update()  # lowers the scale, as the optimizer's step would have
     optimizer.zero_grad(set_to_none=True)
+    layers.end_step(finite)
     task.end_step(finite)
     if not finite:
-        _restore(statistics, saved)
         losses["loss"] = torch.full_like(losses["loss"], math.nan)
     return losses, data_wait, [name for batch in own for name in batch["name"]]
 
@@ -97,16 +99,17 @@ def _whole(
     batch: Batch,
     draws: RowDraws,
     accelerator: Accelerator,
+    layers: StepLayers,
     observers: Sequence[Observer],
 ) -> dict[str, Tensor]:
     """Forward and backward of a step with one part per process; its losses, detached."""
-    torch.manual_seed(draws.step.seed)  # for dropout
-    with accelerator.autocast():
-        sums = model(batch, draws)
-    losses = task.losses(sum_over_processes(sums, accelerator.num_processes))
-    for observer in observers:
-        observer({head: losses[f"{head}/loss"] for head in HEADS})
-    accelerator.backward(losses["loss"])
+    with task.step_part(draws, layers):
+        with accelerator.autocast():
+            sums = model(batch, draws)
+        losses = task.losses(sum_over_processes(sums, accelerator.num_processes))
+        for observer in observers:
+            observer({head: losses[f"{head}/loss"] for head in HEADS})
+        accelerator.backward(losses["loss"])
     return {name: value.detach().float() for name, value in losses.items()}
 
 
@@ -116,6 +119,7 @@ def _in_parts(
     parts: Sequence[tuple[Batch, RowDraws]],
     reference: Sums,
     accelerator: Accelerator,
+    layers: StepLayers,
     observers: Sequence[Observer],
 ) -> dict[str, Tensor]:
     """Forward and backward of each part with its share of the gradient of the step's loss; the losses, detached.
@@ -129,8 +133,7 @@ def _in_parts(
     total: Sums | None = None
     losses: dict[str, Tensor] = {}
     for number, (batch, draws) in enumerate(parts, start=1):
-        with nullcontext() if number == len(parts) else accelerator.no_sync(model):
-            torch.manual_seed(draws.step.seed)
+        with nullcontext() if number == len(parts) else accelerator.no_sync(model), task.step_part(draws, layers):
             with accelerator.autocast():
                 sums = model(batch, draws.again())
             shares = {name: processes * _dot(derivative, sums) for name, derivative in derivatives.items()}
@@ -165,17 +168,6 @@ def _derivatives(task: Task, sums: Sums, names: Sequence[str]) -> dict[str, Sums
 
 def _dot(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([(first[name] * second[name]).sum() for name in first]).sum()
-
-
-def _batch_norm_statistics(model: nn.Module) -> list[Tensor]:
-    """The buffers of every BatchNorm in training mode; a non-finite value would persist in them."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
-    return [buffer for norm in norms for buffer in norm.buffers()]
-
-
-def _restore(statistics: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
-    for statistic, value in zip(statistics, saved, strict=True):
-        statistic.copy_(value)
 
 
 def _clip_gradients(model: nn.Module, loss: Tensor, max_norm: float, accelerator: Accelerator) -> bool:

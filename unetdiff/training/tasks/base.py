@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from unetdiff.diffusion.objectives import sample_noise
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.training.draws import RowDraws, whole_batch
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums, add
 
 Batch = dict[str, Any]
@@ -57,18 +59,27 @@ class Task(nn.Module, ABC):
         """`losses` of a batch that is a whole step."""
         return self.losses(self(batch, whole_batch(seed, len(batch["name"]), self.unet.device)))
 
-    def reference(self, parts: Sequence[tuple[Batch, RowDraws]]) -> Sums:
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
         """What the gradient of the loss at the step's sums depends on, summed over this process's micro-batches.
 
         A pass without gradients, where the loss is not linear in what the network predicts; else the sums that depend
-        on the targets alone. Leaves BatchNorm's statistics to the caller.
+        on the targets alone. The pass changes BatchNorm's running statistics, which the caller restores.
         """
         with torch.no_grad():
-            return reduce(add, (self._seeded(batch, draws) for batch, draws in parts))
+            return reduce(add, (self._sums(batch, draws, layers) for batch, draws in parts))
 
-    def _seeded(self, batch: Batch, draws: RowDraws) -> Sums:
-        torch.manual_seed(draws.step.seed)  # the same dropout as in the pass with gradients
-        return self(batch, draws)
+    def _sums(self, batch: Batch, draws: RowDraws, layers: StepLayers) -> Sums:
+        with self.step_part(draws, layers):
+            return self(batch, draws)
+
+    def step_part(self, draws: RowDraws, layers: StepLayers) -> AbstractContextManager[None]:
+        """The context of the forward and backward pass of a micro-batch with these places in the step's batch."""
+        rows = range(draws.first, draws.first + draws.count)
+        return layers.part(draws.step.seed, rows, [rows[row] for row in self.clean_rows(draws)])
+
+    def clean_rows(self, draws: RowDraws) -> list[int]:
+        """The rows of a micro-batch that the network sees twice, clean ones before all noisy ones; none by default."""
+        return []
 
     def observer(self) -> Callable[[dict[str, Tensor]], None] | None:
         """Takes the losses of both heads before each backward pass (see `optimizer_step`); None: not needed."""

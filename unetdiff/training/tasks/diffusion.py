@@ -30,6 +30,7 @@ from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.draws import RowDraws
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
@@ -165,7 +166,7 @@ class DiffusionTask(Task):
         parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.timesteps)
         return {"loss": sums["loss"] / sums["images"], **parts}
 
-    def reference(self, parts: Sequence[tuple[Batch, RowDraws]]) -> Sums:
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
         zeros = torch.zeros(6, device=self.unet.device)
         images = zeros[1] + sum(draws.count for _, draws in parts)
         return {"loss": zeros[0], "images": images, "quartiles": zeros[2:]}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unetdiff.config.training import JointConfig
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.training.draws import RowDraws
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
 from unetdiff.training.tasks.base import Batch, Previews, Task, require_one_size
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -42,7 +43,7 @@ class JointTask(Task):
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
         noisy = self.diffusion.add_noise(batch, draws)
-        rows = clean_rows(self.config.segmentation_fraction, draws)
+        rows = self.clean_rows(draws)
         if rows:
             every = len(rows) == draws.count
             pixels = self.pixels(batch["image"])
@@ -61,6 +62,12 @@ class JointTask(Task):
         zero = sum(parameter.sum() * 0 for parameter in self.unet.heads["segmentation"].parameters())
         return self.segmentation.sums(logits + zero, nothing)
 
+    def clean_rows(self, draws: RowDraws) -> list[int]:
+        """The rows whose images are segmented: `segmentation_fraction` of the step's batch, evenly spaced in it."""
+        count, places = math.ceil(self.config.segmentation_fraction * draws.images), range(draws.first, draws.images)
+        chosen = [(i + 1) * count // draws.images > i * count // draws.images for i in places[: draws.count]]
+        return [row for row, is_chosen in enumerate(chosen) if is_chosen]
+
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tasks = {"segmentation": self.segmentation, "diffusion": self.diffusion}
         parts = {name: task.losses(_of(name, sums)) for name, task in tasks.items()}
@@ -68,17 +75,17 @@ class JointTask(Task):
         logged = {key: value for name, losses in parts.items() for key, value in _prefixed(name, losses).items()}
         return {"loss": total, **logged, **_prefixed("weight", weights)}
 
-    def reference(self, parts: Sequence[tuple[Batch, RowDraws]]) -> Sums:
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
         if not self.segmentation.is_linear:
             with self.segmentation.hard_pixels() as hard:
-                sums = super().reference(parts)
+                sums = super().reference(parts, layers)
             return sums | _prefixed("segmentation", hard)
         clean = []
         for batch, draws in parts:
             require_one_size(batch["image"])
-            rows = clean_rows(self.config.segmentation_fraction, draws)
+            rows = self.clean_rows(draws)
             clean.append({"image": batch["image"], "mask": batch["mask"][rows]})
-        diffusion = self.diffusion.reference(parts)
+        diffusion = self.diffusion.reference(parts, layers)
         return _prefixed("segmentation", self.segmentation.target_sums(clean)) | _prefixed("diffusion", diffusion)
 
     def observer(self) -> Callable[[dict[str, Tensor]], None] | None:
@@ -99,13 +106,6 @@ class JointTask(Task):
     def save(self, directory: Path) -> None:
         self.segmentation.save(directory)
         self.diffusion.save(directory)
-
-
-def clean_rows(fraction: float, draws: RowDraws) -> list[int]:
-    """The rows of a micro-batch whose images are segmented: a `fraction` of the step's batch, evenly spaced in it."""
-    chosen = math.ceil(fraction * draws.images)
-    places = range(draws.first, draws.first + draws.count)
-    return [row for row, i in enumerate(places) if (i + 1) * chosen // draws.images > i * chosen // draws.images]
 
 
 def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

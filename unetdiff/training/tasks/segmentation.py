@@ -27,6 +27,7 @@ from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.draws import RowDraws
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums, add, sum_tensor
 from unetdiff.training.tasks.base import (
     Batch,
@@ -116,11 +117,11 @@ class SegmentationTask(Task):
         total, parts = self.loss.total(dict(sums))
         return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
 
-    def reference(self, parts: Sequence[tuple[Batch, RowDraws]]) -> Sums:
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
         if self.is_linear:
             return self.target_sums([batch for batch, _ in parts])
         with self.hard_pixels() as hard:
-            sums = super().reference(parts)
+            sums = super().reference(parts, layers)
         return sums | hard
 
     @property
