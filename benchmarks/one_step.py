@@ -5,7 +5,7 @@ of one process without accumulation. Data and text encoders are made up, widths 
 as shipped.
 
 OMP_NUM_THREADS=1 python benchmarks/one_step.py
-OMP_NUM_THREADS=1 python benchmarks/one_step.py joint/scenes ohem --dtype float64
+OMP_NUM_THREADS=1 python benchmarks/one_step.py joint/scenes OHEM --dtype float64
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, multiprocessing
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.suite.one_step_cases import CASES, Case, make_data  # noqa: E402
+from suite.one_step import CASES, Case, make_data
+from unetdiff.training.step import optimizer_step
+from unetdiff.training.trainer import Trainer
 
 CUTS = {"2 processes": (2, 1), "accumulation 2": (1, 2), "accumulation 4": (1, 4)}
 """Name: (processes, gradient_accumulation_steps)."""
@@ -31,9 +31,6 @@ CUTS = {"2 processes": (2, 1), "accumulation 2": (1, 2), "accumulation 4": (1, 4
 
 def trained(case: Case, root: Path, accumulation: int, dtype: torch.dtype, steps: int) -> dict[str, Tensor]:
     """The weights and buffers after `steps` steps, in float64; in every process that calls it."""
-    from unetdiff.training.step import optimizer_step
-    from unetdiff.training.trainer import Trainer
-
     config = case.config(root, steps, accumulation)
     trainer = Trainer(config, None)
     trainer.task.to(dtype)
@@ -47,7 +44,7 @@ def trained(case: Case, root: Path, accumulation: int, dtype: torch.dtype, steps
             trainer.model, trainer.prepared_optimizer, batches, step, settings, trainer.accelerator, trainer.layers
         )
         if not losses["loss"].isfinite():
-            raise RuntimeError(f"{case.name}: the loss of step {step} is not finite")
+            raise RuntimeError(f"the loss of step {step} is not finite")
     weights = {name: value.detach().double().clone() for name, value in trainer.task.state_dict().items()}
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -76,7 +73,7 @@ def two_processes(rank: int, port: int, names: list[str], root: str, dtype: torc
 
 def compare(names: list[str], root: Path, dtype: torch.dtype, steps: int) -> Iterator[tuple[str, str, float, str]]:
     """(case, cut, largest difference, its tensor) of each."""
-    make_data(root, names)
+    make_data(root)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
