@@ -145,13 +145,16 @@ class ImageSource(ImageDataset):
         return image
 
 
-def holdout_indices(count: int, split: str) -> NDArray[np.int64]:
+def holdout_indices(count: int, split: str, place: Path) -> NDArray[np.int64]:
     """Ascending indices of "train" or "val" for a dataset with a single split.
 
     val is a tenth of the images, at most 2,000, drawn with a fixed seed; train is the rest.
+
+    Raises:
+        FileError: fewer than two images; it names `place`, the folder or file of the images.
     """
     if count < 2:
-        raise UserError(f"{count} image(s) cannot be split into train and val. Give at least 2.")
+        raise FileError.of(place, f"{count} image(s) cannot be split into train and val", "Give at least 2.")
     num_val = max(1, min(MAX_VAL_IMAGES, int(count * VAL_FRACTION)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
     return np.sort(order[:num_val] if split == "val" else order[num_val:])
@@ -191,7 +194,7 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     if folder == root:
         _refuse_splits(folder, files)
     if not both:
-        return files, labels, holdout_indices(len(files), role).tolist()
+        return files, labels, holdout_indices(len(files), role, folder).tolist()
     if train != val:
         other = _listing(train if role == "val" else val, name)[1]
         if other != labels:

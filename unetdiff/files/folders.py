@@ -82,11 +82,11 @@ def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:
     """
     root, text = Path(root), str(name)
     if not text or "\0" in text:
-        raise FileError.of(root, f"the name {printable(text)!r} is not a valid path", "Correct it.")
+        raise FileError.of(root, f"the name '{printable(text)}' is not a valid path", "Correct it.")
     path = root / text
     leaves = os.path.isabs(text) or ".." in Path(text).parts
     if leaves or not (links or path.resolve().is_relative_to(root.resolve())):
-        raise FileError.of(root, f"{printable(text)!r} leads out of this folder", "Use paths inside it.")
+        raise FileError.of(root, f"'{printable(text)}' leads out of this folder", "Use paths inside it.")
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from unetdiff.config.schema import RunConfig
@@ -15,7 +14,7 @@ from unetdiff.data.capabilities import (
     WITH_CAPTIONS,
     WITH_MASKS,
 )
-from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
+from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig, validate_image_range
 from unetdiff.data.prompt import held_out_pairs, validate_scene_counts
 from unetdiff.errors import config_error
 
@@ -39,9 +38,7 @@ def validate_data(config: RunConfig) -> None:
         remedy = "Only captioned_folder and parquet have caption columns."
         raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
     _validate_size(config)
-    limits = data.image_range
-    if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
-        raise config_error("data.image_range", limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")
+    validate_image_range(data.image_range)
     require_fraction("data.repeat_factor_threshold", data.repeat_factor_threshold)
     if data.repeat_factor_threshold and data.name not in VOC_LAYOUT:
         raise config_error(
