@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+MAX_VALUE_CHARS = 200
+"""Longest value that is repeated in a message."""
+
 
 class UserError(ValueError):
     """Invalid input; the message names the key, its value, the constraint and the remedy, on one line."""
@@ -61,7 +64,8 @@ def config_error(key: str, value: Any, constraint: str, remedy: str = "") -> Use
         constraint: completes "must be", e.g. "at least 1".
         remedy: a sentence that says what to do, e.g. "Give [height, width]."
     """
-    return UserError(f"{key}={as_yaml(value)}: must be {constraint}." + (f" {remedy}" if remedy else ""))
+    text = shortened(printable(as_yaml(value)))
+    return UserError(f"{printable(key)}={text}: must be {printable(constraint)}." + (f" {remedy}" if remedy else ""))
 
 
 def as_yaml(value: Any) -> str:
@@ -74,13 +78,21 @@ def as_yaml(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {as_yaml(item)}" for name, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(as_yaml(item) for item in value) + "]"
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        text = "a very large number"
     return f"'{text}'" if not text or " " in text else text
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice most similar to a word that is not among them, for "Did you mean ...?"."""
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
+
+
+def shortened(text: str, length: int = MAX_VALUE_CHARS) -> str:
+    """A text without its middle, if it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
 
 
 def printable(text: str) -> str:

@@ -157,6 +157,19 @@ for _tag, _pattern in _NUMBERS.items():
     _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes where YAML 1.1 or `parse_yaml` would read anything else, e.g. '1e3' and '010'."""
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
+
+
+def dump_yaml(content: Any) -> str:
+    """Plain values as YAML, keys in their order; `parse_yaml` reads them back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def read_yaml(path: str | Path, remedy: str = "") -> Any:
     """The content of a YAML file. Errors as of `parse_yaml`, and for a file that is missing or not UTF-8."""
     return parse_yaml(read_text(path, 1 << 24, remedy), path)
