@@ -93,7 +93,7 @@ def test_c_nonsense_words_on_the_command_line(key: str) -> None:
         (["--data.size=&a [*a, *a]"], "data.size='&a [*a, *a]': must be a list of integers or null."),
         (["--data.size=" + "[" * 2000 + "]" * 2000], "data.size=[[[["),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_c_refused_with_one_line(words: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
