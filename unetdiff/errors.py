@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 MAX_VALUE_CHARS = 200
 """Longest value that is repeated in a message."""
+
+
+OS_REMEDIES = {
+    errno.EACCES: "Give a path with the permissions for it.",
+    errno.EPERM: "Give a path with the permissions for it.",
+    errno.EROFS: "Give a path on a file system that can be written.",
+    errno.ENOSPC: "Free space on the disk and run the command again.",
+    errno.EDQUOT: "Free space within your quota and run the command again.",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f) and run the command again.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n) and run the command again.",
+    errno.ENFILE: "Close other programs and run the command again.",
+    errno.EIO: "Check the disk and run the command again.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.ENOTDIR: "Give a path whose folders are folders.",
+    errno.EISDIR: "Give a file.",
+}
+"""What to do about a failed operation of the system."""
 
 
 class UserError(ValueError):
@@ -40,7 +58,8 @@ class FileError(UserError):
     def from_os_error(cls, path: str | Path, error: Exception, remedy: str = "") -> Self:
         """A failed operation of the system on a path, in its words: "no such file or directory"."""
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return cls.of(path, reason[:1].lower() + reason[1:], remedy)
+        number = getattr(error, "errno", None)
+        return cls.of(path, reason[:1].lower() + reason[1:], remedy or OS_REMEDIES.get(number or 0, "Check the path."))
 
 
 class TrainingStopped(RuntimeError):
