@@ -116,6 +116,18 @@ def sweep(folder: Path) -> None:
             remove_tree(path)
 
 
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the files of a folder into another, which may exist.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except shutil.Error as error:  # a list of (source, target, reason)
+        raise OSError(error.args[0][0][2]) from error
+
+
 def remove_tree(path: Path) -> None:
     """Delete a directory and its content, a file, or a link (not what it points to); nothing if it is missing.
 
