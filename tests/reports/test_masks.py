@@ -66,7 +66,7 @@ def test_a_run_of_another_size_changes_nothing(make_run):
     with torch.no_grad():
         logits = UNet.from_pretrained(run.model / "unet").eval().segment(to_model_range(small[None]))
     expected = resize_logits(logits, (32, 32))[0].argmax(dim=0)
-    assert np.array_equal(predictions(run, [item], dataset.classes)[0], expected.numpy())
+    assert np.array_equal(predictions(run, [item], open_dataset(run).classes)[0], expected.numpy())
 
 
 def test_what_is_void_to_a_run_is_counted_nowhere(make_run):

@@ -18,7 +18,7 @@ from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import EvaluationConfig
+from unetdiff.evaluation.config import EvaluationConfig, validate_evaluation
 from unetdiff.evaluation.denoiser import evaluate_denoiser
 from unetdiff.evaluation.layout_consistency import layout_consistency, require_classes
 from unetdiff.evaluation.load_run import LoadedRun, load_run, split_of
@@ -92,6 +92,7 @@ def evaluate(
         UserError: no model in `path`, an unknown split, no dataset configured, or unavailable feature networks.
     """
     path, config = Path(path), config or EvaluationConfig()
+    validate_evaluation(config)
     model_directory(path)  # a missing model is the first thing to say
     output = Path(output) if output is not None else path / f"evaluation-{split}"
     require_writable("--output", output, folder=True)

@@ -110,8 +110,10 @@ def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) ->
 def heads_of(directory: Path) -> dict[str, Any]:
     """The heads in the config of a model directory, by name; None for a missing head."""
     file = directory / "unet" / "config.json"
-    heads = read_object(file).get("heads")
+    content = read_object(file)
+    heads = content.get("heads")
     if not isinstance(heads, dict):
-        remedy = "Give a model directory of unetdiff; see `UNet.from_diffusers` for one of diffusers."
-        raise FileError.of(file, "heads: must be an object (not the network of this package)", remedy)
+        kind = content.get("_class_name", "no _class_name")
+        remedy = "Give a run or a model directory of unetdiff. In Python, UNet.from_diffusers reads one of diffusers."
+        raise FileError.of(file, f"_class_name must be UNet, the network of unetdiff (got {kind})", remedy)
     return {"segmentation": None, "diffusion": None, **heads}
