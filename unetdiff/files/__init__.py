@@ -6,6 +6,7 @@
 - `typed`: values of records checked against type hints, with file and key in the message.
 - `tables`: CSV.
 - `images`: decoding by an explicit list of formats, with a bound on the number of pixels; saving.
+- `archives`: tar files, unpacked inside a folder.
 - `tensors`: safetensors, whose header is checked before memory is taken.
 - `writing`: atomic files and directories, the check that an output can be written, leftovers of a killed process.
 - `locks`: one process per run directory.
