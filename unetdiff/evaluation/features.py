@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.errors import FileError, UserError
-from unetdiff.files.tensors import read_tensors, read_torch_tensors, write_torch_tensors
-from unetdiff.files.writing import file_errors, temporary_folder
 from unetdiff.evaluation.classifier import Classifier
 from unetdiff.evaluation.config import CLASSIFIER, IMAGENET, INCEPTION
+from unetdiff.files.tensors import read_tensors, read_torch_tensors, write_torch_tensors
+from unetdiff.files.writing import file_errors, temporary_folder
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder
 
