@@ -5,8 +5,9 @@
     python benchmarks/hostile.py --case "list/train BOM, check" --keep
 
 Broken images, masks, lists, captions, tables, YAML, checkpoints, model directories, records, command lines and paths:
-first the named cases of every kind, then mutations by seed. Each command runs in a process of its own, in a directory
-of its own with a copy of valid data and tiny trained runs, one file of which was broken. It fails if
+named cases of every kind, spread over all of them (`--named` runs them all), and mutations by seed. Each command runs
+in a process of its own, in a directory of its own with a copy of valid data and tiny trained runs, one file of which
+was broken. It fails if
 
 - it ends with a traceback, by a signal, after more than 20 seconds, with more than 2 GB of memory, or with an exit
   status that is not documented;
@@ -52,14 +53,22 @@ KINDS: dict[str, tuple[Callable[[], Iterator[Case]], Callable[[int], Case] | Non
 """Kind -> its named cases, and a mutation by number."""
 
 
-def choose(commands: int, kinds: list[str]) -> list[Case]:
-    """So many cases: the named ones of all kinds, evenly thinned if they are more, then mutations in turn."""
-    named = [case for kind in kinds for case in KINDS[kind][0]()]
-    if len(named) >= commands:
-        return [named[i * len(named) // commands] for i in range(commands)]
-    mutations = [mutate for kind in kinds if (mutate := KINDS[kind][1]) is not None]
-    more = range(commands - len(named)) if mutations else range(0)
-    return named + [mutations[i % len(mutations)](i // len(mutations)) for i in more]
+def choose(commands: int, kinds: list[str], seed: int = 0) -> list[Case]:
+    """So many cases, as many of each kind: three quarters of a kind are named cases, the rest are mutations.
+
+    Where a kind has more named cases than that, every so many of them is taken, from another first one for each seed.
+    """
+    chosen: list[Case] = []
+    for index, kind in enumerate(kinds):
+        share = (commands - len(chosen)) // (len(kinds) - index)
+        name_cases, mutate = KINDS[kind]
+        named = list(name_cases())
+        count = min(len(named), share if mutate is None else share - share // 4)
+        first = random.Random(f"{seed}/{kind}").randrange(len(named))
+        chosen += [named[(first + i * len(named) // count) % len(named)] for i in range(count)]
+        if mutate is not None:
+            chosen += [mutate(1000 * seed + i) for i in range(share - count)]
+    return chosen
 
 
 def run_case(case: Case, made: Path, scratch: Path, seed: int, limit: float = TIME_LIMIT) -> tuple[str, str] | None:
@@ -137,9 +146,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.named:
         cases = [case for kind in args.only for case in KINDS[kind][0]()]
     else:
-        cases = choose(args.commands, args.only)
+        cases = choose(args.commands, args.only, args.seed)
     if args.case:
-        cases = [case for case in choose(10 * args.commands, list(KINDS)) if case.title in args.case]
+        everything = [case for named, _ in KINDS.values() for case in named()]
+        everything += [
+            mutate(1000 * args.seed + i) for _, mutate in KINDS.values() if mutate for i in range(args.commands)
+        ]
+        cases = [case for case in everything if case.title in args.case]
     if args.list:
         for case in cases:
             print(f"{case.title}: unetdiff {shlex.join(case.argv)}")

@@ -161,6 +161,8 @@ def _child(function: Callable[[], int], folder: Path, stdin: Path, streams: Path
         os.environ |= {"HOME": str(folder / "home"), "XDG_CACHE_HOME": str(folder / "home" / ".cache")}
         obey_permissions()
         random.seed(0)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)  # a fork has none of its parent's threads
         status = function()
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
