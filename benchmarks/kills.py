@@ -76,7 +76,9 @@ class Kill:
     seconds: float | None = None
 
     def __str__(self) -> str:
-        return f"after {self.seconds:.2f} s" if self.number is None else f"{self.moment} operation {self.number}"
+        if self.number is None:
+            return "never" if self.seconds is None else f"after {self.seconds:.2f} s"
+        return f"{self.moment} operation {self.number}"
 
 
 def session(variant: Variant, folder: Path, flags: list[str], kill: Kill, log: Path | None = None) -> Result:
@@ -147,7 +149,7 @@ def killed_and_resumed(
         story.append(str(kill))
         if result.status == 0:
             wrong = difference(variant.reference, folder / "run")
-            return kills, f"{wrong} (killed {', '.join(story[:-1]) or 'never'})" if wrong else ""
+            return kills, f"{wrong} (killed {', '.join(story)})" if wrong else ""
         if result.signal != 9 or result.hung:
             words = result.stderr.strip().splitlines() or ["(no output)"]
             if result.status == 2 and variant.overwrites and flags == ["--resume"]:

@@ -199,8 +199,9 @@ def path_cases() -> Iterator[Case]:
         }.items():
             if command == "quickstart" and expect == "either":
                 continue
+            wanted = "either" if command == "export" and name == "locked" else expect  # an empty folder is replaced
             yield Case(
-                *("path", f"{command} to {name[:20]!r}", (*argv, name), uses, place, expect),  # type: ignore[arg-type]
+                *("path", f"{command} to {name[:20]!r}", (*argv, name), uses, place, wanted),  # type: ignore[arg-type]
                 precious=("full/file", "file") if name != "file" else (),
                 check=no_tilde,
             )
@@ -453,7 +454,7 @@ def yaml_cases() -> Iterator[Case]:
         "training.num_workers": ("-1", "100000"),
         "training.seed": ("18446744073709551616", "-1", "9223372036854775808"),
         "training.output_dir": ("''", ".", "voc", "~"),
-        "data.root": ("''", "''", "/", ".", "seg.yaml", "/proc"),
+        "data.root": ("''", "/", ".", "seg.yaml", "/proc"),
         "segmentation.losses": ("{}", "{nonsense: 1}", "{dice: nan}", "{dice: -1}", "{dice: 0}"),
     }
     for key, values in named.items():

@@ -76,13 +76,14 @@ CONFIGS = {
 """The configs, by file name without ".yaml"; the runs of RUNS have their names."""
 RUNS = ("seg", "diff", "joint", "text", "layout")
 DATA = ("voc", "images", "captions", "table.parquet", "photos", "text_encoder")
+THREE_STEPS = ("--training.steps", "3", "--training.keep_checkpoints", "3")
 COMMANDS = {name: ["train", CONFIGS[name]["task"], f"{name}.yaml", "--output_dir", name] for name in RUNS} | {
     "stock": ["export", "diff", "--format", "diffusers", "--output", "stock"],
     "record": [
         *("experiment", "agreement", "joint", "--num_images", "4", "--num_inference_steps", "2"),
         *("--guidance_scales", "1", "--num_rows", "2", "--output", "record"),
     ],
-    "resumed": ["train", "segmentation", "seg.yaml", "--output_dir", "resumed", "--resume", "--training.steps", "3"],
+    "whole": ["train", "segmentation", "seg.yaml", "--output_dir", "whole", *THREE_STEPS],
 }
 """How each run, model directory and record is made."""
 
@@ -107,9 +108,11 @@ def make(folder: Path, names: Iterable[str] = tuple(COMMANDS)) -> None:
             continue
         if name == "text":
             _run(lambda: text_encoder(folder / "text_encoder"), "text_encoder", folder)
-        if name == "resumed":
-            shutil.copytree(folder / "seg", folder / "resumed")
         _run(command(argv), " ".join(argv), folder)
+        if name == "whole":  # as if it had been killed in its last step
+            shutil.copytree(folder / "whole", folder / "half")
+            shutil.rmtree(folder / "half/checkpoints/step-00000003")
+            (folder / "half/summary.json").unlink()
 
 
 def _run(function, name: str, folder: Path) -> None:  # type: ignore[no-untyped-def]

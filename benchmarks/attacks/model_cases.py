@@ -11,13 +11,14 @@ from typing import Any
 from attacks import spoil
 from attacks.case import PWNED, Case
 from attacks.data_cases import PREDICT, SAMPLE, SEG, TRAIN_SEG, at, predicted
+from attacks.material import THREE_STEPS
 from attacks.process import Result
 from attacks.spoil import ESCAPE, JSON_FAULTS, SpoilFile, set_json
 from attacks.tensor_files import BAD_TENSORS, ODD_TENSORS, only_pickle
 
-RESUME = ("train", "segmentation", "seg.yaml", "--output_dir", "seg", "--resume", "--training.steps", "3")
-RESUMED = (*SEG, "seg", "resumed")
-NEWEST = "seg/checkpoints/step-00000002"
+RESUME = ("train", "segmentation", "seg.yaml", "--output_dir", "half", *THREE_STEPS, "--resume")
+RESUMED = (*SEG, "half", "whole")
+NEWEST = "half/checkpoints/step-00000002"
 PROMPT = ("sample", "text", *SAMPLE[2:], "--prompt", "a red one")
 STOCK = ("sample", "stock", *SAMPLE[2:])
 UNET = "diffusion_pytorch_model.safetensors"
@@ -25,11 +26,11 @@ PHOTOS = ("seg", "photos")
 
 
 def as_uninterrupted(scratch: Path, result: Result) -> str:
-    """Of a resumed run: its weights are those of the run on the unbroken checkpoint."""
+    """Of a resumed run: its weights are those of the uninterrupted one."""
     for name in ("model", "ema", "optimizer"):
         file = f"checkpoints/step-00000003/{name}.safetensors"
-        if (scratch / "seg" / file).read_bytes() != (scratch / "resumed" / file).read_bytes():
-            return f"{name}.safetensors differs from that of the unbroken run"
+        if (scratch / "half" / file).read_bytes() != (scratch / "whole" / file).read_bytes():
+            return f"{name}.safetensors differs from that of the uninterrupted run"
     return ""
 
 
@@ -70,13 +71,13 @@ def checkpoint_cases() -> Iterator[Case]:
             yield Case("checkpoint", f"{part} {name}", RESUME, RESUMED, at(f"{NEWEST}/{part}.safetensors", spoiler))
 
     def mixed(scratch: Path, rng: random.Random) -> None:
-        old = scratch / "seg/checkpoints/step-00000001"
+        old = scratch / "half/checkpoints/step-00000001"
         (scratch / NEWEST / "optimizer.safetensors").write_bytes((old / "optimizer.safetensors").read_bytes())
 
     yield Case("checkpoint", "optimizer of another step", RESUME, RESUMED, mixed, "refused", "optimizer")
 
     def renamed(scratch: Path, rng: random.Random) -> None:
-        (scratch / NEWEST).rename(scratch / "seg/checkpoints/step-00000007")
+        (scratch / NEWEST).rename(scratch / "half/checkpoints/step-00000007")
 
     yield Case("checkpoint", "folder of another step", RESUME, RESUMED, renamed, "refused")
     strangers: dict[str, SpoilFile] = {
@@ -88,19 +89,19 @@ def checkpoint_cases() -> Iterator[Case]:
         ".writing-step-00000002": spoil.write("a file"),
     }
     for name, spoiler in strangers.items():
-        how = at(f"seg/checkpoints/{name}", spoiler)
+        how = at(f"half/checkpoints/{name}", spoiler)
         yield Case("checkpoint", f"beside {name}", RESUME, RESUMED, how, "either", check=as_uninterrupted)
     for name in (".writing-latest/unet/config.json", ".old-best/unet/config.json", ".writing-config.yaml"):
         yield Case(
-            *("checkpoint", f"beside {name}", RESUME, RESUMED, at(f"seg/{name}", spoil.write("{}")), "accepted"),
+            *("checkpoint", f"beside {name}", RESUME, RESUMED, at(f"half/{name}", spoil.write("{}")), "accepted"),
             check=as_uninterrupted,
         )
     for name, spoiler in {"noise": spoil.GARBAGE["noise"], "empty": spoil.write(b""), **JSON_FAULTS}.items():
-        how = at("seg/metrics.jsonl", spoiler)
+        how = at("half/metrics.jsonl", spoiler)
         yield Case("checkpoint", f"metrics {name}", RESUME, RESUMED, how, "either", check=as_uninterrupted)
     for name in ("no step", "a list", "half a line", "NaN"):
         lines = {"no step": b'{"kind": "train"}\n', "a list": b"[1]\n", "half a line": b'{"kind": "tr', "NaN": b"NaN\n"}
-        how = at("seg/metrics.jsonl", spoil.append(lines[name]))
+        how = at("half/metrics.jsonl", spoil.append(lines[name]))
         yield Case("checkpoint", f"metrics {name}", RESUME, RESUMED, how, "either", check=as_uninterrupted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ if not hasattr(os, "pidfd_open"):
 import hostile
 import unetdiff.cli.data_check  # noqa: F401  (imported before the forks)
 import unetdiff.training.trainer  # noqa: F401
-from attacks import data_cases, material, process, spoil
+from attacks import data_cases, material, spoil
 from attacks.case import Case, fault, snapshot
 from attacks.process import Result, run_forked
 
@@ -58,7 +59,7 @@ FAULTS: dict[str, Callable[[], int]] = {
     "traceback": lambda: [][1],
     "hang": lambda: time.sleep(60),  # type: ignore[dict-item, return-value]
     "memory": leak,
-    "killed": lambda: os.abort(),  # type: ignore[func-returns-value]
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),  # type: ignore[func-returns-value]
     "exit status": lambda: 7,
     "no message": lambda: 2,
     "raw control character": complain,
@@ -77,7 +78,8 @@ def test_each_fault_is_found(verdict: str, made: Path, tmp_path: Path, monkeypat
     material.copy(made, case.uses, scratch)
     before = snapshot(scratch, case)
     if verdict == "memory":
-        monkeypatch.setattr("attacks.case.MEMORY_LIMIT", process.resident(os.getpid()) + (300 << 20))
+        usual = run_forked(lambda: 0, scratch, tmp_path / "streams").peak
+        monkeypatch.setattr("attacks.case.MEMORY_LIMIT", usual + (300 << 20))
     result = run_forked(FAULTS[verdict], scratch, tmp_path / "streams", limit=0.5 if verdict == "hang" else 20)
     found = fault(case, result, scratch, before)
     assert found is not None and found[0] == verdict
