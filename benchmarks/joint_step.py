@@ -39,7 +39,9 @@ def main() -> None:
         for step in range(WARMUPS + args.steps):
             for task, t in trainers.items():
                 began = time.perf_counter()
-                optimizer_step(t.model, t.prepared_optimizer, batches[task], step, t.config.training, t.accelerator)
+                optimizer_step(
+                    t.model, t.prepared_optimizer, batches[task], step, t.config.training, t.accelerator, t.layers
+                )
                 seconds[task].append(time.perf_counter() - began)
     ratios = [joint / alone for joint, alone in zip(seconds["joint"], seconds["diffusion"], strict=True)][WARMUPS:]
     for task, values in seconds.items():

@@ -28,7 +28,7 @@ from unetdiff.benchmark.device import machine_info, select_device
 from unetdiff.benchmark.peak_throughput import measure_peak_flops
 from unetdiff.benchmark.timing import ROUNDS, WARMUPS
 from unetdiff.errors import UserError
-from unetdiff.training.logger import jsonable
+from unetdiff.files.records import jsonable
 
 WORK: dict[str, Callable[[bool], list[Case]]] = {
     "segmentation-training": segmentation.training_cases,

@@ -4,11 +4,43 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 
 class UserError(ValueError):
     """Invalid input; the message names the key, its value, the constraint and the remedy, on one line."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_own_line(str(message)))
+
+
+class FileError(UserError):
+    """A file or folder that is missing, damaged, of another kind, or cannot be written.
+
+    Constructed from its text alone, so that workers of a data loader can pass it on.
+
+    Attributes:
+        path: the file, or where in it ("list.txt, line 3").
+        reason: what is wrong, without path and remedy.
+    """
+
+    path: str = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, path: str | Path, reason: str, remedy: str = "") -> Self:
+        """`path: reason. remedy`; escape codes and line breaks in the path are shown, not sent to the terminal."""
+        where, reason = printable(str(path)), printable(reason)
+        error = cls(f"{where}: {reason}." + (f" {remedy}" if remedy else ""))
+        error.path, error.reason = where, reason
+        return error
+
+    @classmethod
+    def from_os_error(cls, path: str | Path, error: Exception, remedy: str = "") -> Self:
+        """A failed operation of the system on a path, in its words: "no such file or directory"."""
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return cls.of(path, reason[:1].lower() + reason[1:], remedy)
 
 
 class TrainingStopped(RuntimeError):
@@ -21,6 +53,13 @@ class TrainingStopped(RuntimeError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def _own_line(message: str) -> str:
+    """A message without the traceback that torch puts before that of an error in a worker of a data loader."""
+    if not (message.startswith("Caught ") and "\nOriginal Traceback" in message):
+        return message
+    return message.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 def config_error(key: str, value: Any, constraint: str, remedy: str = "") -> UserError:
@@ -52,3 +91,12 @@ def as_yaml(value: Any) -> str:
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice most similar to a word that is not among them, for "Did you mean ...?"."""
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
+
+
+def printable(text: str) -> str:
+    """A text on one line without control characters (escape codes, line breaks) or undecodable bytes, which are shown
+    as `\\x1b`."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.config.training import TrainingConfig
+from unetdiff.training.draws import RowDraws
 from unetdiff.training.step import optimizer_step
+from unetdiff.training.step_layers import StepLayers
 
 
 class Net(nn.Module):
@@ -21,8 +24,23 @@ class Net(nn.Module):
         super().__init__()
         self.norm, self.out = nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)
 
-    def forward(self, batch: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        return {"loss": self.out(self.norm(batch["image"])).square().mean()}
+    unet = property(lambda self: SimpleNamespace(device=self.out.weight.device))
+
+    def forward(self, batch: dict[str, Any], draws: RowDraws) -> dict[str, Tensor]:
+        losses = self.out(self.norm(batch["image"])).square()
+        return {"loss": losses.sum(), "pixels": torch.tensor(losses.numel())}
+
+    def losses(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": sums["loss"] / sums["pixels"]}
+
+    def observer(self) -> None:
+        return None
+
+    def step_part(self, draws: RowDraws, layers: StepLayers) -> AbstractContextManager[None]:
+        return layers.part(draws.step.seed, range(draws.count))
+
+    def end_step(self, finite: bool) -> None:
+        pass
 
 
 class Scaled:
@@ -33,9 +51,6 @@ class Scaled:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         self.optimizer = optimizer
-
-    def accumulate(self, model: nn.Module) -> nullcontext[None]:
-        return nullcontext()
 
     autocast = nullcontext
 
@@ -73,10 +88,10 @@ def test_neither_weights_nor_statistics_take_what_is_not_finite() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     accelerator, source = Accelerator(), batches(torch.inf, 1.0)
     before = state(model)
-    losses, _, names = optimizer_step(model, optimizer, source, 0, TrainingConfig(), accelerator)
+    losses, _, names = optimizer_step(model, optimizer, source, 0, TrainingConfig(), accelerator, StepLayers(model))
     assert losses["loss"].isnan() and names == ["0a", "0b"]
     assert all(torch.equal(before[name], value) for name, value in state(model).items())
-    losses, _, _ = optimizer_step(model, optimizer, source, 1, TrainingConfig(), accelerator)
+    losses, _, _ = optimizer_step(model, optimizer, source, 1, TrainingConfig(), accelerator, StepLayers(model))
     assert losses["loss"].isfinite()
     assert not any(torch.equal(before[name], value) for name, value in state(model).items())
 
@@ -87,9 +102,9 @@ def test_float16_goes_on_with_a_smaller_scale() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaled: Any = Scaled(optimizer)
     source, before = batches(torch.inf, 1.0), state(model)
-    losses, _, _ = optimizer_step(model, scaled, source, 0, TrainingConfig(), scaled)
+    losses, _, _ = optimizer_step(model, scaled, source, 0, TrainingConfig(), scaled, StepLayers(model))
     assert losses["loss"].isnan() and scaled.scaler.get_scale() == 512.0
     assert all(torch.equal(before[name], value) for name, value in state(model).items())
-    losses, _, _ = optimizer_step(model, scaled, source, 1, TrainingConfig(), scaled)
+    losses, _, _ = optimizer_step(model, scaled, source, 1, TrainingConfig(), scaled, StepLayers(model))
     assert losses["loss"].isfinite() and scaled.scaler.get_scale() == 512.0
     assert not torch.equal(before["out.weight"], model.out.weight)

@@ -20,6 +20,7 @@ from unetdiff.training import runtime
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.step import optimizer_step
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.tasks.base import Batch, Task
 
 
@@ -44,6 +45,8 @@ def training_workload(task: Task, batch: Batch, settings: TrainingConfig) -> Wor
         task.unet.freeze_encoder(False, settings.frozen_levels)
     ema = EMA(task, settings.ema) if settings.ema.enabled else None
     optimizer: Any = accelerator.prepare_optimizer(build_optimizer(task, settings.optimizer), device_placement=False)
+    shared = settings.batch_norm_images
+    layers = StepLayers(task, batch_norm_images=shared if shared and len(batch["name"]) % shared == 0 else None)
     model: Any = accelerator.prepare_model(task, device_placement=False)
     if settings.compile:
         model = torch.compile(model)
@@ -51,7 +54,7 @@ def training_workload(task: Task, batch: Batch, settings: TrainingConfig) -> Wor
 
     def step() -> None:
         number = next(steps)
-        optimizer_step(model, optimizer, batches, number, settings, accelerator)
+        optimizer_step(model, optimizer, batches, number, settings, accelerator, layers)
         if ema is not None:
             ema.update(task, (number + 1) * batch_size, batch_size)
 

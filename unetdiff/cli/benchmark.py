@@ -11,7 +11,7 @@ from typing import Any
 
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError, config_error
-from unetdiff.files import require_folder
+from unetdiff.files.writing import require_writable
 
 USAGE = "unetdiff benchmark {CONFIG,RUN} [--batch_sizes N ...] [--output FILE] [--key value ...]"
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.text import markdown
 
     if args.output is not None:
-        require_folder(args.output)
+        require_writable("output", args.output)
     device = select_device(args.device)
     target = BenchmarkTarget(args.path, overrides)
     machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)

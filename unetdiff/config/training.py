@@ -84,6 +84,10 @@ class TrainingConfig:
     """Images per optimizer step, over all processes and accumulation steps."""
     gradient_accumulation_steps: int = 1
     """Micro-batches per optimizer step and process, to save memory."""
+    batch_norm_images: int | None = None
+    """Consecutive images of a step's batch that share the statistics of a BatchNorm in training mode ("ghost"
+    BatchNorm, Hoffer et al. 2017): the same training however the batch is cut. None: the whole batch, over all
+    processes; not possible with gradient accumulation."""
     eval_batch_size: int = 16
     """Images per process and evaluation batch."""
     num_workers: int = 0

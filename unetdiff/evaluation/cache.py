@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from unetdiff.files import sha256_of, write_whole
-from unetdiff.models.loading import save_tensors
+from unetdiff.files.tensors import write_tensors
+from unetdiff.files.writing import sha256_of, write_text
 
 
 def save_cache(path: Path, tensors: Mapping[str, Tensor], fingerprint: str, **facts: Any) -> None:
@@ -21,10 +21,10 @@ def save_cache(path: Path, tensors: Mapping[str, Tensor], fingerprint: str, **fa
     tensor_file, json_file = _files(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = tensor_file.with_name(f".writing-{tensor_file.name}")
-    save_tensors(dict(tensors), temporary)
+    write_tensors(dict(tensors), temporary)
     content = {"fingerprint": fingerprint, **facts, "sha256": sha256_of(temporary)}
     os.replace(temporary, tensor_file)
-    write_whole(json_file, json.dumps(content, indent=1) + "\n")
+    write_text(json_file, json.dumps(content, indent=1) + "\n")
 
 
 def load_cache(path: Path, fingerprint: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:

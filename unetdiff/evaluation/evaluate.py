@@ -25,11 +25,11 @@ from unetdiff.evaluation.layout_consistency import layout_consistency, require_c
 from unetdiff.evaluation.load_run import LoadedRun, load_run, split_of
 from unetdiff.evaluation.sampling import as_denoiser, sample_batches
 from unetdiff.evaluation.types import EvalSplits, SamplingConfig
+from unetdiff.files.records import jsonable
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.logger import jsonable
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from unetdiff.data.capabilities import WITH_LABELS
 from unetdiff.experiments.runs import with_last_weights
-from unetdiff.files import write_whole
+from unetdiff.files.writing import write_text
 from unetdiff.reports.runs import Run, read_json
 from unetdiff.reports.samples import Budget, conditional, sample_blocks
 
@@ -50,5 +50,5 @@ def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> C
             return None
         result = ClassConsistency(score.value, score.n, classifier.accuracy)
         stored = {"settings": settings, "result": asdict(result)}
-        write_whole(file, json.dumps(stored, indent=1) + "\n")
+        write_text(file, json.dumps(stored, indent=1) + "\n")
     return ClassConsistency(**stored["result"])

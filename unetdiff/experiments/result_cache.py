@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unetdiff.files import write_whole
-from unetdiff.training.logger import jsonable
+from unetdiff.files.records import jsonable
+from unetdiff.files.writing import write_text
 
 
 def cached_result(
@@ -32,5 +32,5 @@ def cached_result(
             return stored["result"]
     file.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(json.dumps(jsonable(measure())))
-    write_whole(file, json.dumps({"settings": settings, "result": result}, allow_nan=False) + "\n")
+    write_text(file, json.dumps({"settings": settings, "result": result}, allow_nan=False) + "\n")
     return result

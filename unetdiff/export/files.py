@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unetdiff.errors import UserError, config_error
 from unetdiff.export.plan import Dims, Plan, make_plan
-from unetdiff.files import require_folder
+from unetdiff.files.writing import require_writable
 from unetdiff.models.unet import Head, UNet
 
 __all__ = ["TOLERANCE", "Exported", "Format", "to_onnx", "to_torch_export"]
@@ -162,7 +162,7 @@ def _checked_path(path: str | Path, suffix: str) -> Path:
     path = Path(path)
     if path.suffix != suffix:
         raise config_error("output", path, f"a path that ends in {suffix}")
-    require_folder(path)
+    require_writable("output", path)
     return path
 
 

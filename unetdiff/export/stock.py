@@ -15,7 +15,7 @@ from unetdiff.errors import config_error
 from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
-from unetdiff.files import require_folder
+from unetdiff.files.writing import require_writable
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SETTINGS_FILE
 
@@ -44,7 +44,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise config_error("output", output, "a new or an empty directory", "Delete it, or choose another.")
-    require_folder(output)
+    require_writable("output", output, folder=True)
     unet = UNet.from_pretrained(directory / NETWORK)
     if not (directory / INDEX).is_file():
         constraint = f"a denoiser's model directory, with {INDEX}"

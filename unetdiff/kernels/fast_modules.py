@@ -60,8 +60,10 @@ class FastResnetBlock(ResnetBlock):
                 scale_and_shift = time.chunk(2, dim=1)
             else:
                 h = h + time
-        if (self.training and self.dropout.p) or not is_unhooked(self.dropout, nn.Dropout):
-            h = self.conv2(self.dropout(norm_silu(self.norm2, h, *scale_and_shift)))
+        dropout = self.dropout
+        is_identity = isinstance(dropout, nn.Dropout) and is_unhooked(dropout, type(dropout))  # a subclass too
+        if (self.training and dropout.p) or not is_identity:
+            h = self.conv2(dropout(norm_silu(self.norm2, h, *scale_and_shift)))
         else:
             h = norm_silu_conv(self.norm2, self.conv2, h, *scale_and_shift)
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unetdiff.errors import UserError
-from unetdiff.files import sha256_of
+from unetdiff.files.writing import sha256_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -162,16 +162,3 @@ def check(
     ]
     if problems:
         raise UserError(f"{complaint}: " + "; ".join(problems))
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OSError: e.g. a full disk.
-    """
-    # safetensors wants plain contiguous memory; the memory format is put back by copying into place
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
-    except SafetensorError as error:  # its word for a failed write, e.g. a full disk
-        raise OSError(f"{path}: {error}") from error

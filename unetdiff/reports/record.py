@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unetdiff.errors import UserError
-from unetdiff.files import write_whole
-from unetdiff.training.logger import jsonable
+from unetdiff.files.records import jsonable
+from unetdiff.files.writing import write_text
 
 RECORD = "record.json"
 
@@ -172,7 +172,7 @@ def write_record(record: Record, folder: Path) -> Path:
     _check(record, folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECORD
-    write_whole(file, json.dumps(jsonable(asdict(record)), indent=1, allow_nan=False) + "\n")
+    write_text(file, json.dumps(jsonable(asdict(record)), indent=1, allow_nan=False) + "\n")
     return file
 
 

@@ -14,7 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from unetdiff.errors import UserError
-from unetdiff.files import write_whole
+from unetdiff.files.writing import write_text
 from unetdiff.reports.captions import TARGETS, changes
 from unetdiff.reports.consistency import Consistency
 from unetdiff.reports.curves import training_curves
@@ -249,7 +249,7 @@ def _raw(
 def _write(path: Path, content: str | dict[str, Any]) -> None:
     """Write to a temporary file and rename it."""
     text = content if isinstance(content, str) else json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-    write_whole(path, text)
+    write_text(path, text)
 
 
 def _finite(value: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import UserError, config_error
-from unetdiff.files import write_whole
+from unetdiff.files.writing import write_text
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig, validate_inference
@@ -180,7 +180,7 @@ class SegmentationPipeline:
             "ignore_index": self.ignore_index,
             "inference": asdict(self.inference),
         }
-        write_whole(Path(directory) / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
+        write_text(Path(directory) / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, torch_dtype: torch.dtype | None = None) -> SegmentationPipeline:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unetdiff.errors import UserError
-from unetdiff.models.loading import save_tensors
+from unetdiff.files.tensors import write_tensors
 from unetdiff.training.tasks.base import Task
 
 FOLDER = "checkpoints"
@@ -103,10 +103,10 @@ def save(
     target = run / FOLDER / checkpoint_name(progress.step)
 
     def write(directory: Path) -> None:
-        save_tensors(_tensors(task), directory / MODEL)
+        write_tensors(_tensors(task), directory / MODEL)
         if ema is not None:
-            save_tensors(_tensors(ema), directory / EMA_WEIGHTS)
-        save_tensors(optimizer_tensors(optimizer), directory / OPTIMIZER)
+            write_tensors(_tensors(ema), directory / EMA_WEIGHTS)
+        write_tensors(optimizer_tensors(optimizer), directory / OPTIMIZER)
         (directory / STATE).write_text(json.dumps(asdict(progress), indent=1))
 
     replace_directory(target, write)

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.errors import UserError
-from unetdiff.files import write_whole
+from unetdiff.files.records import jsonable
+from unetdiff.files.writing import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -31,7 +32,7 @@ class RunLogger:
         self.path = run / METRICS
         if self.path.is_file():
             kept = [line for line in read_lines(self.path) if line["step"] <= step]
-            write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.tracker = TensorBoardTracker("tensorboard", run, purge_step=step + 1)
         self.tracker.start()
         self.bar = tqdm(
@@ -132,14 +133,3 @@ def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
                 raise UserError(f"{path}, line {number}: not valid JSON ({error}). Remove the line.") from error
             break
     return lines
-
-
-def jsonable(value: Any) -> Any:
-    """Nested lists and dicts for strict JSON: non-finite numbers become None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    if isinstance(value, dict):
-        return {name: jsonable(v) for name, v in value.items()}
-    return value

@@ -10,7 +10,7 @@ from typing import Any
 from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
-from unetdiff.files import write_whole
+from unetdiff.files.writing import write_text
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 # keys that may differ between the sessions of a run: the weights do not depend on them
@@ -53,7 +53,7 @@ def open_run(config: RunConfig) -> Path:
         _require_same(old, config, run)
         if (old.training.steps, old.training.epochs) != (config.training.steps, config.training.epochs):
             old.training.steps, old.training.epochs = config.training.steps, config.training.epochs
-            write_whole(run / CONFIG, to_yaml(old))
+            write_text(run / CONFIG, to_yaml(old))
             (run / SUMMARY).unlink(missing_ok=True)  # of the previous length
         return run
     if is_run and not config.training.overwrite:
@@ -65,7 +65,7 @@ def open_run(config: RunConfig) -> Path:
         shutil.rmtree(run)
     run.mkdir(parents=True, exist_ok=True)
     stored = replace(config, training=replace(config.training, resume=False, overwrite=False))
-    write_whole(run / CONFIG, to_yaml(stored))
+    write_text(run / CONFIG, to_yaml(stored))
     return run
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from unetdiff.config.schema import RunConfig
-from unetdiff.files import write_whole
+from unetdiff.files.writing import write_text
 from unetdiff.training import runtime
 from unetdiff.training.checkpoints import Progress
 from unetdiff.training.logger import METRICS, read_lines
@@ -67,7 +67,7 @@ def write_summary(
         "replanned": progress.replanned,
         **extra,
     }
-    write_whole(directory / SUMMARY, json.dumps(summary, indent=1))
+    write_text(directory / SUMMARY, json.dumps(summary, indent=1))
 
 
 def _last_validation(directory: Path) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from unetdiff.training.run_data import RunData
 from unetdiff.training.rundir import open_run
 from unetdiff.training.signals import StopRequest, stop_on_signals
 from unetdiff.training.step import optimizer_step
+from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
 from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
@@ -87,6 +88,8 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.task: Task = build_task(self.config, self.data.train, self.data.val).to(self.accelerator.device)
         self.init_report = self._initialize()
+        require_batch_norm_images(self.task.unet, settings, self.accelerator.num_processes, self.data.train)
+        self.layers = StepLayers(self.task, self.accelerator.num_processes, settings.batch_norm_images)
         accelerate_training_(self.task.unet)
         self.task.set_memory_format(
             settings.channels_last, (self.accelerator.process_index, self.accelerator.num_processes)
@@ -141,7 +144,14 @@ class Trainer:
             self.task.set_progress(progress.step / self.steps)
             comparison = self._gradient_comparison()
             losses, data_wait, names = optimizer_step(
-                self.model, self.prepared_optimizer, batches, progress.step, settings, self.accelerator, comparison
+                self.model,
+                self.prepared_optimizer,
+                batches,
+                progress.step,
+                settings,
+                self.accelerator,
+                self.layers,
+                comparison,
             )
             progress.step += 1
             progress.images += settings.batch_size

@@ -41,6 +41,8 @@ def validate_training(config: RunConfig) -> None:
         near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - parts))
         constraint = f"a divisor of training.batch_size={batch}"
         raise config_error("training.gradient_accumulation_steps", parts, constraint, f"The nearest is {near}.")
+    if training.batch_norm_images is not None:
+        require_at_least("training.batch_norm_images", training.batch_norm_images, 1)
     require_fraction("training.freeze_encoder", training.freeze_encoder)
     require_at_least("training.frozen_levels", training.frozen_levels, 0)
     for name in ("min_lr_ratio", "warmup_ratio", "warmup_lr_ratio", "no_aug_ratio"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.errors import UserError
-from unetdiff.models.loading import save_tensors
+from unetdiff.files.tensors import write_tensors
 
 BATCH = 64  # captions encoded at once
 PART = 4096  # captions in a file of the cache
@@ -226,7 +226,9 @@ class CachedFeatures:
                 ends = torch.tensor([len(row) for row in rows]).cumsum(0)
                 path = target / f"{part // PART:05d}.safetensors"
                 aside = path.with_suffix(f".{os.getpid()}")
-                save_tensors({"features": torch.cat(rows), "ends": ends}, aside, {"captions": json.dumps(list(chosen))})
+                write_tensors(
+                    {"features": torch.cat(rows), "ends": ends}, aside, {"captions": json.dumps(list(chosen))}
+                )
                 aside.replace(path)
 
 

@@ -16,6 +16,7 @@ from unetdiff.errors import UserError
 from unetdiff.export.convert.diffusers_names import from_diffusers_name, to_diffusers_name
 from unetdiff.export.convert.from_diffusers import CLASSES, config_from_diffusers
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
+from unetdiff.files.tensors import write_tensors
 from unetdiff.models import loading
 from unetdiff.models.resolve import parse
 
@@ -113,9 +114,9 @@ def save(model: ModelMixin, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".writing-", dir=directory) as folder:
         aside = Path(folder)
-        loading.save_tensors(renamed, aside / loading.WEIGHTS, {"format": "pt"})
+        write_tensors(renamed, aside / loading.WEIGHTS, {"format": "pt"})
         if head:
-            loading.save_tensors(head, aside / SEGMENTATION_HEAD)
+            write_tensors(head, aside / SEGMENTATION_HEAD)
         target.save_config(aside)
         for file in sorted(aside.iterdir()):
             os.replace(file, directory / file.name)

@@ -1,0 +1,215 @@
+"""Atomic files and directories, outputs checked before the work, and leftovers of killed processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files.folders import regular_file
+
+WRITING, OLD = ".writing-", ".old-"
+"""Prefixes of what is being written, and of what is being replaced."""
+MAX_NAME = 255
+"""Bytes of a file name, on every common file system."""
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically: `write` fills a path aside, which then takes the place of `path`.
+
+    Raises:
+        OSError: e.g. a full disk; the old file stays, and nothing is left aside.
+    """
+    path = Path(path)
+    aside = path.with_name(f"{WRITING}{path.name}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 atomically. Errors as of `write_file`."""
+    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically. Errors as of `write_file`."""
+    write_file(path, lambda aside: aside.write_bytes(data))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a text file in UTF-8; a killed process may leave the last line incomplete.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and those above it; returns it.
+
+    Raises:
+        OSError: e.g. a file has its name.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a file or a folder another path on the same disk, atomically.
+
+    Raises:
+        OSError: e.g. `target` is a folder with files.
+    """
+    os.replace(source, target)
+
+
+def replace_directory(target: Path, write: Callable[[Path], object]) -> Path:
+    """Replace `target` by a directory that `write` fills: completely, or not at all on an error.
+
+    Its files are on the disk before it takes the place of the old one. A kill may leave `.writing-NAME` or `.old-NAME`:
+    `restore_swapped` and `sweep` mend that.
+
+    Raises:
+        OSError: e.g. a full disk; the old directory stays.
+    """
+    aside, old = target.with_name(f"{WRITING}{target.name}"), target.with_name(f"{OLD}{target.name}")
+    remove_tree(aside)
+    try:
+        aside.mkdir(parents=True)
+        write(aside)
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _fsync(file)
+        remove_tree(old)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    except BaseException:
+        with suppress(OSError):
+            remove_tree(aside)
+            restore_swapped(target)
+        raise
+    _fsync(target.parent)
+    remove_tree(old)
+    return target
+
+
+def restore_swapped(target: Path) -> None:
+    """Finish a `replace_directory` that was killed between its two renames: the old directory is put back."""
+    old = target.with_name(f"{OLD}{target.name}")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left in a run directory: `.writing-*`, and `.old-*`, which is put back first where
+    nothing has taken its place."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(OLD):
+            restore_swapped(path.with_name(path.name.removeprefix(OLD)))
+        if path.name.startswith((OLD, WRITING)):
+            remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory and its content, a file, or a link (not what it points to); nothing if it is missing.
+
+    Raises:
+        OSError: e.g. no permission.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
+    """Check, before any work, that an output can be written; nothing is left behind.
+
+    Args:
+        key: the option or config key, for the message.
+        path: of a file whose directory must exist, or of a folder (created later with those above it).
+        folder: whether it is a folder.
+
+    Raises:
+        UserError: a missing directory, a file in the place of a folder or the other way round, no permission, a
+            read-only file system, a name that is too long.
+    """
+    path = Path(path)
+    try:
+        if "\0" in str(path):
+            raise ValueError("null byte in the path")
+        if path.is_dir() and not folder:
+            raise config_error(key, path, "a file (got a folder)", "Give the path of a file.")
+        if path.exists() and folder and not path.is_dir():
+            raise config_error(key, path, "a folder (got a file)", "Give another path.")
+        if not folder and not path.parent.is_dir():
+            raise config_error(key, path, "in an existing directory", f"Create '{path.parent}' first.")
+        if path.exists() and not folder and not os.access(path, os.W_OK):
+            raise config_error(key, path, "writable (got a read-only file)", "Give another path.")
+        place = path if folder else path.parent
+        names = ["" if folder else WRITING + path.name]
+        while not place.exists():
+            names.append(place.name)
+            place = place.parent
+        if not place.is_dir():
+            raise config_error(key, path, f"in a folder ('{place}' is a file)", "Give another path.")
+        if max(len(os.fsencode(name)) for name in names) > MAX_NAME:
+            raise config_error(key, path, "writable (file name too long)", "Give a shorter name.")
+        probe = place / f"{WRITING}{uuid.uuid4().hex}"
+        with probe.open("xb"):
+            pass
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        raise config_error(key, path, f"writable ({reason})", "Give another path.") from None
+    return path
+
+
+@contextmanager
+def file_errors(path: str | Path, remedy: str = "") -> Iterator[None]:
+    """Turn an OSError inside the context into one line with the path and the remedy.
+
+    Raises:
+        FileError: for an OSError; other exceptions pass.
+    """
+    try:
+        yield
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError.from_os_error(error.filename or path, error, remedy) from error
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content, in hexadecimal digits.
+
+    Raises:
+        FileError: missing or unreadable.
+    """
+    with file_errors(path), regular_file(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
