@@ -52,6 +52,10 @@ class TrainingStopped(RuntimeError):
         self.status = status
 
 
+class AnotherProcessFailed(RuntimeError):
+    """Another process of this run failed and reported why; this one ends without a message."""
+
+
 def config_error(key: str, value: Any, constraint: str, remedy: str = "") -> UserError:
     """`key=value: must be <constraint>. <remedy>`, the one form of every message about a key or an option.
 
