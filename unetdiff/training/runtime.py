@@ -65,7 +65,6 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
         # Accelerate starts gloo only for this flag: torchrun's processes would each train alone
         cpu=launched > 1 and not torch.accelerator.is_available(),
         mixed_precision=precision(config.mixed_precision),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(),
         step_scheduler_with_optimizer=False,
     )
