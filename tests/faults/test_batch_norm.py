@@ -133,9 +133,9 @@ def test_c_one_image_without_batch_statistics_or_with_larger_maps() -> None:
 # ---------------------------------------------------------------------- dropout
 
 
-def masks(layers: StepLayers, layer: nn.Module, seed: int, rows: range, images: int | None = None) -> Tensor:
-    with layers.part(seed, rows):
-        return layer(torch.ones(images or len(rows), 8, 4, 4))
+def masks(layers: StepLayers, layer: nn.Module, seed: int, rows: range, clean: range = range(0)) -> Tensor:
+    with layers.part(seed, rows, clean):
+        return layer(torch.ones(len(clean) + len(rows), 8, 4, 4))
 
 
 @pytest.mark.parametrize("kind", [nn.Dropout(0.5), StochasticDepth(0.5, "row")], ids=["dropout", "stochastic_depth"])
@@ -150,7 +150,7 @@ def test_a3_masks_are_functions_of_seed_row_and_layer(kind: nn.Module) -> None:
     assert 0.3 < (whole == 2).float().mean() < 0.7 and set(whole.unique().tolist()) == {0.0, 2.0}
     others = [masks(layers, network[1], 1, range(64)), masks(layers, network[0], 2, range(64))]
     assert not any(torch.equal(other, whole) for other in others)
-    both = masks(layers, network[0], 1, range(64), 64 + 16)  # a joint pass: 16 clean images, 64 noisy ones
+    both = masks(layers, network[0], 1, range(64), range(16))  # a joint pass: 16 clean images, 64 noisy ones
     assert torch.equal(both[16:], whole) and not torch.equal(both[:16], whole[:16])
     torch.manual_seed(0)
     drawn = network(torch.ones(8, 3))  # outside of a step

@@ -23,6 +23,8 @@ from unetdiff.errors import UserError
 from unetdiff.training import checkpoints, runtime
 from unetdiff.training.trainer import train
 
+pytestmark = pytest.mark.xdist_group("two_processes")  # one worker: the processes are started once
+
 TINY: dict[str, Any] = {
     "data.scenes.train_images": 16,
     "data.scenes.val_images": 2,
