@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import unetdiff
-from unetdiff.cli.processes import relaunch_on_cpu
+from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_process
 from unetdiff.cli.streams import status_of, tolerant_streams
-from unetdiff.errors import FileError, TrainingStopped, UserError, nearest, printable
+from unetdiff.errors import AnotherProcessFailed, FileError, TrainingStopped, UserError, nearest, printable
 
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
 COMMANDS = {
@@ -67,16 +67,21 @@ def _run(words: list[str]) -> int:
         print(f"unetdiff {unetdiff.__version__}")
         return 0
     try:
-        if words[0] not in COMMANDS:
-            near = nearest(words[0], COMMANDS)
-            raise UserError(f"unknown command {words[0]!r}. Did you mean {near}? (one of {', '.join(COMMANDS)})")
-        _set_threads()
-        relaunch_on_cpu(words)
-        return import_module(COMMANDS[words[0]][0]).main(words[1:])
+        with report_once():
+            if words[0] not in COMMANDS:
+                near = nearest(words[0], COMMANDS)
+                raise UserError(f"unknown command {words[0]!r}. Did you mean {near}? (one of {', '.join(COMMANDS)})")
+            _set_threads()
+            if words[0] != "train":
+                require_single_process(words[0])
+            relaunch_on_cpu(words)
+            return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except UserError as error:
         return _fail(str(error), 2)
     except TrainingStopped as error:
         return _fail(str(error), error.status)
+    except AnotherProcessFailed:
+        return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except OSError as error:  # the last resort: commands name their files themselves

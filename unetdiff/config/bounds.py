@@ -103,6 +103,9 @@ BOUNDS: dict[str, Bound] = {
     "model.imported.num_class_embeds": at_least(1, 1_000_000),
     "model.imported.segmentation_kernel_size": at_least(1, 31),
     "data.num_classes": within(1, 255),
+    "data.image_range": items(
+        at_least(-(10**9)), "[black, white], two ascending numbers", "Give e.g. [0, 4095].", 2, 2
+    ),
     "data.size": SIDES,
     "data.longest_side": at_least(32, 16_384),
     "data.repeat_factor_threshold": FRACTION,

@@ -1,11 +1,13 @@
-"""JSON, JSON lines and YAML: read strictly, written without NaN."""
+"""JSON, JSON lines, CSV and YAML: read strictly, written without NaN."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ MAX_NODES = 100_000
 MAX_DIGITS = 400
 MAX_YAML_BYTES = 1 << 18
 """Bounds of a YAML file: nesting, values after aliases are expanded, characters of a number, its size."""
+MAX_INTEGER = 300
+"""Digits of an integer in JSON, so that it fits a float."""
 
 
 # ------------------------------------------------------------------------------------------------ JSON
@@ -44,7 +48,13 @@ def read_object(path: str | Path, remedy: str = "") -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; blank lines are skipped.
+    """The objects of a JSON lines file. Arguments and errors as of `numbered_json_lines`."""
+    return [entry for _, entry in numbered_json_lines(path, torn)]
+
+
+def numbered_json_lines(path: str | Path, torn: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    """Where each object of a JSON lines file stands ("run/metrics.jsonl, line 3"), and the object; blank lines are
+    skipped.
 
     Args:
         path: the file.
@@ -63,18 +73,24 @@ def read_json_lines(path: str | Path, torn: bool = False) -> list[dict[str, Any]
             entry = parse_json(text, where, "Remove the line.")
             if not isinstance(entry, dict):
                 raise FileError.of(where, f"must be a JSON object (got {type_name(entry)})", "Remove the line.")
-            lines.append(entry)
+            lines.append((where, entry))
     return lines
 
 
 def parse_json(text: str, path: str | Path, remedy: str = "") -> Any:
     """JSON text; `path` is where it stands, for the message. Errors as of `read_json`."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except RecursionError:
         raise FileError.of(path, "must be JSON (nested too deeply)", remedy) from None
-    except ValueError as error:  # JSONDecodeError, or an integer of more than 4,300 digits
+    except ValueError as error:  # JSONDecodeError, or an integer that is too long
         raise FileError.of(path, f"must be JSON ({'empty' if not text.strip() else error})", remedy) from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_INTEGER:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
@@ -101,6 +117,31 @@ def type_name(value: Any) -> str:
     """A JSON or YAML value's type in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+# ------------------------------------------------------------------------------------------------ CSV
+
+
+def read_csv(path: str | Path, remedy: str = "") -> Iterator[tuple[int, dict[str, str | None], int]]:
+    """The rows of a CSV file whose first row names its columns: (line, cells by column, number of cells).
+
+    Cells that are missing at the end of a row are None; cells beyond the columns are counted only.
+
+    Raises:
+        FileError: missing, not UTF-8, not CSV, or a column that is named twice.
+    """
+    reader = csv.reader(io.StringIO(read_text(path, remedy=remedy), newline=""))
+    try:
+        columns = next(reader, [])
+        repeated = sorted({name for name in columns if columns.count(name) > 1})
+        if repeated:
+            raise FileError.of(path, f"column {repeated[0]!r} is named twice", "Rename one of them.")
+        for row in reader:
+            if row:
+                cells: list[str | None] = [*row[: len(columns)], *[None] * (len(columns) - len(row))]
+                yield reader.line_num, dict(zip(columns, cells, strict=True)), len(row)
+    except csv.Error as error:
+        raise FileError.of(f"{path}, line {reader.line_num}", f"must be CSV ({error})", remedy) from None
 
 
 # ------------------------------------------------------------------------------------------------ YAML
