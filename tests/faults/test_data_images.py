@@ -29,6 +29,9 @@ from unetdiff.data.decoding import decode
 from unetdiff.data.issues import BadFile
 from unetdiff.data.transforms import resize_image
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import InferenceConfig
+from unetdiff.segmentation.inference import load_image
+from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.run_data import RunData
 
 IDS = {"train": ["a0", "a1", "a2"], "val": ["b0"]}
@@ -269,3 +272,18 @@ def test_c_names_with_escape_codes_stay_off_the_terminal(root: Path, capsys: pyt
     assert main(["data", "check", *words]) == 1 and main(["data", "stats", *words]) == 2
     output = "".join(capsys.readouterr())
     assert "\x1b" not in output and r"x\x1b[31m.jpg: file not found" in output
+
+
+def test_a16_predict_uses_the_range_of_the_training(root: Path) -> None:
+    images16(root, 660, 1553)
+    words = ["train", "segmentation", "--data.name=voc_folder", f"--data.root={root}", "--data.image_range=[0, 2047]"]
+    words += ["--model.encoder.channels=[4,8]", "--training.steps=1", "--training.batch_size=3"]
+    assert main([*words, "--data.size=[32,32]", f"--training.output_dir={root.parent / 'run'}"]) == 0
+    pipeline = SegmentationPipeline.from_pretrained(root.parent / "run" / "latest")
+    assert pipeline.inference.image_range == [0, 2047]
+    pixels = decode(image(root), image_range=[0, 2047])
+    assert torch.equal(load_image(image(root), pipeline.inference.image_range), pixels)
+    options = [InferenceConfig(), InferenceConfig(image_range=[0, 65535])]
+    own, other = (pipeline(image(root), return_logits=True, inference=option).logits for option in options)
+    assert torch.equal(own, pipeline(pixels, return_logits=True).logits)  # type: ignore[arg-type]
+    assert not torch.equal(own, other)  # type: ignore[arg-type]

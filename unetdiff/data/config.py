@@ -99,7 +99,7 @@ class DataConfig:
     """Augmentation of training images."""
 
 
-def validate_image_range(limits: list[float] | None) -> None:
-    """Check `data.image_range`; UserError unless it is None or two ascending finite numbers."""
+def validate_image_range(limits: list[float] | None, key: str = "data.image_range") -> None:
+    """Check an `image_range`; UserError unless it is None or two ascending finite numbers."""
     if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
-        raise config_error("data.image_range", limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")
+        raise config_error(key, limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")

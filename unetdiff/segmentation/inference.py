@@ -48,7 +48,7 @@ InputSize = Sequence[int] | int | None
 MAX_RESIZED_LOGITS = 1 << 25  # values resized at once by `argmax_at`: 128 MiB of float32
 
 
-def load_image(image: ImageLike) -> Tensor:
+def load_image(image: ImageLike, image_range: Sequence[float] | None = None) -> Tensor:
     """A file or its bytes (upright by EXIF), PIL image, array (H, W, 3) or tensor (3, H, W) -> uint8 (3, H, W).
 
     Raises UserError for a file that is missing, truncated, not an image, or larger than PIL's limit.
@@ -59,7 +59,7 @@ def load_image(image: ImageLike) -> Tensor:
             image = f"<{len(image)} bytes>"
         try:
             with Image.open(source) as file:
-                image = rgb(upright(file))
+                image = rgb(upright(file), image_range)
         except Image.DecompressionBombError as error:
             raise UserError(f"{image}: {error} Split it, or raise PIL.Image.MAX_IMAGE_PIXELS in Python.") from None
         except FileNotFoundError:
@@ -67,6 +67,8 @@ def load_image(image: ImageLike) -> Tensor:
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
             raise UserError(f"{image}: not a readable image ({why}). Replace or remove it.") from None
+    elif isinstance(image, Image.Image):
+        image = rgb(image, image_range)
     return rearrange(torch.from_numpy(as_rgb_array(image).copy()), "h w c -> c h w").contiguous()
 
 
@@ -155,7 +157,7 @@ def predictions(
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
-            loaded = load_image(image)
+            loaded = load_image(image, None if options is None else options.image_range)
             input_size = _input_size(loaded, size)
             pending[index] = _PredictionBuilder(loaded, input_size, keep_logits)
             yield resize_image(loaded, input_size)
