@@ -30,7 +30,7 @@ def entries(folder: str | Path) -> list[Path]:
     except OSError as error:
         raise FileError.from_os_error(folder, error, "Give a folder that can be read.") from None
     for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):  # Python's form of undecodable bytes
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # Python's form of undecodable bytes
             raise FileError.of(folder / printable(name), "its name is not valid UTF-8", "Rename the file.")
     return [folder / name for name in names]
 
