@@ -158,7 +158,6 @@ NOT_CONVERTED = {
     "cli.predict",
     "cli.quickstart",
     "cli.sample",
-    "config.reading",
     "diffusion.codecs",
     "diffusion.conditioning.text_encoder",
     "diffusion.mask_codec",
