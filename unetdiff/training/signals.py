@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM stop a run after the current step, with a checkpoint; a second one stops it immediately."""
+"""Ctrl-C, SIGTERM and SIGHUP stop a run after the current step, with a checkpoint; a second one stops it immediately.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
@@ -22,12 +25,16 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM inside the context (main thread only; a no-op in others)."""
+    """Handle these signals inside the context (main thread only; a no-op in others).
+
+    One that is ignored stays so: `nohup` ignores SIGHUP, a shell's background job SIGINT.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, request) for number in handled}
     try:
         yield request
     finally:
@@ -38,5 +45,5 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def ignore_signals(worker: int) -> None:
     """`worker_init_fn` of a DataLoader: a terminal's Ctrl-C also reaches the workers, and the current step still needs
     their batches. They end with the main process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

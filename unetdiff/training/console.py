@@ -1,0 +1,48 @@
+"""The terminal of a long run: a lost or full stderr (`| head`, a closed session, /dev/full) does not end the run."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class Console:
+    """A text stream that writes to sys.stderr and ignores what cannot be written."""
+
+    def __init__(self) -> None:
+        self.stream: Any = sys.stderr
+
+    @property
+    def encoding(self) -> str:
+        return getattr(self.stream, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError:
+            self.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+        except (OSError, ValueError, AttributeError):  # gone, closed, or there is none
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+
+    def isatty(self) -> bool:
+        try:
+            return self.stream.isatty()
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, if that is possible."""
+    console = Console()
+    console.write(f"{text}\n")
+    console.flush()

@@ -1,0 +1,56 @@
+"""What ends a run early, in one line: what happened, what was saved, and how to continue."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import OutOfMemoryError
+
+from unetdiff.errors import TrainingStopped, UserError, printable
+from unetdiff.files.tensors import os_error_of
+from unetdiff.files.writing import WRITING
+from unetdiff.training.checkpoints import resume_hint
+
+MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+WORKER = ("dataloader worker",)
+MEMORY_REMEDY = "Free memory, or lower training.eval_batch_size if it was a validation."
+WORKER_REMEDY = "It may have been killed for memory: lower training.num_workers."
+
+
+def explained(error: BaseException, run: Path, step: int) -> BaseException:
+    """The exception that is raised in the place of another, from a run that had finished `step` steps.
+
+    Errors of files, memory and data loader processes become TrainingStopped; a UserError says how to continue, if
+    there is a checkpoint. Others are bugs and stay as they are.
+    """
+    hint = resume_hint(run)
+    if isinstance(error, SafetensorError):
+        error = os_error_of(error, run)
+    if isinstance(error, UserError):
+        text = _own_message(error)
+        if step == 0 and text == str(error):
+            return error
+        return UserError(f"{text} {hint}" if step else text)
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return TrainingStopped(f"Out of memory after step {step}. {MEMORY_REMEDY} {hint}")
+    words = printable((str(error).splitlines() or [""])[0]).rstrip(".")
+    if isinstance(error, OSError):
+        path = str(error.filename or run).replace(WRITING, "")
+        reason = error.strerror or words or type(error).__name__
+        return TrainingStopped(f"{printable(path)}: {reason[:1].lower()}{reason[1:]}. {hint}")
+    if isinstance(error, RuntimeError) and any(text in str(error).lower() for text in MEMORY):
+        return TrainingStopped(f"Out of memory after step {step} ({words}). {MEMORY_REMEDY} {hint}")
+    if isinstance(error, RuntimeError) and any(text in str(error).lower() for text in WORKER):
+        return TrainingStopped(f"A data loading process ended ({words}). {WORKER_REMEDY} {hint}")
+    return error
+
+
+def _own_message(error: UserError) -> str:
+    """The message without the traceback that a data loader process adds to it."""
+    text = str(error)
+    if "Original Traceback" not in text:
+        return text
+    found = re.findall(r"^[\w.]*Error: (.*)$", text, re.MULTILINE)
+    return found[-1] if found else text.splitlines()[0]
