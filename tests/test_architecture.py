@@ -188,12 +188,6 @@ NOT_CONVERTED = {
     "segmentation.inference",
     "segmentation.pipeline",
     "segmentation.video",
-    "training.checkpoints",
-    "training.logger",
-    "training.nonfinite",
-    "training.peak",
-    "training.run_cache",
-    "training.rundir",
 }
 """Modules that still call these; nothing may be added."""
 

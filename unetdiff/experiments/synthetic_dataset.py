@@ -24,11 +24,11 @@ from unetdiff.data.voc_paths import IMAGES, MASKS, SPLITS
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.errors import UserError
+from unetdiff.files.writing import replace_directory
 from unetdiff.reports.embed import as_array
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.checkpoints import replace_directory
 from unetdiff.training.run_cache import first_difference
 
 LABELED, EXTENDED, SYNTHETIC, VAL = "labeled", "labeled_and_synthetic", "synthetic", "val"

@@ -16,7 +16,7 @@ except ImportError:  # Windows: no lock
 
 
 _held: set[int] = set()
-"""Open locks of this process. A forked one (of a data loader) closes them: it would hold them longer than its parent."""
+"""Open locks of this process. A forked one (of a data loader) closes them, as it may outlive its parent."""
 
 
 def _close_inherited() -> None:

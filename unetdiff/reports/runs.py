@@ -106,7 +106,7 @@ def read_metrics(path: Path) -> list[JsonDict]:
     if not path.is_file():
         return []
     latest: dict[tuple[str, int], JsonDict] = {}
-    for entry in read_lines(path, strict=True):
+    for entry in read_lines(path):
         latest[str(entry.get("kind")), int(entry.get("step", 0))] = entry
     return sorted(latest.values(), key=lambda entry: entry.get("step", 0))
 

@@ -56,7 +56,9 @@ def require_same_identity(directory: Path, task: Task, data: ImageDataset) -> No
         if before == after:
             continue
         if not isinstance(before, list) or len(before) != len(after):
-            raise FileError.of(directory / STATE, f"was trained with {key} {_list(before)} (got {_list(after)})", remedy)
+            raise FileError.of(
+                directory / STATE, f"was trained with {key} {_list(before)} (got {_list(after)})", remedy
+            )
         number = next(i for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other)
         was, is_now = as_yaml(before[number]), as_yaml(after[number])
         reason = f"was trained with {noun} {number} = {was} (got {is_now}; {key} {_list(before)}, now {_list(after)})"
@@ -83,7 +85,9 @@ def scheduler_difference(source: Any, target: Any) -> str | None:
         after = target.get(key)
         if key.startswith("alpha_bar") and (after is None or abs(before - after) > 1e-6):
             t = key.rpartition("_")[2]
-            return f"diffusion.noise: must keep the fraction {before:.4g} of the signal at timestep {t} (got {after:.4g})"
+            return (
+                f"diffusion.noise: must keep the fraction {before:.4g} of the signal at timestep {t} (got {after:.4g})"
+            )
     return None
 
 

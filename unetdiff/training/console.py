@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any
 
 
@@ -26,10 +27,8 @@ class Console:
         return len(text)
 
     def flush(self) -> None:
-        try:
+        with suppress(OSError, ValueError, AttributeError):
             self.stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
 
     def isatty(self) -> bool:
         try:

@@ -95,6 +95,9 @@ class LossMeter:
     """Mean losses and throughput since the last log line; losses stay on the device until `means`."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images, self.seconds, self.waited = 0, 0.0, 0.0

@@ -59,6 +59,6 @@ def nonfinite_hint(run: Path) -> str:
             "--overwrite."
         )
     return (
-        f"If a file is damaged, replace it and continue from {checkpoint} with --resume. Otherwise start a new run from "
-        f"the weights: --training.init_from {run} with a lower --training.optimizer.lr and another --output_dir."
+        f"If a file is damaged, replace it and continue from {checkpoint} with --resume. Otherwise start a new run "
+        f"from the weights: --training.init_from {run} with a lower --training.optimizer.lr and another --output_dir."
     )

@@ -103,7 +103,9 @@ def _is_of(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_is_of(value, one) for one in arguments)
     if origin is dict:
-        return isinstance(value, Mapping) and (arguments[1] is Any or all(_is_of(v, arguments[1]) for v in value.values()))
+        return isinstance(value, Mapping) and (
+            arguments[1] is Any or all(_is_of(v, arguments[1]) for v in value.values())
+        )
     if origin is list:
         return isinstance(value, list) and all(_is_of(item, arguments[0]) for item in value)
     if hint is type(None):

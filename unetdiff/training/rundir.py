@@ -265,9 +265,12 @@ def _names(folder: Path) -> list[str]:
 def _foreign(run: Path) -> Iterator[Path]:
     for name in _names(run):
         path, plain = run / name, name.removeprefix(WRITING).removeprefix(OLD)
-        if plain not in OURS and not name.startswith(WRITING):
-            yield path
-        elif path.is_symlink() or (plain in FILES and not path.is_file()):
+        if (
+            plain not in OURS
+            and not name.startswith(WRITING)
+            or path.is_symlink()
+            or (plain in FILES and not path.is_file())
+        ):
             yield path
         elif plain in OURS and (pattern := OURS[plain]) is not None:
             if not path.is_dir():

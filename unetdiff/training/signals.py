@@ -1,5 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP stop a run after the current step, with a checkpoint; a second one stops it immediately.
-"""
+"""Ctrl-C, SIGTERM and SIGHUP stop a run after the current step, with a checkpoint; a second one ends it at once."""
 
 from __future__ import annotations
 
