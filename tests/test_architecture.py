@@ -156,7 +156,6 @@ TOUCHES_FILES = re.compile(
 NOT_CONVERTED = {
     "cli.benchmark",
     "cli.predict",
-    "cli.quickstart",
     "cli.sample",
     "config.reading",
     "diffusion.codecs",

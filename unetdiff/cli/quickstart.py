@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from unetdiff.cli.parser import Parser
 from unetdiff.config.quickstart import TASKS, quickstart_configs
 from unetdiff.errors import UserError
+from unetdiff.files.records import read_object
+from unetdiff.files.writing import require_writable
 from unetdiff.text import aligned
 
 TITLE = "One U-Net, two heads: the quickstart"
@@ -47,7 +48,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     from unetdiff.training.run_cache import run_state
     from unetdiff.training.trainer import train
 
-    output = Path(output)
+    output = require_writable("--output", output, folder=True)
     configs = quickstart_configs(output, tiny)
     states = {task: "new" if overwrite else run_state(output / task, config) for task, config in configs.items()}
     command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
@@ -68,7 +69,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
             budget = Budget(images=10, steps=2, classifier_steps=4, rows=2)
         runs = [output / task for task in TASKS]
         write_report(runs, page, TITLE, budget=budget, command=command, cache=output / ".classifiers")
-    print(metrics_table(json.loads(page.with_suffix(".json").read_text())))
+    print(metrics_table(read_object(page.with_suffix(".json"))))
     return page
 
 

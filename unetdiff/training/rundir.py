@@ -155,12 +155,6 @@ def tidy(run: Path) -> None:
         sweep(checkpoint)
 
 
-def is_moved(file: Path) -> bool:
-    """Whether a config file is the config.yaml of a run that was started, wherever it lies now."""
-    run = file.parent
-    return file.name == CONFIG and (_has_checkpoint(run) or (run / METRICS).is_file())
-
-
 def _has_lines(path: Path) -> bool:
     return path.is_file() and path.stat().st_size > 0
 
