@@ -24,7 +24,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.errors import FileError, TrainingStopped, UserError
 from unetdiff.files.locks import locked
 from unetdiff.models.loading import WEIGHTS
-from unetdiff.training import checkpoints, logger, nonfinite, rundir, saver, trainer
+from unetdiff.training import checkpoints, logger, nonfinite, overwriting, rundir, saver, trainer
 from unetdiff.training.console import Console
 from unetdiff.training.logger import read_lines
 from unetdiff.training.progress import Progress, read_progress
@@ -376,9 +376,9 @@ def test_b2_a_kill_within_overwrite(
             raise KeyboardInterrupt
         discard(path)
 
-    discard = rundir.discard
+    discard = overwriting.discard
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rundir, "discard", killed)
+        patch.setattr(overwriting, "discard", killed)
         rundir.open_run(config_of(run, training__overwrite=True, training__seed=5))
     new = config_of(run, training__seed=5, **({f"training__{flag}": True} if flag else {}))
     rundir.open_run(new)

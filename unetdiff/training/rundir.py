@@ -6,8 +6,7 @@ writes them, and names the first other file. A directory that another process tr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ from typing import Any
 from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.stats import CLASS_WEIGHT_METHODS
-from unetdiff.errors import FileError, UserError, config_error
-from unetdiff.files.folders import JUNK, names_in, regular_file
-from unetdiff.files.texts import read_text
+from unetdiff.errors import UserError
+from unetdiff.files.folders import names_in, regular_file
+from unetdiff.files.locks import locked
 from unetdiff.files.writing import (
     OLD,
     WRITING,
-    discard,
     make_folder,
     remove_tree,
     require_writable,
@@ -29,29 +27,18 @@ from unetdiff.files.writing import (
     write_text,
 )
 from unetdiff.training import checkpoints
-from unetdiff.training.logger import IMAGES, METRICS, TENSORBOARD
-from unetdiff.training.nonfinite import NONFINITE
+from unetdiff.training.logger import IMAGES, METRICS
+from unetdiff.training.overwriting import (
+    CONFIG,
+    FILES,
+    OVERWRITING,
+    SUMMARY,
+    delete,
+    own_names,
+    require_deletable,
+    require_inputs_outside,
+)
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
-OVERWRITING = f"{WRITING}overwrite"
-"""Exists while `--overwrite` deletes a run: a directory with it counts as empty, whatever was not deleted yet."""
-SYSTEM = frozenset({".ds_store", *JUNK})
-FILES = (CONFIG, METRICS, SUMMARY, NONFINITE)
-OURS = {
-    **{name: None for name in FILES},
-    "best": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json",
-    "latest": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json",
-    checkpoints.FOLDER: r"step-\d+",
-    IMAGES: r"step-\d+-[\w-]+\.png",
-    TENSORBOARD: r"events\.out\.tfevents\..*",
-    "evaluation-val": r".*\.(json|csv|md|png|html)",
-    "evaluation-train": r".*\.(json|csv|md|png|html)",
-    "classifier.json": None,
-    "classifier.safetensors": None,
-    "class_consistency.json": None,
-    "reference": r".*\.(json|safetensors)",
-}
-"""What commands write in a run directory -> pattern of the names in it (None: anything)."""
 RESULTS = ("best", "latest", SUMMARY)
 """Written after the first checkpoint."""
 # keys that may differ between the sessions of a run: the weights do not depend on them
@@ -81,7 +68,7 @@ def check_run(config: RunConfig) -> None:
     """
     run = Path(config.training.output_dir)
     require_writable("training.output_dir", run, folder=True)
-    _require_inputs_outside(config, run)
+    require_inputs_outside(config, run)
     state = directory_state(run)
     if state == "foreign":
         raise UserError(
@@ -96,7 +83,7 @@ def check_run(config: RunConfig) -> None:
             "Continue it with --resume, or delete it with --overwrite."
         )
     if (state == "run" and config.training.overwrite) or state == "not started":
-        _require_deletable(run)
+        require_deletable(run)
 
 
 def open_run(config: RunConfig) -> Path:
@@ -117,12 +104,50 @@ def open_run(config: RunConfig) -> Path:
             write_text(run / CONFIG, to_yaml(old))
         return run
     make_folder(run)
-    if any(name != OVERWRITING for name in _names(run)):
-        _delete(run)
+    if any(name != OVERWRITING for name in own_names(run)):
+        delete(run)
     stored = replace(config, training=replace(config.training, resume=False, overwrite=False))
     write_text(run / CONFIG, to_yaml(stored))
     remove_tree(run / OVERWRITING)
     return run
+
+
+class Claim:
+    """The run directory of a process that trains: locked from `check`, if it exists, or from `open`, until `close`."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self._lock: ExitStack | None = None
+
+    def check(self, config: RunConfig) -> None:
+        """`check_run`, and `tidy` a run that is resumed.
+
+        Raises:
+            UserError: as of `check_run`, or another process trains in it.
+        """
+        if self.run.is_dir():
+            self._hold()
+        check_run(config)
+        if config.training.resume and directory_state(self.run) == "run":
+            tidy(self.run)
+
+    def open(self, config: RunConfig) -> None:
+        """`open_run`. Errors as of `check` and `open_run`."""
+        make_folder(self.run)
+        self._hold()
+        open_run(config)
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = None
+
+    def _hold(self) -> None:
+        if self._lock is None:
+            stack = ExitStack()
+            stack.enter_context(locked(self.run))
+            self._lock = stack
 
 
 def directory_state(run: Path) -> str:
@@ -133,7 +158,7 @@ def directory_state(run: Path) -> str:
     """
     if (run / OVERWRITING).exists():
         return "not started"
-    if not run.is_dir() or not any(not name.startswith(WRITING) for name in _names(run)):
+    if not run.is_dir() or not any(not name.startswith(WRITING) for name in own_names(run)):
         return "new"
     if not (run / CONFIG).exists():
         return "foreign"
@@ -204,80 +229,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-# ------------------------------------------------------------------------------------------- deleting
-
-
-def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Keys that name files or folders to read, with their values."""
-    diffusion = config.diffusion
-    paths = {
-        "data.root": None if config.data.name == "scenes" else config.data.root,
-        "model.encoder.weights": config.model.encoder.weights,
-        "diffusion.latent.vae": diffusion.latent.vae,
-        "diffusion.text.encoder": diffusion.text.encoder if diffusion.condition == "text" else None,
-    }
-    for key, value in paths.items():
-        if value is not None:
-            yield key, value
-
-
-def _require_inputs_outside(config: RunConfig, run: Path) -> None:
-    inside = run.resolve()
-    for key, value in _inputs(config):
-        path = Path(value).expanduser()
-        if path.exists() and path.resolve().is_relative_to(inside):
-            raise config_error(key, value, f"outside of training.output_dir={run}", "Give another output directory.")
-    if config.training.overwrite:
-        for name, place in (("the working directory", Path.cwd()), ("your home folder", Path.home())):
-            if place.resolve().is_relative_to(inside):
-                remedy = f"It is or contains {name}. Give another directory."
-                raise config_error("training.output_dir", run, "a directory that can be deleted", remedy)
-
-
-def _require_deletable(run: Path) -> None:
-    """Refuse to delete a directory that is not exactly what runs write."""
-    remedy = "Move it, or give another training.output_dir."
-    if not (run / OVERWRITING).exists():
-        try:
-            is_ours = read_text(run / CONFIG) == to_yaml(from_yaml(run / CONFIG))
-        except FileError as error:
-            raise FileError.of(run / CONFIG, f"must be of a run to be replaced ({error.reason})", remedy) from None
-        if not is_ours:
-            reason = "must be as a run wrote it, to be replaced (it was written or edited by hand)"
-            raise FileError.of(run / CONFIG, reason, remedy)
-    for path in _foreign(run):
-        raise FileError.of(path, "was not written by a run, so its directory is not replaced", remedy)
-
-
-def _names(folder: Path) -> list[str]:
-    """The names in a folder, without those that operating systems add to any folder."""
-    return [name for name in names_in(folder) if not (name.lower() in SYSTEM or name.startswith(("._", ".nfs")))]
-
-
-def _foreign(run: Path) -> Iterator[Path]:
-    for name in _names(run):
-        path, plain = run / name, name.removeprefix(WRITING).removeprefix(OLD)
-        if (
-            plain not in OURS
-            and not name.startswith(WRITING)
-            or path.is_symlink()
-            or (plain in FILES and not path.is_file())
-        ):
-            yield path
-        elif plain in OURS and (pattern := OURS[plain]) is not None:
-            if not path.is_dir():
-                yield path
-                continue
-            for inner in _names(path):
-                if not inner.startswith((WRITING, OLD)) and not re.fullmatch(pattern, inner):
-                    yield path / inner
-
-
-def _delete(run: Path) -> None:
-    """Delete what runs write; after a kill, the directory counts as empty."""
-    write_text(run / OVERWRITING, "")
-    names = [name for name in _names(run) if name != OVERWRITING]
-    for name in sorted(names, key=lambda name: name == CONFIG):
-        discard(run / name) if name in OURS else remove_tree(run / name)

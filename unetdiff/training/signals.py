@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import torch
+from accelerate import Accelerator
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -39,6 +42,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def any_stopped(request: StopRequest, accelerator: Accelerator) -> bool:
+    """Whether any process received a stop signal. Collective."""
+    stopped = request.number is not None
+    if accelerator.num_processes > 1:
+        flag = torch.tensor(float(stopped), device=accelerator.device)
+        stopped = bool(accelerator.reduce(flag, reduction="sum") > 0)
+    return stopped
 
 
 def ignore_signals(worker: int) -> None:

@@ -6,9 +6,8 @@ functions of (seed, step), so a run that was killed and resumed ends with the we
 
 from __future__ import annotations
 
-import math
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ import torch
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
-from unetdiff.files.locks import locked
-from unetdiff.files.writing import make_folder
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import agreement, checkpoints, rundir, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
@@ -36,7 +33,7 @@ from unetdiff.training.peak import reset_peak
 from unetdiff.training.progress import Progress
 from unetdiff.training.run_data import RunData, require_open_files
 from unetdiff.training.saver import Saver
-from unetdiff.training.signals import StopRequest, stop_on_signals
+from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
 from unetdiff.training.summary import headline, write_summary
@@ -95,11 +92,11 @@ class Trainer:
     def __init__(self, config: RunConfig, command: str | None) -> None:
         self.command = command
         self.logger: RunLogger | None = None
-        self.lock, self.is_locked = ExitStack(), False
+        self.claim = rundir.Claim(Path(config.training.output_dir))
         try:
             self._build(config)
         except BaseException:
-            self.lock.close()
+            self.claim.close()
             raise
 
     def _build(self, config: RunConfig) -> None:
@@ -109,7 +106,7 @@ class Trainer:
         reset_peak(self.accelerator.device)
         require_open_files(settings.num_workers)
         if self.accelerator.is_main_process:
-            self._claim(config)
+            self.claim.check(config)
         self.data = RunData(config, self.accelerator)
         self.config = resolve_class_weights(config, self.data.train, self.accelerator)
         self.class_weights = class_weights_source(config, self.config, self.data.train.classes)
@@ -132,8 +129,7 @@ class Trainer:
         self.lr = LearningRate(settings.schedule, self.steps, self.steps / self.epoch_steps)
 
         if self.accelerator.is_main_process:
-            self._lock(make_folder(self.directory))
-            rundir.open_run(self.config)
+            self.claim.open(self.config)
         self.accelerator.wait_for_everyone()
         self.progress = self._resume() if settings.resume else Progress()
         self.progress.identity = agreement.identity_of(self.task, self.data.train)
@@ -146,19 +142,6 @@ class Trainer:
         ema = None if self.ema is None else self.ema.task
         self.saver = Saver(self.directory, self.progress, self.task, ema, self.optimizer, settings, self.accelerator)
         self._wrap()
-
-    def _claim(self, config: RunConfig) -> None:
-        """Lock the run directory, if it exists, and refuse one that cannot be used."""
-        if self.directory.is_dir():
-            self._lock(self.directory)
-        rundir.check_run(config)
-        if config.training.resume and rundir.directory_state(self.directory) == "run":
-            rundir.tidy(self.directory)
-
-    def _lock(self, directory: Path) -> None:
-        if not self.is_locked:
-            self.lock.enter_context(locked(directory))
-            self.is_locked = True
 
     def _initialize(self) -> InitReport | None:
         """Initial weights of a new run, before the task knows its process: the same on all of them."""
@@ -204,7 +187,7 @@ class Trainer:
             progress.images += settings.batch_size
             if comparison is not None:
                 self._log_gradients(comparison)
-            finite, stopped = bool(torch.isfinite(losses["loss"])), self._is_stopped(stop)
+            finite, stopped = bool(torch.isfinite(losses["loss"])), any_stopped(stop, self.accelerator)
             if finite:
                 progress.nonfinite = 0
                 if self.ema is not None:
@@ -225,7 +208,7 @@ class Trainer:
                 self.saver.checkpoint(required=is_last or stopped)  # before the validation, which may fail
             if is_validation and not stopped:
                 metrics = self._validate()
-                stopped = self._is_stopped(stop) and not is_last
+                stopped = any_stopped(stop, self.accelerator) and not is_last
             if stopped:
                 number = stop.number or 15
                 raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(self.directory)}", 128 + number)
@@ -241,14 +224,6 @@ class Trainer:
         """Whether the checkpoint that is resumed was written before its validation was done."""
         progress = self.progress
         return progress.step > 0 and self._is_validation_step() and progress.validated != progress.step
-
-    def _is_stopped(self, stop: StopRequest) -> bool:
-        """Whether any process received a stop signal. Collective."""
-        stopped = stop.number is not None
-        if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(stopped), device=self.accelerator.device)
-            stopped = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        return stopped
 
     # ------------------------------------------------------------------ logging, validation, checkpoints
 
@@ -268,16 +243,9 @@ class Trainer:
             self.logger.info(describe(self.class_weights))
 
     def _log(self, meter: LossMeter, lr: float) -> None:
-        progress = self.progress
         losses = meter.means(self.accelerator)
-        if self.logger is None:
-            return
-        speed, wait = meter.images_per_second(), meter.data_wait()
-        metrics = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": lr}
-        metrics |= {"images_per_second": speed, "data_wait": wait}
-        self.logger.log_metrics("train", progress.step, metrics)
-        postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}"}
-        self.logger.update_bar(progress.step, postfix | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
+        if self.logger is not None:
+            self.logger.log_losses(losses, meter, lr)
 
     def _gradient_comparison(self) -> GradientComparison | None:
         """A hook that compares the losses' gradients in the next step, if `joint.log_gradients` is due."""
@@ -306,7 +274,7 @@ class Trainer:
     def close(self) -> None:
         """Close the progress bar, the trackers and the process group (left open, gloo may abort at exit)."""
         logger, self.logger = self.logger, None
-        self.lock.close()
+        self.claim.close()
         if logger is not None:
             logger.close()
         self.accelerator.end_training()
