@@ -19,8 +19,10 @@ MEMORY_REMEDY = "Free memory, or lower training.eval_batch_size if it was a vali
 WORKER_REMEDY = "It may have been killed for memory: lower training.num_workers."
 
 
-def explained(error: BaseException, run: Path, step: int) -> BaseException:
+def explained(error: BaseException, run: Path, step: int, started: bool) -> BaseException:
     """The exception that is raised in the place of another, from a run that had finished `step` steps.
+
+    `started`: whether it began a step in this session, so that the error is not about how it was started.
 
     Errors of files, memory and data loader processes become TrainingStopped; a UserError says how to continue, if
     there is a checkpoint. Others are bugs and stay as they are.
@@ -30,9 +32,9 @@ def explained(error: BaseException, run: Path, step: int) -> BaseException:
         error = os_error_of(error, run)
     if isinstance(error, UserError):
         text = _own_message(error)
-        if step == 0 and text == str(error):
+        if not started and text == str(error):
             return error
-        return UserError(f"{text} {hint}" if step else text)
+        return UserError(f"{text} {hint}" if started and step else text)
     if isinstance(error, MemoryError | OutOfMemoryError):
         return TrainingStopped(f"Out of memory after step {step}. {MEMORY_REMEDY} {hint}")
     words = printable((str(error).splitlines() or [""])[0]).rstrip(".")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.config.schema import RunConfig
-from unetdiff.errors import FileError, config_error
+from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import JUNK, names_in
 from unetdiff.files.texts import read_text
 from unetdiff.files.writing import OLD, WRITING, discard, remove_tree, write_text
@@ -71,8 +71,8 @@ def require_deletable(run: Path) -> None:
     if not (run / OVERWRITING).exists():
         try:
             is_ours = read_text(run / CONFIG) == to_yaml(from_yaml(run / CONFIG))
-        except FileError as error:
-            raise FileError.of(run / CONFIG, f"must be of a run to be replaced ({error.reason})", remedy) from None
+        except UserError as error:
+            raise FileError.of(run / CONFIG, f"must be of a run, to be replaced ({error})", remedy) from None
         if not is_ours:
             reason = "must be as a run wrote it, to be replaced (it was written or edited by hand)"
             raise FileError.of(run / CONFIG, reason, remedy)

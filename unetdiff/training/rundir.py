@@ -125,6 +125,7 @@ class Claim:
         Raises:
             UserError: as of `check_run`, or another process trains in it.
         """
+        require_writable("training.output_dir", self.run, folder=True)
         if self.run.is_dir():
             self._hold()
         check_run(config)

@@ -48,7 +48,7 @@ class Saver:
         self.meter = LossMeter()
         self.meter.load_state(progress.meter, accelerator.device)
         self.saved = progress.step  # step of the newest checkpoint
-        self.in_step = self.updating = False
+        self.started = self.in_step = self.updating = False
         self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
         optimizer.register_step_pre_hook(self._begin_update)
 
@@ -60,7 +60,7 @@ class Saver:
         """Around an optimizer step, so that `rescue` knows whether the weights are those of the last finished one."""
         buffers = [b for module in self.task.trainable_modules().values() for b in module.buffers()]
         self.before = [(buffer, buffer.clone()) for buffer in buffers]
-        self.in_step, self.updating = True, False
+        self.started, self.in_step, self.updating = True, True, False
         yield
         self.in_step, self.before = False, []
 

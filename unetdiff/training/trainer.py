@@ -71,14 +71,16 @@ def train(config: RunConfig, command: str | None = None) -> Path:
         number = stop.number or 2
         raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(run)}", 128 + number) from None
     except Exception as error:
-        if trainer is not None:
+        if trainer is None:
+            reason = explained(error, run, step=0, started=False)
+        else:
             trainer.saver.rescue()
-        reason = explained(error, run, 0 if trainer is None else trainer.progress.step)
-        if reason is error:
-            if trainer is not None:
-                say(resume_hint(run))
-            raise
-        raise reason from error
+            reason = explained(error, run, trainer.progress.step, trainer.saver.started)
+        if reason is not error:
+            raise reason from error
+        if trainer is not None and trainer.saver.started:
+            say(resume_hint(run))
+        raise
     finally:
         if trainer is not None:
             with suppress(Exception):  # what ended the run is reported instead
