@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.cli.processes import is_main_process
 from unetdiff.errors import UserError
 
 USAGE = "unetdiff train {segmentation,diffusion,joint} [CONFIG] [--key value ...]"
@@ -53,14 +54,16 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(f"--training.output_dir={Path(args.config).parent}")
     config = load(args.config, overrides, args.task)
     if args.print_config:
-        print(to_yaml(config), end="")
+        if is_main_process():
+            print(to_yaml(config), end="")
         return 0
 
     from unetdiff.training.console import say
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))
-    say(f"{directory}: finished. Next: unetdiff evaluate {directory}")
+    if is_main_process():
+        say(f"{directory}: finished. Next: unetdiff evaluate {directory}")
     return 0
 
 

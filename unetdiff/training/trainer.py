@@ -274,12 +274,13 @@ class Trainer:
         return metrics
 
     def close(self) -> None:
-        """Close the progress bar, the trackers and the process group (left open, gloo may abort at exit)."""
+        """Close the progress bar and the trackers, and release the run directory."""
         logger, self.logger = self.logger, None
-        self.claim.close()
-        if logger is not None:
-            logger.close()
-        self.accelerator.end_training()
+        try:
+            if logger is not None:
+                logger.close()
+        finally:
+            self.claim.close()
 
     # ------------------------------------------------------------------ parts
 
