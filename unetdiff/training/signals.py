@@ -29,13 +29,14 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Handle these signals inside the context (main thread only; a no-op in others).
 
-    One that is ignored stays so: `nohup` ignores SIGHUP, a shell's background job SIGINT.
+    An ignored SIGHUP stays so: `nohup` ignores it.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    hangup_ignored = "SIGHUP" in dir(signal) and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    handled = [number for number in SIGNALS if not (number.name == "SIGHUP" and hangup_ignored)]
     previous = {number: signal.signal(number, request) for number in handled}
     try:
         yield request
