@@ -233,10 +233,9 @@ def test_a5_renamed_or_reordered_classes(run: Path) -> None:
 def test_a5_a_class_folder_is_renamed(tmp_path: Path) -> None:
     from PIL import Image
 
-    for name in ("cat", "dog"):
-        for split in ("train", "val"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            Image.new("RGB", (16, 16)).save(tmp_path / "data" / split / name / f"{split}-{name}.png")
+    for number, folder in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "data" / folder / f"{number}.png")
     options = {
         "data__name": "image_folder",
         "data__root": str(tmp_path / "data"),
@@ -422,9 +421,12 @@ def test_b5_two_processes_in_one_directory(run: Path) -> None:
         for flag in ("overwrite", "resume"):
             with pytest.raises(UserError, match=f"run: is in use by (process {os.getpid()}|another process)"):
                 train(config_of(run, **{f"training__{flag}": True}))
+        forked, ready = os.pipe()
         child = os.fork()
         if child == 0:  # a data loading process, which outlives its parent for a moment
+            os.write(ready, b"1")
             signal.pause()
+        os.read(forked, 1)
     with locked(run):
         pass
     os.kill(child, signal.SIGKILL)

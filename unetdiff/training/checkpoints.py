@@ -46,7 +46,7 @@ def resume_hint(run: Path) -> str:
     """One sentence for the user: the last complete checkpoint, and how to resume from it."""
     try:
         checkpoint = newest(run)
-    except FileError:  # the directory cannot be read any more
+    except (FileError, OSError):  # the directory cannot be read any more
         checkpoint = None
     if checkpoint is None:
         return "No checkpoint was written yet; start again with --resume."
