@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     """
     from unetdiff.reports.report import write_report
     from unetdiff.reports.samples import Budget
+    from unetdiff.training.console import say
     from unetdiff.training.run_cache import run_state
     from unetdiff.training.trainer import train
 
@@ -54,22 +56,24 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
     for task, config in configs.items():
         if states[task] == "finished":
-            print(f"{task}: already finished, kept")
+            say(f"{task}: already finished, kept", sys.stdout)
             continue
         config.training.overwrite = overwrite
         config.training.resume = states[task] == "interrupted"
-        print(f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps")
+        say(
+            f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps", sys.stdout
+        )
         train(config, command)
 
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
-        print("report: sampling and evaluating")
+        say("report: sampling and evaluating", sys.stdout)
         budget = Budget(steps=REPORT_STEPS)
         if tiny:
             budget = Budget(images=10, steps=2, classifier_steps=4, rows=2)
         runs = [output / task for task in TASKS]
         write_report(runs, page, TITLE, budget=budget, command=command, cache=output / ".classifiers")
-    print(metrics_table(read_object(page.with_suffix(".json"))))
+    say(metrics_table(read_object(page.with_suffix(".json"))), sys.stdout)
     return page
 
 

@@ -18,7 +18,7 @@ from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import folders_in
 from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
-from unetdiff.files.writing import OLD, discard, replace_directory, sync
+from unetdiff.files.writing import OLD, discard, replace_directory, sync, write_file
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training.agreement import require_tensors
 from unetdiff.training.logger import METRICS
@@ -78,12 +78,17 @@ def save(
         write_json(directory / STATE, asdict(progress))
 
     if newest(run) == target:
-        write_json(target / STATE, asdict(progress))
+        write_file(target / STATE, lambda aside: _write_state(aside, progress))
     else:
         replace_directory(target, write)
     if keep is not None:
         prune(run, keep)
     return target
+
+
+def _write_state(path: Path, progress: Progress) -> None:
+    write_json(path, asdict(progress))
+    sync(path)
 
 
 def prune(run: Path, keep: int) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 
 class Console:
-    """A text stream that writes to sys.stderr and ignores what cannot be written."""
+    """A text stream that ignores what cannot be written; sys.stderr without another."""
 
-    def __init__(self) -> None:
-        self.stream: Any = sys.stderr
+    def __init__(self, stream: Any = None) -> None:
+        self.stream: Any = sys.stderr if stream is None else stream
 
     @property
     def encoding(self) -> str:
@@ -40,8 +40,8 @@ class Console:
         return self.stream.fileno()
 
 
-def say(text: str) -> None:
-    """Print a line to stderr, if that is possible."""
-    console = Console()
+def say(text: str, stream: Any = None) -> None:
+    """Print a line to a stream, sys.stderr without one, if that is possible."""
+    console = Console(stream)
     console.write(f"{text}\n")
     console.flush()
