@@ -74,7 +74,7 @@ def require_deletable(run: Path) -> None:
         except UserError as error:
             raise FileError.of(run / CONFIG, f"must be of a run, to be replaced ({error})", remedy) from None
         if not is_ours:
-            reason = "must be as a run wrote it, to be replaced (it was written or edited by hand)"
+            reason = "must be as a run wrote it, to be replaced (got one that was written or edited manually)"
             raise FileError.of(run / CONFIG, reason, remedy)
     for path in _foreign(run):
         raise FileError.of(path, "was not written by a run, so its directory is not replaced", remedy)

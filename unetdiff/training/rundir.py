@@ -113,7 +113,7 @@ def open_run(config: RunConfig) -> Path:
 
 
 class Claim:
-    """The run directory of a process that trains: locked from `check`, if it exists, or from `open`, until `close`."""
+    """The run directory of a process that trains: locked from `check`, if it exists, or from `prepare`, until `close`."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -132,7 +132,7 @@ class Claim:
         if config.training.resume and directory_state(self.run) == "run":
             tidy(self.run)
 
-    def open(self, config: RunConfig) -> None:
+    def prepare(self, config: RunConfig) -> None:
         """`open_run`. Errors as of `check` and `open_run`."""
         make_folder(self.run)
         self._hold()

@@ -131,7 +131,7 @@ class Trainer:
         self.lr = LearningRate(settings.schedule, self.steps, self.steps / self.epoch_steps)
 
         if self.accelerator.is_main_process:
-            self.claim.open(self.config)
+            self.claim.prepare(self.config)
         self.accelerator.wait_for_everyone()
         self.progress = self._resume() if settings.resume else Progress()
         self.progress.identity = agreement.identity_of(self.task, self.data.train)
