@@ -113,7 +113,7 @@ def open_run(config: RunConfig) -> Path:
 
 
 class Claim:
-    """The run directory of a process that trains: locked from `check`, if it exists, or from `prepare`, until `close`."""
+    """The run directory of a process that trains, locked until `close`: from `check` on, if it exists."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
