@@ -205,6 +205,8 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
     try:
         if "\0" in str(path):
             raise ValueError("null byte in the path")
+        if path.is_symlink() and not path.exists():
+            raise config_error(key, path, "writable (got a broken link)", "Give another path.")
         if path.is_dir() and not folder:
             raise config_error(key, path, "a file (got a folder)", "Give the path of a file.")
         if path.exists() and folder and not path.is_dir():

@@ -129,6 +129,18 @@ def require_length(directory: Path, steps: int) -> None:
         )
 
 
+def require_images(directory: Path, progress: Progress, batch_size: int) -> None:
+    """Check that a checkpoint has seen as many images as its steps have.
+
+    Raises:
+        FileError: names the file and both numbers.
+    """
+    images = progress.step * batch_size
+    if progress.images != images:
+        reason = f"'images' must be {images}, {progress.step} steps of {batch_size} (got {progress.images})"
+        raise FileError.of(directory / STATE, reason, REMEDY)
+
+
 def require_metrics(path: Path, last: int, progress: Progress) -> None:
     """Check that metrics.jsonl reaches as far as the checkpoint says.
 

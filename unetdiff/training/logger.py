@@ -42,7 +42,7 @@ class RunLogger:
         kept = kept_lines(read_lines(self.path), progress) if self.path.exists() else []
         require_metrics(self.path, max((line["step"] for line in kept), default=0), progress)
         if self.path.exists():
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self.path, "".join(json.dumps(jsonable(line), allow_nan=False) + "\n" for line in kept))
         with named_errors(run / TENSORBOARD):
             self.tracker = TensorBoardTracker(TENSORBOARD, run, purge_step=progress.step + 1)
             self.tracker.start()

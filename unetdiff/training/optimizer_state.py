@@ -52,7 +52,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, path: Path, progress: Progr
         missing = [other for other in ENTRIES if f"{name}|{other}" not in header]
         if missing:
             raise FileError.of(path, f"must have '{name}|{missing[0]}', as it has '{key}'", REMEDY)
-    for key, value in read_tensors(path, REMEDY).items():
+    tensors = read_tensors(path, REMEDY)
+    applied = max((float(value) for key, value in tensors.items() if key.endswith("|step")), default=0)
+    if not progress.scaler and applied != progress.step - progress.skipped:  # float16 skips steps of its own
+        reason = f"must be of step {progress.step - progress.skipped}, as state.json says (got {applied:g})"
+        raise FileError.of(path, reason, REMEDY)
+    for key, value in tensors.items():
         name, _, kind = key.partition("|")
         parameter = parameters[name]
         if kind == "step":

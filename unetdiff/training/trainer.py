@@ -295,6 +295,7 @@ class Trainer:
             return Progress()
         agreement.require_same_identity(checkpoint, self.task, self.data.train)
         progress = checkpoints.load(checkpoint, self.task, None if self.ema is None else self.ema.task, self.optimizer)
+        agreement.require_images(checkpoint, progress, self.config.training.batch_size)
         if self.accelerator.is_main_process:
             checkpoints.prune(self.directory, self.config.training.keep_checkpoints)
             if not checkpoints.is_exported(self.directory, "latest", self.eval_model):
