@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NoReturn
 
 from safetensors import SafetensorError
 from torch import OutOfMemoryError
@@ -12,11 +13,30 @@ from unetdiff.errors import TrainingStopped, UserError, printable
 from unetdiff.files.tensors import os_error_of
 from unetdiff.files.writing import WRITING
 from unetdiff.training.checkpoints import resume_hint
+from unetdiff.training.console import say
+from unetdiff.training.saver import Saver
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
 WORKER = ("dataloader worker",)
 MEMORY_REMEDY = "Free memory, or lower training.eval_batch_size if it was a validation."
 WORKER_REMEDY = "It may have been killed for memory: lower training.num_workers."
+
+
+def end_run(error: Exception, run: Path, saver: Saver | None) -> NoReturn:
+    """Save what can be saved of a run that fails, and raise `explained`; no saver: it failed before it was ready.
+
+    Raises:
+        UserError, TrainingStopped, or the error itself.
+    """
+    if saver is not None:
+        saver.rescue()
+    started = saver is not None and saver.started
+    reason = explained(error, run, 0 if saver is None else saver.progress.step, started)
+    if reason is not error:
+        raise reason from error
+    if started and not isinstance(error, UserError):
+        say(resume_hint(run))
+    raise error
 
 
 def explained(error: BaseException, run: Path, step: int, started: bool) -> BaseException:

@@ -21,9 +21,8 @@ from unetdiff.training import agreement, checkpoints, rundir, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
 from unetdiff.training.checkpoints import resume_hint
 from unetdiff.training.class_weights import class_weights_source, describe, resolve_class_weights
-from unetdiff.training.console import say
 from unetdiff.training.ema import EMA
-from unetdiff.training.failure import explained
+from unetdiff.training.failure import end_run
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.init_from import InitReport, initialize
 from unetdiff.training.logger import LossMeter, RunLogger
@@ -71,16 +70,7 @@ def train(config: RunConfig, command: str | None = None) -> Path:
         number = stop.number or 2
         raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(run)}", 128 + number) from None
     except Exception as error:
-        if trainer is None:
-            reason = explained(error, run, step=0, started=False)
-        else:
-            trainer.saver.rescue()
-            reason = explained(error, run, trainer.progress.step, trainer.saver.started)
-        if reason is not error:
-            raise reason from error
-        if trainer is not None and trainer.saver.started:
-            say(resume_hint(run))
-        raise
+        end_run(error, run, None if trainer is None else trainer.saver)
     finally:
         if trainer is not None:
             with suppress(Exception):  # what ended the run is reported instead
@@ -237,12 +227,10 @@ class Trainer:
         self.logger.info(headline(self.config, self.progress, self.task, self.accelerator, sizes, self.steps, epochs))
         if self.config.training.resume and not self.progress.step:
             self.logger.info(f"{self.directory}: no checkpoint to resume; training starts at step 0")
-        if self.replanned is not None:
-            self.logger.info(self.replanned)
-        if self.init_report is not None:
-            self.logger.info(str(self.init_report))
-        if self.class_weights is not None:
-            self.logger.info(describe(self.class_weights))
+        weights = None if self.class_weights is None else describe(self.class_weights)
+        for line in (self.replanned, self.init_report, weights):
+            if line is not None:
+                self.logger.info(str(line))
 
     def _log(self, meter: LossMeter, lr: float) -> None:
         losses = meter.means(self.accelerator)
