@@ -66,15 +66,6 @@ class RunLogger:
         with named_errors(self.run / TENSORBOARD):
             self.tracker.log(numbers, step=step)
 
-    def log_losses(self, losses: dict[str, float], meter: LossMeter, lr: float) -> None:
-        """A "train" line, and the progress bar; `losses`: means since the last line, over all processes."""
-        progress, speed, wait = self.progress, meter.images_per_second(), meter.data_wait()
-        metrics = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": lr}
-        metrics |= {"images_per_second": speed, "data_wait": wait}
-        self.log_metrics("train", progress.step, metrics)
-        postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}"}
-        self.update_bar(progress.step, postfix | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
-
     def save_images(self, step: int, images: dict[str, Image.Image]) -> None:
         """Write images/step-000500-NAME.png, and to TensorBoard."""
         folder = make_folder(self.run / IMAGES)
@@ -146,6 +137,19 @@ class LossMeter:
     def data_wait(self) -> float:
         """Fraction of the time spent waiting for the data loader, 0 to 1."""
         return self.waited / self.seconds if self.seconds else 0.0
+
+
+def log_losses(logger: RunLogger | None, meter: LossMeter, lr: float, accelerator: Accelerator) -> None:
+    """A "train" line with the means since the last one, and the progress bar. Collective; None: not the main process."""
+    losses = meter.means(accelerator)
+    if logger is None:
+        return
+    progress, speed, wait = logger.progress, meter.images_per_second(), meter.data_wait()
+    metrics = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": lr}
+    metrics |= {"images_per_second": speed, "data_wait": wait}
+    logger.log_metrics("train", progress.step, metrics)
+    postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}"}
+    logger.update_bar(progress.step, postfix | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

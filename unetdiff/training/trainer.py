@@ -25,7 +25,7 @@ from unetdiff.training.ema import EMA
 from unetdiff.training.failure import end_run
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.init_from import InitReport, initialize
-from unetdiff.training.logger import LossMeter, RunLogger
+from unetdiff.training.logger import RunLogger, log_losses
 from unetdiff.training.nonfinite import skip_nonfinite
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import reset_peak
@@ -65,8 +65,6 @@ def train(config: RunConfig, command: str | None = None) -> Path:
     except TrainingStopped:
         raise
     except KeyboardInterrupt:
-        if trainer is None:
-            raise
         number = stop.number or 2
         raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(run)}", 128 + number) from None
     except Exception as error:
@@ -82,9 +80,9 @@ class Trainer:
     """The state of a run: datasets, task, EMA, optimizer, progress."""
 
     def __init__(self, config: RunConfig, command: str | None) -> None:
-        self.command = command
+        self.command, self.directory = command, Path(config.training.output_dir)
         self.logger: RunLogger | None = None
-        self.claim = rundir.Claim(Path(config.training.output_dir))
+        self.claim = rundir.Claim(self.directory)
         try:
             self._build(config)
         except BaseException:
@@ -93,7 +91,6 @@ class Trainer:
 
     def _build(self, config: RunConfig) -> None:
         settings = config.training
-        self.directory = Path(settings.output_dir)
         self.accelerator = runtime.build_accelerator(settings)
         reset_peak(self.accelerator.device)
         require_open_files(settings.num_workers)
@@ -138,7 +135,7 @@ class Trainer:
     def _initialize(self) -> InitReport | None:
         """Initial weights of a new run, before the task knows its process: the same on all of them."""
         settings, report = self.config.training, None
-        checkpoint = checkpoints.newest(Path(settings.output_dir)) if settings.resume else None
+        checkpoint = checkpoints.newest(self.directory) if settings.resume else None
         if checkpoint is not None:
             agreement.require_length(checkpoint, self.steps)
             return None
@@ -193,7 +190,7 @@ class Trainer:
             progress.train_minutes += seconds / 60
             is_last = progress.step == self.steps
             if progress.step % settings.log_every == 0 or is_last:
-                self._log(meter, lr)
+                log_losses(self.logger, meter, lr, self.accelerator)
                 meter.reset()
             is_validation = self._is_validation_step()
             if is_validation or progress.step % settings.checkpoint_every == 0 or stopped:
@@ -231,11 +228,6 @@ class Trainer:
         for line in (self.replanned, self.init_report, weights):
             if line is not None:
                 self.logger.info(str(line))
-
-    def _log(self, meter: LossMeter, lr: float) -> None:
-        losses = meter.means(self.accelerator)
-        if self.logger is not None:
-            self.logger.log_losses(losses, meter, lr)
 
     def _gradient_comparison(self) -> GradientComparison | None:
         """A hook that compares the losses' gradients in the next step, if `joint.log_gradients` is due."""
