@@ -140,7 +140,7 @@ class LossMeter:
 
 
 def log_losses(logger: RunLogger | None, meter: LossMeter, lr: float, accelerator: Accelerator) -> None:
-    """A "train" line with the means since the last one, and the progress bar. Collective; None: not the main process."""
+    """A "train" line with the means since the last one; the main process has a logger. Collective."""
     losses = meter.means(accelerator)
     if logger is None:
         return
