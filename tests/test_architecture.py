@@ -157,7 +157,6 @@ NOT_CONVERTED = {
     "cli.benchmark",
     "cli.predict",
     "cli.sample",
-    "config.reading",
     "diffusion.codecs",
     "diffusion.conditioning.text_encoder",
     "diffusion.mask_codec",

@@ -451,10 +451,12 @@ def test_b5_two_processes_in_one_directory(run: Path) -> None:
             os.write(ready, b"1")
             signal.pause()
         os.read(forked, 1)
-    with locked(run):
-        pass
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    try:
+        with locked(run):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_b11_too_few_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
