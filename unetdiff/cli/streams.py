@@ -39,7 +39,7 @@ class TolerantStream:
             try:
                 self._stream.write(text)
             except OSError as error:
-                self._lose(error)
+                self.lose(error)
         return len(text)
 
     def flush(self) -> None:
@@ -48,14 +48,14 @@ class TolerantStream:
             try:
                 self._stream.flush()
             except OSError as error:
-                self._lose(error)
+                self.lose(error)
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
-    def _lose(self, error: OSError) -> None:
-        """Remember the error; the file descriptor now leads nowhere, so that later flushes succeed."""
+    def lose(self, error: OSError) -> None:
+        """Remember a failed write; the file descriptor now leads nowhere, so that later flushes succeed."""
         self.error = error
         with suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -64,6 +64,17 @@ class TolerantStream:
 
     def __getattr__(self, name: str) -> Any:  # encoding, buffer, fileno, ...
         return getattr(self._stream, name)
+
+
+def write_binary(data: bytes) -> None:
+    """Write bytes to standard output; lost as text is."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        if not isinstance(sys.stdout, TolerantStream):
+            raise
+        sys.stdout.lose(error)
 
 
 @contextmanager
