@@ -8,11 +8,12 @@ without them. What cannot be written to standard output is known at the end by t
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
+
+from unetdiff.files.writing import discard
 
 CLOSED_PIPE = 141
 """Exit status where the reader of standard output has gone."""
@@ -58,9 +59,7 @@ class TolerantStream:
         """Remember a failed write; the file descriptor now leads nowhere, so that later flushes succeed."""
         self.error = error
         with suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # type: ignore[union-attr]
-            os.close(nowhere)
+            discard(self._stream.fileno())  # type: ignore[union-attr]
 
     def __getattr__(self, name: str) -> Any:  # encoding, buffer, fileno, ...
         return getattr(self._stream, name)

@@ -227,6 +227,17 @@ def file_errors(path: str | Path, remedy: str = "") -> Iterator[None]:
         raise FileError.from_os_error(error.filename or path, error, remedy) from error
 
 
+def discard(descriptor: int) -> None:
+    """Let an open file descriptor lead nowhere: what is written to it later is dropped without an error.
+
+    Raises:
+        OSError: it is not open.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 def sha256_of(path: Path) -> str:
     """The hash of a file's content, in hexadecimal digits.
 
