@@ -59,6 +59,16 @@ def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Raises:
+    """A command that fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def main(self, argv: list[str]) -> int:
+        raise self.error
+
+
 def photo(path: Path, size: tuple[int, int] = (16, 16)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "gray").save(path)
@@ -196,13 +206,8 @@ ERRNOS = ["EACCES", "ENOENT", "ENOSPC", "EDQUOT", "EIO", "EROFS", "ENAMETOOLONG"
 def test_b4_any_error_of_the_system_is_one_line(name: str, monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     number = getattr(errno, name)
     for path in (str(tmp_path / "out\x1b.png"), None):
-
-        class Command:
-            @staticmethod
-            def main(argv: list[str], error: OSError = OSError(number, os.strerror(number), path)) -> int:
-                raise error
-
-        monkeypatch.setattr(entry, "import_module", lambda name, command=Command: command)
+        error = OSError(number, os.strerror(number), path)
+        monkeypatch.setattr(entry, "import_module", lambda name, error=error: Raises(error))
         assert main(["sample"]) == 2
         line = one_line(capsys)
         assert os.strerror(number).lower() in line.lower() and ("out" in line or path is None)
@@ -229,12 +234,8 @@ def test_b4_a_disk_that_fills_while_predicting(
 
 
 def test_b4_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    class Command:
-        @staticmethod
-        def main(argv: list[str]) -> int:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 10 bytes.\nmore")
-
-    monkeypatch.setattr(entry, "import_module", lambda name: Command)
+    error = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 10 bytes.\nmore")
+    monkeypatch.setattr(entry, "import_module", lambda name: Raises(error))
     assert main(["predict"]) == 2
     assert "out of memory" in one_line(capsys)
 
