@@ -98,7 +98,10 @@ def _matches(entry: str, skipped: Sequence[Path]) -> list[tuple[Path, Path]]:
         if not _is_media(regular_file(path)):
             raise FileError.of(path, "must be a video (got a file with a video's suffix and other content)")
         return [(path, Path(path.stem))]
-    return [(file, Path(file.stem)) for file in _searched(matching(entry), skipped)]
+    files = matching(entry)
+    if path.name in ("*", "**"):
+        files = [file for file in files if file.suffix.lower() in SUFFIXES | VIDEO_SUFFIXES]
+    return [(file, Path(file.stem)) for file in _searched(files, skipped)]
 
 
 def _searched(files: Sequence[Path], skipped: Sequence[Path]) -> list[Path]:
