@@ -127,7 +127,7 @@ def test_a15_predict_leaves_its_own_output_out(
     monkeypatch.chdir(tmp_path)
     photo(tmp_path / "x.png")
     photo(tmp_path / "sub" / "y.png")
-    for inputs in (["."], ["."], ["**/*.png"], ["*.png", "*/*.png", "*/*/*.png"]):
+    for inputs in (["."], ["."], ["**/*.png"], ["*.png", "*/*.png"]):
         assert main(["predict", str(segmenter), *inputs]) == 0
         assert "2 masks" in capsys.readouterr().out
     for _ in range(2):
@@ -393,7 +393,7 @@ def test_c_home_folder_in_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_c_paths_in_messages_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["sample", "a\x1b[2J\nb"], ["predict", "a\x1b[2J\nb", "x"], ["compare", "a\x1b[2J\nb"],
+    for words in (["sample", "a\x1b[2J\nb"], ["predict", "x", "a\x1b[2J\nb"], ["compare", "a\x1b[2J\nb"],
                   ["evaluate", "a\x1b[2J\nb"], ["export", "a\x1b[2J\nb"], ["benchmark", "a\x1b[2J\nb"],
                   ["sam\x1b[2Jple"], ["experiment", "a\nb"], ["data", "a\nb"]):  # fmt: skip
         assert main(words) == 2
