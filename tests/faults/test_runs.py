@@ -398,11 +398,11 @@ def test_b2_a_kill_within_overwrite(
         calls.append(path)
         if len(calls) > operations:
             raise KeyboardInterrupt
-        discard(path)
+        delete_whole(path)
 
-    discard = overwriting.discard
+    delete_whole = overwriting.delete_whole
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(overwriting, "discard", killed)
+        patch.setattr(overwriting, "delete_whole", killed)
         rundir.open_run(config_of(run, training__overwrite=True, training__seed=5))
     new = config_of(run, training__seed=5, **({f"training__{flag}": True} if flag else {}))
     rundir.open_run(new)

@@ -18,7 +18,7 @@ from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import folders_in
 from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
-from unetdiff.files.writing import OLD, discard, replace_directory, sync, write_file
+from unetdiff.files.writing import OLD, delete_whole, replace_directory, sync, write_file
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training.agreement import require_tensors
 from unetdiff.training.logger import METRICS
@@ -96,7 +96,7 @@ def prune(run: Path, keep: int) -> None:
     kept = complete(run)[-keep:]
     for folder in folders_in(run / FOLDER) if kept else []:
         if folder.name.startswith("step-") and folder not in kept and folder.name < kept[-1].name:
-            discard(folder)
+            delete_whole(folder)
 
 
 def load(directory: Path, task: Task, ema: Task | None, optimizer: torch.optim.Optimizer) -> Progress:

@@ -11,7 +11,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import JUNK, names_in
 from unetdiff.files.texts import read_text
-from unetdiff.files.writing import OLD, WRITING, discard, remove_tree, write_text
+from unetdiff.files.writing import OLD, WRITING, delete_whole, remove_tree, write_text
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import IMAGES, METRICS, TENSORBOARD
 from unetdiff.training.nonfinite import NONFINITE
@@ -109,4 +109,4 @@ def delete(run: Path) -> None:
     write_text(run / OVERWRITING, "")
     names = [name for name in own_names(run) if name != OVERWRITING]
     for name in sorted(names, key=lambda name: name == CONFIG):
-        discard(run / name) if name in OURS else remove_tree(run / name)
+        delete_whole(run / name) if name in OURS else remove_tree(run / name)
