@@ -71,6 +71,7 @@ def _wait_for(run: Path, step: int, process: Forked) -> None:
 
 def test_killed_and_resumed_equals_never_stopped(tiny: Tiny, tmp_path: Path) -> None:
     settings = {"training__steps": 40, "training__log_every": 1, "training__checkpoint_every": 7}
+    settings["training__validate_every"] = 13
     torch.set_num_threads(1)
     whole = train(tiny("joint", "whole", **settings))
 
