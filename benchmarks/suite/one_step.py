@@ -179,10 +179,9 @@ def make_data(root: Path) -> None:
     for i, name in enumerate(names):
         image, mask = _image(random, ignored=i % 5)
         Image.fromarray(mask).save(root / f"voc/SegmentationClass/{name}.png")
-        for split in ("train", "val") if i < 4 else ("train",):
-            folder = root / f"folder/{split}/{CLASSES[i % 2 + 1]}"
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{name}{split}.png")
+        folder = root / f"folder/{'train' if i < IMAGES else 'val'}/{CLASSES[i % 2 + 1]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{name}.png")
         image.save(root / f"voc/JPEGImages/{name}.jpg")
         image.save(root / f"captioned/{name}.png")
         lines.append(json.dumps({"file_name": f"{name}.png", "text": f"a {COLORS[i % 4]} {DIGITS[i % 10]}"}))
