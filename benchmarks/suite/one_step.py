@@ -48,6 +48,7 @@ VOC: dict[str, Any] = {
 }
 FOLDER: dict[str, Any] = {"data.name": "image_folder", "data.root": "folder", "data.size": [SIDE, SIDE]}
 BATCH_NORM: dict[str, Any] = {"model.encoder.weights": None, "training.batch_norm_images": 2}
+NO_NORM: dict[str, Any] = {"model.encoder.norm": "none", "model.decoder.norm": "none"}
 MASKS = {**SMALL, **VOC, "data.size": [SIDE, SIDE]}
 SEGMENTATION = {**MASKS, "model.conditioning.timestep": False}
 JOINT: dict[str, Any] = {**SMALL, "joint.segmentation_fraction": 0.25, "joint.diffusion_weight": 10.0}
@@ -115,7 +116,7 @@ CASES: dict[str, Case] = {
     "valid padding": Case(
         "segmentation",
         None,
-        {**VOC, "model.encoder.name": "classic", "model.encoder.channels": [4, 8], "model.encoder.padding": "valid"},
+        {**VOC, "model.encoder.name": "classic", "model.encoder.channels": [4, 8], "model.encoder.padding": "valid"} | NO_NORM,
     ),
     "cross-entropy": Case("segmentation", None, {**SEGMENTATION, LOSS: {"cross_entropy": 1.0}}),
     "Dice": Case("segmentation", None, {**SEGMENTATION, LOSS: {"dice": 1.0}}),

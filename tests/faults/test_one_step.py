@@ -137,23 +137,11 @@ def test_a2_lovasz_is_refused_where_the_batch_is_cut(tiny: Tiny) -> None:
         validate(config)
 
 
-STEPS = 4
-TRAINED = [
-    "diffusion/scenes",
-    "joint/scenes",
-    "OHEM",
-    "class weights",
-    "noisy segmentation, dropout",
-    "joint, uncertainty",
-    "joint, gradient norm",
-    "masks as targets",
-    "latents",
-    "classic, BatchNorm",
-]
+TRAINED = ["joint, dropout, OHEM", "masks as targets", "class weights", "classic, BatchNorm"]
 
 
 def test_a3_weights_of_every_cut(tmp_path: Path) -> None:
     """A few steps of a few runs; 30 steps of every shipped config: `python benchmarks/one_step.py`."""
-    found = list(one_step.compare(TRAINED, tmp_path, torch.float32, STEPS))
+    found = list(one_step.compare(TRAINED, tmp_path, torch.float32, steps=3))
     assert len(found) == 3 * len(TRAINED)
     assert not [result for result in found if not result[2] < 1e-5]
