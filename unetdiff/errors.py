@@ -55,6 +55,10 @@ class TrainingStopped(RuntimeError):
         self.status = status
 
 
+class AnotherProcessFailed(RuntimeError):
+    """Another process of this run failed and reported why; this one ends without a message."""
+
+
 def _own_line(message: str) -> str:
     """A message without the traceback that torch puts before that of an error in a worker of a data loader."""
     if not (message.startswith("Caught ") and "\nOriginal Traceback" in message):

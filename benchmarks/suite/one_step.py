@@ -48,6 +48,7 @@ VOC: dict[str, Any] = {
 }
 FOLDER: dict[str, Any] = {"data.name": "image_folder", "data.root": "folder", "data.size": [SIDE, SIDE]}
 BATCH_NORM: dict[str, Any] = {"model.encoder.weights": None, "training.batch_norm_images": 2}
+CLASSIC: dict[str, Any] = {"model.encoder.name": "classic", "model.encoder.channels": [4, 8]}
 NO_NORM: dict[str, Any] = {"model.encoder.norm": "none", "model.decoder.norm": "none"}
 MASKS = {**SMALL, **VOC, "data.size": [SIDE, SIDE]}
 SEGMENTATION = {**MASKS, "model.conditioning.timestep": False}
@@ -110,13 +111,12 @@ CASES: dict[str, Case] = {
         **{**VOC, **BATCH_NORM, "model.decoder.channels": [8] * 5},
         **{"data.longest_side": 64, "data.augment.crop": [64, 64]},
     ),
-    "classic, BatchNorm": Case(
-        "segmentation", None, {**VOC, **BATCH_NORM, "model.encoder.name": "classic", "model.encoder.channels": [4, 8]}
-    ),
+    "classic, BatchNorm": Case("segmentation", None, {**VOC, **BATCH_NORM, **CLASSIC}),
     "valid padding": Case(
         "segmentation",
         None,
-        {**VOC, "model.encoder.name": "classic", "model.encoder.channels": [4, 8], "model.encoder.padding": "valid"} | NO_NORM,
+        {**VOC, "model.encoder.name": "classic", "model.encoder.channels": [4, 8], "model.encoder.padding": "valid"}
+        | NO_NORM,
     ),
     "cross-entropy": Case("segmentation", None, {**SEGMENTATION, LOSS: {"cross_entropy": 1.0}}),
     "Dice": Case("segmentation", None, {**SEGMENTATION, LOSS: {"dice": 1.0}}),

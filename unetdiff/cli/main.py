@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import unetdiff
-from unetdiff.cli.processes import relaunch_on_cpu
-from unetdiff.errors import TrainingStopped, UserError, nearest
+from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_process
+from unetdiff.errors import AnotherProcessFailed, TrainingStopped, UserError, nearest
 
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
 COMMANDS = {
@@ -53,18 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"unetdiff {unetdiff.__version__}")
         return 0
     try:
-        if words[0] not in COMMANDS:
-            near = nearest(words[0], COMMANDS)
-            raise UserError(f"unknown command {words[0]!r}. Did you mean {near}? (one of {', '.join(COMMANDS)})")
-        _set_threads()
-        relaunch_on_cpu(words)
-        return import_module(COMMANDS[words[0]][0]).main(words[1:])
+        with report_once():
+            if words[0] not in COMMANDS:
+                near = nearest(words[0], COMMANDS)
+                raise UserError(f"unknown command {words[0]!r}. Did you mean {near}? (one of {', '.join(COMMANDS)})")
+            _set_threads()
+            if words[0] != "train":
+                require_single_process(words[0])
+            relaunch_on_cpu(words)
+            return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except UserError as error:
         print(f"unetdiff: {error}", file=sys.stderr)
         return 2
     except TrainingStopped as error:
         print(f"unetdiff: {error}", file=sys.stderr)
         return error.status
+    except AnotherProcessFailed:
+        return 1
     except KeyboardInterrupt:
         print("unetdiff: interrupted", file=sys.stderr)
         return 130

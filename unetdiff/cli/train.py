@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.cli.processes import is_main_process
 from unetdiff.errors import UserError
 
 USAGE = "unetdiff train {segmentation,diffusion,joint} [CONFIG] [--key value ...]"
@@ -51,11 +52,13 @@ def main(argv: Sequence[str]) -> int:
     overrides += [f"--training.{flag}=true" for flag in ("resume", "overwrite") if getattr(args, flag)]
     config = load(args.config, overrides, args.task)
     if args.print_config:
-        print(to_yaml(config), end="")
+        if is_main_process():
+            print(to_yaml(config), end="")
         return 0
 
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))
-    print(f"{directory}: finished. Next: unetdiff evaluate {directory}", file=sys.stderr)
+    if is_main_process():
+        print(f"{directory}: finished. Next: unetdiff evaluate {directory}", file=sys.stderr)
     return 0

@@ -22,6 +22,8 @@ MAX_DEPTH = 50
 MAX_NODES = 100_000
 MAX_DIGITS = 400
 """Bounds of a YAML file: nesting, values after aliases are expanded, characters of a number."""
+MAX_INTEGER = 300
+"""Digits of an integer in JSON, so that it fits a float."""
 
 
 # ------------------------------------------------------------------------------------------------ JSON
@@ -45,7 +47,13 @@ def read_object(path: str | Path, remedy: str = "") -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; blank lines are skipped.
+    """The objects of a JSON lines file. Arguments and errors as of `numbered_json_lines`."""
+    return [entry for _, entry in numbered_json_lines(path, torn)]
+
+
+def numbered_json_lines(path: str | Path, torn: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    """Where each object of a JSON lines file stands ("run/metrics.jsonl, line 3"), and the object; blank lines are
+    skipped.
 
     Args:
         path: the file.
@@ -64,18 +72,24 @@ def read_json_lines(path: str | Path, torn: bool = False) -> list[dict[str, Any]
             entry = parse_json(text, where, "Remove the line.")
             if not isinstance(entry, dict):
                 raise FileError.of(where, f"must be a JSON object (got {type_name(entry)})", "Remove the line.")
-            lines.append(entry)
+            lines.append((where, entry))
     return lines
 
 
 def parse_json(text: str, path: str | Path, remedy: str = "") -> Any:
     """JSON text; `path` is where it stands, for the message. Errors as of `read_json`."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except RecursionError:
         raise FileError.of(path, "must be JSON (nested too deeply)", remedy) from None
-    except ValueError as error:  # JSONDecodeError, or an integer of more than 4,300 digits
+    except ValueError as error:  # JSONDecodeError, or an integer that is too long
         raise FileError.of(path, f"must be JSON ({'empty' if not text.strip() else error})", remedy) from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_INTEGER:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -123,6 +124,31 @@ def sweep(folder: Path) -> None:
             restore_swapped(path.with_name(path.name.removeprefix(OLD)))
         if path.name.startswith((OLD, WRITING)):
             remove_tree(path)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's place for temporary files, deleted afterwards.
+
+    Raises:
+        FileError: it cannot be created.
+    """
+    with file_errors(tempfile.gettempdir(), "Set TMPDIR to a folder with room.") as _:
+        folder = tempfile.TemporaryDirectory()
+    with folder as path:
+        yield Path(path)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the files of a folder into another, which may exist.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except shutil.Error as error:  # a list of (source, target, reason)
+        raise OSError(error.args[0][0][2]) from error
 
 
 def remove_tree(path: Path) -> None:
