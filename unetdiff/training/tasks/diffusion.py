@@ -159,7 +159,7 @@ class DiffusionTask(Task):
         """The network's output (B, C, H, W) as sum of the images' losses, their number, and sums by quartile."""
         per_sample = self.per_sample(output, noisy)
         quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.timesteps)
-        return {"loss": per_sample.sum(), "images": per_sample.new_tensor(len(per_sample)), "quartiles": quartiles}
+        return {"loss": per_sample.sum(), "images": per_sample.new_full((), len(per_sample)), "quartiles": quartiles}
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The mean loss of the images, in total and by quartile of the timestep."""
