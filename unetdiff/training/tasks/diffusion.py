@@ -127,13 +127,13 @@ class DiffusionTask(Task):
         draws: latents are sampled from the posterior; None: its mean.
         """
         if isinstance(self.codec, MaskCodec):
-            x0 = self.codec.encode_masks(self._masks(batch))
+            x0 = self.codec.encode_masks(self._masks(batch)).to(self.unet.dtype)
             return x0.contiguous(memory_format=torch.channels_last) if self.channels_last else x0
         pixels, noise = self.pixels(batch["image"]), None
         if draws is not None and isinstance(self.codec, LatentCodec):
             shape = self.codec.channels, *self.codec.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
             noise = draws(lambda count, generator: objectives.sample_noise((count, *shape), generator), shape)
-        return self.codec.encode(pixels, noise)
+        return self.codec.encode(pixels, noise).to(self.unet.dtype)
 
     def loss_mask(self, batch: Batch) -> Tensor | None:
         """Pixels included in the loss, bool (B, 1, H, W): those of generated masks that are not ignored; None: all."""
