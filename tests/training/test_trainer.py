@@ -261,7 +261,7 @@ def test_images_of_several_sizes_name_the_remedy(tiny: Tiny, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("head", ["segmentation", "diffusion"])
 def test_classic_valid_and_unconditional_runs(tiny: Tiny, head: str) -> None:
-    options: dict = {"training__steps": 2, "model__conditioning__attention_levels": None}
+    options: dict = {"training__steps": 2, "model__conditioning__attention_levels": None, "training__validate_every": 2}
     options |= {"model__conditioning__cross_attention_dim": None, "model__encoder__name": "classic"}
     options |= {"model__encoder__channels": [4, 4], "diffusion__condition": "none"}
     if head == "segmentation":

@@ -36,6 +36,7 @@ from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
 from unetdiff.training.summary import headline, write_summary
+from unetdiff.training.sums import require_sums
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.validation import run_validation
@@ -92,6 +93,7 @@ class Trainer:
     def _build(self, config: RunConfig) -> None:
         settings = config.training
         self.accelerator = runtime.build_accelerator(settings)
+        require_sums(config, self.accelerator.num_processes)
         reset_peak(self.accelerator.device)
         require_open_files(settings.num_workers)
         if self.accelerator.is_main_process:
