@@ -28,8 +28,8 @@ SECRET = (201, 17, 93)
 PWNED = "pwned"
 """File that code hidden in the input would write."""
 LEFTOVERS = re.compile(r"^\.(writing|old)-|\.tmp$|\.lock$")
-LIBRARY_COLORS = re.compile(r"\x1b\[[0-9]?(;[0-9]{1,2})?[0-9]?m")
-"""What transformers prints of itself; those of the hostile texts are longer."""
+LIBRARY_COLORS = re.compile(r"\x1b\[([0-9]{0,2}m|A)")
+"""What transformers and tqdm print of themselves; the codes of the hostile texts are longer."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
