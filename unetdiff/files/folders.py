@@ -35,6 +35,14 @@ def entries(folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def is_empty(folder: str | Path) -> bool:
+    """Whether a folder has no entries, not even hidden ones. Errors as of `entries`."""
+    try:
+        return not os.listdir(folder)
+    except OSError as error:
+        raise FileError.from_os_error(folder, error, "Give a folder that can be read.") from None
+
+
 def folders_in(folder: str | Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones. Errors as of `entries`."""
     return [path for path in entries(folder) if path.is_dir()]

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unetdiff.errors import FileError
 from unetdiff.files.folders import regular_file
@@ -72,6 +72,20 @@ def read_tensors(path: str | Path, remedy: str = "") -> dict[str, Tensor]:
     read_header(path, remedy)
     try:
         return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
+
+
+def open_tensors(path: str | Path, remedy: str = "") -> Any:
+    """A safetensors file whose tensors and slices are read one by one (`safetensors.safe_open`).
+
+    Errors as of `read_header`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_header(path, remedy)
+    try:
+        return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
 

@@ -97,6 +97,23 @@ def replace_directory(target: Path, write: Callable[[Path], object]) -> Path:
     return target
 
 
+def write_into_directory(directory: Path, write: Callable[[Path], object]) -> None:
+    """Write files into a directory, which may hold others: `write` fills a folder aside; then each is moved.
+
+    Raises:
+        OSError: e.g. a full disk; no file is then half written.
+    """
+    aside = directory / f"{WRITING}{uuid.uuid4().hex}"
+    try:
+        aside.mkdir(parents=True)
+        write(aside)
+        for path in sorted(aside.iterdir()):
+            os.replace(path, directory / path.name)
+    finally:
+        with suppress(OSError):
+            remove_tree(aside)
+
+
 def restore_swapped(target: Path) -> None:
     """Finish a `replace_directory` that was killed between its two renames: the old directory is put back."""
     old = target.with_name(f"{OLD}{target.name}")
@@ -114,6 +131,19 @@ def sweep(folder: Path) -> None:
             restore_swapped(path.with_name(path.name.removeprefix(OLD)))
         if path.name.startswith((OLD, WRITING)):
             remove_tree(path)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a folder with its content, or a file, to a path that does not exist.
+
+    Raises:
+        FileError: the source is missing or unreadable, or a full disk.
+    """
+    with file_errors(source):
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(regular_file(source), target)
 
 
 def remove_tree(path: Path) -> None:
