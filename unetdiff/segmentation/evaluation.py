@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler
 from unetdiff.errors import UserError
+from unetdiff.files.records import write_csv
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.boundary import BoundaryIoU
 from unetdiff.segmentation.calibration import Calibration
@@ -74,12 +74,11 @@ class SegmentationEvaluation:
     def write_table(self, path: Path) -> None:
         """Write one CSV row per class: index, name and metrics, empty if nan."""
         metrics = self.metrics()
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["index", "class", *PER_CLASS])
-            for index, name in enumerate(self.classes):
-                values = [metrics[f"{kind}_per_class"][name] for kind in PER_CLASS]
-                writer.writerow([index, name, *("" if math.isnan(value) else value for value in values)])
+        rows: list[list[Any]] = [["index", "class", *PER_CLASS]]
+        for index, name in enumerate(self.classes):
+            values = [metrics[f"{kind}_per_class"][name] for kind in PER_CLASS]
+            rows.append([index, name, *("" if math.isnan(value) else value for value in values)])
+        write_csv(path, rows)
 
 
 def network_logits(

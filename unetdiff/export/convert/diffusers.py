@@ -39,7 +39,7 @@ def load(
         if isinstance(source, kind):
             live: Any = source
             where, state = f"this {name}", live.state_dict()
-            model = _outline(cls, name, live.config, None, where, dtype or live.dtype)
+            model = _outline(cls, name, live.config, None, f"from_diffusers: {where}", dtype or live.dtype)
             return _filled(model, state, where, live.device)
     if not isinstance(source, str | Path):
         raise UserError(f"from_diffusers: must be a directory, {' or '.join(CLASSES)} (got a {type(source).__name__}).")
