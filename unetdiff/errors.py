@@ -11,6 +11,9 @@ from typing import Any, Self
 class UserError(ValueError):
     """Invalid input; the message names the key, its value, the constraint and the remedy, on one line."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_own_line(str(message)))
+
 
 class FileError(UserError):
     """A file or folder that is missing, damaged, of another kind, or cannot be written.
@@ -50,6 +53,13 @@ class TrainingStopped(RuntimeError):
     def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
+
+
+def _own_line(message: str) -> str:
+    """A message without the traceback that torch puts before that of an error in a worker of a data loader."""
+    if not (message.startswith("Caught ") and "\nOriginal Traceback" in message):
+        return message
+    return message.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 def config_error(key: str, value: Any, constraint: str, remedy: str = "") -> UserError:

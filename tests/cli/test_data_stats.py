@@ -117,7 +117,7 @@ def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
 
 def test_a_bad_mask_and_a_bad_place_for_the_output(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(root, "--output", str(root / "classes.txt" / "stats.json"))) == 2
-    assert "must be writable" in capsys.readouterr().err
+    assert "classes.txt: must be a folder (got a file)" in capsys.readouterr().err
     (root / "SegmentationClass" / "b.png").unlink()
     assert main(words(root)) == 2
     assert "b.png: file not found (missing)" in capsys.readouterr().err

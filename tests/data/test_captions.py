@@ -171,7 +171,7 @@ def test_bad_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "metadata.csv").unlink()
     for text, message in (
         ("", "metadata.jsonl: no rows found"),
-        ("\xff", "cannot be read .* as UTF-8"),
+        ("\xff", "metadata.jsonl: must be UTF-8 .* Save it as UTF-8"),
         ('{"file_name": "1.png", "text": "one"}', r"1 image\(s\) cannot be split"),
         ("?", "invalid JSON"),
     ):

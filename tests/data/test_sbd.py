@@ -90,7 +90,7 @@ def test_a_conversion_that_is_interrupted_goes_on(net: Any, root: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         download_sbd(root, progress=False)
     added = root / "VOCdevkit" / "VOC2012" / "SegmentationClassAug"
-    (added / ".2008_06.part").write_bytes(b"half a mask")  # where it was killed in the middle of a file
+    (added / ".writing-2008_06.png").write_bytes(b"half a mask")  # where it was killed in the middle of a file
     with pytest.raises(
         UserError, match=f"'trainaug' does not exist yet. Run `unetdiff data download sbd --root {root}`"
     ):
@@ -130,7 +130,7 @@ def test_a_damaged_mat_file_is_named(net: Any, root: Path, make_mat: SaveMat) ->
         (lambda: mat.write_bytes(b""), "not an SBD mask"),
         (lambda: make_mat(mat, wrong), r"mask values outside 0\.\.20 and 255 \(ignore\) \(21, 254\)"),
         (lambda: make_mat(mat, np.zeros((16, 20), np.int16)), r"is int16 \(16, 20\), not uint8"),
-        (mat.unlink, "No such file"),
+        (mat.unlink, "no such file"),
     ]
     for spoil, message in spoiled:
         spoil()

@@ -111,7 +111,7 @@ def train(parameters: list[Tensor], predict, scheduler, weighting: str, timestep
     for _ in range(steps):
         x0 = data(1024, generator)
         t = objectives.sample_timesteps(len(x0), timesteps, generator)
-        noise = objectives.sample_noise(x0, generator)
+        noise = objectives.sample_noise(x0.shape, generator)
         xt = scheduler.add_noise(x0, noise, t)
         output = rearrange(predict(rearrange(xt, "b c h w -> b (c h w)"), t), "b (c h w) -> b c h w", c=C, h=H)
         weight = objectives.loss_weight(scheduler, t, weighting)

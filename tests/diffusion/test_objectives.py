@@ -132,13 +132,10 @@ def test_unknown_weighting_is_refused() -> None:
         objectives.loss_weight(scheduler_of(), torch.tensor([3]), "min-snr")
 
 
-def test_stratified_timesteps_cover_the_strata_of_all_processes() -> None:
+def test_stratified_timesteps_cover_the_strata() -> None:
     for seed in range(20):
-        parts = [
-            objectives.sample_timesteps(8, 1600, torch.Generator().manual_seed(seed + p), True, p, 2) for p in (0, 1)
-        ]
-        strata = torch.cat(parts) // 100
-        assert sorted(strata.tolist()) == list(range(16))
+        timesteps = objectives.sample_timesteps(16, 1600, torch.Generator().manual_seed(seed))
+        assert sorted((timesteps // 100).tolist()) == list(range(16))
 
 
 @pytest.mark.parametrize("stratified", [True, False])
@@ -164,8 +161,13 @@ def test_loss_is_a_float32_mean_per_image() -> None:
     assert loss.dtype == torch.float32 and loss.tolist() == [1.0, 2.0]
 
 
+def by_quartile(losses: list[float], timesteps: list[int], total: int) -> dict[str, torch.Tensor]:
+    sums = objectives.sums_by_quartile(torch.tensor(losses), torch.tensor(timesteps), total)
+    return objectives.loss_by_quartile(sums, torch.tensor(len(losses)), total)
+
+
 def quartiles(losses: list[float], timesteps: list[int], total: int = 1000) -> list[float]:
-    parts = objectives.loss_by_quartile(torch.tensor(losses), torch.tensor(timesteps), total)
+    parts = by_quartile(losses, timesteps, total)
     assert list(parts) == ["loss_q0", "loss_q1", "loss_q2", "loss_q3"]
     return [value.item() for value in parts.values()]
 
@@ -175,22 +177,24 @@ def test_loss_by_quartile_is_the_mean_of_a_stratified_batch() -> None:
     assert quartiles([1.0, 2.0, 4.0, 10.0, 1, 1, 1, 1], [0, 249, 250, 499, 500, 749, 750, 999]) == [1.5, 7, 1, 1]
 
 
-def test_loss_by_quartile_averages_over_processes_that_see_one_image_each() -> None:
-    """Each process names all four quarters, so that their log lines can be averaged entry by entry."""
-    parts = [quartiles([loss], [t]) for loss, t in zip([1.0, 2.0, 4.0, 10.0], [10, 300, 600, 900], strict=True)]
-    assert torch.tensor(parts).mean(dim=0).tolist() == [1.0, 2.0, 4.0, 10.0]
+def test_loss_by_quartile_averages_over_steps_of_one_image_each() -> None:
+    """Each step names all four quarters, so that their log lines can be averaged entry by entry."""
+    steps = [quartiles([loss], [t]) for loss, t in zip([1.0, 2.0, 4.0, 10.0], [10, 300, 600, 900], strict=True)]
+    assert torch.tensor(steps).mean(dim=0).tolist() == [1.0, 2.0, 4.0, 10.0]
 
 
 def test_loss_by_quartile_of_timesteps_that_four_does_not_divide() -> None:
     assert quartiles([1.0] * 10, list(range(10)), 10) == pytest.approx([1.0] * 4)
-    two = objectives.loss_by_quartile(torch.tensor([3.0, 5.0]), torch.tensor([0, 1]), 2)
+    two = by_quartile([3.0, 5.0], [0, 1], 2)
     assert {name: value.item() for name, value in two.items()} == {"loss_q0": 3.0, "loss_q2": 5.0}
 
 
 def test_offset_noise_is_a_constant_for_each_image_and_channel() -> None:
-    x0 = torch.zeros(500, 3, 4, 4)
-    plain, offset = (objectives.sample_noise(x0, torch.Generator().manual_seed(0), strength) for strength in (0.0, 0.5))
-    assert torch.equal(plain, torch.randn(x0.shape, generator=torch.Generator().manual_seed(0)))
+    shape = (500, 3, 4, 4)
+    plain, offset = (
+        objectives.sample_noise(shape, torch.Generator().manual_seed(0), strength) for strength in (0.0, 0.5)
+    )
+    assert torch.equal(plain, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     added = offset - plain
     assert torch.allclose(added, added[..., :1, :1].expand_as(added), atol=1e-6)
     assert added[..., 0, 0].std().item() == pytest.approx(0.5, rel=0.1)  # 1,500 draws: 5 deviations

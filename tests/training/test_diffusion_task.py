@@ -10,6 +10,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.objectives import alpha_sigma
+from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 
@@ -22,7 +23,7 @@ def test_offset_noise_reaches_the_training_batch_and_its_target(tiny: Callable[.
         task = build_task(config, data, data)
         assert isinstance(task, DiffusionTask)
         batch = collate([data[i] for i in range(4)])
-        noised = task.add_noise(batch, seed=0)
+        noised = task.add_noise(batch, whole_batch(0, 4, "cpu"))
         alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
         inside = (noised.sample - alpha * task.pixels(batch["image"])) / sigma
         assert torch.allclose(inside, noised.target, atol=1e-2)  # σ is 0.006 at the first timestep

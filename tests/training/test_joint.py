@@ -16,8 +16,8 @@ from unetdiff.training.tasks.joint import JointTask
 Tiny = Callable[..., RunConfig]
 
 
-@pytest.mark.parametrize(("fraction", "clean"), [(1.0, 4), (0.5, 2), (0.3, 2)])
-def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, fraction: float, clean: int) -> None:
+@pytest.mark.parametrize(("fraction", "clean"), [(1.0, [0, 1, 2, 3]), (0.5, [1, 3]), (0.3, [1, 3])])
+def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, fraction: float, clean: list[int]) -> None:
     weights = {"joint__diffusion_weight": 7.0, "joint__segmentation_weight": 0.5}
     config = tiny("joint", joint__segmentation_fraction=fraction, model__residual__dropout=0.0, **weights)
     train = build_dataset(config.data, "train", True)
@@ -25,9 +25,11 @@ def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, fraction: float,
     task = build_task(config, train, build_dataset(config.data, "val", True))
     assert isinstance(task, JointTask)
     batch = collate([train[i] for i in range(4)])
-    part = {key: value[:clean] for key, value in batch.items()}
-    losses = task(batch, seed=5)
-    segmentation, diffusion = task.segmentation(part, 5)["loss"], task.diffusion(batch, 5)["loss"]
+    part = {key: [value[i] for i in clean] if isinstance(value, list) else value[clean] for key, value in batch.items()}
+    losses = task.batch_losses(batch, seed=5)
+    segmentation, diffusion = (
+        alone.batch_losses(images, 5)["loss"] for alone, images in ((task.segmentation, part), (task.diffusion, batch))
+    )
     torch.testing.assert_close(losses["segmentation/loss"], segmentation)
     torch.testing.assert_close(losses["diffusion/loss"], diffusion)
     torch.testing.assert_close(losses["loss"], 0.5 * segmentation + 7 * diffusion)

@@ -18,6 +18,7 @@ from unetdiff.config.validation.files import check_files
 from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
+from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import alpha_sigma
 from unetdiff.diffusion.pipeline import GenerationPipeline
@@ -27,6 +28,7 @@ from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
+from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
@@ -48,13 +50,13 @@ def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> N
     task = build_task(config, data, data)
     assert isinstance(task, DiffusionTask)
     batch, theirs = collate([data[i] for i in range(4)]), AutoencoderKL.from_pretrained(vae)
-    noised = task.add_noise(batch, seed=3)
+    noised = task.add_noise(batch, whole_batch(3, 4, "cpu"))
     with torch.no_grad():
         posterior = theirs.encode(to_model_range(batch["image"])).latent_dist
-        z = (posterior.sample(torch.Generator().manual_seed(3)) - 0.3) * 0.6
+        z = (posterior.sample(generator_of(3, 1)) - 0.3) * 0.6
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     torch.testing.assert_close(noised.sample, alpha * z + sigma * noised.target, atol=1e-4, rtol=1e-4)
-    assert torch.equal(task.add_noise(batch, seed=3).sample, noised.sample)
+    assert torch.equal(task.add_noise(batch, whole_batch(3, 4, "cpu")).sample, noised.sample)
     assert task.scheduler.config.clip_sample is False
     assert not any("vae" in name or "encoder.conv_out" in name for name, _ in task.named_parameters())
 

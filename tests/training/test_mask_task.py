@@ -24,6 +24,7 @@ from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_runs
 from unetdiff.reports.samples import Budget, sample_blocks
+from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import build_task, load_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import train
@@ -46,7 +47,7 @@ def test_the_batch_holds_noisy_masks_beside_the_image(tiny: Tiny) -> None:
     assert isinstance(task, DiffusionTask) and isinstance(task.codec, MaskCodec)
     batch = collate([data[i] for i in range(4)])
     batch["mask"][:, :8] = 255
-    noised = task.add_noise(batch, seed=0)
+    noised = task.add_noise(batch, whole_batch(0, 4, "cpu"))
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     clean = (noised.sample[:, :11] - sigma * noised.target) / alpha.clamp(min=1e-3)
     seen = alpha[:, 0, 0, 0] > 0.05

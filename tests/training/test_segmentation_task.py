@@ -11,6 +11,7 @@ from torch import Tensor
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
+from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
@@ -28,7 +29,7 @@ def build(tiny: Tiny, **options) -> tuple[SegmentationTask, dict]:
 def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.5, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
-    sample, timesteps = task.add_noise(clean, seed=3)
+    sample, timesteps = task.add_noise(clean, whole_batch(3, 16, "cpu"))
     assert timesteps is not None
     noisy = timesteps > 0
     assert 2 <= int(noisy.sum()) <= 14 and torch.equal(sample[~noisy], clean[~noisy])
@@ -37,8 +38,8 @@ def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     alpha = (torch.cos(fraction * torch.pi / 2) / torch.cos(torch.tensor(0.008 / 1.008 * torch.pi / 2)))[:, None]
     noise = (sample[noisy].flatten(1) - alpha * clean[noisy].flatten(1)) / (1 - alpha**2).sqrt()
     assert noise.mean().abs() < 0.02 and (noise.std() - 1).abs() < 0.02
-    again, _ = task.add_noise(clean, seed=3)
-    other, _ = task.add_noise(clean, seed=4)
+    again, _ = task.add_noise(clean, whole_batch(3, 16, "cpu"))
+    other, _ = task.add_noise(clean, whole_batch(4, 16, "cpu"))
     assert torch.equal(sample, again) and not torch.equal(sample, other)
 
 
@@ -53,7 +54,7 @@ def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytes
             return segment(pixels, t)
 
         monkeypatch.setattr(task.unet, "segment", spy)
-        task(batch, 0)["loss"].backward()
+        task.batch_losses(batch, 0)["loss"].backward()
         t = heard[0]
         if not timestep:
             assert t is None
@@ -65,14 +66,15 @@ def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytes
 def test_without_noise_nothing_is_changed(tiny: Tiny) -> None:
     task, batch = build(tiny, model__conditioning__timestep=True)
     clean = task.pixels(batch["image"])
-    sample, timesteps = task.add_noise(clean, seed=3)
+    sample, timesteps = task.add_noise(clean, whole_batch(3, 16, "cpu"))
     assert sample is clean and timesteps is None
 
 
 def test_share_of_the_images(tiny: Tiny) -> None:
     task, batch = build(tiny, segmentation__noise=0.25)
     clean = task.pixels(batch["image"])
-    changed = [(task.add_noise(clean, seed)[0] != clean).flatten(1).any(dim=1).float().mean() for seed in range(60)]
+    noised = [task.add_noise(clean, whole_batch(seed, 16, "cpu"))[0] for seed in range(60)]
+    changed = [(images != clean).flatten(1).any(dim=1).float().mean() for images in noised]
     assert torch.stack(changed).mean() == pytest.approx(0.25, abs=0.05)  # deviation 0.014
 
 

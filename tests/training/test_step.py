@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.config.training import TrainingConfig
+from unetdiff.training.draws import RowDraws
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers
 
@@ -22,8 +24,23 @@ class Net(nn.Module):
         super().__init__()
         self.norm, self.out = nn.BatchNorm2d(3), nn.Conv2d(3, 1, 1)
 
-    def forward(self, batch: dict[str, Any], seed: int) -> dict[str, Tensor]:
-        return {"loss": self.out(self.norm(batch["image"])).square().mean()}
+    unet = property(lambda self: SimpleNamespace(device=self.out.weight.device))
+
+    def forward(self, batch: dict[str, Any], draws: RowDraws) -> dict[str, Tensor]:
+        losses = self.out(self.norm(batch["image"])).square()
+        return {"loss": losses.sum(), "pixels": torch.tensor(losses.numel())}
+
+    def losses(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"loss": sums["loss"] / sums["pixels"]}
+
+    def observer(self) -> None:
+        return None
+
+    def step_part(self, draws: RowDraws, layers: StepLayers) -> AbstractContextManager[None]:
+        return layers.part(draws.step.seed, range(draws.count))
+
+    def end_step(self, finite: bool) -> None:
+        pass
 
 
 class Scaled:
@@ -34,9 +51,6 @@ class Scaled:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         self.optimizer = optimizer
-
-    def accumulate(self, model: nn.Module) -> nullcontext[None]:
-        return nullcontext()
 
     autocast = nullcontext
 

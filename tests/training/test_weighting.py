@@ -57,7 +57,7 @@ def test_uncertainty_is_equation_10() -> None:
     with torch.no_grad():
         weighting.log_variances.copy_(torch.tensor([2 * math.log(s) for s in sigma.values()]))
     losses = {"segmentation": torch.tensor(0.8), "diffusion": torch.tensor(0.03)}
-    total, weights = weighting(losses, UNet(**ENCODERS["residual"][0], heads={"diffusion": {}}), 1)
+    total, weights = weighting(losses)
     first = 10 * 0.03 / (2 * 0.4**2) + math.log(0.4)
     assert total.item() == pytest.approx(first + 0.5 * 0.8 / 1.7**2 + math.log(1.7), rel=1e-5)
     assert weights["diffusion"].item() == pytest.approx(10 / (2 * 0.4**2), rel=1e-5)
@@ -68,11 +68,10 @@ def test_the_uncertainties_settle_where_the_equation_is_smallest() -> None:
     """σ_d² = w L_d for a regression, σ_s² = 2 w L_s for a classification."""
     weighting = Uncertainty(JointConfig(segmentation_weight=0.5, diffusion_weight=10.0))
     losses = {"segmentation": torch.tensor(0.8), "diffusion": torch.tensor(0.03)}
-    unet = UNet(**ENCODERS["residual"][0], heads={"diffusion": {}})
     optimizer = torch.optim.SGD(weighting.parameters(), lr=1.0)
     for _ in range(100):
         optimizer.zero_grad()
-        weighting(losses, unet, 1)[0].backward()
+        weighting(losses)[0].backward()
         optimizer.step()
     torch.testing.assert_close(weighting.log_variances.exp(), torch.tensor([2 * 0.5 * 0.8, 10 * 0.03]))
 
@@ -107,33 +106,43 @@ def test_gradient_norms_are_as_the_weights_that_are_given(tiny: Tiny) -> None:
     base = {"joint__segmentation_weight": 0.5, "joint__diffusion_weight": 10.0}
     task, batch = _task(tiny("joint", joint__weighting="gradient_norm", model__residual__dropout=0.0, **base))
     layer = task.unet.get_parameter("decoder.up_blocks.1.resnets.1.conv_shortcut.weight")
-    losses = task.train()(batch, seed=5)
-    weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]
-    assert sum(weights) == pytest.approx(10.5, rel=1e-5)
-    first = _norms(losses, layer)
-    assert weights[1] * first[1] / (weights[0] * first[0]) == pytest.approx(10 / 0.5, rel=1e-3)
-    parts = [losses[f"{head}/loss"].item() for head in ("segmentation", "diffusion")]
-    assert losses["loss"].item() == pytest.approx(weights[0] * parts[0] + weights[1] * parts[1], rel=1e-5)
 
-    losses = task(batch, seed=6)  # the moving average of two steps
-    second = _norms(losses, layer)
-    mean = [(NORM_DECAY * a + b) / (1 + NORM_DECAY) for a, b in zip(first, second, strict=True)]
-    weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]
-    assert weights[1] * mean[1] / (weights[0] * mean[0]) == pytest.approx(10 / 0.5, rel=1e-3)
+    def step(seed: int) -> list[float]:
+        """The weights of a step, and the norms of its gradients."""
+        losses = task.train().batch_losses(batch, seed)
+        weights = [losses[f"weight/{head}"].item() for head in ("segmentation", "diffusion")]
+        parts = {head: losses[f"{head}/loss"] for head in ("segmentation", "diffusion")}
+        total = weights[0] * parts["segmentation"].item() + weights[1] * parts["diffusion"].item()
+        assert losses["loss"].item() == pytest.approx(total, rel=1e-5)
+        task.weighting.observe(task.unet, parts)
+        task.end_step(True)
+        return weights + _norms(losses, layer)
 
-    with torch.no_grad():  # nothing is measured where nothing is trained
-        before = task.weighting.norms.clone()
-        task(batch, seed=7)
-    assert torch.equal(task.weighting.norms, before)
+    first = step(5)
+    assert first[:2] == pytest.approx([0.5, 10.0])  # nothing was measured yet
+    second = step(6)
+    assert sum(second[:2]) == pytest.approx(10.5, rel=1e-5)
+    assert second[1] * first[3] / (second[0] * first[2]) == pytest.approx(10 / 0.5, rel=1e-3)
+    third = step(7)  # the moving average of two steps
+    mean = [(NORM_DECAY * a + b) / (1 + NORM_DECAY) for a, b in zip(first[2:], second[2:], strict=True)]
+    assert third[1] * mean[1] / (third[0] * mean[0]) == pytest.approx(10 / 0.5, rel=1e-3)
 
 
 def test_a_gradient_that_is_not_finite_does_not_count() -> None:
     weighting, unet = GradientNorm(JointConfig()), UNet(**ENCODERS["residual"][0], heads={"diffusion": {}})
     layer = last_shared_weight(unet)
-    weighting({"segmentation": 2 * layer.sum(), "diffusion": layer.sum()}, unet, 1)
+
+    def step(factor: float, finite: bool = True) -> None:
+        for _ in range(2):  # of two micro-batches
+            weighting.observe(unet, {"segmentation": layer.sum() * factor, "diffusion": layer.sum() / 2})
+        weighting.end_step(finite, processes=1)
+
+    step(1.0)
     before = {name: buffer.clone() for name, buffer in weighting.named_buffers()}
-    _, weights = weighting({"segmentation": layer.sum() * math.nan, "diffusion": layer.sum()}, unet, 1)
+    step(math.nan)
+    step(3.0, finite=False)
     assert all(torch.equal(buffer, before[name]) for name, buffer in weighting.named_buffers())
+    _, weights = weighting({"segmentation": layer.sum(), "diffusion": layer.sum()})
     assert [float(w) for w in weights.values()] == pytest.approx([2 / 3, 4 / 3])
 
 

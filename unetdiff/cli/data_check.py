@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, printable
 
 USAGE = "unetdiff data check [CONFIG] [--data.name NAME --data.root DIR ...]"
 
@@ -33,5 +33,5 @@ def main(argv: Sequence[str]) -> int:
     for issue in issues:
         print(issue)
     name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
-    print(f"{name}: {len(issues) or 'no'} problem{'' if len(issues) == 1 else 's'} found")
+    print(f"{printable(name)}: {len(issues) or 'no'} problem{'' if len(issues) == 1 else 's'} found")
     return 1 if issues else 0

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
 
     from unetdiff.data.download import download_voc
     from unetdiff.data.sbd import download_sbd
+    from unetdiff.data.voc_lists import read_ids
 
     root = shlex.quote(str(args.root))
     train = "unetdiff train segmentation configs/segmentation"
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"For 10,582 training images instead of 1,464: unetdiff data download sbd --root {root}")
     else:
         path = download_sbd(args.root)
-        print(f"{path}: {len(path.read_text(encoding='utf-8').split())} training images, none of them in val")
+        print(f"{path}: {len(read_ids(path))} training images, none of them in val")
         print(f"Next: {train}/voc_resnet50.yaml --data.root {root}")
         leftover = [str(args.root / name) for name in ("benchmark.tgz", "sbd") if (args.root / name).exists()]
         if leftover:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, config_error
+from unetdiff.errors import UserError, config_error, printable
 from unetdiff.text import aligned
 
 if TYPE_CHECKING:
@@ -36,18 +35,21 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_strictly(words)
     if args.config is None and not overrides:
         raise UserError("unetdiff data stats: nothing to count. Give a config file, or --data.name and --data.root.")
-    if args.output is not None and args.output.is_dir():
-        raise config_error("--output", args.output, "a file", f"Give e.g. {args.output / 'stats.json'}.")
 
     from unetdiff.config.reading import parse
+    from unetdiff.files.records import write_json
+    from unetdiff.files.writing import file_errors, make_folder, require_writable
+
+    if args.output is not None:
+        if args.output.is_dir():
+            raise config_error("--output", args.output, "a file", f"Give e.g. {args.output / 'stats.json'}.")
+        require_writable("--output", args.output.parent, folder=True)
 
     stats = count_both(parse(args.config, overrides))
     if args.output is not None:
-        try:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
-            args.output.write_text(json.dumps(stats, indent=1))
-        except OSError as error:
-            raise config_error("--output", args.output, f"writable ({error.strerror})") from None
+        with file_errors(args.output, "Give another path for --output."):
+            make_folder(args.output.parent)
+            write_json(args.output, stats)
     print(table(stats))
     return 0
 
@@ -128,7 +130,7 @@ def _range(values: list[int]) -> dict[str, int]:
 
 def table(stats: Mapping[str, Any]) -> str:
     """The statistics as aligned tables: a row per class, and a row per property of the images."""
-    where = stats["data"] if stats["root"] is None else f"{stats['data']} in {stats['root']}"
+    where = stats["data"] if stats["root"] is None else printable(f"{stats['data']} in {stats['root']}")
     lines, rows = [where], CAPTION_ROWS
     if "classes" in stats:
         lines = [f"{where}: {len(stats['classes'])} classes", "", *_class_table(stats)]
@@ -145,7 +147,7 @@ def _class_table(stats: Mapping[str, Any]) -> list[str]:
         head += [f"{role} pixels", "fraction", "images"]
     rows = [head + [f"weight: {method}" for method in weights]]
     for name in stats["classes"]:
-        row = [name]
+        row = [printable(name)]
         for role in SPLITS:
             row += _class_cells(stats[role], name)
         rows.append(row + [f"{by_class[name]:.3f}" for by_class in weights.values()])
@@ -186,4 +188,5 @@ CAPTION_ROWS: dict[str, Any] = {
 
 
 def _shortened(text: str) -> str:
+    text = printable(text)
     return text if len(text) <= MAX_CAPTION_CHARS else f"{text[: MAX_CAPTION_CHARS - 3]}..."

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
+import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,13 @@ from unetdiff.data.images import ImageSource, holdout_indices
 from unetdiff.data.issues import Issue, raise_first_issue
 from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.transforms import Transform
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.folders import inside, regular_file
+from unetdiff.files.records import parse_json, read_csv
+from unetdiff.files.texts import read_lines
 
+MAX_ROWS = 50_000_000
+"""Largest table that is read; its rows are held in memory."""
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 FILE_COLUMN, CAPTION_COLUMN = "file_name", "text"
 
@@ -59,7 +63,7 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
     files = [row.file for row in split.rows if row.file is not None]  # of all rows: one without is an issue
 
     def open_image(i: int) -> Tensor:
-        return decode(files[i])
+        return decode(files[i], image_range=config.image_range)
 
     return ImageSource(
         open_image,
@@ -88,6 +92,8 @@ def read_split(config: DataConfig, role: str) -> CaptionedSplit:
 def caption_issue(place: str, column: str, value: Any) -> Issue | None:
     """The issue of a value that is not a non-empty string; None if it is one."""
     if isinstance(value, str) and value.strip():
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return Issue(place, "caption is not valid Unicode", value, "Write it again as UTF-8.")
         return None
     shown = f"{column}: {value!r}" if value is not None and not isinstance(value, str) else f"{column} is empty"
     return Issue(place, "caption missing", shown, "Write one, or remove the row.")
@@ -96,15 +102,15 @@ def caption_issue(place: str, column: str, value: Any) -> Issue | None:
 def _metadata_of(config: DataConfig, role: str) -> tuple[Path, bool]:
     """The metadata file of a split, and whether it holds both splits."""
     train, val = split_folders(config)
-    if not train.is_dir():
+    if not os.path.isdir(train):
         return _metadata_in(dataset_root(config)), True
-    if not val.is_dir():
+    if not os.path.isdir(val):
         return _metadata_in(train), True
     return _metadata_in(val if role == "val" else train), False
 
 
 def _metadata_in(folder: Path) -> Path:
-    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    files = [folder / name for name in METADATA if os.path.exists(folder / name)]
     if not files:
         raise UserError(
             f"{folder}: no {' or '.join(METADATA)} found. Add one next to the images, with the columns "
@@ -151,11 +157,11 @@ def _file(folder: Path, name: Any, place: str) -> tuple[Path | None, Issue | Non
     """The existing image below the folder that a row names, or an issue."""
     if not isinstance(name, str) or not name.strip():
         return None, Issue(place, f"{FILE_COLUMN} missing", repr(name), "Name the image, or remove the row.")
-    below = os.path.normpath(name)
-    if os.path.isabs(below) or below.split(os.sep)[0] == os.pardir:
+    try:
+        file = inside(folder, posixpath.normpath(name), links=True)
+    except FileError:
         return None, Issue(place, "image outside of the folder", name, f"Move it into {folder}.")
-    file = folder / below
-    if not file.is_file():
+    if not os.path.isfile(file):
         return None, Issue(place, "image not found", str(file), "Add it, or remove the row.")
     return file, None
 
@@ -163,50 +169,67 @@ def _file(folder: Path, name: Any, place: str) -> tuple[Path | None, Issue | Non
 def _records(metadata: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
     """(place, columns) of each row of a metadata file, in order; an issue for a line that is not a row."""
     readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
-    try:
-        yield from readers[metadata.suffix](metadata)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{metadata}: cannot be read ({error}). Write it again as UTF-8.") from error
+    yield from readers[metadata.suffix](metadata)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                yield place, Issue(place, "invalid JSON", str(error), "Write one object per line.")
-                continue
-            if isinstance(record, dict):
-                yield place, record
-            else:
-                remedy = f'Write e.g. {{"{FILE_COLUMN}": "0.png", "{CAPTION_COLUMN}": "a blue three"}}.'
-                yield place, Issue(place, "not a JSON object", line.strip()[:40], remedy)
+    for number, line in enumerate(read_lines(path), start=1):
+        place = f"{path}:{number}"
+        if not line:
+            continue
+        try:
+            record = parse_json(line, place)
+        except FileError as error:
+            yield place, Issue(place, "invalid JSON", error.reason, "Write one object per line.")
+            continue
+        if isinstance(record, dict):
+            yield place, record
+        else:
+            remedy = f'Write e.g. {{"{FILE_COLUMN}": "0.png", "{CAPTION_COLUMN}": "a blue three"}}.'
+            yield place, Issue(place, "not a JSON object", line[:40], remedy)
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            record: dict[Any, Any] = dict(row)
-            place, extra = f"{path}:{reader.line_num}", record.pop(None, None)
-            if extra is not None:
-                value = f"{len(record) + len(extra)} cells, {len(record)} columns"
-                yield place, Issue(place, "too many cells", value, "Quote text that contains commas.")
-            else:
-                yield place, record
+    for line, record, cells in read_csv(path):
+        place = f"{path}:{line}"
+        if cells > len(record):
+            value = f"{cells} cells, {len(record)} columns"
+            yield place, Issue(place, "too many cells", value, "Quote text that contains commas.")
+        else:
+            yield place, dict(record)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
-    import pyarrow as pa  # slow to import; needed only here
+    import pyarrow.parquet as pq  # slow to import; needed only here
+
+    require_parquet(path)
+    try:
+        records = pq.read_table(path).to_pylist()
+    except Exception as error:  # pyarrow's own errors, and UnicodeDecodeError for a text that is not UTF-8
+        raise parquet_error(path, error) from None
+    for number, record in enumerate(records):
+        yield f"{path}, row {number}", record
+
+
+def require_parquet(path: Path) -> None:
+    """Check the footer of a parquet file before memory is taken for its rows.
+
+    Raises:
+        FileError: missing, not parquet, or of more than `MAX_ROWS` rows.
+    """
     import pyarrow.parquet as pq
 
     try:
-        records = pq.read_table(path).to_pylist()
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: cannot be read as parquet ({error}). Write it again.") from error
-    for number, record in enumerate(records):
-        yield f"{path}, row {number}", record
+        rows = pq.read_metadata(regular_file(path)).num_rows
+    except FileError:
+        raise
+    except Exception as error:
+        raise parquet_error(path, error) from None
+    if rows > MAX_ROWS:
+        raise FileError.of(path, f"must have at most {MAX_ROWS:,} rows (got {rows:,})", "Give a part of it.")
+
+
+def parquet_error(path: Path, error: BaseException) -> FileError:
+    """What pyarrow or datasets raised for a file, as one line."""
+    reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    return FileError.of(path, f"cannot be read as parquet ({reason[:300]})", "Download or write it again.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,25 +9,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode, upright_size
+from unetdiff.data.depth import BitDepths
 from unetdiff.data.images import folder_files
-from unetdiff.data.issues import BadFile, Issue, raise_first_issue, size_issue, value_issue
+from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, raise_first_issue, size_issue, value_issue
 from unetdiff.data.parquet import read_table
 from unetdiff.data.threads import map_in_threads
 from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.data.voc import (
-    ImageMaskPair,
-    VOCFolder,
-    read_indices,
-    split_file,
-    wrong_values,
-)
+from unetdiff.data.voc import VOCFolder, read_indices, wrong_values
+from unetdiff.data.voc_lists import ImageMaskPair, split_file
+from unetdiff.errors import FileError
+from unetdiff.files.folders import size_of
+from unetdiff.files.writing import sha256_of
+
+QUICK_ROWS = 8
+"""Rows of a parquet table of which a quick check decodes the image."""
 
 
 def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Issue]:
@@ -85,12 +83,14 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     pairs = list({pair.name: pair for split in (train, val) for pair in split.pairs}.values())
     count = len(train.classes) if masks else None
 
+    depths = BitDepths(config.image_range, full)
+
     def examine(pair: ImageMaskPair) -> list[Issue]:
-        return _pair_issues(pair, count, full, config.allow_binary_masks)
+        return _pair_issues(pair, count, depths, config.allow_binary_masks)
 
     for pair_issues in map_in_threads(examine, pairs, "check", progress):
         issues += pair_issues
-    return issues
+    return issues + depths.issues()
 
 
 def _list_issues(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
@@ -113,12 +113,14 @@ def _list_issues(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
         )
 
 
-def _pair_issues(pair: ImageMaskPair, num_classes: int | None, full: bool, allow_binary: bool) -> list[Issue]:
+def _pair_issues(pair: ImageMaskPair, num_classes: int | None, depths: BitDepths, allow_binary: bool) -> list[Issue]:
     """Issues of an image and its mask; without `num_classes`, of the image only."""
+    if pair.ambiguous:
+        return [ambiguous_issue(pair.ambiguous)]
     issues = []
     size = None
     try:
-        size = _image_size(pair.image, full)
+        size = depths.image_size(pair.image)
     except BadFile as error:
         issues.append(_issue_of(error))
     if num_classes is None:
@@ -145,27 +147,12 @@ def _pair_issues(pair: ImageMaskPair, num_classes: int | None, full: bool, allow
     return issues
 
 
-def _image_size(path: Path, full: bool) -> tuple[int, int]:
-    """(height, width) of an image; BadFile if it cannot be read."""
-    if not full:
-        try:
-            with Image.open(path) as image, open(path, "rb") as file:
-                if image.format == "JPEG":
-                    file.seek(-2, os.SEEK_END)
-                    if file.read() == b"\xff\xd9":  # the end-of-image marker: not truncated
-                        return upright_size(image)
-        except (OSError, SyntaxError, ValueError):
-            pass  # decode below reports it
-    height, width = decode(path).shape[1:]
-    return height, width
-
-
 def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
     by_role = {}
     for role in _roles():
         files, _, chosen = folder_files(config, role)
         by_role[role] = [files[i][0] for i in chosen]
-    return _image_issues(by_role["train"], by_role["val"], full, progress)
+    return _image_issues(by_role["train"], by_role["val"], BitDepths(config.image_range, full), progress)
 
 
 def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
@@ -173,16 +160,16 @@ def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Iss
     train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
     # both splits may share a metadata file: report its issues once
     issues = list(dict.fromkeys(issue for split in splits for issue in split.issues))
-    return issues + _image_issues(train, val, full, progress)
+    return issues + _image_issues(train, val, BitDepths(config.image_range, full), progress)
 
 
-def _image_issues(train: list[Path], val: list[Path], full: bool, progress: bool) -> list[Issue]:
+def _image_issues(train: list[Path], val: list[Path], depths: BitDepths, progress: bool) -> list[Issue]:
     """Images that are in both splits or cannot be read."""
     issues = []
 
     def examine(path: Path) -> list[Issue]:
         try:
-            _image_size(path, full)
+            depths.image_size(path)
         except BadFile as error:
             return [_issue_of(error)]
         return []
@@ -191,40 +178,52 @@ def _image_issues(train: list[Path], val: list[Path], full: bool, progress: bool
         issues.append(Issue(str(file), "duplicate of a training image", str(other), "Remove one of the two."))
     for image_issues in map_in_threads(examine, [*train, *val], "check", progress):
         issues += image_issues
-    return issues
+    return issues + depths.issues()
 
 
 def _same_files(train: list[Path], val: list[Path]) -> Iterator[tuple[Path, Path]]:
     """(training file, validation file) with the same bytes; only files of equal length are read."""
     by_length = defaultdict(list)
     for path in train:
-        by_length[path.stat().st_size].append(path)
+        by_length[_length(path)].append(path)
     for path in val:
-        candidates = by_length.get(path.stat().st_size, [])
-        if candidates:
+        candidates = by_length.get(_length(path), [])
+        if candidates and _length(path):
             digest = _digest(path)
             for other in candidates:
-                if _digest(other) == digest:
+                if digest is not None and _digest(other) == digest:
                     yield other, path
                     break
 
 
-def _digest(path: Path) -> bytes:
-    return hashlib.sha1(path.read_bytes()).digest()
+def _length(path: Path) -> int:
+    """Size of a file in bytes; 0 if it cannot be read, which is reported when it is decoded."""
+    try:
+        return size_of(path)
+    except FileError:
+        return 0
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return sha256_of(path)
+    except FileError:
+        return None
 
 
 def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
-    issues = []
+    issues: list[Issue] = []
+    depths = BitDepths(config.image_range, full)
     for role in _roles():
         table = read_table(config, role)
         issues += table.issues
-        rows = range(len(table.rows)) if full else range(min(len(table.rows), 8))
+        rows = range(len(table.rows)) if full else range(min(len(table.rows), QUICK_ROWS))
         for i in tqdm(rows, desc=f"check {role}", disable=not progress):
             try:
-                table.image(i)
+                depths.image_size(*table.source(i))
             except BadFile as error:
                 issues.append(_issue_of(error))
-    return issues
+    return list(dict.fromkeys(issues)) + depths.issues()  # both splits may share a file
 
 
 def _issue_of(error: BadFile) -> Issue:

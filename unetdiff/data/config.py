@@ -73,6 +73,9 @@ class DataConfig:
     """parquet: column of the class; optional if there is a caption column."""
     caption_column: str | None = None
     """Column of the caption in captioned_folder's metadata file (None: text) or in parquet (None: no captions)."""
+    image_range: list[float] | None = None
+    """[black, white]: the values of images with more than 8 bits per channel that become 0 and 255, e.g. [0, 4095] for
+    a 12-bit camera; values outside are clipped. None: [0, 65535]. 8-bit images are not changed."""
     size: list[int] | None = None
     """[height, width] that images are resized to (masks of a segmentation task keep their size in validation);
     None: not resized."""

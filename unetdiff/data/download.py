@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
-import tarfile
-import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from torchvision.datasets import VOCSegmentation
-from torchvision.datasets.utils import download_url, extract_archive
+from torchvision.datasets.utils import download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from unetdiff.data.voc_paths import VOC_FOLDER
-from unetdiff.errors import UserError
+from unetdiff.data.voc_lists import list_pairs
+from unetdiff.data.voc_paths import SPLITS, VOC_FOLDER
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.archives import extract_archive
+from unetdiff.files.writing import make_folder, move, remove_tree
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,12 @@ def fetch(archive: Archive, root: Path) -> Path:
     path = root / archive.name
     manually = f"or download {archive.url} to {path} yourself and run this again."
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         download_url(archive.url, root, archive.name, archive.md5)
     except (OSError, http.client.HTTPException) as error:
-        failure = f"{path}: could not be downloaded from {urlparse(archive.url).netloc} ({error})"
+        failure = (
+            f"{path}: could not be downloaded from {urlparse(archive.url).netloc} ({' '.join(str(error).split())})"
+        )
         raise UserError(f"{failure}. Check your connection and disk space, {manually}") from error
     except RuntimeError as error:  # torchvision's error for a wrong md5 or too many redirects
         raise UserError(f"{path}: md5 differs from {archive.md5} ({error}). Run this again, {manually}") from error
@@ -82,26 +84,29 @@ def unpack(archive: Path, inner: Path, target: Path) -> None:
     """
     aside = target.parent / f".{target.name}.unpacking"
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # left by an interrupted call
-        aside.mkdir(parents=True)
+        remove_tree(aside)  # left by an interrupted call
+        make_folder(aside)
         extract_archive(archive, aside)
         if not (aside / inner).is_dir():
             raise UserError(f"{archive}: no folder {inner} in it. Delete it and run this again.")
-        os.replace(aside / inner, target)
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        raise UserError(f"{archive}: could not be unpacked to {target} ({error}). Run this again.") from error
+        move(aside / inner, target)
+    except (OSError, FileError) as error:
+        reason = error.reason if isinstance(error, FileError) else error
+        raise UserError(f"{archive}: could not be unpacked to {target} ({reason}). Run this again.") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(aside)
 
 
 def _first_missing(root: Path) -> Path | None:
     """The first missing file of VOC's own lists; None if all exist."""
+    folder = root / VOC_FOLDER
     for split in ("train", "val"):
-        try:
-            source = VOCSegmentation(root, year="2012", image_set=split)
-        except OSError as error:  # the list itself
-            return Path(error.filename or root / VOC_FOLDER)
-        for path in [*source.images, *source.masks]:
-            if not os.path.isfile(path):
-                return Path(path)
+        path = folder / SPLITS / f"{split}.txt"
+        if not os.path.isfile(path):
+            return path
+        for pair in list_pairs(folder, split):
+            for file in (pair.image, pair.mask):
+                if not os.path.isfile(file):
+                    return file
     return None

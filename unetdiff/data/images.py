@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
+import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,20 @@ from torchvision import datasets as tv
 from unetdiff.data.base import ImageDataset, empty_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
+from unetdiff.data.download import Archive, fetch
+from unetdiff.data.name_lists import distinct_names
 from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform, checked_size, cover
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files.folders import entries, files_in
+from unetdiff.files.images import SUFFIXES
+from unetdiff.files.texts import read_bytes
 
 MAX_CACHE_BYTES = 1 << 30
 """Decoded images that a dataset caches, divided among the loader's workers."""
+MAX_IDX_BYTES = 1 << 28
+"""Largest idx file, unpacked; Fashion-MNIST's have 47 million bytes."""
 VAL_FRACTION, MAX_VAL_IMAGES = 0.1, 2000
 
 
@@ -157,7 +167,7 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
     files, labels, chosen = folder_files(config, role)
 
     def open_image(i: int) -> Tensor:
-        return decode(files[chosen[i]][0])
+        return decode(files[chosen[i]][0], image_range=config.image_range)
 
     return ImageSource(
         open_image,
@@ -173,8 +183,9 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     """All (file, class) of a split's folder, the class names, and the indices of the split's files."""
     root = dataset_root(config)
     train, val = split_folders(config)
-    both = train.is_dir() and val.is_dir()
-    folder = (val if role == "val" else train) if both else (train if train.is_dir() else root)
+    has_train = os.path.isdir(train)
+    both = has_train and os.path.isdir(val)
+    folder = (val if role == "val" else train) if both else (train if has_train else root)
     name = root.resolve().name
     files, labels = _listing(folder, name)
     if folder == root:
@@ -194,16 +205,22 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
 
 def _listing(folder: Path, name: str) -> tuple[list[tuple[Path, int]], list[str]]:
     """(file, class) of a folder's images and the class names; without class folders, all are of the class `name`."""
-    inside = sorted(folder.iterdir())
-    if not any(path.is_dir() and not path.name.startswith(".") for path in inside):
-        images = [path for path in inside if path.name.lower().endswith(tv.folder.IMG_EXTENSIONS)]
+    inside = entries(folder)
+    classes = [path for path in inside if path.is_dir()]
+    names = distinct_names([path.name for path in classes], [str(path) for path in classes])
+    if not classes:
+        images = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
         if images:
-            return [(path, 0) for path in images], [name]
-    try:
-        listing = tv.ImageFolder(folder)
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: {error}. Give a folder with one folder of images per class.") from error
-    return [(Path(path), target) for path, target in listing.samples], listing.classes
+            return [(path, 0) for path in images], distinct_names([name], [str(folder)])
+        raise FileError.of(folder, "no images found", "Give a folder with one folder of images per class.")
+    files = []
+    for number, path in enumerate(classes):
+        found = files_in(path, SUFFIXES, recursive=True)
+        if not found:
+            raise FileError.of(path, "no images found", "Add some, or remove the folder.")
+        found.sort(key=lambda file: (str(file.parent), file.name))  # the order of torchvision's ImageFolder
+        files += [(file, number) for file in found]
+    return files, names
 
 
 def _refuse_splits(folder: Path, files: list[tuple[Path, int]]) -> None:
@@ -224,47 +241,65 @@ def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageA
     """
     root = dataset_root(config)
     stem = "t10k" if role == "val" else "train"
-    gz = [root / f"{stem}-images-idx3-ubyte.gz", root / f"{stem}-labels-idx1-ubyte.gz"]
+    names = [f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte"]
+    raw = root / "FashionMNIST" / "raw"
+    if config.download:
+        md5s = dict(tv.FashionMNIST.resources)
+        for name in names:
+            if not any(os.path.isfile(path) for path in _idx_paths(root, name)):
+                file = f"{name}.gz"
+                fetch(Archive(tv.FashionMNIST.mirrors[0] + file, file, md5s[file]), raw)
+    found = [[path for path in _idx_paths(root, name) if os.path.isfile(path)] for name in names]
+    if not all(found):
+        constraint = f"a folder with {names[0]}.gz and {names[1]}.gz, or FashionMNIST/raw"
+        raise config_error("data.root", config.root, constraint, "Set data.download=true.")
+    images, targets = _read_idx(found[0][0], 3), _read_idx(found[1][0], 1)
     labels = list(tv.FashionMNIST.classes)
-    if all(path.is_file() for path in gz):
-        images, targets = (_read_idx(path) for path in gz)
-    else:
-        try:
-            source = tv.FashionMNIST(str(root), train=role == "train", download=config.download)
-        except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"data.root={config.root}: must contain {gz[0].name} or FashionMNIST/raw ({error}). "
-                "Set data.download=true."
-            ) from error
-        images, targets = source.data, source.targets
+    if len(images) != len(targets) or not len(images) or int(targets.max()) >= len(labels):
+        reason = f"must have a class in 0..{len(labels) - 1} for each of {len(images)} images"
+        raise FileError.of(found[1][0], reason, "Download both again.")
     pixels = rearrange(images, "n h w -> n 1 h w")
     return ImageArray(pixels, targets.tolist(), labels, f"fashion_mnist/{stem}", transform, config.size)
 
 
+def _idx_paths(root: Path, name: str) -> list[Path]:
+    """Where an idx file may be: as it is published, or where torchvision downloads and unpacks it."""
+    raw = root / "FashionMNIST" / "raw"
+    return [root / f"{name}.gz", raw / name, raw / f"{name}.gz"]
+
+
 def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
-    """CIFAR-10 from torchvision, 32x32: train is its 50,000 training images, val its 10,000 test images."""
+    """CIFAR-10 from torchvision, 32x32: train is its 50,000 training images, val its 10,000 test images.
+
+    Its files are pickles; torchvision compares the md5 of all of them with the published ones before it reads any.
+    """
     root = dataset_root(config)
     try:
         source = tv.CIFAR10(str(root), train=role == "train", download=config.download)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"data.root={config.root}: must contain cifar-10-batches-py ({error}). Set data.download=true, or "
-            "data.name=parquet for a parquet file."
+            f"data.root={config.root}: must contain cifar-10-batches-py ({' '.join(str(error).split())}). Set "
+            "data.download=true, or data.name=parquet for a parquet file."
         ) from error
     pixels = rearrange(torch.from_numpy(source.data), "n h w c -> n c h w").contiguous()
     title = "cifar10/" + ("test" if role == "val" else "train")
     return ImageArray(pixels, list(source.targets), list(source.classes), title, transform, config.size)
 
 
-def _read_idx(path: Path) -> Tensor:
-    """A gzipped idx file of bytes (MNIST's format): big-endian magic number, one size per dimension, the bytes."""
+def _read_idx(path: Path, dimensions: int) -> Tensor:
+    """An idx file of bytes (MNIST's format), gzipped or not: big-endian magic number, one size per dimension, bytes."""
+    remedy = "Download it again."
+    data = read_bytes(path, MAX_IDX_BYTES, remedy)
     try:
-        with gzip.open(path) as file:
-            data = file.read()
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Download it again.") from error
-    dimensions = data[3] if len(data) >= 4 else 0
-    shape = np.frombuffer(data, ">i4", dimensions, 4).tolist() if len(data) >= 4 + 4 * dimensions else []
-    if data[:3] != b"\x00\x00\x08" or len(data) != 4 + 4 * dimensions + math.prod(shape):
-        raise UserError(f"{path}: not a complete idx file of bytes. Download it again.")
-    return torch.from_numpy(np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy())
+        file: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if path.suffix == ".gz" else io.BytesIO(data)
+        header = file.read(4 + 4 * dimensions)
+        shape = np.frombuffer(header, ">u4", -1, 4).tolist() if len(header) == 4 + 4 * dimensions else []
+        length = math.prod(shape)
+        if header[:4] != bytes([0, 0, 8, dimensions]) or length > MAX_IDX_BYTES:
+            raise FileError.of(path, "not a complete idx file of bytes", remedy)
+        content = file.read(length + 1)  # not more: a small file may hold a lot of zeros
+    except (OSError, EOFError, zlib.error) as error:
+        raise FileError.of(path, f"cannot be read ({error})", remedy) from None
+    if len(content) != length:
+        raise FileError.of(path, "not a complete idx file of bytes", remedy)
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())

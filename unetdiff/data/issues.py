@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
-
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.data.voc_paths import AUGMENTED_MASKS, VOC_FOLDER
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, printable
+from unetdiff.files.images import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,12 @@ class Issue:
     """What to do, as a sentence."""
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.message} ({self.value}). {self.remedy}"
+        """One line; control characters of names and values are shown as `\\x1b`."""
+        value = f" ({self.value})" if self.value else ""
+        return printable(f"{self.file}: {self.message}{value}. {self.remedy}")
 
 
-class BadFile(UserError):
+class BadFile(FileError):
     """An issue met while reading. Constructed from its text alone, so that it can be pickled by loader workers."""
 
     issue: Issue | None = None
@@ -38,7 +41,7 @@ class BadFile(UserError):
     @classmethod
     def from_issue(cls, issue: Issue) -> BadFile:
         error = cls(str(issue))
-        error.issue = issue
+        error.path, error.reason, error.issue = issue.file, issue.message, issue
         return error
 
 
@@ -71,20 +74,33 @@ def size_issue(image: Path, mask: Path, image_size: tuple[int, ...], mask_size: 
     return Issue(str(mask), "mask and image sizes differ", sizes, remedy)
 
 
-def unreadable_issue(path: Path, error: Exception) -> Issue:
+def ambiguous_issue(files: Sequence[Path]) -> Issue:
+    """Several files of one id, e.g. a.jpg and a.png."""
+    names = ", ".join(path.name for path in files)
+    return Issue(str(files[0]), "several files have this id", names, "Keep one of them.")
+
+
+def unreadable_issue(path: Path, error: FileError) -> Issue:
     """A file that raised `error` when it was read."""
     remove = f"or remove '{path.stem}' from the split."
     rebuild = _rebuild_command(path)
-    if isinstance(error, FileNotFoundError):
-        similar = sorted(p.name for p in path.parent.glob(f"{_escape_glob(path.stem)}.*"))
+    if not os.path.exists(path):
+        similar = [name for name in _same_stem(path) if os.path.exists(path.with_name(name))]
         value = f"there is {', '.join(similar)}" if similar else "missing"
         remedy = f"Add it, {remove}" if rebuild is None else f"Run {rebuild}."
         return Issue(str(path), "file not found", value, remedy)
-    if isinstance(error, UnidentifiedImageError):
+    if error.reason.startswith("must be an image"):
         message, value, replace = "not an image", f"{path.stat().st_size} bytes", f"Replace it, {remove}"
     else:
-        message, value, replace = "cannot be read", str(error), f"Fetch it again, {remove}"
+        message, value = _message_and_value(error.reason)
+        replace = f"{'Replace it' if message.startswith('is ') else 'Fetch it again'}, {remove}"
     return Issue(str(path), message, value, replace if rebuild is None else f"Delete it and run {rebuild}.")
+
+
+def row_issue(place: str, error: FileError) -> Issue:
+    """An image in a row of a table that raised `error` when it was read."""
+    message, value = _message_and_value(error.reason)
+    return Issue(place, f"image {message}", value, "Remove the row.")
 
 
 def first_values(values: list[int]) -> str:
@@ -93,12 +109,20 @@ def first_values(values: list[int]) -> str:
     return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"
 
 
+def _message_and_value(reason: str) -> tuple[str, str]:
+    """ "cannot be decoded (truncated)" as its two parts."""
+    reason = reason.replace("cannot be decoded", "cannot be read", 1)
+    match = re.fullmatch(r"(.*?) \((.*)\)", reason, re.DOTALL)
+    return (match[1], match[2]) if match else (reason, "")
+
+
+def _same_stem(path: Path) -> list[str]:
+    """Names of images of the same stem (an existing file per id is cheaper to test than a folder to list)."""
+    return [path.stem + suffix for lower in sorted(SUFFIXES) for suffix in (lower, lower.upper())]
+
+
 def _rebuild_command(path: Path) -> str | None:
     """The command that writes a missing SBD mask; None for other files."""
     if path.parent.parts[-3:] != (*VOC_FOLDER.parts, AUGMENTED_MASKS):
         return None
     return f"`unetdiff data download sbd --root {path.absolute().parents[3]}`, which writes missing masks"
-
-
-def _escape_glob(stem: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in stem)

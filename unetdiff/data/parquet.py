@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unetdiff.data.captions import caption_issue
+from unetdiff.data.captions import caption_issue, parquet_error, require_parquet
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.images import ImageSource, holdout_indices
-from unetdiff.data.issues import Issue, raise_first_issue
+from unetdiff.data.issues import BadFile, Issue, raise_first_issue
+from unetdiff.data.name_lists import distinct_names
 from unetdiff.data.roots import dataset_root
 from unetdiff.data.transforms import Transform
-from unetdiff.errors import UserError, config_error
+from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files.folders import files_in, inside
+from unetdiff.files.writing import file_errors
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Table:
     """A `datasets.Dataset` of the image column alone."""
     column: str
     """Its name."""
-    stem: str
-    """Name of the (first) file."""
+    file: Path
+    """The (first) file."""
     numbers: NDArray[np.int64]
     """Each row's number in the file."""
     targets: list[int] | None
@@ -39,15 +43,31 @@ class Table:
     captions: list[str] | None
     """Each row's stripped caption, "" if missing; None without a caption column."""
     issues: list[Issue]
-    """Rows without a caption, if there is a caption column."""
+    """Rows without a class, or without a caption if there is a caption column."""
+    image_range: list[float] | None = None
+    """See `unetdiff.data.decoding.rgb`."""
 
     def title(self, i: int) -> str:
         """Name of a row."""
-        return f"{self.stem}/{int(self.numbers[i]):06d}"
+        return f"{self.file.stem}/{int(self.numbers[i]):06d}"
+
+    def source(self, i: int) -> tuple[Path | bytes, str]:
+        """The image file of a row or its bytes, and its name; BadFile for neither, or a file out of the folder."""
+        name = f"{self.title(i)} ({self.column})"
+        cell = self.rows[i][self.column]
+        if cell is None or (cell["bytes"] is None and cell["path"] is None):
+            raise BadFile.from_issue(Issue(name, "no image in the row", "empty", "Remove the row."))
+        if cell["bytes"] is not None:
+            return cell["bytes"], name
+        try:
+            return inside(self.file.parent, cell["path"], links=True), name
+        except FileError:
+            remedy = f"Store the bytes of the images, or paths inside {self.file.parent}."
+            raise BadFile.from_issue(Issue(name, "image outside of the folder", cell["path"], remedy)) from None
 
     def image(self, i: int) -> Tensor:
         """The image of a row, uint8 (3, H, W); BadFile if it cannot be read."""
-        return decode(self.rows[i][self.column], f"{self.title(i)} ({self.column})")
+        return decode(*self.source(i), self.image_range)
 
 
 def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
@@ -66,7 +86,7 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
 
 
 def read_table(config: DataConfig, role: str) -> Table:
-    """The rows of "train" or "val", with missing captions as `issues`; other errors as of `parquet`."""
+    """The rows of "train" or "val", with missing classes and captions as `issues`; other errors as of `parquet`."""
     import datasets as hf  # slow to import; needed only here
 
     files, train, single = _files_of(config, role)
@@ -80,25 +100,36 @@ def read_table(config: DataConfig, role: str) -> Table:
         if column not in rows.column_names:
             raise config_error(f"data.{key}", column, f"a column of {files[0].name}: {', '.join(rows.column_names)}")
     chosen = holdout_indices(len(rows), role) if single else np.arange(len(rows))
-    targets, labels = _classes(config.label_column, rows, files, train if not single and role == "val" else None)
-    captions: list[str] | None = None
+    targets: list[int] | None = None
+    labels: list[str] = []
     issues: list[Issue] = []
+    if len(needed) == 3 or config.caption_column is None or _is_class(rows.features.get(config.label_column)):
+        known = train if not single and role == "val" else None
+        targets, labels, issues = _classes(config.label_column, rows, files[0], known)
+    captions: list[str] | None = None
     if config.caption_column is not None:
-        captions, issues = _captions(rows, config.caption_column, files[0], chosen)
-    rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
+        captions, missing = _captions(rows, config.caption_column, files[0], chosen)
+        issues += missing
+    feature = rows.features[config.image_column]
+    try:
+        rows = rows.select_columns([config.image_column]).cast_column(config.image_column, hf.Image(decode=False))
+    except Exception as error:  # pyarrow and datasets share no base class
+        constraint = f"a column of images in {files[0].name} (got {_kind(feature)})"
+        raise config_error("data.image_column", config.image_column, constraint) from error
     if single:
         rows = rows.select(chosen)
     if targets is not None:
         targets = [targets[i] for i in chosen]
-    return Table(rows, config.image_column, files[0].stem, chosen, targets, labels, captions, issues)
+    column, image_range = config.image_column, config.image_range
+    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range)
 
 
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:
     """The files of a split, those of the training split, and whether the former hold both splits."""
     root = dataset_root(config)
     train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
-    whole = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-    if not whole or not whole[0].is_file():
+    whole = files_in(root, {".parquet"}, recursive=True) if os.path.isdir(root) else [root]
+    if not whole or not os.path.exists(whole[0]):
         raise config_error("data.root", config.root, "a parquet file or a folder with parquet files")
     single = not (train and val)
     files = (train or whole) if single else (val if role == "val" else train)
@@ -111,47 +142,88 @@ def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bo
 def _open(files: list[Path]) -> Any:
     import datasets as hf
 
-    try:
-        return hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
-    except Exception as error:  # pyarrow and datasets share no base class
-        raise UserError(f"{files[0]}: cannot be read as parquet ({error}). Download it again.") from error
+    for file in files:
+        require_parquet(file)
+    cache = Path(hf.config.HF_DATASETS_CACHE)
+    remedy = "It holds the tables that Hugging Face datasets reads. Set HF_DATASETS_CACHE to a folder that is writable."
+    with file_errors(cache, remedy):
+        try:
+            return hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+        except OSError:
+            raise
+        except Exception as error:  # pyarrow and datasets share no base class
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno:
+                raise error.__cause__ from None
+            raise parquet_error(files[0], error) from None
 
 
-def _classes(column: str, rows: Any, files: list[Path], train: list[Path] | None) -> tuple[list[int] | None, list[str]]:
-    """The class of each row and the class names, those of the files `train` if given."""
+def _classes(column: str, rows: Any, file: Path, train: list[Path] | None) -> tuple[list[int], list[str], list[Issue]]:
+    """The class of each row, the class names (those of the files `train` if given), and rows without a valid class."""
     import datasets as hf
 
-    if column not in rows.column_names:
-        return None, []
-    values = rows[column][:]
     feature = rows.features[column]
+    values = _values(rows, column, file)
+    remedy = "Correct it, or remove the row."
     if isinstance(feature, hf.ClassLabel):
-        labels, targets = list(feature.names), [int(value) for value in values]
+        labels = distinct_names(
+            list(feature.names), [f"{file} ({column}, class {i})" for i in range(len(feature.names))]
+        )
+        number: dict[Any, int] = {i: i for i in range(len(labels))}
     else:
-        names: list[Any] = sorted(set(values))
+        names = set(values) - {None}
         if train is not None:
             other = _open(train)
-            known = set(other[column][:]) if column in other.column_names else set()
-            if set(names) - known:
-                unknown = min(set(names) - known)
+            known = set(_values(other, column, train[0])) - {None} if column in other.column_names else set()
+            if names - known:
+                unknown = min(names - known)
                 raise UserError(f"data.label_column={column}: classes of val must be in train (got {unknown!r}).")
-            names = sorted(known)
-        number = {name: i for i, name in enumerate(names)}
-        labels, targets = [str(name) for name in names], [number[value] for value in values]
-    for i, target in enumerate(targets):
-        if not 0 <= target < len(labels):
-            raise UserError(
-                f"{files[0]}, row {i}: class must be in 0..{len(labels) - 1} (got {target}). Remove the row."
-            )
-    return targets, labels
+            names = known
+        ordered = sorted(names)
+        labels = distinct_names([str(name) for name in ordered], [f"{file} ({column})"] * len(ordered))
+        number = {name: i for i, name in enumerate(ordered)}
+    issues = [
+        Issue(f"{file}, row {i}", f"class must be in 0..{len(labels) - 1}", f"{column}: {value}", remedy)
+        if value is not None
+        else Issue(f"{file}, row {i}", "class missing", f"{column} is empty", remedy)
+        for i, value in enumerate(values)
+        if value not in number
+    ]
+    return [number.get(value, -1) for value in values], labels, issues
+
+
+def _values(rows: Any, column: str, file: Path) -> list[Any]:
+    """The integers or strings of a column."""
+    if not _is_class(rows.features[column]):
+        constraint = f"a column of integers or strings in {file.name} (got {_kind(rows.features[column])})"
+        raise config_error("data.label_column", column, constraint, "Name another column.")
+    return _texts(rows, column, file)
+
+
+def _is_class(feature: Any) -> bool:
+    """Whether a column can hold classes."""
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string", "bool"))
+
+
+def _texts(rows: Any, column: str, file: Path) -> list[Any]:
+    """The values of a column; FileError for a string that is not UTF-8."""
+    try:
+        return rows[column][:]
+    except UnicodeDecodeError as error:
+        reason = f"column {column} must be UTF-8 (byte {error.object[error.start]:#x})"
+        raise FileError.of(file, reason, "Write it again as UTF-8.") from None
+
+
+def _kind(feature: Any) -> str:
+    """The type of a column, in a word."""
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)
 
 
 def _captions(rows: Any, column: str, file: Path, chosen: NDArray[np.int64]) -> tuple[list[str], list[Issue]]:
     """The captions of the chosen rows, and an issue for each missing one."""
     kind = rows.features[column]
     if str(getattr(kind, "dtype", kind)) not in ("string", "large_string"):
-        raise config_error("data.caption_column", column, f"a column of strings in {file.name} (got {kind})")
-    values = rows[column][:]
+        raise config_error("data.caption_column", column, f"a column of strings in {file.name} (got {_kind(kind)})")
+    values = _texts(rows, column, file)
     captions = [(int(i), values[i]) for i in chosen]
     issues = [caption_issue(f"{file}, row {i}", column, value) for i, value in captions]
     return [(value or "").strip() for _, value in captions], [issue for issue in issues if issue is not None]
@@ -162,9 +234,10 @@ def _split_name(file: Path) -> str:
 
 
 def _parquet_files(root: Path, split: str) -> list[Path]:
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return []
-    files = [file for file in sorted(root.rglob("*.parquet")) if _split_name(file) == split]
+    found = files_in(root, {".parquet"}, recursive=True)
+    files = [file for file in found if _split_name(file) == split]
     if not files and split == "val":
-        files = [file for file in sorted(root.rglob("*.parquet")) if _split_name(file) == "validation"]
+        files = [file for file in found if _split_name(file) == "validation"]
     return files

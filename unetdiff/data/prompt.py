@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+MAX_SCENES = 1_000_000
+"""Most scenes of a split."""
 COLORS = ["red", "green", "blue", "yellow", "purple", "white"]
 
 
@@ -29,6 +31,19 @@ class Prompt:
     """Index in `COLORS`."""
     held_out: bool
     """Whether the training split has no such scene."""
+
+
+def validate_scene_counts(config: ScenesConfig) -> None:
+    """Check the numbers of scenes, before memory is taken.
+
+    Raises:
+        UserError: less than one, or more than `MAX_SCENES`.
+    """
+    for name in ("train_images", "val_images"):
+        count = getattr(config, name)
+        if not 1 <= count <= MAX_SCENES:
+            constraint = f"in 1..{MAX_SCENES:,} (all are held in memory, 4 kB each)"
+            raise config_error(f"data.scenes.{name}", count, constraint)
 
 
 def caption_of(digits: Iterable[int], colors: Iterable[int]) -> str:

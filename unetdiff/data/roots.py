@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from unetdiff.data.config import DataConfig
@@ -23,9 +24,9 @@ def split_folders(config: DataConfig) -> tuple[Path, Path]:
         UserError: `data.root` is not a folder.
     """
     root = dataset_root(config)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise config_error("data.root", config.root, "an existing folder")
     val = root / config.val_split
-    if config.val_split == DataConfig.val_split and not val.is_dir():
-        val = next((p for p in (root / "validation", root / "valid") if p.is_dir()), val)
+    if config.val_split == DataConfig.val_split and not os.path.isdir(val):
+        val = next((p for p in (root / "validation", root / "valid") if os.path.isdir(p)), val)
     return root / config.train_split, val

@@ -7,6 +7,7 @@ trainaug = (SBD train ∪ SBD val ∪ VOC train) − VOC val, with VOC's own mas
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -20,9 +21,14 @@ from tqdm import tqdm
 
 from unetdiff.data.download import Archive, fetch, unpack
 from unetdiff.data.issues import BadFile, Issue, first_values
-from unetdiff.data.voc import VOC_CLASSES, list_pairs, voc_colormap, wrong_values
+from unetdiff.data.voc import VOC_CLASSES, voc_colormap, wrong_values
+from unetdiff.data.voc_lists import list_pairs, read_ids
 from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.folders import entries
+from unetdiff.files.images import save_image
+from unetdiff.files.texts import read_bytes
+from unetdiff.files.writing import make_folder, sweep, write_text
 
 NUM_TRAINAUG = 10_582  # ids of trainaug in the literature
 _COMPLETE = (11_355, 1_464, 1_449)  # ids in SBD, VOC train and VOC val
@@ -54,7 +60,7 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
             f"{voc}: not found, SBD needs its images. Run `unetdiff data download voc --root {root}` first."
         )
     val = _voc_ids(voc, "val")
-    if target.is_file() and all(pair.mask.is_file() for pair in list_pairs(voc, AUGMENTED_SPLIT)):
+    if target.is_file() and all(os.path.isfile(pair.mask) for pair in list_pairs(voc, AUGMENTED_SPLIT)):
         _require_disjoint(target, _voc_ids(voc, AUGMENTED_SPLIT), val)
         return target
     if not source.is_dir():
@@ -65,9 +71,7 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
     _require_disjoint(target, names, val)
     try:
         convert_masks(names, source / "cls", voc, progress)
-        aside = target.with_name(f".{target.name}.part")
-        aside.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-        os.replace(aside, target)
+        write_text(target, "".join(f"{name}\n" for name in names))
     except OSError as error:
         raise UserError(f"{voc}: cannot be written to ({error}). Fix that and run this again to resume.") from error
     return target
@@ -92,15 +96,14 @@ def convert_masks(names: Collection[str], source: Path, voc: Path, progress: boo
         OSError: the disk is full or read-only.
     """
     target = voc / AUGMENTED_MASKS
-    target.mkdir(exist_ok=True)
-    existing = set(os.listdir(target)) | set(os.listdir(voc / MASKS))
+    make_folder(target)
+    sweep(target)
+    existing = {path.name for folder in (target, voc / MASKS) for path in entries(folder)}
     palette = voc_colormap().tobytes()
     for name in tqdm([name for name in names if f"{name}.png" not in existing], desc="masks", disable=not progress):
         mask = Image.fromarray(read_mat(source / f"{name}.mat"))
         mask.putpalette(palette)
-        aside = target / f".{name}.part"
-        mask.save(aside, format="PNG")
-        os.replace(aside, target / f"{name}.png")
+        save_image(mask, target / f"{name}.png")
 
 
 def read_mat(path: Path) -> NDArray[np.uint8]:
@@ -111,14 +114,13 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
     """
     remedy = f"Remove {path.parents[1]} (not the archive) and run this again: the archive is unpacked again."
     try:
-        with open(path, "rb") as file:
-            values = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0])
+        file = io.BytesIO(read_bytes(path))
+        values = np.asarray(loadmat(file)["GTcls"]["Segmentation"][0, 0])
         if values.ndim != 2 or values.dtype != np.uint8:
             raise ValueError(f"GTcls.Segmentation is {values.dtype} {values.shape}, not uint8 (height, width)")
     except Exception as error:  # scipy's reader raises many types for a damaged file
-        raise BadFile.from_issue(
-            Issue(str(path), "not an SBD mask", str(error) or type(error).__name__, remedy)
-        ) from error
+        reason = error.reason if isinstance(error, FileError) else str(error) or type(error).__name__
+        raise BadFile.from_issue(Issue(str(path), "not an SBD mask", reason, remedy)) from error
     wrong = wrong_values(values, len(VOC_CLASSES))
     if wrong:
         raise BadFile.from_issue(
@@ -130,10 +132,10 @@ def read_mat(path: Path) -> NDArray[np.uint8]:
 def _sbd_ids(source: Path) -> set[str]:
     """The ids of SBD's train and val."""
     try:
-        lists = [SBDataset(source, image_set=split, mode="segmentation").masks for split in ("train", "val")]
-    except OSError as error:
-        raise UserError(f"{source}: not a complete SBD ({error}). Remove it and run this again.") from error
-    return {Path(mask).stem for masks in lists for mask in masks}
+        return {name for split in ("train", "val") for name in read_ids(source / f"{split}.txt")}
+    except FileError as error:
+        reason = f"not a complete SBD ({error.path}: {error.reason})"
+        raise FileError.of(source, reason, "Remove it and run this again.") from None
 
 
 def _voc_ids(voc: Path, split: str) -> list[str]:
@@ -141,7 +143,7 @@ def _voc_ids(voc: Path, split: str) -> list[str]:
 
 
 def _require_images(voc: Path, names: Collection[str]) -> None:
-    existing = set(os.listdir(voc / IMAGES))
+    existing = {path.name for path in entries(voc / IMAGES)}
     missing = [name for name in names if f"{name}.jpg" not in existing]
     if missing:
         raise UserError(

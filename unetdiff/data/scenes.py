@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, ScenesConfig
-from unetdiff.data.prompt import COLORS, DIGITS, Prompt, caption_of, prompts, trained_pairs
+from unetdiff.data.prompt import COLORS, DIGITS, Prompt, caption_of, prompts, trained_pairs, validate_scene_counts
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.scene_rendering import render_scenes
 from unetdiff.data.transforms import Transform
@@ -55,9 +55,8 @@ class Scenes(ImageDataset):
         segmentation: bool = True,
         layout: bool = False,
     ) -> None:
+        validate_scene_counts(config)
         count = config.train_images if split == "train" else config.val_images
-        if count < 1:
-            raise config_error(f"data.scenes.{split}_images", count, "at least 1")
         if not 1 <= config.digits <= 9:
             raise config_error("data.scenes.digits", config.digits, "in 1..9")
         if not 0 <= config.clutter <= 1:

@@ -33,7 +33,7 @@ class PixelCodec:
         """The size itself."""
         return size
 
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """The pixels themselves, (B, 3, H, W)."""
         return pixels
 
@@ -134,13 +134,13 @@ class LatentCodec:
         return size[0] // self.factor, size[1] // self.factor
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Pixels in [-1, 1], (B, 3, H, W), as latents (B, C, H / factor, W / factor), float32.
 
         Args:
             pixels: on the device that the autoencoder is moved to.
-            generator: the latents are sampled from the posterior, as in training (Rombach et al. 2022, appendix G);
-                None: its mean.
+            noise: standard normal, of the latents' shape: they are sampled from the posterior, as in training (Rombach
+                et al. 2022, appendix G); None: its mean.
 
         Raises:
             UserError: a size that is not a multiple of the factor.
@@ -151,7 +151,8 @@ class LatentCodec:
             parts = [vae.encode(part.to(vae.dtype)).latent_dist.parameters.float() for part in pixels.split(BATCH)]
         posterior = DiagonalGaussianDistribution(torch.cat(parts))
         shift, scale = self._moments(pixels.device)
-        return ((posterior.mean if generator is None else posterior.sample(generator)) - shift) * scale
+        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise.to(posterior.mean)
+        return (latents - shift) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class MaskCodec:
         """The size itself."""
         return size
 
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Not defined for images: see `encode_masks`."""
         raise UserError("image: must be None for a denoiser of masks.")
 

@@ -6,6 +6,7 @@ SNR(t) = α_t² / σ_t².
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -81,17 +82,17 @@ def scaled_betas(betas: torch.Tensor, scale: float) -> torch.Tensor:
     return 1 - alpha_bar / before
 
 
-def sample_noise(x0: torch.Tensor, generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
-    """Training noise for images x0 (B, C, H, W), of their shape, type and device.
+def sample_noise(shape: Sequence[int], generator: torch.Generator, offset: float = 0.0) -> torch.Tensor:
+    """Training noise for images of shape (B, C, H, W), float32 on the generator's device.
 
     Standard normal, plus offset · (one standard normal per image and channel), which destroys the mean of a channel too
     (Guttenberg 2023, "Diffusion with offset noise", with an offset of 0.1). With an offset it is not white: a pixel has
     variance 1 + offset², a channel's mean 1/(H·W) + offset². The loss weights still use the SNR of white noise, and
     sampling still starts from white noise.
     """
-    noise = torch.empty_like(x0).normal_(generator=generator)
+    noise = torch.randn(*shape, generator=generator, device=generator.device)
     if offset:
-        noise += offset * torch.empty_like(x0[..., :1, :1]).normal_(generator=generator)  # (B, C, 1, 1)
+        noise += offset * torch.randn(*shape[:2], 1, 1, generator=generator, device=generator.device)
     return noise
 
 
@@ -174,56 +175,54 @@ def loss_weight(
     return weight / (ratio + 1) if prediction == "v_prediction" else weight
 
 
+def uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Independent uniform numbers in [0, 1), (batch,), on the generator's device."""
+    return torch.rand(batch, generator=generator, device=generator.device)
+
+
 def sample_timesteps(
-    batch: int,
-    num_train_timesteps: int,
-    generator: torch.Generator,
-    stratified: bool = True,
-    process_index: int = 0,
-    num_processes: int = 1,
+    batch: int, num_train_timesteps: int, generator: torch.Generator, stratified: bool = True
 ) -> torch.Tensor:
     """Random timesteps (batch,) int64 in 0..num_train_timesteps-1, on the generator's device.
 
-    Stratified: the timesteps are cut into batch × num_processes equal strata and each image of the whole
-    batch gets one, so that every call sees every noise level (the same mean as independent draws, less
-    variance). A process takes every num_processes-th stratum; under accumulation each part is a batch.
+    Stratified: the timesteps are cut into `batch` equal strata and each image gets one, so that every batch sees
+    every noise level (the same mean as independent draws, less variance).
     """
-    uniform = torch.rand(batch, generator=generator, device=generator.device)
+    numbers = uniform(batch, generator)
     if stratified:
-        strata = torch.arange(batch, device=generator.device) * num_processes + process_index
-        uniform = (strata + uniform) / (batch * num_processes)
-    return (uniform * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
+        numbers = (torch.arange(batch, device=generator.device) + numbers) / batch
+    return (numbers * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
 def diffusion_loss(
     output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, loss_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Weighted mean squared error of each image in float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,).
+    """Weighted mean squared error of each image in at least float32: (B, C, H, W), (B, C, H, W), (B,) -> (B,).
 
     loss_mask: pixels of the mean, bool (B, 1, H, W); None: all. An image without any has a loss of 0.
     """
-    error = (output.float() - target.float()).square()
+    dtype = torch.promote_types(output.dtype, torch.float32)
+    error = (output.to(dtype) - target.to(dtype)).square()
     if loss_mask is None:
         return weight * reduce(error, "b c h w -> b", "mean")
-    pixels = reduce(loss_mask.float(), "b 1 h w -> b", "sum").clamp(min=1)
+    pixels = reduce(loss_mask.to(dtype), "b 1 h w -> b", "sum").clamp(min=1)
     return weight * reduce(error * loss_mask, "b c h w -> b", "sum") / (pixels * error.shape[1])
 
 
-def loss_by_quartile(
-    per_sample: torch.Tensor, timesteps: torch.Tensor, num_train_timesteps: int
-) -> dict[str, torch.Tensor]:
-    """Loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from (B,) and (B,).
-
-    The sum over the quarter's images is divided by the number expected of B uniform timesteps, not by the number
-    that fell into it. So every quarter always has an entry, and the mean over steps, parts and processes is the
-    quarter's mean loss, however few images each of them sees. For stratified timesteps of 4, 8, 12... images over
-    all processes both numbers are the same.
-    """
+def sums_by_quartile(per_sample: torch.Tensor, timesteps: torch.Tensor, num_train_timesteps: int) -> torch.Tensor:
+    """Sum of the losses in each quarter of the timesteps, least noise first, (4,), from (B,) and (B,)."""
     quartile = timesteps * 4 // num_train_timesteps  # (B,)
+    return per_sample.new_zeros(4).index_add(0, quartile, per_sample)
+
+
+def loss_by_quartile(sums: torch.Tensor, images: torch.Tensor, num_train_timesteps: int) -> dict[str, torch.Tensor]:
+    """Loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from `sums_by_quartile` (4,).
+
+    The sum over the quarter's images is divided by the number expected of uniform timesteps of `images` (a scalar), not
+    by the number that fell into it. So every quarter always has an entry, and the mean over steps is the quarter's mean
+    loss, however few images a step has. For stratified timesteps of 4, 8, 12... images both numbers are the same.
+    """
     first = [-(-q * num_train_timesteps // 4) for q in range(5)]  # timestep of each quarter
-    losses = {}
-    for q in range(4):
-        expected = len(timesteps) * (first[q + 1] - first[q]) / num_train_timesteps
-        if expected:  # of two or three timesteps in all, not every quarter has one
-            losses[f"loss_q{q}"] = torch.where(quartile == q, per_sample, 0).sum() / expected
-    return losses
+    widths = [(first[q + 1] - first[q]) / num_train_timesteps for q in range(4)]
+    # of two or three timesteps in all, not every quarter has one
+    return {f"loss_q{q}": sums[q] / (images * width) for q, width in enumerate(widths) if width}

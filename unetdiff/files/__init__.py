@@ -4,6 +4,7 @@
 - `texts`: UTF-8 text and lists of names.
 - `records`: JSON, JSON lines and YAML, read strictly, and written without NaN.
 - `images`: decoding by an explicit list of formats, with a bound on the number of pixels; saving.
+- `archives`: tar files, unpacked inside a folder.
 - `tensors`: safetensors, whose header is checked before memory is taken.
 - `writing`: atomic files and directories, the check that an output can be written, leftovers of a killed process.
 - `locks`: one process per run directory.

@@ -76,18 +76,24 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             yield path
 
 
-def inside(root: str | Path, name: str | Path) -> Path:
+def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:
     """The path of `name` in `root`, for a name that comes from a file of a dataset.
 
+    Args:
+        root: the folder.
+        name: a relative path.
+        links: allow links to elsewhere, as the folders of Hugging Face's cache hold; whoever can make a link can read
+            what it points to.
+
     Raises:
-        FileError: it leads out of `root` (an absolute path, "..", a link to elsewhere), or it is no valid path.
+        FileError: it leads out of `root` (an absolute path, "..", a link to elsewhere), or it is not a valid path.
     """
     root, text = Path(root), str(name)
     if not text or "\0" in text:
         raise FileError.of(root, f"the name {printable(text)!r} is not a valid path", "Correct it.")
     path = root / text
-    parts = Path(text).parts
-    if Path(text).is_absolute() or ".." in parts or not path.resolve().is_relative_to(root.resolve()):
+    leaves = os.path.isabs(text) or ".." in Path(text).parts
+    if leaves or not (links or path.resolve().is_relative_to(root.resolve())):
         raise FileError.of(root, f"{printable(text)!r} leads out of this folder", "Use paths inside it.")
     return path
 

@@ -20,7 +20,7 @@ def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of an existing directory. No file is written: the lock is on the directory itself.
 
     Raises:
-        FileError: another process holds it (named by its id where the system tells it).
+        FileError: another process holds it (named by its id where the system shows it).
     """
     if fcntl is None:
         yield

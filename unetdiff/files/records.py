@@ -1,11 +1,13 @@
-"""JSON, JSON lines and YAML: read strictly, written without NaN."""
+"""JSON, JSON lines, CSV and YAML: read strictly, written without NaN."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,31 @@ def type_name(value: Any) -> str:
     """A JSON or YAML value's type in words."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+# ------------------------------------------------------------------------------------------------ CSV
+
+
+def read_csv(path: str | Path, remedy: str = "") -> Iterator[tuple[int, dict[str, str | None], int]]:
+    """The rows of a CSV file whose first row names its columns: (line, cells by column, number of cells).
+
+    Cells that are missing at the end of a row are None; cells beyond the columns are counted only.
+
+    Raises:
+        FileError: missing, not UTF-8, not CSV, or a column that is named twice.
+    """
+    reader = csv.reader(io.StringIO(read_text(path, remedy=remedy), newline=""))
+    try:
+        columns = next(reader, [])
+        repeated = sorted({name for name in columns if columns.count(name) > 1})
+        if repeated:
+            raise FileError.of(path, f"column {repeated[0]!r} is named twice", "Rename one of them.")
+        for row in reader:
+            if row:
+                cells: list[str | None] = [*row[: len(columns)], *[None] * (len(columns) - len(row))]
+                yield reader.line_num, dict(zip(columns, cells, strict=True)), len(row)
+    except csv.Error as error:
+        raise FileError.of(f"{path}, line {reader.line_num}", f"must be CSV ({error})", remedy) from None
 
 
 # ------------------------------------------------------------------------------------------------ YAML

@@ -66,6 +66,15 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def move(source: Path, target: Path) -> None:
+    """Give a file or a folder another path on the same disk, atomically.
+
+    Raises:
+        OSError: e.g. `target` is a folder with files.
+    """
+    os.replace(source, target)
+
+
 def replace_directory(target: Path, write: Callable[[Path], object]) -> Path:
     """Replace `target` by a directory that `write` fills: completely, or not at all on an error.
 

@@ -2,13 +2,15 @@
 
 All are computed in float32 (float64 for float64 logits) whatever autocast says, average over valid pixels or over the
 classes present, and are 0 with a zero gradient where every pixel is ignored.
+
+Each but Lovász is a function of sums over the pixels. The sums of the parts of a batch add up, so the loss of a batch
+does not depend on how it is cut into micro-batches and processes: `WeightedLoss.sums` and `WeightedLoss.total`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ from unetdiff.segmentation.loss_inputs import (
     softmax_stats,
 )
 from unetdiff.segmentation.lovasz import lovasz, lovasz_loss
-from unetdiff.segmentation.ohem import hard_pixels
+from unetdiff.segmentation.ohem import SumOver, hard_bound, select_hard
 
 __all__ = ["LOSSES", "OHEMConfig", "WeightedLoss", "combined", "cross_entropy", "dice", "focal", "lovasz"]
 
@@ -56,26 +58,37 @@ def cross_entropy(
     Raises:
         UserError: shapes do not match, or (on the CPU) the target has a value outside these.
     """
-    return _cross_entropy(prepare(logits, target, ignore_index), class_weights, label_smoothing, ohem)
+    inputs = prepare(logits, target, ignore_index)
+    return _mean(_cross_entropy_sums(inputs, class_weights, label_smoothing, ohem))
 
 
-def _cross_entropy(
-    inputs: LossInputs, class_weights: ClassWeights, label_smoothing: float = 0.0, ohem: OHEMConfig | None = None
+def _cross_entropy_sums(
+    inputs: LossInputs,
+    class_weights: ClassWeights,
+    label_smoothing: float = 0.0,
+    ohem: OHEMConfig | None = None,
+    bound: Tensor | None = None,
 ) -> Tensor:
+    """Weighted sum of the pixels' losses and sum of their weights, (2,). `bound`: `hard_bound` of the whole batch."""
     if label_smoothing:
         inputs = inputs.in_full_precision()
     nll, mask = inputs.stats.nll, inputs.valid  # (B, H, W)
     weight = class_weight_tensor(class_weights, inputs.logits)  # (C,)
     if ohem is not None:
-        mask = hard_pixels(nll, mask, ohem.threshold, ohem.min_fraction)
+        bound = hard_bound(nll.detach()[mask], ohem.min_fraction) if bound is None else bound
+        mask = select_hard(nll, mask, ohem.threshold, bound)
     pixel_weight = mask.to(nll.dtype) if weight is None else weight[inputs.target] * mask  # w_t, (B, H, W)
     total = (nll * pixel_weight).sum()
     if label_smoothing:
         smooth = _nll_of_all_classes(inputs, weight).masked_fill(~mask, 0).sum() / inputs.logits.shape[1]
         total = (1 - label_smoothing) * total + label_smoothing * smooth
-    weight_sum = pixel_weight.sum()
-    # the smoothed loss is not 0 where all weights are: there is nothing to average
-    return total * (weight_sum > 0) / divisor(weight_sum)
+    return torch.stack([total, pixel_weight.sum()])
+
+
+def _mean(sums: Tensor) -> Tensor:
+    """(sum of the losses, sum of their weights) -> mean. It is 0 without weights, where a smoothed loss is not."""
+    total, weight = sums
+    return total * (weight > 0) / divisor(weight)
 
 
 def _nll_of_all_classes(inputs: LossInputs, weight: Tensor | None) -> Tensor:
@@ -100,10 +113,11 @@ def focal(
     Class weights scale the loss of a pixel and not the mean's divisor, the number of valid pixels: alpha = 1, gamma = 0
     without weights is `cross_entropy`. Shapes and errors as in `cross_entropy`.
     """
-    return _focal(prepare(logits, target, ignore_index), class_weights, alpha, gamma)
+    return _mean(_focal_sums(prepare(logits, target, ignore_index), class_weights, alpha, gamma))
 
 
-def _focal(inputs: LossInputs, class_weights: ClassWeights, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
+def _focal_sums(inputs: LossInputs, class_weights: ClassWeights, alpha: float = 0.5, gamma: float = 2.0) -> Tensor:
+    """Sum of the pixels' losses and number of valid pixels, (2,)."""
     nll = inputs.stats.nll
     one_minus_p_t = -torch.expm1(-nll)  # (B, H, W), accurate near 0
     if gamma < 1:
@@ -112,7 +126,7 @@ def _focal(inputs: LossInputs, class_weights: ClassWeights, alpha: float = 0.5, 
     weight = class_weight_tensor(class_weights, inputs.logits)
     if weight is not None:
         loss = loss * weight[inputs.target]
-    return loss.sum() / divisor(inputs.valid.sum().to(loss.dtype))
+    return torch.stack([loss.sum(), inputs.valid.sum().to(loss.dtype)])
 
 
 def dice(
@@ -129,13 +143,19 @@ def dice(
     does not contain are left out of the mean. class_weights (C,) weight the mean. Shapes and errors as in
     `cross_entropy`.
     """
-    return _dice(prepare(logits, target, ignore_index), class_weights, smooth)
+    inputs = prepare(logits, target, ignore_index)
+    return _dice(_dice_sums(inputs), class_weight_tensor(class_weights, inputs.logits), smooth)
 
 
-def _dice(inputs: LossInputs, class_weights: ClassWeights, smooth: float = DICE_SMOOTH) -> Tensor:
-    _, true_positives, predicted, labeled = inputs.stats  # (C,): TP, TP + FP, TP + FN
+def _dice_sums(inputs: LossInputs) -> Tensor:
+    """TP, TP + FP and TP + FN of each class, (3, C)."""
+    _, true_positives, predicted, labeled = inputs.stats
+    return torch.stack([true_positives, predicted, labeled])
+
+
+def _dice(sums: Tensor, weight: Tensor | None = None, smooth: float = DICE_SMOOTH) -> Tensor:
+    true_positives, predicted, labeled = sums
     score = (2 * true_positives + smooth) / (predicted + labeled + smooth)
-    weight = class_weight_tensor(class_weights, inputs.logits)
     present = (labeled > 0).to(score.dtype)
     weight = present if weight is None else present * weight
     return ((1 - score) * weight).sum() / divisor(weight.sum())
@@ -143,13 +163,8 @@ def _dice(inputs: LossInputs, class_weights: ClassWeights, smooth: float = DICE_
 
 Loss = Callable[[Tensor, Tensor, int, ClassWeights], Tensor]
 LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "focal": focal, "dice": dice, "lovasz": lovasz}
-_LOSS_OF_INPUTS: dict[str, Callable[[LossInputs, ClassWeights], Tensor]] = {
-    "cross_entropy": _cross_entropy,
-    "focal": _focal,
-    "dice": _dice,
-    "lovasz": lovasz_loss,
-}
-UNWEIGHTED = frozenset({"dice", "lovasz"})  # in a weighted sum, class weights apply to the pixel losses only
+Sums = dict[str, Tensor]
+"""The sums of each loss by its name."""
 
 
 @dataclass(frozen=True)
@@ -176,19 +191,71 @@ class WeightedLoss:
         return replace(self, class_weights=1 + strength * (torch.as_tensor(self.class_weights) - 1))
 
     def __call__(self, logits: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.total(self.sums(self.prepare(logits, target)))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the loss of a batch is linear in what a network predicts for its pixels' losses."""
+        return set(self.losses) <= {"cross_entropy", "focal"} and self.ohem is None
+
+    def prepare(self, logits: Tensor, target: Tensor) -> LossInputs:
+        """The checked inputs of `sums`; errors as in `cross_entropy`."""
         inputs = prepare(logits, target, self.ignore_index, self.stats_fn)
         if self.label_smoothing or "lovasz" in self.losses:  # these read the logits too: add up gradients in float32
-            inputs = inputs.in_full_precision()
-        losses = {
-            name: self._loss(name)(inputs, None if name in UNWEIGHTED else self.class_weights) for name in self.losses
-        }
+            return inputs.in_full_precision()
+        return inputs
+
+    def sums(self, inputs: LossInputs, bound: Tensor | None = None) -> Sums:
+        """The sums of a batch or of a part of one. Those of the parts add up; that of Lovász is of a whole batch.
+
+        bound: `hard_bound` of the whole batch, with `ohem`; None: this is the whole batch.
+        """
+        weights, sums = self.class_weights, {}
+        for name in self.losses:
+            if name == "cross_entropy":
+                sums[name] = _cross_entropy_sums(inputs, weights, self.label_smoothing, self.ohem, bound)  # (2,)
+            elif name == "focal":
+                sums[name] = _focal_sums(inputs, weights)  # (2,)
+            elif name == "dice":
+                sums[name] = _dice_sums(inputs)  # (3, C)
+            else:
+                sums[name] = lovasz_loss(inputs, None)  # ()
+        return sums
+
+    def target_sums(self, target: Tensor, num_classes: int) -> Sums:
+        """`sums` of a linear loss with 0 for all that a network predicts: the divisors of its means."""
+        batch, height, width = target.shape
+        logits = torch.zeros((), device=target.device).expand(batch, num_classes, height, width)
+        inputs = prepare(logits, target, self.ignore_index)
+        weight = class_weight_tensor(self.class_weights, logits)
+        pixels = inputs.valid.sum().to(logits.dtype)
+        total = pixels if weight is None else (weight[inputs.target] * inputs.valid).sum()
+        divisors = {"cross_entropy": total, "focal": pixels}
+        return {name: torch.stack([torch.zeros_like(pixels), divisors[name]]) for name in self.losses}
+
+    def pixels(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+        """The valid pixels' -log p_t and class weights, (P,) and (P,), without gradient."""
+        nll = inputs.stats.nll.detach()[inputs.valid]
+        weight = class_weight_tensor(self.class_weights, inputs.logits)
+        return nll, torch.ones_like(nll) if weight is None else weight[inputs.target[inputs.valid]]
+
+    def hard_bound(self, nll: Tensor, sum_over: SumOver | None = None) -> Tensor | None:
+        """Of the valid pixels' nll (P,) of a whole batch, for `sums`; None without `ohem`. Collective by `sum_over`."""
+        return None if self.ohem is None else hard_bound(nll, self.ohem.min_fraction, sum_over)
+
+    def hard_sums(self, nll: Tensor, weight: Tensor, bound: Tensor | None) -> Tensor:
+        """Those of `pixels` that are hard as the sums of cross-entropy: 0 and the sum of their weights, (2,)."""
+        hard = torch.ones_like(nll, dtype=torch.bool)
+        if self.ohem is not None and bound is not None:
+            hard = select_hard(nll, hard, self.ohem.threshold, bound)
+        return torch.stack([nll.new_zeros(()), (weight * hard).sum()])
+
+    def total(self, sums: Sums) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a whole batch, and its parts."""
+        means = {"cross_entropy": _mean, "focal": _mean, "dice": _dice, "lovasz": lambda loss: loss}
+        losses = {name: means[name](sums[name]) for name in self.losses}
         total = torch.stack([self.losses[name] * loss for name, loss in losses.items()]).sum()
         return total, {name: loss.detach() for name, loss in losses.items()}
-
-    def _loss(self, name: str) -> Callable[[LossInputs, ClassWeights], Tensor]:
-        if name == "cross_entropy":
-            return partial(_cross_entropy, label_smoothing=self.label_smoothing, ohem=self.ohem)
-        return _LOSS_OF_INPUTS[name]
 
 
 def combined(

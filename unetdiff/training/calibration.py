@@ -11,6 +11,7 @@ import torch
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import StepSampler
 from unetdiff.models.blocks import FrozenBatchNorm2d
+from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.base import Task
 
 CALIBRATION_IMAGES = 512
@@ -35,7 +36,8 @@ def calibrate(task: Task, data: ImageDataset, images: int, batch_size: int, seed
         norm.reset_running_stats()
     steps = max(1, images // batch_size)
     for step, keys in enumerate(StepSampler(len(data), batch_size, seed, stop=steps)):
-        task(collate([data[key] for key in keys]), step)  # type: ignore[index]
+        batch = collate([data[key] for key in keys])  # type: ignore[index]
+        task(batch, whole_batch(step, len(keys), task.unet.device))
     for norm, momentum in zip(fresh, momenta, strict=True):
         norm.training, norm.momentum = False, momentum
     return len(fresh)

@@ -14,7 +14,7 @@ class Draws:
 
     Attributes:
         noisy: one 64-bit word per image; None outside of a training step.
-        clean: other words of the same images, for a pass that has the first of them twice.
+        clean: other words of those images that a joint pass has twice, first among all.
     """
 
     noisy: list[int] | None = None
@@ -24,10 +24,11 @@ class Draws:
         """The words of a pass over so many images, or None outside of a training step."""
         if self.noisy is None or self.clean is None:
             return None
-        repeated = images - len(self.noisy)
-        if not 0 <= repeated <= len(self.clean):
+        if images == len(self.noisy):
+            return self.noisy
+        if images != len(self.clean) + len(self.noisy):
             raise ValueError(f"a pass over {images} images in a micro-batch of {len(self.noisy)}")
-        return self.clean[:repeated] + self.noisy
+        return self.clean + self.noisy
 
 
 class StepDropout(nn.Dropout):

@@ -18,8 +18,9 @@ from unetdiff.training.weighting import HEADS
 class GradientComparison:
     """Separate, unweighted gradients of the two losses, over all parts and processes of an optimizer step.
 
-    Call it with the losses of each part before the backward pass, which it does not affect: `.grad` is not touched and
-    no random number is drawn. Costs one backward pass per head.
+    Call it with both heads' losses of each part before the backward pass, which it does not affect: `.grad` is not
+    touched and no random number is drawn. Their gradients add up over the parts, and average over the processes, to
+    those of the step's losses. Costs one backward pass per head.
 
     Args:
         unet: the shared network.
@@ -42,12 +43,12 @@ class GradientComparison:
         self.sums: dict[str, Tensor | float] = dict.fromkeys(HEADS, 0.0)
 
     def __call__(self, losses: dict[str, Tensor]) -> None:
-        """Add the gradients of a part's "segmentation/loss" and "diffusion/loss"."""
+        """Add the gradients of a part's losses, by head."""
         scaler = self.accelerator.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()  # float16 would underflow
         for head in HEADS:
             gradients = torch.autograd.grad(
-                losses[f"{head}/loss"] * scale, self.parameters, retain_graph=True, materialize_grads=True
+                losses[head] * scale, self.parameters, retain_graph=True, materialize_grads=True
             )
             flat = torch.cat([gradient.flatten().float() for gradient in gradients]) / scale
             self.sums[head] = self.sums[head] + flat
@@ -57,9 +58,8 @@ class GradientComparison:
 
         Norms are of the gradient of the mean loss over the images of the step.
         """
-        parts = self.accelerator.gradient_accumulation_steps
         means: list[Tensor] = [
-            self.accelerator.reduce(self.sums[head], reduction="mean") / parts  # type: ignore[operator]
+            self.accelerator.reduce(self.sums[head], reduction="mean")  # type: ignore[arg-type, misc]
             for head in HEADS
         ]
         metrics: dict[str, float] = {}

@@ -56,7 +56,6 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     keep_freed_memory()
     return Accelerator(
         mixed_precision=precision(config.mixed_precision),
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(),
         step_scheduler_with_optimizer=False,
     )

@@ -62,16 +62,17 @@ class StepLayers:
                 module.draws, module.layer = self.draws, layer
 
     @contextmanager
-    def part(self, seed: int, rows: Sequence[int]) -> Iterator[None]:
+    def part(self, seed: int, rows: Sequence[int], clean: Sequence[int] = ()) -> Iterator[None]:
         """Forward and backward passes of a micro-batch inside of the context.
 
         Args:
             seed: of this optimizer step, e.g. `hash_words(settings.seed, step)`; the same on every process.
-            rows: the place of each image of the micro-batch in the step's batch. A joint pass may have the first of
-                these images twice (`UNet.both`: clean ones, then all of them noisy); both copies have their own masks.
+            rows: the place of each image of the micro-batch in the step's batch.
+            clean: places of the images that a joint pass has twice (`UNet.both`: these clean, then all of them noisy);
+                both copies have their own masks.
         """
         self.draws.noisy = [hash_words(seed, row) for row in rows]
-        self.draws.clean = [hash_words(seed, row, 1) for row in rows]
+        self.draws.clean = [hash_words(seed, row, 1) for row in clean]
         try:
             yield
         finally:
@@ -81,6 +82,15 @@ class StepLayers:
     def begin_step(self) -> None:
         """Remember the running statistics; call it in training mode."""
         self.saved = [(buffer, buffer.clone()) for norm in self.norms if norm.training for buffer in norm.buffers()]
+
+    @torch.no_grad()
+    def discard(self) -> None:
+        """Restore the running statistics after a pass of the step that does not count."""
+        for norm in self.norms:
+            if isinstance(norm, SharedBatchNorm2d):
+                norm.statistics.sums, norm.statistics.groups = None, 0
+        for buffer, value in self.saved:
+            buffer.copy_(value)
 
     @torch.no_grad()
     def end_step(self, finite: bool) -> None:

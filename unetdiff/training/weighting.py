@@ -26,17 +26,28 @@ class Weighting(nn.Module, ABC):
         config: `segmentation_weight` and `diffusion_weight`, the base weights.
     """
 
+    observes: bool = False
+    """Whether `observe` needs the losses of each micro-batch."""
+
     def __init__(self, config: JointConfig) -> None:
         super().__init__()
         self.base_weights = {"segmentation": config.segmentation_weight, "diffusion": config.diffusion_weight}
 
     @abstractmethod
-    def forward(self, losses: Mapping[str, Tensor], unet: UNet, processes: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The total loss, and the weight of each loss for the log.
 
+        losses: of each head over a whole step, scalars in float32.
+        """
+
+    def observe(self, unet: UNet, losses: Mapping[str, Tensor]) -> None:
+        """Called before the backward pass of each micro-batch (see `optimizer_step`), if `observes`."""
+
+    def end_step(self, finite: bool, processes: int) -> None:
+        """Called after each step. Collective.
+
         Args:
-            losses: of each head, scalars in float32.
-            unet: the shared network.
+            finite: whether the weights were updated.
             processes: number of processes of the run.
         """
 
@@ -47,7 +58,7 @@ class Weighting(nn.Module, ABC):
 class Fixed(Weighting):
     """The base weights; no state, nothing logged."""
 
-    def forward(self, losses: Mapping[str, Tensor], unet: UNet, processes: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return self._sum(losses, self.base_weights), {}
 
 
@@ -63,7 +74,7 @@ class Uncertainty(Weighting):
         super().__init__(config)
         self.log_variances = nn.Parameter(torch.zeros(2))  # log σ², in the order of HEADS
 
-    def forward(self, losses: Mapping[str, Tensor], unet: UNet, processes: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         precision = dict(zip(HEADS, torch.exp(-self.log_variances), strict=True))
         halves = {"segmentation": 1.0, "diffusion": 0.5}
         weights = {head: halves[head] * self.base_weights[head] * precision[head] for head in HEADS}
@@ -75,8 +86,10 @@ class GradientNorm(Weighting):
 
     GradNorm (Chen et al. 2018) without its training rates (α = 0). Its goal, equal norms w_i G_i under a fixed sum of
     weights, then has a closed form: w_i = p_i / G_i, rescaled to sum to Σ p_i, where p_i are the base weights and G_i
-    is the moving average of the norm of loss i's gradient.
+    is the moving average of the norm of loss i's gradient in the steps before. The first step has the base weights.
     """
+
+    observes = True
 
     def __init__(self, config: JointConfig) -> None:
         super().__init__(config)
@@ -84,25 +97,36 @@ class GradientNorm(Weighting):
         self.register_buffer("norms", torch.zeros(2))  # moving averages, in the order of HEADS, biased to 0 ...
         self.debias: Tensor
         self.register_buffer("debias", torch.zeros(()))  # ... by this factor (as Adam's moments, corrected likewise)
+        self._gradients: Tensor | None = None  # of this step's micro-batches, (2, size of the layer)
 
-    def forward(self, losses: Mapping[str, Tensor], unet: UNet, processes: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.training and torch.is_grad_enabled():
-            self._update_norms([losses[head] for head in HEADS], last_shared_weight(unet), processes)
+    def forward(self, losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         base = torch.tensor([self.base_weights[head] for head in HEADS], device=self.norms.device)
         norms = torch.where(self.debias > 0, self.norms / self.debias.clamp(min=MIN_NORM), 1.0)
         inverse = base / norms.clamp(min=MIN_NORM)
         weights = dict(zip(HEADS, inverse * base.sum() / inverse.sum(), strict=True))
         return self._sum(losses, weights), weights
 
-    def _update_norms(self, losses: list[Tensor], layer: nn.Parameter, processes: int) -> None:
-        """Update the averages with the norms of this batch's gradients over all processes, unless one is not finite."""
-        gradients = torch.stack([torch.autograd.grad(loss, layer, retain_graph=True)[0].float() for loss in losses])
+    def observe(self, unet: UNet, losses: Mapping[str, Tensor]) -> None:
+        layer = last_shared_weight(unet)
+        gradients = torch.stack(
+            [
+                torch.autograd.grad(losses[head], layer, retain_graph=True, materialize_grads=True)[0].flatten().float()
+                for head in HEADS
+            ]
+        )
+        self._gradients = gradients if self._gradients is None else self._gradients + gradients
+
+    def end_step(self, finite: bool, processes: int) -> None:
+        """Update the averages with the norms of the step's gradients, unless one is not finite."""
+        gradients, self._gradients = self._gradients, None
+        if gradients is None or not finite:
+            return
         if processes > 1:
             torch.distributed.all_reduce(gradients)
-        norms = gradients.flatten(1).norm(dim=1) / processes  # (2,)
-        finite = norms.isfinite().all()
-        self.norms.copy_(torch.where(finite, torch.lerp(norms, self.norms, NORM_DECAY), self.norms))
-        self.debias.copy_(torch.where(finite, NORM_DECAY * self.debias + (1 - NORM_DECAY), self.debias))
+        norms = gradients.norm(dim=1) / processes  # (2,)
+        is_finite = norms.isfinite().all()
+        self.norms.copy_(torch.where(is_finite, torch.lerp(norms, self.norms, NORM_DECAY), self.norms))
+        self.debias.copy_(torch.where(is_finite, NORM_DECAY * self.debias + (1 - NORM_DECAY), self.debias))
 
 
 def last_shared_weight(unet: UNet) -> nn.Parameter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from unetdiff.config.schema import RunConfig
@@ -15,7 +16,7 @@ from unetdiff.data.capabilities import (
     WITH_MASKS,
 )
 from unetdiff.data.config import AugmentConfig, DataConfig, ScenesConfig
-from unetdiff.data.prompt import held_out_pairs
+from unetdiff.data.prompt import held_out_pairs, validate_scene_counts
 from unetdiff.errors import config_error
 
 
@@ -38,6 +39,9 @@ def validate_data(config: RunConfig) -> None:
         remedy = "Only captioned_folder and parquet have caption columns."
         raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
     _validate_size(config)
+    limits = data.image_range
+    if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
+        raise config_error("data.image_range", limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")
     require_fraction("data.repeat_factor_threshold", data.repeat_factor_threshold)
     if data.repeat_factor_threshold and data.name not in VOC_LAYOUT:
         raise config_error(
@@ -95,6 +99,7 @@ def _validate_scenes(scenes: ScenesConfig) -> None:
     require_fraction("data.scenes.spread", scenes.spread)
     for name in ("train_images", "val_images", "digits", "colors"):
         require_at_least(f"data.scenes.{name}", getattr(scenes, name), 1)
+    validate_scene_counts(scenes)
     held_out_pairs(scenes)
 
 

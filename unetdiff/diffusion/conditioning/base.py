@@ -107,9 +107,13 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def drop(self, conditions: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
         """The same conditions, each replaced by the null one with `probability` (Ho & Salimans 2022, algorithm 1)."""
         where = conditions.device if generator is None else generator.device
-        dropped = torch.rand(len(conditions), generator=generator, device=where).to(conditions.device) < probability
+        return self.drop_where(conditions, torch.rand(len(conditions), generator=generator, device=where) < probability)
+
+    def drop_where(self, conditions: Tensor, dropped: Tensor) -> Tensor:
+        """The same conditions, with the null one where `dropped`, bool (B,)."""
         null = self.null_condition(len(conditions), (conditions.shape[-2], conditions.shape[-1])).to(conditions)
-        return torch.where(dropped.reshape(-1, *[1] * (conditions.ndim - 1)), null, conditions)
+        chosen = dropped.to(conditions.device).reshape(-1, *[1] * (conditions.ndim - 1))
+        return torch.where(chosen, null, conditions)
 
     def rows(self, conditions: Tensor) -> tuple[list[int], int]:
         """The row of each condition (B, ...) in a grid of samples, and its number of rows (`noise.image_indices`)."""

@@ -1,9 +1,11 @@
-"""The interface of a task: the loss of a batch, evaluation, previews and export. The loop knows nothing else of it."""
+"""The interface of a task: the loss of a step, evaluation, previews and export. The loop knows nothing else of it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,21 +16,28 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.objectives import sample_noise
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
+from unetdiff.training.draws import RowDraws, whole_batch
+from unetdiff.training.step_layers import StepLayers
+from unetdiff.training.sums import Sums, add
 
 Batch = dict[str, Any]
 Previews = tuple[dict[str, Image.Image], dict[str, float]]
 
 
 class Task(nn.Module, ABC):
-    """A network with its objective. `forward` computes the loss; it is what DDP wraps.
+    """A network with its objective.
+
+    The loss of an optimizer step is a function (`losses`) of sums over all its images; `forward` computes those of a
+    micro-batch, and is what DDP wraps. So the loss does not depend on how the step's batch is cut.
 
     Attributes:
         unet: the network.
         best_metric: the validation metric that selects the best weights, and its direction.
         channels_last: the memory format of the network's input.
-        process: (process index, number of processes), e.g. for timesteps stratified over the whole batch.
+        process: (process index, number of processes).
         progress: fraction of the run's steps done, 0 to 1, for losses that change over the run.
     """
 
@@ -39,8 +48,45 @@ class Task(nn.Module, ABC):
     progress: float = 0.0
 
     @abstractmethod
-    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """The mean loss of a batch as "loss", and its parts for the log; all randomness comes from `seed`."""
+    def forward(self, batch: Batch, draws: RowDraws) -> Sums:
+        """The sums of a batch, or of a part of one; all randomness but the network's dropout comes from `draws`."""
+
+    @abstractmethod
+    def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean loss of a whole step from its sums as "loss", and its parts for the log."""
+
+    def batch_losses(self, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """`losses` of a batch that is a whole step."""
+        return self.losses(self(batch, whole_batch(seed, len(batch["name"]), self.unet.device)))
+
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
+        """What the gradient of the loss at the step's sums depends on, summed over this process's micro-batches.
+
+        A pass without gradients, where the loss is not linear in what the network predicts; else the sums that depend
+        on the targets alone. The pass changes BatchNorm's running statistics, which the caller restores.
+        """
+        with torch.no_grad():
+            return reduce(add, (self._sums(batch, draws, layers) for batch, draws in parts))
+
+    def _sums(self, batch: Batch, draws: RowDraws, layers: StepLayers) -> Sums:
+        with self.step_part(draws, layers):
+            return self(batch, draws)
+
+    def step_part(self, draws: RowDraws, layers: StepLayers) -> AbstractContextManager[None]:
+        """The context of the forward and backward pass of a micro-batch with these places in the step's batch."""
+        rows = range(draws.first, draws.first + draws.count)
+        return layers.part(draws.step.seed, rows, [rows[row] for row in self.clean_rows(draws)])
+
+    def clean_rows(self, draws: RowDraws) -> list[int]:
+        """The rows of a micro-batch that the network sees twice, clean ones before all noisy ones; none by default."""
+        return []
+
+    def observer(self) -> Callable[[dict[str, Tensor]], None] | None:
+        """Takes the losses of both heads before each backward pass (see `optimizer_step`); None: not needed."""
+        return None
+
+    def end_step(self, finite: bool) -> None:
+        """Called after every optimizer step; `finite`: whether the weights were updated. Collective."""
 
     @abstractmethod
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
@@ -78,14 +124,26 @@ class Task(nn.Module, ABC):
         Raises:
             UserError: images of different sizes.
         """
-        if isinstance(images, list):
-            sizes = sorted({(i.shape[-2], i.shape[-1]) for i in images})
-            raise UserError(
-                f"data.size: must be set if the images differ in size (got {sizes[0]} and {sizes[-1]}). "
-                "Give data.size or data.augment.crop as [height, width]."
-            )
+        require_one_size(images)
+        assert isinstance(images, Tensor)
         x = to_model_range(images.to(self.unet.device, non_blocking=True))
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x  # (B, 3, H, W)
+
+    def image_noise(self, draws: RowDraws, images: Tensor, offset: float = 0.0) -> Tensor:
+        """Training noise of images (B, C, H, W), of their shape and type (`objectives.sample_noise`)."""
+        shape = tuple(images.shape[1:])
+        noise = draws(lambda count, generator: sample_noise((count, *shape), generator, offset), shape).to(images)
+        return noise.contiguous(memory_format=torch.channels_last) if self.channels_last else noise
+
+
+def require_one_size(images: Tensor | list[Tensor]) -> None:
+    """Raises UserError where the images of a batch are of several sizes."""
+    if isinstance(images, list):
+        sizes = sorted({(i.shape[-2], i.shape[-1]) for i in images})
+        raise UserError(
+            f"data.size: must be set if the images differ in size (got {sizes[0]} and {sizes[-1]}). "
+            "Give data.size or data.augment.crop as [height, width]."
+        )
 
 
 def freeze_unused_heads(unet: UNet, used: str) -> None:

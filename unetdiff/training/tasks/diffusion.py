@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,9 @@ from unetdiff.diffusion.noise import generators_for, image_indices
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
+from unetdiff.training.draws import RowDraws
+from unetdiff.training.step_layers import StepLayers
+from unetdiff.training.sums import Sums
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
 
 PREVIEW_ROWS = 8
@@ -103,30 +106,34 @@ class DiffusionTask(Task):
         """Number of timesteps of the forward process."""
         return self.config.noise.num_train_timesteps
 
-    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        noisy = self.add_noise(batch, seed)
-        return self.compute_loss(self._predict(noisy), noisy)
+    def forward(self, batch: Batch, draws: RowDraws) -> Sums:
+        noisy = self.add_noise(batch, draws)
+        return self.sums(self.predict(noisy), noisy)
 
-    def add_noise(self, batch: Batch, seed: int) -> NoisyBatch:
+    def add_noise(self, batch: Batch, draws: RowDraws) -> NoisyBatch:
         """A training batch at random timesteps, with condition dropout."""
-        generator = torch.Generator(self.unet.device).manual_seed(seed)
-        x0 = self.encode(batch, generator)
-        timesteps = objectives.sample_timesteps(len(x0), self.timesteps, generator, True, *self.process)
-        noise = objectives.sample_noise(x0, generator, self.config.offset_noise)
+        x0 = self.encode(batch, draws)
+        timesteps = draws(lambda count, generator: objectives.sample_timesteps(count, self.timesteps, generator))
+        noise = self.image_noise(draws, x0, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
-            conditions = self.conditioner.drop(conditions, self.config.condition_dropout, generator)
+            dropped = draws(objectives.uniform) < self.config.condition_dropout
+            conditions = self.conditioner.drop_where(conditions, dropped)
         return self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
 
-    def encode(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, batch: Batch, draws: RowDraws | None = None) -> Tensor:
         """x0 of a batch: pixels in [-1, 1], latents, or encoded masks, (B, K, h, w).
 
-        generator: samples latents from the posterior; None: its mean.
+        draws: latents are sampled from the posterior; None: its mean.
         """
         if isinstance(self.codec, MaskCodec):
             x0 = self.codec.encode_masks(self._masks(batch))
             return x0.contiguous(memory_format=torch.channels_last) if self.channels_last else x0
-        return self.codec.encode(self.pixels(batch["image"]), generator)
+        pixels, noise = self.pixels(batch["image"]), None
+        if draws is not None and isinstance(self.codec, LatentCodec):
+            shape = self.codec.channels, *self.codec.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
+            noise = draws(lambda count, generator: objectives.sample_noise((count, *shape), generator), shape)
+        return self.codec.encode(pixels, noise)
 
     def loss_mask(self, batch: Batch) -> Tensor | None:
         """Pixels included in the loss, bool (B, 1, H, W): those of generated masks that are not ignored; None: all."""
@@ -143,15 +150,26 @@ class DiffusionTask(Task):
         """Tokens and channels of the conditions, for images or latents of `size`."""
         return Conditioning() if self.conditioner is None else self.conditioner(conditions, size)
 
-    def _predict(self, noisy: NoisyBatch) -> Tensor:
+    def predict(self, noisy: NoisyBatch) -> Tensor:
+        """The network's output, (B, C, H, W)."""
         tokens = noisy.conditioning.tokens
         return self.unet(noisy.sample, noisy.timesteps, tokens, return_dict=False)[0]  # (B, C, H, W)
 
-    def compute_loss(self, output: Tensor, noisy: NoisyBatch) -> dict[str, Tensor]:
-        """The mean loss of the network's output (B, C, H, W), in total and by quartile of the timestep."""
+    def sums(self, output: Tensor, noisy: NoisyBatch) -> Sums:
+        """The network's output (B, C, H, W) as sum of the images' losses, their number, and sums by quartile."""
         per_sample = self.per_sample(output, noisy)
-        parts = objectives.loss_by_quartile(per_sample.detach(), noisy.timesteps, self.timesteps)
-        return {"loss": per_sample.mean(), **parts}
+        quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.timesteps)
+        return {"loss": per_sample.sum(), "images": per_sample.new_tensor(len(per_sample)), "quartiles": quartiles}
+
+    def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean loss of the images, in total and by quartile of the timestep."""
+        parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.timesteps)
+        return {"loss": sums["loss"] / sums["images"], **parts}
+
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
+        zeros = torch.zeros(6, device=self.unet.device)
+        images = zeros[1] + sum(draws.count for _, draws in parts)
+        return {"loss": zeros[0], "images": images, "quartiles": zeros[2:]}
 
     def per_sample(self, output: Tensor, noisy: NoisyBatch) -> Tensor:
         """The weighted loss of each image, (B,)."""
@@ -185,7 +203,7 @@ class DiffusionTask(Task):
             conditions = self.conditions(batch, x0.device)
             with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
-                losses = self.per_sample(self._predict(noisy), noisy).double()
+                losses = self.per_sample(self.predict(noisy), noisy).double()
             rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
             sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))

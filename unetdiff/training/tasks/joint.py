@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.config.training import JointConfig
-from unetdiff.training.tasks.base import Batch, Previews, Task
+from unetdiff.data.transforms import IGNORE_INDEX
+from unetdiff.training.draws import RowDraws
+from unetdiff.training.step_layers import StepLayers
+from unetdiff.training.sums import Sums
+from unetdiff.training.tasks.base import Batch, Previews, Task, require_one_size
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
 from unetdiff.training.weighting import WEIGHTINGS
@@ -35,19 +41,59 @@ class JointTask(Task):
         weighting = {"weighting": self.weighting} if self.weighting.state_dict() else {}
         return self.diffusion.trainable_modules() | weighting
 
-    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        noisy = self.diffusion.add_noise(batch, seed)
-        num_clean = math.ceil(self.config.segmentation_fraction * len(noisy.sample))
-        pixels, masks = self.pixels(batch["image"][:num_clean]), batch["mask"][:num_clean]
-        logits, output = self.unet.both(pixels, noisy.sample, noisy.timesteps, noisy.conditioning.tokens)
-        parts = {
-            "segmentation": self.segmentation.compute_loss(logits, masks),
-            "diffusion": self.diffusion.compute_loss(output, noisy),
-        }
-        totals = {task: losses["loss"] for task, losses in parts.items()}
-        total, weights = self.weighting(totals, self.unet, self.process[1])
-        logged = {f"{task}/{name}": value for task, losses in parts.items() for name, value in losses.items()}
-        return {"loss": total, **logged, **{f"weight/{task}": weight for task, weight in weights.items()}}
+    def forward(self, batch: Batch, draws: RowDraws) -> Sums:
+        noisy = self.diffusion.add_noise(batch, draws)
+        rows = self.clean_rows(draws)
+        if rows:
+            every = len(rows) == draws.count
+            pixels = self.pixels(batch["image"])
+            pixels, masks = (pixels, batch["mask"]) if every else (pixels[rows], batch["mask"][rows])
+            logits, output = self.unet.both(pixels, noisy.sample, noisy.timesteps, noisy.conditioning.tokens)
+            segmentation = self.segmentation.sums(logits, masks)
+        else:
+            output = self.diffusion.predict(noisy)
+            segmentation = self._no_segmentation(output)
+        return _prefixed("segmentation", segmentation) | _prefixed("diffusion", self.diffusion.sums(output, noisy))
+
+    def _no_segmentation(self, output: Tensor) -> Sums:
+        """Zero sums, with a zero gradient for the head: DDP expects one of every parameter."""
+        nothing = torch.full((1, *output.shape[2:]), IGNORE_INDEX, device=output.device)
+        logits = output.new_zeros(1, self.unet.num_classes or 0, *output.shape[2:])
+        zero = sum(parameter.sum() * 0 for parameter in self.unet.heads["segmentation"].parameters())
+        return self.segmentation.sums(logits + zero, nothing)
+
+    def clean_rows(self, draws: RowDraws) -> list[int]:
+        """The rows whose images are segmented: `segmentation_fraction` of the step's batch, evenly spaced in it."""
+        count, places = math.ceil(self.config.segmentation_fraction * draws.images), range(draws.first, draws.images)
+        chosen = [(i + 1) * count // draws.images > i * count // draws.images for i in places[: draws.count]]
+        return [row for row, is_chosen in enumerate(chosen) if is_chosen]
+
+    def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        tasks = {"segmentation": self.segmentation, "diffusion": self.diffusion}
+        parts = {name: task.losses(_of(name, sums)) for name, task in tasks.items()}
+        total, weights = self.weighting({name: losses["loss"] for name, losses in parts.items()})
+        logged = {key: value for name, losses in parts.items() for key, value in _prefixed(name, losses).items()}
+        return {"loss": total, **logged, **_prefixed("weight", weights)}
+
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
+        if not self.segmentation.is_linear:
+            with self.segmentation.hard_pixels() as hard:
+                sums = super().reference(parts, layers)
+            return sums | _prefixed("segmentation", hard)
+        clean = []
+        for batch, draws in parts:
+            require_one_size(batch["image"])
+            rows = self.clean_rows(draws)
+            clean.append({"image": batch["image"], "mask": batch["mask"][rows]})
+        diffusion = self.diffusion.reference(parts, layers)
+        return _prefixed("segmentation", self.segmentation.target_sums(clean)) | _prefixed("diffusion", diffusion)
+
+    def observer(self) -> Callable[[dict[str, Tensor]], None] | None:
+        return partial(self.weighting.observe, self.unet) if self.weighting.observes else None
+
+    def end_step(self, finite: bool) -> None:
+        self.segmentation.end_step(finite)
+        self.weighting.end_step(finite, self.process[1])
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         return self.segmentation.evaluate(loader, accelerator) | self.diffusion.evaluate(loader, accelerator)
@@ -60,3 +106,11 @@ class JointTask(Task):
     def save(self, directory: Path) -> None:
         self.segmentation.save(directory)
         self.diffusion.save(directory)
+
+
+def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def _of(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in values.items() if name.startswith(f"{prefix}/")}

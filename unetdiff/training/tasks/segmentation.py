@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,23 @@ from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import SegmentationConfig
+from unetdiff.segmentation.dataset_loss import DatasetLoss
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
-from unetdiff.segmentation.losses import combined
+from unetdiff.segmentation.losses import WeightedLoss, combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
+from unetdiff.training.draws import RowDraws
+from unetdiff.training.step_layers import StepLayers
+from unetdiff.training.sums import Sums, add, sum_tensor
+from unetdiff.training.tasks.base import (
+    Batch,
+    Previews,
+    Task,
+    ValidationData,
+    freeze_unused_heads,
+    require_one_size,
+)
 
 PREVIEW_IMAGES = 6
 """Validation images shown with mask and prediction."""
@@ -62,13 +75,15 @@ class SegmentationTask(Task):
                 ohem=config.ohem,
             )
         )
+        self._pixels: list[tuple[Tensor, Tensor]] | None = None  # of a reference pass with OHEM: nll and weight
+        self._hard_bound: Tensor | None = None  # of the step's hard pixels, where it has several parts
         freeze_unused_heads(unet, "segmentation")
 
-    def forward(self, batch: Batch, seed: int) -> dict[str, Tensor]:
-        pixels, timesteps = self.add_noise(self.pixels(batch["image"]), seed)
-        return self.compute_loss(self.unet.segment(pixels, timesteps), batch["mask"])
+    def forward(self, batch: Batch, draws: RowDraws) -> Sums:
+        pixels, timesteps = self.add_noise(self.pixels(batch["image"]), draws)
+        return self.sums(self.unet.segment(pixels, timesteps), batch["mask"])
 
-    def add_noise(self, pixels: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
+    def add_noise(self, pixels: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W), a fraction of them noised at random timesteps, and the network's timesteps (B,).
 
         The timestep of a clean image is 0. Timesteps are None without `config.noise`, or for a network without time
@@ -76,30 +91,83 @@ class SegmentationTask(Task):
         """
         if self.scheduler is None or not self.config.noise:
             return pixels, None
-        generator = torch.Generator(pixels.device).manual_seed(seed)
         num_timesteps = len(self.scheduler.alphas_cumprod)
-        timesteps = objectives.sample_timesteps(len(pixels), num_timesteps, generator, True, *self.process)
-        noise = objectives.sample_noise(pixels, generator)
-        is_noisy = torch.rand(len(pixels), generator=generator, device=pixels.device) < self.config.noise  # (B,)
+        timesteps = draws(lambda count, generator: objectives.sample_timesteps(count, num_timesteps, generator))
+        noise = self.image_noise(draws, pixels)
+        is_noisy = draws(objectives.uniform) < self.config.noise  # (B,)
         sample = objectives.add_noise(self.scheduler, pixels, noise, timesteps)
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, pixels)
         has_time_embedding = self.unet.config["conditioning"]["timestep"]
         return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
 
-    def compute_loss(self, logits: Tensor, masks: Tensor) -> dict[str, Tensor]:
-        """The loss of logits (B, C, H, W) and masks (B, H, W), in total and by part."""
+    def sums(self, logits: Tensor, masks: Tensor) -> Sums:
+        """The sums of the losses over logits (B, C, H, W) and masks (B, H, W)."""
         target = masks.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # valid padding: the logits cover the center
             target = center_crop(target, (logits.shape[-2], logits.shape[-1]))
-        until = self.config.class_weights_anneal_until
-        loss = self.loss if until is None else self.loss.anneal_class_weights(max(0.0, 1 - self.progress / until))
-        total, parts = loss(logits, target)
+        loss = self._annealed_loss()
+        inputs, bound = loss.prepare(logits, target), self._hard_bound
+        if self._pixels is not None:
+            self._pixels.append(loss.pixels(inputs))
+        elif loss.ohem is not None and bound is None and self.process[1] > 1:
+            bound = loss.hard_bound(loss.pixels(inputs)[0], sum_tensor)
+        return loss.sums(inputs, bound)
+
+    def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        total, parts = self.loss.total(dict(sums))
         return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
+
+    def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
+        if self.is_linear:
+            return self.target_sums([batch for batch, _ in parts])
+        with self.hard_pixels() as hard:
+            sums = super().reference(parts, layers)
+        return sums | hard
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the masks alone determine how the loss depends on the network's predictions."""
+        valid_padding = self.unet.config["encoder"]["padding"] == "valid"  # the logits crop the masks
+        return self.loss.is_linear and not valid_padding
+
+    def target_sums(self, batches: Sequence[Batch]) -> Sums:
+        """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
+        loss, classes = self._annealed_loss(), self.unet.num_classes or 0
+        for batch in batches:
+            require_one_size(batch["image"])
+        return reduce(add, (loss.target_sums(batch["mask"].to(self.unet.device), classes) for batch in batches))
+
+    @contextmanager
+    def hard_pixels(self) -> Iterator[Sums]:
+        """Select the hard pixels of the step among those whose sums are computed in this context (OHEM).
+
+        Yields what replaces the sums of cross-entropy then. Collective.
+        """
+        found: Sums = {}
+        if self.config.ohem is None:
+            yield found
+            return
+        self._pixels = []
+        try:
+            yield found
+            loss = self._annealed_loss()
+            nll, weight = (torch.cat(values) for values in zip(*self._pixels, strict=True))  # (P,), (P,)
+        finally:
+            self._pixels = None
+        self._hard_bound = loss.hard_bound(nll, sum_tensor if self.process[1] > 1 else None)
+        found["cross_entropy"] = loss.hard_sums(nll, weight, self._hard_bound)
+
+    def end_step(self, finite: bool) -> None:
+        self._hard_bound = None
+
+    def _annealed_loss(self) -> WeightedLoss:
+        until = self.config.class_weights_anneal_until
+        return self.loss if until is None else self.loss.anneal_class_weights(max(0.0, 1 - self.progress / until))
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         unet = self.unet
         matrix = ConfusionMatrix(unet.num_classes or 0, self.config.ignore_index, accelerator.device)
-        sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)  # loss, images
+        total, images_seen = DatasetLoss(self.loss, unet.num_classes or 0, accelerator.device), 0
         for batch in loader:
             for images, masks in _same_size(batch):
                 with eval_mode(unet, accelerator.device.type, None), accelerator.autocast():
@@ -107,13 +175,13 @@ class SegmentationTask(Task):
                     target = masks.to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
                     matrix.update(logits.argmax(dim=1), target)
-                    loss, _ = self.loss(logits, target)
-                    sums += torch.stack([loss * len(images), loss.new_tensor(len(images))])
-        sums = accelerator.reduce(sums)  # type: ignore[assignment]
+                    total.update(logits, target)
+                images_seen += len(images)
+        count = accelerator.reduce(torch.tensor(images_seen, device=accelerator.device))
         metrics = matrix.reduce(accelerator).compute()
         return {
-            "segmentation/loss": float(sums[0] / sums[1]),
-            "segmentation/images": int(sums[1]),
+            "segmentation/loss": total.reduce(accelerator).compute(),
+            "segmentation/images": int(count),  # type: ignore[arg-type]
             **{f"segmentation/{name}": value for name, value in metrics.items()},
         }
 
