@@ -107,7 +107,7 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
         ("empty", "has no config.json"),
         ("broken", "config.json: must be JSON"),
         ("unet", "has a UNet2DModel"),
-        X
+        ("pickle", r".*diffusion_pytorch_model.bin is a pickle. .*torch.load\("),
         ("truncated", "must be a complete safetensors file"),
         ("foreign", "missing or unexpected tensors"),
         ("grey", "takes images of 1 channels"),

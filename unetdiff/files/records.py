@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from unetdiff.errors import FileError
 from unetdiff.files.texts import read_text
-from unetdiff.files.writing import write_text
+from unetdiff.files.writing import write_bytes, write_text
 
 MAX_DEPTH = 50
 MAX_NODES = 100_000
@@ -127,6 +127,17 @@ def read_csv(path: str | Path, remedy: str = "") -> Iterator[tuple[int, dict[str
                 yield reader.line_num, dict(zip(columns, cells, strict=True)), len(row)
     except csv.Error as error:
         raise FileError.of(f"{path}, line {reader.line_num}", f"must be CSV ({error})", remedy) from None
+
+
+def write_csv(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
+    """Write rows of cells as a CSV file, atomically.
+
+    Raises:
+        OSError: e.g. a full disk; the old file stays.
+    """
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write_bytes(Path(path), text.getvalue().encode())
 
 
 # ------------------------------------------------------------------------------------------------ YAML

@@ -18,6 +18,8 @@ MAX_HEADER = 100_000_000
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """dtypes of weights, as safetensors names them."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of pickled weights, which are never read."""
 
 
 class Entry(NamedTuple):
@@ -104,3 +106,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dic
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
     except SafetensorError as error:  # its word for a failed write, e.g. a full disk
         raise OSError(f"{path}: {error}") from error
+
+
+def conversion(pickle: Path) -> str:
+    """How to convert a pickled state dict to safetensors."""
+    return (
+        "Pickles are never loaded; convert it: "
+        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
+        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
+    )

@@ -25,7 +25,6 @@ Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 EMA_KEYS = frozenset(
     {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
 )
@@ -181,8 +180,8 @@ def read_tensors(path: Path, expected: Mapping[str, Described] | None = None) ->
 
 def read_header(path: Path) -> dict[str, tensors.Entry]:
     """dtype and shape of every tensor of a safetensors file, by name. Errors as of `read_tensors`."""
-    if path.suffix in PICKLES:
-        raise FileError.of(path, "must be a safetensors file (got a pickle)", conversion(path))
+    if path.suffix in tensors.PICKLES:
+        raise FileError.of(path, "must be a safetensors file (got a pickle)", tensors.conversion(path))
     if not path.is_file():
         regular_file(path, _instead(path))  # raises
     return tensors.read_header(path)
@@ -201,19 +200,10 @@ def _instead(path: Path) -> str:
     shards = [other.name for other in others if other.name.endswith(".index.json")]
     if shards:
         return f"{shards[0]}: sharded weights are not supported. Load them with diffusers and save them as one file."
-    pickles = [other for other in others if other.suffix in PICKLES]
+    pickles = [other for other in others if other.suffix in tensors.PICKLES]
     if pickles:
-        return f"{pickles[0].name} is a pickle. {conversion(pickles[0])}"
+        return f"{pickles[0].name} is a pickle. {tensors.conversion(pickles[0])}"
     return next((f"Found {other.name}." for other in others if other.suffix == ".safetensors"), "")
-
-
-def conversion(pickle: Path) -> str:
-    """How to convert a pickled state dict to safetensors."""
-    return (
-        "Pickles are never loaded; convert it: "
-        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
-        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
-    )
 
 
 def fill(

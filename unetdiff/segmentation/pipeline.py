@@ -248,7 +248,9 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
         or not isinstance(config.flip, bool)
         or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [config.overlap, *numbers])
     ):
-        raise FileError.of(path, f"inference has a value of the wrong type (got {section!r:.200})", "See InferenceConfig.")
+        raise FileError.of(
+            path, f"inference has a value of the wrong type (got {section!r:.200})", "See InferenceConfig."
+        )
     try:
         validate_inference(config, "inference.")
     except UserError as error:

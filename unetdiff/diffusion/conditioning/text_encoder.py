@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import files_in
-from unetdiff.files.tensors import open_tensors, read_header, write_tensors
+from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
 from unetdiff.files.writing import file_errors, write_into_directory
-from unetdiff.models.loading import PICKLES, conversion, require_finite
+from unetdiff.models.loading import require_finite
 
 BATCH = 64  # captions encoded at once
 PART = 4096  # captions in a file of the cache
