@@ -21,7 +21,8 @@ CLASSIFIER = ("avgpool", "fc", "classifier")
 def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
     """A torchvision classifier without its last layers: random, with ImageNet weights, or from a safetensors file.
 
-    The file has torchvision's names (safetensors' `save_file` of `torchvision.models.resnet18(weights="DEFAULT").state_dict()`).
+    The file has torchvision's names: safetensors' `save_file` of the `state_dict()` of
+    `torchvision.models.resnet18(weights="DEFAULT")`.
 
     Raises:
         UserError: a file that is missing, a pickle, not safetensors, or of another network; ImageNet weights that
