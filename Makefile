@@ -28,7 +28,7 @@ lint: $(STAMP)
 
 # Two workers with a thread each: the tests are many and small. Nothing is fetched from a hub.
 test: lint
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $${PYTEST_WORKERS:-2}
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $${PYTEST_WORKERS:-2} --dist loadgroup
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -111,7 +111,7 @@ def test_inception_unpickles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pytest.importorskip("torch_fidelity")
     monkeypatch.chdir(tmp_path)
     torch.save({"weights": Trap()}, "trap.pth")
-    with pytest.raises(UserError, match="inception=trap.pth: must be a .* file of tensors only"):
+    with pytest.raises(UserError, match="inception=trap.pth: must be a file of tensors only"):
         load_feature_extractor("inception", "trap.pth")
     assert not Path("trapped").exists()
     torch.load("trap.pth", weights_only=False)

@@ -98,7 +98,8 @@ def make_run(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[
         built = build_task(config, train_set, val)
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(to_yaml(config))
-        (folder / "summary.json").write_text('{"steps": 1}')
+        summary = {"task": task, "steps": 1, "minutes": 0.1, "parameters": {}}
+        (folder / "summary.json").write_text(json.dumps(summary))
         built.save(folder / "best")
         return folder
 

@@ -22,6 +22,7 @@ from unetdiff.experiments.gradients import (
     gradient_findings,
     gradient_table,
 )
+from unetdiff.experiments.result_cache import store_result
 from unetdiff.models.unet import UNet
 from unetdiff.reports.record import Chart, read_record, write_record
 from unetdiff.reports.record_text import record_text
@@ -176,8 +177,7 @@ def test_a_whole_tiny_budget(parse_args: Callable[..., Any], tmp_path: Path) -> 
 
     cached = tmp_path / "diffusion/seed-0" / CACHE_FILE
     content = json.loads(cached.read_text())
-    content["result"]["value"] = 0.123
-    cached.write_text(json.dumps(content))
+    store_result(cached, content["settings"], {**content["result"], "value": 0.123})
     again = budget.run(args, overrides, tmp_path, "unetdiff experiment budget")
     table = next(part for part in again.parts if part.title == "Diffusion head")
     assert dict(table.rows)["diffusion only"][-1].mean == 0.123, "neither trained nor classified again"

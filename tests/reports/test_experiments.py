@@ -277,5 +277,5 @@ def test_on_the_command_line(tmp_path: Path, capsys) -> None:
 def test_a_image_that_is_none(tmp_path: Path) -> None:
     make_record(tmp_path / "probe")
     (tmp_path / "probe" / "a.png").write_text("not an image")
-    with pytest.raises(UserError, match="cannot read the image .*a.png"):
+    with pytest.raises(UserError, match="a.png: must be an image .* Run the experiment again"):
         write_report([], tmp_path / "report.html", experiments=[tmp_path / "probe"])

@@ -17,7 +17,7 @@ def test_predictions_are_the_networks(make_run):
     run = read_run(make_run(task="joint"))
     dataset = open_dataset(run)
     items = [dataset[0], dataset[1]]
-    masks = predictions(run, items)
+    masks = predictions(run, items, dataset.classes)
     unet = UNet.from_pretrained(run.model / "unet").eval()
     with torch.no_grad():
         expected = unet.segment(to_model_range(torch.stack([item["image"] for item in items]))).argmax(dim=1)
@@ -42,7 +42,7 @@ def test_rows_and_accuracy(make_run):
     assert block.rows[0].name == item["name"]
     truth = np.asarray(item["mask"])
     for run, right in zip((runs[0], runs[2]), block.rows[0].pixel_accuracy, strict=True):
-        assert right == (predictions(run, [item])[0] == truth).mean()
+        assert right == (predictions(run, [item], dataset.classes)[0] == truth).mean()
 
 
 def test_a_run_of_another_size_changes_nothing(make_run):
@@ -66,7 +66,7 @@ def test_a_run_of_another_size_changes_nothing(make_run):
     with torch.no_grad():
         logits = UNet.from_pretrained(run.model / "unet").eval().segment(to_model_range(small[None]))
     expected = resize_logits(logits, (32, 32))[0].argmax(dim=0)
-    assert np.array_equal(predictions(run, [item])[0], expected.numpy())
+    assert np.array_equal(predictions(run, [item], open_dataset(run).classes)[0], expected.numpy())
 
 
 def test_what_is_void_to_a_run_is_counted_nowhere(make_run):
@@ -77,7 +77,7 @@ def test_what_is_void_to_a_run_is_counted_nowhere(make_run):
     item = dataset[choose(dataset, 1, 0)[0]]
     truth = np.asarray(item["mask"])
     seen = truth != 0
-    assert row.pixel_accuracy == [(predictions(run, [item])[0] == truth)[seen].mean()]
+    assert row.pixel_accuracy == [(predictions(run, [item], dataset.classes)[0] == truth)[seen].mean()]
 
 
 def test_another_set_is_another_block(make_run):

@@ -65,11 +65,11 @@ def test_a_figure_that_json_does_not_have_is_not_measured(record: Record, tmp_pa
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        (replace(TABLE, rows=[("short", [Value(1.0)])]), "row 'short' of “Scores”"),
-        (replace(GALLERY, rows=[("short", ["a.png"])]), "row 'short' of “Images”"),
-        (replace(GALLERY, rows=[("one", ["a.png", "gone.png"])]), "gone.png is missing"),
+        (replace(TABLE, rows=[("short", [Value(1.0)])]), "“Scores”.: row 'short' must"),
+        (replace(GALLERY, rows=[("short", ["a.png"])]), "“Images”.: row 'short' must"),
+        (replace(GALLERY, rows=[("one", ["a.png", "gone.png"])]), "gone.png: no such file"),
         (replace(GALLERY, legend=[("cat", "url(https://example.org)")]), "must be #rrggbb"),
-        (replace(CHART, lines=[Line("odd", [1.0], [])]), "line 'odd' of “Curve”"),
+        (replace(CHART, lines=[Line("odd", [1.0], [])]), "“Curve”.: line 'odd'"),
         (replace(MAP, values=[[0.1, 0.2, 0.3]]), "must be 2 x 3"),
         (replace(MAP, values=[[0.1], [0.2]]), "must be 2 x 3"),
     ],
@@ -83,7 +83,7 @@ def test_parts_that_do_not_hold_together(record: Record, tmp_path: Path, part, s
 def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
     write_record(record, tmp_path)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(UserError, match="a.png is missing. Run the experiment again"):
+    with pytest.raises(UserError, match="a.png: no such file or directory. Run the experiment again"):
         read_record(tmp_path)
 
 
@@ -100,7 +100,7 @@ def test_a_image_that_went_missing(record: Record, tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(UserError, match="is not a valid record"):
+    with pytest.raises(UserError, match=r"record.json: .*Run the experiment again."):
         read_record(tmp_path)
 
 

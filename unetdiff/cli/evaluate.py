@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.text_report import denoiser_lines
 from unetdiff.text import aligned
 
@@ -33,25 +33,16 @@ WRITTEN = (
     "sweep.md",
 )
 LABELS = {"iou": "IoU", "boundary_iou": "boundary IoU"}  # of other metrics: the name with spaces
-MINIMUM = {
-    "num_worst": 0,
-    "samples_per_class": 0,
-    "num_inference_steps": 1,
-    "num_distance_samples": 2,
-    "num_neighbors": 0,
-    "num_likelihood_images": 0,
-    "num_likelihood_timesteps": 0,
-}
+MAX_WORST = 1000
+"""Images in the report of a segmenter."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate, write the report of a segmenter, print the metrics and list the written files."""
     overrides, words = split_overrides(argv, known=[])
     args = build_parser().parse_strictly(words)
-    for name, minimum in MINIMUM.items():
-        value = getattr(args, name)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name}={value}: must be at least {minimum}.")
+    if not 0 <= args.num_worst <= MAX_WORST:
+        raise config_error("--num_worst", args.num_worst, f"from 0 to {MAX_WORST}")
     config = evaluation_config(args)
     data = data_section(args.path, overrides) if overrides else None
 
@@ -123,7 +114,7 @@ def build_parser() -> Parser:
 
 def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
     """The evaluation of a denoiser; raises UserError that names the invalid option."""
-    from unetdiff.evaluation.config import EvaluationConfig, parse_features, parse_sweep
+    from unetdiff.evaluation.config import EvaluationConfig, parse_features, parse_sweep, validate_evaluation
 
     try:
         for text in args.features or ():
@@ -131,7 +122,7 @@ def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
         sweep = None if args.sweep is None else parse_sweep(args.sweep)
     except UserError as error:
         raise UserError(f"--{error}") from None
-    return EvaluationConfig(
+    config = EvaluationConfig(
         samples_per_class=args.samples_per_class,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
@@ -145,6 +136,8 @@ def evaluation_config(args: argparse.Namespace) -> EvaluationConfig:
         sweep=sweep,
         segmenter=args.segmenter,
     )
+    validate_evaluation(config, "--")
+    return config
 
 
 def data_section(path: Path, overrides: Sequence[str]) -> Any:

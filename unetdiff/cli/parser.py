@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, config_error, nearest
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -32,6 +32,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = action.option_strings[0] if action.option_strings else action.dest
+            choices = [str(choice) for choice in action.choices]
+            remedy = f"Did you mean {nearest(str(value), choices)}?"
+            raise config_error(name, value, f"one of {', '.join(choices)}", remedy)
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all arguments.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.cli.processes import is_main_process
 from unetdiff.errors import UserError
 
 USAGE = "unetdiff train {segmentation,diffusion,joint} [CONFIG] [--key value ...]"
@@ -21,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: an invalid config, or a dataset or run directory that cannot be used.
     """
-    from unetdiff.config.command_line import build_parser
+    from unetdiff.config.help import options_help
     from unetdiff.config.reading import load, to_yaml
     from unetdiff.config.schema import Task
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(parser.format_help())
         print("Every key of the config file is also a dotted option:\n")
-        print(build_parser("unetdiff train", usage="").format_help().partition("\n\n")[2].strip())
+        print(options_help())
         return 0
 
     overrides, words = split_overrides(argv, known=[])
@@ -51,11 +52,13 @@ def main(argv: Sequence[str]) -> int:
     overrides += [f"--training.{flag}=true" for flag in ("resume", "overwrite") if getattr(args, flag)]
     config = load(args.config, overrides, args.task)
     if args.print_config:
-        print(to_yaml(config), end="")
+        if is_main_process():
+            print(to_yaml(config), end="")
         return 0
 
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))
-    print(f"{directory}: finished. Next: unetdiff evaluate {directory}", file=sys.stderr)
+    if is_main_process():
+        print(f"{directory}: finished. Next: unetdiff evaluate {directory}", file=sys.stderr)
     return 0

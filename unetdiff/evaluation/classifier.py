@@ -18,8 +18,8 @@ from einops import rearrange, reduce
 from torch import nn
 
 from unetdiff.data.transforms import resize_image, to_model_range
-from unetdiff.errors import UserError
-from unetdiff.evaluation.cache import load_cache, save_cache
+from unetdiff.errors import FileError, UserError
+from unetdiff.evaluation.cache import load_cache, report_unused, save_cache
 from unetdiff.training.runtime import precision
 
 MAX_SIDE = 64  # pixels; larger images are resized down to it
@@ -139,11 +139,16 @@ class Classifier:
             return None
         facts, tensors = cached
         try:
-            network = ClassifierNetwork(facts["num_classes"])
+            num_classes = len(tensors["head.weight"])
+            network = ClassifierNetwork(num_classes)
+            expected = {name: (value.shape, value.dtype) for name, value in network.state_dict().items()}
+            if facts["num_classes"] != num_classes or expected != {k: (v.shape, v.dtype) for k, v in tensors.items()}:
+                raise KeyError
             network.load_state_dict(tensors)
-        except (ValueError, KeyError, TypeError, RuntimeError):
-            return None  # damaged
-        return cls(network, facts["num_classes"], fingerprint)
+        except (KeyError, TypeError):
+            report_unused(FileError.of(path, "is not the network of a classifier"))
+            return None
+        return cls(network, num_classes, fingerprint)
 
 
 def label_accuracy(predicted: torch.Tensor, labels: torch.Tensor) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from unetdiff.diffusion.schedulers import SCHEDULERS
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, config_error, nearest
 from unetdiff.models.config import PRETRAINED_ENCODERS
 
 INCEPTION, CLASSIFIER = "inception", "classifier"
@@ -65,6 +66,31 @@ class EvaluationConfig:
         return any(
             (self.samples_per_class, self.num_distance_samples, self.num_likelihood_images, self.sweep, self.segmenter)
         )
+
+
+BOUNDS = {
+    "samples_per_class": (0, 1_000_000),
+    "num_inference_steps": (1, 100_000),
+    "num_distance_samples": (2, 1_000_000),
+    "num_neighbors": (0, 20),
+    "num_likelihood_images": (0, 1_000_000),
+    "num_likelihood_timesteps": (0, 100_000),
+    "seed": (0, (1 << 63) - 1),
+}
+"""The range of each number of `EvaluationConfig`."""
+
+
+def validate_evaluation(config: EvaluationConfig, prefix: str = "") -> None:
+    """Raise UserError for a number out of range or NaN; `prefix` of the option in the message, e.g. "--"."""
+    for name, (minimum, maximum) in BOUNDS.items():
+        value = getattr(config, name)
+        if value is not None and not minimum <= value <= maximum:
+            raise config_error(f"{prefix}{name}", value, f"from {minimum} to {maximum}")
+    scales = [] if config.guidance_scale is None else [("guidance_scale", config.guidance_scale)]
+    scales += [("sweep.guidance_scale", scale) for scale in (config.sweep or SweepConfig()).guidance_scale]
+    for name, scale in scales:
+        if not math.isfinite(scale):
+            raise config_error(f"{prefix}{name}", scale, "a finite number")
 
 
 def parse_features(text: str) -> tuple[str, str | None]:

@@ -32,6 +32,8 @@ from unetdiff.evaluation.memorization import QUANTILE, measure_memorization, nei
 from unetdiff.evaluation.reference import Reference, image_batches
 from unetdiff.evaluation.sweep import sweep
 from unetdiff.evaluation.types import Denoiser, EvalSplits, SamplingConfig, concat_batches
+from unetdiff.files.images import save_image
+from unetdiff.files.writing import make_folder
 
 MAX_IMAGES = 500  # samples and real images held in memory for color statistics and memorization
 GRID_ROWS, GRID_COLUMNS = 12, 8
@@ -74,7 +76,7 @@ def evaluate_denoiser(
             f"num_likelihood_images={config.num_likelihood_images}: must be 0 for a model of latents, whose likelihood "
             "is not that of images. Omit it."
         )
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     metrics: dict[str, Any] = {}
     n = config.samples_per_class * (len(denoiser.classes) or CLASSES_WITHOUT_LABELS)
     n_distances = n if config.num_distance_samples is None else config.num_distance_samples
@@ -89,7 +91,7 @@ def evaluate_denoiser(
                 for network, features in zip(networks.extractors, samples.features, strict=True)
                 for distance in _distances(features[:n_distances], network, references.get(network, config.reference))
             ]
-            _grid(samples, denoiser.classes).save(output / "samples.png")
+            save_image(_grid(samples, denoiser.classes), output / "samples.png")
             if config.num_neighbors:
                 metrics |= _memorization(samples, denoiser, networks, references, config.num_neighbors, output)
         if config.sweep is not None:
@@ -197,7 +199,7 @@ def _memorization(
     labels = ["" for _ in range(shown)]
     if samples.labels is not None:
         labels = [denoiser.classes[int(label)] for label in samples.labels[:shown]]
-    neighbors_image(samples.images[:shown], labels, splits.train, spaces).save(output / "nearest_neighbors.png")
+    save_image(neighbors_image(samples.images[:shown], labels, splits.train, spaces), output / "nearest_neighbors.png")
     metrics: dict[str, Any] = {f"memorization/fraction_{space.space}": space.fraction for space in spaces}
     metrics |= {"memorization/expected_fraction": QUANTILE, "memorization/num_samples": len(samples.images)}
     metrics |= {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +18,14 @@ from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
-from unetdiff.evaluation.config import EvaluationConfig
+from unetdiff.evaluation.config import EvaluationConfig, validate_evaluation
 from unetdiff.evaluation.denoiser import evaluate_denoiser
 from unetdiff.evaluation.layout_consistency import layout_consistency, require_classes
 from unetdiff.evaluation.load_run import LoadedRun, load_run, split_of
 from unetdiff.evaluation.sampling import as_denoiser, sample_batches
 from unetdiff.evaluation.types import EvalSplits, SamplingConfig
-from unetdiff.files.records import jsonable
+from unetdiff.files.records import write_json
+from unetdiff.files.writing import file_errors, make_folder, require_writable
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
@@ -92,11 +92,14 @@ def evaluate(
         UserError: no model in `path`, an unknown split, no dataset configured, or unavailable feature networks.
     """
     path, config = Path(path), config or EvaluationConfig()
+    validate_evaluation(config)
+    model_directory(path)  # a missing model is the first thing to say
+    output = Path(output) if output is not None else path / f"evaluation-{split}"
+    require_writable("--output", output, folder=True)
     run = load_run(path, data, split)
     segmenter = None
     if run.diffusion is not None and config.segmenter is not None:
         segmenter = load_layout_segmenter(run.diffusion, config.segmenter)
-    output = Path(output) if output is not None else path / f"evaluation-{split}"
     metrics: dict[str, Any] = {"model": str(run.directory), "data": run.config.data.name, "split": split}
     segmentation = None
     if run.segmentation is not None:
@@ -107,10 +110,11 @@ def evaluate(
             metrics["segmentation/inference"] = asdict(options)
     elif inference is not None and not inference.is_whole_image:
         raise UserError(f"{run.directory}: tiles, flips and scales require a segmentation head. Omit them.")
-    if run.diffusion is not None:
-        metrics |= _evaluate_diffusion(run, run.diffusion, split, config, segmenter, output, path)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / METRICS).write_text(json.dumps(jsonable(metrics), indent=1) + "\n")
+    with file_errors(output, "Give another --output, or make room."):
+        if run.diffusion is not None:
+            metrics |= _evaluate_diffusion(run, run.diffusion, split, config, segmenter, output, path)
+        make_folder(output)
+        write_json(output / METRICS, metrics)
     return Evaluation(output, metrics, segmentation)
 
 

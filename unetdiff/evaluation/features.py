@@ -9,20 +9,18 @@ gives its last feature map, globally averaged; "classifier" the penultimate feat
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from einops import rearrange, reduce
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
 from unetdiff.evaluation.classifier import Classifier
 from unetdiff.evaluation.config import CLASSIFIER, IMAGENET, INCEPTION
+from unetdiff.files.tensors import read_tensors, read_torch_tensors, write_torch_tensors
+from unetdiff.files.writing import file_errors, temporary_folder
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder
 
@@ -149,12 +147,13 @@ def _inception(weights: str | None) -> nn.Module:
     except ImportError:
         raise UserError("features=inception: requires torch-fidelity. pip install 'unetdiff[fid]'.") from None
     state = _downloaded(URL_INCEPTION_V3) if weights is None else _read(weights)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "weights.pth"  # torch-fidelity unpickles its file, so write one from tensors read safely
-        torch.save(state, file)
+    with temporary_folder() as folder:
+        file = folder / "weights.pth"  # torch-fidelity unpickles its file, so write one from tensors read safely
+        with file_errors(file, "Set TMPDIR to a folder with room."):
+            write_torch_tensors(state, file)
         try:
             return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(file), antialias=False)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, KeyError):
             raise UserError(
                 f"features=inception={weights}: must be torch-fidelity's Inception-v3, "
                 "weights-inception-2015-12-05-6726825d.pth."
@@ -172,18 +171,10 @@ def _downloaded(url: str) -> dict[str, Tensor]:
 
 def _read(weights: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a torch file of tensors only."""
-    path = Path(weights)
-    if not path.is_file():
-        raise UserError(f"features=inception={weights}: must be an existing file.")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, OSError):
-        raise UserError(
-            f"features=inception={weights}: must be a .safetensors or .pth file of tensors only "
-            "(truncated, or a pickle of other objects)."
-        ) from None
+        return (read_tensors if Path(weights).suffix == ".safetensors" else read_torch_tensors)(weights)
+    except FileError as error:
+        raise UserError(f"features=inception={error}") from None
 
 
 def _fingerprint(name: str, network: nn.Module) -> str:

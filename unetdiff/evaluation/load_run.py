@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,9 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
+from unetdiff.evaluation.class_names import require_classes_of_task
+from unetdiff.files.records import read_object
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
@@ -71,7 +72,8 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
         layouts: load masks at the image's size even if the run is not conditioned on layouts.
 
     Raises:
-        UserError: no model in `path`, an unknown split, no dataset configured, or no masks where they are required.
+        UserError: no model in `path`, an unknown split, no dataset configured, no masks where they are required, or
+            a dataset of other classes than the model's.
     """
     path = Path(path)
     directory = model_directory(path)
@@ -84,6 +86,7 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
     layout = layouts or (needs_layout(config) and not masks)
     images = split_of(config.data, split, masks, layout)
     task = load_task(config, directory, images)
+    require_classes_of_task(task, directory, images)
     accelerator = machine.build_accelerator(config.training)
     task.to(accelerator.device)
     task.set_memory_format(config.training.channels_last)
@@ -106,4 +109,11 @@ def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) ->
 
 def heads_of(directory: Path) -> dict[str, Any]:
     """The heads in the config of a model directory, by name; None for a missing head."""
-    return json.loads((directory / "unet" / "config.json").read_text())["heads"]
+    file = directory / "unet" / "config.json"
+    content = read_object(file)
+    heads = content.get("heads")
+    if not isinstance(heads, dict):
+        kind = content.get("_class_name", "no _class_name")
+        remedy = "Give a run or a model directory of unetdiff. In Python, UNet.from_diffusers reads one of diffusers."
+        raise FileError.of(file, f"_class_name must be UNet, the network of unetdiff (got {kind})", remedy)
+    return {"segmentation": None, "diffusion": None, **heads}

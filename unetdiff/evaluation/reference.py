@@ -103,4 +103,6 @@ def _load(cache: Path, fingerprint: str, count: int) -> Tensor | None:
     """Features (N, D); None if they are missing, damaged, or of another fingerprint."""
     cached = load_cache(cache, fingerprint)
     features = None if cached is None else cached[1].get("features")
-    return features if features is not None and features.ndim == 2 and len(features) == count else None
+    if features is None or features.ndim != 2 or len(features) != count or features.dtype != torch.float32:
+        return None
+    return features

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +18,9 @@ from unetdiff.evaluation.features import FeatureExtractor
 from unetdiff.evaluation.reference import Reference
 from unetdiff.evaluation.text_report import sweep_rows
 from unetdiff.evaluation.types import SamplingConfig
+from unetdiff.files.records import write_json
+from unetdiff.files.tables import write_table
+from unetdiff.files.writing import write_text
 from unetdiff.text import markdown
 
 Sample = Callable[[int, SamplingConfig], tuple[Tensor, Tensor | None]]
@@ -63,12 +64,9 @@ class Sweep:
         """Write sweep.json, sweep.csv and sweep.md."""
         metrics = self.metrics()
         paths = [folder / f"sweep.{suffix}" for suffix in ("json", "csv", "md")]
-        paths[0].write_text(json.dumps(metrics, indent=1) + "\n")
-        with paths[1].open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(metrics["results"][0]))
-            writer.writeheader()
-            writer.writerows(metrics["results"])
-        paths[2].write_text("\n".join(markdown(sweep_rows(metrics))) + "\n", encoding="utf-8")
+        write_json(paths[0], metrics)
+        write_table(paths[1], [list(metrics["results"][0]), *(list(row.values()) for row in metrics["results"])])
+        write_text(paths[2], "\n".join(markdown(sweep_rows(metrics))) + "\n")
         return paths
 
 

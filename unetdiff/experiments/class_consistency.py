@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from unetdiff.data.capabilities import WITH_LABELS
+from unetdiff.errors import UserError
+from unetdiff.experiments.result_cache import store_result, stored_result
 from unetdiff.experiments.runs import with_last_weights
-from unetdiff.files.writing import write_text
-from unetdiff.reports.runs import Run, read_json
+from unetdiff.models.loading import fingerprint
+from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import Budget, conditional, sample_blocks
 
 CACHE_FILE = "class_consistency.json"
@@ -40,15 +40,19 @@ def class_consistency(run: Run, budget: Budget, cache: Path, seed: int = 0) -> C
     """
     if "diffusion" not in run.heads or run.config["data"]["name"] not in WITH_LABELS or not conditional(run):
         return None
-    settings = {"seed": seed, **asdict(replace(budget, rows=0))}
+    last = with_last_weights(run)
+    assert last.model is not None
+    settings = {"seed": seed, **asdict(replace(budget, rows=0)), "network": fingerprint(last.model / "unet")}
     file = run.path / CACHE_FILE
-    stored: dict[str, Any] = read_json(file)
-    if stored.get("settings") != settings:
-        blocks, _ = sample_blocks([with_last_weights(run)], budget, seed, cache)
-        classifier, score = blocks[0].classifier, blocks[0].scores.get(0)
-        if classifier is None or score is None:
-            return None
-        result = ClassConsistency(score.value, score.n, classifier.accuracy)
-        stored = {"settings": settings, "result": asdict(result)}
-        write_text(file, json.dumps(stored, indent=1) + "\n")
-    return ClassConsistency(**stored["result"])
+    stored = stored_result(file, settings)
+    if stored is not None:
+        return ClassConsistency(**stored)
+    blocks, problems = sample_blocks([last], budget, seed, cache)
+    if problems:
+        raise UserError(problems[0])
+    classifier, score = blocks[0].classifier, blocks[0].scores.get(0)
+    if classifier is None or score is None:
+        return None
+    result = ClassConsistency(score.value, score.n, classifier.accuracy)
+    store_result(file, settings, asdict(result))
+    return result

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.experiments.runs import with_last_weights
+from unetdiff.files.images import save_image
+from unetdiff.files.writing import make_folder
 from unetdiff.reports.dataset_groups import choose, open_dataset
 from unetdiff.reports.embed import as_array, shrunk
 from unetdiff.reports.masks import predictions
@@ -30,7 +32,7 @@ class ImageWriter:
 
     def __init__(self, output: Path, prefix: str) -> None:
         self.output, self.prefix, self.count = output, prefix, 0
-        (output / FOLDER).mkdir(parents=True, exist_ok=True)
+        make_folder(output / FOLDER)
 
     def add(self, image: Tensor | np.ndarray) -> str:
         """Write an image, in any form that `unetdiff.reports.embed.as_array` accepts.
@@ -39,7 +41,7 @@ class ImageWriter:
             Its path relative to the record's folder.
         """
         file = f"{FOLDER}/{self.prefix}-{self.count:03d}.png"
-        Image.fromarray(as_array(image)).save(self.output / file)
+        save_image(Image.fromarray(as_array(image)), self.output / file)
         self.count += 1
         return file
 
@@ -70,7 +72,7 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, num_rows: in
     items = [data[index] for index in choose(data, num_rows, seed)]
     masks = {"ground truth": [as_mask(item["mask"]) for item in items]}
     for name, run in runs.items():
-        masks[name] = predictions(with_last_weights(run), items)
+        masks[name] = predictions(with_last_weights(run), items, data.classes)
     writer = ImageWriter(folder, "masks")
 
     def add(image: np.ndarray, photo: bool) -> str:

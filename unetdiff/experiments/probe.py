@@ -51,6 +51,9 @@ from unetdiff.experiments.probed_network import (
 )
 from unetdiff.experiments.result_cache import cached_result
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
+from unetdiff.files.images import save_image
+from unetdiff.files.texts import read_text
+from unetdiff.files.writing import make_folder
 from unetdiff.models.config import PRETRAINED_ENCODERS
 from unetdiff.models.loading import fingerprint
 from unetdiff.reports.embed import as_array
@@ -126,7 +129,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         identity = {"data": first.config["data"], "weights": _file_identity(args.encoder_weights)}
         measure(f"{args.encoder}, ImageNet", "encoder", identity, partial(encoder_network, first, args, device))
     gallery = _gallery_images(labeled_images(first, first, "val"), args, output)
-    configs = {one.name: (one.path / "config.yaml").read_text() for one in runs}
+    configs = {one.name: read_text(one.path / "config.yaml") for one in runs}
     minutes = (time.monotonic() - start) / 60
     return probe_record(
         results,
@@ -278,8 +281,8 @@ def _gallery_images(val: ImageDataset, args: argparse.Namespace, output: Path) -
 
 
 def _write_image(pixels: Any, file: Path, output: Path) -> str:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(file)
+    make_folder(file.parent)
+    save_image(Image.fromarray(pixels), file)
     return str(file.relative_to(output))
 
 

@@ -35,6 +35,7 @@ from unetdiff.experiments.synthetic_dataset import (
     synthesize,
     write_labeled,
 )
+from unetdiff.files.folders import folders_in
 from unetdiff.models.loading import fingerprint
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run, data_name
@@ -83,8 +84,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     _check(args)
     seeds = seed_list(args.num_seeds)
     base, labeled, extended = _base(args, overrides, output), output / "labeled_dataset", output / "extended_dataset"
-    extended_runs = [*output.glob("extended-*")]
-    refuse_orphans(labeled, [*output.glob("labeled-*"), output / "denoiser", extended, *extended_runs])
+    earlier = folders_in(output) if output.is_dir() else []
+    extended_runs, labeled_runs = (
+        [path for path in earlier if path.name.startswith(prefix)] for prefix in ("extended-", "labeled-")
+    )
+    refuse_orphans(labeled, [*labeled_runs, output / "denoiser", extended, *extended_runs])
     refuse_orphans(extended, extended_runs)
     subset = replace(base.data, train_fraction=args.label_fraction)
     write_labeled(

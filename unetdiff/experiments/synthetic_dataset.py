@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,12 +22,16 @@ from unetdiff.data.voc import VOCFolder
 from unetdiff.data.voc_paths import IMAGES, MASKS, SPLITS
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.images import save_image
+from unetdiff.files.records import jsonable, read_object, write_json
+from unetdiff.files.texts import read_lines
+from unetdiff.files.typed import typed
+from unetdiff.files.writing import copy_tree, make_folder, replace_directory, write_text
 from unetdiff.reports.embed import as_array
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.checkpoints import replace_directory
 from unetdiff.training.run_cache import first_difference
 
 LABELED, EXTENDED, SYNTHETIC, VAL = "labeled", "labeled_and_synthetic", "synthetic", "val"
@@ -36,6 +39,7 @@ LABELED, EXTENDED, SYNTHETIC, VAL = "labeled", "labeled_and_synthetic", "synthet
 SOURCE, SETTINGS, SCORES = "source.json", "settings.json", "miou.json"
 BATCH = 32
 """Images sampled at once."""
+DELETE = "Delete the folder and everything made from it, or give another --output."
 
 
 @dataclass(frozen=True)
@@ -96,29 +100,29 @@ def write_labeled(folder: Path, splits: Mapping[str, ImageDataset], source: Mapp
 
     def write(target: Path) -> None:
         for name in (IMAGES, MASKS, SPLITS):
-            (target / name).mkdir(parents=True)
+            make_folder(target / name)
         first = next(iter(splits.values()))
-        (target / "classes.txt").write_text("\n".join(first.classes) + "\n", encoding="utf-8")
+        write_text(target / "classes.txt", "\n".join(first.classes) + "\n")
         for split, data in splits.items():
             names = [f"{split}_{index:06d}" for index in range(len(data))]
             for index, name in enumerate(tqdm(names, desc=f"writing {split}", unit="image", disable=None)):
                 item = data[index]
                 write_pair(target, name, item["image"], item["mask"], data.palette)
             write_split(target, split, names)
-        (target / SOURCE).write_text(json.dumps(source, indent=1))
+        write_json(target / SOURCE, source)
 
     replace_directory(folder, write)
 
 
 def write_pair(folder: Path, name: str, image: Tensor, mask: Tensor, palette: np.ndarray) -> None:
     """Write an image, uint8 (3, H, W), and its mask (H, W) as lossless files."""
-    Image.fromarray(as_array(image)).save(folder / IMAGES / f"{name}.png")
+    save_image(Image.fromarray(as_array(image)), folder / IMAGES / f"{name}.png")
     save_mask(mask, folder / MASKS / f"{name}.png", palette)
 
 
 def write_split(folder: Path, split: str, names: Sequence[str]) -> None:
     """Write a split file."""
-    (folder / SPLITS / f"{split}.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    write_text(folder / SPLITS / f"{split}.txt", "".join(f"{name}\n" for name in names))
 
 
 def synthesize(
@@ -152,12 +156,12 @@ def synthesize(
     settings = {**asdict(config), **networks}
     if folder.is_dir():
         _require_equal(folder, SETTINGS, settings)
-        return json.loads((folder / SCORES).read_text())
+        return _read_scores(folder)
     data = VOCFolder(labeled, LABELED)
     scores: dict[str, float] = {}
 
     def write(target: Path) -> None:
-        shutil.copytree(labeled, target, dirs_exist_ok=True)
+        copy_tree(labeled, target)
         numbers = range(len(data) * config.num_samples)
         for start in tqdm(range(0, len(numbers), BATCH), desc="sampling images", unit="batch", disable=None):
             batch = numbers[start : start + BATCH]
@@ -170,22 +174,33 @@ def synthesize(
                 scores[name] = layout_miou(output.mask, layout, len(data.classes), segmenter.ignore_index)
         kept = [name for name, score in scores.items() if score >= config.min_miou]
         if not kept:
+            highest = max((score for score in scores.values() if score == score), default=0.0)
             raise UserError(
-                f"--min_miou={config.min_miou}: must be at most {max(scores.values()):.3f}, the highest mIoU of a "
+                f"--min_miou={config.min_miou}: must be at most {highest:.3f}, the highest mIoU of a "
                 "synthetic image. Decrease it or train the denoiser for longer."
             )
         write_split(target, SYNTHETIC, list(scores))
         write_split(target, EXTENDED, [*(pair.name for pair in data.pairs), *kept])
-        (target / SCORES).write_text(json.dumps(scores, indent=1))
-        (target / SETTINGS).write_text(json.dumps(settings, indent=1))
+        write_json(target / SCORES, scores)
+        write_json(target / SETTINGS, settings)
 
     replace_directory(folder, write)
     return scores
 
 
+def _read_scores(folder: Path) -> dict[str, float]:
+    """The mIoU of every synthetic image, by name; nan where all of its layout is ignored."""
+    file = folder / SCORES
+    scores = typed(dict[str, float | None], read_object(file, DELETE), file, remedy=DELETE)
+    names = [name for name in read_lines(folder / SPLITS / f"{SYNTHETIC}.txt") if name]
+    if list(scores) != names:
+        raise FileError.of(file, f"must have the {len(names)} names of {SYNTHETIC}.txt (got {len(scores)})", DELETE)
+    return {name: math.nan if score is None else score for name, score in scores.items()}
+
+
 def _require_equal(folder: Path, file: str, settings: Mapping[str, Any]) -> None:
     """Refuse a folder that was made with other settings, as other runs were trained on it."""
-    difference = first_difference(settings, json.loads((folder / file).read_text()))
+    difference = first_difference(jsonable(settings), read_object(folder / file, DELETE))
     if difference is not None:
         raise UserError(
             f"{folder} was made with other settings ({difference}). Give another --output, or delete it and everything "

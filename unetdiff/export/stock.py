@@ -57,7 +57,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
             if name != NETWORK and library is not None:
                 copy_tree(inside(directory, name), aside / name)
         if (directory / SETTINGS_FILE).is_file():
-            copy_tree(directory / SETTINGS_FILE, aside / SETTINGS_FILE)
+            records.write_json(aside / SETTINGS_FILE, records.read_object(directory / SETTINGS_FILE))
         _write_index(aside, index)
 
     def load(aside: Path) -> Callable[..., Tensor]:

@@ -3,6 +3,8 @@
 - `folders`: sorted listings without hidden files, and paths that stay inside their dataset.
 - `texts`: UTF-8 text and lists of names.
 - `records`: JSON, JSON lines and YAML, read strictly, and written without NaN.
+- `typed`: values of records checked against type hints, with file and key in the message.
+- `tables`: CSV.
 - `images`: decoding by an explicit list of formats, with a bound on the number of pixels; saving.
 - `archives`: tar files, unpacked inside a folder.
 - `tensors`: safetensors, whose header is checked before memory is taken.

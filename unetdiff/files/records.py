@@ -7,7 +7,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from unetdiff.errors import FileError
 from unetdiff.files.texts import read_text
-from unetdiff.files.writing import write_bytes, write_text
+from unetdiff.files.writing import write_text
 
 MAX_DEPTH = 50
 MAX_NODES = 100_000
 MAX_DIGITS = 400
-"""Bounds of a YAML file: nesting, values after aliases are expanded, characters of a number."""
+MAX_YAML_BYTES = 1 << 18
+"""Bounds of a YAML file: nesting, values after aliases are expanded, characters of a number, its size."""
+MAX_INTEGER = 300
+"""Digits of an integer in JSON, so that it fits a float."""
 
 
 # ------------------------------------------------------------------------------------------------ JSON
@@ -45,7 +48,13 @@ def read_object(path: str | Path, remedy: str = "") -> dict[str, Any]:
 
 
 def read_json_lines(path: str | Path, torn: bool = False) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file; blank lines are skipped.
+    """The objects of a JSON lines file. Arguments and errors as of `numbered_json_lines`."""
+    return [entry for _, entry in numbered_json_lines(path, torn)]
+
+
+def numbered_json_lines(path: str | Path, torn: bool = False) -> list[tuple[str, dict[str, Any]]]:
+    """Where each object of a JSON lines file stands ("run/metrics.jsonl, line 3"), and the object; blank lines are
+    skipped.
 
     Args:
         path: the file.
@@ -64,18 +73,24 @@ def read_json_lines(path: str | Path, torn: bool = False) -> list[dict[str, Any]
             entry = parse_json(text, where, "Remove the line.")
             if not isinstance(entry, dict):
                 raise FileError.of(where, f"must be a JSON object (got {type_name(entry)})", "Remove the line.")
-            lines.append(entry)
+            lines.append((where, entry))
     return lines
 
 
 def parse_json(text: str, path: str | Path, remedy: str = "") -> Any:
     """JSON text; `path` is where it stands, for the message. Errors as of `read_json`."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=_integer)
     except RecursionError:
         raise FileError.of(path, "must be JSON (nested too deeply)", remedy) from None
-    except ValueError as error:  # JSONDecodeError, or an integer of more than 4,300 digits
+    except ValueError as error:  # JSONDecodeError, or an integer that is too long
         raise FileError.of(path, f"must be JSON ({'empty' if not text.strip() else error})", remedy) from None
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_INTEGER:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
@@ -129,17 +144,6 @@ def read_csv(path: str | Path, remedy: str = "") -> Iterator[tuple[int, dict[str
         raise FileError.of(f"{path}, line {reader.line_num}", f"must be CSV ({error})", remedy) from None
 
 
-def write_csv(path: str | Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows of cells as a CSV file, atomically.
-
-    Raises:
-        OSError: e.g. a full disk; the old file stays.
-    """
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
-    write_bytes(Path(path), text.getvalue().encode())
-
-
 # ------------------------------------------------------------------------------------------------ YAML
 
 
@@ -147,6 +151,15 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without its traps: keys that occur twice, endless aliases, 010 = 8 and 1:30 = 90."""
 
     nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
@@ -195,9 +208,22 @@ for _tag, _pattern in _NUMBERS.items():
     _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes where YAML 1.1 or `parse_yaml` would read anything else, e.g. '1e3' and '010'."""
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
+
+
+def dump_yaml(content: Any) -> str:
+    """Plain values as YAML, keys in their order; `parse_yaml` reads them back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def read_yaml(path: str | Path, remedy: str = "") -> Any:
     """The content of a YAML file. Errors as of `parse_yaml`, and for a file that is missing or not UTF-8."""
-    return parse_yaml(read_text(path, 1 << 24, remedy), path)
+    return parse_yaml(read_text(path, MAX_YAML_BYTES, remedy), path)
 
 
 def parse_yaml(text: str, path: str | Path) -> Any:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER = 100_000_000
+MAX_TORCH_BYTES = 1 << 30
+"""Largest file of `torch.save` that is read, 1 GiB: they hold feature networks only."""
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """dtypes of weights, as safetensors names them."""
@@ -90,6 +92,42 @@ def open_tensors(path: str | Path, remedy: str = "") -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
+
+
+def read_torch_tensors(path: str | Path, max_bytes: int = MAX_TORCH_BYTES, remedy: str = "") -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`, of which nothing but tensors is unpickled (prefer safetensors).
+
+    Raises:
+        FileError: missing, larger than `max_bytes`, truncated, or not a dict of tensors only.
+    """
+    import pickle
+
+    import torch
+
+    path = regular_file(path, remedy)
+    if path.stat().st_size > max_bytes:
+        raise FileError.of(path, f"must be at most {max_bytes:,} bytes (got {path.stat().st_size:,})", remedy)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+        reason = f"must be a file of tensors only (truncated, or a pickle of other objects: {type(error).__name__})"
+        raise FileError.of(path, reason, remedy) from None
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
+        raise FileError.of(path, "must be a file of tensors by name", remedy)
+    return content
+
+
+def write_torch_tensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a file of `torch.save`, for libraries that read no safetensors.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    import torch
+
+    torch.save(dict(tensors), path)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:

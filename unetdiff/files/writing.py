@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -142,17 +143,29 @@ def sweep(folder: Path) -> None:
             remove_tree(path)
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a folder with its content, or a file, to a path that does not exist.
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in the system's place for temporary files, deleted afterwards.
 
     Raises:
-        FileError: the source is missing or unreadable, or a full disk.
+        FileError: it cannot be created.
     """
-    with file_errors(source):
-        if source.is_dir():
-            shutil.copytree(source, target)
-        else:
-            shutil.copyfile(regular_file(source), target)
+    with file_errors(tempfile.gettempdir(), "Set TMPDIR to a folder with room.") as _:
+        folder = tempfile.TemporaryDirectory()
+    with folder as path:
+        yield Path(path)
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy the files of a folder into another, which may exist.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    try:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    except shutil.Error as error:  # a list of (source, target, reason)
+        raise OSError(error.args[0][0][2]) from error
 
 
 def remove_tree(path: Path) -> None:

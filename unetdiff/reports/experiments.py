@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image, UnidentifiedImageError
 
 from unetdiff.errors import UserError
+from unetdiff.files.folders import inside
+from unetdiff.files.images import open_image
 from unetdiff.reports.charts import draw_chart, legend_mark
 from unetdiff.reports.embed import data_uri, is_small
-from unetdiff.reports.record import Chart, Gallery, Heatmap, Part, Record, Table, Value, read_record
+from unetdiff.reports.record import REMEDY, Chart, Gallery, Heatmap, Part, Record, Table, Value, read_record
 from unetdiff.reports.record_text import DASH, FormattedValue, as_text, best_cells, best_rows, format_parts
 from unetdiff.reports.table import minutes
 
@@ -201,7 +202,7 @@ def _gallery(gallery: Gallery, folder: Path) -> Block:
             if not file:
                 uris.append(None)
                 continue
-            pixels, photo = _image(folder / file)
+            pixels, photo = _image(inside(folder, file))
             small = small and is_small(pixels)
             uris.append(data_uri(pixels, photo=photo))
         rows.append((name, uris))
@@ -210,11 +211,8 @@ def _gallery(gallery: Gallery, folder: Path) -> Block:
 
 def _image(file: Path) -> tuple[np.ndarray, bool]:
     """An image (H, W, 3) uint8, and whether it is a photo."""
-    try:
-        with Image.open(file) as image:
-            plain = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"cannot read the image {file} ({error}). Run the experiment again.") from error
+    with open_image(file, remedy=REMEDY) as image:
+        plain = image.convert("RGB")
     return np.asarray(plain), plain.getcolors(MAX_DRAWING_COLORS) is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,23 +29,27 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 def illustrations(run: Run, seed: int = 0, noise_level: float = 0.55) -> dict[str, str]:
     """Data URIs of a run's inputs ("image", "noised") and outputs ("mask", "noise"), as far as it has the heads.
 
-    {} for a run without weights or without its dataset; the diagram then shows placeholders.
+    {} for a run without its dataset or readable weights; the diagram then shows placeholders.
 
     noise_level: sigma_t of the noised image.
     """
     if run.model is None:
         return {}
     try:
-        dataset = open_dataset(run, layout=_generates_masks(run))
-    except UserError:
+        return _illustrations(run, run.model, seed, noise_level)
+    except UserError:  # the page says why where the masks or samples are missing
         return {}
+
+
+def _illustrations(run: Run, model: Path, seed: int, noise_level: float) -> dict[str, str]:
+    dataset = open_dataset(run, layout=_generates_masks(run))
     item = dataset[choose(dataset, 1, seed)[0]]
     uris = {"image": data_uri(item["image"])}
     if "segmentation" in run.heads:
-        segmenter = SegmentationPipeline.from_pretrained(run.model)
+        segmenter = SegmentationPipeline.from_pretrained(model)
         uris["mask"] = data_uri(colorize(segmenter(item["image"]).mask, segmenter.palette), photo=False)
     if "diffusion" in run.heads:
-        pipeline = load_generator(run.model)
+        pipeline = load_generator(model)
         size = (item["image"].shape[-2], item["image"].shape[-1])
         clean = _clean(pipeline.codec, item)  # (1, C, h, w)
         steps = torch.arange(pipeline.scheduler.config.num_train_timesteps)

@@ -5,19 +5,21 @@ Records are the only interface between the experiments, which write them, and th
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from unetdiff.errors import UserError
-from unetdiff.files.records import jsonable
-from unetdiff.files.writing import write_text
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.folders import inside, regular_file
+from unetdiff.files.records import jsonable, read_object, write_json
+from unetdiff.files.typed import typed
+from unetdiff.files.writing import file_errors, make_folder
 
 RECORD = "record.json"
+REMEDY = "Run the experiment again."
 
 Better = Literal["higher", "lower", "neither"]
 Unit = Literal["fraction", "percent", "number", "count", "minutes", "seconds", "decibel", "megabytes"]
@@ -130,7 +132,6 @@ class Gallery:
 
 
 Part = Table | Chart | Heatmap | Gallery
-KINDS: dict[str, type] = {"table": Table, "chart": Chart, "heatmap": Heatmap, "gallery": Gallery}
 
 
 @dataclass(frozen=True)
@@ -163,69 +164,69 @@ class Record:
     """Wall-clock time, without results reused from earlier calls."""
 
 
+class Machine(TypedDict, total=False):
+    """The keys of `Record.machine` that the page reads; others may follow."""
+
+    device: str
+    threads: int | None
+    precision: str | None
+    versions: dict[str, str] | None
+
+
 def write_record(record: Record, folder: Path) -> Path:
     """Write record.json to the folder that already holds the images; returns the file.
 
     Raises:
-        UserError: a row whose length differs from the header, or a missing image; a bug of the experiment.
+        UserError: a row whose length differs from the header, or a missing image, which are bugs of the experiment; a
+            full disk.
     """
     _check(record, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / RECORD
-    write_text(file, json.dumps(jsonable(asdict(record)), indent=1, allow_nan=False) + "\n")
+    with file_errors(file):
+        make_folder(folder)
+        write_json(file, asdict(record))
     return file
 
 
 def read_record(folder: Path) -> Record:
-    """Read the record in a folder.
+    """Read the record in a folder; its images are inside the folder.
 
     Raises:
-        UserError: record.json is missing or invalid.
+        UserError: record.json is missing or invalid; names the file and the key.
     """
     file = Path(folder) / RECORD
-    try:
-        content = json.loads(file.read_text())
-        parts = [_part(part) for part in content.pop("parts")]
-        record = Record(parts=parts, **content)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} has no {RECORD}. Pass the --output of `unetdiff experiment`.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a valid record ({error}). Run the experiment again.") from error
+    if not file.exists():
+        raise UserError(f"{folder} has no {RECORD}. Pass the --output of `unetdiff experiment`.")
+    record = typed(Record, jsonable(read_object(file, REMEDY)), file, remedy=REMEDY)
+    typed(Machine, record.machine, file, "machine", REMEDY)
     _check(record, Path(folder))
     return record
 
 
-def _part(content: dict[str, Any]) -> Part:
-    """A part as a dataclass, from its JSON."""
-    kind = content["kind"]
-    if kind == "table":
-        rows = [(name, [Value(**v) for v in values]) for name, values in content["rows"]]
-        return Table(**{**content, "columns": [Column(**c) for c in content["columns"]], "rows": rows})
-    if kind == "chart":
-        lines = [Line(line["name"], line["x"], [Value(**v) for v in line["y"]]) for line in content["lines"]]
-        return Chart(**{**content, "lines": lines})
-    if kind == "gallery":
-        rows = [(name, files) for name, files in content["rows"]]
-        return Gallery(**{**content, "rows": rows, "legend": [(n, c) for n, c in content["legend"]]})
-    return KINDS[kind](**content)
-
-
 def _check(record: Record, folder: Path) -> None:
-    for part in record.parts:
-        if isinstance(part, Table | Gallery):
-            long = [name for name, values in part.rows if len(values) != len(part.columns)]
-            if long:
-                raise UserError(f"{record.name}: row {long[0]!r} of “{part.title}” must be as long as the header")
+    for number, part in enumerate(record.parts):
+        reason = _inconsistency(part)
+        if reason is not None:
+            raise FileError.of(Path(folder) / RECORD, f"parts[{number}] (“{part.title}”): {reason}", REMEDY)
         if isinstance(part, Gallery):
-            missing = [file for _, files in part.rows for file in files if file and not (folder / file).is_file()]
-            if missing:
-                raise UserError(f"{folder / missing[0]} is missing. Run the experiment again: {record.command}")
-            colors = [color for _, color in part.legend if not re.fullmatch(r"#[0-9a-fA-F]{6}", color)]
-            if colors:
-                raise UserError(f"{record.name}: color {colors[0]!r} in the legend of “{part.title}” must be #rrggbb")
-        if isinstance(part, Chart):
-            odd = [line.name for line in part.lines if len(line.x) != len(line.y)]
-            if odd:
-                raise UserError(f"{record.name}: line {odd[0]!r} of “{part.title}” must have as many x as y values")
-        if isinstance(part, Heatmap) and [len(row) for row in part.values] != [len(part.columns)] * len(part.rows):
-            raise UserError(f"{record.name}: the heatmap “{part.title}” must be {len(part.rows)} x {len(part.columns)}")
+            for file in (file for _, files in part.rows for file in files if file):
+                regular_file(inside(folder, file), REMEDY)
+
+
+def _inconsistency(part: Part) -> str | None:
+    """What contradicts itself in a part; None if nothing does."""
+    if isinstance(part, Table | Gallery):
+        long = [name for name, values in part.rows if len(values) != len(part.columns)]
+        if long:
+            return f"row {long[0]!r} must be as long as the header"
+    if isinstance(part, Gallery):
+        colors = [color for _, color in part.legend if not re.fullmatch(r"#[0-9a-fA-F]{6}", color)]
+        if colors:
+            return f"color {colors[0]!r} in the legend must be #rrggbb"
+    if isinstance(part, Chart):
+        odd = [line.name for line in part.lines if len(line.x) != len(line.y)]
+        if odd:
+            return f"line {odd[0]!r} must have as many x as y values"
+    if isinstance(part, Heatmap) and [len(row) for row in part.values] != [len(part.columns)] * len(part.rows):
+        return f"the heatmap must be {len(part.rows)} x {len(part.columns)}"
+    return None

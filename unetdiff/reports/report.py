@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,8 +12,9 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from unetdiff.errors import UserError
-from unetdiff.files.writing import write_text
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.records import read_json, write_json
+from unetdiff.files.writing import file_errors, make_folder, require_writable, write_text
 from unetdiff.reports.captions import TARGETS, changes
 from unetdiff.reports.consistency import Consistency
 from unetdiff.reports.curves import training_curves
@@ -25,7 +25,7 @@ from unetdiff.reports.findings import findings
 from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.masks import mask_blocks
 from unetdiff.reports.network_spec import read_network_spec
-from unetdiff.reports.runs import Run, read_runs
+from unetdiff.reports.runs import CONFIG_JSON, Run, read_runs
 from unetdiff.reports.samples import Budget, SampleBlock, sample_blocks
 from unetdiff.reports.table import Table, build_table, compact, percent, shown_validation
 from unetdiff.reports.templates import render
@@ -68,11 +68,10 @@ def write_report(
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
     if not runs and not experiments:
         raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
-    _refuse_foreign(page.with_suffix(".json"))
+    _require_output(page)
     budget = budget or Budget()
     sections = read_sections(experiments)
     read = read_runs(runs) if runs else []
-    page.parent.mkdir(parents=True, exist_ok=True)
 
     masks, mask_problems = mask_blocks(read, budget.rows, seed)
     samples, sample_problems = sample_blocks(read, budget, seed, cache)
@@ -99,18 +98,27 @@ def write_report(
         "versions": _versions([run.summary for run in read] + [section.record.machine for section in sections]),
         "percent": percent,
     }
-    _write(page.with_suffix(".json"), _raw(read, table, scores, samples, sections, title, seed, command))
-    _write(page, render("page.html", **content))
+    text = render("page.html", **content)  # before anything is written: a failure keeps the old page and its JSON
+    with file_errors(page, "Give another --output, or make room."):
+        make_folder(page.parent)
+        write_json(page.with_suffix(".json"), _raw(read, table, scores, samples, sections, title, seed, command))
+        write_text(page, text)
     return page
 
 
-def _refuse_foreign(file: Path) -> None:
-    """Refuse to overwrite a JSON file that is not a report, such as a run's summary.json or a record.json."""
+def _require_output(page: Path) -> None:
+    """Refuse, before any work, an output that cannot be written, or whose JSON file is that of something else (such
+    as a run's summary.json or a record.json)."""
+    require_writable("--output", page.parent, folder=True)
+    file = page.with_suffix(".json")
+    if page.parent.is_dir():
+        require_writable("--output", page)
+        require_writable("--output", file)
     if not file.exists():
         return
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(file)
+    except FileError:
         content = None
     if not (isinstance(content, dict) and {"runs", "classifiers"} <= content.keys()):
         raise UserError(
@@ -148,6 +156,9 @@ def _notices(runs: Sequence[Run]) -> list[str]:
             "classifier; class consistency and validation loss are not compared across sizes."
         )
     for run in runs:
+        notices += [f"“{run.name}”: {problem}." for problem in run.problems]
+        if run.model is None:
+            notices.append(f"“{run.name}” has no weights (neither best/ nor latest/); its images are missing.")
         if not run.finished:
             notices.append(f"“{run.name}” has not finished training; its metrics are those of its last validation.")
     return notices
@@ -158,7 +169,10 @@ def _network(runs: Sequence[Run], seed: int) -> dict[str, Any]:
     run = max(runs, key=lambda run: len(run.heads))
     size = (run.config.get("data") or {}).get("size")
     scenes = (run.config.get("data") or {}).get("name", "scenes") == "scenes"
-    spec = read_network_spec(run.model_config, size[0] if size else (32 if scenes else None))
+    try:
+        spec = read_network_spec(run.model_config, size[0] if size else (32 if scenes else None))
+    except UserError as error:
+        raise UserError(f"{run.model / 'unet' / CONFIG_JSON if run.model else run.path}: {error}") from None
     tiles = illustrations(run, seed)
     shared = f"{compact(run.shared_parameters)} parameters" if run.shared_parameters else ""
     target = TARGETS.get((run.config.get("diffusion") or {}).get("prediction_type", "v_prediction"), "output")
@@ -244,18 +258,3 @@ def _raw(
         ],
         "experiments": [{"path": str(section.path), **asdict(section.record)} for section in sections],
     }
-
-
-def _write(path: Path, content: str | dict[str, Any]) -> None:
-    """Write to a temporary file and rename it."""
-    text = content if isinstance(content, str) else json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
-    write_text(path, text)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required, TypedDict
 
-import yaml
-
-from unetdiff.errors import UserError
-from unetdiff.training.logger import METRICS, read_lines
+from unetdiff.config.reading import from_yaml
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.records import jsonable, numbered_json_lines, read_object
+from unetdiff.files.typed import typed
+from unetdiff.models.config import ModelConfig
+from unetdiff.training.logger import METRICS
 
 SHARED_PARTS = ("encoder", "mid_block", "decoder", "conditioning")
 """The parts of `UNet.parameter_counts()` that all heads share."""
 
+REMEDY = "Restore the file, or train the run again."
+CONFIG_JSON = "config.json"
+
 JsonDict = dict[str, Any]
+Count = Annotated[int, 0]
+Amount = Annotated[float | None, 0]
+
+
+class Best(TypedDict, total=False):
+    """The best validation in summary.json."""
+
+    metric: str
+    value: float | None
+    step: Count | None
+
+
+class Summary(TypedDict, total=False):
+    """The keys of summary.json that are read; others may follow."""
+
+    task: Required[str]
+    steps: Required[Count]
+    minutes: Required[Amount]
+    images: Count
+    train_minutes: Amount
+    images_per_second: Amount
+    parameters: Required[dict[str, Count]]
+    best: Best
+    final: dict[str, Any]
+    device: str
+    threads: Count
+    processes: Count
+    precision: str
+    versions: dict[str, str]
+    command: str | None
+    init_from: dict[str, Any] | None
+
+
+class MetricsLine(TypedDict, total=False):
+    """The keys of a line of metrics.jsonl that are read by name."""
+
+    kind: Required[str]
+    step: Required[Count]
+    images: Amount
+    minutes: Amount
+    train_minutes: Amount
 
 
 @dataclass
@@ -41,6 +86,8 @@ class Run:
     """The directory of the evaluated weights (best/, else latest/)."""
     model_config: JsonDict = field(default_factory=dict)
     """config.json of the evaluated U-Net; the config's `model` section if no weights are saved yet."""
+    problems: list[str] = field(default_factory=list)
+    """Why parts of the page may be missing or wrong: "it has no metrics.jsonl ..."."""
 
     @property
     def heads(self) -> list[str]:
@@ -81,70 +128,94 @@ def data_name(data: Mapping[str, Any]) -> str:
     return f"{data.get('name', '?')}" + (f" ({Path(root).name})" if root else "")
 
 
-def read_json(path: Path) -> JsonDict:
-    """The object in a JSON file; {} if there is no file.
+def read_summary(path: Path) -> JsonDict:
+    """The content of a summary.json; {} if there is no file.
 
     Raises:
-        UserError: the file is not a JSON object.
+        UserError: the file is invalid; names the key.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Delete the run or train it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must contain a JSON object (got {type(content).__name__}). Train the run again.")
-    return content
+    summary: JsonDict = {**typed(Summary, jsonable(read_object(path, REMEDY)), path, remedy=REMEDY)}
+    _require_numbers(summary.get("final") or {}, path, REMEDY)
+    return summary
 
 
 def read_metrics(path: Path) -> list[JsonDict]:
-    """The lines of metrics.jsonl, without an incomplete last line (see `read_lines`).
+    """The lines of a metrics.jsonl by step, without an incomplete last line (the run is being written, or was killed).
 
     Where a resumed run wrote a step twice, the later line is used.
+
+    Raises:
+        UserError: a line is invalid; names the line and the key.
     """
-    if not path.is_file():
+    if not path.exists():
         return []
     latest: dict[tuple[str, int], JsonDict] = {}
-    for entry in read_lines(path, strict=True):
-        latest[str(entry.get("kind")), int(entry.get("step", 0))] = entry
-    return sorted(latest.values(), key=lambda entry: entry.get("step", 0))
+    for where, entry in numbered_json_lines(path, torn=True):
+        line = typed(MetricsLine, jsonable(entry), where, remedy="Remove the line.")
+        _require_numbers(line, where, "Remove the line.")
+        latest[line["kind"], line["step"]] = dict(line)
+    return sorted(latest.values(), key=lambda entry: entry["step"])
+
+
+def _require_numbers(metrics: Mapping[str, Any], where: str | Path, remedy: str) -> None:
+    """Refuse a metric ("TASK/NAME", loss) that is a text, true or false."""
+    for name, value in metrics.items():
+        if ("/" in name or name == "loss") and isinstance(value, str | bool):
+            raise FileError.of(where, f"{name}: must be a number (got {value!r})", remedy)
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
-    """Read the run in a directory.
+    """Read the run in a directory; nothing is written.
 
     Args:
         path: a run directory (config.yaml, metrics.jsonl, summary.json, best/, latest/).
         name: short name on the page; None: the directory's name.
 
     Raises:
-        UserError: not a run directory.
+        UserError: not a run directory, or an invalid file in it; names file and key.
     """
     path = Path(path)
     config_file = path / "config.yaml"
     if not config_file.is_file():
         raise UserError(f"{path} is not a run directory (no config.yaml). Pass the training.output_dir of a run.")
-    try:
-        config = yaml.safe_load(config_file.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{config_file} is not valid YAML: {error}") from error
-    if not isinstance(config, dict) or "task" not in config:
-        raise UserError(f"{config_file} is not the config of a run (no task). Pass the training.output_dir of a run.")
-    metrics = read_metrics(path / METRICS)
-    model = next((path / part for part in ("best", "latest") if (path / part / "unet").is_dir()), None)
-    model_config = read_json(model / "unet" / "config.json") if model else {}
+    config = asdict(from_yaml(config_file))
+    metrics, summary, problems = read_metrics(path / METRICS), read_summary(path / "summary.json"), []
+    if not metrics:
+        problems.append("it has no metrics.jsonl with validations or losses; its curves and metrics are missing")
+    elif summary and metrics[-1]["step"] > summary["steps"]:
+        problems.append(
+            f"its metrics.jsonl ends at step {metrics[-1]['step']}, its summary.json at step {summary['steps']}: they "
+            "are of different runs or versions of it"
+        )
+    if summary and summary["task"] != config["task"]:
+        problems.append(f"its config.yaml is of task {config['task']}, its summary.json of task {summary['task']}")
+    model = next((path / part for part in ("best", "latest") if (path / part / "unet" / CONFIG_JSON).is_file()), None)
     return Run(
         name=name or path.resolve().name,
         path=path,
         task=str(config["task"]),
         config=config,
-        train=[entry for entry in metrics if entry.get("kind") == "train"],
-        validation=[entry for entry in metrics if entry.get("kind") == "validation"],
-        summary=read_json(path / "summary.json"),
+        train=[entry for entry in metrics if entry["kind"] == "train"],
+        validation=[entry for entry in metrics if entry["kind"] == "validation"],
+        summary=summary,
         model=model,
-        model_config=model_config or _planned_model(config),
+        model_config=read_model_config(model / "unet" / CONFIG_JSON) if model else _planned_model(config),
+        problems=problems,
     )
+
+
+def read_model_config(path: Path) -> JsonDict:
+    """The keys of `ModelConfig` in a config.json, with defaults for missing ones; other keys are left out.
+
+    Raises:
+        UserError: the file is invalid; names the key.
+    """
+    content = read_object(path, REMEDY)
+    known = {field.name for field in fields(ModelConfig)}
+    own = {key: value for key, value in content.items() if key in known}
+    return asdict(typed(ModelConfig, own, path, remedy=REMEDY))
 
 
 def _planned_model(config: JsonDict) -> JsonDict:

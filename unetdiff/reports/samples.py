@@ -15,6 +15,7 @@ from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.diffusion.trajectory import TrajectoryRecorder
 from unetdiff.errors import UserError
+from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.reports.consistency import Consistency, SampleClassifier, consistency, train_sample_classifier
 from unetdiff.reports.dataset_groups import (
     choose,
@@ -136,12 +137,17 @@ def sample_blocks(
                 classifier = train_sample_classifier(group[0], dataset, budget.classifier_steps, cache)
             except UserError as error:
                 problems.append(f"{name}: class consistency is not available: {error}")
-        block = SampleBlock(name, [order[id(run)] for run in group], [], [], classifier=classifier, steps=budget.steps)
+        block = SampleBlock(name, [], [], [], classifier=classifier, steps=budget.steps)
         if dataset is not None:
             block.grids.append(_real(dataset, seed))
         for run in group:
-            _sample(block, run, order[id(run)], budget, seed)
-        blocks.append(block)
+            try:
+                _sample(block, run, order[id(run)], budget, seed)
+            except UserError as error:
+                problems.append(f"“{run.name}”: its samples are missing: {error}")
+        block.runs = [grid.run for grid in block.grids if grid.run is not None]
+        if block.runs:
+            blocks.append(block)
     return blocks, problems
 
 
@@ -170,6 +176,8 @@ def _sample(block: SampleBlock, run: Run, index: int, budget: Budget, seed: int)
     scale = float((run.config.get("diffusion") or {}).get("guidance_scale", 2.0))
     by_class = pipeline.conditioner is not None and conditional(run)
     labels: list[str] = list(pipeline.conditioner.labels) if by_class else [""]
+    if block.classifier is not None and by_class:
+        require_same_classes(labels, block.classifier.labels, str(run.model))
     per_class = max(1, budget.images // len(labels))
     targets = torch.arange(len(labels)).repeat(per_class)  # 0, 1, ..., 0, 1, ...
     side = DEFAULT_SIZE if pipeline.unet.config.sample_size is None else None
@@ -196,7 +204,7 @@ def _sample(block: SampleBlock, run: Run, index: int, budget: Budget, seed: int)
     images = torch.cat(parts)  # (B, C, H, W) in [0, 1]
     block.pixelated = is_small(images[0])
     predicted = None
-    if block.classifier is not None and by_class and block.classifier.labels == labels:
+    if block.classifier is not None and by_class:
         predicted = block.classifier.classify(images)
         block.scores[index] = consistency(targets, predicted, labels)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from unetdiff.data.base import ImageDataset
+from unetdiff.files.writing import file_errors, make_folder, write_bytes, write_text
 from unetdiff.reports import table
 from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.templates import render
@@ -55,7 +57,7 @@ def write_segmenter_report(
     Args:
         evaluation: the metrics and the worst images.
         images: the evaluated dataset, from which the worst images are read again.
-        output: an existing folder.
+        output: a folder, created where it does not exist.
         title: the page's heading.
         facts: facts under the heading, e.g. {"dataset": "camvid"}.
 
@@ -66,16 +68,10 @@ def write_segmenter_report(
     files = [output / name for name in (TABLE, CONFUSION, RELIABILITY, PAGE)]
     metrics = evaluation.metrics()
     matrix = evaluation.matrix.matrix.cpu().numpy()
-    evaluation.write_table(files[0])
-    draw_confusion(files[1], matrix, evaluation.classes)
-    draw_reliability(files[2], metrics)
-    with TemporaryDirectory() as aside:
-        dark = [Path(aside) / CONFUSION, Path(aside) / RELIABILITY]
-        draw_confusion(dark[0], matrix, evaluation.classes, dark=True)
-        draw_reliability(dark[1], metrics, dark=True)
-        plots = [
-            (png_uri(light), png_uri(night), png_width(light)) for light, night in zip(files[1:3], dark, strict=True)
-        ]
+    confusion, reliability = (
+        [_drawn(partial(draw, dark=dark), *values) for dark in (False, True)]
+        for draw, values in ((draw_confusion, (matrix, evaluation.classes)), (draw_reliability, (metrics,)))
+    )
     cases = [_case(one, images, evaluation) for one in evaluation.worst]
     occurring = {label for one in evaluation.worst for label in one.iou}
     marks = [("misclassified", _css(ERROR_COLOR))]
@@ -91,11 +87,23 @@ def write_segmenter_report(
         legend=[(evaluation.classes[label], _css(images.palette[label])) for label in sorted(occurring)],
         marks=marks,
         rows=_rows(metrics, evaluation.classes, images.palette),
-        plots=plots,
+        plots=[(png_uri(light), png_uri(dark), png_width(light)) for light, dark in (confusion, reliability)],
         percent=percent,
     )
-    files[3].write_text(page, encoding="utf-8")
+    with file_errors(output, "Give another --output, or make room."):  # all is computed: no half of it is written
+        make_folder(output)
+        evaluation.write_table(files[0])
+        write_bytes(files[1], confusion[0])
+        write_bytes(files[2], reliability[0])
+        write_text(files[3], page)
     return files
+
+
+def _drawn(draw: Callable[..., None], *values: Any) -> bytes:
+    """The PNG of a plot."""
+    png = BytesIO()
+    draw(png, *values)
+    return png.getvalue()
 
 
 def _cards(metrics: Mapping[str, Any], classes: int) -> list[tuple[str, str, str, str]]:
@@ -161,14 +169,14 @@ def percent(number: float) -> str:
     return "–" if number != number else table.percent(number)
 
 
-def png_uri(path: Path) -> str:
-    """A PNG file as the value of an `src` attribute."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+def png_uri(png: bytes) -> str:
+    """A PNG file's content as the value of an `src` attribute."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def png_width(path: Path) -> int:
+def png_width(png: bytes) -> int:
     """The width of a plot in CSS pixels, from bytes 16 to 19 of the PNG header."""
-    return round(int.from_bytes(path.read_bytes()[16:20], "big") * CSS_SCALE)
+    return round(int.from_bytes(png[16:20], "big") * CSS_SCALE)
 
 
 def _css(color: Sequence[int] | np.ndarray) -> str:

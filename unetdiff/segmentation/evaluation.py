@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler
 from unetdiff.errors import UserError
-from unetdiff.files.records import write_csv
+from unetdiff.files.tables import write_table
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.boundary import BoundaryIoU
 from unetdiff.segmentation.calibration import Calibration
@@ -73,12 +72,9 @@ class SegmentationEvaluation:
 
     def write_table(self, path: Path) -> None:
         """Write one CSV row per class: index, name and metrics, empty if nan."""
-        metrics = self.metrics()
-        rows: list[list[Any]] = [["index", "class", *PER_CLASS]]
-        for index, name in enumerate(self.classes):
-            values = [metrics[f"{kind}_per_class"][name] for kind in PER_CLASS]
-            rows.append([index, name, *("" if math.isnan(value) else value for value in values)])
-        write_csv(path, rows)
+        columns = [self.metrics()[f"{kind}_per_class"].values() for kind in PER_CLASS]
+        rows = enumerate(zip(self.classes, *columns, strict=True))
+        write_table(path, [["index", "class", *PER_CLASS], *([index, *row] for index, row in rows)])
 
 
 def network_logits(
@@ -118,11 +114,14 @@ def evaluate_segmenter(
         progress: wraps the batches of indices, e.g. `tqdm`.
 
     Raises:
-        UserError: the dataset has no masks.
+        UserError: the dataset has no masks, or two classes of one name.
     """
     classes = list(images.classes)
     if not classes:
         raise UserError("Evaluating a segmentation head needs a dataset with masks. Use e.g. data.name=voc_folder.")
+    if len(set(classes)) < len(classes):
+        twice = next(name for index, name in enumerate(classes) if name in classes[:index])
+        raise UserError(f"classes: must have distinct names (got {twice!r} twice). Rename one of them.")
     total = SegmentationEvaluation(
         classes,
         ConfusionMatrix(len(classes), ignore_index),

@@ -22,7 +22,7 @@ from unetdiff.segmentation.config import MAX_SIDE, InferenceConfig, validate_inf
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
-__all__ = ["SETTINGS_FILE", "SegmentationOutput", "SegmentationPipeline", "saved_inference"]
+__all__ = ["SETTINGS_FILE", "SegmentationOutput", "SegmentationPipeline", "saved_classes", "saved_inference"]
 
 SETTINGS_FILE = "segmentation.json"
 KEYS = ("classes", "palette", "size", "ignore_index", "inference")
@@ -262,6 +262,12 @@ def saved_inference(directory: str | Path) -> InferenceConfig:
     """The inference options of a model directory; the defaults if it has no segmentation head."""
     path = Path(directory) / SETTINGS_FILE
     return _read_settings(path)["inference"] if path.is_file() else InferenceConfig()
+
+
+def saved_classes(directory: str | Path) -> list[str] | None:
+    """The class names of a model directory; None if it has no segmentation head."""
+    path = Path(directory) / SETTINGS_FILE
+    return _read_settings(path)["classes"] if path.is_file() else None
 
 
 def _is_size(size: Any) -> bool:

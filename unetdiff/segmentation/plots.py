@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -23,8 +23,9 @@ MAX_NUMBERED_CLASSES = 30  # up to which cells show numbers
 MAX_NAME_LENGTH = 24  # characters of a class name
 
 
-def draw_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], dark: bool = False) -> None:
-    """Write a confusion matrix (C, C), rows target, as PNG; rows are normalized, those of absent classes blank.
+def draw_confusion(target: Path | IO[bytes], matrix: np.ndarray, classes: Sequence[str], dark: bool = False) -> None:
+    """Write a confusion matrix (C, C), rows target, as PNG to a path or an open file; rows are normalized, those of
+    absent classes blank.
 
     Sizes of cells and letters depend on the number of classes, so that 2 to 255 classes are readable.
     """
@@ -74,7 +75,7 @@ def draw_confusion(path: Path, matrix: np.ndarray, classes: Sequence[str], dark:
         bar.ax.tick_params(length=0, labelsize=9)
         bar.set_label("fraction of the target class's pixels", fontsize=9)
         large = {"dpi": 160 if count <= 60 else 120, "pil_kwargs": {"compress_level": 1}}
-        _save(figure, path, **({"bbox_inches": "tight", "pad_inches": 0.12} if few else large))
+        _save(figure, target, **({"bbox_inches": "tight", "pad_inches": 0.12} if few else large))
 
 
 def _numbers(axes: Any, fraction: np.ndarray, colors: dict[str, str], size: float) -> None:
@@ -85,8 +86,9 @@ def _numbers(axes: Any, fraction: np.ndarray, colors: dict[str, str], size: floa
         axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=size)
 
 
-def draw_reliability(path: Path, metrics: dict[str, Any], dark: bool = False) -> None:
-    """Write a reliability diagram of `Calibration.compute()` as PNG: accuracy against confidence."""
+def draw_reliability(target: Path | IO[bytes], metrics: dict[str, Any], dark: bool = False) -> None:
+    """Write a reliability diagram of `Calibration.compute()` as PNG to a path or an open file: accuracy against
+    confidence."""
     colors, reliability = DARK if dark else LIGHT, metrics["reliability"]
     count = np.array(reliability["count"], dtype=np.float64)  # (M,) each
     accuracy, confidence = (np.array(reliability[key], dtype=np.float64) for key in ("accuracy", "confidence"))
@@ -119,11 +121,14 @@ def draw_reliability(path: Path, metrics: dict[str, Any], dark: bool = False) ->
             axes.grid(axis="y", color=colors["rule"], linewidth=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(length=0)
-        _save(figure, path)
+        _save(figure, target)
 
 
-def _save(figure: Figure, path: Path, **options: Any) -> None:
-    write_file(path, lambda aside: figure.savefig(aside, format="png", **{"dpi": 160, **options}))
+def _save(figure: Figure, target: Path | IO[bytes], **options: Any) -> None:
+    if isinstance(target, Path):
+        write_file(target, lambda aside: figure.savefig(aside, format="png", **{"dpi": 160, **options}))
+    else:
+        figure.savefig(target, format="png", **{"dpi": 160, **options})
 
 
 def _style(colors: dict[str, str]) -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import platform
 import sys
 from importlib.metadata import version
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 
 from unetdiff.config.training import TrainingConfig
@@ -48,17 +51,33 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """The one Accelerator of a run; the state of an earlier run in this process (its precision) is reset.
 
     Raises:
-        UserError: float16 without a GPU.
+        UserError: float16 without a GPU, or a launcher that started another number of processes.
     """
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise config_error("training.mixed_precision", "fp16", "auto, bf16 or no without a GPU")
+    launched = int(os.environ.get("WORLD_SIZE", 1))
     AcceleratorState._reset_state()
+    if launched > 1 and not dist.is_initialized():
+        PartialState._reset_state()
+        atexit.register(_leave_process_group)  # not after a run: a group cannot be formed twice at one store
     keep_freed_memory()
-    return Accelerator(
+    accelerator = Accelerator(
+        # Accelerate starts gloo only for this flag: torchrun's processes would each train alone
+        cpu=launched > 1 and not torch.accelerator.is_available(),
         mixed_precision=precision(config.mixed_precision),
         dataloader_config=DataLoaderConfiguration(),
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.num_processes != launched:
+        remedy = "Start them with torchrun or accelerate launch, or unset WORLD_SIZE, RANK and LOCAL_RANK."
+        raise config_error("WORLD_SIZE", launched, f"{accelerator.num_processes}, the processes that train", remedy)
+    return accelerator
+
+
+def _leave_process_group() -> None:
+    """Left open, gloo may abort at exit."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def facts(accelerator: Accelerator) -> dict[str, Any]:

@@ -121,9 +121,7 @@ def require_batch_norm_images(unet: UNet, settings: TrainingConfig, processes: i
             BatchNorm whose statistics would be those of a single value.
     """
     images, parts = settings.batch_norm_images, settings.gradient_accumulation_steps
-    frozen = settings.freeze_encoder >= 1
-    if frozen or settings.frozen_levels:
-        unet.freeze_encoder(frozen, settings.frozen_levels)
+    unet.freeze_encoder(settings.freeze_encoder >= 1, settings.frozen_levels)  # as the last steps of the run
     if not any(isinstance(m, nn.BatchNorm2d) and m.training for m in unet.train().modules()):
         return
     micro_batch, key = settings.batch_size // (parts * processes), "training.batch_norm_images"

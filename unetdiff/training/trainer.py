@@ -271,10 +271,9 @@ class Trainer:
         checkpoints.save(self.directory, self.progress, self.task, ema, self.optimizer, keep)
 
     def close(self) -> None:
-        """Close the progress bar, the trackers and the process group (left open, gloo may abort at exit)."""
+        """Close the progress bar and the trackers."""
         if self.logger is not None:
             self.logger.close()
-        self.accelerator.end_training()
 
     # ------------------------------------------------------------------ parts
 
