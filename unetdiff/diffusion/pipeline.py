@@ -34,7 +34,13 @@ from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask,
 from unetdiff.diffusion.guidance import Guidance
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
 from unetdiff.diffusion.mask_codec import INDEX
-from unetdiff.diffusion.pipeline_inputs import encode_inputs, infer_batch_size, make_conditionings, validate_options
+from unetdiff.diffusion.pipeline_inputs import (
+    encode_inputs,
+    infer_batch_size,
+    make_conditionings,
+    validate_options,
+    validate_tensors,
+)
 from unetdiff.errors import UserError
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.unet import UNet
@@ -201,6 +207,8 @@ class GenerationPipeline(DiffusionPipeline):
         codec, scheduler, device = self.codec, self.scheduler, self._execution_device
         num_train_timesteps = scheduler.config.num_train_timesteps
         validate_options(output_type, num_inference_steps, num_train_timesteps, loss_guidance, codec)
+        validate_tensors(self.conditioner, conditions, latents, batch_size, self.channels, (height, width))
+        guidance = Guidance.of(guidance_scale)
         shape = self.noise_shape(height, width) if latents is None else tuple(latents.shape[1:])  # (C, h, w)
         size = (shape[-2] * codec.factor, shape[-1] * codec.factor)
         if conditions is None:
@@ -217,7 +225,6 @@ class GenerationPipeline(DiffusionPipeline):
             conditional, unconditional = make_conditionings(
                 self.unet, self.conditioner, conditions, negative, latents, size
             )
-            guidance = Guidance.of(guidance_scale)
             predict: PredictOutput = GuidedDenoiser(
                 self.unet, conditional, unconditional, guidance, num_train_timesteps, self.autocast_dtype
             )
