@@ -74,7 +74,7 @@ def load_scheduler(directory: Path, strict: bool = True) -> Any:
         raise FileError.of(path, f"prediction_type={prediction}: must be one of {', '.join(PREDICTION_TYPES)}")
     try:
         scheduler = getattr(diffusers, name).from_config(config)
-        levels = torch.as_tensor(scheduler.alphas_cumprod)
+        levels = torch.cat([torch.as_tensor(values) for values in (scheduler.alphas_cumprod, scheduler.betas)])
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
         raise FileError.of(path, f"describes no {name} ({' '.join(str(error).split())})") from None
     if not bool(((levels >= 0) & (levels <= 1)).all()):  # NaN too
