@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -132,6 +133,8 @@ def printable(text: str) -> str:
     """A text on one line without control characters (escape codes, line breaks) or undecodable bytes, which are shown
     as `\\x1b`."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
+        character
+        if character.isprintable() or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape", "backslashreplace").decode()
         for character in text
     )

@@ -8,8 +8,9 @@ from importlib import import_module
 from pathlib import Path
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, nearest, printable
 from unetdiff.experiments import EXPERIMENTS
+from unetdiff.files.writing import require_writable
 
 
 def help_text() -> str:
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     options = [option for action in parser._actions for option in action.option_strings]
     overrides, words = split_overrides(argv[1:], options)
     args = parser.parse_strictly(words)
+    require_writable("--output", args.output, folder=True)
     command = shlex.join(["unetdiff", "experiment", *argv])
 
     from unetdiff.reports.record import write_record
@@ -54,5 +56,5 @@ def main(argv: Sequence[str]) -> int:
     record = experiment.run(args, overrides, args.output, command)
     write_record(record, args.output)
     print(record_text(record))
-    print(args.output)
+    print(printable(str(args.output)))
     return 0

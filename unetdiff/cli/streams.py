@@ -8,11 +8,12 @@ without them. What cannot be written to standard output is known at the end by t
 from __future__ import annotations
 
 import errno
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
+
+from unetdiff.files.writing import discard
 
 CLOSED_PIPE = 141
 """Exit status where the reader of standard output has gone."""
@@ -39,7 +40,7 @@ class TolerantStream:
             try:
                 self._stream.write(text)
             except OSError as error:
-                self._lose(error)
+                self.lose(error)
         return len(text)
 
     def flush(self) -> None:
@@ -48,22 +49,31 @@ class TolerantStream:
             try:
                 self._stream.flush()
             except OSError as error:
-                self._lose(error)
+                self.lose(error)
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
-    def _lose(self, error: OSError) -> None:
-        """Remember the error; the file descriptor now leads nowhere, so that later flushes succeed."""
+    def lose(self, error: OSError) -> None:
+        """Remember a failed write; the file descriptor now leads nowhere, so that later flushes succeed."""
         self.error = error
         with suppress(OSError, ValueError, AttributeError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())  # type: ignore[union-attr]
-            os.close(nowhere)
+            discard(self._stream.fileno())  # type: ignore[union-attr]
 
     def __getattr__(self, name: str) -> Any:  # encoding, buffer, fileno, ...
         return getattr(self._stream, name)
+
+
+def write_binary(data: bytes) -> None:
+    """Write bytes to standard output; lost as text is."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        if not isinstance(sys.stdout, TolerantStream):
+            raise
+        sys.stdout.lose(error)
 
 
 @contextmanager

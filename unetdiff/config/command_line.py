@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from datetime import date
 from typing import Any
 
 from unetdiff.config.bounds import check_bounds, expanded
@@ -87,7 +88,7 @@ def type_error(key: str, value: Any, remedy: str = "") -> UserError:
         return config_error(key, value, "a number", remedy)
     near = difflib.get_close_matches(str(value), choices_of(key), n=1)
     hints = [f"Did you mean {near[0]}?"] if near else []
-    if str in options_of(KEYS[key]) and value is not None and not isinstance(value, Mapping | list | tuple):
+    if str in options_of(KEYS[key]) and isinstance(value, int | float | date):
         hints.append(f"Put it in quotes: '{value}'.")
     return config_error(key, value, describe(KEYS[key]), " ".join([*hints, *([remedy] if remedy else [])]))
 

@@ -239,4 +239,5 @@ def parse_yaml(text: str, path: str | Path) -> Any:
     except RecursionError:
         raise FileError.of(path, "must be YAML (nested too deeply)") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise FileError.of(path, f"must be YAML ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise FileError.of(path, f"must be YAML ({reason})") from None
