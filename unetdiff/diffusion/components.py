@@ -60,11 +60,7 @@ def read_index(directory: Path) -> dict[str, Any]:
             continue
         if name not in (*LIBRARIES, *TRANSFORMERS):
             raise FileError.of(path, f"'{name}' is not a part of this version's pipelines")
-        if (
-            not isinstance(value, list)
-            or len(value) != 2
-            or [type(one) for one in value] not in ([str] * 2, [type(None)] * 2)
-        ):
+        if value not in ABSENT and not (isinstance(value, list) and [type(one) for one in value] == [str, str]):
             raise FileError.of(path, f"'{name}' must be [library, class], or two nulls (got {value!r:.80})")
         if value in ABSENT:
             continue
