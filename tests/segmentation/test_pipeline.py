@@ -177,7 +177,7 @@ def test_directories_that_are_no_segmenter_are_named(saved, tmp_path):
         (lambda s: s.update(palette=[[1, 2, 300]] * 3), "0..255"),
         (lambda s: s.update(size=[32]), "size must be"),
         (lambda s: s.update(ignore_index="void"), "ignore_index must be"),
-        (lambda s: s.update(inference={"tiles": 3}), "keys of inference must be tile, .*tiles"),
+        (lambda s: s.update(inference={"tiles": 3}), "keys of inference must be some of tile, .*tiles"),
         (lambda s: s["inference"].update(tile="big"), "inference has a value of the wrong type"),
         (lambda s: s["inference"].update(scales=1), "inference has a value of the wrong type"),
         (lambda s: s["inference"].update(overlap=1), "inference.overlap=1: must be in "),

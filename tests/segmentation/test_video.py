@@ -158,7 +158,7 @@ def test_a_failure_in_the_middle_leaves_nothing(pipeline: SegmentationPipeline, 
 
     with pytest.raises(KeyboardInterrupt):
         segment_video(pipeline, source, tmp_path / "out" / "in.mp4", progress=stop)
-    assert seen[-1] == ["in.mp4.part"] and not list((tmp_path / "out").iterdir())
+    assert seen[-1] == [".writing-in.mp4"] and not list((tmp_path / "out").iterdir())
 
 
 def test_without_pyav_the_extra_is_named(pipeline: SegmentationPipeline, tmp_path: Path, monkeypatch) -> None:

@@ -236,10 +236,10 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_inference(path: Path, section: Any) -> InferenceConfig:
-    """The section "inference"."""
+    """The section "inference"; missing keys have their defaults."""
     known = [item.name for item in fields(InferenceConfig)]
-    if not isinstance(section, dict) or set(section) != set(known):
-        raise FileError.of(path, f"keys of inference must be {', '.join(known)} (got {section!r:.200})")
+    if not isinstance(section, dict) or not set(section) <= set(known):
+        raise FileError.of(path, f"keys of inference must be some of {', '.join(known)} (got {section!r:.200})")
     config = InferenceConfig(**section)
     numbers = config.scales if isinstance(config.scales, list) else [None]
     if (
