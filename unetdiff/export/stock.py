@@ -14,7 +14,7 @@ from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
 from unetdiff.files import records
-from unetdiff.files.folders import inside, is_empty
+from unetdiff.files.folders import inside, names_in
 from unetdiff.files.writing import copy_tree, require_writable
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SETTINGS_FILE
@@ -42,7 +42,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
         UserError: a directory that is not empty, a directory without a denoiser, a network without a counterpart in
             diffusers, or outputs that differ; then nothing is written.
     """
-    if output.exists() and (not output.is_dir() or not is_empty(output)):
+    if output.exists() and (not output.is_dir() or names_in(output)):
         raise config_error("output", output, "a new or an empty directory", "Delete it, or choose another.")
     require_writable("output", output, folder=True)
     unet = UNet.from_pretrained(directory / NETWORK)

@@ -37,10 +37,10 @@ def entries(folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def is_empty(folder: str | Path) -> bool:
-    """Whether a folder has no entries, not even hidden ones. Errors as of `entries`."""
+def names_in(folder: str | Path) -> list[str]:
+    """The names in a folder, sorted, hidden ones too: for folders of our own. Errors as of `entries`."""
     try:
-        return not os.listdir(folder)
+        return sorted(os.listdir(folder))
     except OSError as error:
         raise FileError.from_os_error(folder, error, "Give a folder that can be read.") from None
 
