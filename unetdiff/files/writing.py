@@ -181,6 +181,8 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
     try:
         if "\0" in str(path):
             raise ValueError("null byte in the path")
+        if path.is_symlink() and not path.exists():
+            raise config_error(key, path, "no link that leads nowhere", "Give another path.")
         if path.is_dir() and not folder:
             raise config_error(key, path, "a file (got a folder)", "Give the path of a file.")
         if path.exists() and not folder and not path.is_file():
@@ -194,6 +196,8 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
         place = path if folder else path.parent
         names = ["" if folder else path.name]
         while not place.exists():
+            if place.is_symlink():
+                raise config_error(key, path, f"in a folder ('{place}' is a link that leads nowhere)")
             names.append(place.name)
             place = place.parent
         if not place.is_dir():
