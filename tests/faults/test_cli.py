@@ -416,7 +416,8 @@ def test_b4_outputs_that_are_links_to_nowhere(tmp_path: Path) -> None:
 
 
 def test_c_long_words(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["x" * 10**5], ["sample", "x", "--" + "x" * 10**5], ["train", "joint", "--training." + "x" * 10**5],
-                  ["train", "joint", "--training.steps=" + "x" * 10**5], ["train", "joint", "x", "y" * 10**5]):  # fmt: skip
+    long, train = "x" * 10**5, ["train", "joint"]
+    for words in ([long], ["sample", "x", f"--{long}"], [*train, f"--training.{long}"],
+                  [*train, f"--training.steps={long}"], [*train, "x", long]):  # fmt: skip
         assert main(words) == 2
         assert len(one_line(capsys)) < 2100
