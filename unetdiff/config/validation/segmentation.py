@@ -14,6 +14,10 @@ def validate_segmentation(config: RunConfig) -> None:
     """Check losses, class weights and noise of the segmentation head."""
     segmentation = config.segmentation
     _validate_losses(segmentation.losses)
+    parts = config.training.gradient_accumulation_steps
+    if "lovasz" in segmentation.losses and parts > 1:
+        constraint = "1 with lovasz in segmentation.losses, which sorts the pixels of the whole batch"
+        raise config_error("training.gradient_accumulation_steps", parts, constraint, "Or use dice instead of lovasz.")
     _validate_class_weights(config)
     _validate_cross_entropy(segmentation)
     if segmentation.noise:
