@@ -239,6 +239,8 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
         place = path if folder else path.parent
         names = ["" if folder else path.name]
         while not place.exists():
+            if place.is_symlink():
+                raise config_error(key, path, f"in a folder ('{place}' is a link that leads nowhere)")
             names.append(place.name)
             place = place.parent
         if not place.is_dir():
