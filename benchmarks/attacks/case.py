@@ -19,8 +19,8 @@ Spoil = Callable[[Path, random.Random], object]
 Check = Callable[[Path, Result], str]
 STATUSES = {0, 1, 2, 130, 143}
 """The exit statuses that docs/runs.md and the commands document."""
-MAX_LINES = 6
-"""Lines of stderr of a refusal."""
+MAX_LINES = 8
+"""Lines of stderr of a refusal, warnings and progress of libraries included."""
 MAX_LINE = 1500
 """Characters of each."""
 SECRET = (201, 17, 93)
