@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -139,8 +138,3 @@ def printable(text: str) -> str:
         else character.encode("unicode_escape", "backslashreplace").decode()
         for character in text
     )
-
-
-def shortened(text: str) -> str:
-    """A text whose words of more than 300 characters (a long line of a file, a name, a value) are cut."""
-    return re.sub(r"\S{301,}", lambda word: f"{word[0][:100]}… ({len(word[0]):,} characters)", text)

@@ -403,11 +403,6 @@ def test_c_paths_in_messages_are_printable(capsys: pytest.CaptureFixture[str]) -
         load("a\nb")
 
 
-def test_c_long_words_in_messages_are_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["x" * 100_000]) == 2
-    assert "x… (100,0" in (line := one_line(capsys)) and len(line) < 500
-
-
 def test_b4_outputs_that_are_links_to_nowhere(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("nowhere/at/all")
