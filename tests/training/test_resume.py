@@ -156,7 +156,11 @@ def test_a_finished_run_made_longer(tiny: Tiny, capsys: pytest.CaptureFixture) -
 
 
 def test_a_run_made_shorter_but_not_than_it_is(tiny: Tiny) -> None:
-    settings: dict[str, Any] = {"training__checkpoint_every": 4, "training__keep_checkpoints": 2}
+    settings: dict[str, Any] = {
+        "training__checkpoint_every": 4,
+        "training__validate_every": 4,
+        "training__keep_checkpoints": 2,
+    }
     run = train(tiny("segmentation", training__steps=8, **settings))
     (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
     with pytest.raises(
