@@ -61,7 +61,11 @@ def step_of(config: SegmentationConfig, parts: int, padding: str) -> tuple[dict[
     passes: list[int] = []
     task.unet.register_forward_hook(lambda *_: passes.append(1))
     losses, _, _ = optimizer_step(task, optimizer, batches, 0, settings, build_accelerator(settings), StepLayers(task))
-    return losses, {name: before[name] - value.detach() for name, value in task.named_parameters()}, len(passes)
+    return (
+        losses,
+        {name: before[name].detach() - value.detach() for name, value in task.named_parameters()},
+        len(passes),
+    )
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
