@@ -54,7 +54,7 @@ def step_of(config: SegmentationConfig, parts: int, padding: str) -> tuple[dict[
     image, names, count = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8), ["a", "b"], 2 // parts
     rows = [slice(i, i + count) for i in range(0, 2, count)]
     batches = iter([{"image": image[part], "mask": mask[part], "name": names[part]} for part in rows])
-    before = {name: value.clone() for name, value in task.named_parameters()}
+    before = {name: value.detach().clone() for name, value in task.named_parameters()}
     unclipped = OptimizerConfig(max_grad_norm=0.0)
     settings = TrainingConfig(gradient_accumulation_steps=parts, mixed_precision="no", optimizer=unclipped)
     optimizer = torch.optim.SGD(task.parameters(), lr=1.0)
