@@ -154,7 +154,6 @@ TOUCHES_FILES = re.compile(
 )
 """Calls that list, open, read, write, move or delete a file."""
 NOT_CONVERTED = {
-    "cli.quickstart",
     "diffusion.codecs",
     "diffusion.conditioning.text_encoder",
     "diffusion.mask_codec",
@@ -166,12 +165,6 @@ NOT_CONVERTED = {
     "segmentation.inference",
     "segmentation.pipeline",
     "segmentation.video",
-    "training.checkpoints",
-    "training.logger",
-    "training.nonfinite",
-    "training.peak",
-    "training.run_cache",
-    "training.rundir",
 }
 """Modules that still call these; nothing may be added."""
 

@@ -37,6 +37,14 @@ def entries(folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def names_in(folder: str | Path) -> list[str]:
+    """The names in a folder, sorted, hidden ones too: for folders of our own. Errors as of `entries`."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise FileError.from_os_error(folder, error, "Give a folder that can be read.") from None
+
+
 def folders_in(folder: str | Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones. Errors as of `entries`."""
     return [path for path in entries(folder) if path.is_dir()]

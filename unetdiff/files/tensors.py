@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,6 +23,26 @@ MAX_TORCH_BYTES = 1 << 30
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """dtypes of weights, as safetensors names them."""
+
+
+NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""torch's name of a dtype -> that of safetensors."""
+
+
+def dtype_name(dtype: object) -> str:
+    """The name in a header of a torch dtype: F32, BF16, I64 ..."""
+    return NAMES[str(dtype).removeprefix("torch.")]
 
 
 class Entry(NamedTuple):
@@ -127,4 +150,11 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dic
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
     except SafetensorError as error:  # its word for a failed write, e.g. a full disk
-        raise OSError(f"{path}: {error}") from error
+        raise os_error_of(error, path) from error
+
+
+def os_error_of(error: Exception, path: str | Path) -> OSError:
+    """The OSError behind a SafetensorError ("I/O error: No space left on device (os error 28)")."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code) if number else str(error), str(path))
