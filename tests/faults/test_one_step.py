@@ -17,6 +17,7 @@ from unetdiff.config.validation.run import validate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.loaders import eval_loader
 from unetdiff.errors import UserError
+from unetdiff.models.attention import AttentionBlock
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import OHEMConfig, SegmentationConfig
 from unetdiff.training.draws import StepDraws
@@ -117,6 +118,15 @@ def test_a3_which_images_a_joint_step_segments(tiny: Tiny, fraction: float, chos
     for count in (8, 4, 2, 1):
         cut = [first + row for first in range(0, 16, count) for row in task.clean_rows(step.rows(first, count))]
         assert cut == whole
+
+
+def test_a3_a_key_bias_has_no_gradient() -> None:
+    attention = AttentionBlock(8, 2, 2, 1e-6)
+    torch.nn.init.normal_(attention.to_out[0].weight)
+    StepLayers(attention)
+    attention(torch.randn(2, 8, 4, 4)).square().sum().backward()
+    gradients = [projection.bias.grad.abs().max() for projection in (attention.to_q, attention.to_k, attention.to_v)]
+    assert gradients[0] > 0 and gradients[1] == 0 and gradients[2] > 0
 
 
 @pytest.mark.parametrize(
