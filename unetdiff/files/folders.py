@@ -115,7 +115,7 @@ def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:
         raise FileError.of(root, f"the name {printable(text)!r} is not a valid path", "Correct it.")
     path = root / text
     leaves = os.path.isabs(text) or ".." in Path(text).parts
-    if leaves or not (links or path.resolve().is_relative_to(root.resolve())):
+    if leaves or not (links or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))):
         raise FileError.of(root, f"{printable(text)!r} leads out of this folder", "Use paths inside it.")
     return path
 
