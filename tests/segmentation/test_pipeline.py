@@ -76,7 +76,14 @@ def test_round_trip(pipeline, saved):
         "palette": PALETTE,
         "size": [32, 32],
         "ignore_index": 255,
-        "inference": {"tile": None, "overlap": 0.25, "flip": False, "scales": [1.0], "batch_size": 8},
+        "inference": {
+            "tile": None,
+            "overlap": 0.25,
+            "flip": False,
+            "scales": [1.0],
+            "batch_size": 8,
+            "image_range": None,
+        },
     }
     assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
     assert not loaded.unet.training
@@ -181,7 +188,7 @@ def test_directories_that_are_no_segmenter_are_named(saved, tmp_path):
         (lambda s: s["inference"].update(tile="big"), "inference has a value of the wrong type"),
         (lambda s: s["inference"].update(scales=1), "inference has a value of the wrong type"),
         (lambda s: s["inference"].update(overlap=1), "inference.overlap=1: must be in "),
-        (lambda s: s["classes"].append("cow"), "does not match .*got 4 for 3"),
+        (lambda s: (s["classes"].append("cow"), s["palette"].append([1, 2, 3])), "does not match .*got 4 for 3"),
     ],
 )
 def test_foreign_settings_are_refused(saved, change, says):
@@ -204,7 +211,7 @@ def test_truncated_files_are_refused_by_name(saved):
     with pytest.raises(UserError, match="diffusion_pytorch_model.safetensors"):
         SegmentationPipeline.from_pretrained(saved)
     (saved / "segmentation.json").write_text('{"classes": [')
-    with pytest.raises(UserError, match="segmentation.json: invalid JSON"):
+    with pytest.raises(UserError, match="segmentation.json: must be JSON"):
         SegmentationPipeline.from_pretrained(saved)
 
 

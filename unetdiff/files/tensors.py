@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unetdiff.errors import FileError
 from unetdiff.files.folders import regular_file
@@ -23,6 +23,8 @@ MAX_TORCH_BYTES = 1 << 30
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """dtypes of weights, as safetensors names them."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of pickled weights, which are never read."""
 
 
 NAMES = {
@@ -101,6 +103,20 @@ def read_tensors(path: str | Path, remedy: str = "") -> dict[str, Tensor]:
         raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
 
 
+def open_tensors(path: str | Path, remedy: str = "") -> Any:
+    """A safetensors file whose tensors and slices are read one by one (`safetensors.safe_open`).
+
+    Errors as of `read_header`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_header(path, remedy)
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
+
+
 def read_torch_tensors(path: str | Path, max_bytes: int = MAX_TORCH_BYTES, remedy: str = "") -> dict[str, Tensor]:
     """The tensors of a file of `torch.save`, of which nothing but tensors is unpickled (prefer safetensors).
 
@@ -158,3 +174,12 @@ def os_error_of(error: Exception, path: str | Path) -> OSError:
     number = re.search(r"os error (\d+)", str(error))
     code = int(number[1]) if number else errno.EIO
     return OSError(code, os.strerror(code) if number else str(error), str(path))
+
+
+def conversion(pickle: Path) -> str:
+    """How to convert a pickled state dict to safetensors."""
+    return (
+        "Pickles are never loaded; convert it: "
+        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
+        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
+    )

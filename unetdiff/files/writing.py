@@ -111,6 +111,23 @@ def replace_directory(target: Path, write: Callable[[Path], object]) -> Path:
     return target
 
 
+def write_into_directory(directory: Path, write: Callable[[Path], object]) -> None:
+    """Write files into a directory, which may hold others: `write` fills a folder aside; then each is moved.
+
+    Raises:
+        OSError: e.g. a full disk; no file is then half written.
+    """
+    aside = directory / f"{WRITING}{uuid.uuid4().hex}"
+    try:
+        aside.mkdir(parents=True)
+        write(aside)
+        for path in sorted(aside.iterdir()):
+            os.replace(path, directory / path.name)
+    finally:
+        with suppress(OSError):
+            remove_tree(aside)
+
+
 def sync(path: Path) -> None:
     """Wait until a file is on the disk; nothing if it is missing.
 
