@@ -19,8 +19,8 @@ Spoil = Callable[[Path, random.Random], object]
 Check = Callable[[Path, Result], str]
 STATUSES = {0, 1, 2, 130, 143}
 """The exit statuses that docs/runs.md and the commands document."""
-MAX_LINES = 6
-"""Lines of stderr of a refusal."""
+MAX_LINES = 8
+"""Lines of stderr of a refusal, warnings and progress of libraries included."""
 MAX_LINE = 1500
 """Characters of each."""
 SECRET = (201, 17, 93)
@@ -28,8 +28,8 @@ SECRET = (201, 17, 93)
 PWNED = "pwned"
 """File that code hidden in the input would write."""
 LEFTOVERS = re.compile(r"^\.(writing|old)-|\.tmp$|\.lock$")
-LIBRARY_COLORS = re.compile(r"\x1b\[[0-9]?(;[0-9]{1,2})?[0-9]?m")
-"""What transformers prints of itself; those of the hostile texts are longer."""
+LIBRARY_COLORS = re.compile(r"\x1b\[([0-9]{0,2}m|A)")
+"""What transformers and tqdm print of themselves; the codes of the hostile texts are longer."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 
 

@@ -44,9 +44,10 @@ class BitDepths:
         """
         try:
             with open_image(source, name) as image:
+                size = upright_size(image)  # before its file is closed
                 if self.full or not _is_whole_jpeg(image, source):
                     self._decode(image, name or str(source))
-                return upright_size(image)
+                return size
         except FileError as error:
             issue = unreadable_issue(source, error) if isinstance(source, Path) else row_issue(name, error)
             raise BadFile.from_issue(issue) from None
@@ -56,8 +57,8 @@ class BitDepths:
         deep_color = not is_deep(image) and any(";16" in str(tile) for tile in tiles)
         pixels = rgb(image, self.image_range)
         if is_deep(image):
-            values = np.asarray(image)
-            self._gray.append((float(np.nanmin(values)), float(np.nanmax(values)), name))
+            values = np.nan_to_num(np.asarray(image))
+            self._gray.append((float(values.min()), float(values.max()), name))
         if deep_color:
             self._color.append((max(high for _, high in pixels.getextrema()), name))  # type: ignore[misc, union-attr]
 

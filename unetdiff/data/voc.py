@@ -136,12 +136,12 @@ def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VO
             f"data.root={config.root}: the split must be one of {splits} (got {split}). For your own lists, set "
             f"data.name=voc_folder, data.root={folder} and data.num_classes=21."
         )
-    if split == AUGMENTED_SPLIT and not (folder / SPLITS / f"{split}.txt").is_file():
+    if split == AUGMENTED_SPLIT and not os.path.isfile(folder / SPLITS / f"{split}.txt"):
         raise UserError(
             f"data.root={config.root}: the split '{split}' does not exist yet. Run `unetdiff data download sbd --root "
             f"{root}`."
         )
-    if config.download and not folder.is_dir():
+    if config.download and not os.path.isdir(folder):
         download_voc(root)
     if not os.path.isdir(folder):
         raise UserError(
@@ -167,7 +167,8 @@ def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] 
     else:
         names = [f"class {i}" for i in range(num_classes)]
     if not 2 <= len(names) <= IGNORE_INDEX:
-        raise UserError(f"{root}: must have 2 to {IGNORE_INDEX} classes (got {len(names)}); 255 is the ignore index.")
+        where = path if os.path.exists(path) else root
+        raise UserError(f"{where}: must have 2 to {IGNORE_INDEX} classes (got {len(names)}); 255 is the ignore index.")
     return names
 
 
