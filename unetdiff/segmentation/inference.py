@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.data.decoding import rgb, upright
@@ -57,7 +56,7 @@ def load_image(image: ImageLike) -> Tensor:
     if isinstance(image, str | Path | bytes):
         with open_image(image if isinstance(image, bytes) else Path(image), remedy="Replace or remove it.") as file:
             image = rgb(upright(file))
-    return rearrange(torch.from_numpy(as_rgb_array(image).copy()), "h w c -> c h w").contiguous()
+    return torch.from_numpy(as_rgb_array(image).transpose(2, 0, 1).copy())  # one copy: images may be large
 
 
 @contextmanager
