@@ -10,6 +10,7 @@ from pathlib import Path
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError, nearest
 from unetdiff.experiments import EXPERIMENTS
+from unetdiff.files.writing import file_errors, require_writable
 
 
 def help_text() -> str:
@@ -46,12 +47,16 @@ def main(argv: Sequence[str]) -> int:
     options = [option for action in parser._actions for option in action.option_strings]
     overrides, words = split_overrides(argv[1:], options)
     args = parser.parse_strictly(words)
+    require_writable("--output", args.output, folder=True)
     command = shlex.join(["unetdiff", "experiment", *argv])
 
+    from unetdiff.experiments.run_inputs import validate_options
     from unetdiff.reports.record import write_record
     from unetdiff.reports.record_text import record_text
 
-    record = experiment.run(args, overrides, args.output, command)
+    validate_options(args)
+    with file_errors(args.output, "Make room, or give another --output; finished parts are kept."):
+        record = experiment.run(args, overrides, args.output, command)
     write_record(record, args.output)
     print(record_text(record))
     print(args.output)

@@ -19,6 +19,8 @@ SHARED_PARTS = ("encoder", "mid_block", "decoder", "conditioning")
 
 REMEDY = "Restore the file, or train the run again."
 CONFIG_JSON = "config.json"
+MAX_LEVELS = 16
+"""Levels of a network that a page draws."""
 
 JsonDict = dict[str, Any]
 Count = Annotated[int, 0]
@@ -215,7 +217,13 @@ def read_model_config(path: Path) -> JsonDict:
     content = read_object(path, REMEDY)
     known = {field.name for field in fields(ModelConfig)}
     own = {key: value for key, value in content.items() if key in known}
-    return asdict(typed(ModelConfig, own, path, remedy=REMEDY))
+    model = typed(ModelConfig, own, path, remedy=REMEDY)
+    if model.heads.segmentation is None and model.heads.diffusion is None:
+        raise FileError.of(path, "heads: must have segmentation or diffusion", REMEDY)
+    for key, widths in (("encoder", model.encoder.channels), ("decoder", model.decoder.channels)):
+        if widths is not None and not (0 < len(widths) <= MAX_LEVELS and min(widths) > 0):
+            raise FileError.of(path, f"{key}.channels: must be 1 to {MAX_LEVELS} positive integers", REMEDY)
+    return asdict(model)
 
 
 def _planned_model(config: JsonDict) -> JsonDict:
