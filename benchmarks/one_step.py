@@ -14,7 +14,7 @@ import argparse
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,9 +24,6 @@ from torch import Tensor, multiprocessing
 from suite.one_step import CASES, Case, make_data
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.trainer import Trainer
-
-CUTS = {"2 processes": (2, 1), "accumulation 2": (1, 2), "accumulation 4": (1, 4)}
-"""Name: (processes, gradient_accumulation_steps)."""
 
 
 def trained(case: Case, root: Path, accumulation: int, dtype: torch.dtype, steps: int) -> dict[str, Tensor]:
@@ -71,7 +68,9 @@ def two_processes(rank: int, port: int, names: list[str], root: str, dtype: torc
     torch.distributed.destroy_process_group()
 
 
-def compare(names: list[str], root: Path, dtype: torch.dtype, steps: int) -> Iterator[tuple[str, str, float, str]]:
+def compare(
+    names: list[str], root: Path, dtype: torch.dtype, steps: int, accumulations: Sequence[int] = (2, 4)
+) -> Iterator[tuple[str, str, float, str]]:
     """(case, cut, largest difference, its tensor) of each."""
     make_data(root)
     with socket.socket() as probe:
@@ -81,9 +80,8 @@ def compare(names: list[str], root: Path, dtype: torch.dtype, steps: int) -> Ite
     processes = multiprocessing.spawn(two_processes, arguments, nprocs=2, join=False)
     for name in names:
         one = trained(CASES[name], root, 1, dtype, steps)
-        for cut, (_, accumulation) in CUTS.items():
-            if accumulation > 1:
-                yield name, cut, *differences(one, trained(CASES[name], root, accumulation, dtype, steps))
+        for parts in accumulations:
+            yield name, f"accumulation {parts}", *differences(one, trained(CASES[name], root, parts, dtype, steps))
         torch.save(one, root / f"{name.replace('/', '-')}-one.pt")
     while not processes.join():
         pass

@@ -154,11 +154,7 @@ TOUCHES_FILES = re.compile(
 )
 """Calls that list, open, read, write, move or delete a file."""
 NOT_CONVERTED = {
-    "cli.benchmark",
-    "cli.predict",
     "cli.quickstart",
-    "cli.sample",
-    "config.reading",
     "diffusion.codecs",
     "diffusion.conditioning.text_encoder",
     "diffusion.mask_codec",

@@ -53,7 +53,7 @@ def run_without_torch(argv: list[str], tmp_path: Path) -> subprocess.CompletedPr
         ([SCENES, "--data.scenes.held_out_pairs", '["pink 3"]'], "data.scenes.held_out_pairs='pink 3': must be one of"),
         ([SCENES, "--data.name", "cifar10"], "data.name=cifar10: must be a dataset with masks"),
         ([SCENES, "--data.name=voc_folder", "--data.root=nowhere"], "data.root=nowhere: must be the existing folder"),
-        (["nothing.yaml"], "config file nothing.yaml does not exist."),
+        (["nothing.yaml"], "config file nothing.yaml: does not exist."),
     ],
 )
 def test_train_rejects_a_config_without_torch(words: list[str], message: str, tmp_path: Path) -> None:

@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
+
+MAX_VALUE_CHARS = 200
+"""Longest value that is repeated in a message."""
+
+
+OS_REMEDIES = {
+    errno.EACCES: "Give a path with the permissions for it.",
+    errno.EPERM: "Give a path with the permissions for it.",
+    errno.EROFS: "Give a path on a file system that can be written.",
+    errno.ENOSPC: "Free space on the disk and run the command again.",
+    errno.EDQUOT: "Free space within your quota and run the command again.",
+    errno.EFBIG: "Raise the limit on file sizes (ulimit -f) and run the command again.",
+    errno.EMFILE: "Raise the limit on open files (ulimit -n) and run the command again.",
+    errno.ENFILE: "Close other programs and run the command again.",
+    errno.EIO: "Check the disk and run the command again.",
+    errno.ENAMETOOLONG: "Give a shorter name.",
+    errno.ENOTDIR: "Give a path whose folders are folders.",
+    errno.EISDIR: "Give a file.",
+}
+"""What to do about a failed operation of the system."""
 
 
 class UserError(ValueError):
@@ -40,7 +62,8 @@ class FileError(UserError):
     def from_os_error(cls, path: str | Path, error: Exception, remedy: str = "") -> Self:
         """A failed operation of the system on a path, in its words: "no such file or directory"."""
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return cls.of(path, reason[:1].lower() + reason[1:], remedy)
+        number = getattr(error, "errno", None)
+        return cls.of(path, reason[:1].lower() + reason[1:], remedy or OS_REMEDIES.get(number or 0, "Check the path."))
 
 
 class TrainingStopped(RuntimeError):
@@ -75,7 +98,8 @@ def config_error(key: str, value: Any, constraint: str, remedy: str = "") -> Use
         constraint: completes "must be", e.g. "at least 1".
         remedy: a sentence that says what to do, e.g. "Give [height, width]."
     """
-    return UserError(f"{key}={as_yaml(value)}: must be {constraint}." + (f" {remedy}" if remedy else ""))
+    text = shortened(printable(as_yaml(value)))
+    return UserError(f"{printable(key)}={text}: must be {printable(constraint)}." + (f" {remedy}" if remedy else ""))
 
 
 def as_yaml(value: Any) -> str:
@@ -88,7 +112,10 @@ def as_yaml(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {as_yaml(item)}" for name, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(as_yaml(item) for item in value) + "]"
-    text = str(value)
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        text = "a very large number"
     return f"'{text}'" if not text or " " in text else text
 
 
@@ -97,10 +124,17 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
 
 
+def shortened(text: str, length: int = MAX_VALUE_CHARS) -> str:
+    """A text without its middle, if it is longer than `length` characters."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 2 :]}"
+
+
 def printable(text: str) -> str:
     """A text on one line without control characters (escape codes, line breaks) or undecodable bytes, which are shown
     as `\\x1b`."""
     return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode()
+        character
+        if character.isprintable() or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape", "backslashreplace").decode()
         for character in text
     )

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from unetdiff.errors import printable
+
 Better = Literal["higher", "lower", "neither"]
 
 
 def aligned(rows: Sequence[Sequence[str]], side: str = ">") -> list[str]:
-    """Rows of cells as lines; the first column to the left, the others to `side` ("<" or ">")."""
+    """Rows of cells as lines; the first column to the left, the others to `side` ("<" or ">").
+
+    Control characters in cells, e.g. of class names, are shown as escapes.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     sides = ["<"] + [side] * (len(widths) - 1)
     return [
@@ -20,7 +26,7 @@ def aligned(rows: Sequence[Sequence[str]], side: str = ">") -> list[str]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells, the head first, as the lines of a Markdown table; the first column to the left, others right."""
-    head, *others = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    head, *others = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
     rule = [":--"] + ["--:"] * (len(head) - 1)
     return [f"| {' | '.join(row)} |" for row in (head, rule, *others)]
 

@@ -48,6 +48,8 @@ VOC: dict[str, Any] = {
 }
 FOLDER: dict[str, Any] = {"data.name": "image_folder", "data.root": "folder", "data.size": [SIDE, SIDE]}
 BATCH_NORM: dict[str, Any] = {"model.encoder.weights": None, "training.batch_norm_images": 2}
+CLASSIC: dict[str, Any] = {"model.encoder.name": "classic", "model.encoder.channels": [4, 8]}
+NO_NORM: dict[str, Any] = {"model.encoder.norm": "none", "model.decoder.norm": "none"}
 MASKS = {**SMALL, **VOC, "data.size": [SIDE, SIDE]}
 SEGMENTATION = {**MASKS, "model.conditioning.timestep": False}
 JOINT: dict[str, Any] = {**SMALL, "joint.segmentation_fraction": 0.25, "joint.diffusion_weight": 10.0}
@@ -109,13 +111,12 @@ CASES: dict[str, Case] = {
         **{**VOC, **BATCH_NORM, "model.decoder.channels": [8] * 5},
         **{"data.longest_side": 64, "data.augment.crop": [64, 64]},
     ),
-    "classic, BatchNorm": Case(
-        "segmentation", None, {**VOC, **BATCH_NORM, "model.encoder.name": "classic", "model.encoder.channels": [4, 8]}
-    ),
+    "classic, BatchNorm": Case("segmentation", None, {**VOC, **BATCH_NORM, **CLASSIC}),
     "valid padding": Case(
         "segmentation",
         None,
-        {**VOC, "model.encoder.name": "classic", "model.encoder.channels": [4, 8], "model.encoder.padding": "valid"},
+        {**VOC, "model.encoder.name": "classic", "model.encoder.channels": [4, 8], "model.encoder.padding": "valid"}
+        | NO_NORM,
     ),
     "cross-entropy": Case("segmentation", None, {**SEGMENTATION, LOSS: {"cross_entropy": 1.0}}),
     "Dice": Case("segmentation", None, {**SEGMENTATION, LOSS: {"dice": 1.0}}),
@@ -179,10 +180,9 @@ def make_data(root: Path) -> None:
     for i, name in enumerate(names):
         image, mask = _image(random, ignored=i % 5)
         Image.fromarray(mask).save(root / f"voc/SegmentationClass/{name}.png")
-        for split in ("train", "val") if i < 4 else ("train",):
-            folder = root / f"folder/{split}/{CLASSES[i % 2 + 1]}"
-            folder.mkdir(parents=True, exist_ok=True)
-            image.save(folder / f"{name}{split}.png")
+        folder = root / f"folder/{'train' if i < IMAGES else 'val'}/{CLASSES[i % 2 + 1]}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{name}.png")
         image.save(root / f"voc/JPEGImages/{name}.jpg")
         image.save(root / f"captioned/{name}.png")
         lines.append(json.dumps({"file_name": f"{name}.png", "text": f"a {COLORS[i % 4]} {DIGITS[i % 10]}"}))

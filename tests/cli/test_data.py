@@ -46,7 +46,7 @@ def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     for words, part in (
         ([], "required: dataset, --root"),
         (["voc"], "required: --root"),
-        (["camvid", "--root", "x"], "invalid choice: 'camvid'"),
+        (["camvid", "--root", "x"], "dataset=camvid: must be one of voc, sbd"),
         (["voc", "--roto", "x"], "--root"),
         (["sbd", "--root", str(tmp_path)], f"Run `unetdiff data download voc --root {tmp_path}` first"),
     ):

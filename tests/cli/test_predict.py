@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.cli.predict import list_images
+from unetdiff.cli.predict_inputs import list_images
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.pipeline import SegmentationPipeline

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from unetdiff.cli import sample
+from unetdiff.cli.file_names import file_names
 from unetdiff.cli.main import main
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.evaluation import sampling as evaluation
@@ -176,8 +177,8 @@ def test_samplers(run: Path, name: str) -> None:
         (["--negative_prompt", "gray"], ["negative_prompt: must be None", "trained with class_labels"]),
         (["--mask_image", "hole.png"], ["--mask_image=hole.png", "--image"]),
         (["--strength", "0.5"], ["--strength=0.5", "--image"]),
-        (["--image", "nowhere.png"], ["nowhere.png", "cannot be read"]),
-        (["--guidance_interval", "0.2"], ["'0.2'", "two fractions in [0, 1]"]),
+        (["--image", "nowhere.png"], ["nowhere.png", "no such file"]),
+        (["--guidance_interval", "0.2"], ["'0.2'", "two increasing fractions in [0, 1]"]),
         (["--negative_class", "sevn"], ["unknown class 'sevn'"]),
     ],
 )
@@ -189,5 +190,4 @@ def test_refusals(run: Path, words: list[str], parts: list[str], capsys: pytest.
 
 
 def test_file_names() -> None:
-    assert sample._file_name("T-shirt/top") == "T-shirt_top"
-    assert sample._file_name("a red 7") == "a_red_7"
+    assert file_names(["T-shirt/top", "a red 7"]) == ["T-shirt_top", "a_red_7"]

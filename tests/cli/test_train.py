@@ -75,7 +75,8 @@ def test_another_task_than_the_files(config: Path, trained: list, capsys: pytest
 
 def test_unknown_task(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "segmentaton"]) == 2
-    assert "'segmentaton' (choose from" in capsys.readouterr().err
+    line = "task=segmentaton: must be one of segmentation, diffusion, joint. Did you mean segmentation?"
+    assert capsys.readouterr().err == f"unetdiff: {line}\n"
 
 
 def test_print_config(config: Path, trained: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

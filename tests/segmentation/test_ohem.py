@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 
 from unetdiff.segmentation.config import OHEMConfig
 from unetdiff.segmentation.losses import cross_entropy
-from unetdiff.segmentation.ohem import hard_pixels
+from unetdiff.segmentation.ohem import hard_bound, hard_pixels
 
 P = torch.tensor([0.9, 0.2, 0.6, 0.95, 0.5, 0.8, 0.1, 0.3])  # of the true class; the last two pixels are ignored
 VALID = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0], dtype=torch.bool)
@@ -75,3 +77,26 @@ def test_the_choice_ignores_weights_and_smoothing_and_the_mean_uses_them():
     expected = F.cross_entropy(logits, kept, torch.tensor(weights), ignore_index=255, label_smoothing=0.2)
     loss = cross_entropy(logits, target, class_weights=weights, label_smoothing=0.2, ohem=OHEMConfig(0.55, 0.5))
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("min_fraction", [0.0, 1e-3, 0.2, 0.5, 1.0])
+def test_the_bound_of_several_processes_is_that_of_all_their_pixels(dtype: torch.dtype, min_fraction: float) -> None:
+    values = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=dtype).mul_(20).round_(decimals=1)
+    values[:5], values[5] = -0.0, torch.inf  # and ties, by rounding
+    parts = [values[:300], values[300:300], values[300:]]
+    barrier, posted = Barrier(len(parts)), [torch.zeros(0)] * len(parts)
+
+    def bound(rank: int) -> torch.Tensor:
+        def sum_over(value: torch.Tensor) -> torch.Tensor:
+            posted[rank] = value
+            barrier.wait(10)
+            total = torch.stack(posted).sum(dim=0)
+            barrier.wait(10)
+            return total
+
+        return hard_bound(parts[rank], min_fraction, sum_over)
+
+    with ThreadPoolExecutor(len(parts)) as processes:
+        bounds = list(processes.map(bound, range(len(parts))))
+    assert all(torch.equal(found, hard_bound(values, min_fraction)) for found in bounds)

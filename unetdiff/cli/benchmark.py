@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, config_error
-from unetdiff.files.writing import require_writable
+from unetdiff.errors import UserError, printable
+from unetdiff.files.records import write_json
+from unetdiff.files.writing import file_errors, require_writable
 
 USAGE = "unetdiff benchmark {CONFIG,RUN} [--batch_sizes N ...] [--output FILE] [--key value ...]"
 
@@ -27,10 +27,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_strictly(words)
     if not args.path.exists():
         raise UserError(f"'{args.path}' does not exist. Give a config file or a run directory.")
-    for name, minimum in {"rounds": 1, "warmups": 0, "num_inference_steps": 1, "batch_sizes": 1}.items():
-        value = min(args.batch_sizes or [1]) if name == "batch_sizes" else getattr(args, name)
-        if value < minimum:
-            raise config_error(f"--{name}", value, f"at least {minimum}")
+    if args.output is not None:
+        require_writable("--output", args.output)
 
     from unetdiff.benchmark import peak_throughput
     from unetdiff.benchmark.device import machine_info, select_device
@@ -39,26 +37,25 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.evaluation.types import SamplingConfig
     from unetdiff.text import markdown
 
-    if args.output is not None:
-        require_writable("output", args.output)
     device = select_device(args.device)
     target = BenchmarkTarget(args.path, overrides)
     machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)
     parts = target.task.unet.parameter_counts()
     print(
-        f"{args.path}: {sum(parts.values()) / 1e6:.2f} M parameters, {machine['device']}, "
+        f"{printable(str(args.path))}: {sum(parts.values()) / 1e6:.2f} M parameters, {machine['device']}, "
         f"{machine['threads']} threads; {peak_line(peak_flops)}\n"
     )
     sizes = sorted(args.batch_sizes or batch_sizes_up_to(target.config.training.batch_size))
     sampling, measured = SamplingConfig(args.num_inference_steps, args.guidance_scale), []
     for one in run_benchmark(target, sizes, peak_flops, device, args.rounds, args.warmups, sampling, args.memory):
         measured.append(one)
+        if args.output is not None:  # after each, so that a failure keeps the others
+            result: dict[str, Any] = {"model": str(args.path), "parameters": parts, "machine": machine}
+            result |= {"peak_flops": peak_flops, "rounds": args.rounds, "measured": [asdict(each) for each in measured]}
+            with file_errors(args.output):
+                write_json(args.output, result)
         print(f"{one.kind}, batch {one.batch_size}: {one.images_per_second:.4g} images/s", file=sys.stderr)
     print("\n".join(markdown(rows(measured))))
-    if args.output is not None:
-        result: dict[str, Any] = {"model": str(args.path), "parameters": parts, "machine": machine}
-        result |= {"peak_flops": peak_flops, "rounds": args.rounds, "measured": [asdict(one) for one in measured]}
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unetdiff.cli.parser import Parser
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,5 +32,5 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.reports.report import write_report
 
     write_report(args.runs, args.output, experiments=args.experiments)
-    print(args.output)
+    print(printable(str(args.output)))
     return 0

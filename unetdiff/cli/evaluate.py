@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, config_error
+from unetdiff.errors import UserError, config_error, printable
 from unetdiff.evaluation.text_report import denoiser_lines
 from unetdiff.text import aligned
 
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         result, title = evaluation.segmentation, f"{args.path.resolve().name} on {args.split}"
         write_segmenter_report(result.evaluation, result.images, output, title, result.conditions)
     print(table(evaluation.metrics))
-    print(f"{output}: {', '.join(name for name in WRITTEN if (output / name).is_file())}")
+    print(f"{printable(str(output))}: {', '.join(name for name in WRITTEN if (output / name).is_file())}")
     return 0
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, nearest, printable
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.files.writing import file_errors, require_writable
 
@@ -59,5 +59,5 @@ def main(argv: Sequence[str]) -> int:
         record = experiment.run(args, overrides, args.output, command)
     write_record(record, args.output)
     print(record_text(record))
-    print(args.output)
+    print(printable(str(args.output)))
     return 0

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.parser import Parser
-from unetdiff.errors import UserError, config_error
+from unetdiff.errors import UserError, config_error, printable
+from unetdiff.files.writing import file_errors, require_writable
 
 if TYPE_CHECKING:
     from unetdiff.export.files import Exported
@@ -56,12 +57,17 @@ def main(argv: Sequence[str]) -> int:
             if getattr(args, option) not in (None, False):
                 raise UserError(f"--{option}: must be left out with --format={DIFFUSERS}.")
 
-    from unetdiff.export.files import to_onnx, to_torch_export
-    from unetdiff.export.stock import to_diffusers
     from unetdiff.training.checkpoints import model_directory
 
+    directory = model_directory(args.path)
+    default = DIFFUSERS if args.format == DIFFUSERS else f"{args.head or 'segmentation'}{SUFFIXES[args.format]}"
+    require_writable("--output", args.output or args.path / default, folder=args.format == DIFFUSERS)
+
+    from unetdiff.export.files import to_onnx, to_torch_export
+    from unetdiff.export.stock import to_diffusers
+
     if args.format == DIFFUSERS:
-        return _print(to_diffusers(model_directory(args.path), args.output or args.path / DIFFUSERS))
+        return _print(to_diffusers(directory, args.output or args.path / DIFFUSERS))
     unet, settings = load(args.path, args.head)
     head = args.head or ("segmentation" if settings else "diffusion")
     size = args.size
@@ -79,17 +85,18 @@ def main(argv: Sequence[str]) -> int:
         "metadata": settings,
     }
     output = args.output or args.path / f"{head}{SUFFIXES[args.format]}"
-    if args.format == "onnx":
-        done = to_onnx(unet, output, opset=args.opset, **options)
-    else:
-        done = to_torch_export(unet, output, **options)
+    with file_errors(output):
+        if args.format == "onnx":
+            done = to_onnx(unet, output, opset=args.opset, **options)
+        else:
+            done = to_torch_export(unet, output, **options)
     return _print(done)
 
 
 def _print(done: Exported) -> int:
     """Print inputs, output and the largest difference to the network."""
     inputs = ", ".join(f"{name} ({', '.join(map(str, dims))})" for name, dims in done.inputs.items())
-    print(f"{done.path}: {inputs} -> {done.output}")
+    print(f"{printable(str(done.path))}: {inputs} -> {done.output}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in done.checked)
     print(f"largest difference to the network at {shapes}: {done.difference:.1e}, outputs up to {done.scale:.2g}")
     return 0

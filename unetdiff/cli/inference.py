@@ -6,11 +6,15 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from unetdiff.cli.parser import Parser
+from unetdiff.cli.parser import Parser, finite, integer
 from unetdiff.errors import config_error
 
 if TYPE_CHECKING:
     from unetdiff.segmentation.config import InferenceConfig
+
+
+MAX_TILE, MAX_SCALE, MAX_SCALES = 4096, 8, 16
+"""Bounds on the memory and time of a prediction."""
 
 
 def add_inference(parser: Parser) -> None:
@@ -37,6 +41,10 @@ def inference_options(args: argparse.Namespace, saved: InferenceConfig) -> Infer
         changes["tile"] = None
     config = replace(saved, **changes)
     validate_inference(config, "--")
+    if config.tile is not None and max(config.tile) > MAX_TILE:
+        raise config_error("--tile", config.tile, f"at most {MAX_TILE} on a side")
+    if len(config.scales) > MAX_SCALES or not all(1 / MAX_SCALE <= scale <= MAX_SCALE for scale in config.scales):
+        raise config_error("--scales", config.scales, f"at most {MAX_SCALES} factors from 1/{MAX_SCALE} to {MAX_SCALE}")
     return config
 
 
@@ -56,7 +64,7 @@ def chosen_device(name: str | None) -> Any:
 
 def _tile(word: str) -> list[int]:
     try:
-        sides = [int(part) for part in word.split(",")]
+        sides = [integer(part) for part in word.split(",")]
     except ValueError:
         sides = []
     if len(sides) not in (1, 2):
@@ -66,6 +74,6 @@ def _tile(word: str) -> list[int]:
 
 def _numbers(word: str) -> list[float]:
     try:
-        return [float(part) for part in word.split(",")]
+        return [finite(part) for part in word.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{word}: must be a list of numbers, e.g. 0.75,1,1.25") from None

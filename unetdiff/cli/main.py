@@ -9,7 +9,8 @@ from importlib import import_module
 
 import unetdiff
 from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_process
-from unetdiff.errors import AnotherProcessFailed, TrainingStopped, UserError, nearest
+from unetdiff.cli.streams import status_of, tolerant_streams
+from unetdiff.errors import AnotherProcessFailed, FileError, TrainingStopped, UserError, nearest, printable
 
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
 COMMANDS = {
@@ -44,8 +45,21 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 success, 1 problems found, 2 invalid input, 130 interrupted."""
+    """Run one command; returns the exit status.
+
+    0: success. 1: problems found, or a part of the inputs could not be read. 2: invalid input, or a file that cannot be
+    read or written. 130: interrupted. 141: the reader of standard output has gone.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
+    with tolerant_streams() as (out, _):
+        try:
+            status = _run(words)
+        except SystemExit as leave:  # argparse, after --help
+            status = leave.code if isinstance(leave.code, int) else 0
+        return status_of(status, out)
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
         return 0
@@ -63,16 +77,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             relaunch_on_cpu(words)
             return import_module(COMMANDS[words[0]][0]).main(words[1:])
     except UserError as error:
-        print(f"unetdiff: {error}", file=sys.stderr)
-        return 2
+        return _fail(str(error), 2)
     except TrainingStopped as error:
-        print(f"unetdiff: {error}", file=sys.stderr)
-        return error.status
+        return _fail(str(error), error.status)
     except AnotherProcessFailed:
         return 1
     except KeyboardInterrupt:
-        print("unetdiff: interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
+    except OSError as error:  # the last resort: commands name their files themselves
+        return _fail(str(FileError.from_os_error(error.filename or "a file", error)), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail("out of memory. Use smaller images, a smaller batch size, or tiles (predict --tile).", 2)
+
+
+def _fail(message: str, status: int) -> int:
+    """Print a message on one line; returns the status."""
+    print(f"unetdiff: {printable(message)}", file=sys.stderr)
+    return status
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is torch's or Python's word for too little memory."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _set_threads() -> None:

@@ -3,10 +3,64 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, config_error, nearest
+
+MAX_INTEGER = 2**32 - 1
+"""Largest integer of any option: that of a seed."""
+COUNT, STEPS, SEED, FRACTION = (1, 1_000_000), (1, 100_000), (0, MAX_INTEGER), (0, 1)
+LIMITS: dict[str, tuple[float, float]] = {
+    "batch_size": COUNT,
+    "batch_sizes": COUNT,
+    "frames": (2, 1000),
+    "guidance_rescale": FRACTION,
+    "guidance_scale": (0, 1000),
+    "guidance_scales": (0, 1000),
+    "interpolate_to_seed": SEED,
+    "num_images": COUNT,
+    "num_inference_steps": STEPS,
+    "opset": (1, 1000),
+    "rounds": STEPS,
+    "seed": SEED,
+    "size": (1, 16_384),
+    "strength": FRACTION,
+    "train_steps": (1, 10**9),
+    "warmups": (0, 100_000),
+}
+"""The range of the options of these names, whatever the command. Other numbers are finite; counts (num_...) are at
+most a million."""
+
+
+def integer(word: str) -> int:
+    """An int; the `type` of options with `type=int`."""
+    number = int(word) if len(word) < 30 else MAX_INTEGER + 1
+    if abs(number) > MAX_INTEGER:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_INTEGER:,} (got {_short(word)})")
+    return number
+
+
+def finite(word: str) -> float:
+    """A finite float; the `type` of options with `type=float`."""
+    number = float(word)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number (got {_short(word)})")
+    return number
+
+
+def path(word: str) -> Path:
+    """A path with "~" expanded, and not empty; the `type` of options with `type=Path`."""
+    if not word.strip() or "\0" in word:
+        raise argparse.ArgumentTypeError(f"must be a path (got {word!r})")
+    return Path(os.path.expanduser(word))
+
+
+def _short(word: str) -> str:
+    return word if len(word) <= 30 else f"{word[:30]}..."
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -29,19 +83,30 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=HelpFormatter,
         )
+        for type_, checked in ((int, integer), (float, finite), (Path, path)):
+            self.register("type", type_, checked)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = action.option_strings[0] if action.option_strings else action.dest
+            choices = [str(choice) for choice in action.choices]
+            remedy = f"Did you mean {nearest(str(value), choices)}?"
+            raise config_error(name, value, f"one of {', '.join(choices)}", remedy)
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all arguments.
 
         Raises:
-            UserError: an invalid or unknown argument; names the most similar option.
+            UserError: an invalid or unknown argument (names the most similar option), or a number out of range.
         """
         known, unknown = self.parse_known_args(argv)
         if unknown:
             raise self.unknown_argument(unknown[0])
+        for name, value in vars(known).items():
+            _check_limits(name, value)
         return known
 
     def unknown_argument(self, word: str) -> UserError:
@@ -49,6 +114,16 @@ class Parser(argparse.ArgumentParser):
         options = [option for action in self._actions for option in action.option_strings]
         near = nearest(word.partition("=")[0], options)
         return UserError(f"{self.prog}: unknown argument {word!r}. Did you mean {near}? See {self.prog} --help.")
+
+
+def _check_limits(name: str, value: Any) -> None:
+    low, high = LIMITS.get(name, (-math.inf, COUNT[1] if name.startswith("num_") else math.inf))
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, int | float) and not low <= number <= high:
+            constraint = (
+                f"in [{low}, {high}]" if high == 1 else f"at least {low}" if number < low else f"at most {high:,}"
+            )
+            raise config_error(f"--{name}", number, constraint)
 
 
 def split_overrides(argv: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unetdiff.cli.parser import Parser
+from unetdiff.cli.file_names import file_names
+from unetdiff.cli.parser import Parser, finite
 from unetdiff.diffusion.schedulers import SCHEDULERS, make_scheduler
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, printable
+from unetdiff.files.images import open_image, save_image
+from unetdiff.files.writing import file_errors, make_folder, require_writable
 
+IMAGES = "images"  # folder of the output
 BATCH = 64  # images sampled at once
 STRIP_ENTRIES = 8  # of the trajectory in noise_to_image.png
 GIF_FRAMES = 25  # of the trajectory in noise_to_image.gif
@@ -41,8 +44,8 @@ class Rows:
 def main(argv: Sequence[str]) -> int:
     """Sample; prints the files that show all images."""
     args = build_parser().parse_strictly(argv)
-    if args.num_images < 1:
-        raise UserError(f"--num_images={args.num_images}: must be at least 1.")
+    require_writable("--output", args.output, folder=True)
+    require_writable("--output", args.output / IMAGES, folder=True)
     pipeline = load(args.path, args.scheduler, args.compile)
     rows = rows_of(pipeline, args)
     options = options_of(pipeline, args)
@@ -53,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         images, trajectory = sample(pipeline, rows, args.num_images, args.seed, options, entries)
         written = write(images, trajectory, rows, args.num_images, args.output, args.gif)
     for path in written:
-        print(path)
+        print(printable(str(path)))
     return 0
 
 
@@ -146,16 +149,11 @@ def rows_of(pipeline: Any, args: argparse.Namespace) -> Rows:
 
 def opened(path: Path) -> Any:
     """An image file, upright; a palette PNG stays indices."""
-    from PIL import Image
-
     from unetdiff.data.decoding import upright
 
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return upright(image)
-    except (OSError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+    with open_image(path, remedy="Give an image.") as image:
+        image.load()
+        return upright(image)
 
 
 def options_of(pipeline: Any, args: argparse.Namespace) -> dict[str, Any]:
@@ -215,21 +213,20 @@ def write(
     """A PNG per image, one grid with a row per condition, and the trajectory of the first image."""
     from unetdiff.diffusion.images import grid, save_film, strip, table
 
-    folder = output / "images"
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(images):
-        name = rows.labels[number // num_images]
-        stem = f"{number:04d}" if not name else f"{_file_name(name)}-{number % num_images:03d}"
-        image.save(folder / f"{stem}.png")
-    written = [folder, output / "grid.png", output / "noise_to_image.png"]
-    if rows.shown is not None:
-        table(images, rows.shown).save(written[1])
-    else:
-        grid(images, rows=rows.labels if any(rows.labels) else None).save(written[1])
-    strip(trajectory).save(written[2])
-    if gif:
-        written.append(output / "noise_to_image.gif")
-        save_film(trajectory, written[-1])
+    folder, stems = output / IMAGES, file_names(rows.labels)
+    with file_errors(folder):
+        make_folder(folder)
+        for number, image in enumerate(images):
+            row, index = divmod(number, num_images)
+            save_image(image, folder / (f"{stems[row]}-{index:03d}.png" if rows.labels[row] else f"{number:04d}.png"))
+        written = [folder, output / "grid.png", output / "noise_to_image.png"]
+        shown = [printable(label) for label in rows.labels]
+        overview = grid(images, rows=shown if any(shown) else None) if rows.shown is None else table(images, rows.shown)
+        save_image(overview, written[1])
+        save_image(strip(trajectory), written[2])
+        if gif:
+            written.append(output / "noise_to_image.gif")
+            save_film(trajectory, written[-1])
     return written
 
 
@@ -240,7 +237,6 @@ def interpolate(pipeline: Any, rows: Rows, args: argparse.Namespace, options: di
 
     shape = pipeline.noise_shape()
     noises = slerp(noise_for(args.seed, 0, shape), noise_for(args.interpolate_to_seed, 0, shape), args.frames)
-    args.output.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
     for row in range(len(rows.labels)):
         images += pipeline(
@@ -251,20 +247,21 @@ def interpolate(pipeline: Any, rows: Rows, args: argparse.Namespace, options: di
         ).images
     written = [args.output / "interpolation.png", args.output / "interpolation.gif"]
     labels = rows.labels if any(rows.labels) else [f"{args.seed} to {args.interpolate_to_seed}"]
-    grid(images, rows=labels).save(written[0])
     columns = [[images[row * args.frames + frame] for row in range(len(labels))] for frame in range(args.frames)]
-    save_frames([grid(column, columns=[""] * len(column)) for column in columns], written[1], back=True)
+    with file_errors(args.output):
+        make_folder(args.output)
+        save_image(grid(images, rows=[printable(label) for label in labels]), written[0])
+        save_frames([grid(column, columns=[""] * len(column)) for column in columns], written[1], back=True)
     return written
 
 
 def _interval(word: str) -> tuple[float, float]:
     try:
-        first, last = (float(part) for part in word.split(","))
+        first, last = (finite(part) for part in word.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r}: must be two fractions in [0, 1], e.g. 0.2,0.8") from None
+        first, last = 1.0, 0.0
+    if not 0 <= first <= last <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{word!r}: must be two increasing fractions in [0, 1], e.g. 0.2,0.8"
+        ) from None
     return first, last
-
-
-def _file_name(name: str) -> str:
-    """A class name or a prompt as part of a file name ("T-shirt/top" -> "T-shirt_top")."""
-    return re.sub(r"[^\w.+-]+", "_", name)[:80]

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: an invalid config, or a dataset or run directory that cannot be used.
     """
-    from unetdiff.config.command_line import build_parser
+    from unetdiff.config.help import options_help
     from unetdiff.config.reading import load, to_yaml
     from unetdiff.config.schema import Task
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if any(word in ("-h", "--help") for word in argv):
         print(parser.format_help())
         print("Every key of the config file is also a dotted option:\n")
-        print(build_parser("unetdiff train", usage="").format_help().partition("\n\n")[2].strip())
+        print(options_help())
         return 0
 
     overrides, words = split_overrides(argv, known=[])

@@ -1,19 +1,17 @@
-"""Dotted overrides (`--training.steps 5`) and types, through jsonargparse, with errors on one line."""
+"""Dotted overrides (`--training.steps 5`) and trees of plain values, as a typed config; errors on one line."""
 
 from __future__ import annotations
 
-import argparse
 import difflib
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from datetime import date
 from typing import Any
 
-import jsonargparse
-
+from unetdiff.config.bounds import check_bounds, expanded
 from unetdiff.config.schema import (
     KEYS,
-    SECTIONS,
     RunConfig,
     choices_of,
     describe,
@@ -23,98 +21,121 @@ from unetdiff.config.schema import (
     is_optional,
     is_section,
     nearest_key,
+    section_class,
 )
+from unetdiff.config.values import WrongType, from_word, options_of, typed
 from unetdiff.errors import UserError, config_error
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """{"training.steps": 5}, or command-line arguments: ["--training.steps", "5"]."""
 
 
-def build_parser(prog: str = "unetdiff", usage: str | None = None) -> jsonargparse.ArgumentParser:
-    """The jsonargparse parser of every dotted key; its help comes from the config classes' docstrings."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(prog=prog, usage=usage, exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(RunConfig, None)
-    for action in parser._actions:  # no help for `--model CONFIG`: one file holds all sections
-        if action.dest in KEYS and is_section(action.dest) and not is_optional(action.dest):
-            action.help = argparse.SUPPRESS
-    return parser
+def apply(config: RunConfig, overrides: Overrides | None) -> RunConfig:
+    """A copy of a config with overrides applied; its keys, types and ranges are checked.
 
-
-def to_arguments(overrides: Overrides | None) -> list[str]:
-    """Overrides as command-line arguments: {"training.steps": 5} -> ["--training.steps=5"].
-
-    A bare `--training.compile` means true.
+    On the command line a bare `--training.compile` means true, `--key+ value` adds to a list, and an entry of a mapping
+    is an option, too: `--segmentation.losses.focal 1`.
 
     Raises:
-        UserError: an unknown key, a whole section, or a missing value.
+        UserError: an unknown key, a whole section, a missing value, a value of the wrong type or out of range.
     """
+    config = deepcopy(config)
     if isinstance(overrides, Mapping):
-        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in flatten(overrides).items()}
-        overrides = [f"--{key}={text}" for key, text in texts.items()]
-    words = list(overrides or [])
-    arguments: list[str] = []
-    for index, word in enumerate(words):
-        if not word.startswith("--"):
-            arguments.append(word)
-            continue
-        name, _, _ = word[2:].partition("=")
-        key = name.removesuffix("+")
-        if not is_known(key):
-            raise UserError(f"unknown option --{name}. Did you mean --{nearest_key(key)}?")
-        if key in KEYS and is_section(key) and not is_optional(key):
-            raise UserError(f"--{name} is a section. Set its keys one by one, e.g. --{first_key(key)}.")
-        bare = "=" not in word and (index + 1 == len(words) or words[index + 1].startswith("--"))
-        if bare and KEYS.get(key) is not bool:
-            raise UserError(f"--{name}: must be followed by {describe(KEYS[key]) if key in KEYS else 'a number'}.")
-        arguments.append(f"{word}=true" if bare else word)
-    return arguments
+        for key, value in flatten(overrides).items():
+            _require_option(key, f"--{key}")
+            assign(config, key, value)
+    else:
+        for name, word in _pairs(list(overrides or [])):
+            key = name.removesuffix("+")
+            _assign_word(config, key, word, adds=name != key)
+    check_bounds(flatten(asdict(config)))
+    return config
 
 
-def build_config(tree: dict[str, Any], arguments: Sequence[str]) -> RunConfig:
-    """A tree of plain values, with command-line arguments applied on top, as a typed config.
+def assign(config: RunConfig, key: str, value: Any, shown: Any = None, remedy: str = "") -> None:
+    """Set one dotted key of a config to a plain value.
+
+    Args:
+        config: changed in place.
+        key: a known key.
+        value: a plain value.
+        shown: the value in messages, where it is written otherwise.
+        remedy: in messages.
 
     Raises:
         UserError: a value of the wrong type.
     """
-    parser = build_parser()
+    *sections, name = key.split(".")
+    owner: Any = config
+    for depth, section in enumerate(sections, 1):
+        inner = getattr(owner, section)
+        if inner is None:  # an optional section, e.g. segmentation.ohem
+            inner = section_class(KEYS[".".join(sections[:depth])])()  # type: ignore[misc]
+            setattr(owner, section, inner)
+        owner = inner
     try:
-        namespace = parser.parse_object(tree)
-        namespace = parser.parse_args(list(arguments), namespace=namespace)
-        built = parser.instantiate(namespace)
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise _one_line(error, arguments, tree) from None
-    return RunConfig(task=built.task, **{name: getattr(built, name) for name in SECTIONS})
+        if isinstance(owner, dict):
+            owner[name] = typed(float, value)
+        else:
+            setattr(owner, name, expanded(key, typed(KEYS[key], value)))
+    except WrongType:
+        raise type_error(key, value if shown is None else shown, remedy) from None
 
 
-def type_error(key: str, value: Any) -> UserError:
+def type_error(key: str, value: Any, remedy: str = "") -> UserError:
     """The error for a value of the wrong type, with the nearest choice where the key has choices."""
-    known = key if key in KEYS else key.rpartition(".")[0]
-    near = difflib.get_close_matches(str(value), choices_of(known), n=1)
-    return config_error(key, value, describe(KEYS[known]), f"Did you mean {near[0]}?" if near else "")
+    if key not in KEYS:  # an entry of a mapping
+        return config_error(key, value, "a number", remedy)
+    near = difflib.get_close_matches(str(value), choices_of(key), n=1)
+    hints = [f"Did you mean {near[0]}?"] if near else []
+    if str in options_of(KEYS[key]) and isinstance(value, int | float | date):
+        hints.append(f"Put it in quotes: '{value}'.")
+    return config_error(key, value, describe(KEYS[key]), " ".join([*hints, *([remedy] if remedy else [])]))
 
 
-def _one_line(error: Exception, arguments: Sequence[str], tree: Mapping[str, Any]) -> UserError:
-    """jsonargparse's message of several lines as one line: the key, the value and the accepted type."""
-    text = str(error)
-    key = re.search(r'Parser key "([^"]+)"', text)
-    if key and is_known(key[1]):
-        return type_error(key[1], _value_of(key[1], arguments, tree))
-    if text.startswith("unrecognized arguments:"):
-        words = text.partition(": ")[2]
-        return UserError(f"unexpected argument {words!r}. Give the config file first, then --key value.")
-    return UserError(" ".join(text.split()))
+def _assign_word(config: RunConfig, key: str, word: str, adds: bool) -> None:
+    """Set a key to a word of the command line; `adds`: append it to the key's list instead."""
+    hint = KEYS.get(key, float)
+    try:
+        value = from_word(hint, word)
+    except WrongType:
+        raise type_error(key, word) from None
+    if adds:
+        current: Any = config
+        for part in key.split("."):
+            current = getattr(current, part)
+        if not isinstance(current, list):
+            raise config_error(f"--{key}+", word, "--KEY without a plus: the key does not hold a list")
+        value = [*current, *(value if isinstance(value, list) else [value])]
+    assign(config, key, value, None if adds else word)
 
 
-def _value_of(key: str, arguments: Sequence[str], tree: Mapping[str, Any]) -> Any:
-    """The value of a key: the last on the command line, else the file's."""
-    for index in range(len(arguments) - 1, -1, -1):
-        name, equals, value = arguments[index].partition("=")
-        if name.rstrip("+") == f"--{key}":
-            return value if equals else arguments[index + 1]
-        if name.startswith(f"--{key}."):
-            return {name.removeprefix(f"--{key}."): value if equals else arguments[index + 1]}
-    node: Any = tree
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
+def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
+    """("training.steps", "5") of each option.
+
+    Raises:
+        UserError: an unknown key, a whole section, a missing value, or an argument that is not an option.
+    """
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if not word.startswith("--"):
+            raise UserError(f"unexpected argument {word!r}. Give the config file first, then --key value.")
+        name, equals, value = word[2:].partition("=")
+        key = name.removesuffix("+")
+        _require_option(key, f"--{name}")
+        index += 1
+        if not equals:
+            bare = index == len(words) or words[index].startswith("--")
+            if bare and KEYS.get(key) is not bool:
+                raise UserError(f"--{name}: must be followed by {describe(KEYS[key]) if key in KEYS else 'a number'}.")
+            value = "true" if bare else words[index]
+            index += not bare
+        yield name, value
+
+
+def _require_option(key: str, name: str) -> None:
+    if not is_known(key):
+        raise UserError(f"unknown option {name}. Did you mean --{nearest_key(key)}?")
+    if key in KEYS and is_section(key) and not is_optional(key):
+        raise UserError(f"{name} is a section. Set its keys one by one, e.g. --{first_key(key)}.")

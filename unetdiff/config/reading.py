@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from unetdiff.config.command_line import Overrides, build_config, to_arguments, type_error
+from unetdiff.config.bounds import check_bounds
+from unetdiff.config.command_line import Overrides, apply, assign
 from unetdiff.config.schema import (
     KEYS,
     SECTIONS,
@@ -25,7 +24,9 @@ from unetdiff.config.schema import (
 )
 from unetdiff.config.validation.files import check_files
 from unetdiff.config.validation.run import validate
-from unetdiff.errors import UserError, as_yaml, config_error
+from unetdiff.errors import FileError, UserError, as_yaml, config_error
+from unetdiff.files import records
+from unetdiff.files.folders import files_in
 
 
 def load(path: str | Path | None = None, overrides: Overrides | None = None, task: Task | None = None) -> RunConfig:
@@ -37,7 +38,7 @@ def load(path: str | Path | None = None, overrides: Overrides | None = None, tas
 
 
 def parse(path: str | Path | None = None, overrides: Overrides | None = None, task: Task | None = None) -> RunConfig:
-    """A typed config from a YAML file and overrides; keys and types are checked.
+    """A typed config from a YAML file and overrides; keys, types and ranges are checked.
 
     Args:
         path: the file; None: the defaults.
@@ -45,38 +46,33 @@ def parse(path: str | Path | None = None, overrides: Overrides | None = None, ta
         task: what is trained; must agree with the file's task, if it has one.
 
     Raises:
-        UserError: an unreadable file, an unknown key, or a value of the wrong type.
+        UserError: an unreadable file, an unknown key, a value of the wrong type or out of range.
     """
     tree = read_yaml(Path(path)) if path is not None else {}
-    if task is not None and tree.get("task", task) != task:
-        raise config_error("task", tree["task"], f"{task} to train {task}", f"Train {tree['task']}, or edit {path}.")
-    if path is not None:
-        _check_tree(tree, str(path))
-    config = build_config(tree, to_arguments(overrides))
+    config = build(tree, f"Edit {path}.", f" in {path}")
+    if task is not None and "task" in tree and config.task != task:
+        raise config_error("task", config.task, f"{task} to train {task}", f"Train {config.task}, or edit {path}.")
+    config = apply(config, overrides)
     if task is not None:
         config.task = task
-    _check_tree(asdict(config))
     return config
 
 
 def override(config: RunConfig, overrides: Overrides | None) -> RunConfig:
-    """A copy of a config with overrides applied; keys and types are checked as in `parse`."""
-    changed = build_config(asdict(config), to_arguments(overrides))
-    _check_tree(asdict(changed))
-    return changed
+    """A copy of a config with overrides applied; keys, types and ranges are checked as in `parse`."""
+    return apply(config, overrides)
 
 
 def from_yaml(path: str | Path) -> RunConfig:
-    """The config that a run saved (its config.yaml); keys and types are checked.
+    """The config that a run saved (its config.yaml); keys, types and ranges are checked.
 
     Raises:
         UserError: an unreadable file, or one of another version of unetdiff.
     """
     tree = read_yaml(Path(path))
     try:
-        _check_tree(tree)
-        config = build_config(tree, [])
-        _check_tree(asdict(config))
+        config = build(tree)
+        check_bounds(flatten(asdict(config)))
     except UserError as error:
         raise UserError(
             f"{path} was written by another version of unetdiff ({str(error).removesuffix('.')}). "
@@ -87,41 +83,55 @@ def from_yaml(path: str | Path) -> RunConfig:
 
 def to_yaml(config: RunConfig) -> str:
     """The whole config as YAML, every key in it; `from_yaml` reads it back."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return records.dump_yaml(asdict(config))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; its keys are not checked.
 
     Raises:
-        UserError: a missing or unreadable file, or one that is not a mapping; names the file and the line.
+        UserError: a missing or unreadable file, a key that occurs twice, or content that is not a mapping; names the
+            file and the line.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(str(path), [str(p) for p in path.parent.glob("*.y*ml")], n=1, cutoff=0.3)
-        raise UserError(f"config file {path} does not exist." + (f" Did you mean {near[0]}?" if near else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not path.exists():
+        raise FileError.of(f"config file {path}", "does not exist", _similar_file(path))
+    tree = records.read_yaml(path, "Give a YAML file.")
     tree = {} if tree is None else tree
     if not isinstance(tree, Mapping):
         sections = ", ".join(["task", *SECTIONS])
-        raise UserError(f"config file {path} must be a mapping with the keys {sections} (got {as_yaml(tree)}).")
+        raise FileError.of(path, f"must be a mapping with the keys {sections} (got {as_yaml(tree)})")
     return dict(tree)
 
 
-def _check_tree(tree: Mapping[str, Any], path: str = "") -> None:
-    """Raise UserError for unknown keys, sections that are values, and nulls where a value is required."""
-    where = f" Edit {path}." if path else ""
+def build(tree: Mapping[str, Any], remedy: str = "", where: str = "") -> RunConfig:
+    """A tree of plain values as a typed config; its ranges are not checked.
+
+    Args:
+        tree: sections with their keys.
+        remedy: in messages, e.g. "Edit scenes.yaml."
+        where: of the unknown key in the message, e.g. " in scenes.yaml".
+
+    Raises:
+        UserError: unknown keys, sections that are values, values of the wrong type, a key that is given both in its
+            section and by its dotted name.
+    """
+    config = RunConfig()
     for key, value in flatten(tree).items():
         if not is_known(key):
-            raise UserError(
-                f"unknown key {key}={as_yaml(value)}{f' in {path}' if path else ''}. Did you mean {nearest_key(key)}?"
-            )
-        if key in KEYS and is_section(key):
-            if not isinstance(value, Mapping) and not (value is None and is_optional(key)):
-                raise config_error(key, value, f"a section with keys such as {first_key(key)}", where.strip())
-        elif value is None and key in KEYS and not is_optional(key):
-            raise UserError(f"{type_error(key, value)}{where}")
+            raise UserError(f"unknown key {key}={as_yaml(value)}{where}. Did you mean {nearest_key(key)}?")
+        if key in KEYS and is_section(key) and not (is_optional(key) and value is None):
+            if not isinstance(value, Mapping):
+                raise config_error(key, value, f"a section with keys such as {first_key(key)}", remedy)
+            if not value and not is_optional(key):
+                continue  # an empty section
+        assign(config, key, value, remedy=remedy)
+    return config
+
+
+def _similar_file(path: Path) -> str:
+    try:
+        others = [str(other) for other in files_in(path.parent, {".yaml", ".yml"})]
+    except FileError:
+        return ""
+    near = difflib.get_close_matches(str(path), others, n=1, cutoff=0.3)
+    return f"Did you mean {near[0]}?" if near else ""

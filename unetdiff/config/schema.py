@@ -12,6 +12,7 @@ from typing import Any, Literal, Union
 from unetdiff.config.training import JointConfig, TrainingConfig
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.errors import UserError, as_yaml
 from unetdiff.models.config import ModelConfig
 from unetdiff.segmentation.config import SegmentationConfig
 
@@ -110,14 +111,19 @@ def _similarity(a: str, b: str) -> float:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}, as deep as the schema has sections."""
+    """{"a": {"b": 1}} -> {"a.b": 1}, as deep as the schema has sections.
+
+    Raises:
+        UserError: a key that is given both in its section and by its dotted name.
+    """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and (key not in KEYS or is_section(key)):
-            flat |= flatten(value, f"{key}.") or {key: value}
-        else:
-            flat[key] = value
+        nested = isinstance(value, Mapping) and (key not in KEYS or is_section(key))
+        for leaf, item in ((flatten(value, f"{key}.") or {key: value}) if nested else {key: value}).items():
+            if leaf in flat:
+                raise UserError(f"{leaf}={as_yaml(item)}: must be given once (got {as_yaml(flat[leaf])} as well).")
+            flat[leaf] = item
     return flat
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.trajectory import Trajectory
 from unetdiff.errors import UserError
+from unetdiff.files.images import save_image
 
 PAPER, INK, FAINT = "#ffffff", "#1f2933", "#7b8794"
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -112,7 +113,8 @@ def save_frames(frames: Sequence[Image.Image], path: Path, back: bool = False, m
     if back:
         ordered += ordered[-2:0:-1]
         durations += [milliseconds] * (len(ordered) - len(durations))
-    ordered[0].save(path, save_all=True, append_images=ordered[1:], duration=durations, loop=0, optimize=False)
+    options = {"append_images": ordered[1:], "duration": durations, "loop": 0, "optimize": False}
+    save_image(ordered[0], path, save_all=True, **options)
 
 
 def strip(

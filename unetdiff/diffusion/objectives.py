@@ -212,7 +212,7 @@ def diffusion_loss(
 def sums_by_quartile(per_sample: torch.Tensor, timesteps: torch.Tensor, num_train_timesteps: int) -> torch.Tensor:
     """Sum of the losses in each quarter of the timesteps, least noise first, (4,), from (B,) and (B,)."""
     quartile = timesteps * 4 // num_train_timesteps  # (B,)
-    return per_sample.new_zeros(4).index_add(0, quartile, per_sample)
+    return torch.stack([torch.where(quartile == q, per_sample, 0).sum() for q in range(4)])
 
 
 def loss_by_quartile(sums: torch.Tensor, images: torch.Tensor, num_train_timesteps: int) -> dict[str, torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -66,6 +68,26 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
             yield from _walk(path, seen)
         elif path.is_file():
             yield path
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that match a glob pattern (`**`: folders at any depth), sorted, without hidden ones.
+
+    A file that is reached again through a link to a folder is listed once.
+
+    Raises:
+        FileError: a folder that cannot be read.
+    """
+    try:
+        names = sorted(glob.glob(pattern, recursive=True), key=lambda name: (name.count(os.sep), name))
+    except (OSError, ValueError, RecursionError, re.error) as error:
+        raise FileError.from_os_error(pattern, error, "Give a path or a quoted glob.") from None
+    found: dict[tuple[str, str], Path] = {}
+    shown = {part for part in Path(pattern).parts if is_hidden(part)}
+    for path in map(Path, names):
+        if path.is_file() and not any(is_hidden(part) and part not in shown for part in path.parts if part != ".."):
+            found.setdefault((os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
 
 
 def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:

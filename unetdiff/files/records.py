@@ -21,7 +21,8 @@ from unetdiff.files.writing import write_text
 MAX_DEPTH = 50
 MAX_NODES = 100_000
 MAX_DIGITS = 400
-"""Bounds of a YAML file: nesting, values after aliases are expanded, characters of a number."""
+MAX_YAML_BYTES = 1 << 18
+"""Bounds of a YAML file: nesting, values after aliases are expanded, characters of a number, its size."""
 MAX_INTEGER = 300
 """Digits of an integer in JSON, so that it fits a float."""
 
@@ -150,6 +151,15 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without its traps: keys that occur twice, endless aliases, 010 = 8 and 1:30 = 90."""
 
     nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
@@ -198,9 +208,22 @@ for _tag, _pattern in _NUMBERS.items():
     _StrictLoader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts a text in quotes where YAML 1.1 or `parse_yaml` would read anything else, e.g. '1e3' and '010'."""
+
+
+for _tag, _pattern in _NUMBERS.items():
+    _Dumper.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
+
+
+def dump_yaml(content: Any) -> str:
+    """Plain values as YAML, keys in their order; `parse_yaml` reads them back."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
 def read_yaml(path: str | Path, remedy: str = "") -> Any:
     """The content of a YAML file. Errors as of `parse_yaml`, and for a file that is missing or not UTF-8."""
-    return parse_yaml(read_text(path, 1 << 24, remedy), path)
+    return parse_yaml(read_text(path, MAX_YAML_BYTES, remedy), path)
 
 
 def parse_yaml(text: str, path: str | Path) -> Any:
@@ -216,4 +239,5 @@ def parse_yaml(text: str, path: str | Path) -> Any:
     except RecursionError:
         raise FileError.of(path, "must be YAML (nested too deeply)") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise FileError.of(path, f"must be YAML ({' '.join(str(error).split())})") from None
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        raise FileError.of(path, f"must be YAML ({reason})") from None

@@ -38,6 +38,16 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.strip() for line in read_text(path).split("\n")]
 
 
+def read_start(path: str | Path, count: int) -> bytes:
+    """The first `count` bytes of a regular file, fewer where it is shorter. Errors as of `read_bytes`."""
+    path = regular_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise FileError.from_os_error(path, error) from None
+
+
 def read_bytes(path: str | Path, max_bytes: int = MAX_BYTES, remedy: str = "") -> bytes:
     """The content of a regular file.
 

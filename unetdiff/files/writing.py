@@ -28,6 +28,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     aside = path.with_name(f"{WRITING}{path.name}")
+    if len(os.fsencode(aside.name)) > MAX_NAME:  # the name itself may just fit
+        aside = path.with_name(f"{WRITING}{hashlib.sha256(os.fsencode(path.name)).hexdigest()}")
     try:
         write(aside)
         os.replace(aside, path)
@@ -181,6 +183,8 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
             raise ValueError("null byte in the path")
         if path.is_dir() and not folder:
             raise config_error(key, path, "a file (got a folder)", "Give the path of a file.")
+        if path.exists() and not folder and not path.is_file():
+            raise config_error(key, path, "a regular file (got a device or a pipe)", "Give another path.")
         if path.exists() and folder and not path.is_dir():
             raise config_error(key, path, "a folder (got a file)", "Give another path.")
         if not folder and not path.parent.is_dir():
@@ -188,7 +192,7 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
         if path.exists() and not folder and not os.access(path, os.W_OK):
             raise config_error(key, path, "writable (got a read-only file)", "Give another path.")
         place = path if folder else path.parent
-        names = ["" if folder else WRITING + path.name]
+        names = ["" if folder else path.name]
         while not place.exists():
             names.append(place.name)
             place = place.parent
@@ -221,6 +225,17 @@ def file_errors(path: str | Path, remedy: str = "") -> Iterator[None]:
         raise
     except OSError as error:
         raise FileError.from_os_error(error.filename or path, error, remedy) from error
+
+
+def discard(descriptor: int) -> None:
+    """Let an open file descriptor lead nowhere: what is written to it later is dropped without an error.
+
+    Raises:
+        OSError: it is not open.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def sha256_of(path: Path) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from unetdiff.segmentation.loss_inputs import LossInputs, divisor
@@ -42,9 +43,9 @@ class DatasetLoss:
                 value = torch.stack([value, inputs.valid.any().to(value.dtype)])
             self.sums[name] += value.detach().double()
 
-    def reduce(self, accelerator: Accelerator) -> DatasetLoss:
+    def reduce(self, accelerator: Any) -> DatasetLoss:
         """Sum over all processes, in place. Collective."""
-        self.sums = {name: accelerator.reduce(value) for name, value in self.sums.items()}  # type: ignore[misc]
+        self.sums = {name: accelerator.reduce(value) for name, value in self.sums.items()}
         return self
 
     def compute(self) -> float:

@@ -49,7 +49,7 @@ def hard_bound(nll: Tensor, min_fraction: float, sum_over: SumOver | None = None
     pixels = len(nll) if sum_over is None else int(sum_over(torch.tensor(len(nll), device=nll.device)))
     min_kept = math.ceil(min_fraction * pixels - 1e-9)
     if min_kept < 1:
-        return nll.new_tensor(torch.inf)
+        return nll.new_full((), torch.inf)
     if sum_over is None:
         return nll.kthvalue(pixels - min_kept + 1).values  # the min_kept-th largest
     return _kth_largest(nll, min_kept, sum_over)

@@ -8,8 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unetdiff.config.schema import RunConfig
+from unetdiff.errors import config_error
+
 Sums = dict[str, Tensor]
 """Tensors by name that add up over the images of a batch, e.g. a sum of losses and their number."""
+
+
+def require_sums(config: RunConfig, processes: int) -> None:
+    """Check that the loss has sums that add up over this number of processes.
+
+    Raises:
+        UserError: Lovász-softmax in several processes.
+    """
+    losses = config.segmentation.losses
+    if processes > 1 and config.task != "diffusion" and "lovasz" in losses:
+        constraint = f"without lovasz in {processes} processes, as it sorts the pixels of the whole batch"
+        raise config_error("segmentation.losses", losses, constraint, "Use one process, or dice instead of lovasz.")
 
 
 def add(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Sums:

@@ -37,6 +37,7 @@ from unetdiff.training.signals import StopRequest, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
 from unetdiff.training.summary import headline, write_summary
+from unetdiff.training.sums import require_sums
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.validation import run_validation
@@ -77,6 +78,7 @@ class Trainer:
         self.command = command
         settings = config.training
         self.accelerator = runtime.build_accelerator(settings)
+        require_sums(config, self.accelerator.num_processes)
         reset_peak(self.accelerator.device)
         self.logger: RunLogger | None = None
         self.data = RunData(config, self.accelerator)

@@ -108,12 +108,13 @@ class GradientNorm(Weighting):
 
     def observe(self, unet: UNet, losses: Mapping[str, Tensor]) -> None:
         layer = last_shared_weight(unet)
+        dtype = torch.promote_types(layer.dtype, torch.float32)
         gradients = torch.stack(
             [
-                torch.autograd.grad(losses[head], layer, retain_graph=True, materialize_grads=True)[0].flatten().float()
+                torch.autograd.grad(losses[head], layer, retain_graph=True, materialize_grads=True)[0].flatten()
                 for head in HEADS
             ]
-        )
+        ).to(dtype)
         self._gradients = gradients if self._gradients is None else self._gradients + gradients
 
     def end_step(self, finite: bool, processes: int) -> None:

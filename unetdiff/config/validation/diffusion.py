@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 from unetdiff.config.schema import RunConfig
-from unetdiff.config.validation.checks import require_at_least, require_fraction, require_positive
 from unetdiff.config.validation.conditioning import validate_conditioning
 from unetdiff.config.validation.data import image_size
 from unetdiff.data.capabilities import WITH_MASKS
@@ -21,16 +18,12 @@ def validate_diffusion(config: RunConfig) -> None:
     validate_noise(config)
     _validate_weighting(config)
     validate_conditioning(config)
-    require_at_least("diffusion.preview_per_class", diffusion.preview_per_class, 1)
     if not 1 <= diffusion.preview_steps <= diffusion.noise.num_train_timesteps:
         raise config_error(
             "diffusion.preview_steps",
             diffusion.preview_steps,
             f"in 1..{diffusion.noise.num_train_timesteps} (diffusion.noise.num_train_timesteps)",
         )
-    if not 0 <= diffusion.offset_noise < math.inf:
-        raise config_error("diffusion.offset_noise", diffusion.offset_noise, "finite and at least 0 (off)")
-    require_fraction("diffusion.condition_dropout", diffusion.condition_dropout)
     size, trained = config.model.sample_size, image_size(config)
     if size is not None and trained is not None and trained != ([size, size] if isinstance(size, int) else size):
         right = f"Use {trained[0]}." if trained[0] == trained[1] else "Use null."
@@ -46,8 +39,6 @@ def validate_noise(config: RunConfig) -> None:
             "epsilon",
             "v_prediction or sample with diffusion.noise.zero_terminal_snr=true, whose last timestep is pure noise",
         )
-    require_at_least("diffusion.noise.num_train_timesteps", noise.num_train_timesteps, 2)
-    require_positive("diffusion.noise.input_scale", noise.input_scale, "Give 1.0, or e.g. 0.1 for masks.")
 
 
 def _validate_weighting(config: RunConfig) -> None:
@@ -55,7 +46,6 @@ def _validate_weighting(config: RunConfig) -> None:
     if weighting == "clamped_snr" and config.diffusion.prediction_type == "epsilon":
         constraint = "another weighting with diffusion.prediction_type=epsilon, for which it diverges"
         raise config_error("diffusion.weighting", weighting, constraint, "Use min_snr.")
-    require_positive("diffusion.snr_gamma", gamma, "Min-SNR uses 5.0.")
     if weighting == "clamped_snr" and gamma < 1:
         raise config_error("diffusion.snr_gamma", gamma, "at least 1 with diffusion.weighting=clamped_snr", "Use 5.0.")
 

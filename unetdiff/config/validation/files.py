@@ -18,12 +18,7 @@ def check_files(config: RunConfig) -> None:
     weights, data = config.model.encoder.weights, config.data
     if weights is not None and weights != "imagenet" and not Path(weights).is_file():
         raise config_error("model.encoder.weights", weights, "an existing safetensors file, imagenet or null")
-    if (
-        data.root is not None
-        and data.name != "scenes"
-        and not data.download
-        and not Path(data.root).expanduser().exists()
-    ):
+    if data.root is not None and data.name != "scenes" and not data.download and not Path(data.root).exists():
         remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
     vae = config.diffusion.latent.vae

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unetdiff.config.schema import RunConfig
-from unetdiff.config.validation.checks import require_at_least
+from unetdiff.config.validation.data import image_size
 from unetdiff.errors import UserError, config_error
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
@@ -14,15 +14,12 @@ from unetdiff.models.resolve import resolve
 def validate_network(config: RunConfig) -> None:
     """Check what training supports of the network, then what the network itself supports."""
     model, noisy = config.model, config.task != "segmentation"
-    for part in ("encoder", "decoder"):
-        channels = getattr(model, part).channels
-        if channels is not None and (not channels or min(channels) < 1):
-            raise config_error(f"model.{part}.channels", channels, "a list of positive integers", "Give e.g. [32, 64].")
+    size = image_size(config)
+    if size is not None and config.diffusion.latent.vae is None and model.patch_size > min(size):
+        constraint = f"at most {min(size)}, the shorter side of the training images"
+        raise config_error("model.patch_size", model.patch_size, constraint)
     if model.in_channels != 3:
         raise config_error("model.in_channels", model.in_channels, "3, as images are RGB")
-    conditioning = model.conditioning
-    if conditioning.cross_attention_dim is not None:
-        require_at_least("model.conditioning.cross_attention_dim", conditioning.cross_attention_dim, 1)
     imported = model.imported
     if imported.num_class_embeds is not None:
         constraint = "null: it describes imported networks and is not trained"
@@ -31,7 +28,6 @@ def validate_network(config: RunConfig) -> None:
     if imported.class_embed_type is not None:
         constraint = "null: it describes imported networks and is not trained"
         raise config_error("model.imported.class_embed_type", imported.class_embed_type, constraint)
-    require_at_least("model.conditioning.attention_head_dim", conditioning.attention_head_dim, 1)
     heads = HeadsConfig(
         SegmentationHeadConfig() if config.task != "diffusion" else None, DiffusionHeadConfig() if noisy else None
     )

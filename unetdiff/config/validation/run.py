@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from unetdiff.config.schema import RunConfig
+from dataclasses import asdict
+
+from unetdiff.config.bounds import check_bounds
+from unetdiff.config.schema import RunConfig, flatten
 from unetdiff.config.validation.data import validate_data
 from unetdiff.config.validation.diffusion import validate_diffusion
 from unetdiff.config.validation.joint import validate_joint
@@ -12,11 +15,12 @@ from unetdiff.config.validation.training import validate_length, validate_traini
 
 
 def validate(config: RunConfig) -> None:
-    """Check a config for combinations that cannot be trained; reads nothing but the config.
+    """Check a config for values out of range and combinations that cannot be trained; reads nothing but the config.
 
     Raises:
-        UserError: the first such combination.
+        UserError: the first of them.
     """
+    check_bounds(flatten(asdict(config)))
     validate_network(config)
     validate_heads(config)
     validate_data(config)

@@ -126,7 +126,7 @@ class Task(nn.Module, ABC):
         """
         require_one_size(images)
         assert isinstance(images, Tensor)
-        x = to_model_range(images.to(self.unet.device, non_blocking=True))
+        x = to_model_range(images.to(self.unet.device, non_blocking=True)).to(self.unet.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x  # (B, 3, H, W)
 
     def image_noise(self, draws: RowDraws, images: Tensor, offset: float = 0.0) -> Tensor:

@@ -127,13 +127,13 @@ class DiffusionTask(Task):
         draws: latents are sampled from the posterior; None: its mean.
         """
         if isinstance(self.codec, MaskCodec):
-            x0 = self.codec.encode_masks(self._masks(batch))
+            x0 = self.codec.encode_masks(self._masks(batch)).to(self.unet.dtype)
             return x0.contiguous(memory_format=torch.channels_last) if self.channels_last else x0
         pixels, noise = self.pixels(batch["image"]), None
         if draws is not None and isinstance(self.codec, LatentCodec):
             shape = self.codec.channels, *self.codec.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
             noise = draws(lambda count, generator: objectives.sample_noise((count, *shape), generator), shape)
-        return self.codec.encode(pixels, noise)
+        return self.codec.encode(pixels, noise).to(self.unet.dtype)
 
     def loss_mask(self, batch: Batch) -> Tensor | None:
         """Pixels included in the loss, bool (B, 1, H, W): those of generated masks that are not ignored; None: all."""
@@ -159,7 +159,7 @@ class DiffusionTask(Task):
         """The network's output (B, C, H, W) as sum of the images' losses, their number, and sums by quartile."""
         per_sample = self.per_sample(output, noisy)
         quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.timesteps)
-        return {"loss": per_sample.sum(), "images": per_sample.new_tensor(len(per_sample)), "quartiles": quartiles}
+        return {"loss": per_sample.sum(), "images": per_sample.new_full((), len(per_sample)), "quartiles": quartiles}
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The mean loss of the images, in total and by quartile of the timestep."""

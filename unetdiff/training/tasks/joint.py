@@ -45,11 +45,9 @@ class JointTask(Task):
         noisy = self.diffusion.add_noise(batch, draws)
         rows = self.clean_rows(draws)
         if rows:
-            every = len(rows) == draws.count
-            pixels = self.pixels(batch["image"])
-            pixels, masks = (pixels, batch["mask"]) if every else (pixels[rows], batch["mask"][rows])
+            pixels = self.pixels(batch["image"][rows])
             logits, output = self.unet.both(pixels, noisy.sample, noisy.timesteps, noisy.conditioning.tokens)
-            segmentation = self.segmentation.sums(logits, masks)
+            segmentation = self.segmentation.sums(logits, batch["mask"][rows])
         else:
             output = self.diffusion.predict(noisy)
             segmentation = self._no_segmentation(output)

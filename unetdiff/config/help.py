@@ -1,0 +1,52 @@
+"""The help of every dotted option of `unetdiff train`, from the attribute docstrings of the config classes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from dataclasses import fields
+
+from unetdiff.config.schema import KEYS, LEAVES, RunConfig, describe, section_class
+from unetdiff.errors import as_yaml
+
+INDENT = 24
+WIDTH = 100
+
+
+def options_help() -> str:
+    """`--key TYPE: docstring (default: ...)` of every key, section by section."""
+    texts = _docstrings(RunConfig)
+    defaults = _defaults(RunConfig())
+    lines = []
+    for key in LEAVES:
+        default = f" (default: {as_yaml(defaults[key])})" if key in defaults else ""
+        text = f"{texts[key]} [{describe(KEYS[key])}]{default}"
+        lines.append(f"  --{key}")
+        lines += textwrap.wrap(text, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
+    return "\n".join(lines)
+
+
+def _docstrings(cls: type, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> the string below its attribute."""
+    texts: dict[str, str] = {}
+    body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
+    for node, below in zip(body, body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            key = prefix + node.target.id
+            texts[key] = inspect.cleandoc(ast.literal_eval(below.value)).replace("\n", " ")
+            if (inner := section_class(KEYS[key])) is not None:
+                texts |= _docstrings(inner, f"{key}.")
+    return texts
+
+
+def _defaults(section: object, prefix: str = "") -> dict[str, object]:
+    """Dotted key -> default; without the keys of sections that are null by default."""
+    values: dict[str, object] = {}
+    for item in fields(section):  # type: ignore[arg-type]
+        key, value = prefix + item.name, getattr(section, item.name)
+        if section_class(KEYS[key]) is None:
+            values[key] = value
+        elif value is not None:
+            values |= _defaults(value, f"{key}.")
+    return values
