@@ -139,7 +139,7 @@ def read_summary(path: Path) -> JsonDict:
     if not path.exists():
         return {}
     summary: JsonDict = {**typed(Summary, jsonable(read_object(path, REMEDY)), path, remedy=REMEDY)}
-    _require_numbers(summary.get("final") or {}, path, REMEDY)
+    _require_numbers(summary.get("final") or {}, path, REMEDY, "final.")
     return summary
 
 
@@ -161,11 +161,11 @@ def read_metrics(path: Path) -> list[JsonDict]:
     return sorted(latest.values(), key=lambda entry: entry["step"])
 
 
-def _require_numbers(metrics: Mapping[str, Any], where: str | Path, remedy: str) -> None:
+def _require_numbers(metrics: Mapping[str, Any], where: str | Path, remedy: str, prefix: str = "") -> None:
     """Refuse a metric ("TASK/NAME", loss) that is a text, true or false."""
     for name, value in metrics.items():
         if ("/" in name or name == "loss") and isinstance(value, str | bool):
-            raise FileError.of(where, f"{name}: must be a number (got {value!r})", remedy)
+            raise FileError.of(where, f"{prefix}{name}: must be a number (got {value!r})", remedy)
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
