@@ -30,7 +30,9 @@ def trained(case: Case, root: Path, accumulation: int, dtype: torch.dtype, steps
     """The weights and buffers after `steps` steps, in float64; in every process that calls it."""
     config = case.config(root, steps, accumulation)
     trainer = Trainer(config, None)
-    trainer.task.to(dtype)
+    if dtype != torch.float32:
+        trainer.task.to(dtype)
+        trainer._wrap()  # again: DDP's buffers have the type of the weights
     settings = trainer.config.training
     batches = trainer.data.batches(settings, 0, steps, trainer.lr.strong_until, trainer.accelerator)
     for step in range(steps):

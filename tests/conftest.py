@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.prompt import COLORS, DIGITS
+from unetdiff.evaluation import classifier
 
 TINY: dict[str, Any] = {
     "model.encoder.channels": [8, 16],
@@ -34,6 +36,14 @@ TINY: dict[str, Any] = {
     "training.validate_every": 3,
     "training.checkpoint_every": 2,
 }
+
+
+@pytest.fixture(autouse=True)
+def _short_classifier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`evaluate` trains its classifier for 20 steps instead of 500, except in the tests of what it measures."""
+    if "evaluation" not in request.path.parts:
+        short = partial(classifier.ClassifierConfig, steps=20)
+        monkeypatch.setattr(classifier, "ClassifierConfig", short)
 
 
 @pytest.fixture

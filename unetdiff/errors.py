@@ -121,7 +121,7 @@ def as_yaml(value: Any) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """The choice most similar to a word that is not among them, for "Did you mean ...?"."""
-    return difflib.get_close_matches(word, list(choices), n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(word[:MAX_VALUE_CHARS], list(choices), n=1, cutoff=0.0)[0]
 
 
 def shortened(text: str, length: int = MAX_VALUE_CHARS) -> str:

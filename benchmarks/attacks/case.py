@@ -19,8 +19,8 @@ Spoil = Callable[[Path, random.Random], object]
 Check = Callable[[Path, Result], str]
 STATUSES = {0, 1, 2, 130, 143}
 """The exit statuses that docs/runs.md and the commands document."""
-MAX_LINES = 6
-"""Lines of stderr of a refusal."""
+MAX_LINES = 8
+"""Lines of stderr of a refusal, warnings and progress of libraries included."""
 MAX_LINE = 1500
 """Characters of each."""
 SECRET = (201, 17, 93)
@@ -28,6 +28,8 @@ SECRET = (201, 17, 93)
 PWNED = "pwned"
 """File that code hidden in the input would write."""
 LEFTOVERS = re.compile(r"^\.(writing|old)-|\.tmp$|\.lock$")
+LIBRARY_COLORS = re.compile(r"\x1b\[([0-9]{0,2}m|A)")
+"""What transformers and tqdm print of themselves; the codes of the hostile texts are longer."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -134,10 +136,9 @@ def _left(case: Case, result: Result, scratch: Path) -> tuple[str, str] | None:
 
 def _streams(result: Result) -> tuple[str, str] | None:
     for name, text in (("stdout", result.stdout), ("stderr", result.stderr)):
-        found = CONTROL.search(text)
+        found = CONTROL.search(LIBRARY_COLORS.sub("", text))
         if found:
-            line = text[: found.start()].count("\n")
-            return "raw control character", f"{name}: {text.splitlines()[line][:200]!r}"
+            return "raw control character", f"{name}: {found.string[max(0, found.start() - 80) : found.end() + 40]!r}"
     if result.status == 2:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
         if len(lines) > MAX_LINES:

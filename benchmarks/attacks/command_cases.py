@@ -102,7 +102,8 @@ def option_cases() -> Iterator[Case]:
         }.items():
             expect: Any = "either" if command == "predict" or name in ("empty word", "long", "surrogate") else "refused"
             yield Case("option", f"{command}, {name}", (*argv, *extra), uses, expect=expect)
-        yield Case("option", f"{command}, nothing", argv[:1], uses, expect="refused")
+        alone = "accepted" if argv[0] == "experiment" else "refused"
+        yield Case("option", f"{command}, nothing", argv[:1], uses, expect=alone)  # type: ignore[arg-type]
         for name in ("nowhere", "", "/", ".", "seg.yaml", "/dev/null", ESCAPE, LONG, "photos/a.png", "pipe"):
             index = 2 if argv[0] in ("train", "data", "experiment") else 1
             words = (*argv[:index], name, *argv[index + 1 :])

@@ -125,7 +125,7 @@ def copy(material: Path, names: Sequence[str], scratch: Path) -> None:
     """Copies of files and folders of the material in a new directory."""
     scratch.mkdir(parents=True)
     (scratch / "home").mkdir()
-    for name in names:
+    for name in dict.fromkeys(names):
         if (material / name).is_dir():
             shutil.copytree(material / name, scratch / name, symlinks=True)
         else:

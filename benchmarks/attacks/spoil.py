@@ -16,7 +16,7 @@ from PIL import Image
 
 SpoilFile = Callable[[Path, random.Random], object]
 
-ESCAPE = "\x1b]0;owned\x07\x1b[31mred\u202e"
+ESCAPE = "\x1b]0;owned\x07\x1b[38;5;201mpink\u202e"
 """Codes that set a terminal's title and color, and turn the direction of writing."""
 LONG = "n" * 300
 NUMBERS: tuple[Any, ...] = (

@@ -49,7 +49,7 @@ def test_training_step_is_that_of_the_trainer(task: str, tmp_path: Path) -> None
     whole = checkpoints.newest(run)
     assert whole is not None
     trained = BenchmarkTarget(file)
-    checkpoints._load_modules(whole / checkpoints.MODEL, trained.task)
+    checkpoints.load_weights(whole / checkpoints.MODEL, trained.task)
     actual, expected = target.task.state_dict(), trained.task.state_dict()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert any(not torch.equal(before[name], expected[name]) for name in expected)

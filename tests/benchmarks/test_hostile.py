@@ -36,7 +36,7 @@ def leak() -> int:
 
 
 def complain() -> int:
-    print("unetdiff: \x1b[31mred.", file=sys.stderr)
+    print("unetdiff: \x1b[38;5;201mpink.", file=sys.stderr)
     return 2
 
 

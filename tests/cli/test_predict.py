@@ -160,7 +160,7 @@ def test_standard_input_to_files(run: Path, tmp_path: Path, monkeypatch: pytest.
     assert {path.name for path in (tmp_path / "two" / "masks").iterdir()} == {"x.png", "a name.png"}
     capsys.readouterr()
     for data, words, status, part in (
-        (b"no image", [], 1, "<8 bytes>: not a readable image"),
+        (b"no image", [], 1, "<8 bytes>: must be an image"),
         (b"\n", ["--list"], 2, "the list on standard input is empty"),
         (b"nowhere.png\n", ["--list"], 2, "nowhere.png: no image or video found"),
     ):

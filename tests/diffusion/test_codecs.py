@@ -105,11 +105,11 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
     cases = [
         ("nowhere", r"nowhere: must be a folder with a diffusers AutoencoderKL \(it does not exist\)"),
         ("empty", "has no config.json"),
-        ("broken", "has an invalid config.json"),
+        ("broken", "config.json: must be JSON"),
         ("unet", "has a UNet2DModel"),
-        ("pickle", r".*diffusion_pytorch_model.bin: must not be a pickle. .*torch.load\("),
-        ("truncated", "cannot be loaded"),
-        ("foreign", "missing or unexpected tensors"),
+        ("pickle", r".*diffusion_pytorch_model.bin is a pickle. .*torch.load\("),
+        ("truncated", "must be a complete safetensors file"),
+        ("foreign", "its config describes"),
         ("grey", "takes images of 1 channels"),
     ]
     for name, says in cases:

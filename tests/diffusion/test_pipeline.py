@@ -218,7 +218,7 @@ def test_round_trip_in_diffusers_layout(pipeline: GenerationPipeline, tmp_path, 
 def test_a_damaged_part_is_named(pipeline: GenerationPipeline, tmp_path) -> None:
     pipeline.save_pretrained(tmp_path)
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
-    with pytest.raises(UserError, match=f"{tmp_path}: cannot be loaded"):
+    with pytest.raises(UserError, match=f"{tmp_path}.*scheduler_config.json: must be JSON"):
         GenerationPipeline.from_pretrained(tmp_path)
 
 

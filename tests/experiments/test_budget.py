@@ -30,6 +30,7 @@ from unetdiff.reports.runs import Run
 
 TINY = [
     "--model.encoder.channels=[8,16]",
+    "--model.residual.layers_per_block=1",
     "--model.conditioning.attention_levels=[1]",
     "--model.conditioning.cross_attention_dim=8",
     "--model.conditioning.attention_head_dim=8",

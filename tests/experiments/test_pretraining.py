@@ -127,11 +127,12 @@ def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path
 
     # the gallery's last column is what the denoiser's segmenter says, in the set's colours
     run = read_run(tmp_path / "denoiser-init" / "fraction-0.05" / "seed-0")
-    names = {item["name"]: item for item in (open_dataset(run)[i] for i in range(12))}
+    dataset = open_dataset(run)
+    names = {item["name"]: item for item in (dataset[i] for i in range(12))}
     for name, files in gallery.rows:
         item = names[name]
         shown = np.asarray(Image.open(tmp_path / files[-1]).convert("RGB"))
-        expected = predictions(with_last_weights(run), [item])[0]
+        expected = predictions(with_last_weights(run), [item], dataset.classes)[0]
         assert np.array_equal(shown, PALETTE[expected])
     assert run.summary["init_from"]["network"].startswith(str(tmp_path / "pretrained"))
     assert run.summary["init_from"]["fresh"]["parts"] == ["segmentation head"], "the whole backbone was taken"

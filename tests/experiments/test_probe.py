@@ -25,6 +25,7 @@ def here(function, *args):
 
 def test_command(make_run, tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "run_in_subprocess", here)
+    monkeypatch.setattr(probe, "MEMORY_STEPS", 1)
     runs = [str(make_run(name, name, seed)) for seed, name in enumerate(("segmentation", "diffusion", "joint"))]
     output = tmp_path / "out"
     argv = ["probe", *runs, *QUICK, "--output", str(output)]

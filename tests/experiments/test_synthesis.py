@@ -20,12 +20,14 @@ CONFIG = SynthesisConfig(
 )
 TINY = [
     "--model.encoder.channels=[8, 16]",
+    "--model.residual.layers_per_block=1",
     "--model.residual.norm_num_groups=4",
     "--model.conditioning.cross_attention_dim=8",
     "--model.conditioning.attention_levels=[1]",
     "--model.conditioning.attention_head_dim=8",
     "--data.scenes.train_images=40",
     "--data.scenes.val_images=6",
+    "--diffusion.preview_steps=2",
     "--diffusion.preview_per_class=1",
     "--training.batch_size=4",
 ]

@@ -28,6 +28,7 @@ from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.errors import FileError, UserError
+from unetdiff.files.writing import require_writable
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
@@ -400,3 +401,23 @@ def test_c_paths_in_messages_are_printable(capsys: pytest.CaptureFixture[str]) -
         assert r"\n" in (line := one_line(capsys)) or r"\x1b" in line
     with pytest.raises(FileError, match="does not exist"):
         load("a\nb")
+
+
+def test_b4_outputs_that_are_links_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere/at/all")
+    for name in ("loop", "loop/x", "dangling", "dangling/x"):
+        for folder in (True, False):
+            with pytest.raises(UserError, match="--output=.*must be"):
+                require_writable("--output", tmp_path / name, folder)
+    for path in ("/dev/null", "/dev/full"):  # would be replaced by a file
+        with pytest.raises(UserError, match="a regular file"):
+            require_writable("--output", path)
+
+
+def test_c_long_words(capsys: pytest.CaptureFixture[str]) -> None:
+    long, train = "x" * 10**5, ["train", "joint"]
+    for words in ([long], ["sample", "x", f"--{long}"], [*train, f"--training.{long}"],
+                  [*train, f"--training.steps={long}"], [*train, "x", long]):  # fmt: skip
+        assert main(words) == 2
+        assert len(one_line(capsys)) < 2100

@@ -17,6 +17,7 @@ from unetdiff.config.validation.run import validate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.loaders import eval_loader
 from unetdiff.errors import UserError
+from unetdiff.models.attention import AttentionBlock
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import OHEMConfig, SegmentationConfig
 from unetdiff.training.draws import StepDraws
@@ -54,14 +55,18 @@ def step_of(config: SegmentationConfig, parts: int, padding: str) -> tuple[dict[
     image, names, count = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8), ["a", "b"], 2 // parts
     rows = [slice(i, i + count) for i in range(0, 2, count)]
     batches = iter([{"image": image[part], "mask": mask[part], "name": names[part]} for part in rows])
-    before = {name: value.clone() for name, value in task.named_parameters()}
+    before = {name: value.detach().clone() for name, value in task.named_parameters()}
     unclipped = OptimizerConfig(max_grad_norm=0.0)
     settings = TrainingConfig(gradient_accumulation_steps=parts, mixed_precision="no", optimizer=unclipped)
     optimizer = torch.optim.SGD(task.parameters(), lr=1.0)
     passes: list[int] = []
     task.unet.register_forward_hook(lambda *_: passes.append(1))
     losses, _, _ = optimizer_step(task, optimizer, batches, 0, settings, build_accelerator(settings), StepLayers(task))
-    return losses, {name: before[name] - value.detach() for name, value in task.named_parameters()}, len(passes)
+    return (
+        losses,
+        {name: before[name].detach() - value.detach() for name, value in task.named_parameters()},
+        len(passes),
+    )
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -113,6 +118,15 @@ def test_a3_which_images_a_joint_step_segments(tiny: Tiny, fraction: float, chos
     for count in (8, 4, 2, 1):
         cut = [first + row for first in range(0, 16, count) for row in task.clean_rows(step.rows(first, count))]
         assert cut == whole
+
+
+def test_a3_a_key_bias_has_no_gradient() -> None:
+    attention = AttentionBlock(8, 2, 2, 1e-6)
+    torch.nn.init.normal_(attention.to_out[0].weight)
+    StepLayers(attention)
+    attention(torch.randn(2, 8, 4, 4)).square().sum().backward()
+    gradients = [projection.bias.grad.abs().max() for projection in (attention.to_q, attention.to_k, attention.to_v)]
+    assert gradients[0] > 0 and gradients[1] == 0 and gradients[2] > 0
 
 
 @pytest.mark.parametrize(

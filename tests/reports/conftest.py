@@ -56,7 +56,7 @@ def fake_run(
         model=ModelConfig(
             sample_size=size or 32,
             encoder=EncoderConfig(channels=list(channels)),
-            conditioning=ConditioningConfig(cross_attention_dim=16, attention_head_dim=8),
+            conditioning=ConditioningConfig(cross_attention_dim=16, attention_levels=[1], attention_head_dim=8),
             heads=heads,
         ),
         data=DataConfig(size=size, scenes=ScenesConfig(train_images=60, val_images=40, digits=digits)),

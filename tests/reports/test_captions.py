@@ -14,7 +14,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.models.config import EncoderConfig, ModelConfig
+from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig
 from unetdiff.reports.illustrations import illustrations
 from unetdiff.reports.runs import read_run
 from unetdiff.training.tasks.build import build_task
@@ -28,7 +28,9 @@ def test_masks_of_two_classes(voc_layout, tmp_path, side):
     root = voc_layout(["background", "line"], {"train": {"a": mask}, "val": {"b": mask}})
     config = RunConfig(
         task="diffusion",
-        model=ModelConfig(encoder=EncoderConfig(channels=[8, 16])),
+        model=ModelConfig(
+            encoder=EncoderConfig(channels=[8, 16]), conditioning=ConditioningConfig(attention_levels=[])
+        ),
         data=DataConfig(name="voc_folder", root=str(root), size=[side, side]),
         diffusion=DiffusionConfig(target="mask", condition="none"),
     )

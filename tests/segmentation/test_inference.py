@@ -120,7 +120,7 @@ def test_16_bit_grey_keeps_its_shades(tmp_path, suffix):
 def test_numbers_without_a_range_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     for read in (load_image, decode):
-        with pytest.raises(UserError, match="float.tif: .*mode F has no fixed range: save it with 8 or 16 bits"):
+        with pytest.raises(UserError, match="float.tif: .*mode F have no fixed range: .*save it with 8 or 16 bits"):
             read(tmp_path / "float.tif")
 
 
@@ -135,19 +135,19 @@ def test_unreadable_files_are_named(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
     (tmp_path / "half.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="nowhere.png: file not found"):
+    with pytest.raises(UserError, match="nowhere.png: no such file"):
         load_image(tmp_path / "nowhere.png")
     for name in ("half.jpg", "text.png"):
-        with pytest.raises(UserError, match=f"{name}: not a readable image"):
+        with pytest.raises(UserError, match=f"{name}: (must be an image|cannot be decoded)"):
             load_image(tmp_path / name)
-    with pytest.raises(UserError, match="^<8 bytes>: not a readable image .unknown format"):
+    with pytest.raises(UserError, match="^<8 bytes>: must be an image"):
         load_image(b"no image")
 
 
 def test_an_image_too_large_for_pils_guard_is_named(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(UserError, match="large.png: .*MAX_IMAGE_PIXELS"):
+    with pytest.raises(UserError, match="large.png: has too many pixels"):
         load_image(tmp_path / "large.png")
 
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -118,42 +114,6 @@ def test_merge_reduce_and_reset():
     assert left.matrix.sum() == 0 and total.matrix.sum() > 0
     with pytest.raises(UserError, match="must have the same classes"):
         left.merge(ConfusionMatrix(3))
-
-
-PROCESS = """
-import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
-from unetdiff.segmentation.metrics import ConfusionMatrix
-
-accelerator = Accelerator(cpu=True)
-rank = accelerator.process_index
-matrix = ConfusionMatrix(2)
-matrix.update(torch.full((1, 3 + rank), rank), torch.zeros(1, 3 + rank, dtype=torch.long))
-for _ in range(2):  # twice: it must not count twice
-    total = matrix.reduce(accelerator)
-    assert accelerator.num_processes == 2 and total.matrix.tolist() == [[3, 4], [0, 0]], total.matrix
-accelerator.end_training()  # without it, gloo's threads may abort the process at exit
-"""
-
-
-def test_two_processes_sum_their_matrices():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
 
 
 def test_an_empty_matrix_is_nan():

@@ -181,7 +181,7 @@ def test_directories_that_are_no_segmenter_are_named(saved, tmp_path):
         (lambda s: s["inference"].update(tile="big"), "inference has a value of the wrong type"),
         (lambda s: s["inference"].update(scales=1), "inference has a value of the wrong type"),
         (lambda s: s["inference"].update(overlap=1), "inference.overlap=1: must be in "),
-        (lambda s: s["classes"].append("cow"), "does not match .*got 4 for 3"),
+        (lambda s: (s["classes"].append("cow"), s["palette"].append([1, 2, 3])), "does not match .*got 4 for 3"),
     ],
 )
 def test_foreign_settings_are_refused(saved, change, says):
@@ -204,7 +204,7 @@ def test_truncated_files_are_refused_by_name(saved):
     with pytest.raises(UserError, match="diffusion_pytorch_model.safetensors"):
         SegmentationPipeline.from_pretrained(saved)
     (saved / "segmentation.json").write_text('{"classes": [')
-    with pytest.raises(UserError, match="segmentation.json: invalid JSON"):
+    with pytest.raises(UserError, match="segmentation.json: must be JSON"):
         SegmentationPipeline.from_pretrained(saved)
 
 

@@ -128,7 +128,7 @@ def test_frames_are_read_as_they_are_written(pipeline: SegmentationPipeline, tmp
 def test_what_is_no_video_is_named(pipeline: SegmentationPipeline, tmp_path: Path) -> None:
     target = tmp_path / "out" / "x.mp4"
     (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(UserError, match="nowhere.mp4: file not found"):
+    with pytest.raises(UserError, match="nowhere.mp4: no such file"):
         segment_video(pipeline, tmp_path / "nowhere.mp4", target)
     with pytest.raises(UserError, match="text.mp4: not a readable video"):
         segment_video(pipeline, tmp_path / "text.mp4", target)
@@ -158,7 +158,7 @@ def test_a_failure_in_the_middle_leaves_nothing(pipeline: SegmentationPipeline, 
 
     with pytest.raises(KeyboardInterrupt):
         segment_video(pipeline, source, tmp_path / "out" / "in.mp4", progress=stop)
-    assert seen[-1] == ["in.mp4.part"] and not list((tmp_path / "out").iterdir())
+    assert seen[-1] == [".writing-in.mp4"] and not list((tmp_path / "out").iterdir())
 
 
 def test_without_pyav_the_extra_is_named(pipeline: SegmentationPipeline, tmp_path: Path, monkeypatch) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.forked import Forked, run_main
 from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
@@ -53,28 +52,26 @@ def _assert_same_run(ours: Path, theirs: Path) -> None:
     assert [line[:2] for line in lines[0]] == [line[:2] for line in lines[1]]
 
 
-def _start(config: RunConfig, tmp_path: Path, *flags: str) -> subprocess.Popen:
+def _start(config: RunConfig, tmp_path: Path, *flags: str) -> Forked:
     file = tmp_path / "config.yaml"
     file.write_text(to_yaml(config))
-    command = [sys.executable, "-m", "unetdiff", "train", config.task, str(file), *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes: dict[str, Any] = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+    return run_main(["train", config.task, str(file), *flags], tmp_path)
 
 
-def _wait_for(run: Path, step: int, process: subprocess.Popen) -> None:
+def _wait_for(run: Path, step: int, process: Forked) -> None:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         lines = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
         if lines and lines[-1]["step"] >= step:
             return
-        assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+        assert process.poll() is None, process.stderr()
         time.sleep(0.005)
     raise AssertionError("the run did not get that far")
 
 
 def test_killed_and_resumed_equals_never_stopped(tiny: Tiny, tmp_path: Path) -> None:
     settings = {"training__steps": 40, "training__log_every": 1, "training__checkpoint_every": 7}
+    settings["training__validate_every"] = 13
     torch.set_num_threads(1)
     whole = train(tiny("joint", "whole", **settings))
 
@@ -103,8 +100,8 @@ def test_signals_end_with_a_checkpoint_and_a_word(
     process = _start(config, tmp_path)
     _wait_for(run, 4, process)
     os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + number, errors
+    status, errors = process.wait(), process.stderr()
+    assert status == 128 + number, errors
     assert "continue with --resume" in errors.splitlines()[-1]
     step = json.loads((checkpoints.newest(run) / checkpoints.STATE).read_text())["step"]  # type: ignore[operator]
     assert read_lines(run / "metrics.jsonl")[-1]["step"] == step >= 4
@@ -159,7 +156,11 @@ def test_a_finished_run_made_longer(tiny: Tiny, capsys: pytest.CaptureFixture) -
 
 
 def test_a_run_made_shorter_but_not_than_it_is(tiny: Tiny) -> None:
-    settings: dict[str, Any] = {"training__checkpoint_every": 4, "training__keep_checkpoints": 2}
+    settings: dict[str, Any] = {
+        "training__checkpoint_every": 4,
+        "training__validate_every": 4,
+        "training__keep_checkpoints": 2,
+    }
     run = train(tiny("segmentation", training__steps=8, **settings))
     (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]
     with pytest.raises(

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import override, to_yaml
+from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
 from unetdiff.training.run_cache import first_difference, run_state
+
+
+def _written(folder: Path, config: RunConfig) -> None:
+    """A run of this config that was started."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 1}\n')
 
 
 def test_first_difference():
@@ -28,6 +38,8 @@ def test_state_of_a_part(tmp_path):
     assert run_state(folder, config) == "new"
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(config))
+    assert run_state(folder, config) == "new", "it did not finish a step"
+    _written(folder, config)
     assert run_state(folder, config) == "interrupted"
     (folder / "summary.json").write_text("{}")
     assert run_state(folder, config) == "finished"
@@ -51,8 +63,7 @@ def test_state_of_a_part(tmp_path):
 def test_what_was_set_and_no_longer_is_makes_another_config(tmp_path, key, value):
     config = quickstart_configs(tmp_path, tiny=True)["segmentation"]
     before = override(config, {key: value})
-    (tmp_path / "segmentation").mkdir()
-    (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(before))
+    _written(tmp_path / "segmentation", before)
     assert run_state(tmp_path / "segmentation", before) == "interrupted"
     with pytest.raises(UserError, match=f"a different config .{key}"):
         run_state(tmp_path / "segmentation", config)
@@ -60,13 +71,12 @@ def test_what_was_set_and_no_longer_is_makes_another_config(tmp_path, key, value
 
 def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
     config = quickstart_configs(tmp_path, tiny=True)["segmentation"]
-    (tmp_path / "segmentation").mkdir()
     config.segmentation.class_weights = [1.0] * 11
-    (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
+    _written(tmp_path / "segmentation", config)
     config.segmentation.class_weights = "median_frequency"
     assert run_state(tmp_path / "segmentation", config) == "interrupted"
     config.segmentation.class_weights = None
-    (tmp_path / "segmentation" / "config.yaml").write_text(to_yaml(config))
+    _written(tmp_path / "segmentation", config)
     for other in ([2.0] * 11, "median_frequency"):
         config.segmentation.class_weights = other
         with pytest.raises(UserError, match="class_weights"):
@@ -76,8 +86,7 @@ def test_computed_class_weights_are_those_that_the_run_came_to(tmp_path):
 def test_how_losses_are_weighed_is_of_no_account_to_one_head(tmp_path):
     configs = quickstart_configs(tmp_path, tiny=True)
     for task in ("diffusion", "joint"):
-        (tmp_path / task).mkdir()
-        (tmp_path / task / "config.yaml").write_text(to_yaml(configs[task]))
+        _written(tmp_path / task, configs[task])
         configs[task].joint.diffusion_weight = 3.0
     assert run_state(tmp_path / "diffusion", configs["diffusion"]) == "interrupted"
     with pytest.raises(UserError, match="joint.diffusion_weight"):

@@ -157,7 +157,7 @@ def test_the_last_shared_layer_is_the_end_of_the_decoder(name: str) -> None:
 def test_a_resumed_run_weighs_as_one_that_was_never_stopped(tiny: Tiny, weighting: str) -> None:
     runs = []
     for name in ("whole", "cut"):
-        config = tiny("joint", name, joint__weighting=weighting, training__log_every=1)
+        config = tiny("joint", name, joint__weighting=weighting, training__log_every=1, training__validate_every=6)
         run = train(config)
         if name == "cut":
             (checkpoints.newest(run) / checkpoints.STATE).unlink()  # type: ignore[operator]

@@ -10,8 +10,9 @@ from importlib import import_module
 import unetdiff
 from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_process
 from unetdiff.cli.streams import status_of, tolerant_streams
-from unetdiff.errors import AnotherProcessFailed, FileError, TrainingStopped, UserError, nearest, printable
+from unetdiff.errors import AnotherProcessFailed, FileError, TrainingStopped, UserError, nearest, printable, shortened
 
+MAX_MESSAGE_CHARS = 2000
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
 COMMANDS = {
     "quickstart": ("unetdiff.cli.quickstart", "train both heads on the embedded scenes and write a report"),
@@ -94,7 +95,7 @@ def _run(words: list[str]) -> int:
 
 def _fail(message: str, status: int) -> int:
     """Print a message on one line; returns the status."""
-    print(f"unetdiff: {printable(message)}", file=sys.stderr)
+    print(f"unetdiff: {shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
     return status
 
 

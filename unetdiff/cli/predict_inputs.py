@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def list_images(inputs: Sequence[str], skip: Sequence[Path] = ()) -> list[tuple[
         UserError: an input without a file, a pipe or device, or a folder that cannot be read.
     """
     stems: dict[Path, Path] = {}
-    skipped = [folder.resolve() for folder in skip]
+    skipped = [Path(os.path.realpath(folder)) for folder in skip]
     for entry in inputs:
         with file_errors(entry):
             matches = _matches(entry, skipped)
@@ -108,7 +109,7 @@ def _searched(files: Sequence[Path], skipped: Sequence[Path]) -> list[Path]:
     """The images and videos of a search, without earlier output; names what is left out for its content."""
     kept = []
     for file in files:
-        if any(file.resolve().is_relative_to(folder) for folder in skipped):
+        if any(Path(os.path.realpath(file)).is_relative_to(folder) for folder in skipped):
             continue
         if _is_media(file):
             kept.append(file)

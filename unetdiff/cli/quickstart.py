@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from unetdiff.cli.parser import Parser
 from unetdiff.config.quickstart import TASKS, quickstart_configs
 from unetdiff.errors import UserError
+from unetdiff.files.records import read_object
+from unetdiff.files.writing import require_writable
 from unetdiff.text import aligned
 
 TITLE = "One U-Net, two heads: the quickstart"
@@ -44,31 +46,34 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     """
     from unetdiff.reports.report import write_report
     from unetdiff.reports.samples import Budget
+    from unetdiff.training.console import say
     from unetdiff.training.run_cache import run_state
     from unetdiff.training.trainer import train
 
-    output = Path(output)
+    output = require_writable("--output", output, folder=True)
     configs = quickstart_configs(output, tiny)
     states = {task: "new" if overwrite else run_state(output / task, config) for task, config in configs.items()}
     command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
     for task, config in configs.items():
         if states[task] == "finished":
-            print(f"{task}: already finished, kept")
+            say(f"{task}: already finished, kept", sys.stdout)
             continue
         config.training.overwrite = overwrite
         config.training.resume = states[task] == "interrupted"
-        print(f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps")
+        say(
+            f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps", sys.stdout
+        )
         train(config, command)
 
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
-        print("report: sampling and evaluating")
+        say("report: sampling and evaluating", sys.stdout)
         budget = Budget(steps=REPORT_STEPS)
         if tiny:
             budget = Budget(images=10, steps=2, classifier_steps=4, rows=2)
         runs = [output / task for task in TASKS]
         write_report(runs, page, TITLE, budget=budget, command=command, cache=output / ".classifiers")
-    print(metrics_table(json.loads(page.with_suffix(".json").read_text())))
+    say(metrics_table(read_object(page.with_suffix(".json"))), sys.stdout)
     return page
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from unetdiff.cli.parser import Parser, split_overrides
@@ -50,15 +50,28 @@ def main(argv: Sequence[str]) -> int:
     if args.output_dir is not None:
         overrides.append(f"--training.output_dir={args.output_dir}")
     overrides += [f"--training.{flag}=true" for flag in ("resume", "overwrite") if getattr(args, flag)]
+    if args.resume and args.config is not None and not _names_output(overrides) and _is_run(Path(args.config)):
+        overrides.append(f"--training.output_dir={Path(args.config).parent}")
     config = load(args.config, overrides, args.task)
     if args.print_config:
         if is_main_process():
             print(to_yaml(config), end="")
         return 0
 
+    from unetdiff.training.console import say
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))
     if is_main_process():
-        print(f"{directory}: finished. Next: unetdiff evaluate {directory}", file=sys.stderr)
+        say(f"{directory}: finished. Next: unetdiff evaluate {directory}")
     return 0
+
+
+def _names_output(overrides: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--training.output_dir" for word in overrides)
+
+
+def _is_run(file: Path) -> bool:
+    """Whether a config file is that of a run that was started: it continues where it lies now, moved or not."""
+    run = file.parent
+    return file.name == "config.yaml" and ((run / "checkpoints").is_dir() or (run / "metrics.jsonl").is_file())

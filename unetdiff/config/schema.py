@@ -12,7 +12,7 @@ from typing import Any, Literal, Union
 from unetdiff.config.training import JointConfig, TrainingConfig
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.errors import UserError, as_yaml
+from unetdiff.errors import MAX_VALUE_CHARS, UserError, as_yaml
 from unetdiff.models.config import ModelConfig
 from unetdiff.segmentation.config import SegmentationConfig
 
@@ -94,6 +94,7 @@ def first_key(section: str) -> str:
 
 def nearest_key(key: str) -> str:
     """The known key most similar to an unknown one: the same last word (or its initials), else the closest."""
+    key = key[:MAX_VALUE_CHARS]
     leaf = key.rsplit(".", 1)[-1]
     initials = "".join(word[:1] for word in leaf.split("_"))  # learning_rate -> lr
     same_leaf = [known for known in LEAVES if known.rsplit(".", 1)[-1] in (leaf, initials)]

@@ -39,6 +39,8 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 image (..., C, H, W) to exactly `size` = (height, width): bilinear, antialiased."""
     if tuple(image.shape[-2:]) == size:
         return image
+    if tuple(size) == (1, 1):  # torch's uint8 kernel fails where its input's strides are ambiguous
+        return F.resize_image(image.float(), [1, 1], antialias=True).round().clamp(0, 255).to(image.dtype)
     return F.resize_image(image, list(size), interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
 
 

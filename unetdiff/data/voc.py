@@ -167,7 +167,8 @@ def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] 
     else:
         names = [f"class {i}" for i in range(num_classes)]
     if not 2 <= len(names) <= IGNORE_INDEX:
-        raise UserError(f"{root}: must have 2 to {IGNORE_INDEX} classes (got {len(names)}); 255 is the ignore index.")
+        where = path if os.path.exists(path) else root
+        raise UserError(f"{where}: must have 2 to {IGNORE_INDEX} classes (got {len(names)}); 255 is the ignore index.")
     return names
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from unetdiff.diffusion.conditioning.base import Size
 from unetdiff.diffusion.mask_codec import MaskCodec
-from unetdiff.errors import UserError
-from unetdiff.models.loading import PICKLES, conversion
+from unetdiff.errors import FileError, UserError
+from unetdiff.models import loading
+from unetdiff.models.bounds import MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS
 
+LISTS = ("block_out_channels", "down_block_types", "up_block_types")
 BATCH = 8  # images per pass of the autoencoder, whose full-resolution maps are large
 
 
@@ -78,21 +80,27 @@ class LatentCodec:
             folder = folder / "vae"
         if not (folder / "config.json").is_file():
             raise config_error("has no config.json" if folder.is_dir() else "does not exist")
+        file = folder / loading.WEIGHTS
         try:
-            kind = json.loads((folder / "config.json").read_text()).get("_class_name")
-        except json.JSONDecodeError as error:
-            raise config_error(f"has an invalid config.json: {error}") from None
-        if kind != "AutoencoderKL":
-            raise config_error(f"has a {kind}")
-        pickles = sorted(file for file in folder.iterdir() if file.suffix in PICKLES)
-        if pickles and not any(folder.glob("*.safetensors")):
-            raise UserError(f"{key}={pickles[0]}: must not be a pickle. {conversion(pickles[0])}")
+            config = loading.read_json(folder / loading.CONFIG)
+            if config.get("_class_name") != "AutoencoderKL":
+                raise config_error(f"has a {config.get('_class_name')}")
+            header = loading.read_header(file)
+            outline = loading.outline(lambda: _autoencoder(folder / loading.CONFIG, config), folder / loading.CONFIG)
+            described, found = (
+                sum(math.prod(entry.shape) for entry in named.values()) for named in (outline.state_dict(), header)
+            )
+            if described != found:  # names and shapes of attention changed between diffusers' versions
+                raise FileError.of(folder, f"its config describes {described:,} weights, {file.name} holds {found:,}")
+            loading.read_tensors(file)
+        except FileError as error:
+            raise UserError(f"{key}={path}: must be a folder with a diffusers AutoencoderKL. {error}") from None
         try:
             # without low_cpu_mem_usage, which would leave a missing tensor on the meta device
             vae, info = AutoencoderKL.from_pretrained(
                 folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
             )
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
             raise config_error(f"cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         wrong = [*info["missing_keys"], *info["unexpected_keys"]]
         if wrong:
@@ -173,6 +181,18 @@ class LatentCodec:
 
 
 Codec = PixelCodec | LatentCodec | MaskCodec
+
+
+def _autoencoder(path: Path, config: dict[str, Any]) -> AutoencoderKL:
+    """An autoencoder of a config whose numbers of layers and levels are bounded, as they are built one by one."""
+    for key, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        most = MAX_LAYERS if "layers" in key else MAX_CHANNELS
+        if len(numbers) > MAX_CHANNELS or (key in LISTS and not 1 <= len(numbers) <= MAX_LEVELS):
+            raise FileError.of(path, f"{key}: must be 1 to {MAX_LEVELS} values (got {len(numbers)})")
+        if any(isinstance(number, int) and not 0 <= number <= most for number in numbers):
+            raise FileError.of(path, f"{key}={value!r:.80}: must be in [0, {most}]")
+    return AutoencoderKL.from_config(config)
 
 
 def make_codec(vae: AutoencoderKL | None, masks: dict[str, Any] | None = None) -> Codec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ class Guidance:
     """Strength of classifier-free guidance.
 
     Raises:
-        UserError: an interval outside [0, 1], or one that ends before it starts.
+        UserError: a scale that is not finite, rescaling outside [0, 1], an interval outside [0, 1], or one that ends
+            before it starts.
     """
 
     scale: float = 2.0
@@ -31,6 +33,10 @@ class Guidance:
     """Fractions of the timesteps, 0 clean to 1 noise, between which there is guidance (Kynkäänniemi et al. 2024)."""
 
     def __post_init__(self) -> None:
+        if not _is_number(self.scale):
+            raise UserError(f"guidance_scale={self.scale}: must be a finite number.")
+        if not _is_number(self.rescale) or not 0 <= self.rescale <= 1:
+            raise UserError(f"guidance_rescale={self.rescale}: must be in [0, 1].")
         if not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise UserError(
                 f"guidance_interval={self.interval}: must be two increasing fractions in [0, 1], e.g. (0.2, 0.8)."
@@ -44,6 +50,10 @@ class Guidance:
     def scale_at(self, timestep: Tensor, num_train_timesteps: int) -> float:
         """The scale at a timestep, (); 1 outside the interval."""
         return self.scale if in_guidance_interval(timestep, num_train_timesteps, self.interval) else 1.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def classifier_free_guidance(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -14,9 +13,11 @@ from torch.nn import functional as F
 
 from unetdiff.diffusion.conditioning.base import Size
 from unetdiff.diffusion.conditioning.layouts import IGNORE_INDEX
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
+from unetdiff.files import records
+from unetdiff.models.class_names import require_class_names, require_colors
 
-INDEX = "model_index.json"
+INDEX, MASKS = "model_index.json", "masks"
 
 
 class MaskCodec:
@@ -41,10 +42,28 @@ class MaskCodec:
 
     @classmethod
     def saved(cls, directory: Path) -> Self | None:
-        """The codec of the pipeline in a model directory; None: not a denoiser of masks."""
+        """The codec of the pipeline in a model directory; None: not a denoiser of masks.
+
+        Raises:
+            FileError: model_index.json is damaged.
+        """
         index = directory / INDEX
-        settings = json.loads(index.read_text()).get("masks") if index.is_file() else None
-        return None if settings is None else cls(**settings)
+        section = records.read_object(index).get(MASKS) if index.is_file() else None
+        return None if section is None else cls.parse(index, section)
+
+    @classmethod
+    def parse(cls, path: Path, section: Any) -> Self:
+        """The codec of the section "masks" of a file.
+
+        Raises:
+            FileError: a key that is missing or unknown, names that are no texts or occur twice, or another number of
+                colors than of names.
+        """
+        if not isinstance(section, dict) or set(section) != {"classes", "palette"}:
+            raise FileError.of(path, f"'{MASKS}' must be an object with the keys classes and palette")
+        classes = require_class_names(path, f"{MASKS}.classes", section["classes"])
+        require_colors(path, f"{MASKS}.palette", section["palette"], len(classes))
+        return cls(**section)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -18,11 +18,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineO
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor
 
 from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.codecs import Codec, make_codec
+from unetdiff.diffusion.components import downloaded, load_components
 from unetdiff.diffusion.conditioning.base import Conditioner, Size
 from unetdiff.diffusion.conditioning.classes import Classes
 from unetdiff.diffusion.conditioning.images import ImageConditioner, ImageInput
@@ -33,9 +33,17 @@ from unetdiff.diffusion.denoising import Generators, GuidedDenoiser, OnStepEnd, 
 from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask, start_sampling
 from unetdiff.diffusion.guidance import Guidance
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
-from unetdiff.diffusion.pipeline_inputs import encode_inputs, infer_batch_size, make_conditionings, validate_options
+from unetdiff.diffusion.mask_codec import INDEX
+from unetdiff.diffusion.pipeline_inputs import (
+    encode_inputs,
+    infer_batch_size,
+    make_conditionings,
+    validate_options,
+    validate_tensors,
+)
 from unetdiff.errors import UserError
 from unetdiff.kernels.accelerate import accelerate_inference_
+from unetdiff.models.unet import UNet
 
 ClassLabels = Classes | Sequence[Classes] | Tensor
 StepCallback = Callable[["GenerationPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
@@ -101,28 +109,42 @@ class GenerationPipeline(DiffusionPipeline):
             conditioner.latents_of = self.codec.encode
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | PathLike[str],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        **parts: Any,
+    ) -> Self:
         """Load a directory in diffusers' layout (model_index.json, unet/, scheduler/, conditioner/, vae/).
+
+        Also one of diffusers' own for an unconditional denoiser of pixels (DDIMPipeline, DDPMPipeline), or its name on
+        the hub. Only classes listed in `unetdiff.diffusion.components` are loaded, and never code or a pickle.
+
+        Args:
+            pretrained_model_name_or_path: the directory.
+            torch_dtype: of network, conditioner, text encoder and autoencoder; None: float32.
+            parts: arguments of the constructor, in the place of the directory's, e.g. `scheduler=...`.
 
         Raises:
             UserError: a directory without model_index.json, that is, a model without a diffusion head, or with a part
-                that is missing or damaged.
+                that is missing, damaged, of an unknown class, or does not fit the others.
         """
         path = Path(pretrained_model_name_or_path)
-        if path.is_dir() and not (path / "model_index.json").is_file():
-            raise UserError(f"{path}: no model_index.json, so there is no diffusion head to sample from.")
-        import_module("unetdiff.models.unet")  # diffusers finds our class only where it has been imported
-        where = path if path.is_dir() else pretrained_model_name_or_path
-        try:
-            return super().from_pretrained(where, **{"use_safetensors": True, **kwargs})
-        except UserError:
-            raise
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(f"{where}: cannot be loaded ({' '.join(str(error).split())})") from error
+        if not path.is_dir():
+            path = downloaded(str(pretrained_model_name_or_path))
+        if not (path / INDEX).is_file():
+            raise UserError(f"{path}: no {INDEX}, so there is no diffusion head to sample from.")
+        unknown = [name for name in parts if name not in inspect.signature(cls.__init__).parameters]
+        if unknown:
+            raise UserError(f"from_pretrained: {unknown[0]}: must be torch_dtype or a part of the pipeline.")
+        pipeline = cls(**load_components(path, parts))
+        return pipeline if torch_dtype is None else pipeline.to(torch_dtype)
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:
         """See `accelerate_inference_`: faster, but can no longer be saved; also sets `autocast_dtype`."""
-        accelerate_inference_(self.unet, dtype, compile)
+        if isinstance(self.unet, UNet):  # not diffusers' networks
+            accelerate_inference_(self.unet, dtype, compile)
         self.autocast_dtype = dtype
         return self
 
@@ -185,6 +207,8 @@ class GenerationPipeline(DiffusionPipeline):
         codec, scheduler, device = self.codec, self.scheduler, self._execution_device
         num_train_timesteps = scheduler.config.num_train_timesteps
         validate_options(output_type, num_inference_steps, num_train_timesteps, loss_guidance, codec)
+        validate_tensors(self.conditioner, conditions, latents, batch_size, self.channels, (height, width))
+        guidance = Guidance.of(guidance_scale)
         shape = self.noise_shape(height, width) if latents is None else tuple(latents.shape[1:])  # (C, h, w)
         size = (shape[-2] * codec.factor, shape[-1] * codec.factor)
         if conditions is None:
@@ -201,7 +225,6 @@ class GenerationPipeline(DiffusionPipeline):
             conditional, unconditional = make_conditionings(
                 self.unet, self.conditioner, conditions, negative, latents, size
             )
-            guidance = Guidance.of(guidance_scale)
             predict: PredictOutput = GuidedDenoiser(
                 self.unet, conditional, unconditional, guidance, num_train_timesteps, self.autocast_dtype
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
+from torch import Generator, Tensor
 
 from unetdiff.diffusion.codecs import Codec, PixelCodec
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
@@ -15,6 +16,7 @@ from unetdiff.diffusion.loss_guidance import LossGuidance
 from unetdiff.errors import UserError
 from unetdiff.models.attention import null_context
 
+MAX_SIDE = 1 << 14
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -28,12 +30,59 @@ def validate_options(
     """Raise UserError for options that are out of range, or that this model does not support."""
     if output_type not in OUTPUT_TYPES:
         raise UserError(f"output_type={output_type!r}: must be one of {', '.join(OUTPUT_TYPES)}.")
-    if not 1 <= num_inference_steps <= num_train_timesteps:
+    if not _is_count(num_inference_steps) or num_inference_steps > num_train_timesteps:
         raise UserError(
             f"num_inference_steps={num_inference_steps}: must be in 1..{num_train_timesteps}, the training timesteps."
         )
     if loss_guidance is not None and not isinstance(codec, PixelCodec):
         raise UserError("loss_guidance: must be None for a denoiser of latents or masks. The loss sees pixels.")
+
+
+def validate_tensors(
+    conditioner: Conditioner | None,
+    conditions: Tensor | None,
+    latents: Tensor | None,
+    batch_size: int | None,
+    channels: int,
+    sides: Sequence[int | None],
+) -> None:
+    """Raise UserError for tensors and numbers that cannot be those of a batch of images.
+
+    Args:
+        conditioner: the model's.
+        conditions: encoded by it, (B, ...).
+        latents: noise, (B, channels, h, w).
+        batch_size: number of images.
+        channels: of the noise.
+        sides: height and width.
+    """
+    if batch_size is not None and not _is_count(batch_size):
+        raise UserError(f"batch_size={batch_size}: must be an integer of at least 1.")
+    for key, side in zip(("height", "width"), sides, strict=True):
+        if side is not None and (not _is_count(side) or side > MAX_SIDE):
+            raise UserError(f"{key}={side}: must be an integer in [1, {MAX_SIDE}].")
+    if latents is not None:
+        if not isinstance(latents, Tensor) or latents.ndim != 4 or latents.shape[1] != channels or not latents.numel():
+            found = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise UserError(f"latents: must be a tensor of shape (B, {channels}, height, width) (got {found}).")
+        if not latents.is_floating_point() or not bool(latents.isfinite().all()):
+            raise UserError(f"latents: must be finite floating-point numbers (got {latents.dtype}).")
+    if conditions is None:
+        return
+    if conditioner is None:
+        raise UserError("conditions: must be None, because this model was trained without a condition.")
+    null, kind = conditioner.null_condition(1, (8, 8)), type(conditioner).__name__
+    end = -2 if conditioner.batch_key in ("image", "mask") else null.ndim  # height and width are free
+    if not isinstance(conditions, Tensor) or not len(conditions) or conditions.shape[1:end] != null.shape[1:end]:
+        found = tuple(conditions.shape) if isinstance(conditions, Tensor) else type(conditions).__name__
+        raise UserError(f"conditions: must have the shape that {kind}.encode returns (got {found}).")
+    if conditions.ndim != null.ndim or conditions.is_floating_point() != null.is_floating_point():
+        dtype = f"{conditions.dtype} of {conditions.ndim} dimensions"
+        raise UserError(f"conditions: must have the dtype that {kind}.encode returns (got {dtype}).")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def encode_inputs(
@@ -81,6 +130,9 @@ def infer_batch_size(
     for key, encoded in ((name, conditions), (f"negative_{name}", negative)):
         if encoded is not None and len(encoded) not in (1, batch):
             raise UserError(f"{key}: must be 1 or {batch}, the number of images (got {len(encoded)}).")
+    generators = generator if isinstance(generator, list | tuple) else [generator]
+    if not all(one is None or isinstance(one, Generator) for one in generators):
+        raise UserError(f"generator: must be torch.Generator, or a list of one per image ({batch}).")
     if isinstance(generator, list) and len(generator) != batch:
         raise UserError(f"generator: must be one, or one per image ({batch}) (got {len(generator)}).")
     return batch

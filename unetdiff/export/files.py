@@ -9,13 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from unetdiff.errors import UserError, config_error
 from unetdiff.export.plan import Dims, Plan, make_plan
-from unetdiff.files.writing import require_writable
+from unetdiff.files.writing import file_errors, require_writable, write_into_directory
 from unetdiff.models.unet import Head, UNet
 
 __all__ = ["TOLERANCE", "Exported", "Format", "to_onnx", "to_torch_export"]
@@ -185,34 +183,51 @@ def write(
     Raises:
         UserError: outputs differ by more than TOLERANCE; then nothing is written to `path`.
     """
-    checked, differences, outputs = [], [], []
-    with TemporaryDirectory(prefix=".writing-", dir=path.parent) as folder:
-        aside = Path(folder) / path.name
+    checked: list[tuple[int, ...]] = []
+    compared: list[tuple[float, float]] = []
+
+    def save_checked(folder: Path) -> None:
+        aside = folder / path.name
         with _quiet():
             save(aside)
             run = load(aside)
-        for inputs in cases:
-            with torch.no_grad():
-                expected = plan.module(*inputs)
-                result = run(*inputs)
-            shape = tuple(inputs[0].shape)  # type: ignore[union-attr]
-            if result.shape != expected.shape:
-                raise UserError(
-                    f"output={path}: must have the network's output shape {tuple(expected.shape)} at an input of "
-                    f"{shape} (got {tuple(result.shape)}). Nothing was written."
-                )
-            checked.append(shape)
-            differences.append((result - expected).abs().max())
-            outputs.append(expected.abs().max())
-        difference, scale = float(torch.stack(differences).max()), float(torch.stack(outputs).max())
-        if not difference <= TOLERANCE * scale:  # `not`: NaN, which torch's max propagates, is refused too
-            raise UserError(
-                f"output={path}: must match the network's outputs to {TOLERANCE:g} of the largest, {scale:.2g} (got a "
-                f"difference of {difference:.2g}). Nothing was written. Try another opset or format."
-            )
-        for file in Path(folder).iterdir():
-            os.replace(file, path.parent / file.name)
+        compared.append(_compare(path, plan, run, cases, checked))
+
+    with file_errors(path, "Give another path."):
+        write_into_directory(path.parent, save_checked)
+    difference, scale = compared[0]
     return Exported(path, plan.shapes, plan.output, checked, difference, scale)
+
+
+def _compare(
+    path: Path,
+    plan: Plan,
+    run: Callable[..., Tensor],
+    cases: Sequence[Sequence[Tensor | None]],
+    checked: list[tuple[int, ...]],
+) -> tuple[float, float]:
+    """Largest difference of the outputs, and the network's largest; appends the inputs' shapes to `checked`."""
+    differences, outputs = [], []
+    for inputs in cases:
+        with torch.no_grad():
+            expected = plan.module(*inputs)
+            result = run(*inputs)
+        shape = tuple(inputs[0].shape)  # type: ignore[union-attr]
+        if result.shape != expected.shape:
+            raise UserError(
+                f"output={path}: must have the network's output shape {tuple(expected.shape)} at an input of "
+                f"{shape} (got {tuple(result.shape)}). Nothing was written."
+            )
+        checked.append(shape)
+        differences.append((result - expected).abs().max())
+        outputs.append(expected.abs().max())
+    difference, scale = float(torch.stack(differences).max()), float(torch.stack(outputs).max())
+    if not difference <= TOLERANCE * scale:  # `not`: NaN, which torch's max propagates, is refused too
+        raise UserError(
+            f"output={path}: must match the network's outputs to {TOLERANCE:g} of the largest, {scale:.2g} (got a "
+            f"difference of {difference:.2g}). Nothing was written. Try another opset or format."
+        )
+    return difference, scale
 
 
 def _name_dimensions(graph: Any, plan: Plan) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,9 @@ from unetdiff.errors import config_error
 from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.export.files import Exported, write
 from unetdiff.export.plan import make_plan
-from unetdiff.files.writing import require_writable
+from unetdiff.files import records
+from unetdiff.files.folders import inside, names_in
+from unetdiff.files.writing import copy_tree, require_writable
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SETTINGS_FILE
 
@@ -42,7 +42,7 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
         UserError: a directory that is not empty, a directory without a denoiser, a network without a counterpart in
             diffusers, or outputs that differ; then nothing is written.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or names_in(output)):
         raise config_error("output", output, "a new or an empty directory", "Delete it, or choose another.")
     require_writable("output", output, folder=True)
     unet = UNet.from_pretrained(directory / NETWORK)
@@ -52,12 +52,12 @@ def to_diffusers(directory: Path, output: Path) -> Exported:
 
     def save(aside: Path) -> None:
         unet.to_diffusers(aside / NETWORK)
-        index = json.loads((directory / INDEX).read_text())
+        index = records.read_object(directory / INDEX)
         for name, (library, _) in _parts(index).items():
             if name != NETWORK and library is not None:
-                shutil.copytree(directory / name, aside / name)
+                copy_tree(inside(directory, name), aside / name)
         if (directory / SETTINGS_FILE).is_file():
-            shutil.copy(directory / SETTINGS_FILE, aside)
+            records.write_json(aside / SETTINGS_FILE, records.read_object(directory / SETTINGS_FILE))
         _write_index(aside, index)
 
     def load(aside: Path) -> Callable[..., Tensor]:
@@ -83,7 +83,7 @@ def _write_index(directory: Path, index: dict[str, Any]) -> None:
     if "conditioner" in absent and not cross_attention and "masks" not in index and parts.get("vae", [None])[0] is None:
         index["_class_name"] = STOCK_PIPELINE
         index = {key: value for key, value in index.items() if key not in absent}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    records.write_json(directory / INDEX, index, indent=2)
 
 
 def _parts(index: dict[str, Any]) -> dict[str, list[str | None]]:
@@ -92,4 +92,4 @@ def _parts(index: dict[str, Any]) -> dict[str, list[str | None]]:
 
 
 def _class(directory: Path) -> Any:
-    return CLASSES[json.loads((directory / NETWORK / "config.json").read_text())["_class_name"]]
+    return CLASSES[records.read_object(directory / NETWORK / "config.json")["_class_name"]]

@@ -37,6 +37,14 @@ def entries(folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def names_in(folder: str | Path) -> list[str]:
+    """The names in a folder, sorted, hidden ones too: for folders of our own. Errors as of `entries`."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise FileError.from_os_error(folder, error, "Give a folder that can be read.") from None
+
+
 def folders_in(folder: str | Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones. Errors as of `entries`."""
     return [path for path in entries(folder) if path.is_dir()]
@@ -107,7 +115,7 @@ def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:
         raise FileError.of(root, f"the name {printable(text)!r} is not a valid path", "Correct it.")
     path = root / text
     leaves = os.path.isabs(text) or ".." in Path(text).parts
-    if leaves or not (links or path.resolve().is_relative_to(root.resolve())):
+    if leaves or not (links or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))):
         raise FileError.of(root, f"{printable(text)!r} leads out of this folder", "Use paths inside it.")
     return path
 

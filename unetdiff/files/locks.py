@@ -15,6 +15,21 @@ except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
 
+_held: set[int] = set()
+"""Open locks of this process. A forked one (of a data loader) closes them, as it may outlive its parent."""
+
+
+def _close_inherited() -> None:
+    for handle in _held:
+        with suppress(OSError):
+            os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold the lock of an existing directory. No file is written: the lock is on the directory itself.
@@ -25,7 +40,11 @@ def locked(directory: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    handle = os.open(directory, os.O_RDONLY)
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise FileError.from_os_error(directory, error) from None
+    _held.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,7 +58,9 @@ def locked(directory: Path) -> Iterator[None]:
             pass
         yield
     finally:
-        os.close(handle)
+        if handle in _held:
+            _held.discard(handle)
+            os.close(handle)
 
 
 def _holder(handle: int) -> int | None:

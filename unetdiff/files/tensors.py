@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unetdiff.errors import FileError
 from unetdiff.files.folders import regular_file
@@ -20,6 +23,28 @@ MAX_TORCH_BYTES = 1 << 30
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 """dtypes of weights, as safetensors names them."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Suffixes of pickled weights, which are never read."""
+
+
+NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""torch's name of a dtype -> that of safetensors."""
+
+
+def dtype_name(dtype: object) -> str:
+    """The name in a header of a torch dtype: F32, BF16, I64 ..."""
+    return NAMES[str(dtype).removeprefix("torch.")]
 
 
 class Entry(NamedTuple):
@@ -78,6 +103,20 @@ def read_tensors(path: str | Path, remedy: str = "") -> dict[str, Tensor]:
         raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
 
 
+def open_tensors(path: str | Path, remedy: str = "") -> Any:
+    """A safetensors file whose tensors and slices are read one by one (`safetensors.safe_open`).
+
+    Errors as of `read_header`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    read_header(path, remedy)
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError.of(path, f"must be a complete safetensors file ({error})", remedy) from None
+
+
 def read_torch_tensors(path: str | Path, max_bytes: int = MAX_TORCH_BYTES, remedy: str = "") -> dict[str, Tensor]:
     """The tensors of a file of `torch.save`, of which nothing but tensors is unpickled (prefer safetensors).
 
@@ -127,4 +166,20 @@ def write_tensors(tensors: Mapping[str, Tensor], path: str | Path, metadata: dic
     try:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata)
     except SafetensorError as error:  # its word for a failed write, e.g. a full disk
-        raise OSError(f"{path}: {error}") from error
+        raise os_error_of(error, path) from error
+
+
+def os_error_of(error: Exception, path: str | Path) -> OSError:
+    """The OSError behind a SafetensorError ("I/O error: No space left on device (os error 28)")."""
+    number = re.search(r"os error (\d+)", str(error))
+    code = int(number[1]) if number else errno.EIO
+    return OSError(code, os.strerror(code) if number else str(error), str(path))
+
+
+def conversion(pickle: Path) -> str:
+    """How to convert a pickled state dict to safetensors."""
+    return (
+        "Pickles are never loaded; convert it: "
+        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
+        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -31,8 +32,9 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     if len(os.fsencode(aside.name)) > MAX_NAME:  # the name itself may just fit
         aside = path.with_name(f"{WRITING}{hashlib.sha256(os.fsencode(path.name)).hexdigest()}")
     try:
-        write(aside)
-        os.replace(aside, path)
+        with named_errors(path):
+            write(aside)
+            os.replace(aside, path)
     except BaseException:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -55,7 +57,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         OSError: e.g. a full disk.
     """
-    with path.open("a", encoding="utf-8") as file:
+    with named_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 
@@ -107,6 +109,47 @@ def replace_directory(target: Path, write: Callable[[Path], object]) -> Path:
     _fsync(target.parent)
     remove_tree(old)
     return target
+
+
+def write_into_directory(directory: Path, write: Callable[[Path], object]) -> None:
+    """Write files into a directory, which may hold others: `write` fills a folder aside; then each is moved.
+
+    Raises:
+        OSError: e.g. a full disk; no file is then half written.
+    """
+    aside = directory / f"{WRITING}{uuid.uuid4().hex}"
+    try:
+        aside.mkdir(parents=True)
+        write(aside)
+        for path in sorted(aside.iterdir()):
+            os.replace(path, directory / path.name)
+    finally:
+        with suppress(OSError):
+            remove_tree(aside)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on the disk; nothing if it is missing.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if path.is_file():
+        with named_errors(path):
+            _fsync(path)
+
+
+def delete_whole(path: Path) -> None:
+    """Delete a file or directory so that a kill leaves it whole or as a leftover that `sweep` deletes.
+
+    Raises:
+        OSError: e.g. no permission.
+    """
+    aside = path.with_name(f"{WRITING}{path.name}")
+    remove_tree(aside)
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+    remove_tree(aside)
 
 
 def restore_swapped(target: Path) -> None:
@@ -181,6 +224,8 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
     try:
         if "\0" in str(path):
             raise ValueError("null byte in the path")
+        if path.is_symlink() and not path.exists():
+            raise config_error(key, path, "writable (got a broken link)", "Give another path.")
         if path.is_dir() and not folder:
             raise config_error(key, path, "a file (got a folder)", "Give the path of a file.")
         if path.exists() and not folder and not path.is_file():
@@ -194,22 +239,47 @@ def require_writable(key: str, path: str | Path, folder: bool = False) -> Path:
         place = path if folder else path.parent
         names = ["" if folder else path.name]
         while not place.exists():
+            if place.is_symlink():
+                raise config_error(key, path, f"in a folder ('{place}' is a link that leads nowhere)")
             names.append(place.name)
             place = place.parent
         if not place.is_dir():
             raise config_error(key, path, f"in a folder ('{place}' is a file)", "Give another path.")
         if max(len(os.fsencode(name)) for name in names) > MAX_NAME:
             raise config_error(key, path, "writable (file name too long)", "Give a shorter name.")
-        probe = place / f"{WRITING}{uuid.uuid4().hex}"
-        with probe.open("xb"):
-            pass
-        probe.unlink()
+        _probe(place)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         raise config_error(key, path, f"writable ({reason})", "Give another path.") from None
     return path
+
+
+def _probe(folder: Path) -> None:
+    """Create a file in a folder: one without a name where the system has such, so that a kill leaves nothing."""
+    if hasattr(os, "O_TMPFILE"):
+        try:
+            os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o600))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    probe = folder / f"{WRITING}{uuid.uuid4().hex}"
+    with probe.open("xb"):
+        pass
+    probe.unlink()
+
+
+@contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Let an OSError inside the context name the path, where the system names none (a failed write)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager

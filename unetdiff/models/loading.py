@@ -1,24 +1,45 @@
-"""Strict loading of a model directory: config.json and one safetensors file."""
+"""Strict loading of a model directory: config.json and one safetensors file, which must agree.
+
+What the config describes is built on the meta device first, and compared with the header of the weights file: a config
+or a file that is wrong takes no memory.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError, nearest
+from unetdiff.files import records, tensors
+from unetdiff.files.folders import files_in, regular_file
 from unetdiff.files.writing import sha256_of
+from unetdiff.models.config import HeadsConfig, ModelConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 
+CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+EMA_KEYS = frozenset(
+    {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
+)
+"""Keys that diffusers' `EMAModel.save_pretrained` adds to a config."""
+BUILDING_ERRORS = (TypeError, ValueError, RuntimeError, KeyError, IndexError, ArithmeticError)
+
+
+class Described(Protocol):
+    """What is compared of a tensor: a tensor, or an entry of a header."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def dtype(self) -> Any: ...
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,84 +68,148 @@ def fingerprint(directory: Path) -> str:
 
 def load(cls: type[Model], directory: Path, dtype: torch.dtype | None, variant: str | None = None) -> Model:
     """See `UNet.from_pretrained`."""
-    config = read_config(directory)
+    config, file = read_config(directory), directory / weights_file(variant)
+    check_file(file, outline(lambda: build(cls, config), directory / CONFIG).state_dict())
     model = build(cls, config)
-    load_weights(model, directory / weights_file(variant))
+    load_weights(model, file)
     if dtype is not None:
         model.to(dtype)
     return model.eval()
 
 
+def outline(make: Callable[[], Model], path: Path) -> Model:
+    """A model without memory for its tensors (on the meta device).
+
+    Raises:
+        FileError: naming the config file `path`, whose values describe no model.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except UserError as error:
+        raise FileError.of(path, str(error).rstrip(".")) from None
+    except BUILDING_ERRORS as error:
+        raise FileError.of(path, f"describes no model ({' '.join(str(error).split())})") from None
+
+
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config.json of one of our model directories, without diffusers' own entries."""
-    config = read_json(directory / "config.json")
+    """The config.json of one of our model directories, without diffusers' own entries.
+
+    Raises:
+        FileError: not a config of a `UNet`, or a key that is missing or unknown.
+    """
+    path = directory / CONFIG
+    config = read_json(path)
     name = config.get("_class_name")
     if name != "UNet":
-        hint = " Use UNet.from_diffusers." if name in ("UNet2DModel", "UNet2DConditionModel") else ""
-        raise UserError(f"{directory / 'config.json'}: _class_name={name}: must be UNet.{hint}")
-    return {k: v for k, v in config.items() if not k.startswith("_")}
+        hint = "Use UNet.from_diffusers." if name in ("UNet2DModel", "UNet2DConditionModel") else ""
+        raise FileError.of(path, f"_class_name={name}: must be UNet", hint)
+    config = {k: v for k, v in config.items() if not k.startswith("_") and k not in EMA_KEYS}
+    _require_keys(path, config, ModelConfig(), "")
+    return config
+
+
+def _require_keys(path: Path, section: Mapping[str, Any], default: Any, prefix: str) -> None:
+    """FileError for keys that a section of a config lacks or that it does not have."""
+    known = [item.name for item in fields(default)]
+    unknown, missing = [key for key in section if key not in known], [key for key in known if key not in section]
+    if unknown:
+        reason = f"'{prefix}{unknown[0]}' is not a key of this version of unetdiff"
+        raise FileError.of(path, reason, f"Did you mean {prefix}{nearest(unknown[0], known)}?")
+    if missing:
+        raise FileError.of(path, f"must have the key '{prefix}{missing[0]}'", "Write it again with save_pretrained.")
+    for key in known:
+        inner, value = getattr(default, key), section[key]
+        if is_dataclass(inner) and not isinstance(inner, HeadsConfig):
+            if not isinstance(value, dict):
+                raise FileError.of(path, f"'{prefix}{key}' must be an object (got {records.type_name(value)})")
+            _require_keys(path, value, inner, f"{prefix}{key}.")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The config.json of any model directory."""
+    """The config.json of any model directory.
+
+    Raises:
+        FileError: missing, not UTF-8, not JSON, or not an object.
+    """
     if not path.is_file():
-        raise UserError(f"{path.parent}: must be a model directory with {path.name}.")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise UserError(f"{path}: must be JSON ({error}).") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: must be a JSON object (got a {type(config).__name__}).")
-    return config
+        raise FileError.of(path.parent, f"must be a model directory with {path.name}")
+    return records.read_object(path)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a safetensors file into a model, strictly; see `fill`."""
-    fill(model, read_tensors(path), f"'{path}'")
+    fill(model, read_tensors(path, model.state_dict()), f"'{path}'")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name.
+def check_file(
+    path: Path, expected: Mapping[str, Described], source_name: Callable[[str], str] = lambda name: name
+) -> None:
+    """Compare names, shapes and dtypes of a safetensors file with what is expected, without reading its tensors.
+
+    Args:
+        path: the file.
+        expected: tensors (of any device, meta too) by the file's names.
+        source_name: a name -> the name in messages.
 
     Raises:
-        UserError: a file that is missing (names a pickle or shards in its place), a pickle (says how to convert it), or
-            truncated.
+        UserError: as of `check` and `read_tensors`.
     """
-    if path.suffix in PICKLES:
-        raise UserError(f"{path}: must be a safetensors file (got a pickle). {conversion(path)}")
+    check(read_header(path), expected, f"'{path}' does not fit this model", source_name)
+
+
+def read_tensors(path: Path, expected: Mapping[str, Described] | None = None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name.
+
+    Args:
+        path: the file.
+        expected: compared with the file's header before its tensors are read; see `check_file`. None: not compared.
+
+    Raises:
+        UserError: a file that is missing (names a pickle or shards in its place), a pickle (says how to convert it),
+            truncated, of other names, shapes or dtypes, or with a value that is not finite.
+    """
+    if expected is None:
+        read_header(path)
+    else:
+        check_file(path, expected)
+    state = tensors.read_tensors(path)
+    require_finite(state, str(path))
+    return state
+
+
+def read_header(path: Path) -> dict[str, tensors.Entry]:
+    """dtype and shape of every tensor of a safetensors file, by name. Errors as of `read_tensors`."""
+    if path.suffix in tensors.PICKLES:
+        raise FileError.of(path, "must be a safetensors file (got a pickle)", tensors.conversion(path))
     if not path.is_file():
-        raise UserError(f"{path}: no such file.{_instead(path)}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: must be a complete safetensors file ({error}).") from None
+        regular_file(path, _instead(path))  # raises
+    return tensors.read_header(path)
+
+
+def require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """FileError naming the first tensor with NaN or infinite values."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.device.type != "meta" and not bool(torch.isfinite(tensor).all()):
+            raise FileError.of(where, f"'{name}' must be finite (got NaN or infinity)", "Use another checkpoint.")
 
 
 def _instead(path: Path) -> str:
     """The files in the place of a missing weights file, and what to do."""
-    shards = sorted(p.name for p in path.parent.glob("*.index.json"))
+    others = files_in(path.parent) if path.parent.is_dir() else []
+    shards = [other.name for other in others if other.name.endswith(".index.json")]
     if shards:
-        return f" {shards[0]}: sharded weights are not supported. Load them with diffusers and save them as one file."
-    pickles = sorted(p for p in path.parent.glob("*") if p.suffix in PICKLES)
+        return f"{shards[0]}: sharded weights are not supported. Load them with diffusers and save them as one file."
+    pickles = [other for other in others if other.suffix in tensors.PICKLES]
     if pickles:
-        return f" {pickles[0].name} is a pickle. {conversion(pickles[0])}"
-    others = sorted(p.name for p in path.parent.glob("*.safetensors"))
-    return f" Found {others[0]}." if others else ""
-
-
-def conversion(pickle: Path) -> str:
-    """How to convert a pickled state dict to safetensors."""
-    return (
-        "Pickles are never loaded; convert it: "
-        f"state = torch.load('{pickle.name}', map_location='cpu', weights_only=True); "
-        f"safetensors.torch.save_file(state, '{pickle.with_suffix('.safetensors').name}')"
-    )
+        return f"{pickles[0].name} is a pickle. {tensors.conversion(pickles[0])}"
+    return next((f"Found {other.name}." for other in others if other.suffix == ".safetensors"), "")
 
 
 def fill(
     model: nn.Module, state: Mapping[str, Tensor], source: str, source_name: Callable[[str], str] = lambda name: name
 ) -> None:
-    """Copy tensors into a model, strictly: the same names and shapes.
+    """Copy tensors into a model, strictly: the same names, shapes and kinds of numbers.
 
     Args:
         model: a model on any device but meta.
@@ -140,16 +225,25 @@ def fill(
 
 
 def check(
-    state: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
+    state: Mapping[str, Described],
+    expected: Mapping[str, Described],
     complaint: str,
     source_name: Callable[[str], str] = lambda name: name,
 ) -> None:
-    """Refuse (UserError) tensors that are missing, unexpected or of another shape, by name."""
+    """Refuse (UserError) tensors that are missing, unexpected, of another shape or kind of number, by name.
+
+    Floating-point numbers of any precision are of one kind.
+    """
+    both = sorted(set(state) & set(expected))
     shapes = [
         f"{source_name(k)} {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
-        for k in sorted(set(state) & set(expected))
-        if state[k].shape != expected[k].shape
+        for k in both
+        if tuple(state[k].shape) != tuple(expected[k].shape)
+    ]
+    kinds = [
+        f"{source_name(k)} {_dtype(state[k])} instead of {_dtype(expected[k])}"
+        for k in both
+        if _kind(state[k]) != _kind(expected[k])
     ]
     problems = [
         f"{len(names)} {what}: {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
@@ -157,8 +251,23 @@ def check(
             ("missing", [source_name(k) for k in sorted(set(expected) - set(state))]),
             ("unexpected", [source_name(k) for k in sorted(set(state) - set(expected))]),
             ("of another shape", shapes),
+            ("of another dtype", kinds),
         )
         if names
     ]
     if problems:
         raise UserError(f"{complaint}: " + "; ".join(problems))
+
+
+def _dtype(tensor: Described) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _kind(tensor: Described) -> str:
+    if isinstance(tensor.dtype, torch.dtype):
+        return "float" if tensor.dtype.is_floating_point else _dtype(tensor)
+    return "float" if tensor.dtype in tensors.FLOATS else DTYPES.get(tensor.dtype, tensor.dtype)
+
+
+DTYPES = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+"""safetensors' names of dtypes other than floating-point -> torch's."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.models.loading import read_tensors
 
 CLASSIFIER = ("avgpool", "fc", "classifier")
@@ -20,15 +21,19 @@ CLASSIFIER = ("avgpool", "fc", "classifier")
 def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
     """A torchvision classifier without its last layers: random, with ImageNet weights, or from a safetensors file.
 
-    The file has torchvision's names (`save_file(torchvision.models.resnet18(weights="DEFAULT").state_dict(), path)`).
+    The file has torchvision's names: safetensors' `save_file` of the `state_dict()` of
+    `torchvision.models.resnet18(weights="DEFAULT")`.
 
     Raises:
-        UserError: a file that is missing, a pickle, not safetensors, or of another network.
+        UserError: a file that is missing, a pickle, not safetensors, or of another network; ImageNet weights that
+            cannot be downloaded.
 
     Warns:
         UserWarning: the file contains the classifier's tensors too; it names them.
     """
-    model = torchvision.models.get_model(name, weights="DEFAULT" if weights == "imagenet" else None)
+    model = torchvision.models.get_model(name)
+    if weights == "imagenet":
+        model.load_state_dict(_imagenet_weights(name))
     for module in CLASSIFIER:
         if hasattr(model, module):
             delattr(model, module)
@@ -53,6 +58,22 @@ def load_pretrained_encoder(name: str, weights: str | None) -> nn.Module:
         warnings.warn(message, UserWarning, stacklevel=2)
     model.load_state_dict(state, strict=False)
     return model
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    """torchvision's weights from its cache, or downloaded; only tensors are read from the file.
+
+    Raises:
+        UserError: no connection, or a damaged file; it says where the file belongs.
+    """
+    entry = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        return dict(entry.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
+        constraint = f"downloaded from {entry.url} ({' '.join(str(error).split()) or type(error).__name__})"
+        remedy = f"Put this file at '{cached}', give a safetensors file, or set null (random initialization)."
+        raise config_error("model.encoder.weights", "imagenet", constraint, remedy) from None
 
 
 def feature_levels(model: nn.Module, in_channels: int) -> list[tuple[int, list[str], list[int]]]:

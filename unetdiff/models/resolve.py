@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from unetdiff.errors import UserError, as_yaml, config_error, nearest
+from unetdiff.models.bounds import require_valid
 from unetdiff.models.config import (
     CLASSIC,
     ENCODERS,
@@ -85,8 +86,9 @@ def resolve(config: ModelConfig) -> ModelConfig:
     """Fill in every default that depends on another key.
 
     Raises:
-        UserError: a value out of range, or keys that contradict each other.
+        UserError: a value of another type or out of range, or keys that contradict each other.
     """
+    require_valid(config)
     encoder, heads = config.encoder, config.heads
     if encoder.name not in ENCODERS:
         remedy = f"Did you mean {nearest(str(encoder.name), ENCODERS)}?"

@@ -25,7 +25,7 @@ from unetdiff.models import loading
 from unetdiff.models.add_head import with_head
 from unetdiff.models.attention import CrossAttentionCache, null_context
 from unetdiff.models.attention_plan import AttentionPlan
-from unetdiff.models.config import ModelConfig
+from unetdiff.models.config import RESIDUAL, ModelConfig
 from unetdiff.models.decoders import build_mid_block_and_decoder
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
@@ -48,8 +48,9 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         UNet(encoder={"name": "resnet50"}, heads={"segmentation": {"num_classes": 21}})
         UNet(encoder={"channels": [32, 64]}, heads={"diffusion": {"out_channels": 3}})
 
-    Pixels are floats in [-1, 1], (B, in_channels, H, W), with H and W of at least 32 for pretrained encoders, which
-    normalize them with ImageNet's statistics. Outputs have the input's height and width (`padding="valid"` excepted).
+    Pixels are floats in [-1, 1], (B, in_channels, H, W), of any size; pretrained encoders normalize them with
+    ImageNet's statistics. Images smaller than `min_side` are padded. Outputs have the input's height and width
+    (`padding="valid"` excepted).
 
     Raises:
         UserError: an unknown key, a value out of range, or keys that contradict each other.
@@ -135,10 +136,17 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         """
         head = head or ("diffusion" if "diffusion" in self.heads else "segmentation")
         self._require(head)
+        height, width = sample.shape[-2:]
+        sample = self._large_enough(sample)
         state = self.embed(sample, timestep, encoder_hidden_states, class_labels)
         h = self.backbone(sample, state)
-        out = self._predict(head, h, sample, state.temb)
+        out = self._predict(head, h, sample, state.temb)[..., :height, :width]
         return UNet2DOutput(sample=out) if return_dict else (out,)
+
+    def _large_enough(self, sample: Tensor) -> Tensor:
+        """(B, C, H, W) with its border replicated to at least `min_side`."""
+        missing = [max(0, self.min_side - side) for side in sample.shape[-2:]]
+        return F.pad(sample, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else sample
 
     def embed(
         self,
@@ -235,13 +243,17 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         clean, context = pixels.shape[0], encoder_hidden_states
         if context is not None:  # the clean images' null condition: to_k and to_v have no bias, so zeros add nothing
             context = torch.cat([context.new_zeros(clean, *context.shape[1:]), context])
+        height, width = sample.shape[-2:]
+        pixels, sample = self._large_enough(pixels), self._large_enough(sample)
         images = torch.cat([pixels, sample])  # (A + B, C, H, W)
         state = self.embed(images, torch.cat([timestep.new_zeros(clean), timestep]), context)
         h = self.backbone(images, state)
         temb = None if state.temb is None else state.temb[clean:]
         # split: its backward is one concatenation, that of two slices pads each gradient with zeros and adds them up
         h_clean, h_noisy = h.split([clean, sample.shape[0]])
-        return self._predict("segmentation", h_clean, pixels, None), self._predict("diffusion", h_noisy, sample, temb)
+        logits = self._predict("segmentation", h_clean, pixels, None)
+        noise = self._predict("diffusion", h_noisy, sample, temb)
+        return logits[..., :height, :width], noise[..., :height, :width]
 
     def segment(
         self,
@@ -277,6 +289,24 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
             raise UserError(f"head={head}: must be one of this UNet's heads ({', '.join(self.heads)}). See add_head.")
 
     # ------------------------------------------------------------------ properties
+
+    @property
+    def min_side(self) -> int:
+        """The smallest height and width that the backbone computes; smaller images are padded to it."""
+        encoder, imported = self.config["encoder"], self.config["imported"]
+        residual = encoder["name"] == RESIDUAL
+        if encoder["padding"] == "valid":
+            return 1
+        least = 2**self.encoder.out_level
+        if residual and imported["resample"] == "conv" and imported["downsample_padding"]:
+            least = 1  # a map of one pixel stays one pixel
+        # a GroupNorm with one channel per group needs two pixels
+        groups, channels = self.config["residual"]["norm_num_groups"], encoder["channels"] or []
+        attending = self.config["conditioning"]["attention_levels"]
+        for level, width in enumerate(channels):
+            if groups % width == 0 and (residual or level in attending):
+                least = max(least, 2**level + 1)
+        return int(self.config["patch_size"] * least)
 
     @property
     def num_classes(self) -> int | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from unetdiff.errors import config_error
 
+MAX_SIDE = 1 << 16
+"""Largest height or width of a tile or of the size that images are resized to."""
+MAX_SCALES, MAX_SCALE, MAX_BATCH = 32, 16.0, 4096
 LOSS_NAMES = ("cross_entropy", "focal", "dice", "lovasz")
 """The keys of `SegmentationConfig.losses`."""
 
@@ -85,14 +87,16 @@ def validate_inference(config: InferenceConfig, prefix: str = "") -> None:
     Raises:
         UserError: an option out of range.
     """
-    if config.tile is not None and (len(config.tile) != 2 or min(config.tile) < 1):
+    if config.tile is not None and (len(config.tile) != 2 or not 1 <= min(config.tile) <= max(config.tile) <= MAX_SIDE):
         raise config_error(
-            f"{prefix}tile", config.tile, "[height, width], two positive integers", "Give e.g. [512, 512]."
+            f"{prefix}tile", config.tile, f"[height, width], two integers in [1, {MAX_SIDE}]", "Give e.g. [512, 512]."
         )
     if not 0 <= config.overlap <= 0.9:
         raise config_error(f"{prefix}overlap", config.overlap, "in [0, 0.9], a fraction of the tile", "Give e.g. 0.25.")
-    if not config.scales or not all(0 < scale < math.inf for scale in config.scales):
-        constraint = "a list of positive factors"
+    if not 1 <= len(config.scales) <= MAX_SCALES:
+        raise config_error(f"{prefix}scales", f"({len(config.scales)} values)", f"a list of 1 to {MAX_SCALES} factors")
+    if not all(0 < scale <= MAX_SCALE for scale in config.scales):
+        constraint = f"a list of positive factors, at most {MAX_SCALE:g}"
         raise config_error(f"{prefix}scales", config.scales, constraint, "Give e.g. [0.75, 1.0, 1.25].")
-    if config.batch_size < 1:
-        raise config_error(f"{prefix}batch_size", config.batch_size, "at least 1")
+    if not 1 <= config.batch_size <= MAX_BATCH:
+        raise config_error(f"{prefix}batch_size", config.batch_size, f"in [1, {MAX_BATCH}]")

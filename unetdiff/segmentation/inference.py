@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from unetdiff.data.decoding import rgb, upright
 from unetdiff.data.transforms import checked_size, fit_longest_side, resize_image, to_model_range
-from unetdiff.errors import UserError
+from unetdiff.errors import config_error
+from unetdiff.files.images import open_image
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.palette import ImageInput, as_rgb_array
 from unetdiff.segmentation.tiles import resize_logits, tiled_logits
@@ -45,28 +44,19 @@ __all__ = [
 ImageLike = ImageInput | str | Path | bytes
 InputSize = Sequence[int] | int | None
 """Size that images are resized to for the network: (H, W), the longest side (aspect ratio kept), or None."""
+MAX_WHOLE = 1 << 24
+"""Pixels of the largest image that a network computes as a whole, 4096 x 4096; larger ones need tiles."""
 MAX_RESIZED_LOGITS = 1 << 25  # values resized at once by `argmax_at`: 128 MiB of float32
 
 
 def load_image(image: ImageLike) -> Tensor:
     """A file or its bytes (upright by EXIF), PIL image, array (H, W, 3) or tensor (3, H, W) -> uint8 (3, H, W).
 
-    Raises UserError for a file that is missing, truncated, not an image, or larger than PIL's limit.
+    Raises UserError for a file that is missing, truncated, not an image, or too large.
     """
     if isinstance(image, str | Path | bytes):
-        source = io.BytesIO(image) if isinstance(image, bytes) else image
-        if isinstance(image, bytes):
-            image = f"<{len(image)} bytes>"
-        try:
-            with Image.open(source) as file:
-                image = rgb(upright(file))
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{image}: {error} Split it, or raise PIL.Image.MAX_IMAGE_PIXELS in Python.") from None
-        except FileNotFoundError:
-            raise UserError(f"{image}: file not found. Give the path of an image.") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            why = "unknown format" if isinstance(error, UnidentifiedImageError) else error
-            raise UserError(f"{image}: not a readable image ({why}). Replace or remove it.") from None
+        with open_image(image if isinstance(image, bytes) else Path(image), remedy="Replace or remove it.") as file:
+            image = rgb(upright(file))
     return rearrange(torch.from_numpy(as_rgb_array(image).copy()), "h w c -> c h w").contiguous()
 
 
@@ -152,26 +142,51 @@ def predictions(
         UserError: an image cannot be read, or an option is out of range.
     """
     pending: dict[int, _PredictionBuilder] = {}
+    chosen = options or InferenceConfig()
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
             loaded = load_image(image)
             input_size = _input_size(loaded, size)
+            _require_tiles(input_size, chosen)
             pending[index] = _PredictionBuilder(loaded, input_size, keep_logits)
             yield resize_image(loaded, input_size)
 
     def forward(batch: Tensor) -> Tensor:
-        pixels = to_model_range(batch.to(unet.device)).to(unet.dtype)  # (B, 3, h, w)
+        pixels = _network_input(unet, batch)
         with eval_mode(unet, unet.device.type, autocast):
             return segment_whole(unet, pixels)
 
     next_index = 0
-    for index, strip in tiled_logits(forward, resized(), options or InferenceConfig()):
+    for index, strip in tiled_logits(forward, resized(), chosen):
         pending[index].add(strip)
         while next_index in pending and (result := pending[next_index].result) is not None:
             yield result
             del pending[next_index]
             next_index += 1
+
+
+def _network_input(unet: UNet, images: Tensor) -> Tensor:
+    """uint8 RGB images (B, 3, h, w) as pixels in [-1, 1], (B, in_channels, h, w): gray for a network of one channel.
+
+    Raises:
+        UserError: a network of another number of channels.
+    """
+    pixels = to_model_range(images.to(unet.device)).to(unet.dtype)
+    channels = unet.config["in_channels"]
+    if channels == 1:
+        weights = pixels.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+        return torch.einsum("b c h w, c -> b h w", pixels, weights)[:, None]
+    if channels != 3:
+        raise config_error("in_channels", channels, "1 (gray) or 3 (RGB) to segment images")
+    return pixels
+
+
+def _require_tiles(size: tuple[int, int], options: InferenceConfig) -> None:
+    """UserError for an image (H, W) whose feature maps are too large for memory as a whole."""
+    if options.tile is None and size[0] * size[1] * max(options.scales) ** 2 > MAX_WHOLE:
+        constraint = f"set for images of more than {MAX_WHOLE:,} pixels (got {size[0]:,} x {size[1]:,})"
+        raise config_error("inference.tile", None, constraint, "Give e.g. --tile 512, or [512, 512].")
 
 
 def _input_size(image: Tensor, size: InputSize) -> tuple[int, int]:

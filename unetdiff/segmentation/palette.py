@@ -13,6 +13,7 @@ from torch import Tensor
 from unetdiff.data.decoding import rgb
 from unetdiff.data.transforms import IGNORE_INDEX, ignore_mask
 from unetdiff.errors import UserError
+from unetdiff.files.images import save_image
 
 __all__ = [
     "IGNORE_COLOR",
@@ -101,7 +102,7 @@ def palette_image(mask: Mask, palette: Palette, ignore_index: int = IGNORE_INDEX
 
 def save_mask(mask: Mask, path: str | Path, palette: Palette, ignore_index: int = IGNORE_INDEX) -> None:
     """Write a mask (H, W) as a palette PNG; opened without conversion, its pixels are class indices."""
-    palette_image(mask, palette, ignore_index).save(path, format="PNG")
+    save_image(palette_image(mask, palette, ignore_index), path)
 
 
 def overlay(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -14,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.data.voc import voc_colormap
-from unetdiff.errors import UserError, config_error
-from unetdiff.files.writing import write_text
+from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files.records import read_object, write_json
 from unetdiff.kernels.accelerate import accelerate_inference_
+from unetdiff.models.class_names import require_class_names, require_colors
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.config import InferenceConfig, validate_inference
+from unetdiff.segmentation.config import MAX_SIDE, InferenceConfig, validate_inference
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 
@@ -78,6 +78,12 @@ class SegmentationPipeline:
             raise UserError('unet: must have a segmentation head. See unet.add_head("segmentation", num_classes=...).')
         if unet.num_classes != len(classes):
             raise UserError(f"classes: must have one name per class (got {len(classes)} for {unet.num_classes}).")
+        if len(set(classes)) != len(classes):
+            raise UserError(f"classes: must be different names (got {', '.join(map(str, classes))}).")
+        if unet.config["in_channels"] not in (1, 3):
+            constraint = "1 (gray) or 3 (RGB), as images have"
+            remedy = "Call unet.segment with tensors of your own channels."
+            raise config_error("in_channels", unet.config["in_channels"], constraint, remedy)
         self.size = size if isinstance(size, int) or size is None else tuple(int(length) for length in size)
         if size is not None and not _is_size(size if isinstance(size, int) else list(size)):
             raise config_error("size", size, SIZES)
@@ -180,7 +186,7 @@ class SegmentationPipeline:
             "ignore_index": self.ignore_index,
             "inference": asdict(self.inference),
         }
-        write_text(Path(directory) / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
+        write_json(Path(directory) / SETTINGS_FILE, settings)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, torch_dtype: torch.dtype | None = None) -> SegmentationPipeline:
@@ -191,44 +197,40 @@ class SegmentationPipeline:
         directory = Path(directory)
         path = directory / SETTINGS_FILE
         if not path.is_file():
-            raise UserError(_missing_settings(directory))
+            raise _missing_settings(directory)
         settings = _read_settings(path)
         unet = UNet.from_pretrained(directory / "unet", torch_dtype=torch_dtype)
         try:
             return cls(unet, **settings)
         except UserError as error:
-            raise UserError(f"{path}: does not match {directory / 'unet'}: {error}") from None
+            reason = f"does not match {directory / 'unet'}: {str(error).rstrip('.')}"
+            raise FileError.of(path, reason) from None
 
 
-def _missing_settings(directory: Path) -> str:
+def _missing_settings(directory: Path) -> FileError:
     if not directory.is_dir():
-        return f"{directory}: not found. Give a model directory with unet/ and {SETTINGS_FILE}."
+        return FileError.of(directory, "not found", f"Give a model directory with unet/ and {SETTINGS_FILE}.")
     for name in ("best", "latest"):
         if (directory / name / SETTINGS_FILE).is_file():
-            return f"{directory}: is a run directory. Give {directory / name}."
+            return FileError.of(directory, "is a run directory", f"Give {directory / name}.")
     if (directory / "model_index.json").is_file():
-        return f"{directory}: has no segmentation head (no {SETTINGS_FILE}). Use GenerationPipeline."
-    return f"{directory}: no {SETTINGS_FILE} found. Give a model directory with unet/ and {SETTINGS_FILE}."
+        return FileError.of(directory, f"has no segmentation head (no {SETTINGS_FILE})", "Use GenerationPipeline.")
+    remedy = f"Give a model directory with unet/ and {SETTINGS_FILE}."
+    return FileError.of(directory, f"no {SETTINGS_FILE} found", remedy)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
-    """segmentation.json -> the pipeline's keyword arguments; UserError for missing or unknown keys and wrong types."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise UserError(f"{path}: invalid JSON ({error}). Write it again with save_pretrained.") from None
-    if not isinstance(settings, dict) or set(settings) != set(KEYS):
-        keys = sorted(settings) if isinstance(settings, dict) else type(settings).__name__
-        raise UserError(f"{path}: keys must be {', '.join(KEYS)} (got {keys}).")
-    classes, palette, size = settings["classes"], settings["palette"], settings["size"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise UserError(f"{path}: classes must be a list of names (got {classes!r}).")
-    if not isinstance(palette, list) or not all(_integers(color, 3) for color in palette):
-        raise UserError(f"{path}: palette must be a list of [red, green, blue] in 0..255.")
+    """segmentation.json -> the pipeline's keyword arguments; FileError for missing or unknown keys and wrong types."""
+    settings = read_object(path, "Write it again with save_pretrained.")
+    if set(settings) != set(KEYS):
+        raise FileError.of(path, f"keys must be {', '.join(KEYS)} (got {', '.join(sorted(settings)) or 'none'})")
+    size, ignore_index = settings["size"], settings["ignore_index"]
+    classes = require_class_names(path, "classes", settings["classes"])
+    require_colors(path, "palette", settings["palette"], len(classes))
     if size is not None and not _is_size(size):
-        raise UserError(f"{path}: size must be {SIZES} (got {size!r}).")
-    if not _integers([settings["ignore_index"]], 1):
-        raise UserError(f"{path}: ignore_index must be an integer (got {settings['ignore_index']!r}).")
+        raise FileError.of(path, f"size must be {SIZES} (got {size!r:.80})")
+    if not _integers([ignore_index], 1) or not 0 <= ignore_index <= 255:
+        raise FileError.of(path, f"ignore_index must be an integer in [0, 255] (got {ignore_index!r:.80})")
     settings["inference"] = _read_inference(path, settings["inference"])
     return settings
 
@@ -237,7 +239,7 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
     """The section "inference"; missing keys have their defaults."""
     known = [item.name for item in fields(InferenceConfig)]
     if not isinstance(section, dict) or not set(section) <= set(known):
-        raise UserError(f"{path}: keys of inference must be some of {', '.join(known)} (got {section!r}).")
+        raise FileError.of(path, f"keys of inference must be some of {', '.join(known)} (got {section!r:.200})")
     config = InferenceConfig(**section)
     numbers = config.scales if isinstance(config.scales, list) else [None]
     if (
@@ -246,11 +248,13 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
         or not isinstance(config.flip, bool)
         or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [config.overlap, *numbers])
     ):
-        raise UserError(f"{path}: inference has a value of the wrong type (got {section!r}). See InferenceConfig.")
+        raise FileError.of(
+            path, f"inference has a value of the wrong type (got {section!r:.200})", "See InferenceConfig."
+        )
     try:
         validate_inference(config, "inference.")
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise FileError.of(path, str(error).rstrip(".")) from None
     return config
 
 
@@ -268,7 +272,7 @@ def saved_classes(directory: str | Path) -> list[str] | None:
 
 def _is_size(size: Any) -> bool:
     lengths = size if isinstance(size, list) else [size, size]
-    return _integers(lengths, 2) and min(lengths) >= 1
+    return _integers(lengths, 2) and min(lengths) >= 1 and max(lengths) <= MAX_SIDE
 
 
 def _integers(value: Any, length: int) -> bool:

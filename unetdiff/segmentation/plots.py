@@ -27,39 +27,55 @@ def draw_confusion(target: Path | IO[bytes], matrix: np.ndarray, classes: Sequen
     """Write a confusion matrix (C, C), rows target, as PNG to a path or an open file; rows are normalized, those of
     absent classes blank.
 
-    Sizes of cells and letters depend on the number of classes, so that 2 to 60 classes are readable.
+    Sizes of cells and letters depend on the number of classes, so that 2 to 255 classes are readable.
     """
     colors, count = DARK if dark else LIGHT, len(classes)
     with np.errstate(invalid="ignore"):
         fraction = matrix / matrix.sum(axis=1, keepdims=True)  # (C, C), nan in the rows of absent classes
     names = [name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…" for name in classes]
-    cell = float(np.interp(count, [2, 12, 30, 60], [1.1, 0.5, 0.36, 0.22]))  # inches
-    letters = float(np.interp(count, [2, 12, 30, 60], [11, 10, 8.5, 7]))  # points
+    cell = float(np.interp(count, [2, 12, 30, 60, 255], [1.1, 0.5, 0.36, 0.22, 0.09]))  # inches
+    letters = float(np.interp(count, [2, 12, 30, 60, 255], [11, 10, 8.5, 7, 5]))  # points
     margin = 0.4 + 0.0085 * letters * max(map(len, names))
     with rc_context(_style(colors)):
-        figure = Figure(figsize=(count * cell + margin + 1.2, count * cell + margin + 0.9), layout="constrained")
-        axes = figure.add_subplot()
+        size, few = (count * cell + margin + 1.2, count * cell + margin + 0.9), count <= MAX_NUMBERED_CLASSES
+        figure = Figure(figsize=size, layout="constrained" if few else None)
+        if few:
+            axes = figure.add_subplot()
+        else:  # a constrained layout measures every name several times
+            left, bottom = (margin + 0.2) / size[0], (margin + 0.2) / size[1]
+            axes = figure.add_axes((left, bottom, count * cell / size[0], count * cell / size[1]))
+        gap = 0.05 / (count * cell)
         blend = LinearSegmentedColormap.from_list("fraction", [colors["paper"], colors["strong"]])
         ramp = blend.with_extremes(bad=colors["none"])
         image = axes.imshow(np.ma.masked_invalid(fraction), cmap=ramp, norm=PowerNorm(0.5, 0, 1), aspect="equal")
-        if count <= MAX_NUMBERED_CLASSES:
+        if few:
             _numbers(axes, fraction, colors, letters * (0.78 if count > 12 else 0.9))
-        axes.set_xticks(range(count), names, rotation=90 if count > 3 else 0, fontsize=letters)
-        axes.set_yticks(range(count), names, fontsize=letters)
-        axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(count + 1) - 0.5, minor=True)
-        axes.grid(which="minor", color=colors["rule"], linewidth=0.4)
+        axes.set_xticks(range(count) if few else [], names if few else [], parse_math=False)  # names may contain "$"
+        axes.set_yticks(range(count) if few else [], names if few else [], parse_math=False)
+        axes.tick_params(axis="both", labelsize=letters)
+        axes.tick_params(axis="x", labelrotation=90 if count > 3 else 0)
+        if not few:  # ticks are slow
+            below = axes.get_xaxis_transform()
+            for index, name in enumerate(names):
+                options: dict[str, Any] = {"fontsize": letters, "parse_math": False, "clip_on": False}
+                axes.text(index, -gap, name, transform=below, rotation=90, ha="center", va="top", **options)
+                axes.text(-gap, index, name, transform=axes.get_yaxis_transform(), ha="right", va="center", **options)
+        edges = np.arange(count + 1) - 0.5
+        axes.hlines(edges, -0.5, count - 0.5, color=colors["rule"], linewidth=0.4)
+        axes.vlines(edges, -0.5, count - 0.5, color=colors["rule"], linewidth=0.4)
         axes.tick_params(length=0, which="both")
         axes.spines[:].set_visible(False)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("target")
+        padding = 4 if few else 72 * margin - 8  # points
+        axes.set_xlabel("predicted", labelpad=padding)
+        axes.set_ylabel("target", labelpad=padding)
         bar_axes = axes.inset_axes((1 + 0.15 / (count * cell), 0, 0.14 / (count * cell), 1))  # 0.14 inches wide
         bar = figure.colorbar(image, cax=bar_axes)
         bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(length=0, labelsize=9)
         bar.set_label("fraction of the target class's pixels", fontsize=9)
-        _save(figure, target, bbox_inches="tight", pad_inches=0.12)
+        large = {"dpi": 160 if count <= 60 else 120, "pil_kwargs": {"compress_level": 1}}
+        _save(figure, target, **({"bbox_inches": "tight", "pad_inches": 0.12} if few else large))
 
 
 def _numbers(axes: Any, fraction: np.ndarray, colors: dict[str, str], size: float) -> None:
@@ -110,9 +126,9 @@ def draw_reliability(target: Path | IO[bytes], metrics: dict[str, Any], dark: bo
 
 def _save(figure: Figure, target: Path | IO[bytes], **options: Any) -> None:
     if isinstance(target, Path):
-        write_file(target, lambda aside: figure.savefig(aside, format="png", dpi=160, **options))
+        write_file(target, lambda aside: figure.savefig(aside, format="png", **{"dpi": 160, **options}))
     else:
-        figure.savefig(target, format="png", dpi=160, **options)
+        figure.savefig(target, format="png", **{"dpi": 160, **options})
 
 
 def _style(colors: dict[str, str]) -> Any:

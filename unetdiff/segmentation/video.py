@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -12,11 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.folders import regular_file
+from unetdiff.files.images import save_image
+from unetdiff.files.writing import file_errors, make_folder, write_file
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 __all__ = ["frame_count", "require_pyav", "segment_video"]
 
+MIN_SIDE = 16  # x264's smallest height and width; smaller overlays are padded
 CRF = "18"  # x264's constant rate factor, visually lossless
 BT709 = 1  # ffmpeg's number of BT.709 as matrix, primaries and transfer
 
@@ -49,13 +52,11 @@ def segment_video(
     """
     av = require_pyav()
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if masks is not None:
-        Path(masks).mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(target.name + ".part")
-    stamps: deque[int] = deque()
     count = 0
-    try:
+
+    def write(aside: Path) -> None:
+        nonlocal count
+        stamps: deque[int] = deque()
         with _opened(source) as container, av.open(str(aside), "w", format="mp4") as output:
             video = container.streams.video[0]
             video.thread_type = "AUTO"
@@ -64,22 +65,26 @@ def segment_video(
             for result in pipeline.stream(frames, autocast=autocast):
                 overlay = np.asarray(result.overlay)  # (H, W, 3)
                 encoder = encoder or _encoder(output, video, overlay.shape[:2])
+                overlay = np.pad(overlay, [*((0, max(0, MIN_SIDE - n)) for n in overlay.shape[:2]), (0, 0)], "edge")
                 frame = av.VideoFrame.from_ndarray(overlay, format="rgb24")
                 frame = frame.reformat(format=encoder.pix_fmt, dst_colorspace="ITU709")
                 frame.pts, frame.time_base = stamps.popleft(), video.time_base
                 output.mux(encoder.encode(frame))
                 if masks is not None:
-                    result.palette_image.save(Path(masks) / f"{count:06d}.png")
+                    save_image(result.palette_image, Path(masks) / f"{count:06d}.png")
                 count += 1
                 progress()
             if encoder is None:
-                raise UserError(f"{source}: video has no frames. Replace or remove it.")
+                raise FileError.of(source, "video has no frames", "Replace or remove it.")
             output.mux(encoder.encode())
-        os.replace(aside, target)
-    except (av.error.FFmpegError, OSError) as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}). Give another --output.") from None
-    finally:
-        aside.unlink(missing_ok=True)
+
+    with file_errors(target, "Give another --output."):
+        for folder in (target.parent, *([] if masks is None else [Path(masks)])):
+            make_folder(folder)
+        try:
+            write_file(target, write)
+        except av.error.FFmpegError as error:
+            raise FileError.of(target, f"cannot be written ({error.strerror})", "Give another --output.") from None
     return count
 
 
@@ -101,15 +106,15 @@ def require_pyav() -> Any:
 def _opened(source: str | Path) -> Any:
     """The file as a PyAV container with a video stream."""
     av = require_pyav()
+    regular_file(source, "Give the path of a video.")
     try:
         container = av.open(str(source))
-    except FileNotFoundError:
-        raise UserError(f"{source}: file not found. Give the path of a video.") from None
-    except av.error.FFmpegError as error:
-        raise UserError(f"{source}: not a readable video ({error.strerror}). Replace or remove it.") from None
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise FileError.of(source, f"not a readable video ({reason})", "Replace or remove it.") from None
     if not container.streams.video:
         container.close()
-        raise UserError(f"{source}: no video stream. Give a video.")
+        raise FileError.of(source, "no video stream", "Give a video.")
     return container
 
 
@@ -124,11 +129,12 @@ def _frames(container: Any, video: Any, source: str, stamps: deque[int]) -> Iter
             size = (image.shape[0], image.shape[1])
             first = first or size
             if size != first:
-                raise UserError(f"{source}: frames must have one size (got {first} and {size}). Re-encode it.")
+                raise FileError.of(source, f"frames must have one size (got {first} and {size})", "Re-encode it.")
             stamps.append(round(number / (rate * video.time_base)) if frame.pts is None else frame.pts)
             yield np.ascontiguousarray(image)
     except av.error.FFmpegError as error:
-        raise UserError(f"{source}: damaged after frame {number} ({error.strerror}). Replace or remove it.") from None
+        reason = f"damaged after frame {number} ({error.strerror})"
+        raise FileError.of(source, reason, "Replace or remove it.") from None
 
 
 def _rate(video: Any) -> Fraction:
@@ -142,7 +148,7 @@ def _encoder(output: Any, video: Any, size: tuple[int, int]) -> Any:
     Odd sizes need full chroma resolution (yuv444p), which fewer players support.
     """
     stream = output.add_stream("libx264", rate=_rate(video))
-    stream.height, stream.width = size
+    stream.height, stream.width = (max(MIN_SIDE, side) for side in size)
     stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
     stream.options = {"crf": CRF}
     context = stream.codec_context

@@ -6,18 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
 from unetdiff.export.convert.from_diffusers import CLASSES
+from unetdiff.files.records import read_object
 from unetdiff.models import loading
 from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
 from unetdiff.models.unet import UNet
+from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.base import Task
 
 KEY = "training.init_from"
+MAX_TIMESTEPS = 100_000
+"""Bound of a scheduler's `num_train_timesteps`, before memory is taken for it."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,11 @@ def initialize(task: Task, path: str | Path) -> InitReport:
         path: a run directory (its best weights), a model directory, or the directory of a diffusers U-Net or pipeline.
 
     Raises:
-        UserError: no network there, a damaged one, or a different backbone (names the first key that differs).
+        UserError: no network there, a damaged one, a different backbone (names the first key that differs), or a
+            denoiser that was trained with another scheduler or prediction type.
     """
     directory, source = read_network(path)
+    _require_same_scheduler(task, source, directory, Path(path))
     result = transfer(source, task.unet, str(path))
     return InitReport(
         str(directory),
@@ -86,6 +94,28 @@ def initialize(task: Task, path: str | Path) -> InitReport:
         result.folded,
         _initialize_conditioner(task, directory),
     )
+
+
+def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Path) -> None:
+    """Refuse a denoiser's weights for another objective; a network given without its pipeline has no scheduler."""
+    file = directory.parent / "scheduler" / "scheduler_config.json"
+    ours = scheduler_of(task)
+    if path.resolve() == directory.resolve() or not file.is_file() or ours is None:
+        return
+    if not source.config["heads"]["diffusion"] or not task.unet.config["heads"]["diffusion"]:
+        return
+    config = read_object(file)
+    try:
+        if not 1 <= int(config.get("num_train_timesteps", 1000)) <= MAX_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps={config['num_train_timesteps']}")
+        theirs = DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise FileError.of(file, f"must be the config of a diffusers scheduler ({error})") from None
+    difference = scheduler_difference(describe_scheduler(theirs), describe_scheduler(ours))
+    if difference is not None:
+        raise UserError(
+            f"{difference}, as {KEY}={path} was trained. Set it, or give {directory} to use only the weights."
+        )
 
 
 def read_network(path: str | Path) -> tuple[Path, UNet]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +17,63 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.errors import UserError
-from unetdiff.files.records import jsonable
-from unetdiff.files.writing import write_text
+from unetdiff.errors import FileError
+from unetdiff.files.images import save_image
+from unetdiff.files.records import jsonable, read_json_lines
+from unetdiff.files.writing import append_text, make_folder, named_errors, write_text
+from unetdiff.training.agreement import require_metrics
+from unetdiff.training.console import Console
+from unetdiff.training.progress import Progress
 
-METRICS = "metrics.jsonl"
+METRICS, IMAGES, TENSORBOARD = "metrics.jsonl", "images", "tensorboard"
 
 
 class RunLogger:
-    """The log of a run. On resume, lines after the checkpoint's step are removed: those steps are repeated."""
+    """The log of a run. On resume, lines after the checkpoint are removed: those steps are repeated.
 
-    def __init__(self, run: Path, step: int, steps: int) -> None:
-        self.run = run
+    Raises:
+        FileError: metrics.jsonl is damaged, or does not reach as far as the checkpoint says.
+        OSError: the run directory cannot be written.
+    """
+
+    def __init__(self, run: Path, progress: Progress, steps: int) -> None:
+        self.run, self.progress = run, progress
         self.path = run / METRICS
-        if self.path.is_file():
-            kept = [line for line in read_lines(self.path) if line["step"] <= step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.tracker = TensorBoardTracker("tensorboard", run, purge_step=step + 1)
-        self.tracker.start()
+        kept = kept_lines(read_lines(self.path), progress) if self.path.exists() else []
+        require_metrics(self.path, max((line["step"] for line in kept), default=0), progress)
+        if self.path.exists():
+            write_text(self.path, "".join(json.dumps(jsonable(line), allow_nan=False) + "\n" for line in kept))
+        with named_errors(run / TENSORBOARD):
+            self.tracker = TensorBoardTracker(TENSORBOARD, run, purge_step=progress.step + 1)
+            self.tracker.start()
+        self.console = Console()
         self.bar = tqdm(
             total=steps,
-            initial=step,
+            initial=progress.step,
             unit="step",
+            file=self.console,
             dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            mininterval=0.5 if self.console.isatty() else 30.0,
             disable=None if os.environ.get("UNETDIFF_NO_BAR") is None else True,
         )
 
     def log_metrics(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; its finite numbers go to TensorBoard under `kind`/."""
         entry = {"kind": kind, "step": step, **{name: jsonable(value) for name, value in metrics.items()}}
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        append_text(self.path, json.dumps(entry, allow_nan=False) + "\n")
+        self.progress.logged = step
         numbers = {f"{kind}/{k}": v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-        self.tracker.log(numbers, step=step)
+        with named_errors(self.run / TENSORBOARD):
+            self.tracker.log(numbers, step=step)
 
     def save_images(self, step: int, images: dict[str, Image.Image]) -> None:
         """Write images/step-000500-NAME.png, and to TensorBoard."""
-        folder = self.run / "images"
-        folder.mkdir(exist_ok=True)
+        folder = make_folder(self.run / IMAGES)
         for name, image in images.items():
-            image.save(folder / f"step-{step:06d}-{name}.png")
+            save_image(image, folder / f"step-{step:06d}-{name}.png")
             pixels = np.asarray(image.convert("RGB"))[None]
-            self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+            with named_errors(self.run / TENSORBOARD):
+                self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
 
     def update_bar(self, step: int, postfix: dict[str, str]) -> None:
         """Move the progress bar to a step; `postfix` is displayed after it."""
@@ -68,21 +82,35 @@ class RunLogger:
 
     def info(self, text: str) -> None:
         """Print a line above the progress bar."""
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=self.console)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close the progress bar and the TensorBoard writer."""
         self.bar.close()
-        self.tracker.finish()
+        with named_errors(self.run / TENSORBOARD):
+            self.tracker.finish()
 
 
 class LossMeter:
     """Mean losses and throughput since the last log line; losses stay on the device until `means`."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """The losses so far as JSON, for a checkpoint; times are of one session only."""
+        return {"sums": {name: float(value) for name, value in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Continue from `state`; a sum that is null in JSON was not finite."""
+        for name, value in state.get("sums", {}).items():
+            self.sums[name] = torch.tensor(math.nan if value is None else value, device=device)
+            self.counts[name] = state["counts"][name]
 
     def add(self, losses: dict[str, Tensor], images: int) -> None:
         for name, value in losses.items():
@@ -111,25 +139,37 @@ class LossMeter:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
-def read_lines(path: Path, strict: bool = False) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl; a truncated last line (the run was killed) is ignored.
+def log_losses(logger: RunLogger | None, meter: LossMeter, lr: float, accelerator: Accelerator) -> None:
+    """A "train" line with the means since the last one; the main process has a logger. Collective."""
+    losses = meter.means(accelerator)
+    if logger is None:
+        return
+    progress, speed, wait = logger.progress, meter.images_per_second(), meter.data_wait()
+    metrics = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": lr}
+    metrics |= {"images_per_second": speed, "data_wait": wait}
+    logger.log_metrics("train", progress.step, metrics)
+    postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}"}
+    logger.update_bar(progress.step, postfix | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
 
-    Args:
-        path: the file.
-        strict: skip blank lines, and raise for an invalid line before the last; otherwise reading stops at either.
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl; an incomplete last line (the run was killed) is ignored.
 
     Raises:
-        UserError: strict, and a line before the last is not valid JSON.
+        FileError: an invalid line, or one without "kind" and "step".
     """
-    lines: list[dict[str, Any]] = []
-    texts = path.read_text().splitlines()
-    for number, text in enumerate(texts, start=1):
-        if strict and not text.strip():
-            continue
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if strict and number < len(texts):
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}). Remove the line.") from error
-            break
+    lines = read_json_lines(path, torn=True)
+    for number, line in enumerate(lines, start=1):
+        step = line.get("step")
+        if not isinstance(line.get("kind"), str) or not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise FileError.of(f"{path}, entry {number}", "must have a 'kind' and a 'step' of at least 0", "Remove it.")
     return lines
+
+
+def kept_lines(lines: list[dict[str, Any]], progress: Progress) -> list[dict[str, Any]]:
+    """The lines that a checkpoint stands for: up to its step, and validations up to the last completed one."""
+    return [
+        line
+        for line in lines
+        if line["step"] <= (progress.validated if line["kind"] == "validation" else progress.step)
+    ]

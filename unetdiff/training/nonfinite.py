@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from unetdiff.errors import TrainingStopped
-from unetdiff.training.checkpoints import Progress, resume_hint
+from unetdiff.files.records import write_json
+from unetdiff.training.checkpoints import newest
 from unetdiff.training.logger import RunLogger
+from unetdiff.training.progress import Progress
+
+NONFINITE = "nonfinite.json"
 
 
 def skip_nonfinite(
@@ -37,11 +40,25 @@ def skip_nonfinite(
         logger.info(f"step {progress.step}: non-finite loss, step skipped ({progress.nonfinite} in a row)")
     if progress.nonfinite < limit:
         return
-    path = run / "nonfinite.json"
+    path = run / NONFINITE
     if logger is not None:
         values = {name: float(value) for name, value in losses.items()}
-        path.write_text(json.dumps({"step": progress.step, "losses": values, "names": names}, indent=1))
+        write_json(path, {"step": progress.step, "losses": values, "names": names})
     raise TrainingStopped(
-        f"{progress.nonfinite} non-finite losses in a row at step {progress.step}; {path} lists the files of the "
-        f"last batch. Check those files, or lower training.optimizer.lr. {resume_hint(run)}"
+        f"{progress.nonfinite} non-finite losses in a row at step {progress.step}; {path} lists the files of the last "
+        f"batch. {nonfinite_hint(run)}"
+    )
+
+
+def nonfinite_hint(run: Path) -> str:
+    """How to continue: with mended files, or in a new run from these weights with a lower learning rate."""
+    checkpoint = newest(run)
+    if checkpoint is None:
+        return (
+            "No checkpoint was written yet: check those files, or lower training.optimizer.lr, and start again with "
+            "--overwrite."
+        )
+    return (
+        f"If a file is damaged, replace it and continue from {checkpoint} with --resume. Otherwise start a new run "
+        f"from the weights: --training.init_from {run} with a lower --training.optimizer.lr and another --output_dir."
     )

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import torch
 
+from unetdiff.files.texts import read_lines
+from unetdiff.files.writing import append_text
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -17,7 +20,7 @@ def reset_peak(device: torch.device) -> bool:
             torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        CLEAR.write_text("5")
+        append_text(CLEAR, "5")
     except OSError:
         return False
     return True
@@ -33,5 +36,5 @@ def peak_bytes(device: torch.device) -> int | None:
         return torch.cuda.max_memory_allocated(device)
     if not STATUS.is_file():
         return None
-    lines = STATUS.read_text().splitlines()
+    lines = read_lines(STATUS)
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)

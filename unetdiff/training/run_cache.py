@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,8 @@ from unetdiff.config.reading import from_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.stats import CLASS_WEIGHT_METHODS
 from unetdiff.errors import UserError
-from unetdiff.training.rundir import CONFIG, SUMMARY
+from unetdiff.files.records import read_object
+from unetdiff.training.rundir import CONFIG, SUMMARY, directory_state
 
 FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
 """Keys of `training` that do not change the result of a run."""
@@ -42,10 +42,9 @@ def run_state(folder: Path, config: RunConfig) -> str:
         UserError: the folder contains a run of a different config, or one initialized from an older version of
             `training.init_from`.
     """
-    file = folder / CONFIG
-    if not file.is_file():
+    if directory_state(folder) != "run":
         return "new"
-    requested, stored = asdict(config), asdict(from_yaml(file))  # a key newer than the file has its default
+    requested, stored = asdict(config), asdict(from_yaml(folder / CONFIG))  # a key newer than the file has its default
     method, weights = (tree["segmentation"]["class_weights"] for tree in (requested, stored))
     for tree in (requested, stored):
         if method in CLASS_WEIGHT_METHODS and isinstance(weights, list):
@@ -71,13 +70,14 @@ def _source_changed(folder: Path, source: Path) -> bool:
     from unetdiff.models.loading import WEIGHTS, fingerprint
     from unetdiff.training import checkpoints
     from unetdiff.training.init_from import network_directory
+    from unetdiff.training.progress import read_progress
 
     report: Mapping[str, Any] | None = None
     if (folder / SUMMARY).is_file():
-        report = json.loads((folder / SUMMARY).read_text()).get("init_from")
+        report = read_object(folder / SUMMARY, "Delete the run.").get("init_from")
     elif (checkpoint := checkpoints.newest(folder)) is not None:
-        report = checkpoints.read_progress(checkpoint).init_from
-    before = (report or {}).get("weights")
+        report = read_progress(checkpoint).init_from
+    before = report.get("weights") if isinstance(report, Mapping) else None
     try:
         network = network_directory(source)
     except UserError:  # deleted, so not replaced

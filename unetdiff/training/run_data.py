@@ -15,9 +15,36 @@ from unetdiff.data.check import require_clean
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
+from unetdiff.errors import config_error
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.signals import ignore_signals
 from unetdiff.training.tasks.base import Batch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+OPEN_FILES = (40, 16)
+"""Open files that a run may need, and those of each data loading process: without them, loading would hang."""
+
+
+def require_open_files(num_workers: int) -> None:
+    """Check, or raise, the number of files that this process may open.
+
+    Raises:
+        UserError: the system's hard limit (`ulimit -Hn`) is too low for `training.num_workers`.
+    """
+    if resource is None or num_workers == 0:
+        return
+    needed = OPEN_FILES[0] + OPEN_FILES[1] * num_workers
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY in (soft, hard) or soft >= needed:
+        return
+    if hard < needed:
+        remedy = f"Use 0, or raise the limit with ulimit -n {needed}."
+        raise config_error("training.num_workers", num_workers, f"0 where {hard} files may be open", remedy)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 class RunData:

@@ -19,6 +19,8 @@ from unetdiff.config.training import TrainingConfig
 from unetdiff.errors import config_error
 from unetdiff.kernels.allocator import keep_freed_memory
 
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""The number of processes in the environment of torchrun and of MPI's launchers."""
 PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "safetensors", "numpy")
 
 
@@ -55,7 +57,7 @@ def build_accelerator(config: TrainingConfig) -> Accelerator:
     """
     if config.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise config_error("training.mixed_precision", "fp16", "auto, bf16 or no without a GPU")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = next((int(os.environ[name]) for name in WORLD_SIZES if name in os.environ), 1)
     AcceleratorState._reset_state()
     if launched > 1 and not dist.is_initialized():
         PartialState._reset_state()

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM stop a run after the current step, with a checkpoint; a second one stops it immediately."""
+"""Ctrl-C, SIGTERM and SIGHUP stop a run after the current step, with a checkpoint; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class StopRequest:
@@ -22,12 +27,17 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Handle SIGINT and SIGTERM inside the context (main thread only; a no-op in others)."""
+    """Handle these signals inside the context (main thread only; a no-op in others).
+
+    An ignored SIGHUP stays so: `nohup` ignores it.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    hangup_ignored = "SIGHUP" in dir(signal) and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    handled = [number for number in SIGNALS if not (number.name == "SIGHUP" and hangup_ignored)]
+    previous = {number: signal.signal(number, request) for number in handled}
     try:
         yield request
     finally:
@@ -35,8 +45,17 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
+def any_stopped(request: StopRequest, accelerator: Accelerator) -> bool:
+    """Whether any process received a stop signal. Collective."""
+    stopped = request.number is not None
+    if accelerator.num_processes > 1:
+        flag = torch.tensor(float(stopped), device=accelerator.device)
+        stopped = bool(accelerator.reduce(flag, reduction="sum") > 0)
+    return stopped
+
+
 def ignore_signals(worker: int) -> None:
     """`worker_init_fn` of a DataLoader: a terminal's Ctrl-C also reaches the workers, and the current step still needs
     their batches. They end with the main process."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

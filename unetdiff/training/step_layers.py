@@ -30,6 +30,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import hash_words
 from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import config_error
+from unetdiff.models.attention import Attention
 from unetdiff.models.unet import UNet
 from unetdiff.training.batch_norm import SharedBatchNorm2d, Statistics, single_value
 from unetdiff.training.dropout import Draws, StepDropout, StepStochasticDepth
@@ -60,6 +61,8 @@ class StepLayers:
                 module.__class__ = StepStochasticDepth
             if isinstance(module, StepDropout | StepStochasticDepth):
                 module.draws, module.layer = self.draws, layer
+            if isinstance(module, Attention):
+                _zero_key_bias_gradient(module)
 
     @contextmanager
     def part(self, seed: int, rows: Sequence[int], clean: Sequence[int] = ()) -> Iterator[None]:
@@ -105,6 +108,16 @@ class StepLayers:
             for buffer, value in self.saved:
                 buffer.copy_(value)
         self.saved = []
+
+
+def _zero_key_bias_gradient(attention: Attention) -> None:
+    """Make the gradient of a key bias what it is: 0, as a softmax does not see what all keys of a query share.
+
+    Computed, it is rounding noise, of which AdamW makes steps of the learning rate that differ from cut to cut.
+    """
+    bias = attention.to_k.bias
+    if bias is not None and bias.requires_grad:
+        bias.register_hook(torch.zeros_like)
 
 
 def require_batch_norm_images(unet: UNet, settings: TrainingConfig, processes: int, data: ImageDataset) -> None:

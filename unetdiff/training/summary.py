@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from unetdiff.config.schema import RunConfig
-from unetdiff.files.writing import write_text
+from unetdiff.files.records import write_json
 from unetdiff.training import runtime
-from unetdiff.training.checkpoints import Progress
 from unetdiff.training.logger import METRICS, read_lines
 from unetdiff.training.peak import peak_bytes
+from unetdiff.training.progress import Progress
 from unetdiff.training.rundir import SUMMARY
 from unetdiff.training.tasks.base import Task
 
@@ -67,7 +66,7 @@ def write_summary(
         "replanned": progress.replanned,
         **extra,
     }
-    write_text(directory / SUMMARY, json.dumps(summary, indent=1))
+    write_json(directory / SUMMARY, summary)
 
 
 def _last_validation(directory: Path) -> dict[str, Any]:

@@ -6,34 +6,33 @@ functions of (seed, step), so a run that was killed and resumed ends with the we
 
 from __future__ import annotations
 
-import errno
-import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
 from unetdiff.kernels.accelerate import accelerate_training_
-from unetdiff.training import checkpoints, runtime
+from unetdiff.training import agreement, checkpoints, rundir, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
-from unetdiff.training.checkpoints import Progress, resume_hint
+from unetdiff.training.checkpoints import resume_hint
 from unetdiff.training.class_weights import class_weights_source, describe, resolve_class_weights
 from unetdiff.training.ema import EMA
+from unetdiff.training.failure import end_run
 from unetdiff.training.gradients import GradientComparison
 from unetdiff.training.init_from import InitReport, initialize
-from unetdiff.training.logger import LossMeter, RunLogger
+from unetdiff.training.logger import RunLogger, log_losses
 from unetdiff.training.nonfinite import skip_nonfinite
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import reset_peak
-from unetdiff.training.run_data import RunData
-from unetdiff.training.rundir import open_run
-from unetdiff.training.signals import StopRequest, stop_on_signals
+from unetdiff.training.progress import Progress
+from unetdiff.training.run_data import RunData, require_open_files
+from unetdiff.training.saver import Saver
+from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
 from unetdiff.training.summary import headline, write_summary
@@ -58,29 +57,47 @@ def train(config: RunConfig, command: str | None = None) -> Path:
         TrainingStopped: ended early by a signal, a full disk or non-finite losses; the message says how to resume.
     """
     validate(config)
-    trainer = Trainer(config, command)
+    run, trainer, stop = Path(config.training.output_dir), None, StopRequest()
     try:
+        trainer = Trainer(config, command)
         with stop_on_signals() as stop:
             trainer.run(stop)
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise TrainingStopped(f"The disk is full ({error}). {resume_hint(trainer.directory)}") from error
-        raise
-    finally:
         trainer.close()
-    return trainer.directory
+    except TrainingStopped:
+        raise
+    except KeyboardInterrupt:
+        number = stop.number or 2
+        raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(run)}", 128 + number) from None
+    except Exception as error:
+        end_run(error, run, None if trainer is None else trainer.saver)
+    finally:
+        if trainer is not None:
+            with suppress(Exception):  # what ended the run is reported instead
+                trainer.close()
+    return run
 
 
 class Trainer:
     """The state of a run: datasets, task, EMA, optimizer, progress."""
 
     def __init__(self, config: RunConfig, command: str | None) -> None:
-        self.command = command
+        self.command, self.directory = command, Path(config.training.output_dir)
+        self.logger: RunLogger | None = None
+        self.claim = rundir.Claim(self.directory)
+        try:
+            self._build(config)
+        except BaseException:
+            self.claim.close()
+            raise
+
+    def _build(self, config: RunConfig) -> None:
         settings = config.training
         self.accelerator = runtime.build_accelerator(settings)
         require_sums(config, self.accelerator.num_processes)
         reset_peak(self.accelerator.device)
-        self.logger: RunLogger | None = None
+        require_open_files(settings.num_workers)
+        if self.accelerator.is_main_process:
+            self.claim.check(config)
         self.data = RunData(config, self.accelerator)
         self.config = resolve_class_weights(config, self.data.train, self.accelerator)
         self.class_weights = class_weights_source(config, self.config, self.data.train.classes)
@@ -102,25 +119,27 @@ class Trainer:
         self.optimizer = build_optimizer(self.task, settings.optimizer)
         self.lr = LearningRate(settings.schedule, self.steps, self.steps / self.epoch_steps)
 
-        self.directory = Path(settings.output_dir)
         if self.accelerator.is_main_process:
-            self.directory = open_run(self.config)
+            self.claim.prepare(self.config)
         self.accelerator.wait_for_everyone()
-        self.progress = self._resume() if settings.resume else Progress(validated=0)
+        self.progress = self._resume() if settings.resume else Progress()
+        self.progress.identity = agreement.identity_of(self.task, self.data.train)
         self.replanned = self.progress.plan(self.steps)
         if self.init_report is not None:
             self.progress.init_from = self.init_report.summary()
         self.prepared_optimizer: Any = self.accelerator.prepare_optimizer(self.optimizer, device_placement=False)
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
+        ema = None if self.ema is None else self.ema.task
+        self.saver = Saver(self.directory, self.progress, self.task, ema, self.optimizer, settings, self.accelerator)
         self._wrap()
 
     def _initialize(self) -> InitReport | None:
         """Initial weights of a new run, before the task knows its process: the same on all of them."""
         settings, report = self.config.training, None
-        checkpoint = checkpoints.newest(Path(settings.output_dir)) if settings.resume else None
+        checkpoint = checkpoints.newest(self.directory) if settings.resume else None
         if checkpoint is not None:
-            checkpoints.require_length(checkpoint, self.steps)
+            agreement.require_length(checkpoint, self.steps)
             return None
         if settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
@@ -133,11 +152,10 @@ class Trainer:
         """Train to the last step, with validation, previews and checkpoints on the way."""
         config, settings, progress = self.config, self.config.training, self.progress
         self._start_logging()
-        meter = LossMeter()
+        meter = self.saver.meter
         metrics: dict[str, Any] = {}
         if self.has_pending_validation():
             metrics = self._validate()
-            self._checkpoint()
         batches = self.data.batches(settings, progress.step, self.steps, self.lr.strong_until, self.accelerator)
         while progress.step < self.steps:
             start = time.perf_counter()
@@ -145,21 +163,22 @@ class Trainer:
             lr = self.lr.set(self.optimizer, progress.step)
             self.task.set_progress(progress.step / self.steps)
             comparison = self._gradient_comparison()
-            losses, data_wait, names = optimizer_step(
-                self.model,
-                self.prepared_optimizer,
-                batches,
-                progress.step,
-                settings,
-                self.accelerator,
-                self.layers,
-                comparison,
-            )
+            with self.saver.step():
+                losses, data_wait, names = optimizer_step(
+                    self.model,
+                    self.prepared_optimizer,
+                    batches,
+                    progress.step,
+                    settings,
+                    self.accelerator,
+                    self.layers,
+                    comparison,
+                )
             progress.step += 1
             progress.images += settings.batch_size
             if comparison is not None:
                 self._log_gradients(comparison)
-            finite, stopped = self._sync_flags(losses["loss"], stop)
+            finite, stopped = bool(torch.isfinite(losses["loss"])), any_stopped(stop, self.accelerator)
             if finite:
                 progress.nonfinite = 0
                 if self.ema is not None:
@@ -173,12 +192,14 @@ class Trainer:
             progress.train_minutes += seconds / 60
             is_last = progress.step == self.steps
             if progress.step % settings.log_every == 0 or is_last:
-                self._log(meter, lr)
-                meter = LossMeter()
-            if self._is_validation_step():
+                log_losses(self.logger, meter, lr, self.accelerator)
+                meter.reset()
+            is_validation = self._is_validation_step()
+            if is_validation or progress.step % settings.checkpoint_every == 0 or stopped:
+                self.saver.checkpoint(required=is_last or stopped)  # before the validation, which may fail
+            if is_validation and not stopped:
                 metrics = self._validate()
-            if progress.step % settings.checkpoint_every == 0 or is_last or stopped:
-                self._checkpoint()
+                stopped = any_stopped(stop, self.accelerator) and not is_last
             if stopped:
                 number = stop.number or 15
                 raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(self.directory)}", 128 + number)
@@ -191,44 +212,24 @@ class Trainer:
         return self.progress.step % self.config.training.validate_every == 0 or self.progress.step == self.steps
 
     def has_pending_validation(self) -> bool:
-        """Whether the checkpoint that is resumed was written because its validation failed."""
+        """Whether the checkpoint that is resumed was written before its validation was done."""
         progress = self.progress
-        return progress.step > 0 and self._is_validation_step() and progress.validated not in (None, progress.step)
-
-    def _sync_flags(self, loss: Tensor, stop: StopRequest) -> tuple[bool, bool]:
-        """Whether this step was finite, and whether any process received a stop signal."""
-        stopped = stop.number is not None
-        if self.accelerator.num_processes > 1:
-            flag = torch.tensor(float(stopped), device=self.accelerator.device)
-            stopped = bool(self.accelerator.reduce(flag, reduction="sum") > 0)
-        return bool(torch.isfinite(loss)), stopped
+        return progress.step > 0 and self._is_validation_step() and progress.validated != progress.step
 
     # ------------------------------------------------------------------ logging, validation, checkpoints
 
     def _start_logging(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        self.logger = RunLogger(self.directory, self.progress.step, self.steps)
+        self.logger = RunLogger(self.directory, self.progress, self.steps)
         sizes, epochs = (len(self.data.train), len(self.data.val)), self.steps / self.epoch_steps
         self.logger.info(headline(self.config, self.progress, self.task, self.accelerator, sizes, self.steps, epochs))
-        if self.replanned is not None:
-            self.logger.info(self.replanned)
-        if self.init_report is not None:
-            self.logger.info(str(self.init_report))
-        if self.class_weights is not None:
-            self.logger.info(describe(self.class_weights))
-
-    def _log(self, meter: LossMeter, lr: float) -> None:
-        progress = self.progress
-        losses = meter.means(self.accelerator)
-        if self.logger is None:
-            return
-        speed, wait = meter.images_per_second(), meter.data_wait()
-        metrics = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": lr}
-        metrics |= {"images_per_second": speed, "data_wait": wait}
-        self.logger.log_metrics("train", progress.step, metrics)
-        postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}"}
-        self.logger.update_bar(progress.step, postfix | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
+        if self.config.training.resume and not self.progress.step:
+            self.logger.info(f"{self.directory}: no checkpoint to resume; training starts at step 0")
+        weights = None if self.class_weights is None else describe(self.class_weights)
+        for line in (self.replanned, self.init_report, weights):
+            if line is not None:
+                self.logger.info(str(line))
 
     def _gradient_comparison(self) -> GradientComparison | None:
         """A hook that compares the losses' gradients in the next step, if `joint.log_gradients` is due."""
@@ -243,39 +244,25 @@ class Trainer:
             self.logger.log_metrics("gradients", self.progress.step, {"images": self.progress.images, **metrics})
 
     def _validate(self) -> dict[str, Any]:
-        """Validate the EMA weights (the trained ones without an EMA); a failure writes a checkpoint first."""
+        """Validate the EMA weights (the trained ones without an EMA), whose checkpoint is already written."""
         start = time.perf_counter()
         batch_size = self.config.training.eval_batch_size
-        try:
-            metrics = run_validation(
-                self.eval_model, self.data.val, batch_size, self.progress, self.directory, self.logger, self.accelerator
-            )
-        except Exception:
-            if self.logger is not None:
-                self._save()
-                self.logger.info(f"step {self.progress.step}: validation failed. {resume_hint(self.directory)}")
-            raise
+        metrics = run_validation(
+            self.eval_model, self.data.val, batch_size, self.progress, self.directory, self.logger, self.accelerator
+        )
         self.progress.validated = self.progress.step
         self.progress.minutes += (time.perf_counter() - start) / 60
+        self.saver.update_state()
         return metrics
 
-    def _checkpoint(self) -> None:
-        if self.logger is not None:
-            self._save()
-            checkpoints.export(self.directory, "latest", self.eval_model)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self) -> None:
-        if self.accelerator.scaler is not None:
-            self.progress.scaler = self.accelerator.scaler.state_dict()
-        ema = None if self.ema is None else self.ema.task
-        keep = self.config.training.keep_checkpoints
-        checkpoints.save(self.directory, self.progress, self.task, ema, self.optimizer, keep)
-
     def close(self) -> None:
-        """Close the progress bar and the trackers."""
-        if self.logger is not None:
-            self.logger.close()
+        """Close the progress bar and the trackers, and release the run directory."""
+        logger, self.logger = self.logger, None
+        try:
+            if logger is not None:
+                logger.close()
+        finally:
+            self.claim.close()
 
     # ------------------------------------------------------------------ parts
 
@@ -285,14 +272,18 @@ class Trainer:
         return self.task if self.ema is None else self.ema.task
 
     def _resume(self) -> Progress:
-        if self.accelerator.is_main_process:
-            checkpoints.restore_swapped(self.directory / "best")
-            checkpoints.restore_swapped(self.directory / "latest")
-        self.accelerator.wait_for_everyone()
         checkpoint = checkpoints.newest(self.directory)
         if checkpoint is None:
-            return Progress(validated=0)
-        return checkpoints.load(checkpoint, self.task, None if self.ema is None else self.ema.task, self.optimizer)
+            return Progress()
+        agreement.require_same_identity(checkpoint, self.task, self.data.train)
+        progress = checkpoints.load(checkpoint, self.task, None if self.ema is None else self.ema.task, self.optimizer)
+        agreement.require_images(checkpoint, progress, self.config.training.batch_size)
+        if self.accelerator.is_main_process:
+            checkpoints.prune(self.directory, self.config.training.keep_checkpoints)
+            if not checkpoints.is_exported(self.directory, "latest", self.eval_model):
+                checkpoints.export(self.directory, "latest", self.eval_model)
+        self.accelerator.wait_for_everyone()
+        return progress
 
     def _freeze(self) -> None:
         """Freeze the encoder during the first `training.freeze_encoder` of the run, and unfreeze it after."""

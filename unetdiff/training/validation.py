@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.loaders import eval_loader
 from unetdiff.training import checkpoints
-from unetdiff.training.checkpoints import Progress
 from unetdiff.training.logger import RunLogger
+from unetdiff.training.progress import Progress
 from unetdiff.training.tasks.base import Task
 
 

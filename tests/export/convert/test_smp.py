@@ -201,7 +201,7 @@ def test_pickles_are_refused_with_the_way_to_convert_them(plain: nn.Module, tmp_
         UNet.from_smp(tmp_path / "best.pth")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "best.pth").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="model.safetensors: no such file. pytorch_model.bin is a pickle"):
+    with pytest.raises(UserError, match="model.safetensors: no such file or directory. pytorch_model.bin is a pickle"):
         UNet.from_smp(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         UNet.from_smp(tmp_path / "nowhere.safetensors")

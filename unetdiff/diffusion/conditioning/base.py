@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, get_type_hints
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError
 from torch import Tensor
 
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, nearest
+from unetdiff.files.tensors import Entry
+from unetdiff.models import loading
 from unetdiff.models.attention import CrossAttentionCache
+from unetdiff.models.bounds import fits, in_words
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -118,27 +123,46 @@ class Conditioner(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """Load what `save_pretrained` wrote; every tensor must be there and nothing else.
+        """Load what `save_pretrained` wrote, config.json and the weights, which must agree.
 
         Raises:
-            UserError: tensors are missing, unexpected or of another shape, or a file is missing or damaged.
+            UserError: a file is missing or damaged; a key or tensor is missing, unexpected, of another type or shape.
         """
-        # never a pickle; without low_cpu_mem_usage, which would leave a missing tensor on the meta device
-        settings = {
-            **kwargs,
-            "low_cpu_mem_usage": False,
-            "use_safetensors": True,
-            "output_loading_info": True,
-        }
-        settings["device_map"] = None
-        loaded: Any
-        try:
-            loaded = super().from_pretrained(pretrained_model_name_or_path, **settings)
-        except (RuntimeError, OSError, ValueError, SafetensorError) as error:  # a size mismatch, a damaged file
-            why = " ".join(str(error).split())
-            raise UserError(f"{pretrained_model_name_or_path}: not a {cls.__name__}: {why}") from error
-        model, info = loaded
-        wrong = {key: info[key] for key in ("missing_keys", "unexpected_keys") if info[key]}
-        if wrong:
-            raise UserError(f"{pretrained_model_name_or_path}: not a {cls.__name__}: {wrong}")
-        return model
+        directory, path = Path(pretrained_model_name_or_path), Path(pretrained_model_name_or_path) / loading.CONFIG
+        arguments = _read_arguments(cls, path)
+        file = directory / loading.WEIGHTS
+        _require_sizes(path, arguments, loading.read_header(file))
+        loading.check_file(file, loading.outline(lambda: cls(**arguments), path).state_dict())
+        model = cls(**arguments)
+        loading.load_weights(model, file)
+        dtype = kwargs.get("dtype") or kwargs.get("torch_dtype")
+        return (model if dtype is None else model.to(dtype)).eval()
+
+
+def _read_arguments(cls: type[Conditioner], path: Path) -> dict[str, Any]:
+    """A conditioner's arguments from its config.json, by name and type."""
+    config = loading.read_json(path)
+    if config.get("_class_name") != cls.__name__:
+        raise FileError.of(path, f"_class_name={config.get('_class_name')}: must be {cls.__name__}")
+    function = inspect.unwrap(cls.__init__)
+    hints = get_type_hints(function)
+    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    for key, value in arguments.items():
+        if key not in known:
+            reason = f"'{key}' is not a key of {cls.__name__}"
+            raise FileError.of(path, reason, f"Did you mean {nearest(key, known)}?")
+        if not fits(value, hints[key]):
+            raise FileError.of(path, f"{key}={value!r:.80}: must be {in_words(hints[key])}")
+    missing = [key for key in known if key not in arguments]
+    if missing:
+        raise FileError.of(path, f"must have the key '{missing[0]}'", "Write it again with save_pretrained.")
+    return arguments
+
+
+def _require_sizes(path: Path, arguments: dict[str, Any], header: Mapping[str, Entry]) -> None:
+    """FileError for a number that is negative or larger than the number of weights, before anything is built."""
+    most = sum(math.prod(entry.shape) for entry in header.values())
+    for key, value in arguments.items():
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise FileError.of(path, f"{key}={value}: must be in [0, {most}], as of the weights")

@@ -122,11 +122,14 @@ def unit_image(image: ImageInput) -> Tensor:
     """
     if isinstance(image, Image.Image):
         image = np.array(as_rgb_array(image))
+    if not isinstance(image, Tensor | np.ndarray) or (isinstance(image, np.ndarray) and image.dtype.kind not in "buif"):
+        found = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"image: must be a PIL image, or an array or tensor of numbers (got {found}).")
     if not isinstance(image, Tensor):
-        image = torch.from_numpy(image)
+        image = torch.from_numpy(np.ascontiguousarray(image))
         image = rearrange(image, "h w c -> c h w") if image.ndim == 3 else image
     pixels = image[None] if image.ndim == 3 else image
-    if pixels.ndim != 4 or pixels.shape[1] != 3:
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
         raise UserError(
             f"image: must have shape (3, H, W) as a tensor, or (H, W, 3) as an array (got {tuple(image.shape)})."
         )
@@ -144,7 +147,7 @@ def unit(values: Tensor, name: str) -> Tensor:
         return values.float() / 255
     numbers = values.float()
     low, high = (float(edge) for edge in numbers.aminmax()) if values.numel() else (0.0, 0.0)
-    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # NaN too
         raise UserError(f"{name}: must be uint8, or numbers in [0, 1] (got {values.dtype} from {low:g} to {high:g}).")
     return numbers
 

@@ -126,9 +126,16 @@ class LayoutConditioner(Conditioner):
 
     def _mask(self, layout: Layout) -> Tensor:
         """(B, H, W) int64."""
-        mask = torch.from_numpy(np.array(layout)) if not isinstance(layout, Tensor) else layout.cpu()
+        array = layout if isinstance(layout, Tensor) else np.array(layout)
+        if isinstance(array, np.ndarray) and array.dtype.kind not in "bui":
+            raise UserError(f"layout: must be integers, class indices (got {array.dtype}).")
+        mask = torch.from_numpy(array.astype(np.int64)) if isinstance(array, np.ndarray) else array.cpu()
         mask = mask.long() if mask.ndim == 3 else mask[None].long() if mask.ndim == 2 else mask
-        if mask.ndim != 3 or (isinstance(layout, Image.Image) and layout.mode not in ("L", "P", "I", "1")):
+        if (
+            mask.ndim != 3
+            or not mask.numel()
+            or (isinstance(layout, Image.Image) and layout.mode not in ("L", "P", "I", "1"))
+        ):
             raise UserError(
                 f"layout: must be class indices of shape (H, W) (got {tuple(mask.shape)}). Convert a color mask to "
                 "indices."

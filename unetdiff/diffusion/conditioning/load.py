@@ -9,7 +9,7 @@ from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.conditioning.text import TextConditioner
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError
 from unetdiff.models.loading import read_json
 
 KINDS: tuple[type[Conditioner], ...] = (ClassConditioner, LayoutConditioner, ImageConditioner, TextConditioner)
@@ -25,4 +25,5 @@ def load_conditioner(directory: Path) -> Conditioner:
     for kind in KINDS:
         if kind.__name__ == name:
             return kind.from_pretrained(directory)
-    raise UserError(f"{directory}: _class_name={name}: must be one of {', '.join(kind.__name__ for kind in KINDS)}.")
+    known = ", ".join(kind.__name__ for kind in KINDS)
+    raise FileError.of(directory / "config.json", f"_class_name={name}: must be one of {known}")

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from unetdiff.errors import UserError
-from unetdiff.files.tensors import write_tensors
+from unetdiff.errors import FileError, UserError
+from unetdiff.files.folders import files_in
+from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
+from unetdiff.files.writing import file_errors, write_into_directory
+from unetdiff.models.loading import require_finite
 
 BATCH = 64  # captions encoded at once
 PART = 4096  # captions in a file of the cache
@@ -48,9 +50,9 @@ class TextEncoder:
             UserError: it cannot be loaded, or its maximum is smaller.
         """
         try:
-            model, tokenizer = load_encoder(name)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+            model, tokenizer = load_encoder(name, name)
+        except FileError as error:
+            reason = error.reason
             raise UserError(
                 f"diffusion.text.encoder={name}: must be a name on the hub or a folder with a transformers model and "
                 f"tokenizer (got {reason})."
@@ -105,12 +107,46 @@ class TextEncoder:
             )
 
 
-def load_encoder(name: str) -> tuple[Any, Any]:
-    """The text tower and the tokenizer in a folder or on the hub."""
+def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
+    """The text tower and the tokenizer in folders or on the hub: transformers' own classes, without a pickle.
+
+    Raises:
+        FileError: missing or damaged, without safetensors, or of a class that would need code of its own.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
-    tower = _tower(AutoConfig.from_pretrained(name))
-    return tower.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name)
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        _require_layers(Path(model), config)
+        tower, info = _tower(config).from_pretrained(
+            model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        words(["a"], truncation=False, verbose=False)["input_ids"]
+    except FileError:
+        raise
+    except Exception as error:  # transformers' readers of many formats: a damaged file raises anything
+        reason = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+        raise FileError.of(model, f"cannot be loaded as a text encoder ({reason})") from error
+    missing = [name for name in info["missing_keys"] if "pooler" not in name]  # not used, and often not saved
+    if missing:
+        raise FileError.of(model, f"has {len(missing)} missing tensors: {missing[0]}, …")
+    require_finite(tower.state_dict(), str(model))
+    return tower, words
+
+
+def _require_layers(folder: Path, config: Any) -> None:
+    """FileError for more layers than the weights of a folder have tensors, before they are built."""
+    if not folder.is_dir():
+        return
+    count = sum(len(read_header(file)) for file in files_in(folder, {".safetensors"}))
+    if not count:
+        pickles = [file for file in files_in(folder) if file.suffix in PICKLES]
+        remedy = conversion(pickles[0]) if pickles else ""
+        raise FileError.of(folder, "must hold the weights as safetensors", remedy)
+    for key, value in config.to_dict().items():
+        if "layers" in key and isinstance(value, int) and value > count:
+            raise FileError.of(folder / "config.json", f"{key}={value}: must be at most {count}, as of the weights")
 
 
 def _tower(config: Any) -> Any:
@@ -121,19 +157,21 @@ def _tower(config: Any) -> Any:
     return towers.get(config.model_type, AutoModel)
 
 
-def saved_encoder(directory: Path, max_tokens: int) -> TextEncoder:
-    """The text encoder of a model directory, as its pipeline saved it (text_encoder/, tokenizer/).
+def saved_model(directory: Path) -> tuple[Any, Any]:
+    """The text encoder and the tokenizer of a model directory (text_encoder/, tokenizer/).
 
     Raises:
-        UserError: missing folders.
+        FileError: missing or damaged folders.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    folders = directory / "text_encoder", directory / "tokenizer"
+    if not folders[0].is_dir() or not folders[1].is_dir():
+        raise FileError.of(directory, "must hold text_encoder/ and tokenizer/ for a text-conditional model")
+    return load_encoder(*folders)
 
-    if not (directory / "text_encoder").is_dir() or not (directory / "tokenizer").is_dir():
-        raise UserError(f"{directory}: must hold text_encoder/ and tokenizer/ for a text-conditional model.")
-    config = AutoConfig.from_pretrained(directory / "text_encoder")
-    tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
-    return TextEncoder(_tower(config).from_pretrained(directory / "text_encoder"), tokenizer, max_tokens)
+
+def saved_encoder(directory: Path, max_tokens: int) -> TextEncoder:
+    """The text encoder of a model directory, as its pipeline saved it. Errors as of `saved_model`."""
+    return TextEncoder(*saved_model(directory), max_tokens)
 
 
 def max_length(model: Any, tokenizer: Any) -> int:
@@ -158,7 +196,7 @@ class CachedFeatures:
         if not distinct:
             return
         target = (folder or cache_folder()) / self._fingerprint(distinct)
-        with PartialState().main_process_first():
+        with PartialState().main_process_first(), file_errors(target, "Set another diffusion.text.cache_dir."):
             if not self._read(target, distinct):
                 self._write(target, distinct)
                 self._read(target, distinct)
@@ -180,7 +218,7 @@ class CachedFeatures:
 
     def _slice(self, path: Path) -> Any:
         if path not in self.open_files:
-            self.open_files[path] = safe_open(path, framework="pt")
+            self.open_files[path] = open_tensors(path, "Delete the folder, and it is made again.")
         return self.open_files[path].get_slice("features")
 
     def _fingerprint(self, captions: Sequence[str]) -> str:
@@ -195,14 +233,14 @@ class CachedFeatures:
         """Read the location of each caption's features; False if the cache is incomplete or damaged."""
         locations: dict[str, tuple[Path, int, int]] = {}
         try:
-            for path in sorted(target.glob("*.safetensors")):
-                with safe_open(path, framework="pt") as file:
+            for path in files_in(target, {".safetensors"}) if target.is_dir() else []:
+                with open_tensors(path) as file:
                     ends = file.get_tensor("ends").tolist()
                     names = json.loads(file.metadata()["captions"])
                 locations |= {
                     name: (path, start, stop) for name, start, stop in zip(names, [0, *ends[:-1]], ends, strict=True)
                 }
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        except (OSError, KeyError, ValueError, TypeError):
             return False
         if set(locations) != set(captions):
             return False
@@ -210,7 +248,6 @@ class CachedFeatures:
         return True
 
     def _write(self, target: Path, captions: Sequence[str]) -> None:
-        target.mkdir(parents=True, exist_ok=True)
         self.encoder.warn_truncated(captions)
         encoder = self.encoder
         with tqdm(total=len(captions), desc="encoding captions", unit="caption", disable=None) as bar:
@@ -224,12 +261,12 @@ class CachedFeatures:
                     rows += [feature[:length].half() for feature, length in zip(features, lengths, strict=True)]
                     bar.update(len(batch))
                 ends = torch.tensor([len(row) for row in rows]).cumsum(0)
-                path = target / f"{part // PART:05d}.safetensors"
-                aside = path.with_suffix(f".{os.getpid()}")
-                write_tensors(
-                    {"features": torch.cat(rows), "ends": ends}, aside, {"captions": json.dumps(list(chosen))}
+                tensors, captions_of = {"features": torch.cat(rows), "ends": ends}, json.dumps(list(chosen))
+                name = f"{part // PART:05d}.safetensors"
+                write_into_directory(
+                    target,
+                    lambda aside: write_tensors(tensors, aside / name, {"captions": captions_of}),  # noqa: B023
                 )
-                aside.replace(path)
 
 
 def cache_folder() -> Path:

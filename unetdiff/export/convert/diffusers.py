@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
 from unetdiff.export.convert.diffusers_names import from_diffusers_name, to_diffusers_name
 from unetdiff.export.convert.from_diffusers import CLASSES, config_from_diffusers
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
-from unetdiff.files.tensors import write_tensors
+from unetdiff.files.tensors import Entry, write_tensors
+from unetdiff.files.writing import remove_tree, write_into_directory
 from unetdiff.models import loading
 from unetdiff.models.resolve import parse
 
@@ -38,20 +37,34 @@ def load(
     """See `UNet.from_diffusers`."""
     for name, kind in CLASSES.items():
         if isinstance(source, kind):
-            model: Any = source
-            where = f"this {name}"
-            return _build(cls, name, model.config, model.state_dict(), {}, where, dtype or model.dtype, model.device)
+            live: Any = source
+            where, state = f"this {name}", live.state_dict()
+            model = _outline(cls, name, live.config, None, f"from_diffusers: {where}", dtype or live.dtype)
+            return _filled(model, state, where, live.device)
     if not isinstance(source, str | Path):
         raise UserError(f"from_diffusers: must be a directory, {' or '.join(CLASSES)} (got a {type(source).__name__}).")
     directory = _model_directory(Path(source) / (subfolder or ""))
-    config = loading.read_json(directory / "config.json")
+    path = directory / loading.CONFIG
+    config = loading.read_json(path)
     described = config.get("_class_name")
     if described not in CLASSES:
-        hint = " Use UNet.from_pretrained." if described == cls.__name__ else ""
-        raise UserError(f"{directory / 'config.json'}: _class_name={described}: must be {' or '.join(CLASSES)}.{hint}")
-    file = directory / loading.weights_file(variant)
-    state, head = loading.read_tensors(file), _read_head(directory / SEGMENTATION_HEAD)
-    return _build(cls, described, config, state, head, f"'{file}'", dtype or torch.float32, torch.device("cpu"))
+        hint = "Use UNet.from_pretrained." if described == cls.__name__ else ""
+        raise FileError.of(path, f"_class_name={described}: must be {' or '.join(CLASSES)}", hint)
+    file, head = directory / loading.weights_file(variant), directory / SEGMENTATION_HEAD
+    header = loading.read_header(file)
+    head_header = loading.read_header(head) if head.is_file() else {}
+    if head_header and len(head_header.get(CLASSIFIER, Entry("", ())).shape) != 4:
+        raise FileError.of(head, f"must contain {CLASSIFIER}, (classes, C, size, size)", "Write it again or delete it.")
+    classifier = head_header[CLASSIFIER].shape if head_header else None
+    model = loading.outline(
+        lambda: _outline(cls, described, config, classifier, f"from_diffusers: '{file}'", dtype or torch.float32), path
+    )
+    renamed = {from_diffusers_name(key): entry for key, entry in header.items()}
+    loading.check(
+        {**renamed, **head_header}, model.state_dict(), f"'{file}' does not fit this model", to_diffusers_name
+    )
+    state = loading.read_tensors(file) | (loading.read_tensors(head) if head_header else {})
+    return _filled(model, state, f"'{file}'", torch.device("cpu"))
 
 
 def _model_directory(path: Path) -> Path:
@@ -67,38 +80,29 @@ def _model_directory(path: Path) -> Path:
     raise UserError(f"{path}: must contain config.json or unet/config.json.")
 
 
-def _read_head(path: Path) -> dict[str, Tensor]:
-    """The tensors of the segmentation head that `save` wrote next to the denoiser, if any."""
-    if not path.is_file():
-        return {}
-    head = loading.read_tensors(path)
-    if CLASSIFIER not in head:
-        raise UserError(f"{path}: must contain {CLASSIFIER}. Write it again or delete it.")
-    return head
-
-
-def _build(
+def _outline(
     cls: type[Model],
     name: str,
     config: Mapping[str, Any],
-    state: Mapping[str, Tensor],
-    head: Mapping[str, Tensor],
+    classifier: tuple[int, ...] | None,
     source: str,
     dtype: torch.dtype,
-    device: torch.device,
 ) -> Model:
-    """A UNet for a diffusers config, with copies of its tensors (diffusers' names) and of a head (unetdiff's names)."""
-    arguments = config_from_diffusers(name, config, f"from_diffusers: {source}")
-    if head:
-        classes, _, size, _ = head[CLASSIFIER].shape
-        arguments["heads"]["segmentation"] = {"num_classes": classes}
-        arguments["imported"]["segmentation_kernel_size"] = size
+    """A UNet on the meta device for a diffusers config, with a segmentation head of that classifier's shape."""
+    arguments = config_from_diffusers(name, config, source)
+    if classifier is not None:
+        arguments["heads"]["segmentation"] = {"num_classes": classifier[0]}
+        arguments["imported"]["segmentation_kernel_size"] = classifier[-1]
     with torch.device("meta"):  # no initialization: every tensor is overwritten
         model = loading.build(cls, arguments)
         nn.Module.to(model, dtype=dtype)
+    return model
+
+
+def _filled(model: Model, state: Mapping[str, Tensor], source: str, device: torch.device) -> Model:
+    """The model with copies of tensors, by diffusers' names (of the denoiser) and unetdiff's (of the head)."""
     model.to_empty(device=device)
-    renamed = {from_diffusers_name(key): tensor for key, tensor in state.items()}
-    loading.fill(model, {**renamed, **head}, source, to_diffusers_name)
+    loading.fill(model, {from_diffusers_name(key): tensor for key, tensor in state.items()}, source, to_diffusers_name)
     return model.eval()
 
 
@@ -111,14 +115,13 @@ def save(model: ModelMixin, directory: Path) -> None:
     head = {key: tensor for key, tensor in state.items() if key.startswith(PREFIX)}
     renamed = {to_diffusers_name(key): tensor for key, tensor in state.items() if key not in head}
     loading.check(renamed, target.state_dict(), f"to_diffusers: this network does not fit a {name}")
-    directory.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".writing-", dir=directory) as folder:
-        aside = Path(folder)
+
+    def write(aside: Path) -> None:
         write_tensors(renamed, aside / loading.WEIGHTS, {"format": "pt"})
         if head:
             write_tensors(head, aside / SEGMENTATION_HEAD)
         target.save_config(aside)
-        for file in sorted(aside.iterdir()):
-            os.replace(file, directory / file.name)
+
+    write_into_directory(directory, write)
     if not head:
-        (directory / SEGMENTATION_HEAD).unlink(missing_ok=True)
+        remove_tree(directory / SEGMENTATION_HEAD)

@@ -15,6 +15,7 @@ from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
+from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.unet import UNet
@@ -61,7 +62,11 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
-    return _assemble(config, unet, conditioner, val, codec)
+    task = _assemble(config, unet, conditioner, val, codec)
+    denoiser = task.diffusion if isinstance(task, JointTask) else task
+    if isinstance(denoiser, DiffusionTask):  # the noise and the prediction type that the network was trained with
+        denoiser.scheduler = load_scheduler(directory / "scheduler")
+    return task
 
 
 def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: ImageDataset, codec: Codec) -> Task:

@@ -1,0 +1,149 @@
+"""The parts of a pipeline directory: which classes they may be, how each is loaded, and whether they fit together.
+
+No class is loaded because a file names it: model_index.json is compared with the classes listed here, so that a
+directory cannot run code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.configuration_utils import ConfigMixin
+
+from unetdiff.diffusion.codecs import LatentCodec
+from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.load import KINDS, load_conditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
+from unetdiff.diffusion.conditioning.text_encoder import saved_model
+from unetdiff.diffusion.mask_codec import INDEX, MASKS, MaskCodec
+from unetdiff.diffusion.scheduler_file import SCHEDULER_CLASSES, load_scheduler
+from unetdiff.errors import FileError, UserError
+from unetdiff.files import records
+from unetdiff.models.unet import UNet
+
+OURS = "GenerationPipeline"
+PIPELINES = (OURS, "DDIMPipeline", "DDPMPipeline")
+"""Classes of pipelines whose directories are read: ours, and diffusers' of an unconditional denoiser of pixels."""
+STOCK_NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "unet": {"unetdiff.models.unet": ("UNet",), "diffusers": STOCK_NETWORKS},
+    "scheduler": {"diffusers": SCHEDULER_CLASSES},
+    "conditioner": {kind.__module__: (kind.__name__,) for kind in KINDS},
+    "vae": {"diffusers": ("AutoencoderKL",)},
+}
+"""Component -> library -> classes. Text encoder and tokenizer are loaded as transformers' own classes, whatever the
+index calls them."""
+TRANSFORMERS = ("text_encoder", "tokenizer")
+ABSENT = ([None, None], None)
+REQUIRED = ("unet", "scheduler")
+
+
+def read_index(directory: Path) -> dict[str, Any]:
+    """model_index.json of a pipeline directory, checked: the (library, class) of each part that it has, and masks.
+
+    Raises:
+        FileError: not a pipeline, a key that is missing or unknown, or a class that is not among those loaded.
+    """
+    path = directory / INDEX
+    index = records.read_object(path)
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise FileError.of(path, f"_class_name={kind}: must be {' or '.join(PIPELINES)}")
+    parts: dict[str, Any] = {}
+    for name, value in index.items():
+        if name.startswith("_"):
+            continue
+        if name == MASKS:
+            parts[MASKS] = MaskCodec.parse(path, value)
+            continue
+        if name not in (*LIBRARIES, *TRANSFORMERS):
+            raise FileError.of(path, f"'{name}' is not a part of this version's pipelines")
+        if value not in ABSENT and not (isinstance(value, list) and [type(one) for one in value] == [str, str]):
+            raise FileError.of(path, f"'{name}' must be [library, class], or two nulls (got {value!r:.80})")
+        if value in ABSENT:
+            continue
+        library, class_name = value
+        allowed = {"transformers": (class_name,)} if name in TRANSFORMERS else LIBRARIES[name]
+        if class_name not in allowed.get(library, ()):
+            known = ", ".join(f"{module}.{one}" for module, classes in allowed.items() for one in classes[:4])
+            raise FileError.of(path, f"'{name}' must be one of {known} (got {library}.{class_name})")
+        parts[name] = (library, class_name)
+    missing = [name for name in REQUIRED if name not in parts]
+    if missing:
+        raise FileError.of(path, f"must have the key '{missing[0]}'")
+    return parts
+
+
+def load_components(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `GenerationPipeline` from its directory.
+
+    Args:
+        directory: with model_index.json.
+        given: parts that replace those of the directory, by name.
+
+    Raises:
+        UserError: a part that is missing, damaged, of another class, or does not fit the others.
+    """
+    index = read_index(directory)
+    loaded: dict[str, Any] = {MASKS: index[MASKS].settings} if MASKS in index else {}
+    for name, entry in index.items():
+        if name in given or name in (MASKS, *TRANSFORMERS):
+            continue
+        folder = directory / name
+        if not folder.is_dir():
+            raise FileError.of(folder, f"must exist, as {directory / INDEX} names it")
+        if name == "unet":
+            loaded[name] = UNet.from_pretrained(folder) if entry[1] == "UNet" else UNet.from_diffusers(folder)
+        elif name == "scheduler":
+            loaded[name] = load_scheduler(folder, strict=index["unet"][1] == "UNet")
+        elif name == "conditioner":
+            loaded[name] = load_conditioner(folder)
+        elif name == "vae":
+            loaded[name] = LatentCodec.from_pretrained(folder, "vae").vae
+    if isinstance(loaded.get("conditioner"), TextConditioner) and "text_encoder" not in given:
+        loaded["text_encoder"], loaded["tokenizer"] = saved_model(directory)
+    loaded |= given
+    require_agreement(directory, loaded)
+    return loaded
+
+
+def require_agreement(directory: Path, parts: Mapping[str, Any]) -> None:
+    """UserError for parts whose numbers of channels or widths of tokens differ."""
+    unet, conditioner, vae, masks = (parts.get(name) for name in ("unet", "conditioner", "vae", MASKS))
+    if not isinstance(unet, UNet):
+        return
+
+    def require(what: str, got: Any, expected: Any, of: str) -> None:
+        if got != expected:
+            raise FileError.of(directory / "unet", f"{what} must be {expected}, as of {of} (got {got})")
+
+    if unet.out_channels is None:
+        raise FileError.of(directory / "unet", "must have a diffusion head")
+    extra = conditioner.channels if isinstance(conditioner, Conditioner) else 0
+    require("in_channels", unet.config["in_channels"], unet.out_channels + extra, "its diffusion head and conditioner")
+    if vae is not None:
+        require("out_channels", unet.out_channels, vae.config["latent_channels"], "the autoencoder's latents")
+    if masks is not None:
+        require("out_channels", unet.out_channels, len(masks["classes"]), "the classes of masks")
+    if vae is None and masks is None:
+        require("out_channels", unet.out_channels, 3, "RGB images")
+    dim = conditioner.config.get("dim") if isinstance(conditioner, ConfigMixin) else None
+    if dim is not None:
+        require("cross_attention_dim", unet.config["conditioning"]["cross_attention_dim"], dim, "the conditioner")
+
+
+def downloaded(name: str) -> Path:
+    """A pipeline's directory on the hub, downloaded, without pickles and without code.
+
+    Raises:
+        UserError: no such pipeline, or no connection.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True, trust_remote_code=False))
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"'{name}': is neither a directory nor a pipeline on the hub ({reason[:200]}).") from None
