@@ -277,6 +277,7 @@ def test_d1_d2_text_encoders_run_no_code_and_read_no_pickle(tmp_path: Path, text
         ("cannot be loaded as a text encoder", lambda: config.write_text("{")),
         ("cannot be loaded as a text encoder", lambda: tokenizer.write_text("[]")),
         ("cannot be loaded as a text encoder", lambda: edited(config, lambda c: c.update(hidden_size=10**6))),
+        ("_attn_implementation=", lambda: edited(config, lambda c: c.update(_attn_implementation="evil/kernel"))),
         ("num_hidden_layers=1000000000", lambda: edited(config, lambda c: c.update(num_hidden_layers=10**9))),
         ("model.safetensors: must be a complete", lambda: weights.write_bytes(originals[weights][:500])),
         ("missing tensors", lambda: save_file(dict(list(load_file(weights).items())[:2]), weights, {"format": "pt"})),

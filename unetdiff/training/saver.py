@@ -49,6 +49,7 @@ class Saver:
         self.meter.load_state(progress.meter, accelerator.device)
         self.saved = progress.step  # step of the newest checkpoint
         self.started = self.in_step = self.updating = False
+        self.buffers = [b for module in task.trainable_modules().values() for b in module.buffers()]
         self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
         optimizer.register_step_pre_hook(self._begin_update)
 
@@ -58,8 +59,7 @@ class Saver:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around an optimizer step, so that `rescue` knows whether the weights are those of the last finished one."""
-        buffers = [b for module in self.task.trainable_modules().values() for b in module.buffers()]
-        self.before = [(buffer, buffer.clone()) for buffer in buffers]
+        self.before = [(buffer, buffer.clone()) for buffer in self.buffers]
         self.started, self.in_step, self.updating = True, True, False
         yield
         self.in_step, self.before = False, []

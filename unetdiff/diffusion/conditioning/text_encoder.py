@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import files_in
+from unetdiff.files.records import read_object
 from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
 from unetdiff.files.writing import file_errors, write_into_directory
 from unetdiff.models.loading import require_finite
@@ -117,7 +118,7 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
 
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        _require_layers(Path(model), config)
+        _inspect(Path(model), config)
         tower, info = _tower(config).from_pretrained(
             model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
@@ -135,10 +136,15 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
     return tower, words
 
 
-def _require_layers(folder: Path, config: Any) -> None:
-    """FileError for more layers than the weights of a folder have tensors, before they are built."""
+def _inspect(folder: Path, config: Any) -> None:
+    """FileError for a folder with an adapter, code on the hub, a pickle, or more layers than tensors."""
     if not folder.is_dir():
         return
+    if (folder / "adapter_config.json").exists():
+        raise FileError.of(folder, "must be a text encoder (got an adapter)", "Merge the adapter into its model.")
+    for key, value in read_object(folder / "config.json").items():
+        if "attn_implementation" in key and value not in (None, "eager", "sdpa"):  # may name a kernel on the hub
+            raise FileError.of(folder / "config.json", f"{key}={value!r:.80}: must be null, eager or sdpa")
     count = sum(len(read_header(file)) for file in files_in(folder, {".safetensors"}))
     if not count:
         pickles = [file for file in files_in(folder) if file.suffix in PICKLES]
