@@ -118,9 +118,9 @@ def _png_header(width: int, height: int) -> bytes:
     [
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "must be an image"),
         (b"", "must be an image"),
-        (_png_header(60000, 60000), "too many pixels|at most"),
-        (_png_header(12000, 12000), "at most 134,217,728 pixels"),
-        (b"P6 60000 60000 255\n", "too many pixels|at most"),
+        (_png_header(60000, 60000), "at most 134,217,728 pixels .got 3,600,000,000"),
+        (_png_header(12000, 12000), "at most 134,217,728 pixels .got 144,000,000"),
+        (b"P6 60000 60000 255\n", "at most 134,217,728 pixels .got 3,600,000,000"),
     ],
 )
 def test_images_that_are_refused(tmp_path: Path, data: bytes, message: str) -> None:

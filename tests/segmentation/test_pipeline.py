@@ -76,7 +76,14 @@ def test_round_trip(pipeline, saved):
         "palette": PALETTE,
         "size": [32, 32],
         "ignore_index": 255,
-        "inference": {"tile": None, "overlap": 0.25, "flip": False, "scales": [1.0], "batch_size": 8},
+        "inference": {
+            "tile": None,
+            "overlap": 0.25,
+            "flip": False,
+            "scales": [1.0],
+            "batch_size": 8,
+            "image_range": None,
+        },
     }
     assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
     assert not loaded.unet.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.files.writing import file_errors, make_folder, require_writable
 
     if args.output is not None:
-        if args.output.is_dir():
+        if os.path.isdir(args.output):
             raise config_error("--output", args.output, "a file", f"Give e.g. {args.output / 'stats.json'}.")
         require_writable("--output", args.output.parent, folder=True)
 

@@ -128,7 +128,7 @@ def predict_images(
     def readable() -> Iterator[Any]:
         for source, stem in images:
             try:
-                image = load_image(source)  # (3, H, W)
+                image = load_image(source, pipeline.inference.image_range)  # (3, H, W)
             except UserError as error:
                 failed.append(str(error))
                 bar.update()

@@ -38,6 +38,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     labels: list[str]
     """Names of the indices in "label" and "labels"; [] without. For VOC-style datasets with masks these are `classes`;
     background is in no image's "labels"."""
+    image_range: list[float] | None = None
+    """`data.image_range`, with which the images were read."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -7,7 +7,7 @@ from typing import Literal
 
 from unetdiff.data import captions, images, parquet, voc
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.config import AugmentConfig, DataConfig
+from unetdiff.data.config import AugmentConfig, DataConfig, validate_image_range
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.subset import Subset, subset_indices
 from unetdiff.data.transforms import Transform
@@ -49,6 +49,7 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
 
 def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:
+    validate_image_range(config.image_range)
     augment = config.augment if split == "train" else AugmentConfig()
     masks = segmentation or layout
     if config.name == "scenes":

@@ -85,7 +85,7 @@ def read_split(config: DataConfig, role: str) -> CaptionedSplit:
     metadata, shared = _metadata_of(config, role)
     rows, issues = _read(metadata, config.caption_column or CAPTION_COLUMN)
     if shared and (len(rows) > 1 or not issues):
-        rows = [rows[i] for i in holdout_indices(len(rows), role)]
+        rows = [rows[i] for i in holdout_indices(len(rows), role, metadata)]
     return CaptionedSplit(metadata, rows, issues)
 
 
@@ -180,7 +180,8 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Issue]]:
         try:
             record = parse_json(line, place)
         except FileError as error:
-            yield place, Issue(place, "invalid JSON", error.reason, "Write one object per line.")
+            reason = error.reason.removeprefix("must be JSON (").removesuffix(")")
+            yield place, Issue(place, "invalid JSON", reason, "Write one object per line.")
             continue
         if isinstance(record, dict):
             yield place, record

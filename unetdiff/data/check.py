@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
-from unetdiff.data.config import DataConfig
+from unetdiff.data.config import DataConfig, validate_image_range
 from unetdiff.data.depth import BitDepths
 from unetdiff.data.images import folder_files
 from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, raise_first_issue, size_issue, value_issue
@@ -42,6 +42,7 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
     Raises:
         UserError: the dataset cannot be listed (missing folder, split or class list).
     """
+    validate_image_range(config.image_range)
     config = replace(config, train_fraction=1.0)
     if config.name in ("voc", "voc_folder"):
         return _check_masked(config, masks, full, progress)
@@ -218,7 +219,7 @@ def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue
         table = read_table(config, role)
         issues += table.issues
         rows = range(len(table.rows)) if full else range(min(len(table.rows), QUICK_ROWS))
-        for i in tqdm(rows, desc=f"check {role}", disable=not progress):
+        for i in tqdm(rows, desc=f"check {role}", disable=None if progress else True):
             try:
                 depths.image_size(*table.source(i))
             except BadFile as error:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from unetdiff.errors import config_error
 
 
 @dataclass
@@ -94,3 +97,9 @@ class DataConfig:
     """Options of the built-in dataset."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of training images."""
+
+
+def validate_image_range(limits: list[float] | None, key: str = "data.image_range") -> None:
+    """Check an `image_range`; UserError unless it is None or two ascending finite numbers."""
+    if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
+        raise config_error(key, limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")

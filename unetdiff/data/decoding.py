@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from unetdiff.data.issues import BadFile, row_issue, unreadable_issue
 from unetdiff.errors import FileError
 from unetdiff.files.images import open_image
+
+warnings.filterwarnings("ignore", "Corrupt EXIF data", module=r"PIL\.")  # only the orientation is read from it
 
 ORIENTATION = 0x0112  # EXIF 2.3, 4.6.4 A
 ON_ITS_SIDE = range(5, 9)

@@ -44,21 +44,21 @@ class BitDepths:
         """
         try:
             with open_image(source, name) as image:
+                has_deep_color = _has_deep_color(image)  # before it is decoded
+                size = upright_size(image)  # before its file is closed
                 if self.full or not _is_whole_jpeg(image, source):
-                    self._decode(image, name or str(source))
-                return upright_size(image)
+                    self._decode(image, has_deep_color, name or str(source))
+                return size
         except FileError as error:
             issue = unreadable_issue(source, error) if isinstance(source, Path) else row_issue(name, error)
             raise BadFile.from_issue(issue) from None
 
-    def _decode(self, image: Image.Image, name: str) -> None:
-        tiles = getattr(image, "tile", [])  # how Pillow decodes a file
-        deep_color = not is_deep(image) and any(";16" in str(tile) for tile in tiles)
+    def _decode(self, image: Image.Image, has_deep_color: bool, name: str) -> None:
         pixels = rgb(image, self.image_range)
         if is_deep(image):
-            values = np.asarray(image)
-            self._gray.append((float(np.nanmin(values)), float(np.nanmax(values)), name))
-        if deep_color:
+            values = np.nan_to_num(np.asarray(image))
+            self._gray.append((float(values.min()), float(values.max()), name))
+        if has_deep_color:
             self._color.append((max(high for _, high in pixels.getextrema()), name))  # type: ignore[misc, union-attr]
 
     def issues(self) -> list[Issue]:
@@ -91,6 +91,12 @@ class BitDepths:
         message = "16-bit color images are read by their upper 8 bits, of which few are used"
         found = f"{len(self._color)} image(s) with values below {(high + 1) << 8}"
         return Issue(name, message, found, "Save them with 8 bits, scaled to 0..255.")
+
+
+def _has_deep_color(image: Image.Image) -> bool:
+    """Whether an opened image has colors of 16 bits, which Pillow reads by their upper 8 bits."""
+    tiles = getattr(image, "tile", [])  # how Pillow will decode the file, e.g. "RGB;16B"
+    return not is_deep(image) and any(";16" in str(tile) for tile in tiles)
 
 
 def _is_whole_jpeg(image: Image.Image, source: Path | bytes) -> bool:

@@ -45,7 +45,7 @@ def download_voc(root: str | Path) -> Path:
     """
     root = Path(root).expanduser()
     folder = root / VOC_FOLDER
-    if not folder.exists():
+    if not os.path.exists(folder):
         source = DATASET_YEAR_DICT["2012"]
         archive = fetch(Archive(source["url"], source["filename"], source["md5"]), root)
         unpack(archive, VOC_FOLDER, folder)

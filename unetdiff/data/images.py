@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import math
 import os
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from unetdiff.data.base import ImageDataset, empty_palette
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.download import Archive, fetch
+from unetdiff.data.idx import read_idx
 from unetdiff.data.name_lists import distinct_names
 from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.sampling import SampleKey
@@ -30,12 +27,9 @@ from unetdiff.data.transforms import Transform, checked_size, cover
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import entries, files_in
 from unetdiff.files.images import SUFFIXES
-from unetdiff.files.texts import read_bytes
 
 MAX_CACHE_BYTES = 1 << 30
 """Decoded images that a dataset caches, divided among the loader's workers."""
-MAX_IDX_BYTES = 1 << 28
-"""Largest idx file, unpacked; Fashion-MNIST's have 47 million bytes."""
 VAL_FRACTION, MAX_VAL_IMAGES = 0.1, 2000
 
 
@@ -145,13 +139,16 @@ class ImageSource(ImageDataset):
         return image
 
 
-def holdout_indices(count: int, split: str) -> NDArray[np.int64]:
+def holdout_indices(count: int, split: str, place: Path) -> NDArray[np.int64]:
     """Ascending indices of "train" or "val" for a dataset with a single split.
 
     val is a tenth of the images, at most 2,000, drawn with a fixed seed; train is the rest.
+
+    Raises:
+        FileError: fewer than two images; it names `place`, the folder or file of the images.
     """
     if count < 2:
-        raise UserError(f"{count} image(s) cannot be split into train and val. Give at least 2.")
+        raise FileError.of(place, f"{count} image(s) cannot be split into train and val", "Give at least 2.")
     num_val = max(1, min(MAX_VAL_IMAGES, int(count * VAL_FRACTION)))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).numpy()
     return np.sort(order[:num_val] if split == "val" else order[num_val:])
@@ -191,7 +188,7 @@ def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]],
     if folder == root:
         _refuse_splits(folder, files)
     if not both:
-        return files, labels, holdout_indices(len(files), role).tolist()
+        return files, labels, holdout_indices(len(files), role, folder).tolist()
     if train != val:
         other = _listing(train if role == "val" else val, name)[1]
         if other != labels:
@@ -253,7 +250,7 @@ def fashion_mnist(config: DataConfig, role: str, transform: Transform) -> ImageA
     if not all(found):
         constraint = f"a folder with {names[0]}.gz and {names[1]}.gz, or FashionMNIST/raw"
         raise config_error("data.root", config.root, constraint, "Set data.download=true.")
-    images, targets = _read_idx(found[0][0], 3), _read_idx(found[1][0], 1)
+    images, targets = read_idx(found[0][0], 3), read_idx(found[1][0], 1)
     labels = list(tv.FashionMNIST.classes)
     if len(images) != len(targets) or not len(images) or int(targets.max()) >= len(labels):
         reason = f"must have a class in 0..{len(labels) - 1} for each of {len(images)} images"
@@ -284,22 +281,3 @@ def cifar10(config: DataConfig, role: str, transform: Transform) -> ImageArray:
     pixels = rearrange(torch.from_numpy(source.data), "n h w c -> n c h w").contiguous()
     title = "cifar10/" + ("test" if role == "val" else "train")
     return ImageArray(pixels, list(source.targets), list(source.classes), title, transform, config.size)
-
-
-def _read_idx(path: Path, dimensions: int) -> Tensor:
-    """An idx file of bytes (MNIST's format), gzipped or not: big-endian magic number, one size per dimension, bytes."""
-    remedy = "Download it again."
-    data = read_bytes(path, MAX_IDX_BYTES, remedy)
-    try:
-        file: Any = gzip.GzipFile(fileobj=io.BytesIO(data)) if path.suffix == ".gz" else io.BytesIO(data)
-        header = file.read(4 + 4 * dimensions)
-        shape = np.frombuffer(header, ">u4", -1, 4).tolist() if len(header) == 4 + 4 * dimensions else []
-        length = math.prod(shape)
-        if header[:4] != bytes([0, 0, 8, dimensions]) or length > MAX_IDX_BYTES:
-            raise FileError.of(path, "not a complete idx file of bytes", remedy)
-        content = file.read(length + 1)  # not more: a small file may hold a lot of zeros
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileError.of(path, f"cannot be read ({error})", remedy) from None
-    if len(content) != length:
-        raise FileError.of(path, "not a complete idx file of bytes", remedy)
-    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(shape).copy())

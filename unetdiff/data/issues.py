@@ -93,12 +93,15 @@ def unreadable_issue(path: Path, error: FileError) -> Issue:
         message, value, replace = "not an image", f"{path.stat().st_size} bytes", f"Replace it, {remove}"
     else:
         message, value = _message_and_value(error.reason)
-        replace = f"{'Replace it' if message.startswith('is ') else 'Fetch it again'}, {remove}"
+        first = "Fetch it again" if message.startswith("cannot") else "Replace it"
+        replace = f"{first}, {remove}"
     return Issue(str(path), message, value, replace if rebuild is None else f"Delete it and run {rebuild}.")
 
 
 def row_issue(place: str, error: FileError) -> Issue:
     """An image in a row of a table that raised `error` when it was read."""
+    if error.reason.startswith("must be an image"):
+        return Issue(place, "image cannot be read", "not an image", "Remove the row.")
     message, value = _message_and_value(error.reason)
     return Issue(place, f"image {message}", value, "Remove the row.")
 

@@ -99,7 +99,7 @@ def read_table(config: DataConfig, role: str) -> Table:
     for key, column in needed:
         if column not in rows.column_names:
             raise config_error(f"data.{key}", column, f"a column of {files[0].name}: {', '.join(rows.column_names)}")
-    chosen = holdout_indices(len(rows), role) if single else np.arange(len(rows))
+    chosen = holdout_indices(len(rows), role, files[0]) if single else np.arange(len(rows))
     targets: list[int] | None = None
     labels: list[str] = []
     issues: list[Issue] = []

@@ -55,15 +55,15 @@ def download_sbd(root: str | Path, progress: bool = True) -> Path:
     root = Path(root).expanduser()
     voc, source = root / VOC_FOLDER, root / "sbd"
     target = voc / SPLITS / f"{AUGMENTED_SPLIT}.txt"
-    if not voc.is_dir():
+    if not os.path.isdir(voc):
         raise UserError(
             f"{voc}: not found, SBD needs its images. Run `unetdiff data download voc --root {root}` first."
         )
     val = _voc_ids(voc, "val")
-    if target.is_file() and all(os.path.isfile(pair.mask) for pair in list_pairs(voc, AUGMENTED_SPLIT)):
+    if os.path.isfile(target) and all(os.path.isfile(pair.mask) for pair in list_pairs(voc, AUGMENTED_SPLIT)):
         _require_disjoint(target, _voc_ids(voc, AUGMENTED_SPLIT), val)
         return target
-    if not source.is_dir():
+    if not os.path.isdir(source):
         archive = Archive(SBDataset.url, SBDataset.filename, SBDataset.md5)
         unpack(fetch(archive, root), Path("benchmark_RELEASE") / "dataset", source)
     names = trainaug(_sbd_ids(source), _voc_ids(voc, "train"), val)

@@ -36,6 +36,7 @@ class Subset(ImageDataset):
     def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, list(indices)
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
+        self.image_range = dataset.image_range
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -136,12 +136,12 @@ def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VO
             f"data.root={config.root}: the split must be one of {splits} (got {split}). For your own lists, set "
             f"data.name=voc_folder, data.root={folder} and data.num_classes=21."
         )
-    if split == AUGMENTED_SPLIT and not (folder / SPLITS / f"{split}.txt").is_file():
+    if split == AUGMENTED_SPLIT and not os.path.isfile(folder / SPLITS / f"{split}.txt"):
         raise UserError(
             f"data.root={config.root}: the split '{split}' does not exist yet. Run `unetdiff data download sbd --root "
             f"{root}`."
         )
-    if config.download and not folder.is_dir():
+    if config.download and not os.path.isdir(folder):
         download_voc(root)
     if not os.path.isdir(folder):
         raise UserError(

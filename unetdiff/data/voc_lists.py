@@ -40,15 +40,16 @@ def list_pairs(root: Path, split: str) -> list[ImageMaskPair]:
         if not os.path.isdir(root / folder):
             raise config_error("data.root", root, f"a folder with {IMAGES}, {MASKS} and {SPLITS} (no {folder} found)")
     ids = read_ids(split_file(root, split))
-    images = _files_by_id(root / IMAGES, ids, IMAGE_SUFFIXES)
-    own = _files_by_id(root / MASKS, ids, SUFFIXES)
-    augmented = _files_by_id(root / AUGMENTED_MASKS, ids, SUFFIXES)
+    image_folder, own_folder, augmented_folder = root / IMAGES, root / MASKS, root / AUGMENTED_MASKS
+    images = _files_by_id(image_folder, ids, IMAGE_SUFFIXES)
+    own = _files_by_id(own_folder, ids, SUFFIXES)
+    augmented = _files_by_id(augmented_folder, ids, SUFFIXES)
 
     def pair(name: str) -> ImageMaskPair:
-        image = images.get(name, [root / IMAGES / f"{name}.jpg"])
+        image = images.get(name) or [image_folder / f"{name}.jpg"]
         use_augmented = name not in own and (name in augmented or split == AUGMENTED_SPLIT)
         masks = (augmented if use_augmented else own).get(name, [])
-        mask = root / (AUGMENTED_MASKS if use_augmented else MASKS) / f"{name}.png"
+        mask = (augmented_folder if use_augmented else own_folder) / f"{name}.png"
         ambiguous = image if len(image) > 1 else masks if len(masks) > 1 else []
         return ImageMaskPair(name, image[0], mask, tuple(ambiguous))
 

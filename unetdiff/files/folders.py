@@ -32,7 +32,7 @@ def entries(folder: str | Path) -> list[Path]:
     except OSError as error:
         raise FileError.from_os_error(folder, error, "Give a folder that can be read.") from None
     for name in names:
-        if any("\ud800" <= character <= "\udfff" for character in name):  # Python's form of undecodable bytes
+        if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):  # Python's form of undecodable bytes
             raise FileError.of(folder / printable(name), "its name is not valid UTF-8", "Rename the file.")
     return [folder / name for name in names]
 
@@ -112,11 +112,11 @@ def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:
     """
     root, text = Path(root), str(name)
     if not text or "\0" in text:
-        raise FileError.of(root, f"the name {printable(text)!r} is not a valid path", "Correct it.")
+        raise FileError.of(root, f"the name '{printable(text)}' is not a valid path", "Correct it.")
     path = root / text
     leaves = os.path.isabs(text) or ".." in Path(text).parts
     if leaves or not (links or Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))):
-        raise FileError.of(root, f"{printable(text)!r} leads out of this folder", "Use paths inside it.")
+        raise FileError.of(root, f"'{printable(text)}' leads out of this folder", "Use paths inside it.")
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -52,19 +53,22 @@ def open_image(source: str | Path | bytes, name: str = "", remedy: str = "") -> 
             image = Image.open(file, formats=FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
-                size = f"{image.width:,} x {image.height:,}"
-                reason = f"must have at most {MAX_PIXELS:,} pixels (got {size})"
-                raise FileError.of(where, reason, remedy or "Split it or make it smaller.")
+                raise _too_large(where, image.width * image.height, remedy)
             yield image
     except UnidentifiedImageError:
         raise FileError.of(where, f"must be an image ({', '.join(FORMATS)})", remedy) from None
-    except Image.DecompressionBombError as error:
-        raise FileError.of(where, f"has too many pixels ({error})", remedy or "Split it or make it smaller.") from None
+    except Image.DecompressionBombError as error:  # its text has the number of pixels first
+        raise _too_large(where, int((re.findall(r"\d+", str(error)) or ["0"])[0]), remedy) from None
     except UserError:  # also of what is done with the image in the block
         raise
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileError.of(where, f"cannot be decoded ({reason})", remedy) from None
+
+
+def _too_large(where: str | Path, pixels: int, remedy: str) -> FileError:
+    reason = f"must have at most {MAX_PIXELS:,} pixels (got {pixels:,})"
+    return FileError.of(where, reason, remedy or "Split it or make it smaller.")
 
 
 def save_image(image: Image.Image, path: str | Path, **options: object) -> None:

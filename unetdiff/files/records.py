@@ -34,7 +34,7 @@ def read_json(path: str | Path, remedy: str = "") -> Any:
     """The content of a JSON file.
 
     Raises:
-        FileError: missing, not UTF-8, not JSON (with the line), or nested too deeply.
+        FileError: missing, not UTF-8, not JSON (with the line), a key that occurs twice, or nested too deeply.
     """
     return parse_json(read_text(path, remedy=remedy), path, remedy)
 
@@ -80,11 +80,19 @@ def numbered_json_lines(path: str | Path, torn: bool = False) -> list[tuple[str,
 def parse_json(text: str, path: str | Path, remedy: str = "") -> Any:
     """JSON text; `path` is where it stands, for the message. Errors as of `read_json`."""
     try:
-        return json.loads(text, parse_int=_integer)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except RecursionError:
         raise FileError.of(path, "must be JSON (nested too deeply)", remedy) from None
     except ValueError as error:  # JSONDecodeError, or an integer that is too long
         raise FileError.of(path, f"must be JSON ({'empty' if not text.strip() else error})", remedy) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return content
 
 
 def _integer(text: str) -> int:
@@ -130,7 +138,7 @@ def read_csv(path: str | Path, remedy: str = "") -> Iterator[tuple[int, dict[str
     Raises:
         FileError: missing, not UTF-8, not CSV, or a column that is named twice.
     """
-    reader = csv.reader(io.StringIO(read_text(path, remedy=remedy), newline=""))
+    reader = csv.reader(io.StringIO(read_text(path, remedy=remedy), newline=""), strict=True)
     try:
         columns = next(reader, [])
         repeated = sorted({name for name in columns if columns.count(name) > 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unetdiff.data.config import validate_image_range
 from unetdiff.errors import config_error
 
 MAX_SIDE = 1 << 16
@@ -65,6 +66,8 @@ class InferenceConfig:
     """Average over these image scales; the tile size stays the same."""
     batch_size: int = 8
     """Tiles (of any images and views) per forward pass; whole images without tiles."""
+    image_range: list[float] | None = None
+    """`data.image_range` of the training: the values of images of more than 8 bits that become 0 and 255."""
 
     @property
     def views(self) -> list[tuple[float, bool]]:
@@ -100,3 +103,4 @@ def validate_inference(config: InferenceConfig, prefix: str = "") -> None:
         raise config_error(f"{prefix}scales", config.scales, constraint, "Give e.g. [0.75, 1.0, 1.25].")
     if not 1 <= config.batch_size <= MAX_BATCH:
         raise config_error(f"{prefix}batch_size", config.batch_size, f"in [1, {MAX_BATCH}]")
+    validate_image_range(config.image_range, f"{prefix}image_range")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from unetdiff.data.decoding import rgb, upright
@@ -48,14 +49,16 @@ MAX_WHOLE = 1 << 24
 MAX_RESIZED_LOGITS = 1 << 25  # values resized at once by `argmax_at`: 128 MiB of float32
 
 
-def load_image(image: ImageLike) -> Tensor:
+def load_image(image: ImageLike, image_range: Sequence[float] | None = None) -> Tensor:
     """A file or its bytes (upright by EXIF), PIL image, array (H, W, 3) or tensor (3, H, W) -> uint8 (3, H, W).
 
     Raises UserError for a file that is missing, truncated, not an image, or too large.
     """
     if isinstance(image, str | Path | bytes):
         with open_image(image if isinstance(image, bytes) else Path(image), remedy="Replace or remove it.") as file:
-            image = rgb(upright(file))
+            image = rgb(upright(file), image_range)
+    elif isinstance(image, Image.Image) and image_range is not None:
+        image = rgb(image, image_range)
     return torch.from_numpy(as_rgb_array(image).transpose(2, 0, 1).copy())  # one copy: images may be large
 
 
@@ -145,7 +148,7 @@ def predictions(
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
-            loaded = load_image(image)
+            loaded = load_image(image, chosen.image_range)
             input_size = _input_size(loaded, size)
             _require_tiles(input_size, chosen)
             pending[index] = _PredictionBuilder(loaded, input_size, keep_logits)

@@ -155,6 +155,8 @@ class SegmentationPipeline:
     ) -> Iterator[SegmentationOutput]:
         """As `__call__` for an iterable of images, read lazily; yields in order."""
         options = inference or self.inference
+        if options.image_range is None:
+            options = replace(options, image_range=self.inference.image_range)  # the network was trained with it
         if batch_size is not None:
             options = replace(options, batch_size=batch_size)
         for one in predictions(self.unet, images, self.size, options, autocast, return_logits):
@@ -246,6 +248,7 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
         not (config.tile is None or _integers(config.tile, 2))
         or not _integers([config.batch_size], 1)
         or not isinstance(config.flip, bool)
+        or not (config.image_range is None or _is_numbers(config.image_range))
         or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [config.overlap, *numbers])
     ):
         raise FileError.of(
@@ -256,6 +259,11 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
     except UserError as error:
         raise FileError.of(path, str(error).rstrip(".")) from None
     return config
+
+
+def _is_numbers(values: Any) -> bool:
+    """Whether a value is a list of numbers."""
+    return isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
 
 
 def saved_inference(directory: str | Path) -> InferenceConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from unetdiff.errors import config_error
 
 MAX_COUNT = 1_000_000
-"""Largest number of images, steps or seeds, so that a typo does not run for ever."""
+"""Largest number of images, steps or seeds, so that a typo does not run for days."""
 
 
 def require_at_least(key: str, value: float, minimum: int) -> None:

@@ -13,7 +13,7 @@ from unetdiff.data.capabilities import (
     WITH_CAPTIONS,
     WITH_MASKS,
 )
-from unetdiff.data.config import DataConfig
+from unetdiff.data.config import DataConfig, validate_image_range
 from unetdiff.data.prompt import held_out_pairs
 from unetdiff.errors import config_error
 
@@ -37,9 +37,7 @@ def validate_data(config: RunConfig) -> None:
         remedy = "Only captioned_folder and parquet have caption columns."
         raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
     _validate_size(config)
-    limits = data.image_range
-    if limits is not None and limits[0] >= limits[1]:
-        raise config_error("data.image_range", limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")
+    validate_image_range(data.image_range)
     if data.repeat_factor_threshold and data.name not in VOC_LAYOUT:
         raise config_error(
             "data.repeat_factor_threshold",

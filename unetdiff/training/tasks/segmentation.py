@@ -19,7 +19,7 @@ from unetdiff.diffusion import objectives
 from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
-from unetdiff.segmentation.config import SegmentationConfig
+from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
 from unetdiff.segmentation.dataset_loss import DatasetLoss
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.losses import WeightedLoss, combined
@@ -207,7 +207,10 @@ class SegmentationTask(Task):
 
     def save(self, directory: Path) -> None:
         val = self.data.val
-        pipeline = SegmentationPipeline(self.unet, val.classes, val.palette, self.data.size, self.config.ignore_index)
+        inference = InferenceConfig(image_range=val.image_range)
+        pipeline = SegmentationPipeline(
+            self.unet, val.classes, val.palette, self.data.size, self.config.ignore_index, inference
+        )
         pipeline.save_pretrained(directory)
 
 
