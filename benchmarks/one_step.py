@@ -74,7 +74,7 @@ def compare(
     names: list[str], root: Path, dtype: torch.dtype, steps: int, accumulations: Sequence[int] = (2, 4)
 ) -> Iterator[tuple[str, str, float, str]]:
     """(case, cut, largest difference, its tensor) of each."""
-    make_data(root)
+    make_data(root, [CASES[name] for name in names])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,8 @@ CASES: dict[str, Case] = {
 }
 
 
-def make_data(root: Path) -> None:
-    """Images with masks whose ignored part differs, a folder per class, captions, a text encoder, an autoencoder."""
+def make_data(root: Path, cases: Sequence[Case]) -> None:
+    """Images with masks whose ignored part differs, a folder per class, captions; the models that the cases need."""
     random = np.random.default_rng(0)
     for folder in ("voc/JPEGImages", "voc/SegmentationClass", "voc/ImageSets/Segmentation", "captioned"):
         (root / folder).mkdir(parents=True)
@@ -189,8 +190,10 @@ def make_data(root: Path) -> None:
     (root / "captioned/metadata.jsonl").write_text("\n".join(lines))
     for split, part in (("train", names[:IMAGES]), ("val", names[IMAGES:])):
         (root / f"voc/ImageSets/Segmentation/{split}.txt").write_text("\n".join(part))
-    _text_encoder(root / "text")
-    _autoencoder(root / "vae")
+    if any("diffusion.text.encoder" in case.keys for case in cases):
+        _text_encoder(root / "text")
+    if any("diffusion.latent.vae" in case.keys for case in cases):
+        _autoencoder(root / "vae")
 
 
 def _image(random: np.random.Generator, ignored: int) -> tuple[Image.Image, np.ndarray]:

@@ -152,11 +152,11 @@ def test_a2_lovasz_is_refused_where_the_batch_is_cut(tiny: Tiny) -> None:
         validate(config)
 
 
-TRAINED = ["joint, dropout, OHEM", "masks as targets", "classic, BatchNorm"]
+TRAINED = ["joint, dropout, OHEM", "classic, BatchNorm"]
 
 
 def test_a3_weights_of_every_cut(tmp_path: Path) -> None:
     """A few steps of a few runs; 30 steps of every shipped config: `python benchmarks/one_step.py`."""
-    found = list(one_step.compare(TRAINED, tmp_path, torch.float64, steps=3, accumulations=(4,)))
+    found = list(one_step.compare(TRAINED, tmp_path, torch.float64, steps=2, accumulations=(4,)))
     assert len(found) == 2 * len(TRAINED)
     assert not [result for result in found if not result[2] < 1e-9]

@@ -10,7 +10,7 @@ from pathlib import Path
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError, nearest, printable
 from unetdiff.experiments import EXPERIMENTS
-from unetdiff.files.writing import require_writable
+from unetdiff.files.writing import file_errors, require_writable
 
 
 def help_text() -> str:
@@ -50,10 +50,13 @@ def main(argv: Sequence[str]) -> int:
     require_writable("--output", args.output, folder=True)
     command = shlex.join(["unetdiff", "experiment", *argv])
 
+    from unetdiff.experiments.run_inputs import validate_options
     from unetdiff.reports.record import write_record
     from unetdiff.reports.record_text import record_text
 
-    record = experiment.run(args, overrides, args.output, command)
+    validate_options(args)
+    with file_errors(args.output, "Make room, or give another --output; finished parts are kept."):
+        record = experiment.run(args, overrides, args.output, command)
     write_record(record, args.output)
     print(record_text(record))
     print(printable(str(args.output)))

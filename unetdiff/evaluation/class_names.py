@@ -21,24 +21,30 @@ MAX_SHOWN = 12
 """Classes of a list that are shown, from the first that differs on."""
 
 
-def require_same_classes(model: Sequence[str], data: Sequence[str], where: str, remedy: str = "") -> None:
-    """Raise UserError, with both lists, unless a model and a dataset have the same classes in the same order.
+DATASET = "the dataset must have the classes of the model"
+"""What is required of a dataset that a model is applied to."""
+
+
+def require_same_classes(
+    expected: Sequence[str], other: Sequence[str], where: str, remedy: str = "", rule: str = DATASET
+) -> None:
+    """Raise UserError, with both lists, unless they are the same names in the same order.
 
     Args:
-        model: the names that the model was trained with.
-        data: the names in the dataset.
-        where: the model and the dataset, for the message.
+        expected: the names, e.g. those that the model was trained with.
+        other: the names to compare, e.g. those of the dataset.
+        where: the model or option, for the message.
         remedy: a sentence.
+        rule: "X must have the classes of Y".
     """
-    model, data = list(model), list(data)
-    if model == data:
+    expected, other = list(expected), list(other)
+    if expected == other:
         return
-    pairs = enumerate(zip(model, data, strict=False))
-    first = next((i for i, (a, b) in pairs if a != b), min(len(model), len(data)))
+    pairs = enumerate(zip(expected, other, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(expected), len(other)))
     raise UserError(
-        f"{where}: the dataset must have the classes of the model in their order, {_listed(model, first)} "
-        f"(got {_listed(data, first)}; they differ from index {first} on). "
-        + (remedy or "Evaluate on the dataset of the run, or give its classes in this order.")
+        f"{where}: {rule} in their order, {_listed(expected, first)} (got {_listed(other, first)}; they differ from "
+        f"index {first} on). " + (remedy or "Evaluate on the dataset of the run, or give its classes in this order.")
     )
 
 

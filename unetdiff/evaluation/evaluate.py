@@ -18,9 +18,10 @@ from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, is_mask_denoiser
 from unetdiff.errors import UserError
+from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.evaluation.config import EvaluationConfig, validate_evaluation
 from unetdiff.evaluation.denoiser import evaluate_denoiser
-from unetdiff.evaluation.layout_consistency import layout_consistency, require_classes
+from unetdiff.evaluation.layout_consistency import layout_consistency
 from unetdiff.evaluation.load_run import LoadedRun, load_run, split_of
 from unetdiff.evaluation.sampling import as_denoiser, sample_batches
 from unetdiff.evaluation.types import EvalSplits, SamplingConfig
@@ -209,9 +210,11 @@ def load_layout_segmenter(task: DiffusionTask, path: Path) -> SegmentationPipeli
         raise UserError(f"segmenter={path}: must be set with a layout-conditional model only. Omit it.")
     try:
         segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
-        require_classes(segmenter, task.conditioner.num_classes)
     except UserError as error:
         raise UserError(f"segmenter={path}: {error}") from None
+    remedy = "Give a segmenter trained on the dataset of the model."
+    rule = "the segmenter must have the classes of the layouts"
+    require_same_classes(task.conditioner.labels, segmenter.classes, f"segmenter={path}", remedy, rule)
     return segmenter.to(task.unet.device)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.data.base import ImageDataset, collate
-from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.noise import noise_for
 from unetdiff.diffusion.objectives import Scheduler, add_noise
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
@@ -44,7 +44,7 @@ class NoisedImages:
         x0 = to_model_range(image)
         if timestep == CLEAN:
             return x0
-        noise = torch.randn(x0.shape, generator=generator_of(self.seed, index))
+        noise = noise_for(self.seed, index, x0.shape)
         return add_noise(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
 
 

@@ -17,10 +17,12 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError, config_error
+from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.models import loading
 from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
+from unetdiff.segmentation.pipeline import saved_classes
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.build import load_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -174,6 +176,8 @@ def open_features(
     task = load_task(from_yaml(run.path / CONFIG), run.model, val).to(device)
     if task.unet.config["encoder"]["padding"] == "valid":
         raise UserError(f"model.encoder.padding=valid: must be same, so that the maps cover the image ({run.path}).")
+    if "segmentation" in run.heads:
+        require_same_classes(saved_classes(run.model) or [], val.classes, str(run.model))
     diffusion = task.diffusion if isinstance(task, JointTask) else task
     if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
         return UNetFeatures(run.name, task.unet, None, True, [None], seed)

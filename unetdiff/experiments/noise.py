@@ -23,6 +23,7 @@ from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, build_scheduler
 from unetdiff.errors import UserError
+from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
     CLEAN,
@@ -165,8 +166,8 @@ def _joint_network(path: Path, classes: Sequence[str], scheduler: Scheduler) -> 
     loaded = load_run(path)
     if loaded.segmentation is None or loaded.diffusion is None:
         raise UserError(f"--joint_run={path}: must have both heads. Give a joint run.")
-    if list(loaded.images.classes) != list(classes):
-        raise UserError(f"--joint_run={path}: must have the classes of this dataset. Give a joint run of that dataset.")
+    rule = "the run must have the classes of this dataset"
+    require_same_classes(classes, loaded.images.classes, f"--joint_run={path}", "Give a run of that dataset.", rule)
     own, other = scheduler.alphas_cumprod, loaded.diffusion.scheduler.alphas_cumprod
     if len(own) != len(other) or not torch.allclose(own, other):
         raise UserError(

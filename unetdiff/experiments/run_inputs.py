@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
+from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.evaluation.load_run import LoadedRun
 from unetdiff.models.resolve import section
 from unetdiff.reports.dataset_groups import group_by_dataset
@@ -17,6 +20,10 @@ from unetdiff.reports.runs import Run, read_runs
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.diffusion import DiffusionTask
+
+MAX_COUNT = 10_000_000
+"""Largest number of images, steps, seeds ... of an option."""
+MAX_SEED = (1 << 63) - 1
 
 
 def finished_runs(paths: Sequence[Path]) -> list[Run]:
@@ -76,11 +83,24 @@ def open_segmenter(
         segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
     except UserError as error:
         raise UserError(f"{option}: {error}") from None
-    if segmenter.classes != list(classes):
-        raise UserError(
-            f"{option}={path}: must have the classes of the denoiser's dataset. Give a run of that dataset."
-        )
+    rule = "the segmenter must have the classes of the denoiser's dataset"
+    require_same_classes(classes, segmenter.classes, f"{option}={path}", "Give a run of that dataset.", rule)
     return segmenter.to(loaded.accelerator.device)
+
+
+def validate_options(args: argparse.Namespace) -> None:
+    """Refuse options of an experiment that no experiment can use; each checks its own lower bounds.
+
+    Raises:
+        UserError: a number that is NaN, infinite, negative where it counts something, or beyond `MAX_COUNT`.
+    """
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise config_error(f"--{name}", number, "a finite number")
+            maximum = MAX_SEED if name == "seed" else MAX_COUNT
+            if isinstance(number, int) and not isinstance(number, bool) and not 0 <= number <= maximum:
+                raise config_error(f"--{name}", number, f"from 0 to {maximum}")
 
 
 def refuse_overrides(overrides: Sequence[str]) -> None:

@@ -10,6 +10,10 @@ from unetdiff.reports.network_spec import NetworkSpec
 GAP = 3.0  # between the slabs of a block
 
 
+MAX_BARS = 12
+"""Blocks of a level that are drawn."""
+
+
 @dataclass(frozen=True)
 class Slab:
     """One block of the network as a bar: the height stands for its resolution, the width for its channels."""
@@ -76,7 +80,7 @@ def place_levels(
     def widths(channels: int | None, layers: int, attention: bool) -> list[tuple[float, bool]]:
         main = min(3.4, math.sqrt((channels or base) / base))
         bars: list[tuple[float, bool]] = []
-        for _ in range(layers):
+        for _ in range(min(layers, MAX_BARS)):
             bars.append((main, False))
             if attention:
                 bars.append((0.8, True))

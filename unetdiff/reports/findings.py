@@ -34,7 +34,7 @@ def findings(runs: Sequence[Run], table: Table, samples: Sequence[SampleBlock]) 
 
 
 def _shared(runs: Sequence[Run]) -> Finding | None:
-    known = [run for run in runs if run.shared_parameters]
+    known = [run for run in runs if run.shared_parameters and run.heads]
     if not known:
         return None
     run = max(known, key=lambda run: len(run.heads))

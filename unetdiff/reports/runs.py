@@ -19,6 +19,8 @@ SHARED_PARTS = ("encoder", "mid_block", "decoder", "conditioning")
 
 REMEDY = "Restore the file, or train the run again."
 CONFIG_JSON = "config.json"
+MAX_LEVELS = 16
+"""Levels of a network that a page draws."""
 
 JsonDict = dict[str, Any]
 Count = Annotated[int, 0]
@@ -137,7 +139,7 @@ def read_summary(path: Path) -> JsonDict:
     if not path.exists():
         return {}
     summary: JsonDict = {**typed(Summary, jsonable(read_object(path, REMEDY)), path, remedy=REMEDY)}
-    _require_numbers(summary.get("final") or {}, path, REMEDY)
+    _require_numbers(summary.get("final") or {}, path, REMEDY, "final.")
     return summary
 
 
@@ -159,11 +161,11 @@ def read_metrics(path: Path) -> list[JsonDict]:
     return sorted(latest.values(), key=lambda entry: entry["step"])
 
 
-def _require_numbers(metrics: Mapping[str, Any], where: str | Path, remedy: str) -> None:
+def _require_numbers(metrics: Mapping[str, Any], where: str | Path, remedy: str, prefix: str = "") -> None:
     """Refuse a metric ("TASK/NAME", loss) that is a text, true or false."""
     for name, value in metrics.items():
         if ("/" in name or name == "loss") and isinstance(value, str | bool):
-            raise FileError.of(where, f"{name}: must be a number (got {value!r})", remedy)
+            raise FileError.of(where, f"{prefix}{name}: must be a number (got {value!r})", remedy)
 
 
 def read_run(path: Path, name: str | None = None) -> Run:
@@ -215,7 +217,13 @@ def read_model_config(path: Path) -> JsonDict:
     content = read_object(path, REMEDY)
     known = {field.name for field in fields(ModelConfig)}
     own = {key: value for key, value in content.items() if key in known}
-    return asdict(typed(ModelConfig, own, path, remedy=REMEDY))
+    model = typed(ModelConfig, own, path, remedy=REMEDY)
+    if model.heads.segmentation is None and model.heads.diffusion is None:
+        raise FileError.of(path, "heads: must have segmentation or diffusion", REMEDY)
+    for key, widths in (("encoder", model.encoder.channels), ("decoder", model.decoder.channels)):
+        if widths is not None and not (0 < len(widths) <= MAX_LEVELS and min(widths) > 0):
+            raise FileError.of(path, f"{key}.channels: must be 1 to {MAX_LEVELS} positive integers", REMEDY)
+    return asdict(model)
 
 
 def _planned_model(config: JsonDict) -> JsonDict:
