@@ -21,7 +21,7 @@ STATUSES = {0, 1, 2, 130, 143}
 """The exit statuses that docs/runs.md and the commands document."""
 MAX_LINES = 8
 """Lines of stderr of a refusal, warnings and progress of libraries included."""
-MAX_LINE = 1500
+MAX_LINE = 2100
 """Characters of each."""
 SECRET = (201, 17, 93)
 """Color of a picture outside of the data that no command may show."""
@@ -66,19 +66,23 @@ class Case:
         return f"{self.kind}/{self.name}"
 
 
-def snapshot(scratch: Path, case: Case) -> dict[str, tuple[int, int]]:
-    """(size, time) of each file that the command must leave alone."""
-    found: dict[str, tuple[int, int]] = {}
+def snapshot(scratch: Path, case: Case) -> dict[str, tuple[int, int, int]]:
+    """(mode, size, time) of each file that the command must leave alone."""
+    found: dict[str, tuple[int, int, int]] = {}
     for name in {*DATA, *case.precious}:
         root = scratch / name
-        paths = [root] if root.is_file() else [Path(f) / n for f, _, names in os.walk(root) for n in names]
+        paths = (
+            [root]
+            if root.exists() and not root.is_dir()
+            else [Path(f) / n for f, _, names in os.walk(root) for n in names]
+        )
         for path in paths:
             state = path.lstat()
-            found[str(path.relative_to(scratch))] = (state.st_size, state.st_mtime_ns)
+            found[str(path.relative_to(scratch))] = (state.st_mode, state.st_size, state.st_mtime_ns)
     return found
 
 
-def fault(case: Case, result: Result, scratch: Path, before: dict[str, tuple[int, int]]) -> tuple[str, str] | None:
+def fault(case: Case, result: Result, scratch: Path, before: dict[str, tuple[int, int, int]]) -> tuple[str, str] | None:
     """(verdict, detail) of a command that ended wrongly; None for one that ended well."""
     return (
         _crash(result)
@@ -118,7 +122,7 @@ def _status(case: Case, result: Result) -> tuple[str, str] | None:
     return None
 
 
-def _touched(case: Case, scratch: Path, before: dict[str, tuple[int, int]]) -> tuple[str, str] | None:
+def _touched(case: Case, scratch: Path, before: dict[str, tuple[int, int, int]]) -> tuple[str, str] | None:
     after = snapshot(scratch, case)
     for path, state in before.items():
         if after.get(path) != state:

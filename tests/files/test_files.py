@@ -227,3 +227,11 @@ def test_the_lock_names_the_process_that_holds_it(tmp_path: Path) -> None:
     with locks.locked(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_an_atomic_write_replaces_no_device_or_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        writing.write_text(tmp_path / "pipe", "x")
+    assert [(path.name, path.is_fifo()) for path in tmp_path.iterdir()] == [("pipe", True)]

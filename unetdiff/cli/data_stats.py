@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
         if os.path.isdir(args.output):
             raise config_error("--output", args.output, "a file", f"Give e.g. {args.output / 'stats.json'}.")
         require_writable("--output", args.output.parent, folder=True)
+        if os.path.lexists(args.output):
+            require_writable("--output", args.output)
 
     stats = count_both(parse(args.config, overrides))
     if args.output is not None:

@@ -25,9 +25,11 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: `write` fills a path aside, which then takes the place of `path`.
 
     Raises:
-        OSError: e.g. a full disk; the old file stays, and nothing is left aside.
+        OSError: e.g. a full disk, or a device or pipe in its place; what was there stays, and nothing is left aside.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EEXIST, "is not a regular file", str(path))
     aside = path.with_name(f"{WRITING}{path.name}")
     if len(os.fsencode(aside.name)) > MAX_NAME:  # the name itself may just fit
         aside = path.with_name(f"{WRITING}{hashlib.sha256(os.fsencode(path.name)).hexdigest()}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
@@ -60,7 +59,7 @@ def load_image(image: ImageLike, image_range: Sequence[float] | None = None) -> 
             image = rgb(upright(file), image_range)
     elif isinstance(image, Image.Image) and image_range is not None:
         image = rgb(image, image_range)
-    return rearrange(torch.from_numpy(as_rgb_array(image).copy()), "h w c -> c h w").contiguous()
+    return torch.from_numpy(as_rgb_array(image).transpose(2, 0, 1).copy())  # one copy: images may be large
 
 
 @contextmanager

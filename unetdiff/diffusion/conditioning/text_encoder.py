@@ -145,7 +145,13 @@ def _inspect(folder: Path, config: Any) -> None:
     for key, value in read_object(folder / "config.json").items():
         if "attn_implementation" in key and value not in (None, "eager", "sdpa"):  # may name a kernel on the hub
             raise FileError.of(folder / "config.json", f"{key}={value!r:.80}: must be null, eager or sdpa")
-    count = sum(len(read_header(file)) for file in files_in(folder, {".safetensors"}))
+    count = 0
+    for file in files_in(folder, {".safetensors"}):
+        header = read_header(file)
+        count += len(header)
+        for name, entry in header.items():  # position_ids are whole numbers
+            if len(entry.shape) > 1 and name.endswith("weight") and not entry.dtype.startswith(("F", "BF")):
+                raise FileError.of(file, f"'{name}' must be of a floating-point type (got {entry.dtype})")
     if not count:
         pickles = [file for file in files_in(folder) if file.suffix in PICKLES]
         remedy = conversion(pickles[0]) if pickles else ""
