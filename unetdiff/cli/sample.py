@@ -135,6 +135,8 @@ def rows_of(pipeline: Any, args: argparse.Namespace) -> Rows:
             raise UserError(f"{OPTIONS[name]}={value[0]}: must not be set, because this model was trained {trained}.")
     if expected is None:
         return Rows([""])
+    import torch
+
     values = inputs[expected]
     if expected == "class_labels":
         conditions = conditioner.encode(values or list(conditioner.labels))
@@ -143,8 +145,17 @@ def rows_of(pipeline: Any, args: argparse.Namespace) -> Rows:
         raise UserError(f"{OPTIONS[expected]}: must be set, because this model was trained with it.")
     if expected == "prompt":
         return Rows(list(values), conditioner.encode(values))
-    conditions = conditioner.encode([opened(path) for path in values], pipeline.size())
+    conditions = torch.cat([encoded(conditioner, path, pipeline.size()) for path in values])
     return Rows([path.stem for path in values], conditions, conditioner.visualize(conditions))
+
+
+def encoded(conditioner: Any, path: Path, size: tuple[int, int]) -> Any:
+    """A layout or image file as a condition, one row; UserError that names the file."""
+    image = opened(path)
+    try:
+        return conditioner.encode([image], size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def opened(path: Path) -> Any:
