@@ -22,6 +22,7 @@ Exits with 1 if any failed. Linux only (fork, pidfd).
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import shlex
 import shutil
@@ -59,6 +60,8 @@ def choose(commands: int, kinds: list[str], seed: int = 0) -> list[Case]:
     Where a kind has more named cases than that, every so many of them is taken, from another first one for each seed.
     """
     chosen: list[Case] = []
+    available = {kind: math.inf if KINDS[kind][1] else sum(1 for _ in KINDS[kind][0]()) for kind in kinds}
+    kinds = sorted(kinds, key=lambda kind: available[kind])  # what some lack, the later ones have more of
     for index, kind in enumerate(kinds):
         share = (commands - len(chosen)) // (len(kinds) - index)
         name_cases, mutate = KINDS[kind]
