@@ -33,7 +33,7 @@ def make_pipeline() -> GenerationPipeline:
     return pipeline
 
 
-def test_seeds_and_indices_do_not_collide() -> None:
+def test_a22_seeds_and_indices_do_not_collide() -> None:
     noises = [noise_for(seed, index, SHAPE) for seed in range(4) for index in range(4)]
     flat = torch.stack(noises).flatten(1)
     correlation = torch.corrcoef(flat) - torch.eye(len(flat))

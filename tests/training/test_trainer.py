@@ -6,7 +6,7 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -129,32 +129,41 @@ def test_the_average_follows_and_buffers_are_copied(tiny: Tiny, monkeypatch: pyt
 
 
 class _Poisoned(SegmentationTask):
-    """A task whose loss is not a number at some steps."""
+    """A task whose loss is not a number at some steps; keeps the weights before each."""
 
     at: tuple[int, ...] = ()
     calls = 0
+    before: ClassVar[list[dict[str, torch.Tensor]]] = []
 
     def losses(self, sums):  # type: ignore[no-untyped-def]
         losses = super().losses(sums)
         type(self).calls += self.training
+        if self.training:
+            self.before.append({name: value.clone() for name, value in self.state_dict().items()})
         if self.training and self.calls in self.at:
             losses["loss"] = losses["loss"] * torch.nan
         return losses
 
 
-def _poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> None:
+def _poison(monkeypatch: pytest.MonkeyPatch, *at: int) -> list[dict[str, torch.Tensor]]:
+    """Make the losses of these steps NaN; returns the weights before each step, filled by the training."""
+    before: list[dict[str, torch.Tensor]] = []
+
     def build(config, train_set, val):  # type: ignore[no-untyped-def]
         task = real(config, train_set, val)
-        task.__class__ = type("Poisoned", (_Poisoned,), {"at": at, "calls": 0})
+        task.__class__ = type("Poisoned", (_Poisoned,), {"at": at, "calls": 0, "before": before})
         return task
 
     real = trainer.build_task
     monkeypatch.setattr(trainer, "build_task", build)
+    return before
 
 
 def test_a_nonfinite_loss_is_skipped_and_counted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    _poison(monkeypatch, 3)
+    before = _poison(monkeypatch, 3)
     run = train(tiny("segmentation", training__checkpoint_every=1, training__keep_checkpoints=9))
+    assert all(torch.equal(before[2][k], before[3][k]) for k in before[2]), "the third step leaves the weights alone"
+    assert any(not torch.equal(before[3][k], before[4][k]) for k in before[3])
     states = [load_file(run / "checkpoints" / f"step-{s:08d}" / checkpoints.MODEL) for s in (2, 4)]
     assert not (run / "checkpoints" / "step-00000003").exists(), "none is written during a streak"
     assert any(not torch.equal(states[0][k], states[1][k]) for k in states[0])
