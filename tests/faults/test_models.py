@@ -187,6 +187,7 @@ def test_a6_class_names_are_compared_with_the_head(models: Path) -> None:
     [
         ("num_train_timesteps", 10**9, "num_train_timesteps=1000000000"),
         ("num_train_timesteps", "many", "num_train_timesteps='many'"),
+        ("timestep_spacing", "nonsense", "timestep_spacing=nonsense: must be one of leading"),
         ("beta_end", float("nan"), "beta_end=nan"),
         ("beta_end", 3.0, "noise levels in"),
         ("beta_schedule", "later", "describes no DDIMScheduler"),

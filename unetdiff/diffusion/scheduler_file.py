@@ -34,6 +34,7 @@ SCHEDULER_CLASSES = (
 """diffusers' schedulers that are loaded."""
 REQUIRED = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+SPACINGS = ("leading", "linspace", "trailing")
 MAX_TIMESTEPS = 100_000
 
 
@@ -72,6 +73,9 @@ def load_scheduler(directory: Path, strict: bool = True) -> Any:
         raise FileError.of(path, f"trained_betas: must be null or a list of {steps} numbers")
     if prediction is not None and prediction not in PREDICTION_TYPES:
         raise FileError.of(path, f"prediction_type={prediction}: must be one of {', '.join(PREDICTION_TYPES)}")
+    spacing = own.get("timestep_spacing", "trailing")
+    if spacing not in SPACINGS:
+        raise FileError.of(path, f"timestep_spacing={spacing}: must be one of {', '.join(SPACINGS)}")
     try:
         scheduler = getattr(diffusers, name).from_config(config)
         levels = torch.cat([torch.as_tensor(values) for values in (scheduler.alphas_cumprod, scheduler.betas)])
