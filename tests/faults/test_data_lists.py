@@ -143,6 +143,7 @@ def test_a8_hidden_files_are_no_class_and_no_image(tmp_path: Path) -> None:
         (lambda r: (r / "a" / "\x1b[31m\n.png").write_bytes(b"x"), r"\x1b[31m\n.png: not an image"),
         (lambda r: open(os.fsencode(r / "a") + b"/\xff.png", "wb").close(), "its name is not valid UTF-8"),
         (lambda r: (r / "a").joinpath("again").symlink_to(r), "duplicate of a training image"),
+        (lambda r: (r / "a" / "gone.png").symlink_to(r / "nowhere.png"), "gone.png: file not found"),
     ],
 )
 def test_c_folders_of_images(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:

@@ -258,7 +258,9 @@ def text_model(folder: Path, text_encoder: Path) -> Path:
     return folder
 
 
-def test_d1_d2_text_encoders_run_no_code_and_read_no_pickle(tmp_path: Path, text_encoder: Path) -> None:
+def test_d1_d2_text_encoders_run_no_code_and_read_no_pickle(
+    tmp_path: Path, text_encoder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     directory = text_model(tmp_path / "model", text_encoder)
     assert GenerationPipeline.from_pretrained(directory)(prompt="a red one", num_inference_steps=1).images
     config, weights = directory / "text_encoder" / "config.json", directory / "text_encoder" / "model.safetensors"
@@ -286,6 +288,7 @@ def test_d1_d2_text_encoders_run_no_code_and_read_no_pickle(tmp_path: Path, text
         spoil()
         refused(GenerationPipeline.from_pretrained, directory, says=says)
         mend()
+    assert "REPORT" not in capfd.readouterr().err
     weights.unlink()
     torch.save({"x": torch.zeros(1)}, directory / "text_encoder" / "pytorch_model.bin")
     refused(GenerationPipeline.from_pretrained, directory, says="Pickles are never loaded; convert it")

@@ -51,7 +51,7 @@ def folders_in(folder: str | Path) -> list[Path]:
 
 
 def files_in(folder: str | Path, suffixes: Collection[str] = (), recursive: bool = False) -> list[Path]:
-    """The files in a folder, sorted, without hidden ones.
+    """The files in a folder, sorted, without hidden ones; broken links too, so that whoever reads them names them.
 
     Args:
         folder: the folder.
@@ -61,7 +61,7 @@ def files_in(folder: str | Path, suffixes: Collection[str] = (), recursive: bool
     Raises:
         FileError: as of `entries`, for any of the folders.
     """
-    found = _walk(Path(folder), set()) if recursive else (path for path in entries(folder) if path.is_file())
+    found = _walk(Path(folder), set()) if recursive else (path for path in entries(folder) if _is_file(path))
     return [path for path in found if not suffixes or path.suffix.lower() in suffixes]
 
 
@@ -74,8 +74,13 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     for path in entries(folder):
         if path.is_dir():
             yield from _walk(path, seen)
-        elif path.is_file():
+        elif _is_file(path):
             yield path
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file, or a link that leads nowhere."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def matching(pattern: str) -> list[Path]:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,10 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         _inspect(Path(model), config)
-        tower, info = _tower(config).from_pretrained(
-            model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
+        with _without_report():
+            tower, info = _tower(config).from_pretrained(
+                model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
         words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         words(["a"], truncation=False, verbose=False)["input_ids"]
     except FileError:
@@ -134,6 +136,19 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
         raise FileError.of(model, f"has {len(missing)} missing tensors: {missing[0]}, …")
     require_finite(tower.state_dict(), str(model))
     return tower, words
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Without transformers' table of missing tensors, which are refused in one line."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _inspect(folder: Path, config: Any) -> None:
