@@ -24,7 +24,7 @@ MAX_LINES = 8
 MAX_LINE = 2100
 """Characters of each."""
 SECRET = (201, 17, 93)
-"""Color of a picture outside of the data that no command may show."""
+"""Color of an image outside of the data that no command may show."""
 PWNED = "pwned"
 """File that code hidden in the input would write."""
 LEFTOVERS = re.compile(r"^\.(writing|old)-|\.tmp$|\.lock$")

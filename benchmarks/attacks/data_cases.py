@@ -35,7 +35,7 @@ def at(path: str, spoiler: SpoilFile) -> Spoil:
 
 
 def trained(scratch: Path, result: Result) -> str:
-    """Of a training in `out`: whole records, and weights to go on from."""
+    """Of a training in `out`: whole records, and weights to continue from."""
     out = scratch / "out"
     if not (out / "latest" / "unet" / "config.json").is_file() or not list(out.glob("checkpoints/step-*/state.json")):
         return "no latest/ or no checkpoint"
@@ -90,12 +90,12 @@ def image_cases() -> Iterator[Case]:
     """Images that cannot be read, and plausible ones of other kinds."""
     for name, spoiler in BAD_IMAGES.items():
         photo, member = at("photos/a.png", spoiler), at("images/train/cat/1.png", spoiler)
-        picture = at("voc/JPEGImages/p1.jpg", spoiler)
+        spoiled = at("voc/JPEGImages/p1.jpg", spoiler)
         val = at("voc/JPEGImages/p4.jpg", spoiler)
 
-        yield Case("image", f"{name}, check voc", CHECK_SEG, SEG, picture, "refused", "p1.jpg")
-        yield Case("image", f"{name}, stats voc", STATS_SEG, SEG, picture)
-        yield Case("image", f"{name}, train voc", TRAIN_SEG, SEG, picture, "refused", "p1.jpg", written=("out",))
+        yield Case("image", f"{name}, check voc", CHECK_SEG, SEG, spoiled, "refused", "p1.jpg")
+        yield Case("image", f"{name}, stats voc", STATS_SEG, SEG, spoiled)
+        yield Case("image", f"{name}, train voc", TRAIN_SEG, SEG, spoiled, "refused", "p1.jpg", written=("out",))
         skipped = name in ("fifo", "dangling link", "link to itself")  # a search of a folder finds regular files
         found: Expect = "either" if skipped else "refused"
         yield Case("image", f"{name}, check folder", CHECK_DIFF, DIFF, member, found, "1.png")
@@ -259,7 +259,7 @@ BAD_LISTS: dict[str, SpoilFile] = {
     "escape codes": spoil.append(f"{ESCAPE}\n".encode()),
     "above the folder": spoil.append(b"../../secret\n"),
     "absolute": spoil.append(b"/etc/passwd\n"),
-    "unknown id": spoil.append(b"nobody\n"),
+    "unknown id": spoil.append(b"unknown\n"),
     "300 letters": spoil.append(f"{LONG}\n".encode()),
     "twice": spoil.append(b"p0\n"),
     "in both": spoil.append(b"p4\n"),
@@ -340,11 +340,11 @@ def list_cases() -> Iterator[Case]:
         yield Case("list", f"class folder {name}, train", TRAIN_DIFF, DIFF, rename, "either", check=trained)
         yield Case("list", f"class folder {name}, check", CHECK_DIFF, DIFF, rename, "either")
 
-    def beside(scratch: Path, rng: random.Random) -> None:
+    def twice(scratch: Path, rng: random.Random) -> None:
         spoil.noise_image(32, 32, seed=11).save(scratch / "voc/JPEGImages/p1.png")
 
     for what, argv in {"check": CHECK_SEG, "train": TRAIN_SEG}.items():
-        yield Case("list", f"p1.jpg beside p1.png, {what}", argv, SEG, beside, "refused", "p1")
+        yield Case("list", f"p1.jpg next to p1.png, {what}", argv, SEG, twice, "refused", "p1")
 
     def nested(scratch: Path, rng: random.Random) -> None:
         for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):

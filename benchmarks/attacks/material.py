@@ -132,7 +132,7 @@ def copy(material: Path, names: Sequence[str], scratch: Path) -> None:
             shutil.copy2(material / name, scratch / name)
 
 
-def picture(seed: int, side: int = SIDE) -> Image.Image:
+def noise_image(seed: int, side: int = SIDE) -> Image.Image:
     """Noise, RGB."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8))
 
@@ -153,7 +153,7 @@ def voc_layout(root: Path) -> None:
     for split, names in (("train", TRAIN), ("val", VAL)):
         (root / f"ImageSets/Segmentation/{split}.txt").write_text("\n".join(names) + "\n")
     for i, name in enumerate((*TRAIN, *VAL)):
-        picture(i).save(root / f"JPEGImages/{name}.jpg")
+        noise_image(i).save(root / f"JPEGImages/{name}.jpg")
         mask(i).save(root / f"SegmentationClass/{name}.png")
 
 
@@ -163,7 +163,7 @@ def image_folder(root: Path) -> None:
         for c, label in enumerate(("cat", "dog")):
             (root / split / label).mkdir(parents=True)
             for i in range(count):
-                picture(100 + 10 * c + i + 50 * (split == "val")).save(root / split / label / f"{i}.png")
+                noise_image(100 + 10 * c + i + 50 * (split == "val")).save(root / split / label / f"{i}.png")
 
 
 def captioned_folder(root: Path) -> None:
@@ -173,13 +173,13 @@ def captioned_folder(root: Path) -> None:
         rows = [{"file_name": f"{i}.png", "text": f"a {'red' if i % 2 else 'blue'} one"} for i in range(count)]
         (root / split / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for i in range(count):
-            picture(200 + i + 50 * (split == "val")).save(root / split / f"{i}.png")
+            noise_image(200 + i + 50 * (split == "val")).save(root / split / f"{i}.png")
 
 
 def png_bytes(seed: int) -> bytes:
-    """A picture's PNG."""
+    """An image as PNG."""
     file = io.BytesIO()
-    picture(seed).save(file, "PNG")
+    noise_image(seed).save(file, "PNG")
     return file.getvalue()
 
 
@@ -190,7 +190,7 @@ def parquet(path: Path) -> None:
 
 def row(i: int) -> dict[str, Any]:
     """Row i of the table."""
-    return {"image": {"bytes": png_bytes(i + 300), "path": None}, "label": i % 2, "text": f"picture {i}"}
+    return {"image": {"bytes": png_bytes(i + 300), "path": None}, "label": i % 2, "text": f"image {i}"}
 
 
 def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -204,9 +204,9 @@ def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
 def photos(root: Path) -> None:
     """What is predicted: RGB, gray, another size."""
     root.mkdir()
-    picture(400).save(root / "a.png")
-    picture(401, 20).save(root / "b.jpg")
-    picture(402).convert("L").save(root / "c.png")
+    noise_image(400).save(root / "a.png")
+    noise_image(401, 20).save(root / "b.jpg")
+    noise_image(402).convert("L").save(root / "c.png")
 
 
 def text_encoder(folder: Path) -> int:

@@ -90,10 +90,10 @@ def checkpoint_cases() -> Iterator[Case]:
     }
     for name, spoiler in strangers.items():
         how = at(f"half/checkpoints/{name}", spoiler)
-        yield Case("checkpoint", f"beside {name}", RESUME, RESUMED, how, "either", check=as_uninterrupted)
+        yield Case("checkpoint", f"extra {name}", RESUME, RESUMED, how, "either", check=as_uninterrupted)
     for name in (".writing-latest/unet/config.json", ".old-best/unet/config.json", ".writing-config.yaml"):
         yield Case(
-            *("checkpoint", f"beside {name}", RESUME, RESUMED, at(f"half/{name}", spoil.write("{}")), "accepted"),
+            *("checkpoint", f"extra {name}", RESUME, RESUMED, at(f"half/{name}", spoil.write("{}")), "accepted"),
             check=as_uninterrupted,
         )
     for name, spoiler in {"noise": spoil.GARBAGE["noise"], "empty": spoil.write(b""), **JSON_FAULTS}.items():
@@ -210,7 +210,7 @@ HOPELESS = ("evil", "'os'", "subprocess", "onsense", "1000000000")
 
 
 def evil(scratch: Path) -> None:
-    """A module beside every config that shows when it is imported."""
+    """A module next to every config that shows when it is imported."""
     code = f"import os\nos.mkdir({str(scratch / PWNED)!r})\nclass Evil: pass\n"
     for config in [*scratch.rglob("config.json"), *scratch.rglob("model_index.json")]:
         (config.parent / "evil.py").write_text(code)

@@ -64,7 +64,7 @@ def preload() -> None:
             import_module(module.name)
     torch.set_num_threads(1)
     gc.collect()
-    gc.freeze()  # the children do not copy the pages of what lives for ever
+    gc.freeze()  # the children do not copy the pages of what stays
     atexit.register(gc.unfreeze)
 
 

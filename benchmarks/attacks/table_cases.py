@@ -35,7 +35,7 @@ def line(**columns: Any) -> SpoilFile:
 
 
 def secret(path: Path) -> None:
-    """A picture outside of the data, of one color."""
+    """An image outside of the data, of one color."""
     Image.new("RGB", (32, 32), SECRET).save(path)
 
 
@@ -61,7 +61,7 @@ BAD_METADATA: dict[str, SpoilFile] = {
     "file_name twice by ./": line(file_name="./0.png", text="a"),
     "above the folder": line(file_name="../../secret.png", text="a"),
     "absolute": line(file_name="/etc/hostname", text="a"),
-    "not found": line(file_name="nobody.png", text="a"),
+    "not found": line(file_name="unknown.png", text="a"),
     "no text": line(file_name="3.png"),
     "text null": line(file_name="3.png", text=None),
     "text number": line(file_name="3.png", text=3),
@@ -220,7 +220,7 @@ BAD_TABLES: dict[str, SpoilFile] = {
     "image EPS": image(spoil.EPS),
     "image nowhere": image(None, None),
     "image absolute": image(None, "/etc/hostname"),
-    "image beside the table": image(None, "secret.png"),
+    "image next to the table": image(None, "secret.png"),
     "image above": image(None, "../secret.png"),
     "image FIFO": image(None, "pipe.png"),
     "image number": column("image", 3),
@@ -229,7 +229,7 @@ BAD_TABLES: dict[str, SpoilFile] = {
 }
 
 
-BESIDE = ("image beside the table", "image string")
+NEXT_TO = ("image next to the table", "image string")
 """Paths of images in the table's own folder, which it may name."""
 
 
@@ -242,7 +242,7 @@ def parquet_cases() -> Iterator[Case]:
             os.mkfifo(scratch / "pipe.png")
             how(scratch / "table.parquet", rng)
 
-        wanted: Any = "either" if name in BESIDE else "refused"
+        wanted: Any = "either" if name in NEXT_TO else "refused"
         yield Case("parquet", f"{name}, check", CHECK_TABLE, TABLE, both, wanted)
         yield Case("parquet", f"{name}, train", TRAIN_TABLE, TABLE, both, wanted)
         yield Case("parquet", f"{name}, stats", STATS_TABLE, TABLE, both, "either")

@@ -110,6 +110,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
         "flip": True,
         "scales": [1.0, 1.5],
         "batch_size": 8,
+        "image_range": None,
     }
     assert seen["segmentation/nll"] != plain["segmentation/nll"]
     report = (tmp_path / "report.html").read_text()

@@ -53,16 +53,20 @@ def test_fixed_denoiser_beside_the_run(run: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_denoiser_for_diffusers(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Diffusers has the same denoiser, our pipeline draws the same with it, and the segmentation head comes along."""
+    """diffusers loads the same denoiser, our pipeline samples the same images, and the segmentation head is kept."""
     assert main(["export", str(run), "--format", "diffusers", "--output", str(tmp_path / "out")]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{tmp_path / 'out'}: sample (batch, 3, height, width), timestep (batch), encoder_hidden")
     assert second.startswith("largest difference to the network at 2x3x16x24: ")
     ours = GenerationPipeline.from_pretrained(run / "best")
-    stock = GenerationPipeline.from_pretrained(tmp_path / "out")
-    assert type(stock.unet) is UNet2DConditionModel
+    back = GenerationPipeline.from_pretrained(tmp_path / "out")
+    stock = UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet")
+    sample, timestep, tokens = torch.randn(1, 3, 16, 16), torch.tensor([300]), torch.randn(1, 1, 8)
+    with torch.no_grad():
+        expected = ours.unet(sample, timestep, tokens).sample
+        torch.testing.assert_close(stock(sample, timestep, tokens).sample, expected, rtol=1e-4, atol=1e-5)
     images = []
-    for pipeline in (ours, stock):
+    for pipeline in (ours, back):
         pipeline.set_progress_bar_config(disable=True)
         drawn = pipeline([3, 7], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt")
         images.append(drawn.images)

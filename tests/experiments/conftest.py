@@ -18,6 +18,7 @@ from unetdiff.config.reading import override, parse, to_yaml
 from unetdiff.config.schema import RunConfig, Task
 from unetdiff.data.build import build_dataset
 from unetdiff.experiments import EXPERIMENTS
+from unetdiff.training.conditions import needs_layout
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.trainer import train
 
@@ -94,7 +95,8 @@ def make_run(tmp_path: Path, tiny_config: Callable[..., RunConfig]) -> Callable[
         folder = tmp_path / name
         config = tiny_config(task, folder, **overrides)
         torch.manual_seed(seed)
-        train_set, val = (build_dataset(config.data, split, task != "diffusion") for split in ("train", "val"))
+        masks, layout = task != "diffusion", needs_layout(config)
+        train_set, val = (build_dataset(config.data, split, masks, layout) for split in ("train", "val"))
         built = build_task(config, train_set, val)
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(to_yaml(config))

@@ -564,14 +564,17 @@ def test_b6_hangup_stops_a_run_unless_it_is_ignored(tmp_path: Path, monkeypatch:
             os.kill(os.getpid(), signal.SIGHUP)
 
     monkeypatch.setattr(logger.LossMeter, "add", hang_up)
-    with pytest.raises(TrainingStopped, match="step-00000002; continue with --resume") as stopped:
-        train(config_of(tmp_path / "run"))
-    assert stopped.value.status == 128 + signal.SIGHUP
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-    with stop_on_signals() as request:
-        os.kill(os.getpid(), signal.SIGHUP)
-    signal.signal(signal.SIGHUP, before)
-    assert request.number is None
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(TrainingStopped, match="step-00000002; continue with --resume") as stopped:
+            train(config_of(tmp_path / "run"))
+        assert stopped.value.status == 128 + signal.SIGHUP
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        with stop_on_signals() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert request.number is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 CAUGHT = """Caught FileError in DataLoader worker process 0.

@@ -209,9 +209,10 @@ def test_a_large_image_is_given_out_from_the_top_while_it_is_worked_on() -> None
         ({"tile": [32]}, "tile"),
         ({"overlap": 1.0}, r"^overlap=1.0: must be in \[0, 0.9\]"),
         ({"overlap": -0.1}, "overlap"),
-        ({"scales": []}, r"^scales=\[\]: must be a list of positive factors"),
+        ({"scales": []}, r"^scales=\[\]: must be a list of 1 to 32 factors"),
+        ({"scales": [1.0] * 33}, "^scales='33 values': must be a list of 1 to 32 factors"),
         ({"scales": [1.0, 0.0]}, "scales"),
-        ({"batch_size": 0}, "^batch_size=0: must be at least 1"),
+        ({"batch_size": 0}, r"^batch_size=0: must be in \[1, 4096\]"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, says) -> None:

@@ -97,7 +97,8 @@ def validate_inference(config: InferenceConfig, prefix: str = "") -> None:
     if not 0 <= config.overlap <= 0.9:
         raise config_error(f"{prefix}overlap", config.overlap, "in [0, 0.9], a fraction of the tile", "Give e.g. 0.25.")
     if not 1 <= len(config.scales) <= MAX_SCALES:
-        raise config_error(f"{prefix}scales", f"({len(config.scales)} values)", f"a list of 1 to {MAX_SCALES} factors")
+        shown = config.scales if len(config.scales) <= MAX_SCALES else f"{len(config.scales)} values"
+        raise config_error(f"{prefix}scales", shown, f"a list of 1 to {MAX_SCALES} factors", "Give e.g. [1.0].")
     if not all(0 < scale <= MAX_SCALE for scale in config.scales):
         constraint = f"a list of positive factors, at most {MAX_SCALE:g}"
         raise config_error(f"{prefix}scales", config.scales, constraint, "Give e.g. [0.75, 1.0, 1.25].")
