@@ -71,15 +71,20 @@ def two_processes(rank: int, port: int, names: list[str], root: str, dtype: torc
 
 
 def compare(
-    names: list[str], root: Path, dtype: torch.dtype, steps: int, accumulations: Sequence[int] = (2, 4)
+    names: list[str],
+    root: Path,
+    dtype: torch.dtype,
+    steps: int,
+    accumulations: Sequence[int] = (2, 4),
+    start_method: str = "spawn",
 ) -> Iterator[tuple[str, str, float, str]]:
-    """(case, cut, largest difference, its tensor) of each."""
+    """(case, cut, largest difference, its tensor) of each. `start_method` is multiprocessing's, of the two processes."""
     make_data(root, [CASES[name] for name in names])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     arguments = (port, names, str(root), dtype, steps)
-    processes = multiprocessing.spawn(two_processes, arguments, nprocs=2, join=False)
+    processes = multiprocessing.start_processes(two_processes, arguments, 2, join=False, start_method=start_method)
     for name in names:
         one = trained(CASES[name], root, 1, dtype, steps)
         for parts in accumulations:

@@ -22,6 +22,8 @@ HEAVY = (
     "matplotlib",
     "sklearn",
 )
+LATER = ("evaluation", "benchmark", "reports", "experiments", "cli")
+"""Rooms that training must not import."""
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCENES = str(CONFIGS / "segmentation" / "scenes.yaml")
 
@@ -78,13 +80,21 @@ def test_help_without_torch(argv: list[str], tmp_path: Path) -> None:
     assert " ".join(["unetdiff", *argv]) in result.stdout
 
 
-def test_unet_imports_little_more_than_diffusers() -> None:
-    code = """
+def test_importing_training_does_not_import_torch(tmp_path: Path) -> None:
+    code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r})); import unetdiff.training"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_unet_imports_little_more_than_diffusers_and_train_no_later_room() -> None:
+    code = f"""
     import sys
     from diffusers import UNet2DModel
     before = set(sys.modules)
     from unetdiff import UNet
-    print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+    print(*sorted({{name.split(".")[0] for name in set(sys.modules) - before}}))
+    from unetdiff.training import train
+    assert callable(train)
+    print([name for name in sys.modules if name.startswith(tuple("unetdiff." + room for room in {LATER}))])
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["einops", "unetdiff"]
+    assert result.stdout.splitlines() == ["einops unetdiff", "[]"]

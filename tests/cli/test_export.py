@@ -19,6 +19,7 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
 
+@pytest.mark.xdist_group("export")  # where the operators of ONNX are registered already
 def test_images_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "net.onnx"
     assert main(["export", str(run), "--output", str(file), "--preprocess"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from unetdiff.errors import UserError
 from unetdiff.export import files
 from unetdiff.export.files import to_onnx, to_torch_export
+from unetdiff.export.plan import Plan
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import segment_whole
+
+# one worker: the operators of ONNX are registered once in a process, in seconds
+pytestmark = pytest.mark.xdist_group("export")
 
 CLASSES, CONTEXT = 5, 12
 SEGMENTS: dict[str, Any] = {"segmentation": {"num_classes": CLASSES}}
@@ -80,10 +86,24 @@ def assert_agrees(result: Tensor | np.ndarray, expected: Tensor) -> None:
     assert difference <= 1e-4
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_onnx_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> None:
-    unet = build(**CONFIGS[name])
-    done = to_onnx(unet, tmp_path / "net.onnx")
+@pytest.fixture(scope="module")
+def network(request: pytest.FixtureRequest) -> Iterator[UNet]:
+    """A network that is traced once for both formats."""
+    capture, programs = Plan.capture, []
+
+    def capture_once(plan: Plan) -> ExportedProgram:
+        if not programs:
+            programs.append(capture(plan))
+        return programs[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Plan, "capture", capture_once)
+        yield build(**CONFIGS[request.param])
+
+
+@pytest.mark.parametrize("network", CONFIGS, indirect=True)
+def test_onnx_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) -> None:
+    done = to_onnx(network, tmp_path / "net.onnx")
     model = session(done.path)
     assert [(i.name, i.type, i.shape) for i in model.get_inputs()] == [
         ("pixels", "tensor(float)", ["batch", 3, "height", "width"])
@@ -92,21 +112,20 @@ def test_onnx_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> N
     for batch, height, width in SIZES:
         x = random(batch, 3, height, width)
         with torch.no_grad():
-            expected = segment_whole(unet, x)
+            expected = segment_whole(network, x)
         assert expected.shape == (batch, CLASSES, height, width)
         assert_agrees(model.run(None, {"pixels": x.numpy()})[0], expected)
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.parametrize("name", ["classic, squares", "classic, valid", "resnet18", "convnext_tiny"])
-def test_torch_export_answers_as_the_network_at_any_size(name: str, tmp_path: Path) -> None:
-    unet = build(**CONFIGS[name])
-    done = to_torch_export(unet, tmp_path / "net.pt2")
+@pytest.mark.parametrize("network", ["classic, squares", "classic, valid", "resnet18", "convnext_tiny"], indirect=True)
+def test_torch_export_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) -> None:
+    done = to_torch_export(network, tmp_path / "net.pt2")
     program = torch.export.load(done.path).module()
     for batch, height, width in SIZES:
         x = random(batch, 3, height, width)
         with torch.no_grad():
-            assert_agrees(program(x), segment_whole(unet, x))
+            assert_agrees(program(x), segment_whole(network, x))
     assert [file.name for file in tmp_path.iterdir()] == ["net.pt2"]
 
 

@@ -157,6 +157,6 @@ TRAINED = ["joint, dropout, OHEM", "classic, BatchNorm"]
 
 def test_a3_weights_of_every_cut(tmp_path: Path) -> None:
     """A few steps of a few runs; 30 steps of every shipped config: `python benchmarks/one_step.py`."""
-    found = list(one_step.compare(TRAINED, tmp_path, torch.float64, steps=2, accumulations=(4,)))
+    found = list(one_step.compare(TRAINED, tmp_path, torch.float64, 2, accumulations=(4,), start_method="fork"))
     assert len(found) == 2 * len(TRAINED)
     assert not [result for result in found if not result[2] < 1e-9]

@@ -34,6 +34,8 @@ class FamilyTester:
 
     encoder: ClassVar[dict[str, Any]]
     decoder: ClassVar[dict[str, Any]] = {"channels": [16, 16, 8, 8, 8]}
+    deeper: ClassVar[bool] = False
+    """Whether the encoder is another one of these classes with more of the same blocks."""
 
     @pytest.fixture(params=[f"{head}-{condition}" for head in HEADS for condition in CONDITIONS])
     def unet(self, request: pytest.FixtureRequest) -> UNet:
@@ -110,6 +112,10 @@ class FamilyTester:
                 assert torch.equal(actual, reference)
 
     def test_gradient_checkpointing_equals_plain(self, unet: UNet) -> None:
+        if self.big and len(unet.heads) == 1:
+            pytest.skip("the model with both heads recomputes the same blocks")
+        if self.deeper:
+            pytest.skip("a shallower encoder of the same blocks covers this one")
         _leave_zero(unet)
         state = {k: v.clone() for k, v in unet.state_dict().items()}
         gradients, buffers = [], []
@@ -246,6 +252,7 @@ class TestResNet18(FamilyTester):
 
 class TestResNet34(FamilyTester):
     encoder: ClassVar = {"name": "resnet34"}
+    deeper = True
 
 
 class TestResNet50(FamilyTester):
@@ -254,6 +261,7 @@ class TestResNet50(FamilyTester):
 
 class TestResNet101(FamilyTester):
     encoder: ClassVar = {"name": "resnet101"}
+    deeper = True
 
 
 class TestMobileNetV2(FamilyTester):
