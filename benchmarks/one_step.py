@@ -78,7 +78,7 @@ def compare(
     accumulations: Sequence[int] = (2, 4),
     start_method: str = "spawn",
 ) -> Iterator[tuple[str, str, float, str]]:
-    """(case, cut, largest difference, its tensor) of each. `start_method` is multiprocessing's, of the two processes."""
+    """(case, cut, largest difference, its tensor) of each; `start_method` is that of the two processes."""
     make_data(root, [CASES[name] for name in names])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
