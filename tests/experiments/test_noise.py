@@ -19,7 +19,9 @@ def test_from_training_to_the_record(
     tmp_path: Path, tiny_config: Callable, joint_run: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "joint.yaml"
-    file.write_text(to_yaml(tiny_config("joint", tmp_path / "unused")))  # any task: the segmenters follow from it
+    few = {"data.scenes.val_images": 4, "training.validate_every": 3}
+    config = tiny_config("joint", tmp_path / "unused", **few)  # any task: the segmenters follow from it
+    file.write_text(to_yaml(config))
     words = (file, "--train_steps", 3, "--num_seeds", 2, "--timesteps", 0, 500, 900, "--num_rows", 1,
              "--joint_run", joint_run)  # fmt: skip
     args = options(noise, *words)

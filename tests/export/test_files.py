@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +55,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mobilenet_v2": {**pretrained("mobilenet_v2"), "decoder": {"channels": [8] * 3, "align_corners": True}},
     "convnext_tiny": pretrained("convnext_tiny"),
 }
+DENOISER: dict[str, Any] = {
+    **CLASSIC,
+    "conditioning": {**CONDITIONED, "pooled_context": True},
+    "heads": {"diffusion": {"out_channels": 3}},
+    "imported": {"num_class_embeds": 4},
+}
 SIZES = [(1, 32, 32), (1, 33, 57), (3, 50, 45)]
 
 
@@ -87,40 +91,28 @@ def assert_agrees(result: Tensor | np.ndarray, expected: Tensor) -> None:
     assert difference <= 1e-4
 
 
-@contextmanager
-def traced_once() -> Iterator[None]:
-    """Inside, one network is traced once for both formats."""
-    capture, programs = Plan.capture, []
+@pytest.fixture(scope="module")
+def traced(request: pytest.FixtureRequest) -> tuple[UNet, list[ExportedProgram]]:
+    """A network, and its program as soon as it has been traced."""
+    return build(**{**CONFIGS, "denoiser": DENOISER}[request.param]), []
+
+
+@pytest.fixture
+def network(traced: tuple[UNet, list[ExportedProgram]], monkeypatch: pytest.MonkeyPatch) -> UNet:
+    """A network that is traced once for both formats."""
+    unet, programs = traced
+    capture = Plan.capture
 
     def capture_once(plan: Plan) -> ExportedProgram:
         if not programs:
             programs.append(capture(plan))
         return programs[0]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Plan, "capture", capture_once)
-        yield
+    monkeypatch.setattr(Plan, "capture", capture_once)
+    return unet
 
 
-@pytest.fixture(scope="module")
-def network(request: pytest.FixtureRequest) -> Iterator[UNet]:
-    with traced_once():
-        yield build(**CONFIGS[request.param])
-
-
-@pytest.fixture(scope="module")
-def denoiser() -> Iterator[UNet]:
-    heads = {"diffusion": {"out_channels": 3}}
-    with traced_once():
-        yield build(
-            **CLASSIC,
-            conditioning={**CONDITIONED, "pooled_context": True},
-            heads=heads,
-            imported={"num_class_embeds": 4},
-        )
-
-
-@pytest.mark.parametrize("network", CONFIGS, indirect=True)
+@pytest.mark.parametrize("traced", CONFIGS, indirect=True)
 def test_onnx_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) -> None:
     done = to_onnx(network, tmp_path / "net.onnx")
     model = session(done.path)
@@ -137,7 +129,7 @@ def test_onnx_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.parametrize("network", ["classic, squares", "classic, valid", "resnet18", "convnext_tiny"], indirect=True)
+@pytest.mark.parametrize("traced", ["classic, squares", "classic, valid", "resnet18", "convnext_tiny"], indirect=True)
 def test_torch_export_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) -> None:
     done = to_torch_export(network, tmp_path / "net.pt2")
     program = torch.export.load(done.path).module()
@@ -149,8 +141,9 @@ def test_torch_export_answers_as_the_network_at_any_size(network: UNet, tmp_path
 
 
 @pytest.mark.parametrize("to", [to_onnx, to_torch_export])
-def test_denoiser(to: Any, denoiser: UNet, tmp_path: Path) -> None:
-    done = to(denoiser, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
+@pytest.mark.parametrize("traced", ["denoiser"], indirect=True)
+def test_denoiser(to: Any, network: UNet, tmp_path: Path) -> None:
+    done = to(network, tmp_path / f"denoiser{'.onnx' if to is to_onnx else '.pt2'}")
     assert done.inputs["encoder_hidden_states"] == ["batch", "tokens", CONTEXT]
     for batch, height, width, tokens in ((1, 2, 2, 1), (4, 21, 30, 5)):
         inputs = {
@@ -160,7 +153,7 @@ def test_denoiser(to: Any, denoiser: UNet, tmp_path: Path) -> None:
             "class_labels": torch.arange(batch),
         }
         with torch.no_grad():
-            expected = denoiser(**inputs, return_dict=False)[0]
+            expected = network(**inputs, return_dict=False)[0]
             if to is to_onnx:
                 result = session(done.path).run(["prediction"], {k: v.numpy() for k, v in inputs.items()})[0]
             else:
