@@ -145,12 +145,6 @@ def test_quick_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         assert function is compare.peak_memory and pickle.dumps(args)
         return 10**6 if "unetdiff" in args else 2 * 10**6
 
-    def draw(path: Path, rows: list[Row], growths: list[Growth], title: str) -> None:
-        if len(growths) == 2:  # the others are drawn in `test_plot`
-            drawn(path, rows, growths, title)
-
-    drawn = plot.draw
-    monkeypatch.setattr(plot, "draw", draw)
     monkeypatch.setattr(compare, "run_in_subprocess", instead)
     work = ["segmentation-inference", "loss", "sampling", "growth"]
     words = ["--quick", "--rounds", "1", "--warmups", "0", "--output", str(tmp_path / "result")]

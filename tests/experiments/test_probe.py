@@ -13,7 +13,7 @@ from unetdiff.experiments import probe
 from unetdiff.experiments.probe_report import ProbeResults
 from unetdiff.reports.record import Gallery, Heatmap, Table, read_record
 
-QUICK = ["--timesteps", "clean", "400", "--num_train_images", "4", "--num_val_images", "4", "--train_steps", "2",
+QUICK = ["--timesteps", "clean", "400", "--num_train_images", "6", "--num_val_images", "8", "--train_steps", "2",
          "--batch_size", "4", "--num_concat_blocks", "2", "--num_rows", "2"]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_command(make_run, tmp_path, monkeypatch):
     assert set(record.configs) == {"segmentation", "diffusion", "joint"}
     assert any("joint: best probe mIoU" in line for line in record.findings)
     result = json.loads((output / "diffusion" / "probes.json").read_text())["result"]
-    assert result["num_val_images"] == 4 and len(result["probes"]) == 2 * len(maps[0].rows)
+    assert result["num_val_images"] == 8 and len(result["probes"]) == 2 * len(maps[0].rows)
 
     (output / "joint" / "mask1.png").unlink()
     before = (output / "diffusion" / "probes.json").stat().st_mtime_ns
