@@ -213,4 +213,6 @@ def _kill_group(pid: int) -> None:
 
 
 def _read(path: Path) -> str:
+    if not path.exists():  # killed before it was opened
+        return ""
     return path.read_bytes()[:1_000_000].decode("utf-8", errors="backslashreplace")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -31,8 +32,9 @@ from unetdiff.models.pretrained import load_pretrained_encoder
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation import inference
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.segmentation.plots import draw_confusion
+from unetdiff.training.checkpoints import model_directory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY: dict[str, Any] = {"encoder": {"channels": [8, 16]}, "residual": {"layers_per_block": 1, "norm_num_groups": 2}}
@@ -85,6 +87,22 @@ def refused(load: Callable[..., object], *arguments: Any, says: str) -> None:
 
 
 # ------------------------------------------------------------------------------------- A19, B8: the network
+
+
+@pytest.mark.parametrize("kind", ["pipe", "loop", "folder"])
+@pytest.mark.parametrize("file", ["unet/config.json", "segmentation.json"])
+def test_b8_what_cannot_be_read_is_not_taken_for_missing(models: Path, file: str, kind: str) -> None:
+    """A damaged best/ does not give way to latest/, nor a damaged segmentation.json to a model without one."""
+    run = models / "run"
+    for name in ("best", "latest"):
+        shutil.copytree(models / "segmenter", run / name)
+    path = run / "best" / file
+    path.unlink()
+    {"pipe": os.mkfifo, "loop": lambda p: p.symlink_to(p), "folder": Path.mkdir}[kind](path)  # type: ignore[operator]
+    assert model_directory(run) == run / "best"
+    refused(SegmentationPipeline.from_pretrained, run / "best", says=Path(file).name)
+    if file == "segmentation.json":
+        refused(saved_inference, run / "best", says=file)
 
 
 @pytest.mark.parametrize(

@@ -144,11 +144,12 @@ def data_section(path: Path, overrides: Sequence[str]) -> Any:
     """The run's `data:` section with overrides (of the defaults if `path` has no config.yaml)."""
     from unetdiff.config.reading import from_yaml, override
     from unetdiff.config.schema import RunConfig
+    from unetdiff.files.folders import is_there
 
     for word in overrides:
         if word.startswith("--") and not word.startswith("--data."):
             raise UserError(f"{word}: must be a --data.KEY; other keys cannot be overridden in an evaluation.")
-    config = next((p / "config.yaml" for p in (path, path.parent) if (p / "config.yaml").is_file()), None)
+    config = next((p / "config.yaml" for p in (path, path.parent) if is_there(p / "config.yaml")), None)
     return override(RunConfig() if config is None else from_yaml(config), overrides).data
 
 

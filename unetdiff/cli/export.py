@@ -104,12 +104,13 @@ def _print(done: Exported) -> int:
 
 def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
     """The network of a run or model directory, on the CPU, and the metadata of a segmenter's file."""
+    from unetdiff.files.folders import is_there
     from unetdiff.models.unet import UNet
     from unetdiff.segmentation.pipeline import SETTINGS_FILE, SegmentationPipeline
     from unetdiff.training.checkpoints import model_directory
 
     directory = model_directory(path)
-    if head == "diffusion" or not (directory / SETTINGS_FILE).is_file():
+    if head == "diffusion" or not is_there(directory / SETTINGS_FILE):
         return UNet.from_pretrained(directory / "unet"), {}
     pipeline = SegmentationPipeline.from_pretrained(directory)
     return pipeline.unet, {

@@ -42,6 +42,7 @@ from unetdiff.diffusion.pipeline_inputs import (
     validate_tensors,
 )
 from unetdiff.errors import UserError
+from unetdiff.files.folders import is_there
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.unet import UNet
 
@@ -133,7 +134,7 @@ class GenerationPipeline(DiffusionPipeline):
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
             path = downloaded(str(pretrained_model_name_or_path))
-        if not (path / INDEX).is_file():
+        if not is_there(path / INDEX):
             raise UserError(f"{path}: no {INDEX}, so there is no diffusion head to sample from.")
         unknown = [name for name in parts if name not in inspect.signature(cls.__init__).parameters]
         if unknown:

@@ -15,6 +15,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.errors import FileError, UserError
 from unetdiff.evaluation.class_names import require_classes_of_task
+from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
@@ -96,7 +97,7 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
 def run_config(path: Path) -> RunConfig:
     """The config of a run directory, or of a model directory's run; the defaults without a config.yaml."""
     for candidate in (path / CONFIG, path.parent / CONFIG):
-        if candidate.is_file():
+        if is_there(candidate):
             return from_yaml(candidate)
     return RunConfig()
 

@@ -125,6 +125,11 @@ def inside(root: str | Path, name: str | Path, links: bool = False) -> Path:
     return path
 
 
+def is_there(path: str | Path) -> bool:
+    """Whether anything has this path, a pipe or a broken link too: what cannot be read is not taken for missing."""
+    return os.path.lexists(path)
+
+
 def regular_file(path: str | Path, remedy: str = "") -> Path:
     """The path, checked to be a regular file (a named pipe would block the reader).
 

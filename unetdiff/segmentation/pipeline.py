@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object, write_json
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.class_names import require_class_names, require_colors
@@ -198,7 +199,7 @@ class SegmentationPipeline:
         """
         directory = Path(directory)
         path = directory / SETTINGS_FILE
-        if not path.is_file():
+        if not is_there(path):
             raise _missing_settings(directory)
         settings = _read_settings(path)
         unet = UNet.from_pretrained(directory / "unet", torch_dtype=torch_dtype)
@@ -269,13 +270,13 @@ def _is_numbers(values: Any) -> bool:
 def saved_inference(directory: str | Path) -> InferenceConfig:
     """The inference options of a model directory; the defaults if it has no segmentation head."""
     path = Path(directory) / SETTINGS_FILE
-    return _read_settings(path)["inference"] if path.is_file() else InferenceConfig()
+    return _read_settings(path)["inference"] if is_there(path) else InferenceConfig()
 
 
 def saved_classes(directory: str | Path) -> list[str] | None:
     """The class names of a model directory; None if it has no segmentation head."""
     path = Path(directory) / SETTINGS_FILE
-    return _read_settings(path)["classes"] if path.is_file() else None
+    return _read_settings(path)["classes"] if is_there(path) else None
 
 
 def _is_size(size: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unetdiff.errors import FileError, UserError
-from unetdiff.files.folders import folders_in
+from unetdiff.files.folders import folders_in, is_there
 from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
 from unetdiff.files.writing import OLD, delete_whole, replace_directory, sync, write_file
@@ -163,7 +163,7 @@ def model_directory(path: str | Path) -> Path:
     # a run that was killed while it replaced one of them has the old one aside until it is resumed
     names = [name for kind in ("best", "latest") for name in (kind, f"{OLD}{kind}")]
     for candidate in (*(path / name for name in names), path):
-        if (candidate / "unet" / "config.json").is_file():
+        if is_there(candidate / "unet" / "config.json"):
             return candidate
     if not path.exists():
         raise UserError(f"'{path}' does not exist. Give a run directory (with best/ or latest/) or a model directory.")

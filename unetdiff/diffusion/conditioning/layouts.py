@@ -134,12 +134,10 @@ class LayoutConditioner(Conditioner):
         if (
             mask.ndim != 3
             or not mask.numel()
-            or (isinstance(layout, Image.Image) and layout.mode not in ("L", "P", "I", "1"))
+            or (isinstance(layout, Image.Image) and layout.mode not in ("L", "P", "1"))
         ):
-            raise UserError(
-                f"layout: must be class indices of shape (H, W) (got {tuple(mask.shape)}). Convert a color mask to "
-                "indices."
-            )
+            got = f"mode {layout.mode}" if isinstance(layout, Image.Image) else str(tuple(mask.shape))
+            raise UserError(f"layout: must be 8-bit class indices of shape (H, W) (got {got}). Convert it to indices.")
         values = mask.unique()
         wrong = values[(values != IGNORE_INDEX) & ((values < 0) | (values >= self.num_classes))]
         if len(wrong):
