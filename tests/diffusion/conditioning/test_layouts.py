@@ -96,7 +96,7 @@ def test_encode_takes_arrays_images_and_tensors_of_any_size() -> None:
     [
         (np.full((4, 4), 7), r"values in 0\.\.2.* \(got 7\)"),
         (np.full((4, 4), -1), r"values in 0\.\.2.* \(got -1\)"),
-        (Image.new("RGB", (4, 4)), "Convert a color mask"),
+        (Image.new("RGB", (4, 4)), r"got mode RGB\). Convert it to indices"),
     ],
 )
 def test_encode_refuses(given, message: str) -> None:
