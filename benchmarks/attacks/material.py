@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from attacks.process import command, run_forked
+from suite.text_encoder import write_text_encoder
 
 SIDE = 32
 CLASSES = ("background", "cat", "dog")
@@ -211,17 +212,5 @@ def photos(root: Path) -> None:
 
 def text_encoder(folder: Path) -> int:
     """A tiny BERT with a tokenizer, in transformers' format; returns 0."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "one"]
-    rules = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    rules.pre_tokenizer = pre_tokenizers.Whitespace()
-    rules.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=12, **names).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=12, **sizes)).save_pretrained(folder)
+    write_text_encoder(folder, ["a", "red", "blue", "one"])
     return 0

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from suite.text_encoder import write_text_encoder
 from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.prompt import COLORS, DIGITS
@@ -191,7 +192,7 @@ def make_data(root: Path, cases: Sequence[Case]) -> None:
     for split, part in (("train", names[:IMAGES]), ("val", names[IMAGES:])):
         (root / f"voc/ImageSets/Segmentation/{split}.txt").write_text("\n".join(part))
     if any("diffusion.text.encoder" in case.keys for case in cases):
-        _text_encoder(root / "text")
+        write_text_encoder(root / "text", ["a", "and", *COLORS, *DIGITS])
     if any("diffusion.latent.vae" in case.keys for case in cases):
         _autoencoder(root / "vae")
 
@@ -207,23 +208,6 @@ def _image(random: np.random.Generator, ignored: int) -> tuple[Image.Image, np.n
     mask[-1, :4] = 1  # a class in every mask
     mask[: ignored * 7] = 255  # from nothing to 28 of 32 rows
     return Image.fromarray(pixels.astype(np.uint8)), mask
-
-
-def _text_encoder(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "and", *COLORS, *DIGITS]
-    rules = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    rules.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    rules.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    PreTrainedTokenizerFast(tokenizer_object=rules, model_max_length=12, **special).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=12, **sizes)).save_pretrained(folder)
 
 
 def _autoencoder(folder: Path) -> None:

@@ -31,31 +31,33 @@ class Draws:
         return self.clean + self.noisy
 
 
-class StepDropout(nn.Dropout):
-    """`nn.Dropout` with a generator per image (`StepLayers`)."""
+class _StepMask(nn.Module):
+    """A layer with a generator per image in a training step (`StepLayers`)."""
 
     draws: Draws
     layer: int
+    p: float
+
+    def mask(self, like: Tensor) -> Tensor | None:
+        """Factors of `like` (B, ...); None outside of a training step."""
+        words = self.draws.words(len(like)) if self.training else None
+        return None if words is None else _keep(like, self.p, words, self.layer)
+
+
+class StepDropout(_StepMask, nn.Dropout):
+    """`nn.Dropout` with a generator per image."""
 
     def forward(self, input: Tensor) -> Tensor:
-        words = self.draws.words(len(input)) if self.training else None
-        if words is None:
-            return super().forward(input)
-        return input * _keep(input, self.p, words, self.layer)
+        mask = self.mask(input)
+        return super().forward(input) if mask is None else input * mask
 
 
-class StepStochasticDepth(StochasticDepth):
-    """torchvision's `StochasticDepth` with a draw per image (`StepLayers`)."""
-
-    draws: Draws
-    layer: int
+class StepStochasticDepth(_StepMask, StochasticDepth):
+    """torchvision's `StochasticDepth` with a draw per image."""
 
     def forward(self, input: Tensor) -> Tensor:
-        words = self.draws.words(len(input)) if self.training else None
-        if words is None:
-            return super().forward(input)
-        ones = input.new_ones(len(input), *[1] * (input.ndim - 1))
-        return input * _keep(ones, self.p, words, self.layer)
+        mask = self.mask(input.new_ones(len(input), *[1] * (input.ndim - 1)))
+        return super().forward(input) if mask is None else input * mask
 
 
 @torch.compiler.disable

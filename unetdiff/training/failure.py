@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,10 +50,7 @@ def explained(error: BaseException, run: Path, step: int, started: bool) -> Base
     if isinstance(error, SafetensorError):
         error = os_error_of(error, run)
     if isinstance(error, UserError):
-        text = _own_message(error)
-        if not started and text == str(error):
-            return error
-        return UserError(f"{text} {hint}" if started and step else text)
+        return UserError(f"{error} {hint}") if started and step else error
     if isinstance(error, MemoryError | OutOfMemoryError):
         return TrainingStopped(f"Out of memory after step {step}. {MEMORY_REMEDY} {hint}")
     words = printable((str(error).splitlines() or [""])[0]).rstrip(".")
@@ -67,12 +63,3 @@ def explained(error: BaseException, run: Path, step: int, started: bool) -> Base
     if isinstance(error, RuntimeError) and any(text in str(error).lower() for text in WORKER):
         return TrainingStopped(f"A data loading process ended ({words}). {WORKER_REMEDY} {hint}")
     return error
-
-
-def _own_message(error: UserError) -> str:
-    """The message without the traceback that a data loader process adds to it."""
-    text = str(error)
-    if "Original Traceback" not in text:
-        return text
-    found = re.findall(r"^[\w.]*Error: (.*)$", text, re.MULTILINE)
-    return found[-1] if found else text.splitlines()[0]

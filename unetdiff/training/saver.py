@@ -14,6 +14,7 @@ from unetdiff.config.training import TrainingConfig
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import LossMeter
 from unetdiff.training.progress import Progress
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.tasks.base import Task
 
 
@@ -28,6 +29,7 @@ class Saver:
         optimizer: of the task.
         settings: `keep_checkpoints`.
         accelerator: of this run.
+        layers: of the task, which remember the running statistics before a step.
 
     Attributes:
         meter: losses since the last line of metrics.jsonl, saved with each checkpoint.
@@ -42,15 +44,14 @@ class Saver:
         optimizer: torch.optim.Optimizer,
         settings: TrainingConfig,
         accelerator: Accelerator,
+        layers: StepLayers,
     ) -> None:
         self.run, self.progress, self.task, self.ema = run, progress, task, ema
-        self.optimizer, self.settings, self.accelerator = optimizer, settings, accelerator
+        self.optimizer, self.settings, self.accelerator, self.layers = optimizer, settings, accelerator, layers
         self.meter = LossMeter()
         self.meter.load_state(progress.meter, accelerator.device)
         self.saved = progress.step  # step of the newest checkpoint
         self.started = self.in_step = self.updating = False
-        self.buffers = [b for module in task.trainable_modules().values() for b in module.buffers()]
-        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
         optimizer.register_step_pre_hook(self._begin_update)
 
     def _begin_update(self, *args: object) -> None:
@@ -59,10 +60,9 @@ class Saver:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around an optimizer step, so that `rescue` knows whether the weights are those of the last finished one."""
-        self.before = [(buffer, buffer.clone()) for buffer in self.buffers]
         self.started, self.in_step, self.updating = True, True, False
         yield
-        self.in_step, self.before = False, []
+        self.in_step = False
 
     def checkpoint(self, required: bool) -> None:
         """Write a checkpoint and `latest/`. Collective.
@@ -85,9 +85,7 @@ class Saver:
         """After a failure within a step: write a checkpoint of the last finished step, if the weights are still its."""
         if not self.in_step or self.updating or not self.progress.step or not self.accelerator.is_main_process:
             return
-        with torch.no_grad():  # running statistics of the unfinished step
-            for buffer, value in self.before:
-                buffer.copy_(value)
+        self.layers.discard()  # running statistics of the unfinished step
         with suppress(OSError, SafetensorError, MemoryError, RuntimeError):
             if self.saved != self.progress.step:
                 self._save_and_export()

@@ -49,7 +49,7 @@ class StepLayers:
         self.draws = Draws()
         self.norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         self.saved: list[tuple[Tensor, Tensor]] = []
-        self.processes = processes
+        self.has_dropout = False
         for layer, module in enumerate(network.modules()):
             if type(module) is nn.BatchNorm2d and (processes > 1 or batch_norm_images is not None):
                 module.__class__ = SharedBatchNorm2d
@@ -60,7 +60,7 @@ class StepLayers:
             if type(module) is StochasticDepth and module.p:
                 module.__class__ = StepStochasticDepth
             if isinstance(module, StepDropout | StepStochasticDepth):
-                module.draws, module.layer = self.draws, layer
+                module.draws, module.layer, self.has_dropout = self.draws, layer, True
             if isinstance(module, Attention):
                 _zero_key_bias_gradient(module)
 
@@ -74,8 +74,9 @@ class StepLayers:
             clean: places of the images that a joint pass has twice (`UNet.both`: these clean, then all of them noisy);
                 both copies have their own masks.
         """
-        self.draws.noisy = [hash_words(seed, row) for row in rows]
-        self.draws.clean = [hash_words(seed, row, 1) for row in clean]
+        if self.has_dropout:
+            self.draws.noisy = [hash_words(seed, row) for row in rows]
+            self.draws.clean = [hash_words(seed, row, 1) for row in clean]
         try:
             yield
         finally:
@@ -92,8 +93,7 @@ class StepLayers:
         for norm in self.norms:
             if isinstance(norm, SharedBatchNorm2d):
                 norm.statistics.sums, norm.statistics.groups = None, 0
-        for buffer, value in self.saved:
-            buffer.copy_(value)
+        self._restore()
 
     @torch.no_grad()
     def end_step(self, finite: bool) -> None:
@@ -105,9 +105,12 @@ class StepLayers:
             if isinstance(norm, SharedBatchNorm2d):
                 norm.update_running_statistics()
         if not finite:
-            for buffer, value in self.saved:
-                buffer.copy_(value)
+            self._restore()
         self.saved = []
+
+    def _restore(self) -> None:
+        for buffer, value in self.saved:
+            buffer.copy_(value)
 
 
 def _zero_key_bias_gradient(attention: Attention) -> None:

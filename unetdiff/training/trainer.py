@@ -131,7 +131,9 @@ class Trainer:
         if self.accelerator.scaler is not None and self.progress.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         ema = None if self.ema is None else self.ema.task
-        self.saver = Saver(self.directory, self.progress, self.task, ema, self.optimizer, settings, self.accelerator)
+        self.saver = Saver(
+            self.directory, self.progress, self.task, ema, self.optimizer, settings, self.accelerator, self.layers
+        )
         self._wrap()
 
     def _initialize(self) -> InitReport | None:
