@@ -603,21 +603,22 @@ def test_b7_in_one_line(whole: Path, error: Exception, message: str) -> None:
 
 def test_b7_a_failure_within_a_step(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of the running statistics that the unfinished step changed."""
-    real, calls = trainer.optimizer_step, []
+    real, calls = SegmentationTask.forward, []
 
-    def fails(model: torch.nn.Module, *args: Any) -> Any:
-        calls.append(1)
+    def fails(self: SegmentationTask, *args: Any, **kwargs: Any) -> Any:
+        before = [b.clone() for b in self.unet.buffers()]
+        result = real(self, *args, **kwargs)
+        calls.append([not torch.equal(a, b) for a, b in zip(self.unet.buffers(), before, strict=True)])
         if len(calls) == 2:
-            for buffer in model.buffers():
-                buffer.add_(1)
             raise MemoryError
-        return real(model, *args)
+        return result
 
     run = tmp_path / "run"
     message = "step-00000001; continue with --resume"
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match=message):
-        patch.setattr(trainer, "optimizer_step", fails)
+        patch.setattr(SegmentationTask, "forward", fails)
         train(config_of(run))
+    assert any(calls[1])  # running statistics had moved
     resume(run)
     shutil.rmtree(run / "checkpoints" / "step-00000001")
     assert_same(run, whole)
