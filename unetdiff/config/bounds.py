@@ -185,6 +185,7 @@ PATHS = (
     "model.encoder.weights",
     "data.root",
     "latent.vae",
+    "latent.cache_dir",
     "diffusion.text.encoder",
     "diffusion.text.cache_dir",
     "training.output_dir",

@@ -73,6 +73,7 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
         transform,
         config.size,
         [row.caption for row in split.rows],
+        source=lambda i: files[i],
     )
 
 
