@@ -183,7 +183,7 @@ BOUNDS: dict[str, Bound] = {
 PATHS = (
     "model.encoder.weights",
     "data.root",
-    "diffusion.latent.vae",
+    "latent.vae",
     "diffusion.text.encoder",
     "diffusion.text.cache_dir",
     "training.output_dir",

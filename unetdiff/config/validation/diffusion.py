@@ -1,4 +1,4 @@
-"""Constraints on the `diffusion:` section: target, latents, noise schedule, loss weights."""
+"""Constraints on the `diffusion:` section: target, noise schedule, loss weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from unetdiff.models.config import CLASSIC, RESIDUAL
 
 
 def validate_diffusion(config: RunConfig) -> None:
-    """Check target, latents, forward process, conditioning, loss weights and previews of the denoiser."""
+    """Check target, forward process, conditioning, loss weights and previews of the denoiser."""
     diffusion = config.diffusion
     _validate_target(config)
-    _validate_latent(config)
     validate_noise(config)
     _validate_weighting(config)
     validate_conditioning(config)
@@ -50,22 +49,6 @@ def _validate_weighting(config: RunConfig) -> None:
         raise config_error("diffusion.snr_gamma", gamma, "at least 1 with diffusion.weighting=clamped_snr", "Use 5.0.")
 
 
-def _validate_latent(config: RunConfig) -> None:
-    vae, model = config.diffusion.latent.vae, config.model
-    if vae is None:
-        return
-    if config.task == "joint":
-        constraint = "null with task=joint, whose segmentation head reads pixels"
-        raise config_error("diffusion.latent.vae", vae, constraint, "Use task=diffusion, or pixels.")
-    if model.encoder.name not in (CLASSIC, RESIDUAL):
-        constraint = f"{RESIDUAL} or {CLASSIC} with diffusion.latent.vae, as pretrained encoders read images"
-        raise config_error("model.encoder.name", model.encoder.name, constraint)
-    for key, value in (("sample_size", model.sample_size), ("heads.diffusion", model.heads.diffusion)):
-        if value is not None:
-            constraint = "null with diffusion.latent.vae, which determines it"
-            raise config_error(f"model.{key}", value, constraint)
-
-
 def _validate_target(config: RunConfig) -> None:
     """Masks as the target need masks, one channel per class, and no condition that contains them."""
     diffusion, model = config.diffusion, config.model
@@ -89,9 +72,9 @@ def _validate_target(config: RunConfig) -> None:
     if diffusion.condition == "layout":
         constraint = f"another condition with {key}=mask: the layout would leak the target mask to the model"
         raise config_error("diffusion.condition", "layout", constraint, "Use image.")
-    if diffusion.latent.vae is not None:
+    if config.latent.vae is not None:
         constraint = f"null with {key}=mask, as autoencoders encode images"
-        raise config_error("diffusion.latent.vae", diffusion.latent.vae, constraint)
+        raise config_error("latent.vae", config.latent.vae, constraint)
     if model.encoder.name not in (CLASSIC, RESIDUAL):
         constraint = f"{RESIDUAL} or {CLASSIC} with {key}=mask, as pretrained encoders read images"
         raise config_error("model.encoder.name", model.encoder.name, constraint)
