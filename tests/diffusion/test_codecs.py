@@ -113,7 +113,7 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
         ("grey", "takes images of 1 channels"),
     ]
     for name, says in cases:
-        with pytest.raises(UserError, match=f"^diffusion.latent.vae=.*{says}"):
+        with pytest.raises(UserError, match=f"^latent.vae=.*{says}"):
             LatentCodec.from_pretrained(tmp_path / name)
 
 

@@ -168,9 +168,9 @@ def test_c_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "a.yaml"
     write_text(path, "training: {output_dir: ~/x}\ndata: {root: ~/y}\n")
-    config = parse(path, ["--diffusion.latent.vae=~/z", "--training.init_from", "~/run"])
+    config = parse(path, ["--latent.vae=~/z", "--training.init_from", "~/run"])
     assert config.training.output_dir == f"{tmp_path}/x" and config.data.root == f"{tmp_path}/y"
-    assert config.diffusion.latent.vae == f"{tmp_path}/z" and config.training.init_from == f"{tmp_path}/run"
+    assert config.latent.vae == f"{tmp_path}/z" and config.training.init_from == f"{tmp_path}/run"
 
 
 def commands(path: Path) -> Iterator[list[str]]:

@@ -61,7 +61,7 @@ class LatentCodec:
         return self
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, key: str = "diffusion.latent.vae") -> LatentCodec:
+    def from_pretrained(cls, path: str | Path, key: str = "latent.vae") -> LatentCodec:
         """A folder with an AutoencoderKL as diffusers saves it, or one that has it in vae/ (Stable Diffusion's).
 
         Args:

@@ -44,7 +44,7 @@ def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
     paths = {
         "data.root": None if config.data.name == "scenes" else config.data.root,
         "model.encoder.weights": config.model.encoder.weights,
-        "diffusion.latent.vae": diffusion.latent.vae,
+        "latent.vae": config.latent.vae,
         "diffusion.text.encoder": diffusion.text.encoder if diffusion.condition == "text" else None,
     }
     for key, value in paths.items():
