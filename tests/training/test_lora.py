@@ -85,7 +85,9 @@ def _stock(unet: UNet, folder: Path) -> StableDiffusionPipeline:
     unet.to_diffusers(folder)
     stock = UNet2DConditionModel.from_pretrained(folder)
     none = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    return StableDiffusionPipeline(unet=stock, scheduler=DDPMScheduler(clip_sample=False, steps_offset=1), **none, requires_safety_checker=False)
+    return StableDiffusionPipeline(
+        unet=stock, scheduler=DDPMScheduler(clip_sample=False, steps_offset=1), **none, requires_safety_checker=False
+    )
 
 
 @pytest.mark.parametrize("targets", [LoRAConfig().targets, ALL_LAYERS], ids=["attention", "all"])

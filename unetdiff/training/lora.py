@@ -158,13 +158,13 @@ def merged_copy(unet: UNet) -> UNet:
     shared = {id(tensor): tensor for tensor in chain(unet.parameters(), unet.buffers())}
     merged: UNet = copy.deepcopy(unet, shared)
     vars(merged).pop("peft_config")
-    for name, layer in list(merged.named_modules()):
-        if isinstance(layer, LoraLayer):
-            base: Any = layer.get_base_layer()
-            weight = base.weight.detach() + layer.get_delta_weight(ADAPTER).detach()  # type: ignore[operator]
-            base.weight = nn.Parameter(weight.contiguous(memory_format=_format(base.weight)), requires_grad=False)
-            parent, _, child = name.rpartition(".")
-            setattr(merged.get_submodule(parent), child, base)
+    adapted: dict[str, Any] = {name: layer for name, layer in merged.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in adapted.items():
+        base = layer.get_base_layer()
+        weight = base.weight.detach() + layer.get_delta_weight(ADAPTER).detach()
+        base.weight = nn.Parameter(weight.contiguous(memory_format=_format(base.weight)), requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(merged.get_submodule(parent), child, base)
     return merged
 
 

@@ -15,7 +15,9 @@ def validate_lora(config: RunConfig) -> None:
         for name in ("alpha", "targets", "dropout"):
             value, unset = getattr(lora, name), getattr(default, name)
             if value != unset:
-                raise config_error(f"training.lora.{name}", value, "left out without training.lora.rank", "Set the rank.")
+                raise config_error(
+                    f"training.lora.{name}", value, "left out without training.lora.rank", "Set the rank."
+                )
         return
     if training.init_from is None:
         constraint = "null without training.init_from, as a low-rank update of random weights learns little"
