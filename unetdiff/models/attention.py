@@ -52,7 +52,7 @@ class AttentionRecorder(CrossAttentionCache):
     def maps(self, size: tuple[int, int]) -> Tensor:
         """(B, M, h, w): the average over the layers whose queries are a map of this height and width."""
         layers = self._recorded[size[0] * size[1]]
-        return rearrange(sum(layers) / len(layers), "b (h w) m -> b m h w", h=size[0])
+        return rearrange(torch.stack(layers).mean(dim=0), "b (h w) m -> b m h w", h=size[0])
 
 
 class Attention(nn.Module):

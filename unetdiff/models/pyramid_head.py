@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class PyramidHead(nn.Module):
         sizes, total = [_size(level) for level in levels], torch.zeros((), device=h.device, dtype=h.dtype)
         for index, level in enumerate(levels):
             level = self.smooth[index](level)
-            for step, stage in enumerate(self.stages[index]):  # type: ignore[arg-type]
+            stages: Any = self.stages[index]
+            for step, stage in enumerate(stages):
                 level = stage(level)
                 if index:
                     level = F.interpolate(level, size=sizes[index - 1 - step], mode="bilinear", align_corners=False)
