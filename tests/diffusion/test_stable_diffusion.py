@@ -85,7 +85,7 @@ def test_a_saved_directory_is_diffusers_own_and_comes_back(stable_diffusion: Pat
     for name in ("scheduler/scheduler_config.json", "text_encoder/config.json"):
         assert read_object(saved / name) == read_object(stable_diffusion / name)
     pipeline = GenerationPipeline.from_pretrained(saved)
-    assert pipeline.unet.config["heads"]["segmentation"] == {"num_classes": 3}
+    assert pipeline.unet.config["heads"]["segmentation"]["num_classes"] == 3
     original = GenerationPipeline.from_pretrained(stable_diffusion)
     latents = torch.randn(1, 4, 8, 8, generator=generator())
     assert torch.equal(ours(pipeline, latents=latents), ours(original, latents=latents))

@@ -34,14 +34,15 @@ class PromptConditioner(CaptionConditioner):
         self._features: Features | None = None
 
     @property
-    def features(self) -> Features | None:  # type: ignore[override]
+    def features(self) -> Features | None:
         """The text encoder; setting it encodes the empty prompt."""
         return self._features
 
     @features.setter
-    def features(self, features: Features) -> None:
+    def features(self, features: Features | None) -> None:
         self._features = features
-        self.null.copy_(features([""])[0])  # type: ignore[operator]
+        if features is not None:
+            self.null.copy_(features([""])[0])  # type: ignore[operator]
 
     def forward(self, conditions: Tensor, size: Size = (0, 0)) -> Conditioning:
         """Hidden states (B, max_tokens, dim) as tokens."""
