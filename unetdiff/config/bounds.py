@@ -93,6 +93,7 @@ BOUNDS: dict[str, Bound] = {
     "model.conditioning.attention_levels": items(at_least(0, 10), "a list of levels, 0 the finest", "", 0, 10),
     "model.conditioning.attention_head_dim": at_least(1, 8192),
     "model.heads.segmentation.num_classes": at_least(1, 65_536),
+    "model.heads.segmentation.pyramid": at_least(1, 8192, "Give e.g. 256."),
     "model.heads.diffusion.out_channels": at_least(1, 1024),
     "model.imported.norm_eps": within(0, 1, open_low=True),
     "model.imported.downsample_padding": within(0, 1),
