@@ -196,6 +196,7 @@ def test_auto(tiny: Tiny, photographs: Path, vae: Path) -> None:
     ("changes", "message"),
     [
         ({"data__augment__crop": [8, 8]}, "latent.cache=memory: must be auto or none with data.augment.crop, which"),
+        ({"data__augment__random_crop": True}, "must be auto or none with data.augment.random_crop"),
         ({"data__augment__scale": [0.5, 2.0]}, "must be auto or none with data.augment.scale"),
         ({"data__augment__color": 0.2}, "must be auto or none with data.augment.color"),
         ({"diffusion__condition": "image"}, "latent.cache=memory: .* with diffusion.condition=image"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unetdiff.data.buckets import Buckets
 from unetdiff.data.sampling import SampleKey
 from unetdiff.data.transforms import Transform
 
@@ -44,6 +45,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     """`data.image_range`, with which the images were read."""
     transform: Transform | None = None
     """Resizing and augmentation; None: neither."""
+    buckets: Buckets | None = None
+    """Resolution buckets of a training split: the size of an image indexed with a `SampleKey`."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -60,9 +60,9 @@ class LatentCaches:
             return
         self.config, self.codec, self.accelerator, self.bytes = config, codec, accelerator, 0
         views = num_views(train) or 1
-        folder = self._folder(views) if mode == "disk" else None
+        folder = self._folder(train, views) if mode == "disk" else None
         self.train = self._cached(train, views, folder)
-        self.val = self._cached(val, 1, self._folder(1) if mode == "disk" else None)
+        self.val = self._cached(val, 1, self._folder(val, 1) if mode == "disk" else None)
         mirrored = " and their mirror images" if views == 2 else ""
         where = "in memory" if folder is None else f"in {folder.parent}"
         self.note = f"latents of {len(train):,} training images{mirrored} and {len(val):,} validation images {where}"
@@ -95,13 +95,14 @@ class LatentCaches:
                 yield entry
                 bar.update()
 
-    def _folder(self, views: int) -> Path:
+    def _folder(self, dataset: ImageDataset, views: int) -> Path:
         """The folder of the entries of this autoencoder, resizing, precision and number of views."""
         config = self.config
         data = {key: value for key, value in asdict(config.data).items() if key not in NOT_OF_PIXELS}
         precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "no"  # encoded in float32 under fp16
         masks = config.task != "diffusion" or config.diffusion.condition == "layout"  # decides how images are resized
-        key = json.dumps([fingerprint(self.codec.vae), data, masks, precision, views], sort_keys=True)
+        parts = [fingerprint(self.codec.vae), data, masks, dataset.buckets is not None, precision, views]
+        key = json.dumps(parts, sort_keys=True)
         root = Path(config.latent.cache_dir).expanduser() if config.latent.cache_dir else cache_folder()
         return root / hashlib.sha256(key.encode()).hexdigest()[:16]
 
