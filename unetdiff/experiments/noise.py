@@ -78,6 +78,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     for name in ("num_val_images", "num_rows"):
         require_at_least(f"--{name}", getattr(args, name), 1)
     base = base_config(args.config, overrides, args.train_steps)
+    if base.latent.vae is not None:
+        raise config_error("latent.vae", base.latent.vae, "null: the images are noised, not their latents")
     seeds = runs.seed_list(args.num_seeds, base.training.seed)
     timesteps = sorted(set(args.timesteps))
     scheduler = build_scheduler(base.diffusion)
