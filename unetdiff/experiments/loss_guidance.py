@@ -27,7 +27,7 @@ from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import fit_longest_side
 from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.layout_consistency import layout_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import sample_batches

@@ -22,7 +22,7 @@ from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, build_scheduler
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
