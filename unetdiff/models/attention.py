@@ -54,7 +54,10 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """`mask`: (B, 1, 1, M), added to the scores."""
         q = self._by_head(self.to_q(tokens))  # (B, heads, N, d)
         if isinstance(context, CrossAttentionCache):
             k, v = context.keys_and_values(self)
@@ -62,14 +65,16 @@ class Attention(nn.Module):
             k, v = self.keys_and_values(tokens if context is None else context)  # (B, heads, M, d)
         if self.upcast:
             with torch.autocast(q.device.type, enabled=False):
-                out = self.attend(q.float(), k.float(), v.float()).to(q.dtype)
+                out = self.attend(q.float(), k.float(), v.float(), mask).to(q.dtype)
         else:
-            out = self.attend(q, k, v)
+            out = self.attend(q, k, v, mask)
         return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))  # (B, N, C)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """softmax(q kᵀ / √d + mask) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
+        if mask is not None:
+            scores = scores + mask.to(scores.dtype)
         return scores.softmax(dim=-1) @ v
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,8 +94,10 @@ class AttentionBlock(Attention):
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
-        # `context` is unused: AttentionBlock and TransformerBlock have the same signature
+    def forward(
+        self, h: Tensor, context: Tensor | CrossAttentionCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        # `context` and `mask` are unused: AttentionBlock and TransformerBlock have the same signature
         height = h.shape[-2]
         tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
         return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
@@ -141,9 +148,9 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache, mask: Tensor | None = None) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
-        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        tokens = tokens + self.attn2(self.norm2(tokens), context, mask)
         return tokens + self.ff(self.norm3(tokens))
 
 
@@ -176,7 +183,8 @@ class TransformerBlock(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache, mask: Tensor | None = None) -> Tensor:
+        """`mask`: (B, 1, 1, tokens), added to the scores of cross-attention."""
         height = h.shape[-2]
         x = self.norm(h)
         if self.linear_projection:
@@ -184,7 +192,7 @@ class TransformerBlock(nn.Module):
         else:
             tokens = rearrange(self.proj_in(x), "b c h w -> b (h w) c")
         for layer in self.transformer_blocks:
-            tokens = layer(tokens, context)
+            tokens = layer(tokens, context, mask)
         if self.linear_projection:
             return h + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=height)
         return h + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=height))
