@@ -68,7 +68,7 @@ class Case:
     def config(self, root: Path, steps: int, accumulation: int) -> RunConfig:
         """The run, with the data of `make_data` in `root`."""
         keys = {**RUN, **self.keys, "training.steps": steps, "training.gradient_accumulation_steps": accumulation}
-        for key in ("data.root", "diffusion.text.encoder", "diffusion.latent.vae", "diffusion.text.cache_dir"):
+        for key in ("data.root", "diffusion.text.encoder", "latent.vae", "diffusion.text.cache_dir"):
             if keys.get(key) is not None:
                 keys[key] = str(root / keys[key])
         keys["training.output_dir"] = str(root / f"run-of-{os.environ.get('WORLD_SIZE', 1)}")
@@ -161,7 +161,7 @@ CASES: dict[str, Case] = {
     "super-resolution, offset noise": Case(
         "diffusion", None, {**SMALL, "diffusion.condition": "image", "diffusion.offset_noise": 0.1}
     ),
-    "latents": Case("diffusion", None, {**SMALL, "diffusion.latent.vae": "vae"}),
+    "latents": Case("diffusion", None, {**SMALL, "latent.vae": "vae"}),
     "several classes": Case("diffusion", None, {**MASKS, "diffusion.max_classes": 2}),
     "joint, uncertainty": Case("joint", None, {**JOINT, "joint.weighting": "uncertainty"}),
     "joint, gradient norm": Case("joint", None, {**JOINT, "joint.weighting": "gradient_norm"}),
@@ -193,7 +193,7 @@ def make_data(root: Path, cases: Sequence[Case]) -> None:
         (root / f"voc/ImageSets/Segmentation/{split}.txt").write_text("\n".join(part))
     if any("diffusion.text.encoder" in case.keys for case in cases):
         write_text_encoder(root / "text", ["a", "and", *COLORS, *DIGITS])
-    if any("diffusion.latent.vae" in case.keys for case in cases):
+    if any("latent.vae" in case.keys for case in cases):
         _autoencoder(root / "vae")
 
 

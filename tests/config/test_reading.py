@@ -149,7 +149,7 @@ def test_wrong_value_on_the_command_line(file: Path, words: list[str], message: 
         ("data: {root: 3}", "data.root=3: must be a string or null. Put it in quotes: '3'. Edit FILE."),
         (
             "- 3",
-            "FILE: must be a mapping with the keys task, model, data, segmentation, diffusion, joint, "
+            "FILE: must be a mapping with the keys task, model, data, latent, segmentation, diffusion, joint, "
             "training (got [3]).",
         ),
     ],

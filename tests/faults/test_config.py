@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unetdiff.cli.main import main
-from unetdiff.config.bounds import BOUNDS, NAMES, PATHS
+from unetdiff.config.bounds import BOUNDS, MAX_ENTRIES, NAMES, PATHS
 from unetdiff.config.reading import from_yaml, load, override, parse, read_yaml, to_yaml
 from unetdiff.config.schema import KEYS, LEAVES, describe
 from unetdiff.config.validation.run import validate
@@ -47,7 +47,7 @@ def test_c_every_key_has_bounds() -> None:
     numeric = {key for key in LEAVES if "number" in describe(KEYS[key]) or "integer" in describe(KEYS[key])}
     assert set(BOUNDS) == numeric
     choices = {key for key in LEAVES if describe(KEYS[key]).startswith(("one of", "true or false"))}
-    assert set(LEAVES) == numeric | choices | {*PATHS, *NAMES, "data.scenes.held_out_pairs"}
+    assert set(LEAVES) == numeric | choices | {*PATHS, *NAMES, *MAX_ENTRIES}
 
 
 @pytest.mark.parametrize("section", ["task", "model", "data", "segmentation", "diffusion", "joint", "training"])
@@ -168,9 +168,9 @@ def test_c_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "a.yaml"
     write_text(path, "training: {output_dir: ~/x}\ndata: {root: ~/y}\n")
-    config = parse(path, ["--diffusion.latent.vae=~/z", "--training.init_from", "~/run"])
+    config = parse(path, ["--latent.vae=~/z", "--training.init_from", "~/run"])
     assert config.training.output_dir == f"{tmp_path}/x" and config.data.root == f"{tmp_path}/y"
-    assert config.diffusion.latent.vae == f"{tmp_path}/z" and config.training.init_from == f"{tmp_path}/run"
+    assert config.latent.vae == f"{tmp_path}/z" and config.training.init_from == f"{tmp_path}/run"
 
 
 def commands(path: Path) -> Iterator[list[str]]:

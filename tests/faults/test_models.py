@@ -328,7 +328,7 @@ def test_b8_an_autoencoders_config(vae: Path, tmp_path: Path, key: str, value: A
     if key == "later":  # diffusers ignores what it does not know
         LatentCodec.from_pretrained(tmp_path / "vae")
     else:
-        refused(LatentCodec.from_pretrained, tmp_path / "vae", says="diffusion.latent.vae=.*config")
+        refused(LatentCodec.from_pretrained, tmp_path / "vae", says="latent.vae=.*config")
 
 
 def test_c_stock_directories_are_sampled(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,7 +80,7 @@ def test_samples_of_two_sizes_have_two_judges_and_are_not_compared(make_run):
     ("section", "changed"),
     [
         ("diffusion", {"target": "mask"}),
-        ("diffusion", {"latent": {"vae": "vae"}}),
+        ("latent", {"vae": "vae"}),
         ("diffusion", {"prediction_type": "epsilon"}),
         ("data", {"size": [16, 16]}),
     ],

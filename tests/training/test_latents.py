@@ -45,7 +45,7 @@ ASKED = {
 
 
 def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> None:
-    config = tiny("diffusion", diffusion__latent__vae=str(vae), diffusion__prediction_type="epsilon")
+    config = tiny("diffusion", latent__vae=str(vae), diffusion__prediction_type="epsilon")
     data = build_dataset(config.data, "train", False)
     task = build_task(config, data, data)
     assert isinstance(task, DiffusionTask)
@@ -66,7 +66,7 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
     copied = shutil.copytree(vae, tmp_path / "vae")
     config = tiny(
         "diffusion",
-        diffusion__latent__vae=str(copied),
+        latent__vae=str(copied),
         diffusion__condition=condition,
         diffusion__layout__grid=4,
         **SHORT,
@@ -91,7 +91,7 @@ def test_trained_saved_loaded_drawn_and_judged(tiny: Tiny, vae: Path, condition:
 
 
 def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut_and_resumed: Resume) -> None:
-    config = tiny("diffusion", diffusion__latent__vae=str(vae), **{**SHORT, "training__steps": 4})
+    config = tiny("diffusion", latent__vae=str(vae), **{**SHORT, "training__steps": 4})
     weights = cut_and_resumed(config)
     assert {key.split(".")[0] for key in weights} == {"unet", "conditioner"}
     run = Path(config.training.output_dir)
@@ -111,22 +111,22 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("joint", {}, "diffusion.latent.vae=.*: must be null with task=joint"),
-        ("diffusion", {"model__sample_size": 32}, "model.sample_size=32: must be null with diffusion.latent.vae"),
+        ("joint", {}, "latent.vae=.*: must be null with task=joint"),
+        ("diffusion", {"model__sample_size": 32}, "model.sample_size=32: must be null with latent.vae"),
         (
             "diffusion",
             {"model__encoder__name": "resnet18", "model__encoder__channels": None},
-            "model.encoder.name=resnet18: must be residual or classic with diffusion.latent.vae",
+            "model.encoder.name=resnet18: must be residual or classic with latent.vae",
         ),
         (
             "diffusion",
-            {"diffusion__latent__vae": "nowhere"},
-            "diffusion.latent.vae=nowhere: must be an existing folder",
+            {"latent__vae": "nowhere"},
+            "latent.vae=nowhere: must be an existing folder",
         ),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Tiny, vae: Path, task: str, changes: dict, message: str) -> None:
-    config = tiny(task, **{"diffusion__latent__vae": str(vae), **changes})
+    config = tiny(task, **{"latent__vae": str(vae), **changes})
     with pytest.raises(UserError, match=message):
         validate(config)
         check_files(config)
@@ -138,7 +138,7 @@ def test_images_that_do_not_divide_are_refused_before_anything_is_written(
     mask = np.zeros((24, 32), np.uint8)
     root = voc_layout(["background", "cat"], {"train": {"a": mask}, "val": {"b": mask}})
     shared = {"data__name": "voc_folder", "data__root": str(root), "data__size": [17, 16]}
-    config = tiny("diffusion", diffusion__latent__vae=str(vae), diffusion__condition="none", **shared, **SHORT)
+    config = tiny("diffusion", latent__vae=str(vae), diffusion__condition="none", **shared, **SHORT)
     with pytest.raises(UserError, match=r"data.size=\[17, 16\]: must be multiples of .* Use \[16, 16\]"):
         train(config)
     assert not Path(config.training.output_dir).exists()

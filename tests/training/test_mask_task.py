@@ -116,8 +116,8 @@ def test_masks_of_nothing_in_particular(tiny: Tiny) -> None:
         ),
         (
             "diffusion",
-            {"diffusion__latent__vae": "vae"},
-            "diffusion.latent.vae=vae: must be null with diffusion.target=mask",
+            {"latent__vae": "vae"},
+            "latent.vae=vae: must be null with diffusion.target=mask",
         ),
         (
             "diffusion",

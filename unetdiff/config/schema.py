@@ -11,7 +11,7 @@ from typing import Any, Literal, Union
 
 from unetdiff.config.training import JointConfig, TrainingConfig
 from unetdiff.data.config import DataConfig
-from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.config import DiffusionConfig, LatentConfig
 from unetdiff.errors import MAX_VALUE_CHARS, UserError, as_yaml
 from unetdiff.models.config import ModelConfig
 from unetdiff.segmentation.config import SegmentationConfig
@@ -29,6 +29,8 @@ class RunConfig:
     """The network."""
     data: DataConfig = field(default_factory=DataConfig)
     """The dataset and its augmentation."""
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    """Pixels or latents."""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     """Losses and evaluation of the segmentation head."""
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -42,6 +44,7 @@ class RunConfig:
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
+    "latent": LatentConfig,
     "segmentation": SegmentationConfig,
     "diffusion": DiffusionConfig,
     "joint": JointConfig,

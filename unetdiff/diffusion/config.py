@@ -1,4 +1,4 @@
-"""The `diffusion:` section of a config: objective, forward process, condition, previews."""
+"""The `diffusion:` section of a config (objective, forward process, condition, previews) and the `latent:` section."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class NoiseConfig:
 
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     """Schedule of the noise variance (diffusers' names; squaredcos_cap_v2 is the cosine schedule)."""
+    beta_start: float = 0.0001
+    """First noise variance of linear, scaled_linear and sigmoid (Ho et al. 2020; Stable Diffusion: 0.00085)."""
+    beta_end: float = 0.02
+    """Last noise variance of linear, scaled_linear and sigmoid (Stable Diffusion: 0.012)."""
     num_train_timesteps: int = 1000
     """Number of timesteps T."""
     zero_terminal_snr: bool = False
@@ -24,10 +28,10 @@ class NoiseConfig:
 
 @dataclass
 class LatentConfig:
-    """The space of the diffusion process: pixels, or latents of an autoencoder (Rombach et al. 2022)."""
+    """The `latent:` section: what the network reads, pixels or latents of an autoencoder (Rombach et al. 2022)."""
 
     vae: str | None = None
-    """Folder of a diffusers AutoencoderKL, or of a pipeline with one in vae/; None: pixels."""
+    """Folder of a diffusers AutoencoderKL or AutoencoderTiny, or of a pipeline with one in vae/; None: pixels."""
 
 
 @dataclass
@@ -81,8 +85,6 @@ class DiffusionConfig:
     """Gamma of the SNR weights: the maximum weight of an error in x0."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     """The forward process."""
-    latent: LatentConfig = field(default_factory=LatentConfig)
-    """Pixels or latents."""
     offset_noise: float = 0.0
     """Strength of an offset, constant over each image and channel, added to the training noise (Guttenberg 2023, who
     uses 0.1), for samples darker or brighter than the mean. The noise's variance becomes 1 + strength²; 0: off."""

@@ -93,7 +93,7 @@ def run_configs(args: argparse.Namespace, overrides: Sequence[str], output: Path
         "diffusion.target": "mask",
         "diffusion.condition": "image",
         "diffusion.image.degradation": "none",
-        "diffusion.latent.vae": None,
+        "latent.vae": None,
         "diffusion.condition_dropout": 0.0,
         "diffusion.guidance_scale": 1.0,
         "diffusion.prediction_type": args.prediction_type,

@@ -26,6 +26,7 @@ class ForwardState:
         recompute: gradient checkpointing: recompute activations in the backward pass.
         maps: the maps of `UNet.features` by name, or None to record none.
         inputs: a ControlNet's residuals, among others.
+        names: the maps to record; None: all.
     """
 
     temb: Tensor | None
@@ -34,10 +35,11 @@ class ForwardState:
     recompute: bool = False
     maps: dict[str, Tensor] | None = None
     inputs: StockInputs = field(default_factory=StockInputs)
+    names: tuple[str, ...] | None = None
 
     def record(self, name: str, h: Tensor) -> Tensor:
         """Record a map for `UNet.features`; returns it."""
-        if self.maps is not None:
+        if self.maps is not None and (self.names is None or name in self.names):
             self.maps[name] = h
         return h
 

@@ -120,7 +120,7 @@ def validation_metric(name: str) -> Callable[[Run], float | None]:
 
 def _objective(run: Run) -> str:
     config = run.config.get("diffusion") or {}
-    target = [config.get("target", "image"), (config.get("latent") or {}).get("vae")]
+    target = [config.get("target", "image"), (run.config.get("latent") or {}).get("vae")]
     loss = [config.get(key) for key in ("prediction_type", "weighting", "snr_gamma", "noise")]
     return size_key(run) + str(target + loss)
 

@@ -11,21 +11,31 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset
 from unetdiff.errors import FileError, UserError, as_yaml
 from unetdiff.files.tensors import Entry, dtype_name, read_header
+from unetdiff.training import lora
 from unetdiff.training.progress import REMEDY, STATE, Progress, read_progress
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.joint import JointTask
 
-SCHEDULER = ("prediction_type", "num_train_timesteps", "beta_schedule", "rescale_betas_zero_snr")
-"""Keys of a diffusers scheduler that fix what a denoiser predicts; the rest of the forward process is in ᾱ."""
+SCHEDULER = {
+    "prediction_type": "prediction_type",
+    "num_train_timesteps": "noise.num_train_timesteps",
+    "beta_schedule": "noise.beta_schedule",
+    "beta_start": "noise.beta_start",
+    "beta_end": "noise.beta_end",
+    "rescale_betas_zero_snr": "noise.zero_terminal_snr",
+}
+"""Keys of a diffusers scheduler that fix what a denoiser predicts -> ours; the rest of the forward process is in ᾱ."""
 
 
 def identity_of(task: Task, data: ImageDataset) -> dict[str, Any]:
-    """What the weights mean: names and order of the classes, palette, noise scheduler; as JSON."""
+    """What the weights mean: names and order of the classes, palette, noise scheduler, network that an adapter is of;
+    as JSON."""
     return {
         "classes": list(data.classes),
         "labels": list(data.labels),
         "palette": data.palette.tolist(),
         "scheduler": describe_scheduler(scheduler_of(task)),
+        "lora": lora.identity(task.unet),
     }
 
 
@@ -44,7 +54,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
 
 
 def require_same_identity(directory: Path, task: Task, data: ImageDataset) -> None:
-    """Refuse to resume where class names, their order, colors or the scheduler changed.
+    """Refuse to resume where class names, their order, colors, the scheduler or an adapter's network changed.
 
     Raises:
         UserError: names the checkpoint and both values.
@@ -67,17 +77,21 @@ def require_same_identity(directory: Path, task: Task, data: ImageDataset) -> No
     if before != after:
         difference = scheduler_difference(before, after)
         raise UserError(f"{directory / STATE}: {difference}, as the run was trained. {remedy}")
+    before, after = saved.get("lora"), now["lora"]
+    if before != after:
+        reason = f"was trained with the adapter {as_yaml(before)} (got {as_yaml(after)})"
+        hint = "base is a hash of the weights that are adapted. " if before and after else ""
+        raise FileError.of(directory / STATE, reason, hint + remedy)
 
 
 def scheduler_difference(source: Any, target: Any) -> str | None:
     """The first difference of two `describe_scheduler`, in words; None where they agree."""
     if not isinstance(source, Mapping) or not isinstance(target, Mapping):
         return None if source == target else "the run must have the same noise scheduler"
-    for key, name in zip(
-        SCHEDULER,
-        ("prediction_type", "noise.num_train_timesteps", "noise.beta_schedule", "noise.zero_terminal_snr"),
-        strict=True,
-    ):
+    cosine = target.get("beta_schedule") == "squaredcos_cap_v2"  # does not read the betas
+    for key, name in SCHEDULER.items():
+        if cosine and key in ("beta_start", "beta_end"):
+            continue
         before, after = source.get(key) or False, target.get(key) or False
         if before != after:
             return f"diffusion.{name}={as_yaml(after)}: must be {as_yaml(before)}"

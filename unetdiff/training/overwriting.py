@@ -23,8 +23,8 @@ SYSTEM = frozenset({".ds_store", *JUNK})
 FILES = (CONFIG, METRICS, SUMMARY, NONFINITE)
 OURS = {
     **{name: None for name in FILES},
-    "best": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json",
-    "latest": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json",
+    "best": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json|pytorch_lora_weights\.safetensors",
+    "latest": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json|pytorch_lora_weights\.safetensors",
     checkpoints.FOLDER: r"step-\d+",
     IMAGES: r"step-\d+-[\w-]+\.png",
     TENSORBOARD: r"events\.out\.tfevents\..*",
@@ -44,7 +44,7 @@ def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
     paths = {
         "data.root": None if config.data.name == "scenes" else config.data.root,
         "model.encoder.weights": config.model.encoder.weights,
-        "diffusion.latent.vae": diffusion.latent.vae,
+        "latent.vae": config.latent.vae,
         "diffusion.text.encoder": diffusion.text.encoder if diffusion.condition == "text" else None,
     }
     for key, value in paths.items():

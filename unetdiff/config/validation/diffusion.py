@@ -1,4 +1,4 @@
-"""Constraints on the `diffusion:` section: target, latents, noise schedule, loss weights."""
+"""Constraints on the `diffusion:` section: target, noise schedule, loss weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.conditioning import validate_conditioning
 from unetdiff.config.validation.data import image_size
 from unetdiff.data.capabilities import WITH_MASKS
+from unetdiff.diffusion.config import NoiseConfig
 from unetdiff.errors import config_error
 from unetdiff.models.config import CLASSIC, RESIDUAL
 
 
 def validate_diffusion(config: RunConfig) -> None:
-    """Check target, latents, forward process, conditioning, loss weights and previews of the denoiser."""
+    """Check target, forward process, conditioning, loss weights and previews of the denoiser."""
     diffusion = config.diffusion
     _validate_target(config)
-    _validate_latent(config)
     validate_noise(config)
     _validate_weighting(config)
     validate_conditioning(config)
@@ -32,7 +32,15 @@ def validate_diffusion(config: RunConfig) -> None:
 
 def validate_noise(config: RunConfig) -> None:
     """Check the forward process."""
-    noise = config.diffusion.noise
+    noise, defaults = config.diffusion.noise, NoiseConfig()
+    for key in ("beta_start", "beta_end"):
+        value, default = getattr(noise, key), getattr(defaults, key)
+        if noise.beta_schedule == "squaredcos_cap_v2" and value != default:
+            constraint = f"{default:g} with diffusion.noise.beta_schedule=squaredcos_cap_v2, which does not read it"
+            raise config_error(f"diffusion.noise.{key}", value, constraint, "Use linear or scaled_linear.")
+    if noise.beta_start > noise.beta_end:
+        constraint = f"at most diffusion.noise.beta_end={noise.beta_end:g}"
+        raise config_error("diffusion.noise.beta_start", noise.beta_start, constraint)
     if noise.zero_terminal_snr and config.diffusion.prediction_type == "epsilon":
         raise config_error(
             "diffusion.prediction_type",
@@ -48,22 +56,6 @@ def _validate_weighting(config: RunConfig) -> None:
         raise config_error("diffusion.weighting", weighting, constraint, "Use min_snr.")
     if weighting == "clamped_snr" and gamma < 1:
         raise config_error("diffusion.snr_gamma", gamma, "at least 1 with diffusion.weighting=clamped_snr", "Use 5.0.")
-
-
-def _validate_latent(config: RunConfig) -> None:
-    vae, model = config.diffusion.latent.vae, config.model
-    if vae is None:
-        return
-    if config.task == "joint":
-        constraint = "null with task=joint, whose segmentation head reads pixels"
-        raise config_error("diffusion.latent.vae", vae, constraint, "Use task=diffusion, or pixels.")
-    if model.encoder.name not in (CLASSIC, RESIDUAL):
-        constraint = f"{RESIDUAL} or {CLASSIC} with diffusion.latent.vae, as pretrained encoders read images"
-        raise config_error("model.encoder.name", model.encoder.name, constraint)
-    for key, value in (("sample_size", model.sample_size), ("heads.diffusion", model.heads.diffusion)):
-        if value is not None:
-            constraint = "null with diffusion.latent.vae, which determines it"
-            raise config_error(f"model.{key}", value, constraint)
 
 
 def _validate_target(config: RunConfig) -> None:
@@ -89,9 +81,9 @@ def _validate_target(config: RunConfig) -> None:
     if diffusion.condition == "layout":
         constraint = f"another condition with {key}=mask: the layout would leak the target mask to the model"
         raise config_error("diffusion.condition", "layout", constraint, "Use image.")
-    if diffusion.latent.vae is not None:
+    if config.latent.vae is not None:
         constraint = f"null with {key}=mask, as autoencoders encode images"
-        raise config_error("diffusion.latent.vae", diffusion.latent.vae, constraint)
+        raise config_error("latent.vae", config.latent.vae, constraint)
     if model.encoder.name not in (CLASSIC, RESIDUAL):
         constraint = f"{RESIDUAL} or {CLASSIC} with {key}=mask, as pretrained encoders read images"
         raise config_error("model.encoder.name", model.encoder.name, constraint)

@@ -21,10 +21,13 @@ def check_files(config: RunConfig) -> None:
     if data.root is not None and data.name != "scenes" and not data.download and not Path(data.root).exists():
         remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
-    vae = config.diffusion.latent.vae
-    if vae is not None and config.task != "segmentation" and not Path(vae).is_dir():
-        raise config_error("diffusion.latent.vae", vae, "an existing folder with a diffusers AutoencoderKL, or null")
+    vae = config.latent.vae
+    if vae is not None and not Path(vae).is_dir():
+        raise config_error(
+            "latent.vae", vae, "an existing folder with a diffusers AutoencoderKL or AutoencoderTiny, or null"
+        )
     source = config.training.init_from
-    if source is not None and not config.training.resume and not Path(source).is_dir():  # not read by a resumed run
+    is_read = not config.training.resume or config.training.lora.rank is not None  # a LoRA run adapts it again
+    if source is not None and is_read and not Path(source).is_dir():
         constraint = "an existing run directory, model directory or directory of a diffusers U-Net, or null"
         raise config_error("training.init_from", source, constraint)

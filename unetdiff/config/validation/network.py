@@ -15,7 +15,7 @@ def validate_network(config: RunConfig) -> None:
     """Check what training supports of the network, then what the network itself supports."""
     model, noisy = config.model, config.task != "segmentation"
     size = image_size(config)
-    if size is not None and config.diffusion.latent.vae is None and model.patch_size > min(size):
+    if size is not None and config.latent.vae is None and model.patch_size > min(size):
         constraint = f"at most {min(size)}, the shorter side of the training images"
         raise config_error("model.patch_size", model.patch_size, constraint)
     if model.in_channels != 3:

@@ -88,7 +88,7 @@ def _codec(config: RunConfig, train: ImageDataset) -> Codec:
         return PixelCodec()
     if diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
-    return PixelCodec() if diffusion.latent.vae is None else LatentCodec.from_pretrained(diffusion.latent.vae)
+    return PixelCodec() if config.latent.vae is None else LatentCodec.from_pretrained(config.latent.vae)
 
 
 def _sample_size(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:
