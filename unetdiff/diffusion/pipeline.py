@@ -41,6 +41,7 @@ from unetdiff.diffusion.pipeline_inputs import (
     validate_options,
     validate_tensors,
 )
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
 from unetdiff.files.folders import is_there
 from unetdiff.kernels.accelerate import accelerate_inference_
@@ -227,7 +228,7 @@ class GenerationPipeline(DiffusionPipeline):
                 self.unet, self.conditioner, conditions, negative, latents, size
             )
             predict: PredictOutput = GuidedDenoiser(
-                self.unet, conditional, unconditional, guidance, num_train_timesteps, self.autocast_dtype
+                self.unet, conditional, unconditional, guidance, process_of(scheduler), self.autocast_dtype
             )
             if loss_guidance is not None:
                 predict = partial(apply_loss_guidance, loss_guidance, scheduler, predict)
