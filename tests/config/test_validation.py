@@ -55,6 +55,17 @@ INVALID = [
     ),
     (
         "diffusion",
+        {"diffusion.noise.beta_end": 0.012},
+        "diffusion.noise.beta_end=0.012: must be 0.02 with diffusion.noise.beta_schedule=squaredcos_cap_v2, which "
+        "does not read it. Use linear or scaled_linear.",
+    ),
+    (
+        "diffusion",
+        {"diffusion.noise.beta_schedule": "linear", "diffusion.noise.beta_start": 0.03},
+        "diffusion.noise.beta_start=0.03: must be at most diffusion.noise.beta_end=0.02.",
+    ),
+    (
+        "diffusion",
         {"diffusion.preview_steps": 2000},
         "diffusion.preview_steps=2000: must be in 1..1000 (diffusion.noise.num_train_timesteps).",
     ),

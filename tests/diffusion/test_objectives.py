@@ -9,6 +9,7 @@ from diffusers.training_utils import compute_snr
 
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
+from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.errors import UserError
 
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
@@ -45,6 +46,17 @@ def test_the_forward_process_is_diffusers_own(schedule: str, zero: bool) -> None
     velocity = objectives.target(ours, x0, noise, timesteps)
     assert torch.allclose(velocity, theirs.get_velocity(x0, noise, timesteps), atol=1e-5)
     assert torch.allclose(objectives.snr(ours, timesteps), compute_snr(theirs, timesteps), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "sigmoid"])
+def test_the_betas_are_those_of_the_config(schedule: str) -> None:
+    """Stable Diffusion's, which its scheduler computes from 0.00085 and 0.012; kept when the sampler is changed."""
+    betas = {"beta_start": 0.00085, "beta_end": 0.012}
+    noise = NoiseConfig(beta_schedule=schedule, **betas)  # type: ignore[arg-type]
+    ours = objectives.build_scheduler(DiffusionConfig(noise=noise))
+    theirs = DDPMScheduler(beta_schedule=schedule, **betas)
+    assert torch.allclose(ours.alphas_cumprod, theirs.alphas_cumprod, atol=1e-7)
+    assert torch.equal(make_scheduler(ours, "heun").betas, make_scheduler(ours, "ddim").betas)
 
 
 def test_zero_terminal_snr_with_epsilon_is_refused() -> None:

@@ -134,6 +134,8 @@ BOUNDS: dict[str, Bound] = {
     "segmentation.ignore_index": within(0, 255, "Use 255."),
     "segmentation.noise": FRACTION,
     "diffusion.snr_gamma": positive(remedy="Min-SNR uses 5.0."),
+    "diffusion.noise.beta_start": within(0, 1, "Ho et al. use 0.0001.", open_low=True, open_high=True),
+    "diffusion.noise.beta_end": within(0, 1, "Ho et al. use 0.02.", open_low=True, open_high=True),
     "diffusion.noise.num_train_timesteps": at_least(2, 100_000),
     "diffusion.noise.flow.shift": positive(100, "Give 1.0, or e.g. 3.0 for large images."),
     "diffusion.noise.flow.logit_mean": within(-10, 10, "Give 0.0."),

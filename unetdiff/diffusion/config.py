@@ -25,6 +25,10 @@ class NoiseConfig:
 
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "squaredcos_cap_v2"
     """Schedule of the noise variance (diffusers' names; squaredcos_cap_v2 is the cosine schedule)."""
+    beta_start: float = 0.0001
+    """First noise variance of linear, scaled_linear and sigmoid (Ho et al. 2020; Stable Diffusion: 0.00085)."""
+    beta_end: float = 0.02
+    """Last noise variance of linear, scaled_linear and sigmoid (Stable Diffusion: 0.012)."""
     num_train_timesteps: int = 1000
     """Number of timesteps T."""
     zero_terminal_snr: bool = False

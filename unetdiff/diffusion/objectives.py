@@ -49,12 +49,12 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMS
         )
     trained_betas = None
     if noise.beta_schedule == "sigmoid" or noise.input_scale != 1:  # DDIMScheduler has no sigmoid of its own
-        ddpm = DDPMScheduler(num_train_timesteps=noise.num_train_timesteps, beta_schedule=noise.beta_schedule)
+        ddpm = DDPMScheduler(noise.num_train_timesteps, noise.beta_start, noise.beta_end, noise.beta_schedule)
         trained_betas = scaled_betas(ddpm.betas, noise.input_scale).tolist()
     return DDIMScheduler(
         num_train_timesteps=noise.num_train_timesteps,
-        beta_start=0.0001,  # explicit: otherwise the default of the other scheduler is used
-        beta_end=0.02,  # in `Other.from_config(this.config)`, and Heun's is another
+        beta_start=noise.beta_start,
+        beta_end=noise.beta_end,
         beta_schedule=noise.beta_schedule,
         trained_betas=trained_betas,
         prediction_type=config.prediction_type,

@@ -15,8 +15,15 @@ from unetdiff.training.progress import REMEDY, STATE, Progress, read_progress
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.joint import JointTask
 
-SCHEDULER = ("prediction_type", "num_train_timesteps", "beta_schedule", "rescale_betas_zero_snr")
-"""Keys of a diffusers scheduler that fix what a denoiser predicts; the rest of the forward process is in ᾱ."""
+SCHEDULER = {
+    "prediction_type": "prediction_type",
+    "num_train_timesteps": "noise.num_train_timesteps",
+    "beta_schedule": "noise.beta_schedule",
+    "beta_start": "noise.beta_start",
+    "beta_end": "noise.beta_end",
+    "rescale_betas_zero_snr": "noise.zero_terminal_snr",
+}
+"""Keys of a diffusers scheduler that fix what a denoiser predicts -> ours; the rest of the forward process is in ᾱ."""
 
 
 def identity_of(task: Task, data: ImageDataset) -> dict[str, Any]:
@@ -73,11 +80,10 @@ def scheduler_difference(source: Any, target: Any) -> str | None:
     """The first difference of two `describe_scheduler`, in words; None where they agree."""
     if not isinstance(source, Mapping) or not isinstance(target, Mapping):
         return None if source == target else "the run must have the same noise scheduler"
-    for key, name in zip(
-        SCHEDULER,
-        ("prediction_type", "noise.num_train_timesteps", "noise.beta_schedule", "noise.zero_terminal_snr"),
-        strict=True,
-    ):
+    cosine = target.get("beta_schedule") == "squaredcos_cap_v2"  # does not read the betas
+    for key, name in SCHEDULER.items():
+        if cosine and key in ("beta_start", "beta_end"):
+            continue
         before, after = source.get(key) or False, target.get(key) or False
         if before != after:
             return f"diffusion.{name}={as_yaml(after)}: must be {as_yaml(before)}"

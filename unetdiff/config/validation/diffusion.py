@@ -6,6 +6,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.conditioning import validate_conditioning
 from unetdiff.config.validation.data import image_size
 from unetdiff.data.capabilities import WITH_MASKS
+from unetdiff.diffusion.config import NoiseConfig
 from unetdiff.errors import config_error
 from unetdiff.models.config import CLASSIC, RESIDUAL
 
@@ -31,7 +32,15 @@ def validate_diffusion(config: RunConfig) -> None:
 
 def validate_noise(config: RunConfig) -> None:
     """Check the forward process."""
-    noise = config.diffusion.noise
+    noise, defaults = config.diffusion.noise, NoiseConfig()
+    for key in ("beta_start", "beta_end"):
+        value, default = getattr(noise, key), getattr(defaults, key)
+        if noise.beta_schedule == "squaredcos_cap_v2" and value != default:
+            constraint = f"{default:g} with diffusion.noise.beta_schedule=squaredcos_cap_v2, which does not read it"
+            raise config_error(f"diffusion.noise.{key}", value, constraint, "Use linear or scaled_linear.")
+    if noise.beta_start > noise.beta_end:
+        constraint = f"at most diffusion.noise.beta_end={noise.beta_end:g}"
+        raise config_error("diffusion.noise.beta_start", noise.beta_start, constraint)
     if noise.zero_terminal_snr and config.diffusion.prediction_type == "epsilon":
         raise config_error(
             "diffusion.prediction_type",
