@@ -82,7 +82,11 @@ def build_parser() -> Parser:
     )
     sampling.add_argument("--guidance_rescale", type=float, default=0.0, help="0 to 1: against overexposure")
     sampling.add_argument(
-        "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="fractions of the denoising steps"
+        "--guidance_interval",
+        type=_interval,
+        default=(0.0, 1.0),
+        metavar="A,B",
+        help="fractions of the steps",
     )
     sampling.add_argument("--scheduler", choices=SCHEDULER_NAMES, help="sampler; default: the model's own")
     sampling.add_argument("--compile", action="store_true", help="compile the network first: for many images on a GPU")

@@ -96,8 +96,8 @@ class DiffusionConfig:
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
     """Output of the network: the noise, x0, or the velocity, which is v for ddpm and noise - x0 for flow."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
-    """Weight of a timestep in the loss, equivalent across processes and prediction types. uniform learns fastest in short runs (see
-    docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) bounded below by its value at SNR 1."""
+    """Weight of a timestep in the loss, equivalent across processes and prediction types. uniform learns fastest in
+    short runs (see docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) bounded below by its value at SNR 1."""
     snr_gamma: float = 5.0
     """Gamma of the SNR weights: the maximum weight of an error in x0."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -95,8 +95,7 @@ def apply_loss_guidance(
 
 
 def _bound(scheduler: Scheduler) -> float | None:
-    """x_0 is clipped to [-bound, bound], that of pixels where the scheduler's config has no such key; None: it is not.
-    """
+    """x_0 is clipped to [-bound, bound], that of pixels where no config says otherwise; None: it is not clipped."""
     if not isinstance(process_of(scheduler), DDPM):
         return 1.0
     return scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample") else None

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from einops import reduce
 
 from unetdiff.diffusion.config import DiffusionConfig
@@ -28,20 +29,22 @@ class Scheduler(Protocol):
         """Its parameters."""
 
 
-def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMScheduler:
-    """The forward process of `config`, as the scheduler that a pipeline is saved with.
+def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> Any:
+    """The forward process of `config`, as the diffusers scheduler that a pipeline is saved with.
 
-    Timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
+    ddpm's timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
 
     Args:
         config: objective and noise.
-        bound: sampling clips the predicted x_0 to [-bound, bound], 1 for pixels; None for latents: no clipping.
+        bound: ddpm's sampling clips the predicted x_0 to [-bound, bound], 1 for pixels; None for latents: no clipping.
 
     Raises:
         UserError: zero terminal SNR with epsilon prediction (at the last timestep the input is the noise alone: the
             loss weight is 0/0, and x_0 does not follow from ε).
     """
     noise = config.noise
+    if noise.process == "flow":
+        return FlowMatchEulerDiscreteScheduler(noise.num_train_timesteps, noise.flow.shift)
     if noise.zero_terminal_snr and config.prediction_type == "epsilon":
         raise UserError(
             "diffusion.noise.zero_terminal_snr=true: must be set with diffusion.prediction_type=v_prediction or sample "

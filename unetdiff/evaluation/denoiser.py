@@ -84,7 +84,7 @@ def evaluate_denoiser(
     if config.num_likelihood_images and not isinstance(process, DDPM):
         raise UserError(
             f"num_likelihood_images={config.num_likelihood_images}: must be 0 for a model trained with "
-            f"diffusion.noise.process={process.name}, which has no chain of timesteps for the variational bound. Omit it."
+            f"diffusion.noise.process={process.name}: the variational bound is that of ddpm's chain. Omit it."
         )
     make_folder(output)
     metrics: dict[str, Any] = {}

@@ -15,6 +15,8 @@ import torch
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma
+from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.evaluation.robustness import CLEAN, NoisedImages, Segment
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value

@@ -206,7 +206,8 @@ class DiffusionTask(Task):
             with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
                 losses = self.per_sample(self.predict(noisy), noisy).double()
-            rows = torch.stack([torch.zeros(len(x0), dtype=torch.int64, device=x0.device), 1 + self.forward_process.quartile(timesteps)])
+            quartiles = self.forward_process.quartile(timesteps)
+            rows = torch.stack([torch.zeros_like(quartiles), 1 + quartiles])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
             sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))
         sums = accelerator.reduce(sums)  # type: ignore[assignment]
