@@ -6,10 +6,11 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
@@ -51,6 +52,31 @@ def test_the_formula_is_diffusers_own(latents: LatentCodec) -> None:
         torch.testing.assert_close(latents.decode(z), theirs.decode(z / 0.6 + 0.3).sample)
     assert (latents.channels, latents.factor, latents.grid((8, 12), "")) == (4, 2, (4, 6))
     assert not latents.encode(many.requires_grad_()).requires_grad
+
+
+def tiny_autoencoder(**options: Any) -> AutoencoderTiny:
+    """TAESD's layers with random weights: three levels, so a cell for 4 x 4 pixels."""
+    torch.manual_seed(0)
+    levels: dict[str, Any] = {f"{part}_block_out_channels": (4, 4, 4) for part in ("encoder", "decoder")}
+    blocks = {f"num_{part}_blocks": (1, 1, 1) for part in ("encoder", "decoder")}
+    return AutoencoderTiny(**{**levels, **blocks, **options})
+
+
+def test_a_tiny_autoencoder_is_diffusers_own_and_has_no_posterior(tmp_path: Path) -> None:
+    tiny_autoencoder(scaling_factor=0.5, shift_factor=0.1).save_pretrained(tmp_path)
+    latents, theirs = LatentCodec.from_pretrained(tmp_path), AutoencoderTiny.from_pretrained(tmp_path)
+    assert (latents.channels, latents.factor, latents.grid((8, 12), "")) == (4, 4, (2, 3))
+    many = pixels(BATCH + 3)
+    with torch.no_grad():
+        torch.testing.assert_close(latents.encode(many), (theirs.encode(many).latents - 0.1) * 0.5)
+        z = torch.randn(2, 4, 2, 3)
+        torch.testing.assert_close(latents.decode(z), theirs.decode(z / 0.5 + 0.1).sample)
+    assert torch.equal(latents.encode(many), latents.encode(many, torch.ones(len(many), 4, 2, 3)))
+
+    edited = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(edited | {"upsampling_scaling_factor": 4}))
+    with pytest.raises(UserError, match="encodes by a factor of 4 and decodes by 16"):
+        LatentCodec.from_pretrained(tmp_path)
 
 
 def test_a_mean_and_a_deviation_for_each_channel() -> None:
@@ -103,7 +129,10 @@ def test_what_is_no_autoencoder_is_refused(vae: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
     cases = [
-        ("nowhere", r"nowhere: must be a folder with a diffusers AutoencoderKL \(it does not exist\)"),
+        (
+            "nowhere",
+            r"nowhere: must be a folder with a diffusers AutoencoderKL or AutoencoderTiny \(it does not exist\)",
+        ),
         ("empty", "has no config.json"),
         ("broken", "config.json: must be JSON"),
         ("unet", "has a UNet2DModel"),
@@ -126,7 +155,7 @@ def test_a_size_that_does_not_divide_is_refused(latents: LatentCodec) -> None:
 # ---------------------------------------------------------------------------------------- a denoiser of latents
 
 
-def make(vae: Path) -> GenerationPipeline:
+def make(vae: Path | AutoencoderTiny) -> GenerationPipeline:
     torch.manual_seed(0)
     unet = UNet(
         in_channels=4,
@@ -137,9 +166,20 @@ def make(vae: Path) -> GenerationPipeline:
     )
     torch.nn.init.normal_(unet.heads["diffusion"].conv.weight, std=0.1)
     scheduler = build_scheduler(DiffusionConfig(), bound=None)
-    pipeline = GenerationPipeline(unet, scheduler, vae=AutoencoderKL.from_pretrained(vae))
+    vae = AutoencoderKL.from_pretrained(vae) if isinstance(vae, Path) else vae
+    pipeline = GenerationPipeline(unet, scheduler, vae=vae)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def test_a_pipeline_has_a_tiny_autoencoder(tmp_path: Path) -> None:
+    pipeline = make(tiny_autoencoder())
+    pipeline.save_pretrained(tmp_path)
+    again = GenerationPipeline.from_pretrained(tmp_path)
+    assert isinstance(again.vae, AutoencoderTiny) and again.size() == (16, 16)
+    noise = torch.randn(1, 4, 4, 4)
+    options = {"latents": noise, "num_inference_steps": 2, "output_type": "pt"}
+    assert torch.equal(again(**options).images, pipeline(**options).images)
 
 
 def know(pipeline: GenerationPipeline, z: Tensor) -> list[Tensor]:

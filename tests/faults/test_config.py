@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unetdiff.cli.main import main
-from unetdiff.config.bounds import BOUNDS, NAMES, PATHS
+from unetdiff.config.bounds import BOUNDS, MAX_ENTRIES, NAMES, PATHS
 from unetdiff.config.reading import from_yaml, load, override, parse, read_yaml, to_yaml
 from unetdiff.config.schema import KEYS, LEAVES, describe
 from unetdiff.config.validation.run import validate
@@ -47,7 +47,7 @@ def test_c_every_key_has_bounds() -> None:
     numeric = {key for key in LEAVES if "number" in describe(KEYS[key]) or "integer" in describe(KEYS[key])}
     assert set(BOUNDS) == numeric
     choices = {key for key in LEAVES if describe(KEYS[key]).startswith(("one of", "true or false"))}
-    assert set(LEAVES) == numeric | choices | {*PATHS, *NAMES, "data.scenes.held_out_pairs"}
+    assert set(LEAVES) == numeric | choices | {*PATHS, *NAMES, *MAX_ENTRIES}
 
 
 @pytest.mark.parametrize("section", ["task", "model", "data", "segmentation", "diffusion", "joint", "training"])

@@ -93,6 +93,7 @@ BOUNDS: dict[str, Bound] = {
     "model.conditioning.attention_levels": items(at_least(0, 10), "a list of levels, 0 the finest", "", 0, 10),
     "model.conditioning.attention_head_dim": at_least(1, 8192),
     "model.heads.segmentation.num_classes": at_least(1, 65_536),
+    "model.heads.segmentation.pyramid": at_least(1, 8192, "Give e.g. 256."),
     "model.heads.diffusion.out_channels": at_least(1, 1024),
     "model.imported.norm_eps": within(0, 1, open_low=True),
     "model.imported.downsample_padding": within(0, 1),
@@ -178,6 +179,9 @@ BOUNDS: dict[str, Bound] = {
     "training.schedule.warmup_lr_ratio": FRACTION,
     "training.schedule.no_aug_ratio": FRACTION,
     "training.ema.half_life_images": at_least(1, 10**12),
+    "training.lora.rank": at_least(1, 8192),
+    "training.lora.alpha": positive(remedy="Give e.g. the rank."),
+    "training.lora.dropout": within(0, 1, "Give e.g. 0.1.", open_high=True),
     "training.log_every": at_least(1),
     "training.validate_every": at_least(1),
     "training.checkpoint_every": at_least(1),
@@ -205,8 +209,8 @@ NAMES = (
 """Keys of other texts."""
 MAX_PATH, MAX_NAME = 4096, 255
 """Bytes of a path and of a name, as common systems have them."""
-MAX_PAIRS = 60
-"""Entries of data.scenes.held_out_pairs."""
+MAX_ENTRIES = {"data.scenes.held_out_pairs": (0, 60, "pairs"), "training.lora.targets": (1, 60, "layer names")}
+"""Keys of lists of texts -> least and largest number of entries, and what these are."""
 
 
 def expanded(key: str, value: Any) -> Any:
@@ -223,9 +227,10 @@ def check_bounds(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, str) and key in (*PATHS, *NAMES):
             check_text(key, value, MAX_PATH if key in PATHS else MAX_NAME)
-        elif key == "data.scenes.held_out_pairs":
-            if len(value) > MAX_PAIRS:
-                raise config_error(key, value, f"a list of at most {MAX_PAIRS} pairs")
+        elif key in MAX_ENTRIES:
+            low, high, what = MAX_ENTRIES[key]
+            if not low <= len(value) <= high:
+                raise config_error(key, value, f"a list of {f'{low} to' if low else 'at most'} {high} {what}")
         elif key in BOUNDS and not isinstance(value, str | None):
             _check_numbers(key, value, BOUNDS[key])
 

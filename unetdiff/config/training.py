@@ -50,6 +50,22 @@ class EMAConfig:
 
 
 @dataclass
+class LoRAConfig:
+    """Low-rank adaptation (Hu et al. 2022): the network's weights W stay as they are, and W + (alpha / rank) B A is
+    learned, with A (rank, in) and B (out, rank). A segmentation head and a conditioner are trained whole."""
+
+    rank: int | None = None
+    """Rank of the updates; None: train the weights themselves."""
+    alpha: float | None = None
+    """Numerator of the updates' factor alpha / rank; None: the rank, a factor of 1."""
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    """Last parts of the names of the linear layers and convolutions that are adapted. By default those of attention;
+    also ff.net.0.proj and ff.net.2 (feed-forward), proj_in, proj_out, conv1, conv2, conv_shortcut, time_emb_proj."""
+    dropout: float = 0.0
+    """Dropout of the input of A."""
+
+
+@dataclass
 class JointConfig:
     """How the two losses of a joint run are weighted."""
 
@@ -111,6 +127,8 @@ class TrainingConfig:
     """The learning rate."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """The averaged weights."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Low-rank adaptation of pretrained weights."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     validate_every: int = 500

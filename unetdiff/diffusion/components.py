@@ -12,7 +12,8 @@ from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
 
-from unetdiff.diffusion.codecs import LatentCodec
+from unetdiff.diffusion.autoencoders import CLASSES as AUTOENCODERS
+from unetdiff.diffusion.autoencoders import load_autoencoder
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import KINDS, load_conditioner
 from unetdiff.diffusion.conditioning.text import TextConditioner
@@ -31,7 +32,7 @@ LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
     "unet": {"unetdiff.models.unet": ("UNet",), "diffusers": STOCK_NETWORKS},
     "scheduler": {"diffusers": SCHEDULER_CLASSES},
     "conditioner": {kind.__module__: (kind.__name__,) for kind in KINDS},
-    "vae": {"diffusers": ("AutoencoderKL",)},
+    "vae": {"diffusers": tuple(AUTOENCODERS)},
 }
 """Component -> library -> classes. Text encoder and tokenizer are loaded as transformers' own classes, whatever the
 index calls them."""
@@ -101,7 +102,7 @@ def load_components(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]
         elif name == "conditioner":
             loaded[name] = load_conditioner(folder)
         elif name == "vae":
-            loaded[name] = LatentCodec.from_pretrained(folder, "vae").vae
+            loaded[name] = load_autoencoder(folder, "vae")
     if isinstance(loaded.get("conditioner"), TextConditioner) and "text_encoder" not in given:
         loaded["text_encoder"], loaded["tokenizer"] = saved_model(directory)
     loaded |= given

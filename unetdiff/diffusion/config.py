@@ -48,7 +48,7 @@ class LatentConfig:
     """The `latent:` section: what the network reads, pixels or latents of an autoencoder (Rombach et al. 2022)."""
 
     vae: str | None = None
-    """Folder of a diffusers AutoencoderKL, or of a pipeline with one in vae/; None: pixels."""
+    """Folder of a diffusers AutoencoderKL or AutoencoderTiny, or of a pipeline with one in vae/; None: pixels."""
 
 
 @dataclass

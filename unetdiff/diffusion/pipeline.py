@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -21,6 +20,7 @@ from einops import rearrange
 from torch import Tensor
 
 from unetdiff.diffusion import schedulers
+from unetdiff.diffusion.autoencoders import Autoencoder
 from unetdiff.diffusion.codecs import Codec, make_codec
 from unetdiff.diffusion.components import downloaded, load_components
 from unetdiff.diffusion.conditioning.base import Conditioner, Size
@@ -74,7 +74,7 @@ class GenerationPipeline(DiffusionPipeline):
         conditioner: of classes, text, a layout or an image; None: unconditional.
         text_encoder: for a `TextConditioner`, a transformers text encoder.
         tokenizer: its tokenizer.
-        vae: for a denoiser of latents, diffusers' AutoencoderKL.
+        vae: for a denoiser of latents, diffusers' AutoencoderKL or AutoencoderTiny.
         masks: for a denoiser of masks, `unetdiff.diffusion.mask_codec.MaskCodec.settings`. It returns them in their
             colors; `codec.probabilities` reads an output_type "latent".
     """
@@ -92,7 +92,7 @@ class GenerationPipeline(DiffusionPipeline):
         conditioner: Conditioner | None = None,
         text_encoder: Any = None,
         tokenizer: Any = None,
-        vae: AutoencoderKL | None = None,
+        vae: Autoencoder | None = None,
         masks: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

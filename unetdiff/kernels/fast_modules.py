@@ -7,6 +7,8 @@ an export or a transform of torch.func, and where a child that it bypasses has a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -16,7 +18,14 @@ from torch.utils.checkpoint import checkpoint
 from unetdiff.kernels.conditions import images_at_a_time, is_eager_cpu, is_unhooked
 from unetdiff.kernels.norm_silu_conv import FastGroupNorm, norm_silu, norm_silu_conv
 from unetdiff.kernels.upsample_conv import doubles, upsample_conv
-from unetdiff.models.attention import GEGLU, Attention, AttentionBlock, CrossAttentionCache, FeedForward
+from unetdiff.models.attention import (
+    GEGLU,
+    Attention,
+    AttentionBlock,
+    AttentionRecorder,
+    CrossAttentionCache,
+    FeedForward,
+)
 from unetdiff.models.blocks import DoubleConv, ResnetBlock, Upsample, Upsample2d, resample
 from unetdiff.models.decoders import PyramidUpBlock
 from unetdiff.models.heads import DiffusionHead, SegmentationHead
@@ -110,6 +119,8 @@ class FastAttention(Attention):
         source = context.tokens if isinstance(context, CrossAttentionCache) else context
         if source is None or source.shape[1] != 1 or not is_eager_cpu(tokens) or not is_unhooked(self.to_q, nn.Linear):
             return super().forward(tokens, context)
+        if isinstance(context, AttentionRecorder):
+            return super().forward(tokens, context)
         if isinstance(context, CrossAttentionCache):
             _, v = context.keys_and_values(self)
         else:
@@ -155,7 +166,9 @@ class FastFeedForward(FeedForward):
 class FastSegmentationHead(SegmentationHead):
     """GroupNorm and SiLU as one step (`norm_silu`)."""
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(
+        self, h: Tensor, maps: Mapping[str, Tensor] | None = None, attention: AttentionRecorder | None = None
+    ) -> Tensor:
         return self.conv(h if self.norm is None else norm_silu(self.norm, h))
 
 

@@ -31,6 +31,30 @@ class CrossAttentionCache:
         return self._computed[attention]
 
 
+class AttentionRecorder(CrossAttentionCache):
+    """encoder_hidden_states (B, M, D) of one forward pass, and the cross-attention over them, for gradients too.
+
+    `maps` gives what VPD (Zhao et al. 2023, section 3.3) reads: softmax(q kᵀ / √d), averaged over the heads and over
+    all layers at one resolution. Attention is plain where it is recorded.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__(tokens)
+        self._recorded: dict[int, list[Tensor]] = {}  # number of queries -> (B, N, M) of each layer
+
+    def keys_and_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
+        return attention.keys_and_values(self.tokens)
+
+    def record(self, probabilities: Tensor) -> None:
+        """Record the probabilities (B, heads, N, M) of a layer."""
+        self._recorded.setdefault(probabilities.shape[-2], []).append(probabilities.mean(dim=1))
+
+    def maps(self, size: tuple[int, int]) -> Tensor:
+        """(B, M, h, w): the average over the layers whose queries are a map of this height and width."""
+        layers = self._recorded[size[0] * size[1]]
+        return rearrange(torch.stack(layers).mean(dim=0), "b (h w) m -> b m h w", h=size[0])
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens (B, N, C) over context (B, M, D), or over themselves (Vaswani et al. 2017).
 
@@ -60,17 +84,28 @@ class Attention(nn.Module):
             k, v = context.keys_and_values(self)
         else:
             k, v = self.keys_and_values(tokens if context is None else context)  # (B, heads, M, d)
+        recorder = context if isinstance(context, AttentionRecorder) else None
         if self.upcast:
             with torch.autocast(q.device.type, enabled=False):
-                out = self.attend(q.float(), k.float(), v.float()).to(q.dtype)
+                out = self._attend(q.float(), k.float(), v.float(), recorder).to(q.dtype)
         else:
-            out = self.attend(q, k, v)
+            out = self._attend(q, k, v, recorder)
         return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))  # (B, N, C)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, heads, N, M)
-        return scores.softmax(dim=-1) @ v
+        return self.probabilities(q, k) @ v
+
+    def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
+        """softmax(q kᵀ / √d), (B, heads, N, M)."""
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, recorder: AttentionRecorder | None) -> Tensor:
+        if recorder is None:
+            return self.attend(q, k, v)
+        probabilities = self.probabilities(q, k)
+        recorder.record(probabilities)
+        return probabilities @ v
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """(B, heads, M, d) each, of tokens (B, M, D)."""

@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "conditioning.cross_attention_dim": (1, MAX_CHANNELS),
     "conditioning.attention_head_dim": (1, MAX_CHANNELS),
     "heads.segmentation.num_classes": (1, 255),
+    "heads.segmentation.pyramid": (1, MAX_CHANNELS),
     "heads.diffusion.out_channels": (1, MAX_CHANNELS),
     "imported.norm_eps": (0, 1),
     "imported.downsample_padding": (0, 1),

@@ -63,6 +63,10 @@ class PyramidDecoder(nn.Module):
         self.valid = config.encoder.padding == "valid"
         self.skip_levels = set(skips)
         self.out_level, self.out_channels = self.levels[-1], in_channels
+        self.level_maps = {
+            level: (f"decoder.{level}", width) for level, width in zip(self.levels[::-1], channels[::-1], strict=True)
+        }
+        """Name (of `UNet.features`) and channels of each level's last map, finest first."""
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
         """`size`: (height, width) of the image. Pops the skips, so that each is freed after use."""
@@ -132,6 +136,9 @@ class ResidualDecoder(nn.Module):
             self.up_blocks.append(UpBlock(previous, channels[level], skips, level, config, time_dim, attention))
             previous = channels[level]
         self.out_level, self.out_channels = 0, previous
+        last = config.residual.layers_per_block
+        self.level_maps = {level: (f"decoder.{level}.{last}", width) for level, width in enumerate(channels)}
+        """Name (of `UNet.features`) and channels of each level's last map, finest first."""
 
     def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
         """Pops the skips. `size` is unused: both decoders have the same signature."""

@@ -23,16 +23,18 @@ class ForwardState:
         context: (B, tokens, dim) encoder_hidden_states, None in a model without cross-attention.
         recompute: gradient checkpointing: recompute activations in the backward pass.
         maps: the maps of `UNet.features` by name, or None to record none.
+        names: the maps to record; None: all.
     """
 
     temb: Tensor | None
     context: Tensor | CrossAttentionCache | None
     recompute: bool = False
     maps: dict[str, Tensor] | None = None
+    names: tuple[str, ...] | None = None
 
     def record(self, name: str, h: Tensor) -> Tensor:
         """Record a map for `UNet.features`; returns it."""
-        if self.maps is not None:
+        if self.maps is not None and (self.names is None or name in self.names):
             self.maps[name] = h
         return h
 

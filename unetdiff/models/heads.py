@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unetdiff.models.attention import AttentionRecorder
 from unetdiff.models.blocks import ResnetBlock, norm_groups
 from unetdiff.models.config import RESIDUAL, ModelConfig
+from unetdiff.models.decoders import PyramidDecoder, ResidualDecoder
+from unetdiff.models.pyramid_head import PyramidHead
 
 
 class SegmentationHead(nn.Module):
@@ -26,7 +31,15 @@ class SegmentationHead(nn.Module):
         self.norm = nn.GroupNorm(norm_groups(channels, groups), channels, eps) if groups else None
         self.conv = nn.Conv2d(channels, num_classes, kernel_size, padding=kernel_size // 2)
 
-    def forward(self, h: Tensor) -> Tensor:
+    map_names: tuple[str, ...] = ()
+    """Maps of `UNet.features` that the head reads in addition to the decoder's last."""
+    tokens: Mapping[str, int] = {}
+    """Channels of cross-attention maps that it reads (`PyramidHead`)."""
+
+    def forward(
+        self, h: Tensor, maps: Mapping[str, Tensor] | None = None, attention: AttentionRecorder | None = None
+    ) -> Tensor:
+        # `maps` and `attention` are unused: the same signature as `PyramidHead`
         if self.norm is not None:
             h = F.silu(self.norm(h))
         return self.conv(h)  # (B, num_classes, H, W)
@@ -62,20 +75,28 @@ class DiffusionHead(nn.Module):
         return self.conv(F.silu(self.norm(h)))  # (B, out_channels, H, W)
 
 
-def build_heads(config: ModelConfig, width: int, time_dim: int | None, strided: bool) -> nn.ModuleDict:
+def build_heads(
+    config: ModelConfig, decoder: PyramidDecoder | ResidualDecoder, time_dim: int | None, strided: bool
+) -> nn.ModuleDict:
     """The heads of a resolved config.
 
     Args:
         config: the network's.
-        width: channels of the decoder's last map.
+        decoder: whose maps they read.
         time_dim: of the time embedding, or None.
         strided: the finest skip is below full resolution.
     """
+    width = decoder.out_channels
     segmentation, diffusion, pixels = config.heads.segmentation, config.heads.diffusion, config.patch_size**2
     residual, eps = config.encoder.name == RESIDUAL, config.imported.norm_eps
     groups = config.residual.norm_num_groups if residual else max(1, min(32, width // 4))
     heads = nn.ModuleDict()
-    if segmentation is not None:
+    if segmentation is not None and segmentation.pyramid is not None:
+        levels, classes = decoder.level_maps, segmentation.num_classes * pixels
+        attending = config.conditioning.attention_levels if segmentation.attention_maps else None
+        tokens = {name: segmentation.num_classes for level, (name, _) in levels.items() if level in (attending or [])}
+        heads["segmentation"] = PyramidHead(dict(levels.values()), segmentation.pyramid, classes, groups, eps, tokens)
+    elif segmentation is not None:
         kernel_size = config.imported.segmentation_kernel_size
         classes = segmentation.num_classes * pixels
         heads["segmentation"] = SegmentationHead(width, classes, groups if residual else None, eps, kernel_size)

@@ -123,12 +123,33 @@ def resolve(config: ModelConfig) -> ModelConfig:
                 raise config_error(f"decoder.{key}", value, constraint)
     else:
         decoder = _sized(decoder, PRETRAINED_DECODER, "bilinear" if decoder.align_corners else "nearest", whole)
+    _validate_segmentation_head(replace(config, conditioning=conditioning))
     deepest = PRETRAINED_LEVELS if pretrained else len(encoder.channels or []) - 1
     levels = conditioning.attention_levels or []
     if any(not 0 <= level <= deepest for level in levels):
         raise config_error("conditioning.attention_levels", levels, f"levels in [0, {deepest}]")
     residual = _residual(config, encoder.channels or [], conditioning)
     return replace(config, encoder=encoder, residual=residual, decoder=decoder, conditioning=conditioning)
+
+
+def _validate_segmentation_head(config: ModelConfig) -> None:
+    head, conditioning = config.heads.segmentation, config.conditioning
+    if head is None:
+        return
+    if head.pyramid is not None and config.encoder.padding == "valid":
+        constraint = "null with encoder.padding=valid, whose levels cover different parts of the image"
+        raise config_error("heads.segmentation.pyramid", head.pyramid, constraint)
+    if head.pyramid is not None and config.imported.segmentation_kernel_size != 1:
+        kernel_size = config.imported.segmentation_kernel_size
+        raise config_error("imported.segmentation_kernel_size", kernel_size, "1 with heads.segmentation.pyramid")
+    if not head.attention_maps:
+        return
+    if head.pyramid is None:
+        constraint = "false without heads.segmentation.pyramid, whose levels take the maps in"
+        raise config_error("heads.segmentation.attention_maps", True, constraint, "Give pyramid: 256.")
+    if conditioning.cross_attention_dim is None or not conditioning.attention_levels:
+        constraint = "false without conditioning.cross_attention_dim and conditioning.attention_levels"
+        raise config_error("heads.segmentation.attention_maps", True, constraint)
 
 
 def _validate_encoder(config: ModelConfig, pretrained: bool) -> None:

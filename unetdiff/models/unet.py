@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from unetdiff.errors import UserError
 from unetdiff.models import loading
 from unetdiff.models.add_head import with_head
-from unetdiff.models.attention import CrossAttentionCache, null_context
+from unetdiff.models.attention import AttentionRecorder, CrossAttentionCache, null_context
 from unetdiff.models.attention_plan import AttentionPlan
 from unetdiff.models.config import RESIDUAL, ModelConfig
 from unetdiff.models.decoders import build_mid_block_and_decoder
@@ -99,7 +99,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self.encoder = build_encoder(config, time_dim, attention)
         self.mid_block, self.decoder = build_mid_block_and_decoder(config, self.encoder, time_dim, attention)
         strided = bool(self.encoder.skips) and self.encoder.skips[0][0] > 0
-        self.heads = build_heads(config, self.decoder.out_channels, time_dim, strided)
+        self.heads = build_heads(config, self.decoder, time_dim, strided)
 
     def __getattr__(self, name: str) -> Any:
         # diffusers would return the config's section `encoder` for `self.encoder` instead of the module
@@ -138,9 +138,9 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         self._require(head)
         height, width = sample.shape[-2:]
         sample = self._large_enough(sample)
-        state = self.embed(sample, timestep, encoder_hidden_states, class_labels)
+        state = self._recording(self.embed(sample, timestep, encoder_hidden_states, class_labels), head)
         h = self.backbone(sample, state)
-        out = self._predict(head, h, sample, state.temb)[..., :height, :width]
+        out = self._predict(head, h, sample, state)[..., :height, :width]
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
     def _large_enough(self, sample: Tensor) -> Tensor:
@@ -203,9 +203,27 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         h = self.mid_block(h, state)
         return self.decoder(h, skips, (x.shape[-2], x.shape[-1]), state)
 
-    def _predict(self, head: Head, h: Tensor, sample: Tensor, temb: Tensor | None) -> Tensor:
+    def _recording(self, state: ForwardState, head: Head) -> ForwardState:
+        """The state that records the maps and the attention that a head reads."""
+        reader: Any = self.heads[head]
+        if head == "segmentation" and reader.map_names:
+            state.maps, state.names = {}, reader.map_names
+        if head == "segmentation" and reader.tokens:
+            context = state.context.tokens if isinstance(state.context, CrossAttentionCache) else state.context
+            if context is None or context.shape[1] != self.num_classes:
+                count = None if context is None else context.shape[1]
+                constraint = f"one token per class, {self.num_classes}, for heads.segmentation.attention_maps"
+                raise UserError(f"encoder_hidden_states: must be {constraint} (got {count}).")
+            state.context = AttentionRecorder(context)
+        return state
+
+    def _predict(self, head: Head, h: Tensor, sample: Tensor, state: ForwardState) -> Tensor:
         """The output of a head for the backbone's map, at the height and width of `sample`."""
-        out = self.heads[head](h, sample, temb) if head == "diffusion" else self.heads[head](h)
+        if head == "diffusion":
+            out = self.heads[head](h, sample, state.temb)
+        else:
+            recorder = state.context if isinstance(state.context, AttentionRecorder) else None
+            out = self.heads[head](h, state.maps, recorder)
         patch, (height, width) = self.config["patch_size"], sample.shape[-2:]
         if patch > 1:
             out = F.pixel_shuffle(out, patch)
@@ -240,6 +258,8 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         """
         self._require("segmentation")
         self._require("diffusion")
+        if self.config["heads"]["segmentation"]["attention_maps"]:
+            raise UserError("both: must be two passes with heads.segmentation.attention_maps.")
         clean, context = pixels.shape[0], encoder_hidden_states
         if context is not None:  # the clean images' null condition: to_k and to_v have no bias, so zeros add nothing
             context = torch.cat([context.new_zeros(clean, *context.shape[1:]), context])
@@ -247,12 +267,13 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         pixels, sample = self._large_enough(pixels), self._large_enough(sample)
         images = torch.cat([pixels, sample])  # (A + B, C, H, W)
         state = self.embed(images, torch.cat([timestep.new_zeros(clean), timestep]), context)
-        h = self.backbone(images, state)
+        h = self.backbone(images, self._recording(state, "segmentation"))
         temb = None if state.temb is None else state.temb[clean:]
+        maps = None if state.maps is None else {name: one[:clean] for name, one in state.maps.items()}
         # split: its backward is one concatenation, that of two slices pads each gradient with zeros and adds them up
         h_clean, h_noisy = h.split([clean, sample.shape[0]])
-        logits = self._predict("segmentation", h_clean, pixels, None)
-        noise = self._predict("diffusion", h_noisy, sample, temb)
+        logits = self._predict("segmentation", h_clean, pixels, ForwardState(None, None, maps=maps))
+        noise = self._predict("diffusion", h_noisy, sample, ForwardState(temb, None))
         return logits[..., :height, :width], noise[..., :height, :width]
 
     def segment(
@@ -393,7 +414,8 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
 
         Args:
             name: "segmentation" or "diffusion".
-            **options: "segmentation": num_classes (int, default 21). "diffusion": out_channels (int, default 3),
+            **options: "segmentation": num_classes (int, default 21),
+                pyramid and attention_maps (as of `SegmentationHeadConfig`). "diffusion": out_channels (int, default 3),
                 cross_attention_dim (int, width of encoder_hidden_states' tokens) and num_class_embeds (int, classes of
                 an embedding added to the time embedding).
 

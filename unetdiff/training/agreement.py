@@ -13,6 +13,7 @@ from unetdiff.diffusion.processes.ddpm import DDPM
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import FileError, UserError, as_yaml
 from unetdiff.files.tensors import Entry, dtype_name, read_header
+from unetdiff.training import lora
 from unetdiff.training.progress import REMEDY, STATE, Progress, read_progress
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.joint import JointTask
@@ -29,12 +30,14 @@ SCHEDULER = {
 
 
 def identity_of(task: Task, data: ImageDataset) -> dict[str, Any]:
-    """What the weights mean: names and order of the classes, palette, noise scheduler; as JSON."""
+    """What the weights mean: names and order of the classes, palette, noise scheduler, network that an adapter is of;
+    as JSON."""
     return {
         "classes": list(data.classes),
         "labels": list(data.labels),
         "palette": data.palette.tolist(),
         "scheduler": describe_scheduler(scheduler_of(task)),
+        "lora": lora.identity(task.unet),
     }
 
 
@@ -56,7 +59,7 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
 
 
 def require_same_identity(directory: Path, task: Task, data: ImageDataset) -> None:
-    """Refuse to resume where class names, their order, colors or the scheduler changed.
+    """Refuse to resume where class names, their order, colors, the scheduler or an adapter's network changed.
 
     Raises:
         UserError: names the checkpoint and both values.
@@ -79,6 +82,11 @@ def require_same_identity(directory: Path, task: Task, data: ImageDataset) -> No
     if before != after:
         difference = scheduler_difference(before, after)
         raise UserError(f"{directory / STATE}: {difference}, as the run was trained. {remedy}")
+    before, after = saved.get("lora"), now["lora"]
+    if before != after:
+        reason = f"was trained with the adapter {as_yaml(before)} (got {as_yaml(after)})"
+        hint = "base is a hash of the weights that are adapted. " if before and after else ""
+        raise FileError.of(directory / STATE, reason, hint + remedy)
 
 
 def scheduler_difference(source: Any, target: Any) -> str | None:

@@ -20,6 +20,7 @@ from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
 from unetdiff.files.writing import OLD, delete_whole, replace_directory, sync, write_file
 from unetdiff.models.loading import WEIGHTS
+from unetdiff.training import lora
 from unetdiff.training.agreement import require_tensors
 from unetdiff.training.logger import METRICS
 from unetdiff.training.optimizer_state import load_optimizer, optimizer_tensors
@@ -133,24 +134,35 @@ def load_weights(path: Path, task: Task) -> None:
     state = read_tensors(path, REMEDY)
     for component, module in task.trainable_modules().items():
         prefix = f"{component}."
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        module.load_state_dict(own, strict=not lora.has_adapter(module))
 
 
 def export(run: Path, name: str, task: Task) -> Path:
-    """Write a model directory (`best`, `latest`) that the pipelines can load."""
-    return replace_directory(run / name, task.save)
+    """Write a model directory (`best`, `latest`) that the pipelines can load, with the adapter of a LoRA run merged
+    into its network, and next to it for diffusers."""
+
+    def write(directory: Path) -> None:
+        with lora.merged(task):
+            task.save(directory)
+        if lora.has_adapter(task.unet):
+            lora.save_adapter(task.unet, directory)
+
+    return replace_directory(run / name, write)
 
 
 def is_exported(run: Path, name: str, task: Task) -> bool:
     """Whether a model directory of the run has these weights."""
     path = run / name / "unet" / WEIGHTS
     try:
-        if set(read_header(path)) != set(task.unet.state_dict()):
+        with lora.merged(task):
+            weights = task.unet.state_dict()
+        if set(read_header(path)) != set(weights):
             return False
         state = read_tensors(path)
     except FileError:
         return False
-    return all(torch.equal(state[k], v.cpu()) for k, v in task.unet.state_dict().items())
+    return all(torch.equal(state[k], v.cpu()) for k, v in weights.items())
 
 
 def model_directory(path: str | Path) -> Path:
@@ -173,9 +185,9 @@ def model_directory(path: str | Path) -> Path:
 
 
 def _tensors(task: Task) -> dict[str, Tensor]:
-    """Every tensor of a task, by "component.name"."""
+    """Every tensor of a task that is trained, or a buffer, by "component.name"."""
     return {
         f"{component}.{name}": tensor
         for component, module in task.trainable_modules().items()
-        for name, tensor in module.state_dict().items()
+        for name, tensor in lora.trained_state(module).items()
     }

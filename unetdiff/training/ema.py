@@ -8,6 +8,7 @@ import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from unetdiff.config.training import EMAConfig
+from unetdiff.training import lora
 from unetdiff.training.tasks.base import Task
 
 WARMUP_RATIO = 0.05
@@ -25,17 +26,24 @@ def ema_decay(images: int, batch_size: int, half_life_images: float) -> float:
 
 
 class EMA:
-    """An averaged copy of the task, in eval mode, used for validation, previews and export."""
+    """An averaged copy of the task, in eval mode, used for validation, previews and export.
+
+    The weights that an adapter (`training.lora`) leaves as they are belong to both.
+    """
 
     def __init__(self, task: Task, config: EMAConfig) -> None:
         self.config = config
-        self.task = copy.deepcopy(task).eval().requires_grad_(False)
+        frozen = lora.frozen_parameters(task)
+        shared = {id(p): p for p in task.parameters() if id(p) in frozen}
+        self.task = copy.deepcopy(task, shared).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, task: Task, images: int, batch_size: int) -> None:
         """Average in the task's weights after a step; `images`: images seen so far, this step included."""
         decay = ema_decay(images, batch_size, self.config.half_life_images)
         update_average = get_ema_multi_avg_fn(decay)
-        update_average(list(self.task.parameters()), list(task.parameters()), None)
+        pairs = zip(self.task.parameters(), task.parameters(), strict=True)
+        averages, weights = zip(*((one, other) for one, other in pairs if one is not other), strict=True)
+        update_average(list(averages), list(weights), None)
         for average, buffer in zip(self.task.buffers(), task.buffers(), strict=True):
             average.copy_(buffer)

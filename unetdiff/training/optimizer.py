@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from unetdiff.config.training import OptimizerConfig, ScheduleConfig
+from unetdiff.training import lora
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
 
@@ -19,7 +20,7 @@ MIN_CLAMPED_EPOCHS = 20  # in shorter runs, the reference's minimum of one epoch
 def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW; each group has its "peak_lr" and the "names" of its parameters.
 
-    Norms, biases and other vectors have no weight decay.
+    Norms, biases and other vectors have no weight decay. The weights that an adapter leaves as they are have no group.
     """
     encoder = {id(p) for p in task.unet.encoder_parameters()}
     pretrained = task.unet.config["encoder"]["weights"] is not None
@@ -27,7 +28,10 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
     if encoder_lr is None:
         encoder_lr = config.lr * (PRETRAINED_LR_RATIO if pretrained else 1.0)
     groups: dict[tuple[bool, bool], dict] = {}
+    frozen = lora.frozen_parameters(task)
     for name, parameter in task.named_parameters():
+        if id(parameter) in frozen:
+            continue
         key = (id(parameter) in encoder, parameter.ndim > 1)
         group = groups.setdefault(
             key,

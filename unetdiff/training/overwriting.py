@@ -23,8 +23,8 @@ SYSTEM = frozenset({".ds_store", *JUNK})
 FILES = (CONFIG, METRICS, SUMMARY, NONFINITE)
 OURS = {
     **{name: None for name in FILES},
-    "best": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json",
-    "latest": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json",
+    "best": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json|pytorch_lora_weights\.safetensors",
+    "latest": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json|pytorch_lora_weights\.safetensors",
     checkpoints.FOLDER: r"step-\d+",
     IMAGES: r"step-\d+-[\w-]+\.png",
     TENSORBOARD: r"events\.out\.tfevents\..*",

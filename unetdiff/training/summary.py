@@ -28,14 +28,20 @@ def headline(
 ) -> str:
     """One line: task, data, network, length and machine; `images`: the sizes of the training and validation splits."""
     counts = task.unet.parameter_counts()
+    rank = config.training.lora.rank
+    trained = "" if rank is None else f" ({_trained(task) / 1e6:.2f} M trained: LoRA of rank {rank})"
     facts = runtime.facts(accelerator)
     resumed = f", resumed at step {progress.step}" if progress.step else ""
     return (
         f"{config.task} on {config.data.name}: {images[0]} training and {images[1]} validation "
-        f"images, {sum(counts.values()) / 1e6:.2f} M parameters, {steps} steps of "
+        f"images, {sum(counts.values()) / 1e6:.2f} M parameters{trained}, {steps} steps of "
         f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
         f"{facts['device']}, {facts['threads']} threads{resumed}"
     )
+
+
+def _trained(task: Task) -> int:
+    return sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
 
 
 def write_summary(

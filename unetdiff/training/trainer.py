@@ -17,7 +17,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
 from unetdiff.kernels.accelerate import accelerate_training_
-from unetdiff.training import agreement, checkpoints, rundir, runtime
+from unetdiff.training import agreement, checkpoints, lora, rundir, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
 from unetdiff.training.checkpoints import resume_hint
 from unetdiff.training.class_weights import class_weights_source, describe, resolve_class_weights
@@ -108,6 +108,8 @@ class Trainer:
         self.task: Task = build_task(self.config, self.data.train, self.data.val).to(self.accelerator.device)
         self.init_report = self._initialize()
         require_batch_norm_images(self.task.unet, settings, self.accelerator.num_processes, self.data.train)
+        if settings.lora.rank is not None:
+            lora.inject(self.task.unet, settings.lora, settings.seed)
         self.layers = StepLayers(self.task, self.accelerator.num_processes, settings.batch_norm_images)
         accelerate_training_(self.task.unet)
         self.task.set_memory_format(
@@ -142,9 +144,12 @@ class Trainer:
         checkpoint = checkpoints.newest(self.directory) if settings.resume else None
         if checkpoint is not None:
             agreement.require_length(checkpoint, self.steps)
-            return None
+            if settings.lora.rank is None:
+                return None
         if settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
+        if checkpoint is not None:  # it has the adapter alone
+            return None
         calibrate(self.task, self.data.train, CALIBRATION_IMAGES, settings.eval_batch_size)
         return report
 

@@ -23,8 +23,11 @@ def check_files(config: RunConfig) -> None:
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
     vae = config.latent.vae
     if vae is not None and not Path(vae).is_dir():
-        raise config_error("latent.vae", vae, "an existing folder with a diffusers AutoencoderKL, or null")
+        raise config_error(
+            "latent.vae", vae, "an existing folder with a diffusers AutoencoderKL or AutoencoderTiny, or null"
+        )
     source = config.training.init_from
-    if source is not None and not config.training.resume and not Path(source).is_dir():  # not read by a resumed run
+    is_read = not config.training.resume or config.training.lora.rank is not None  # a LoRA run adapts it again
+    if source is not None and is_read and not Path(source).is_dir():
         constraint = "an existing run directory, model directory or directory of a diffusers U-Net, or null"
         raise config_error("training.init_from", source, constraint)

@@ -10,6 +10,7 @@ from unetdiff.config.validation.data import validate_data
 from unetdiff.config.validation.diffusion import validate_diffusion
 from unetdiff.config.validation.joint import validate_joint
 from unetdiff.config.validation.latent import validate_latent
+from unetdiff.config.validation.lora import validate_lora
 from unetdiff.config.validation.network import validate_heads, validate_network
 from unetdiff.config.validation.segmentation import validate_segmentation
 from unetdiff.config.validation.training import validate_length, validate_training
@@ -34,3 +35,4 @@ def validate(config: RunConfig) -> None:
         validate_joint(config)
     validate_length(config)
     validate_training(config)
+    validate_lora(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +26,7 @@ SEGMENTATION_HEAD = "segmentation_head.safetensors"
 """The segmentation head, next to diffusers' own file."""
 PREFIX = "heads.segmentation."
 CLASSIFIER = f"{PREFIX}conv.weight"  # (classes, C, kernel_size, kernel_size)
+KERNEL_SIZE = "segmentation_kernel_size"
 
 
 def load(
@@ -53,11 +55,10 @@ def load(
     file, head = directory / loading.weights_file(variant), directory / SEGMENTATION_HEAD
     header = loading.read_header(file)
     head_header = loading.read_header(head) if head.is_file() else {}
-    if head_header and len(head_header.get(CLASSIFIER, Entry("", ())).shape) != 4:
-        raise FileError.of(head, f"must contain {CLASSIFIER}, (classes, C, size, size)", "Write it again or delete it.")
-    classifier = head_header[CLASSIFIER].shape if head_header else None
+    segmentation = _head_options(head, head_header) if head_header else None
     model = loading.outline(
-        lambda: _outline(cls, described, config, classifier, f"from_diffusers: '{file}'", dtype or torch.float32), path
+        lambda: _outline(cls, described, config, segmentation, f"from_diffusers: '{file}'", dtype or torch.float32),
+        path,
     )
     renamed = {from_diffusers_name(key): entry for key, entry in header.items()}
     loading.check(
@@ -84,19 +85,39 @@ def _outline(
     cls: type[Model],
     name: str,
     config: Mapping[str, Any],
-    classifier: tuple[int, ...] | None,
+    segmentation: Mapping[str, Any] | None,
     source: str,
     dtype: torch.dtype,
 ) -> Model:
-    """A UNet on the meta device for a diffusers config, with a segmentation head of that classifier's shape."""
+    """A UNet on the meta device for a diffusers config, with a segmentation head of these options."""
     arguments = config_from_diffusers(name, config, source)
-    if classifier is not None:
-        arguments["heads"]["segmentation"] = {"num_classes": classifier[0]}
-        arguments["imported"]["segmentation_kernel_size"] = classifier[-1]
+    if segmentation is not None:
+        arguments["heads"]["segmentation"] = {k: v for k, v in segmentation.items() if k != KERNEL_SIZE}
+        arguments["imported"][KERNEL_SIZE] = segmentation[KERNEL_SIZE]
     with torch.device("meta"):  # no initialization: every tensor is overwritten
         model = loading.build(cls, arguments)
         nn.Module.to(model, dtype=dtype)
     return model
+
+
+def _head_options(path: Path, header: Mapping[str, Entry]) -> dict[str, Any]:
+    """The options of a segmentation head, from the shapes of its tensors.
+
+    Raises:
+        FileError: no classifier.
+    """
+    shape = header.get(CLASSIFIER, Entry("", ())).shape
+    if len(shape) != 4:
+        raise FileError.of(path, f"must contain {CLASSIFIER}, (classes, C, size, size)", "Write it again or delete it.")
+    options: dict[str, Any] = {"num_classes": shape[0], KERNEL_SIZE: shape[-1]}
+    laterals = {
+        name: entry.shape for name, entry in header.items() if re.fullmatch(rf"{PREFIX}laterals\.\d+\.weight", name)
+    }
+    if laterals:
+        widths = {name: header.get(name.replace("laterals", "norms"), Entry("", (0,))).shape[0] for name in laterals}
+        attends = any(laterals[name][1] != width for name, width in widths.items())
+        options |= {"pyramid": shape[1], "attention_maps": attends}
+    return options
 
 
 def _filled(model: Model, state: Mapping[str, Tensor], source: str, device: torch.device) -> Model:

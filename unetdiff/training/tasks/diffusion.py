@@ -132,7 +132,7 @@ class DiffusionTask(Task):
             x0 = self.codec.encode_masks(self._masks(batch)).to(self.unet.dtype)
             return x0.contiguous(memory_format=torch.channels_last) if self.channels_last else x0
         pixels, noise = self.pixels(batch["image"]), None
-        if draws is not None and isinstance(self.codec, LatentCodec):
+        if draws is not None and isinstance(self.codec, LatentCodec) and self.codec.has_posterior:
             shape = self.codec.channels, *self.codec.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
             noise = draws(lambda count, generator: objectives.sample_noise((count, *shape), generator), shape)
         return self.codec.encode(pixels, noise).to(self.unet.dtype)
