@@ -108,6 +108,7 @@ BOUNDS: dict[str, Bound] = {
         at_least(-(10**9)), "[black, white], two ascending numbers", "Give e.g. [0, 4095].", 2, 2
     ),
     "data.size": SIDES,
+    "data.bucket_step": at_least(8, 1024),
     "data.longest_side": at_least(32, 16_384),
     "data.repeat_factor_threshold": FRACTION,
     "data.train_fraction": within(0, 1, open_low=True),

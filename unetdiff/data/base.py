@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unetdiff.data.buckets import Buckets
 from unetdiff.data.sampling import SampleKey
 
 NO_LABEL = -1
@@ -40,6 +41,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     background is in no image's "labels"."""
     image_range: list[float] | None = None
     """`data.image_range`, with which the images were read."""
+    buckets: Buckets | None = None
+    """Resolution buckets of a training split: the size of an image indexed with a `SampleKey`."""
 
     @abstractmethod
     def __len__(self) -> int: ...

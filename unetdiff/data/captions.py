@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
-from unetdiff.data.images import ImageSource, holdout_indices
+from unetdiff.data.images import ImageSource, holdout_indices, training_buckets
 from unetdiff.data.issues import Issue, raise_first_issue
 from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.transforms import Transform
@@ -73,6 +73,7 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
         transform,
         config.size,
         [row.caption for row in split.rows],
+        training_buckets(files, config, role),
     )
 
 

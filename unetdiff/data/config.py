@@ -42,6 +42,9 @@ class AugmentConfig:
     """Strong: scale jitter, [smallest, largest] factor, e.g. [0.5, 2.0]."""
     crop: list[int] | None = None
     """[height, width] of a random crop (masks padded with 255 = ignore); None: the whole image."""
+    random_crop: bool = False
+    """Images without masks: crop to data.size at a random place, after resizing by the shorter side; false: the
+    center."""
     color: float = 0.0
     """Strong: jitter of brightness, contrast and saturation, 0 to 1."""
 
@@ -82,6 +85,10 @@ class DataConfig:
     size: list[int] | None = None
     """[height, width] that images are resized to (masks of a segmentation task keep their size in validation);
     None: not resized."""
+    bucket_step: int | None = None
+    """image_folder and captioned_folder: resolution buckets, whose sides are multiples of this (64 for Stable
+    Diffusion). Each training image is resized and cropped to the size nearest to its aspect ratio among those of the
+    area of `size`, and each optimizer step has images of one size. None: all images have `size`."""
     longest_side: int | None = None
     """voc and voc_folder: longest side that images are resized to before augmentation, aspect ratio kept (masks keep
     their size in validation). Alternative to `size`."""

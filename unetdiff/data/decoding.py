@@ -77,6 +77,19 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return size[::-1] if orientation(image) in ON_ITS_SIDE else size
 
 
+def read_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
+    """(height, width) of image files, upright, from their headers.
+
+    Raises:
+        FileError: a file that is missing or not an image.
+    """
+    sizes = []
+    for file in files:
+        with open_image(file) as image:
+            sizes.append(upright_size(image))
+    return sizes
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image has a gray channel of more than 8 bits (16 or 32 bits, or float)."""
     return image.mode[0] in "IF"

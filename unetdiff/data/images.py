@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ from torch.utils.data import get_worker_info
 from torchvision import datasets as tv
 
 from unetdiff.data.base import ImageDataset, empty_palette
+from unetdiff.data.buckets import Buckets
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import decode, read_sizes
 from unetdiff.data.download import Archive, fetch
 from unetdiff.data.idx import read_idx
 from unetdiff.data.name_lists import distinct_names
 from unetdiff.data.roots import dataset_root, split_folders
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.transforms import Transform, checked_size, cover
+from unetdiff.data.transforms import Transform, checked_size, cover, resize_to_cover
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import entries, files_in
 from unetdiff.files.images import SUFFIXES
@@ -71,7 +72,7 @@ class ImageArray(ImageDataset):
 
 
 class ImageSource(ImageDataset):
-    """Images decoded on first access and cached, at `size`, up to `MAX_CACHE_BYTES`.
+    """Images decoded on first access and cached, at their size, up to `MAX_CACHE_BYTES`.
 
     Args:
         open_image: the RGB image of an index, uint8 (3, H, W).
@@ -79,6 +80,7 @@ class ImageSource(ImageDataset):
         labels: names of the classes.
         titles: name of each image.
         captions: caption of each image; None: no captions. At least one of targets and captions is given.
+        buckets: sizes of the images in training, instead of `size`.
     """
 
     def __init__(
@@ -90,7 +92,9 @@ class ImageSource(ImageDataset):
         transform: Transform,
         size: list[int] | None,
         captions: list[str] | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
+        self.buckets = buckets
         self.classes, self.palette, self.labels = [], empty_palette(), labels
         self.open_image = open_image
         self.targets = targets
@@ -99,7 +103,7 @@ class ImageSource(ImageDataset):
         self.titles = titles
         self.transform = transform
         self.size = checked_size("data.size", size)
-        self._cache: dict[int, Tensor] = {}
+        self._cache: dict[tuple[int, bool], Tensor] = {}  # by index, and whether as in training
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -116,8 +120,9 @@ class ImageSource(ImageDataset):
         return self.captions[self.sample_index(index)]
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = self.sample_index(key)
-        image, _ = self.transform(self._image(index), None, key)
+        index, training = self.sample_index(key), isinstance(key, SampleKey)
+        size = self.buckets.size_of(index) if training and self.buckets is not None else self.size
+        image, _ = self.transform(self._image(index, size, training), None, key, size)
         item: dict[str, Any] = {"image": image, "name": self.sample_name(index)}
         if self.targets is not None:
             item["label"] = self.targets[index]
@@ -126,15 +131,17 @@ class ImageSource(ImageDataset):
             item["caption"] = self.captions[index]
         return item
 
-    def _image(self, index: int) -> Tensor:
-        if index in self._cache:
-            return self._cache[index]
+    def _image(self, index: int, size: tuple[int, int] | None, training: bool) -> Tensor:
+        whole = training and self.transform.train.random_crop  # cropped by the transform
+        cached = (index, training and (whole or self.buckets is not None))
+        if cached in self._cache:
+            return self._cache[cached]
         image = self.open_image(index)
-        if self.size is not None:
-            image = cover(image, self.size)
+        if size is not None:
+            image = resize_to_cover(image, size) if whole else cover(image, size)
         worker = get_worker_info()
         if self._bytes + image.numel() <= MAX_CACHE_BYTES // (worker.num_workers if worker else 1):
-            self._cache[index] = image
+            self._cache[cached] = image
             self._bytes += image.numel()
         return image
 
@@ -173,7 +180,15 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
         lambda i: str(files[chosen[i]][0]),
         transform,
         config.size,
+        buckets=training_buckets([files[i][0] for i in chosen], config, role),
     )
+
+
+def training_buckets(files: Sequence[Path], config: DataConfig, role: str) -> Buckets | None:
+    """The resolution buckets of a training split; None: all images have `data.size`."""
+    if role != "train" or config.bucket_step is None or config.size is None:
+        return None
+    return Buckets.of(read_sizes(files), config.size, config.bucket_step)
 
 
 def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]], list[str], list[int]]:

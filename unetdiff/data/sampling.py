@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from unetdiff.data.buckets import BucketOrder, Buckets
 from unetdiff.data.hashing import generator_of, hash_words
 from unetdiff.data.repeat_factors import balanced_epoch
 from unetdiff.errors import UserError, config_error
@@ -42,6 +43,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         strong_until: first step without strong augmentation; None: strong until the end.
         factors: (length,), relative sampling frequency of each image (`unetdiff.data.repeat_factors`); None: uniform.
             An epoch still has `length` samples.
+        buckets: resolution buckets: each step takes images of one of them, by its own stream (`BucketOrder`).
 
     Raises:
         UserError: the dataset is empty, or batch_size is not divisible by world_size * accumulation_steps.
@@ -60,6 +62,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         accumulation_steps: int = 1,
         strong_until: int | None = None,
         factors: NDArray[np.float64] | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         if length < 1:
             raise UserError("The training split is empty. Give a split with at least one image.")
@@ -83,6 +86,7 @@ class StepSampler(Sampler[list[SampleKey]]):
         self.accumulation_steps = accumulation_steps
         self.strong_until = strong_until
         self.factors = factors
+        self.buckets = buckets
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start) * self.accumulation_steps
@@ -90,22 +94,41 @@ class StepSampler(Sampler[list[SampleKey]]):
     def __iter__(self) -> Iterator[list[SampleKey]]:
         per_rank = self.batch_size // self.world_size
         micro_batch = per_rank // self.accumulation_steps
+        steps = self._steps() if self.buckets is None else self._bucket_steps(self.buckets)
+        for step, samples in zip(range(self.start, self.stop), steps, strict=False):
+            strong = self.strong_until is None or step < self.strong_until
+            # 63 bits: workers pass it as a signed 64-bit integer.
+            keys = [SampleKey(index, hash_words(self.seed, *words) >> 1, strong) for index, words in samples]
+            for i in range(0, per_rank, micro_batch):
+                yield keys[i : i + micro_batch]
+
+    def _places(self) -> range:
+        """The places of this rank's samples in a step's batch."""
+        per_rank = self.batch_size // self.world_size
+        return range(self.rank * per_rank, (self.rank + 1) * per_rank)
+
+    def _steps(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        """This rank's samples of each step: index, and the words of its seed."""
         epoch, order = -1, torch.empty(0, dtype=torch.int64)
         for step in range(self.start, self.stop):
-            strong = self.strong_until is None or step < self.strong_until
-            first = step * self.batch_size + self.rank * per_rank
-            keys = []
-            for position in range(first, first + per_rank):
+            samples: list[tuple[int, tuple[int, ...]]] = []
+            for place in self._places():
+                position = step * self.batch_size + place
                 if position // self.length != epoch:
                     epoch = position // self.length
                     order = self._permutation(epoch)
                 index = int(order[position % self.length])
                 # Repetitions of an image within an epoch are augmented differently.
                 words = (epoch, index) if self.factors is None else (epoch, index, position % self.length)
-                # 63 bits: workers pass it as a signed 64-bit integer.
-                keys.append(SampleKey(index, hash_words(self.seed, *words) >> 1, strong))
-            for i in range(0, per_rank, micro_batch):
-                yield keys[i : i + micro_batch]
+                samples.append((index, words))
+            yield samples
+
+    def _bucket_steps(self, buckets: Buckets) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        """`_steps` with the images of one bucket each."""
+        order = BucketOrder(buckets, self.seed)
+        for bucket, before in order.steps(self.start):
+            drawn = [order.image(bucket, before * self.batch_size + place) for place in self._places()]
+            yield [(index, (epoch, index)) for index, epoch in drawn]
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         generator = generator_of(self.seed, epoch)

@@ -37,6 +37,7 @@ class Subset(ImageDataset):
         self.dataset, self.indices = dataset, list(indices)
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
         self.image_range = dataset.image_range
+        self.buckets = None if dataset.buckets is None else dataset.buckets.part(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -63,7 +63,12 @@ def fit_longest_side(size: tuple[int, ...], longest_side: int) -> tuple[int, int
 
 def cover(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 image (..., C, H, W) resized, aspect ratio kept, to just cover `size`, then center-cropped to it."""
-    return F.center_crop_image(resize_image(image, _cover_size(image.shape[-2:], size)), list(size))
+    return F.center_crop_image(resize_to_cover(image, size), list(size))
+
+
+def resize_to_cover(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 image (..., C, H, W) resized, aspect ratio kept, to just cover `size`."""
+    return resize_image(image, _cover_size(image.shape[-2:], size))
 
 
 def _cover_size(image_size: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int]:
@@ -115,7 +120,8 @@ class TrainTransform:
 
     A pure function of the key's seed that leaves all global generators unchanged. `strong=False` disables scale and
     color jitter; crop and flip stay. Crops larger than the image are padded with its mean color, masks with 255
-    (ignore). With scale jitter and no `crop`, the crop is `size`. `layout` as in `EvalTransform`.
+    (ignore). With scale jitter and no `crop`, the crop is `size`. With `random_crop`, the crop of an image without mask
+    to `size` is at a random place. `layout` as in `EvalTransform`.
 
     Raises:
         UserError: a size, crop, scale or color out of range, or scale jitter with neither crop nor size.
@@ -126,7 +132,7 @@ class TrainTransform:
     ) -> None:
         self.size, self.longest_side, self.layout = checked_size("data.size", size), longest_side, layout
         self.crop = checked_size("data.augment.crop", augment.crop)
-        self.flip = augment.flip
+        self.flip, self.random_crop = augment.flip, augment.random_crop
         self.scale: tuple[float, float] | None = None
         if augment.scale is not None:
             if len(augment.scale) != 2 or not 0 < augment.scale[0] <= augment.scale[1]:
@@ -149,23 +155,32 @@ class TrainTransform:
             if augment.color > 0
             else None
         )
-        self.random = self.flip or self.crop is not None or self.jitter is not None
+        self.random = self.flip or self.crop is not None or self.jitter is not None or self.random_crop
 
-    def __call__(self, image: Tensor, mask: Tensor | None, seed: int, strong: bool) -> tuple[Tensor, Tensor | None]:
-        """image uint8 (3, H, W), mask uint8 (H, W) or None -> both of one size."""
-        if mask is None and self.size is not None:
-            image = cover(image, self.size)
+    def __call__(
+        self, image: Tensor, mask: Tensor | None, seed: int, strong: bool, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """image uint8 (3, H, W), mask uint8 (H, W) or None -> both of one size.
+
+        size: of an image without mask, instead of `size`: that of its bucket.
+        """
+        size = size or self.size
+        if mask is None and size is not None:
+            image = resize_to_cover(image, size) if self.random_crop else cover(image, size)
         elif mask is not None and self.layout:
             image, mask = resize_layout(image, mask, self.size, self.longest_side)
         if not self.random:
-            return self._resize(image, mask, 1.0)
+            return (image, mask) if mask is None and size is not None else self._resize(image, mask, 1.0)
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the accelerators' generators as well.
             torch.default_generator.manual_seed(seed)
             factor = 1.0
             if self.scale is not None and strong:
                 factor = float(torch.empty(()).uniform_(*self.scale))
-            image, mask = self._resize(image, mask, factor)
+            if mask is None and self.random_crop and size is not None:
+                image, _ = _random_crop(image, None, size)
+            elif mask is not None or size is None or factor != 1.0:
+                image, mask = self._resize(image, mask, factor)
             if self.crop is not None:
                 image, mask = _random_crop(image, mask, self.crop)
             if self.flip and bool(torch.rand(()) < 0.5):
@@ -195,10 +210,15 @@ class Transform:
         self.train = TrainTransform(size, augment or AugmentConfig(), longest_side, layout)
         self.eval = EvalTransform(size, longest_side, layout)
 
-    def __call__(self, image: Tensor, mask: Tensor | None, key: int | SampleKey) -> tuple[Tensor, Tensor | None]:
-        """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that the sample was indexed with."""
+    def __call__(
+        self, image: Tensor, mask: Tensor | None, key: int | SampleKey, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that the sample was indexed with.
+
+        size: of an image without mask in training, instead of the configured one.
+        """
         if isinstance(key, SampleKey):
-            return self.train(image, mask, key.seed, key.strong)
+            return self.train(image, mask, key.seed, key.strong, size)
         return self.eval(image, mask)
 
 

@@ -35,7 +35,7 @@ def calibrate(task: Task, data: ImageDataset, images: int, batch_size: int, seed
         norm.training, norm.momentum = True, None  # None: a plain average over the batches
         norm.reset_running_stats()
     steps = max(1, images // batch_size)
-    for step, keys in enumerate(StepSampler(len(data), batch_size, seed, stop=steps)):
+    for step, keys in enumerate(StepSampler(len(data), batch_size, seed, stop=steps, buckets=data.buckets)):
         batch = collate([data[key] for key in keys])  # type: ignore[index]
         task(batch, whole_batch(step, len(keys), task.unet.device))
     for norm, momentum in zip(fresh, momenta, strict=True):

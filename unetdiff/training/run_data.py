@@ -81,6 +81,7 @@ class RunData:
             accumulation_steps=settings.gradient_accumulation_steps,
             strong_until=strong_until,
             factors=self.repeat_factors,
+            buckets=self.train.buckets,
         )
         loader: DataLoader[Batch] = DataLoader(
             self.train,  # type: ignore[arg-type]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.data.bucket_sizes import bucket_sizes
 from unetdiff.data.capabilities import (
     DOWNLOADABLE,
     NATIVE_SIZE,
     VARYING_SIZES,
     VOC_LAYOUT,
+    WITH_BUCKETS,
     WITH_CAPTIONS,
     WITH_MASKS,
 )
 from unetdiff.data.config import DataConfig, validate_image_range
 from unetdiff.data.prompt import held_out_pairs
-from unetdiff.errors import config_error
+from unetdiff.errors import as_yaml, config_error
 
 
 def validate_data(config: RunConfig) -> None:
@@ -48,7 +50,30 @@ def validate_data(config: RunConfig) -> None:
     scale = data.augment.scale
     if scale is not None and scale[0] > scale[1]:
         raise config_error("data.augment.scale", scale, "[smallest, largest]", f"Give [{scale[1]}, {scale[0]}].")
+    _validate_crop(config)
     held_out_pairs(data.scenes)
+
+
+def _validate_crop(config: RunConfig) -> None:
+    """What gives a training image its aspect ratio: the center or a random part of `data.size`, or its bucket."""
+    data, augment = config.data, config.data.augment
+    step, masks = data.bucket_step, config.task != "diffusion" or config.diffusion.condition == "layout"
+    if step is None and not augment.random_crop:
+        return
+    key, value, off = ("data.bucket_step", step, "null") if step else ("data.augment.random_crop", True, "false")
+    if masks or config.diffusion.target == "mask":
+        raise config_error(key, value, f"{off} for images with masks", "Use data.augment.scale and crop.")
+    for name in ("crop", "scale"):
+        if getattr(augment, name) is not None:
+            constraint = f"null with {key}={as_yaml(value)}, which crops to data.size"
+            raise config_error(f"data.augment.{name}", getattr(augment, name), constraint)
+    if step is not None and data.name not in WITH_BUCKETS:
+        remedy = f"Only {' and '.join(WITH_BUCKETS)} support it."
+        raise config_error(key, step, f"null with data.name={data.name}", remedy)
+    if step is not None and data.size is not None:
+        bucket_sizes(data.size, step)
+    if step is None and data.name not in VARYING_SIZES:
+        raise config_error(key, True, f"false with data.name={data.name}, whose images are of one size")
 
 
 def _validate_size(config: RunConfig) -> None:
