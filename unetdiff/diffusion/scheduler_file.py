@@ -138,5 +138,5 @@ def _fits(value: Any, default: Any) -> bool:
     if isinstance(default, int):
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(default, float):
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and (math.isfinite(value) or value == default)  # -inf is one
     return isinstance(value, type(default))
