@@ -73,7 +73,7 @@ def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, va
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
         scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler)
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, config.diffusion.noise)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion

@@ -16,6 +16,8 @@ from torch import Tensor
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
+from unetdiff.diffusion.config import NoiseConfig
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
@@ -51,6 +53,7 @@ class SegmentationTask(Task):
         val: the validation split, for previews, class names and palette.
         size: (height, width) that images are resized to for the network, or their longest side, or None.
         scheduler: forward process for the fraction `config.noise` of the images; None: all images are clean.
+        noise: the config of that process, for its training timesteps.
     """
 
     best_metric = ("segmentation/mean_iou", "max")
@@ -62,9 +65,10 @@ class SegmentationTask(Task):
         val: ImageDataset,
         size: list[int] | int | None = None,
         scheduler: objectives.Scheduler | None = None,
+        noise: NoiseConfig | None = None,
     ) -> None:
         super().__init__()
-        self.unet, self.config, self.scheduler = unet, config, scheduler
+        self.unet, self.config, self.scheduler, self.noise = unet, config, scheduler, noise
         self.data = ValidationData(val, size)
         self.loss = accelerate_loss(
             combined(
@@ -91,11 +95,11 @@ class SegmentationTask(Task):
         """
         if self.scheduler is None or not self.config.noise:
             return pixels, None
-        num_timesteps = len(self.scheduler.alphas_cumprod)
-        timesteps = draws(lambda count, generator: objectives.sample_timesteps(count, num_timesteps, generator))
+        process = process_of(self.scheduler, self.noise)
+        timesteps = draws(process.sample_timesteps)
         noise = self.image_noise(draws, pixels)
         is_noisy = draws(objectives.uniform) < self.config.noise  # (B,)
-        sample = objectives.add_noise(self.scheduler, pixels, noise, timesteps)
+        sample = process.add_noise(pixels, noise, timesteps)
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, pixels)
         has_time_embedding = self.unet.config["conditioning"]["timestep"]
         return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
