@@ -105,7 +105,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
 
     def register_to_config(self, **config: Any) -> None:
         super().register_to_config(**config)
-        self._internal_dict = StockConfig(self.config)
+        self._internal_dict: StockConfig = StockConfig(vars(self)["_internal_dict"])
 
     def __getattr__(self, name: str) -> Any:
         # diffusers would return the config's section `encoder` for `self.encoder` instead of the module
