@@ -92,12 +92,15 @@ def _assemble(
         assert not isinstance(codec, MaskCodec)
         noisy = config.segmentation.noise or config.segmentation.noised
         scheduler = build_scheduler(config.diffusion) if noisy else None
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler, codec, context)
+        noise = config.diffusion.noise
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion
     assert not isinstance(codec, MaskCodec)  # refused by the validation
-    segmentation = SegmentationTask(unet, config.segmentation, val, size, diffusion.scheduler, codec, context)
+    segmentation = SegmentationTask(
+        unet, config.segmentation, val, size, diffusion.scheduler, codec=codec, context=context
+    )
     return JointTask(segmentation, diffusion, config.joint)
 
 

@@ -17,6 +17,8 @@ from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import LatentCodec, PixelCodec
+from unetdiff.diffusion.config import NoiseConfig
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
@@ -54,6 +56,7 @@ class SegmentationTask(Task):
         val: the validation split, for previews, class names and palette.
         size: (height, width) that images are resized to for the network, or their longest side, or None.
         scheduler: forward process for `config.noise` and `config.noised`; None: all images are clean.
+        noise: the config of that process, for its training timesteps.
         codec: of the network's input; None: pixels.
         context: tokens for its cross-attention, or None.
     """
@@ -67,6 +70,7 @@ class SegmentationTask(Task):
         val: ImageDataset,
         size: list[int] | int | None = None,
         scheduler: objectives.Scheduler | None = None,
+        noise: NoiseConfig | None = None,
         codec: PixelCodec | LatentCodec | None = None,
         context: SegmentationContext | None = None,
     ) -> None:
@@ -74,10 +78,10 @@ class SegmentationTask(Task):
         self.codec, self.context = codec or PixelCodec(), context
         level = None
         if scheduler is not None and config.noised:
-            alpha, sigma = objectives.alpha_sigma(scheduler, torch.tensor([config.timestep]))
+            alpha, sigma = process_of(scheduler, noise).alpha_sigma(torch.tensor([config.timestep]))
             level = float(alpha), float(sigma)
         self.view = NetworkInput(config.timestep, level)
-        self.unet, self.config, self.scheduler = unet, config, scheduler
+        self.unet, self.config, self.scheduler, self.noise = unet, config, scheduler, noise
         self.data = ValidationData(val, size)
         self.loss = accelerate_loss(
             combined(
@@ -122,15 +126,16 @@ class SegmentationTask(Task):
             timesteps = torch.full((len(x0),), self.config.timestep, device=x0.device)
             if self.config.noised:
                 assert self.scheduler is not None
-                x0 = objectives.add_noise(self.scheduler, x0, self.image_noise(draws, x0), timesteps)
+                noise = self.image_noise(draws, x0)
+                x0 = process_of(self.scheduler, self.noise).add_noise(x0, noise, timesteps)
             return x0, timesteps
         if self.scheduler is None or not self.config.noise:
             return x0, None
-        num_timesteps = len(self.scheduler.alphas_cumprod)
-        timesteps = draws(lambda count, generator: objectives.sample_timesteps(count, num_timesteps, generator))
+        process = process_of(self.scheduler, self.noise)
+        timesteps = draws(process.sample_timesteps)
         noise = self.image_noise(draws, x0)
         is_noisy = draws(objectives.uniform) < self.config.noise  # (B,)
-        sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
+        sample = process.add_noise(x0, noise, timesteps)
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, x0)
         has_time_embedding = self.unet.config["conditioning"]["timestep"]
         return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
