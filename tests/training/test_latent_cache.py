@@ -26,6 +26,7 @@ from unetdiff.training import checkpoints
 from unetdiff.training.draws import whole_batch
 from unetdiff.training.latents import LatentCaches
 from unetdiff.training.run_data import RunData
+from unetdiff.training.step import optimizer_step
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.trainer import Trainer, train
@@ -174,6 +175,28 @@ def test_trained_resumed_and_validated(
     assert newest is not None
     for name, value in load_file(newest / checkpoints.MODEL).items():
         torch.testing.assert_close(weights[name], value, atol=5e-3, rtol=5e-2, msg=name)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "joint"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_segmentation_head_sees_the_same_latents(tiny: Tiny, vae: Path, task: str, parts: int) -> None:
+    """A step with cached latents has the loss of one that encodes; in micro-batches too."""
+    losses = {}
+    for mode in ("none", "memory"):
+        config = tiny(
+            task, directory=mode, latent__vae=str(vae), latent__cache=mode, training__mixed_precision="no",
+            training__gradient_accumulation_steps=parts, training__steps=1, data__augment__flip=True,
+            training__log_every=1, diffusion__condition="none",
+        )  # fmt: skip
+        trainer = Trainer(config, None)
+        batches = trainer.data.batches(config.training, 0, 1, 1, trainer.accelerator)
+        step = trainer.model, trainer.prepared_optimizer, batches, 0, config.training, trainer.accelerator
+        losses[mode] = optimizer_step(*step, trainer.layers)[0]
+        assert isinstance(trainer.data.loaded_train, CachedLatents) == (mode == "memory")
+        assert trainer.data.loaded_val is trainer.data.val
+        trainer.close()
+    for name, value in losses["none"].items():
+        torch.testing.assert_close(losses["memory"][name], value, atol=2e-3, rtol=2e-3, msg=name)
 
 
 def test_auto(tiny: Tiny, photographs: Path, vae: Path) -> None:

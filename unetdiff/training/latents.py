@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from math import prod
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -62,10 +61,12 @@ class LatentCaches:
         views = num_views(train) or 1
         folder = self._folder(train, views) if mode == "disk" else None
         self.train = self._cached(train, views, folder)
-        self.val = self._cached(val, 1, self._folder(val, 1) if mode == "disk" else None)
+        if config.task == "diffusion":  # a segmentation head is evaluated on images of any size
+            self.val = self._cached(val, 1, self._folder(val, 1) if mode == "disk" else None)
         mirrored = " and their mirror images" if views == 2 else ""
         where = "in memory" if folder is None else f"in {folder.parent}"
-        self.note = f"latents of {len(train):,} training images{mirrored} and {len(val):,} validation images {where}"
+        validation = f" and {len(val):,} validation images" if self.val is not val else ""
+        self.note = f"latents of {len(train):,} training images{mirrored}{validation} {where}"
 
     def _cached(self, dataset: ImageDataset, views: int, folder: Path | None) -> CachedLatents:
         accelerator = self.accelerator
@@ -113,7 +114,10 @@ def resolve_mode(config: RunConfig, codec: LatentCodec, train: ImageDataset, ste
     if config.latent.cache != "auto" or views is None or config.diffusion.condition == "image":
         return "none" if config.latent.cache == "auto" else config.latent.cache
     uses = steps * config.training.batch_size / (views * len(train))
-    cells = prod(codec.grid(tuple(train[0]["image"].shape[-2:]), "data.size"))
+    size = train[0]["image"].shape[-2:]
+    if any(length % codec.factor for length in size):
+        return "none"  # refused by a denoiser, padded by a segmentation head
+    cells = size.numel() // codec.factor**2
     moments = 2 * codec.channels if codec.has_posterior else codec.channels
     fits = 2 * views * moments * cells * len(train) <= MAX_BYTES
     return "memory" if uses >= MIN_USES and fits else "none"

@@ -148,6 +148,11 @@ class Task(nn.Module, ABC):
         return noise.contiguous(memory_format=torch.channels_last) if self.channels_last else noise
 
 
+def network_input(batch: Batch) -> Tensor | list[Tensor]:
+    """The images of a batch, or their cached latents; a list where they differ in size."""
+    return batch["latents"] if "latents" in batch else batch["image"]
+
+
 def require_one_size(images: Tensor | list[Tensor]) -> None:
     """Raises UserError where the images of a batch are of several sizes."""
     if isinstance(images, list):

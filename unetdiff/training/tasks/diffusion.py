@@ -27,6 +27,8 @@ from unetdiff.diffusion.images import color_error, grid, table
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.noise import generators_for, image_indices
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
+from unetdiff.diffusion.processes.base import QUARTILES, Process
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.draws import RowDraws
@@ -53,6 +55,8 @@ class NoisyBatch:
     """The noise, x0 or v, (B, K, H, W)."""
     loss_mask: Tensor | None = None
     """Pixels included in the loss, bool (B, 1, H, W); None: all."""
+    x0: Tensor | None = None
+    """The clean images, latents or masks, (B, K, H, W)."""
 
 
 class DiffusionTask(Task):
@@ -102,9 +106,9 @@ class DiffusionTask(Task):
         return height, width
 
     @property
-    def timesteps(self) -> int:
-        """Number of timesteps of the forward process."""
-        return self.config.noise.num_train_timesteps
+    def forward_process(self) -> Process:
+        """The forward process, with the distribution of the training timesteps."""
+        return process_of(self.scheduler, self.config.noise)
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
         noisy = self.add_noise(batch, draws)
@@ -113,7 +117,7 @@ class DiffusionTask(Task):
     def add_noise(self, batch: Batch, draws: RowDraws) -> NoisyBatch:
         """A training batch at random timesteps, with condition dropout."""
         x0 = self.encode(batch, draws)
-        timesteps = draws(lambda count, generator: objectives.sample_timesteps(count, self.timesteps, generator))
+        timesteps = draws(self.forward_process.sample_timesteps)
         noise = self.image_noise(draws, x0, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
@@ -161,12 +165,12 @@ class DiffusionTask(Task):
     def sums(self, output: Tensor, noisy: NoisyBatch) -> Sums:
         """The network's output (B, C, H, W) as sum of the images' losses, their number, and sums by quartile."""
         per_sample = self.per_sample(output, noisy)
-        quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.timesteps)
+        quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.forward_process)
         return {"loss": per_sample.sum(), "images": per_sample.new_full((), len(per_sample)), "quartiles": quartiles}
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The mean loss of the images, in total and by quartile of the timestep."""
-        parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.timesteps)
+        parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.forward_process)
         return {"loss": sums["loss"] / sums["images"], **parts}
 
     def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
@@ -189,7 +193,7 @@ class DiffusionTask(Task):
         sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
         conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
-        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask)
+        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask, x0)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss on the validation images, in total and by quartile of the timestep.
@@ -201,23 +205,24 @@ class DiffusionTask(Task):
             with accelerator.autocast():
                 x0 = self.encode(batch)
             draws = [self._eval_noise(name, x0.shape[1:]) for name in batch["name"]]
-            timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
+            timesteps = torch.stack([timestep for timestep, _ in draws]).to(x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
             with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
                 losses = self.per_sample(self.predict(noisy), noisy).double()
-            rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
+            quartiles = self.forward_process.quartile(timesteps)
+            rows = torch.stack([torch.zeros_like(quartiles), 1 + quartiles])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
             sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))
         sums = accelerator.reduce(sums)  # type: ignore[assignment]
         means = (sums[:, 0] / sums[:, 1]).tolist()
         metrics: dict[str, Any] = {"diffusion/loss": means[0], "diffusion/images": int(sums[0, 1])}
-        return metrics | {f"diffusion/loss_q{q}": means[1 + q] for q in range(4) if sums[1 + q, 1] > 0}
+        return metrics | {f"diffusion/loss_q{q}": means[1 + q] for q in range(QUARTILES) if sums[1 + q, 1] > 0}
 
-    def _eval_noise(self, name: str, shape: torch.Size) -> tuple[int, Tensor]:
+    def _eval_noise(self, name: str, shape: torch.Size) -> tuple[Tensor, Tensor]:
         generator = generator_of(zlib.crc32(name.encode()))
-        timestep = int(torch.randint(self.timesteps, (), generator=generator))
+        timestep = self.forward_process.random_timestep(generator)
         return timestep, torch.randn(shape, generator=generator)
 
     def preview(self, accelerator: Accelerator) -> Previews:
