@@ -141,6 +141,7 @@ BOUNDS: dict[str, Bound] = {
     "diffusion.noise.num_train_timesteps": at_least(2, 100_000),
     "diffusion.noise.input_scale": positive(1000, "Give 1.0, or e.g. 0.1 for masks."),
     "diffusion.offset_noise": at_least(0, 10),
+    "diffusion.prior_weight": at_least(0, 1000),
     "diffusion.condition_dropout": FRACTION,
     "diffusion.class_tokens": at_least(1, 1024),
     "diffusion.max_classes": at_least(1, 255),
@@ -189,6 +190,7 @@ BOUNDS: dict[str, Bound] = {
 PATHS = (
     "model.encoder.weights",
     "data.root",
+    "data.regularization_root",
     "latent.vae",
     "diffusion.text.encoder",
     "diffusion.text.cache_dir",
@@ -200,6 +202,7 @@ NAMES = (
     "model.encoder.name",
     "data.train_split",
     "data.val_split",
+    "data.regularization_prompt",
     "data.image_column",
     "data.label_column",
     "data.caption_column",

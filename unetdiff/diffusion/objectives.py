@@ -194,6 +194,14 @@ def sample_timesteps(
     return (numbers * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
 
 
+def sample_timesteps_of_kinds(
+    kinds: int, num_train_timesteps: int, batch: int, generator: torch.Generator
+) -> torch.Tensor:
+    """`sample_timesteps` for a batch in which images of several kinds alternate, stratified within each kind."""
+    each = [sample_timesteps(batch // kinds, num_train_timesteps, generator) for _ in range(kinds)]
+    return rearrange(torch.stack(each), "kinds b -> (b kinds)")
+
+
 def diffusion_loss(
     output: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, loss_mask: torch.Tensor | None = None
 ) -> torch.Tensor:

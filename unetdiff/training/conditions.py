@@ -74,7 +74,7 @@ def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> C
 
 def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> TextConditioner:
     text = config.diffusion.text
-    captions = [train.caption(i) for i in range(len(train))]
+    captions = [part.caption(i) for part in (train, train.regularization) if part for i in range(len(part))]
     encoder = TextEncoder.from_pretrained(text.encoder, text.max_tokens)
     if text.max_tokens is None:
         encoder.max_tokens = min(encoder.max_tokens, max(encoder.lengths(list(dict.fromkeys(captions)))))
