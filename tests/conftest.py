@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from suite.stable_diffusion import write_stable_diffusion
 from suite.text_encoder import write_text_encoder
 from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
@@ -74,6 +75,14 @@ def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT and a tokenizer that knows the words of the scenes."""
     folder = tmp_path_factory.mktemp("text_encoder")
     write_text_encoder(folder, ["a", "and", *COLORS, *DIGITS])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny StableDiffusionPipeline, as diffusers writes it."""
+    folder = tmp_path_factory.mktemp("stable_diffusion")
+    write_stable_diffusion(folder)
     return folder
 
 

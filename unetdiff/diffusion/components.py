@@ -15,18 +15,21 @@ from diffusers.configuration_utils import ConfigMixin
 from unetdiff.diffusion.autoencoders import CLASSES as AUTOENCODERS
 from unetdiff.diffusion.autoencoders import load_autoencoder
 from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.load import KINDS, load_conditioner
-from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import saved_model
 from unetdiff.diffusion.mask_codec import INDEX, MASKS, MaskCodec
 from unetdiff.diffusion.scheduler_file import SCHEDULER_CLASSES, load_scheduler
+from unetdiff.diffusion.stable_diffusion import PIPELINES as STABLE_DIFFUSION
+from unetdiff.diffusion.stable_diffusion import UNUSED, prompt_conditioner
 from unetdiff.errors import FileError, UserError
 from unetdiff.files import records
 from unetdiff.models.unet import UNet
 
 OURS = "GenerationPipeline"
-PIPELINES = (OURS, "DDIMPipeline", "DDPMPipeline")
-"""Classes of pipelines whose directories are read: ours, and diffusers' of an unconditional denoiser of pixels."""
+PIPELINES = (OURS, "DDIMPipeline", "DDPMPipeline", *STABLE_DIFFUSION)
+"""Classes of pipelines whose directories are read: ours, diffusers' of an unconditional denoiser of pixels, and Stable
+Diffusion's."""
 STOCK_NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
     "unet": {"unetdiff.models.unet": ("UNet",), "diffusers": STOCK_NETWORKS},
@@ -54,7 +57,7 @@ def read_index(directory: Path) -> dict[str, Any]:
         raise FileError.of(path, f"_class_name={kind}: must be {' or '.join(PIPELINES)}")
     parts: dict[str, Any] = {}
     for name, value in index.items():
-        if name.startswith("_"):
+        if name.startswith("_") or (kind in STABLE_DIFFUSION and name in UNUSED):
             continue
         if name == MASKS:
             parts[MASKS] = MaskCodec.parse(path, value)
@@ -71,7 +74,8 @@ def read_index(directory: Path) -> dict[str, Any]:
             known = ", ".join(f"{module}.{one}" for module, classes in allowed.items() for one in classes[:4])
             raise FileError.of(path, f"'{name}' must be one of {known} (got {library}.{class_name})")
         parts[name] = (library, class_name)
-    missing = [name for name in REQUIRED if name not in parts]
+    required = (*REQUIRED, "vae", *TRANSFORMERS) if kind in STABLE_DIFFUSION else REQUIRED
+    missing = [name for name in required if name not in parts]
     if missing:
         raise FileError.of(path, f"must have the key '{missing[0]}'")
     return parts
@@ -89,23 +93,27 @@ def load_components(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]
     """
     index = read_index(directory)
     loaded: dict[str, Any] = {MASKS: index[MASKS].settings} if MASKS in index else {}
-    for name, entry in index.items():
+    for name in index:
         if name in given or name in (MASKS, *TRANSFORMERS):
             continue
         folder = directory / name
         if not folder.is_dir():
             raise FileError.of(folder, f"must exist, as {directory / INDEX} names it")
         if name == "unet":
-            loaded[name] = UNet.from_pretrained(folder) if entry[1] == "UNet" else UNet.from_diffusers(folder)
+            loaded[name] = UNet.from_pretrained(folder)
         elif name == "scheduler":
             loaded[name] = load_scheduler(folder, strict=index["unet"][1] == "UNet")
         elif name == "conditioner":
             loaded[name] = load_conditioner(folder)
         elif name == "vae":
             loaded[name] = load_autoencoder(folder, "vae")
-    if isinstance(loaded.get("conditioner"), TextConditioner) and "text_encoder" not in given:
+    reads_prompts = "conditioner" not in index and "text_encoder" in index
+    if (reads_prompts or isinstance(loaded.get("conditioner"), CaptionConditioner)) and "text_encoder" not in given:
         loaded["text_encoder"], loaded["tokenizer"] = saved_model(directory)
     loaded |= given
+    if reads_prompts and "conditioner" not in given:
+        parts = (loaded[name] for name in ("unet", *TRANSFORMERS))
+        loaded["conditioner"] = prompt_conditioner(directory, *parts)
     require_agreement(directory, loaded)
     return loaded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -24,10 +24,11 @@ from unetdiff.diffusion.autoencoders import Autoencoder
 from unetdiff.diffusion.codecs import Codec, make_codec
 from unetdiff.diffusion.components import downloaded, load_components
 from unetdiff.diffusion.conditioning.base import Conditioner, Size
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.classes import Classes
 from unetdiff.diffusion.conditioning.images import ImageConditioner, ImageInput
 from unetdiff.diffusion.conditioning.layouts import Layout
-from unetdiff.diffusion.conditioning.text import TextConditioner
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.diffusion.denoising import Generators, GuidedDenoiser, OnStepEnd, PredictOutput, denoise
 from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask, start_sampling
@@ -41,6 +42,7 @@ from unetdiff.diffusion.pipeline_inputs import (
     validate_options,
     validate_tensors,
 )
+from unetdiff.diffusion.stable_diffusion import inpainting_channels, save_stable_diffusion
 from unetdiff.errors import UserError
 from unetdiff.files.folders import is_there
 from unetdiff.kernels.accelerate import accelerate_inference_
@@ -104,8 +106,8 @@ class GenerationPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             vae=vae,
         )
-        if isinstance(conditioner, TextConditioner) and conditioner.features is None and text_encoder is not None:
-            conditioner.features = TextEncoder(text_encoder, tokenizer, conditioner.max_tokens)
+        if isinstance(conditioner, CaptionConditioner) and conditioner.features is None and text_encoder is not None:
+            conditioner.features = TextEncoder(text_encoder, tokenizer, conditioner.max_tokens, conditioner.padded)
         if isinstance(conditioner, ImageConditioner) and vae is not None:
             conditioner.latents_of = self.codec.encode
 
@@ -119,8 +121,9 @@ class GenerationPipeline(DiffusionPipeline):
     ) -> Self:
         """Load a directory in diffusers' layout (model_index.json, unet/, scheduler/, conditioner/, vae/).
 
-        Also one of diffusers' own for an unconditional denoiser of pixels (DDIMPipeline, DDPMPipeline), or its name on
-        the hub. Only classes listed in `unetdiff.diffusion.components` are loaded, and never code or a pickle.
+        Also one of diffusers' own: Stable Diffusion's, with 4 or, for inpainting, 9 input channels; an unconditional
+        denoiser of pixels (DDIMPipeline, DDPMPipeline); or a name on the hub. Only classes listed in
+        `unetdiff.diffusion.components` are loaded, and never code or a pickle.
 
         Args:
             pretrained_model_name_or_path: the directory.
@@ -141,6 +144,18 @@ class GenerationPipeline(DiffusionPipeline):
             raise UserError(f"from_pretrained: {unknown[0]}: must be torch_dtype or a part of the pipeline.")
         pipeline = cls(**load_components(path, parts))
         return pipeline if torch_dtype is None else pipeline.to(torch_dtype)
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **options: Any) -> None:  # type: ignore[override]
+        """Write a directory that `from_pretrained` loads; of prompts, one of diffusers' `StableDiffusionPipeline`.
+
+        options: of diffusers' `save_pretrained`; none with prompts.
+
+        Raises:
+            UserError: after `optimize_for_inference`, or a U-Net of prompts that diffusers cannot express.
+        """
+        if isinstance(self.conditioner, PromptConditioner):
+            return save_stable_diffusion(self, Path(save_directory))
+        return super().save_pretrained(save_directory, **options)
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:
         """See `accelerate_inference_`: faster, but can no longer be saved; also sets `autocast_dtype`."""
@@ -226,14 +241,18 @@ class GenerationPipeline(DiffusionPipeline):
             conditional, unconditional = make_conditionings(
                 self.unet, self.conditioner, conditions, negative, latents, size
             )
+            schedulers.set_steps(scheduler, num_inference_steps, device)
+            xt, timesteps, known = start_sampling(start, scheduler, latents, num_inference_steps, codec)
+            callbacks: list[OnStepEnd] = [] if known is None else [Inpainting(known, scheduler, timesteps)]
+            if isinstance(self.conditioner, PromptConditioner) and self.conditioner.channels:
+                channels, callbacks = inpainting_channels(known, latents, codec), []  # the network keeps the image
+                conditional = replace(conditional, channels=channels)
+                unconditional = None if unconditional is None else replace(unconditional, channels=channels)
             predict: PredictOutput = GuidedDenoiser(
                 self.unet, conditional, unconditional, guidance, num_train_timesteps, self.autocast_dtype
             )
             if loss_guidance is not None:
                 predict = partial(apply_loss_guidance, loss_guidance, scheduler, predict)
-            schedulers.set_steps(scheduler, num_inference_steps, device)
-            xt, timesteps, known = start_sampling(start, scheduler, latents, num_inference_steps, codec)
-            callbacks: list[OnStepEnd] = [] if known is None else [Inpainting(known, scheduler, timesteps)]
             if callback_on_step_end is not None:
                 callbacks.append(partial(callback_on_step_end, self))
             self.num_timesteps = len(timesteps)

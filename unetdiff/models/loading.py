@@ -25,6 +25,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+STOCK_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
+"""diffusers' U-Nets."""
 EMA_KEYS = frozenset(
     {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
 )
@@ -92,6 +94,12 @@ def outline(make: Callable[[], Model], path: Path) -> Model:
         raise FileError.of(path, f"describes no model ({' '.join(str(error).split())})") from None
 
 
+def is_stock(directory: Path) -> bool:
+    """Whether the config.json of a directory is that of a U-Net of diffusers."""
+    path = directory / CONFIG
+    return path.is_file() and records.read_object(path).get("_class_name") in STOCK_CLASSES
+
+
 def read_config(directory: Path) -> dict[str, Any]:
     """The config.json of one of our model directories, without diffusers' own entries.
 
@@ -102,8 +110,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     config = read_json(path)
     name = config.get("_class_name")
     if name != "UNet":
-        hint = "Use UNet.from_diffusers." if name in ("UNet2DModel", "UNet2DConditionModel") else ""
-        raise FileError.of(path, f"_class_name={name}: must be UNet", hint)
+        raise FileError.of(path, f"_class_name={name}: must be UNet")
     config = {k: v for k, v in config.items() if not k.startswith("_") and k not in EMA_KEYS}
     _require_keys(path, config, ModelConfig(), "")
     return config

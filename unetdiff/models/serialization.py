@@ -39,14 +39,18 @@ class SerializationMixin(ModelMixin):  # type: ignore[misc]
     ) -> Self:
         """Load config.json and diffusion_pytorch_model.safetensors from a directory, strictly, in eval mode.
 
-        `dtype` (or `torch_dtype`) and `variant` are honored; diffusers' other loading options are ignored.
+        A directory of diffusers' `UNet2DModel` or `UNet2DConditionModel` is loaded as by `from_diffusers`. `dtype` (or
+        `torch_dtype`) and `variant` are honored; diffusers' other loading options are ignored.
 
         Raises:
             UserError: for a missing or truncated file, a pickle, or a tensor that is missing, unexpected or of another
                 shape, by name.
         """
         directory = Path(pretrained_model_name_or_path) / (subfolder or "")
-        return loading.load(cls, directory, kwargs.get("dtype") or kwargs.get("torch_dtype"), kwargs.get("variant"))
+        dtype, variant = kwargs.get("dtype") or kwargs.get("torch_dtype"), kwargs.get("variant")
+        if loading.is_stock(directory):
+            return cls.from_diffusers(directory, variant=variant, torch_dtype=dtype)
+        return loading.load(cls, directory, dtype, variant)
 
     @classmethod
     def from_diffusers(

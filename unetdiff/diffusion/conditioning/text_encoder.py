@@ -23,6 +23,7 @@ from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_heade
 from unetdiff.files.writing import file_errors, write_into_directory
 from unetdiff.models.loading import require_finite
 
+TEXT_ENCODER = "text_encoder"  # its folder in a pipeline's
 BATCH = 64  # captions encoded at once
 PART = 4096  # captions in a file of the cache
 DEFAULT_MAX_TOKENS = 512  # for a model without a limit on the length of texts
@@ -35,24 +36,29 @@ class TextEncoder:
         model: a transformers text encoder.
         tokenizer: its tokenizer.
         max_tokens: tokens per caption; longer captions are truncated, with one warning per call.
+        padded: the padding is encoded like other tokens, as Stable Diffusion was trained; False: it is masked, and its
+            features are zeros.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int, padded: bool = False) -> None:
         self.model, self.tokenizer, self.max_tokens = model.eval().requires_grad_(False), tokenizer, max_tokens
+        self.padded = padded
 
     @classmethod
-    def from_pretrained(cls, name: str, max_tokens: int | None = None) -> TextEncoder:
+    def from_pretrained(cls, name: str, max_tokens: int | None = None, padded: bool = False) -> TextEncoder:
         """A hub name or a folder with a tokenizer and a text encoder: CLIP, T5, BERT or any other `AutoModel`.
 
         Args:
-            name: e.g. "openai/clip-vit-large-patch14".
+            name: e.g. "openai/clip-vit-large-patch14", or a pipeline folder with text_encoder/ and tokenizer/.
             max_tokens: None: the encoder's maximum.
+            padded: as of the constructor.
 
         Raises:
             UserError: it cannot be loaded, or its maximum is smaller.
         """
         try:
-            model, tokenizer = load_encoder(name, name)
+            is_pipeline = (Path(name) / TEXT_ENCODER).is_dir()
+            model, tokenizer = saved_model(Path(name)) if is_pipeline else load_encoder(name, name)
         except FileError as error:
             reason = error.reason
             raise UserError(
@@ -62,7 +68,7 @@ class TextEncoder:
         limit = max_length(model, tokenizer)
         if max_tokens is not None and not 1 <= max_tokens <= limit:
             raise UserError(f"diffusion.text.max_tokens={max_tokens}: must be in 1..{limit}, the maximum of {name}.")
-        return cls(model, tokenizer, max_tokens or limit)
+        return cls(model, tokenizer, max_tokens or limit, padded)
 
     @property
     def width(self) -> int:
@@ -74,7 +80,7 @@ class TextEncoder:
         return [len(ids) for ids in self.tokenizer(list(captions), truncation=False, verbose=False)["input_ids"]]
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(B, max_tokens, width) float32 on the CPU; zeros after a caption's last token.
+        """(B, max_tokens, width) float32 on the CPU; zeros after a caption's last token, unless it is `padded`.
 
         Warns:
             UserWarning: a caption has more than `max_tokens` tokens; the warning quotes the first.
@@ -85,6 +91,8 @@ class TextEncoder:
     @torch.inference_mode()
     def features(self, captions: Sequence[str]) -> Tensor:
         """As a call, without the warning."""
+        if self.padded:
+            return self._padded_features(captions)
         tokens = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         ).to(self.model.device)
@@ -92,6 +100,15 @@ class TextEncoder:
         hidden = self.model(input_ids=tokens["input_ids"], attention_mask=mask).last_hidden_state  # (B, n, width)
         hidden = (hidden * mask[:, :, None]).float().cpu()
         return torch.nn.functional.pad(hidden, (0, 0, 0, self.max_tokens - hidden.shape[1])).clone()
+
+    def _padded_features(self, captions: Sequence[str]) -> Tensor:
+        """As `StableDiffusionPipeline.encode_prompt`; only some text encoders of SD 2 mask their padding."""
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.model.device)
+        is_masked = self.model.config.to_dict().get("use_attention_mask")
+        mask = tokens["attention_mask"] if is_masked else None
+        return self.model(tokens["input_ids"], attention_mask=mask)[0].float().cpu().clone()  # (B, n, width)
 
     def warn_truncated(self, captions: Sequence[str]) -> None:
         """Warn of captions longer than `max_tokens`."""
@@ -190,15 +207,15 @@ def saved_model(directory: Path) -> tuple[Any, Any]:
     Raises:
         FileError: missing or damaged folders.
     """
-    folders = directory / "text_encoder", directory / "tokenizer"
+    folders = directory / TEXT_ENCODER, directory / "tokenizer"
     if not folders[0].is_dir() or not folders[1].is_dir():
         raise FileError.of(directory, "must hold text_encoder/ and tokenizer/ for a text-conditional model")
     return load_encoder(*folders)
 
 
-def saved_encoder(directory: Path, max_tokens: int) -> TextEncoder:
+def saved_encoder(directory: Path, max_tokens: int, padded: bool = False) -> TextEncoder:
     """The text encoder of a model directory, as its pipeline saved it. Errors as of `saved_model`."""
-    return TextEncoder(*saved_model(directory), max_tokens)
+    return TextEncoder(*saved_model(directory), max_tokens, padded)
 
 
 def max_length(model: Any, tokenizer: Any) -> int:
@@ -210,9 +227,10 @@ def max_length(model: Any, tokenizer: Any) -> int:
 class CachedFeatures:
     """A text encoder with a cache on disk.
 
-    The folder holds the features of a dataset's captions (float16, without padding), and is named by a hash of the
-    encoder's weights, the number of tokens and the captions. Other captions are encoded on the fly. A copy of a
-    conditioner (for its EMA) shares the cache.
+    The folder holds the features of a dataset's captions and is named by a hash of the encoder's weights, the number of
+    tokens and the captions: in float16 without the padding, or, of a padded encoder, all of them in float32, exactly
+    what the network was pretrained on. Other captions are encoded on the fly. A copy of a conditioner (for its EMA)
+    shares the cache.
     """
 
     def __init__(self, encoder: TextEncoder, captions: Iterable[str] = (), folder: Path | None = None) -> None:
@@ -232,7 +250,7 @@ class CachedFeatures:
         return self
 
     def __call__(self, captions: Sequence[str]) -> Tensor:
-        """(B, max_tokens, width) float32; zeros after a caption's last token."""
+        """(B, max_tokens, width) float32; zeros after a caption's last token, unless the encoder is padded."""
         features = torch.zeros(len(captions), self.encoder.max_tokens, self.encoder.width)
         missing = [i for i, caption in enumerate(captions) if caption not in self.locations]
         if missing:
@@ -253,7 +271,8 @@ class CachedFeatures:
         weights = [
             f"{name} {tensor.double().sum().item()!r}" for name, tensor in self.encoder.model.state_dict().items()
         ]
-        words = "\n".join([*weights, str(self.encoder.max_tokens), *captions])
+        kind = [str(self.encoder.max_tokens), *(["padded"] if self.encoder.padded else [])]
+        words = "\n".join([*weights, *kind, *captions])
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def _read(self, target: Path, captions: Sequence[str]) -> bool:
@@ -285,7 +304,8 @@ class CachedFeatures:
                     batch = chosen[at : at + BATCH]
                     features = encoder.features(batch)
                     lengths = (features.abs().amax(dim=2) > 0).sum(dim=1).tolist()
-                    rows += [feature[:length].half() for feature, length in zip(features, lengths, strict=True)]
+                    features = features if encoder.padded else features.half()
+                    rows += [feature[:length] for feature, length in zip(features, lengths, strict=True)]
                     bar.update(len(batch))
                 ends = torch.tensor([len(row) for row in rows]).cumsum(0)
                 tensors, captions_of = {"features": torch.cat(rows), "ends": ends}, json.dumps(list(chosen))

@@ -1,0 +1,91 @@
+"""Directories of diffusers' `StableDiffusionPipeline`, as the parts of a `GenerationPipeline` and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unetdiff.diffusion.codecs import Codec
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
+from unetdiff.diffusion.conditioning.text_encoder import max_length
+from unetdiff.diffusion.editing import KnownImage
+from unetdiff.errors import FileError, UserError
+from unetdiff.files import records
+from unetdiff.models.unet import UNet
+
+STABLE_DIFFUSION, INPAINTING = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
+PIPELINES = (STABLE_DIFFUSION, "StableDiffusionImg2ImgPipeline", INPAINTING)
+"""Classes of pipelines with Stable Diffusion's parts."""
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
+"""Parts of theirs that are not read."""
+PARTS = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
+INDEX = "model_index.json"
+
+
+def prompt_conditioner(directory: Path, unet: Any, text_encoder: Any, tokenizer: Any) -> PromptConditioner:
+    """The conditioner of a Stable Diffusion directory, whose parts it follows from.
+
+    Raises:
+        FileError: the U-Net takes other channels than latents, or than latents, mask and masked latents.
+    """
+    config = unet.config
+    latents = config["heads"]["diffusion"]["out_channels"] if isinstance(unet, UNet) else config["out_channels"]
+    extra = config["in_channels"] - latents
+    if extra not in (0, latents + 1):
+        known = f"{latents}, or {2 * latents + 1} for inpainting"
+        raise FileError.of(directory / "unet", f"in_channels={config['in_channels']}: must be {known}")
+    return PromptConditioner(text_encoder.config.hidden_size, max_length(text_encoder, tokenizer), extra)
+
+
+def save_stable_diffusion(pipeline: Any, directory: Path) -> None:
+    """Write a pipeline whose conditioner is a `PromptConditioner` as a directory of diffusers' own.
+
+    The U-Net is a `UNet2DConditionModel`; a segmentation head lies next to its weights, where diffusers ignores it.
+
+    Raises:
+        UserError: a U-Net that diffusers cannot express, by key.
+    """
+    if pipeline.vae is None or pipeline.text_encoder is None or pipeline.tokenizer is None:
+        raise UserError("save_pretrained: Stable Diffusion must have an autoencoder, a text encoder and a tokenizer.")
+    index: dict[str, Any] = {"_class_name": INPAINTING if pipeline.conditioner.channels else STABLE_DIFFUSION}
+    index |= {"_diffusers_version": _version()}
+    for name in PARTS:
+        part = getattr(pipeline, name)
+        kind, library = type(part).__name__, type(part).__module__.partition(".")[0]
+        if isinstance(part, UNet):
+            part.to_diffusers(directory / name)
+            kind, library = "UNet2DConditionModel", "diffusers"
+        else:
+            part.save_pretrained(directory / name)
+        index[name] = [library, kind]
+    index |= {name: [None, None] for name in UNUSED[:-1]} | {UNUSED[-1]: False}
+    records.write_json(directory / INDEX, index, indent=2)
+
+
+def _version() -> str:
+    import diffusers
+
+    return diffusers.__version__
+
+
+def inpainting_channels(known: KnownImage | None, latents: Tensor, codec: Codec) -> Tensor:
+    """The input of an inpainting U-Net in addition to x_t: the mask and the masked image's latents, (B, 1 + C, h, w).
+
+    As `StableDiffusionInpaintPipeline`: 1 where the image is repainted, and the image is gray there.
+
+    Args:
+        known: the image and its mask; None, or without a mask: all of it is painted.
+        latents: noise, (B, C, h, w).
+        codec: of the denoiser.
+    """
+    size = latents.shape[-2] * codec.factor, latents.shape[-1] * codec.factor
+    if known is None or known.mask is None:
+        mask = latents.new_ones(len(latents), 1, *size)
+        gray = latents.new_zeros(len(latents), 3, *size)
+    else:
+        mask, gray = known.mask, known.pixels * (1 - known.mask)
+    cells = torch.nn.functional.interpolate(mask, latents.shape[-2:])  # the nearest pixel, as in diffusers
+    return torch.cat([cells, codec.encode(gray).to(latents)], dim=1)
