@@ -55,6 +55,24 @@ INVALID = [
     ),
     (
         "diffusion",
+        {"diffusion.noise.process": "flow", "diffusion.prediction_type": "epsilon"},
+        "diffusion.prediction_type=epsilon: must be v_prediction with diffusion.noise.process=flow, which predicts the "
+        "velocity.",
+    ),
+    (
+        "diffusion",
+        {"diffusion.noise.process": "flow", "diffusion.noise.zero_terminal_snr": True},
+        "diffusion.noise.zero_terminal_snr=true: must be false with diffusion.noise.process=flow, which does not read "
+        "it. Use process=ddpm.",
+    ),
+    (
+        "segmentation",
+        {"segmentation.noise": 0.5, "diffusion.noise.flow.shift": 3.0},
+        "diffusion.noise.flow.shift=3.0: must be 1.0 with diffusion.noise.process=ddpm, which does not read it. Use "
+        "process=flow.",
+    ),
+    (
+        "diffusion",
         {"diffusion.noise.beta_end": 0.012},
         "diffusion.noise.beta_end=0.012: must be 0.02 with diffusion.noise.beta_schedule=squaredcos_cap_v2, which "
         "does not read it. Use linear or scaled_linear.",

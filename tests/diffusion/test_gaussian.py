@@ -18,6 +18,7 @@ from torch import Tensor
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.diffusion.pipeline import GenerationPipeline
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.diffusion.schedulers import make_scheduler
 
 C, H, W = 2, 1, 2
@@ -103,14 +104,14 @@ def test_samples_have_the_mean_and_covariance_of_the_data(
     assert (white.cov() - EYE).abs().max() < 5 * math.sqrt(2 / count) + 0.03
 
 
-def train(parameters: list[Tensor], predict, scheduler, weighting: str, timesteps: int, steps: int = 300) -> None:
+def train(parameters: list[Tensor], predict, scheduler, weighting: str, steps: int = 300) -> None:
     """Our loss, as the task puts it together, minimised on fresh data."""
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(parameters, lr=0.05, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         x0 = data(1024, generator)
-        t = objectives.sample_timesteps(len(x0), timesteps, generator)
+        t = process_of(scheduler).sample_timesteps(len(x0), generator)
         noise = objectives.sample_noise(x0.shape, generator)
         xt = scheduler.add_noise(x0, noise, t)
         output = rearrange(predict(rearrange(xt, "b c h w -> b (c h w)"), t), "b (c h w) -> b c h w", c=C, h=H)
@@ -132,7 +133,6 @@ def test_training_finds_the_best_denoiser(prediction: str) -> None:
         lambda x, t: torch.einsum("bij,bj->bi", gain[t], x) + bias[t],
         scheduler,
         "soft_min_snr" if prediction == "epsilon" else "clamped_snr",
-        8,
     )
     best_gain, best_bias = best_denoiser(scheduler.alphas_cumprod, prediction)
     assert (gain.detach() - best_gain).abs().max() < 0.08
@@ -170,7 +170,7 @@ def test_training_weighs_the_timesteps_as_it_says(weighting: str, prediction: st
     """One linear map for all timesteps cannot be right for each: which errors it makes, the weights decide."""
     scheduler = scheduler_of(prediction, NoiseConfig())
     gain, bias = torch.zeros(DIM, DIM, requires_grad=True), torch.zeros(DIM, requires_grad=True)
-    train([gain, bias], lambda x, t: x @ gain.T + bias, scheduler, weighting, 1000)
+    train([gain, bias], lambda x, t: x @ gain.T + bias, scheduler, weighting)
     found = torch.cat([gain, bias[:, None]], dim=1).detach()
     best = {w: best_shared(scheduler.alphas_cumprod, prediction, w) for w in ("uniform", "min_snr")}
     assert (found - best[weighting]).abs().max() < 0.03

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+from diffusers import DDPMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from unetdiff.diffusion.conditioning.base import Conditioning
 from unetdiff.diffusion.guidance import classifier_free_guidance, in_guidance_interval
+from unetdiff.diffusion.processes.ddpm import DDPM
 
 SAMPLE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 GIVEN, NULL = Conditioning(torch.full((2, 1, 5), 2.0)), Conditioning(torch.full((2, 1, 5), 0.5))
@@ -71,6 +73,9 @@ def test_channels_are_joined_like_tokens() -> None:
 
 
 def test_the_interval_is_of_shares_of_the_timesteps() -> None:
-    where = [in_guidance_interval(torch.tensor(t), 1000, (0.2, 0.8)) for t in (0, 199, 200, 500, 799, 800, 999)]
+    where = [
+        in_guidance_interval(torch.tensor(t), DDPM(DDPMScheduler()), (0.2, 0.8))
+        for t in (0, 199, 200, 500, 799, 800, 999)
+    ]
     assert where == [False, False, True, True, True, False, False]
-    assert all(in_guidance_interval(torch.tensor(t), 1000, (0.0, 1.0)) for t in (0, 999))
+    assert all(in_guidance_interval(torch.tensor(t), DDPM(DDPMScheduler()), (0.0, 1.0)) for t in (0, 999))

@@ -9,6 +9,7 @@ from diffusers.training_utils import compute_snr
 
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
+from unetdiff.diffusion.processes.ddpm import DDPM
 from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.errors import UserError
 
@@ -19,6 +20,11 @@ SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
 def scheduler_of(prediction: str = "v_prediction", schedule: str = "squaredcos_cap_v2", zero: bool = False):
     noise = NoiseConfig(beta_schedule=schedule, zero_terminal_snr=zero)  # type: ignore[arg-type]
     return objectives.build_scheduler(DiffusionConfig(prediction_type=prediction, noise=noise))  # type: ignore[arg-type]
+
+
+def steps_of(total: int) -> DDPM:
+    """A process of so many timesteps."""
+    return DDPM(DDPMScheduler(num_train_timesteps=total))
 
 
 class AtSnr:
@@ -146,14 +152,14 @@ def test_unknown_weighting_is_refused() -> None:
 
 def test_stratified_timesteps_cover_the_strata() -> None:
     for seed in range(20):
-        timesteps = objectives.sample_timesteps(16, 1600, torch.Generator().manual_seed(seed))
+        timesteps = steps_of(1600).sample_timesteps(16, torch.Generator().manual_seed(seed))
         assert sorted((timesteps // 100).tolist()) == list(range(16))
 
 
 @pytest.mark.parametrize("stratified", [True, False])
 def test_timesteps_are_uniform(stratified: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.cat([objectives.sample_timesteps(4, 10, generator, stratified) for _ in range(5000)])
+    drawn = torch.cat([steps_of(10).sample_timesteps(4, generator, stratified) for _ in range(5000)])
     assert drawn.dtype == torch.int64
     share = torch.bincount(drawn, minlength=10) / len(drawn)
     assert len(share) == 10 and (share - 0.1).abs().max() < 0.01
@@ -161,7 +167,7 @@ def test_timesteps_are_uniform(stratified: bool) -> None:
 
 def test_independent_timesteps_are_not_stratified() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = objectives.sample_timesteps(64, 1000, generator, stratified=False)
+    drawn = steps_of(1000).sample_timesteps(64, generator, stratified=False)
     assert len(set((drawn * 64 // 1000).tolist())) < 60
 
 
@@ -174,8 +180,8 @@ def test_loss_is_a_float32_mean_per_image() -> None:
 
 
 def by_quartile(losses: list[float], timesteps: list[int], total: int) -> dict[str, torch.Tensor]:
-    sums = objectives.sums_by_quartile(torch.tensor(losses), torch.tensor(timesteps), total)
-    return objectives.loss_by_quartile(sums, torch.tensor(len(losses)), total)
+    sums = objectives.sums_by_quartile(torch.tensor(losses), torch.tensor(timesteps), steps_of(total))
+    return objectives.loss_by_quartile(sums, torch.tensor(len(losses)), steps_of(total))
 
 
 def quartiles(losses: list[float], timesteps: list[int], total: int = 1000) -> list[float]:

@@ -21,7 +21,9 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.regularization import REGULARIZATION, PairedDataset, PairedSampler
 from unetdiff.data.sampling import StepSampler
-from unetdiff.diffusion.objectives import sample_timesteps_of_kinds
+from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.objectives import build_scheduler, sample_timesteps_of_kinds
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import read_lines
@@ -79,7 +81,8 @@ def test_pairs_of_both_datasets(data: dict[str, Any]) -> None:
 
 
 def test_timesteps_are_stratified_for_both_kinds() -> None:
-    timesteps = sample_timesteps_of_kinds(2, 1000, 8, torch.Generator().manual_seed(0))
+    process = process_of(build_scheduler(DiffusionConfig()))
+    timesteps = sample_timesteps_of_kinds(process, 2, 8, torch.Generator().manual_seed(0))
     for kind in (timesteps[0::2], timesteps[1::2]):
         assert (kind // 250).tolist() == [0, 1, 2, 3]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from unetdiff.cli.file_names import file_names
 from unetdiff.cli.parser import Parser, finite
-from unetdiff.diffusion.schedulers import SCHEDULERS, make_scheduler
+from unetdiff.diffusion.scheduler_names import SCHEDULER_NAMES
 from unetdiff.errors import UserError, printable
 from unetdiff.files.images import open_image, save_image
 from unetdiff.files.writing import file_errors, make_folder, require_writable
@@ -82,9 +82,13 @@ def build_parser() -> Parser:
     )
     sampling.add_argument("--guidance_rescale", type=float, default=0.0, help="0 to 1: against overexposure")
     sampling.add_argument(
-        "--guidance_interval", type=_interval, default=(0.0, 1.0), metavar="A,B", help="fractions of the timesteps"
+        "--guidance_interval",
+        type=_interval,
+        default=(0.0, 1.0),
+        metavar="A,B",
+        help="fractions of the steps",
     )
-    sampling.add_argument("--scheduler", choices=SCHEDULERS, help="sampler; default: the model's own")
+    sampling.add_argument("--scheduler", choices=SCHEDULER_NAMES, help="sampler; default: the model's own")
     sampling.add_argument("--compile", action="store_true", help="compile the network first: for many images on a GPU")
     start = parser.add_argument_group("image-to-image and inpainting")
     start.add_argument("--image", type=Path, metavar="FILE", help="an image to start from")
@@ -105,6 +109,7 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
     import torch
 
     from unetdiff.diffusion.pipeline import GenerationPipeline
+    from unetdiff.diffusion.schedulers import make_scheduler
     from unetdiff.training.checkpoints import model_directory
     from unetdiff.training.runtime import autocast_dtype
 

@@ -7,6 +7,19 @@ from typing import Literal
 
 
 @dataclass
+class FlowConfig:
+    """diffusion.noise.process flow."""
+
+    shift: float = 1.0
+    """Moves training and sampling timesteps towards the noise, for large images or latents: σ becomes
+    shift · σ / (1 + (shift - 1) σ) (Esser et al. 2024, equation 23, who use 3 at 1024 x 1024). 1: none."""
+    logit_mean: float = 0.0
+    """Mean of the logit of σ in training (Esser et al. 2024, equation 19), before the shift."""
+    logit_std: float = 1.0
+    """Standard deviation of the logit of σ in training."""
+
+
+@dataclass
 class NoiseConfig:
     """The forward process, a diffusers scheduler."""
 
@@ -24,6 +37,10 @@ class NoiseConfig:
     """Scale b of x0 (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation", who use 0.1 for masks):
     every timestep's SNR is multiplied by b². Below 1, smooth signals such as masks are destroyed earlier, so that more
     timesteps depend on the condition."""
+    process: Literal["ddpm", "flow"] = "ddpm"
+    """ddpm (Ho et al. 2020), or flow: flow matching on straight lines from image to noise (Lipman et al. 2023)."""
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    """Flow matching."""
 
 
 @dataclass
@@ -77,10 +94,10 @@ class DiffusionConfig:
     """x0: images, or masks, e.g. conditioned on the image (SegDiff, Amit et al. 2021: diffusion.condition image with
     diffusion.image.degradation none). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
-    """Output of the network: the noise, x0, or v."""
+    """Output of the network: the noise, x0, or the velocity, which is v for ddpm and noise - x0 for flow."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
-    """Weight of a timestep in the loss, equivalent across prediction types. uniform learns fastest in short runs (see
-    docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) bounded below by its value at SNR 1."""
+    """Weight of a timestep in the loss, equivalent across processes and prediction types. uniform learns fastest in
+    short runs (see docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) bounded below by its value at SNR 1."""
     snr_gamma: float = 5.0
     """Gamma of the SNR weights: the maximum weight of an error in x0."""
     noise: NoiseConfig = field(default_factory=NoiseConfig)

@@ -14,6 +14,7 @@ from torch import Tensor
 from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.conditioning.base import Conditioning, concat_conditioning
 from unetdiff.diffusion.guidance import Guidance, classifier_free_guidance
+from unetdiff.diffusion.processes.base import Process
 from unetdiff.models.unet import UNet
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -35,7 +36,7 @@ def denoise(
     """From noise to clean images: Ho et al. 2020, algorithm 2 (DDPM); Song et al. 2021, equation 12 (DDIM); any solver.
 
     Args:
-        predict: the network's output (ε, x_0 or v) at x_t, guidance included.
+        predict: the network's output (ε, x_0 or a velocity) at x_t, guidance included.
         scheduler: diffusers' sampler, after `schedulers.set_steps`.
         xt: noise, or a noised image, at the first timestep, (B, C, H, W).
         timesteps: of the scheduler, noisiest first.
@@ -48,7 +49,7 @@ def denoise(
     """
     options = step_options(scheduler, generator)
     for step, t in enumerate(timesteps):
-        model_input = scheduler.scale_model_input(xt, t)
+        model_input = schedulers.scale_model_input(scheduler, xt, t)
         model_output = predict(model_input, t)
         xt = schedulers.step(scheduler, model_output, t, xt, **options)  # x_t -> x_{t-1}
         state = {"latents": xt, "model_input": model_input, "model_output": model_output}
@@ -74,7 +75,7 @@ class GuidedDenoiser:
         conditional: tokens and channels of the condition.
         unconditional: those of the null or negative condition; None: no guidance.
         guidance: scale, rescaling and interval.
-        num_train_timesteps: of the forward process.
+        process: the forward process, for guidance in an interval.
         autocast_dtype: the network computes in it; None: in its weights' precision.
     """
 
@@ -84,13 +85,13 @@ class GuidedDenoiser:
         conditional: Conditioning,
         unconditional: Conditioning | None,
         guidance: Guidance,
-        num_train_timesteps: int,
+        process: Process,
         autocast_dtype: torch.dtype | None = None,
     ) -> None:
         self.unet: Any = unet
         self.conditional, self.unconditional, self.guidance = conditional, unconditional, guidance
         self.both = None if unconditional is None else concat_conditioning(unconditional, conditional)
-        self.num_train_timesteps, self.autocast_dtype = num_train_timesteps, autocast_dtype
+        self.process, self.autocast_dtype = process, autocast_dtype
         # keys and values are computed once for all steps; compiled code takes tensors only
         self.uses_cache = isinstance(unet, UNet) and unet._compiled_call_impl is None
 
@@ -102,7 +103,7 @@ class GuidedDenoiser:
             timestep,
             self.conditional,
             self.unconditional,
-            guidance.scale_at(timestep, self.num_train_timesteps),
+            guidance.scale_at(timestep, self.process),
             guidance.rescale,
             self.both,
         )

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.codecs import Codec, PixelCodec
 from unetdiff.diffusion.conditioning.images import ImageInput, fitted, unit, unit_image
 from unetdiff.errors import UserError
@@ -47,7 +48,7 @@ class KnownImage:
 
     def noised(self, scheduler: Any, timestep: Tensor) -> Tensor:
         """The image noised to a timestep, (): where SDEdit starts (Meng et al. 2022, algorithm 1)."""
-        return scheduler.add_noise(self.clean, self.noise, timestep.expand(1))
+        return schedulers.add_noise(scheduler, self.clean, self.noise, timestep)
 
     def keep(self, scheduler: Any, xt: Tensor, timestep: Tensor | None) -> Tensor:
         """x_t with the known image, noised to the timestep, where it is kept (Lugmayr et al. 2022, equation 8).
@@ -87,7 +88,7 @@ def start_sampling(
         num_inference_steps: of the whole schedule.
         codec: of the denoiser.
     """
-    noise, timesteps = latents * scheduler.init_noise_sigma, scheduler.timesteps
+    noise, timesteps = latents * schedulers.init_noise_sigma(scheduler), scheduler.timesteps
     if start is None:
         return noise, timesteps, None
     known = known_image(start.image, start.mask_image, latents, codec)

@@ -10,6 +10,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from unetdiff.diffusion.conditioning.base import Conditioning, concat_conditioning
+from unetdiff.diffusion.processes.base import Process
 from unetdiff.errors import UserError
 
 Predict = Callable[[Tensor, Tensor, "Conditioning | None"], Tensor]
@@ -47,9 +48,9 @@ class Guidance:
         """A scale alone, or all of it."""
         return guidance if isinstance(guidance, Guidance) else cls(guidance)
 
-    def scale_at(self, timestep: Tensor, num_train_timesteps: int) -> float:
+    def scale_at(self, timestep: Tensor, process: Process) -> float:
         """The scale at a timestep, (); 1 outside the interval."""
-        return self.scale if in_guidance_interval(timestep, num_train_timesteps, self.interval) else 1.0
+        return self.scale if in_guidance_interval(timestep, process, self.interval) else 1.0
 
 
 def _is_number(value: object) -> bool:
@@ -95,13 +96,12 @@ def classifier_free_guidance(
     return rescaled(output, with_condition, rescale) if rescale else output
 
 
-def in_guidance_interval(timestep: Tensor, num_train_timesteps: int, interval: tuple[float, float]) -> bool:
-    """Whether a timestep, (), lies in an interval of fractions of all timesteps, 0 clean to 1 noise.
+def in_guidance_interval(timestep: Tensor, process: Process, interval: tuple[float, float]) -> bool:
+    """Whether a timestep, (), lies in an interval of fractions of the sampler's steps, 0 clean to 1 noise.
 
     Guidance at the noisiest timesteps costs variety; at the cleanest it has no effect (Kynkäänniemi et al. 2024).
     """
-    fraction = float(timestep) / (num_train_timesteps - 1)
-    return interval[0] <= fraction <= interval[1]
+    return interval[0] <= float(process.fraction(timestep)) <= interval[1]
 
 
 def rescaled(guided: Tensor, conditional: Tensor, strength: float) -> Tensor:

@@ -13,14 +13,16 @@ from inspect import signature
 from typing import Literal
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 from torch.nn import functional as F
 
 from unetdiff.data.transforms import ignore_mask
 from unetdiff.diffusion.denoising import PredictOutput
 from unetdiff.diffusion.guidance import in_guidance_interval
-from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0, target
+from unetdiff.diffusion.objectives import Scheduler
+from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
 from unetdiff.segmentation.tiles import resize_logits
 
@@ -73,28 +75,35 @@ def apply_loss_guidance(
         xt: noisy images of unit-variance noise, (B, C, H, W).
         timestep: of all of them, ().
     """
-    timesteps = timestep.to(xt.device).round().long().expand(len(xt))
-    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
-    is_on = guidance.scale and in_guidance_interval(timestep, len(scheduler.alphas_cumprod), guidance.interval)
+    process, timesteps = process_of(scheduler), timestep.to(xt.device).expand(len(xt))
+    alpha, sigma = process.levels(timesteps)
+    is_on = guidance.scale and in_guidance_interval(timestep, process, guidance.interval)
     if not is_on or not float(alpha[0]):
         return predict(xt, timestep)
     output, gradient = loss_gradient(guidance, scheduler, lambda x: predict(x, timestep), xt, timesteps)
-    x0 = predicted_x0(scheduler, output, xt, timesteps)
+    x0 = process.predicted_x0(output, xt, timesteps)
     noise = (xt - alpha * x0) / sigma
     norm = _norm(gradient)
     ratio = torch.where(norm > 0, _norm(noise) / norm, 0)
     guided = noise + guidance.scale * ratio * gradient
     x0 = (xt - sigma * guided) / alpha
-    if _needs_clipping(scheduler):  # next to pure noise a small change of ε is a large one of x_0
-        bound = scheduler.config.get("clip_sample_range", 1.0)
+    bound = _bound(scheduler)
+    if bound is not None and not _clips(scheduler):  # next to pure noise a small change of ε is a large one of x_0
         x0 = x0.clamp(-bound, bound)
         guided = (xt - alpha * x0) / sigma
-    return target(scheduler, x0, guided, timesteps)
+    return process.target(x0, guided, timesteps)
 
 
-def _needs_clipping(scheduler: Scheduler) -> bool:
-    """Whether the config clips x_0 and the sampler does not, as the fast solvers do not."""
-    return bool(scheduler.config.get("clip_sample")) and "clip_sample" not in signature(type(scheduler)).parameters
+def _bound(scheduler: Scheduler) -> float | None:
+    """x_0 is clipped to [-bound, bound], that of pixels where no config says otherwise; None: it is not clipped."""
+    if not isinstance(process_of(scheduler), DDPM):
+        return 1.0
+    return scheduler.config.get("clip_sample_range", 1.0) if scheduler.config.get("clip_sample") else None
+
+
+def _clips(scheduler: Scheduler) -> bool:
+    """Whether the sampler clips x_0 itself; the fast solvers do not."""
+    return "clip_sample" in signature(type(scheduler)).parameters
 
 
 def loss_gradient(
@@ -102,20 +111,21 @@ def loss_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The network's output at x_t and the gradient of each image's loss with respect to x_t, (B, C, H, W) each.
 
-    The loss sees x_0 clipped to the range that the sampler clips it to, if it does.
+    The loss sees x_0 clipped to its range, if it has one.
     """
+    process = process_of(scheduler)
     with torch.enable_grad():
         x = xt.detach().requires_grad_()
         if guidance.backprop_through == "network":
             output = predict(x)
-            x0 = predicted_x0(scheduler, output, x, timesteps)
+            x0 = process.predicted_x0(output, x, timesteps)
         else:
             with torch.no_grad():
                 output = predict(xt)
-            alpha = rearrange(alpha_sigma(scheduler, timesteps)[0], "b -> b 1 1 1")
-            x0 = predicted_x0(scheduler, output, xt, timesteps) + (x - xt) / alpha  # the noise stays, not v or x_0
-        if scheduler.config.get("clip_sample", False):
-            bound = scheduler.config.clip_sample_range
+            alpha = process.levels(timesteps)[0]
+            x0 = process.predicted_x0(output, xt, timesteps) + (x - xt) / alpha  # the noise stays, not v or x_0
+        bound = _bound(scheduler)
+        if bound is not None:
             x0 = x0.clamp(-bound, bound)
         (gradient,) = torch.autograd.grad(guidance.loss(x0).sum(), x)
     return output.detach(), gradient.detach()

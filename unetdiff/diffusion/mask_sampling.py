@@ -31,7 +31,7 @@ class MaskSamplingConfig:
     num_inference_steps: int = 10
     """Denoising steps of each."""
     scheduler: str = "ddim"
-    """Sampler, of `unetdiff.diffusion.schedulers.SCHEDULERS`."""
+    """Sampler, of `unetdiff.diffusion.scheduler_names.SCHEDULERS`."""
     seed: int = 0
     """Seed of the noise."""
 

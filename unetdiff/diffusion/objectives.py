@@ -1,7 +1,6 @@
-"""Training objectives of the denoiser, as pure functions of a diffusers scheduler.
+"""Training objectives of the denoiser: the scheduler of a config, its noise, targets, loss weights and losses.
 
-Notation: x_t = α_t x_0 + σ_t ε with α_t² = ᾱ_t and σ_t² = 1 - ᾱ_t (Ho et al. 2020, eq. 4);
-SNR(t) = α_t² / σ_t².
+Notation: x_t = α_t x_0 + σ_t ε is the network's input (`unetdiff.diffusion.processes`); SNR(t) = α_t² / σ_t².
 """
 
 from __future__ import annotations
@@ -12,37 +11,40 @@ from typing import Any, Protocol
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from einops import rearrange, reduce
 
 from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.processes.base import QUARTILES, Process
+from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
 
 
 class Scheduler(Protocol):
-    """The attributes of a diffusers scheduler that the functions below read."""
-
-    alphas_cumprod: torch.Tensor
-    """ᾱ of every timestep, (T,)."""
+    """A diffusers scheduler; which of its attributes are read depends on its process (`processes.load`)."""
 
     @property
     def config(self) -> Any:
-        """`config.prediction_type` is epsilon, sample or v_prediction."""
+        """Its parameters."""
 
 
-def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> DDIMScheduler:
-    """The forward process of `config`, as the scheduler that a pipeline is saved with.
+def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> Any:
+    """The forward process of `config`, as the diffusers scheduler that a pipeline is saved with.
 
-    Timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
+    ddpm's timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
 
     Args:
         config: objective and noise.
-        bound: sampling clips the predicted x_0 to [-bound, bound], 1 for pixels; None for latents: no clipping.
+        bound: ddpm's sampling clips the predicted x_0 to [-bound, bound], 1 for pixels; None for latents: no clipping.
 
     Raises:
         UserError: zero terminal SNR with epsilon prediction (at the last timestep the input is the noise alone: the
             loss weight is 0/0, and x_0 does not follow from ε).
     """
     noise = config.noise
+    if noise.process == "flow":
+        return FlowMatchEulerDiscreteScheduler(noise.num_train_timesteps, noise.flow.shift)
     if noise.zero_terminal_snr and config.prediction_type == "epsilon":
         raise UserError(
             "diffusion.noise.zero_terminal_snr=true: must be set with diffusion.prediction_type=v_prediction or sample "
@@ -98,41 +100,27 @@ def sample_noise(shape: Sequence[int], generator: torch.Generator, offset: float
 
 def alpha_sigma(scheduler: Scheduler, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Signal and noise level (α_t, σ_t) of timesteps (B,), each (B,) float32 on the timesteps' device."""
-    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device, torch.float32)[timesteps]  # (B,)
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    return process_of(scheduler).alpha_sigma(timesteps)
 
 
 def add_noise(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """x_t = α_t x_0 + σ_t ε (Ho et al. 2020, equation 4), (B, C, H, W), for timesteps (B,)."""
-    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
-    return alpha * x0 + sigma * noise
+    """x_t = α_t x_0 + σ_t ε, (B, C, H, W), for timesteps (B,)."""
+    return process_of(scheduler).add_noise(x0, noise, timesteps)
 
 
 def snr(scheduler: Scheduler, timesteps: torch.Tensor) -> torch.Tensor:
     """Signal-to-noise ratio α_t² / σ_t² of timesteps (B,) -> (B,) float32."""
-    alpha, sigma = alpha_sigma(scheduler, timesteps)
-    return (alpha / sigma) ** 2
+    return process_of(scheduler).snr(timesteps)
 
 
 def target(scheduler: Scheduler, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """The regression target of the network at x_t, (B, C, H, W).
-
-    ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, section 4).
-    """
-    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
-    targets = {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}
-    return targets[scheduler.config.prediction_type]
+    """The regression target of the network at x_t, (B, C, H, W)."""
+    return process_of(scheduler).target(x0, noise, timesteps)
 
 
 def predicted_x0(scheduler: Scheduler, output: torch.Tensor, xt: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
     """The x_0 predicted by `output` at x_t, (B, C, H, W): the inverse of `target`, not clipped."""
-    alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, timesteps))
-    x0 = {
-        "epsilon": lambda: (xt - sigma * output) / alpha,
-        "sample": lambda: output,
-        "v_prediction": lambda: alpha * xt - sigma * output,
-    }
-    return x0[scheduler.config.prediction_type]()
+    return process_of(scheduler).predicted_x0(output, xt, timesteps)
 
 
 def loss_weight(
@@ -142,7 +130,8 @@ def loss_weight(
 
     Min-SNR (Hang et al. 2023, section 3.4) weights the error of x_0 by min(SNR, γ), soft-Min-SNR (Crowson
     et al. 2024, "HDiT") by its smooth form SNR·γ / (SNR + γ). The squared error of ε is SNR times that of
-    x_0, that of v SNR + 1 times, so their weights are divided by as much. "uniform" is 1 for all. Where the SNR is 0
+    x_0, that of v SNR + 1 times, so their weights are divided by as much, and so on (`Process.x0_error`). "uniform" is
+    1 for all. Where the SNR is 0
     (the last timestep of zero terminal SNR) every weight is finite, and Min-SNR's of x_0 and v is 0.
 
     "clamped_snr" is clamp(SNR, 1, γ): Min-SNR from above, the truncated SNR of Salimans & Ho 2022 (section 4) from
@@ -152,27 +141,28 @@ def loss_weight(
     Raises:
         UserError: an unknown weighting, or clamped_snr with epsilon, whose weight would go to infinity.
     """
-    ratio = snr(scheduler, timesteps)  # (B,)
+    process = process_of(scheduler)
+    ratio = process.snr(timesteps)  # (B,)
     if weighting == "uniform":
         return torch.ones_like(ratio)
-    prediction = scheduler.config.prediction_type
+    predicts_noise = isinstance(process, DDPM) and process.prediction_type == "epsilon"
     if weighting == "min_snr":
-        if prediction == "epsilon":
+        if predicts_noise:
             return (gamma / ratio).clamp(max=1)  # min(SNR, γ) / SNR, finite where SNR is 0
         weight = ratio.clamp(max=gamma)
     elif weighting == "soft_min_snr":
-        if prediction == "epsilon":
+        if predicts_noise:
             return gamma / (ratio + gamma)
         weight = ratio * gamma / (ratio + gamma)
     elif weighting == "clamped_snr":
-        if prediction == "epsilon":
+        if predicts_noise:
             raise UserError(
                 "diffusion.weighting=clamped_snr: must be another with diffusion.prediction_type=epsilon. Use min_snr."
             )
         weight = ratio.clamp(min=1, max=gamma)
     else:
         raise UserError(f"diffusion.weighting={weighting}: must be one of uniform, min_snr, soft_min_snr, clamped_snr.")
-    return weight / (ratio + 1) if prediction == "v_prediction" else weight
+    return weight * process.x0_error(timesteps)
 
 
 def uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
@@ -180,25 +170,9 @@ def uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
     return torch.rand(batch, generator=generator, device=generator.device)
 
 
-def sample_timesteps(
-    batch: int, num_train_timesteps: int, generator: torch.Generator, stratified: bool = True
-) -> torch.Tensor:
-    """Random timesteps (batch,) int64 in 0..num_train_timesteps-1, on the generator's device.
-
-    Stratified: the timesteps are cut into `batch` equal strata and each image gets one, so that every batch sees
-    every noise level (the same mean as independent draws, less variance).
-    """
-    numbers = uniform(batch, generator)
-    if stratified:
-        numbers = (torch.arange(batch, device=generator.device) + numbers) / batch
-    return (numbers * num_train_timesteps).long().clamp(max=num_train_timesteps - 1)
-
-
-def sample_timesteps_of_kinds(
-    kinds: int, num_train_timesteps: int, batch: int, generator: torch.Generator
-) -> torch.Tensor:
-    """`sample_timesteps` for a batch in which images of several kinds alternate, stratified within each kind."""
-    each = [sample_timesteps(batch // kinds, num_train_timesteps, generator) for _ in range(kinds)]
+def sample_timesteps_of_kinds(process: Process, kinds: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (batch,) for images of several kinds that alternate, stratified within each kind."""
+    each = [process.sample_timesteps(batch // kinds, generator) for _ in range(kinds)]
     return rearrange(torch.stack(each), "kinds b -> (b kinds)")
 
 
@@ -217,20 +191,18 @@ def diffusion_loss(
     return weight * reduce(error * loss_mask, "b c h w -> b", "sum") / (pixels * error.shape[1])
 
 
-def sums_by_quartile(per_sample: torch.Tensor, timesteps: torch.Tensor, num_train_timesteps: int) -> torch.Tensor:
-    """Sum of the losses in each quarter of the timesteps, least noise first, (4,), from (B,) and (B,)."""
-    quartile = timesteps * 4 // num_train_timesteps  # (B,)
-    return torch.stack([torch.where(quartile == q, per_sample, 0).sum() for q in range(4)])
+def sums_by_quartile(per_sample: torch.Tensor, timesteps: torch.Tensor, process: Process) -> torch.Tensor:
+    """Sum of the losses in each quarter of the training timesteps, least noise first, (4,), from (B,) and (B,)."""
+    quartile = process.quartile(timesteps)  # (B,)
+    return torch.stack([torch.where(quartile == q, per_sample, 0).sum() for q in range(QUARTILES)])
 
 
-def loss_by_quartile(sums: torch.Tensor, images: torch.Tensor, num_train_timesteps: int) -> dict[str, torch.Tensor]:
-    """Loss in each quarter of the timesteps, loss_q0 (least noise) to loss_q3, from `sums_by_quartile` (4,).
+def loss_by_quartile(sums: torch.Tensor, images: torch.Tensor, process: Process) -> dict[str, torch.Tensor]:
+    """Loss in each quarter of the training timesteps, loss_q0 (least noise) to loss_q3, from `sums_by_quartile` (4,).
 
-    The sum over the quarter's images is divided by the number expected of uniform timesteps of `images` (a scalar), not
+    The sum over the quarter's images is divided by the number expected of random timesteps of `images` (a scalar), not
     by the number that fell into it. So every quarter always has an entry, and the mean over steps is the quarter's mean
     loss, however few images a step has. For stratified timesteps of 4, 8, 12... images both numbers are the same.
     """
-    first = [-(-q * num_train_timesteps // 4) for q in range(5)]  # timestep of each quarter
-    widths = [(first[q + 1] - first[q]) / num_train_timesteps for q in range(4)]
-    # of two or three timesteps in all, not every quarter has one
+    widths = process.quartile_widths()  # of two or three timesteps in all, not every quarter has one
     return {f"loss_q{q}": sums[q] / (images * width) for q, width in enumerate(widths) if width}

@@ -40,8 +40,10 @@ from unetdiff.diffusion.pipeline_inputs import (
     infer_batch_size,
     make_conditionings,
     validate_options,
+    validate_process,
     validate_tensors,
 )
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.diffusion.stable_diffusion import inpainting_channels, save_stable_diffusion
 from unetdiff.errors import UserError
 from unetdiff.files.folders import is_there
@@ -98,6 +100,7 @@ class GenerationPipeline(DiffusionPipeline):
         super().__init__()
         if masks is not None:
             self.register_to_config(masks=masks)
+        self.trained_process = process_of(scheduler).name
         self.register_modules(
             unet=unet,
             scheduler=scheduler,
@@ -221,7 +224,8 @@ class GenerationPipeline(DiffusionPipeline):
                 loss guidance of latents.
         """
         codec, scheduler, device = self.codec, self.scheduler, self._execution_device
-        num_train_timesteps = scheduler.config.num_train_timesteps
+        num_train_timesteps, process = scheduler.config.num_train_timesteps, process_of(scheduler)
+        validate_process(self.trained_process, process.name, type(scheduler).__name__)
         validate_options(output_type, num_inference_steps, num_train_timesteps, loss_guidance, codec)
         validate_tensors(self.conditioner, conditions, latents, batch_size, self.channels, (height, width))
         guidance = Guidance.of(guidance_scale)
@@ -249,7 +253,7 @@ class GenerationPipeline(DiffusionPipeline):
                 conditional = replace(conditional, channels=channels)
                 unconditional = None if unconditional is None else replace(unconditional, channels=channels)
             predict: PredictOutput = GuidedDenoiser(
-                self.unet, conditional, unconditional, guidance, num_train_timesteps, self.autocast_dtype
+                self.unet, conditional, unconditional, guidance, process, self.autocast_dtype
             )
             if loss_guidance is not None:
                 predict = partial(apply_loss_guidance, loss_guidance, scheduler, predict)

@@ -13,6 +13,7 @@ from unetdiff.diffusion.codecs import Codec, PixelCodec
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
 from unetdiff.diffusion.denoising import Generators
 from unetdiff.diffusion.loss_guidance import LossGuidance
+from unetdiff.diffusion.scheduler_names import SCHEDULERS
 from unetdiff.errors import UserError
 from unetdiff.models.attention import null_context
 
@@ -36,6 +37,22 @@ def validate_options(
         )
     if loss_guidance is not None and not isinstance(codec, PixelCodec):
         raise UserError("loss_guidance: must be None for a denoiser of latents or masks. The loss sees pixels.")
+
+
+def validate_process(trained: str, process: str, scheduler: str) -> None:
+    """Raise UserError for a scheduler of another forward process than the model's.
+
+    Args:
+        trained: the process that the model was trained with.
+        process: that of the scheduler.
+        scheduler: its class.
+    """
+    if process != trained:
+        names = ", ".join(SCHEDULERS[trained])
+        raise UserError(
+            f"scheduler={scheduler}: must sample from the {trained} process, which the model was trained with (got "
+            f"{process}). Use make_scheduler with one of {names}."
+        )
 
 
 def validate_tensors(

@@ -21,7 +21,7 @@ class Trajectory:
     Images are float in [0, 1] on the CPU, (k, B, C, H, W); latents are decoded.
     """
 
-    timesteps: list[int]
+    timesteps: list[float]
     """Timestep of each entry, noisiest first (0 for the finished image)."""
     noisy: Tensor
     """x_t, the network's input."""
@@ -38,7 +38,7 @@ class TrajectoryRecorder:
 
     def __init__(self, num_entries: int) -> None:
         self.num_entries = num_entries
-        self._entries: list[tuple[int, Tensor, Tensor]] = []
+        self._entries: list[tuple[float, Tensor, Tensor]] = []
 
     def __call__(
         self, pipeline: GenerationPipeline, step: int, timestep: Tensor, state: dict[str, Tensor]
@@ -47,9 +47,8 @@ class TrajectoryRecorder:
             self._entries = []
         if step in evenly_spaced(pipeline.num_timesteps, self.num_entries - 1):
             xt = state["model_input"]
-            timesteps = timestep.round().long().expand(len(xt))  # some schedulers count in floats
-            x0 = predicted_x0(pipeline.scheduler, state["model_output"], xt, timesteps)
-            self._entries.append((int(timesteps[0]), pipeline.decode(xt), pipeline.decode(x0)))
+            x0 = predicted_x0(pipeline.scheduler, state["model_output"], xt, timestep.expand(len(xt)))
+            self._entries.append((_rounded(float(timestep)), pipeline.decode(xt), pipeline.decode(x0)))
         if step == pipeline.num_timesteps - 1:
             image = pipeline.decode(state["latents"])
             self._entries.append((0, image, image))
@@ -60,6 +59,11 @@ class TrajectoryRecorder:
         """Of the latest call of the pipeline."""
         timesteps, noisy, predicted = zip(*self._entries, strict=True)
         return Trajectory(list(timesteps), torch.stack(noisy), torch.stack(predicted))
+
+
+def _rounded(timestep: float) -> float:
+    """A timestep to be shown: an integer, or two digits after the point where it is small."""
+    return round(timestep, 2) if abs(timestep) < 10 and timestep % 1 else round(timestep)
 
 
 def evenly_spaced(total: int, count: int) -> set[int]:

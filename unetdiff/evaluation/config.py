@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unetdiff.diffusion.schedulers import SCHEDULERS
+from unetdiff.diffusion.scheduler_names import SCHEDULER_NAMES
 from unetdiff.errors import UserError, config_error, nearest
 from unetdiff.models.config import PRETRAINED_ENCODERS
 
@@ -24,7 +24,7 @@ class SweepConfig:
     num_inference_steps: tuple[int, ...] = ()
     """Denoising steps."""
     scheduler: tuple[str, ...] = ()
-    """Keys of `unetdiff.diffusion.schedulers.SCHEDULERS`."""
+    """Of `unetdiff.diffusion.scheduler_names.SCHEDULER_NAMES`, for the model's forward process."""
     guidance_scale: tuple[float, ...] = ()
     """Guidance scales."""
 
@@ -137,9 +137,9 @@ def _steps(text: str) -> int:
 
 
 def _scheduler(text: str) -> str:
-    if text not in SCHEDULERS:
-        near = nearest(text, SCHEDULERS)
-        raise UserError(f"sweep.scheduler={text}: must be one of {', '.join(SCHEDULERS)}. Did you mean {near}?")
+    if text not in SCHEDULER_NAMES:
+        near = nearest(text, SCHEDULER_NAMES)
+        raise UserError(f"sweep.scheduler={text}: must be one of {', '.join(SCHEDULER_NAMES)}. Did you mean {near}?")
     return text
 
 

@@ -15,6 +15,9 @@ from tqdm import tqdm
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import color_error, grid
+from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.load import process_of
+from unetdiff.diffusion.scheduler_names import SCHEDULERS, check_name
 from unetdiff.errors import UserError
 from unetdiff.evaluation.classifier import label_accuracy, num_images_used, per_class_accuracy
 from unetdiff.evaluation.config import EvaluationConfig, SweepConfig
@@ -68,13 +71,20 @@ def evaluate_denoiser(
 
     Raises:
         UserError: classes other than the dataset's, an unknown feature network, unreadable weights, a sweep over
-            settings that the denoiser does not support, the likelihood of a latent denoiser.
+            settings that the denoiser does not support, the likelihood of a denoiser of latents, or of one that is
+            not of the ddpm process.
     """
     check_sweep(denoiser, config)
     if config.num_likelihood_images and denoiser.denoise is None:
         raise UserError(
             f"num_likelihood_images={config.num_likelihood_images}: must be 0 for a model of latents, whose likelihood "
             "is not that of images. Omit it."
+        )
+    process = process_of(denoiser.scheduler)
+    if config.num_likelihood_images and not isinstance(process, DDPM):
+        raise UserError(
+            f"num_likelihood_images={config.num_likelihood_images}: must be 0 for a model trained with "
+            f"diffusion.noise.process={process.name}: the variational bound is that of ddpm's chain. Omit it."
         )
     make_folder(output)
     metrics: dict[str, Any] = {}
@@ -105,7 +115,10 @@ def evaluate_denoiser(
 
 def check_sweep(denoiser: Denoiser, config: EvaluationConfig) -> None:
     """Raise UserError for settings that the denoiser cannot be sampled with."""
-    settings, num_timesteps = config.sweep or SweepConfig(), len(denoiser.scheduler.alphas_cumprod)
+    settings, process = config.sweep or SweepConfig(), process_of(denoiser.scheduler)
+    num_timesteps = process.num_timesteps
+    for name in settings.scheduler:
+        check_name(process.name, name, "sweep.scheduler")
     if settings.num_inference_steps and max(settings.num_inference_steps) > num_timesteps:
         raise UserError(
             f"sweep.num_inference_steps={max(settings.num_inference_steps)}: must be at most the {num_timesteps} "
@@ -130,7 +143,7 @@ def likelihood(
         batch = collate([images[int(index)] for index in indices])
         denoise = denoiser.denoise(batch)
         bounds.append(variational_bound(denoise, denoiser.scheduler, batch["image"], generator, timesteps))
-    num_timesteps = len(denoiser.scheduler.alphas_cumprod)
+    num_timesteps = process_of(denoiser.scheduler).num_timesteps
     summary = summarize(bounds, 1 + len(strata(num_timesteps, timesteps)), num_timesteps)
     return {f"likelihood/{name}": value for name, value in summary.items()}
 
@@ -234,7 +247,7 @@ def _sweep(
     result = sweep(
         lambda count, sampling: concat_batches(denoiser.sample(count, sampling)),
         settings.num_inference_steps or (setting.num_inference_steps,),
-        settings.scheduler or ("ddim",),
+        settings.scheduler or (next(iter(SCHEDULERS[process_of(denoiser.scheduler).name])),),
         settings.guidance_scale or (setting.guidance_scale if denoiser.uses_guidance else 1.0,),
         n or SWEEP_SAMPLES,
         setting.seed,

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from torch import Tensor
 from torch.special import log_ndtr
 
 from unetdiff.data.transforms import to_model_range
-from unetdiff.diffusion.objectives import Scheduler, alpha_sigma, predicted_x0
+from unetdiff.diffusion.processes.ddpm import DDPM
 from unetdiff.evaluation.types import Denoise
 
 HALF_BIN = 1 / 255  # half the distance of two 8-bit levels in [-1, 1]
@@ -41,7 +41,7 @@ class VariationalBound:
 
 
 def variational_bound(
-    denoise: Denoise, scheduler: Scheduler, images: Tensor, generator: torch.Generator, timesteps: int = 0
+    denoise: Denoise, scheduler: Any, images: Tensor, generator: torch.Generator, timesteps: int = 0
 ) -> VariationalBound:
     """Unbiased estimate of the bound of each image, with one noise sample for each term.
 
@@ -50,13 +50,14 @@ def variational_bound(
 
     Args:
         denoise: the network with the conditions of these images; on the generator's device.
-        scheduler: the forward process.
+        scheduler: of the ddpm process.
         images: uint8 (B, C, H, W).
         generator: for noise and timesteps; its device is the network's.
         timesteps: number of strata of the T - 1 steps; 0, or more than there are: every step.
     """
     device = generator.device
-    alpha_bar = scheduler.alphas_cumprod.double().cpu()  # (T,)
+    process = DDPM(scheduler)
+    alpha_bar = process.alphas_cumprod.double().cpu()  # (T,)
     snr = alpha_bar / (1 - alpha_bar)
     x0 = to_model_range(images).cpu()  # (B, C, H, W)
     batch = len(x0)
@@ -64,9 +65,9 @@ def variational_bound(
     def predict_x0(t: Tensor) -> Tensor:
         """Predicted x_0 from x_t at timesteps (B,), clipped as in sampling; float64 on the CPU."""
         t = t.to(device)
-        alpha, sigma = (rearrange(level, "b -> b 1 1 1") for level in alpha_sigma(scheduler, t))
-        xt = alpha * x0.to(device) + sigma * torch.randn(x0.shape, generator=generator, device=device)
-        return predicted_x0(scheduler, denoise(xt, t).float(), xt, t).cpu().double().clamp(-1, 1)
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        xt = process.add_noise(x0.to(device), noise, t)
+        return process.predicted_x0(denoise(xt, t).float(), xt, t).cpu().double().clamp(-1, 1)
 
     steps = torch.zeros(batch, dtype=torch.float64)
     for first, last in strata(len(alpha_bar), timesteps):

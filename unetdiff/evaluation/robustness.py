@@ -12,7 +12,8 @@ from tqdm import tqdm
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.noise import noise_for
-from unetdiff.diffusion.objectives import Scheduler, add_noise
+from unetdiff.diffusion.objectives import Scheduler
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
@@ -45,7 +46,7 @@ class NoisedImages:
         if timestep == CLEAN:
             return x0
         noise = noise_for(self.seed, index, x0.shape)
-        return add_noise(self.scheduler, x0[None], noise[None], torch.tensor([timestep]))[0]
+        return process_of(self.scheduler).add_noise(x0[None], noise[None], torch.tensor([timestep]))[0]
 
 
 def as_segment_function(
@@ -110,7 +111,8 @@ def mean_iou_by_timestep(
 
 def check_timesteps(timesteps: Sequence[int], scheduler: Scheduler) -> None:
     """Raise UserError for timesteps outside the forward process."""
-    last = len(scheduler.alphas_cumprod) - 1
+    process = process_of(scheduler)
+    last = int(process.at_fraction(torch.tensor(1.0)))
     if not timesteps or not all(0 <= timestep <= last for timestep in timesteps):
         raise UserError(f"timesteps={list(timesteps)}: must be one or more of 0 (clean) to {last}.")
 

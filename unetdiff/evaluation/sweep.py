@@ -88,7 +88,7 @@ def sweep(
     Args:
         sample: the sampler.
         num_inference_steps: numbers of denoising steps.
-        schedulers: keys of `unetdiff.diffusion.schedulers.SCHEDULERS`.
+        schedulers: of `unetdiff.diffusion.scheduler_names.SCHEDULERS`.
         guidance_scales: guidance scales.
         n: images of each combination; only those of one are held in memory.
         seed: seed of the noise.

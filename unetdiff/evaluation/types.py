@@ -27,7 +27,7 @@ class SamplingConfig:
     seed: int = 0
     """Seed of the noise."""
     scheduler: str | None = None
-    """A key of `unetdiff.diffusion.schedulers.SCHEDULERS`; None: the model's own."""
+    """Of `unetdiff.diffusion.scheduler_names.SCHEDULERS`; None: the model's own."""
 
 
 @dataclass(frozen=True)

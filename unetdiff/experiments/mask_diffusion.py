@@ -27,7 +27,7 @@ from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_sampling import MaskSampler, MaskSamplingConfig, running_means
 from unetdiff.diffusion.pipeline import GenerationPipeline
-from unetdiff.diffusion.schedulers import SCHEDULERS
+from unetdiff.diffusion.scheduler_names import SCHEDULERS
 from unetdiff.experiments.mask_diffusion_report import MaskDiffusionResults, mask_diffusion_record
 from unetdiff.experiments.mask_metrics import MaskEvaluator
 from unetdiff.experiments.runs import base_config, train_all, variant
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_samples", type=int, default=8, help="masks sampled per image")
     parser.add_argument("--num_inference_steps", type=int, default=10, help="denoising steps per sample")
-    parser.add_argument("--scheduler", default="ddim", choices=list(SCHEDULERS), help="sampler")
+    parser.add_argument("--scheduler", default="ddim", choices=list(SCHEDULERS["ddpm"]), help="sampler")
     parser.add_argument("--input_scale", type=float, default=0.3, help="the denoiser's diffusion.noise.input_scale")
     parser.add_argument(
         "--prediction_type",
@@ -121,7 +121,7 @@ def evaluate(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run
     def segment(images: Tensor) -> Tensor:
         """Class probabilities (B, C, H, W) of uint8 images, by the head."""
         with eval_mode(segmenter.unet, device.type, dtype):
-            return segment_whole(segmenter.unet, to_model_range(images.to(device))).float().softmax(dim=1)
+            return segment_whole(segmenter.segmenter, to_model_range(images.to(device))).float().softmax(dim=1)
 
     def evaluator() -> MaskEvaluator:
         return MaskEvaluator(len(data.classes), config.segmentation.ignore_index, device)

@@ -22,7 +22,8 @@ from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, build_scheduler
-from unetdiff.errors import UserError
+from unetdiff.diffusion.processes.load import process_of
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     for name in ("num_val_images", "num_rows"):
         require_at_least(f"--{name}", getattr(args, name), 1)
     base = base_config(args.config, overrides, args.train_steps)
+    if base.latent.vae is not None:
+        raise config_error("latent.vae", base.latent.vae, "null: the images are noised, not their latents")
     seeds = runs.seed_list(args.num_seeds, base.training.seed)
     timesteps = sorted(set(args.timesteps))
     scheduler = build_scheduler(base.diffusion)
@@ -168,8 +171,13 @@ def _joint_network(path: Path, classes: Sequence[str], scheduler: Scheduler) -> 
         raise UserError(f"--joint_run={path}: must have both heads. Give a joint run.")
     rule = "the run must have the classes of this dataset"
     require_same_classes(classes, loaded.images.classes, f"--joint_run={path}", "Give a run of that dataset.", rule)
-    own, other = scheduler.alphas_cumprod, loaded.diffusion.scheduler.alphas_cumprod
-    if len(own) != len(other) or not torch.allclose(own, other):
+    own, other = process_of(scheduler), process_of(loaded.diffusion.scheduler)
+    timesteps = own.at_fraction(torch.linspace(0.001, 1, 100))
+    if (
+        own.name != other.name
+        or own.num_timesteps != other.num_timesteps
+        or not torch.allclose(own.snr(timesteps), other.snr(timesteps))
+    ):
         raise UserError(
             f"--joint_run={path}: must have the noise schedule of this config. Set its diffusion.noise here."
         )

@@ -15,6 +15,8 @@ import torch
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, alpha_sigma
+from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.evaluation.robustness import CLEAN, NoisedImages, Segment
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
@@ -105,8 +107,7 @@ def _method(results: NoiseResults, base: RunConfig, args: argparse.Namespace) ->
         f"Each segmenter was trained for {length} on the same images in the same order. The conditioned one has a time "
         "embedding, the other two do not.",
         f"For the segmenters trained on noisy images, a fraction of {args.noise_fraction:g} of the images was noised, "
-        f"at random timesteps of the {base.diffusion.noise.beta_schedule} schedule "
-        f"({len(results.scheduler.alphas_cumprod)} timesteps).",
+        f"at random timesteps of {_process(results, base)} ({process_of(results.scheduler).num_timesteps} timesteps).",
         "The weights are those of the last step. Timestep 0 denotes images without noise.",
         "mIoU is computed from one confusion matrix over all images, at the masks' own size.",
     ]
@@ -115,6 +116,12 @@ def _method(results: NoiseResults, base: RunConfig, args: argparse.Namespace) ->
             f"The joint run is {args.joint_run}. Its training budget differs, so it is not directly comparable."
         )
     return lines
+
+
+def _process(results: NoiseResults, base: RunConfig) -> str:
+    if isinstance(process_of(results.scheduler), DDPM):
+        return f"the {base.diffusion.noise.beta_schedule} schedule"
+    return f"the {base.diffusion.noise.process} process"
 
 
 def _subset(timesteps: Sequence[int]) -> list[int]:
@@ -174,7 +181,7 @@ def findings(results: NoiseResults) -> list[str]:
             f"mIoU on clean images: {miou(CLEAN_TRAINED, 0)} ({CLEAN_TRAINED}), {miou(NOISE_TRAINED, 0)} "
             f"({NOISE_TRAINED}), {miou(CONDITIONED, 0)} (with timestep conditioning as well)."
         )
-    num_timesteps = len(results.scheduler.alphas_cumprod)
+    num_timesteps = process_of(results.scheduler).num_timesteps
     middle = int(np.argmin([abs(t - num_timesteps / 2) for t in timesteps]))
     t = timesteps[middle]
     alpha, sigma = (float(level) for level in alpha_sigma(results.scheduler, torch.tensor([t])))

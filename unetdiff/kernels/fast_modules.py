@@ -111,16 +111,18 @@ class FastPyramidUpBlock(PyramidUpBlock):
 class FastAttention(Attention):
     """Attention of few tokens on a CPU by matrix products, else torch's fused kernel.
 
-    One context token: the softmax of one score is 1, so the output is the token's value, (B, 1, C), broadcast over the
-    queries.
+    One context token: the softmax of one score is 1, masked or not, so the output is the token's value, (B, 1, C),
+    broadcast over the queries.
     """
 
-    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         source = context.tokens if isinstance(context, CrossAttentionCache) else context
         if source is None or source.shape[1] != 1 or not is_eager_cpu(tokens) or not is_unhooked(self.to_q, nn.Linear):
-            return super().forward(tokens, context)
+            return super().forward(tokens, context, mask)
         if isinstance(context, AttentionRecorder):
-            return super().forward(tokens, context)
+            return super().forward(tokens, context, mask)
         if isinstance(context, CrossAttentionCache):
             _, v = context.keys_and_values(self)
         else:
@@ -132,16 +134,16 @@ class FastAttention(Attention):
         unused = [tokens[:1, :1], *self.to_q.parameters(), *self.to_k.parameters()]
         return out + 0 * sum(part.sum() for part in unused)  # type: ignore[no-any-return]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         if not is_eager_cpu(q) or q.shape[2] * k.shape[2] > MAX_PRODUCT_PAIRS:
-            return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.to(q.dtype))
         images = images_at_a_time(q.shape[1] * q.shape[2] * k.shape[2])
         if torch.is_grad_enabled() or images >= len(q):
-            return super().attend(q, k, v)
+            return super().attend(q, k, v, mask)
         out = torch.empty_like(q)
         for start in range(0, len(q), images):
             part = slice(start, start + images)
-            out[part] = super().attend(q[part], k[part], v[part])
+            out[part] = super().attend(q[part], k[part], v[part], None if mask is None else mask[part])
         return out
 
 

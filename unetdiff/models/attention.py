@@ -78,7 +78,10 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim or channels, channels, bias=bias)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: Tensor | CrossAttentionCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """`mask`: (B, 1, 1, M), added to the scores."""
         q = self._by_head(self.to_q(tokens))  # (B, heads, N, d)
         if isinstance(context, CrossAttentionCache):
             k, v = context.keys_and_values(self)
@@ -87,23 +90,26 @@ class Attention(nn.Module):
         recorder = context if isinstance(context, AttentionRecorder) else None
         if self.upcast:
             with torch.autocast(q.device.type, enabled=False):
-                out = self._attend(q.float(), k.float(), v.float(), recorder).to(q.dtype)
+                out = self._attend(q.float(), k.float(), v.float(), mask, recorder).to(q.dtype)
         else:
-            out = self._attend(q, k, v, recorder)
+            out = self._attend(q, k, v, mask, recorder)
         return self.to_out[0](rearrange(out, "b heads n d -> b n (heads d)"))  # (B, N, C)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """softmax(q kᵀ / √d) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
-        return self.probabilities(q, k) @ v
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """softmax(q kᵀ / √d + mask) v (Vaswani et al. 2017, equation 1); (B, heads, N, d)."""
+        return self.probabilities(q, k, mask) @ v
 
-    def probabilities(self, q: Tensor, k: Tensor) -> Tensor:
-        """softmax(q kᵀ / √d), (B, heads, N, M)."""
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1)
+    def probabilities(self, q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """softmax(q kᵀ / √d + mask), (B, heads, N, M)."""
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (scores if mask is None else scores + mask.to(scores.dtype)).softmax(dim=-1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, recorder: AttentionRecorder | None) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, recorder: AttentionRecorder | None
+    ) -> Tensor:
         if recorder is None:
-            return self.attend(q, k, v)
-        probabilities = self.probabilities(q, k)
+            return self.attend(q, k, v, mask)
+        probabilities = self.probabilities(q, k, mask)
         recorder.record(probabilities)
         return probabilities @ v
 
@@ -124,8 +130,10 @@ class AttentionBlock(Attention):
         for parameter in self.to_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache | None = None) -> Tensor:
-        # `context` is unused: AttentionBlock and TransformerBlock have the same signature
+    def forward(
+        self, h: Tensor, context: Tensor | CrossAttentionCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        # `context` and `mask` are unused: AttentionBlock and TransformerBlock have the same signature
         height = h.shape[-2]
         tokens = rearrange(self.group_norm(h), "b c h w -> b (h w) c")
         return h + rearrange(super().forward(tokens), "b (h w) c -> b c h w", h=height)
@@ -176,9 +184,9 @@ class TransformerLayer(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache) -> Tensor:
+    def forward(self, tokens: Tensor, context: Tensor | CrossAttentionCache, mask: Tensor | None = None) -> Tensor:
         tokens = tokens + self.attn1(self.norm1(tokens))
-        tokens = tokens + self.attn2(self.norm2(tokens), context)
+        tokens = tokens + self.attn2(self.norm2(tokens), context, mask)
         return tokens + self.ff(self.norm3(tokens))
 
 
@@ -211,7 +219,8 @@ class TransformerBlock(nn.Module):
         for parameter in self.proj_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache) -> Tensor:
+    def forward(self, h: Tensor, context: Tensor | CrossAttentionCache, mask: Tensor | None = None) -> Tensor:
+        """`mask`: (B, 1, 1, tokens), added to the scores of cross-attention."""
         height = h.shape[-2]
         x = self.norm(h)
         if self.linear_projection:
@@ -219,7 +228,7 @@ class TransformerBlock(nn.Module):
         else:
             tokens = rearrange(self.proj_in(x), "b c h w -> b (h w) c")
         for layer in self.transformer_blocks:
-            tokens = layer(tokens, context)
+            tokens = layer(tokens, context, mask)
         if self.linear_projection:
             return h + rearrange(self.proj_out(tokens), "b (h w) c -> b c h w", h=height)
         return h + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=height))

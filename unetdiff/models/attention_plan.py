@@ -95,4 +95,4 @@ class LevelAttention(nn.ModuleDict):
     def forward(self, level: int, h: Tensor, state: ForwardState) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
         key = str(level)
-        return state.run(self[key], h, state.context) if key in self else h
+        return state.attend(self[key], h) if key in self else h

@@ -35,7 +35,7 @@ class PyramidMidBlock(nn.Module):
         if self.block is not None:
             h = state.run(self.block, h, state.temb)
         if self.attention is not None:
-            h = state.run(self.attention, h, state.context)
+            h = state.attend(self.attention, h)
         return state.record("mid_block", h)
 
 
@@ -119,7 +119,7 @@ class ResidualMidBlock(nn.Module):
             h = state.run(resnet, h, state.temb)
             if index == 0:
                 for attention in self.attentions:
-                    h = state.run(attention, h, state.context)
+                    h = state.attend(attention, h)
         return state.record("mid_block", h)
 
 
@@ -181,7 +181,7 @@ class UpBlock(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)  # the skip last, as diffusers; it is freed before the block runs
             h = state.run(resnet, h, state.temb)
             if len(self.attentions):
-                h = state.run(self.attentions[layer], h, state.context)
+                h = state.attend(self.attentions[layer], h)
             state.record(f"{name}.{layer}", h)
         for upsampler in self.upsamplers:
             size = (skips[-1].shape[-2], skips[-1].shape[-1])

@@ -217,7 +217,7 @@ class DownBlock(nn.Module):
         for layer, resnet in enumerate(self.resnets):
             h = state.run(resnet, h, state.temb)
             if len(self.attentions):
-                h = state.run(self.attentions[layer], h, state.context)
+                h = state.attend(self.attentions[layer], h)
             skips.append(state.record(f"{name}.{layer}", h))
         for downsampler in self.downsamplers:
             h = state.run(downsampler, h, state.temb)

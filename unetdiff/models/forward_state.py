@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from unetdiff.models.attention import CrossAttentionCache
+from unetdiff.models.stock_inputs import StockInputs
 
 
 @dataclass
@@ -21,15 +22,19 @@ class ForwardState:
     Attributes:
         temb: (B, time_dim) time embedding, (1, time_dim) if all samples share it, None in a model without one.
         context: (B, tokens, dim) encoder_hidden_states, None in a model without cross-attention.
+        mask: (B, 1, 1, tokens) added to the scores of cross-attention, or None.
         recompute: gradient checkpointing: recompute activations in the backward pass.
         maps: the maps of `UNet.features` by name, or None to record none.
+        inputs: a ControlNet's residuals, among others.
         names: the maps to record; None: all.
     """
 
     temb: Tensor | None
     context: Tensor | CrossAttentionCache | None
+    mask: Tensor | None = None
     recompute: bool = False
     maps: dict[str, Tensor] | None = None
+    inputs: StockInputs = field(default_factory=StockInputs)
     names: tuple[str, ...] | None = None
 
     def record(self, name: str, h: Tensor) -> Tensor:
@@ -37,6 +42,10 @@ class ForwardState:
         if self.maps is not None and (self.names is None or name in self.names):
             self.maps[name] = h
         return h
+
+    def attend(self, attention: nn.Module, h: Tensor) -> Tensor:
+        """Call an `AttentionBlock` or a `TransformerBlock` with the context and its mask."""
+        return self.run(attention, h, self.context, self.mask)
 
     def run(self, block: Callable[..., Tensor], *inputs: Any, owner: nn.Module | None = None) -> Tensor:
         """Call a block, under gradient checkpointing if enabled.

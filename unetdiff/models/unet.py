@@ -11,12 +11,13 @@ Comments of this package number them "change 1 of 3" to "change 3 of 3"; docs/th
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from diffusers.utils import apply_lora_scale
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,17 +31,20 @@ from unetdiff.models.decoders import build_mid_block_and_decoder
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
 from unetdiff.models.forward_state import ForwardState
+from unetdiff.models.freezing import FreezingMixin
 from unetdiff.models.heads import build_heads
-from unetdiff.models.param_counts import is_conditioning, param_counts_by_part
+from unetdiff.models.param_counts import param_counts_by_part
 from unetdiff.models.resolve import parse, resolve
 from unetdiff.models.serialization import SerializationMixin
+from unetdiff.models.stock_config import StockConfig
+from unetdiff.models.stock_inputs import StockInputs, add_residuals, attention_bias, require_supported
 
 Head = Literal["segmentation", "diffusion"]
 NUM_SINUSOIDS = 64
 """Sinusoids of the time embedding of pretrained encoders; the others have as many as their first level has channels."""
 
 
-class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers looks for ModelMixin in this module
+class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers looks for ModelMixin in this module
     """A U-Net with a segmentation head, a diffusion head, or both, on a classic, residual or pretrained encoder.
 
     The keyword arguments are the sections of `unetdiff.models.config.ModelConfig`, as dicts or as its dataclasses:
@@ -76,8 +80,6 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         config = resolve(config)
         self.register_to_config(**asdict(config))
         self._build(config)
-        self.gradient_checkpointing = False
-        self._encoder_frozen, self._frozen_levels = False, 0
         self.optimized_for_inference = False
 
     def _build(self, config: ModelConfig) -> None:
@@ -101,12 +103,17 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         strided = bool(self.encoder.skips) and self.encoder.skips[0][0] > 0
         self.heads = build_heads(config, self.decoder, time_dim, strided)
 
+    def register_to_config(self, **config: Any) -> None:
+        super().register_to_config(**config)
+        self._internal_dict: StockConfig = StockConfig(vars(self)["_internal_dict"])
+
     def __getattr__(self, name: str) -> Any:
         # diffusers would return the config's section `encoder` for `self.encoder` instead of the module
         return nn.Module.__getattr__(self, name)
 
     # ------------------------------------------------------------------ forward
 
+    @apply_lora_scale("cross_attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
         self,
         sample: Tensor,
@@ -115,6 +122,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         head: Head | None = None,
+        **inputs: Unpack[StockInputs],
     ) -> UNet2DOutput | tuple[Tensor]:
         """diffusers' interface: noisy sample and timestep -> the prediction of a head.
 
@@ -127,18 +135,20 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
                 as `imported.class_embed_type` says.
             return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
             head: "diffusion" or "segmentation"; None: the only head, or "diffusion" if the model has both.
+            inputs: what else diffusers' pipelines pass (`stock_inputs.StockInputs`): masks of tokens, a ControlNet's
+                residuals, LoRA's scale.
 
         Returns:
             (B, out_channels, H, W) noise (or x0, or v), or (B, num_classes, H, W) logits.
 
         Raises:
-            UserError: a head or a condition that the model does not have.
+            UserError: a head or a condition that the model does not have, or an unsupported input.
         """
         head = head or ("diffusion" if "diffusion" in self.heads else "segmentation")
         self._require(head)
         height, width = sample.shape[-2:]
         sample = self._large_enough(sample)
-        state = self._recording(self.embed(sample, timestep, encoder_hidden_states, class_labels), head)
+        state = self._recording(self.embed(sample, timestep, encoder_hidden_states, class_labels, **inputs), head)
         h = self.backbone(sample, state)
         out = self._predict(head, h, sample, state)[..., :height, :width]
         return UNet2DOutput(sample=out) if return_dict else (out,)
@@ -154,14 +164,16 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         timestep: Tensor | float | int | None = None,
         encoder_hidden_states: Tensor | CrossAttentionCache | None = None,
         class_labels: Tensor | None = None,
+        **inputs: Unpack[StockInputs],
     ) -> ForwardState:
         """Changes 1 and 2 of 3: the time embedding (B or 1, time_dim) and the context (B, tokens, dim).
 
         Arguments as of `forward`.
 
         Raises:
-            UserError: a condition that the model does not have.
+            UserError: a condition that the model does not have, or an unsupported input.
         """
+        require_supported(inputs)
         dim, context = self.config["conditioning"]["cross_attention_dim"], encoder_hidden_states
         if dim is None and context is not None:
             raise UserError("encoder_hidden_states: must be None without conditioning.cross_attention_dim.")
@@ -171,7 +183,8 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         if temb is not None and context is not None and self.config["conditioning"]["pooled_context"]:
             tokens = context.tokens if isinstance(context, CrossAttentionCache) else context
             temb = temb + self.context_embedding(tokens.mean(dim=1))  # Saharia et al. 2022, section 2.5
-        return ForwardState(temb, context, recompute=self.gradient_checkpointing and self.training)
+        mask = attention_bias(inputs, context, like=sample)
+        return ForwardState(temb, context, mask, self.gradient_checkpointing and self.training, inputs=inputs)
 
     def _embed_timestep(
         self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor
@@ -200,7 +213,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         """Encoder, mid block, decoder: (B, in_channels, H, W) -> (B, C, H / patch_size, W / patch_size)."""
         x = patchify(sample, self.config["patch_size"])
         skips, h = self.encoder(x, state)
-        h = self.mid_block(h, state)
+        skips, h = add_residuals(state.inputs, skips, self.mid_block(h, state))
         return self.decoder(h, skips, (x.shape[-2], x.shape[-1]), state)
 
     def _recording(self, state: ForwardState, head: Head) -> ForwardState:
@@ -238,6 +251,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor | None = None,
+        clean_timestep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both heads in one pass of the backbone: segmentation of clean images, diffusion of noisy ones.
 
@@ -249,6 +263,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
             sample: (B, in_channels, H, W) noisy images of the same size.
             timestep: (B,) of the noisy images.
             encoder_hidden_states: (B, tokens, cross_attention_dim) of the noisy images; None is one zero token.
+            clean_timestep: (A,) of the clean images; None: 0.
 
         Returns:
             Logits (A, num_classes, H, W) and noise (or x0, or v) (B, out_channels, H, W).
@@ -266,7 +281,11 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         height, width = sample.shape[-2:]
         pixels, sample = self._large_enough(pixels), self._large_enough(sample)
         images = torch.cat([pixels, sample])  # (A + B, C, H, W)
-        state = self.embed(images, torch.cat([timestep.new_zeros(clean), timestep]), context)
+        state = self.embed(
+            images,
+            torch.cat([timestep.new_zeros(clean) if clean_timestep is None else clean_timestep, timestep]),
+            context,
+        )
         h = self.backbone(images, self._recording(state, "segmentation"))
         temb = None if state.temb is None else state.temb[clean:]
         maps = None if state.maps is None else {name: one[:clean] for name, one in state.maps.items()}
@@ -282,9 +301,10 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         timestep: Tensor | float | int | None = None,
         encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None,
+        **inputs: Unpack[StockInputs],
     ) -> Tensor:
         """Logits (B, num_classes, H, W) of pixels in [-1, 1]; arguments as of `forward`."""
-        return self(pixels, timestep, encoder_hidden_states, class_labels, return_dict=False, head="segmentation")[0]
+        return self(pixels, timestep, encoder_hidden_states, class_labels, False, "segmentation", **inputs)[0]
 
     def features(
         self,
@@ -292,6 +312,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         timestep: Tensor | float | int | None = None,
         encoder_hidden_states: Tensor | None = None,
         class_labels: Tensor | None = None,
+        **inputs: Unpack[StockInputs],
     ) -> dict[str, Tensor]:
         """Feature maps {name: (B, C, h, w)} in the order of the forward pass, for probes; arguments as of `forward`.
 
@@ -300,7 +321,7 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         (not those of conv_in, down- and upsamplers). "mid_block" is the mid block's map (the deepest map, if it is
         empty), and "last" the map that the heads read.
         """
-        state = self.embed(pixels, timestep, encoder_hidden_states, class_labels)
+        state = self.embed(pixels, timestep, encoder_hidden_states, class_labels, **inputs)
         state.maps = {}
         state.record("last", self.backbone(pixels, state))
         return state.maps
@@ -350,57 +371,6 @@ class UNet(SerializationMixin, ModelMixin, ConfigMixin):  # type: ignore[misc]  
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
     # ------------------------------------------------------------------ training
-
-    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
-        """Recompute activations in the backward pass: less memory, about a third more time.
-
-        `gradient_checkpointing_func` is of diffusers' signature and ignored.
-        """
-        self.gradient_checkpointing = True
-
-    def disable_gradient_checkpointing(self) -> None:
-        """Keep activations."""
-        self.gradient_checkpointing = False
-
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """The encoder's parameters without those of conditioning (`param_counts.is_conditioning`).
-
-        `freeze_encoder` freezes them, and the optimizer gives them a learning rate of their own.
-        """
-        return self._without_conditioning(self.encoder.freezable_modules())
-
-    def _without_conditioning(self, modules: list[nn.Module]) -> list[nn.Parameter]:
-        conditioning = {id(p) for name, p in self.named_parameters() if is_conditioning(name)}
-        return [p for module in modules for p in module.parameters() if id(p) not in conditioning]
-
-    def freeze_encoder(self, frozen: bool = True, levels: int = 0) -> None:
-        """Freeze the encoder's parameters and BatchNorm statistics; survives `.train()`.
-
-        Time embedding and cross-attention stay trainable: an added head starts with them at zero.
-
-        Args:
-            frozen: freeze the whole encoder; False: only `levels`.
-            levels: number of finest levels to freeze, whose maps are the largest and cost the most to train.
-        """
-        self._encoder_frozen, self._frozen_levels = frozen, levels
-        for parameter in self.encoder_parameters():
-            parameter.requires_grad_(True)
-        for parameter in self._without_conditioning(self._frozen_modules()):
-            parameter.requires_grad_(False)
-        self.train(self.training)
-
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self._encoder_frozen:
-            return self.encoder.freezable_modules()
-        return self.encoder.level_modules(self._frozen_levels)
-
-    def train(self, mode: bool = True) -> UNet:
-        super().train(mode)
-        for module in self._frozen_modules():
-            for norm in module.modules():
-                if isinstance(norm, nn.BatchNorm2d):
-                    norm.eval()
-        return self
 
     def add_head(self, name: Head, **options: Any) -> UNet:
         """Add a head in place; every existing weight keeps its value, bit for bit.

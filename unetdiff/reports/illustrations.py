@@ -15,7 +15,7 @@ from unetdiff.diffusion.codecs import Codec
 from unetdiff.diffusion.conditioning.base import Conditioning
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.noise import noise_for
-from unetdiff.diffusion.objectives import alpha_sigma
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
 from unetdiff.reports.dataset_groups import choose, open_dataset
 from unetdiff.reports.embed import data_uri
@@ -52,10 +52,10 @@ def _illustrations(run: Run, model: Path, seed: int, noise_level: float) -> dict
         pipeline = load_generator(model)
         size = (item["image"].shape[-2], item["image"].shape[-1])
         clean = _clean(pipeline.codec, item)  # (1, C, h, w)
-        steps = torch.arange(pipeline.scheduler.config.num_train_timesteps)
-        sigma = alpha_sigma(pipeline.scheduler, steps)[1]
-        t = (sigma - noise_level).abs().argmin()[None]
-        noised = pipeline.scheduler.add_noise(clean, noise_for(seed, 0, clean.shape[1:])[None], t)
+        process = process_of(pipeline.scheduler)
+        steps = process.at_fraction(torch.linspace(0, 1, process.num_timesteps))
+        t = steps[(process.alpha_sigma(steps)[1] - noise_level).abs().argmin()][None]
+        noised = process.add_noise(clean, noise_for(seed, 0, clean.shape[1:])[None], t)
         conditioning = Conditioning()
         if pipeline.conditioner is not None:
             conditioner = pipeline.conditioner

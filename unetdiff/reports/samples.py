@@ -89,7 +89,7 @@ class Strip:
     run: int
     target: str
     """The class it is conditioned on; "" without a class."""
-    timesteps: list[int]
+    timesteps: list[float]
     noisy: list[str]
     predicted: list[str]
 

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
+from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import FileError, UserError, as_yaml
 from unetdiff.files.tensors import Entry, dtype_name, read_header
 from unetdiff.training import lora
@@ -48,7 +50,10 @@ def describe_scheduler(scheduler: Any) -> dict[str, Any] | None:
     """The forward process and the prediction type of a diffusers scheduler, as JSON."""
     if scheduler is None:
         return None
-    alphas = scheduler.alphas_cumprod
+    process = process_of(scheduler)
+    if not isinstance(process, DDPM):
+        return process.describe()
+    alphas = process.alphas_cumprod
     middle = {f"alpha_bar_{t}": float(alphas[t]) for t in (0, len(alphas) // 2, len(alphas) - 1)}
     return {**{key: scheduler.config.get(key) for key in SCHEDULER}, **middle}
 
@@ -88,6 +93,14 @@ def scheduler_difference(source: Any, target: Any) -> str | None:
     """The first difference of two `describe_scheduler`, in words; None where they agree."""
     if not isinstance(source, Mapping) or not isinstance(target, Mapping):
         return None if source == target else "the run must have the same noise scheduler"
+    before, after = source.get("process", DDPM.name), target.get("process", DDPM.name)
+    if before != after:
+        return f"diffusion.noise.process={after}: must be {before}"
+    if before != DDPM.name:
+        for key, value in source.items():
+            if value != target.get(key):
+                section = "" if key == "prediction_type" else "noise."
+                return f"diffusion.{section}{key}={as_yaml(target.get(key))}: must be {as_yaml(value)}"
     cosine = target.get("beta_schedule") == "squaredcos_cap_v2"  # does not read the betas
     for key, name in SCHEDULER.items():
         if cosine and key in ("beta_start", "beta_end"):

@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
+from unetdiff.diffusion.scheduler_file import OTHER_PROCESSES, load_scheduler
 from unetdiff.errors import FileError, UserError
 from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.files.records import read_object
@@ -104,18 +105,25 @@ def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Pat
         return
     if not source.config["heads"]["diffusion"] or not task.unet.config["heads"]["diffusion"]:
         return
-    config = read_object(file)
-    try:
-        if not 1 <= int(config.get("num_train_timesteps", 1000)) <= MAX_TIMESTEPS:
-            raise ValueError(f"num_train_timesteps={config['num_train_timesteps']}")
-        theirs = DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise FileError.of(file, f"must be the config of a diffusers scheduler ({error})") from None
+    theirs = _scheduler(file)
     difference = scheduler_difference(describe_scheduler(theirs), describe_scheduler(ours))
     if difference is not None:
         raise UserError(
             f"{difference}, as {KEY}={path} was trained. Set it, or give {directory} to use only the weights."
         )
+
+
+def _scheduler(file: Path) -> Any:
+    """A scheduler of the same forward process as that of a file, whose class may be any of diffusers'."""
+    config = read_object(file)
+    if config.get("_class_name") in OTHER_PROCESSES:
+        return load_scheduler(file.parent, strict=False)
+    try:
+        if not 1 <= int(config.get("num_train_timesteps", 1000)) <= MAX_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps={config['num_train_timesteps']}")
+        return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        raise FileError.of(file, f"must be the config of a diffusers scheduler ({error})") from None
 
 
 def read_network(path: str | Path) -> tuple[Path, UNet]:

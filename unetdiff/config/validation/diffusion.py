@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.conditioning import validate_conditioning
 from unetdiff.config.validation.data import image_size
 from unetdiff.data.capabilities import WITH_MASKS
 from unetdiff.diffusion.config import NoiseConfig
-from unetdiff.errors import config_error
+from unetdiff.errors import as_yaml, config_error
 from unetdiff.models.config import CLASSIC, RESIDUAL
+
+PROCESS_KEYS = {
+    "ddpm": ("beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "input_scale"),
+    "flow": ("flow.shift", "flow.logit_mean", "flow.logit_std"),
+}
+"""Keys of `diffusion.noise` that only one process reads."""
 
 
 def validate_diffusion(config: RunConfig) -> None:
@@ -33,6 +42,7 @@ def validate_diffusion(config: RunConfig) -> None:
 def validate_noise(config: RunConfig) -> None:
     """Check the forward process."""
     noise, defaults = config.diffusion.noise, NoiseConfig()
+    _validate_process(config)
     for key in ("beta_start", "beta_end"):
         value, default = getattr(noise, key), getattr(defaults, key)
         if noise.beta_schedule == "squaredcos_cap_v2" and value != default:
@@ -47,6 +57,27 @@ def validate_noise(config: RunConfig) -> None:
             "epsilon",
             "v_prediction or sample with diffusion.noise.zero_terminal_snr=true, whose last timestep is pure noise",
         )
+
+
+def _validate_process(config: RunConfig) -> None:
+    """Each process has its own keys."""
+    noise, defaults = config.diffusion.noise, NoiseConfig()
+    process = f"diffusion.noise.process={noise.process}"
+    unread = [key for name, keys in PROCESS_KEYS.items() if name != noise.process for key in keys]
+    for key in unread:
+        value, default = _get(noise, key), _get(defaults, key)
+        if value != default:
+            own = next(name for name, keys in PROCESS_KEYS.items() if key in keys)
+            constraint = f"{as_yaml(default)} with {process}, which does not read it"
+            raise config_error(f"diffusion.noise.{key}", value, constraint, f"Use process={own}.")
+    prediction = config.diffusion.prediction_type
+    if noise.process == "flow" and prediction != "v_prediction":
+        constraint = f"v_prediction with {process}, which predicts the velocity"
+        raise config_error("diffusion.prediction_type", prediction, constraint)
+
+
+def _get(config: Any, key: str) -> Any:
+    return reduce(getattr, key.split("."), config)
 
 
 def _validate_weighting(config: RunConfig) -> None:

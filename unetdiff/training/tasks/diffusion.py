@@ -29,6 +29,8 @@ from unetdiff.diffusion.images import color_error, grid, table
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.noise import generators_for, image_indices
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
+from unetdiff.diffusion.processes.base import QUARTILES, Process
+from unetdiff.diffusion.processes.load import process_of
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode
 from unetdiff.training.draws import RowDraws
@@ -55,6 +57,8 @@ class NoisyBatch:
     """The noise, x0 or v, (B, K, H, W)."""
     loss_mask: Tensor | None = None
     """Pixels included in the loss, bool (B, 1, H, W); None: all."""
+    x0: Tensor | None = None
+    """The clean images, latents or masks, (B, K, H, W)."""
     is_prior: Tensor | None = None
     """Which images are regularization images, bool (B,); None: none."""
 
@@ -106,9 +110,9 @@ class DiffusionTask(Task):
         return height, width
 
     @property
-    def timesteps(self) -> int:
-        """Number of timesteps of the forward process."""
-        return self.config.noise.num_train_timesteps
+    def forward_process(self) -> Process:
+        """The forward process, with the distribution of the training timesteps."""
+        return process_of(self.scheduler, self.config.noise)
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
         noisy = self.add_noise(batch, draws)
@@ -119,7 +123,7 @@ class DiffusionTask(Task):
         x0 = self.encode(batch, draws)
         is_prior = batch[REGULARIZATION].to(x0.device) > 0 if REGULARIZATION in batch else None
         kinds = 1 if is_prior is None else 2  # training and regularization images alternate
-        timesteps = draws(partial(objectives.sample_timesteps_of_kinds, kinds, self.timesteps))
+        timesteps = draws(partial(objectives.sample_timesteps_of_kinds, self.forward_process, kinds))
         noise = self.image_noise(draws, x0, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
@@ -173,7 +177,7 @@ class DiffusionTask(Task):
         if noisy.is_prior is not None:
             prior = {"prior": per_sample[noisy.is_prior].sum(), "prior_images": noisy.is_prior.to(images).sum()}
             per_sample, images = (torch.where(noisy.is_prior, 0, values) for values in (per_sample, images))
-        quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.timesteps)
+        quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.forward_process)
         return {"loss": per_sample.sum(), "images": images.sum(), "quartiles": quartiles, **prior}
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,7 +186,7 @@ class DiffusionTask(Task):
         With regularization images, plus `prior_weight` times their mean loss (Ruiz et al. 2023, equation 2); quartiles
         are of the training images.
         """
-        parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.timesteps)
+        parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.forward_process)
         loss = sums["loss"] / sums["images"]
         if "prior" in sums:
             prior = sums["prior"] / sums["prior_images"]
@@ -213,7 +217,7 @@ class DiffusionTask(Task):
         sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
         conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
-        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask)
+        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask, x0)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss on the validation images, in total and by quartile of the timestep.
@@ -225,23 +229,24 @@ class DiffusionTask(Task):
             with accelerator.autocast():
                 x0 = self.encode(batch)
             draws = [self._eval_noise(name, x0.shape[1:]) for name in batch["name"]]
-            timesteps = torch.tensor([t for t, _ in draws], device=x0.device)
+            timesteps = torch.stack([timestep for timestep, _ in draws]).to(x0.device)
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
             with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
                 noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
                 losses = self.per_sample(self.predict(noisy), noisy).double()
-            rows = torch.stack([torch.full_like(timesteps, 0), 1 + timesteps * 4 // self.timesteps])
+            quartiles = self.forward_process.quartile(timesteps)
+            rows = torch.stack([torch.zeros_like(quartiles), 1 + quartiles])
             values = torch.stack([losses, torch.ones_like(losses)], dim=1)  # (B, 2)
             sums.index_add_(0, rows.flatten(), repeat(values, "b v -> (two b) v", two=2))
         sums = accelerator.reduce(sums)  # type: ignore[assignment]
         means = (sums[:, 0] / sums[:, 1]).tolist()
         metrics: dict[str, Any] = {"diffusion/loss": means[0], "diffusion/images": int(sums[0, 1])}
-        return metrics | {f"diffusion/loss_q{q}": means[1 + q] for q in range(4) if sums[1 + q, 1] > 0}
+        return metrics | {f"diffusion/loss_q{q}": means[1 + q] for q in range(QUARTILES) if sums[1 + q, 1] > 0}
 
-    def _eval_noise(self, name: str, shape: torch.Size) -> tuple[int, Tensor]:
+    def _eval_noise(self, name: str, shape: torch.Size) -> tuple[Tensor, Tensor]:
         generator = generator_of(zlib.crc32(name.encode()))
-        timestep = int(torch.randint(self.timesteps, (), generator=generator))
+        timestep = self.forward_process.random_timestep(generator)
         return timestep, torch.randn(shape, generator=generator)
 
     def preview(self, accelerator: Accelerator) -> Previews:

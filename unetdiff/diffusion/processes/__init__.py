@@ -1,0 +1,1 @@
+"""Forward processes: how noise is added to an image, and what the network predicts from the noisy image."""
