@@ -190,6 +190,7 @@ BOUNDS: dict[str, Bound] = {
 }
 """The range of every key that holds numbers."""
 PATHS = (
+    "model.pretrained",
     "model.encoder.weights",
     "data.root",
     "latent.vae",
@@ -200,6 +201,7 @@ PATHS = (
 )
 """Keys of files and folders: "~" is expanded, and an empty text is not the working directory."""
 NAMES = (
+    "model.revision",
     "model.encoder.name",
     "data.train_split",
     "data.val_split",
