@@ -24,6 +24,9 @@ from unetdiff.models import loading
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
+from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
+from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
 from unetdiff.training.pretrained import component_path, pretrained_scheduler
 from unetdiff.training.tasks.base import Task
@@ -48,7 +51,9 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
-    size = model.sample_size or _sample_size(config.data.size, train, codec)
+    size = model.sample_size
+    if size is None and (config.task != "segmentation" or isinstance(codec, PixelCodec)):
+        size = _sample_size(config.data.size, train, codec)
     channels = codec.channels + condition_channels(config, codec)
     unet = UNet(**replace(model, in_channels=channels, sample_size=size, heads=heads).network())
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
@@ -69,7 +74,7 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
-    elif (directory / "text_encoder").is_dir():
+    elif heads["diffusion"] and (directory / "text_encoder").is_dir():
         conditioner = prompt_conditioner(directory, unet, *saved_model(directory))
     if isinstance(conditioner, CaptionConditioner):
         encoder = saved_encoder(directory, conditioner.max_tokens, conditioner.padded)
@@ -77,7 +82,12 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
-    task = _assemble(config, unet, conditioner, val, codec)
+    folder = directory / CONTEXT_FOLDER
+    context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
+    task = _assemble(config, unet, conditioner, val, codec, context)
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    if isinstance(segmentation, SegmentationTask):
+        segmentation.view = saved_input(directory)
     denoiser = denoiser_of(task)
     if denoiser is not None:  # the noise and the prediction type that the network was trained with
         denoiser.scheduler = load_scheduler(directory / "scheduler", strict=not loading.is_stock(directory / "unet"))
@@ -90,24 +100,35 @@ def denoiser_of(task: Task) -> DiffusionTask | None:
     return denoiser if isinstance(denoiser, DiffusionTask) else None
 
 
-def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: ImageDataset, codec: Codec) -> Task:
+def _assemble(
+    config: RunConfig,
+    unet: UNet,
+    conditioner: Conditioner | None,
+    val: ImageDataset,
+    codec: Codec,
+    context: SegmentationContext | None = None,
+) -> Task:
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
-        scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler, config.diffusion.noise)
+        assert not isinstance(codec, MaskCodec)
+        noisy = config.segmentation.noise or config.segmentation.noised
+        scheduler = build_scheduler(config.diffusion) if noisy else None
+        noise = config.diffusion.noise
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion
-    segmentation = SegmentationTask(unet, config.segmentation, val, size)
+    assert not isinstance(codec, MaskCodec)  # refused by the validation
+    segmentation = SegmentationTask(
+        unet, config.segmentation, val, size, diffusion.scheduler, codec=codec, context=context
+    )
     return JointTask(segmentation, diffusion, config.joint)
 
 
 def _codec(config: RunConfig, train: ImageDataset) -> Codec:
     """The codec of x0: pixels, latents or masks."""
     diffusion = config.diffusion
-    if config.task == "segmentation":
-        return PixelCodec()
-    if diffusion.target == "mask":
+    if config.task != "segmentation" and diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
     vae = config.latent.vae
     return PixelCodec() if vae is None else LatentCodec.from_pretrained(component_path(config, vae))
