@@ -24,8 +24,8 @@ def check_files(config: RunConfig) -> None:
     regularization = data.regularization_root
     if regularization is not None and not Path(regularization).is_dir():
         raise config_error("data.regularization_root", regularization, "an existing folder of images, or null")
-    vae = config.latent.vae
-    if vae is not None and not Path(vae).is_dir():
+    name, vae = config.model.pretrained, config.latent.vae
+    if vae is not None and vae != name and not Path(vae).is_dir():
         raise config_error(
             "latent.vae", vae, "an existing folder with a diffusers AutoencoderKL or AutoencoderTiny, or null"
         )
