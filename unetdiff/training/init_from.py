@@ -10,7 +10,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
-from unetdiff.diffusion.scheduler_file import OTHER_PROCESSES, load_scheduler
+from unetdiff.diffusion.processes.load import OTHER_PROCESSES
+from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.errors import FileError, UserError
 from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.files.records import read_object

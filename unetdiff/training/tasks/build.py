@@ -20,6 +20,7 @@ from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.unet import UNet
 from unetdiff.training.conditions import build_conditioner, condition_channels
+from unetdiff.training.sigma_data import measure_sigma_data
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -46,6 +47,10 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     channels = codec.channels + condition_channels(config, codec)
     unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
+    noise = config.diffusion.noise
+    if config.task == "diffusion" and noise.process == "edm" and noise.edm.sigma_data is None:
+        noise = replace(noise, edm=replace(noise.edm, sigma_data=measure_sigma_data(train, codec)))
+        config = replace(config, diffusion=replace(config.diffusion, noise=noise))
     return _assemble(config, unet, conditioner, val, codec)
 
 
