@@ -134,6 +134,7 @@ BOUNDS: dict[str, Bound] = {
     "segmentation.ohem.threshold": FRACTION,
     "segmentation.ohem.min_fraction": FRACTION,
     "segmentation.ignore_index": within(0, 255, "Use 255."),
+    "segmentation.timestep": at_least(0, 99_999),
     "segmentation.noise": FRACTION,
     "diffusion.snr_gamma": positive(remedy="Min-SNR uses 5.0."),
     "diffusion.noise.beta_start": within(0, 1, "Ho et al. use 0.0001.", open_low=True, open_high=True),

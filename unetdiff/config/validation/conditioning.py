@@ -44,9 +44,6 @@ def _validate_source(config: RunConfig) -> None:
                 f"none with data.name={data.name}, which has no {what}",
                 f"Or use data.name={', '.join(datasets)}.",
             )
-    if config.task == "joint" and several:
-        constraint = "1 with task=joint: the classes of the mask would leak the target to the segmentation head"
-        raise config_error("diffusion.max_classes", diffusion.max_classes, constraint)
     if config.task == "joint" and diffusion.condition in ("layout", "image"):
         constraint = "class, text or none with task=joint: it would leak the mask, or need input channels of its own"
         raise config_error("diffusion.condition", diffusion.condition, constraint)

@@ -19,6 +19,9 @@ from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.unet import UNet
+from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
+from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
 from unetdiff.training.sigma_data import measure_sigma_data
 from unetdiff.training.tasks.base import Task
@@ -43,7 +46,9 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
-    size = model.sample_size or _sample_size(config.data.size, train, codec)
+    size = model.sample_size
+    if size is None and (config.task != "segmentation" or isinstance(codec, PixelCodec)):
+        size = _sample_size(config.data.size, train, codec)
     channels = codec.channels + condition_channels(config, codec)
     unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
@@ -67,31 +72,47 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
-    task = _assemble(config, unet, conditioner, val, codec)
+    folder = directory / CONTEXT_FOLDER
+    context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
+    task = _assemble(config, unet, conditioner, val, codec, context)
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    if isinstance(segmentation, SegmentationTask):
+        segmentation.view = saved_input(directory)
     denoiser = task.diffusion if isinstance(task, JointTask) else task
     if isinstance(denoiser, DiffusionTask):  # the noise and the prediction type that the network was trained with
         denoiser.scheduler = load_scheduler(directory / "scheduler")
     return task
 
 
-def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: ImageDataset, codec: Codec) -> Task:
+def _assemble(
+    config: RunConfig,
+    unet: UNet,
+    conditioner: Conditioner | None,
+    val: ImageDataset,
+    codec: Codec,
+    context: SegmentationContext | None = None,
+) -> Task:
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
-        scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler, config.diffusion.noise)
+        assert not isinstance(codec, MaskCodec)
+        noisy = config.segmentation.noise or config.segmentation.noised
+        scheduler = build_scheduler(config.diffusion) if noisy else None
+        noise = config.diffusion.noise
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion
-    segmentation = SegmentationTask(unet, config.segmentation, val, size)
+    assert not isinstance(codec, MaskCodec)  # refused by the validation
+    segmentation = SegmentationTask(
+        unet, config.segmentation, val, size, diffusion.scheduler, codec=codec, context=context
+    )
     return JointTask(segmentation, diffusion, config.joint)
 
 
 def _codec(config: RunConfig, train: ImageDataset) -> Codec:
     """The codec of x0: pixels, latents or masks."""
     diffusion = config.diffusion
-    if config.task == "segmentation":
-        return PixelCodec()
-    if diffusion.target == "mask":
+    if config.task != "segmentation" and diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
     return PixelCodec() if config.latent.vae is None else LatentCodec.from_pretrained(config.latent.vae)
 

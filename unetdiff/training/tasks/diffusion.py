@@ -55,6 +55,8 @@ class NoisyBatch:
     """The noise, x0 or v, (B, K, H, W)."""
     loss_mask: Tensor | None = None
     """Pixels included in the loss, bool (B, 1, H, W); None: all."""
+    x0: Tensor | None = None
+    """The clean images, latents or masks, (B, K, H, W)."""
 
 
 class DiffusionTask(Task):
@@ -188,7 +190,7 @@ class DiffusionTask(Task):
         sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
         conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
-        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask)
+        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask, x0)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss on the validation images, in total and by quartile of the timestep.
