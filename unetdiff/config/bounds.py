@@ -197,6 +197,7 @@ BOUNDS: dict[str, Bound] = {
 }
 """The range of every key that holds numbers."""
 PATHS = (
+    "model.pretrained",
     "model.encoder.weights",
     "data.root",
     "latent.vae",
@@ -207,6 +208,7 @@ PATHS = (
 )
 """Keys of files and folders: "~" is expanded, and an empty text is not the working directory."""
 NAMES = (
+    "model.revision",
     "model.encoder.name",
     "data.train_split",
     "data.val_split",
