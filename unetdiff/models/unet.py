@@ -251,6 +251,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor | None = None,
+        clean_timestep: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both heads in one pass of the backbone: segmentation of clean images, diffusion of noisy ones.
 
@@ -262,6 +263,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             sample: (B, in_channels, H, W) noisy images of the same size.
             timestep: (B,) of the noisy images.
             encoder_hidden_states: (B, tokens, cross_attention_dim) of the noisy images; None is one zero token.
+            clean_timestep: (A,) of the clean images; None: 0.
 
         Returns:
             Logits (A, num_classes, H, W) and noise (or x0, or v) (B, out_channels, H, W).
@@ -279,7 +281,11 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         height, width = sample.shape[-2:]
         pixels, sample = self._large_enough(pixels), self._large_enough(sample)
         images = torch.cat([pixels, sample])  # (A + B, C, H, W)
-        state = self.embed(images, torch.cat([timestep.new_zeros(clean), timestep]), context)
+        state = self.embed(
+            images,
+            torch.cat([timestep.new_zeros(clean) if clean_timestep is None else clean_timestep, timestep]),
+            context,
+        )
         h = self.backbone(images, self._recording(state, "segmentation"))
         temb = None if state.temb is None else state.temb[clean:]
         maps = None if state.maps is None else {name: one[:clean] for name, one in state.maps.items()}

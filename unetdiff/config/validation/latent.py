@@ -12,12 +12,12 @@ def validate_latent(config: RunConfig) -> None:
     vae, model = config.latent.vae, config.model
     if vae is None:
         return
-    if config.task != "diffusion":
-        constraint = f"null with task={config.task}, whose segmentation head reads pixels"
-        raise config_error("latent.vae", vae, constraint, "Use task=diffusion, or pixels.")
     if model.encoder.name not in (CLASSIC, RESIDUAL):
         constraint = f"{RESIDUAL} or {CLASSIC} with latent.vae, as pretrained encoders read images"
         raise config_error("model.encoder.name", model.encoder.name, constraint)
+    if model.encoder.padding == "valid":
+        constraint = "same with latent.vae, as logits are upsampled to the image's size"
+        raise config_error("model.encoder.padding", "valid", constraint)
     for key, value in (("sample_size", model.sample_size), ("heads.diffusion", model.heads.diffusion)):
         if value is not None:
             constraint = "null with latent.vae, which determines it"

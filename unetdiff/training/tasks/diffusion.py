@@ -20,7 +20,7 @@ from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
-from unetdiff.diffusion.conditioning.text import TextConditioner
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
@@ -55,6 +55,8 @@ class NoisyBatch:
     """The noise, x0 or v, (B, K, H, W)."""
     loss_mask: Tensor | None = None
     """Pixels included in the loss, bool (B, 1, H, W); None: all."""
+    x0: Tensor | None = None
+    """The clean images, latents or masks, (B, K, H, W)."""
 
 
 class DiffusionTask(Task):
@@ -188,7 +190,7 @@ class DiffusionTask(Task):
         sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
         conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
         target = objectives.target(self.scheduler, x0, noise, timesteps)
-        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask)
+        return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask, x0)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss on the validation images, in total and by quartile of the timestep.
@@ -268,7 +270,7 @@ class DiffusionTask(Task):
     def pipeline(self) -> GenerationPipeline:
         """A pipeline that shares this task's modules."""
         text: dict[str, Any] = {}
-        if isinstance(self.conditioner, TextConditioner) and isinstance(self.conditioner.features, CachedFeatures):
+        if isinstance(self.conditioner, CaptionConditioner) and isinstance(self.conditioner.features, CachedFeatures):
             encoder = self.conditioner.features.encoder
             text = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
         vae = self.codec.vae if isinstance(self.codec, LatentCodec) else None
