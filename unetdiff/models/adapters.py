@@ -28,6 +28,8 @@ class AdapterMixin(PeftAdapterMixin, nn.Module):  # type: ignore[misc]
     Layers are named as here or as in diffusers: both end in the same names (to_q, down_blocks.0.resnets.0.conv1, ...).
     """
 
+    peft_config: dict[str, Any]
+
     def require_no_adapter(self, what: str) -> None:
         """UserError while adapters are loaded: the network's file would have the names of their layers."""
         if getattr(self, "peft_config", None):
