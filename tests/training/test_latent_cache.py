@@ -155,8 +155,12 @@ def test_captions_and_scenes(tiny: Tiny, photographs: Path, vae: Path) -> None:
     captioned = folder_config(
         tiny, photographs / "train", vae, data__name="captioned_folder", diffusion__condition="none"
     )
-    latents = cached(captioned)[2]
+    captioned.data.regularization_root, captioned.data.regularization_prompt = str(photographs / "val" / "a"), "any"
+    _, data, latents = cached(captioned)
     assert latents[KEYS[0]]["caption"] in ("number 0", "number 2")
+    batch = next(data.batches(captioned.training, 0, 1, 1, Accelerator(cpu=True)))
+    assert batch["latents"].shape == (8, 8, 8, 8) and batch["regularization"].tolist() == [0, 1] * 4
+    assert "image" not in batch and batch["caption"][1] == "any"
     scenes = tiny("diffusion", latent__vae=str(vae), latent__cache="memory", training__mixed_precision="no")
     task, data, latents = cached(scenes)
     batch, expected = (collate([part[key] for key in KEYS]) for part in (latents, data.train))

@@ -143,8 +143,15 @@ BOUNDS: dict[str, Bound] = {
     "diffusion.noise.flow.shift": positive(100, "Give 1.0, or e.g. 3.0 for large images."),
     "diffusion.noise.flow.logit_mean": within(-10, 10, "Give 0.0."),
     "diffusion.noise.flow.logit_std": within(0, 10, "Give 1.0.", open_low=True),
+    "diffusion.noise.edm.sigma_data": positive(1000, "Give null, or e.g. 0.5."),
+    "diffusion.noise.edm.sigma_min": positive(1000, "Give 0.002."),
+    "diffusion.noise.edm.sigma_max": positive(10_000, "Give 80.0."),
+    "diffusion.noise.edm.rho": within(1, 100, "Give 7.0."),
+    "diffusion.noise.edm.p_mean": within(-10, 10, "Give -1.2."),
+    "diffusion.noise.edm.p_std": within(0, 10, "Give 1.2.", open_low=True),
     "diffusion.noise.input_scale": positive(1000, "Give 1.0, or e.g. 0.1 for masks."),
     "diffusion.offset_noise": at_least(0, 10),
+    "diffusion.prior_weight": at_least(0, 1000),
     "diffusion.condition_dropout": FRACTION,
     "diffusion.class_tokens": at_least(1, 1024),
     "diffusion.max_classes": at_least(1, 255),
@@ -191,8 +198,10 @@ BOUNDS: dict[str, Bound] = {
 }
 """The range of every key that holds numbers."""
 PATHS = (
+    "model.pretrained",
     "model.encoder.weights",
     "data.root",
+    "data.regularization_root",
     "latent.vae",
     "latent.cache_dir",
     "diffusion.text.encoder",
@@ -202,9 +211,11 @@ PATHS = (
 )
 """Keys of files and folders: "~" is expanded, and an empty text is not the working directory."""
 NAMES = (
+    "model.revision",
     "model.encoder.name",
     "data.train_split",
     "data.val_split",
+    "data.regularization_prompt",
     "data.image_column",
     "data.label_column",
     "data.caption_column",

@@ -36,7 +36,8 @@ class Subset(ImageDataset):
     def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, list(indices)
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
-        self.image_range, self.transform = dataset.image_range, dataset.transform
+        self.image_range, self.regularization = dataset.image_range, dataset.regularization
+        self.transform = dataset.transform
         self.buckets = None if dataset.buckets is None else dataset.buckets.part(self.indices)
 
     def __len__(self) -> int:

@@ -28,7 +28,8 @@ MIN_USES = 2
 """Times that a run must use each image, and each mirror image, for latent.cache=auto."""
 NOT_OF_PIXELS = (
     "root", "download", "train_split", "val_split", "num_classes", "allow_binary_masks", "image_column", "label_column",
-    "caption_column", "repeat_factor_threshold", "train_fraction", "train_fraction_seed", "augment",
+    "caption_column", "regularization_root", "regularization_prompt", "repeat_factor_threshold", "train_fraction",
+    "train_fraction_seed", "augment",
 )  # fmt: skip
 """Keys of `data:` that do not change an image of a given file."""
 
@@ -61,6 +62,8 @@ class LatentCaches:
         views = num_views(train) or 1
         folder = self._folder(train, views) if mode == "disk" else None
         self.train = self._cached(train, views, folder)
+        if train.regularization is not None:
+            self.train.regularization = self._cached(train.regularization, views, folder)
         if config.task == "diffusion":  # a segmentation head is evaluated on images of any size
             self.val = self._cached(val, 1, self._folder(val, 1) if mode == "disk" else None)
         mirrored = " and their mirror images" if views == 2 else ""
@@ -113,13 +116,14 @@ def resolve_mode(config: RunConfig, codec: LatentCodec, train: ImageDataset, ste
     views = num_views(train)
     if config.latent.cache != "auto" or views is None or config.diffusion.condition == "image":
         return "none" if config.latent.cache == "auto" else config.latent.cache
-    uses = steps * config.training.batch_size / (views * len(train))
+    others = 0 if train.regularization is None else len(train.regularization)  # each step uses as many of both
+    uses = steps * config.training.batch_size / (views * max(len(train), others))
     size = train[0]["image"].shape[-2:]
     if any(length % codec.factor for length in size):
         return "none"  # refused by a denoiser, padded by a segmentation head
     cells = size.numel() // codec.factor**2
     moments = 2 * codec.channels if codec.has_posterior else codec.channels
-    fits = 2 * views * moments * cells * len(train) <= MAX_BYTES
+    fits = 2 * views * moments * cells * (len(train) + others) <= MAX_BYTES
     return "memory" if uses >= MIN_USES and fits else "none"
 
 
