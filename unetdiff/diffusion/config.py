@@ -131,6 +131,8 @@ class DiffusionConfig:
     offset_noise: float = 0.0
     """Strength of an offset, constant over each image and channel, added to the training noise (Guttenberg 2023, who
     uses 0.1), for samples darker or brighter than the mean. The noise's variance becomes 1 + strength²; 0: off."""
+    prior_weight: float = 1.0
+    """Weight of the mean loss of data.regularization_root's images next to that of the training images."""
     condition: Literal["none", "class", "text", "layout", "image"] = "class"
     """The condition: none, class (label, or the classes in the mask), text (caption), layout (mask) or image (usually
     degraded)."""
