@@ -25,6 +25,8 @@ Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SEGMENTATION_HEAD = "segmentation_head.safetensors"
+"""The segmentation head in a directory of diffusers' U-Net, next to its own file."""
 STOCK_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
 """diffusers' U-Nets."""
 EMA_KEYS = frozenset(

@@ -53,6 +53,19 @@ class SerializationMixin(ModelMixin):  # type: ignore[misc]
         return loading.load(cls, directory, dtype, variant)
 
     @classmethod
+    def read_config(cls, directory: str | Path) -> dict[str, Any]:
+        """The config of a saved network, ours or diffusers', as plain dicts; its weights are not read.
+
+        Raises:
+            UserError: a missing or damaged config.json, or one of another model.
+        """
+        if loading.is_stock(Path(directory)):
+            from unetdiff.export.convert import diffusers
+
+            return diffusers.read_config(cls, Path(directory))
+        return loading.read_config(Path(directory))
+
+    @classmethod
     def from_diffusers(
         cls,
         source: str | Path | ModelMixin,
