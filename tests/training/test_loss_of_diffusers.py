@@ -28,13 +28,6 @@ from unetdiff.training.trainer import Trainer
 IMAGES = 6
 
 
-@pytest.fixture(scope="module")
-def pipelines(stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    other = tmp_path_factory.mktemp("v_prediction")
-    write_stable_diffusion(other, prediction_type="v_prediction")
-    return {"epsilon": stable_diffusion, "v_prediction": other}
-
-
 def _script_loss(
     source: Path, latents: Tensor, noise: Tensor, timesteps: Tensor, prompts: list[str], snr_gamma: float | None
 ) -> Tensor:
@@ -61,13 +54,11 @@ def _script_loss(
     return (loss.mean(dim=[1, 2, 3]) * mse_loss_weights).mean()
 
 
-@pytest.mark.parametrize("offset", [0.0, 0.1])
-@pytest.mark.parametrize("snr_gamma", [None, 5.0])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_loss_is_that_of_the_script(
-    pipelines: dict[str, Path], prediction_type: str, snr_gamma: float | None, offset: float, tmp_path: Path
-) -> None:
-    source = pipelines[prediction_type]
+def test_the_loss_is_that_of_the_script(prediction_type: str, tmp_path: Path) -> None:
+    """With and without Min-SNR (snr_gamma) and offset noise (noise_offset)."""
+    source = tmp_path / "source"
+    write_stable_diffusion(source, prediction_type=prediction_type)
     config = load(
         None,
         {
@@ -75,9 +66,6 @@ def test_the_loss_is_that_of_the_script(
             "data.scenes.train_images": IMAGES,
             "data.scenes.val_images": 2,
             "model.pretrained": str(source),
-            "diffusion.weighting": "uniform" if snr_gamma is None else "min_snr",
-            "diffusion.snr_gamma": snr_gamma or 5.0,
-            "diffusion.offset_noise": offset,
             "diffusion.condition_dropout": 0.0,
             "diffusion.text.cache_dir": str(tmp_path / "captions"),
             "training.output_dir": str(tmp_path / "run"),
@@ -90,7 +78,7 @@ def test_the_loss_is_that_of_the_script(
     )
     trainer = Trainer(config, None)
     trainer.close()
-    task: Any = trainer.task
+    task: Any = trainer.task.train()
     batch = collate([trainer.data.train[SampleKey(i, i, True)] for i in range(IMAGES)])
     drawn: dict[str, Tensor] = {}
     add_noise_at = task.add_noise_at
@@ -99,22 +87,22 @@ def test_the_loss_is_that_of_the_script(
         drawn.update(latents=x0, noise=noise, timesteps=timesteps)
         return add_noise_at(x0, noise, timesteps, *rest)
 
-    task.add_noise_at = record
-    with torch.no_grad():
-        loss = task.losses(task.train()(batch, whole_batch(7, IMAGES, "cpu")))["loss"]
-        expected = _script_loss(source, **drawn, prompts=batch["caption"], snr_gamma=snr_gamma)
-    assert len(set(batch["caption"])) > 1 and loss > 0.01
-    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    task.add_noise_at, noises = record, {}
+    for snr_gamma in (None, 5.0, 1.0):
+        for offset in (0.0, 0.1):
+            task.config.weighting = "uniform" if snr_gamma is None else "min_snr"
+            task.config.snr_gamma, task.config.offset_noise = snr_gamma or 5.0, offset
+            with torch.no_grad():
+                loss = task.losses(task(batch, whole_batch(7, IMAGES, "cpu")))["loss"]
+                expected = _script_loss(source, **drawn, prompts=batch["caption"], snr_gamma=snr_gamma)
+            assert loss > 0.01 and float(loss) == pytest.approx(float(expected), abs=1e-5)
+            noises[offset] = drawn["noise"]
+    assert len(set(batch["caption"])) > 1
 
     vae = AutoencoderKL.from_pretrained(source, subfolder="vae")
     with torch.no_grad():
         latents = vae.encode(batch["image"] / 127.5 - 1).latent_dist.mean * vae.config.scaling_factor
     torch.testing.assert_close(task.encode(batch), latents, atol=1e-5, rtol=0)
-    if offset:  # noise + noise_offset * randn(B, C, 1, 1)
-        task.config.offset_noise = 0.0
-        shifted = drawn["noise"].clone()
-        with torch.no_grad():
-            task.add_noise(batch, whole_batch(7, IMAGES, "cpu"))
-        shift = (shifted - drawn["noise"]) / offset
-        torch.testing.assert_close(shift, shift[..., :1, :1].expand_as(shift), atol=1e-4, rtol=0)
-        assert 0.5 < float(shift[..., 0, 0].std()) < 1.6
+    shift = (noises[0.1] - noises[0.0]) / 0.1  # noise + noise_offset * randn(B, C, 1, 1)
+    torch.testing.assert_close(shift, shift[..., :1, :1].expand_as(shift), atol=1e-4, rtol=0)
+    assert 0.5 < float(shift[..., 0, 0].std()) < 1.6
