@@ -32,6 +32,8 @@ def test_all_configs_are_shipped() -> None:
         "diffusion/cifar10",
         "diffusion/cifar10_gpu",
         "diffusion/fashion_mnist",
+        "diffusion/flowers_latent",
+        "diffusion/flowers_pixels",
         "diffusion/image_folder",
         "diffusion/scenes",
         "diffusion/scenes_text",

@@ -123,10 +123,10 @@ def _require_keys(path: Path, section: Mapping[str, Any], default: Any, prefix: 
     if unknown:
         reason = f"'{prefix}{unknown[0]}' is not a key of this version of unetdiff"
         raise FileError.of(path, reason, f"Did you mean {prefix}{nearest(unknown[0], known)}?")
-    if missing:
+    if missing and prefix != "imported.":  # an option added since: its default is what older networks compute
         raise FileError.of(path, f"must have the key '{prefix}{missing[0]}'", "Write it again with save_pretrained.")
     for key in known:
-        inner, value = getattr(default, key), section[key]
+        inner, value = getattr(default, key), section.get(key)
         if is_dataclass(inner) and not isinstance(inner, HeadsConfig):
             if not isinstance(value, dict):
                 raise FileError.of(path, f"'{prefix}{key}' must be an object (got {records.type_name(value)})")
