@@ -84,6 +84,7 @@ def test_round_trip(pipeline, saved):
             "batch_size": 8,
             "image_range": None,
         },
+        "input": {"timestep": 0, "noise_level": None},
     }
     assert (loaded.classes, loaded.size, loaded.ignore_index) == (CLASSES, (32, 32), 255)
     assert not loaded.unet.training

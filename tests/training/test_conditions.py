@@ -174,7 +174,6 @@ def test_resumed_with_a_text_encoder(
         ),
         ("joint", {"diffusion__condition": "layout"}, "class, text or none with task=joint"),
         ("joint", {"diffusion__condition": "image"}, "class, text or none with task=joint"),
-        ("joint", {"diffusion__max_classes": 2}, "diffusion.max_classes=2: must be 1 with task=joint"),
         (
             "diffusion",
             {"diffusion__condition": "text", "model__conditioning__cross_attention_dim": None},

@@ -134,6 +134,7 @@ BOUNDS: dict[str, Bound] = {
     "segmentation.ohem.threshold": FRACTION,
     "segmentation.ohem.min_fraction": FRACTION,
     "segmentation.ignore_index": within(0, 255, "Use 255."),
+    "segmentation.timestep": at_least(0, 99_999),
     "segmentation.noise": FRACTION,
     "diffusion.snr_gamma": positive(remedy="Min-SNR uses 5.0."),
     "diffusion.noise.beta_start": within(0, 1, "Ho et al. use 0.0001.", open_low=True, open_high=True),
@@ -142,8 +143,15 @@ BOUNDS: dict[str, Bound] = {
     "diffusion.noise.flow.shift": positive(100, "Give 1.0, or e.g. 3.0 for large images."),
     "diffusion.noise.flow.logit_mean": within(-10, 10, "Give 0.0."),
     "diffusion.noise.flow.logit_std": within(0, 10, "Give 1.0.", open_low=True),
+    "diffusion.noise.edm.sigma_data": positive(1000, "Give null, or e.g. 0.5."),
+    "diffusion.noise.edm.sigma_min": positive(1000, "Give 0.002."),
+    "diffusion.noise.edm.sigma_max": positive(10_000, "Give 80.0."),
+    "diffusion.noise.edm.rho": within(1, 100, "Give 7.0."),
+    "diffusion.noise.edm.p_mean": within(-10, 10, "Give -1.2."),
+    "diffusion.noise.edm.p_std": within(0, 10, "Give 1.2.", open_low=True),
     "diffusion.noise.input_scale": positive(1000, "Give 1.0, or e.g. 0.1 for masks."),
     "diffusion.offset_noise": at_least(0, 10),
+    "diffusion.prior_weight": at_least(0, 1000),
     "diffusion.condition_dropout": FRACTION,
     "diffusion.class_tokens": at_least(1, 1024),
     "diffusion.max_classes": at_least(1, 255),
@@ -190,9 +198,12 @@ BOUNDS: dict[str, Bound] = {
 }
 """The range of every key that holds numbers."""
 PATHS = (
+    "model.pretrained",
     "model.encoder.weights",
     "data.root",
+    "data.regularization_root",
     "latent.vae",
+    "latent.cache_dir",
     "diffusion.text.encoder",
     "diffusion.text.cache_dir",
     "training.output_dir",
@@ -200,9 +211,11 @@ PATHS = (
 )
 """Keys of files and folders: "~" is expanded, and an empty text is not the working directory."""
 NAMES = (
+    "model.revision",
     "model.encoder.name",
     "data.train_split",
     "data.val_split",
+    "data.regularization_prompt",
     "data.image_column",
     "data.label_column",
     "data.caption_column",

@@ -172,7 +172,7 @@ def segmentation_metrics(
     batch_size = config.training.eval_batch_size
     options = replace(inference, batch_size=batch_size) if inference.is_whole_image else inference
     return evaluate_segmenter(
-        network_logits(task.unet, task.data.size, options, AUTOCAST.get(precision)),
+        network_logits(task.segmenter, task.data.size, options, AUTOCAST.get(precision)),
         images,
         config.segmentation.ignore_index,
         num_worst,

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     background = background_of(segmenter.classes)
 
     def segment(pixels: Tensor, classes: list[set[int]], indices: list[int]) -> SegmentedImages:
-        masks = predict_masks(segmenter.unet, pixels, segmenter.size, BATCH, options=segmenter.inference)
+        masks = predict_masks(segmenter.segmenter, pixels, segmenter.size, BATCH, options=segmenter.inference)
         scores = class_consistency(masks, classes, background)
         if not has_layouts:
             return SegmentedImages(pixels, masks, scores, None)

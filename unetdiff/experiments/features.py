@@ -6,6 +6,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,12 @@ from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.pipeline import saved_classes
+from unetdiff.segmentation.segmenter import Segmenter
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.build import load_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 NoiseLevel = int | None
 """Timestep of the noise in an image; None: the clean image."""
@@ -117,7 +120,7 @@ class UNetFeatures(Features):
         unet: the network.
         diffusion: the task that noises images (or their latents) and provides the null condition; None: the network
             sees clean images only.
-        segments: it was also trained on clean images without a timestep, and gets them in this form.
+        segmenter: what its segmentation head sees images through, on clean images; None: no such head.
         noise_levels: noise levels of a denoiser.
         seed: seed of the noise.
     """
@@ -127,17 +130,18 @@ class UNetFeatures(Features):
         name: str,
         unet: UNet,
         diffusion: DiffusionTask | None,
-        segments: bool,
+        segmenter: Segmenter | None,
         noise_levels: list[NoiseLevel],
         seed: int,
     ) -> None:
         super().__init__(name, unet, noise_levels if diffusion is not None else [None])
-        self.unet, self.diffusion, self.segments, self.seed = unet, diffusion, segments, seed
+        self.unet, self.diffusion, self.segmenter, self.seed = unet, diffusion, segmenter, seed
 
     def _maps(self, images: Tensor, names: Sequence[str], level: NoiseLevel) -> dict[str, Tensor]:
         task = self.diffusion
-        if task is None or (level is None and self.segments):
-            return self.unet.features(to_model_range(images.to(self.unet.device)))
+        if self.segmenter is not None and (task is None or level is None):
+            return self.segmenter.features(to_model_range(images.to(self.unet.device)))
+        assert task is not None
         x0 = task.encode({"image": images})  # pixels or latents (B, K, h, w)
         size = (x0.shape[-2], x0.shape[-1])
         null = None if task.conditioner is None else task.conditioner.null_condition(len(x0), size).to(x0.device)
@@ -153,7 +157,8 @@ class UNetFeatures(Features):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             unet = loading.build(UNet, loading.plain(self.unet.config)).to(self.unet.device)
-        return UNetFeatures(name, unet, self.diffusion, self.segments, noise_levels or self.noise_levels, self.seed)
+        segmenter = None if self.segmenter is None else replace(self.segmenter, unet=unet)
+        return UNetFeatures(name, unet, self.diffusion, segmenter, noise_levels or self.noise_levels, self.seed)
 
 
 def open_features(
@@ -179,15 +184,20 @@ def open_features(
     if "segmentation" in run.heads:
         require_same_classes(saved_classes(run.model) or [], val.classes, str(run.model))
     diffusion = task.diffusion if isinstance(task, JointTask) else task
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    segmenter = (
+        segmentation.segmenter if isinstance(segmentation, SegmentationTask) and "segmentation" in run.heads else None
+    )
     if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
-        return UNetFeatures(run.name, task.unet, None, True, [None], seed)
+        return UNetFeatures(run.name, task.unet, None, segmenter, [None], seed)
     if isinstance(diffusion.codec, MaskCodec):
         raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({run.path}).")
+    diffusion.forward_process.require_clean_timestep(f"runs={run.path}")
     max_timestep = int(diffusion.forward_process.at_fraction(torch.tensor(1.0)))
     for level in noise_levels:
         if level is not None and level > max_timestep:
             raise config_error("--timesteps", level, f"at most {max_timestep} for {run.path}")
-    return UNetFeatures(run.name, task.unet, diffusion, "segmentation" in run.heads, noise_levels, seed)
+    return UNetFeatures(run.name, task.unet, diffusion, segmenter, noise_levels, seed)
 
 
 class PretrainedEncoderFeatures(Features):

@@ -27,7 +27,7 @@ from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import fit_longest_side
 from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.layout_consistency import layout_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import sample_batches
@@ -96,6 +96,9 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     task, images = diffusion_task(loaded, args.run), loaded.images
     segmenter_path = args.segmenter or args.run
     segmenter = open_segmenter(segmenter_path, images.classes, loaded)
+    if segmenter.segmenter.codec is not None:
+        remedy = "Give a run without latent.vae."
+        raise config_error("--segmenter", segmenter_path, "a segmenter of pixels, through which gradients flow", remedy)
     eval_path = args.eval_segmenter or _train_eval_segmenter(
         run_config(segmenter_path), args.segmenter_train_steps, output, command
     )
@@ -163,7 +166,7 @@ def segment_at_size(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
     target = own if size is None else fit_longest_side(own, size) if isinstance(size, int) else (size[0], size[1])
     if target != own:
         images = F.interpolate(images, size=target, mode="bilinear", antialias=True, align_corners=False)
-    return segment_whole(segmenter.unet, images)
+    return segment_whole(segmenter.segmenter, images)
 
 
 def _guidance_options(scale: float, args: argparse.Namespace) -> dict[str, Any]:

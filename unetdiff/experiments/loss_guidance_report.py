@@ -130,7 +130,7 @@ def _gallery(
     for name, one in results.items():
         columns += [name, "guiding segmenter", "independent segmenter"]
         pixels = one.images[: len(layouts)]
-        predictions.append([predict_masks(s.unet, pixels, s.size, BATCH, options=s.inference) for s in segmenters])
+        predictions.append([predict_masks(s.segmenter, pixels, s.size, BATCH, options=s.inference) for s in segmenters])
     rows: list[tuple[str, list[str]]] = []
     masks: list[np.ndarray] = []
     for number, layout in enumerate(layouts):

@@ -121,7 +121,7 @@ def evaluate(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run
     def segment(images: Tensor) -> Tensor:
         """Class probabilities (B, C, H, W) of uint8 images, by the head."""
         with eval_mode(segmenter.unet, device.type, dtype):
-            return segment_whole(segmenter.unet, to_model_range(images.to(device))).float().softmax(dim=1)
+            return segment_whole(segmenter.segmenter, to_model_range(images.to(device))).float().softmax(dim=1)
 
     def evaluator() -> MaskEvaluator:
         return MaskEvaluator(len(data.classes), config.segmentation.ignore_index, device)

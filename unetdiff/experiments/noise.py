@@ -23,7 +23,7 @@ from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.objectives import Scheduler, build_scheduler
 from unetdiff.diffusion.processes.load import process_of
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.class_names import require_same_classes
 from unetdiff.evaluation.load_run import load_run, split_of
 from unetdiff.evaluation.robustness import (
@@ -79,6 +79,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     for name in ("num_val_images", "num_rows"):
         require_at_least(f"--{name}", getattr(args, name), 1)
     base = base_config(args.config, overrides, args.train_steps)
+    if base.latent.vae is not None:
+        raise config_error("latent.vae", base.latent.vae, "null: the images are noised, not their latents")
     seeds = runs.seed_list(args.num_seeds, base.training.seed)
     timesteps = sorted(set(args.timesteps))
     scheduler = build_scheduler(base.diffusion)

@@ -8,8 +8,8 @@ import torch
 
 from unetdiff.experiments.features import Features, NoiseLevel, PretrainedEncoderFeatures, open_features
 from unetdiff.experiments.run_inputs import labeled_images
-from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
+from unetdiff.segmentation.segmenter import Segmenter
 
 
 class ProbedNetwork:
@@ -19,10 +19,10 @@ class ProbedNetwork:
         features: the frozen network.
         run: the run whose input size it has.
         first: the run whose images are used.
-        segmenter: the network, if it has a trained segmentation head.
+        segmenter: of the network, if it has a trained segmentation head.
     """
 
-    def __init__(self, features: Features, run: Run, first: Run, segmenter: UNet | None = None) -> None:
+    def __init__(self, features: Features, run: Run, first: Run, segmenter: Segmenter | None = None) -> None:
         self.features, self.segmenter = features, segmenter
         self.train, self.val = labeled_images(run, first, "train"), labeled_images(run, first, "val")
         self.size = run.config["data"].get("size") or run.config["data"].get("longest_side")
@@ -34,7 +34,7 @@ def trained_network(
 ) -> ProbedNetwork:
     """The best weights of a run."""
     features = open_features(run, labeled_images(run, first, "val"), levels, args.seed, device)
-    return ProbedNetwork(features, run, first, features.unet if "segmentation" in run.heads else None)
+    return ProbedNetwork(features, run, first, features.segmenter)
 
 
 def random_network(run: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device) -> ProbedNetwork:

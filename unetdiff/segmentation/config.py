@@ -43,6 +43,12 @@ class SegmentationConfig:
     """Average cross_entropy over hard pixels only; null: over all."""
     ignore_index: int = 255
     """Mask value excluded from losses and metrics. 255 is excluded as well, as it pads crops."""
+    timestep: int = 0
+    """Timestep that the network receives, in training and inference; 0: that of a clean image. Small ones suit
+    denoisers (Baranchuk et al. 2022: 50 to 250 of 1000)."""
+    noised: bool = False
+    """Noise the images to segmentation.timestep of `diffusion.noise`: with new noise in each training step, with the
+    same noise for every image in inference; false: clean images (Zhao et al. 2023)."""
     noise: float = 0.0
     """Fraction of the training images that are noised to a uniform timestep of `diffusion.noise`, as for a denoiser; 0:
     none. The network receives the timestep if model.conditioning.timestep is true."""

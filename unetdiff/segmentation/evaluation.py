@@ -22,6 +22,7 @@ from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import InputSize, logits_by_size, resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
+from unetdiff.segmentation.segmenter import Segmenter
 
 __all__ = ["SegmentationEvaluation", "WorstImage", "evaluate_segmenter", "network_logits"]
 
@@ -78,7 +79,7 @@ class SegmentationEvaluation:
 
 
 def network_logits(
-    unet: UNet,
+    network: UNet | Segmenter,
     size: InputSize = None,
     inference: InferenceConfig | None = None,
     autocast: torch.dtype | None = None,
@@ -88,7 +89,7 @@ def network_logits(
     Arguments as in `unetdiff.segmentation.inference.predictions`.
     """
     return lambda images: (
-        logits for _, logits in logits_by_size(unet, images, size, autocast=autocast, options=inference)
+        logits for _, logits in logits_by_size(network, images, size, autocast=autocast, options=inference)
     )
 
 

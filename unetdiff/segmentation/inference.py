@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from unetdiff.errors import config_error
 from unetdiff.files.images import open_image
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.palette import ImageInput, as_rgb_array
+from unetdiff.segmentation.segmenter import Segmenter, as_segmenter, segment_whole
 from unetdiff.segmentation.tiles import resize_logits, tiled_logits
 
 if TYPE_CHECKING:
@@ -78,35 +78,6 @@ def eval_mode(module: nn.Module, device_type: str, autocast: torch.dtype | None)
             child.training = True
 
 
-def segment_whole(unet: UNet, pixels: Tensor, timestep: Tensor | int | None = None) -> Tensor:
-    """Logits (B, classes, H, W) for every pixel of (B, 3, H, W), also with unpadded (`padding: valid`) convolutions.
-
-    Unpadded networks predict the center of their input only: the image is first padded by reflection (Ronneberger et
-    al. 2015, fig. 2) by `ClassicEncoder.lost_unpadded`, and up to a valid size.
-
-    Args:
-        unet: the network.
-        pixels: (B, 3, H, W) in [-1, 1].
-        timestep: of the noise in the pixels, for networks conditioned on it; None: clean images.
-    """
-    if unet.config["encoder"]["padding"] != "valid":
-        return unet.segment(pixels, timestep)
-    classic: Any = unet.encoder
-    margin, stride = classic.lost_unpadded, 2**classic.out_level
-    pads, starts = [], []
-    for length in pixels.shape[-2:]:
-        valid = (length + margin + 4 + stride - 1) // stride * stride - 4  # next valid input size
-        start = (valid - margin - length) // 2
-        pads.append((start + margin // 2, valid - length - start - margin // 2))
-        starts.append(start)
-    (top, bottom), (left, right) = pads
-    height, width = pixels.shape[-2:]
-    reflectable = bottom < height and right < width  # top and left are never larger
-    padded = F.pad(pixels, (left, right, top, bottom), mode="reflect" if reflectable else "replicate")
-    logits = unet.segment(padded, timestep)
-    return logits[..., starts[0] : starts[0] + height, starts[1] : starts[1] + width]
-
-
 @dataclass
 class Prediction:
     """The prediction for one image, at the image's own size."""
@@ -120,7 +91,7 @@ class Prediction:
 
 
 def predictions(
-    unet: UNet,
+    network: UNet | Segmenter,
     images: Iterable[ImageLike] | Tensor,
     size: InputSize = None,
     options: InferenceConfig | None = None,
@@ -133,7 +104,7 @@ def predictions(
     with tiles, an image's logits are reduced to its mask strip by strip and never held completely.
 
     Args:
-        unet: the network; set to eval mode for each batch and back.
+        network: a network of pixels, or a segmenter; set to eval mode for each batch and back.
         images: files, bytes, PIL images, arrays uint8 (H, W, 3) or tensors uint8 (3, H, W).
         size: (H, W) or longest side that images are resized to first, before tiles and scales; None: not resized.
         options: tiles, views and batch size; None: the whole image, one view.
@@ -145,6 +116,9 @@ def predictions(
     """
     pending: dict[int, _PredictionBuilder] = {}
     chosen = options or InferenceConfig()
+    segmenter = as_segmenter(network)
+    unet = segmenter.unet
+    _require_whole_cells(chosen, segmenter)
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
@@ -155,9 +129,9 @@ def predictions(
             yield resize_image(loaded, input_size)
 
     def forward(batch: Tensor) -> Tensor:
-        pixels = _network_input(unet, batch)
+        pixels = _network_input(segmenter, batch)
         with eval_mode(unet, unet.device.type, autocast):
-            return segment_whole(unet, pixels)
+            return segmenter(pixels)
 
     next_index = 0
     for index, strip in tiled_logits(forward, resized(), chosen):
@@ -168,13 +142,16 @@ def predictions(
             next_index += 1
 
 
-def _network_input(unet: UNet, images: Tensor) -> Tensor:
+def _network_input(segmenter: Segmenter, images: Tensor) -> Tensor:
     """uint8 RGB images (B, 3, h, w) as pixels in [-1, 1], (B, in_channels, h, w): gray for a network of one channel.
 
     Raises:
         UserError: a network of another number of channels.
     """
+    unet = segmenter.unet
     pixels = to_model_range(images.to(unet.device)).to(unet.dtype)
+    if segmenter.codec is not None:
+        return pixels
     channels = unet.config["in_channels"]
     if channels == 1:
         weights = pixels.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
@@ -189,6 +166,15 @@ def _require_tiles(size: tuple[int, int], options: InferenceConfig) -> None:
     if options.tile is None and size[0] * size[1] * max(options.scales) ** 2 > MAX_WHOLE:
         constraint = f"set for images of more than {MAX_WHOLE:,} pixels (got {size[0]:,} x {size[1]:,})"
         raise config_error("inference.tile", None, constraint, "Give e.g. --tile 512, or [512, 512].")
+
+
+def _require_whole_cells(options: InferenceConfig, segmenter: Segmenter) -> None:
+    """UserError for tiles that would cut a latent cell."""
+    factor = 1 if segmenter.codec is None else segmenter.codec.factor
+    if options.tile is not None and any(length % factor for length in options.tile):
+        nearest = [max(1, round(length / factor)) * factor for length in options.tile]
+        constraint = f"multiples of {factor}, the autoencoder's downsampling factor"
+        raise config_error("inference.tile", options.tile, constraint, f"Give {nearest}.")
 
 
 def _input_size(image: Tensor, size: InputSize) -> tuple[int, int]:
@@ -249,7 +235,7 @@ def argmax_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def logits_by_size(
-    unet: UNet,
+    network: UNet | Segmenter,
     images: Iterable[ImageLike] | Tensor,
     size: InputSize = None,
     batch_size: int | None = None,
@@ -260,14 +246,14 @@ def logits_by_size(
 
     Arguments as in `predictions`; `batch_size` overrides that of the options.
     """
-    results = predictions(unet, images, size, _options(options, batch_size), autocast, keep_logits=True)
+    results = predictions(network, images, size, _options(options, batch_size), autocast, keep_logits=True)
     for index, result in enumerate(results):
         assert result.logits is not None
         yield index, result.logits
 
 
 def predict_batch(
-    unet: UNet,
+    network: UNet | Segmenter,
     images: Sequence[ImageLike] | Tensor,
     size: InputSize = None,
     batch_size: int | None = None,
@@ -275,22 +261,22 @@ def predict_batch(
     options: InferenceConfig | None = None,
 ) -> list[Tensor]:
     """Logits (classes, H, W), float32, of every image at its own size, in order; arguments as in `logits_by_size`."""
-    return [logits for _, logits in logits_by_size(unet, images, size, batch_size, autocast, options)]
+    return [logits for _, logits in logits_by_size(network, images, size, batch_size, autocast, options)]
 
 
 def predict_logits(
-    unet: UNet,
+    network: UNet | Segmenter,
     image: ImageLike,
     size: InputSize = None,
     autocast: torch.dtype | None = None,
     options: InferenceConfig | None = None,
 ) -> Tensor:
     """Logits (classes, H, W), float32, of one image at its own size. Arguments as in `predictions`."""
-    return predict_batch(unet, [image], size, autocast=autocast, options=options)[0]
+    return predict_batch(network, [image], size, autocast=autocast, options=options)[0]
 
 
 def predict_masks(
-    unet: UNet,
+    network: UNet | Segmenter,
     images: Sequence[ImageLike] | Tensor,
     size: InputSize = None,
     batch_size: int | None = None,
@@ -299,7 +285,7 @@ def predict_masks(
 ) -> list[np.ndarray]:
     """Masks uint8 (H, W) of every image at its own size, in order; arguments as in `predict_batch`."""
     options = _options(options, batch_size)
-    return [result.mask.numpy() for result in predictions(unet, images, size, options, autocast)]
+    return [result.mask.numpy() for result in predictions(network, images, size, options, autocast)]
 
 
 def _options(options: InferenceConfig | None, batch_size: int | None) -> InferenceConfig:

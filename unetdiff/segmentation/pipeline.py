@@ -20,13 +20,24 @@ from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.class_names import require_class_names, require_colors
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import MAX_SIDE, InferenceConfig, validate_inference
+from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
+from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
+from unetdiff.segmentation.segmenter import Autoencoder, NetworkInput, Segmenter
 
-__all__ = ["SETTINGS_FILE", "SegmentationOutput", "SegmentationPipeline", "saved_classes", "saved_inference"]
+__all__ = [
+    "SETTINGS_FILE",
+    "SegmentationOutput",
+    "SegmentationPipeline",
+    "saved_classes",
+    "saved_inference",
+    "saved_input",
+]
 
 SETTINGS_FILE = "segmentation.json"
-KEYS = ("classes", "palette", "size", "ignore_index", "inference")
+KEYS = ("classes", "palette", "size", "ignore_index", "inference", "input")
+MAX_TIMESTEP = 100_000
 SIZES = "[height, width] in pixels, a longest side, or null (not resized)"
 BACKGROUND = "background"  # a class of this name is not blended in overlays
 
@@ -61,6 +72,9 @@ class SegmentationPipeline:
             not resized.
         ignore_index: of the masks it was trained on.
         inference: tiles, flips, scales and batch size, saved with the pipeline; None: the whole image, one view.
+        codec: the autoencoder (`unetdiff.diffusion.codecs.LatentCodec`) of a network of latents; None: pixels.
+        input: the timestep and the noise that the network sees images at; None: clean images.
+        context: tokens for the network's cross-attention; None: one zero token.
 
     Raises:
         UserError: the numbers of classes, colors and logits differ, or there is no segmentation head.
@@ -74,6 +88,9 @@ class SegmentationPipeline:
         size: InputSize = None,
         ignore_index: int = 255,
         inference: InferenceConfig | None = None,
+        codec: Autoencoder | None = None,
+        input: NetworkInput | None = None,
+        context: SegmentationContext | None = None,
     ) -> None:
         if unet.num_classes is None:
             raise UserError('unet: must have a segmentation head. See unet.add_head("segmentation", num_classes=...).')
@@ -81,7 +98,9 @@ class SegmentationPipeline:
             raise UserError(f"classes: must have one name per class (got {len(classes)} for {unet.num_classes}).")
         if len(set(classes)) != len(classes):
             raise UserError(f"classes: must be different names (got {', '.join(map(str, classes))}).")
-        if unet.config["in_channels"] not in (1, 3):
+        self.segmenter = Segmenter(unet, input or NetworkInput(), codec, context)
+        _require_fitting(self.segmenter)
+        if codec is None and unet.config["in_channels"] not in (1, 3):
             constraint = "1 (gray) or 3 (RGB), as images have"
             remedy = "Call unet.segment with tensors of your own channels."
             raise config_error("in_channels", unet.config["in_channels"], constraint, remedy)
@@ -103,6 +122,8 @@ class SegmentationPipeline:
     def to(self, *args: Any, **kwargs: Any) -> SegmentationPipeline:
         """Move the network to a device or dtype (as `torch.nn.Module.to`); returns self."""
         self.unet.to(*args, **kwargs)
+        if self.segmenter.context is not None:
+            self.segmenter.context.to(*args, **kwargs)
         return self
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> SegmentationPipeline:
@@ -160,7 +181,7 @@ class SegmentationPipeline:
             options = replace(options, image_range=self.inference.image_range)  # the network was trained with it
         if batch_size is not None:
             options = replace(options, batch_size=batch_size)
-        for one in predictions(self.unet, images, self.size, options, autocast, return_logits):
+        for one in predictions(self.segmenter, images, self.size, options, autocast, return_logits):
             yield self._output(one)
 
     def _output(self, one: Prediction) -> SegmentationOutput:
@@ -175,9 +196,13 @@ class SegmentationPipeline:
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write unet/ and segmentation.json; other files of the directory are kept."""
+        """Write unet/ and segmentation.json, and vae/ and segmentation_context/ if there are; other files are kept."""
         directory = Path(directory)
         self.unet.save_pretrained(directory / "unet")
+        if self.segmenter.codec is not None:
+            self.segmenter.codec.vae.save_pretrained(directory / "vae")
+        if self.segmenter.context is not None:
+            self.segmenter.context.save_pretrained(directory / CONTEXT_FOLDER)
         self.save_settings(directory)
 
     def save_settings(self, directory: str | Path) -> None:
@@ -188,6 +213,7 @@ class SegmentationPipeline:
             "size": list(self.size) if isinstance(self.size, tuple) else self.size,
             "ignore_index": self.ignore_index,
             "inference": asdict(self.inference),
+            "input": asdict(self.segmenter.view),
         }
         write_json(Path(directory) / SETTINGS_FILE, settings)
 
@@ -203,11 +229,32 @@ class SegmentationPipeline:
             raise _missing_settings(directory)
         settings = _read_settings(path)
         unet = UNet.from_pretrained(directory / "unet", torch_dtype=torch_dtype)
+        codec = None
+        if (directory / "vae").is_dir():
+            from unetdiff.diffusion.codecs import LatentCodec
+
+            codec = LatentCodec.from_pretrained(directory / "vae", "vae")
+        folder = directory / CONTEXT_FOLDER
+        context = SegmentationContext.from_pretrained(folder) if folder.is_dir() else None
+        if context is not None and torch_dtype is not None:
+            context.to(torch_dtype)
         try:
-            return cls(unet, **settings)
+            return cls(unet, **settings, codec=codec, context=context)
         except UserError as error:
             reason = f"does not match {directory / 'unet'}: {str(error).rstrip('.')}"
             raise FileError.of(path, reason) from None
+
+
+def _require_fitting(segmenter: Segmenter) -> None:
+    """UserError where the network's channels are not those of the latents, or its tokens not those of the context."""
+    config, codec, context = segmenter.unet.config, segmenter.codec, segmenter.context
+    if codec is not None and config["in_channels"] != codec.channels:
+        raise config_error("in_channels", config["in_channels"], f"{codec.channels}, as the autoencoder's latents have")
+    dim = config["conditioning"]["cross_attention_dim"]
+    if context is not None and context.config["dim"] != dim:
+        raise config_error("cross_attention_dim", dim, f"{context.config['dim']}, the width of the context's tokens")
+    if segmenter.view.timestep and not config["conditioning"]["timestep"]:
+        raise config_error("input.timestep", segmenter.view.timestep, "0 for a network without time embedding")
 
 
 def _missing_settings(directory: Path) -> FileError:
@@ -224,7 +271,7 @@ def _missing_settings(directory: Path) -> FileError:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """segmentation.json -> the pipeline's keyword arguments; FileError for missing or unknown keys and wrong types."""
-    settings = read_object(path, "Write it again with save_pretrained.")
+    settings = {"input": {}} | read_object(path, "Write it again with save_pretrained.")
     if set(settings) != set(KEYS):
         raise FileError.of(path, f"keys must be {', '.join(KEYS)} (got {', '.join(sorted(settings)) or 'none'})")
     size, ignore_index = settings["size"], settings["ignore_index"]
@@ -235,6 +282,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not _integers([ignore_index], 1) or not 0 <= ignore_index <= 255:
         raise FileError.of(path, f"ignore_index must be an integer in [0, 255] (got {ignore_index!r:.80})")
     settings["inference"] = _read_inference(path, settings["inference"])
+    settings["input"] = _read_input(path, settings["input"])
     return settings
 
 
@@ -262,6 +310,19 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
     return config
 
 
+def _read_input(path: Path, section: Any) -> NetworkInput:
+    """The section "input"; missing keys have their defaults."""
+    known = [item.name for item in fields(NetworkInput)]
+    if not isinstance(section, dict) or not set(section) <= set(known):
+        raise FileError.of(path, f"keys of input must be some of {', '.join(known)} (got {section!r:.200})")
+    timestep, level = section.get("timestep", 0), section.get("noise_level")
+    if not _integers([timestep], 1) or not 0 <= timestep <= MAX_TIMESTEP:
+        raise FileError.of(path, f"input.timestep must be an integer in [0, {MAX_TIMESTEP}] (got {timestep!r:.80})")
+    if level is not None and not (_is_numbers(level) and len(level) == 2 and all(abs(x) <= 1e6 for x in level)):
+        raise FileError.of(path, f"input.noise_level must be two numbers or null (got {level!r:.80})")
+    return NetworkInput(timestep, None if level is None else (float(level[0]), float(level[1])))
+
+
 def _is_numbers(values: Any) -> bool:
     """Whether a value is a list of numbers."""
     return isinstance(values, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values)
@@ -271,6 +332,12 @@ def saved_inference(directory: str | Path) -> InferenceConfig:
     """The inference options of a model directory; the defaults if it has no segmentation head."""
     path = Path(directory) / SETTINGS_FILE
     return _read_settings(path)["inference"] if is_there(path) else InferenceConfig()
+
+
+def saved_input(directory: str | Path) -> NetworkInput:
+    """The timestep and the noise that a model directory's segmenter sees images at; clean images if it has none."""
+    path = Path(directory) / SETTINGS_FILE
+    return _read_settings(path)["input"] if is_there(path) else NetworkInput()
 
 
 def saved_classes(directory: str | Path) -> list[str] | None:

@@ -26,6 +26,8 @@ class Draws:
             return None
         if images == len(self.noisy):
             return self.noisy
+        if images == len(self.clean):  # the two halves of a joint pass, one after the other
+            return self.clean
         if images != len(self.clean) + len(self.noisy):
             raise ValueError(f"a pass over {images} images in a micro-batch of {len(self.noisy)}")
         return self.clean + self.noisy

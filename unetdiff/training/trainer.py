@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from unetdiff.config.pretrained import KEY as PRETRAINED
+from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
@@ -29,6 +31,7 @@ from unetdiff.training.logger import RunLogger, log_losses
 from unetdiff.training.nonfinite import skip_nonfinite
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import reset_peak
+from unetdiff.training.pretrained import pretrained_directory
 from unetdiff.training.progress import Progress
 from unetdiff.training.run_data import RunData, require_open_files
 from unetdiff.training.saver import Saver
@@ -56,6 +59,7 @@ def train(config: RunConfig, command: str | None = None) -> Path:
         UserError: an invalid config, dataset or run directory; nothing was trained.
         TrainingStopped: ended early by a signal, a full disk or non-finite losses; the message says how to resume.
     """
+    config = follow_pretrained(config)
     validate(config)
     run, trainer, stop = Path(config.training.output_dir), None, StopRequest()
     try:
@@ -136,6 +140,7 @@ class Trainer:
         self.saver = Saver(
             self.directory, self.progress, self.task, ema, self.optimizer, settings, self.accelerator, self.layers
         )
+        self.latents = self.data.cache_latents(self.config, self.task, self.steps, self.accelerator)
         self._wrap()
 
     def _initialize(self) -> InitReport | None:
@@ -146,7 +151,9 @@ class Trainer:
             agreement.require_length(checkpoint, self.steps)
             if settings.lora.rank is None:
                 return None
-        if settings.init_from is not None:
+        if (directory := pretrained_directory(self.config)) is not None:
+            report = initialize(self.task, directory, PRETRAINED)
+        elif settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
         if checkpoint is not None:  # it has the adapter alone
             return None
@@ -234,7 +241,7 @@ class Trainer:
         if self.config.training.resume and not self.progress.step:
             self.logger.info(f"{self.directory}: no checkpoint to resume; training starts at step 0")
         weights = None if self.class_weights is None else describe(self.class_weights)
-        for line in (self.replanned, self.init_report, weights):
+        for line in (self.replanned, self.init_report, weights, self.latents):
             if line is not None:
                 self.logger.info(str(line))
 
@@ -255,7 +262,13 @@ class Trainer:
         start = time.perf_counter()
         batch_size = self.config.training.eval_batch_size
         metrics = run_validation(
-            self.eval_model, self.data.val, batch_size, self.progress, self.directory, self.logger, self.accelerator
+            self.eval_model,
+            self.data.loaded_val,
+            batch_size,
+            self.progress,
+            self.directory,
+            self.logger,
+            self.accelerator,
         )
         self.progress.validated = self.progress.step
         self.progress.minutes += (time.perf_counter() - start) / 60

@@ -20,10 +20,29 @@ def validate_segmentation(config: RunConfig) -> None:
         raise config_error("training.gradient_accumulation_steps", parts, constraint, "Or use dice instead of lovasz.")
     _validate_class_weights(config)
     _validate_cross_entropy(segmentation)
+    _validate_timestep(config)
     if segmentation.noise:
         if config.task == "joint":
             constraint = "0 with task=joint, whose segmentation head trains on clean images"
             raise config_error("segmentation.noise", segmentation.noise, constraint, "Or use task=segmentation.")
+        validate_noise(config)
+
+
+def _validate_timestep(config: RunConfig) -> None:
+    segmentation, count = config.segmentation, config.diffusion.noise.num_train_timesteps
+    timestep, key = segmentation.timestep, "segmentation.timestep"
+    if timestep and not (config.model.conditioning.timestep or config.task == "joint"):
+        constraint = "0 without model.conditioning.timestep"
+        raise config_error(key, timestep, constraint, "Set model.conditioning.timestep=true.")
+    if timestep >= count:
+        raise config_error(key, timestep, f"less than {count} (diffusion.noise.num_train_timesteps)")
+    if segmentation.noised and not timestep:
+        constraint = "false with segmentation.timestep=0, a clean image"
+        raise config_error("segmentation.noised", True, constraint, "Give segmentation.timestep, e.g. 50.")
+    if segmentation.noise and timestep:
+        constraint = f"0 with {key}={timestep}: images of all timesteps, or of one"
+        raise config_error("segmentation.noise", segmentation.noise, constraint)
+    if segmentation.noised:
         validate_noise(config)
 
 

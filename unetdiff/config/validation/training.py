@@ -23,6 +23,9 @@ def validate_training(config: RunConfig) -> None:
     training = config.training
     if training.resume and training.overwrite:
         raise config_error("training.resume", True, "false with training.overwrite=true", "Choose one of the two.")
+    model = config.model
+    if model.revision is not None and model.pretrained is None:
+        raise config_error("model.revision", model.revision, "null without model.pretrained")
     if training.init_from is not None:
         _validate_init_from(config, training.init_from)
     batch, parts = training.batch_size, training.gradient_accumulation_steps
@@ -33,6 +36,9 @@ def validate_training(config: RunConfig) -> None:
 
 
 def _validate_init_from(config: RunConfig, path: str) -> None:
+    if config.model.pretrained is not None:
+        constraint = f"null with model.pretrained={config.model.pretrained}, which sets all weights"
+        raise config_error("training.init_from", path, constraint, "Set one of the two to null.")
     weights, run = config.model.encoder.weights, config.training.output_dir
     if weights is not None:
         constraint = f"null with training.init_from={path}, which sets the encoder's weights"

@@ -9,17 +9,27 @@ from typing import TYPE_CHECKING
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
-from unetdiff.diffusion.conditioning.text import TextConditioner
-from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder, saved_model
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
+from unetdiff.diffusion.stable_diffusion import prompt_conditioner
+from unetdiff.export.convert.to_diffusers import config_to_diffusers
 from unetdiff.kernels.accelerate import accelerate_training_
+from unetdiff.models import loading
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
+from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
+from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
+from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
+from unetdiff.training.pretrained import component_path, pretrained_scheduler
+from unetdiff.training.sigma_data import measure_sigma_data
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -42,11 +52,23 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
-    size = model.sample_size or _sample_size(config.data.size, train, codec)
+    size = model.sample_size
+    if size is None and (config.task != "segmentation" or isinstance(codec, PixelCodec)):
+        size = _sample_size(config.data.size, train, codec)
     channels = codec.channels + condition_channels(config, codec)
-    unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
+    unet = UNet(**replace(model, in_channels=channels, sample_size=size, heads=heads).network())
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
-    return _assemble(config, unet, conditioner, val, codec)
+    noise = config.diffusion.noise
+    if config.task == "diffusion" and noise.process == "edm" and noise.edm.sigma_data is None:
+        noise = replace(noise, edm=replace(noise.edm, sigma_data=measure_sigma_data(train, codec)))
+        config = replace(config, diffusion=replace(config.diffusion, noise=noise))
+    if isinstance(conditioner, PromptConditioner):
+        config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
+    task = _assemble(config, unet, conditioner, val, codec)
+    denoiser, scheduler = denoiser_of(task), pretrained_scheduler(config)
+    if denoiser is not None and scheduler is not None:
+        denoiser.scheduler = scheduler
+    return task
 
 
 def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
@@ -57,38 +79,64 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
-    if isinstance(conditioner, TextConditioner):
-        conditioner.features = CachedFeatures(saved_encoder(directory, conditioner.max_tokens))
+    elif heads["diffusion"] and (directory / "text_encoder").is_dir():
+        conditioner = prompt_conditioner(directory, unet, *saved_model(directory))
+    if isinstance(conditioner, CaptionConditioner):
+        encoder = saved_encoder(directory, conditioner.max_tokens, conditioner.padded)
+        conditioner.features = CachedFeatures(encoder)
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
-    task = _assemble(config, unet, conditioner, val, codec)
-    denoiser = task.diffusion if isinstance(task, JointTask) else task
-    if isinstance(denoiser, DiffusionTask):  # the noise and the prediction type that the network was trained with
-        denoiser.scheduler = load_scheduler(directory / "scheduler")
+    folder = directory / CONTEXT_FOLDER
+    context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
+    task = _assemble(config, unet, conditioner, val, codec, context)
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    if isinstance(segmentation, SegmentationTask):
+        segmentation.view = saved_input(directory)
+    denoiser = denoiser_of(task)
+    if denoiser is not None:  # the noise and the prediction type that the network was trained with
+        denoiser.scheduler = load_scheduler(directory / "scheduler", strict=not loading.is_stock(directory / "unet"))
     return task
 
 
-def _assemble(config: RunConfig, unet: UNet, conditioner: Conditioner | None, val: ImageDataset, codec: Codec) -> Task:
+def denoiser_of(task: Task) -> DiffusionTask | None:
+    """The task of the diffusion head; None without one."""
+    denoiser = task.diffusion if isinstance(task, JointTask) else task
+    return denoiser if isinstance(denoiser, DiffusionTask) else None
+
+
+def _assemble(
+    config: RunConfig,
+    unet: UNet,
+    conditioner: Conditioner | None,
+    val: ImageDataset,
+    codec: Codec,
+    context: SegmentationContext | None = None,
+) -> Task:
     size = config.data.size or config.data.longest_side
     if config.task == "segmentation":
-        scheduler = build_scheduler(config.diffusion) if config.segmentation.noise else None
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler, config.diffusion.noise)
+        assert not isinstance(codec, MaskCodec)
+        noisy = config.segmentation.noise or config.segmentation.noised
+        scheduler = build_scheduler(config.diffusion) if noisy else None
+        noise = config.diffusion.noise
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion
-    segmentation = SegmentationTask(unet, config.segmentation, val, size)
+    assert not isinstance(codec, MaskCodec)  # refused by the validation
+    segmentation = SegmentationTask(
+        unet, config.segmentation, val, size, diffusion.scheduler, codec=codec, context=context
+    )
     return JointTask(segmentation, diffusion, config.joint)
 
 
 def _codec(config: RunConfig, train: ImageDataset) -> Codec:
     """The codec of x0: pixels, latents or masks."""
     diffusion = config.diffusion
-    if config.task == "segmentation":
-        return PixelCodec()
-    if diffusion.target == "mask":
+    if config.task != "segmentation" and diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
-    return PixelCodec() if config.latent.vae is None else LatentCodec.from_pretrained(config.latent.vae)
+    vae = config.latent.vae
+    return PixelCodec() if vae is None else LatentCodec.from_pretrained(component_path(config, vae))
 
 
 def _sample_size(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:

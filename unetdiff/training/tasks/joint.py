@@ -17,8 +17,8 @@ from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
-from unetdiff.training.tasks.base import Batch, Previews, Task, require_one_size
-from unetdiff.training.tasks.diffusion import DiffusionTask
+from unetdiff.training.tasks.base import Batch, Previews, Task, network_input, require_one_size
+from unetdiff.training.tasks.diffusion import DiffusionTask, NoisyBatch
 from unetdiff.training.tasks.segmentation import SegmentationTask
 from unetdiff.training.weighting import WEIGHTINGS
 
@@ -39,25 +39,40 @@ class JointTask(Task):
 
     def trainable_modules(self) -> dict[str, nn.Module]:
         weighting = {"weighting": self.weighting} if self.weighting.state_dict() else {}
-        return self.diffusion.trainable_modules() | weighting
+        return self.segmentation.trainable_modules() | self.diffusion.trainable_modules() | weighting
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
         noisy = self.diffusion.add_noise(batch, draws)
         rows = self.clean_rows(draws)
         if rows:
-            pixels = self.pixels(batch["image"][rows])
-            logits, output = self.unet.both(pixels, noisy.sample, noisy.timesteps, noisy.conditioning.tokens)
+            logits, output = self._both(noisy, rows, draws)
             segmentation = self.segmentation.sums(logits, batch["mask"][rows])
         else:
             output = self.diffusion.predict(noisy)
             segmentation = self._no_segmentation(output)
         return _prefixed("segmentation", segmentation) | _prefixed("diffusion", self.diffusion.sums(output, noisy))
 
+    def _both(self, noisy: NoisyBatch, rows: list[int], draws: RowDraws) -> tuple[Tensor, Tensor]:
+        """Logits of the images in `rows` at their size, and the denoiser's output for all: in one pass of the backbone
+        where both heads have the same context, or the segmentation head none."""
+        assert noisy.x0 is not None
+        segmenter = self.segmentation.segmenter
+        x0, timesteps = self.segmentation.add_noise(noisy.x0, draws)
+        x0, timesteps = x0[rows], None if timesteps is None else timesteps[rows]
+        factor = self.diffusion.codec.factor
+        size = x0.shape[-2] * factor, x0.shape[-1] * factor
+        if segmenter.context is not None:
+            return segmenter.logits(x0, timesteps, size), self.diffusion.predict(noisy)
+        tokens = noisy.conditioning.tokens
+        logits, output = self.unet.both(x0, noisy.sample, noisy.timesteps, tokens, timesteps)
+        return segmenter.at_image_size(logits, size), output
+
     def _no_segmentation(self, output: Tensor) -> Sums:
         """Zero sums, with a zero gradient for the head: DDP expects one of every parameter."""
         nothing = torch.full((1, *output.shape[2:]), IGNORE_INDEX, device=output.device)
         logits = output.new_zeros(1, self.unet.num_classes or 0, *output.shape[2:])
-        zero = sum(parameter.sum() * 0 for parameter in self.unet.heads["segmentation"].parameters())
+        modules = [self.unet.heads["segmentation"], self.segmentation.context or nn.Identity()]
+        zero = sum(parameter.sum() * 0 for module in modules for parameter in module.parameters())
         return self.segmentation.sums(logits + zero, nothing)
 
     def clean_rows(self, draws: RowDraws) -> list[int]:
@@ -80,9 +95,9 @@ class JointTask(Task):
             return sums | _prefixed("segmentation", hard)
         clean = []
         for batch, draws in parts:
-            require_one_size(batch["image"])
+            require_one_size(network_input(batch))
             rows = self.clean_rows(draws)
-            clean.append({"image": batch["image"], "mask": batch["mask"][rows]})
+            clean.append({**batch, "mask": batch["mask"][rows]})
         diffusion = self.diffusion.reference(parts, layers)
         return _prefixed("segmentation", self.segmentation.target_sums(clean)) | _prefixed("diffusion", diffusion)
 

@@ -11,23 +11,26 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
+from unetdiff.diffusion.codecs import LatentCodec, PixelCodec
 from unetdiff.diffusion.config import NoiseConfig
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
+from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.dataset_loss import DatasetLoss
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.losses import WeightedLoss, combined
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.segmentation.segmenter import NetworkInput, Segmenter
 from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums, add, sum_tensor
@@ -37,6 +40,7 @@ from unetdiff.training.tasks.base import (
     Task,
     ValidationData,
     freeze_unused_heads,
+    network_input,
     require_one_size,
 )
 
@@ -52,8 +56,10 @@ class SegmentationTask(Task):
         config: loss and inference.
         val: the validation split, for previews, class names and palette.
         size: (height, width) that images are resized to for the network, or their longest side, or None.
-        scheduler: forward process for the fraction `config.noise` of the images; None: all images are clean.
+        scheduler: forward process for `config.noise` and `config.noised`; None: all images are clean.
         noise: the config of that process, for its training timesteps.
+        codec: of the network's input; None: pixels.
+        context: tokens for its cross-attention, or None.
     """
 
     best_metric = ("segmentation/mean_iou", "max")
@@ -66,8 +72,16 @@ class SegmentationTask(Task):
         size: list[int] | int | None = None,
         scheduler: objectives.Scheduler | None = None,
         noise: NoiseConfig | None = None,
+        codec: PixelCodec | LatentCodec | None = None,
+        context: SegmentationContext | None = None,
     ) -> None:
         super().__init__()
+        self.codec, self.context = codec or PixelCodec(), context
+        level = None
+        if scheduler is not None and config.noised:
+            alpha, sigma = process_of(scheduler, noise).alpha_sigma(torch.tensor([config.timestep]))
+            level = float(alpha), float(sigma)
+        self.view = NetworkInput(config.timestep, level)
         self.unet, self.config, self.scheduler, self.noise = unet, config, scheduler, noise
         self.data = ValidationData(val, size)
         self.loss = accelerate_loss(
@@ -83,24 +97,50 @@ class SegmentationTask(Task):
         self._hard_bound: Tensor | None = None  # of the step's hard pixels, where it has several parts
         freeze_unused_heads(unet, "segmentation")
 
+    @property
+    def segmenter(self) -> Segmenter:
+        """The network with its autoencoder, timestep, noise and context, as inference uses them."""
+        codec = self.codec if isinstance(self.codec, LatentCodec) else None
+        return Segmenter(self.unet, self.view, codec, self.context)
+
+    def trainable_modules(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet} | ({} if self.context is None else {"segmentation_context": self.context})
+
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
-        pixels, timesteps = self.add_noise(self.pixels(batch["image"]), draws)
-        return self.sums(self.unet.segment(pixels, timesteps), batch["mask"])
+        x0, size = self.encode(batch)
+        sample, timesteps = self.add_noise(x0, draws)
+        if isinstance(self.codec, PixelCodec) and self.context is None:
+            return self.sums(self.unet.segment(sample, timesteps), batch["mask"])
+        return self.sums(self.segmenter.logits(sample, timesteps, size), batch["mask"])
 
-    def add_noise(self, pixels: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, H, W), a fraction of them noised at random timesteps, and the network's timesteps (B,).
+    def encode(self, batch: Batch) -> tuple[Tensor, tuple[int, int]]:
+        """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
+        if "latents" in batch and isinstance(self.codec, LatentCodec):
+            x0 = self.codec.sample(self.moments(batch, self.codec)).to(self.unet.dtype)
+            return x0, (batch["mask"].shape[-2], batch["mask"].shape[-1])
+        pixels = self.pixels(batch["image"])
+        return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
 
-        The timestep of a clean image is 0. Timesteps are None without `config.noise`, or for a network without time
-        embedding.
+    def add_noise(self, x0: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
+        """x_0 (B, C, h, w), noised to `config.timestep`, or a fraction at random timesteps; and the timesteps (B,).
+
+        The timestep of a clean image is 0. Timesteps are None where all are 0, or for a network without time embedding.
         """
+        if self.config.timestep:
+            timesteps = torch.full((len(x0),), self.config.timestep, device=x0.device)
+            if self.config.noised:
+                assert self.scheduler is not None
+                noise = self.image_noise(draws, x0)
+                x0 = process_of(self.scheduler, self.noise).add_noise(x0, noise, timesteps)
+            return x0, timesteps
         if self.scheduler is None or not self.config.noise:
-            return pixels, None
+            return x0, None
         process = process_of(self.scheduler, self.noise)
         timesteps = draws(process.sample_timesteps)
-        noise = self.image_noise(draws, pixels)
+        noise = self.image_noise(draws, x0)
         is_noisy = draws(objectives.uniform) < self.config.noise  # (B,)
-        sample = process.add_noise(pixels, noise, timesteps)
-        sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, pixels)
+        sample = process.add_noise(x0, noise, timesteps)
+        sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, x0)
         has_time_embedding = self.unet.config["conditioning"]["timestep"]
         return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
 
@@ -138,7 +178,7 @@ class SegmentationTask(Task):
         """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
         loss, classes = self._annealed_loss(), self.unet.num_classes or 0
         for batch in batches:
-            require_one_size(batch["image"])
+            require_one_size(network_input(batch))
         return reduce(add, (loss.target_sums(batch["mask"].to(self.unet.device), classes) for batch in batches))
 
     @contextmanager
@@ -175,7 +215,7 @@ class SegmentationTask(Task):
         for batch in loader:
             for images, masks in _same_size(batch):
                 with eval_mode(unet, accelerator.device.type, None), accelerator.autocast():
-                    logits = segment_whole(unet, self.pixels(images))
+                    logits = segment_whole(self.segmenter, self.pixels(images))
                     target = masks.to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
                     matrix.update(logits.argmax(dim=1), target)
@@ -195,7 +235,7 @@ class SegmentationTask(Task):
         predictions = []
         for item in items:
             with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
-                logits = segment_whole(self.unet, self.pixels(collate([item])["image"]))
+                logits = segment_whole(self.segmenter, self.pixels(collate([item])["image"]))
             mask = item["mask"]
             predictions.append(resize_logits(logits, (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0).cpu())
         image = preview(
@@ -210,12 +250,23 @@ class SegmentationTask(Task):
         return {"segmentation": image}, {}
 
     def save(self, directory: Path) -> None:
-        val = self.data.val
+        self.pipeline().save_pretrained(directory)
+
+    def pipeline(self) -> SegmentationPipeline:
+        """A pipeline that shares this task's modules."""
+        val, one = self.data.val, self.segmenter
         inference = InferenceConfig(image_range=val.image_range)
-        pipeline = SegmentationPipeline(
-            self.unet, val.classes, val.palette, self.data.size, self.config.ignore_index, inference
+        return SegmentationPipeline(
+            self.unet,
+            val.classes,
+            val.palette,
+            self.data.size,
+            self.config.ignore_index,
+            inference,
+            one.codec,
+            one.view,
+            one.context,
         )
-        pipeline.save_pretrained(directory)
 
 
 def _same_size(batch: Batch) -> list[tuple[Tensor, Tensor]]:
