@@ -185,6 +185,7 @@ class FamilyTester:
         assert any(name.startswith("encoder.") for name in maps)
         assert any(name.startswith("decoder.") for name in maps)
 
+
 def _leave_zero(unet: UNet) -> None:
     """Move every zero-initialised tensor, so that each path matters."""
     generator = torch.Generator().manual_seed(2)
