@@ -191,6 +191,7 @@ def open_features(
         return UNetFeatures(run.name, task.unet, None, segmenter, [None], seed)
     if isinstance(diffusion.codec, MaskCodec):
         raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({run.path}).")
+    diffusion.forward_process.require_clean_timestep(f"runs={run.path}")
     max_timestep = int(diffusion.forward_process.at_fraction(torch.tensor(1.0)))
     for level in noise_levels:
         if level is not None and level > max_timestep:
