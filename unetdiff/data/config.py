@@ -49,6 +49,17 @@ class AugmentConfig:
     """Strong: jitter of brightness, contrast and saturation, 0 to 1."""
 
 
+def unbounded_augmentation(augment: AugmentConfig) -> str | None:
+    """The first key of `data.augment` that makes every view of an image different; None: flips at most."""
+    keys = {
+        "crop": augment.crop is not None,
+        "random_crop": augment.random_crop,
+        "scale": augment.scale is not None,
+        "color": augment.color > 0,
+    }
+    return next((f"data.augment.{key}" for key, is_set in keys.items() if is_set), None)
+
+
 @dataclass
 class DataConfig:
     """A dataset and its splits."""
@@ -68,6 +79,12 @@ class DataConfig:
     or trainaug (built by `unetdiff data download sbd`)."""
     val_split: str = "val"
     """Validation split."""
+    regularization_root: str | None = None
+    """captioned_folder: folder with images of the class that the training images are special ones of, for prior
+    preservation (DreamBooth, Ruiz et al. 2023): each step has as many of them, weighted by diffusion.prior_weight. With
+    a metadata file like that of `root`, or with regularization_prompt."""
+    regularization_prompt: str | None = None
+    """Caption of all images of regularization_root, e.g. "a photo of a dog"; None: its metadata file has them."""
     num_classes: int | None = None
     """voc_folder without classes.txt: number of classes, including background."""
     allow_binary_masks: bool = False

@@ -70,6 +70,11 @@ class LatentConfig:
 
     vae: str | None = None
     """Folder of a diffusers AutoencoderKL or AutoencoderTiny, or of a pipeline with one in vae/; None: pixels."""
+    cache: Literal["auto", "none", "memory", "disk"] = "auto"
+    """Encode every image, and its mirror image with data.augment.flip, once instead of in each step. auto: in memory
+    where augmentation allows it, the run uses each of them at least twice, and they take at most 2 GiB."""
+    cache_dir: str | None = None
+    """Folder of latent.cache disk, which runs share; None: unetdiff/latents in the user's cache folder."""
 
 
 @dataclass
@@ -131,6 +136,8 @@ class DiffusionConfig:
     offset_noise: float = 0.0
     """Strength of an offset, constant over each image and channel, added to the training noise (Guttenberg 2023, who
     uses 0.1), for samples darker or brighter than the mean. The noise's variance becomes 1 + strength²; 0: off."""
+    prior_weight: float = 1.0
+    """Weight of the mean loss of data.regularization_root's images next to that of the training images."""
     condition: Literal["none", "class", "text", "layout", "image"] = "class"
     """The condition: none, class (label, or the classes in the mask), text (caption), layout (mask) or image (usually
     degraded)."""

@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from einops import reduce
+from einops import rearrange, reduce
 
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.processes.base import QUARTILES, Process
@@ -182,6 +182,12 @@ def loss_weight(
 def uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
     """Independent uniform numbers in [0, 1), (batch,), on the generator's device."""
     return torch.rand(batch, generator=generator, device=generator.device)
+
+
+def sample_timesteps_of_kinds(process: Process, kinds: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (batch,) for images of several kinds that alternate, stratified within each kind."""
+    each = [process.sample_timesteps(batch // kinds, generator) for _ in range(kinds)]
+    return rearrange(torch.stack(each), "kinds b -> (b kinds)")
 
 
 def diffusion_loss(

@@ -40,6 +40,7 @@ from unetdiff.training.tasks.base import (
     Task,
     ValidationData,
     freeze_unused_heads,
+    network_input,
     require_one_size,
 )
 
@@ -114,6 +115,9 @@ class SegmentationTask(Task):
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[int, int]]:
         """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
+        if "latents" in batch and isinstance(self.codec, LatentCodec):
+            x0 = self.codec.sample(self.moments(batch, self.codec)).to(self.unet.dtype)
+            return x0, (batch["mask"].shape[-2], batch["mask"].shape[-1])
         pixels = self.pixels(batch["image"])
         return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
 
@@ -174,7 +178,7 @@ class SegmentationTask(Task):
         """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
         loss, classes = self._annealed_loss(), self.unet.num_classes or 0
         for batch in batches:
-            require_one_size(batch["image"])
+            require_one_size(network_input(batch))
         return reduce(add, (loss.target_sums(batch["mask"].to(self.unet.device), classes) for batch in batches))
 
     @contextmanager
