@@ -21,6 +21,7 @@ def validate_segmentation(config: RunConfig) -> None:
     _validate_class_weights(config)
     _validate_cross_entropy(segmentation)
     _validate_timestep(config)
+    _validate_context(config)
     if segmentation.noise:
         if config.task == "joint":
             constraint = "0 with task=joint, whose segmentation head trains on clean images"
@@ -44,6 +45,20 @@ def _validate_timestep(config: RunConfig) -> None:
         raise config_error("segmentation.noise", segmentation.noise, constraint)
     if segmentation.noised:
         validate_noise(config)
+
+
+def _validate_context(config: RunConfig) -> None:
+    context, conditioning, head = (
+        config.segmentation.context,
+        config.model.conditioning,
+        config.model.heads.segmentation,
+    )
+    if context != "none" and conditioning.cross_attention_dim is None:
+        constraint = "none without model.conditioning.cross_attention_dim, whose cross-attention reads it"
+        raise config_error("segmentation.context", context, constraint)
+    if head is not None and head.attention_maps and context != "classes":
+        constraint = "false without segmentation.context=classes, one token per class"
+        raise config_error("model.heads.segmentation.attention_maps", True, constraint)
 
 
 def _validate_losses(losses: dict[str, float]) -> None:

@@ -23,6 +23,7 @@ from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
+from unetdiff.training.segmentation_context import build_context
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -51,7 +52,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     channels = codec.channels + condition_channels(config, codec)
     unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
-    return _assemble(config, unet, conditioner, val, codec)
+    return _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
 
 
 def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
