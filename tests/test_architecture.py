@@ -39,6 +39,7 @@ EVERYWHERE = {"errors", "files", "text"}
 """Modules that every room imports."""
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
+    ("config.pretrained", "export.convert.from_diffusers"): "keys of a pretrained U-Net, imported when called",
     ("segmentation.pipeline", "diffusion.codecs"): "the autoencoder of a segmenter of latents, imported when there is",
     ("models.serialization", "export.convert.diffusers"): "UNet.from_diffusers and to_diffusers, imported when called",
     ("models.serialization", "export.convert.smp"): "UNet.from_smp, imported when called",

@@ -192,6 +192,7 @@ BOUNDS: dict[str, Bound] = {
 }
 """The range of every key that holds numbers."""
 PATHS = (
+    "model.pretrained",
     "model.encoder.weights",
     "data.root",
     "latent.vae",
@@ -202,6 +203,7 @@ PATHS = (
 )
 """Keys of files and folders: "~" is expanded, and an empty text is not the working directory."""
 NAMES = (
+    "model.revision",
     "model.encoder.name",
     "data.train_split",
     "data.val_split",

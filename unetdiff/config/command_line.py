@@ -52,6 +52,13 @@ def apply(config: RunConfig, overrides: Overrides | None) -> RunConfig:
     return config
 
 
+def given_keys(overrides: Overrides | None) -> list[str]:
+    """The dotted keys that overrides set."""
+    if isinstance(overrides, Mapping):
+        return list(flatten(overrides))
+    return [name.removesuffix("+") for name, _ in _pairs(list(overrides or []))]
+
+
 def assign(config: RunConfig, key: str, value: Any, shown: Any = None, remedy: str = "") -> None:
     """Set one dotted key of a config to a plain value.
 

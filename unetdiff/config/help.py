@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 
 from unetdiff.config.schema import KEYS, LEAVES, RunConfig, describe, section_class
 from unetdiff.errors import as_yaml
@@ -30,6 +30,9 @@ def options_help() -> str:
 def _docstrings(cls: type, prefix: str = "") -> dict[str, str]:
     """Dotted key -> the string below its attribute."""
     texts: dict[str, str] = {}
+    for base in cls.__bases__:
+        if is_dataclass(base):
+            texts |= _docstrings(base, prefix)
     body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
     for node, below in zip(body, body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -6,15 +6,16 @@ import math
 from copy import deepcopy
 from pathlib import Path
 
+from unetdiff.config.model import RunModelConfig
 from unetdiff.config.schema import RunConfig, Task
 from unetdiff.config.training import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
+from unetdiff.models.config import ConditioningConfig, EncoderConfig, ResidualConfig
 
 TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
 
-BACKBONE = ModelConfig(
+BACKBONE = RunModelConfig(
     sample_size=32,
     patch_size=2,
     encoder=EncoderConfig(name="residual", channels=[48, 96, 96]),

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.config.bounds import check_bounds
-from unetdiff.config.command_line import Overrides, apply, assign
+from unetdiff.config.command_line import Overrides, apply, assign, given_keys
+from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.schema import (
     KEYS,
     SECTIONS,
@@ -38,7 +39,8 @@ def load(path: str | Path | None = None, overrides: Overrides | None = None, tas
 
 
 def parse(path: str | Path | None = None, overrides: Overrides | None = None, task: Task | None = None) -> RunConfig:
-    """A typed config from a YAML file and overrides; keys, types and ranges are checked.
+    """A typed config from a YAML file and overrides; keys, types and ranges are checked, and the keys that follow from
+    `model.pretrained` are filled in.
 
     Args:
         path: the file; None: the defaults.
@@ -46,7 +48,8 @@ def parse(path: str | Path | None = None, overrides: Overrides | None = None, ta
         task: what is trained; must agree with the file's task, if it has one.
 
     Raises:
-        UserError: an unreadable file, an unknown key, a value of the wrong type or out of range.
+        UserError: an unreadable file, an unknown key, a value of the wrong type or out of range, or one that
+            contradicts the pretrained model.
     """
     tree = read_yaml(Path(path)) if path is not None else {}
     config = build(tree, f"Edit {path}.", f" in {path}")
@@ -55,7 +58,7 @@ def parse(path: str | Path | None = None, overrides: Overrides | None = None, ta
     config = apply(config, overrides)
     if task is not None:
         config.task = task
-    return config
+    return follow_pretrained(config, {*flatten(tree), *given_keys(overrides)})
 
 
 def override(config: RunConfig, overrides: Overrides | None) -> RunConfig:

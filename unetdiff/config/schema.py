@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Union
 
+from unetdiff.config.model import RunModelConfig
 from unetdiff.config.training import JointConfig, TrainingConfig
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig, LatentConfig
 from unetdiff.errors import MAX_VALUE_CHARS, UserError, as_yaml
-from unetdiff.models.config import ModelConfig
 from unetdiff.segmentation.config import SegmentationConfig
 
 Task = Literal["segmentation", "diffusion", "joint"]
@@ -25,7 +25,7 @@ class RunConfig:
 
     task: Task = "segmentation"
     """Which head is trained, or both jointly."""
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: RunModelConfig = field(default_factory=RunModelConfig)
     """The network."""
     data: DataConfig = field(default_factory=DataConfig)
     """The dataset and its augmentation."""
@@ -42,7 +42,7 @@ class RunConfig:
 
 
 SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
+    "model": RunModelConfig,
     "data": DataConfig,
     "latent": LatentConfig,
     "segmentation": SegmentationConfig,

@@ -143,8 +143,12 @@ def require_agreement(directory: Path, parts: Mapping[str, Any]) -> None:
         require("cross_attention_dim", unet.config["conditioning"]["cross_attention_dim"], dim, "the conditioner")
 
 
-def downloaded(name: str) -> Path:
+def downloaded(name: str, revision: str | None = None) -> Path:
     """A pipeline's directory on the hub, downloaded, without pickles and without code.
+
+    Args:
+        name: "owner/model".
+        revision: branch, tag or commit; None: its main branch.
 
     Raises:
         UserError: no such pipeline, or no connection.
@@ -152,7 +156,7 @@ def downloaded(name: str) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
-        return Path(DiffusionPipeline.download(name, use_safetensors=True, trust_remote_code=False))
+        return Path(DiffusionPipeline.download(name, revision=revision, use_safetensors=True, trust_remote_code=False))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"'{name}': is neither a directory nor a pipeline on the hub ({reason[:200]}).") from None

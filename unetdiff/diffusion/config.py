@@ -57,6 +57,10 @@ class TextConfig:
 
     encoder: str = "openai/clip-vit-large-patch14"
     """Text encoder and tokenizer: a name on the hub, or a folder in transformers' format (CLIP, T5, BERT, ...)."""
+    projection: bool = True
+    """Normalize and project the encoder's features by a learned layer, with a learned null token. False: its hidden
+    states are the tokens, padding included, and the empty caption is the null condition, as in Stable Diffusion; the
+    run is then saved as diffusers' StableDiffusionPipeline."""
     max_tokens: int | None = None
     """Tokens per caption; longer captions are truncated with a warning. None: the length of the longest training
     caption, up to the encoder's maximum."""

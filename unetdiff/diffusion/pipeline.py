@@ -119,6 +119,7 @@ class GenerationPipeline(DiffusionPipeline):
         cls,
         pretrained_model_name_or_path: str | PathLike[str],
         *,
+        revision: str | None = None,
         torch_dtype: torch.dtype | None = None,
         **parts: Any,
     ) -> Self:
@@ -129,7 +130,8 @@ class GenerationPipeline(DiffusionPipeline):
         `unetdiff.diffusion.components` are loaded, and never code or a pickle.
 
         Args:
-            pretrained_model_name_or_path: the directory.
+            pretrained_model_name_or_path: the directory, or a name on the hub.
+            revision: branch, tag or commit on the hub.
             torch_dtype: of network, conditioner, text encoder and autoencoder; None: float32.
             parts: arguments of the constructor, in the place of the directory's, e.g. `scheduler=...`.
 
@@ -139,7 +141,7 @@ class GenerationPipeline(DiffusionPipeline):
         """
         path = Path(pretrained_model_name_or_path)
         if not path.is_dir():
-            path = downloaded(str(pretrained_model_name_or_path))
+            path = downloaded(str(pretrained_model_name_or_path), revision)
         if not is_there(path / INDEX):
             raise UserError(f"{path}: no {INDEX}, so there is no diffusion head to sample from.")
         unknown = [name for name in parts if name not in inspect.signature(cls.__init__).parameters]

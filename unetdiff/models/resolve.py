@@ -21,6 +21,7 @@ from unetdiff.models.config import (
 )
 
 Section = TypeVar("Section")
+Config = TypeVar("Config", bound=ModelConfig)
 
 PRETRAINED_DECODER = [512, 256, 128, 64, 64]
 """Default widths of the decoder of pretrained encoders."""
@@ -82,7 +83,7 @@ def section(cls: type[Section], value: Any, name: str) -> Section:
     return cls(**values)
 
 
-def resolve(config: ModelConfig) -> ModelConfig:
+def resolve(config: Config) -> Config:
     """Fill in every default that depends on another key.
 
     Raises:

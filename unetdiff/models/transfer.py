@@ -47,7 +47,7 @@ class Transfer:
     """The target has no time embedding: the source's was folded at timestep 0 (`fold_timestep`)."""
 
 
-def transfer(source: UNet, target: UNet, path: str) -> Transfer:
+def transfer(source: UNet, target: UNet, path: str, option: str = "training.init_from") -> Transfer:
     """Copy the backbone of one network, and every head that both have in the same size, into another.
 
     The target's backbone then computes the source's maps of a clean image: bit for bit, or up to rounding if the target
@@ -56,7 +56,8 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
     Args:
         source: stays as it is.
         target: a network of the same backbone; changed in place.
-        path: the value of `training.init_from`, for messages.
+        path: of the source, for messages.
+        option: the config's key with that path, for messages.
 
     Returns:
         The names of the tensors that were copied, that keep their initialization, and that the target lacks.
@@ -74,10 +75,10 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
         if key not in ignored and not _is_compatible(key, expected, value):
             if key in NORMS and expected == "batch" and "diffusion" in target.heads:  # a diffusion head refuses batch
                 expected = "frozen"
-            raise _differs(key, value, expected, path)
+            raise _differs(key, value, expected, f"{option}={path}")
     folded = source_config["conditioning.timestep"] and not target_config["conditioning.timestep"]
     if folded and target_config["encoder.name"] not in (CLASSIC, RESIDUAL):
-        constraint = f"true: the pretrained encoder of training.init_from={path} depends on its time embedding"
+        constraint = f"true: the pretrained encoder of {option}={path} depends on its time embedding"
         raise config_error("model.conditioning.timestep", False, constraint)
     source_state, target_state = source.state_dict(), target.state_dict()
     dropped = ("class_embedding.", *TIME_PARAMS) if folded else ("class_embedding.",)
@@ -88,7 +89,7 @@ def transfer(source: UNet, target: UNet, path: str) -> Transfer:
             for name, tensor in target_state.items()
             if not _head(name) and (name in source_state or not _has_any(name, new_parts))
         },
-        f"training.init_from: '{path}' does not fit this network",
+        f"{option}: '{path}' does not fit this network",
     )
     if folded:
         source = copy.deepcopy(source)
@@ -138,8 +139,8 @@ def _is_compatible(key: str, source: Any, target: Any) -> bool:
     return source == target or (key in NORMS and {source, target} == SAME_TENSORS)
 
 
-def _differs(key: str, value: Any, expected: Any, path: str) -> UserError:
-    constraint = f"{as_yaml(expected)}, as in the network of training.init_from={path}"
+def _differs(key: str, value: Any, expected: Any, source: str) -> UserError:
+    constraint = f"{as_yaml(expected)}, as in the network of {source}"
     remedy = "Set it, or initialize from another network."
     if key == "in_channels":
         remedy = "Initialize from a network of pixels without additional channels."

@@ -19,7 +19,8 @@ from unetdiff.files.folders import folders_in, is_there
 from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
 from unetdiff.files.writing import OLD, delete_whole, replace_directory, sync, write_file
-from unetdiff.models.loading import WEIGHTS
+from unetdiff.models.loading import WEIGHTS, is_stock
+from unetdiff.models.unet import UNet
 from unetdiff.training import lora
 from unetdiff.training.agreement import require_tensors
 from unetdiff.training.logger import METRICS
@@ -157,12 +158,15 @@ def is_exported(run: Path, name: str, task: Task) -> bool:
     try:
         with lora.merged(task):
             weights = task.unet.state_dict()
-        if set(read_header(path)) != set(weights):
-            return False
-        state = read_tensors(path)
-    except FileError:
+        if is_stock(path.parent):  # of a Stable Diffusion directory
+            state = dict(UNet.from_pretrained(path.parent).state_dict())
+        else:
+            if set(read_header(path)) != set(weights):
+                return False
+            state = read_tensors(path)
+    except UserError:
         return False
-    return all(torch.equal(state[k], v.cpu()) for k, v in weights.items())
+    return set(state) == set(weights) and all(torch.equal(state[k], v.cpu()) for k, v in weights.items())
 
 
 def model_directory(path: str | Path) -> Path:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec
 from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner, channels_of
 from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
+from unetdiff.training.pretrained import component_path
 
 if TYPE_CHECKING:
     from unetdiff.config.schema import RunConfig
@@ -72,12 +75,20 @@ def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> C
     return ClassConditioner(len(train.labels), dim, diffusion.class_tokens, train.labels, diffusion.max_classes)
 
 
-def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> TextConditioner:
+def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> CaptionConditioner:
     text = config.diffusion.text
     captions = [train.caption(i) for i in range(len(train))]
-    encoder = TextEncoder.from_pretrained(text.encoder, text.max_tokens)
+    encoder = TextEncoder.from_pretrained(component_path(config, text.encoder), text.max_tokens, not text.projection)
+    cache = None if text.cache_dir is None else Path(text.cache_dir)
+    if not text.projection:
+        if encoder.width != dim:
+            constraint = f"{encoder.width}, the width of {text.encoder}, with diffusion.text.projection=false"
+            raise config_error("model.conditioning.cross_attention_dim", dim, constraint)
+        prompts = PromptConditioner(dim, encoder.max_tokens)
+        prompts.features = CachedFeatures(encoder, captions, cache)
+        return prompts
     if text.max_tokens is None:
         encoder.max_tokens = min(encoder.max_tokens, max(encoder.lengths(list(dict.fromkeys(captions)))))
     conditioner = TextConditioner(dim, encoder.width, encoder.max_tokens)
-    conditioner.features = CachedFeatures(encoder, captions, None if text.cache_dir is None else Path(text.cache_dir))
+    conditioner.features = CachedFeatures(encoder, captions, cache)
     return conditioner

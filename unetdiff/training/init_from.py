@@ -10,9 +10,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.scheduler_file import OTHER_PROCESSES, load_scheduler
 from unetdiff.errors import FileError, UserError
-from unetdiff.export.convert.from_diffusers import CLASSES
 from unetdiff.files.records import read_object
 from unetdiff.models import loading
 from unetdiff.models.param_counts import TIME_PARAMS
@@ -72,20 +72,21 @@ class InitReport:
         return "; ".join([f"initialized from {self.network}: {self.loaded} loaded", *notes])
 
 
-def initialize(task: Task, path: str | Path) -> InitReport:
+def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
     """Load the weights of another network into a task, and those of its conditioner if both have the same config.
 
     Args:
         task: with random weights.
         path: a run directory (its best weights), a model directory, or the directory of a diffusers U-Net or pipeline.
+        key: the config's key with that path, for messages.
 
     Raises:
         UserError: no network there, a damaged one, a different backbone (names the first key that differs), or a
             denoiser that was trained with another scheduler or prediction type.
     """
-    directory, source = read_network(path)
-    _require_same_scheduler(task, source, directory, Path(path))
-    result = transfer(source, task.unet, str(path))
+    directory, source = read_network(path, key)
+    _require_same_scheduler(task, source, directory, Path(path), key)
+    result = transfer(source, task.unet, str(path), key)
     return InitReport(
         str(directory),
         loading.fingerprint(directory),
@@ -97,7 +98,7 @@ def initialize(task: Task, path: str | Path) -> InitReport:
     )
 
 
-def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Path) -> None:
+def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Path, key: str) -> None:
     """Refuse a denoiser's weights for another objective; a network given without its pipeline has no scheduler."""
     file = directory.parent / "scheduler" / "scheduler_config.json"
     ours = scheduler_of(task)
@@ -109,7 +110,7 @@ def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Pat
     difference = scheduler_difference(describe_scheduler(theirs), describe_scheduler(ours))
     if difference is not None:
         raise UserError(
-            f"{difference}, as {KEY}={path} was trained. Set it, or give {directory} to use only the weights."
+            f"{difference}, as {key}={path} was trained. Set it, or give {directory} to use only the weights."
         )
 
 
@@ -126,14 +127,13 @@ def _scheduler(file: Path) -> Any:
         raise FileError.of(file, f"must be the config of a diffusers scheduler ({error})") from None
 
 
-def read_network(path: str | Path) -> tuple[Path, UNet]:
+def read_network(path: str | Path, key: str = KEY) -> tuple[Path, UNet]:
     """The network of a run, model or diffusers directory, and the directory that contains it."""
     try:
         directory = network_directory(Path(path))
-        from_diffusers = loading.read_json(directory / "config.json").get("_class_name") in CLASSES
-        return directory, UNet.from_diffusers(directory) if from_diffusers else UNet.from_pretrained(directory)
+        return directory, UNet.from_pretrained(directory)
     except UserError as error:
-        raise UserError(f"{KEY}: {error}") from None
+        raise UserError(f"{key}: {error}") from None
 
 
 def network_directory(path: Path) -> Path:
@@ -158,7 +158,7 @@ def _part_of(name: str) -> str:
 def _initialize_conditioner(task: Task, network: Path) -> str | None:
     """Load the conditioner saved next to a network, if class and config are those of the task's."""
     conditioner, directory = task.trainable_modules().get("conditioner"), network.parent / "conditioner"
-    if not isinstance(conditioner, Conditioner):
+    if not isinstance(conditioner, Conditioner) or isinstance(conditioner, PromptConditioner):  # it has no weights
         return None
     if not directory.is_dir():
         return "fresh"

@@ -42,6 +42,7 @@ def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Keys that name files or folders to read, with their values."""
     diffusion = config.diffusion
     paths = {
+        "model.pretrained": config.model.pretrained,
         "data.root": None if config.data.name == "scenes" else config.data.root,
         "model.encoder.weights": config.model.encoder.weights,
         "latent.vae": config.latent.vae,

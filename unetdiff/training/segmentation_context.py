@@ -11,6 +11,7 @@ from torch import Tensor
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.errors import config_error
 from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.training.pretrained import component_path
 
 if TYPE_CHECKING:
     from unetdiff.config.schema import RunConfig
@@ -28,7 +29,7 @@ def build_context(config: RunConfig, classes: Sequence[str]) -> SegmentationCont
     if config.task == "diffusion" or kind == "none":
         return None
     name = config.diffusion.text.encoder
-    encoder = TextEncoder.from_pretrained(name, padded=kind == "empty")
+    encoder = TextEncoder.from_pretrained(component_path(config, name), padded=kind == "empty")
     if encoder.width != dim:
         constraint = f"{encoder.width}, the width of diffusion.text.encoder={name}, with segmentation.context={kind}"
         raise config_error("model.conditioning.cross_attention_dim", dim, constraint)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from unetdiff.config.pretrained import KEY as PRETRAINED
+from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import TrainingStopped
@@ -29,6 +31,7 @@ from unetdiff.training.logger import RunLogger, log_losses
 from unetdiff.training.nonfinite import skip_nonfinite
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import reset_peak
+from unetdiff.training.pretrained import pretrained_directory
 from unetdiff.training.progress import Progress
 from unetdiff.training.run_data import RunData, require_open_files
 from unetdiff.training.saver import Saver
@@ -56,6 +59,7 @@ def train(config: RunConfig, command: str | None = None) -> Path:
         UserError: an invalid config, dataset or run directory; nothing was trained.
         TrainingStopped: ended early by a signal, a full disk or non-finite losses; the message says how to resume.
     """
+    config = follow_pretrained(config)
     validate(config)
     run, trainer, stop = Path(config.training.output_dir), None, StopRequest()
     try:
@@ -146,7 +150,9 @@ class Trainer:
             agreement.require_length(checkpoint, self.steps)
             if settings.lora.rank is None:
                 return None
-        if settings.init_from is not None:
+        if (directory := pretrained_directory(self.config)) is not None:
+            report = initialize(self.task, directory, PRETRAINED)
+        elif settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
         if checkpoint is not None:  # it has the adapter alone
             return None

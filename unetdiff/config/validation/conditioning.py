@@ -19,6 +19,8 @@ def validate_conditioning(config: RunConfig) -> None:
             f"set with diffusion.condition={diffusion.condition}, whose tokens enter by cross-attention",
             "Give e.g. 64, or use diffusion.condition=none.",
         )
+    if diffusion.condition == "text" and not diffusion.text.projection:
+        _validate_prompts(config)
     if diffusion.condition == "layout":
         _validate_layout(config)
     if diffusion.condition == "image" and diffusion.image.degradation != "none":
@@ -49,6 +51,17 @@ def _validate_source(config: RunConfig) -> None:
         raise config_error("diffusion.condition", diffusion.condition, constraint)
     if diffusion.condition == "text":
         require_captions("diffusion.condition", "text", data)
+
+
+def _validate_prompts(config: RunConfig) -> None:
+    """Stable Diffusion's conditioning: latents, and prompts of one length."""
+    if config.latent.vae is None:
+        constraint = "true without latent.vae: Stable Diffusion's prompts condition latents"
+        raise config_error("diffusion.text.projection", False, constraint, "Set latent.vae, or model.pretrained.")
+    tokens = config.diffusion.text.max_tokens
+    if tokens is not None:
+        constraint = "null with diffusion.text.projection=false, which pads prompts to the encoder's maximum"
+        raise config_error("diffusion.text.max_tokens", tokens, constraint)
 
 
 def _validate_layout(config: RunConfig) -> None:

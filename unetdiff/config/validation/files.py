@@ -21,8 +21,8 @@ def check_files(config: RunConfig) -> None:
     if data.root is not None and data.name != "scenes" and not data.download and not Path(data.root).exists():
         remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
-    vae = config.latent.vae
-    if vae is not None and not Path(vae).is_dir():
+    name, vae = config.model.pretrained, config.latent.vae
+    if vae is not None and vae != name and not Path(vae).is_dir():
         raise config_error(
             "latent.vae", vae, "an existing folder with a diffusers AutoencoderKL or AutoencoderTiny, or null"
         )

@@ -19,8 +19,10 @@ def validate_lora(config: RunConfig) -> None:
                     f"training.lora.{name}", value, "left out without training.lora.rank", "Set the rank."
                 )
         return
-    if training.init_from is None:
-        constraint = "null without training.init_from, as a low-rank update of random weights learns little"
+    if training.init_from is None and config.model.pretrained is None:
+        constraint = (
+            "null without model.pretrained or training.init_from, as a low-rank update of random weights learns little"
+        )
         raise config_error("training.lora.rank", rank, constraint, "Give the network to adapt.")
     for key, value in (("freeze_encoder", training.freeze_encoder), ("frozen_levels", training.frozen_levels)):
         if value:

@@ -32,6 +32,9 @@ def validate_training(config: RunConfig) -> None:
         if training.lora.rank is not None:
             constraint = f"false with training.lora.rank={training.lora.rank}, which freezes the backbone itself"
             raise config_error("training.freeze_backbone", True, constraint)
+    model = config.model
+    if model.revision is not None and model.pretrained is None:
+        raise config_error("model.revision", model.revision, "null without model.pretrained")
     if training.init_from is not None:
         _validate_init_from(config, training.init_from)
     batch, parts = training.batch_size, training.gradient_accumulation_steps
@@ -42,6 +45,9 @@ def validate_training(config: RunConfig) -> None:
 
 
 def _validate_init_from(config: RunConfig, path: str) -> None:
+    if config.model.pretrained is not None:
+        constraint = f"null with model.pretrained={config.model.pretrained}, which sets all weights"
+        raise config_error("training.init_from", path, constraint, "Set one of the two to null.")
     weights, run = config.model.encoder.weights, config.training.output_dir
     if weights is not None:
         constraint = f"null with training.init_from={path}, which sets the encoder's weights"

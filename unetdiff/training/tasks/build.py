@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING
 from unetdiff.data.base import ImageDataset
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning.base import Conditioner
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
-from unetdiff.diffusion.conditioning.text import TextConditioner
-from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder, saved_model
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
+from unetdiff.diffusion.stable_diffusion import prompt_conditioner
+from unetdiff.export.convert.to_diffusers import config_to_diffusers
 from unetdiff.kernels.accelerate import accelerate_training_
+from unetdiff.models import loading
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
+from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
+from unetdiff.training.pretrained import component_path, pretrained_scheduler
 from unetdiff.training.segmentation_context import build_context
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -50,9 +56,17 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     if size is None and (config.task != "segmentation" or isinstance(codec, PixelCodec)):
         size = _sample_size(config.data.size, train, codec)
     channels = codec.channels + condition_channels(config, codec)
-    unet = UNet(**vars(replace(model, in_channels=channels, sample_size=size, heads=heads)))
+    unet = UNet(**replace(model, in_channels=channels, sample_size=size, heads=heads).network())
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
-    return _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
+    if isinstance(conditioner, PromptConditioner):
+        config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
+    task = _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
+    denoiser, segmentation, scheduler = denoiser_of(task), segmentation_of(task), pretrained_scheduler(config)
+    if denoiser is not None and scheduler is not None:
+        denoiser.scheduler = scheduler
+    if segmentation is not None and segmentation.scheduler is not None and scheduler is not None:
+        segmentation.set_scheduler(scheduler, config.diffusion.noise)
+    return task
 
 
 def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
@@ -63,21 +77,36 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
-    if isinstance(conditioner, TextConditioner):
-        conditioner.features = CachedFeatures(saved_encoder(directory, conditioner.max_tokens))
+    elif heads["diffusion"] and (directory / "text_encoder").is_dir():
+        conditioner = prompt_conditioner(directory, unet, *saved_model(directory))
+    if isinstance(conditioner, CaptionConditioner):
+        encoder = saved_encoder(directory, conditioner.max_tokens, conditioner.padded)
+        conditioner.features = CachedFeatures(encoder)
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
     config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
     folder = directory / CONTEXT_FOLDER
     context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
     task = _assemble(config, unet, conditioner, val, codec, context)
-    segmentation = task.segmentation if isinstance(task, JointTask) else task
-    if isinstance(segmentation, SegmentationTask):
+    segmentation = segmentation_of(task)
+    if segmentation is not None:
         segmentation.view = saved_input(directory)
-    denoiser = task.diffusion if isinstance(task, JointTask) else task
-    if isinstance(denoiser, DiffusionTask):  # the noise and the prediction type that the network was trained with
-        denoiser.scheduler = load_scheduler(directory / "scheduler")
+    denoiser = denoiser_of(task)
+    if denoiser is not None:  # the noise and the prediction type that the network was trained with
+        denoiser.scheduler = load_scheduler(directory / "scheduler", strict=not loading.is_stock(directory / "unet"))
     return task
+
+
+def denoiser_of(task: Task) -> DiffusionTask | None:
+    """The task of the diffusion head; None without one."""
+    denoiser = task.diffusion if isinstance(task, JointTask) else task
+    return denoiser if isinstance(denoiser, DiffusionTask) else None
+
+
+def segmentation_of(task: Task) -> SegmentationTask | None:
+    """The task of the segmentation head; None without one."""
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    return segmentation if isinstance(segmentation, SegmentationTask) else None
 
 
 def _assemble(
@@ -110,7 +139,8 @@ def _codec(config: RunConfig, train: ImageDataset) -> Codec:
     diffusion = config.diffusion
     if config.task != "segmentation" and diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
-    return PixelCodec() if config.latent.vae is None else LatentCodec.from_pretrained(config.latent.vae)
+    vae = config.latent.vae
+    return PixelCodec() if vae is None else LatentCodec.from_pretrained(component_path(config, vae))
 
 
 def _sample_size(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:

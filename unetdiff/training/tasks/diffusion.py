@@ -20,7 +20,7 @@ from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Size
-from unetdiff.diffusion.conditioning.text import TextConditioner
+from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
@@ -270,7 +270,7 @@ class DiffusionTask(Task):
     def pipeline(self) -> GenerationPipeline:
         """A pipeline that shares this task's modules."""
         text: dict[str, Any] = {}
-        if isinstance(self.conditioner, TextConditioner) and isinstance(self.conditioner.features, CachedFeatures):
+        if isinstance(self.conditioner, CaptionConditioner) and isinstance(self.conditioner.features, CachedFeatures):
             encoder = self.conditioner.features.encoder
             text = {"text_encoder": encoder.model, "tokenizer": encoder.tokenizer}
         vae = self.codec.vae if isinstance(self.codec, LatentCodec) else None

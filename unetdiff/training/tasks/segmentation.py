@@ -76,12 +76,8 @@ class SegmentationTask(Task):
     ) -> None:
         super().__init__()
         self.codec, self.context = codec or PixelCodec(), context
-        level = None
-        if scheduler is not None and config.noised:
-            alpha, sigma = process_of(scheduler, noise).alpha_sigma(torch.tensor([config.timestep]))
-            level = float(alpha), float(sigma)
-        self.view = NetworkInput(config.timestep, level)
-        self.unet, self.config, self.scheduler, self.noise = unet, config, scheduler, noise
+        self.unet, self.config = unet, config
+        self.set_scheduler(scheduler, noise)
         self.data = ValidationData(val, size)
         self.loss = accelerate_loss(
             combined(
@@ -95,6 +91,14 @@ class SegmentationTask(Task):
         self._pixels: list[tuple[Tensor, Tensor]] | None = None  # of a reference pass with OHEM: nll and weight
         self._hard_bound: Tensor | None = None  # of the step's hard pixels, where it has several parts
         freeze_unused_heads(unet, "segmentation")
+
+    def set_scheduler(self, scheduler: objectives.Scheduler | None, noise: NoiseConfig | None) -> None:
+        """Set the forward process, and with it the noise of inference."""
+        self.scheduler, self.noise, level = scheduler, noise, None
+        if scheduler is not None and self.config.noised:
+            alpha, sigma = process_of(scheduler, noise).alpha_sigma(torch.tensor([self.config.timestep]))
+            level = float(alpha), float(sigma)
+        self.view = NetworkInput(self.config.timestep, level)
 
     @property
     def segmenter(self) -> Segmenter:

@@ -1,0 +1,162 @@
+"""`model.pretrained`: what follows from a pretrained model, what is refused, and what a run makes of it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+
+from unetdiff import GenerationPipeline, UNet
+from unetdiff.config.reading import from_yaml, load, parse
+from unetdiff.config.schema import RunConfig
+from unetdiff.diffusion.conditioning.prompt import PromptConditioner
+from unetdiff.errors import UserError
+from unetdiff.files.records import read_object
+from unetdiff.training.trainer import Trainer, train
+
+Tiny = Callable[..., RunConfig]
+SHORT: dict[str, Any] = {
+    "data.scenes.train_images": 8,
+    "data.scenes.val_images": 2,
+    "diffusion.preview_steps": 2,
+    "diffusion.preview_per_class": 1,
+    "training.steps": 2,
+    "training.batch_size": 2,
+    "training.validate_every": 2,
+    "training.checkpoint_every": 1,
+    "training.optimizer.lr": 1e-4,
+}
+
+
+def config_of(pretrained: Path, run: Path, **changes: Any) -> RunConfig:
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    keys = {"data.name": "scenes", "model.pretrained": str(pretrained), "training.output_dir": str(run), **SHORT}
+    return load(None, keys | changes, "diffusion")
+
+
+@pytest.fixture(scope="module")
+def trained(stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A copy of the pretrained pipeline, and a run of two steps from it."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(stable_diffusion, folder / "source")
+    return folder / "source", train(config_of(folder / "source", folder / "run"))
+
+
+def test_network_schedule_autoencoder_and_text_encoder_follow(stable_diffusion: Path) -> None:
+    config = config_of(stable_diffusion, Path("run"))
+    unet, noise = UNet.from_diffusers(stable_diffusion), config.diffusion.noise
+    for key in ("encoder", "conditioning", "imported"):
+        assert vars(getattr(config.model, key)) == unet.config[key], key
+    assert (noise.beta_schedule, noise.beta_start, noise.beta_end) == ("scaled_linear", 0.00085, 0.012)
+    assert config.diffusion.prediction_type == "epsilon" and config.latent.vae == str(stable_diffusion)
+    assert config.diffusion.condition == "text" and config.diffusion.text.encoder == str(stable_diffusion)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.encoder.channels", [8, 16], r"\[8, 16\]: must be \[4, 8\]"),
+        ("model.conditioning.cross_attention_dim", 16, "16: must be 8"),
+        ("diffusion.prediction_type", "v_prediction", "v_prediction: must be epsilon"),  # its default, but given
+        ("diffusion.noise.beta_end", 0.02, "0.02: must be 0.012"),
+        ("latent.vae", "elsewhere", "elsewhere: must be "),
+        ("training.init_from", "elsewhere", "elsewhere: must be null with model.pretrained="),
+        ("model.pretrained", "elsewhere", "elsewhere: must be an existing pipeline, run or model directory"),
+    ],
+)
+def test_a_key_that_contradicts_it_is_refused(
+    key: str, value: Any, expected: str, stable_diffusion: Path, tmp_path: Path
+) -> None:
+    keys = {"data.name": "scenes", "model.pretrained": str(stable_diffusion), **SHORT, key: value}
+    with pytest.raises(UserError, match=f"^{key}={expected}"):
+        load(None, keys, "diffusion")
+    with pytest.raises(UserError, match=f"^{key}={expected}"):
+        load(None, [f"--{name}={word}" for name, word in keys.items()], "diffusion")
+
+
+def test_a_run_starts_at_the_pretrained_model(stable_diffusion: Path, tmp_path: Path) -> None:
+    """Its weights, its scheduler with every setting, and the loss of its prompts."""
+    trainer = Trainer(config_of(stable_diffusion, tmp_path / "run"), None)
+    trainer.close()
+    task: Any = trainer.task
+    expected = UNet.from_diffusers(stable_diffusion).state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in task.unet.state_dict().items())
+    assert task.scheduler.config.steps_offset == 1 and not task.scheduler.config.set_alpha_to_one
+    assert isinstance(task.conditioner, PromptConditioner) and task.conditioner.null.abs().sum() > 0
+    assert list(task.trainable_modules()) == ["unet", "conditioner"]
+
+
+def test_the_result_is_a_stable_diffusion_pipeline(trained: tuple[Path, Path]) -> None:
+    """`best/` and `latest/` are directories of diffusers' own, which draw what ours draw from them."""
+    source, run = trained
+    options = {"prompt": "a red three", "guidance_scale": 3.0, "num_inference_steps": 5}
+    samples = []
+    for folder in (run / "best", run / "latest"):
+        assert read_object(folder / "model_index.json")["_class_name"] == "StableDiffusionPipeline"
+        assert read_object(folder / "scheduler/scheduler_config.json") == read_object(
+            source / "scheduler/scheduler_config.json"
+        )
+        for kind in (GenerationPipeline, StableDiffusionPipeline):
+            pipeline: Any = kind.from_pretrained(folder)
+            samples.append(pipeline(**options, generator=torch.Generator().manual_seed(1), output_type="pt").images)
+    assert torch.allclose(samples[0], samples[1], atol=1e-5) and torch.allclose(samples[2], samples[3], atol=1e-5)
+    before = UNet.from_pretrained(source / "unet").state_dict()
+    after = UNet.from_pretrained(run / "latest" / "unet").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_resumed_and_loaded_without_the_pretrained_model(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    source, run = trained
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(source, tmp_path / "source")
+    config = from_yaml(run / "config.yaml")
+    assert config.model.pretrained == str(source) and config.model.encoder.channels == [4, 8]
+    source.rename(source.with_name("away"))
+    try:
+        keys = {"data.name": "scenes", "model.pretrained": str(source), **SHORT}
+        resumed = load(
+            None,
+            {**keys, "training.steps": 3, "training.output_dir": str(tmp_path / "run"), "training.resume": True},
+            "diffusion",
+        )
+        train(resumed)
+    finally:
+        source.with_name("away").rename(source)
+    assert read_object(tmp_path / "run" / "summary.json")["steps"] == 3
+
+
+def test_a_run_of_ours_is_trained_on(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    _, run = trained
+    config = config_of(run, tmp_path / "run")
+    trainer = Trainer(config, None)
+    trainer.close()
+    expected = UNet.from_pretrained(run / "best" / "unet").state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in trainer.task.unet.state_dict().items())
+    assert config.diffusion.condition == "text" and not config.diffusion.text.projection
+
+
+def test_a_pixel_denoiser_and_a_network_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    DDIMPipeline(unet, DDPMScheduler(beta_schedule="linear")).save_pretrained(tmp_path / "ddpm")
+    config = config_of(tmp_path / "ddpm", tmp_path / "run")
+    assert (config.diffusion.condition, config.diffusion.prediction_type) == ("none", "epsilon")
+    assert config.diffusion.noise.beta_schedule == "linear" and config.latent.vae is None
+    alone = parse(None, {"model.pretrained": str(tmp_path / "ddpm" / "unet"), "task": "diffusion"})
+    assert alone.model.encoder.channels == [4, 8] and alone.diffusion.noise.beta_schedule == "squaredcos_cap_v2"
+    task: Any = Trainer(config, None).task
+    expected = UNet.from_pretrained(tmp_path / "ddpm" / "unet").state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in task.unet.state_dict().items())

@@ -1,0 +1,205 @@
+"""`model.pretrained`: the keys that follow from a pretrained model, read from the JSON files of its directory.
+
+A key that was left at its default follows silently; one that was set and differs is refused with both values.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from unetdiff.config.command_line import assign
+from unetdiff.config.schema import KEYS, RunConfig, flatten
+from unetdiff.errors import FileError, UserError, as_yaml, config_error
+from unetdiff.files.folders import is_there
+from unetdiff.files.records import read_object, read_yaml
+from unetdiff.models.resolve import parse, resolve
+
+KEY = "model.pretrained"
+CONFIG, INDEX, UNET, SCHEDULER = "config.json", "model_index.json", "unet", "scheduler/scheduler_config.json"
+TABLES = ("num_class_embeds", "class_embed_type", "segmentation_kernel_size")
+FREE = (
+    *("model.heads", "model.sample_size", "model.in_channels", "model.encoder.weights", "model.residual.dropout"),
+    *(f"model.imported.{key}" for key in TABLES),
+)
+"""Keys of a network that a run may have otherwise: they follow from task, dataset and condition."""
+NULL_IS_A_VALUE = ("model.conditioning.cross_attention_dim", "latent.vae")
+"""Keys whose null is a choice; that of others stands for the default."""
+NOISE = {
+    "prediction_type": ("diffusion.prediction_type", "epsilon"),
+    "beta_schedule": ("diffusion.noise.beta_schedule", "linear"),
+    "beta_start": ("diffusion.noise.beta_start", 0.0001),
+    "beta_end": ("diffusion.noise.beta_end", 0.02),
+    "num_train_timesteps": ("diffusion.noise.num_train_timesteps", 1000),
+    "rescale_betas_zero_snr": ("diffusion.noise.zero_terminal_snr", False),
+}
+"""Key of a scheduler -> ours, and the scheduler's default."""
+CONDITIONERS: dict[str, tuple[str, dict[str, str]]] = {
+    "ClassConditioner": ("class", {"tokens": "diffusion.class_tokens", "max_classes": "diffusion.max_classes"}),
+    "TextConditioner": ("text", {"max_tokens": "diffusion.text.max_tokens"}),
+    "LayoutConditioner": ("layout", {"grid": "diffusion.layout.grid", "channels": "diffusion.layout.channels"}),
+    "ImageConditioner": (
+        "image",
+        {"degradation": "diffusion.image.degradation", "strength": "diffusion.image.strength"},
+    ),
+}
+"""Class of a conditioner -> `diffusion.condition`, and its arguments' keys."""
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def follow_pretrained(config: RunConfig, given: Collection[str] | None = None) -> RunConfig:
+    """A config with the keys that follow from `model.pretrained`; the same one without it.
+
+    Args:
+        config: typed; not changed.
+        given: keys that were set, in a file or on the command line; None: those that differ from their defaults.
+
+    Raises:
+        UserError: a key that was set contradicts the pretrained model, or its files are missing or damaged.
+    """
+    name = config.model.pretrained
+    if name is None:
+        return config
+    directory = facts_directory(config)
+    config, defaults, values = deepcopy(config), flatten(asdict(RunConfig())), flatten(asdict(config))
+    if given is None:
+        given = [key for key, value in values.items() if value != defaults.get(key)]
+    facts = dict(_facts(directory, name))
+    condition = facts.pop("diffusion.condition", None)
+    if condition is not None and "diffusion.condition" not in given:
+        assign(config, "diffusion.condition", condition)
+    if config.diffusion.condition != condition:  # another condition of the same network
+        own = {key for _, keys in CONDITIONERS.values() for key in keys.values()}
+        facts = {key: value for key, value in facts.items() if key not in own and not key.startswith("diffusion.text.")}
+    for key, value in facts.items():
+        current = values.get(key)
+        if current == value:
+            continue
+        if key in given and (current is not None or key in NULL_IS_A_VALUE):
+            raise config_error(key, current, f"{as_yaml(value)}, as of {KEY}={name}", "Leave it out.")
+        assign(config, key, value)
+    return config
+
+
+def facts_directory(config: RunConfig) -> Path:
+    """The directory with the JSON files of the pretrained model, or, where it is gone, of the resumed run's latest one.
+
+    Raises:
+        UserError: it does not exist.
+    """
+    name, run = config.model.pretrained, Path(config.training.output_dir)
+    assert name is not None
+    if Path(name).is_dir():
+        return model_directory(Path(name))
+    if config.training.resume and (run / "latest" / UNET / CONFIG).is_file():
+        return run / "latest"
+    if is_hub_name(name):
+        return hub_snapshot(name, config.model.revision)
+    raise config_error(KEY, name, "an existing pipeline, run or model directory, or OWNER/NAME on the Hub, or null")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name is "owner/model", and not a directory here."""
+    return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def hub_snapshot(name: str, revision: str | None) -> Path:
+    """The JSON files of a model on the Hub, from its cache or downloaded.
+
+    Raises:
+        UserError: no such model, or no connection.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*/*.json"]))
+    except (OSError, ValueError) as error:
+        constraint = f"an existing directory, or a model on the Hub ({' '.join(str(error).split())[:200]})"
+        raise config_error(KEY, name, constraint) from None
+
+
+def model_directory(path: Path) -> Path:
+    """The model directory of a run (its best weights), or the path itself: a pipeline's or a U-Net's directory."""
+    for candidate in (path / "best", path / "latest"):
+        if is_there(candidate / UNET / CONFIG):
+            return candidate
+    return path
+
+
+def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything that follows from a model directory; `name` is the value of the key."""
+    is_pipeline = is_there(directory / UNET / CONFIG)
+    yield from _network(directory / UNET if is_pipeline else directory)
+    if not is_pipeline:
+        return
+    yield from _noise(directory)
+    yield "latent.vae", name if (directory / "vae").is_dir() else None
+    index = read_object(directory / INDEX) if is_there(directory / INDEX) else {}
+    yield "diffusion.target", "mask" if index.get("masks") else "image"
+    conditioner = directory / "conditioner" / CONFIG
+    if is_there(conditioner):
+        values = read_object(conditioner)
+        condition, keys = CONDITIONERS.get(str(values.get("_class_name")), (None, {}))
+        if condition is not None:
+            yield "diffusion.condition", condition
+            yield from ((key, values[own]) for own, key in keys.items() if own in values)
+        if condition == "text":
+            yield from (("diffusion.text.encoder", name), ("diffusion.text.projection", True))
+    elif (directory / "text_encoder").is_dir():
+        yield "diffusion.condition", "text"
+        yield from (("diffusion.text.encoder", name), ("diffusion.text.projection", False))
+        yield "diffusion.text.max_tokens", None
+    elif index:
+        yield "diffusion.condition", "none"
+
+
+def _network(directory: Path) -> Iterator[tuple[str, Any]]:
+    """The keys of the network, all of them that fix its backbone."""
+    path = directory / CONFIG
+    if not is_there(path):
+        raise FileError.of(directory, f"must be a pipeline's, a U-Net's, a run or a model directory, as {KEY}")
+    source = read_object(path)
+    kind, own = source.get("_class_name"), {key: value for key, value in source.items() if not key.startswith("_")}
+    if kind in ("UNet2DModel", "UNet2DConditionModel"):
+        from unetdiff.export.convert.from_diffusers import config_from_diffusers  # imports torch
+
+        own = config_from_diffusers(kind, own, f"{KEY}: {path}")
+    elif kind != "UNet":
+        raise FileError.of(path, f"_class_name={kind}: must be UNet, UNet2DModel or UNet2DConditionModel")
+    try:
+        network = resolve(parse(**own))
+    except (TypeError, UserError) as error:
+        raise FileError.of(path, f"describes no network ({error})") from None
+    for key, value in flatten({"model": asdict(network)}).items():
+        if not key.startswith(FREE):
+            yield key, value
+
+
+def _noise(directory: Path) -> Iterator[tuple[str, Any]]:
+    """The objective and the forward process: of a run's config, else of the scheduler."""
+    for config in (directory / "config.yaml", directory.parent / "config.yaml"):
+        if is_there(config) and directory.name in ("best", "latest"):
+            diffusion = dict(read_yaml(config, "").get("diffusion") or {})
+            kept = {key: diffusion[key] for key in ("prediction_type", "noise") if key in diffusion}
+            yield from ((key, value) for key, value in flatten({"diffusion": kept}).items() if key in KEYS)
+            return
+    path = directory / SCHEDULER
+    if not is_there(path):
+        return
+    scheduler = read_object(path)
+    if str(scheduler.get("_class_name")).startswith("FlowMatch"):
+        yield "diffusion.noise.process", "flow"
+        yield "diffusion.noise.num_train_timesteps", scheduler.get("num_train_timesteps", 1000)
+        yield "diffusion.noise.flow.shift", scheduler.get("shift", 1.0)
+        return
+    yield "diffusion.noise.process", "ddpm"
+    if scheduler.get("trained_betas") is not None:
+        raise FileError.of(path, f"trained_betas: must be null with {KEY}", "Give a run with its config.yaml.")
+    is_cosine = scheduler.get("beta_schedule") == "squaredcos_cap_v2"
+    for own, (key, default) in NOISE.items():
+        if not (is_cosine and own in ("beta_start", "beta_end")):  # not read
+            yield key, default if scheduler.get(own) is None else scheduler[own]
