@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
 from unetdiff import SegmentationPipeline
+from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import OptimizerConfig
 from unetdiff.config.validation.run import validate
@@ -152,6 +154,52 @@ def test_a_joint_step_with_a_context_is_two_passes(config_of: Callable[..., RunC
     losses["loss"].backward()
     assert task.segmentation.context.gamma.grad is not None
     assert "segmentation_context" in task.trainable_modules()
+
+
+def from_stable_diffusion(task: str, directory: Path, run: Path, **changes: Any) -> RunConfig:
+    """A run of two steps from a Stable Diffusion directory, with a pyramid head."""
+    keys: dict[str, Any] = {
+        "data.name": "scenes",
+        "data.scenes.train_images": 8,
+        "data.scenes.val_images": 2,
+        "diffusion.preview_steps": 2,
+        "diffusion.preview_per_class": 1,
+        "model.pretrained": str(directory),
+        "model.heads.segmentation.pyramid": 8,
+        "training.output_dir": str(run),
+        "training.steps": 2,
+        "training.batch_size": 2,
+        "training.validate_every": 2,
+        "training.checkpoint_every": 2,
+    }
+    return load(None, keys | {key.replace("__", "."): value for key, value in changes.items()}, task)
+
+
+def test_the_head_alone_on_stable_diffusion(stable_diffusion: Path, tmp_path: Path) -> None:
+    options = {"segmentation__context": "classes", "model__heads__segmentation__attention_maps": True}
+    config = from_stable_diffusion(
+        "segmentation", stable_diffusion, tmp_path / "run", **options, training__freeze_backbone=True
+    )
+    best = train(config) / "best"
+    unet, source = UNet.from_pretrained(best / "unet").state_dict(), UNet.from_diffusers(stable_diffusion).state_dict()
+    backbone = {name for name in source if not name.startswith("heads.")}
+    assert backbone == {name for name in unet if not name.startswith("heads.")}
+    assert all(torch.equal(unet[name], source[name]) for name in backbone)
+    pipeline = SegmentationPipeline.from_pretrained(best)
+    assert pipeline(np.zeros((33, 40, 3), np.uint8)).mask.shape == (33, 40)
+    assert pipeline.segmenter.context is not None and len(pipeline.segmenter.context.text) == len(pipeline.classes)
+
+
+def test_a_joint_run_is_a_stable_diffusion_pipeline_and_a_segmenter(stable_diffusion: Path, tmp_path: Path) -> None:
+    config = from_stable_diffusion("joint", stable_diffusion, tmp_path / "run", segmentation__context="empty")
+    best = train(config) / "best"
+    pipe = StableDiffusionPipeline.from_pretrained(best)
+    pipeline = SegmentationPipeline.from_pretrained(best)
+    assert pipeline.unet.config["heads"]["segmentation"]["pyramid"] == 8 and "diffusion" in pipeline.unet.heads
+    # the empty prompt of diffusers' own pipeline
+    _, empty = pipe.encode_prompt("", "cpu", 1, True, negative_prompt="")
+    assert pipeline.segmenter.context is not None
+    torch.testing.assert_close(pipeline.segmenter.context(1), empty, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ class Autoencoder(Protocol):
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor: ...
 
+    def mean_latents(self, pixels: Tensor) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class NetworkInput:
@@ -85,9 +87,10 @@ class Segmenter:
         """
         if self.codec is None:
             return pixels
-        bottom, right = (-length % self.codec.factor for length in pixels.shape[-2:])
-        if bottom or right:
-            pixels = F.pad(pixels, (0, right, 0, bottom), mode="replicate")
+        for dim in (-2, -1):
+            length, factor = pixels.shape[dim], self.codec.factor
+            index = torch.arange((length + factor - 1) // factor * factor, device=pixels.device)
+            pixels = pixels.index_select(dim, index.clamp(max=length - 1))  # unlike F.pad, exported for every size
         return self.codec.encode(pixels).to(self.unet.dtype)
 
     def logits(self, sample: Tensor, timestep: Tensor | int | None, size: tuple[int, int]) -> Tensor:
