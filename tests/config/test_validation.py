@@ -73,6 +73,23 @@ INVALID = [
     ),
     (
         "diffusion",
+        {"diffusion.noise.process": "edm", "diffusion.prediction_type": "sample"},
+        "diffusion.prediction_type=sample: must be v_prediction or epsilon with diffusion.noise.process=edm, whose "
+        "preconditioning determines the target.",
+    ),
+    (
+        "diffusion",
+        {"diffusion.noise.process": "edm", "diffusion.noise.edm.sigma_min": 80.0},
+        "diffusion.noise.edm.sigma_min=80.0: must be below diffusion.noise.edm.sigma_max=80.",
+    ),
+    (
+        "joint",
+        {"diffusion.noise.process": "edm"},
+        "diffusion.noise.process=edm: must be ddpm or flow with task=joint, whose segmentation head sees clean images "
+        "at timestep 0.",
+    ),
+    (
+        "diffusion",
         {"diffusion.noise.beta_end": 0.012},
         "diffusion.noise.beta_end=0.012: must be 0.02 with diffusion.noise.beta_schedule=squaredcos_cap_v2, which "
         "does not read it. Use linear or scaled_linear.",

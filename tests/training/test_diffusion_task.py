@@ -42,7 +42,7 @@ def test_offset_noise_reaches_the_training_batch_and_its_target(tiny: Callable[.
     assert 1 < added[..., 0, 0].std() < 3  # twelve draws of deviation 2
 
 
-OTHERS = ["flow"]
+OTHERS = ["flow", "edm"]
 
 
 @pytest.mark.parametrize("process", OTHERS)
@@ -66,6 +66,22 @@ def test_a_run_of_another_process_trains_resumes_and_is_evaluated(
     other = tiny("diffusion", "other", training__init_from=config.training.output_dir)
     with pytest.raises(UserError, match=f"diffusion.noise.process=ddpm: must be {process}"):
         train(other)
+
+
+def test_sigma_data_is_measured_or_set(tiny: Callable[..., RunConfig]) -> None:
+    noise = {"diffusion.noise.process": "edm", "diffusion.noise.edm.p_mean": 3.0, "diffusion.noise.edm.p_std": 0.01}
+    config = tiny("diffusion", **noise)
+    data = build_dataset(config.data, "train", False)
+    task = build_task(config, data, data)
+    x0 = torch.stack([task.pixels(data[i]["image"][None])[0] for i in range(len(data))])
+    assert task.scheduler.config.sigma_data == pytest.approx(float(x0.std()), rel=0.01)
+    assert config.diffusion.noise.edm.sigma_data is None
+    batch = collate([data[i] for i in range(4)])
+    noised = task.add_noise(batch, whole_batch(0, 4, "cpu"))
+    assert torch.allclose(noised.timesteps * 4, torch.full((4,), 3.0), atol=0.1)  # ln(s)
+    assert noised.sample.std() == pytest.approx(1, rel=0.1)  # preconditioned
+    config.diffusion.noise.edm.sigma_data = 0.25
+    assert build_task(config, data, data).scheduler.config.sigma_data == 0.25
 
 
 def test_flow_timesteps_follow_the_config(tiny: Callable[..., RunConfig]) -> None:

@@ -38,6 +38,15 @@ NOISE = {
     "rescale_betas_zero_snr": ("diffusion.noise.zero_terminal_snr", False),
 }
 """Key of a scheduler -> ours, and the scheduler's default."""
+EDM = {
+    "prediction_type": ("diffusion.prediction_type", "epsilon"),
+    "num_train_timesteps": ("diffusion.noise.num_train_timesteps", 1000),
+    "sigma_data": ("diffusion.noise.edm.sigma_data", 0.5),
+    "sigma_min": ("diffusion.noise.edm.sigma_min", 0.002),
+    "sigma_max": ("diffusion.noise.edm.sigma_max", 80.0),
+    "rho": ("diffusion.noise.edm.rho", 7.0),
+}
+"""The same of an EDM scheduler."""
 CONDITIONERS: dict[str, tuple[str, dict[str, str]]] = {
     "ClassConditioner": ("class", {"tokens": "diffusion.class_tokens", "max_classes": "diffusion.max_classes"}),
     "TextConditioner": ("text", {"max_tokens": "diffusion.text.max_tokens"}),
@@ -195,6 +204,10 @@ def _noise(directory: Path) -> Iterator[tuple[str, Any]]:
         yield "diffusion.noise.process", "flow"
         yield "diffusion.noise.num_train_timesteps", scheduler.get("num_train_timesteps", 1000)
         yield "diffusion.noise.flow.shift", scheduler.get("shift", 1.0)
+        return
+    if str(scheduler.get("_class_name")).startswith("EDM"):
+        yield "diffusion.noise.process", "edm"
+        yield from ((key, scheduler.get(own, default)) for own, (key, default) in EDM.items())
         return
     yield "diffusion.noise.process", "ddpm"
     if scheduler.get("trained_betas") is not None:

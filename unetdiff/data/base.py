@@ -43,6 +43,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     """`data.image_range`, with which the images were read."""
     buckets: Buckets | None = None
     """Resolution buckets of a training split: the size of an image indexed with a `SampleKey`."""
+    regularization: ImageDataset | None = None
+    """Images of the class, for prior preservation (`unetdiff.data.regularization`); of a training split."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -8,6 +8,7 @@ from typing import Literal
 from unetdiff.data import captions, images, parquet, voc
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, DataConfig, validate_image_range
+from unetdiff.data.regularization import regularization_images
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.subset import Subset, subset_indices
 from unetdiff.data.transforms import Transform
@@ -43,6 +44,9 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
         UserError: a dataset that is missing, has no masks where they are needed, or is configured inconsistently.
     """
     dataset = _whole_split(config, split, segmentation, layout)
+    if split == "train" and config.regularization_root is not None:
+        transform = Transform(config.size, config.augment, config.longest_side, layout)
+        dataset.regularization = regularization_images(config, transform)
     if split == "val" or config.train_fraction == 1:
         return dataset
     return Subset(dataset, subset_indices(len(dataset), config.train_fraction, config.train_fraction_seed))

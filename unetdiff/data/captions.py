@@ -84,7 +84,7 @@ def read_split(config: DataConfig, role: str) -> CaptionedSplit:
         UserError: the metadata file is missing or unreadable, or no row has the columns.
     """
     metadata, shared = _metadata_of(config, role)
-    rows, issues = _read(metadata, config.caption_column or CAPTION_COLUMN)
+    rows, issues = read_metadata(metadata, config.caption_column or CAPTION_COLUMN)
     if shared and (len(rows) > 1 or not issues):
         rows = [rows[i] for i in holdout_indices(len(rows), role, metadata)]
     return CaptionedSplit(metadata, rows, issues)
@@ -122,7 +122,7 @@ def _metadata_in(folder: Path) -> Path:
     return files[0]
 
 
-def _read(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
+def read_metadata(metadata: Path, column: str) -> tuple[list[Row], list[Issue]]:
     """The rows of a metadata file in order (without unparsable ones), and all its issues."""
     folder = metadata.parent
     rows: list[Row] = []

@@ -68,6 +68,12 @@ class DataConfig:
     or trainaug (built by `unetdiff data download sbd`)."""
     val_split: str = "val"
     """Validation split."""
+    regularization_root: str | None = None
+    """captioned_folder: folder with images of the class that the training images are special ones of, for prior
+    preservation (DreamBooth, Ruiz et al. 2023): each step has as many of them, weighted by diffusion.prior_weight. With
+    a metadata file like that of `root`, or with regularization_prompt."""
+    regularization_prompt: str | None = None
+    """Caption of all images of regularization_root, e.g. "a photo of a dog"; None: its metadata file has them."""
     num_classes: int | None = None
     """voc_folder without classes.txt: number of classes, including background."""
     allow_binary_masks: bool = False

@@ -36,7 +36,7 @@ class Subset(ImageDataset):
     def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
         self.dataset, self.indices = dataset, list(indices)
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
-        self.image_range = dataset.image_range
+        self.image_range, self.regularization = dataset.image_range, dataset.regularization
         self.buckets = None if dataset.buckets is None else dataset.buckets.part(self.indices)
 
     def __len__(self) -> int:

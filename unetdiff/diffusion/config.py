@@ -20,6 +20,24 @@ class FlowConfig:
 
 
 @dataclass
+class EDMConfig:
+    """diffusion.noise.process edm, with the paper's names (Karras et al. 2022, table 1)."""
+
+    sigma_data: float | None = None
+    """Standard deviation of x0, for the preconditioning; None: measured on training images."""
+    sigma_min: float = 0.002
+    """Least noise of sampling."""
+    sigma_max: float = 80.0
+    """Largest noise of sampling, far above the deviation of x0."""
+    rho: float = 7.0
+    """Spacing of the sampler's steps: larger puts more of them at little noise."""
+    p_mean: float = -1.2
+    """Mean of the logarithm of the noise's deviation in training."""
+    p_std: float = 1.2
+    """Standard deviation of that logarithm."""
+
+
+@dataclass
 class NoiseConfig:
     """The forward process, a diffusers scheduler."""
 
@@ -37,10 +55,13 @@ class NoiseConfig:
     """Scale b of x0 (Chen et al. 2023, "A Generalist Framework for Panoptic Segmentation", who use 0.1 for masks):
     every timestep's SNR is multiplied by b². Below 1, smooth signals such as masks are destroyed earlier, so that more
     timesteps depend on the condition."""
-    process: Literal["ddpm", "flow"] = "ddpm"
-    """ddpm (Ho et al. 2020), or flow: flow matching on straight lines from image to noise (Lipman et al. 2023)."""
+    process: Literal["ddpm", "flow", "edm"] = "ddpm"
+    """ddpm (Ho et al. 2020), flow: flow matching on straight lines from image to noise (Lipman et al. 2023), or edm:
+    noise of any level and a preconditioned network (Karras et al. 2022)."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     """Flow matching."""
+    edm: EDMConfig = field(default_factory=EDMConfig)
+    """EDM."""
 
 
 @dataclass
@@ -98,7 +119,8 @@ class DiffusionConfig:
     """x0: images, or masks, e.g. conditioned on the image (SegDiff, Amit et al. 2021: diffusion.condition image with
     diffusion.image.degradation none). For masks see diffusion.noise.input_scale."""
     prediction_type: Literal["epsilon", "sample", "v_prediction"] = "v_prediction"
-    """Output of the network: the noise, x0, or the velocity, which is v for ddpm and noise - x0 for flow."""
+    """Output of the network: the noise, x0, or the velocity, which is v for ddpm, noise - x0 for flow,
+    and v of x0 scaled to unit variance for edm (epsilon: -v, the F of its paper)."""
     weighting: Literal["uniform", "min_snr", "soft_min_snr", "clamped_snr"] = "uniform"
     """Weight of a timestep in the loss, equivalent across processes and prediction types. uniform learns fastest in
     short runs (see docs/results.md); clamped_snr is Min-SNR (Hang et al. 2023) bounded below by its value at SNR 1."""
@@ -109,6 +131,8 @@ class DiffusionConfig:
     offset_noise: float = 0.0
     """Strength of an offset, constant over each image and channel, added to the training noise (Guttenberg 2023, who
     uses 0.1), for samples darker or brighter than the mean. The noise's variance becomes 1 + strength²; 0: off."""
+    prior_weight: float = 1.0
+    """Weight of the mean loss of data.regularization_root's images next to that of the training images."""
     condition: Literal["none", "class", "text", "layout", "image"] = "class"
     """The condition: none, class (label, or the classes in the mask), text (caption), layout (mask) or image (usually
     degraded)."""

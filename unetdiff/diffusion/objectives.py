@@ -11,14 +11,18 @@ from typing import Any, Protocol
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from einops import reduce
+from einops import rearrange, reduce
 
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.processes.base import QUARTILES, Process
 from unetdiff.diffusion.processes.ddpm import DDPM
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError
+
+SIGMA_DATA = 0.5
+"""Deviation of images in [-1, 1] (Karras et al. 2022, table 1)."""
 
 
 class Scheduler(Protocol):
@@ -35,7 +39,7 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> Any:
     ddpm's timesteps are spaced "trailing", so that sampling starts at the last timestep (Lin et al. 2024, table 2).
 
     Args:
-        config: objective and noise.
+        config: objective and noise; edm's sigma_data is `SIGMA_DATA` where it is not set (a task measures it first).
         bound: ddpm's sampling clips the predicted x_0 to [-bound, bound], 1 for pixels; None for latents: no clipping.
 
     Raises:
@@ -45,6 +49,16 @@ def build_scheduler(config: DiffusionConfig, bound: float | None = 1.0) -> Any:
     noise = config.noise
     if noise.process == "flow":
         return FlowMatchEulerDiscreteScheduler(noise.num_train_timesteps, noise.flow.shift)
+    if noise.process == "edm":
+        edm = noise.edm
+        return EDMEulerScheduler(
+            edm.sigma_min,
+            edm.sigma_max,
+            SIGMA_DATA if edm.sigma_data is None else edm.sigma_data,
+            num_train_timesteps=noise.num_train_timesteps,
+            prediction_type=config.prediction_type,
+            rho=edm.rho,
+        )
     if noise.zero_terminal_snr and config.prediction_type == "epsilon":
         raise UserError(
             "diffusion.noise.zero_terminal_snr=true: must be set with diffusion.prediction_type=v_prediction or sample "
@@ -168,6 +182,12 @@ def loss_weight(
 def uniform(batch: int, generator: torch.Generator) -> torch.Tensor:
     """Independent uniform numbers in [0, 1), (batch,), on the generator's device."""
     return torch.rand(batch, generator=generator, device=generator.device)
+
+
+def sample_timesteps_of_kinds(process: Process, kinds: int, batch: int, generator: torch.Generator) -> torch.Tensor:
+    """Timesteps (batch,) for images of several kinds that alternate, stratified within each kind."""
+    each = [process.sample_timesteps(batch // kinds, generator) for _ in range(kinds)]
+    return rearrange(torch.stack(each), "kinds b -> (b kinds)")
 
 
 def diffusion_loss(

@@ -10,6 +10,8 @@ from typing import Any
 import diffusers
 import torch
 
+from unetdiff.diffusion.processes.load import OTHER_PROCESSES
+from unetdiff.diffusion.schedulers import EDM_KEYS
 from unetdiff.errors import FileError, nearest
 from unetdiff.files import records
 
@@ -32,16 +34,20 @@ SCHEDULER_CLASSES = (
     "DDPMParallelScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
 )
 """diffusers' schedulers that are loaded."""
-OTHER_PROCESSES = {"FlowMatchEulerDiscreteScheduler": "flow", "FlowMatchHeunDiscreteScheduler": "flow"}
-"""Those of a single process other than ddpm."""
 REQUIRED = {
     "ddpm": ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"),
     "flow": ("num_train_timesteps", "shift"),
+    "edm": EDM_KEYS,
 }
 """By process: the keys that define the noise and the prediction."""
-PREDICTION_TYPES = {"ddpm": ("epsilon", "sample", "v_prediction", "flow_prediction")}
+PREDICTION_TYPES = {
+    "ddpm": ("epsilon", "sample", "v_prediction", "flow_prediction"),
+    "edm": ("epsilon", "v_prediction"),
+}
 OFF = (
     "use_dynamic_shifting",
     "invert_sigmas",
@@ -53,6 +59,8 @@ OFF = (
 """Keys of flow matching with other timesteps than `schedulers.set_steps` sets, or with the roles of image and noise
 exchanged."""
 MAX_SHIFT = 1000
+MAX_SIGMA = 100_000
+MAX_RHO = 1000
 SPACINGS = ("leading", "linspace", "trailing")
 MAX_TIMESTEPS = 100_000
 
@@ -99,6 +107,8 @@ def load_scheduler(directory: Path, strict: bool = True) -> Any:
         raise FileError.of(path, "prediction_type must be flow_prediction if and only if use_flow_sigmas is true")
     if process == "flow" or prediction == "flow_prediction":
         _check_flow(path, own)
+    if process == "edm":
+        _check_edm(path, own)
     spacing = own.get("timestep_spacing", "trailing")
     if spacing not in SPACINGS:
         raise FileError.of(path, f"timestep_spacing={spacing}: must be one of {', '.join(SPACINGS)}")
@@ -122,6 +132,20 @@ def _check_flow(path: Path, own: dict[str, Any]) -> None:
         value = own.get(key, 1.0)
         if value is None or not 0 < value <= MAX_SHIFT:
             raise FileError.of(path, f"{key}={value}: must be in (0, {MAX_SHIFT}]")
+
+
+def _check_edm(path: Path, own: dict[str, Any]) -> None:
+    for key, largest in {
+        "sigma_data": MAX_SIGMA,
+        "sigma_min": MAX_SIGMA,
+        "sigma_max": MAX_SIGMA,
+        "rho": MAX_RHO,
+    }.items():
+        value = own.get(key, 1.0)
+        if value is None or not 0 < value <= largest:
+            raise FileError.of(path, f"{key}={value}: must be in (0, {largest}]")
+    if own.get("sigma_min", 0.002) >= own.get("sigma_max", 80.0):
+        raise FileError.of(path, f"sigma_min={own['sigma_min']}: must be below sigma_max")
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ SCHEDULERS = {
         "dpm++": "DPMSolverMultistepScheduler",
         "unipc": "UniPCMultistepScheduler",
     },
+    "edm": {"euler": "EDMEulerScheduler", "dpm++": "EDMDPMSolverMultistepScheduler"},
 }
 """By forward process (`diffusion.noise.process`): name of each sampler on the command line, and diffusers' class. The
 first is that of a saved model."""

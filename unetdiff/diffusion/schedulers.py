@@ -10,6 +10,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from unetdiff.diffusion.processes.edm import EDM
 from unetdiff.diffusion.processes.flow import Flow
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.diffusion.scheduler_names import SCHEDULERS, check_name
@@ -17,6 +18,8 @@ from unetdiff.errors import UserError
 
 SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 """diffusers' schedulers that sample from several processes."""
+EDM_KEYS = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "num_train_timesteps", "prediction_type", "rho")
+"""Keys that diffusers' EDM schedulers share."""
 SIGMA_MAX = 80.0
 """Largest σ/α of heun for ddpm (Karras et al. 2022, table 1)."""
 
@@ -45,6 +48,9 @@ def make_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
         if name in ("dpm++", "unipc"):
             options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": process.shift}
         return sampler_class.from_config({"num_train_timesteps": process.num_timesteps, **options})
+    if isinstance(process, EDM):
+        shared = {key: value for key, value in source.config.items() if key in EDM_KEYS}
+        return sampler_class.from_config(shared)
     zero = source.config.get("rescale_betas_zero_snr", False)
     if zero and source.config.prediction_type == "epsilon":
         raise UserError(
@@ -76,7 +82,7 @@ def set_steps(scheduler: SchedulerMixin, steps: int, device: torch.device | str 
         return
     sampler.set_timesteps(steps, device=device)
     defined = sampler.timesteps >= 0
-    if bool(defined.all()):
+    if isinstance(process, EDM) or bool(defined.all()):  # edm's are ln(s) / 4, of any sign
         return
     if "sigmas" in vars(sampler):  # the solvers keep one for each timestep, and a 0 after the last
         sampler.sigmas = torch.cat([sampler.sigmas[:-1][defined.cpu()], sampler.sigmas[-1:]])

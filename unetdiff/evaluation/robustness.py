@@ -112,6 +112,7 @@ def mean_iou_by_timestep(
 def check_timesteps(timesteps: Sequence[int], scheduler: Scheduler) -> None:
     """Raise UserError for timesteps outside the forward process."""
     process = process_of(scheduler)
+    process.require_clean_timestep("timesteps")
     last = int(process.at_fraction(torch.tensor(1.0)))
     if not timesteps or not all(0 <= timestep <= last for timestep in timesteps):
         raise UserError(f"timesteps={list(timesteps)}: must be one or more of 0 (clean) to {last}.")

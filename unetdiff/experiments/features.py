@@ -204,6 +204,7 @@ def _denoiser_features(
 ) -> UNetFeatures:
     if isinstance(diffusion.codec, MaskCodec):
         raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({path}).")
+    diffusion.forward_process.require_clean_timestep(f"runs={path}")
     max_timestep = int(diffusion.forward_process.at_fraction(torch.tensor(1.0)))
     for level in noise_levels:
         if level is not None and level > max_timestep:

@@ -51,9 +51,9 @@ def plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def build(cls: type[Model], config: dict[str, Any]) -> Model:
     """A model of this config with random weights; `encoder.weights` is not read, but stays in the config."""
-    weights = config["encoder"].get("weights")
-    model: Any = cls(**{**config, "encoder": {**config["encoder"], "weights": None}})
-    model.register_to_config(encoder={**model.config["encoder"], "weights": weights})
+    encoder = config.get("encoder") or {}
+    model: Any = cls(**{**config, "encoder": {**encoder, "weights": None}})
+    model.register_to_config(encoder={**model.config["encoder"], "weights": encoder.get("weights")})
     return model
 
 

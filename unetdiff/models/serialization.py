@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from unetdiff.errors import UserError
 from unetdiff.models import loading
+from unetdiff.models.adapters import AdapterMixin
 
 
-class SerializationMixin(ModelMixin):  # type: ignore[misc]
+class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
     """The loading and saving methods of `UNet`."""
 
     optimized_for_inference: bool
@@ -28,9 +29,10 @@ class SerializationMixin(ModelMixin):  # type: ignore[misc]
         """Write config.json and diffusion_pytorch_model.safetensors; diffusers' other options are passed on.
 
         Raises:
-            UserError: after `accelerate_inference_`.
+            UserError: after `accelerate_inference_`, or with an adapter.
         """
         self.refuse_if_optimized("save_pretrained")
+        self.require_no_adapter("save_pretrained")
         super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
@@ -51,6 +53,27 @@ class SerializationMixin(ModelMixin):  # type: ignore[misc]
         if loading.is_stock(directory):
             return cls.from_diffusers(directory, variant=variant, torch_dtype=dtype)
         return loading.load(cls, directory, dtype, variant)
+
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any] | str | Path, return_unused_kwargs: bool = False, **changes: Any
+    ) -> Any:
+        """A network with random weights, also of its encoder, for a config or the directory of one.
+
+        Args:
+            config: `UNet.config`, or a directory with config.json.
+            return_unused_kwargs: return (network, keys that diffusers' `EMAModel` added to the config) as
+                `EMAModel.from_pretrained` wants it.
+            changes: arguments of the constructor in the place of the config's.
+
+        Raises:
+            UserError: a config that describes no `UNet`.
+        """
+        values = dict(config) if isinstance(config, Mapping) else loading.read_json(Path(config) / loading.CONFIG)
+        average = {key: values.pop(key) for key in loading.EMA_KEYS if key in values}
+        values = loading.plain(values) | changes
+        model = loading.build(cls, values)
+        return (model, average) if return_unused_kwargs else model
 
     @classmethod
     def from_diffusers(
@@ -92,6 +115,7 @@ class SerializationMixin(ModelMixin):  # type: ignore[misc]
             OSError: e.g. a full disk; no file is then half written.
         """
         self.refuse_if_optimized("to_diffusers")
+        self.require_no_adapter("to_diffusers")
         from unetdiff.export.convert import diffusers
 
         diffusers.save(self, Path(directory))

@@ -77,7 +77,7 @@ def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> C
 
 def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> CaptionConditioner:
     text = config.diffusion.text
-    captions = [train.caption(i) for i in range(len(train))]
+    captions = [part.caption(i) for part in (train, train.regularization) if part for i in range(len(part))]
     encoder = TextEncoder.from_pretrained(component_path(config, text.encoder), text.max_tokens, not text.projection)
     cache = None if text.cache_dir is None else Path(text.cache_dir)
     if not text.projection:

@@ -11,7 +11,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
-from unetdiff.diffusion.scheduler_file import OTHER_PROCESSES, load_scheduler
+from unetdiff.diffusion.processes.load import OTHER_PROCESSES
+from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.records import read_object
 from unetdiff.models import loading

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from unetdiff.config.training import LoRAConfig
 from unetdiff.errors import config_error, nearest
-from unetdiff.export.convert.diffusers_names import to_diffusers_name
 from unetdiff.files.tensors import write_tensors
 from unetdiff.models.config import RESIDUAL
+from unetdiff.models.diffusers_names import to_diffusers_name
 from unetdiff.models.unet import UNet
 from unetdiff.training.tasks.base import Task
 

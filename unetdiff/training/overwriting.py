@@ -44,6 +44,7 @@ def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
     paths = {
         "model.pretrained": config.model.pretrained,
         "data.root": None if config.data.name == "scenes" else config.data.root,
+        "data.regularization_root": config.data.regularization_root,
         "model.encoder.weights": config.model.encoder.weights,
         "latent.vae": config.latent.vae,
         "diffusion.text.encoder": diffusion.text.encoder if diffusion.condition == "text" else None,

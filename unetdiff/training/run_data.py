@@ -12,6 +12,7 @@ from unetdiff.config.training import TrainingConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
+from unetdiff.data.regularization import PairedDataset, PairedSampler
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
@@ -69,8 +70,12 @@ class RunData:
     def batches(
         self, settings: TrainingConfig, start: int, stop: int, strong_until: int, accelerator: Accelerator
     ) -> Iterator[Batch]:
-        """This process's batches of the optimizer steps `start` to `stop`, one per accumulated part."""
-        sampler = StepSampler(
+        """This process's batches of the optimizer steps `start` to `stop`, one per accumulated part.
+
+        With regularization images, a batch has as many of them, each after a training image.
+        """
+        dataset, others = self.train, self.train.regularization
+        steps = StepSampler(
             len(self.train),
             settings.batch_size,
             settings.seed,
@@ -83,8 +88,11 @@ class RunData:
             factors=self.repeat_factors,
             buckets=self.train.buckets,
         )
+        sampler: StepSampler | PairedSampler = steps
+        if others is not None:
+            dataset, sampler = PairedDataset(self.train, others), PairedSampler(steps, len(others))
         loader: DataLoader[Batch] = DataLoader(
-            self.train,  # type: ignore[arg-type]
+            dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=settings.num_workers,

@@ -53,6 +53,7 @@ FREE = {
     "training.keep_checkpoints",
     "joint.log_gradients",
     "data.root",
+    "data.regularization_root",
     "data.download",
 }
 # keys that change the length of a run: a resumed run follows the schedule of the new length

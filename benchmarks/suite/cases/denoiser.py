@@ -25,7 +25,7 @@ from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.objectives import build_scheduler
-from unetdiff.export.convert.diffusers_names import from_diffusers_name
+from unetdiff.models.diffusers_names import from_diffusers_name
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 

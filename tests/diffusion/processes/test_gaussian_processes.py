@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from unetdiff.diffusion import objectives
-from unetdiff.diffusion.config import DiffusionConfig, FlowConfig, NoiseConfig
+from unetdiff.diffusion.config import DiffusionConfig, EDMConfig, FlowConfig, NoiseConfig
 from unetdiff.diffusion.denoising import denoise
 from unetdiff.diffusion.pipeline import GenerationPipeline
 from unetdiff.diffusion.processes.base import Process
@@ -24,8 +24,12 @@ from unetdiff.diffusion.scheduler_names import SCHEDULERS
 from unetdiff.diffusion.schedulers import init_noise_sigma, make_scheduler, scale_model_input, set_steps, step
 
 MEAN, STD = 0.4, 0.3
-FLOW, SHIFTED = NoiseConfig(process="flow"), NoiseConfig(process="flow", flow=FlowConfig(shift=3.0))
-NOISES = {"flow": FLOW, "shift": SHIFTED}
+NOISES = {
+    "flow": NoiseConfig(process="flow"),
+    "shift": NoiseConfig(process="flow", flow=FlowConfig(shift=3.0)),
+    "edm": NoiseConfig(process="edm", edm=EDMConfig(sigma_data=STD)),
+    "edm-other": NoiseConfig(process="edm"),  # not the data's deviation, nor is their mean 0
+}
 CASES = [(key, name) for key, noise in NOISES.items() for name in SCHEDULERS[noise.process]]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ConfigMixin, DDIMScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import ConfigMixin, DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
@@ -127,6 +127,8 @@ def test_samplers_of_another_process_are_refused() -> None:
         make_scheduler(DDIMScheduler(), "euler")
     with pytest.raises(UserError, match=r"scheduler=hein: .*Did you mean heun\?"):
         make_scheduler(scheduler_of("flow"), "hein")
+    with pytest.raises(UserError, match=r"scheduler=heun: must be one of euler, dpm\+\+ .*process=edm\."):
+        make_scheduler(scheduler_of("edm"), "heun")
     pipeline = make("flow", "euler")
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     with pytest.raises(UserError, match="scheduler=DDIMScheduler: must sample from the flow process"):
@@ -148,6 +150,26 @@ def test_samplers_of_another_process_are_refused() -> None:
 )
 def test_flow_files_are_read_strictly(change: dict, message: str, tmp_path: Path) -> None:
     FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    config = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    with pytest.raises(UserError, match=message):
+        load_scheduler(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sigma_data": 0.0}, r"sigma_data=0.0: must be in \(0, 100000\]"),
+        ({"sigma_min": 90.0}, "sigma_min=90.0: must be below sigma_max"),
+        ({"rho": None}, "rho=None: must be"),
+        ({"rho": ...}, "must have the key 'rho'"),
+        ({"prediction_type": "sample"}, "prediction_type=sample: must be one of epsilon, v_prediction"),
+        ({"sigma_schedule": "linear"}, "sigma_schedule"),
+    ],
+)
+def test_edm_files_are_read_strictly(change: dict, message: str, tmp_path: Path) -> None:
+    EDMEulerScheduler().save_pretrained(tmp_path)
     path = tmp_path / "scheduler_config.json"
     config = json.loads(path.read_text()) | change
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))

@@ -6,17 +6,25 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling
 
 from unetdiff.diffusion import objectives
-from unetdiff.diffusion.config import DiffusionConfig, FlowConfig, NoiseConfig
+from unetdiff.diffusion.config import DiffusionConfig, EDMConfig, FlowConfig, NoiseConfig
 from unetdiff.diffusion.processes.base import Process
 from unetdiff.diffusion.processes.ddpm import DDPM
+from unetdiff.diffusion.processes.edm import EDM
 from unetdiff.diffusion.processes.flow import Flow
 from unetdiff.diffusion.processes.load import process_of
 
-PROCESSES = {"ddpm": DDPM(DDPMScheduler(prediction_type="v_prediction")), "flow": Flow(), "shift": Flow(shift=3.0)}
+PROCESSES = {
+    "ddpm": DDPM(DDPMScheduler(prediction_type="v_prediction")),
+    "flow": Flow(),
+    "shift": Flow(shift=3.0),
+    "edm": EDM(),
+    "edm-F": EDM(sigma_data=1.7, rho=3.0, prediction_type="epsilon"),
+    "edm-exponential": EDM(exponential=True),
+}
 ALL = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES.keys())
 
 
@@ -75,6 +83,38 @@ def test_flow_is_diffusers_own() -> None:
     x0, noise = torch.randn(2, 3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(process.add_noise(x0, noise, timesteps), scheduler.scale_noise(x0, timesteps, noise))
     assert torch.equal(process.target(x0, noise, timesteps), noise - x0)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_edm_is_diffusers_own(prediction: str) -> None:
+    edm = EDMConfig(sigma_data=0.7, sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    config = DiffusionConfig(prediction_type=prediction, noise=NoiseConfig(process="edm", edm=edm))  # type: ignore[arg-type]
+    scheduler = objectives.build_scheduler(config)
+    assert isinstance(scheduler, EDMEulerScheduler)
+    process = process_of(scheduler, config.noise)
+    fractions = torch.linspace(1, 0, 1001)
+    assert torch.allclose(process.at_fraction(fractions), scheduler.timesteps, atol=1e-4)
+    sigmas = torch.tensor([0.05, 0.7, 20.0])
+    timesteps, s = scheduler.precondition_noise(sigmas), sigmas[:, None, None, None]
+    x0, noise, output = torch.randn(3, 3, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    x = x0 + s * noise
+    xt = process.add_noise(x0, noise, timesteps)
+    assert torch.allclose(xt, scheduler.precondition_inputs(x, s), atol=1e-5)
+    assert torch.allclose(
+        process.predicted_x0(output, xt, timesteps), scheduler.precondition_outputs(x, output, s), atol=1e-5
+    )
+    assert torch.allclose(scheduler.precondition_outputs(x, process.target(x0, noise, timesteps), s), x0, atol=1e-4)
+
+
+def test_edm_loss_is_the_papers() -> None:
+    """edm/training/loss.py: the error of D, weighted by (s² + d²) / (s d)², at ln(s) ~ N(-1.2, 1.2²)."""
+    process, generator = EDM(sigma_data=0.5, prediction_type="epsilon"), torch.Generator().manual_seed(0)
+    timesteps = process.sample_timesteps(20_000, generator)
+    log_s = 4 * timesteps
+    assert float(log_s.mean()) == pytest.approx(-1.2, abs=0.01) and float(log_s.std()) == pytest.approx(1.2, abs=0.01)
+    s = log_s[:5].exp()
+    weight = (s**2 + 0.5**2) / (s * 0.5) ** 2
+    assert torch.allclose(weight * process.x0_error(timesteps[:5]), torch.ones(5), rtol=1e-4)
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "min_snr", "soft_min_snr", "clamped_snr"])

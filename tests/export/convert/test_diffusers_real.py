@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 
-from unetdiff.export.convert.diffusers_names import to_diffusers_name
 from unetdiff.export.convert.from_diffusers import config_from_diffusers
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
+from unetdiff.models.diffusers_names import to_diffusers_name
 from unetdiff.models.loading import plain
 from unetdiff.models.resolve import parse
 from unetdiff.models.unet import UNet

@@ -51,6 +51,7 @@ def validate_data(config: RunConfig) -> None:
     if scale is not None and scale[0] > scale[1]:
         raise config_error("data.augment.scale", scale, "[smallest, largest]", f"Give [{scale[1]}, {scale[0]}].")
     _validate_crop(config)
+    _validate_regularization(config)
     held_out_pairs(data.scenes)
 
 
@@ -74,6 +75,24 @@ def _validate_crop(config: RunConfig) -> None:
         bucket_sizes(data.size, step)
     if step is None and data.name not in VARYING_SIZES:
         raise config_error(key, True, f"false with data.name={data.name}, whose images are of one size")
+
+
+def _validate_regularization(config: RunConfig) -> None:
+    """Images for prior preservation need captions, and the size of the training images of their step."""
+    data, weight = config.data, config.diffusion.prior_weight
+    key, root = "data.regularization_root", data.regularization_root
+    if root is None:
+        if data.regularization_prompt is not None:
+            raise config_error("data.regularization_prompt", data.regularization_prompt, f"null without {key}")
+        if weight != 1:
+            raise config_error("diffusion.prior_weight", weight, f"left out without {key}", "Set the folder.")
+        return
+    if config.task != "diffusion" or data.name != "captioned_folder" or config.diffusion.condition != "text":
+        constraint = "null without task=diffusion, data.name=captioned_folder and diffusion.condition=text"
+        raise config_error(key, root, constraint)
+    if data.bucket_step is not None:
+        constraint = f"null with {key}={root}, whose images share the size of the training images of their step"
+        raise config_error("data.bucket_step", data.bucket_step, constraint)
 
 
 def _validate_size(config: RunConfig) -> None:

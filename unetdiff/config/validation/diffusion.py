@@ -16,6 +16,7 @@ from unetdiff.models.config import CLASSIC, RESIDUAL
 PROCESS_KEYS = {
     "ddpm": ("beta_schedule", "beta_start", "beta_end", "zero_terminal_snr", "input_scale"),
     "flow": ("flow.shift", "flow.logit_mean", "flow.logit_std"),
+    "edm": ("edm.sigma_data", "edm.sigma_min", "edm.sigma_max", "edm.rho", "edm.p_mean", "edm.p_std"),
 }
 """Keys of `diffusion.noise` that only one process reads."""
 
@@ -74,6 +75,17 @@ def _validate_process(config: RunConfig) -> None:
     if noise.process == "flow" and prediction != "v_prediction":
         constraint = f"v_prediction with {process}, which predicts the velocity"
         raise config_error("diffusion.prediction_type", prediction, constraint)
+    if noise.process != "edm":
+        return
+    if prediction == "sample":
+        constraint = f"v_prediction or epsilon with {process}, whose preconditioning determines the target"
+        raise config_error("diffusion.prediction_type", prediction, constraint)
+    if noise.edm.sigma_min >= noise.edm.sigma_max:
+        constraint = f"below diffusion.noise.edm.sigma_max={noise.edm.sigma_max:g}"
+        raise config_error("diffusion.noise.edm.sigma_min", noise.edm.sigma_min, constraint)
+    if config.task != "diffusion":
+        constraint = f"ddpm or flow with task={config.task}, whose segmentation head sees clean images at timestep 0"
+        raise config_error("diffusion.noise.process", "edm", constraint)
 
 
 def _get(config: Any, key: str) -> Any:

@@ -21,6 +21,9 @@ def check_files(config: RunConfig) -> None:
     if data.root is not None and data.name != "scenes" and not data.download and not Path(data.root).exists():
         remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
+    regularization = data.regularization_root
+    if regularization is not None and not Path(regularization).is_dir():
+        raise config_error("data.regularization_root", regularization, "an existing folder of images, or null")
     name, vae = config.model.pretrained, config.latent.vae
     if vae is not None and vae != name and not Path(vae).is_dir():
         raise config_error(

@@ -9,6 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from unetdiff.errors import UserError
+
 QUARTILES = 4
 
 
@@ -91,6 +93,17 @@ class Process(ABC):
         if stratified:
             numbers = (torch.arange(batch, device=generator.device) + numbers) / batch
         return self.quantile(numbers)
+
+    def require_clean_timestep(self, key: str) -> None:
+        """Raise UserError for a process without a timestep of clean images.
+
+        key: what needs one, for the message, as key=value.
+        """
+        if self.clean_timestep is None:
+            raise UserError(
+                f"{key}: must be of a model trained with diffusion.noise.process=ddpm or flow, which see clean images "
+                f"at timestep 0 (got {self.name}). Give another run."
+            )
 
     def describe(self) -> dict[str, Any]:
         """What fixes the process and the prediction, as JSON, for the comparison of two models."""

@@ -12,12 +12,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unetdiff.errors import FileError, UserError
-from unetdiff.export.convert.diffusers_names import from_diffusers_name, to_diffusers_name
 from unetdiff.export.convert.from_diffusers import CLASSES, config_from_diffusers
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
 from unetdiff.files.tensors import Entry, write_tensors
 from unetdiff.files.writing import remove_tree, write_into_directory
 from unetdiff.models import loading
+from unetdiff.models.diffusers_names import from_diffusers_name, to_diffusers_name
 from unetdiff.models.resolve import parse
 
 Model = TypeVar("Model", bound=ModelMixin)

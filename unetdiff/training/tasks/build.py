@@ -30,6 +30,7 @@ from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
 from unetdiff.training.pretrained import component_path, pretrained_scheduler
 from unetdiff.training.segmentation_context import build_context
+from unetdiff.training.sigma_data import measure_sigma_data
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -58,6 +59,10 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     channels = codec.channels + condition_channels(config, codec)
     unet = UNet(**replace(model, in_channels=channels, sample_size=size, heads=heads).network())
     conditioner = None if config.task == "segmentation" else build_conditioner(config, train, codec)
+    noise = config.diffusion.noise
+    if config.task == "diffusion" and noise.process == "edm" and noise.edm.sigma_data is None:
+        noise = replace(noise, edm=replace(noise.edm, sigma_data=measure_sigma_data(train, codec)))
+        config = replace(config, diffusion=replace(config.diffusion, noise=noise))
     if isinstance(conditioner, PromptConditioner):
         config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
     task = _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))

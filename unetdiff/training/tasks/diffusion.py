@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.hashing import generator_of
+from unetdiff.data.regularization import REGULARIZATION
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import Codec, LatentCodec, PixelCodec
@@ -57,6 +59,8 @@ class NoisyBatch:
     """Pixels included in the loss, bool (B, 1, H, W); None: all."""
     x0: Tensor | None = None
     """The clean images, latents or masks, (B, K, H, W)."""
+    is_prior: Tensor | None = None
+    """Which images are regularization images, bool (B,); None: none."""
 
 
 class DiffusionTask(Task):
@@ -117,13 +121,16 @@ class DiffusionTask(Task):
     def add_noise(self, batch: Batch, draws: RowDraws) -> NoisyBatch:
         """A training batch at random timesteps, with condition dropout."""
         x0 = self.encode(batch, draws)
-        timesteps = draws(self.forward_process.sample_timesteps)
+        is_prior = batch[REGULARIZATION].to(x0.device) > 0 if REGULARIZATION in batch else None
+        kinds = 1 if is_prior is None else 2  # training and regularization images alternate
+        timesteps = draws(partial(objectives.sample_timesteps_of_kinds, self.forward_process, kinds))
         noise = self.image_noise(draws, x0, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
             dropped = draws(objectives.uniform) < self.config.condition_dropout
             conditions = self.conditioner.drop_where(conditions, dropped)
-        return self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
+        noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
+        return replace(noisy, is_prior=is_prior)
 
     def encode(self, batch: Batch, draws: RowDraws | None = None) -> Tensor:
         """x0 of a batch: pixels in [-1, 1], latents, or encoded masks, (B, K, h, w).
@@ -160,20 +167,40 @@ class DiffusionTask(Task):
         return self.unet(noisy.sample, noisy.timesteps, tokens, return_dict=False)[0]  # (B, C, H, W)
 
     def sums(self, output: Tensor, noisy: NoisyBatch) -> Sums:
-        """The network's output (B, C, H, W) as sum of the images' losses, their number, and sums by quartile."""
+        """The network's output (B, C, H, W) as sum of the images' losses, their number, and sums by quartile.
+
+        Regularization images are summed apart, as "prior" and "prior_images".
+        """
         per_sample = self.per_sample(output, noisy)
+        prior: Sums = {}
+        images = torch.ones_like(per_sample)
+        if noisy.is_prior is not None:
+            prior = {"prior": per_sample[noisy.is_prior].sum(), "prior_images": noisy.is_prior.to(images).sum()}
+            per_sample, images = (torch.where(noisy.is_prior, 0, values) for values in (per_sample, images))
         quartiles = objectives.sums_by_quartile(per_sample.detach(), noisy.timesteps, self.forward_process)
-        return {"loss": per_sample.sum(), "images": per_sample.new_full((), len(per_sample)), "quartiles": quartiles}
+        return {"loss": per_sample.sum(), "images": images.sum(), "quartiles": quartiles, **prior}
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The mean loss of the images, in total and by quartile of the timestep."""
+        """The mean loss of the images, in total and by quartile of the timestep.
+
+        With regularization images, plus `prior_weight` times their mean loss (Ruiz et al. 2023, equation 2); quartiles
+        are of the training images.
+        """
         parts = objectives.loss_by_quartile(sums["quartiles"], sums["images"], self.forward_process)
-        return {"loss": sums["loss"] / sums["images"], **parts}
+        loss = sums["loss"] / sums["images"]
+        if "prior" in sums:
+            prior = sums["prior"] / sums["prior_images"]
+            parts |= {"instance_loss": loss, "prior_loss": prior}
+            loss = loss + self.config.prior_weight * prior
+        return {"loss": loss, **parts}
 
     def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
-        zeros = torch.zeros(6, device=self.unet.device)
+        zeros = torch.zeros(8, device=self.unet.device)
         images = zeros[1] + sum(draws.count for _, draws in parts)
-        return {"loss": zeros[0], "images": images, "quartiles": zeros[2:]}
+        sums = {"loss": zeros[0], "images": images, "quartiles": zeros[2:6]}
+        if REGULARIZATION in parts[0][0]:
+            sums |= {"images": images / 2, "prior": zeros[6], "prior_images": images / 2}
+        return sums
 
     def per_sample(self, output: Tensor, noisy: NoisyBatch) -> Tensor:
         """The weighted loss of each image, (B,)."""

@@ -1,0 +1,119 @@
+"""Prior preservation (Ruiz et al. 2023, DreamBooth): images of the class that a fine-tuned denoiser must not forget.
+
+Each training image is followed by a regularization image in the batch, so that every part of a step's batch has as many
+of both, however it is cut.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Sampler
+
+from unetdiff.data.base import ImageDataset
+from unetdiff.data.captions import CAPTION_COLUMN, METADATA, read_metadata
+from unetdiff.data.config import DataConfig
+from unetdiff.data.decoding import decode
+from unetdiff.data.hashing import hash_words
+from unetdiff.data.images import ImageSource
+from unetdiff.data.issues import raise_first_issue
+from unetdiff.data.sampling import SampleKey, StepSampler
+from unetdiff.data.transforms import Transform
+from unetdiff.errors import FileError, config_error
+from unetdiff.files.folders import files_in
+from unetdiff.files.images import SUFFIXES
+
+REGULARIZATION = "regularization"
+"""Key of a batch: 1 for regularization images, 0 for training images, (B,)."""
+STREAM = 0x5EED
+"""Word of the seed of the regularization images' order."""
+
+
+def regularization_images(config: DataConfig, transform: Transform) -> ImageSource:
+    """All images of `data.regularization_root`, with the captions of its metadata file or with one prompt for all.
+
+    Raises:
+        UserError: no images, neither or both sources of captions, or an issue in the metadata file.
+    """
+    assert config.regularization_root is not None
+    root, prompt = Path(config.regularization_root).expanduser(), config.regularization_prompt
+    if not os.path.isdir(root):
+        raise config_error("data.regularization_root", config.regularization_root, "an existing folder, or null")
+    metadata = [root / name for name in METADATA if os.path.exists(root / name)]
+    key = "data.regularization_prompt"
+    if metadata and prompt is not None:
+        raise config_error(key, prompt, f"null with {metadata[0]}, which has the captions", "Remove one of the two.")
+    if metadata:
+        rows, issues = read_metadata(metadata[0], config.caption_column or CAPTION_COLUMN)
+        raise_first_issue(issues)
+        files, captions = [row.file for row in rows if row.file is not None], [row.caption for row in rows]
+    elif prompt is None:
+        constraint = f"set with data.regularization_root={root}, which has no {METADATA[0]} with captions"
+        raise config_error(key, None, constraint, 'Give the prompt of the class, e.g. "a photo of a dog".')
+    else:
+        files = files_in(root, SUFFIXES, recursive=True)
+        captions = [prompt] * len(files)
+        if not files:
+            raise FileError.of(root, "no images found", "Give a folder of images of the class.")
+
+    def open_image(i: int) -> Any:
+        return decode(files[i], image_range=config.image_range)
+
+    return ImageSource(open_image, None, [], lambda i: str(files[i]), transform, config.size, captions)
+
+
+class PairedDataset(ImageDataset):
+    """Training images at 0 to N - 1 and regularization images after them, each with `REGULARIZATION`."""
+
+    def __init__(self, images: ImageDataset, regularization: ImageDataset) -> None:
+        self.images, self.others = images, regularization
+        self.classes, self.palette, self.labels = images.classes, images.palette, images.labels
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.others)
+
+    def _part(self, index: int) -> tuple[ImageDataset, int]:
+        length = len(self.images)
+        return (self.images, index) if index < length else (self.others, index - length)
+
+    def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
+        dataset, index = self._part(self.sample_index(key))
+        item = dataset[key._replace(index=index) if isinstance(key, SampleKey) else index]
+        return item | {REGULARIZATION: int(dataset is self.others)}
+
+    def sample_name(self, index: int) -> str:
+        dataset, index = self._part(index)
+        return dataset.sample_name(index)
+
+
+class PairedSampler(Sampler[list[SampleKey]]):
+    """The batches of `images`, each sample followed by one of `length` regularization images (a `PairedDataset`'s).
+
+    Their order is that of a `StepSampler` with a seed of its own.
+    """
+
+    def __init__(self, images: StepSampler, length: int) -> None:
+        self.images = images
+        self.others = StepSampler(
+            length,
+            images.batch_size,
+            hash_words(images.seed, STREAM) >> 1,
+            start=images.start,
+            stop=images.stop,
+            rank=images.rank,
+            world_size=images.world_size,
+            accumulation_steps=images.accumulation_steps,
+            strong_until=images.strong_until,
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for keys, others in zip(self.images, self.others, strict=True):
+            shifted = [key._replace(index=key.index + self.images.length) for key in others]
+            yield list(chain.from_iterable(zip(keys, shifted, strict=True)))
