@@ -75,10 +75,14 @@ class Segmenter:
 
         timestep: of the noise in the images, for networks conditioned on it; None: that of `view`, with its noise.
         """
-        sample = self.encode(pixels)
+        size = pixels.shape[-2], pixels.shape[-1]
         if timestep is None:
-            sample, timestep = self.view.at(sample), self.view.timestep or None
-        return self.logits(sample, timestep, (pixels.shape[-2], pixels.shape[-1]))
+            return self.clean_logits(self.encode(pixels), size)
+        return self.logits(self.encode(pixels), timestep, size)
+
+    def clean_logits(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, classes, H, W) of x_0 at the timestep and with the noise of `view`; `size` as of `logits`."""
+        return self.logits(self.view.at(x0), self.view.timestep or None, size)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, H, W) as x_0: themselves, or the mean of their latents.

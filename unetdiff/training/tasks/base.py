@@ -136,6 +136,11 @@ class Task(nn.Module, ABC):
         return noise.contiguous(memory_format=torch.channels_last) if self.channels_last else noise
 
 
+def inputs_of(batch: Batch) -> Tensor | list[Tensor]:
+    """The images of a batch, or their latents where these were encoded once."""
+    return batch["latents"] if "latents" in batch else batch["image"]  # type: ignore[no-any-return]
+
+
 def require_one_size(images: Tensor | list[Tensor]) -> None:
     """Raises UserError where the images of a batch are of several sizes."""
     if isinstance(images, list):

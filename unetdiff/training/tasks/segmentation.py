@@ -40,6 +40,7 @@ from unetdiff.training.tasks.base import (
     Task,
     ValidationData,
     freeze_unused_heads,
+    inputs_of,
     require_one_size,
 )
 
@@ -117,9 +118,17 @@ class SegmentationTask(Task):
         return self.sums(self.segmenter.logits(sample, timesteps, size), batch["mask"])
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[int, int]]:
-        """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
-        pixels = self.pixels(batch["image"])
-        return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
+        """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width.
+
+        A batch has "image", or "latents" that were encoded once (`LatentCodec.encode_moments`).
+        """
+        if "latents" not in batch:
+            pixels = self.pixels(batch["image"])
+            return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
+        assert isinstance(self.codec, LatentCodec)
+        require_one_size(batch["latents"])
+        x0 = self.codec.sample(batch["latents"].to(self.unet.device, non_blocking=True)).to(self.unet.dtype)
+        return x0, (x0.shape[-2] * self.codec.factor, x0.shape[-1] * self.codec.factor)
 
     def add_noise(self, x0: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
         """x_0 (B, C, h, w), noised to `config.timestep`, or a fraction at random timesteps; and the timesteps (B,).
@@ -178,7 +187,7 @@ class SegmentationTask(Task):
         """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
         loss, classes = self._annealed_loss(), self.unet.num_classes or 0
         for batch in batches:
-            require_one_size(batch["image"])
+            require_one_size(inputs_of(batch))
         return reduce(add, (loss.target_sums(batch["mask"].to(self.unet.device), classes) for batch in batches))
 
     @contextmanager
@@ -213,14 +222,14 @@ class SegmentationTask(Task):
         matrix = ConfusionMatrix(unet.num_classes or 0, self.config.ignore_index, accelerator.device)
         total, images_seen = DatasetLoss(self.loss, unet.num_classes or 0, accelerator.device), 0
         for batch in loader:
-            for images, masks in _same_size(batch):
+            for part in _same_size(batch):
                 with eval_mode(unet, accelerator.device.type, None), accelerator.autocast():
-                    logits = segment_whole(self.segmenter, self.pixels(images))
-                    target = masks.to(logits.device)
+                    logits = self.segmenter.clean_logits(*self.encode(part))
+                    target = part["mask"].to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
                     matrix.update(logits.argmax(dim=1), target)
                     total.update(logits, target)
-                images_seen += len(images)
+                images_seen += len(part["mask"])
         count = accelerator.reduce(torch.tensor(images_seen, device=accelerator.device))
         metrics = matrix.reduce(accelerator).compute()
         return {
@@ -269,9 +278,10 @@ class SegmentationTask(Task):
         )
 
 
-def _same_size(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """A batch as pairs (images, masks) of equal size: the batch itself, or one pair per image."""
-    images, masks = batch["image"], batch["mask"]
-    if isinstance(images, Tensor) and isinstance(masks, Tensor):
-        return [(images, masks)]
-    return [(image[None], mask[None]) for image, mask in zip(images, masks, strict=True)]
+def _same_size(batch: Batch) -> list[Batch]:
+    """A batch as batches of images, or latents, and masks of equal size: the batch itself, or one per image."""
+    name = "latents" if "latents" in batch else "image"
+    inputs, masks = batch[name], batch["mask"]
+    if isinstance(inputs, Tensor) and isinstance(masks, Tensor):
+        return [{name: inputs, "mask": masks}]
+    return [{name: one[None], "mask": mask[None]} for one, mask in zip(inputs, masks, strict=True)]
