@@ -88,6 +88,8 @@ CASES: dict[str, Case] = {
     "diffusion/cifar10": _shipped("diffusion/cifar10", **{**SMALL, **FOLDER}),
     "diffusion/cifar10_gpu": _shipped("diffusion/cifar10_gpu", **{**SMALL, **FOLDER}),
     "diffusion/fashion_mnist": _shipped("diffusion/fashion_mnist", **{**SMALL, **FOLDER, "data.download": False}),
+    "diffusion/flowers_latent": _shipped("diffusion/flowers_latent", **{**SMALL, **FOLDER, "latent.vae": "vae"}),
+    "diffusion/flowers_pixels": _shipped("diffusion/flowers_pixels", **{**SMALL, **FOLDER}),
     "diffusion/image_folder": _shipped("diffusion/image_folder", **{**SMALL, **FOLDER}),
     "diffusion/scenes": _shipped("diffusion/scenes", **SMALL),
     "diffusion/scenes_text": _shipped("diffusion/scenes_text", **{**SMALL, **TEXT}),

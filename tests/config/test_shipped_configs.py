@@ -17,8 +17,9 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_shipped_configs(path: Path) -> None:
-    config = parse(path)
+def test_shipped_configs(path: Path, stable_diffusion: Path) -> None:
+    """The one of a pretrained model on the Hub, with a tiny one in its place."""
+    config = parse(path, {"model.pretrained": str(stable_diffusion)} if path.stem == "stable_diffusion" else None)
     validate(config)
     assert config.task == path.parent.name
     if path.stem == "scenes":
@@ -31,9 +32,12 @@ def test_all_configs_are_shipped() -> None:
         "diffusion/cifar10",
         "diffusion/cifar10_gpu",
         "diffusion/fashion_mnist",
+        "diffusion/flowers_latent",
+        "diffusion/flowers_pixels",
         "diffusion/image_folder",
         "diffusion/scenes",
         "diffusion/scenes_text",
+        "diffusion/stable_diffusion",
         "diffusion/voc_layout",
         "joint/camvid",
         "joint/scenes",

@@ -132,7 +132,7 @@ def test_onnx_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) 
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.parametrize("traced", ["classic, squares", "classic, valid", "resnet18", "convnext_tiny"], indirect=True)
+@pytest.mark.parametrize("traced", ["classic, squares", "classic, valid", "resnet18"], indirect=True)
 def test_torch_export_answers_as_the_network_at_any_size(network: UNet, tmp_path: Path) -> None:
     done = to_torch_export(network, tmp_path / "net.pt2")
     program = torch.export.load(done.path).module()

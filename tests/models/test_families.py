@@ -29,17 +29,21 @@ CONDITIONS: dict[str, dict[str, Any]] = {
 IMPORTED: dict[str, dict[str, Any]] = {"plain": {}, "conditioned": {"num_class_embeds": 4}}
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name, kinds in (("kind", "kinds"), ("costly_kind", "costly_kinds")):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, getattr(metafunc.cls, kinds))
+
+
 class FamilyTester:
     """Subclasses name the encoder (and how small the rest can be)."""
 
     encoder: ClassVar[dict[str, Any]]
     decoder: ClassVar[dict[str, Any]] = {"channels": [16, 16, 8, 8, 8]}
-    deeper: ClassVar[bool] = False
-    """Whether the encoder is another one of these classes with more of the same blocks."""
-
-    @pytest.fixture(params=[f"{head}-{condition}" for head in HEADS for condition in CONDITIONS])
-    def kind(self, request: pytest.FixtureRequest) -> str:
-        return request.param
+    kinds: ClassVar[list[str]] = [f"{head}-{condition}" for head in HEADS for condition in CONDITIONS]
+    """Heads and conditions."""
+    costly_kinds: ClassVar[list[str]] = kinds
+    """Those of the tests that take long."""
 
     @pytest.fixture
     def unet(self, kind: str) -> UNet:
@@ -118,12 +122,8 @@ class FamilyTester:
             for actual, reference in zip(self.run(unet), self.run(again), strict=True):
                 assert torch.equal(actual, reference)
 
-    def test_gradient_checkpointing_equals_plain(self, kind: str) -> None:
-        if self.big and not kind.startswith("both"):
-            pytest.skip("the model with both heads recomputes the same blocks")
-        if self.deeper:
-            pytest.skip("a shallower encoder of the same blocks covers this one")
-        unet = self.build_kind(kind)
+    def test_gradient_checkpointing_equals_plain(self, costly_kind: str) -> None:
+        unet = self.build_kind(costly_kind)
         _leave_zero(unet)
         state = {k: v.clone() for k, v in unet.state_dict().items()}
         gradients, buffers = [], []
@@ -147,10 +147,8 @@ class FamilyTester:
             outputs = self.run(unet)
         assert all(o.isfinite().all() for o in outputs)
 
-    def test_export(self, kind: str) -> None:
-        if self.big and not kind.startswith("both"):
-            pytest.skip("the model with both heads covers this family's export")
-        unet = self.build_kind(kind)
+    def test_export(self, costly_kind: str) -> None:
+        unet = self.build_kind(costly_kind)
         _leave_zero(unet)
         unet.eval()
         x = torch.randn(2, 3, *SIZE)
@@ -186,10 +184,6 @@ class FamilyTester:
         assert maps["last"].shape[-2:] == SIZE
         assert any(name.startswith("encoder.") for name in maps)
         assert any(name.startswith("decoder.") for name in maps)
-
-    @property
-    def big(self) -> bool:
-        return self.encoder["name"] not in ("classic", "residual")
 
 
 def _leave_zero(unet: UNet) -> None:
@@ -255,35 +249,48 @@ class TestResidualPatches(TestResidual):
             assert unet.features(torch.randn(1, 3, 36, 44))["last"].shape[-2:] == (18, 22)
 
 
-class TestResNet18(FamilyTester):
+class PretrainedTester(FamilyTester):
+    """A trained BatchNorm, and frozen ones with every condition; what stands between them is tested on resnet18."""
+
+    kinds: ClassVar = ["segmentation-plain", "both-conditioned"]
+    costly_kinds: ClassVar = ["both-conditioned"]
+
+
+class DeeperTester(PretrainedTester):
+    """More of the same blocks as a shallower encoder, which is tested in full."""
+
+    kinds: ClassVar = ["both-conditioned"]
+    costly_kinds: ClassVar = []
+
+
+class TestResNet18(PretrainedTester):
     encoder: ClassVar = {"name": "resnet18"}
+    kinds: ClassVar = FamilyTester.kinds
 
 
-class TestResNet34(FamilyTester):
+class TestResNet34(DeeperTester):
     encoder: ClassVar = {"name": "resnet34"}
-    deeper = True
 
 
-class TestResNet50(FamilyTester):
+class TestResNet50(PretrainedTester):
     encoder: ClassVar = {"name": "resnet50"}
 
 
-class TestResNet101(FamilyTester):
+class TestResNet101(DeeperTester):
     encoder: ClassVar = {"name": "resnet101"}
-    deeper = True
 
 
-class TestMobileNetV2(FamilyTester):
+class TestMobileNetV2(PretrainedTester):
     encoder: ClassVar = {"name": "mobilenet_v2"}
 
 
-class TestMobileNetV3(FamilyTester):
+class TestMobileNetV3(PretrainedTester):
     encoder: ClassVar = {"name": "mobilenet_v3_large"}
 
 
-class TestEfficientNet(FamilyTester):
+class TestEfficientNet(PretrainedTester):
     encoder: ClassVar = {"name": "efficientnet_b0"}
 
 
-class TestConvNeXt(FamilyTester):
+class TestConvNeXt(PretrainedTester):
     encoder: ClassVar = {"name": "convnext_tiny"}

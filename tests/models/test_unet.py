@@ -358,8 +358,8 @@ class TestRefusals:
 
     def test_foreign_config(self, directory: Path, tmp_path: Path) -> None:
         config = json.loads((directory / "config.json").read_text())
-        (directory / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
-        with pytest.raises(UserError, match="_class_name=UNet2DModel: must be UNet"):
+        (directory / "config.json").write_text(json.dumps({**config, "_class_name": "AutoencoderKL"}))
+        with pytest.raises(UserError, match="_class_name=AutoencoderKL: must be UNet"):
             UNet.from_pretrained(directory)
         with pytest.raises(UserError, match="model directory with config.json"):
             UNet.from_pretrained(tmp_path / "elsewhere")

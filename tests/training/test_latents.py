@@ -111,7 +111,6 @@ def test_resumed_sampled_and_compared(tiny: Tiny, vae: Path, tmp_path: Path, cut
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("joint", {}, "latent.vae=.*: must be null with task=joint"),
         ("diffusion", {"model__sample_size": 32}, "model.sample_size=32: must be null with latent.vae"),
         (
             "diffusion",

@@ -204,6 +204,7 @@ PATHS = (
     "data.root",
     "data.regularization_root",
     "latent.vae",
+    "latent.cache_dir",
     "diffusion.text.encoder",
     "diffusion.text.cache_dir",
     "training.output_dir",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from abc import ABC, abstractmethod
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 
 from unetdiff.data.buckets import Buckets
 from unetdiff.data.sampling import SampleKey
+from unetdiff.data.transforms import Transform
 
 NO_LABEL = -1
 """Padding of the rows of a batch's "labels"."""
@@ -41,6 +43,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     background is in no image's "labels"."""
     image_range: list[float] | None = None
     """`data.image_range`, with which the images were read."""
+    transform: Transform | None = None
+    """Resizing and augmentation; None: neither."""
     buckets: Buckets | None = None
     """Resolution buckets of a training split: the size of an image indexed with a `SampleKey`."""
     regularization: ImageDataset | None = None
@@ -51,6 +55,17 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
     @abstractmethod
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]: ...
+
+    def without_image(self, key: int | SampleKey) -> dict[str, Any]:
+        """The item without "image", which is not decoded where the dataset supports it."""
+        item = self[key]
+        del item["image"]
+        return item
+
+    def image_hash(self, index: int) -> str:
+        """A hash of a sample's image: of its file, which is not decoded, or of its pixels where there is none."""
+        image = self[self.sample_index(index)]["image"]
+        return hashlib.sha256(f"{tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()).hexdigest()
 
     @abstractmethod
     def sample_name(self, index: int) -> str:

@@ -74,6 +74,7 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
         config.size,
         [row.caption for row in split.rows],
         training_buckets(files, config, role),
+        source=lambda i: files[i],
     )
 
 

@@ -49,6 +49,17 @@ class AugmentConfig:
     """Strong: jitter of brightness, contrast and saturation, 0 to 1."""
 
 
+def unbounded_augmentation(augment: AugmentConfig) -> str | None:
+    """The first key of `data.augment` that makes every view of an image different; None: flips at most."""
+    keys = {
+        "crop": augment.crop is not None,
+        "random_crop": augment.random_crop,
+        "scale": augment.scale is not None,
+        "color": augment.color > 0,
+    }
+    return next((f"data.augment.{key}" for key, is_set in keys.items() if is_set), None)
+
+
 @dataclass
 class DataConfig:
     """A dataset and its splits."""

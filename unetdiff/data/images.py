@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from unetdiff.data.transforms import Transform, checked_size, cover, resize_to_c
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import entries, files_in
 from unetdiff.files.images import SUFFIXES
+from unetdiff.files.writing import sha256_of
 
 MAX_CACHE_BYTES = 1 << 30
 """Decoded images that a dataset caches, divided among the loader's workers."""
@@ -53,7 +55,7 @@ class ImageArray(ImageDataset):
         self.images = images
         self.targets = targets
         self.title = title
-        self.transform = transform
+        self.transform: Transform = transform
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,8 +69,12 @@ class ImageArray(ImageDataset):
         if image.shape[0] == 1:
             image = repeat(image, "1 h w -> c h w", c=3)
         image, _ = self.transform(image, None, key)
+        return {"image": image, **self.without_image(index)}
+
+    def without_image(self, key: int | SampleKey) -> dict[str, Any]:
+        index = self.sample_index(key)
         target = self.targets[index]
-        return {"image": image, "name": self.sample_name(index), "label": target, "labels": (target,)}
+        return {"name": self.sample_name(index), "label": target, "labels": (target,)}
 
 
 class ImageSource(ImageDataset):
@@ -81,6 +87,7 @@ class ImageSource(ImageDataset):
         titles: name of each image.
         captions: caption of each image; None: no captions. At least one of targets and captions is given.
         buckets: sizes of the images in training, instead of `size`.
+        source: the file of an index, or its content.
     """
 
     def __init__(
@@ -93,15 +100,17 @@ class ImageSource(ImageDataset):
         size: list[int] | None,
         captions: list[str] | None = None,
         buckets: Buckets | None = None,
+        *,
+        source: Callable[[int], Path | bytes],
     ) -> None:
         self.buckets = buckets
         self.classes, self.palette, self.labels = [], empty_palette(), labels
-        self.open_image = open_image
+        self.open_image, self.source = open_image, source
         self.targets = targets
         self.captions = captions
         self.length = len((captions or []) if targets is None else targets)
         self.titles = titles
-        self.transform = transform
+        self.transform: Transform = transform
         self.size = checked_size("data.size", size)
         self._cache: dict[tuple[int, bool], Tensor] = {}  # by index, and whether as in training
         self._bytes = 0
@@ -123,13 +132,21 @@ class ImageSource(ImageDataset):
         index, training = self.sample_index(key), isinstance(key, SampleKey)
         size = self.buckets.size_of(index) if training and self.buckets is not None else self.size
         image, _ = self.transform(self._image(index, size, training), None, key, size)
-        item: dict[str, Any] = {"image": image, "name": self.sample_name(index)}
+        return {"image": image, **self.without_image(index)}
+
+    def without_image(self, key: int | SampleKey) -> dict[str, Any]:
+        index = self.sample_index(key)
+        item: dict[str, Any] = {"name": self.sample_name(index)}
         if self.targets is not None:
             item["label"] = self.targets[index]
             item["labels"] = (self.targets[index],)
         if self.captions is not None:
             item["caption"] = self.captions[index]
         return item
+
+    def image_hash(self, index: int) -> str:
+        source = self.source(self.sample_index(index))
+        return sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
 
     def _image(self, index: int, size: tuple[int, int] | None, training: bool) -> Tensor:
         whole = training and self.transform.train.random_crop  # cropped by the transform
@@ -181,6 +198,7 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
         transform,
         config.size,
         buckets=training_buckets([files[i][0] for i in chosen], config, role),
+        source=lambda i: files[chosen[i]][0],
     )
 
 

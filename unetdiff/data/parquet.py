@@ -82,7 +82,16 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
     """
     table = read_table(config, role)
     raise_first_issue(table.issues)
-    return ImageSource(table.image, table.targets, table.labels, table.title, transform, config.size, table.captions)
+    return ImageSource(
+        table.image,
+        table.targets,
+        table.labels,
+        table.title,
+        transform,
+        config.size,
+        table.captions,
+        source=lambda i: table.source(i)[0],
+    )
 
 
 def read_table(config: DataConfig, role: str) -> Table:

@@ -63,7 +63,9 @@ def regularization_images(config: DataConfig, transform: Transform) -> ImageSour
     def open_image(i: int) -> Any:
         return decode(files[i], image_range=config.image_range)
 
-    return ImageSource(open_image, None, [], lambda i: str(files[i]), transform, config.size, captions)
+    return ImageSource(
+        open_image, None, [], lambda i: str(files[i]), transform, config.size, captions, source=lambda i: files[i]
+    )
 
 
 class PairedDataset(ImageDataset):

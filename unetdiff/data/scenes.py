@@ -72,7 +72,7 @@ class Scenes(ImageDataset):
         self.palette = PALETTE if self.has_masks else PALETTE[:0]
         self.labels = list(DIGITS)
         self.config = config
-        self.transform = Transform(size, augment, layout=layout)
+        self.transform: Transform = Transform(size, augment, layout=layout)
         chunks = [
             render_scenes(split, config, np.arange(first, min(first + _CHUNK, count)))
             for first in range(0, count, _CHUNK)

@@ -37,14 +37,20 @@ class Subset(ImageDataset):
         self.dataset, self.indices = dataset, list(indices)
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
         self.image_range, self.regularization = dataset.image_range, dataset.regularization
+        self.transform = dataset.transform
         self.buckets = None if dataset.buckets is None else dataset.buckets.part(self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
-        index = self.indices[self.sample_index(key)]
-        return self.dataset[key._replace(index=index) if isinstance(key, SampleKey) else index]
+        return self.dataset[self._key(key)]
+
+    def without_image(self, key: int | SampleKey) -> dict[str, Any]:
+        return self.dataset.without_image(self._key(key))
+
+    def image_hash(self, index: int) -> str:
+        return self.dataset.image_hash(self.indices[self.sample_index(index)])
 
     def sample_name(self, index: int) -> str:
         return self.dataset.sample_name(self.indices[index])
@@ -54,3 +60,8 @@ class Subset(ImageDataset):
 
     def caption(self, index: int) -> str:
         return self.dataset.caption(self.indices[self.sample_index(index)])
+
+    def _key(self, key: int | SampleKey) -> int | SampleKey:
+        """The key of the same sample in the dataset."""
+        index = self.indices[self.sample_index(key)]
+        return key._replace(index=index) if isinstance(key, SampleKey) else index

@@ -189,6 +189,17 @@ class TrainTransform:
                 image = self.jitter(image)
         return image, mask
 
+    @property
+    def num_views(self) -> int | None:
+        """Number of different images that augmentation makes of one: itself, and its mirror image; None: unbounded."""
+        if self.scale is not None or self.crop is not None or self.random_crop or self.jitter is not None:
+            return None
+        return 2 if self.flip else 1
+
+    def is_flipped(self, seed: int) -> bool:
+        """Whether a call with this seed flips the image, where `num_views` is bounded."""
+        return self.flip and bool(torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.5)
+
     def _resize(self, image: Tensor, mask: Tensor | None, factor: float) -> tuple[Tensor, Tensor | None]:
         height, width = self.size or image.shape[-2:]
         if self.longest_side is not None:

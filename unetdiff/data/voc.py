@@ -24,6 +24,7 @@ from unetdiff.data.voc_lists import ImageMaskPair, list_pairs
 from unetdiff.data.voc_paths import AUGMENTED_SPLIT, SPLITS, VOC_FOLDER, VOC_SPLITS
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.images import open_image
+from unetdiff.files.writing import sha256_of
 
 VOC_CLASSES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -76,7 +77,7 @@ class VOCFolder(ImageDataset):
         self.root = Path(root)
         self.split = split
         self.segmentation = segmentation
-        self.transform = transform or Transform(None)
+        self.transform: Transform = transform or Transform(None)
         self.image_range = image_range
         self.pairs = pairs if pairs is not None else list_pairs(self.root, split)
         if segmentation:
@@ -101,6 +102,20 @@ class VOCFolder(ImageDataset):
             raise BadFile.from_issue(ambiguous_issue(pair.ambiguous))
         return read_mask(pair.mask, len(self.classes))  # without reading the image
 
+    def without_image(self, key: int | SampleKey) -> dict[str, Any]:
+        item: dict[str, Any] = {"name": self.sample_name(self.sample_index(key))}
+        if self.segmentation:
+            mask = self.mask(self.sample_index(key))
+            _, resized = self.transform(mask[None], mask, key)  # an image of the mask's size
+            item |= _targets(resized)
+        return item
+
+    def image_hash(self, index: int) -> str:
+        pair = self.pairs[self.sample_index(index)]
+        if pair.ambiguous:
+            raise BadFile.from_issue(ambiguous_issue(pair.ambiguous))
+        return sha256_of(pair.image)
+
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         pair = self.pairs[self.sample_index(key)]
         if pair.ambiguous:
@@ -112,11 +127,12 @@ class VOCFolder(ImageDataset):
             if mask.shape != image.shape[1:]:
                 raise BadFile.from_issue(size_issue(pair.image, pair.mask, image.shape[1:], mask.shape))
         image, mask = self.transform(image, mask, key)
-        item: dict[str, Any] = {"image": image, "name": pair.name}
-        if mask is not None:
-            item["mask"] = mask
-            item["labels"] = classes_present(mask)  # those in the crop
-        return item
+        return {"image": image, "name": pair.name, **_targets(mask)}
+
+
+def _targets(mask: Tensor | None) -> dict[str, Any]:
+    """The mask of an item and the classes in it (in its crop)."""
+    return {} if mask is None else {"mask": mask, "labels": classes_present(mask)}
 
 
 def voc_folder(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:

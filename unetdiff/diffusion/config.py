@@ -70,6 +70,11 @@ class LatentConfig:
 
     vae: str | None = None
     """Folder of a diffusers AutoencoderKL or AutoencoderTiny, or of a pipeline with one in vae/; None: pixels."""
+    cache: Literal["auto", "none", "memory", "disk"] = "auto"
+    """Encode every image, and its mirror image with data.augment.flip, once instead of in each step. auto: in memory
+    where augmentation allows it, the run uses each of them at least twice, and they take at most 2 GiB."""
+    cache_dir: str | None = None
+    """Folder of latent.cache disk, which runs share; None: unetdiff/latents in the user's cache folder."""
 
 
 @dataclass

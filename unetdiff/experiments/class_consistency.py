@@ -9,7 +9,7 @@ from unetdiff.data.capabilities import WITH_LABELS
 from unetdiff.errors import UserError
 from unetdiff.experiments.result_cache import store_result, stored_result
 from unetdiff.experiments.runs import with_last_weights
-from unetdiff.models.loading import fingerprint
+from unetdiff.models.weights_files import fingerprint
 from unetdiff.reports.runs import Run
 from unetdiff.reports.samples import Budget, conditional, sample_blocks
 

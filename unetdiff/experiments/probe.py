@@ -56,7 +56,7 @@ from unetdiff.files.images import save_image
 from unetdiff.files.texts import read_text
 from unetdiff.files.writing import make_folder
 from unetdiff.models.config import PRETRAINED_ENCODERS
-from unetdiff.models.loading import fingerprint
+from unetdiff.models.weights_files import fingerprint
 from unetdiff.reports.embed import as_array
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run

@@ -30,7 +30,7 @@ from unetdiff.experiments.result_cache import cached_result
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
 from unetdiff.experiments.similarity_report import SimilarityResults, similarity_record
 from unetdiff.files.texts import read_text
-from unetdiff.models.loading import fingerprint
+from unetdiff.models.weights_files import fingerprint
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
 from unetdiff.training.runtime import build_accelerator, facts

@@ -36,7 +36,7 @@ from unetdiff.experiments.synthetic_dataset import (
     write_labeled,
 )
 from unetdiff.files.folders import folders_in
-from unetdiff.models.loading import fingerprint
+from unetdiff.models.weights_files import fingerprint
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run, data_name
 from unetdiff.reports.samples import load_generator

@@ -29,10 +29,15 @@ RANGES: dict[str, tuple[float, float]] = {
     "imported.norm_eps": (0, 1),
     "imported.downsample_padding": (0, 1),
     "imported.freq_shift": (0, 1),
+    "imported.resnet_downsample_levels": (0, MAX_LEVELS),
+    "imported.resnet_upsample_levels": (0, MAX_LEVELS),
     "imported.transformer_depth": (1, MAX_LAYERS),
     "imported.attention_heads": (1, MAX_CHANNELS),
     "imported.mid_block_attention_groups": (0, MAX_CHANNELS),
     "imported.num_class_embeds": (1, 1 << 31),
+    "imported.time_cond_proj_dim": (1, MAX_CHANNELS),
+    "imported.addition_time_embed_dim": (1, MAX_CHANNELS),
+    "imported.projection_class_embeddings_input_dim": (1, MAX_CHANNELS),
     "imported.segmentation_kernel_size": (1, 63),
 }
 """Smallest and largest value of each number, or of each in a list."""

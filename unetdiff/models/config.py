@@ -141,6 +141,10 @@ class ImportedConfig:
     Transformer blocks always have 1e-6, `norm: group` of classic and pretrained networks 1e-5."""
     resample: Literal["conv", "resnet"] = "conv"
     """Down- and upsampling by a convolution, or inside a residual block (ADM)."""
+    resnet_downsample_levels: list[int] | None = None
+    """residual: levels of the encoder that end with downsampling inside a residual block; None: as `resample` says."""
+    resnet_upsample_levels: list[int] | None = None
+    """The same for upsampling in the decoder."""
     downsample_padding: int = 1
     """1, or 0 for google/ddpm-* (padded on the right and bottom only)."""
     flip_sin_to_cos: bool = True
@@ -162,8 +166,23 @@ class ImportedConfig:
     class_embed_type: Literal["timestep", "identity"] | None = None
     """class_labels without a table of classes: numbers (B,), embedded as the timestep is, or vectors
     (B, 4 * channels[0]) added to its embedding."""
+    time_cond_proj_dim: int | None = None
+    """Size of a vector (timestep_cond) that is projected and added to the timestep's sinusoids: the guidance scale's
+    embedding in Latent Consistency Models."""
+    addition_embed_type: Literal["text_time"] | None = None
+    """Stable Diffusion XL's added condition: a pooled text embedding and sizes (added_cond_kwargs), embedded by an MLP
+    and added to the time embedding."""
+    addition_time_embed_dim: int | None = None
+    """Sinusoids of each of those sizes."""
+    projection_class_embeddings_input_dim: int | None = None
+    """Inputs of that MLP: the text embedding and all sinusoids."""
     segmentation_kernel_size: int = 1
     """Kernel size of the segmentation head, odd: 1 as in 2015, 3 as in segmentation_models_pytorch."""
+
+    def resamples_by_resnet(self, way: Literal["down", "up"], level: int) -> bool:
+        """Whether a level of the encoder ("down") or the decoder ("up") ends with a resampling residual block."""
+        levels = self.resnet_downsample_levels if way == "down" else self.resnet_upsample_levels
+        return self.resample == "resnet" if levels is None else level in levels
 
 
 @dataclass

@@ -171,7 +171,7 @@ class UpBlock(nn.Module):
             in_channels = channels
         if level == 0:
             self.upsamplers = nn.ModuleList()
-        elif config.imported.resample == "resnet":
+        elif config.imported.resamples_by_resnet("up", level):
             self.upsamplers = nn.ModuleList([resnet_block(channels, channels, config, time_dim, resample="up")])
         else:
             self.upsamplers = nn.ModuleList([Upsample(channels)])

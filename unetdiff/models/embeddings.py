@@ -37,15 +37,23 @@ def timestep_sinusoids(
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoids (B, in_dim) -> time embedding (B, dim), by Linear, SiLU, Linear."""
+    """Sinusoids (B, in_dim) -> time embedding (B, dim), by Linear, SiLU, Linear.
 
-    def __init__(self, in_dim: int, dim: int) -> None:
+    With `condition_dim`, a condition (B, condition_dim) is projected and added to the sinusoids (Luo et al. 2023,
+    Latent Consistency Models, appendix F: the guidance scale).
+    """
+
+    def __init__(self, in_dim: int, dim: int, condition_dim: int | None = None) -> None:
         super().__init__()
+        if condition_dim is not None:
+            self.cond_proj = nn.Linear(condition_dim, in_dim, bias=False)
         self.linear_1 = nn.Linear(in_dim, dim)
         self.act = nn.SiLU()
         self.linear_2 = nn.Linear(dim, dim)
 
-    def forward(self, sinusoids: Tensor) -> Tensor:
+    def forward(self, sinusoids: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is not None:
+            sinusoids = sinusoids + self.cond_proj(condition)
         return self.linear_2(self.act(self.linear_1(sinusoids)))
 
 

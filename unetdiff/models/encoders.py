@@ -208,7 +208,7 @@ class DownBlock(nn.Module):
                 self.attentions.append(block)
         if last:
             self.downsamplers = nn.ModuleList()
-        elif config.imported.resample == "resnet":
+        elif config.imported.resamples_by_resnet("down", level):
             self.downsamplers = nn.ModuleList([resnet_block(channels, channels, config, time_dim, resample="down")])
         else:
             self.downsamplers = nn.ModuleList([Downsample(channels, config.imported.downsample_padding)])

@@ -1,4 +1,4 @@
-"""Strict loading of a model directory: config.json and one safetensors file, which must agree.
+"""Strict loading of a model directory: config.json and its safetensors files, which must agree.
 
 What the config describes is built on the meta device first, and compared with the header of the weights file: a config
 or a file that is wrong takes no memory.
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from unetdiff.errors import FileError, UserError, nearest
 from unetdiff.files import records, tensors
 from unetdiff.files.folders import files_in, regular_file
-from unetdiff.files.writing import sha256_of
+from unetdiff.models import weights_files
 from unetdiff.models.config import HeadsConfig, ModelConfig
+from unetdiff.models.weights_files import WEIGHTS as WEIGHTS
+from unetdiff.models.weights_files import find_weights, is_index
 
 Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 STOCK_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
 """diffusers' U-Nets."""
 EMA_KEYS = frozenset(
@@ -57,20 +58,9 @@ def build(cls: type[Model], config: dict[str, Any]) -> Model:
     return model
 
 
-def weights_file(variant: str | None) -> str:
-    """Name of the weights file of a diffusers variant."""
-    stem, suffix = WEIGHTS.split(".")
-    return f"{stem}.{variant}.{suffix}" if variant else WEIGHTS
-
-
-def fingerprint(directory: Path) -> str:
-    """A hash of a network's weights file."""
-    return sha256_of(directory / WEIGHTS)[:16]
-
-
 def load(cls: type[Model], directory: Path, dtype: torch.dtype | None, variant: str | None = None) -> Model:
     """See `UNet.from_pretrained`."""
-    config, file = read_config(directory), directory / weights_file(variant)
+    config, file = read_config(directory), find_weights(directory, variant)
     check_file(file, outline(lambda: build(cls, config), directory / CONFIG).state_dict())
     model = build(cls, config)
     load_weights(model, file)
@@ -123,10 +113,10 @@ def _require_keys(path: Path, section: Mapping[str, Any], default: Any, prefix: 
     if unknown:
         reason = f"'{prefix}{unknown[0]}' is not a key of this version of unetdiff"
         raise FileError.of(path, reason, f"Did you mean {prefix}{nearest(unknown[0], known)}?")
-    if missing:
+    if missing and prefix != "imported.":  # an option added since: its default is what older networks compute
         raise FileError.of(path, f"must have the key '{prefix}{missing[0]}'", "Write it again with save_pretrained.")
     for key in known:
-        inner, value = getattr(default, key), section[key]
+        inner, value = getattr(default, key), section.get(key)
         if is_dataclass(inner) and not isinstance(inner, HeadsConfig):
             if not isinstance(value, dict):
                 raise FileError.of(path, f"'{prefix}{key}' must be an object (got {records.type_name(value)})")
@@ -173,14 +163,14 @@ def read_tensors(path: Path, expected: Mapping[str, Described] | None = None) ->
         expected: compared with the file's header before its tensors are read; see `check_file`. None: not compared.
 
     Raises:
-        UserError: a file that is missing (names a pickle or shards in its place), a pickle (says how to convert it),
+        UserError: a file that is missing (names a pickle in its place), a pickle (says how to convert it),
             truncated, of other names, shapes or dtypes, or with a value that is not finite.
     """
     if expected is None:
         read_header(path)
     else:
         check_file(path, expected)
-    state = tensors.read_tensors(path)
+    state = weights_files.read_tensors(path) if is_index(path) else tensors.read_tensors(path)
     require_finite(state, str(path))
     return state
 
@@ -191,6 +181,8 @@ def read_header(path: Path) -> dict[str, tensors.Entry]:
         raise FileError.of(path, "must be a safetensors file (got a pickle)", tensors.conversion(path))
     if not path.is_file():
         regular_file(path, _instead(path))  # raises
+    if is_index(path):
+        return weights_files.read_header(path)
     return tensors.read_header(path)
 
 
@@ -204,9 +196,6 @@ def require_finite(state: Mapping[str, Tensor], where: str) -> None:
 def _instead(path: Path) -> str:
     """The files in the place of a missing weights file, and what to do."""
     others = files_in(path.parent) if path.parent.is_dir() else []
-    shards = [other.name for other in others if other.name.endswith(".index.json")]
-    if shards:
-        return f"{shards[0]}: sharded weights are not supported. Load them with diffusers and save them as one file."
     pickles = [other for other in others if other.suffix in tensors.PICKLES]
     if pickles:
         return f"{pickles[0].name} is a pickle. {tensors.conversion(pickles[0])}"

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-TIME_PARAMS = ("time_embedding", "class_embedding", "context_embedding", ".times.", ".time.", "time_emb_proj")
+TIME_PARAMS = (
+    "time_embedding",
+    "class_embedding",
+    "context_embedding",
+    "add_embedding",
+    ".times.",
+    ".time.",
+    "time_emb_proj",
+)
 """Parts of the names of time-embedding parameters: change 1 of 3."""
 CONDITIONING_PARAMS = (*TIME_PARAMS, "attn2")
 """Parts of the names of conditioning parameters: changes 1 and 2."""

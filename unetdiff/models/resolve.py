@@ -173,6 +173,13 @@ def _residual(config: ModelConfig, channels: list[int], conditioning: Conditioni
         "imported.attention_heads": imported.attention_heads,
         "imported.transformer_depth": imported.transformer_depth,
     }
+    steps = {
+        "imported.resnet_downsample_levels": (imported.resnet_downsample_levels, range(len(channels) - 1)),
+        "imported.resnet_upsample_levels": (imported.resnet_upsample_levels, range(1, len(channels))),
+    }
+    for key, (chosen, possible) in steps.items():
+        if chosen is not None and (config.encoder.name != RESIDUAL or not set(chosen) <= set(possible)):
+            raise config_error(key, chosen, f"null, or of encoder.name=residual among levels {as_yaml(list(possible))}")
     for key, value in by_level.items():
         if not isinstance(value, list):
             continue
@@ -228,6 +235,7 @@ def _conditioning(config: ModelConfig, pretrained: bool) -> ConditioningConfig:
     if conditioning.pooled_context and not (timestep and conditioning.cross_attention_dim):
         constraint = "false without conditioning.timestep and conditioning.cross_attention_dim"
         raise config_error("conditioning.pooled_context", True, constraint)
+    _validate_added_condition(config, timestep)
     levels = conditioning.attention_levels
     if levels is None:
         residual = config.encoder.name == RESIDUAL
@@ -237,6 +245,23 @@ def _conditioning(config: ModelConfig, pretrained: bool) -> ConditioningConfig:
         attends = residual or conditioning.cross_attention_dim is not None
         levels = [level for level in (deepest - 1, deepest) if level >= 0] if attends else []
     return replace(conditioning, timestep=timestep, attention_levels=list(levels))
+
+
+def _validate_added_condition(config: ModelConfig, timestep: bool) -> None:
+    imported = config.imported
+    dims = {
+        "imported.addition_time_embed_dim": imported.addition_time_embed_dim,
+        "imported.projection_class_embeddings_input_dim": imported.projection_class_embeddings_input_dim,
+    }
+    for key, value in dims.items():
+        if (value is None) != (imported.addition_embed_type is None):
+            raise config_error(key, value, "set with imported.addition_embed_type, and null without it")
+    for key, added in (
+        ("imported.time_cond_proj_dim", imported.time_cond_proj_dim),
+        ("imported.addition_embed_type", imported.addition_embed_type),
+    ):
+        if added is not None and not timestep:
+            raise config_error(key, added, "null without conditioning.timestep")
 
 
 def _norms(config: ModelConfig, pretrained: bool) -> tuple[EncoderConfig, DecoderConfig]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from unetdiff.errors import UserError
+from unetdiff.files.hub import HubOptions, resolved
 from unetdiff.models import loading
 from unetdiff.models.adapters import AdapterMixin
+from unetdiff.models.weights_files import hub_patterns
+
+NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "disable_mmap")
+"""Options of diffusers' `from_pretrained` that do not change what is loaded."""
 
 
 class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
@@ -37,19 +42,41 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | Path, *, subfolder: str | None = None, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> Self:
-        """Load config.json and diffusion_pytorch_model.safetensors from a directory, strictly, in eval mode.
+        """Load config.json and diffusion_pytorch_model.safetensors, also in shards, strictly, in eval mode.
 
-        A directory of diffusers' `UNet2DModel` or `UNet2DConditionModel` is loaded as by `from_diffusers`. `dtype` (or
-        `torch_dtype`) and `variant` are honored; diffusers' other loading options are ignored.
+        A directory of diffusers' `UNet2DModel` or `UNet2DConditionModel` is loaded as by `from_diffusers`.
+
+        Args:
+            pretrained_model_name_or_path: a directory, or owner/model on the Hub.
+            subfolder: of the directory or of the model on the Hub.
+            variant: of the files, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
+            dtype: of the weights; None: float32.
+            options: torch_dtype (as dtype), those of the Hub (`files.hub.HubOptions`: revision, cache_dir, token,
+                local_files_only, force_download), and those of diffusers that change nothing here.
 
         Raises:
-            UserError: for a missing or truncated file, a pickle, or a tensor that is missing, unexpected or of another
-                shape, by name.
+            UserError: a missing or truncated file, a pickle, a tensor that is missing, unexpected or of another shape,
+                or an option that is not supported, by name.
         """
-        directory = Path(pretrained_model_name_or_path) / (subfolder or "")
-        dtype, variant = kwargs.get("dtype") or kwargs.get("torch_dtype"), kwargs.get("variant")
+        dtype = dtype or options.pop("torch_dtype", None)
+        hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
+        for name, value in options.items():
+            if name not in NO_EFFECT and value not in (None, False):
+                raise UserError(f"from_pretrained: {name}={value}: must be None, as it is not supported.")
+        if options.get("use_safetensors") is False:
+            raise UserError(
+                "from_pretrained: use_safetensors=False: must be None or True, as pickles are never loaded."
+            )
+        patterns = hub_patterns(variant, (subfolder or "",))
+        directory = resolved(pretrained_model_name_or_path, patterns, **hub) / (subfolder or "")  # type: ignore[arg-type]
         if loading.is_stock(directory):
             return cls.from_diffusers(directory, variant=variant, torch_dtype=dtype)
         return loading.load(cls, directory, dtype, variant)
@@ -61,7 +88,7 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         """A network with random weights, also of its encoder, for a config or the directory of one.
 
         Args:
-            config: `UNet.config`, or a directory with config.json.
+            config: `UNet.config`, or a directory with config.json (a name on the Hub is not resolved).
             return_unused_kwargs: return (network, keys that diffusers' `EMAModel` added to the config) as
                 `EMAModel.from_pretrained` wants it.
             changes: arguments of the constructor in the place of the config's.
@@ -83,6 +110,7 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         subfolder: str | None = None,
         variant: str | None = None,
         torch_dtype: torch.dtype | None = None,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """A diffusers `UNet2DModel` or `UNet2DConditionModel` as a residual UNet with a diffusion head, in eval mode.
 
@@ -90,18 +118,19 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         is loaded too.
 
         Args:
-            source: a model, a model directory, or a pipeline directory with `unet/`.
+            source: a model, or a model directory, a pipeline directory with `unet/`, or either on the Hub.
             subfolder: of the directory.
             variant: of the file, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
             torch_dtype: None: the model's own; float32 for a directory.
+            hub: revision, cache_dir, token, local_files_only and force_download.
 
         Raises:
             UserError: a config that has no residual UNet, by key and value; a missing or truncated file, a pickle,
-                shards, or a tensor that is missing, unexpected or of another shape, by name.
+                or a tensor that is missing, unexpected or of another shape, by name.
         """
         from unetdiff.export.convert import diffusers
 
-        return diffusers.load(cls, source, subfolder, variant, torch_dtype)
+        return diffusers.load(cls, source, subfolder, variant, torch_dtype, **hub)
 
     def to_diffusers(self, directory: str | Path) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, which diffusers' `from_pretrained` loads.

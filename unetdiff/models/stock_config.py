@@ -13,16 +13,13 @@ SAME_MEANING: dict[str, tuple[str, ...]] = {
     "cross_attention_dim": ("conditioning", "cross_attention_dim"),
     "num_class_embeds": ("imported", "num_class_embeds"),
     "class_embed_type": ("imported", "class_embed_type"),
+    "time_cond_proj_dim": ("imported", "time_cond_proj_dim"),
+    "addition_embed_type": ("imported", "addition_embed_type"),
+    "addition_time_embed_dim": ("imported", "addition_time_embed_dim"),
+    "projection_class_embeddings_input_dim": ("imported", "projection_class_embeddings_input_dim"),
 }
 """diffusers' key -> where the config has it."""
-ABSENT = (
-    "addition_embed_type",
-    "addition_time_embed_dim",
-    "encoder_hid_dim",
-    "encoder_hid_dim_type",
-    "projection_class_embeddings_input_dim",
-    "time_cond_proj_dim",
-)
+ABSENT = ("encoder_hid_dim", "encoder_hid_dim_type")
 """diffusers' keys of what no network here has: None."""
 
 

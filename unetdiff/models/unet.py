@@ -26,7 +26,7 @@ from unetdiff.models import loading
 from unetdiff.models.add_head import with_head
 from unetdiff.models.attention import AttentionRecorder, CrossAttentionCache, null_context
 from unetdiff.models.attention_plan import AttentionPlan
-from unetdiff.models.config import RESIDUAL, ModelConfig
+from unetdiff.models.config import RESIDUAL, ImportedConfig, ModelConfig
 from unetdiff.models.decoders import build_mid_block_and_decoder
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
 from unetdiff.models.encoders import build_encoder
@@ -34,10 +34,11 @@ from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.freezing import FreezingMixin
 from unetdiff.models.heads import build_heads
 from unetdiff.models.param_counts import param_counts_by_part
+from unetdiff.models.patches import patchify, round_up
 from unetdiff.models.resolve import parse, resolve
 from unetdiff.models.serialization import SerializationMixin
 from unetdiff.models.stock_config import StockConfig
-from unetdiff.models.stock_inputs import StockInputs, add_residuals, attention_bias, require_supported
+from unetdiff.models.stock_inputs import StockInputs, add_residuals, attention_bias, require_supported, text_and_sizes
 
 Head = Literal["segmentation", "diffusion"]
 NUM_SINUSOIDS = 64
@@ -87,7 +88,9 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         self.num_sinusoids = config.encoder.channels[0] if config.encoder.channels else NUM_SINUSOIDS
         time_dim = 4 * self.num_sinusoids if conditioning.timestep else None
         if time_dim:
-            self.time_embedding = TimestepEmbedding(self.num_sinusoids, time_dim)
+            self.time_embedding = TimestepEmbedding(self.num_sinusoids, time_dim, imported.time_cond_proj_dim)
+            if imported.projection_class_embeddings_input_dim is not None:
+                self.add_embedding = TimestepEmbedding(imported.projection_class_embeddings_input_dim, time_dim)
             if imported.num_class_embeds:
                 self.class_embedding: nn.Module = nn.Embedding(imported.num_class_embeds, time_dim)
             elif imported.class_embed_type == "timestep":
@@ -173,13 +176,13 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         Raises:
             UserError: a condition that the model does not have, or an unsupported input.
         """
-        require_supported(inputs)
+        require_supported(inputs, self.config["imported"])
         dim, context = self.config["conditioning"]["cross_attention_dim"], encoder_hidden_states
         if dim is None and context is not None:
             raise UserError("encoder_hidden_states: must be None without conditioning.cross_attention_dim.")
         if dim is not None and context is None:
             context = null_context(sample.shape[0], dim, like=sample)
-        temb = self._embed_timestep(timestep, class_labels, sample)
+        temb = self._embed_timestep(timestep, class_labels, sample, inputs)
         if temb is not None and context is not None and self.config["conditioning"]["pooled_context"]:
             tokens = context.tokens if isinstance(context, CrossAttentionCache) else context
             temb = temb + self.context_embedding(tokens.mean(dim=1))  # Saharia et al. 2022, section 2.5
@@ -187,7 +190,11 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         return ForwardState(temb, context, mask, self.gradient_checkpointing and self.training, inputs=inputs)
 
     def _embed_timestep(
-        self, timestep: Tensor | float | int | None, class_labels: Tensor | None, sample: Tensor
+        self,
+        timestep: Tensor | float | int | None,
+        class_labels: Tensor | None,
+        sample: Tensor,
+        inputs: StockInputs,
     ) -> Tensor | None:
         imported = self.config["imported"]
         if not self.config["conditioning"]["timestep"]:
@@ -195,7 +202,12 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
                 raise UserError("timestep: must be None without conditioning.timestep.")
             return None
         steps = torch.as_tensor(0 if timestep is None else timestep, device=sample.device).reshape(-1)
-        temb: Tensor = self.time_embedding(self._sinusoids(steps).to(sample.dtype))  # (B or 1, time_dim)
+        guidance = inputs.get("timestep_cond")
+        temb: Tensor = self.time_embedding(  # (B or 1, time_dim)
+            self._sinusoids(steps).to(sample.dtype), None if guidance is None else guidance.to(sample.dtype)
+        )
+        if imported["addition_embed_type"]:
+            temb = temb + self.add_embedding(text_and_sizes(inputs, imported).to(temb.dtype))
         if class_labels is None:
             return temb
         if not imported["num_class_embeds"] and imported["class_embed_type"] is None:
@@ -241,7 +253,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         if patch > 1:
             out = F.pixel_shuffle(out, patch)
         if self.decoder.out_level:  # the decoder stops early
-            padded = _round_up(height, patch), _round_up(width, patch)
+            padded = round_up(height, patch), round_up(width, patch)
             out = F.interpolate(out, size=padded, mode="bilinear", align_corners=False)
         return out if patch == 1 else out[..., :height, :width]
 
@@ -336,11 +348,12 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
     def min_side(self) -> int:
         """The smallest height and width that the backbone computes; smaller images are padded to it."""
         encoder, imported = self.config["encoder"], self.config["imported"]
-        residual = encoder["name"] == RESIDUAL
+        residual, levels = encoder["name"] == RESIDUAL, range(self.encoder.out_level)
         if encoder["padding"] == "valid":
             return 1
         least = 2**self.encoder.out_level
-        if residual and imported["resample"] == "conv" and imported["downsample_padding"]:
+        halved = any(ImportedConfig(**imported).resamples_by_resnet("down", level) for level in levels)
+        if residual and not halved and imported["downsample_padding"]:
             least = 1  # a map of one pixel stays one pixel
         # a GroupNorm with one channel per group needs two pixels
         groups, channels = self.config["residual"]["norm_num_groups"], encoder["channels"] or []
@@ -403,17 +416,3 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         self.register_to_config(**loading.plain(extended.config))
         self.freeze_encoder(self._encoder_frozen, self._frozen_levels)
         return self
-
-
-def patchify(sample: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, C patch^2, ceil(H / patch), ceil(W / patch)); the border is replicated."""
-    if patch == 1:
-        return sample
-    height, width = sample.shape[-2:]
-    padding = (0, _round_up(width, patch) - width, 0, _round_up(height, patch) - height)
-    return F.pixel_unshuffle(F.pad(sample, padding, mode="replicate"), patch)
-
-
-def _round_up(side: int, patch: int) -> int:
-    """The smallest multiple of `patch` that is at least `side`."""
-    return (side + patch - 1) // patch * patch

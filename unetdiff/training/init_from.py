@@ -19,6 +19,7 @@ from unetdiff.models import loading
 from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
 from unetdiff.models.unet import UNet
+from unetdiff.models.weights_files import fingerprint
 from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.base import Task
@@ -90,7 +91,7 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
     result = transfer(source, task.unet, str(path), key)
     return InitReport(
         str(directory),
-        loading.fingerprint(directory),
+        fingerprint(directory),
         _count(result.copied, task.unet),
         _count(result.initialized, task.unet),
         _count(result.unused, source),

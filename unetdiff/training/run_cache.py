@@ -67,7 +67,7 @@ def run_state(folder: Path, config: RunConfig) -> str:
 
 def _source_changed(folder: Path, source: Path) -> bool:
     """Whether the weights in `source` differ from those the run was initialized from; False where either is unknown."""
-    from unetdiff.models.loading import WEIGHTS, fingerprint
+    from unetdiff.models.weights_files import WEIGHTS, fingerprint
     from unetdiff.training import checkpoints
     from unetdiff.training.init_from import network_directory
     from unetdiff.training.progress import read_progress

@@ -18,8 +18,9 @@ from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import config_error
 from unetdiff.training.conditions import needs_layout
+from unetdiff.training.latents import LatentCaches
 from unetdiff.training.signals import ignore_signals
-from unetdiff.training.tasks.base import Batch
+from unetdiff.training.tasks.base import Batch, Task
 
 try:
     import resource
@@ -54,6 +55,7 @@ class RunData:
     Attributes:
         train: the training split.
         val: the validation split.
+        loaded_train, loaded_val: what batches are made of: the same, or with cached latents instead of images.
         repeat_factors: relative sampling frequency of each training image, (len(train),), or None.
     """
 
@@ -64,8 +66,15 @@ class RunData:
         accelerator.wait_for_everyone()
         self.train = build_dataset(config.data, "train", masks, layout)
         self.val = build_dataset(config.data, "val", masks, layout)
+        self.loaded_train, self.loaded_val = self.train, self.val
         threshold = config.data.repeat_factor_threshold if masks else None
         self.repeat_factors = repeat_factors(class_presence(self.train), threshold) if threshold else None
+
+    def cache_latents(self, config: RunConfig, task: Task, steps: int, accelerator: Accelerator) -> str | None:
+        """Encode both splits once, if the config says so; a line for the log. Collective."""
+        cached = LatentCaches(config, task, self.train, self.val, steps, accelerator)
+        self.loaded_train, self.loaded_val = cached.train, cached.val
+        return cached.note
 
     def batches(
         self, settings: TrainingConfig, start: int, stop: int, strong_until: int, accelerator: Accelerator
@@ -74,7 +83,7 @@ class RunData:
 
         With regularization images, a batch has as many of them, each after a training image.
         """
-        dataset, others = self.train, self.train.regularization
+        dataset, others = self.loaded_train, self.loaded_train.regularization
         steps = StepSampler(
             len(self.train),
             settings.batch_size,
@@ -90,7 +99,7 @@ class RunData:
         )
         sampler: StepSampler | PairedSampler = steps
         if others is not None:
-            dataset, sampler = PairedDataset(self.train, others), PairedSampler(steps, len(others))
+            dataset, sampler = PairedDataset(dataset, others), PairedSampler(steps, len(others))
         loader: DataLoader[Batch] = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,

@@ -140,6 +140,7 @@ class Trainer:
         self.saver = Saver(
             self.directory, self.progress, self.task, ema, self.optimizer, settings, self.accelerator, self.layers
         )
+        self.latents = self.data.cache_latents(self.config, self.task, self.steps, self.accelerator)
         self._wrap()
 
     def _initialize(self) -> InitReport | None:
@@ -240,7 +241,7 @@ class Trainer:
         if self.config.training.resume and not self.progress.step:
             self.logger.info(f"{self.directory}: no checkpoint to resume; training starts at step 0")
         weights = None if self.class_weights is None else describe(self.class_weights)
-        for line in (self.replanned, self.init_report, weights):
+        for line in (self.replanned, self.init_report, weights, self.latents):
             if line is not None:
                 self.logger.info(str(line))
 
@@ -261,7 +262,13 @@ class Trainer:
         start = time.perf_counter()
         batch_size = self.config.training.eval_batch_size
         metrics = run_validation(
-            self.eval_model, self.data.val, batch_size, self.progress, self.directory, self.logger, self.accelerator
+            self.eval_model,
+            self.data.loaded_val,
+            batch_size,
+            self.progress,
+            self.directory,
+            self.logger,
+            self.accelerator,
         )
         self.progress.validated = self.progress.step
         self.progress.minutes += (time.perf_counter() - start) / 60

@@ -11,10 +11,13 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from PIL import Image
@@ -60,13 +63,15 @@ def parts() -> dict[str, Any]:
     return {"vae": vae, "scheduler": scheduler, "requires_safety_checker": False, **absent}
 
 
-def images(pipeline: Any, **options: Any) -> np.ndarray:
+def images(pipeline: Any, negative: bool = True, **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(3)
     prompts = {
         "prompt_embeds": torch.randn(1, TOKENS, DIM, generator=generator),
         "negative_prompt_embeds": torch.randn(1, TOKENS, DIM, generator=generator),
     }
+    if not negative:
+        del prompts["negative_prompt_embeds"]
     settings = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "np", "generator": generator}
     return pipeline(**prompts, **settings, **options).images
 
@@ -106,7 +111,32 @@ def test_a_controlnet(parts: dict[str, Any]) -> None:
     assert np.abs(both[0] - without).max() > 0.01
 
 
+def test_a_latent_consistency_model(parts: dict[str, Any]) -> None:
+    stock = made(UNet2DConditionModel, **SMALL, time_cond_proj_dim=6)
+    both = []
+    for unet in (stock, UNet.from_diffusers(stock)):
+        given = {k: v for k, v in parts.items() if k != "scheduler"}
+        pipeline = LatentConsistencyModelPipeline(unet=unet, scheduler=LCMScheduler(), **given)
+        both.append(images(pipeline, negative=False, height=16, width=16))
+    require_same(*both)
+
+
+def test_stable_diffusion_xl(parts: dict[str, Any]) -> None:
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 4}
+    stock = made(UNet2DConditionModel, **SMALL, **added, projection_class_embeddings_input_dim=10 + 6 * 4)
+    pooled = torch.randn(2, 1, 10, generator=torch.Generator().manual_seed(4))
+    given = {"pooled_prompt_embeds": pooled[0], "negative_pooled_prompt_embeds": pooled[1]}
+    others = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    both = []
+    for unet in (stock, UNet.from_diffusers(stock)):
+        pipeline = StableDiffusionXLPipeline(
+            unet=unet, vae=parts["vae"], scheduler=parts["scheduler"], add_watermarker=False, **others
+        )
+        both.append(images(pipeline, height=16, width=16, **given))
+    require_same(*both)
+
+
 def test_an_image_prompt_is_refused_by_name(parts: dict[str, Any]) -> None:
     pipeline = StableDiffusionPipeline(unet=UNet.from_diffusers(made(UNet2DConditionModel, **SMALL)), **parts)
-    with pytest.raises(UserError, match=r"added_cond_kwargs: must be None \(got image_embeds\)"):
+    with pytest.raises(UserError, match=r"added_cond_kwargs: must be None, .*Image prompts .* are not supported"):
         images(pipeline, ip_adapter_image_embeds=[torch.randn(2, 1, 4)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from unetdiff.errors import FileError, UserError
 from unetdiff.export.convert.from_diffusers import CLASSES, config_from_diffusers
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
+from unetdiff.files.hub import HubOptions, resolved
 from unetdiff.files.tensors import Entry, write_tensors
 from unetdiff.files.writing import remove_tree, write_into_directory
 from unetdiff.models import loading
 from unetdiff.models.diffusers_names import from_diffusers_name, to_diffusers_name
 from unetdiff.models.resolve import parse
+from unetdiff.models.weights_files import INDEX, WEIGHTS, find_weights, hub_patterns
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -35,6 +37,7 @@ def load(
     subfolder: str | None,
     variant: str | None,
     dtype: torch.dtype | None,
+    **hub: Unpack[HubOptions],
 ) -> Model:
     """See `UNet.from_diffusers`."""
     for name, kind in CLASSES.items():
@@ -45,14 +48,15 @@ def load(
             return _filled(model, state, where, live.device)
     if not isinstance(source, str | Path):
         raise UserError(f"from_diffusers: must be a directory, {' or '.join(CLASSES)} (got a {type(source).__name__}).")
-    directory = _model_directory(Path(source) / (subfolder or ""))
+    folders = (subfolder,) if subfolder else ("", "unet")
+    directory = _model_directory(resolved(source, hub_patterns(variant, folders), **hub) / (subfolder or ""))
     path = directory / loading.CONFIG
     config = loading.read_json(path)
     described = config.get("_class_name")
     if described not in CLASSES:
         hint = "Use UNet.from_pretrained." if described == cls.__name__ else ""
         raise FileError.of(path, f"_class_name={described}: must be {' or '.join(CLASSES)}", hint)
-    file, head = directory / loading.weights_file(variant), directory / SEGMENTATION_HEAD
+    file, head = find_weights(directory, variant), directory / SEGMENTATION_HEAD
     header = loading.read_header(file)
     head_header = loading.read_header(head) if head.is_file() else {}
     segmentation = _head_options(head, head_header) if head_header else None
@@ -75,8 +79,8 @@ def _model_directory(path: Path) -> Path:
             return directory
     if not path.is_dir():
         raise UserError(
-            f"{path}: no such directory. Pass a model directory, a pipeline directory with unet/, or a model loaded by "
-            "diffusers (Hub names are not resolved)."
+            f"{path}: no such directory. Pass a model directory, a pipeline directory with unet/, a name on the "
+            "Hub, or a model loaded by diffusers."
         )
     raise UserError(f"{path}: must contain config.json or unet/config.json.")
 
@@ -138,11 +142,12 @@ def save(model: ModelMixin, directory: Path) -> None:
     loading.check(renamed, target.state_dict(), f"to_diffusers: this network does not fit a {name}")
 
     def write(aside: Path) -> None:
-        write_tensors(renamed, aside / loading.WEIGHTS, {"format": "pt"})
+        write_tensors(renamed, aside / WEIGHTS, {"format": "pt"})
         if head:
             write_tensors(head, aside / SEGMENTATION_HEAD)
         target.save_config(aside)
 
     write_into_directory(directory, write)
+    remove_tree(directory / INDEX)  # of shards that were there before: diffusers would read them
     if not head:
         remove_tree(directory / SEGMENTATION_HEAD)

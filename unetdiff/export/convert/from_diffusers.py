@@ -24,7 +24,8 @@ READ |= {"down_block_types", "mid_block_type", "up_block_types"}
 READ_BY_CLASS = {
     PLAIN: READ | {"downsample_type", "upsample_type", "add_attention", "attn_norm_num_groups"},
     CONDITION: READ
-    | {"cross_attention_dim", "transformer_layers_per_block", "use_linear_projection", "upcast_attention"},
+    | {"cross_attention_dim", "transformer_layers_per_block", "use_linear_projection", "upcast_attention"}
+    | {"time_cond_proj_dim", "addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"},
 }
 """Supported keys; every other key must have its default."""
 IDLE = {"num_train_timesteps", "mid_block_only_cross_attention", "addition_embed_type_num_heads"}
@@ -91,7 +92,7 @@ def config_from_diffusers(name: str, config: Mapping[str, Any], where: str) -> d
     """
     source = _Source(name, config, where)
     condition = name == CONDITION
-    kinds = _down_kinds(source)
+    kinds, up_kinds = _level_kinds(source)
     levels = len(kinds)
     channels = source.by_level("block_out_channels", levels)
     groups = source.number("norm_num_groups")
@@ -112,13 +113,13 @@ def config_from_diffusers(name: str, config: Mapping[str, Any], where: str) -> d
     kind = source.one_of("class_embed_type", None, "timestep", "identity")
     imported: dict[str, Any] = {
         "norm_eps": source["norm_eps"],
-        "resample": _resample(source, kinds),
         "downsample_padding": source.number("downsample_padding", least=0),
         "flip_sin_to_cos": source["flip_sin_to_cos"],
         "freq_shift": source["freq_shift"],
         "class_embed_type": kind,
         "num_class_embeds": source["num_class_embeds"] if kind is None else None,
     }
+    imported |= _resampling(kinds, up_kinds)
     conditioning: dict[str, Any] = {"timestep": True, "attention_levels": attending}
     attending_anywhere = {*attending, *([levels - 1] if mid_block == "attention" else [])}
     if condition:
@@ -127,8 +128,12 @@ def config_from_diffusers(name: str, config: Mapping[str, Any], where: str) -> d
             "attention_heads": _heads(source, channels, attending_anywhere),
             "transformer_depth": _depth(source, levels),
             "linear_projection": source["use_linear_projection"],
-            "upcast_attention": source["upcast_attention"],
+            "upcast_attention": bool(source["upcast_attention"]),  # null in Stable Diffusion XL
+            "time_cond_proj_dim": source["time_cond_proj_dim"],
         }
+        if source.one_of("addition_embed_type", None, "text_time") is not None:
+            names = ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+            imported |= {"addition_embed_type": "text_time", **{name: source.number(name) for name in names}}
     else:
         if source["attention_head_dim"] is None:
             imported["attention_heads"] = [1] * levels
@@ -147,14 +152,14 @@ def config_from_diffusers(name: str, config: Mapping[str, Any], where: str) -> d
     }
 
 
-def _down_kinds(source: _Source) -> list[Kind]:
-    """Attention and resampling of each encoder level; the decoder must attend at the same levels."""
-    down, up = _kinds(source, "down_block_types", "Down"), _kinds(source, "up_block_types", "Up")
-    if [attends for attends, _ in down] != [attends for attends, _ in reversed(up)]:
+def _level_kinds(source: _Source) -> tuple[list[Kind], list[Kind]]:
+    """Attention and resampling of each level of the encoder and of the decoder, which must attend alike."""
+    down, up = _kinds(source, "down_block_types", "Down"), _kinds(source, "up_block_types", "Up")[::-1]
+    if [attends for attends, _ in down] != [attends for attends, _ in up]:
         raise source.refusal(
             "up_block_types", f"attending at the levels of down_block_types {as_yaml(source['down_block_types'])}"
         )
-    return down
+    return down, up
 
 
 def _kinds(source: _Source, key: str, way: str) -> list[Kind]:
@@ -169,16 +174,15 @@ def _kinds(source: _Source, key: str, way: str) -> list[Kind]:
     return [known[name] for name in types]
 
 
-def _resample(source: _Source, down: list[Kind]) -> str:
-    """Resampling of all levels; the deepest has no downsampling, the finest no upsampling."""
-    used = {kind for _, kind in down[:-1]} | {kind for _, kind in _kinds(source, "up_block_types", "Up")[:-1]}
-    if len(used) > 1:
-        raise source.refusal(
-            "down_block_types",
-            "of one resampling type at all levels, down and up: convolutions, or residual blocks "
-            "(ResnetDownsampleBlock2D, ResnetUpsampleBlock2D, downsample_type=upsample_type=resnet)",
-        )
-    return used.pop() if used else "conv"
+def _resampling(down: list[Kind], up: list[Kind]) -> dict[str, Any]:
+    """Resampling by level; the deepest has no downsampling, the finest no upsampling."""
+    used = {kind for _, kind in (*down[:-1], *up[1:])}
+    if len(used) <= 1:
+        return {"resample": used.pop() if used else "conv"}
+    return {
+        "resnet_downsample_levels": [level for level, (_, kind) in enumerate(down[:-1]) if kind == "resnet"],
+        "resnet_upsample_levels": [level for level, (_, kind) in enumerate(up) if level and kind == "resnet"],
+    }
 
 
 def _mid_block(source: _Source) -> str:

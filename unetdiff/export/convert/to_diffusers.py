@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from unetdiff.errors import UserError, config_error
 from unetdiff.export.convert.from_diffusers import CONDITION, PLAIN, collapse
 from unetdiff.models.attention_plan import AttentionPlan
 from unetdiff.models.config import RESIDUAL, ModelConfig
+
+Way = Literal["down", "up"]
+WAYS: tuple[Way, Way] = ("down", "up")
 
 
 def config_to_diffusers(config: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -20,13 +23,14 @@ def config_to_diffusers(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     _refuse_inexpressible(config)
     conditioning, residual, imported = config.conditioning, config.residual, config.imported
     channels = config.encoder.channels or []
-    condition, resnet = conditioning.cross_attention_dim is not None, imported.resample == "resnet"
+    condition = conditioning.cross_attention_dim is not None
     levels = set(conditioning.attention_levels or [])
 
-    def block(way: str, level: int) -> str:
+    def block(way: Way, level: int) -> str:
+        name = way.capitalize()
         if level in levels:
-            return f"{'CrossAttn' if condition else 'Attn'}{way}Block2D"
-        return f"Resnet{way}sampleBlock2D" if resnet else f"{way}Block2D"
+            return f"{'CrossAttn' if condition else 'Attn'}{name}Block2D"
+        return f"Resnet{name}sampleBlock2D" if imported.resamples_by_resnet(way, level) else f"{name}Block2D"
 
     diffusion, shift = config.heads.diffusion, imported.freq_shift
     assert diffusion is not None  # else refused above
@@ -35,8 +39,8 @@ def config_to_diffusers(config: ModelConfig) -> tuple[str, dict[str, Any]]:
         "in_channels": config.in_channels,
         "out_channels": diffusion.out_channels,
         "block_out_channels": channels,
-        "down_block_types": [block("Down", level) for level in range(len(channels))],
-        "up_block_types": [block("Up", level) for level in reversed(range(len(channels)))],
+        "down_block_types": [block("down", level) for level in range(len(channels))],
+        "up_block_types": [block("up", level) for level in reversed(range(len(channels)))],
         "layers_per_block": residual.layers_per_block,
         "norm_num_groups": residual.norm_num_groups,
         "norm_eps": imported.norm_eps,
@@ -58,14 +62,18 @@ def config_to_diffusers(config: ModelConfig) -> tuple[str, dict[str, Any]]:
             "transformer_layers_per_block": imported.transformer_depth,
             "use_linear_projection": imported.linear_projection,
             "upcast_attention": imported.upcast_attention,
+            "time_cond_proj_dim": imported.time_cond_proj_dim,
+            "addition_embed_type": imported.addition_embed_type,
+            "addition_time_embed_dim": imported.addition_time_embed_dim,
+            "projection_class_embeddings_input_dim": imported.projection_class_embeddings_input_dim,
         }
     return PLAIN, target | {
         "mid_block_type": None if residual.mid_block == "none" else "UNetMidBlock2D",
         "add_attention": residual.mid_block == "attention",
         "attn_norm_num_groups": _mid_block_groups(config),
         "attention_head_dim": _head_size(config),
-        "downsample_type": imported.resample,
-        "upsample_type": imported.resample,
+        "downsample_type": _attending_resample(config, "down"),
+        "upsample_type": _attending_resample(config, "up"),
     }
 
 
@@ -85,12 +93,43 @@ def _refuse_inexpressible(config: ModelConfig) -> None:
         constraint = f"a divisor of every one of encoder.channels, e.g. {math.gcd(groups, *channels)}"
         raise _inexpressible("residual.norm_num_groups", groups, constraint)
     if conditioning.cross_attention_dim is not None:
-        if imported.resample == "resnet" and conditioning.attention_levels:
-            raise _inexpressible("imported.resample", "resnet", "conv with cross-attention")
+        for way in WAYS:
+            if _resnet_steps(config, way) & set(conditioning.attention_levels or []):
+                levels = getattr(imported, f"resnet_{way}sample_levels")
+                if levels is None:
+                    raise _inexpressible("imported.resample", "resnet", "conv with cross-attention")
+                constraint = "without the levels that attend, with cross-attention"
+                raise _inexpressible(f"imported.resnet_{way}sample_levels", levels, constraint)
         if residual.mid_block == "resnets":
             raise _inexpressible("residual.mid_block", "resnets", "attention or resnet with cross-attention")
-    elif residual.mid_block == "resnet":
+        return
+    for key in ("time_cond_proj_dim", "addition_embed_type"):
+        if getattr(imported, key) is not None:
+            raise _inexpressible(f"imported.{key}", getattr(imported, key), "null without cross-attention")
+    if residual.mid_block == "resnet":
         raise _inexpressible("residual.mid_block", "resnet", "attention or resnets without cross-attention")
+
+
+def _resnet_steps(config: ModelConfig, way: Way) -> set[int]:
+    """Levels with a downsampler or an upsampler inside a residual block."""
+    count = len(config.encoder.channels or [])
+    steps = range(count - 1) if way == "down" else range(1, count)
+    return {level for level in steps if config.imported.resamples_by_resnet(way, level)}
+
+
+def _attending_resample(config: ModelConfig, way: Way) -> str:
+    """`downsample_type` or `upsample_type` of a `UNet2DModel`, which its attending levels share."""
+    count, imported = len(config.encoder.channels or []), config.imported
+    last = count - 1 if way == "down" else 0  # has none
+    attending = set(config.conditioning.attention_levels or []) - {last}
+    resnet = attending & _resnet_steps(config, way)
+    if resnet and resnet != attending:
+        key = f"imported.resnet_{way}sample_levels"
+        constraint = f"all or none of the attending levels {sorted(attending)}"
+        raise _inexpressible(key, getattr(imported, key.partition(".")[2]), constraint)
+    if not attending:
+        return imported.resample
+    return "resnet" if resnet else "conv"
 
 
 def _inexpressible(key: str, value: Any, constraint: str, remedy: str = "") -> UserError:

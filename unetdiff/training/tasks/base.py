@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.transforms import to_model_range
+from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.diffusion.objectives import sample_noise
 from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
@@ -129,6 +130,17 @@ class Task(nn.Module, ABC):
         x = to_model_range(images.to(self.unet.device, non_blocking=True)).to(self.unet.dtype)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x  # (B, 3, H, W)
 
+    def moments(self, batch: Batch, codec: LatentCodec) -> Tensor:
+        """What `codec.sample` makes latents of, (B, K, h, w): a batch's cached "latents", or its encoded images.
+
+        Raises:
+            UserError: images of different sizes.
+        """
+        if "latents" not in batch:
+            return codec.encode_moments(self.pixels(batch["image"]))
+        require_one_size(batch["latents"])
+        return batch["latents"].to(self.unet.device, non_blocking=True)
+
     def image_noise(self, draws: RowDraws, images: Tensor, offset: float = 0.0) -> Tensor:
         """Training noise of images (B, C, H, W), of their shape and type (`objectives.sample_noise`)."""
         shape = tuple(images.shape[1:])
@@ -136,9 +148,9 @@ class Task(nn.Module, ABC):
         return noise.contiguous(memory_format=torch.channels_last) if self.channels_last else noise
 
 
-def inputs_of(batch: Batch) -> Tensor | list[Tensor]:
-    """The images of a batch, or their latents where these were encoded once."""
-    return batch["latents"] if "latents" in batch else batch["image"]  # type: ignore[no-any-return]
+def network_input(batch: Batch) -> Tensor | list[Tensor]:
+    """The images of a batch, or their cached latents; a list where they differ in size."""
+    return batch["latents"] if "latents" in batch else batch["image"]
 
 
 def require_one_size(images: Tensor | list[Tensor]) -> None:

@@ -140,11 +140,14 @@ class DiffusionTask(Task):
         if isinstance(self.codec, MaskCodec):
             x0 = self.codec.encode_masks(self._masks(batch)).to(self.unet.dtype)
             return x0.contiguous(memory_format=torch.channels_last) if self.channels_last else x0
-        pixels, noise = self.pixels(batch["image"]), None
-        if draws is not None and isinstance(self.codec, LatentCodec) and self.codec.has_posterior:
-            shape = self.codec.channels, *self.codec.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
+        if isinstance(self.codec, PixelCodec):
+            return self.pixels(batch["image"])
+        moments = self.moments(batch, self.codec)
+        noise = None
+        if draws is not None and self.codec.has_posterior:
+            shape = self.codec.channels, moments.shape[-2], moments.shape[-1]
             noise = draws(lambda count, generator: objectives.sample_noise((count, *shape), generator), shape)
-        return self.codec.encode(pixels, noise).to(self.unet.dtype)
+        return self.codec.sample(moments, noise).to(self.unet.dtype)
 
     def loss_mask(self, batch: Batch) -> Tensor | None:
         """Pixels included in the loss, bool (B, 1, H, W): those of generated masks that are not ignored; None: all."""

@@ -17,7 +17,7 @@ from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
-from unetdiff.training.tasks.base import Batch, Previews, Task, inputs_of, require_one_size
+from unetdiff.training.tasks.base import Batch, Previews, Task, network_input, require_one_size
 from unetdiff.training.tasks.diffusion import DiffusionTask, NoisyBatch
 from unetdiff.training.tasks.segmentation import SegmentationTask
 from unetdiff.training.weighting import WEIGHTINGS
@@ -95,9 +95,9 @@ class JointTask(Task):
             return sums | _prefixed("segmentation", hard)
         clean = []
         for batch, draws in parts:
-            require_one_size(inputs_of(batch))
+            require_one_size(network_input(batch))
             rows = self.clean_rows(draws)
-            clean.append({"image": inputs_of(batch), "mask": batch["mask"][rows]})
+            clean.append({**batch, "mask": batch["mask"][rows]})
         diffusion = self.diffusion.reference(parts, layers)
         return _prefixed("segmentation", self.segmentation.target_sums(clean)) | _prefixed("diffusion", diffusion)
 

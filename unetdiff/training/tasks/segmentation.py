@@ -40,7 +40,7 @@ from unetdiff.training.tasks.base import (
     Task,
     ValidationData,
     freeze_unused_heads,
-    inputs_of,
+    network_input,
     require_one_size,
 )
 
@@ -118,17 +118,12 @@ class SegmentationTask(Task):
         return self.sums(self.segmenter.logits(sample, timesteps, size), batch["mask"])
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[int, int]]:
-        """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width.
-
-        A batch has "image", or "latents" that were encoded once (`LatentCodec.encode_moments`).
-        """
-        if "latents" not in batch:
-            pixels = self.pixels(batch["image"])
-            return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
-        assert isinstance(self.codec, LatentCodec)
-        require_one_size(batch["latents"])
-        x0 = self.codec.sample(batch["latents"].to(self.unet.device, non_blocking=True)).to(self.unet.dtype)
-        return x0, (x0.shape[-2] * self.codec.factor, x0.shape[-1] * self.codec.factor)
+        """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
+        if "latents" in batch and isinstance(self.codec, LatentCodec):
+            x0 = self.codec.sample(self.moments(batch, self.codec)).to(self.unet.dtype)
+            return x0, (x0.shape[-2] * self.codec.factor, x0.shape[-1] * self.codec.factor)
+        pixels = self.pixels(batch["image"])
+        return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
 
     def add_noise(self, x0: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
         """x_0 (B, C, h, w), noised to `config.timestep`, or a fraction at random timesteps; and the timesteps (B,).
@@ -187,7 +182,7 @@ class SegmentationTask(Task):
         """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
         loss, classes = self._annealed_loss(), self.unet.num_classes or 0
         for batch in batches:
-            require_one_size(inputs_of(batch))
+            require_one_size(network_input(batch))
         return reduce(add, (loss.target_sums(batch["mask"].to(self.unet.device), classes) for batch in batches))
 
     @contextmanager
