@@ -16,11 +16,10 @@ from unetdiff.experiments.features import (
     noise_for_names,
     open_features,
     parse_noise_levels,
-    pretrained_features,
 )
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images
 from unetdiff.models.unet import UNet
-from unetdiff.reports.runs import read_run
+from unetdiff.reports.runs import read_run, read_runs
 
 NAMES = ["a", "b"]
 
@@ -144,9 +143,8 @@ def test_a_denoiser_of_masks_sees_no_noisy_images(make_run):
 
 
 def test_stable_diffusion_is_probed_in_its_latents_with_its_schedule_and_the_empty_prompt(make_run, stable_diffusion):
-    run = read_run(make_run("run", "diffusion"))
-    val = labeled_images(run, run, "val")
-    features = pretrained_features(stable_diffusion, run, val, [None, 40], 3, "cpu")
+    run, pretrained = read_runs([make_run("run", "diffusion"), stable_diffusion])
+    features = open_features(pretrained, labeled_images(run, run, "val"), [None, 40], 3, "cpu")
     result = list(features(images(), NAMES, 40).values())
     pipe = StableDiffusionPipeline.from_pretrained(stable_diffusion)
     with torch.no_grad():
@@ -157,5 +155,3 @@ def test_stable_diffusion_is_probed_in_its_latents_with_its_schedule_and_the_emp
         expected = list(UNet.from_diffusers(pipe.unet).features(sample, 40, prompt).values())
     for one, other in zip(result, expected, strict=False):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
-    with pytest.raises(UserError, match="--timesteps=1000: must be at most 999"):
-        pretrained_features(stable_diffusion, run, val, [1000], 0, "cpu")

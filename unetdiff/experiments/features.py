@@ -7,27 +7,25 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.config.reading import from_yaml
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.class_names import require_same_classes
+from unetdiff.evaluation.load_run import run_config
 from unetdiff.models import loading
 from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.pipeline import saved_classes
 from unetdiff.segmentation.segmenter import Segmenter
-from unetdiff.training.rundir import CONFIG
-from unetdiff.training.tasks.build import denoiser_of, load_task
+from unetdiff.training.tasks.build import load_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
@@ -179,7 +177,7 @@ def open_features(
             cover only the center of the image.
     """
     assert run.model is not None
-    task = load_task(from_yaml(run.path / CONFIG), run.model, val).to(device)
+    task = load_task(run_config(run.path), run.model, val).to(device)
     if task.unet.config["encoder"]["padding"] == "valid":
         raise UserError(f"model.encoder.padding=valid: must be same, so that the maps cover the image ({run.path}).")
     if "segmentation" in run.heads:
@@ -191,48 +189,14 @@ def open_features(
     )
     if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
         return UNetFeatures(run.name, task.unet, None, segmenter, [None], seed)
-    return _denoiser_features(run.name, diffusion, segmenter, noise_levels, seed, str(run.path))
-
-
-def _denoiser_features(
-    name: str,
-    diffusion: DiffusionTask,
-    segmenter: Segmenter | None,
-    noise_levels: list[NoiseLevel],
-    seed: int,
-    path: str,
-) -> UNetFeatures:
     if isinstance(diffusion.codec, MaskCodec):
-        raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({path}).")
-    diffusion.forward_process.require_clean_timestep(f"runs={path}")
+        raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({run.path}).")
+    diffusion.forward_process.require_clean_timestep(f"runs={run.path}")
     max_timestep = int(diffusion.forward_process.at_fraction(torch.tensor(1.0)))
     for level in noise_levels:
         if level is not None and level > max_timestep:
-            raise config_error("--timesteps", level, f"at most {max_timestep} for {path}")
-    return UNetFeatures(name, diffusion.unet, diffusion, segmenter, noise_levels, seed)
-
-
-def pretrained_features(
-    directory: Path, run: Run, val: ImageDataset, noise_levels: list[NoiseLevel], seed: int, device: torch.device | str
-) -> UNetFeatures:
-    """A pretrained denoiser of a pipeline directory (diffusers' or ours) on the images of a run.
-
-    Args:
-        directory: with unet/, scheduler/, and vae/, text_encoder/ and tokenizer/ as the denoiser needs them.
-        run: whose images are used.
-        val: its validation images.
-        noise_levels: noise levels.
-        seed: seed of the noise.
-        device: device of the network.
-
-    Raises:
-        UserError: not a denoiser's directory, a timestep beyond the denoiser's, or a denoiser of masks.
-    """
-    task = load_task(from_yaml(run.path / CONFIG), directory, val).to(device)
-    denoiser = denoiser_of(task)
-    if denoiser is None:
-        raise config_error("--pretrained", directory, "a denoiser's pipeline directory", "Give a segmenter as a RUN.")
-    return _denoiser_features(directory.name, denoiser, None, noise_levels, seed, str(directory))
+            raise config_error("--timesteps", level, f"at most {max_timestep} for {run.path}")
+    return UNetFeatures(run.name, task.unet, diffusion, segmenter, noise_levels, seed)
 
 
 class PretrainedEncoderFeatures(Features):

@@ -46,14 +46,13 @@ from unetdiff.experiments.probe_report import ProbeResults, probe_record
 from unetdiff.experiments.probed_network import (
     ProbedNetwork,
     encoder_network,
-    pretrained_network,
     random_network,
     trained_network,
 )
 from unetdiff.experiments.result_cache import cached_result
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
 from unetdiff.files.images import save_image
-from unetdiff.files.texts import read_text
+from unetdiff.files.records import dump_yaml
 from unetdiff.files.writing import make_folder
 from unetdiff.models.config import PRETRAINED_ENCODERS
 from unetdiff.models.weights_files import fingerprint
@@ -63,7 +62,6 @@ from unetdiff.reports.runs import Run
 from unetdiff.segmentation.evaluation import network_logits
 from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.palette import colorize
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.runtime import build_accelerator, facts
 
 TIMESTEPS = ("clean", "50", "150", "300", "500", "750")
@@ -94,8 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="its weights: imagenet (downloaded), or a safetensors file")  # fmt: skip
     parser.add_argument("--encoder_min_size", type=int, default=MIN_ENCODER_SIDE,
                         help="pixels to which the shorter side of smaller images is enlarged for it")  # fmt: skip
-    parser.add_argument("--pretrained", type=Path, nargs="+", default=[], metavar="DIR",
-                        help="pipeline directories (e.g. Stable Diffusion) to probe on the same images")  # fmt: skip
     parser.add_argument("--num_rows", type=int, default=6, help="validation images in the gallery")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise, the image order and random weights")
 
@@ -111,9 +107,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     runs = finished_runs(args.runs)
     accelerator = build_accelerator(TrainingConfig(mixed_precision="no"))
     device = accelerator.device
-    settings = {k: v for k, v in vars(args).items() if k not in ("runs", "output", "pretrained")} | {
-        "timesteps": levels
-    }
+    settings = {k: v for k, v in vars(args).items() if k not in ("runs", "output")} | {"timesteps": levels}
     results: list[ProbeResults] = []
 
     def is_complete(result: dict[str, Any]) -> bool:
@@ -131,16 +125,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         measure(one.name, one.task, _identity(one, first), partial(trained_network, one, first, levels, args, device))
     random = partial(random_network, first, levels, args, device)
     measure("random weights", "random", _identity(first, first) | {"random": True}, random)
-    for directory in args.pretrained:
-        network = model_directory(directory)
-        identity = {"network": fingerprint(network / "unet"), "data": [first.config["data"], first.config["data"]]}
-        opener = partial(pretrained_network, network, first, levels, args, device)
-        measure(directory.name or str(directory), "diffusion", identity, opener)
     if args.encoder is not None:
         identity = {"data": first.config["data"], "weights": _file_identity(args.encoder_weights)}
         measure(f"{args.encoder}, ImageNet", "encoder", identity, partial(encoder_network, first, args, device))
     gallery = _gallery_images(labeled_images(first, first, "val"), args, output)
-    configs = {one.name: read_text(one.path / "config.yaml") for one in runs}
+    configs = {one.name: dump_yaml(one.config) for one in runs}
     minutes = (time.monotonic() - start) / 60
     return probe_record(
         results,

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import torch
 
-from unetdiff.experiments.features import (
-    Features,
-    NoiseLevel,
-    PretrainedEncoderFeatures,
-    open_features,
-    pretrained_features,
-)
+from unetdiff.experiments.features import Features, NoiseLevel, PretrainedEncoderFeatures, open_features
 from unetdiff.experiments.run_inputs import labeled_images
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.segmenter import Segmenter
@@ -42,14 +35,6 @@ def trained_network(
     """The best weights of a run."""
     features = open_features(run, labeled_images(run, first, "val"), levels, args.seed, device)
     return ProbedNetwork(features, run, first, features.segmenter)
-
-
-def pretrained_network(
-    directory: Path, first: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device
-) -> ProbedNetwork:
-    """A pretrained denoiser, in its own latent space, with its own schedule and null prompt."""
-    features = pretrained_features(directory, first, labeled_images(first, first, "val"), levels, args.seed, device)
-    return ProbedNetwork(features, first, first)
 
 
 def random_network(run: Run, levels: list[NoiseLevel], args: argparse.Namespace, device: torch.device) -> ProbedNetwork:
