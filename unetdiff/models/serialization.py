@@ -82,6 +82,19 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         return loading.load(cls, directory, dtype, variant)
 
     @classmethod
+    def read_config(cls, directory: str | Path) -> dict[str, Any]:
+        """The config of a saved network, ours or diffusers', as plain dicts; its weights are not read.
+
+        Raises:
+            UserError: a missing or damaged config.json, or one of another model.
+        """
+        if loading.is_stock(Path(directory)):
+            from unetdiff.export.convert import diffusers
+
+            return diffusers.read_config(cls, Path(directory))
+        return loading.read_config(Path(directory))
+
+    @classmethod
     def from_config(  # type: ignore[override]
         cls, config: Mapping[str, Any] | str | Path, return_unused_kwargs: bool = False, **changes: Any
     ) -> Any:
