@@ -20,6 +20,9 @@ def validate_segmentation(config: RunConfig) -> None:
         raise config_error("training.gradient_accumulation_steps", parts, constraint, "Or use dice instead of lovasz.")
     _validate_class_weights(config)
     _validate_cross_entropy(segmentation)
+    if config.diffusion.noise.process == "edm":
+        constraint = f"ddpm or flow with task={config.task}, whose segmentation head sees clean images at timestep 0"
+        raise config_error("diffusion.noise.process", "edm", constraint)
     _validate_timestep(config)
     _validate_context(config)
     if segmentation.noise:
