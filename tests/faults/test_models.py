@@ -247,7 +247,7 @@ def test_b8_the_conditioners_config(models: Path, key: str, value: Any, says: st
         ({"text_encoder": ["evil", "BertModel"]}, "'text_encoder' must be one of"),
         ({"later": ["evil", "Part"]}, "'later' is not a part"),
         ({"_class_name": ["pipeline", "Evil"]}, "_class_name="),
-        ({"_class_name": "StableDiffusionPipeline"}, "_class_name=StableDiffusionPipeline"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "_class_name=StableDiffusionXLPipeline"),
         ({"unet": None}, "must have the key 'unet'"),
         ({"unet": 5}, "'unet' must be .library, class."),
         ({"masks": {"classes": ["a", "a", "b"], "palette": [[0, 0, 0]] * 3}}, "masks.classes must be different"),

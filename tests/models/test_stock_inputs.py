@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unetdiff.errors import UserError
 from unetdiff.kernels import conditions
-from unetdiff.kernels.accelerate import accelerate_training_
+from unetdiff.kernels.accelerate import accelerate_inference_, accelerate_training_
 from unetdiff.models.attention import CrossAttentionCache
 from unetdiff.models.unet import UNet
 
@@ -113,7 +113,10 @@ def test_residuals_reach_every_family_and_both_heads() -> None:
         "mid_block_additional_residual": torch.ones(1, 8, 4, 4),
     }
     with torch.no_grad():
-        assert not torch.equal(unet.segment(x, **extra), unet.segment(x))
+        logits = unet.segment(x, **extra)
+        assert not torch.equal(logits, unet.segment(x))
+        packed = accelerate_inference_(copy.deepcopy(unet))
+        torch.testing.assert_close(packed.segment(x, **extra), logits, rtol=1e-5, atol=1e-5)
         assert not torch.equal(unet.features(x, **extra)["last"], unet.features(x)["last"])
 
 

@@ -16,9 +16,14 @@ from unetdiff.training.tasks.joint import JointTask
 Tiny = Callable[..., RunConfig]
 
 
-@pytest.mark.parametrize(("fraction", "clean"), [(1.0, [0, 1, 2, 3]), (0.5, [1, 3]), (0.3, [1, 3])])
-def test_the_loss_is_the_weighted_sum_of_both_tasks(tiny: Tiny, fraction: float, clean: list[int]) -> None:
-    weights = {"joint__diffusion_weight": 7.0, "joint__segmentation_weight": 0.5}
+@pytest.mark.parametrize(
+    ("fraction", "clean", "process"),
+    [(1.0, [0, 1, 2, 3], "ddpm"), (0.5, [1, 3], "ddpm"), (0.3, [1, 3], "ddpm"), (0.5, [1, 3], "flow")],
+)
+def test_the_loss_is_the_weighted_sum_of_both_tasks(
+    tiny: Tiny, fraction: float, clean: list[int], process: str
+) -> None:
+    weights = {"joint__diffusion_weight": 7.0, "joint__segmentation_weight": 0.5, "diffusion__noise__process": process}
     config = tiny("joint", joint__segmentation_fraction=fraction, model__residual__dropout=0.0, **weights)
     train = build_dataset(config.data, "train", True)
     torch.manual_seed(0)

@@ -82,3 +82,15 @@ def test_a_resumed_run_sees_the_same_noise(
     tiny: Tiny, cut_and_resumed: Callable[[RunConfig], dict[str, Tensor]]
 ) -> None:
     cut_and_resumed(tiny("segmentation", segmentation__noise=0.5, model__conditioning__timestep=True))
+
+
+def test_noise_of_flow_matching(tiny: Tiny) -> None:
+    noise = {"diffusion.noise.process": "flow", "diffusion.noise.flow.logit_mean": 3.0}
+    task, batch = build(tiny, segmentation__noise=0.5, model__conditioning__timestep=True, **noise)
+    clean = task.pixels(batch["image"])
+    sample, timesteps = task.add_noise(clean, whole_batch(3, 16, "cpu"))
+    assert timesteps is not None and torch.equal(sample[timesteps == 0], clean[timesteps == 0])
+    sigma = (timesteps[timesteps > 0] / 1000)[:, None]
+    assert 2 <= len(sigma) <= 14 and sigma.min() > 0.5
+    added = (sample[timesteps > 0].flatten(1) - (1 - sigma) * clean[timesteps > 0].flatten(1)) / sigma
+    assert added.mean().abs() < 0.02 and (added.std() - 1).abs() < 0.02

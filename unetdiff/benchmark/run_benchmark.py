@@ -15,12 +15,13 @@ from unetdiff.benchmark.multiply_adds import count_macs
 from unetdiff.benchmark.peak_throughput import precision_name
 from unetdiff.benchmark.timing import Quartiles, Times, Workload, synchronizer, time_interleaved
 from unetdiff.benchmark.workloads import prediction_workload, sampling_workload, training_workload
-from unetdiff.config.reading import from_yaml, load, override
+from unetdiff.config.reading import load, override
 from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import StepSampler
 from unetdiff.errors import UserError
+from unetdiff.evaluation.load_run import is_pretrained, run_config, trained_size
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.training import runtime
@@ -28,7 +29,7 @@ from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.base import Batch, Task
-from unetdiff.training.tasks.build import build_task, load_task
+from unetdiff.training.tasks.build import build_task, load_task, segmentation_of
 from unetdiff.training.tasks.joint import JointTask
 
 Kind = Literal["training step", "masks", "samples"]
@@ -46,11 +47,14 @@ class BenchmarkTarget:
     """
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
-        if path.is_dir() and not (path / CONFIG).is_file():
+        if path.is_dir() and not (path / CONFIG).is_file() and not is_pretrained(path):
             raise UserError(f"{path}: must contain {CONFIG}. Use a run directory or a config file.")
         self.path, self.overrides = path, tuple(overrides)
         if path.is_dir():
-            self.config = override(from_yaml(path / CONFIG), overrides)
+            self.config = override(run_config(path), overrides)
+            if is_pretrained(path):
+                self.config.task, self.config.data.size = "diffusion", self.config.data.size or trained_size(path)
+                self.config.training.steps = 1  # of a benchmark's own
             validate(self.config)
         else:
             self.config = load(path, overrides)
@@ -92,7 +96,9 @@ class BenchmarkTarget:
         autocast = runtime.autocast_dtype()
         accelerate_inference_(unet, autocast)  # as `predict` and `sample` do
         if kind == "masks":
-            return prediction_workload(unet, batch["image"])
+            segmentation = segmentation_of(self.task)
+            assert segmentation is not None
+            return prediction_workload(segmentation.segmenter, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         pipeline = task.pipeline()

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.runs and not args.experiments:
         raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
     for run in args.runs:
-        if not (run / "config.yaml").is_file():
+        if not (run / "config.yaml").is_file() and not (run / "model_index.json").is_file():
             raise UserError(f"{run} is not a run directory: it has no config.yaml. Give a training.output_dir.")
 
     from unetdiff.reports.report import write_report

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
@@ -17,6 +18,8 @@ from unetdiff.errors import FileError, UserError
 from unetdiff.evaluation.class_names import require_classes_of_task
 from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object
+from unetdiff.models.loading import is_stock
+from unetdiff.models.unet import UNet
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
@@ -81,6 +84,8 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
     config = run_config(path)
     if data is not None:
         config.data = data
+    if is_pretrained(path) and config.data.size is None:
+        config.data = replace(config.data, size=trained_size(directory))
     if split not in ("val", "train"):
         raise UserError(f"split={split}: must be one of val, train.")
     masks = bool(heads_of(directory)["segmentation"])
@@ -95,11 +100,29 @@ def load_run(path: str | Path, data: DataConfig | None = None, split: str = "val
 
 
 def run_config(path: Path) -> RunConfig:
-    """The config of a run directory, or of a model directory's run; the defaults without a config.yaml."""
+    """The config of a run directory, or of a model directory's run; without a config.yaml the defaults, and what
+    follows from a directory of diffusers."""
     for candidate in (path / CONFIG, path.parent / CONFIG):
         if is_there(candidate):
             return from_yaml(candidate)
-    return RunConfig()
+    config = RunConfig()
+    if is_pretrained(path):
+        config.model.pretrained = str(path)
+        config = follow_pretrained(config)
+    return config
+
+
+def is_pretrained(path: Path) -> bool:
+    """Whether a path is a pipeline directory of diffusers that no run wrote."""
+    return is_stock(path / "unet") and not any(is_there(p / CONFIG) for p in (path, path.parent))
+
+
+def trained_size(directory: Path) -> list[int] | None:
+    """Height and width in pixels that the denoiser of a pipeline directory was trained at; None: unknown."""
+    size, vae = UNet.read_config(directory / "unet")["sample_size"], directory / "vae" / "config.json"
+    levels = len(read_object(vae).get("block_out_channels") or [0]) if is_there(vae) else 1
+    sides = [size, size] if isinstance(size, int) else size
+    return None if sides is None else [side * 2 ** (levels - 1) for side in sides]
 
 
 def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) -> ImageDataset:
@@ -111,6 +134,8 @@ def split_of(data: DataConfig, split: str, masks: bool, layout: bool = False) ->
 def heads_of(directory: Path) -> dict[str, Any]:
     """The heads in the config of a model directory, by name; None for a missing head."""
     file = directory / "unet" / "config.json"
+    if is_stock(file.parent):
+        return dict(UNet.read_config(file.parent)["heads"])
     content = read_object(file)
     heads = content.get("heads")
     if not isinstance(heads, dict):

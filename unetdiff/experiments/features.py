@@ -12,20 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unetdiff.config.reading import from_yaml
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.class_names import require_same_classes
+from unetdiff.evaluation.load_run import run_config
 from unetdiff.models import loading
 from unetdiff.models.forward_state import ForwardState
 from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.pipeline import saved_classes
 from unetdiff.segmentation.segmenter import Segmenter
-from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.build import load_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.joint import JointTask
@@ -178,7 +177,7 @@ def open_features(
             cover only the center of the image.
     """
     assert run.model is not None
-    task = load_task(from_yaml(run.path / CONFIG), run.model, val).to(device)
+    task = load_task(run_config(run.path), run.model, val).to(device)
     if task.unet.config["encoder"]["padding"] == "valid":
         raise UserError(f"model.encoder.padding=valid: must be same, so that the maps cover the image ({run.path}).")
     if "segmentation" in run.heads:

@@ -52,7 +52,7 @@ from unetdiff.experiments.probed_network import (
 from unetdiff.experiments.result_cache import cached_result
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
 from unetdiff.files.images import save_image
-from unetdiff.files.texts import read_text
+from unetdiff.files.records import dump_yaml
 from unetdiff.files.writing import make_folder
 from unetdiff.models.config import PRETRAINED_ENCODERS
 from unetdiff.models.weights_files import fingerprint
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         identity = {"data": first.config["data"], "weights": _file_identity(args.encoder_weights)}
         measure(f"{args.encoder}, ImageNet", "encoder", identity, partial(encoder_network, first, args, device))
     gallery = _gallery_images(labeled_images(first, first, "val"), args, output)
-    configs = {one.name: read_text(one.path / "config.yaml") for one in runs}
+    configs = {one.name: dump_yaml(one.config) for one in runs}
     minutes = (time.monotonic() - start) / 60
     return probe_record(
         results,

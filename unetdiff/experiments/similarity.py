@@ -29,7 +29,7 @@ from unetdiff.experiments.linear_probes import groups_by_size
 from unetdiff.experiments.result_cache import cached_result
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images, refuse_overrides
 from unetdiff.experiments.similarity_report import SimilarityResults, similarity_record
-from unetdiff.files.texts import read_text
+from unetdiff.files.records import dump_yaml
 from unetdiff.models.weights_files import fingerprint
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import Run
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     )
     results = SimilarityResults(**result)
     minutes = (time.monotonic() - start) / 60
-    configs = {one.name: read_text(one.path / "config.yaml") for one in runs}
+    configs = {one.name: dump_yaml(one.config) for one in runs}
     return similarity_record(
         results,
         args,

@@ -65,7 +65,7 @@ def load(cls: type[Model], directory: Path, dtype: torch.dtype | None, variant: 
     model = build(cls, config)
     load_weights(model, file)
     if dtype is not None:
-        model.to(dtype)
+        nn.Module.to(model, dtype=dtype)  # not ModelMixin.to, which warns about every dtype
     return model.eval()
 
 

@@ -66,7 +66,7 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
             UserError: a missing or truncated file, a pickle, a tensor that is missing, unexpected or of another shape,
                 or an option that is not supported, by name.
         """
-        dtype = dtype or options.pop("torch_dtype", None)
+        dtype = options.pop("torch_dtype", None) or dtype
         hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
         for name, value in options.items():
             if name not in NO_EFFECT and value not in (None, False):
@@ -80,6 +80,19 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         if loading.is_stock(directory):
             return cls.from_diffusers(directory, variant=variant, torch_dtype=dtype)
         return loading.load(cls, directory, dtype, variant)
+
+    @classmethod
+    def read_config(cls, directory: str | Path) -> dict[str, Any]:
+        """The config of a saved network, ours or diffusers', as plain dicts; its weights are not read.
+
+        Raises:
+            UserError: a missing or damaged config.json, or one of another model.
+        """
+        if loading.is_stock(Path(directory)):
+            from unetdiff.export.convert import diffusers
+
+            return diffusers.read_config(cls, Path(directory))
+        return loading.read_config(Path(directory))
 
     @classmethod
     def from_config(  # type: ignore[override]

@@ -9,9 +9,12 @@ from typing import Annotated, Any, Required, TypedDict
 
 from unetdiff.config.reading import from_yaml
 from unetdiff.errors import FileError, UserError
+from unetdiff.evaluation.load_run import is_pretrained, run_config, trained_size
 from unetdiff.files.records import jsonable, numbered_json_lines, read_object
 from unetdiff.files.typed import typed
 from unetdiff.models.config import ModelConfig
+from unetdiff.models.loading import is_stock
+from unetdiff.models.unet import UNet
 from unetdiff.training.logger import METRICS
 
 SHARED_PARTS = ("encoder", "mid_block", "decoder", "conditioning")
@@ -88,6 +91,8 @@ class Run:
     """The directory of the evaluated weights (best/, else latest/)."""
     model_config: JsonDict = field(default_factory=dict)
     """config.json of the evaluated U-Net; the config's `model` section if no weights are saved yet."""
+    is_pretrained: bool = False
+    """Whether it is not a run, but a pipeline directory of diffusers."""
     problems: list[str] = field(default_factory=list)
     """Why parts of the page may be missing or wrong: "it has no metrics.jsonl ..."."""
 
@@ -180,6 +185,8 @@ def read_run(path: Path, name: str | None = None) -> Run:
     """
     path = Path(path)
     config_file = path / "config.yaml"
+    if is_pretrained(path):
+        return _pretrained(path, name)
     if not config_file.is_file():
         raise UserError(f"{path} is not a run directory (no config.yaml). Pass the training.output_dir of a run.")
     config = asdict(from_yaml(config_file))
@@ -208,13 +215,23 @@ def read_run(path: Path, name: str | None = None) -> Run:
     )
 
 
+def _pretrained(path: Path, name: str | None) -> Run:
+    """A pipeline directory of diffusers as a run without training; the other runs' dataset is filled in later."""
+    config = run_config(path)
+    config.task, config.data.size = "diffusion", trained_size(path)
+    summary = {"task": config.task, "steps": 0, "minutes": 0.0, "parameters": {}}
+    network = read_model_config(path / "unet" / CONFIG_JSON)
+    options: JsonDict = {"config": asdict(config), "summary": summary, "model": path, "model_config": network}
+    return Run(name or path.resolve().name, path, config.task, **options, is_pretrained=True)
+
+
 def read_model_config(path: Path) -> JsonDict:
     """The keys of `ModelConfig` in a config.json, with defaults for missing ones; other keys are left out.
 
     Raises:
         UserError: the file is invalid; names the key.
     """
-    content = read_object(path, REMEDY)
+    content = UNet.read_config(path.parent) if is_stock(path.parent) else read_object(path, REMEDY)
     known = {field.name for field in fields(ModelConfig)}
     own = {key: value for key, value in content.items() if key in known}
     model = typed(ModelConfig, own, path, remedy=REMEDY)
@@ -235,7 +252,10 @@ def _planned_model(config: JsonDict) -> JsonDict:
 
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in `paths`, with unique names: the shortest distinct endings of the paths."""
+    """The runs in `paths`, with unique names: the shortest distinct endings of the paths.
+
+    A pipeline directory of diffusers has the dataset of the first run, at its own size.
+    """
     paths = [Path(path) for path in paths]
     if not paths:
         raise UserError("runs: must contain at least one run directory.")
@@ -243,7 +263,14 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     for index, path in enumerate(resolved):
         if path in resolved[:index]:
             raise UserError(f"runs={paths[index]}: must be listed once.")
-    return [read_run(path, name) for path, name in zip(paths, distinct_names(resolved), strict=True)]
+    runs = [read_run(path, name) for path, name in zip(paths, distinct_names(resolved), strict=True)]
+    trained = next((run for run in runs if not run.is_pretrained), None)
+    for run in runs:
+        if run.is_pretrained and trained is None:
+            raise UserError(f"{run.path}: must be given with a run, whose dataset it is shown on (got no run).")
+        if run.is_pretrained and trained is not None:
+            run.config["data"] = {**trained.config["data"], "size": run.config["data"]["size"]}
+    return runs
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    DiffusionPipeline,
     LatentConsistencyModelPipeline,
     LCMScheduler,
     StableDiffusionControlNetPipeline,
@@ -134,6 +136,20 @@ def test_stable_diffusion_xl(parts: dict[str, Any]) -> None:
         )
         both.append(images(pipeline, height=16, width=16, **given))
     require_same(*both)
+
+
+def test_a_pipeline_with_our_network_is_saved_and_loaded(parts: dict[str, Any], tmp_path: Path) -> None:
+    stock = made(UNet2DConditionModel, **SMALL)
+    absent = {name: part for name, part in parts.items() if name not in ("vae", "scheduler")}
+    size = {"height": 16, "width": 16}
+    expected = images(StableDiffusionPipeline(unet=stock, **parts), **size)
+    StableDiffusionPipeline(unet=stock, **parts).save_pretrained(tmp_path / "stock")
+    unet = UNet.from_diffusers(tmp_path / "stock")
+    StableDiffusionPipeline(unet=unet, **parts).save_pretrained(tmp_path / "ours")
+    for folder, given in (("stock", {"unet": unet}), ("ours", {})):
+        pipeline = DiffusionPipeline.from_pretrained(tmp_path / folder, **given, **absent)
+        assert isinstance(pipeline.unet, UNet)
+        require_same(expected, images(pipeline, **size))
 
 
 def test_an_image_prompt_is_refused_by_name(parts: dict[str, Any]) -> None:

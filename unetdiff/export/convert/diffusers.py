@@ -59,17 +59,26 @@ def load(
     file, head = find_weights(directory, variant), directory / SEGMENTATION_HEAD
     header = loading.read_header(file)
     head_header = loading.read_header(head) if head.is_file() else {}
-    segmentation = _head_options(head, head_header) if head_header else None
-    model = loading.outline(
-        lambda: _outline(cls, described, config, segmentation, f"from_diffusers: '{file}'", dtype or torch.float32),
-        path,
-    )
+    model = _described(cls, directory, f"from_diffusers: '{file}'", dtype or torch.float32)
     renamed = {from_diffusers_name(key): entry for key, entry in header.items()}
     loading.check(
         {**renamed, **head_header}, model.state_dict(), f"'{file}' does not fit this model", to_diffusers_name
     )
     state = loading.read_tensors(file) | (loading.read_tensors(head) if head_header else {})
     return _filled(model, state, f"'{file}'", torch.device("cpu"))
+
+
+def read_config(cls: type[Model], directory: Path) -> dict[str, Any]:
+    """The config of our network for a directory of diffusers' U-Net, whose weights are not read."""
+    return loading.plain(_described(cls, directory, str(directory), torch.float32).config)
+
+
+def _described(cls: type[Model], directory: Path, where: str, dtype: torch.dtype) -> Model:
+    """The UNet of a directory on the meta device, with the segmentation head next to diffusers' weights."""
+    path, head = directory / loading.CONFIG, directory / SEGMENTATION_HEAD
+    config = loading.read_json(path)
+    segmentation = _head_options(head, loading.read_header(head)) if head.is_file() else None
+    return loading.outline(lambda: _outline(cls, config["_class_name"], config, segmentation, where, dtype), path)
 
 
 def _model_directory(path: Path) -> Path:
