@@ -24,13 +24,12 @@ WARMUPS = 1
 
 
 def few_images(root: Path, target: Path, count: int) -> None:
-    """A folder per class with the first images of `root`'s training split, `count` in all; the same for validation."""
+    """A folder per class with the first images of `root`'s training split, about `count` in all."""
     folders = sorted(path for path in (root / "train").iterdir() if path.is_dir())
     for folder in folders:
         for file in sorted(folder.iterdir())[: -(-count // len(folders))]:
-            for split in ("train", "val"):
-                (target / split / folder.name).mkdir(parents=True, exist_ok=True)
-                shutil.copy(file, target / split / folder.name)
+            (target / folder.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target / folder.name)
 
 
 def build_trainer(mode: str, args: argparse.Namespace, channels: list[int], folder: Path) -> tuple[Trainer, float]:
@@ -64,7 +63,8 @@ def compare(args: argparse.Namespace, channels: list[int], folder: Path) -> None
                 t.model, t.prepared_optimizer, batches[mode], step, t.config.training, t.accelerator, t.layers
             )
             seconds[mode].append(time.perf_counter() - began)
-    views = 2 * args.images + args.images  # of training, flipped and not, and of validation
+    data = trainers["memory"].data
+    views = 2 * len(data.train) + len(data.val)
     size, precision = sum(p.numel() for p in t.task.unet.parameters()) / 1e6, t.accelerator.mixed_precision
     print(f"channels {channels}, {size:.1f} M parameters, batches of {args.batch_size}, {precision}")
     print(f"  encoding once: about {1000 * (built['memory'][1] - built['none'][1]) / views:.0f} ms per image")
