@@ -41,11 +41,13 @@ def test_all_configs_are_shipped() -> None:
         "diffusion/voc_layout",
         "joint/camvid",
         "joint/scenes",
+        "joint/voc_latent",
         "segmentation/camvid_mobilenet_v2",
         "segmentation/scenes",
         "segmentation/voc_mobilenet_v2",
         "segmentation/voc_resnet50",
         "segmentation/voc_resnet50_reference",
+        "segmentation/voc_stable_diffusion",
     ]
 
 

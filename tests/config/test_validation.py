@@ -83,6 +83,12 @@ INVALID = [
         "diffusion.noise.edm.sigma_min=80.0: must be below diffusion.noise.edm.sigma_max=80.",
     ),
     (
+        "segmentation",
+        {"diffusion.noise.process": "edm"},
+        "diffusion.noise.process=edm: must be ddpm or flow with task=segmentation, whose segmentation head sees clean "
+        "images at timestep 0.",
+    ),
+    (
         "joint",
         {"diffusion.noise.process": "edm"},
         "diffusion.noise.process=edm: must be ddpm or flow with task=joint, whose segmentation head sees clean images "

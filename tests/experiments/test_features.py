@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
@@ -18,7 +19,7 @@ from unetdiff.experiments.features import (
 )
 from unetdiff.experiments.run_inputs import finished_runs, labeled_images
 from unetdiff.models.unet import UNet
-from unetdiff.reports.runs import read_run
+from unetdiff.reports.runs import read_run, read_runs
 
 NAMES = ["a", "b"]
 
@@ -139,3 +140,18 @@ def test_a_denoiser_of_masks_sees_no_noisy_images(make_run):
     run = read_run(make_run("masks", "diffusion", **options))
     with pytest.raises(UserError, match="diffusion.target=mask: must be image"):
         open_features(run, labeled_images(run, run, "val"), [None], 0, "cpu")
+
+
+def test_stable_diffusion_is_probed_in_its_latents_with_its_schedule_and_the_empty_prompt(make_run, stable_diffusion):
+    run, pretrained = read_runs([make_run("run", "diffusion"), stable_diffusion])
+    features = open_features(pretrained, labeled_images(run, run, "val"), [None, 40], 3, "cpu")
+    result = list(features(images(), NAMES, 40).values())
+    pipe = StableDiffusionPipeline.from_pretrained(stable_diffusion)
+    with torch.no_grad():
+        x0 = pipe.vae.encode(to_model_range(images())).latent_dist.mean * pipe.vae.config.scaling_factor
+        prompt = pipe.encode_prompt(["", ""], "cpu", 1, False)[0]
+        noise = noise_for_names(NAMES, x0.shape[1:], 3)
+        sample = pipe.scheduler.add_noise(x0, noise, torch.tensor([40, 40]))
+        expected = list(UNet.from_diffusers(pipe.unet).features(sample, 40, prompt).values())
+    for one, other in zip(result, expected, strict=False):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)

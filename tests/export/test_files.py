@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.errors import UserError
 from unetdiff.export import files
 from unetdiff.export.files import to_onnx, to_torch_export
 from unetdiff.export.plan import Plan
 from unetdiff.models.unet import UNet
+from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.inference import segment_whole
+from unetdiff.segmentation.segmenter import NetworkInput, Segmenter
 
 # one worker: the operators of ONNX are registered once in a process, in seconds
 pytestmark = pytest.mark.xdist_group("export")
@@ -248,3 +251,25 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(files, "find_spec", lambda name: None if name == "onnxruntime" else True)
     with pytest.raises(UserError, match=r"format=onnx: requires onnxruntime. Run `pip install 'unetdiff\[export\]'`"):
         to_onnx(build(**CLASSIC), tmp_path / "net.onnx")
+
+
+def test_a_segmenter_of_latents_is_exported_with_its_autoencoder_and_class_tokens(vae: Path, tmp_path: Path) -> None:
+    unet = build(
+        in_channels=4,
+        **{**RESIDUAL, "imported": {}},
+        heads={"segmentation": {"num_classes": CLASSES, "pyramid": 8, "attention_maps": True}},
+    )
+    context = SegmentationContext(CLASSES, CONTEXT)
+    torch.nn.init.normal_(context.text)
+    segmenter = Segmenter(unet, NetworkInput(7), LatentCodec.from_pretrained(vae), context)
+    written = to_onnx(segmenter, tmp_path / "s.onnx", preprocess=True)
+    assert written.inputs == {"pixels": ["batch", "height", "width", 3]}
+    session = onnxruntime.InferenceSession(written.path, providers=["CPUExecutionProvider"])
+    for batch, height, width in ((1, 21, 34), (9, 16, 15)):  # more images than the autoencoder encodes at once
+        images = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3)).astype(np.uint8)
+        logits = session.run(["logits"], {"pixels": images})[0]
+        with torch.no_grad():
+            expected = segmenter(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+        np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4 * float(expected.abs().max()))
+    with pytest.raises(UserError, match="segmentation.noised=true: must be false in an export"):
+        to_onnx(Segmenter(unet, NetworkInput(7, (0.9, 0.1))), tmp_path / "n.onnx")

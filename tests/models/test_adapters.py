@@ -92,6 +92,25 @@ def test_a_stock_pipeline_loads_lora_weights_into_our_network(adapted: UNet2DCon
     assert torch.equal(output(unet), output(UNet.from_diffusers(stock())))
 
 
+@pytest.mark.parametrize("form", ["kohya", "processors"])
+def test_files_of_other_trainers(form: str) -> None:
+    """kohya's trainer, with its alpha, and diffusers' before peft."""
+    layer, generator = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q", torch.Generator().manual_seed(4)
+    down, up = torch.randn(2, 16, generator=generator), torch.randn(16, 2, generator=generator)
+    if form == "kohya":
+        name = f"lora_unet_{layer.replace('.', '_')}"
+        state = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(1.0)}
+    else:
+        name = f"unet.{layer.replace('.to_q', '.processor.to_q_lora')}"
+        state = {f"{name}.down.weight": down, f"{name}.up.weight": up}
+    unet, reference = UNet.from_diffusers(stock()), stock()
+    before = output(unet)
+    for network in (unet, reference):
+        pipeline(network).load_lora_weights(dict(state))
+    assert (output(unet) - before).abs().max() > 1e-3
+    torch.testing.assert_close(output(unet), output(reference), rtol=1e-5, atol=1e-5)
+
+
 def test_an_adapter_is_trained_saved_and_read_by_diffusers(tmp_path: Path) -> None:
     unet = UNet.from_diffusers(stock())
     unet.add_adapter(LORA)

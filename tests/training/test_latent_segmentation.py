@@ -67,6 +67,9 @@ def test_the_loss_is_that_of_the_upsampled_logits_of_the_latents(tiny: Tiny, vae
     )
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert task.unet.encoder.conv_in.weight.grad is not None
+    moments = task.codec.encode_moments(task.pixels(batch["image"]))  # encoded once
+    once = task.batch_losses({"latents": moments, "mask": batch["mask"], "name": batch["name"]}, 0)["loss"]
+    torch.testing.assert_close(once, loss)
 
 
 def test_a_run_on_latents_is_evaluated_predicted_saved_and_loaded(tiny: Tiny, vae: Path) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers import AutoencoderKL, DDIMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from huggingface_hub import constants
 
 from unetdiff import GenerationPipeline, UNet
 from unetdiff.config.reading import from_yaml, load, parse
-from unetdiff.config.schema import RunConfig
+from unetdiff.config.schema import RunConfig, flatten
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.errors import UserError
 from unetdiff.files.records import read_object
 from unetdiff.training.trainer import Trainer, train
 
-Tiny = Callable[..., RunConfig]
 SHORT: dict[str, Any] = {
     "data.scenes.train_images": 8,
     "data.scenes.val_images": 2,
@@ -33,9 +33,9 @@ SHORT: dict[str, Any] = {
 }
 
 
-def config_of(pretrained: Path, run: Path, **changes: Any) -> RunConfig:
+def config_of(source: Path, run: Path, **changes: Any) -> RunConfig:
     changes = {key.replace("__", "."): value for key, value in changes.items()}
-    keys = {"data.name": "scenes", "model.pretrained": str(pretrained), "training.output_dir": str(run), **SHORT}
+    keys = {"data.name": "scenes", "model.pretrained": str(source), "training.output_dir": str(run), **SHORT}
     return load(None, keys | changes, "diffusion")
 
 
@@ -128,6 +128,54 @@ def test_resumed_and_loaded_without_the_pretrained_model(trained: tuple[Path, Pa
     finally:
         source.with_name("away").rename(source)
     assert read_object(tmp_path / "run" / "summary.json")["steps"] == 3
+
+
+def test_init_from_refuses_what_differs(stable_diffusion: Path, tmp_path: Path) -> None:
+    """Another schedule, another autoencoder, a random projection of its prompts."""
+    followed = asdict(config_of(stable_diffusion, tmp_path / "run"))
+    followed["model"]["pretrained"] = None
+    followed["training"]["init_from"] = str(stable_diffusion)
+
+    def start(source: Path = stable_diffusion, **changes: Any) -> None:
+        changes = {key.replace("__", "."): value for key, value in changes.items()}
+        tree = {key: value for key, value in flatten(followed).items() if value is not None}
+        Trainer(load(None, tree | {"training.init_from": str(source)} | changes), None).close()
+
+    start()
+    with pytest.raises(UserError, match="diffusion.noise.beta_end=0.02: must be 0.012, as training.init_from="):
+        start(diffusion__noise__beta_end=0.02)
+    with pytest.raises(UserError, match="latent.vae: must be the autoencoder of training.init_from=.*Set latent.vae="):
+        start(latent__vae=str(other_autoencoder(stable_diffusion, tmp_path)))
+    with pytest.raises(UserError, match="diffusion.text.projection=true: must be false, as training.init_from="):
+        start(diffusion__text__projection=True)
+    start(stable_diffusion / "unet", diffusion__text__projection=True)  # only the weights
+
+
+def other_autoencoder(source: Path, folder: Path) -> Path:
+    """The same autoencoder with another bias."""
+    vae = AutoencoderKL.from_pretrained(source / "vae")
+    torch.nn.init.ones_(vae.quant_conv.bias)
+    vae.save_pretrained(folder / "other")
+    return folder / "other"
+
+
+def test_a_name_on_the_hub(trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read from the Hub's cache without a connection; the keys from the JSON files of the revision."""
+    source, _ = trained
+    cache = tmp_path / "models--owner--tiny"
+    shutil.copytree(source, cache / "snapshots" / "0123")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "fp32").write_text("0123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    config = config_of(Path("owner/tiny"), tmp_path / "run", model__revision="fp32")
+    assert config.model.encoder.channels == [4, 8] and config.latent.vae == "owner/tiny"
+    trainer = Trainer(config, None)
+    trainer.close()
+    expected = UNet.from_pretrained(source / "unet").state_dict()
+    assert all(torch.equal(expected[name], tensor) for name, tensor in trainer.task.unet.state_dict().items())
+    with pytest.raises(UserError, match="^model.pretrained=owner/none.*must be a directory or a model on the Hub"):
+        config_of(Path("owner/none"), tmp_path / "other")
 
 
 def test_a_run_of_ours_is_trained_on(trained: tuple[Path, Path], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.base import Batch, Task
-from unetdiff.training.tasks.build import build_task, load_task
+from unetdiff.training.tasks.build import build_task, load_task, segmentation_of
 from unetdiff.training.tasks.joint import JointTask
 
 Kind = Literal["training step", "masks", "samples"]
@@ -96,7 +96,9 @@ class BenchmarkTarget:
         autocast = runtime.autocast_dtype()
         accelerate_inference_(unet, autocast)  # as `predict` and `sample` do
         if kind == "masks":
-            return prediction_workload(unet, batch["image"])
+            segmentation = segmentation_of(self.task)
+            assert segmentation is not None
+            return prediction_workload(segmentation.segmenter, batch["image"])
         task: Any = self.task.diffusion if isinstance(self.task, JointTask) else self.task
         conditions = task.conditions(batch, unet.device)
         pipeline = task.pipeline()

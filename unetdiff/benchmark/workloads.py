@@ -16,6 +16,7 @@ from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_masks
+from unetdiff.segmentation.segmenter import Segmenter
 from unetdiff.training import runtime
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import build_optimizer
@@ -61,10 +62,10 @@ def training_workload(task: Task, batch: Batch, settings: TrainingConfig) -> Wor
     return step
 
 
-def prediction_workload(unet: UNet, images: Tensor) -> Workload:
+def prediction_workload(network: UNet | Segmenter, images: Tensor) -> Workload:
     """Masks of images, uint8 (B, 3, H, W), as one batch, in the dtype of the weights."""
     options = InferenceConfig(batch_size=len(images))
-    return lambda: predict_masks(unet, images, options=options)
+    return lambda: predict_masks(network, images, options=options)
 
 
 def sampling_workload(

@@ -103,7 +103,7 @@ def _print(done: Exported) -> int:
 
 
 def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
-    """The network of a run or model directory, on the CPU, and the metadata of a segmenter's file."""
+    """The network or segmenter of a run or model directory, on the CPU, and the metadata of a segmenter's file."""
     from unetdiff.files.folders import is_there
     from unetdiff.models.unet import UNet
     from unetdiff.segmentation.pipeline import SETTINGS_FILE, SegmentationPipeline
@@ -113,7 +113,7 @@ def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
     if head == "diffusion" or not is_there(directory / SETTINGS_FILE):
         return UNet.from_pretrained(directory / "unet"), {}
     pipeline = SegmentationPipeline.from_pretrained(directory)
-    return pipeline.unet, {
+    return pipeline.segmenter, {
         "classes": pipeline.classes,
         "palette": pipeline.palette.tolist(),
         "size": pipeline.size,

@@ -178,6 +178,7 @@ BOUNDS: dict[str, Bound] = {
     "training.frozen_levels": at_least(0, 10),
     "training.optimizer.lr": positive(1000, "Give e.g. 1e-3."),
     "training.optimizer.encoder_lr": positive(1000, "Give e.g. 1e-4."),
+    "training.optimizer.layer_decay": within(0, 1, "Give e.g. 0.7.", open_low=True),
     "training.optimizer.betas": items(
         within(0, 1, open_high=True), "two numbers in [0, 1)", "Give e.g. [0.9, 0.999].", 2, 2
     ),

@@ -5,7 +5,6 @@ A key that was left at its default follows silently; one that was set and differ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator
 from copy import deepcopy
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from typing import Any
 from unetdiff.config.command_line import assign
 from unetdiff.config.schema import KEYS, RunConfig, flatten
 from unetdiff.errors import FileError, UserError, as_yaml, config_error
+from unetdiff.files import hub
 from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object, read_yaml
 from unetdiff.models.resolve import parse, resolve
@@ -57,7 +57,8 @@ CONDITIONERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 """Class of a conditioner -> `diffusion.condition`, and its arguments' keys."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_PATTERNS = ("*.json", "*/*.json")
+"""The files of a model on the Hub that its keys are read from."""
 
 
 def follow_pretrained(config: RunConfig, given: Collection[str] | None = None) -> RunConfig:
@@ -107,28 +108,16 @@ def facts_directory(config: RunConfig) -> Path:
     if config.training.resume and (run / "latest" / UNET / CONFIG).is_file():
         return run / "latest"
     if is_hub_name(name):
-        return hub_snapshot(name, config.model.revision)
+        try:
+            return hub.resolved(name, HUB_PATTERNS, revision=config.model.revision)
+        except UserError as error:
+            raise UserError(f"{KEY}={error}") from None
     raise config_error(KEY, name, "an existing pipeline, run or model directory, or OWNER/NAME on the Hub, or null")
 
 
 def is_hub_name(name: str) -> bool:
     """Whether a name is "owner/model", and not a directory here."""
-    return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
-
-
-def hub_snapshot(name: str, revision: str | None) -> Path:
-    """The JSON files of a model on the Hub, from its cache or downloaded.
-
-    Raises:
-        UserError: no such model, or no connection.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*/*.json"]))
-    except (OSError, ValueError) as error:
-        constraint = f"an existing directory, or a model on the Hub ({' '.join(str(error).split())[:200]})"
-        raise config_error(KEY, name, constraint) from None
+    return hub.NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def model_directory(path: Path) -> Path:

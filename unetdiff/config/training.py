@@ -14,6 +14,10 @@ class OptimizerConfig:
     """Peak learning rate, except of a pretrained encoder."""
     encoder_lr: float | None = None
     """Peak learning rate of the encoder; None: lr / 10 for pretrained weights, else lr."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each level of the backbone to the one before it, from the heads backwards: the
+    first levels of a pretrained network change least (Clark et al. 2020). Time embedding and cross-attention have the
+    mid block's rate. 1: one rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """Decay rates of the two moments."""
     weight_decay: float = 0.01
@@ -121,6 +125,8 @@ class TrainingConfig:
     frozen_levels: int = 0
     """Encoder levels, finest first, that are never trained: a pretrained encoder's first filters are generic, and their
     large maps cost most."""
+    freeze_backbone: bool = False
+    """Train the heads alone, with the adapter of segmentation.context classes and the conditioner."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)

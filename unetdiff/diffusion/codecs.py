@@ -115,19 +115,26 @@ class LatentCodec:
         Of AutoencoderTiny, the latents themselves, (B, C, h, w). Errors as of `encode`.
         """
         self.grid((pixels.shape[-2], pixels.shape[-1]), "data.size")
-        vae = self._ready(pixels.device)
-        shift, scale = self._moments(pixels.device)
+        self._ready(pixels.device)
         parts = []
         for part in pixels.split(_batch(pixels)):
-            part = part.to(vae.dtype, memory_format=torch.channels_last)  # 1.4x faster on CPUs
             with _precise(pixels.device.type):
-                code = vae.encode(part)
-            if isinstance(vae, AutoencoderTiny):
-                parts.append((code.latents.float() - shift) * scale)
-            else:
-                posterior = DiagonalGaussianDistribution(code.latent_dist.parameters.float())
-                parts.append(torch.cat([(posterior.mean - shift) * scale, posterior.std * scale], dim=1))
+                # channels-last: 1.4x faster on CPUs
+                parts.append(self._part_moments(part.to(self.vae.dtype, memory_format=torch.channels_last)))
         return torch.cat(parts).contiguous()
+
+    def _part_moments(self, pixels: Tensor) -> Tensor:
+        """`encode_moments` in one pass of the autoencoder as it is."""
+        shift, scale = self._moments(pixels.device)
+        code = self.vae.encode(pixels)
+        if isinstance(self.vae, AutoencoderTiny):
+            return (code.latents.float() - shift) * scale
+        posterior = DiagonalGaussianDistribution(code.latent_dist.parameters.float())
+        return torch.cat([(posterior.mean - shift) * scale, posterior.std * scale], dim=1)
+
+    def mean_latents(self, pixels: Tensor) -> Tensor:
+        """`encode` in one pass, without checks: what an export traces. The autoencoder is on the pixels' device."""
+        return self.sample(self._part_moments(pixels))
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latents (B, C, h, w), float32, of the moments of `encode_moments`; noise as of `encode`."""

@@ -23,6 +23,7 @@ from unetdiff.errors import UserError, config_error
 from unetdiff.export.plan import Dims, Plan, make_plan
 from unetdiff.files.writing import file_errors, require_writable, write_into_directory
 from unetdiff.models.unet import Head, UNet
+from unetdiff.segmentation.segmenter import Segmenter
 
 __all__ = ["TOLERANCE", "Exported", "Format", "to_onnx", "to_torch_export"]
 
@@ -56,7 +57,7 @@ class Exported:
 
 
 def to_onnx(
-    unet: UNet,
+    network: UNet | Segmenter,
     path: str | Path,
     *,
     head: Head | None = None,
@@ -74,7 +75,7 @@ def to_onnx(
     exported, on the CPU and in eval mode.
 
     Args:
-        unet: the network.
+        network: the network, or a segmenter (`SegmentationPipeline.segmenter`), with its autoencoder and its context.
         path: the file (.onnx); weights of 2 GB or more are written to a second one, PATH.data.
         head: None: the segmentation head if there is one, else the diffusion head.
         size: (H, W) to fix height and width; None: dynamic.
@@ -93,7 +94,7 @@ def to_onnx(
     if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
         raise config_error("opset", opset, f"in [{OPSETS[0]}, {OPSETS[1]}]")
     path = _checked_path(path, ".onnx")
-    plan = make_plan(unet, head, size, batch, preprocess)
+    plan = make_plan(network, head, size, batch, preprocess)
     names = list(plan.shapes)
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -126,7 +127,7 @@ def to_onnx(
 
 
 def to_torch_export(
-    unet: UNet,
+    network: UNet | Segmenter,
     path: str | Path,
     *,
     head: Head | None = None,
@@ -144,7 +145,7 @@ def to_torch_export(
         UserError: as `to_onnx`.
     """
     path = _checked_path(path, ".pt2")
-    plan = make_plan(unet, head, size, batch, preprocess)
+    plan = make_plan(network, head, size, batch, preprocess)
     program = plan.capture()
     extra = {METADATA: json.dumps(plan.metadata(metadata))}
     return write(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.fx.experimental._config as shape_config
@@ -16,8 +16,9 @@ from torch.export import Dim, ExportedProgram
 from unetdiff.data.transforms import to_model_range
 from unetdiff.errors import config_error
 from unetdiff.models.unet import Head, UNet
-from unetdiff.segmentation.inference import segment_whole
+from unetdiff.segmentation.segmenter import Autoencoder, Segmenter, as_segmenter
 
+Module = TypeVar("Module", bound=nn.Module)
 Dims = list[int | str]
 """A shape; a dynamic dimension is a name."""
 
@@ -25,14 +26,32 @@ Dims = list[int | str]
 class _Segmenter(nn.Module):
     """Pixels (B, C, H, W) in [-1, 1], or uint8 images (B, H, W, C), to logits (B, num_classes, H, W)."""
 
-    def __init__(self, unet: UNet, images: bool) -> None:
+    def __init__(self, segmenter: Segmenter, images: bool) -> None:
         super().__init__()
-        self.unet, self.images = unet, images
+        self.unet, self.images, self.context = segmenter.unet, images, segmenter.context
+        codec = segmenter.codec
+        self.vae = None if codec is None else codec.vae
+        self.segmenter = segmenter if codec is None else replace(segmenter, codec=_InOnePass(codec))
 
     def forward(self, pixels: Tensor) -> Tensor:
         if self.images:
             pixels = to_model_range(rearrange(pixels, "b h w c -> b c h w").contiguous())
-        return segment_whole(self.unet, pixels)
+        return self.segmenter(pixels)
+
+
+class _InOnePass:
+    """An autoencoder that encodes any number of images in one pass, so that it is traced for all."""
+
+    def __init__(self, codec: Autoencoder) -> None:
+        self.codec, self.vae, self.channels, self.factor = codec, codec.vae, codec.channels, codec.factor
+
+    def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents, (B, C, h, w); noise is not used."""
+        return self.mean_latents(pixels)
+
+    def mean_latents(self, pixels: Tensor) -> Tensor:
+        """See `LatentCodec.mean_latents`."""
+        return self.codec.mean_latents(pixels)
 
 
 class _Denoiser(nn.Module):
@@ -104,7 +123,9 @@ class Plan:
         with torch.no_grad(), shape_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             program = torch.export.export(self.module, example, dynamic_shapes=dynamic, strict=False)
         # the remaining guards against 1 are inequalities about strides; the operators take any strides
-        program._guards_code = [guard for guard in program._guards_code if " != " not in guard]
+        program._guards_code = [
+            guard for guard in program._guards_code if " != " not in guard and not guard.endswith("[0] > 1")
+        ]
         return program
 
     def cases(self) -> list[tuple[Tensor | None, ...]]:
@@ -123,15 +144,24 @@ class Plan:
         return {"inputs": self.shapes, "output": self.output, "pixels": pixels, **(extra or {})}
 
 
-def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: int | None, preprocess: bool) -> Plan:
+def make_plan(
+    network: UNet | Segmenter,
+    head: Head | None,
+    size: Sequence[int] | None,
+    batch: int | None,
+    preprocess: bool,
+) -> Plan:
     """The plan for one head of a network; arguments and errors as of `to_onnx`."""
+    segmenter = as_segmenter(network)
+    unet = segmenter.unet
     unet.refuse_if_optimized("export")
     head = head or ("segmentation" if "segmentation" in unet.heads else "diffusion")
     if head not in unet.heads:
         raise config_error("head", head, f"one of this UNet's heads ({', '.join(unet.heads)})")
     if preprocess and head == "diffusion":
         raise config_error("preprocess", True, "false with head=diffusion, whose input is noise, not an image")
-    min_side = _min_side(unet)
+    latent_cell = segmenter.codec.factor if segmenter.codec is not None and head == "segmentation" else 1
+    min_side = _min_side(unet) * latent_cell
     if size is not None and (len(size) != 2 or min(size) < min_side):
         raise config_error("size", list(size), f"[height, width] of at least {min_side} each")
     if batch is not None and batch < 1:
@@ -139,14 +169,20 @@ def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: 
     n: int | str = "batch" if batch is None else batch
     h, w = ("height", "width") if size is None else (int(size[0]), int(size[1]))
     channels = unet.config["in_channels"]
-    copy = deepcopy(unet).requires_grad_(False).eval()
-    nn.Module.to(copy, "cpu", torch.float32)  # not ModelMixin.to, which warns about every dtype
-    nn.Module.to(copy, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    copy = _for_export(unet)
     if head == "segmentation":
+        if segmenter.view.noise_level is not None:
+            constraint = "false in an export, which has no random numbers"
+            raise config_error("segmentation.noised", True, constraint)
+        codec, context = segmenter.codec, segmenter.context
+        if codec is not None:
+            channels, codec = 3, type(codec)(_for_export(codec.vae))  # type: ignore[call-arg]
+        context = None if context is None else _for_export(context)
+        segmenter = Segmenter(copy, segmenter.view, codec, context)
         pixels: Dims = [n, h, w, channels] if preprocess else [n, channels, h, w]
         bounds = {"pixels": 256} if preprocess else {}
         out: Dims = [n, unet.num_classes or 0, h, w]
-        return Plan(_Segmenter(copy, preprocess), {"pixels": pixels}, "logits", out, min_side, bounds)
+        return Plan(_Segmenter(segmenter, preprocess), {"pixels": pixels}, "logits", out, min_side, bounds)
     imported = unet.config["imported"]
     dim = unet.config["conditioning"]["cross_attention_dim"]
     labels, kind = imported["num_class_embeds"], imported["class_embed_type"]
@@ -157,6 +193,14 @@ def make_plan(unet: UNet, head: Head | None, size: Sequence[int] | None, batch: 
         arguments["class_labels"] = [n, 4 * unet.num_sinusoids] if kind == "identity" else [n]
     bounds = {"timestep": 1000} | ({} if kind == "identity" else {"class_labels": labels or 1000})
     return Plan(_Denoiser(copy), arguments, "prediction", [n, unet.out_channels or 0, h, w], min_side, bounds)
+
+
+def _for_export(module: Module) -> Module:
+    """A frozen float32 copy on the CPU, in eval mode."""
+    copy = deepcopy(module).requires_grad_(False).eval()
+    nn.Module.to(copy, "cpu", torch.float32)  # not ModelMixin.to, which warns about every dtype
+    nn.Module.to(copy, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return copy
 
 
 def _min_side(unet: UNet) -> int:

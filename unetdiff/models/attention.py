@@ -40,18 +40,18 @@ class AttentionRecorder(CrossAttentionCache):
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__(tokens)
-        self._recorded: dict[int, list[Tensor]] = {}  # number of queries -> (B, N, M) of each layer
+        self._recorded: list[Tensor] = []  # (B, N, M) of each layer
 
     def keys_and_values(self, attention: Attention) -> tuple[Tensor, Tensor]:
         return attention.keys_and_values(self.tokens)
 
     def record(self, probabilities: Tensor) -> None:
         """Record the probabilities (B, heads, N, M) of a layer."""
-        self._recorded.setdefault(probabilities.shape[-2], []).append(probabilities.mean(dim=1))
+        self._recorded.append(probabilities.mean(dim=1))
 
     def maps(self, size: tuple[int, int]) -> Tensor:
         """(B, M, h, w): the average over the layers whose queries are a map of this height and width."""
-        layers = self._recorded[size[0] * size[1]]
+        layers = [one for one in self._recorded if one.shape[1] == size[0] * size[1]]
         return rearrange(torch.stack(layers).mean(dim=0), "b (h w) m -> b m h w", h=size[0])
 
 

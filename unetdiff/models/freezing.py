@@ -15,7 +15,7 @@ class FreezingMixin(ModelMixin):  # type: ignore[misc]
 
     encoder: Any
     gradient_checkpointing = False
-    _encoder_frozen, _frozen_levels = False, 0
+    _encoder_frozen, _frozen_levels, _backbone_frozen = False, 0, False
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
         """Recompute activations in the backward pass: less memory, about a third more time.
@@ -51,11 +51,20 @@ class FreezingMixin(ModelMixin):  # type: ignore[misc]
         self._encoder_frozen, self._frozen_levels = frozen, levels
         for parameter in self.encoder_parameters():
             parameter.requires_grad_(True)
-        for parameter in self._without_conditioning(self._frozen_modules()):
+        frozen_modules = self._frozen_modules()
+        backbone = [p for module in frozen_modules for p in module.parameters()]
+        for parameter in backbone if self._backbone_frozen else self._without_conditioning(frozen_modules):
             parameter.requires_grad_(False)
         self.train(self.training)
 
+    def freeze_backbone(self) -> None:
+        """Freeze everything but the heads, and BatchNorm statistics with it; survives `.train()`."""
+        self._backbone_frozen = True
+        self.freeze_encoder(self._encoder_frozen, self._frozen_levels)
+
     def _frozen_modules(self) -> list[nn.Module]:
+        if self._backbone_frozen:
+            return [module for name, module in self.named_children() if name != "heads"]
         if self._encoder_frozen:
             return self.encoder.freezable_modules()
         return self.encoder.level_modules(self._frozen_levels)

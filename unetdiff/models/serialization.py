@@ -66,7 +66,7 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
             UserError: a missing or truncated file, a pickle, a tensor that is missing, unexpected or of another shape,
                 or an option that is not supported, by name.
         """
-        dtype = dtype or options.pop("torch_dtype", None)
+        dtype = options.pop("torch_dtype", None) or dtype
         hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
         for name, value in options.items():
             if name not in NO_EFFECT and value not in (None, False):

@@ -36,14 +36,14 @@ class SegmentationContext(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def __init__(self, tokens: int, dim: int, adapter: bool = True) -> None:
         super().__init__()
         self.register_buffer("text", torch.zeros(tokens, dim))
-        self.adapter = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)) if adapter else None
+        self.text_adapter = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)) if adapter else None
         self.gamma = nn.Parameter(torch.full((dim,), INITIAL_GAMMA)) if adapter else None
 
     def forward(self, batch: int) -> Tensor:
         """encoder_hidden_states (B, tokens, dim), the same for every image."""
         text: Tensor = self.text  # type: ignore[assignment]
-        if self.adapter is not None:
-            text = text + self.gamma * self.adapter(text)
+        if self.text_adapter is not None:
+            text = text + self.gamma * self.text_adapter(text)
         return repeat(text, "n d -> b n d", b=batch)
 
     @classmethod

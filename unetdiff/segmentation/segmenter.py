@@ -30,6 +30,8 @@ class Autoencoder(Protocol):
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor: ...
 
+    def mean_latents(self, pixels: Tensor) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class NetworkInput:
@@ -73,10 +75,14 @@ class Segmenter:
 
         timestep: of the noise in the images, for networks conditioned on it; None: that of `view`, with its noise.
         """
-        sample = self.encode(pixels)
+        size = pixels.shape[-2], pixels.shape[-1]
         if timestep is None:
-            sample, timestep = self.view.at(sample), self.view.timestep or None
-        return self.logits(sample, timestep, (pixels.shape[-2], pixels.shape[-1]))
+            return self.clean_logits(self.encode(pixels), size)
+        return self.logits(self.encode(pixels), timestep, size)
+
+    def clean_logits(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, classes, H, W) of x_0 at the timestep and with the noise of `view`; `size` as of `logits`."""
+        return self.logits(self.view.at(x0), self.view.timestep or None, size)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, H, W) as x_0: themselves, or the mean of their latents.
@@ -85,9 +91,10 @@ class Segmenter:
         """
         if self.codec is None:
             return pixels
-        bottom, right = (-length % self.codec.factor for length in pixels.shape[-2:])
-        if bottom or right:
-            pixels = F.pad(pixels, (0, right, 0, bottom), mode="replicate")
+        for dim in (-2, -1):
+            length, factor = pixels.shape[dim], self.codec.factor
+            index = torch.arange((length + factor - 1) // factor * factor, device=pixels.device)
+            pixels = pixels.index_select(dim, index.clamp(max=length - 1))  # unlike F.pad, exported for every size
         return self.codec.encode(pixels).to(self.unet.dtype)
 
     def logits(self, sample: Tensor, timestep: Tensor | int | None, size: tuple[int, int]) -> Tensor:

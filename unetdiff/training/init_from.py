@@ -8,12 +8,15 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from unetdiff.diffusion import autoencoders
+from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
+from unetdiff.diffusion.conditioning.text import TextConditioner
 from unetdiff.diffusion.processes.load import OTHER_PROCESSES
 from unetdiff.diffusion.scheduler_file import load_scheduler
-from unetdiff.errors import FileError, UserError
+from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.records import read_object
 from unetdiff.models import loading
 from unetdiff.models.param_counts import TIME_PARAMS
@@ -23,6 +26,7 @@ from unetdiff.models.weights_files import fingerprint
 from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.base import Task
+from unetdiff.training.tasks.joint import JointTask
 
 KEY = "training.init_from"
 MAX_TIMESTEPS = 100_000
@@ -84,10 +88,13 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
 
     Raises:
         UserError: no network there, a damaged one, a different backbone (names the first key that differs), or a
-            denoiser that was trained with another scheduler or prediction type.
+            denoiser that was trained with another scheduler, prediction type, autoencoder or form of prompts.
     """
     directory, source = read_network(path, key)
-    _require_same_scheduler(task, source, directory, Path(path), key)
+    if Path(path).resolve() != directory.resolve():  # given without its pipeline, a network has no scheduler
+        _require_same_scheduler(task, source, directory, Path(path), key)
+        _require_same_autoencoder(task, directory, path, key)
+        _require_same_prompts(task, directory, path, key)
     result = transfer(source, task.unet, str(path), key)
     return InitReport(
         str(directory),
@@ -101,10 +108,10 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
 
 
 def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Path, key: str) -> None:
-    """Refuse a denoiser's weights for another objective; a network given without its pipeline has no scheduler."""
+    """Refuse a denoiser's weights for another objective."""
     file = directory.parent / "scheduler" / "scheduler_config.json"
     ours = scheduler_of(task)
-    if path.resolve() == directory.resolve() or not file.is_file() or ours is None:
+    if not file.is_file() or ours is None:
         return
     if not source.config["heads"]["diffusion"] or not task.unet.config["heads"]["diffusion"]:
         return
@@ -114,6 +121,29 @@ def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Pat
         raise UserError(
             f"{difference}, as {key}={path} was trained. Set it, or give {directory} to use only the weights."
         )
+
+
+def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: str) -> None:
+    """Refuse the weights of a network of another autoencoder's latents."""
+    codec = getattr(task.diffusion if isinstance(task, JointTask) else task, "codec", None)
+    saved = network.parent / "vae"
+    if not saved.is_dir() or not isinstance(codec, LatentCodec):
+        return
+    source = autoencoders.load_autoencoder(saved, key)
+    if autoencoders.fingerprint(source) != autoencoders.fingerprint(codec.vae):
+        raise UserError(
+            f"latent.vae: must be the autoencoder of {key}={path}, whose latents its network was trained on (got "
+            f"another). Set latent.vae={network.parent}, or give {network} to use only the weights."
+        )
+
+
+def _require_same_prompts(task: Task, network: Path, path: str | Path, key: str) -> None:
+    """Refuse to put a new projection between a text encoder and the network that was trained on its features."""
+    has_prompts = (network.parent / "text_encoder").is_dir() and not (network.parent / "conditioner").is_dir()
+    if has_prompts and isinstance(task.trainable_modules().get("conditioner"), TextConditioner):
+        constraint = f"false, as {key}={path} was trained on the text encoder's features themselves"
+        remedy = f"Set it, or model.pretrained={path}, or give {network} to use only the weights."
+        raise config_error("diffusion.text.projection", True, constraint, remedy)
 
 
 def _scheduler(file: Path) -> Any:

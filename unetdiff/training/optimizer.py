@@ -1,4 +1,4 @@
-"""AdamW over four parameter groups: the encoder and the rest, each with and without weight decay."""
+"""AdamW over parameter groups: the encoder and the rest, each with and without weight decay, and by level."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from unetdiff.config.training import OptimizerConfig, ScheduleConfig
+from unetdiff.models.param_groups import CONDITIONING, MID_BLOCK, parameters_by_level
 from unetdiff.training import lora
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
@@ -27,18 +28,20 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
     encoder_lr = config.encoder_lr
     if encoder_lr is None:
         encoder_lr = config.lr * (PRETRAINED_LR_RATIO if pretrained else 1.0)
-    groups: dict[tuple[bool, bool], dict] = {}
+    factors = _factors_by_level(task, config.layer_decay)
+    groups: dict[tuple[bool, bool, float], dict] = {}
     frozen = lora.frozen_parameters(task)
     for name, parameter in task.named_parameters():
         if id(parameter) in frozen:
             continue
-        key = (id(parameter) in encoder, parameter.ndim > 1)
+        factor = factors.get(id(parameter), 1.0)
+        key = (id(parameter) in encoder, parameter.ndim > 1, factor)
         group = groups.setdefault(
             key,
             {
                 "params": [],
                 "names": [],
-                "peak_lr": encoder_lr if key[0] else config.lr,
+                "peak_lr": (encoder_lr if key[0] else config.lr) * factor,
                 "weight_decay": config.weight_decay if key[1] else 0.0,
             },
         )
@@ -48,6 +51,18 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
     optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
     optimizer.register_step_pre_hook(match_memory_formats)
     return optimizer
+
+
+def _factors_by_level(task: Task, decay: float) -> dict[int, float]:
+    """Factor of the learning rate of each parameter of the backbone, by its id: `decay` once for each level up to the
+    heads."""
+    if decay == 1:
+        return {}
+    groups = parameters_by_level(task.unet)
+    levels = [name for name in groups if name != CONDITIONING]
+    depth = {name: len(levels) - index for index, name in enumerate(levels)}
+    depth[CONDITIONING] = depth.get(MID_BLOCK, len(levels) // 2)
+    return {id(p): decay ** depth[name] for name, members in groups.items() for p in members.values()}
 
 
 def match_memory_formats(optimizer: torch.optim.Optimizer, *args: object) -> None:

@@ -137,6 +137,8 @@ def require_batch_norm_images(unet: UNet, settings: TrainingConfig, processes: i
             BatchNorm whose statistics would be those of a single value.
     """
     images, parts = settings.batch_norm_images, settings.gradient_accumulation_steps
+    if settings.freeze_backbone:
+        unet.freeze_backbone()
     unet.freeze_encoder(settings.freeze_encoder >= 1, settings.frozen_levels)  # as the last steps of the run
     if not any(isinstance(m, nn.BatchNorm2d) and m.training for m in unet.train().modules()):
         return

@@ -315,7 +315,9 @@ class Trainer:
         """(Re)wrap the task for the processes, which fixes the parameters that take gradients."""
         until = round(self.config.training.freeze_encoder * self.steps)
         self.frozen = self.progress.step < until
-        if until or self.config.training.frozen_levels:
+        if self.config.training.freeze_backbone:
+            self.task.unet.freeze_backbone()
+        elif until or self.config.training.frozen_levels:
             self.task.unet.freeze_encoder(self.frozen, self.config.training.frozen_levels)
         self.model = self.accelerator.prepare_model(self.task, device_placement=False)
         if self.config.training.compile:

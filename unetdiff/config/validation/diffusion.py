@@ -83,9 +83,6 @@ def _validate_process(config: RunConfig) -> None:
     if noise.edm.sigma_min >= noise.edm.sigma_max:
         constraint = f"below diffusion.noise.edm.sigma_max={noise.edm.sigma_max:g}"
         raise config_error("diffusion.noise.edm.sigma_min", noise.edm.sigma_min, constraint)
-    if config.task != "diffusion":
-        constraint = f"ddpm or flow with task={config.task}, whose segmentation head sees clean images at timestep 0"
-        raise config_error("diffusion.noise.process", "edm", constraint)
 
 
 def _get(config: Any, key: str) -> Any:
@@ -94,7 +91,8 @@ def _get(config: Any, key: str) -> Any:
 
 def _validate_weighting(config: RunConfig) -> None:
     weighting, gamma = config.diffusion.weighting, config.diffusion.snr_gamma
-    if weighting == "clamped_snr" and config.diffusion.prediction_type == "epsilon":
+    predicts_noise = config.diffusion.prediction_type == "epsilon" and config.diffusion.noise.process == "ddpm"
+    if weighting == "clamped_snr" and predicts_noise:
         constraint = "another weighting with diffusion.prediction_type=epsilon, for which it diverges"
         raise config_error("diffusion.weighting", weighting, constraint, "Use min_snr.")
     if weighting == "clamped_snr" and gamma < 1:

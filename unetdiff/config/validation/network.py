@@ -29,7 +29,8 @@ def validate_network(config: RunConfig) -> None:
         constraint = "null: it describes imported networks and is not trained"
         raise config_error("model.imported.class_embed_type", imported.class_embed_type, constraint)
     heads = HeadsConfig(
-        SegmentationHeadConfig() if config.task != "diffusion" else None, DiffusionHeadConfig() if noisy else None
+        (model.heads.segmentation or SegmentationHeadConfig()) if config.task != "diffusion" else None,
+        DiffusionHeadConfig() if noisy else None,
     )
     try:
         resolve(replace(model, heads=heads))

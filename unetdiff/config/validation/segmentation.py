@@ -20,7 +20,11 @@ def validate_segmentation(config: RunConfig) -> None:
         raise config_error("training.gradient_accumulation_steps", parts, constraint, "Or use dice instead of lovasz.")
     _validate_class_weights(config)
     _validate_cross_entropy(segmentation)
+    if config.diffusion.noise.process == "edm":
+        constraint = f"ddpm or flow with task={config.task}, whose segmentation head sees clean images at timestep 0"
+        raise config_error("diffusion.noise.process", "edm", constraint)
     _validate_timestep(config)
+    _validate_context(config)
     if segmentation.noise:
         if config.task == "joint":
             constraint = "0 with task=joint, whose segmentation head trains on clean images"
@@ -36,6 +40,9 @@ def _validate_timestep(config: RunConfig) -> None:
         raise config_error(key, timestep, constraint, "Set model.conditioning.timestep=true.")
     if timestep >= count:
         raise config_error(key, timestep, f"less than {count} (diffusion.noise.num_train_timesteps)")
+    if timestep and config.diffusion.noise.process == "edm":
+        constraint = "0 with diffusion.noise.process=edm, whose timesteps are no integers"
+        raise config_error(key, timestep, constraint)
     if segmentation.noised and not timestep:
         constraint = "false with segmentation.timestep=0, a clean image"
         raise config_error("segmentation.noised", True, constraint, "Give segmentation.timestep, e.g. 50.")
@@ -44,6 +51,20 @@ def _validate_timestep(config: RunConfig) -> None:
         raise config_error("segmentation.noise", segmentation.noise, constraint)
     if segmentation.noised:
         validate_noise(config)
+
+
+def _validate_context(config: RunConfig) -> None:
+    context, conditioning, head = (
+        config.segmentation.context,
+        config.model.conditioning,
+        config.model.heads.segmentation,
+    )
+    if context != "none" and conditioning.cross_attention_dim is None:
+        constraint = "none without model.conditioning.cross_attention_dim, whose cross-attention reads it"
+        raise config_error("segmentation.context", context, constraint)
+    if head is not None and head.attention_maps and context != "classes":
+        constraint = "false without segmentation.context=classes, one token per class"
+        raise config_error("model.heads.segmentation.attention_maps", True, constraint)
 
 
 def _validate_losses(losses: dict[str, float]) -> None:

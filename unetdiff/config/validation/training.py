@@ -23,6 +23,15 @@ def validate_training(config: RunConfig) -> None:
     training = config.training
     if training.resume and training.overwrite:
         raise config_error("training.resume", True, "false with training.overwrite=true", "Choose one of the two.")
+    if training.freeze_backbone:
+        others = {"freeze_encoder": training.freeze_encoder, "frozen_levels": training.frozen_levels}
+        for name, value in others.items():
+            if value:
+                constraint = "0 with training.freeze_backbone=true, which freezes all levels"
+                raise config_error(f"training.{name}", value, constraint)
+        if training.lora.rank is not None:
+            constraint = f"false with training.lora.rank={training.lora.rank}, which freezes the backbone itself"
+            raise config_error("training.freeze_backbone", True, constraint)
     model = config.model
     if model.revision is not None and model.pretrained is None:
         raise config_error("model.revision", model.revision, "null without model.pretrained")

@@ -29,6 +29,7 @@ from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
 from unetdiff.training.pretrained import component_path, pretrained_scheduler
+from unetdiff.training.segmentation_context import build_context
 from unetdiff.training.sigma_data import measure_sigma_data
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -64,10 +65,12 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         config = replace(config, diffusion=replace(config.diffusion, noise=noise))
     if isinstance(conditioner, PromptConditioner):
         config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
-    task = _assemble(config, unet, conditioner, val, codec)
-    denoiser, scheduler = denoiser_of(task), pretrained_scheduler(config)
+    task = _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
+    denoiser, segmentation, scheduler = denoiser_of(task), segmentation_of(task), pretrained_scheduler(config)
     if denoiser is not None and scheduler is not None:
         denoiser.scheduler = scheduler
+    if segmentation is not None and segmentation.scheduler is not None and scheduler is not None:
+        segmentation.set_scheduler(scheduler, config.diffusion.noise)
     return task
 
 
@@ -90,8 +93,8 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     folder = directory / CONTEXT_FOLDER
     context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
     task = _assemble(config, unet, conditioner, val, codec, context)
-    segmentation = task.segmentation if isinstance(task, JointTask) else task
-    if isinstance(segmentation, SegmentationTask):
+    segmentation = segmentation_of(task)
+    if segmentation is not None:
         segmentation.view = saved_input(directory)
     denoiser = denoiser_of(task)
     if denoiser is not None:  # the noise and the prediction type that the network was trained with
@@ -103,6 +106,12 @@ def denoiser_of(task: Task) -> DiffusionTask | None:
     """The task of the diffusion head; None without one."""
     denoiser = task.diffusion if isinstance(task, JointTask) else task
     return denoiser if isinstance(denoiser, DiffusionTask) else None
+
+
+def segmentation_of(task: Task) -> SegmentationTask | None:
+    """The task of the segmentation head; None without one."""
+    segmentation = task.segmentation if isinstance(task, JointTask) else task
+    return segmentation if isinstance(segmentation, SegmentationTask) else None
 
 
 def _assemble(

@@ -77,12 +77,8 @@ class SegmentationTask(Task):
     ) -> None:
         super().__init__()
         self.codec, self.context = codec or PixelCodec(), context
-        level = None
-        if scheduler is not None and config.noised:
-            alpha, sigma = process_of(scheduler, noise).alpha_sigma(torch.tensor([config.timestep]))
-            level = float(alpha), float(sigma)
-        self.view = NetworkInput(config.timestep, level)
-        self.unet, self.config, self.scheduler, self.noise = unet, config, scheduler, noise
+        self.unet, self.config = unet, config
+        self.set_scheduler(scheduler, noise)
         self.data = ValidationData(val, size)
         self.loss = accelerate_loss(
             combined(
@@ -96,6 +92,14 @@ class SegmentationTask(Task):
         self._pixels: list[tuple[Tensor, Tensor]] | None = None  # of a reference pass with OHEM: nll and weight
         self._hard_bound: Tensor | None = None  # of the step's hard pixels, where it has several parts
         freeze_unused_heads(unet, "segmentation")
+
+    def set_scheduler(self, scheduler: objectives.Scheduler | None, noise: NoiseConfig | None) -> None:
+        """Set the forward process, and with it the noise of inference."""
+        self.scheduler, self.noise, level = scheduler, noise, None
+        if scheduler is not None and self.config.noised:
+            alpha, sigma = process_of(scheduler, noise).alpha_sigma(torch.tensor([self.config.timestep]))
+            level = float(alpha), float(sigma)
+        self.view = NetworkInput(self.config.timestep, level)
 
     @property
     def segmenter(self) -> Segmenter:
@@ -117,7 +121,7 @@ class SegmentationTask(Task):
         """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
         if "latents" in batch and isinstance(self.codec, LatentCodec):
             x0 = self.codec.sample(self.moments(batch, self.codec)).to(self.unet.dtype)
-            return x0, (batch["mask"].shape[-2], batch["mask"].shape[-1])
+            return x0, (x0.shape[-2] * self.codec.factor, x0.shape[-1] * self.codec.factor)
         pixels = self.pixels(batch["image"])
         return self.segmenter.encode(pixels), (pixels.shape[-2], pixels.shape[-1])
 
@@ -213,14 +217,14 @@ class SegmentationTask(Task):
         matrix = ConfusionMatrix(unet.num_classes or 0, self.config.ignore_index, accelerator.device)
         total, images_seen = DatasetLoss(self.loss, unet.num_classes or 0, accelerator.device), 0
         for batch in loader:
-            for images, masks in _same_size(batch):
+            for part in _same_size(batch):
                 with eval_mode(unet, accelerator.device.type, None), accelerator.autocast():
-                    logits = segment_whole(self.segmenter, self.pixels(images))
-                    target = masks.to(logits.device)
+                    logits = self.segmenter.clean_logits(*self.encode(part))
+                    target = part["mask"].to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
                     matrix.update(logits.argmax(dim=1), target)
                     total.update(logits, target)
-                images_seen += len(images)
+                images_seen += len(part["mask"])
         count = accelerator.reduce(torch.tensor(images_seen, device=accelerator.device))
         metrics = matrix.reduce(accelerator).compute()
         return {
@@ -269,9 +273,10 @@ class SegmentationTask(Task):
         )
 
 
-def _same_size(batch: Batch) -> list[tuple[Tensor, Tensor]]:
-    """A batch as pairs (images, masks) of equal size: the batch itself, or one pair per image."""
-    images, masks = batch["image"], batch["mask"]
-    if isinstance(images, Tensor) and isinstance(masks, Tensor):
-        return [(images, masks)]
-    return [(image[None], mask[None]) for image, mask in zip(images, masks, strict=True)]
+def _same_size(batch: Batch) -> list[Batch]:
+    """A batch as batches of images, or latents, and masks of equal size: the batch itself, or one per image."""
+    name = "latents" if "latents" in batch else "image"
+    inputs, masks = batch[name], batch["mask"]
+    if isinstance(inputs, Tensor) and isinstance(masks, Tensor):
+        return [{name: inputs, "mask": masks}]
+    return [{name: one[None], "mask": mask[None]} for one, mask in zip(inputs, masks, strict=True)]

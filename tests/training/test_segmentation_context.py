@@ -1,0 +1,224 @@
+"""The context of a segmenter and what of it learns: class embeddings, their adapter, frozen and adapted backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel, AutoTokenizer
+
+from unetdiff import SegmentationPipeline
+from unetdiff.config.reading import load
+from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import OptimizerConfig
+from unetdiff.config.validation.run import validate
+from unetdiff.data.base import collate
+from unetdiff.data.build import build_dataset
+from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
+from unetdiff.errors import FileError, UserError
+from unetdiff.models.unet import UNet
+from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.training.optimizer import build_optimizer
+from unetdiff.training.segmentation_context import class_embeddings
+from unetdiff.training.tasks.build import build_task
+from unetdiff.training.trainer import train
+
+Tiny = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def config_of(tiny: Tiny, vae: Path, text_encoder: Path) -> Callable[..., RunConfig]:
+    """config_of(task, **options): latents of class names, and their attention maps in a pyramid."""
+    width = TextEncoder.from_pretrained(str(text_encoder)).width
+    options: dict[str, Any] = {
+        "latent__vae": str(vae),
+        "diffusion__text__encoder": str(text_encoder),
+        "model__conditioning__cross_attention_dim": width,
+        "model__conditioning__timestep": True,
+        "model__heads__segmentation__pyramid": 8,
+        "model__heads__segmentation__attention_maps": True,
+        "model__residual__dropout": 0.0,
+        "segmentation__context": "classes",
+        "segmentation__losses": {"cross_entropy": 1.0},
+        "training__steps": 2,
+        "training__validate_every": 2,
+        "training__checkpoint_every": 2,
+    }
+    return lambda task="segmentation", **more: tiny(task, **{**options, **more})
+
+
+def build(config: RunConfig) -> tuple[Any, dict[str, Any]]:
+    data = build_dataset(config.data, "train", True)
+    return build_task(config, data, data), collate([data[i] for i in range(4)])
+
+
+def weights(directory: Path) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in UNet.from_pretrained(directory / "unet").state_dict().items()}
+
+
+def test_a_class_is_the_last_hidden_state_of_its_prompt(text_encoder: Path) -> None:
+    names = ["red", "green_blue"]
+    model, tokenizer = AutoModel.from_pretrained(text_encoder).eval(), AutoTokenizer.from_pretrained(text_encoder)
+    expected = []
+    for name in ("red", "green blue"):  # one at a time: without padding
+        ids = tokenizer(f"a photo of a {name}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            expected.append(model(input_ids=ids).last_hidden_state[0, -1])
+    result = class_embeddings(TextEncoder.from_pretrained(str(text_encoder)), names)
+    torch.testing.assert_close(result, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_adapter_is_a_residual_of_two_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    context = SegmentationContext(3, 6)
+    context.text.normal_()
+    context.gamma.data.normal_()
+    first, _, second = context.text_adapter
+    hidden = F.gelu(context.text @ first.weight.T + first.bias)
+    expected = context.text + context.gamma * (hidden @ second.weight.T + second.bias)
+    torch.testing.assert_close(context(2), expected.expand(2, 3, 6))
+    context.save_pretrained(tmp_path)
+    assert torch.equal(SegmentationContext.from_pretrained(tmp_path)(1), context(1))
+    (tmp_path / "config.json").write_text('{"tokens": 3, "dim": -6, "adapter": true}')
+    with pytest.raises(FileError, match="dim must be an integer in"):
+        SegmentationContext.from_pretrained(tmp_path)
+
+
+def test_a_run_with_class_names_is_saved_and_loaded(config_of: Callable[..., RunConfig]) -> None:
+    config = config_of(segmentation__timestep=3)
+    run = train(config)
+    assert (run / "best" / "segmentation_context" / "config.json").is_file()
+    pipeline = SegmentationPipeline.from_pretrained(run / "best")
+    context = pipeline.segmenter.context
+    assert context is not None
+    fresh, _ = build(config_of())
+    assert torch.equal(context.text, fresh.context.text)
+    assert not torch.equal(context.gamma, fresh.context.gamma)  # trained
+    image = np.random.default_rng(0).integers(0, 256, (20, 26, 3)).astype(np.uint8)
+    logits = pipeline(image, return_logits=True).logits
+    with torch.no_grad():
+        latents = pipeline.segmenter.encode(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1)
+        small = pipeline.unet.segment(latents, 3, context(1))
+    torch.testing.assert_close(logits, F.interpolate(small, scale_factor=2, mode="bilinear")[0], rtol=1e-3, atol=1e-4)
+
+
+def test_what_learns(config_of: Callable[..., RunConfig]) -> None:
+    """Two steps each from one denoiser: the head alone, an adapter, everything at a rate by level."""
+    source = train(config_of("joint", directory="source", training__steps=1, diffusion__condition="none"))
+    before = weights(source / "best")
+
+    def changed(directory: str, **options: Any) -> set[str]:
+        config = config_of(
+            directory=directory, training__init_from=str(source), training__ema__enabled=False, **options
+        )
+        after = weights(train(config) / "latest")
+        return {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+
+    assert changed("head", training__freeze_backbone=True) == {"heads"}
+    assert changed("lora", training__lora__rank=2) == {"heads", "encoder", "decoder", "mid_block"}
+    everything = changed("all", training__optimizer__layer_decay=0.5)
+    assert everything == {"heads", "encoder", "decoder", "mid_block", "time_embedding"}
+
+
+def test_rates_by_level(config_of: Callable[..., RunConfig]) -> None:
+    task, _ = build(config_of())
+    optimizer = build_optimizer(task, OptimizerConfig(lr=1.0, layer_decay=0.5))
+    rates = {name: group["peak_lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert len(rates) == len(list(task.named_parameters()))
+    # encoder.0, encoder.1, mid_block, decoder.1, decoder.0, heads
+    expected = {
+        "unet.heads.segmentation.conv.weight": 1.0,
+        "context.gamma": 1.0,
+        "unet.decoder.up_blocks.1.resnets.0.conv1.weight": 0.5,
+        "unet.decoder.up_blocks.0.resnets.0.conv1.weight": 0.25,
+        "unet.mid_block.resnets.0.conv1.weight": 0.125,
+        "unet.time_embedding.linear_1.weight": 0.125,
+        "unet.encoder.down_blocks.1.resnets.0.conv1.weight": 0.0625,
+        "unet.encoder.conv_in.weight": 0.03125,
+    }
+    assert {name: rates[name] for name in expected} == expected
+
+
+def test_a_joint_step_with_a_context_is_two_passes(config_of: Callable[..., RunConfig]) -> None:
+    task, batch = build(config_of("joint", diffusion__condition="none"))
+    losses = task.batch_losses(batch, 0)
+    alone = task.diffusion.batch_losses(batch, 0)["loss"]
+    torch.testing.assert_close(losses["diffusion/loss"], alone)
+    losses["loss"].backward()
+    assert task.segmentation.context.gamma.grad is not None
+    assert "segmentation_context" in task.trainable_modules()
+
+
+def from_stable_diffusion(task: str, directory: Path, run: Path, **changes: Any) -> RunConfig:
+    """A run of two steps from a Stable Diffusion directory, with a pyramid head."""
+    keys: dict[str, Any] = {
+        "data.name": "scenes",
+        "data.scenes.train_images": 8,
+        "data.scenes.val_images": 2,
+        "diffusion.preview_steps": 2,
+        "diffusion.preview_per_class": 1,
+        "model.pretrained": str(directory),
+        "model.heads.segmentation.pyramid": 8,
+        "training.output_dir": str(run),
+        "training.steps": 2,
+        "training.batch_size": 2,
+        "training.validate_every": 2,
+        "training.checkpoint_every": 2,
+    }
+    return load(None, keys | {key.replace("__", "."): value for key, value in changes.items()}, task)
+
+
+def test_the_head_alone_on_stable_diffusion(stable_diffusion: Path, tmp_path: Path) -> None:
+    options = {"segmentation__context": "classes", "model__heads__segmentation__attention_maps": True}
+    config = from_stable_diffusion(
+        "segmentation", stable_diffusion, tmp_path / "run", **options, training__freeze_backbone=True
+    )
+    best = train(config) / "best"
+    unet, source = UNet.from_pretrained(best / "unet").state_dict(), UNet.from_diffusers(stable_diffusion).state_dict()
+    backbone = {name for name in source if not name.startswith("heads.")}
+    assert backbone == {name for name in unet if not name.startswith("heads.")}
+    assert all(torch.equal(unet[name], source[name]) for name in backbone)
+    pipeline = SegmentationPipeline.from_pretrained(best)
+    assert pipeline(np.zeros((33, 40, 3), np.uint8)).mask.shape == (33, 40)
+    assert pipeline.segmenter.context is not None and len(pipeline.segmenter.context.text) == len(pipeline.classes)
+
+
+def test_a_joint_run_is_a_stable_diffusion_pipeline_and_a_segmenter(stable_diffusion: Path, tmp_path: Path) -> None:
+    config = from_stable_diffusion("joint", stable_diffusion, tmp_path / "run", segmentation__context="empty")
+    best = train(config) / "best"
+    pipe = StableDiffusionPipeline.from_pretrained(best)
+    pipeline = SegmentationPipeline.from_pretrained(best)
+    assert pipeline.unet.config["heads"]["segmentation"]["pyramid"] == 8 and "diffusion" in pipeline.unet.heads
+    # the empty prompt of diffusers' own pipeline
+    _, empty = pipe.encode_prompt("", "cpu", 1, True, negative_prompt="")
+    assert pipeline.segmenter.context is not None
+    torch.testing.assert_close(pipeline.segmenter.context(1), empty, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model__conditioning__cross_attention_dim": 12}, "cross_attention_dim=12: must be 8"),
+        ({"segmentation__context": "none"}, "attention_maps=true: must be false without segmentation.context=classes"),
+        (
+            {
+                "model__conditioning__cross_attention_dim": None,
+                "model__heads__segmentation__attention_maps": False,
+            },
+            "segmentation.context=classes: must be none without model.conditioning.cross_attention_dim",
+        ),
+        ({"training__freeze_backbone": True, "training__frozen_levels": 1}, "training.frozen_levels=1: must be 0"),
+    ],
+)
+def test_contradictions_are_refused(config_of: Callable[..., RunConfig], options: dict[str, Any], message: str) -> None:
+    config = config_of(**options)
+    with pytest.raises(UserError, match=message):
+        validate(config)
+        build(config)

@@ -1,0 +1,49 @@
+"""The tokens of a segmenter's cross-attention, encoded once when a training starts (`segmentation.context`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
+from unetdiff.errors import config_error
+from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.training.pretrained import component_path
+
+if TYPE_CHECKING:
+    from unetdiff.config.schema import RunConfig
+
+TEMPLATE = "a photo of a {}"
+
+
+def build_context(config: RunConfig, classes: Sequence[str]) -> SegmentationContext | None:
+    """The context of a new run; None for `segmentation.context=none`.
+
+    Raises:
+        UserError: the text encoder cannot be loaded, or the network's tokens have another width.
+    """
+    kind, dim = config.segmentation.context, config.model.conditioning.cross_attention_dim
+    if config.task == "diffusion" or kind == "none":
+        return None
+    name = config.diffusion.text.encoder
+    encoder = TextEncoder.from_pretrained(component_path(config, name), padded=kind == "empty")
+    if encoder.width != dim:
+        constraint = f"{encoder.width}, the width of diffusion.text.encoder={name}, with segmentation.context={kind}"
+        raise config_error("model.conditioning.cross_attention_dim", dim, constraint)
+    text = encoder([""])[0] if kind == "empty" else class_embeddings(encoder, classes)
+    context = SegmentationContext(len(text), encoder.width, adapter=kind == "classes")
+    context.text.copy_(text)  # type: ignore[operator]
+    return context
+
+
+def class_embeddings(encoder: TextEncoder, classes: Sequence[str]) -> Tensor:
+    """One embedding per class name, (classes, width): the hidden state of the last token of "a photo of a NAME".
+
+    For CLIP that is the end-of-text token, whose state is its text feature (Radford et al. 2021, section 2.4).
+    """
+    states = encoder([TEMPLATE.format(name.replace("_", " ")) for name in classes])  # (C, n, width), zeros at the end
+    last = (states.abs().amax(dim=2) > 0).sum(dim=1) - 1
+    return states[torch.arange(len(classes)), last]
