@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from suite.stable_diffusion import write_stable_diffusion
 from suite.text_encoder import write_text_encoder
 from unetdiff.config.reading import parse
 from unetdiff.config.schema import RunConfig
@@ -57,6 +58,16 @@ SEGMENTATION = {**MASKS, "model.conditioning.timestep": False}
 JOINT: dict[str, Any] = {**SMALL, "joint.segmentation_fraction": 0.25, "joint.diffusion_weight": 10.0}
 
 
+PATHS = (
+    "data.root",
+    "data.regularization_root",
+    "model.pretrained",
+    "diffusion.text.encoder",
+    "latent.vae",
+    "diffusion.text.cache_dir",
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """A run: a task, a shipped config or none, and keys that replace its own."""
@@ -68,7 +79,7 @@ class Case:
     def config(self, root: Path, steps: int, accumulation: int) -> RunConfig:
         """The run, with the data of `make_data` in `root`."""
         keys = {**RUN, **self.keys, "training.steps": steps, "training.gradient_accumulation_steps": accumulation}
-        for key in ("data.root", "diffusion.text.encoder", "latent.vae", "diffusion.text.cache_dir"):
+        for key in PATHS:
             if keys.get(key) is not None:
                 keys[key] = str(root / keys[key])
         keys["training.output_dir"] = str(root / f"run-of-{os.environ.get('WORLD_SIZE', 1)}")
@@ -80,6 +91,13 @@ def _shipped(path: str, **keys: Any) -> Case:
 
 
 TEXT = {"diffusion.text.encoder": "text", "diffusion.text.max_tokens": 8, "diffusion.text.cache_dir": "cache"}
+PRETRAINED: dict[str, Any] = {
+    "model.pretrained": "stable_diffusion",
+    "data.root": "aspects",
+    "data.size": [SIDE, SIDE],
+    "data.bucket_step": 8,
+    "diffusion.text.cache_dir": "cache",
+}
 LOSS = "segmentation.losses"
 CASES: dict[str, Case] = {
     "diffusion/captioned_folder": _shipped(
@@ -93,6 +111,7 @@ CASES: dict[str, Case] = {
     "diffusion/image_folder": _shipped("diffusion/image_folder", **{**SMALL, **FOLDER}),
     "diffusion/scenes": _shipped("diffusion/scenes", **SMALL),
     "diffusion/scenes_text": _shipped("diffusion/scenes_text", **{**SMALL, **TEXT}),
+    "diffusion/stable_diffusion": _shipped("diffusion/stable_diffusion", **PRETRAINED),
     "diffusion/voc_layout": _shipped("diffusion/voc_layout", **MASKS),
     "joint/camvid": _shipped("joint/camvid", **{**MASKS, "model.conditioning.cross_attention_dim": None}),
     "joint/scenes": _shipped("joint/scenes", **SMALL),
@@ -163,6 +182,18 @@ CASES: dict[str, Case] = {
     "super-resolution, offset noise": Case(
         "diffusion", None, {**SMALL, "diffusion.condition": "image", "diffusion.offset_noise": 0.1}
     ),
+    "LoRA, prior preservation": _shipped(
+        "diffusion/stable_diffusion",
+        **{
+            **PRETRAINED,
+            "data.bucket_step": None,
+            "data.augment.random_crop": True,
+            "data.regularization_root": "captioned",
+            "training.lora.rank": 2,
+            "training.lora.dropout": 0.2,
+            "training.optimizer.lr": 1e-3,
+        },
+    ),
     "latents": Case("diffusion", None, {**SMALL, "latent.vae": "vae"}),
     "several classes": Case("diffusion", None, {**MASKS, "diffusion.max_classes": 2}),
     "joint, uncertainty": Case("joint", None, {**JOINT, "joint.weighting": "uncertainty"}),
@@ -195,6 +226,9 @@ def make_data(root: Path, cases: Sequence[Case]) -> None:
         (root / f"voc/ImageSets/Segmentation/{split}.txt").write_text("\n".join(part))
     if any("diffusion.text.encoder" in case.keys for case in cases):
         write_text_encoder(root / "text", ["a", "and", *COLORS, *DIGITS])
+    if any("model.pretrained" in case.keys for case in cases):
+        write_stable_diffusion(root / "stable_diffusion")
+        _captioned_aspects(root / "aspects", random)
     if any("latent.vae" in case.keys for case in cases):
         _autoencoder(root / "vae")
 
@@ -210,6 +244,17 @@ def _image(random: np.random.Generator, ignored: int) -> tuple[Image.Image, np.n
     mask[-1, :4] = 1  # a class in every mask
     mask[: ignored * 7] = 255  # from nothing to 28 of 32 rows
     return Image.fromarray(pixels.astype(np.uint8)), mask
+
+
+def _captioned_aspects(folder: Path, random: np.random.Generator) -> None:
+    """Captioned images of three aspect ratios."""
+    folder.mkdir()
+    lines = []
+    for i in range(IMAGES + 2):
+        box = [(0, 0, SIDE, SIDE), (0, 8, SIDE, SIDE - 8), (4, 0, SIDE - 4, SIDE)][i % 3]
+        _image(random, 0)[0].crop(box).save(folder / f"{i:02}.png")
+        lines.append(json.dumps({"file_name": f"{i:02}.png", "text": "abc"[: 1 + i % 3]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
 def _autoencoder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from unetdiff.data import images, voc
 from unetdiff.data.base import collate
 from unetdiff.data.cached_latents import CachedLatents
 from unetdiff.data.sampling import SampleKey
+from unetdiff.diffusion import latent_cache
 from unetdiff.errors import UserError
 from unetdiff.training import checkpoints
 from unetdiff.training.draws import whole_batch
@@ -251,3 +253,12 @@ def test_latents_beyond_float16_are_refused(
     task.codec.vae.register_to_config(scaling_factor=1e6)
     with pytest.raises(UserError, match="0.png: its latents must be within ±65504"):
         LatentCaches(config, task, data.train, data.val, 9, accelerator)
+
+
+def test_entries_lie_in_blocks() -> None:
+    """Small tensors of their own, between an autoencoder's freed buffers, took 0.4 MB of memory an image."""
+    blocks = latent_cache.Blocks()
+    entries = [torch.full(shape, float(i)) for i in range(300) for shape in ((2, 4), (1, 4))]
+    kept = [blocks.keep(entry) for entry in entries]
+    assert all(torch.equal(a, b) for a, b in zip(kept, entries, strict=True))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in kept}) == 2 * math.ceil(300 / latent_cache.BLOCK)

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from unetdiff.config.reading import load
-from unetdiff.training.lora import LORA_WEIGHTS
+from unetdiff.models.adapters import LORA_WEIGHTS
 from unetdiff.training.trainer import train
 
 CONFIG = Path(__file__).parents[2] / "configs" / "diffusion" / "stable_diffusion.yaml"

@@ -28,6 +28,8 @@ from unetdiff.files.writing import file_errors, write_into_directory
 
 PART = 1024
 """Images in a file of the cache."""
+BLOCK = 256
+"""Entries in a block of memory."""
 REMEDY = "Delete the file, and its images are encoded again."
 
 
@@ -51,6 +53,7 @@ def encode(
     """
     keys: list[list[SampleKey]] = [[unflipped_key(dataset, index) for index in group] for group in groups]
     loader = DataLoader(dataset, batch_sampler=keys, collate_fn=collate, num_workers=num_workers)  # type: ignore[arg-type]
+    blocks = Blocks()
     for group, batch in zip(groups, loader, strict=True):
         images = batch["image"]
         stacks = [images] if isinstance(images, Tensor) else [image[None] for image in images]  # of several sizes
@@ -65,7 +68,23 @@ def encode(
                     f"{name}: its latents must be within ±65504, the range of float16. Use latent.cache=none, or an "
                     "autoencoder whose scaling_factor brings them to unit variance."
                 )
-            yield index, entry.clone()
+            yield index, blocks.keep(entry)
+
+
+class Blocks:
+    """Copies of small tensors in large blocks: between the buffers of an autoencoder, each of which is freed, small
+    tensors that stay keep the allocator from giving back what lies around them."""
+
+    def __init__(self) -> None:
+        self.last: dict[torch.Size, tuple[Tensor, int]] = {}
+
+    def keep(self, entry: Tensor) -> Tensor:
+        """A copy of the tensor, in the last block of its shape."""
+        block, used = self.last.get(entry.shape, (entry.new_empty(0), 0))
+        if used == len(block):
+            block, used = entry.new_empty(BLOCK, *entry.shape), 0
+        self.last[entry.shape] = block, used + 1
+        return block[used].copy_(entry)
 
 
 class MemoryLatents:
@@ -121,8 +140,9 @@ class DiskLatents:
 
     def _write_part(self, part: Mapping[str, Tensor]) -> None:
         name = hashlib.sha256("".join(part).encode()).hexdigest()[:16]
+        own = {key: entry.clone() for key, entry in part.items()}  # safetensors takes no views of one block
         with file_errors(self.folder, "Set another latent.cache_dir."):
-            write_into_directory(self.folder, lambda aside: write_tensors(part, aside / f"{name}.safetensors"))
+            write_into_directory(self.folder, lambda aside: write_tensors(own, aside / f"{name}.safetensors"))
 
     def __call__(self, index: int, view: int) -> Tensor:
         name = self.hashes[index]

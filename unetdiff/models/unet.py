@@ -133,7 +133,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             sample: (B, in_channels, H, W) pixels in [-1, 1], noisy or clean.
             timestep: one number or (B,); None means a clean image, which is timestep 0.
             encoder_hidden_states: (B, tokens, cross_attention_dim), or a `CrossAttentionCache` of them for the many
-                passes of sampling; None is one zero token.
+                passes of sampling; None is one zero token (one per class with heads.segmentation.attention_maps).
             class_labels: (B,) indices of the embedding added to the time embedding (`imported.num_class_embeds`), or
                 as `imported.class_embed_type` says.
             return_dict: return `UNet2DOutput(sample=...)`, else a tuple.
@@ -151,6 +151,10 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         self._require(head)
         height, width = sample.shape[-2:]
         sample = self._large_enough(sample)
+        reader: Any = self.heads[head]
+        if encoder_hidden_states is None and head == "segmentation" and reader.tokens:
+            dim = self.config["conditioning"]["cross_attention_dim"]
+            encoder_hidden_states = sample.new_zeros(sample.shape[0], self.num_classes or 1, dim)
         state = self._recording(self.embed(sample, timestep, encoder_hidden_states, class_labels, **inputs), head)
         h = self.backbone(sample, state)
         out = self._predict(head, h, sample, state)[..., :height, :width]

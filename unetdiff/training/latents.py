@@ -76,7 +76,7 @@ class LatentCaches:
         if folder is None:
             own = dict(self._encode(dataset, list(range(len(dataset))), views))
             if accelerator.num_processes > 1:
-                own = dict(gather_object(list(own.items())))
+                own = dict(gather_object([(index, entry.clone()) for index, entry in own.items()]))  # not whole blocks
             return CachedLatents(dataset, MemoryLatents(own))
         latents = DiskLatents(folder, [dataset.image_hash(index) for index in range(len(dataset))])
         missing = latents.missing()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -22,15 +22,11 @@ from torch import Tensor, nn
 from unetdiff.config.training import LoRAConfig
 from unetdiff.errors import config_error, nearest
 from unetdiff.files.tensors import write_tensors
+from unetdiff.models.adapters import LORA_WEIGHTS, METADATA
 from unetdiff.models.config import RESIDUAL
-from unetdiff.models.diffusers_names import to_diffusers_name
 from unetdiff.models.unet import UNet
 from unetdiff.training.tasks.base import Task
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
-"""diffusers' name of the file that `pipe.load_lora_weights` reads."""
-METADATA = "lora_adapter_metadata"
-"""diffusers' key of the adapter's config in the header of that file."""
 ADAPTER = "default"
 MARK = ".lora_"
 """In the name of every tensor of an adapter."""
@@ -194,24 +190,14 @@ def merged(task: Task) -> Iterator[None]:
 # ------------------------------------------------------------------ diffusers' file
 
 
-def adapter_tensors(unet: UNet) -> dict[str, Tensor]:
-    """The tensors of an adapter as diffusers names them: "unet.down_blocks.0.….to_q.lora_A.weight"."""
-    marks = (f".lora_A.{ADAPTER}.", f".lora_B.{ADAPTER}.")
-    return {
-        f"unet.{to_diffusers_name(name).replace(f'.{ADAPTER}.', '.')}": tensor
-        for name, tensor in unet.state_dict().items()
-        if any(mark in name for mark in marks)
-    }
-
-
-def adapter_metadata(unet: UNet) -> Mapping[str, str]:
-    """Rank, alpha and layers of an adapter, for the header of diffusers' file."""
-    settings = unet.peft_config[ADAPTER]
-    layers = sorted({name.split(MARK)[0].removeprefix("unet.") for name in adapter_tensors(unet)})
-    config = {"unet.r": settings.r, "unet.lora_alpha": settings.lora_alpha, "unet.target_modules": layers}
-    return {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)}
-
-
 def save_adapter(unet: UNet, directory: Path) -> None:
-    """Write the adapter of a network as `LORA_WEIGHTS`, which diffusers' `pipe.load_lora_weights(directory)` reads."""
-    write_tensors(adapter_tensors(unet), directory / LORA_WEIGHTS, dict(adapter_metadata(unet)))
+    """Write the adapter of a network as `LORA_WEIGHTS`, which diffusers' `pipe.load_lora_weights(directory)` reads.
+
+    Its header has rank, alpha and layers.
+    """
+    tensors = {f"unet.{name}": tensor for name, tensor in unet.lora_state_dict(ADAPTER).items()}
+    settings = unet.peft_config[ADAPTER]
+    layers = sorted({name.split(MARK)[0].removeprefix("unet.") for name in tensors})
+    config = {"unet.r": settings.r, "unet.lora_alpha": settings.lora_alpha, "unet.target_modules": layers}
+    header = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)}
+    write_tensors(tensors, directory / LORA_WEIGHTS, header)
