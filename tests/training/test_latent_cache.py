@@ -97,6 +97,7 @@ def test_a_batch_has_the_latents_of_its_images(
     assert "image" not in batch and batch["latents"].dtype == torch.float16 and batch["latents"].shape[1] == 8
     torch.testing.assert_close(task.encode(batch, draws[1]), encoded, atol=2e-3, rtol=2e-3)
     assert batch["name"] == expected["name"] and torch.equal(batch["label"], expected["label"])
+    assert not data.val._cache  # type: ignore[attr-defined]  # what was decoded to be encoded is freed
     if mode == "disk":  # a second run reads what the first has written
         monkeypatch.setattr("unetdiff.training.latents.encode", lambda *_: pytest.fail("encoded an image again"))
         again = cached(config)[2]

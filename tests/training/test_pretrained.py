@@ -12,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 from huggingface_hub import constants
 
+from suite.stable_diffusion import write_stable_diffusion
 from unetdiff import GenerationPipeline, UNet
 from unetdiff.config.reading import from_yaml, load, parse
 from unetdiff.config.schema import RunConfig, flatten
@@ -128,6 +129,12 @@ def test_resumed_and_loaded_without_the_pretrained_model(trained: tuple[Path, Pa
     finally:
         source.with_name("away").rename(source)
     assert read_object(tmp_path / "run" / "summary.json")["steps"] == 3
+
+
+def test_an_inpainting_network_is_not_trained(tmp_path: Path) -> None:
+    write_stable_diffusion(tmp_path / "inpainting", in_channels=9)
+    with pytest.raises(UserError, match="in_channels=9: must be 4, as model.pretrained"):
+        config_of(tmp_path / "inpainting", tmp_path / "run")
 
 
 def test_init_from_refuses_what_differs(stable_diffusion: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.data.build import build_dataset
+from unetdiff.data.check import check
 from unetdiff.data.config import DataConfig
 from unetdiff.data.regularization import REGULARIZATION, PairedDataset, PairedSampler
 from unetdiff.data.sampling import StepSampler
@@ -122,6 +123,10 @@ def test_captions_come_from_a_file_or_a_prompt(data: dict[str, Any], tmp_path: P
         build_dataset(config, "train", False)
     with pytest.raises(UserError, match=r"data.regularization_prompt=null: must be set with data.regularization_root"):
         build_dataset(DataConfig(**data | {"regularization_prompt": None}), "train", False)
+    assert not check(config := DataConfig(**data), progress=False)
+    damaged = Path(data["regularization_root"]) / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    assert [issue.file for issue in check(config, progress=False)] == [str(damaged)]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images found"):
         build_dataset(DataConfig(**data | {"regularization_root": str(tmp_path / "empty")}), "train", False)

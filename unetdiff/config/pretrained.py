@@ -57,6 +57,8 @@ CONDITIONERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 """Class of a conditioner -> `diffusion.condition`, and its arguments' keys."""
+STOCK = ("UNet2DModel", "UNet2DConditionModel")
+"""diffusers' U-Nets."""
 HUB_PATTERNS = ("*.json", "*/*.json")
 """The files of a model on the Hub that its keys are read from."""
 
@@ -148,11 +150,21 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
         if condition == "text":
             yield from (("diffusion.text.encoder", name), ("diffusion.text.projection", True))
     elif (directory / "text_encoder").is_dir():
+        _require_no_mask_input(directory / UNET / CONFIG)
         yield "diffusion.condition", "text"
         yield from (("diffusion.text.encoder", name), ("diffusion.text.projection", False))
         yield "diffusion.text.max_tokens", None
     elif index:
         yield "diffusion.condition", "none"
+
+
+def _require_no_mask_input(path: Path) -> None:
+    """Refuse an inpainting U-Net, whose training would draw masks."""
+    config = read_object(path)
+    channels, latents = config.get("in_channels", 4), config.get("out_channels", 4)
+    if config.get("_class_name") in STOCK and channels != latents:
+        remedy = "Sample with it, or train on from the model that it was made of."
+        raise FileError.of(path, f"in_channels={channels}: must be {latents}, as {KEY}", remedy)
 
 
 def _network(directory: Path) -> Iterator[tuple[str, Any]]:
@@ -162,7 +174,7 @@ def _network(directory: Path) -> Iterator[tuple[str, Any]]:
         raise FileError.of(directory, f"must be a pipeline's, a U-Net's, a run or a model directory, as {KEY}")
     source = read_object(path)
     kind, own = source.get("_class_name"), {key: value for key, value in source.items() if not key.startswith("_")}
-    if kind in ("UNet2DModel", "UNet2DConditionModel"):
+    if kind in STOCK:
         from unetdiff.export.convert.from_diffusers import config_from_diffusers  # imports torch
 
         own = config_from_diffusers(kind, own, f"{KEY}: {path}")

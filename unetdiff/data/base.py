@@ -62,6 +62,9 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         del item["image"]
         return item
 
+    def release(self) -> None:  # noqa: B027
+        """Free decoded images that the dataset keeps in memory; they are decoded again on access."""
+
     def image_hash(self, index: int) -> str:
         """A hash of a sample's image: of its file, which is not decoded, or of its pixels where there is none."""
         image = self[self.sample_index(index)]["image"]

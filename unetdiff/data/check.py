@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from unetdiff.data.depth import BitDepths
 from unetdiff.data.images import folder_files
 from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, raise_first_issue, size_issue, value_issue
 from unetdiff.data.parquet import read_table
+from unetdiff.data.regularization import read_regularization
 from unetdiff.data.threads import map_in_threads
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.data.voc import VOCFolder, read_indices, wrong_values
@@ -161,11 +162,14 @@ def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Iss
     train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
     # both splits may share a metadata file: report its issues once
     issues = list(dict.fromkeys(issue for split in splits for issue in split.issues))
-    return issues + _image_issues(train, val, BitDepths(config.image_range, full), progress)
+    others, _, more = read_regularization(config)
+    return issues + more + _image_issues(train, val, BitDepths(config.image_range, full), progress, others)
 
 
-def _image_issues(train: list[Path], val: list[Path], depths: BitDepths, progress: bool) -> list[Issue]:
-    """Images that are in both splits or cannot be read."""
+def _image_issues(
+    train: list[Path], val: list[Path], depths: BitDepths, progress: bool, others: Sequence[Path] = ()
+) -> list[Issue]:
+    """Images that are in both splits or cannot be read; `others`: further images to read."""
     issues = []
 
     def examine(path: Path) -> list[Issue]:
@@ -177,7 +181,7 @@ def _image_issues(train: list[Path], val: list[Path], depths: BitDepths, progres
 
     for other, file in _same_files(train, val):
         issues.append(Issue(str(file), "duplicate of a training image", str(other), "Remove one of the two."))
-    for image_issues in map_in_threads(examine, [*train, *val], "check", progress):
+    for image_issues in map_in_threads(examine, [*train, *val, *others], "check", progress):
         issues += image_issues
     return issues + depths.issues()
 

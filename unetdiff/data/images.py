@@ -144,6 +144,10 @@ class ImageSource(ImageDataset):
             item["caption"] = self.captions[index]
         return item
 
+    def release(self) -> None:
+        self._cache.clear()
+        self._bytes = 0
+
     def image_hash(self, index: int) -> str:
         source = self.source(self.sample_index(index))
         return sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()

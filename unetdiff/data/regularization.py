@@ -20,7 +20,7 @@ from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import decode
 from unetdiff.data.hashing import hash_words
 from unetdiff.data.images import ImageSource
-from unetdiff.data.issues import raise_first_issue
+from unetdiff.data.issues import Issue, raise_first_issue
 from unetdiff.data.sampling import SampleKey, StepSampler
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import FileError, config_error
@@ -33,13 +33,16 @@ STREAM = 0x5EED
 """Word of the seed of the regularization images' order."""
 
 
-def regularization_images(config: DataConfig, transform: Transform) -> ImageSource:
-    """All images of `data.regularization_root`, with the captions of its metadata file or with one prompt for all.
+def read_regularization(config: DataConfig) -> tuple[list[Path], list[str], list[Issue]]:
+    """The images of `data.regularization_root`, their captions, and the issues of its metadata file.
+
+    Captions are those of the metadata file, or one prompt for all. Without `data.regularization_root` there are none.
 
     Raises:
-        UserError: no images, neither or both sources of captions, or an issue in the metadata file.
+        UserError: no images, or neither or both sources of captions.
     """
-    assert config.regularization_root is not None
+    if config.regularization_root is None:
+        return [], [], []
     root, prompt = Path(config.regularization_root).expanduser(), config.regularization_prompt
     if not os.path.isdir(root):
         raise config_error("data.regularization_root", config.regularization_root, "an existing folder, or null")
@@ -49,16 +52,25 @@ def regularization_images(config: DataConfig, transform: Transform) -> ImageSour
         raise config_error(key, prompt, f"null with {metadata[0]}, which has the captions", "Remove one of the two.")
     if metadata:
         rows, issues = read_metadata(metadata[0], config.caption_column or CAPTION_COLUMN)
-        raise_first_issue(issues)
-        files, captions = [row.file for row in rows if row.file is not None], [row.caption for row in rows]
-    elif prompt is None:
+        whole = [(row.file, row.caption) for row in rows if row.file is not None]
+        return [file for file, _ in whole], [caption for _, caption in whole], issues
+    if prompt is None:
         constraint = f"set with data.regularization_root={root}, which has no {METADATA[0]} with captions"
         raise config_error(key, None, constraint, 'Give the prompt of the class, e.g. "a photo of a dog".')
-    else:
-        files = files_in(root, SUFFIXES, recursive=True)
-        captions = [prompt] * len(files)
-        if not files:
-            raise FileError.of(root, "no images found", "Give a folder of images of the class.")
+    files = files_in(root, SUFFIXES, recursive=True)
+    if not files:
+        raise FileError.of(root, "no images found", "Give a folder of images of the class.")
+    return files, [prompt] * len(files), []
+
+
+def regularization_images(config: DataConfig, transform: Transform) -> ImageSource:
+    """The images of `read_regularization` as a dataset.
+
+    Raises:
+        UserError: as of `read_regularization`, and the first issue of the metadata file.
+    """
+    files, captions, issues = read_regularization(config)
+    raise_first_issue(issues)
 
     def open_image(i: int) -> Any:
         return decode(files[i], image_range=config.image_range)

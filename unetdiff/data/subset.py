@@ -49,6 +49,9 @@ class Subset(ImageDataset):
     def without_image(self, key: int | SampleKey) -> dict[str, Any]:
         return self.dataset.without_image(self._key(key))
 
+    def release(self) -> None:
+        self.dataset.release()
+
     def image_hash(self, index: int) -> str:
         return self.dataset.image_hash(self.indices[self.sample_index(index)])
 

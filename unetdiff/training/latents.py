@@ -98,6 +98,7 @@ class LatentCaches:
             for entry in encode(dataset, own, views, self.codec, accelerator.device, workers):
                 yield entry
                 bar.update()
+        dataset.release()
 
     def _folder(self, dataset: ImageDataset, views: int) -> Path:
         """The folder of the entries of this autoencoder, resizing, precision and number of views."""
