@@ -256,7 +256,9 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_segmenter_of_latents_is_exported_with_its_autoencoder_and_class_tokens(vae: Path, tmp_path: Path) -> None:
     unet = build(
         in_channels=4,
-        **{**RESIDUAL, "imported": {}},
+        encoder={"channels": [8]},
+        residual=RESIDUAL["residual"],
+        conditioning={**CONDITIONED, "attention_levels": [0]},
         heads={"segmentation": {"num_classes": CLASSES, "pyramid": 8, "attention_maps": True}},
     )
     context = SegmentationContext(CLASSES, CONTEXT)

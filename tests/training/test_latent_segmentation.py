@@ -31,6 +31,8 @@ from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]
 SHORT: dict[str, Any] = {
+    "data__scenes__train_images": 8,
+    "data__scenes__val_images": 2,
     "training__steps": 2,
     "training__validate_every": 2,
     "training__checkpoint_every": 2,
