@@ -215,3 +215,9 @@ def test_a_pixel_denoiser_and_a_network_alone(tmp_path: Path) -> None:
     task: Any = Trainer(config, None).task
     expected = UNet.from_pretrained(tmp_path / "ddpm" / "unet").state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in task.unet.state_dict().items())
+    keys = {"data.name": "scenes", "model.pretrained": str(tmp_path / "ddpm"), **SHORT}
+    segmenter = Trainer(load(None, keys | {"training.output_dir": str(tmp_path / "masks")}, "segmentation"), None).task
+    segmenter.save(tmp_path / "saved")
+    saved = GenerationPipeline.from_pretrained(tmp_path / "saved")
+    assert all(torch.equal(saved.unet.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert saved.scheduler.config.beta_schedule == "linear" and "segmentation" in saved.unet.heads

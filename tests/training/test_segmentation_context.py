@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.errors import FileError, UserError
+from unetdiff.evaluation.load_run import load_run
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.training.optimizer import build_optimizer
@@ -178,19 +180,68 @@ def from_stable_diffusion(task: str, directory: Path, run: Path, **changes: Any)
     return load(None, keys | {key.replace("__", "."): value for key, value in changes.items()}, task)
 
 
-def test_the_head_alone_on_stable_diffusion(stable_diffusion: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def head_alone(stable_diffusion: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best weights of a run that trains the head alone."""
     options = {"segmentation__context": "classes", "model__heads__segmentation__attention_maps": True}
-    config = from_stable_diffusion(
-        "segmentation", stable_diffusion, tmp_path / "run", **options, training__freeze_backbone=True
+    run = tmp_path_factory.mktemp("head_alone") / "run"
+    return (
+        train(from_stable_diffusion("segmentation", stable_diffusion, run, **options, training__freeze_backbone=True))
+        / "best"
     )
-    best = train(config) / "best"
-    unet, source = UNet.from_pretrained(best / "unet").state_dict(), UNet.from_diffusers(stable_diffusion).state_dict()
-    backbone = {name for name in source if not name.startswith("heads.")}
-    assert backbone == {name for name in unet if not name.startswith("heads.")}
-    assert all(torch.equal(unet[name], source[name]) for name in backbone)
-    pipeline = SegmentationPipeline.from_pretrained(best)
+
+
+def test_the_head_alone_on_stable_diffusion(head_alone: Path, stable_diffusion: Path) -> None:
+    unet = UNet.from_pretrained(head_alone / "unet").state_dict()
+    source = UNet.from_diffusers(stable_diffusion).state_dict()
+    assert set(source) == {name for name in unet if not name.startswith("heads.segmentation.")}
+    assert all(torch.equal(unet[name], tensor) for name, tensor in source.items())
+    pipeline = SegmentationPipeline.from_pretrained(head_alone)
     assert pipeline(np.zeros((33, 40, 3), np.uint8)).mask.shape == (33, 40)
     assert pipeline.segmenter.context is not None and len(pipeline.segmenter.context.text) == len(pipeline.classes)
+
+
+def test_stock_diffusers_draws_with_the_kept_head_what_it_draws_with_the_original(
+    head_alone: Path, stable_diffusion: Path
+) -> None:
+    assert (head_alone / "unet" / "segmentation_head.safetensors").is_file()
+    images = []
+    for directory in (stable_diffusion, head_alone, head_alone.with_name("latest")):
+        pipe = StableDiffusionPipeline.from_pretrained(directory)
+        images.append(
+            pipe("a red three", num_inference_steps=3, generator=torch.Generator().manual_seed(1), output_type="np")
+        )
+    assert all(np.array_equal(images[0].images, one.images) for one in images[1:])
+
+
+def test_a_kept_head_is_not_evaluated(head_alone: Path, tmp_path: Path) -> None:
+    """The run's images need no captions."""
+    run = load_run(head_alone.parent)
+    assert "diffusion" in run.task.unet.heads and run.diffusion is None and run.segmentation is not None
+    shutil.copytree(head_alone, tmp_path / "copy")
+    copy = load_run(tmp_path / "copy", run.config.data)  # without the run's config
+    assert copy.diffusion is not None and copy.segmentation is not None
+
+
+def test_a_run_with_a_kept_head_is_resumed_without_the_pretrained_model(stable_diffusion: Path, tmp_path: Path) -> None:
+    source, run = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(stable_diffusion, source)
+    train(
+        from_stable_diffusion(
+            "segmentation", source, run, training__steps=1, training__validate_every=1, training__checkpoint_every=1
+        )
+    )
+    before = UNet.from_pretrained(run / "latest" / "unet").state_dict()
+    shutil.rmtree(source)
+    config = from_stable_diffusion(
+        "segmentation", source, run, training__resume=True, training__validate_every=1, training__checkpoint_every=1
+    )
+    train(config)
+    after = UNet.from_pretrained(run / "latest" / "unet").state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(not name.startswith("heads.") for name in changed)
+    assert not any(name.startswith("heads.diffusion.") for name in changed)
+    StableDiffusionPipeline.from_pretrained(run / "latest")
 
 
 def test_a_joint_run_is_a_stable_diffusion_pipeline_and_a_segmenter(stable_diffusion: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.base import Batch, Task
-from unetdiff.training.tasks.build import build_task, load_task, segmentation_of
+from unetdiff.training.tasks.build import build_task, denoiser_of, load_task, segmentation_of
 from unetdiff.training.tasks.joint import JointTask
 
 Kind = Literal["training step", "masks", "samples"]
@@ -71,10 +71,10 @@ class BenchmarkTarget:
 
     @property
     def kinds(self) -> list[Kind]:
-        """The workloads that the network's heads support."""
-        heads = self.task.unet.heads
+        """The workloads of the heads that the run trains."""
         kinds: list[Kind] = ["training step"]
-        return kinds + (["masks"] if "segmentation" in heads else []) + (["samples"] if "diffusion" in heads else [])
+        kinds += ["masks"] if segmentation_of(self.task) is not None else []
+        return kinds + (["samples"] if denoiser_of(self.task) is not None else [])
 
     def batch(self, batch_size: int) -> Batch:
         """The first batch of training, with its augmentation."""

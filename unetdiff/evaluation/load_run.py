@@ -105,7 +105,7 @@ def run_config(path: Path) -> RunConfig:
     for candidate in (path / CONFIG, path.parent / CONFIG):
         if is_there(candidate):
             return from_yaml(candidate)
-    config = RunConfig()
+    config = RunConfig(task="joint")  # every head that it has
     if is_pretrained(path):
         config.model.pretrained = str(path)
         config = follow_pretrained(config)

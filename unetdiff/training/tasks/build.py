@@ -28,7 +28,7 @@ from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.pipeline import saved_input
 from unetdiff.training.conditions import build_conditioner, condition_channels
-from unetdiff.training.pretrained import component_path, pretrained_scheduler
+from unetdiff.training.pretrained import component_path, kept_denoiser, pretrained_denoiser, pretrained_scheduler
 from unetdiff.training.segmentation_context import build_context
 from unetdiff.training.sigma_data import measure_sigma_data
 from unetdiff.training.tasks.base import Task
@@ -53,7 +53,9 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
         heads.segmentation = replace(head, num_classes=len(train.classes))
     if config.task != "segmentation":
         heads.diffusion = DiffusionHeadConfig(out_channels=codec.channels)
-    size = model.sample_size
+    size, source = model.sample_size, pretrained_denoiser(config, codec) if config.task == "segmentation" else None
+    if source is not None:
+        heads.diffusion, size = DiffusionHeadConfig(**source["heads"]["diffusion"]), size or source["sample_size"]
     if size is None and (config.task != "segmentation" or isinstance(codec, PixelCodec)):
         size = _sample_size(config.data.size, train, codec)
     channels = codec.channels + condition_channels(config, codec)
@@ -63,19 +65,25 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     if config.task == "diffusion" and noise.process == "edm" and noise.edm.sigma_data is None:
         noise = replace(noise, edm=replace(noise.edm, sigma_data=measure_sigma_data(train, codec)))
         config = replace(config, diffusion=replace(config.diffusion, noise=noise))
-    if isinstance(conditioner, PromptConditioner):
+    kept = None if source is None else kept_denoiser(config, unet, codec)
+    if isinstance(conditioner if kept is None else kept.parts.get("conditioner"), PromptConditioner):
         config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
     task = _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
     denoiser, segmentation, scheduler = denoiser_of(task), segmentation_of(task), pretrained_scheduler(config)
     if denoiser is not None and scheduler is not None:
         denoiser.scheduler = scheduler
+    if segmentation is not None:
+        segmentation.kept = kept
     if segmentation is not None and segmentation.scheduler is not None and scheduler is not None:
         segmentation.set_scheduler(scheduler, config.diffusion.noise)
     return task
 
 
 def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
-    """A task with the weights of a model directory, for evaluation."""
+    """A task with the weights of a model directory, for evaluation.
+
+    A head that a segmentation run kept from a pretrained denoiser has no task.
+    """
     unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
     heads = unet.config["heads"]
     conditioner, vae = None, directory / "vae"
@@ -89,7 +97,8 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
         conditioner.features = CachedFeatures(encoder)
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
-    config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
+    if not (heads["segmentation"] and config.task == "segmentation"):
+        config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
     folder = directory / CONTEXT_FOLDER
     context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
     task = _assemble(config, unet, conditioner, val, codec, context)

@@ -32,6 +32,7 @@ from unetdiff.segmentation.overlays import preview
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.segmentation.segmenter import NetworkInput, Segmenter
 from unetdiff.training.draws import RowDraws
+from unetdiff.training.pretrained import KeptDenoiser
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums, add, sum_tensor
 from unetdiff.training.tasks.base import (
@@ -60,9 +61,13 @@ class SegmentationTask(Task):
         noise: the config of that process, for its training timesteps.
         codec: of the network's input; None: pixels.
         context: tokens for its cross-attention, or None.
+
+    Attributes:
+        kept: what the frozen diffusion head of a pretrained network samples with, or None.
     """
 
     best_metric = ("segmentation/mean_iou", "max")
+    kept: KeptDenoiser | None = None
 
     def __init__(
         self,
@@ -255,6 +260,8 @@ class SegmentationTask(Task):
 
     def save(self, directory: Path) -> None:
         self.pipeline().save_pretrained(directory)
+        if self.kept is not None:
+            self.kept.save(self.unet, directory)
 
     def pipeline(self) -> SegmentationPipeline:
         """A pipeline that shares this task's modules."""
