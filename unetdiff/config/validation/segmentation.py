@@ -40,9 +40,6 @@ def _validate_timestep(config: RunConfig) -> None:
         raise config_error(key, timestep, constraint, "Set model.conditioning.timestep=true.")
     if timestep >= count:
         raise config_error(key, timestep, f"less than {count} (diffusion.noise.num_train_timesteps)")
-    if timestep and config.diffusion.noise.process == "edm":
-        constraint = "0 with diffusion.noise.process=edm, whose timesteps are no integers"
-        raise config_error(key, timestep, constraint)
     if segmentation.noised and not timestep:
         constraint = "false with segmentation.timestep=0, a clean image"
         raise config_error("segmentation.noised", True, constraint, "Give segmentation.timestep, e.g. 50.")
