@@ -59,6 +59,9 @@ def _validate_context(config: RunConfig) -> None:
     if context != "none" and conditioning.cross_attention_dim is None:
         constraint = "none without model.conditioning.cross_attention_dim, whose cross-attention reads it"
         raise config_error("segmentation.context", context, constraint)
+    if context != "none" and config.model.encoder.padding == "valid":
+        constraint = "none with model.encoder.padding=valid"
+        raise config_error("segmentation.context", context, constraint, "Use padding=same.")
     if head is not None and head.attention_maps and context != "classes":
         constraint = "false without segmentation.context=classes, one token per class"
         raise config_error("model.heads.segmentation.attention_maps", True, constraint)
