@@ -172,6 +172,13 @@ def test_images_resized_for_masks_have_entries_of_their_own(
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_buckets_are_of_whole_cells(tiny: Tiny, photographs: Path, vae: Path) -> None:
+    config = folder_config(tiny, photographs, vae, data__bucket_step=9, data__size=[18, 18])
+    data = RunData(config, Accelerator(cpu=True))
+    with pytest.raises(UserError, match="data.bucket_step=9: must be a multiple of 2, the autoencoder's factor"):
+        build_task(config, data.train, data.val)
+
+
 def test_captions_and_scenes(tiny: Tiny, photographs: Path, vae: Path) -> None:
     captioned = folder_config(
         tiny, photographs / "train", vae, data__name="captioned_folder", diffusion__condition="none"

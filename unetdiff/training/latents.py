@@ -59,7 +59,7 @@ class LatentCaches:
         mode = resolve_mode(config, codec, train, steps)
         if mode == "none":
             return
-        self.config, self.codec, self.accelerator, self.bytes = config, codec, accelerator, 0
+        self.config, self.codec, self.accelerator = config, codec, accelerator
         views = num_views(train) or 1
         folder = self._folder(train, views) if mode == "disk" else None
         self.train = self._cached(train, views, folder)

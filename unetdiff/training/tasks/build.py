@@ -18,6 +18,7 @@ from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.diffusion.stable_diffusion import prompt_conditioner
+from unetdiff.errors import config_error
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models import loading
@@ -44,9 +45,11 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     """A task with a new network: output channels follow from the data, input channels from the condition.
 
     Raises:
-        UserError: the autoencoder cannot be loaded, or its factor does not divide the image size.
+        UserError: the autoencoder cannot be loaded, or its factor does not divide the image sizes.
     """
-    model, codec = config.model, _codec(config, train)
+    model, codec, step = config.model, _codec(config, train), config.data.bucket_step
+    if step is not None and step % codec.factor:
+        raise config_error("data.bucket_step", step, f"a multiple of {codec.factor}, the autoencoder's factor")
     heads = HeadsConfig()
     if config.task != "diffusion":
         head = model.heads.segmentation or SegmentationHeadConfig()
