@@ -212,11 +212,6 @@ def saved_model(directory: Path) -> tuple[Any, Any]:
     return load_encoder(*folders)
 
 
-def saved_encoder(directory: Path, max_tokens: int, padded: bool = False) -> TextEncoder:
-    """The text encoder of a model directory, as its pipeline saved it. Errors as of `saved_model`."""
-    return TextEncoder(*saved_model(directory), max_tokens, padded)
-
-
 def max_length(model: Any, tokenizer: Any) -> int:
     """The maximal number of tokens of a text."""
     positions = model.config.to_dict().get("max_position_embeddings") or DEFAULT_MAX_TOKENS  # T5 has no such limit

@@ -13,7 +13,7 @@ from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
-from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder, saved_model
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder, saved_model
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
@@ -81,14 +81,15 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     """A task with the weights of a model directory, for evaluation."""
     unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
     heads = unet.config["heads"]
-    conditioner, vae = None, directory / "vae"
+    conditioner, text, vae = None, None, directory / "vae"
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
     elif heads["diffusion"] and (directory / "text_encoder").is_dir():
-        conditioner = prompt_conditioner(directory, unet, *saved_model(directory))
+        text = saved_model(directory)
+        conditioner = prompt_conditioner(directory, unet, *text)
     if isinstance(conditioner, CaptionConditioner):
-        encoder = saved_encoder(directory, conditioner.max_tokens, conditioner.padded)
+        encoder = TextEncoder(*(text or saved_model(directory)), conditioner.max_tokens, conditioner.padded)
         conditioner.features = CachedFeatures(encoder)
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
