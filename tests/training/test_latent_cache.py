@@ -160,16 +160,17 @@ def test_images_resized_for_masks_have_entries_of_their_own(
     """Cut to their aspect ratio with their masks as conditions, stretched with a segmentation head."""
     mask = np.zeros((24, 32), np.uint8)
     root = voc_layout(["background", "cat"], {"train": {name: mask for name in "abcd"}, "val": {"e": mask}})
-    keys = {"data__name": "voc_folder", "latent__cache": "disk", "latent__cache_dir": str(tmp_path)}
+    cache = tmp_path / "cache"
+    keys = {"data__name": "voc_folder", "latent__cache": "disk", "latent__cache_dir": str(cache)}
     config = folder_config(tiny, root, vae, **keys, diffusion__condition="none", data__augment__flip=False)
     for options, folders in (({}, 1), ({"condition": "layout"}, 2), ({"condition": "class", "max_classes": 2}, 2)):
         vars(config.diffusion).update(options)
         cached(config)
-        assert len(list(tmp_path.iterdir())) == folders
+        assert len(list(cache.iterdir())) == folders
     config.task = "joint"
     data = RunData(config, Accelerator(cpu=True))
     data.cache_latents(config, build_task(config, data.train, data.val), 100, Accelerator(cpu=True))
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(cache.iterdir())) == 3
 
 
 def test_buckets_are_of_whole_cells(tiny: Tiny, photographs: Path, vae: Path) -> None:
