@@ -609,12 +609,12 @@ def test_c_numbers_of_an_experiment(trained: Path, words: list[str], capsys: pyt
     assert error.count("\n") == 1 and words[0] in error
 
 
-def test_c_a_directory_of_diffusers_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_c_a_directory_of_another_model_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DModel", "sample_size": 32}))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "VQModel", "sample_size": 32}))
     assert main(["evaluate", str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert "must be UNet, the network of unetdiff (got UNet2DModel)" in error and error.count("\n") == 1
+    assert "got VQModel" in error and error.count("\n") == 1
 
 
 def test_a7_tables_are_by_index(segmenter: Path, tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file
@@ -28,6 +27,7 @@ from unetdiff.training import checkpoints
 from unetdiff.training.draws import whole_batch
 from unetdiff.training.latents import LatentCaches
 from unetdiff.training.run_data import RunData
+from unetdiff.training.runtime import build_accelerator
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -70,7 +70,7 @@ def folder_config(tiny: Tiny, root: Path, vae: Path, **changes: Any) -> RunConfi
 
 
 def cached(config: RunConfig) -> tuple[DiffusionTask, RunData, CachedLatents]:
-    accelerator = Accelerator(cpu=True)
+    accelerator = build_accelerator(config.training)
     data = RunData(config, accelerator)
     task = build_task(config, data.train, data.val)
     data.cache_latents(config, task, 100, accelerator)
@@ -187,7 +187,7 @@ def test_captions_and_scenes(tiny: Tiny, photographs: Path, vae: Path) -> None:
     captioned.data.regularization_root, captioned.data.regularization_prompt = str(photographs / "val" / "a"), "any"
     _, data, latents = cached(captioned)
     assert latents[KEYS[0]]["caption"] in ("number 0", "number 2")
-    batch = next(data.batches(captioned.training, 0, 1, 1, Accelerator(cpu=True)))
+    batch = next(data.batches(captioned.training, 0, 1, 1, build_accelerator(captioned.training)))
     assert batch["latents"].shape == (8, 8, 8, 8) and batch["regularization"].tolist() == [0, 1] * 4
     assert "image" not in batch and batch["caption"][1] == "any"
     scenes = tiny("diffusion", latent__vae=str(vae), latent__cache="memory", training__mixed_precision="no")
@@ -274,7 +274,7 @@ def test_latents_beyond_float16_are_refused(
     tiny: Tiny, photographs: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = folder_config(tiny, photographs, vae)
-    accelerator = Accelerator(cpu=True)
+    accelerator = build_accelerator(config.training)
     data = RunData(config, accelerator)
     task = build_task(config, data.train, data.val)
     task.codec.vae.register_to_config(scaling_factor=1e6)

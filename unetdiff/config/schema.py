@@ -40,6 +40,11 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """Length, optimizer, checkpoints."""
 
+    def __post_init__(self) -> None:
+        """A network's own config is that of a run without a pretrained model."""
+        if not isinstance(self.model, RunModelConfig):
+            self.model = RunModelConfig(**vars(self.model))
+
 
 SECTIONS: dict[str, type] = {
     "model": RunModelConfig,
