@@ -168,14 +168,15 @@ def test_images_resized_for_masks_have_entries_of_their_own(
         cached(config)
         assert len(list(cache.iterdir())) == folders
     config.task = "joint"
-    data = RunData(config, Accelerator(cpu=True))
-    data.cache_latents(config, build_task(config, data.train, data.val), 100, Accelerator(cpu=True))
+    accelerator = build_accelerator(config.training)
+    data = RunData(config, accelerator)
+    data.cache_latents(config, build_task(config, data.train, data.val), 100, accelerator)
     assert len(list(cache.iterdir())) == 3
 
 
 def test_buckets_are_of_whole_cells(tiny: Tiny, photographs: Path, vae: Path) -> None:
     config = folder_config(tiny, photographs, vae, data__bucket_step=9, data__size=[18, 18])
-    data = RunData(config, Accelerator(cpu=True))
+    data = RunData(config, build_accelerator(config.training))
     with pytest.raises(UserError, match="data.bucket_step=9: must be a multiple of 2, the autoencoder's factor"):
         build_task(config, data.train, data.val)
 
