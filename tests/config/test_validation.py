@@ -204,6 +204,22 @@ INVALID = [
     ),
     (
         "segmentation",
+        {"model.encoder": {"name": "classic", "padding": "valid"}, "segmentation.context": "empty"},
+        "segmentation.context=empty: must be none with model.encoder.padding=valid. Use padding=same.",
+    ),
+    (
+        "joint",
+        {"joint.weighting": "gradient_norm", "training.lora.rank": 2},
+        "joint.weighting=gradient_norm: must be fixed or uncertainty with training.lora.rank=2, which freezes the "
+        "layer whose gradients it compares.",
+    ),
+    (
+        "joint",
+        {"joint.log_gradients": 5, "training.freeze_backbone": True},
+        "joint.log_gradients=5: must be 0 with training.freeze_backbone=true, which leaves no shared layer to train.",
+    ),
+    (
+        "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},
         "data.name=fashion_mnist: must be a dataset with masks for task=segmentation: scenes, voc, voc_folder.",
     ),

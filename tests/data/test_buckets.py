@@ -141,6 +141,11 @@ def test_a_cached_image_is_cropped_again(tmp_path: Path) -> None:
             | {"diffusion.condition": "layout"},
             "data.augment.random_crop=true: must be false for images with masks",
         ),
+        (
+            {"data.name": "voc", "data.root": "x", "data.size": [64, 64], "data.augment.random_crop": True}
+            | {"diffusion.max_classes": 2},
+            "data.augment.random_crop=true: must be false for images with masks",
+        ),
     ],
 )
 def test_refused(overrides: dict[str, Any], message: str) -> None:

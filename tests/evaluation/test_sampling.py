@@ -9,13 +9,13 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.data import needs_layout
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.evaluation import sampling
 from unetdiff.evaluation.sampling import as_denoiser, denoise_of, sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.training import runtime as machine
-from unetdiff.training.conditions import needs_layout
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.diffusion import DiffusionTask
 

@@ -16,9 +16,9 @@ import torch
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.config.reading import override, parse, to_yaml
 from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.validation.data import needs_layout
 from unetdiff.data.build import build_dataset
 from unetdiff.experiments import EXPERIMENTS
-from unetdiff.training.conditions import needs_layout
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.trainer import train
 

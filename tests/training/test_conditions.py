@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.data import needs_layout
 from unetdiff.config.validation.run import validate
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
@@ -25,7 +26,6 @@ from unetdiff.errors import UserError
 from unetdiff.evaluation import evaluate as evaluation
 from unetdiff.evaluation.config import EvaluationConfig
 from unetdiff.evaluation.evaluate import evaluate
-from unetdiff.training.conditions import needs_layout
 from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import load_task
 from unetdiff.training.tasks.diffusion import DiffusionTask

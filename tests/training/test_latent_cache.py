@@ -154,6 +154,33 @@ def test_masks_and_classes_stay(
         assert torch.equal(batch[name], expected[name])
 
 
+def test_images_resized_for_masks_have_entries_of_their_own(
+    tiny: Tiny, vae: Path, voc_layout: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Cut to their aspect ratio with their masks as conditions, stretched with a segmentation head."""
+    mask = np.zeros((24, 32), np.uint8)
+    root = voc_layout(["background", "cat"], {"train": {name: mask for name in "abcd"}, "val": {"e": mask}})
+    cache = tmp_path / "cache"
+    keys = {"data__name": "voc_folder", "latent__cache": "disk", "latent__cache_dir": str(cache)}
+    config = folder_config(tiny, root, vae, **keys, diffusion__condition="none", data__augment__flip=False)
+    for options, folders in (({}, 1), ({"condition": "layout"}, 2), ({"condition": "class", "max_classes": 2}, 2)):
+        vars(config.diffusion).update(options)
+        cached(config)
+        assert len(list(cache.iterdir())) == folders
+    config.task = "joint"
+    accelerator = build_accelerator(config.training)
+    data = RunData(config, accelerator)
+    data.cache_latents(config, build_task(config, data.train, data.val), 100, accelerator)
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_buckets_are_of_whole_cells(tiny: Tiny, photographs: Path, vae: Path) -> None:
+    config = folder_config(tiny, photographs, vae, data__bucket_step=9, data__size=[18, 18])
+    data = RunData(config, build_accelerator(config.training))
+    with pytest.raises(UserError, match="data.bucket_step=9: must be a multiple of 2, the autoencoder's factor"):
+        build_task(config, data.train, data.val)
+
+
 def test_captions_and_scenes(tiny: Tiny, photographs: Path, vae: Path) -> None:
     captioned = folder_config(
         tiny, photographs / "train", vae, data__name="captioned_folder", diffusion__condition="none"

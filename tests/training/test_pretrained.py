@@ -14,9 +14,11 @@ from huggingface_hub import constants
 
 from suite.stable_diffusion import write_stable_diffusion
 from unetdiff import GenerationPipeline, UNet
+from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml, load, parse
 from unetdiff.config.schema import RunConfig, flatten
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
+from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.errors import UserError
 from unetdiff.files.records import read_object
 from unetdiff.training.trainer import Trainer, train
@@ -193,6 +195,30 @@ def test_a_run_of_ours_is_trained_on(trained: tuple[Path, Path], tmp_path: Path)
     expected = UNet.from_pretrained(run / "best" / "unet").state_dict()
     assert all(torch.equal(expected[name], tensor) for name, tensor in trainer.task.unet.state_dict().items())
     assert config.diffusion.condition == "text" and not config.diffusion.text.projection
+
+
+def test_a_condition_that_is_a_default_stays(stable_diffusion: Path, tmp_path: Path) -> None:
+    """`diffusion.condition=class` was set: neither what `train` fills in nor a resumed run makes it text again. The
+    context of a segmentation head still has the pretrained text encoder."""
+    keys = {"diffusion__condition": "class", "segmentation__context": "classes"}
+    config = config_of(stable_diffusion, tmp_path / "run", **keys)
+    assert config.diffusion.condition == "class" and follow_pretrained(config) == config
+    assert config.diffusion.text.encoder == DiffusionConfig().text.encoder
+    overrides = {"data.name": "scenes", "model.pretrained": str(stable_diffusion), **SHORT}
+    overrides |= {key.replace("__", "."): value for key, value in keys.items()}
+    joint = load(None, overrides, "joint")
+    assert joint.diffusion.condition == "class" and joint.diffusion.text.encoder == str(stable_diffusion)
+    assert follow_pretrained(joint) == joint
+
+
+def test_a_segmenter_has_no_objective(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    """The noise in the config of a run without a scheduler is not that of its network."""
+    _, run = trained
+    shutil.copytree(run / "best", tmp_path / "run" / "best")
+    shutil.copy(run / "config.yaml", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "best" / "scheduler")
+    options = {"diffusion__noise__process": "flow", "diffusion__prediction_type": "v_prediction"}
+    assert config_of(tmp_path / "run", tmp_path / "new", **options).diffusion.noise.process == "flow"
 
 
 def test_a_pixel_denoiser_and_a_network_alone(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from unetdiff.evaluation.load_run import load_run
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.training.optimizer import build_optimizer
+from unetdiff.training.overwriting import require_deletable
 from unetdiff.training.segmentation_context import class_embeddings
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.trainer import train
@@ -100,6 +101,7 @@ def test_a_run_with_class_names_is_saved_and_loaded(config_of: Callable[..., Run
     config = config_of(segmentation__timestep=3)
     run = train(config)
     assert (run / "best" / "segmentation_context" / "config.json").is_file()
+    require_deletable(run)  # by --overwrite
     pipeline = SegmentationPipeline.from_pretrained(run / "best")
     context = pipeline.segmenter.context
     assert context is not None

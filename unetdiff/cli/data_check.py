@@ -24,8 +24,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("unetdiff data check: nothing to check. Give a config file, or --data.name and --data.root.")
 
     from unetdiff.config.reading import parse
+    from unetdiff.config.validation.data import needs_layout
     from unetdiff.data.check import check
-    from unetdiff.training.conditions import needs_layout
 
     config = parse(args.config, overrides)
     masks = (config.task != "diffusion" or needs_layout(config)) and not args.no_masks

@@ -17,10 +17,12 @@ from unetdiff.errors import FileError, UserError, as_yaml, config_error
 from unetdiff.files import hub
 from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object, read_yaml
+from unetdiff.models.config import STOCK_CLASSES
 from unetdiff.models.resolve import parse, resolve
 
 KEY = "model.pretrained"
 CONFIG, INDEX, UNET, SCHEDULER = "config.json", "model_index.json", "unet", "scheduler/scheduler_config.json"
+TEXT_ENCODER = "diffusion.text.encoder"
 TABLES = ("num_class_embeds", "class_embed_type", "segmentation_kernel_size")
 FREE = (
     *("model.heads", "model.sample_size", "model.in_channels", "model.encoder.weights", "model.residual.dropout"),
@@ -57,8 +59,6 @@ CONDITIONERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 """Class of a conditioner -> `diffusion.condition`, and its arguments' keys."""
-STOCK = ("UNet2DModel", "UNet2DConditionModel")
-"""diffusers' U-Nets."""
 HUB_PATTERNS = ("*.json", "*/*.json")
 """The files of a model on the Hub that its keys are read from."""
 
@@ -68,7 +68,8 @@ def follow_pretrained(config: RunConfig, given: Collection[str] | None = None) -
 
     Args:
         config: typed; not changed.
-        given: keys that were set, in a file or on the command line; None: those that differ from their defaults.
+        given: keys that were set, in a file or on the command line; None: those that differ from their defaults, or all
+            of a config that followed before (its network is the pretrained one).
 
     Raises:
         UserError: a key that was set contradicts the pretrained model, or its files are missing or damaged.
@@ -78,15 +79,19 @@ def follow_pretrained(config: RunConfig, given: Collection[str] | None = None) -
         return config
     directory = facts_directory(config)
     config, defaults, values = deepcopy(config), flatten(asdict(RunConfig())), flatten(asdict(config))
-    if given is None:
-        given = [key for key, value in values.items() if value != defaults.get(key)]
     facts = dict(_facts(directory, name))
+    if given is None:
+        followed = all(values.get(key) == value for key, value in facts.items() if key.startswith("model."))
+        given = [key for key, value in values.items() if followed or value != defaults.get(key)]
     condition = facts.pop("diffusion.condition", None)
     if condition is not None and "diffusion.condition" not in given:
         assign(config, "diffusion.condition", condition)
     if config.diffusion.condition != condition:  # another condition of the same network
         own = {key for _, keys in CONDITIONERS.values() for key in keys.values()}
-        facts = {key: value for key, value in facts.items() if key not in own and not key.startswith("diffusion.text.")}
+        own |= {key for key in facts if key.startswith("diffusion.text.")}
+        if config.task != "diffusion" and config.segmentation.context != "none":  # which this encoder encodes
+            own.discard(TEXT_ENCODER)
+        facts = {key: value for key, value in facts.items() if key not in own}
     for key, value in facts.items():
         current = values.get(key)
         if current == value:
@@ -148,11 +153,11 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
             yield "diffusion.condition", condition
             yield from ((key, values[own]) for own, key in keys.items() if own in values)
         if condition == "text":
-            yield from (("diffusion.text.encoder", name), ("diffusion.text.projection", True))
+            yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", True))
     elif (directory / "text_encoder").is_dir():
         _require_no_mask_input(directory / UNET / CONFIG)
         yield "diffusion.condition", "text"
-        yield from (("diffusion.text.encoder", name), ("diffusion.text.projection", False))
+        yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", False))
         yield "diffusion.text.max_tokens", None
     elif index:
         yield "diffusion.condition", "none"
@@ -162,7 +167,7 @@ def _require_no_mask_input(path: Path) -> None:
     """Refuse an inpainting U-Net, whose training would draw masks."""
     config = read_object(path)
     channels, latents = config.get("in_channels", 4), config.get("out_channels", 4)
-    if config.get("_class_name") in STOCK and channels != latents:
+    if config.get("_class_name") in STOCK_CLASSES and channels != latents:
         remedy = "Sample with it, or train on from the model that it was made of."
         raise FileError.of(path, f"in_channels={channels}: must be {latents}, as {KEY}", remedy)
 
@@ -174,12 +179,12 @@ def _network(directory: Path) -> Iterator[tuple[str, Any]]:
         raise FileError.of(directory, f"must be a pipeline's, a U-Net's, a run or a model directory, as {KEY}")
     source = read_object(path)
     kind, own = source.get("_class_name"), {key: value for key, value in source.items() if not key.startswith("_")}
-    if kind in STOCK:
+    if kind in STOCK_CLASSES:
         from unetdiff.export.convert.from_diffusers import config_from_diffusers  # imports torch
 
         own = config_from_diffusers(kind, own, f"{KEY}: {path}")
     elif kind != "UNet":
-        raise FileError.of(path, f"_class_name={kind}: must be UNet, UNet2DModel or UNet2DConditionModel")
+        raise FileError.of(path, f"_class_name={kind}: must be UNet, {' or '.join(STOCK_CLASSES)}")
     try:
         network = resolve(parse(**own))
     except (TypeError, UserError) as error:
@@ -190,16 +195,16 @@ def _network(directory: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _noise(directory: Path) -> Iterator[tuple[str, Any]]:
-    """The objective and the forward process: of a run's config, else of the scheduler."""
+    """The objective and the forward process of a denoiser: of its run's config, else of the scheduler."""
+    path = directory / SCHEDULER
+    if not is_there(path):
+        return
     for config in (directory / "config.yaml", directory.parent / "config.yaml"):
         if is_there(config) and directory.name in ("best", "latest"):
             diffusion = dict(read_yaml(config, "").get("diffusion") or {})
             kept = {key: diffusion[key] for key in ("prediction_type", "noise") if key in diffusion}
             yield from ((key, value) for key, value in flatten({"diffusion": kept}).items() if key in KEYS)
             return
-    path = directory / SCHEDULER
-    if not is_there(path):
-        return
     scheduler = read_object(path)
     if str(scheduler.get("_class_name")).startswith("FlowMatch"):
         yield "diffusion.noise.process", "flow"

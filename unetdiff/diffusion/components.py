@@ -24,15 +24,15 @@ from unetdiff.diffusion.stable_diffusion import PIPELINES as STABLE_DIFFUSION
 from unetdiff.diffusion.stable_diffusion import UNUSED, prompt_conditioner
 from unetdiff.errors import FileError, UserError
 from unetdiff.files import records
+from unetdiff.models.config import STOCK_CLASSES
 from unetdiff.models.unet import UNet
 
 OURS = "GenerationPipeline"
 PIPELINES = (OURS, "DDIMPipeline", "DDPMPipeline", *STABLE_DIFFUSION)
 """Classes of pipelines whose directories are read: ours, diffusers' of an unconditional denoiser of pixels, and Stable
 Diffusion's."""
-STOCK_NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "unet": {"unetdiff.models.unet": ("UNet",), "diffusers": STOCK_NETWORKS},
+    "unet": {"unetdiff.models.unet": ("UNet",), "diffusers": STOCK_CLASSES},
     "scheduler": {"diffusers": SCHEDULER_CLASSES},
     "conditioner": {kind.__module__: (kind.__name__,) for kind in KINDS},
     "vae": {"diffusers": tuple(AUTOENCODERS)},

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.data import needs_layout
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig
@@ -22,12 +23,10 @@ from unetdiff.models.loading import is_stock
 from unetdiff.models.unet import UNet
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
-from unetdiff.training.conditions import needs_layout
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.base import Task
-from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.build import denoiser_of, load_task, segmentation_of
 from unetdiff.training.tasks.diffusion import DiffusionTask
-from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
 
@@ -52,14 +51,12 @@ class LoadedRun:
     @property
     def diffusion(self) -> DiffusionTask | None:
         """The task of the diffusion head; None without one."""
-        task = self.task.diffusion if isinstance(self.task, JointTask) else self.task
-        return task if isinstance(task, DiffusionTask) else None
+        return denoiser_of(self.task)
 
     @property
     def segmentation(self) -> SegmentationTask | None:
         """The task of the segmentation head; None without one."""
-        task = self.task.segmentation if isinstance(self.task, JointTask) else self.task
-        return task if isinstance(task, SegmentationTask) else None
+        return segmentation_of(self.task)
 
     def split(self, name: str) -> ImageDataset:
         """Another split of the same dataset, loaded in the same way."""

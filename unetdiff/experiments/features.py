@@ -25,10 +25,8 @@ from unetdiff.models.unet import UNet
 from unetdiff.reports.runs import Run
 from unetdiff.segmentation.pipeline import saved_classes
 from unetdiff.segmentation.segmenter import Segmenter
-from unetdiff.training.tasks.build import load_task
+from unetdiff.training.tasks.build import denoiser_of, load_task, segmentation_of
 from unetdiff.training.tasks.diffusion import DiffusionTask
-from unetdiff.training.tasks.joint import JointTask
-from unetdiff.training.tasks.segmentation import SegmentationTask
 
 NoiseLevel = int | None
 """Timestep of the noise in an image; None: the clean image."""
@@ -182,12 +180,9 @@ def open_features(
         raise UserError(f"model.encoder.padding=valid: must be same, so that the maps cover the image ({run.path}).")
     if "segmentation" in run.heads:
         require_same_classes(saved_classes(run.model) or [], val.classes, str(run.model))
-    diffusion = task.diffusion if isinstance(task, JointTask) else task
-    segmentation = task.segmentation if isinstance(task, JointTask) else task
-    segmenter = (
-        segmentation.segmenter if isinstance(segmentation, SegmentationTask) and "segmentation" in run.heads else None
-    )
-    if not isinstance(diffusion, DiffusionTask) or "diffusion" not in run.heads:
+    diffusion, segmentation = denoiser_of(task), segmentation_of(task)
+    segmenter = segmentation.segmenter if segmentation is not None and "segmentation" in run.heads else None
+    if diffusion is None or "diffusion" not in run.heads:
         return UNetFeatures(run.name, task.unet, None, segmenter, [None], seed)
     if isinstance(diffusion.codec, MaskCodec):
         raise UserError(f"diffusion.target=mask: must be image, so that the network sees noised images ({run.path}).")

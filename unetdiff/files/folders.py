@@ -15,6 +15,11 @@ JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 """Names that operating systems add to folders, in lower case; hidden as names that begin with a dot are."""
 
 
+def cache_folder(name: str) -> Path:
+    """A folder in the user's cache folder, `unetdiff/NAME`; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetdiff" / name
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is left out of every listing: `.ipynb_checkpoints`, `._0.png`, `Thumbs.db`."""
     return name.startswith(".") or name.lower() in JUNK

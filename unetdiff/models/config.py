@@ -18,6 +18,8 @@ PRETRAINED_ENCODERS = (
     "convnext_tiny",
 )
 ENCODERS = (CLASSIC, RESIDUAL, *PRETRAINED_ENCODERS)
+STOCK_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
+"""diffusers' U-Nets, as their config.json calls them."""
 
 Norm = Literal["none", "batch", "frozen", "group"]
 MID_BLOCK_RESNETS = {"attention": 2, "resnets": 2, "resnet": 1, "none": 0}

@@ -19,15 +19,13 @@ from unetdiff.errors import FileError, UserError, nearest
 from unetdiff.files import records, tensors
 from unetdiff.files.folders import files_in, regular_file
 from unetdiff.models import weights_files
-from unetdiff.models.config import HeadsConfig, ModelConfig
+from unetdiff.models.config import STOCK_CLASSES, HeadsConfig, ModelConfig
 from unetdiff.models.weights_files import WEIGHTS as WEIGHTS
 from unetdiff.models.weights_files import find_weights, is_index
 
 Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG = "config.json"
-STOCK_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
-"""diffusers' U-Nets."""
 EMA_KEYS = frozenset(
     {"decay", "min_decay", "optimization_step", "update_after_step", "use_ema_warmup", "inv_gamma", "power"}
 )

@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     from unetdiff.config.schema import RunConfig
 
 
-def needs_layout(config: RunConfig) -> bool:
-    """Whether the denoiser needs each image's mask: as its target, as its layout, or for the classes in it."""
-    diffusion = config.diffusion
-    several_classes = diffusion.condition == "class" and diffusion.max_classes > 1
-    return config.task == "diffusion" and (
-        diffusion.target == "mask" or diffusion.condition == "layout" or several_classes
-    )
-
-
 def condition_channels(config: RunConfig, codec: Codec) -> int:
     """Channels that the condition concatenates to the noisy image (or latents)."""
     if config.task == "segmentation":

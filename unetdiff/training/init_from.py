@@ -9,7 +9,6 @@ from typing import Any
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from unetdiff.diffusion import autoencoders
-from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
@@ -25,8 +24,8 @@ from unetdiff.models.unet import UNet
 from unetdiff.models.weights_files import fingerprint
 from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
 from unetdiff.training.checkpoints import model_directory
+from unetdiff.training.latents import codec_of
 from unetdiff.training.tasks.base import Task
-from unetdiff.training.tasks.joint import JointTask
 
 KEY = "training.init_from"
 MAX_TIMESTEPS = 100_000
@@ -125,9 +124,8 @@ def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Pat
 
 def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: str) -> None:
     """Refuse the weights of a network of another autoencoder's latents."""
-    codec = getattr(task.diffusion if isinstance(task, JointTask) else task, "codec", None)
-    saved = network.parent / "vae"
-    if not saved.is_dir() or not isinstance(codec, LatentCodec):
+    codec, saved = codec_of(task), network.parent / "vae"
+    if not saved.is_dir() or codec is None:
         return
     source = autoencoders.load_autoencoder(saved, key)
     if autoencoders.fingerprint(source) != autoencoders.fingerprint(codec.vae):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.data import needs_layout
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.cached_latents import CachedLatents, num_views
 from unetdiff.diffusion.autoencoders import fingerprint
 from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.diffusion.latent_cache import DiskLatents, MemoryLatents, chunks, encode
+from unetdiff.files.folders import cache_folder
 from unetdiff.training.tasks.base import Task
 
 MAX_BYTES = 2 << 30
@@ -58,7 +59,7 @@ class LatentCaches:
         mode = resolve_mode(config, codec, train, steps)
         if mode == "none":
             return
-        self.config, self.codec, self.accelerator, self.bytes = config, codec, accelerator, 0
+        self.config, self.codec, self.accelerator = config, codec, accelerator
         views = num_views(train) or 1
         folder = self._folder(train, views) if mode == "disk" else None
         self.train = self._cached(train, views, folder)
@@ -105,10 +106,10 @@ class LatentCaches:
         config = self.config
         data = {key: value for key, value in asdict(config.data).items() if key not in NOT_OF_PIXELS}
         precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "no"  # encoded in float32 under fp16
-        masks = config.task != "diffusion" or config.diffusion.condition == "layout"  # decides how images are resized
-        parts = [fingerprint(self.codec.vae), data, masks, dataset.buckets is not None, precision, views]
+        resizing = [config.task != "diffusion", needs_layout(config), dataset.buckets is not None]
+        parts = [fingerprint(self.codec.vae), data, resizing, precision, views]
         key = json.dumps(parts, sort_keys=True)
-        root = Path(config.latent.cache_dir).expanduser() if config.latent.cache_dir else cache_folder()
+        root = Path(config.latent.cache_dir).expanduser() if config.latent.cache_dir else cache_folder("latents")
         return root / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
@@ -132,8 +133,3 @@ def codec_of(task: Task) -> LatentCodec | None:
     """The autoencoder of a task or of one of its parts; None for pixels and masks."""
     codecs = (getattr(part, "codec", None) for part in task.modules())
     return next((codec for codec in codecs if isinstance(codec, LatentCodec)), None)
-
-
-def cache_folder() -> Path:
-    """The default folder of latent.cache=disk, in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetdiff" / "latents"

@@ -12,6 +12,8 @@ from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import JUNK, names_in
 from unetdiff.files.texts import read_text
 from unetdiff.files.writing import OLD, WRITING, delete_whole, remove_tree, write_text
+from unetdiff.models.adapters import LORA_WEIGHTS
+from unetdiff.segmentation.context import FOLDER as CONTEXT
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import IMAGES, METRICS, TENSORBOARD
 from unetdiff.training.nonfinite import NONFINITE
@@ -21,10 +23,12 @@ OVERWRITING = f"{WRITING}overwrite"
 """Exists while `--overwrite` deletes a run: a directory with it counts as empty, whatever was not deleted yet."""
 SYSTEM = frozenset({".ds_store", *JUNK})
 FILES = (CONFIG, METRICS, SUMMARY, NONFINITE)
+PARTS = ("unet", "scheduler", "conditioner", "vae", "text_encoder", "tokenizer", CONTEXT, re.escape(LORA_WEIGHTS))
+MODEL = "|".join([*PARTS, r".*\.json"])
 OURS = {
     **{name: None for name in FILES},
-    "best": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json|pytorch_lora_weights\.safetensors",
-    "latest": r"unet|scheduler|conditioner|vae|text_encoder|tokenizer|.*\.json|pytorch_lora_weights\.safetensors",
+    "best": MODEL,
+    "latest": MODEL,
     checkpoints.FOLDER: r"step-\d+",
     IMAGES: r"step-\d+-[\w-]+\.png",
     TENSORBOARD: r"events\.out\.tfevents\..*",
@@ -40,14 +44,15 @@ OURS = {
 
 def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Keys that name files or folders to read, with their values."""
-    diffusion = config.diffusion
+    prompts = config.task != "segmentation" and config.diffusion.condition == "text"
+    class_names = config.task != "diffusion" and config.segmentation.context != "none"
     paths = {
         "model.pretrained": config.model.pretrained,
         "data.root": None if config.data.name == "scenes" else config.data.root,
         "data.regularization_root": config.data.regularization_root,
         "model.encoder.weights": config.model.encoder.weights,
         "latent.vae": config.latent.vae,
-        "diffusion.text.encoder": diffusion.text.encoder if diffusion.condition == "text" else None,
+        "diffusion.text.encoder": config.diffusion.text.encoder if prompts or class_names else None,
     }
     for key, value in paths.items():
         if value is not None:

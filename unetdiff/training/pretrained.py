@@ -38,7 +38,7 @@ def component_path(config: RunConfig, value: str) -> str:
 
 
 def pretrained_scheduler(config: RunConfig) -> Any:
-    """The pretrained model's scheduler, with all of its settings; None: it has none, or another was chosen."""
+    """The pretrained model's scheduler, with all of its settings; None: it has none."""
     directory = pretrained_directory(config)
     if directory is None or not (directory / "scheduler" / CONFIG).is_file():
         return None

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
+from unetdiff.config.validation.data import needs_layout
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
@@ -17,7 +18,6 @@ from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import config_error
-from unetdiff.training.conditions import needs_layout
 from unetdiff.training.latents import LatentCaches
 from unetdiff.training.signals import ignore_signals
 from unetdiff.training.tasks.base import Batch, Task

@@ -55,6 +55,8 @@ FREE = {
     "data.root",
     "data.regularization_root",
     "data.download",
+    "latent.cache_dir",
+    "diffusion.text.cache_dir",
 }
 # keys that change the length of a run: a resumed run follows the schedule of the new length
 LENGTH = ("training.steps", "training.epochs")

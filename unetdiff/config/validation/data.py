@@ -58,11 +58,11 @@ def validate_data(config: RunConfig) -> None:
 def _validate_crop(config: RunConfig) -> None:
     """What gives a training image its aspect ratio: the center or a random part of `data.size`, or its bucket."""
     data, augment = config.data, config.data.augment
-    step, masks = data.bucket_step, config.task != "diffusion" or config.diffusion.condition == "layout"
+    step = data.bucket_step
     if step is None and not augment.random_crop:
         return
     key, value, off = ("data.bucket_step", step, "null") if step else ("data.augment.random_crop", True, "false")
-    if masks or config.diffusion.target == "mask":
+    if config.task != "diffusion" or needs_layout(config):
         raise config_error(key, value, f"{off} for images with masks", "Use data.augment.scale and crop.")
     for name in ("crop", "scale"):
         if getattr(augment, name) is not None:
@@ -130,6 +130,15 @@ def require_captions(key: str, value: Any, data: DataConfig) -> None:
         raise config_error(
             "data.caption_column", None, f"set with {key}={value}", "Name the parquet file's caption column."
         )
+
+
+def needs_layout(config: RunConfig) -> bool:
+    """Whether a denoiser needs each image's mask: as its target, as its layout, or for the classes in it."""
+    diffusion = config.diffusion
+    several_classes = diffusion.condition == "class" and diffusion.max_classes > 1
+    return config.task == "diffusion" and (
+        diffusion.target == "mask" or diffusion.condition == "layout" or several_classes
+    )
 
 
 def image_size(config: RunConfig) -> list[int] | None:

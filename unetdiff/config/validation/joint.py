@@ -14,6 +14,14 @@ def validate_joint(config: RunConfig) -> None:
         reader = "joint.weighting=gradient_norm" if balanced else f"joint.log_gradients={joint.log_gradients}"
         constraint = f"false with {reader}, which computes the gradient of each loss"
         raise config_error("training.compile", True, constraint)
+    frozen = "training.freeze_backbone=true" if training.freeze_backbone else None
+    if frozen and joint.log_gradients:
+        constraint = f"0 with {frozen}, which leaves no shared layer to train"
+        raise config_error("joint.log_gradients", joint.log_gradients, constraint)
+    frozen = frozen or (None if training.lora.rank is None else f"training.lora.rank={training.lora.rank}")
+    if balanced and frozen:
+        constraint = f"fixed or uncertainty with {frozen}, which freezes the layer whose gradients it compares"
+        raise config_error("joint.weighting", "gradient_norm", constraint)
     if balanced and training.mixed_precision == "fp16":
         constraint = "bf16 or no with joint.weighting=gradient_norm, whose gradients underflow in fp16"
         raise config_error("training.mixed_precision", "fp16", constraint)

@@ -40,9 +40,6 @@ def _validate_timestep(config: RunConfig) -> None:
         raise config_error(key, timestep, constraint, "Set model.conditioning.timestep=true.")
     if timestep >= count:
         raise config_error(key, timestep, f"less than {count} (diffusion.noise.num_train_timesteps)")
-    if timestep and config.diffusion.noise.process == "edm":
-        constraint = "0 with diffusion.noise.process=edm, whose timesteps are no integers"
-        raise config_error(key, timestep, constraint)
     if segmentation.noised and not timestep:
         constraint = "false with segmentation.timestep=0, a clean image"
         raise config_error("segmentation.noised", True, constraint, "Give segmentation.timestep, e.g. 50.")
@@ -62,6 +59,9 @@ def _validate_context(config: RunConfig) -> None:
     if context != "none" and conditioning.cross_attention_dim is None:
         constraint = "none without model.conditioning.cross_attention_dim, whose cross-attention reads it"
         raise config_error("segmentation.context", context, constraint)
+    if context != "none" and config.model.encoder.padding == "valid":
+        constraint = "none with model.encoder.padding=valid"
+        raise config_error("segmentation.context", context, constraint, "Use padding=same.")
     if head is not None and head.attention_maps and context != "classes":
         constraint = "false without segmentation.context=classes, one token per class"
         raise config_error("model.heads.segmentation.attention_maps", True, constraint)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff.errors import FileError, UserError
-from unetdiff.files.folders import files_in
+from unetdiff.files.folders import cache_folder, files_in
 from unetdiff.files.records import read_object
 from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
 from unetdiff.files.writing import file_errors, write_into_directory
@@ -213,11 +212,6 @@ def saved_model(directory: Path) -> tuple[Any, Any]:
     return load_encoder(*folders)
 
 
-def saved_encoder(directory: Path, max_tokens: int, padded: bool = False) -> TextEncoder:
-    """The text encoder of a model directory, as its pipeline saved it. Errors as of `saved_model`."""
-    return TextEncoder(*saved_model(directory), max_tokens, padded)
-
-
 def max_length(model: Any, tokenizer: Any) -> int:
     """The maximal number of tokens of a text."""
     positions = model.config.to_dict().get("max_position_embeddings") or DEFAULT_MAX_TOKENS  # T5 has no such limit
@@ -240,7 +234,7 @@ class CachedFeatures:
         distinct = list(dict.fromkeys(captions))
         if not distinct:
             return
-        target = (folder or cache_folder()) / self._fingerprint(distinct)
+        target = (folder or cache_folder("captions")) / self._fingerprint(distinct)
         with PartialState().main_process_first(), file_errors(target, "Set another diffusion.text.cache_dir."):
             if not self._read(target, distinct):
                 self._write(target, distinct)
@@ -314,8 +308,3 @@ class CachedFeatures:
                     target,
                     lambda aside: write_tensors(tensors, aside / name, {"captions": captions_of}),  # noqa: B023
                 )
-
-
-def cache_folder() -> Path:
-    """The default folder of the cache, in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unetdiff" / "captions"

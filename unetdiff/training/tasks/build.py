@@ -13,11 +13,12 @@ from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
-from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, saved_encoder, saved_model
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder, saved_model
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.diffusion.stable_diffusion import prompt_conditioner
+from unetdiff.errors import config_error
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models import loading
@@ -44,9 +45,11 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     """A task with a new network: output channels follow from the data, input channels from the condition.
 
     Raises:
-        UserError: the autoencoder cannot be loaded, or its factor does not divide the image size.
+        UserError: the autoencoder cannot be loaded, or its factor does not divide the image sizes.
     """
-    model, codec = config.model, _codec(config, train)
+    model, codec, step = config.model, _codec(config, train), config.data.bucket_step
+    if step is not None and step % codec.factor:
+        raise config_error("data.bucket_step", step, f"a multiple of {codec.factor}, the autoencoder's factor")
     heads = HeadsConfig()
     if config.task != "diffusion":
         head = model.heads.segmentation or SegmentationHeadConfig()
@@ -86,14 +89,15 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     """
     unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
     heads = unet.config["heads"]
-    conditioner, vae = None, directory / "vae"
+    conditioner, text, vae = None, None, directory / "vae"
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
     elif heads["diffusion"] and (directory / "text_encoder").is_dir():
-        conditioner = prompt_conditioner(directory, unet, *saved_model(directory))
+        text = saved_model(directory)
+        conditioner = prompt_conditioner(directory, unet, *text)
     if isinstance(conditioner, CaptionConditioner):
-        encoder = saved_encoder(directory, conditioner.max_tokens, conditioner.padded)
+        encoder = TextEncoder(*(text or saved_model(directory)), conditioner.max_tokens, conditioner.padded)
         conditioner.features = CachedFeatures(encoder)
     if isinstance(conditioner, ImageConditioner):
         conditioner.latents_of = codec.encode
