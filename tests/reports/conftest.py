@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def fake_run(
         training=TrainingConfig(output_dir=str(path), seed=seed, steps=200),
     )
     torch.manual_seed(seed)
-    unet = UNet(**asdict(config.model)).eval()
+    unet = UNet(**config.model.network()).eval()
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(to_yaml(config))
     lines, validations = [], []
