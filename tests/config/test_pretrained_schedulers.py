@@ -8,7 +8,7 @@ import pytest
 from diffusers import EDMDPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchHeunDiscreteScheduler
 
 from unetdiff.config.command_line import assign
-from unetdiff.config.pretrained import _noise
+from unetdiff.config.pretrained import _noise, exported_model
 from unetdiff.config.schema import RunConfig
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.processes.load import process_of
@@ -29,3 +29,11 @@ def test_the_process_is_the_schedulers(scheduler, tmp_path: Path) -> None:
         assign(config, key, value)
     ours, theirs = process_of(build_scheduler(config.diffusion)), process_of(scheduler)
     assert vars(ours) == vars(theirs) and ours.describe() == theirs.describe()
+
+
+def test_a_run_that_was_killed_while_it_replaced_its_best_weights(tmp_path: Path) -> None:
+    config = tmp_path / ".old-best" / "unet" / "config.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
+    assert exported_model(tmp_path) == tmp_path / ".old-best"
+    assert exported_model(tmp_path / ".old-best") is None

@@ -17,6 +17,7 @@ from unetdiff.errors import FileError, UserError, as_yaml, config_error
 from unetdiff.files import hub
 from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object, read_yaml
+from unetdiff.files.writing import OLD
 from unetdiff.models.config import STOCK_CLASSES
 from unetdiff.models.resolve import parse, resolve
 
@@ -111,7 +112,7 @@ def facts_directory(config: RunConfig) -> Path:
     name, run = config.model.pretrained, Path(config.training.output_dir)
     assert name is not None
     if Path(name).is_dir():
-        return model_directory(Path(name))
+        return exported_model(Path(name)) or Path(name)
     if config.training.resume and (run / "latest" / UNET / CONFIG).is_file():
         return run / "latest"
     if is_hub_name(name):
@@ -127,12 +128,13 @@ def is_hub_name(name: str) -> bool:
     return hub.NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
-def model_directory(path: Path) -> Path:
-    """The model directory of a run (its best weights), or the path itself: a pipeline's or a U-Net's directory."""
-    for candidate in (path / "best", path / "latest"):
-        if is_there(candidate / UNET / CONFIG):
-            return candidate
-    return path
+def exported_model(run: Path) -> Path | None:
+    """The model directory of a run: its `best`, else its `latest`; None for anything else.
+
+    A run that was killed while it replaced one of them has the old one aside until it is resumed.
+    """
+    names = [name for kind in ("best", "latest") for name in (kind, f"{OLD}{kind}")]
+    return next((run / name for name in names if is_there(run / name / UNET / CONFIG)), None)
 
 
 def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
@@ -200,7 +202,7 @@ def _noise(directory: Path) -> Iterator[tuple[str, Any]]:
     if not is_there(path):
         return
     for config in (directory / "config.yaml", directory.parent / "config.yaml"):
-        if is_there(config) and directory.name in ("best", "latest"):
+        if is_there(config) and directory.name.removeprefix(OLD) in ("best", "latest"):
             diffusion = dict(read_yaml(config, "").get("diffusion") or {})
             kept = {key: diffusion[key] for key in ("prediction_type", "noise") if key in diffusion}
             yield from ((key, value) for key, value in flatten({"diffusion": kept}).items() if key in KEYS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
+from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
 from unetdiff.models import loading
 from unetdiff.models.bounds import MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS
@@ -74,7 +73,7 @@ def load_autoencoder(path: str | Path, key: str = "latent.vae") -> Autoencoder:
         raise UserError(f"{constraint}. {error}") from None
     try:
         # without low_cpu_mem_usage, which would leave a missing tensor on the meta device
-        with _without_warnings():
+        with errors_only(logging):  # of keys that AutoencoderTiny itself writes into its config
             vae, info = CLASSES[config["_class_name"]].from_pretrained(
                 folder, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
             )
@@ -121,16 +120,5 @@ def _from_config(path: Path, config: dict[str, Any]) -> Autoencoder:
             raise FileError.of(path, f"{key}: must be 1 to {MAX_LEVELS} values (got {len(numbers)})")
         if any(isinstance(number, int) and not 0 <= number <= most for number in numbers):
             raise FileError.of(path, f"{key}={value!r:.80}: must be in [0, {most}]")
-    with _without_warnings():
+    with errors_only(logging):  # of keys that AutoencoderTiny itself writes into its config
         return CLASSES[config["_class_name"]].from_config(config)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without diffusers' warning of the keys that AutoencoderTiny itself writes into its config."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

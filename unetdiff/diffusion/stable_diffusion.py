@@ -12,6 +12,7 @@ from unetdiff.diffusion.codecs import Codec
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.conditioning.text_encoder import max_length
 from unetdiff.diffusion.editing import KnownImage
+from unetdiff.diffusion.mask_codec import INDEX
 from unetdiff.errors import FileError, UserError
 from unetdiff.files import records
 from unetdiff.models.unet import UNet
@@ -22,7 +23,6 @@ PIPELINES = (STABLE_DIFFUSION, "StableDiffusionImg2ImgPipeline", INPAINTING)
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
 """Parts of theirs that are not read."""
 PARTS = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
-INDEX = "model_index.json"
 
 
 def prompt_conditioner(directory: Path, unet: Any, text_encoder: Any, tokenizer: Any) -> PromptConditioner:

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unetdiff.config.pretrained import exported_model
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import folders_in, is_there
 from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
-from unetdiff.files.writing import OLD, delete_whole, replace_directory, sync, write_file
+from unetdiff.files.writing import delete_whole, replace_directory, sync, write_file
 from unetdiff.models.loading import WEIGHTS, is_stock
 from unetdiff.models.unet import UNet
 from unetdiff.training import lora
@@ -176,11 +177,11 @@ def model_directory(path: str | Path) -> Path:
         UserError: no model there.
     """
     path = Path(path)
-    # a run that was killed while it replaced one of them has the old one aside until it is resumed
-    names = [name for kind in ("best", "latest") for name in (kind, f"{OLD}{kind}")]
-    for candidate in (*(path / name for name in names), path):
-        if is_there(candidate / "unet" / "config.json"):
-            return candidate
+    exported = exported_model(path)
+    if exported is not None:
+        return exported
+    if is_there(path / "unet" / "config.json"):
+        return path
     if not path.exists():
         raise UserError(f"'{path}' does not exist. Give a run directory (with best/ or latest/) or a model directory.")
     raise UserError(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
+from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import cache_folder, files_in
 from unetdiff.files.records import read_object
@@ -132,11 +132,12 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
         FileError: missing or damaged, without safetensors, or of a class that would need code of its own.
     """
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging
 
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         _inspect(Path(model), config)
-        with _without_report():
+        with errors_only(logging):  # its table of missing tensors, which are refused in one line
             tower, info = _tower(config).from_pretrained(
                 model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
@@ -152,19 +153,6 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
         raise FileError.of(model, f"has {len(missing)} missing tensors: {missing[0]}, …")
     require_finite(tower.state_dict(), str(model))
     return tower, words
-
-
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Without transformers' table of missing tensors, which are refused in one line."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
 
 
 def _inspect(folder: Path, config: Any) -> None:
