@@ -107,6 +107,7 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
     assert seen["segmentation/inference"] == {
         "tile": [16, 24],
         "overlap": 0.5,
+        "margin": 0,
         "flip": True,
         "scales": [1.0, 1.5],
         "batch_size": 8,

@@ -121,14 +121,12 @@ def predict_images(
     failed: list[str],
 ) -> None:
     """Save the prediction for each image; the messages of unreadable ones are added to `failed`."""
-    from unetdiff.segmentation.inference import load_image
-
     stems: deque[Path] = deque()
 
     def readable() -> Iterator[Any]:
         for source, stem in images:
             try:
-                image = load_image(source, pipeline.inference.image_range)  # (3, H, W)
+                image = pipeline.load_image(source)  # (C, H, W)
             except UserError as error:
                 failed.append(str(error))
                 bar.update()

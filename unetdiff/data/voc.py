@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset, classes_present, empty_palette
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.download import download_voc
 from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, size_issue, unreadable_issue, value_issue
 from unetdiff.data.name_lists import distinct_names, read_names
@@ -56,7 +56,8 @@ class VOCFolder(ImageDataset):
         segmentation: return masks, and the classes in them as "labels"; else images only.
         transform: resizing and augmentation.
         pairs, classes: used instead of reading the layout (VOC itself).
-        image_range: see `unetdiff.data.decoding.rgb`.
+        image_range: see `unetdiff.data.decoding.to_uint8`.
+        channels: of the images, see `unetdiff.data.decoding.with_channels`.
 
     Raises:
         UserError: a missing folder or split, an empty split, unknown or contradictory classes. On access to a sample: a
@@ -73,12 +74,13 @@ class VOCFolder(ImageDataset):
         pairs: list[ImageMaskPair] | None = None,
         classes: list[str] | None = None,
         image_range: list[float] | None = None,
+        channels: int = RGB,
     ) -> None:
         self.root = Path(root)
         self.split = split
         self.segmentation = segmentation
         self.transform: Transform = transform or Transform(None)
-        self.image_range = image_range
+        self.image_range, self.channels = image_range, channels
         self.pairs = pairs if pairs is not None else list_pairs(self.root, split)
         if segmentation:
             palette = _first_palette(self.pairs)
@@ -110,6 +112,9 @@ class VOCFolder(ImageDataset):
             item |= _targets(resized)
         return item
 
+    def image_source(self, index: int) -> Path:
+        return self.pairs[self.sample_index(index)].image
+
     def image_hash(self, index: int) -> str:
         pair = self.pairs[self.sample_index(index)]
         if pair.ambiguous:
@@ -120,7 +125,7 @@ class VOCFolder(ImageDataset):
         pair = self.pairs[self.sample_index(key)]
         if pair.ambiguous:
             raise BadFile.from_issue(ambiguous_issue(pair.ambiguous))
-        image = decode(pair.image, image_range=self.image_range)
+        image = decode(pair.image, image_range=self.image_range, channels=self.channels)
         mask = None
         if self.segmentation:
             mask = read_mask(pair.mask, len(self.classes))
@@ -137,7 +142,8 @@ def _targets(mask: Tensor | None) -> dict[str, Any]:
 
 def voc_folder(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
     """Any folder in VOC's layout."""
-    return VOCFolder(dataset_root(config), split, config.num_classes, masks, transform, image_range=config.image_range)
+    pixels: dict[str, Any] = {"image_range": config.image_range, "channels": config.channels or RGB}
+    return VOCFolder(dataset_root(config), split, config.num_classes, masks, transform, **pixels)
 
 
 def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VOCFolder:
@@ -164,9 +170,8 @@ def voc(config: DataConfig, split: str, masks: bool, transform: Transform) -> VO
             f"data.root={config.root}: must contain {VOC_FOLDER.as_posix()}. Run `unetdiff data download voc --root "
             f"{root}` or set data.download=true; for a folder in VOC's layout, set data.name=voc_folder."
         )
-    return VOCFolder(
-        folder, split, 21, masks, transform, list_pairs(folder, split), list(VOC_CLASSES), config.image_range
-    )
+    pairs = list_pairs(folder, split)
+    return VOCFolder(folder, split, 21, masks, transform, pairs, list(VOC_CLASSES), config.image_range)
 
 
 def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] | None) -> list[str]:

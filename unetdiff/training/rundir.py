@@ -62,6 +62,10 @@ FREE = {
 LENGTH = ("training.steps", "training.epochs")
 
 
+FROM_DATA = ("data.channels", "data.image_range", "model.encoder.mean", "model.encoder.std")
+"""Keys that a run fills in from its training images where they are null."""
+
+
 def check_run(config: RunConfig) -> None:
     """Refuse a run directory that cannot be used, before any work. Nothing is written.
 
@@ -216,6 +220,7 @@ def _require_same(old: RunConfig, new: RunConfig, run: Path) -> None:
     free = FREE.union(LENGTH)
     if new.segmentation.class_weights in CLASS_WEIGHT_METHODS and isinstance(old.segmentation.class_weights, list):
         free.add("segmentation.class_weights")  # compared when they are computed
+    free |= {key for key in FROM_DATA if now.get(key) is None}  # compared when they are computed
     changed = [k for k in now | before if k not in free and before.get(k) != now.get(k)]
     if changed:
         key = changed[0]
