@@ -47,8 +47,9 @@ def run_validation(
     name, direction = task.best_metric
     value = metrics[name]
     improved = progress.best is None or (value > progress.best if direction == "max" else value < progress.best)
+    progress.stale += 1
     if improved and math.isfinite(value):
-        progress.best, progress.best_step = value, progress.step
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
         if logger is not None:
             checkpoints.export(run, "best", task)
     if logger is not None:
