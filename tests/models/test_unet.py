@@ -322,7 +322,9 @@ class TestRefusals:
         with pytest.raises(UserError, match=says):
             UNet(**config)
 
-    @pytest.mark.parametrize("pixels", [torch.full((1, 3, 8, 8), 40, dtype=torch.uint8), torch.full((1, 3, 8, 8), 40.0)])
+    @pytest.mark.parametrize(
+        "pixels", [torch.full((1, 3, 8, 8), 40, dtype=torch.uint8), torch.full((1, 3, 8, 8), 40.0)]
+    )
     def test_images_of_0_to_255(self, pixels: torch.Tensor) -> None:
         unet = UNet(**TINY, heads=SEGMENTATION)
         with pytest.raises(UserError, match=r"pixels: must be .*\[-1, 1\] .got .*Give pixels / 127.5 - 1"):

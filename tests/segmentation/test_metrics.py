@@ -72,7 +72,11 @@ def test_agrees_with_torchmetrics(name, seed):
     np.testing.assert_allclose(metrics["iou_per_class"], iou.numpy(), atol=1e-6)
     np.testing.assert_allclose(metrics["accuracy_per_class"], accuracy.numpy(), atol=1e-6)
     assert metrics["mean_accuracy"] == pytest.approx(accuracy.nanmean().item(), abs=1e-6)
-    for key, metric in {"dice": MulticlassF1Score, "precision": MulticlassPrecision, "recall": MulticlassRecall}.items():
+    for key, metric in {
+        "dice": MulticlassF1Score,
+        "precision": MulticlassPrecision,
+        "recall": MulticlassRecall,
+    }.items():
         values = reference(metric(CLASSES, average="none", ignore_index=255)).where(either, math.nan)
         np.testing.assert_allclose(metrics[f"{key}_per_class"], values.numpy(), atol=1e-6)
         mean = reference(metric(CLASSES, average="macro", ignore_index=255))  # over the classes that occur

@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from unetdiff.cli.inference import add_inference, chosen_device, inference_options
 from unetdiff.cli.parser import Parser
 from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources
 from unetdiff.cli.streams import write_binary
+from unetdiff.console import progress_bar
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.images import save_image
-from unetdiff.files.tables import write_arrays
 from unetdiff.files.writing import file_errors, make_folder, require_writable
 
 if TYPE_CHECKING:
@@ -50,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     for folder in folders if not to_stdout else []:
         require_writable("--output", folder, folder=True)
 
+    from unetdiff.files.arrays import write_arrays
     from unetdiff.segmentation.config import InferenceConfig
     from unetdiff.segmentation.pipeline import SegmentationPipeline
     from unetdiff.segmentation.video import require_pyav
@@ -138,7 +137,8 @@ def predict_images(
     failed: list[str],
     probabilities: bool = False,
 ) -> None:
-    """Save the prediction for each image, with its logits for `probabilities`; the messages of unreadable ones are added to `failed`."""
+    """Save the prediction for each image, with its logits for `probabilities`; the messages of unreadable ones are
+    added to `failed`."""
     from unetdiff.segmentation.inference import load_image
 
     stems: deque[Path] = deque()
@@ -154,7 +154,7 @@ def predict_images(
             stems.append(stem)
             yield image
 
-    with tqdm(total=len(images), unit="image", disable=None if images else True) as bar:
+    with progress_bar(total=len(images), unit="image", enabled=bool(images)) as bar:
         for result in pipeline.stream(readable(), return_logits=probabilities):
             save(result, stems.popleft())
             bar.update()
@@ -172,7 +172,7 @@ def predict_videos(
         target = output / OVERLAYS / f"{stem}.mp4"
         folder = output / MASKS / stem if masks else None
         try:
-            with tqdm(total=frame_count(source), unit="frame", desc=printable(source.name), disable=None) as bar:
+            with progress_bar(total=frame_count(source), unit="frame", desc=printable(source.name)) as bar:
                 segment_video(pipeline, source, target, folder, progress=bar.update)
         except UserError as error:
             failed.append(str(error))

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Tracker = Literal[
+    "tensorboard", "csv", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"
+]
+"""Accelerate's names, and csv."""
+
 
 @dataclass
 class OptimizerConfig:
@@ -140,6 +145,9 @@ class TrainingConfig:
     better); None: segmentation/mean_iou, or diffusion/loss without a segmentation head."""
     early_stopping_patience: int | None = None
     """End the run after this many validations in a row without a better best_metric; None: train to the last step."""
+    log_with: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
+    """Trackers of the metrics next to metrics.jsonl, by Accelerate's names, and csv; [] for none. Their packages must
+    be installed."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
     validate_every: int | str | None = None

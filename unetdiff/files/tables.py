@@ -1,4 +1,4 @@
-"""Tables as CSV files, arrays as numpy's."""
+"""Tables as CSV files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from unetdiff.files.writing import write_file, write_text
+from unetdiff.files.writing import write_text
 
 
 def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -24,17 +22,3 @@ def write_table(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     for row in rows:
         writer.writerow(["" if cell is None or cell != cell else cell for cell in row])
     write_text(path, text.getvalue())
-
-
-def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write named arrays as a compressed .npz, atomically.
-
-    Raises:
-        OSError: e.g. a full disk; the old file stays.
-    """
-
-    def write(aside: Path) -> None:
-        with aside.open("wb") as file:  # numpy would append its suffix to a name
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-
-    write_file(path, write)

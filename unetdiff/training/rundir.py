@@ -50,6 +50,7 @@ FREE = {
     "training.num_workers",
     "training.eval_batch_size",
     "training.log_every",
+    "training.log_with",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "joint.log_gradients",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from unetdiff.config.intervals import make_interval
 from unetdiff.config.pretrained import KEY as PRETRAINED
 from unetdiff.config.pretrained import follow_pretrained
-from unetdiff.config.schema import RunConfig
+from unetdiff.config.schema import RunConfig, flatten
 from unetdiff.config.validation.run import validate
 from unetdiff.config.validation.training import BEST_METRICS
 from unetdiff.errors import TrainingStopped
+from unetdiff.files.records import jsonable
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import agreement, checkpoints, lora, rundir, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
@@ -45,6 +47,7 @@ from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.sums import require_sums
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
+from unetdiff.training.trackers import require_trackers
 from unetdiff.training.validation import run_validation
 
 MAX_NONFINITE_STEPS = 5
@@ -103,6 +106,7 @@ class Trainer:
         require_sums(config, self.accelerator.num_processes)
         reset_peak(self.accelerator.device)
         require_open_files(settings.num_workers)
+        require_trackers(settings.log_with)
         if self.accelerator.is_main_process:
             self.claim.check(config)
         self.data = RunData(config, self.accelerator)
@@ -212,6 +216,8 @@ class Trainer:
             meter.add_time(seconds, data_wait)
             progress.minutes += seconds / 60
             progress.train_minutes += seconds / 60
+            if self.logger is not None:
+                self.logger.show_step(progress.step, meter, lr)
             is_last = progress.step == self.steps
             if progress.step % settings.log_every == 0 or is_last:
                 log_losses(self.logger, meter, lr, self.accelerator)
@@ -251,7 +257,9 @@ class Trainer:
     def _start_logging(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        self.logger = RunLogger(self.directory, self.progress, self.steps)
+        keys = {key: jsonable(value) for key, value in flatten(asdict(self.config)).items()}
+        trackers = self.config.training.log_with
+        self.logger = RunLogger(self.directory, self.progress, self.steps, trackers, keys)
         sizes, epochs = (len(self.data.train), len(self.data.val)), self.steps / self.epoch_steps
         self.logger.info(headline(self.config, self.progress, self.task, self.accelerator, sizes, self.steps, epochs))
         if self.config.training.resume and not self.progress.step:
