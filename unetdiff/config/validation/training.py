@@ -48,6 +48,12 @@ def validate_training(config: RunConfig) -> None:
         if training.lora.rank is not None:
             constraint = f"false with training.lora.rank={training.lora.rank}, which freezes the backbone itself"
             raise config_error("training.freeze_backbone", True, constraint)
+        if training.init_from is None and config.model.pretrained is None and config.model.encoder.weights is None:
+            constraint = (
+                "false without model.pretrained, training.init_from or model.encoder.weights, as a backbone of random "
+                "weights would stay random"
+            )
+            raise config_error("training.freeze_backbone", True, constraint, "Give the network to freeze.")
     model = config.model
     if model.revision is not None and model.pretrained is None:
         raise config_error("model.revision", model.revision, "null without model.pretrained")
