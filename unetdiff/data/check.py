@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig, validate_image_range
@@ -269,7 +269,7 @@ def _check_parquet(config: DataConfig, survey: ImageSurvey, progress: bool) -> t
         rows = range(len(table.rows)) if survey.full else range(min(len(table.rows), QUICK_ROWS))
         if len(rows) < len(table.rows):
             skipped.append(f"{len(table.rows) - len(rows)} image(s) of {role} not decoded")
-        for i in tqdm(rows, desc=f"check {role}", disable=None if progress else True):
+        for i in progress_bar(rows, desc=f"check {role}", enabled=progress):
             try:
                 survey.image_size(*table.source(i))
             except BadFile as error:
