@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unetdiff import UNet
 from unetdiff.errors import UserError
+from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.blocks import FrozenBatchNorm2d
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.models.param_groups import parameters_by_level
@@ -51,6 +52,16 @@ def test_maps_are_those_of_timm(name: str, tmp_path: Path) -> None:
     unet.save_pretrained(tmp_path / "unet")
     again = UNet.from_pretrained(tmp_path / "unet").eval()
     torch.testing.assert_close(again.segment(image), unet.segment(image))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_faster_inference_gives_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    unet = UNet(in_channels=2, encoder={"name": f"timm/{name}"}, heads=SEGMENTATION)
+    unet.segment(pixels(4, 2, 64, 64))  # running statistics
+    image = pixels(2, 2, 70, 96)
+    expected = unet.eval().segment(image).detach()
+    torch.testing.assert_close(accelerate_inference_(unet).segment(image), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_a_channels_last_network_of_windows() -> None:
