@@ -30,7 +30,7 @@ KINDS = {
     "bands last": (BANDS.transpose(1, 2, 0), {}),
     "planar": (BANDS, {"photometric": "minisblack", "planarconfig": "separate"}),
     "imagej": (BANDS, {"imagej": True, "metadata": {"axes": "CYX"}}),
-    "lzw": (BANDS.transpose(1, 2, 0), {"compression": "lzw", "photometric": "minisblack"}),
+    "lzw": (BANDS.transpose(1, 2, 0), {"compression": "lzw", "photometric": "minisblack", "planarconfig": "contig"}),
     "rgb and infrared": (BANDS.transpose(1, 2, 0), {"photometric": "rgb", "extrasamples": ["unspecified"]}),
 }
 

@@ -107,7 +107,7 @@ def test_refusals_of_weights(tmp_path: Path) -> None:
         UNet(encoder={"name": "timm/resnet10t", "weights": "imagenet"}, heads=SEGMENTATION)
     unet = UNet(encoder={"name": "timm/resnet10t"}, heads=SEGMENTATION)
     with pytest.raises(UserError, match="training.frozen_levels=1: must be 0"):
-        unet.freeze_encoder(levels=1)
+        unet.freeze_encoder(False, levels=1)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])

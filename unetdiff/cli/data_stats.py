@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -59,9 +59,8 @@ def main(argv: Sequence[str]) -> int:
 
 def count_both(config: RunConfig) -> dict[str, Any]:
     """The statistics of a config's dataset: class counts and weights of its masks, and its captions."""
-    from unetdiff.config.validation.data import reads_rgb, require_captions
+    from unetdiff.config.validation.data import require_captions
     from unetdiff.data.capabilities import WITH_CAPTIONS, WITH_MASKS
-    from unetdiff.data.image_format import resolve_image_format
 
     data = config.data
     masks = data.name in WITH_MASKS
@@ -72,23 +71,28 @@ def count_both(config: RunConfig) -> dict[str, Any]:
     stats: dict[str, Any] = {"data": data.name, "root": data.root}
     for role, split in zip(SPLITS, (data.train_split, data.val_split), strict=True):
         stats[role] = {"split": split}
-    config = replace(config, data=resolve_image_format(config.data, masks, only_rgb=reads_rgb(config)))
-    stats["images"] = _image_facts(config, masks)
     if masks:
         _count_masks(config, stats)
     if captions:
         require_captions("data.name", data.name, data)
         _count_captions(config, stats)
+    stats["images"] = _image_facts(config, masks)
     return stats
 
 
-def _image_facts(config: RunConfig, masks: bool) -> dict[str, Any]:
-    """Channels, range, mean and deviation of the training images, as training reads them."""
+def _image_facts(config: RunConfig, masks: bool) -> dict[str, Any] | None:
+    """Channels, range, mean and deviation of the training images, as training reads them; None where an image cannot be
+    read, as `data check` says."""
+    from unetdiff.config.validation.data import reads_rgb
     from unetdiff.data.build import build_dataset
-    from unetdiff.data.image_format import pixel_statistics
+    from unetdiff.data.image_format import pixel_statistics, resolve_image_format
 
-    mean, std = pixel_statistics(build_dataset(config.data, "train", masks))
-    return {"channels": len(mean), "image_range": config.data.image_range, "mean": mean, "std": std}
+    data = resolve_image_format(config.data, masks, only_rgb=reads_rgb(config))
+    try:
+        mean, std = pixel_statistics(build_dataset(data, "train", masks))
+    except UserError:
+        return None
+    return {"channels": len(mean), "image_range": data.image_range, "mean": mean, "std": std}
 
 
 def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
@@ -152,7 +156,8 @@ def table(stats: Mapping[str, Any]) -> str:
         rows = ROWS | CAPTION_ROWS if "captions" in stats["train"] else ROWS
     facts = [["", *(f"{role} ({stats[role]['split']})" for role in SPLITS)]]
     facts += [[name, *(text(stats[role]) for role in SPLITS)] for name, text in rows.items()]
-    return "\n".join([*lines, "", *aligned(facts, "<"), "", _image_line(stats["images"])])
+    images = [] if stats["images"] is None else ["", _image_line(stats["images"])]
+    return "\n".join([*lines, "", *aligned(facts, "<"), *images])
 
 
 def _image_line(images: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
+from unetdiff.data.capabilities import WITH_MASKS
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import RGB
 from unetdiff.data.raw_images import ImageInfo, read_info, read_values
@@ -49,7 +50,8 @@ def resolve_image_format(config: DataConfig, masks: bool, layout: bool = False, 
     if config.channels is not None and config.image_range is not None:
         return config
     try:
-        train = build_dataset(replace(config, train_fraction=1.0), "train", masks, layout)
+        with_masks = config.name in WITH_MASKS
+        train = build_dataset(replace(config, train_fraction=1.0), "train", masks and with_masks, layout and with_masks)
     except (UserError, OSError):
         return config
     sources = _sources(train, MAX_HEADERS)

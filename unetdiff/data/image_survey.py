@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -11,6 +10,7 @@ from unetdiff.data.decoding import RGB, bad_file, to_channels
 from unetdiff.data.issues import Issue
 from unetdiff.data.raw_images import ImageInfo, read_info, read_values
 from unetdiff.errors import FileError
+from unetdiff.files.images import is_whole_jpeg
 
 
 class ImageSurvey:
@@ -41,7 +41,7 @@ class ImageSurvey:
         try:
             info = read_info(source, name)
             found = None
-            if self.full or not _is_whole_jpeg(source):
+            if self.full or not (isinstance(source, Path) and is_whole_jpeg(source)):
                 found = self._decode(source, name)
         except FileError as error:
             raise bad_file(source, name, error) from None
@@ -78,7 +78,7 @@ class ImageSurvey:
         if not self._ranges or self.image_range is None:
             return []
         low, high = min(low for low, *_ in self._ranges), max(high for _, high, _ in self._ranges)
-        if low < max(self.image_range[1::2]) and high > min(self.image_range[::2]):
+        if low <= max(self.image_range[1::2]) and high >= min(self.image_range[::2]):
             return []
         limits = ", ".join(f"{limit:g}" for limit in self.image_range)
         found = f"{len(self._ranges)} image(s) with values {low:g} to {high:g}"
@@ -101,14 +101,3 @@ class ImageSurvey:
         if self._color and self.channels == 1:
             notes.append(f"{self._color} RGB image(s): read as gray")
         return notes
-
-
-def _is_whole_jpeg(source: Path | bytes) -> bool:
-    """Whether a file is a JPEG that ends with the end-of-image marker."""
-    if not isinstance(source, Path):
-        return False
-    with source.open("rb") as file:
-        if file.read(3) != b"\xff\xd8\xff":
-            return False
-        file.seek(-2, os.SEEK_END)
-        return file.read(2) == b"\xff\xd9"

@@ -107,8 +107,8 @@ def load_timm_encoder(name: str, weights: str | None, channels: int) -> tuple[An
     if weights is not None:
         options["pretrained"] = True
     if weights is not None and weights != "imagenet":
-        _require_tensors(timm.create_model(short, num_classes=0), name, weights)
-        options["pretrained_cfg_overlay"] = {"file": weights, "num_classes": 0, "custom_load": False}
+        state = _read_state(timm.create_model(short, num_classes=0), name, weights)
+        options["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": 0}
     problems: list[str] = []
     variants: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False})  # of window attention
     for flexible in variants:
@@ -159,16 +159,22 @@ def _shows_maps(model: Any, channels: int) -> bool:
     return is_last
 
 
-def _require_tensors(model: nn.Module, name: str, weights: str) -> None:
-    """Check that a file has the tensors of a network, which timm loads without telling what it left out."""
+def _read_state(model: nn.Module, name: str, weights: str) -> dict[str, Tensor]:
+    """The tensors of a network without its classifier, from a file with timm's names.
+
+    Raises:
+        UserError: the file is missing, not safetensors, or lacks some of them.
+    """
     try:
         state = read_tensors(Path(weights))
     except UserError as error:
         raise UserError(f"model.encoder.weights: {error} Give a safetensors file, imagenet or null.") from None
-    missing = [key for key in model.state_dict() if key not in state and not key.endswith("num_batches_tracked")]
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         constraint = f"a file of {name} with timm's names (got {len(missing)} tensors missing {missing[:2]})"
         raise config_error("model.encoder.weights", weights, constraint)
+    return {key: state.get(key, value) for key, value in expected.items()}
 
 
 def split_norm_act(module: nn.Module) -> nn.Module:
