@@ -109,7 +109,7 @@ def test_a14_two_files_of_one_id(voc: Path, folder: str, suffix: str) -> None:
 def test_a7_classes_given_in_python(voc: Path) -> None:
     from unetdiff.data.masks.voc import VOCFolder
 
-    with pytest.raises(FileError, match=r"classes\[2\]: class 'x' repeats that of classes\[1\]"):
+    with pytest.raises(FileError, match=r"class_names\[2\]: class 'x' repeats that of data.class_names\[1\]"):
         VOCFolder(voc, "train", classes=["a", "x", "x"])
 
 

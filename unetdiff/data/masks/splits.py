@@ -18,6 +18,7 @@ from unetdiff.data.masks.globs import is_glob
 from unetdiff.data.masks.voc_lists import read_ids
 from unetdiff.data.masks.voc_paths import SPLITS
 from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files.folders import files_in
 
 Role = Literal["train", "val"]
 VAL_FRACTION = 0.1
@@ -163,7 +164,8 @@ def group_of(name: str, pattern: str | None) -> str:
 
 
 def _missing(key: str, split: str, root: Path) -> UserError:
-    lists = sorted(path.stem for folder in (root, root / "splits", root / SPLITS) for path in folder.glob("*.txt"))
+    folders = [folder for folder in (root, root / "splits", root / SPLITS) if folder.is_dir()]
+    lists = sorted(path.stem for folder in folders for path in files_in(folder, {".txt"}))
     there = f" Lists: {', '.join(lists)}." if lists else ""
     remedy = f"Write {root / split}.txt with a name per line, or set data.val_fraction.{there}"
     return config_error(key, split, f"a list or a glob of names, or a folder of images, in {root}", remedy)
