@@ -221,6 +221,12 @@ INVALID = [
     ),
     (
         "segmentation",
+        {"training.freeze_backbone": True},
+        "training.freeze_backbone=true: must be false without model.pretrained, training.init_from or "
+        "model.encoder.weights, as a backbone of random weights would stay random. Give the network to freeze.",
+    ),
+    (
+        "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},
         f"data.name=fashion_mnist: must be a dataset with masks for task=segmentation: {', '.join(WITH_MASKS)}.",
     ),

@@ -60,6 +60,27 @@ def test_from_training_to_the_record(
     assert again.parts == record.parts and again.findings == record.findings
 
 
+def test_the_context_of_the_segmenters_is_used(
+    tmp_path: Path, tiny_config: Callable, options: Callable, text_encoder: Path
+) -> None:
+    """As by `evaluate`, with attention maps of the class names, which no other context has."""
+    context = {
+        "segmentation.context": "classes",
+        "diffusion.text.encoder": str(text_encoder),
+        "model.heads.segmentation.attention_maps": True,
+        "model.heads.segmentation.pyramid": 8,
+        "training.mixed_precision": "no",
+        "data.scenes.val_images": 4,
+    }
+    (tmp_path / "a.yaml").write_text(to_yaml(tiny_config("segmentation", tmp_path / "unused", **context)))
+    words = (tmp_path / "a.yaml", "--train_steps", 1, "--timesteps", 0, "--num_rows", 1)
+    record = noise.run(options(noise, *words), [], tmp_path / "out", "")
+    chart = record.parts[0]
+    assert isinstance(chart, Chart)
+    evaluated = evaluate(tmp_path / "out" / "clean-0" / "latest").metrics["segmentation/mean_iou"]
+    assert chart.lines[0].y[0].mean == pytest.approx(evaluated, abs=1e-6)
+
+
 def test_refusals_come_before_any_training(
     tmp_path: Path, tiny_config: Callable, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,35 @@ def test_refused_before_anything_is_written(tiny: Tiny, denoiser: Path, options:
     assert not Path(config.training.output_dir).exists()
 
 
+@pytest.mark.parametrize(
+    ("process", "options", "message"),
+    [
+        ("edm", {}, r"training.init_from=.*: must be of a model trained with .*=ddpm or flow, .* \(got edm\)"),
+        ("flow", {}, None),  # x_t = x_0 at timestep 0
+        (
+            "flow",
+            {"segmentation__timestep": 50, "segmentation__noised": True},
+            "diffusion.noise.process=ddpm: must be flow, as training.init_from=.* was trained",
+        ),
+        ("flow", {"segmentation__timestep": 200}, "segmentation.timestep=200: must be at most 100, the last timestep"),
+    ],
+)
+def test_a_segmenter_sees_images_as_the_denoiser_did(
+    tiny: Tiny, process: str, options: dict[str, Any], message: str | None
+) -> None:
+    noise = {"diffusion__noise__process": process, "diffusion__noise__num_train_timesteps": 100}
+    if process == "edm":
+        noise |= {"diffusion__noise__edm__sigma_data": 0.5}
+    source = train(tiny("diffusion", "source", **noise, **SHORT))
+    start = {"training__init_from": str(source), "model__conditioning__timestep": True}
+    config = tiny("segmentation", **start, **options, **SHORT)
+    if message is None:
+        assert _started(config)[1]["network"] == str(source / "best" / "unet")
+        return
+    with pytest.raises(UserError, match=message):
+        _started(config)
+
+
 def test_a_damaged_network_is_refused_by_its_file(tiny: Tiny, denoiser: Path) -> None:
     file = denoiser / "best" / "unet" / WEIGHTS
     file.write_bytes(file.read_bytes()[:100])

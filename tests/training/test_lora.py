@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,13 +23,14 @@ from unetdiff.config.training import EMAConfig, LoRAConfig, OptimizerConfig
 from unetdiff.config.validation.run import validate
 from unetdiff.errors import FileError, UserError
 from unetdiff.kernels.accelerate import accelerate_inference_, accelerate_training_
+from unetdiff.models.adapters import LORA_WEIGHTS, METADATA
 from unetdiff.models.attention import CrossAttentionCache
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training import checkpoints, lora
 from unetdiff.training.ema import EMA
 from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.tasks.base import Task
-from unetdiff.training.trainer import Trainer
+from unetdiff.training.trainer import Trainer, train
 
 Tiny = Callable[..., RunConfig]
 ALL_LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "conv1", "conv2", "conv"]
@@ -93,9 +96,12 @@ def _stock(unet: UNet, folder: Path) -> StableDiffusionPipeline:
 @pytest.mark.parametrize("targets", [LoRAConfig().targets, ALL_LAYERS], ids=["attention", "all"])
 def test_diffusers_loads_the_file_and_computes_the_same(targets: list[str], tmp_path: Path) -> None:
     unet = _adapted(targets)
-    lora.save_adapter(unet, tmp_path)
+    unet.save_lora_adapter(tmp_path, prefix="unet")
     pipeline = _stock(_network(), tmp_path / "unet")
     before = _output(pipeline.unet)
+    with safe_open(tmp_path / LORA_WEIGHTS, "pt") as file:
+        header = json.loads(file.metadata()[METADATA])
+    assert set(header) == {"unet.r", "unet.lora_alpha", "unet.target_modules"}  # known to every version of peft
     pipeline.load_lora_weights(tmp_path)
     expected = _output(pipeline.unet)
     assert (before - expected).abs().max() > 0.05  # the adapter does something
@@ -175,6 +181,23 @@ def test_a_run(tiny: Tiny, tmp_path: Path, cut_and_resumed: Any) -> None:
         Trainer(config, None)
     config.training.overwrite, config.training.resume = True, False
     Trainer(config, None).close()  # best/ is deleted as a run's own
+
+
+def test_a_segmenters_dropout_in_the_time_embedding_does_not_depend_on_the_cut(tiny: Tiny, tmp_path: Path) -> None:
+    """No image has a timestep; each has its own masks."""
+    base = tmp_path / "base"
+    _network().save_pretrained(base)
+    options = {**SETTINGS, "training__steps": 1, "training__lora__targets": ["time_emb_proj"]}
+    options |= {"training__init_from": str(base), "model__conditioning__timestep": True}
+    states = []
+    for parts in (1, 2, 4):
+        config = tiny("segmentation", f"run-{parts}", **options, training__gradient_accumulation_steps=parts)
+        newest = checkpoints.newest(train(config))
+        states.append(load_file(newest / checkpoints.MODEL))  # type: ignore[operator]
+    assert any("lora_B" in name and tensor.abs().max() > 1e-6 for name, tensor in states[0].items())
+    for state in states[1:]:
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(state[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_average_and_optimizer_have_the_adapter_alone() -> None:

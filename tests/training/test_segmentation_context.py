@@ -30,8 +30,9 @@ from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.overwriting import require_deletable
 from unetdiff.training.segmentation_context import class_embeddings
+from unetdiff.training.summary import headline
 from unetdiff.training.tasks.build import build_task
-from unetdiff.training.trainer import train
+from unetdiff.training.trainer import Trainer, train
 
 Tiny = Callable[..., RunConfig]
 
@@ -114,6 +115,42 @@ def test_a_run_with_class_names_is_saved_and_loaded(config_of: Callable[..., Run
         latents = pipeline.segmenter.encode(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1)
         small = pipeline.unet.segment(latents, 3, context(1))
     torch.testing.assert_close(logits, F.interpolate(small, scale_factor=2, mode="bilinear")[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_needs_no_text_encoder(
+    config_of: Callable[..., RunConfig], cut_and_resumed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, load_encoder = [], TextEncoder.from_pretrained
+
+    def counted(*args: Any, **options: Any) -> TextEncoder:
+        calls.append(args)
+        return load_encoder(*args, **options)
+
+    monkeypatch.setattr(TextEncoder, "from_pretrained", counted)
+    state = cut_and_resumed(config_of(training__checkpoint_every=1))
+    assert len(calls) == 1 and state["segmentation_context.text"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"training__freeze_backbone": True}, "the backbone is frozen"),
+        ({"training__freeze_encoder": 0.5}, "the encoder is frozen until step 1"),
+        ({"training__frozen_levels": 1}, "1 encoder levels are frozen"),
+        ({"training__lora__rank": 2}, "LoRA of rank 2"),
+    ],
+)
+def test_the_headline_says_what_is_trained(
+    config_of: Callable[..., RunConfig], tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    task, _ = build(config_of())
+    task.save(tmp_path / "model")
+    trainer = Trainer(config_of(training__init_from=str(tmp_path / "model"), **options), None)
+    trainer.close()
+    line = headline(trainer.config, trainer.progress, trainer.task, trainer.accelerator, (8, 2), 2, 1.0)
+    trained = sum(p.numel() for p in trainer.task.parameters() if p.requires_grad)
+    assert f"({trained / 1e6:.2f} M trained: {message})" in line
+    assert trained < sum(p.numel() for p in task.parameters())
 
 
 def test_what_learns(config_of: Callable[..., RunConfig]) -> None:

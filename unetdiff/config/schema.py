@@ -153,7 +153,7 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin is list:
-        return f"a list of {_MANY[args[0]]}"
+        return "a list of " + (_MANY[args[0]] if args[0] in _MANY else describe(args[0]).removeprefix("one of "))
     if origin is dict:
         names = "names" if args[0] is str else _MANY[args[0]]
         return f"a mapping of {names} to {_MANY[args[1]]}"

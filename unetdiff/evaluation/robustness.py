@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.noise import noise_for
@@ -18,6 +18,7 @@ from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.inference import eval_mode, resize_logits, segment_whole
 from unetdiff.segmentation.metrics import ConfusionMatrix
+from unetdiff.segmentation.segmenter import Segmenter, as_segmenter
 
 Segment = Callable[[Tensor, int], Tensor]
 """(images in [-1, 1] noised to a timestep (B, 3, H, W), timestep) -> logits (B, classes, H, W)."""
@@ -50,21 +51,26 @@ class NoisedImages:
 
 
 def as_segment_function(
-    unet: UNet, use_timestep: bool, autocast: torch.dtype | None = None, fixed_timestep: int | None = None
+    network: UNet | Segmenter,
+    use_timestep: bool,
+    autocast: torch.dtype | None = None,
+    fixed_timestep: int | None = None,
 ) -> Segment:
-    """A network as `Segment`.
+    """A segmenter as `Segment`.
 
     Args:
-        unet: with a segmentation head.
+        network: a segmenter of pixels, or its network if it has no context.
         use_timestep: whether the network is conditioned on the timestep.
         autocast: dtype of autocast; None: that of the weights.
         fixed_timestep: condition on this timestep instead of the true one.
     """
+    segmenter = as_segmenter(network)
+    unet = segmenter.unet
 
     def segment(images: Tensor, timestep: int) -> Tensor:
         with eval_mode(unet, unet.device.type, autocast):
             condition = timestep if fixed_timestep is None else fixed_timestep
-            return segment_whole(unet, images.to(unet.device), condition if use_timestep else None).float()
+            return segment_whole(segmenter, images.to(unet.device), condition if use_timestep else None).float()
 
     return segment
 
@@ -94,7 +100,7 @@ def mean_iou_by_timestep(
     classes = len(noises.images.classes)
     matrices = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
     parts = list(torch.tensor(list(indices)).split(batch_size))
-    for part in tqdm(parts, desc="noise levels", unit="batch", leave=False, disable=None):
+    for part in progress_bar(parts, desc="noise levels", unit="batch", leave=False):
         items = {index: noises.images[index] for index in part.tolist()}
         masks = [item["mask"] for item in items.values()]
         for place, timestep in enumerate(timesteps):

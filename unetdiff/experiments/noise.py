@@ -21,6 +21,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
 from unetdiff.data.sampling import evenly_spaced_indices
+from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.diffusion.objectives import Scheduler, build_scheduler
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.errors import UserError, config_error
@@ -44,8 +45,9 @@ from unetdiff.experiments.noise_report import (
     NoiseResults,
     noise_record,
 )
-from unetdiff.models.unet import UNet
 from unetdiff.reports.record import Record
+from unetdiff.segmentation.pipeline import SegmentationPipeline
+from unetdiff.segmentation.segmenter import Segmenter
 from unetdiff.training import runtime as machine
 
 TIMESTEPS = (0, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 999)
@@ -93,31 +95,30 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     check_files(base)
     images = split_of(base.data, "val", masks=True)
     noises = NoisedImages(images, scheduler, base.training.seed)
-    joint = None if args.joint_run is None else _joint_network(args.joint_run, images.classes, scheduler)
+    joint = None if args.joint_run is None else _joint_segmenter(args.joint_run, images.classes, scheduler)
     trained = {(name, n): runs.train_run(f"{name} {n}", config, command) for (name, n), config in configs.items()}
     accelerator = machine.build_accelerator(base.training)
     dtype = machine.autocast_dtype(base.training.mixed_precision)
     indices = evenly_spaced_indices(len(images), args.num_val_images)
 
-    def network(name: str, number: int) -> UNet:
+    def segmenter(name: str, number: int) -> Segmenter:
         # the last weights: the best ones were selected on clean images
-        unet: UNet = UNet.from_pretrained(trained[name, number].path / "latest" / "unet")
-        unet.to(accelerator.device)
-        return unet
+        pipeline = SegmentationPipeline.from_pretrained(trained[name, number].path / "latest")
+        return pipeline.to(accelerator.device).segmenter
 
     miou: dict[str, list[list[float]]] = {}  # by segmenter, then seed, then timestep
     gallery_segmenters: dict[str, Segment] = {}
     for number in range(len(seeds)):
-        conditioned = network(CONDITIONED, number)
+        conditioned = segmenter(CONDITIONED, number)
         segmenters = {
-            name: as_segment_function(network(name, number), False, dtype) for name in (CLEAN_TRAINED, NOISE_TRAINED)
+            name: as_segment_function(segmenter(name, number), False, dtype) for name in (CLEAN_TRAINED, NOISE_TRAINED)
         }
         segmenters |= {
             CONDITIONED: as_segment_function(conditioned, True, dtype),
             WRONG_TIMESTEP: as_segment_function(conditioned, True, dtype, fixed_timestep=CLEAN),
         }
         if joint is not None and number == 0:
-            segmenters[JOINT] = as_segment_function(joint.to(accelerator.device), True, dtype)
+            segmenters[JOINT] = as_segment_function(joint, True, dtype)
         ignore_index, batch_size = base.segmentation.ignore_index, base.training.eval_batch_size
         by_name = mean_iou_by_timestep(segmenters, noises, indices, timesteps, ignore_index, batch_size)
         for name, values in by_name.items():
@@ -164,11 +165,13 @@ def variant(base: RunConfig, name: str, seed: int, noise_fraction: float, folder
     )
 
 
-def _joint_network(path: Path, classes: Sequence[str], scheduler: Scheduler) -> UNet:
-    """The network of a joint run with the same classes and noise schedule."""
+def _joint_segmenter(path: Path, classes: Sequence[str], scheduler: Scheduler) -> Segmenter:
+    """The segmenter of a joint run with the same classes and noise schedule."""
     loaded = load_run(path)
     if loaded.segmentation is None or loaded.diffusion is None:
         raise UserError(f"--joint_run={path}: must have both heads. Give a joint run.")
+    if isinstance(loaded.segmentation.codec, LatentCodec):
+        raise UserError(f"--joint_run={path}: must be a run of pixels, as the images are noised, not their latents.")
     rule = "the run must have the classes of this dataset"
     require_same_classes(classes, loaded.images.classes, f"--joint_run={path}", "Give a run of that dataset.", rule)
     own, other = process_of(scheduler), process_of(loaded.diffusion.scheduler)
@@ -181,4 +184,4 @@ def _joint_network(path: Path, classes: Sequence[str], scheduler: Scheduler) -> 
         raise UserError(
             f"--joint_run={path}: must have the noise schedule of this config. Set its diffusion.noise here."
         )
-    return loaded.task.unet
+    return loaded.segmentation.segmenter

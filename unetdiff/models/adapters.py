@@ -112,20 +112,41 @@ class AdapterMixin(PeftAdapterMixin, nn.Module):  # type: ignore[misc]
         return _renamed(get_peft_model_state_dict(self, adapter_name=adapter_name), to_diffusers_name)
 
     def save_lora_adapter(  # type: ignore[override]
-        self, save_directory: str | Path, adapter_name: str = "default", weight_name: str = LORA_WEIGHTS
+        self,
+        save_directory: str | Path,
+        adapter_name: str = "default",
+        weight_name: str = LORA_WEIGHTS,
+        prefix: str | None = None,
     ) -> None:
-        """Write an adapter as safetensors with diffusers' names, for `unet.load_lora_adapter(directory, prefix=None)`.
+        """Write an adapter as safetensors with diffusers' names, and its config in the header.
+
+        Args:
+            save_directory: may exist; other files are kept.
+            adapter_name: of a loaded adapter.
+            weight_name: name of the file.
+            prefix: before all names. None: for `unet.load_lora_adapter(directory, prefix=None)`; "unet": for stock
+                `pipe.load_lora_weights(directory)`.
 
         Raises:
             UserError: no such adapter.
             OSError: e.g. a full disk.
         """
-        state = self.lora_state_dict(adapter_name)
-        config = _of_config(self.peft_config[adapter_name].to_dict(), to_diffusers_name)
+        before = "" if prefix is None else f"{prefix}."
+        state = {f"{before}{name}": tensor for name, tensor in self.lora_state_dict(adapter_name).items()}
+        settings = _of_config(_set_options(self.peft_config[adapter_name]), to_diffusers_name)
+        config = {f"{before}{key}": value for key, value in settings.items()}
         header = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)}
         write_into_directory(
             Path(save_directory), lambda aside: tensors.write_tensors(state, aside / weight_name, header)
         )
+
+
+def _set_options(settings: Any) -> dict[str, Any]:
+    """Rank, factor and layers of a peft config, and its other options that differ from their defaults: an older peft
+    reads them too. Those of training are left out: diffusers would sample with the dropout."""
+    config, defaults = settings.to_dict(), type(settings)().to_dict()
+    always, of_training = ("r", "lora_alpha", "target_modules"), ("lora_dropout", "revision", "inference_mode")
+    return {k: v for k, v in config.items() if k in always or (k not in of_training and v != defaults.get(k))}
 
 
 def _without(prefix: str | None, values: Mapping[str, Any]) -> dict[str, Any]:

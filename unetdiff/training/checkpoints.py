@@ -148,7 +148,7 @@ def export(run: Path, name: str, task: Task) -> Path:
         with lora.merged(task):
             task.save(directory)
         if lora.has_adapter(task.unet):
-            lora.save_adapter(task.unet, directory)
+            task.unet.save_lora_adapter(directory, lora.ADAPTER, prefix="unet")
 
     return replace_directory(run / name, write)
 

@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+import torch
 
 from unetdiff.diffusion import autoencoders
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.conditioning.text import TextConditioner
-from unetdiff.diffusion.processes.load import OTHER_PROCESSES
-from unetdiff.diffusion.scheduler_file import load_scheduler
-from unetdiff.errors import FileError, UserError, config_error
-from unetdiff.files.records import read_object
+from unetdiff.diffusion.processes.base import Process
+from unetdiff.diffusion.processes.load import process_of
+from unetdiff.diffusion.scheduler_file import CONFIG, load_scheduler
+from unetdiff.errors import UserError, config_error
 from unetdiff.models import loading
 from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
@@ -26,10 +26,9 @@ from unetdiff.training.agreement import describe_scheduler, scheduler_difference
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.latents import codec_of
 from unetdiff.training.tasks.base import Task
+from unetdiff.training.tasks.segmentation import SegmentationTask
 
 KEY = "training.init_from"
-MAX_TIMESTEPS = 100_000
-"""Bound of a scheduler's `num_train_timesteps`, before memory is taken for it."""
 
 
 @dataclass(frozen=True)
@@ -107,19 +106,35 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
 
 
 def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Path, key: str) -> None:
-    """Refuse a denoiser's weights for another objective."""
-    file = directory.parent / "scheduler" / "scheduler_config.json"
-    ours = scheduler_of(task)
-    if not file.is_file() or ours is None:
+    """Refuse a denoiser's weights for another objective, or for a segmenter that would see images as it never did."""
+    folder = directory.parent / "scheduler"
+    if not (folder / CONFIG).is_file() or not source.config["heads"]["diffusion"]:
         return
-    if not source.config["heads"]["diffusion"] or not task.unet.config["heads"]["diffusion"]:
+    theirs, ours = load_scheduler(folder, strict=False), scheduler_of(task)
+    if task.unet.config["heads"]["segmentation"]:
+        _require_same_timesteps(task, process_of(theirs), f"{key}={path}")
+    if ours is None:  # a segmenter of clean images
         return
-    theirs = _scheduler(file)
     difference = scheduler_difference(describe_scheduler(theirs), describe_scheduler(ours))
     if difference is not None:
         raise UserError(
             f"{difference}, as {key}={path} was trained. Set it, or give {directory} to use only the weights."
         )
+
+
+def _require_same_timesteps(task: Task, process: Process, source: str) -> None:
+    """Refuse a denoiser that has not seen images at the timestep and the scale at which a segmenter sees them.
+
+    ddpm: at timestep 0, x_t = x_0 up to a thousandth; flow: at timestep 0, x_t = x_0 exactly. EDM has neither: clean
+    images are its limit c_noise = ln(s) / 4 -> -∞, scaled by c_in = 1 / sigma_data, and timestep 0 is that of s = 1.
+    """
+    process.require_clean_timestep(source)
+    parts = [part for part in task.modules() if isinstance(part, SegmentationTask)]
+    last = int(process.at_fraction(torch.tensor(1.0)))
+    for part in parts:
+        if part.config.timestep > last:
+            constraint = f"at most {last}, the last timestep of {source}"
+            raise config_error("segmentation.timestep", part.config.timestep, constraint)
 
 
 def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: str) -> None:
@@ -142,19 +157,6 @@ def _require_same_prompts(task: Task, network: Path, path: str | Path, key: str)
         constraint = f"false, as {key}={path} was trained on the text encoder's features themselves"
         remedy = f"Set it, or model.pretrained={path}, or give {network} to use only the weights."
         raise config_error("diffusion.text.projection", True, constraint, remedy)
-
-
-def _scheduler(file: Path) -> Any:
-    """A scheduler of the same forward process as that of a file, whose class may be any of diffusers'."""
-    config = read_object(file)
-    if config.get("_class_name") in OTHER_PROCESSES:
-        return load_scheduler(file.parent, strict=False)
-    try:
-        if not 1 <= int(config.get("num_train_timesteps", 1000)) <= MAX_TIMESTEPS:
-            raise ValueError(f"num_train_timesteps={config['num_train_timesteps']}")
-        return DDPMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")})
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise FileError.of(file, f"must be the config of a diffusers scheduler ({error})") from None
 
 
 def read_network(path: str | Path, key: str = KEY) -> tuple[Path, UNet]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +19,6 @@ from torch import Tensor, nn
 
 from unetdiff.config.training import LoRAConfig
 from unetdiff.errors import config_error, nearest
-from unetdiff.files.tensors import write_tensors
-from unetdiff.models.adapters import LORA_WEIGHTS, METADATA
 from unetdiff.models.config import RESIDUAL
 from unetdiff.models.unet import UNet
 from unetdiff.training.tasks.base import Task
@@ -185,19 +181,3 @@ def merged(task: Task) -> Iterator[None]:
     finally:
         for part in parts:
             part.unet = unet
-
-
-# ------------------------------------------------------------------ diffusers' file
-
-
-def save_adapter(unet: UNet, directory: Path) -> None:
-    """Write the adapter of a network as `LORA_WEIGHTS`, which diffusers' `pipe.load_lora_weights(directory)` reads.
-
-    Its header has rank, alpha and layers.
-    """
-    tensors = {f"unet.{name}": tensor for name, tensor in unet.lora_state_dict(ADAPTER).items()}
-    settings = unet.peft_config[ADAPTER]
-    layers = sorted({name.split(MARK)[0].removeprefix("unet.") for name in tensors})
-    config = {"unet.r": settings.r, "unet.lora_alpha": settings.lora_alpha, "unet.target_modules": layers}
-    header = {"format": "pt", METADATA: json.dumps(config, indent=2, sort_keys=True)}
-    write_tensors(tensors, directory / LORA_WEIGHTS, header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,17 +11,23 @@ from torch import Tensor
 
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.errors import config_error
+from unetdiff.files.tensors import read_header
 from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.training import checkpoints
 from unetdiff.training.pretrained import component_path
 
 if TYPE_CHECKING:
     from unetdiff.config.schema import RunConfig
 
+TEXT = "segmentation_context.text"
+"""The tokens in a checkpoint."""
 TEMPLATE = "a photo of a {}"
 
 
 def build_context(config: RunConfig, classes: Sequence[str]) -> SegmentationContext | None:
-    """The context of a new run; None for `segmentation.context=none`.
+    """The context of a run; None for `segmentation.context=none`.
+
+    Its tokens are constant, and in every checkpoint: a run that is resumed from one needs no text encoder.
 
     Raises:
         UserError: the text encoder cannot be loaded, or the network's tokens have another width.
@@ -28,6 +35,11 @@ def build_context(config: RunConfig, classes: Sequence[str]) -> SegmentationCont
     kind, dim = config.segmentation.context, config.model.conditioning.cross_attention_dim
     if config.task == "diffusion" or kind == "none":
         return None
+    checkpoint = checkpoints.newest(Path(config.training.output_dir)) if config.training.resume else None
+    if checkpoint is not None:
+        header = read_header(checkpoint / checkpoints.MODEL)
+        if TEXT in header and len(header[TEXT].shape) == 2:  # else refused when the checkpoint is loaded
+            return SegmentationContext(*header[TEXT].shape, adapter=kind == "classes")
     name = config.diffusion.text.encoder
     encoder = TextEncoder.from_pretrained(component_path(config, name), padded=kind == "empty")
     if encoder.width != dim:

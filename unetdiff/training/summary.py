@@ -28,8 +28,9 @@ def headline(
 ) -> str:
     """One line: task, data, network, length and machine; `images`: the sizes of the training and validation splits."""
     counts = task.unet.parameter_counts()
-    rank = config.training.lora.rank
-    trained = "" if rank is None else f" ({_trained(task) / 1e6:.2f} M trained: LoRA of rank {rank})"
+    trained, why = "", _frozen(config, progress.step, steps)
+    if not all(parameter.requires_grad for parameter in task.unet.parameters()):
+        trained = f" ({_trained(task) / 1e6:.2f} M trained{why})"
     facts = runtime.facts(accelerator)
     resumed = f", resumed at step {progress.step}" if progress.step else ""
     return (
@@ -38,6 +39,19 @@ def headline(
         f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
         f"{facts['device']}, {facts['threads']} threads{resumed}"
     )
+
+
+def _frozen(config: RunConfig, step: int, steps: int) -> str:
+    """Which key leaves parameters as they are, at a step of a run; empty for those of a head that has no task."""
+    training = config.training
+    until = round(training.freeze_encoder * steps)
+    if training.lora.rank is not None:
+        return f": LoRA of rank {training.lora.rank}"
+    if training.freeze_backbone:
+        return ": the backbone is frozen"
+    if step < until:
+        return ": the encoder is frozen" + (f" until step {until}" if until < steps else "")
+    return f": {training.frozen_levels} encoder levels are frozen" if training.frozen_levels else ""
 
 
 def _trained(task: Task) -> int:
@@ -58,6 +72,7 @@ def write_summary(
     summary = {
         "task": config.task,
         "steps": progress.step,
+        "stopped_early": progress.planned is not None and progress.step < progress.planned,
         "images": progress.images,
         "minutes": progress.minutes,
         "train_minutes": progress.train_minutes,

@@ -133,8 +133,16 @@ class SegmentationTask(Task):
     def add_noise(self, x0: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
         """x_0 (B, C, h, w), noised to `config.timestep`, or a fraction at random timesteps; and the timesteps (B,).
 
-        The timestep of a clean image is 0. Timesteps are None where all are 0, or for a network without time embedding.
+        The timestep of a clean image is 0. Timesteps are None for a network without time embedding. Each image has its
+        own, as the masks of a dropout in the time embedding's layers (of LoRA) have.
         """
+        if not self.unet.config["conditioning"]["timestep"]:
+            return self._noised(x0, draws)[0], None
+        x0, timesteps = self._noised(x0, draws)
+        return x0, torch.zeros(len(x0), dtype=torch.long, device=x0.device) if timesteps is None else timesteps
+
+    def _noised(self, x0: Tensor, draws: RowDraws) -> tuple[Tensor, Tensor | None]:
+        """`add_noise`; timesteps are None where all are 0."""
         if self.config.timestep:
             timesteps = torch.full((len(x0),), self.config.timestep, device=x0.device)
             if self.config.noised:
@@ -150,8 +158,7 @@ class SegmentationTask(Task):
         is_noisy = draws(objectives.uniform) < self.config.noise  # (B,)
         sample = process.add_noise(x0, noise, timesteps)
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, x0)
-        has_time_embedding = self.unet.config["conditioning"]["timestep"]
-        return sample, torch.where(is_noisy, timesteps, 0) if has_time_embedding else None
+        return sample, torch.where(is_noisy, timesteps, 0)
 
     def sums(self, logits: Tensor, masks: Tensor) -> Sums:
         """The sums of the losses over logits (B, C, H, W) and masks (B, H, W)."""
