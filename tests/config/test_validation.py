@@ -183,6 +183,22 @@ INVALID = [
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
     (
         "joint",
+        {"joint.log_gradients": 5, "joint.backbone_gradient": 0.0},
+        "joint.log_gradients=5: must be 0 with joint.backbone_gradient=0, which leaves one gradient to compare.",
+    ),
+    (
+        "joint",
+        {"joint.weighting": "gradient_norm", "joint.backbone_gradient": 0.0},
+        "joint.weighting=gradient_norm: must be fixed or uncertainty with joint.backbone_gradient=0, which leaves one "
+        "gradient.",
+    ),
+    (
+        "segmentation",
+        {"model.heads": {"segmentation": {"own_decoder_levels": 1}}},
+        "model.heads.segmentation.own_decoder_levels=1: must be 0 without a diffusion head to share the others with.",
+    ),
+    (
+        "joint",
         {"joint.weighting": "gradnorm"},
         "joint.weighting=gradnorm: must be one of fixed, uncertainty, gradient_norm. Did you mean gradient_norm?",
     ),
