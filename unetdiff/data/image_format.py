@@ -34,6 +34,9 @@ MAX_VALUES = 1 << 24
 PERCENTILES = (0.1, 99.9)
 """Of the values, what becomes black and white: sensors have single pixels that are dead or saturated."""
 
+ANY_SIZE = [32, 32]
+"""A size for a dataset of which only the files are asked for."""
+
 Source = Path | bytes
 
 
@@ -50,8 +53,9 @@ def resolve_image_format(config: DataConfig, masks: bool, layout: bool = False, 
     if config.channels is not None and config.image_range is not None:
         return config
     try:
-        with_masks = config.name in WITH_MASKS
-        train = build_dataset(replace(config, train_fraction=1.0), "train", masks and with_masks, layout and with_masks)
+        masks, layout = masks and config.name in WITH_MASKS, layout and config.name in WITH_MASKS
+        size = config.size if masks or layout else config.size or ANY_SIZE
+        train = build_dataset(replace(config, train_fraction=1.0, size=size), "train", masks, layout)
     except (UserError, OSError):
         return config
     sources = _sources(train, MAX_HEADERS)
