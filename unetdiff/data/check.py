@@ -103,12 +103,13 @@ def _check_masked(
 
     for sample_issues in map_in_threads(examine, list(samples.values()), "check", progress):
         issues += sample_issues
-    return issues, _unlisted(samples.values())
+    return issues, _unlisted(samples.values(), masks)
 
 
-def _unlisted(samples: Iterable[tuple[MaskReader, int]]) -> list[str]:
-    """Files next to the images of both splits that are in neither."""
-    listed = set()
+def _unlisted(samples: Iterable[tuple[MaskReader, int]], masks: bool) -> list[str]:
+    """Files next to the images of both splits that are in neither, nor masks of theirs."""
+    listed: set[Path] = set()
+    folders: set[Path] = set()
     for reader, index in samples:
         try:
             source, _ = reader.image(index)
@@ -116,8 +117,10 @@ def _unlisted(samples: Iterable[tuple[MaskReader, int]]) -> list[str]:
             continue
         if isinstance(source, Path):
             listed.add(source)
-    folders = sorted({path.parent for path in listed})
-    others = [path for folder in folders if folder.is_dir() for path in files_in(folder) if path not in listed]
+            folders.add(source.parent)
+        if masks:
+            listed.add(reader.mask_place(index))
+    others = [path for folder in sorted(folders) if folder.is_dir() for path in files_in(folder) if path not in listed]
     return _skipped(others, "in no split")
 
 
