@@ -35,7 +35,7 @@ PERCENTILES = (0.1, 99.9)
 """Of the values, what becomes black and white: sensors have single pixels that are dead or saturated."""
 
 ANY_SIZE = [32, 32]
-"""A size for a dataset of which only the files are asked for."""
+"""A size for a dataset of which only the file names are read."""
 
 Source = Path | bytes
 
