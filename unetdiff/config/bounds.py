@@ -164,6 +164,7 @@ BOUNDS: dict[str, Bound] = {
     "diffusion.layout.grid": at_least(0, 256),
     "diffusion.layout.channels": at_least(0, 1024),
     "diffusion.image.strength": positive(1000),
+    "diffusion.inpainting.full_mask_fraction": FRACTION,
     "diffusion.preview_steps": at_least(1, 100_000),
     "diffusion.preview_per_class": at_least(1, 1000),
     "diffusion.guidance_scale": at_least(0, 1000),

@@ -157,7 +157,8 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
         if condition == "text":
             yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", True))
     elif (directory / "text_encoder").is_dir():
-        _require_no_mask_input(directory / UNET / CONFIG)
+        if _is_inpainting(directory / UNET / CONFIG):
+            yield "diffusion.inpainting.enabled", True
         yield "diffusion.condition", "text"
         yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", False))
         yield "diffusion.text.max_tokens", None
@@ -165,13 +166,14 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
         yield "diffusion.condition", "none"
 
 
-def _require_no_mask_input(path: Path) -> None:
-    """Refuse an inpainting U-Net, whose training would draw masks."""
+def _is_inpainting(path: Path) -> bool:
+    """Whether a U-Net of Stable Diffusion takes a mask and masked latents next to noisy ones; FileError for others."""
     config = read_object(path)
     channels, latents = config.get("in_channels", 4), config.get("out_channels", 4)
-    if config.get("_class_name") in STOCK_CLASSES and channels != latents:
-        remedy = "Sample with it, or train on from the model that it was made of."
-        raise FileError.of(path, f"in_channels={channels}: must be {latents}, as {KEY}", remedy)
+    if config.get("_class_name") in STOCK_CLASSES and channels not in (latents, 2 * latents + 1):
+        known = f"{latents}, or {2 * latents + 1} for inpainting"
+        raise FileError.of(path, f"in_channels={channels}: must be {known}, as {KEY}")
+    return bool(channels != latents)
 
 
 def _network(directory: Path) -> Iterator[tuple[str, Any]]:

@@ -5,13 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from unetdiff.diffusion.codecs import Codec
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.conditioning.text_encoder import max_length
-from unetdiff.diffusion.editing import KnownImage
 from unetdiff.diffusion.mask_codec import INDEX
 from unetdiff.errors import FileError, UserError
 from unetdiff.files import records
@@ -69,23 +64,3 @@ def _version() -> str:
     import diffusers
 
     return diffusers.__version__
-
-
-def inpainting_channels(known: KnownImage | None, latents: Tensor, codec: Codec) -> Tensor:
-    """The input of an inpainting U-Net in addition to x_t: the mask and the masked image's latents, (B, 1 + C, h, w).
-
-    As `StableDiffusionInpaintPipeline`: 1 where the image is repainted, and the image is gray there.
-
-    Args:
-        known: the image and its mask; None, or without a mask: all of it is painted.
-        latents: noise, (B, C, h, w).
-        codec: of the denoiser.
-    """
-    size = latents.shape[-2] * codec.factor, latents.shape[-1] * codec.factor
-    if known is None or known.mask is None:
-        mask = latents.new_ones(len(latents), 1, *size)
-        gray = latents.new_zeros(len(latents), 3, *size)
-    else:
-        mask, gray = known.mask, known.pixels * (1 - known.mask)
-    cells = torch.nn.functional.interpolate(mask, latents.shape[-2:])  # the nearest pixel, as in diffusers
-    return torch.cat([cells, codec.encode(gray).to(latents)], dim=1)

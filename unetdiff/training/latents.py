@@ -116,7 +116,8 @@ class LatentCaches:
 def resolve_mode(config: RunConfig, codec: LatentCodec, train: ImageDataset, steps: int) -> str:
     """`latent.cache` with auto resolved: memory where augmentation allows it, it pays and it fits; else none."""
     views = num_views(train)
-    if config.latent.cache != "auto" or views is None or config.diffusion.condition == "image":
+    reads_pixels = config.diffusion.condition == "image" or config.diffusion.inpainting.enabled
+    if config.latent.cache != "auto" or views is None or reads_pixels:
         return "none" if config.latent.cache == "auto" else config.latent.cache
     others = 0 if train.regularization is None else len(train.regularization)  # each step uses as many of both
     uses = steps * config.training.batch_size / (views * max(len(train), others))

@@ -155,6 +155,8 @@ class Trainer:
             report = initialize(self.task, directory, PRETRAINED)
         elif settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
+        if report is not None and report.widened:
+            lora.require_trained_input(settings.lora, report.widened)
         if checkpoint is not None:  # it has the adapter alone
             return None
         calibrate(self.task, self.data.train, CALIBRATION_IMAGES, settings.eval_batch_size)
