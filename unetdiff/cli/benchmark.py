@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unetdiff.cli.model_path import local_model
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError, printable
 from unetdiff.files.records import write_json
 from unetdiff.files.writing import file_errors, require_writable
 
+CONFIGS = (".yaml", ".yml")
 USAGE = "unetdiff benchmark {CONFIG,RUN} [--batch_sizes N ...] [--output FILE] [--key value ...]"
 
 
@@ -25,10 +27,11 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser()
     overrides, words = split_overrides(argv, known=[])
     args = parser.parse_strictly(words)
-    if not args.path.exists():
-        raise UserError(f"'{args.path}' does not exist. Give a config file or a run directory.")
     if args.output is not None:
         require_writable("--output", args.output)
+    path = args.path if args.path.suffix in CONFIGS else local_model(args.path)
+    if not path.exists():
+        raise UserError(f"'{args.path}' does not exist. Give a config file or a run directory.")
 
     from unetdiff.benchmark import peak_throughput
     from unetdiff.benchmark.device import machine_info, select_device
@@ -38,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.text import markdown
 
     device = select_device(args.device)
-    target = BenchmarkTarget(args.path, overrides)
+    target = BenchmarkTarget(path, overrides)
     machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)
     parts = target.task.unet.parameter_counts()
     print(
@@ -66,7 +69,9 @@ def build_parser() -> Parser:
         "Time training steps, predictions and samples of a network on this machine, with its own dataset.",
         USAGE,
     )
-    parser.add_argument("path", type=Path, help="a config file (fresh weights), or a run directory")
+    parser.add_argument(
+        "path", type=Path, help="a config file (fresh weights), a run directory, or OWNER/NAME on the Hub"
+    )
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, 4, 16, ... up to training.batch_size"
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetdiff.cli.model_path import HELP, local_model, output_folder
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.writing import file_errors, require_writable
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "Write a trained network to one file, or a denoiser to a diffusers pipeline directory; batch size, height and "
         "width are dynamic.",
     )
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    parser.add_argument("path", type=Path, help=HELP)
     parser.add_argument(
         "--format",
         choices=(*SUFFIXES, DIFFUSERS),
@@ -59,16 +60,17 @@ def main(argv: Sequence[str]) -> int:
 
     from unetdiff.training.checkpoints import model_directory
 
-    directory = model_directory(args.path)
+    folder, path = output_folder(args.path), local_model(args.path)
+    directory = model_directory(path)
     default = DIFFUSERS if args.format == DIFFUSERS else f"{args.head or 'segmentation'}{SUFFIXES[args.format]}"
-    require_writable("--output", args.output or args.path / default, folder=args.format == DIFFUSERS)
+    require_writable("--output", args.output or folder / default, folder=args.format == DIFFUSERS)
 
     from unetdiff.export.files import to_onnx, to_torch_export
     from unetdiff.export.stock import to_diffusers
 
     if args.format == DIFFUSERS:
-        return _print(to_diffusers(directory, args.output or args.path / DIFFUSERS))
-    unet, settings = load(args.path, args.head)
+        return _print(to_diffusers(directory, args.output or folder / DIFFUSERS))
+    unet, settings = load(path, args.head)
     head = args.head or ("segmentation" if settings else "diffusion")
     size = args.size
     if args.fixed and size is None:
@@ -84,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         "preprocess": args.preprocess,
         "metadata": settings,
     }
-    output = args.output or args.path / f"{head}{SUFFIXES[args.format]}"
+    output = args.output or folder / f"{head}{SUFFIXES[args.format]}"
     with file_errors(output):
         if args.format == "onnx":
             done = to_onnx(unet, output, opset=args.opset, **options)

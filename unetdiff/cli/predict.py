@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from unetdiff.cli.inference import add_inference, chosen_device, inference_options
+from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser
 from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources
 from unetdiff.cli.streams import write_binary
@@ -54,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     inference_options(args, InferenceConfig())  # check before loading anything
     if videos:
         require_pyav()
-    pipeline = SegmentationPipeline.from_pretrained(model_directory(args.path))
+    pipeline = SegmentationPipeline.from_pretrained(model_directory(local_model(args.path)))
     pipeline.inference = inference_options(args, pipeline.inference)
     device = chosen_device(args.device)
     pipeline.to(device).optimize_for_inference(autocast_dtype(device=device.type), args.compile)
@@ -90,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("unetdiff predict", "Segment images and videos with a trained model.")
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    parser.add_argument("path", type=Path, help=HELP)
     parser.add_argument(
         "inputs",
         nargs="+",

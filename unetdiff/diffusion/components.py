@@ -23,7 +23,8 @@ from unetdiff.diffusion.scheduler_file import SCHEDULER_CLASSES, load_scheduler
 from unetdiff.diffusion.stable_diffusion import PIPELINES as STABLE_DIFFUSION
 from unetdiff.diffusion.stable_diffusion import UNUSED, prompt_conditioner
 from unetdiff.errors import FileError, UserError
-from unetdiff.files import records
+from unetdiff.files import hub, records
+from unetdiff.files.folders import is_there
 from unetdiff.models.config import STOCK_CLASSES
 from unetdiff.models.unet import UNet
 
@@ -144,19 +145,29 @@ def require_agreement(directory: Path, parts: Mapping[str, Any]) -> None:
 
 
 def downloaded(name: str, revision: str | None = None) -> Path:
-    """A pipeline's directory on the hub, downloaded, without pickles and without code.
+    """A model's directory on the Hub, downloaded if it is not in the Hub's cache, without pickles and without code.
+
+    Of diffusers' pipelines, the files that diffusers itself would load; of ours, all.
 
     Args:
         name: "owner/model".
         revision: branch, tag or commit; None: its main branch.
 
     Raises:
-        UserError: no such pipeline, or no connection.
+        UserError: no such model, or no connection.
     """
+    import diffusers
+
+    if hub.NAME.fullmatch(name) is None:
+        raise UserError(f"'{name}' does not exist. Give a model directory, or OWNER/NAME on the Hub.")
+    directory = hub.resolved(name, ("*.json", "*/*.json"), revision=revision)
+    index = records.read_object(directory / INDEX) if is_there(directory / INDEX) else {}
+    if not hasattr(diffusers, str(index.get("_class_name"))):
+        return hub.resolved(name, hub.MODEL_FILES, revision=revision)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, use_safetensors=True, trust_remote_code=False))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"'{name}': is neither a directory nor a pipeline on the hub ({reason[:200]}).") from None
+        raise UserError(f"{name}: must be a directory or a model on the Hub ({reason[:200]}).") from None
