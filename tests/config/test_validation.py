@@ -220,6 +220,12 @@ INVALID = [
     ),
     (
         "segmentation",
+        {"data.name": "voc", "data.root": ".", "data.size": [64, 64], "segmentation.context": "caption"},
+        "data.name=voc: must be a dataset with captions for segmentation.context=caption: scenes, captioned_folder, "
+        "parquet.",
+    ),
+    (
+        "segmentation",
         {"training.freeze_backbone": True},
         "training.freeze_backbone=true: must be false without model.pretrained, training.init_from or "
         "model.encoder.weights, as a backbone of random weights would stay random. Give the network to freeze.",

@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> int:
         require_pyav()
     pipeline = SegmentationPipeline.from_pretrained(model_directory(local_model(args.path)))
     pipeline.inference = inference_options(args, pipeline.inference)
+    pipeline.segmenter = pipeline.segmenter.with_prompt(args.prompt)
     device = chosen_device(args.device)
     pipeline.to(device).optimize_for_inference(autocast_dtype(device=device.type), args.compile)
 
@@ -106,6 +107,9 @@ def _parser() -> Parser:
         help="folder, or - to write one mask (PNG) to standard output",
     )
     parser.add_argument("--masks", action="store_true", help="for videos, write the mask of each frame, too")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="caption of all inputs, for a model of segmentation.context=caption"
+    )
     parser.add_argument("--batch_size", "--batch-size", type=int, help="images or tiles per forward pass")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if available)")
     parser.add_argument(

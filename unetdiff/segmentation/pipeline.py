@@ -139,6 +139,7 @@ class SegmentationPipeline:
         batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
         inference: InferenceConfig | None = ...,
+        prompt: str | Sequence[str] | None = ...,
     ) -> SegmentationOutput: ...
     @overload
     def __call__(
@@ -148,6 +149,7 @@ class SegmentationPipeline:
         batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
         inference: InferenceConfig | None = ...,
+        prompt: str | Sequence[str] | None = ...,
     ) -> list[SegmentationOutput]: ...
     def __call__(
         self,
@@ -156,16 +158,24 @@ class SegmentationPipeline:
         batch_size: int | None = None,
         autocast: torch.dtype | None = None,
         inference: InferenceConfig | None = None,
+        prompt: str | Sequence[str] | None = None,
     ) -> SegmentationOutput | list[SegmentationOutput]:
         """Segment an image, or a list of them (in batches), each at its own size.
 
         An image is a path, a file's bytes, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W).
         `inference` and `batch_size` override the pipeline's own. `autocast`: e.g. torch.bfloat16; None: the weights'
-        dtype. Raises UserError for an unreadable file.
+        dtype. `prompt`: one caption for all images, or one for each, of a segmenter that was trained with captions;
+        None: the empty one. Raises UserError for an unreadable file.
         """
-        if isinstance(images, list | tuple):
-            return list(self.stream(images, return_logits, batch_size, autocast, inference))
-        return next(self.stream([images], return_logits, batch_size, autocast, inference))
+        options = (return_logits, batch_size, autocast, inference)
+        many = list(images) if isinstance(images, list | tuple) else [images]
+        if prompt is None or isinstance(prompt, str):
+            results = list(self.stream(many, *options, prompt))
+        elif len(prompt) != len(many):
+            raise UserError(f"prompt: must be one, or one per image (got {len(prompt)} for {len(many)} images).")
+        else:
+            results = [next(self.stream([one], *options, text)) for one, text in zip(many, prompt, strict=True)]
+        return results if isinstance(images, list | tuple) else results[0]
 
     def stream(
         self,
@@ -174,14 +184,16 @@ class SegmentationPipeline:
         batch_size: int | None = None,
         autocast: torch.dtype | None = None,
         inference: InferenceConfig | None = None,
+        prompt: str | None = None,
     ) -> Iterator[SegmentationOutput]:
         """As `__call__` for an iterable of images, read lazily; yields in order."""
+        segmenter = self.segmenter.with_prompt(prompt)
         options = inference or self.inference
         if options.image_range is None:
             options = replace(options, image_range=self.inference.image_range)  # the network was trained with it
         if batch_size is not None:
             options = replace(options, batch_size=batch_size)
-        for one in predictions(self.segmenter, images, self.size, options, autocast, return_logits):
+        for one in predictions(segmenter, images, self.size, options, autocast, return_logits):
             yield self._output(one)
 
     def _output(self, one: Prediction) -> SegmentationOutput:
@@ -196,13 +208,20 @@ class SegmentationPipeline:
         )
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write unet/ and segmentation.json, and vae/ and segmentation_context/ if there are; other files are kept."""
+        """Write unet/, segmentation.json, and vae/ and segmentation_context/ if there are; other files are kept.
+
+        Of a segmenter of captions also text_encoder/ and tokenizer/.
+        """
         directory = Path(directory)
         self.unet.save_pretrained(directory / "unet")
         if self.segmenter.codec is not None:
             self.segmenter.codec.vae.save_pretrained(directory / "vae")
         if self.segmenter.context is not None:
             self.segmenter.context.save_pretrained(directory / CONTEXT_FOLDER)
+            if self.segmenter.context.features is not None:
+                encoder = self.segmenter.context.features.encoder
+                encoder.model.save_pretrained(directory / "text_encoder")
+                encoder.tokenizer.save_pretrained(directory / "tokenizer")
         self.save_settings(directory)
 
     def save_settings(self, directory: str | Path) -> None:
@@ -236,6 +255,10 @@ class SegmentationPipeline:
             codec = LatentCodec.from_pretrained(directory / "vae", "vae")
         folder = directory / CONTEXT_FOLDER
         context = SegmentationContext.from_pretrained(folder) if folder.is_dir() else None
+        if context is not None and context.reads_captions:
+            from unetdiff.diffusion.conditioning.text_encoder import SavedFeatures
+
+            context.features = SavedFeatures(directory, context.config["tokens"])
         if context is not None and torch_dtype is not None:
             context.to(torch_dtype)
         try:

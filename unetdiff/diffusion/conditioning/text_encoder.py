@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,25 @@ def max_length(model: Any, tokenizer: Any) -> int:
     """The maximal number of tokens of a text."""
     positions = model.config.to_dict().get("max_position_embeddings") or DEFAULT_MAX_TOKENS  # T5 has no such limit
     return int(min(positions, tokenizer.model_max_length, DEFAULT_MAX_TOKENS))
+
+
+class SavedFeatures:
+    """The padded text encoder of a model directory, loaded when it is first called. Its copies are itself."""
+
+    def __init__(self, directory: Path, max_tokens: int) -> None:
+        self.directory, self.max_tokens = directory, max_tokens
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SavedFeatures:
+        return self
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder; FileError for missing or damaged files."""
+        return TextEncoder(*saved_model(self.directory), self.max_tokens, padded=True)
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """(B, max_tokens, width) float32."""
+        return self.encoder(captions)
 
 
 class CachedFeatures:

@@ -13,7 +13,7 @@ from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
-from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder, saved_model
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, SavedFeatures, TextEncoder, saved_model
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
@@ -71,7 +71,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     kept = None if source is None else kept_denoiser(config, unet, codec)
     if isinstance(conditioner if kept is None else kept.parts.get("conditioner"), PromptConditioner):
         config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
-    task = _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
+    task = _assemble(config, unet, conditioner, val, codec, build_context(config, train))
     denoiser, segmentation, scheduler = denoiser_of(task), segmentation_of(task), pretrained_scheduler(config)
     if denoiser is not None and scheduler is not None:
         denoiser.scheduler = scheduler
@@ -105,6 +105,8 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
         config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
     folder = directory / CONTEXT_FOLDER
     context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
+    if context is not None and context.reads_captions:
+        context.features = SavedFeatures(directory, context.config["tokens"])
     task = _assemble(config, unet, conditioner, val, codec, context)
     segmentation = segmentation_of(task)
     if segmentation is not None:
@@ -135,19 +137,26 @@ def _assemble(
     codec: Codec,
     context: SegmentationContext | None = None,
 ) -> Task:
-    size = config.data.size or config.data.longest_side
+    size, dropout = config.data.size or config.data.longest_side, config.diffusion.condition_dropout
     if config.task == "segmentation":
         assert not isinstance(codec, MaskCodec)
         noisy = config.segmentation.noise or config.segmentation.noised
         scheduler = build_scheduler(config.diffusion) if noisy else None
         noise = config.diffusion.noise
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context)
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context, dropout)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion
     assert not isinstance(codec, MaskCodec)  # refused by the validation
     segmentation = SegmentationTask(
-        unet, config.segmentation, val, size, diffusion.scheduler, codec=codec, context=context
+        unet,
+        config.segmentation,
+        val,
+        size,
+        diffusion.scheduler,
+        codec=codec,
+        context=context,
+        caption_dropout=dropout,
     )
     return JointTask(segmentation, diffusion, config.joint)
 

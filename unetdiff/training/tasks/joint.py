@@ -45,14 +45,14 @@ class JointTask(Task):
         noisy = self.diffusion.add_noise(batch, draws)
         rows = self.clean_rows(draws)
         if rows:
-            logits, output = self._both(noisy, rows, draws)
+            logits, output = self._both(batch, noisy, rows, draws)
             segmentation = self.segmentation.sums(logits, batch["mask"][rows])
         else:
             output = self.diffusion.predict(noisy)
             segmentation = self._no_segmentation(output)
         return _prefixed("segmentation", segmentation) | _prefixed("diffusion", self.diffusion.sums(output, noisy))
 
-    def _both(self, noisy: NoisyBatch, rows: list[int], draws: RowDraws) -> tuple[Tensor, Tensor]:
+    def _both(self, batch: Batch, noisy: NoisyBatch, rows: list[int], draws: RowDraws) -> tuple[Tensor, Tensor]:
         """Logits of the images in `rows` at their size, and the denoiser's output for all: in one pass of the backbone
         where both heads have the same context, or the segmentation head none."""
         assert noisy.x0 is not None
@@ -62,7 +62,9 @@ class JointTask(Task):
         factor = self.diffusion.codec.factor
         size = x0.shape[-2] * factor, x0.shape[-1] * factor
         if segmenter.context is not None:
-            return segmenter.logits(x0, timesteps, size), self.diffusion.predict(noisy)
+            tokens = self.segmentation.tokens(batch, draws)
+            logits = segmenter.logits(x0, timesteps, size, None if tokens is None else tokens[rows])
+            return logits, self.diffusion.predict(noisy)
         tokens = noisy.conditioning.tokens
         logits, output = self.unet.both(x0, noisy.sample, noisy.timesteps, tokens, timesteps)
         return segmenter.at_image_size(logits, size), output
