@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 from unetdiff.cli import compare, evaluate, experiment, export, predict, sample
 from unetdiff.config.schema import RunConfig
@@ -58,6 +59,7 @@ def test_commands(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_nowhere(cached: Path) -> None:
     missing = "owner/none: must be a directory or a model on the Hub"
+    Image.new("RGB", (8, 8)).save("x.png")
     for command, words, name in (
         (sample, ["owner/none"], "PATH"),
         (evaluate, ["owner/none"], "PATH"),
@@ -68,4 +70,4 @@ def test_what_is_nowhere(cached: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"^{name}={missing}"):
             command.main(words)
-    assert not list(cached.rglob("*.*"))
+    assert list(cached.rglob("*.*")) == [cached / "x.png"]

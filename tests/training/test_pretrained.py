@@ -14,13 +14,14 @@ from diffusers import (
     AutoencoderKL,
     DDIMPipeline,
     DDPMScheduler,
+    LDMTextToImagePipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     UNet2DModel,
 )
 from huggingface_hub import constants
 
-from suite.stable_diffusion import write_stable_diffusion
+from suite.stable_diffusion import write_latent_diffusion, write_stable_diffusion
 from unetdiff import GenerationPipeline, UNet
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml, load, parse
@@ -141,6 +142,37 @@ def test_resumed_and_loaded_without_the_pretrained_model(trained: tuple[Path, Pa
     finally:
         source.with_name("away").rename(source)
     assert read_object(tmp_path / "run" / "summary.json")["steps"] == 3
+
+
+def test_latent_diffusion(tmp_path: Path) -> None:
+    """The pipeline before Stable Diffusion: other names of its parts, and a text encoder of diffusers' own.
+
+    Ours draws from it, and from what it trains, what diffusers' own draws.
+    """
+    source = tmp_path / "source"
+    write_latent_diffusion(source)
+    config = config_of(source, tmp_path / "run", training__mixed_precision="no")
+    assert config.diffusion.condition == "text" and not config.diffusion.text.projection
+    assert config.latent.vae == config.diffusion.text.encoder == str(source)
+    best = train(config) / "best"
+    assert read_object(best / "model_index.json") | {"_diffusers_version": ""} == read_object(
+        source / "model_index.json"
+    ) | {"_diffusers_version": ""}
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "latents": latents}
+    drawn = []
+    for folder in (source, best):
+        stock = LDMTextToImagePipeline.from_pretrained(folder)
+        expected = stock(["a red three"], **options, height=64, width=64, output_type="pt")  # its cells are of 8 pixels
+        ours = GenerationPipeline.from_pretrained(folder)(prompt="a red three", **options, output_type="pt")
+        torch.testing.assert_close(ours.images, expected.images, atol=1e-4, rtol=1e-4)
+        drawn.append(ours.images)
+    assert not torch.allclose(*drawn)
+    run = load_run(tmp_path / "run")
+    assert run.diffusion is not None and isinstance(run.diffusion.conditioner, PromptConditioner)
+    config.training.resume, config.training.steps = True, 3
+    shutil.rmtree(source)
+    assert read_object(train(config) / "summary.json")["steps"] == 3
 
 
 @pytest.mark.parametrize("in_channels", [9, 4])

@@ -46,7 +46,9 @@ def main(argv: Sequence[str]) -> int:
     if not 0 <= args.num_worst <= MAX_WORST:
         raise config_error("--num_worst", args.num_worst, f"from 0 to {MAX_WORST}")
     config = evaluation_config(args)
-    folder, path = output_folder(args.path), local_model(args.path)
+    output, path = args.output, local_model(args.path)
+    if output is None and path != args.path:  # not into the Hub's cache
+        output = output_folder(args.path) / f"evaluation-{args.split}"
     data = data_section(path, overrides) if overrides else None
 
     from unetdiff.evaluation.evaluate import evaluate
@@ -57,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         path,
         data=data,
         split=args.split,
-        output=args.output or folder / f"evaluation-{args.split}",
+        output=output,
         config=config,
         inference=inference_options(args, saved_inference(model_directory(path))),
         num_worst=args.num_worst,

@@ -16,6 +16,7 @@ from unetdiff.config.schema import KEYS, RunConfig, flatten
 from unetdiff.errors import FileError, UserError, as_yaml, config_error
 from unetdiff.files import hub
 from unetdiff.files.folders import is_there
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object, read_yaml
 from unetdiff.files.writing import OLD
 from unetdiff.models.config import STOCK_CLASSES
@@ -144,7 +145,7 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
     if not is_pipeline:
         return
     yield from _noise(directory)
-    yield "latent.vae", name if (directory / "vae").is_dir() else None
+    yield "latent.vae", name if part(directory, "vae").is_dir() else None
     index = read_object(directory / INDEX) if is_there(directory / INDEX) else {}
     yield "diffusion.target", "mask" if index.get("masks") else "image"
     conditioner = directory / "conditioner" / CONFIG
@@ -156,7 +157,7 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
             yield from ((key, values[own]) for own, key in keys.items() if own in values)
         if condition == "text":
             yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", True))
-    elif (directory / "text_encoder").is_dir():
+    elif part(directory, "text_encoder").is_dir():
         if _is_inpainting(directory / UNET / CONFIG):
             yield "diffusion.inpainting.enabled", True
         yield "diffusion.condition", "text"

@@ -17,6 +17,7 @@ from unetdiff.diffusion.processes.base import Process
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.diffusion.scheduler_file import CONFIG, load_scheduler
 from unetdiff.errors import UserError, config_error
+from unetdiff.files.pipeline_parts import part
 from unetdiff.models import loading
 from unetdiff.models.config import RESIDUAL
 from unetdiff.models.param_counts import TIME_PARAMS
@@ -147,17 +148,16 @@ def _require_same_timesteps(task: Task, process: Process, source: str) -> None:
     images are its limit c_noise = ln(s) / 4 -> -∞, scaled by c_in = 1 / sigma_data, and timestep 0 is that of s = 1.
     """
     process.require_clean_timestep(source)
-    parts = [part for part in task.modules() if isinstance(part, SegmentationTask)]
     last = int(process.at_fraction(torch.tensor(1.0)))
-    for part in parts:
-        if part.config.timestep > last:
-            constraint = f"at most {last}, the last timestep of {source}"
-            raise config_error("segmentation.timestep", part.config.timestep, constraint)
+    timesteps = [one.config.timestep for one in task.modules() if isinstance(one, SegmentationTask)]
+    if timesteps and timesteps[0] > last:
+        constraint = f"at most {last}, the last timestep of {source}"
+        raise config_error("segmentation.timestep", timesteps[0], constraint)
 
 
 def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: str) -> None:
     """Refuse the weights of a network of another autoencoder's latents."""
-    codec, saved = codec_of(task), network.parent / "vae"
+    codec, saved = codec_of(task), part(network.parent, "vae")
     if not saved.is_dir() or codec is None:
         return
     source = autoencoders.load_autoencoder(saved, key)
@@ -170,7 +170,7 @@ def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: 
 
 def _require_same_prompts(task: Task, network: Path, path: str | Path, key: str) -> None:
     """Refuse to put a new projection between a text encoder and the network that was trained on its features."""
-    has_prompts = (network.parent / "text_encoder").is_dir() and not (network.parent / "conditioner").is_dir()
+    has_prompts = part(network.parent, "text_encoder").is_dir() and not (network.parent / "conditioner").is_dir()
     if has_prompts and isinstance(task.trainable_modules().get("conditioner"), TextConditioner):
         constraint = f"false, as {key}={path} was trained on the text encoder's features themselves"
         remedy = f"Set it, or model.pretrained={path}, or give {network} to use only the weights."

@@ -23,7 +23,18 @@ OVERWRITING = f"{WRITING}overwrite"
 """Exists while `--overwrite` deletes a run: a directory with it counts as empty, whatever was not deleted yet."""
 SYSTEM = frozenset({".ds_store", *JUNK})
 FILES = (CONFIG, METRICS, SUMMARY, NONFINITE)
-PARTS = ("unet", "scheduler", "conditioner", "vae", "text_encoder", "tokenizer", CONTEXT, re.escape(LORA_WEIGHTS))
+PARTS = (
+    "unet",
+    "scheduler",
+    "conditioner",
+    "vae",
+    "vqvae",
+    "text_encoder",
+    "bert",
+    "tokenizer",
+    CONTEXT,
+    re.escape(LORA_WEIGHTS),
+)
 MODEL = "|".join([*PARTS, r".*\.json"])
 OURS = {
     **{name: None for name in FILES},

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import cache_folder, files_in
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object
 from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
 from unetdiff.files.writing import file_errors, write_into_directory
@@ -57,7 +58,7 @@ class TextEncoder:
             UserError: it cannot be loaded, or its maximum is smaller.
         """
         try:
-            is_pipeline = (Path(name) / TEXT_ENCODER).is_dir()
+            is_pipeline = part(Path(name), TEXT_ENCODER).is_dir()
             model, tokenizer = saved_model(Path(name)) if is_pipeline else load_encoder(name, name)
         except FileError as error:
             reason = error.reason
@@ -136,10 +137,11 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        known = _latent_diffusions(Path(model))
+        config = (AutoConfig if known is None else known.config_class).from_pretrained(model, trust_remote_code=False)
         _inspect(Path(model), config)
         with errors_only(logging):  # its table of missing tensors, which are refused in one line
-            tower, info = _tower(config).from_pretrained(
+            tower, info = (known or _tower(config)).from_pretrained(
                 model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
@@ -181,6 +183,15 @@ def _inspect(folder: Path, config: Any) -> None:
             raise FileError.of(folder / "config.json", f"{key}={value}: must be at most {count}, as of the weights")
 
 
+def _latent_diffusions(folder: Path) -> Any:
+    """The class of Latent Diffusion's text encoder, which is diffusers' own, if a folder holds one; else None."""
+    if not (folder / "config.json").is_file() or read_object(folder / "config.json").get("model_type") != "ldmbert":
+        return None
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
+
+    return LDMBertModel
+
+
 def _tower(config: Any) -> Any:
     """The class of a text encoder; for CLIP and T5, of the text encoder alone."""
     from transformers import AutoModel, CLIPTextModel, T5EncoderModel
@@ -195,7 +206,7 @@ def saved_model(directory: Path) -> tuple[Any, Any]:
     Raises:
         FileError: missing or damaged folders.
     """
-    folders = directory / TEXT_ENCODER, directory / "tokenizer"
+    folders = part(directory, TEXT_ENCODER), directory / "tokenizer"
     if not folders[0].is_dir() or not folders[1].is_dir():
         raise FileError.of(directory, "must hold text_encoder/ and tokenizer/ for a text-conditional model")
     return load_encoder(*folders)

@@ -20,6 +20,7 @@ from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.diffusion.stable_diffusion import prompt_conditioner
 from unetdiff.errors import config_error
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
+from unetdiff.files.pipeline_parts import part
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models import loading
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
@@ -89,11 +90,11 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     """
     unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
     heads = unet.config["heads"]
-    conditioner, text, vae = None, None, directory / "vae"
+    conditioner, text, vae = None, None, part(directory, "vae")
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
-    elif heads["diffusion"] and (directory / "text_encoder").is_dir():
+    elif heads["diffusion"] and part(directory, "text_encoder").is_dir():
         text = saved_model(directory)
         conditioner = prompt_conditioner(directory, unet, *text)
     if isinstance(conditioner, CaptionConditioner):
