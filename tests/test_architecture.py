@@ -35,7 +35,7 @@ IMPORTED_ASIDE = {
     "export": {"training", "cli"},
 }
 """Who imports the rooms outside of the order."""
-EVERYWHERE = {"errors", "files", "text"}
+EVERYWHERE = {"console", "errors", "files", "text"}
 """Modules that every room imports."""
 
 EXCEPTIONS: dict[tuple[str, str], str] = {

@@ -26,7 +26,8 @@ def test_evaluate_prints_the_metrics(run: Path, tmp_path: Path, capsys: pytest.C
     assert "diffusion/loss" in text
     assert "segmentation/boundary_width" in text and "2 % of the diagonal, 1 pixel" in text
     header = next(line for line in text.splitlines() if line.startswith("class "))
-    assert re.split(r"  +", header) == ["class", "IoU", "boundary IoU", "accuracy", "pixel fraction", "images"]
+    columns = ["class", "IoU", "boundary IoU", "Dice", "precision", "recall", "accuracy", "pixel fraction", "images"]
+    assert re.split(r"  +", header) == columns
     written = ["metrics.json", "per_class.csv", "confusion.png", "reliability.png", "report.html"]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(written)
     assert text.splitlines()[-1] == f"{tmp_path}: {', '.join(written)}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unetdiff.cli.main import main
@@ -130,11 +131,33 @@ def test_options_that_cannot_be(run: Path, tmp_path: Path, capsys: pytest.Captur
         (["--device", "abacus"], "--device=abacus: must be available"),
         (["--device", "meta"], "--device=meta: must be available"),
         (["--list"], "--list: an input must be -"),
+        (["--probabilities", "--output", "-"], "--probabilities=true: must be left out for --output=-"),
         (["-", "--output", "-"], "-: must be the only input"),
         ([str(photo(tmp_path / "y.png", (8, 8))), "--output", "-"], "--output=-: must be a folder for"),
     ):
         assert main(["predict", str(run), str(image), *words]) == 2
         assert part in capsys.readouterr().err
+
+
+def test_probabilities_in_every_mode(run: Path, tmp_path: Path) -> None:
+    """They sum to 1, and their largest is the mask's class: of the whole image, and averaged over flips and scales."""
+    image = photo(tmp_path / "x.png", (50, 41))
+    views = {"whole": [], "views": ["--flip", "--scales", "1,1.5", "--tile", "32"]}
+    for name, words in views.items():
+        output = tmp_path / name
+        assert main(["predict", str(run), str(image), "--output", str(output), "--probabilities", *words]) == 0
+        with np.load(output / "probabilities" / "x.npz", allow_pickle=False) as file:
+            found = file["probabilities"]
+        with Image.open(output / "masks" / "x.png") as mask:
+            predicted = np.asarray(mask)
+        assert found.dtype == np.float16 and found.shape[1:] == (41, 50) == predicted.shape
+        np.testing.assert_allclose(found.astype(np.float32).sum(axis=0), 1, atol=2e-3)
+        chosen = np.take_along_axis(found, predicted[None].astype(np.int64), axis=0)[0]
+        np.testing.assert_array_equal(chosen, found.max(axis=0))
+    pipeline = SegmentationPipeline.from_pretrained(run / "best")
+    result = pipeline(image, return_logits=True)
+    torch.testing.assert_close(result.probabilities.log(), result.logits.log_softmax(dim=0))
+    assert pipeline(image).probabilities is None
 
 
 def test_bytes_in_mask_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from unetdiff.cli.main import main
 from unetdiff.config.reading import parse, to_yaml
 from unetdiff.config.schema import RunConfig
+from unetdiff.console import Console
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import FileError, TrainingStopped, UserError
 from unetdiff.files.locks import locked
 from unetdiff.models.loading import WEIGHTS
 from unetdiff.training import checkpoints, logger, nonfinite, overwriting, rundir, saver, trainer
-from unetdiff.training.console import Console
 from unetdiff.training.failure import explained
 from unetdiff.training.logger import read_lines
 from unetdiff.training.progress import Progress, read_progress

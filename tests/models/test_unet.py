@@ -322,6 +322,16 @@ class TestRefusals:
         with pytest.raises(UserError, match=says):
             UNet(**config)
 
+    @pytest.mark.parametrize(
+        "pixels", [torch.full((1, 3, 8, 8), 40, dtype=torch.uint8), torch.full((1, 3, 8, 8), 40.0)]
+    )
+    def test_images_of_0_to_255(self, pixels: torch.Tensor) -> None:
+        unet = UNet(**TINY, heads=SEGMENTATION)
+        with pytest.raises(UserError, match=r"pixels: must be .*\[-1, 1\] .got .*Give pixels / 127.5 - 1"):
+            unet.segment(pixels)
+        unet.segment(pixels.float() / 127.5 - 1)
+        unet.segment(6 * torch.randn(1, 3, 8, 8))  # noised images are not in [-1, 1] either
+
     def test_missing_head(self) -> None:
         with pytest.raises(UserError, match="head=diffusion: must be one of this UNet's heads"):
             UNet(**TINY, heads=SEGMENTATION)(torch.zeros(1, 3, 16, 16), head="diffusion")

@@ -80,7 +80,7 @@ def test_the_page(tmp_path: Path):
     assert percent(evaluation.metrics()["mean_iou"]) in page and evaluation.metrics()["boundary_width"] in page
     assert "ignored in evaluation" in page
     never = re.search(r"never</th>(.*?)</tr>", page, re.DOTALL)
-    assert never is not None and never[1].count("–") == 3
+    assert never is not None and never[1].count("–") == 5
 
 
 def test_the_tiles_show_errors_and_ignored_pixels(tmp_path: Path):

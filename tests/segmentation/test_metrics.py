@@ -12,7 +12,10 @@ from accelerate import Accelerator
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
+    MulticlassF1Score,
     MulticlassJaccardIndex,
+    MulticlassPrecision,
+    MulticlassRecall,
 )
 
 from unetdiff.errors import UserError
@@ -69,6 +72,15 @@ def test_agrees_with_torchmetrics(name, seed):
     np.testing.assert_allclose(metrics["iou_per_class"], iou.numpy(), atol=1e-6)
     np.testing.assert_allclose(metrics["accuracy_per_class"], accuracy.numpy(), atol=1e-6)
     assert metrics["mean_accuracy"] == pytest.approx(accuracy.nanmean().item(), abs=1e-6)
+    for key, metric in {
+        "dice": MulticlassF1Score,
+        "precision": MulticlassPrecision,
+        "recall": MulticlassRecall,
+    }.items():
+        values = reference(metric(CLASSES, average="none", ignore_index=255)).where(either, math.nan)
+        np.testing.assert_allclose(metrics[f"{key}_per_class"], values.numpy(), atol=1e-6)
+        mean = reference(metric(CLASSES, average="macro", ignore_index=255))  # over the classes that occur
+        assert metrics[f"mean_{key}"] == pytest.approx(mean.item(), abs=1e-6), key
 
 
 def test_by_hand():

@@ -34,7 +34,7 @@ WRITTEN = (
     "sweep.csv",
     "sweep.md",
 )
-LABELS = {"iou": "IoU", "boundary_iou": "boundary IoU"}  # of other metrics: the name with spaces
+LABELS = {"iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice"}  # of other metrics: the name with spaces
 MAX_WORST = 1000
 """Images in the report of a segmenter."""
 

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from unetdiff.cli.inference import add_inference, chosen_device, inference_options
 from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser
 from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources
 from unetdiff.cli.streams import write_binary
+from unetdiff.console import progress_bar
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.images import save_image
 from unetdiff.files.writing import file_errors, make_folder, require_writable
@@ -23,7 +22,7 @@ from unetdiff.files.writing import file_errors, make_folder, require_writable
 if TYPE_CHECKING:
     from unetdiff.segmentation.pipeline import SegmentationOutput, SegmentationPipeline
 
-MASKS, OVERLAYS = "masks", "overlays"
+MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
 """Folders of the output."""
 
 
@@ -34,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: an invalid option or model, or an output that cannot be written; finished outputs are kept.
     """
     args = _parser().parse_strictly(argv)
-    folders = [args.output / name for name in (MASKS, OVERLAYS)]
+    names = [MASKS, OVERLAYS, *([PROBABILITIES] if args.probabilities else [])]
+    folders = [args.output / name for name in names]
     sources = list_sources(args.inputs, args.list, skip=folders)
     videos = [source for source in sources if is_video(source[0])]
     images = [source for source in sources if not is_video(source[0])]
@@ -43,9 +43,13 @@ def main(argv: Sequence[str]) -> int:
         raise config_error(
             "--output", "-", f"a folder for {len(sources)} inputs", "Give one image for standard output."
         )
+    if args.probabilities and (videos or to_stdout):
+        constraint = f"left out for {'--output=-' if to_stdout else 'videos'}"
+        raise config_error("--probabilities", True, constraint, "Give images and a folder.")
     for folder in folders if not to_stdout else []:
         require_writable("--output", folder, folder=True)
 
+    from unetdiff.files.arrays import write_arrays
     from unetdiff.segmentation.config import InferenceConfig
     from unetdiff.segmentation.pipeline import SegmentationPipeline
     from unetdiff.segmentation.video import require_pyav
@@ -66,15 +70,20 @@ def main(argv: Sequence[str]) -> int:
             result.palette_image.save(png := io.BytesIO(), format="PNG")
             write_binary(png.getvalue())
             return
-        for folder, image in zip(folders, (result.palette_image, result.overlay), strict=True):
+        for folder, image in zip(folders, (result.palette_image, result.overlay), strict=False):
             path = folder / f"{stem}.png"
             with file_errors(path):
                 make_folder(path.parent)
                 save_image(image, path)
+        if result.probabilities is not None:
+            path = args.output / PROBABILITIES / f"{stem}.npz"
+            with file_errors(path):
+                make_folder(path.parent)
+                write_arrays(path, probabilities=result.probabilities.half().numpy())
 
     failed: list[str] = []
     try:
-        predict_images(pipeline, images, save, failed)
+        predict_images(pipeline, images, save, failed, args.probabilities)
         failed_images = len(failed)
         predict_videos(pipeline, videos, args.output, args.masks, failed)
     finally:
@@ -82,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"unetdiff: {printable(message)}", file=sys.stderr)
     summary = []
     if images:
-        summary.append(f"{len(images) - failed_images} masks and overlays")
+        kinds = "masks, overlays and probabilities" if args.probabilities else "masks and overlays"
+        summary.append(f"{len(images) - failed_images} {kinds}")
     if videos:
         summary.append(f"{len(videos) - len(failed) + failed_images} overlay videos")
     if not to_stdout:
@@ -110,6 +120,12 @@ def _parser() -> Parser:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="caption of all inputs, for a model of segmentation.context=caption"
     )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="for images, write the probability of each class at each pixel, too: NAME.npz with the array "
+        "probabilities, float16 (classes, height, width)",
+    )
     parser.add_argument("--batch_size", "--batch-size", type=int, help="images or tiles per forward pass")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if available)")
     parser.add_argument(
@@ -124,8 +140,10 @@ def predict_images(
     images: Sequence[Source],
     save: Callable[[SegmentationOutput, Path], None],
     failed: list[str],
+    probabilities: bool = False,
 ) -> None:
-    """Save the prediction for each image; the messages of unreadable ones are added to `failed`."""
+    """Save the prediction for each image, with its logits for `probabilities`; the messages of unreadable ones are
+    added to `failed`."""
     from unetdiff.segmentation.inference import load_image
 
     stems: deque[Path] = deque()
@@ -141,8 +159,8 @@ def predict_images(
             stems.append(stem)
             yield image
 
-    with tqdm(total=len(images), unit="image", disable=None if images else True) as bar:
-        for result in pipeline.stream(readable()):
+    with progress_bar(total=len(images), unit="image", enabled=bool(images)) as bar:
+        for result in pipeline.stream(readable(), return_logits=probabilities):
             save(result, stems.popleft())
             bar.update()
 
@@ -159,7 +177,7 @@ def predict_videos(
         target = output / OVERLAYS / f"{stem}.mp4"
         folder = output / MASKS / stem if masks else None
         try:
-            with tqdm(total=frame_count(source), unit="frame", desc=printable(source.name), disable=None) as bar:
+            with progress_bar(total=frame_count(source), unit="frame", desc=printable(source.name)) as bar:
                 segment_video(pipeline, source, target, folder, progress=bar.update)
         except UserError as error:
             failed.append(str(error))

@@ -44,9 +44,9 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     Raises:
         UserError: a folder of `output` holds a run of another config.
     """
+    from unetdiff.console import say
     from unetdiff.reports.report import write_report
     from unetdiff.reports.samples import Budget
-    from unetdiff.training.console import say
     from unetdiff.training.run_cache import run_state
     from unetdiff.training.trainer import train
 

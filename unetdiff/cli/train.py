@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
             print(to_yaml(config), end="")
         return 0
 
-    from unetdiff.training.console import say
+    from unetdiff.console import say
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))

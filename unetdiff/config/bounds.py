@@ -202,6 +202,7 @@ BOUNDS: dict[str, Bound] = {
     "training.validate_every": at_least(1),
     "training.checkpoint_every": at_least(1),
     "training.keep_checkpoints": at_least(1),
+    "training.early_stopping_patience": at_least(1),
 }
 """The range of every key that holds numbers."""
 PATHS = (

@@ -144,7 +144,8 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin is list:
-        return "a list of " + {int: "integers", float: "numbers", str: "strings"}[args[0]]
+        words = {int: "integers", float: "numbers", str: "strings"}
+        return "a list of " + (words[args[0]] if args[0] in words else describe(args[0]).removeprefix("one of "))
     if origin is dict:
         return "a mapping of names to numbers"
     if isinstance(hint, type) and is_dataclass(hint):

@@ -5,6 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Tracker = Literal[
+    "tensorboard", "csv", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"
+]
+"""Accelerate's names, and csv."""
+
 
 @dataclass
 class OptimizerConfig:
@@ -135,12 +140,21 @@ class TrainingConfig:
     """The averaged weights."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Low-rank adaptation of pretrained weights."""
+    best_metric: str | None = None
+    """Validation metric that selects the best weights, e.g. segmentation/mean_dice or segmentation/loss (the lower the
+    better); None: segmentation/mean_iou, or diffusion/loss without a segmentation head."""
+    early_stopping_patience: int | None = None
+    """End the run after this many validations in a row without a better best_metric; None: train to the last step."""
+    log_with: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
+    """Trackers of the metrics next to metrics.jsonl, by Accelerate's names, and csv; [] for none. Their packages must
+    be installed."""
     log_every: int = 20
     """Steps between lines of metrics.jsonl."""
-    validate_every: int = 500
-    """Steps between validations with previews; the last step always validates."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints for --resume; the last step always writes one."""
+    validate_every: int | str | None = None
+    """Steps between validations with previews, or epochs ("2 epochs"); the last step always validates. None: at most
+    500 steps, and five times in a run at least."""
+    checkpoint_every: int | str | None = None
+    """Steps, or epochs, between checkpoints for --resume, likewise; every validation writes one, too."""
     keep_checkpoints: int = 2
     """Number of checkpoints kept."""
     resume: bool = False

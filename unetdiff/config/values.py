@@ -78,17 +78,20 @@ def typed(hint: Any, value: Any) -> Any:
 def from_word(hint: Any, word: str) -> Any:
     """A value of the command line as the plain value of a hint: YAML, except where a text is expected.
 
-    A text needs no quotes: `--data.train_split 2012` is "2012". Only `null` is null where that is allowed, and a word
-    in quotes is what the quotes hold.
+    A text needs no quotes: `--data.train_split 2012` is "2012", except where a key takes numbers, too. Only
+    `null` is null where that is allowed, and a word in quotes is what the quotes hold. One of the choices of a list is
+    a list.
 
     Raises:
         WrongType: it is not YAML, e.g. "[1", or it is too large.
     """
     options = options_of(hint)
+    if typing.get_origin(hint) is list and word in typing.get_args(typing.get_args(hint)[0]):
+        return [word]
     if word in [choice for option in options for choice in typing.get_args(option)]:
         return word
     try:
-        if str in options:
+        if str in options and not (int in options and word.isdecimal()):
             if word in NULL and type(None) in options:
                 return None
             quoted = parse_yaml(word, "") if word[:1] in ("'", '"') else word

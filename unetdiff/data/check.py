@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig, validate_image_range
@@ -223,7 +223,7 @@ def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue
         table = read_table(config, role)
         issues += table.issues
         rows = range(len(table.rows)) if full else range(min(len(table.rows), QUICK_ROWS))
-        for i in tqdm(rows, desc=f"check {role}", disable=None if progress else True):
+        for i in progress_bar(rows, desc=f"check {role}", enabled=progress):
             try:
                 depths.image_size(*table.source(i))
             except BadFile as error:

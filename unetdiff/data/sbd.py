@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.io import loadmat
 from torchvision.datasets import SBDataset
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.download import Archive, fetch, unpack
 from unetdiff.data.issues import BadFile, Issue, first_values
 from unetdiff.data.voc import VOC_CLASSES, voc_colormap, wrong_values
@@ -100,7 +100,7 @@ def convert_masks(names: Collection[str], source: Path, voc: Path, progress: boo
     sweep(target)
     existing = {path.name for folder in (target, voc / MASKS) for path in entries(folder)}
     palette = voc_colormap().tobytes()
-    for name in tqdm([name for name in names if f"{name}.png" not in existing], desc="masks", disable=not progress):
+    for name in progress_bar([name for name in names if f"{name}.png" not in existing], desc="masks", enabled=progress):
         mask = Image.fromarray(read_mat(source / f"{name}.mat"))
         mask.putpalette(palette)
         save_image(mask, target / f"{name}.png")

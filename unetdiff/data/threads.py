@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from tqdm import tqdm
+from unetdiff.console import progress_bar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -26,4 +26,4 @@ def map_in_threads(
     """
     with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
         results = pool.map(function, items)
-        yield from tqdm(results, total=len(items), desc=description, disable=None if progress else True)
+        yield from progress_bar(results, total=len(items), desc=description, enabled=progress)

@@ -19,6 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import Tensor
 
+from unetdiff.console import progress_bar
 from unetdiff.diffusion import schedulers
 from unetdiff.diffusion.autoencoders import Autoencoder
 from unetdiff.diffusion.codecs import Codec, make_codec
@@ -268,6 +269,12 @@ class GenerationPipeline(DiffusionPipeline):
             images: Any = x0 if output_type == "latent" else _as_output(self.decode(x0, known), output_type)
         self.maybe_free_model_hooks()
         return GenerationOutput(images=images) if return_dict else (images,)
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """Diffusers' bar as `set_progress_bar_config` sets it; without that, lines outside of a terminal."""
+        if getattr(self, "_progress_bar_config", None):
+            return super().progress_bar(iterable, total)
+        return progress_bar(iterable, total, desc="sampling", unit="step")
 
     def image_to_image(
         self, image: ImageInput, strength: float = 0.8, **options: Any

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.images import color_error, grid
@@ -139,7 +139,7 @@ def likelihood(
     images = splits[splits.split]
     bounds: list[VariationalBound] = []
     batches = torch.tensor(evenly_spaced_indices(len(images), count)).split(LIKELIHOOD_BATCH)
-    for indices in tqdm(batches, desc="likelihood", unit="batch", disable=None):
+    for indices in progress_bar(batches, desc="likelihood", unit="batch"):
         batch = collate([images[int(index)] for index in indices])
         denoise = denoiser.denoise(batch)
         bounds.append(variational_bound(denoise, denoiser.scheduler, batch["image"], generator, timesteps))

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
 from unetdiff.data.loaders import eval_loader
@@ -145,7 +145,7 @@ def _evaluate_diffusion(
     cache: Path,
 ) -> dict[str, Any]:
     loader = eval_loader(run.images, run.config.training.eval_batch_size)
-    metrics = dict(task.evaluate(tqdm(loader, desc="evaluating", unit="batch", disable=None), run.accelerator))
+    metrics = dict(task.evaluate(progress_bar(loader, desc="evaluating", unit="batch"), run.accelerator))
     if isinstance(task.codec, MaskCodec):
         return metrics | evaluate_masks(task, run.images, config, run.accelerator.mixed_precision, run.config)
     if not config.enabled:
@@ -179,7 +179,7 @@ def segmentation_metrics(
         config.segmentation.ignore_index,
         num_worst,
         batch_size,
-        partial(tqdm, desc="evaluating", unit="batch", disable=None),
+        partial(progress_bar, desc="evaluating", unit="batch"),
     )
 
 
@@ -210,7 +210,7 @@ def evaluate_masks(
         return {}
     steps = config.num_inference_steps
     sampler = MaskSampler(pipeline, MaskSamplingConfig(1, steps, seed=config.seed), AUTOCAST.get(precision))
-    progress = partial(tqdm, desc="sampling masks", unit="batch", disable=None)
+    progress = partial(progress_bar, desc="sampling masks", unit="batch")
     batch_size, ignore_index = run_config.training.eval_batch_size, run_config.segmentation.ignore_index
     evaluation = evaluate_segmenter(sampler.logits(), images, ignore_index, 0, batch_size, progress)
     metrics = {f"masks/{name}": value for name, value in evaluation.metrics().items()}

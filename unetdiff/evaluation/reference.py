@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.loaders import eval_loader
 from unetdiff.errors import UserError
@@ -79,7 +79,7 @@ def image_batches(dataset: ImageDataset, description: str, size: int = BATCH) ->
         UserError: images of different sizes.
     """
     shape = None
-    for batch in tqdm(eval_loader(dataset, size), desc=description, unit="batch", disable=None):
+    for batch in progress_bar(eval_loader(dataset, size), desc=description, unit="batch"):
         images = batch["image"]
         batch_shape = images[0].shape
         if isinstance(images, list) or (shape is not None and batch_shape != shape):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset, collate
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.noise import noise_for
@@ -100,7 +100,7 @@ def mean_iou_by_timestep(
     classes = len(noises.images.classes)
     matrices = {name: [ConfusionMatrix(classes, ignore_index) for _ in timesteps] for name in segmenters}
     parts = list(torch.tensor(list(indices)).split(batch_size))
-    for part in tqdm(parts, desc="noise levels", unit="batch", leave=False, disable=None):
+    for part in progress_bar(parts, desc="noise levels", unit="batch", leave=False):
         items = {index: noises.images[index] for index in part.tolist()}
         masks = [item["mask"] for item in items.values()]
         for place, timestep in enumerate(timesteps):

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import collate
 from unetdiff.data.transforms import to_uint8
 from unetdiff.diffusion.codecs import PixelCodec
@@ -96,7 +96,7 @@ def sample_batches(
         pipeline.scheduler = make_scheduler(pipeline.scheduler, config.scheduler)
     height, width = task.image_size()
     batch = SAMPLE_BATCH.get(task.unet.device.type, SAMPLE_BATCH["cpu"])
-    for start in tqdm(range(0, count, batch), desc="sampling", unit="batch", leave=False, disable=None):
+    for start in progress_bar(range(0, count, batch), desc="sampling", unit="batch", leave=False):
         indices = range(start, min(start + batch, count))
         conditions, labels = inputs(task, indices)
         output = pipeline(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.evaluation.classifier import Classifier, label_accuracy
 from unetdiff.evaluation.distances import frechet_distance
 from unetdiff.evaluation.features import FeatureExtractor
@@ -102,7 +102,7 @@ def sweep(
     ]
     sample(min(n, 2), settings[0])
     results = []
-    for setting in tqdm(settings, desc="settings", unit="setting", disable=None):
+    for setting in progress_bar(settings, desc="settings", unit="setting"):
         start = time.perf_counter()
         images, labels = sample(n, setting)
         seconds = (time.perf_counter() - start) / n

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, StepSampler
 from unetdiff.data.transforms import resize_mask
@@ -121,7 +121,7 @@ class FeatureStats:
 def feature_stats(features: Features, images: ImageDataset, selected: Sequence[int], batch_size: int) -> FeatureStats:
     """Channel statistics of every block, and the memory to store all maps, in one pass."""
     stats = FeatureStats({})
-    for positions in tqdm(EvalSampler(len(selected), batch_size), desc=f"{features.name}: statistics", disable=None):
+    for positions in progress_bar(EvalSampler(len(selected), batch_size), desc=f"{features.name}: statistics"):
         for group in groups_by_size(images, selected, positions):
             pixels = sum(mask.numel() for mask in group.masks)
             for level in features.noise_levels:
@@ -196,7 +196,7 @@ def train_probes(
     optimizer = torch.optim.AdamW(parameters, lr=training.lr, weight_decay=training.weight_decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     order = StepSampler(len(selected), training.batch_size, training.seed, stop=training.steps)
-    for keys in tqdm(order, desc=f"{features.name}: {len(inputs)} probes", unit="step", disable=None):
+    for keys in progress_bar(order, desc=f"{features.name}: {len(inputs)} probes", unit="step"):
         optimizer.zero_grad()
         for group in groups_by_size(images, selected, [key.index for key in keys]):
             size = (group.images.shape[-2], group.images.shape[-1])
@@ -239,7 +239,7 @@ def evaluate_probes(
 ) -> dict[ProbeInput, SplitMatrices]:
     """Confusion matrices of each probe on the selected images, at the masks' own sizes."""
     matrices = {x: split_matrices(num_classes, ignore_index) for x in probes}
-    for positions in tqdm(EvalSampler(len(selected), batch_size), desc=f"{features.name}: evaluation", disable=None):
+    for positions in progress_bar(EvalSampler(len(selected), batch_size), desc=f"{features.name}: evaluation"):
         for group in groups_by_size(images, selected, positions):
             for level, members in _by_level(list(probes)).items():
                 maps = features(group.images, group.names, level)

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from unetdiff.config.reading import to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
+from unetdiff.console import progress_bar
 from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.data.transforms import fit_longest_side
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         return GuidedSamples(pixels, guiding, independent, seconds)
 
     results: dict[str, GuidedSamples] = {UNGUIDED: evaluate(*sample(None))}
-    for scale, options in tqdm(settings.items(), desc="loss guidance", unit="scale", disable=None):
+    for scale, options in progress_bar(settings.items(), desc="loss guidance", unit="scale"):
         results[f"scale {scale:g}"] = evaluate(*sample(options))
     real = evaluate(torch.stack([item["image"] for item in items]), None)
     return loss_guidance_record(

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unetdiff.benchmark.timing import synchronizer, time_interleaved
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
+from unetdiff.console import progress_bar
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.sampling import evenly_spaced_indices
@@ -130,7 +130,7 @@ def evaluate(args: argparse.Namespace, config: RunConfig, runs: Mapping[str, Run
     single = [evaluator() for _ in range(args.num_samples)]
     means = [evaluator() for _ in range(args.num_samples)]
     indices = evenly_spaced_indices(len(data), args.num_val_images)
-    for start in tqdm(range(0, len(indices), BATCH), desc="sampling masks", unit="batch", disable=None):
+    for start in progress_bar(range(0, len(indices), BATCH), desc="sampling masks", unit="batch"):
         batch = collate([data[index] for index in indices[start : start + BATCH]])
         target = batch["mask"]
         head.update(segment(batch["image"]), target)

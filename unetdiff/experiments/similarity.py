@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.checks import require_at_least
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import EvalSampler, evenly_spaced_indices
 from unetdiff.errors import UserError
@@ -92,7 +92,7 @@ def _measure(
     cka = {level: CKA() for level in levels}
     blocks: list[list[str]] = []
     sampler = EvalSampler(len(indices), batch_size)
-    for positions in tqdm(sampler, desc=f"{len(runs)} networks", unit="batch", disable=None):
+    for positions in progress_bar(sampler, desc=f"{len(runs)} networks", unit="batch"):
         for level in levels:
             networks = zip(chain(trained, random), chain(datasets, datasets), strict=True)
             layers = [_examples(f, d, indices, positions, level, args.grid_size) for f, d in networks]

@@ -13,8 +13,8 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
 from unetdiff.data.transforms import resize_mask
@@ -105,7 +105,7 @@ def write_labeled(folder: Path, splits: Mapping[str, ImageDataset], source: Mapp
         write_text(target / "classes.txt", "\n".join(first.classes) + "\n")
         for split, data in splits.items():
             names = [f"{split}_{index:06d}" for index in range(len(data))]
-            for index, name in enumerate(tqdm(names, desc=f"writing {split}", unit="image", disable=None)):
+            for index, name in enumerate(progress_bar(names, desc=f"writing {split}", unit="image")):
                 item = data[index]
                 write_pair(target, name, item["image"], item["mask"], data.palette)
             write_split(target, split, names)
@@ -163,7 +163,7 @@ def synthesize(
     def write(target: Path) -> None:
         copy_tree(labeled, target)
         numbers = range(len(data) * config.num_samples)
-        for start in tqdm(range(0, len(numbers), BATCH), desc="sampling images", unit="batch", disable=None):
+        for start in progress_bar(range(0, len(numbers), BATCH), desc="sampling images", unit="batch"):
             batch = numbers[start : start + BATCH]
             layouts = [augment_layout(data.mask(number % len(data)), config, number) for number in batch]
             images = sample_images(denoiser, layouts, batch, config, autocast)

@@ -35,6 +35,7 @@ from unetdiff.models.freezing import FreezingMixin
 from unetdiff.models.heads import build_heads
 from unetdiff.models.param_counts import param_counts_by_part
 from unetdiff.models.patches import patchify, round_up
+from unetdiff.models.pixel_range import require_pixels
 from unetdiff.models.resolve import parse, resolve
 from unetdiff.models.serialization import SerializationMixin
 from unetdiff.models.stock_config import StockConfig
@@ -319,7 +320,8 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         class_labels: Tensor | None = None,
         **inputs: Unpack[StockInputs],
     ) -> Tensor:
-        """Logits (B, num_classes, H, W) of pixels in [-1, 1]; arguments as of `forward`."""
+        """Logits (B, num_classes, H, W) of pixels in [-1, 1]; arguments as of `forward`. UserError for 0 to 255."""
+        require_pixels(pixels)
         return self(pixels, timestep, encoder_hidden_states, class_labels, False, "segmentation", **inputs)[0]
 
     def features(

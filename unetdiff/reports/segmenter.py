@@ -155,7 +155,7 @@ def _rows(metrics: Mapping[str, Any], classes: Sequence[str], palette: np.ndarra
             "color": _css(palette[index]),
             "iou": metrics["iou_per_class"][name],
             "boundary_iou": metrics["boundary_iou_per_class"][name],
-            "accuracy": metrics["accuracy_per_class"][name],
+            **{metric: metrics[f"{metric}_per_class"][name] for metric in ("dice", "precision", "recall")},
             "fraction": metrics["pixel_fraction_per_class"][name],
             "images": metrics["images_per_class"][name],
         }

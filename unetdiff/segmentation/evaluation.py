@@ -26,7 +26,7 @@ from unetdiff.segmentation.segmenter import Segmenter
 
 __all__ = ["SegmentationEvaluation", "WorstImage", "evaluate_segmenter", "network_logits"]
 
-PER_CLASS = ("iou", "boundary_iou", "accuracy", "pixel_fraction", "images")
+PER_CLASS = ("iou", "boundary_iou", "dice", "precision", "recall", "accuracy", "pixel_fraction", "images")
 Logits = Callable[[Sequence[Tensor]], Iterable[Tensor]]
 
 

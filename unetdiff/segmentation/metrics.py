@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -73,22 +74,32 @@ class ConfusionMatrix:
         """The metrics, in [0, 1]. With T = row sums, P = column sums and d = diagonal:
 
         pixel_accuracy = sum d / sum T; accuracy = d / T; IoU = d / (T + P - d); fw_iou = sum T IoU / sum T;
-        mean_accuracy and mean_iou average over the classes with a value. Classes neither in target nor in prediction
-        are nan in `iou_per_class` and `accuracy_per_class`; classes only in predictions have IoU 0 and accuracy nan.
-        All values are nan before the first pixel.
+        Dice = F1 = 2 d / (T + P); precision = d / P; recall = d / T. The means (mean_accuracy, mean_iou, mean_dice,
+        mean_precision, mean_recall) are over the classes with a value. Classes neither in target nor in prediction are
+        nan everywhere; of a class only in predictions the accuracy is nan, and all else 0; the precision of a class
+        that is never predicted is 0, as in torchmetrics. All values are nan before the first pixel.
         """
         matrix = self.matrix.cpu().double()
         target, predicted, correct = matrix.sum(dim=1), matrix.sum(dim=0), matrix.diagonal()  # (C,)
         accuracy = correct / target  # 0 / 0 is nan
         iou = correct / (target + predicted - correct)
         frequency = target / target.sum()
+        occurs = (target + predicted).where(target + predicted > 0, math.nan)  # nan: neither in target nor predicted
+        dice = 2 * correct / occurs
+        precision, recall = (correct / total.clamp(min=1) + 0 * occurs for total in (predicted, target))
         return {
             "pixel_accuracy": float(correct.sum() / target.sum()),
             "mean_accuracy": float(accuracy.nanmean()),
             "mean_iou": float(iou.nanmean()),
             "fw_iou": float((frequency * iou.nan_to_num(0.0)).sum()),
+            "mean_dice": float(dice.nanmean()),
+            "mean_precision": float(precision.nanmean()),
+            "mean_recall": float(recall.nanmean()),
             "iou_per_class": iou.tolist(),
             "accuracy_per_class": accuracy.tolist(),
+            "dice_per_class": dice.tolist(),
+            "precision_per_class": precision.tolist(),
+            "recall_per_class": recall.tolist(),
         }
 
     def reset(self) -> None:

@@ -55,6 +55,11 @@ class SegmentationOutput:
     palette_image: Image.Image
     """The mask as an image of mode "P": `palette_image.save("mask.png")` writes a mask as VOC stores it."""
 
+    @property
+    def probabilities(self) -> Tensor | None:
+        """Softmax of the logits, (classes, H, W), float32 on the CPU, with `return_logits`; they sum to 1."""
+        return None if self.logits is None else self.logits.softmax(dim=0)
+
 
 class SegmentationPipeline:
     """Semantic segmentation of images of any size.

@@ -8,11 +8,11 @@ from typing import NoReturn
 from safetensors import SafetensorError
 from torch import OutOfMemoryError
 
+from unetdiff.console import say
 from unetdiff.errors import TrainingStopped, UserError, printable
 from unetdiff.files.tensors import os_error_of
 from unetdiff.files.writing import WRITING
 from unetdiff.training.checkpoints import resume_hint
-from unetdiff.training.console import say
 from unetdiff.training.saver import Saver
 
 MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")

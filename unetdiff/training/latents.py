@@ -11,10 +11,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from tqdm import tqdm
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.data import needs_layout
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.cached_latents import CachedLatents, num_views
 from unetdiff.diffusion.autoencoders import fingerprint
@@ -93,9 +93,12 @@ class LatentCaches:
         accelerator = self.accelerator
         groups = [[indices[place] for place in chunk] for chunk in chunks(len(indices))]
         own = groups[accelerator.process_index :: accelerator.num_processes]
-        count, silent = sum(map(len, own)), None if accelerator.is_main_process else True
+        count = sum(map(len, own))
         workers = self.config.training.num_workers
-        with tqdm(total=count, desc="encoding images", unit="image", disable=silent) as bar, accelerator.autocast():
+        with (
+            progress_bar(total=count, desc="encoding images", unit="image", enabled=accelerator.is_main_process) as bar,
+            accelerator.autocast(),
+        ):
             for entry in encode(dataset, own, views, self.codec, accelerator.device, workers):
                 yield entry
                 bar.update()

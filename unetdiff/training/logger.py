@@ -1,94 +1,110 @@
-"""Logging of a run: metrics.jsonl, TensorBoard, images and the progress bar."""
+"""Logging of a run: metrics.jsonl, trackers, images and progress."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from unetdiff.console import Console, progress_bar
 from unetdiff.errors import FileError
 from unetdiff.files.images import save_image
 from unetdiff.files.records import jsonable, read_json_lines
-from unetdiff.files.writing import append_text, make_folder, named_errors, write_text
+from unetdiff.files.writing import append_text, make_folder, write_text
 from unetdiff.training.agreement import require_metrics
-from unetdiff.training.console import Console
 from unetdiff.training.progress import Progress
+from unetdiff.training.trackers import Trackers
 
-METRICS, IMAGES, TENSORBOARD = "metrics.jsonl", "images", "tensorboard"
+METRICS, IMAGES = "metrics.jsonl", "images"
 
 
 class RunLogger:
     """The log of a run. On resume, lines after the checkpoint are removed: those steps are repeated.
 
+    Args:
+        run: the run directory.
+        progress: of the run.
+        steps: of the whole run.
+        trackers: `training.log_with`.
+        config: all keys of the run's config, for the trackers.
+
     Raises:
         FileError: metrics.jsonl is damaged, or does not reach as far as the checkpoint says.
+        UserError: a tracker cannot start.
         OSError: the run directory cannot be written.
     """
 
-    def __init__(self, run: Path, progress: Progress, steps: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        progress: Progress,
+        steps: int,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.run, self.progress = run, progress
         self.path = run / METRICS
         kept = kept_lines(read_lines(self.path), progress) if self.path.exists() else []
         require_metrics(self.path, max((line["step"] for line in kept), default=0), progress)
         if self.path.exists():
             write_text(self.path, "".join(json.dumps(jsonable(line), allow_nan=False) + "\n" for line in kept))
-        with named_errors(run / TENSORBOARD):
-            self.tracker = TensorBoardTracker(TENSORBOARD, run, purge_step=progress.step + 1)
-            self.tracker.start()
+        self.trackers = Trackers(trackers, run, progress.step, config or {})
         self.console = Console()
-        self.bar = tqdm(
-            total=steps,
-            initial=progress.step,
-            unit="step",
-            file=self.console,
-            dynamic_ncols=True,
-            mininterval=0.5 if self.console.isatty() else 30.0,
-            disable=None if os.environ.get("UNETDIFF_NO_BAR") is None else True,
-        )
+        self.last: tuple[LossMeter, float] | None = None  # of the steps since the last line of metrics.jsonl
+        self.postfix: dict[str, str] = {}
+        self.bar = progress_bar(total=steps, initial=progress.step, status=self._status)
 
     def log_metrics(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; its finite numbers go to TensorBoard under `kind`/."""
+        """Append a line to metrics.jsonl; its finite numbers go to the trackers under `kind`/."""
         entry = {"kind": kind, "step": step, **{name: jsonable(value) for name, value in metrics.items()}}
         append_text(self.path, json.dumps(entry, allow_nan=False) + "\n")
         self.progress.logged = step
-        numbers = {f"{kind}/{k}": v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
-        with named_errors(self.run / TENSORBOARD):
-            self.tracker.log(numbers, step=step)
+        self.trackers.log({f"{kind}/{name}": value for name, value in metrics.items()}, step)
 
     def save_images(self, step: int, images: dict[str, Image.Image]) -> None:
-        """Write images/step-000500-NAME.png, and to TensorBoard."""
+        """Write images/step-000500-NAME.png, and to the trackers."""
         folder = make_folder(self.run / IMAGES)
         for name, image in images.items():
             save_image(image, folder / f"step-{step:06d}-{name}.png")
-            pixels = np.asarray(image.convert("RGB"))[None]
-            with named_errors(self.run / TENSORBOARD):
-                self.tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+        self.trackers.log_images(images, step)
 
-    def update_bar(self, step: int, postfix: dict[str, str]) -> None:
-        """Move the progress bar to a step; `postfix` is displayed after it."""
-        self.bar.set_postfix(postfix, refresh=False)
+    def show_step(self, step: int, meter: LossMeter, lr: float) -> None:
+        """Move the progress bar to a step; every 30 seconds a line, outside of a terminal."""
+        self.last = (meter, lr)
         self.bar.update(step - self.bar.n)
+
+    def show_losses(self, losses: Mapping[str, float], meter: LossMeter, lr: float) -> None:
+        """Set what is shown next to the progress: loss, learning rate and speed."""
+        speed = meter.images_per_second()
+        self.postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}", "img/s": f"{speed:.3g}"}
+        self.bar.set_postfix(self.postfix | {"wait": f"{meter.data_wait():.0%}"}, refresh=False)
+
+    def _status(self) -> str:
+        """ "loss 0.4321, lr 9.80e-04, 35 images/s" of the last steps."""
+        if self.last is not None and self.last[0].images:
+            meter, lr = self.last
+            self.show_losses({name: float(value) / meter.counts[name] for name, value in meter.sums.items()}, meter, lr)
+        names = {"img/s": "images/s"}
+        return ", ".join(
+            f"{value} {names[name]}" if name in names else f"{name} {value}" for name, value in self.postfix.items()
+        )
 
     def info(self, text: str) -> None:
         """Print a line above the progress bar."""
         tqdm.write(text, file=self.console)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        """Close the progress bar and the TensorBoard writer."""
+        """Close the progress bar and the trackers."""
         self.bar.close()
-        with named_errors(self.run / TENSORBOARD):
-            self.tracker.finish()
+        self.trackers.finish()
 
 
 class LossMeter:
@@ -148,8 +164,7 @@ def log_losses(logger: RunLogger | None, meter: LossMeter, lr: float, accelerato
     metrics = {"images": progress.images, "minutes": progress.minutes, **losses, "lr": lr}
     metrics |= {"images_per_second": speed, "data_wait": wait}
     logger.log_metrics("train", progress.step, metrics)
-    postfix = {"loss": f"{losses.get('loss', math.nan):.4f}", "lr": f"{lr:.2e}"}
-    logger.update_bar(progress.step, postfix | {"img/s": f"{speed:.0f}", "wait": f"{wait:.0%}"})
+    logger.show_losses(losses, meter, lr)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -15,8 +15,9 @@ from unetdiff.files.writing import OLD, WRITING, delete_whole, remove_tree, writ
 from unetdiff.models.adapters import LORA_WEIGHTS
 from unetdiff.segmentation.context import FOLDER as CONTEXT
 from unetdiff.training import checkpoints
-from unetdiff.training.logger import IMAGES, METRICS, TENSORBOARD
+from unetdiff.training.logger import IMAGES, METRICS
 from unetdiff.training.nonfinite import NONFINITE
+from unetdiff.training.trackers import CSV, FOLDERS, TENSORBOARD
 
 CONFIG, SUMMARY = "config.yaml", "summary.json"
 OVERWRITING = f"{WRITING}overwrite"
@@ -43,6 +44,8 @@ OURS = {
     checkpoints.FOLDER: r"step-\d+",
     IMAGES: r"step-\d+-[\w-]+\.png",
     TENSORBOARD: r"events\.out\.tfevents\..*",
+    CSV: r"\w+\.csv",
+    **{folder: None for folder in FOLDERS.values()},
     "evaluation-val": r".*\.(json|csv|md|png|html)",
     "evaluation-train": r".*\.(json|csv|md|png|html)",
     "classifier.json": None,

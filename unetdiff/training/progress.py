@@ -33,6 +33,8 @@ class Progress:
     """Best value of `Task.best_metric`."""
     best_step: int | None = None
     """Step of the best value."""
+    stale: int = 0
+    """Validations since the best value."""
     nonfinite: int = 0
     """Non-finite losses in a row."""
     skipped: int = 0

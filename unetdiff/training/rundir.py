@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from unetdiff.config.command_line import apply
 from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.stats import CLASS_WEIGHT_METHODS
@@ -49,6 +50,7 @@ FREE = {
     "training.num_workers",
     "training.eval_batch_size",
     "training.log_every",
+    "training.log_with",
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "joint.log_gradients",
@@ -59,7 +61,7 @@ FREE = {
     "diffusion.text.cache_dir",
 }
 # keys that change the length of a run: a resumed run follows the schedule of the new length
-LENGTH = ("training.steps", "training.epochs")
+LENGTH = ("training.steps", "training.epochs", "training.early_stopping_patience")
 
 
 def check_run(config: RunConfig) -> None:
@@ -101,10 +103,10 @@ def open_run(config: RunConfig) -> Path:
     if directory_state(run) == "run" and config.training.resume:
         tidy(run)
         old = from_yaml(run / CONFIG)
-        if (old.training.steps, old.training.epochs) != (config.training.steps, config.training.epochs):
+        length = {key: value for key, value in _flat(asdict(config)).items() if key in LENGTH}
+        if (longer := apply(old, length)) != old:
             remove_tree(run / SUMMARY)  # of the previous length
-            old.training.steps, old.training.epochs = config.training.steps, config.training.epochs
-            write_text(run / CONFIG, to_yaml(old))
+            write_text(run / CONFIG, to_yaml(longer))
         return run
     make_folder(run)
     if any(name != OVERWRITING for name in own_names(run)):

@@ -72,6 +72,7 @@ def write_summary(
     summary = {
         "task": config.task,
         "steps": progress.step,
+        "stopped_early": progress.planned is not None and progress.step < progress.planned,
         "images": progress.images,
         "minutes": progress.minutes,
         "train_minutes": progress.train_minutes,

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unetdiff.config.intervals import make_interval
 from unetdiff.config.pretrained import KEY as PRETRAINED
 from unetdiff.config.pretrained import follow_pretrained
-from unetdiff.config.schema import RunConfig
+from unetdiff.config.schema import RunConfig, flatten
 from unetdiff.config.validation.run import validate
+from unetdiff.config.validation.training import BEST_METRICS
 from unetdiff.errors import TrainingStopped
+from unetdiff.files.records import jsonable
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.training import agreement, checkpoints, lora, rundir, runtime
 from unetdiff.training.calibration import CALIBRATION_IMAGES, calibrate
@@ -42,6 +47,7 @@ from unetdiff.training.summary import headline, write_summary
 from unetdiff.training.sums import require_sums
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
+from unetdiff.training.trackers import require_trackers
 from unetdiff.training.validation import run_validation
 
 MAX_NONFINITE_STEPS = 5
@@ -100,6 +106,7 @@ class Trainer:
         require_sums(config, self.accelerator.num_processes)
         reset_peak(self.accelerator.device)
         require_open_files(settings.num_workers)
+        require_trackers(settings.log_with)
         if self.accelerator.is_main_process:
             self.claim.check(config)
         self.data = RunData(config, self.accelerator)
@@ -107,9 +114,14 @@ class Trainer:
         self.class_weights = class_weights_source(config, self.config, self.data.train.classes)
         self.epoch_steps = len(self.data.train) / settings.batch_size
         self.steps = settings.steps or max(1, round((settings.epochs or 1) * self.epoch_steps))
+        epoch = Fraction(len(self.data.train), settings.batch_size)
+        self.validations = make_interval(settings.validate_every, self.steps, epoch)
+        self.checkpoints = make_interval(settings.checkpoint_every, self.steps, epoch)
 
         torch.manual_seed(settings.seed)
         self.task: Task = build_task(self.config, self.data.train, self.data.val).to(self.accelerator.device)
+        if settings.best_metric is not None:
+            self.task.best_metric = settings.best_metric, BEST_METRICS[settings.best_metric]
         self.init_report = self._initialize()
         require_batch_norm_images(self.task.unet, settings, self.accelerator.num_processes, self.data.train)
         if settings.lora.rank is not None:
@@ -173,7 +185,7 @@ class Trainer:
         if self.has_pending_validation():
             metrics = self._validate()
         batches = self.data.batches(settings, progress.step, self.steps, self.lr.strong_until, self.accelerator)
-        while progress.step < self.steps:
+        while progress.step < self.steps and not self._stops_early():
             start = time.perf_counter()
             self._freeze()
             lr = self.lr.set(self.optimizer, progress.step)
@@ -206,12 +218,14 @@ class Trainer:
             meter.add_time(seconds, data_wait)
             progress.minutes += seconds / 60
             progress.train_minutes += seconds / 60
+            if self.logger is not None:
+                self.logger.show_step(progress.step, meter, lr)
             is_last = progress.step == self.steps
             if progress.step % settings.log_every == 0 or is_last:
                 log_losses(self.logger, meter, lr, self.accelerator)
                 meter.reset()
             is_validation = self._is_validation_step()
-            if is_validation or progress.step % settings.checkpoint_every == 0 or stopped:
+            if is_validation or self.checkpoints.is_due(progress.step) or stopped:
                 self.saver.checkpoint(required=is_last or stopped)  # before the validation, which may fail
             if is_validation and not stopped:
                 metrics = self._validate()
@@ -219,13 +233,21 @@ class Trainer:
             if stopped:
                 number = stop.number or 15
                 raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(self.directory)}", 128 + number)
+        if self.logger is not None and progress.step < self.steps:
+            name, at = self.task.best_metric[0], f"that of step {progress.best_step}"
+            self.logger.info(f"stopped early at step {progress.step} of {self.steps}: {name} is not better than {at}")
         if self.accelerator.is_main_process:
             extra = {"class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, metrics, extra)
         self.accelerator.wait_for_everyone()
 
     def _is_validation_step(self) -> bool:
-        return self.progress.step % self.config.training.validate_every == 0 or self.progress.step == self.steps
+        return self.validations.is_due(self.progress.step) or self.progress.step == self.steps
+
+    def _stops_early(self) -> bool:
+        """Whether the last validations were not better than the best one (`training.early_stopping_patience`)."""
+        patience = self.config.training.early_stopping_patience
+        return patience is not None and self.progress.stale >= patience
 
     def has_pending_validation(self) -> bool:
         """Whether the checkpoint that is resumed was written before its validation was done."""
@@ -237,7 +259,9 @@ class Trainer:
     def _start_logging(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        self.logger = RunLogger(self.directory, self.progress, self.steps)
+        keys = {key: jsonable(value) for key, value in flatten(asdict(self.config)).items()}
+        trackers = self.config.training.log_with
+        self.logger = RunLogger(self.directory, self.progress, self.steps, trackers, keys)
         sizes, epochs = (len(self.data.train), len(self.data.val)), self.steps / self.epoch_steps
         self.logger.info(headline(self.config, self.progress, self.task, self.accelerator, sizes, self.steps, epochs))
         if self.config.training.resume and not self.progress.step:

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.loaders import eval_loader
 from unetdiff.training import checkpoints
@@ -37,7 +38,8 @@ def run_validation(
         accelerator: of this run.
     """
     loader = eval_loader(val, batch_size, accelerator.process_index, accelerator.num_processes)
-    metrics = task.evaluate(loader, accelerator)
+    shown = progress_bar(loader, desc="validation", unit="batch", leave=False, enabled=logger is not None)
+    metrics = task.evaluate(shown, accelerator)
     if logger is not None:
         images, more = task.preview(accelerator)
         metrics |= more
@@ -47,8 +49,9 @@ def run_validation(
     name, direction = task.best_metric
     value = metrics[name]
     improved = progress.best is None or (value > progress.best if direction == "max" else value < progress.best)
+    progress.stale += 1
     if improved and math.isfinite(value):
-        progress.best, progress.best_step = value, progress.step
+        progress.best, progress.best_step, progress.stale = value, progress.step, 0
         if logger is not None:
             checkpoints.export(run, "best", task)
     if logger is not None:

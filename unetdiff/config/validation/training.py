@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from unetdiff.config.intervals import validate_interval
 from unetdiff.config.schema import RunConfig
-from unetdiff.errors import config_error
+from unetdiff.errors import config_error, nearest
+
+SEGMENTATION_METRICS = (
+    *("mean_iou", "fw_iou", "mean_dice", "mean_precision", "mean_recall", "mean_accuracy", "pixel_accuracy"),
+)
+BEST_METRICS: dict[str, Literal["max", "min"]] = {
+    **{f"segmentation/{name}": "max" for name in SEGMENTATION_METRICS},
+    "segmentation/loss": "min",
+    "diffusion/loss": "min",
+}
+"""Validation metrics that may select the best weights -> their better direction."""
 
 
 def validate_length(config: RunConfig) -> None:
@@ -19,8 +31,12 @@ def validate_length(config: RunConfig) -> None:
 
 
 def validate_training(config: RunConfig) -> None:
-    """Check start and batch sizes."""
+    """Check start, batch sizes and validation."""
     training = config.training
+    validate_interval("training.validate_every", training.validate_every)
+    validate_interval("training.checkpoint_every", training.checkpoint_every)
+    if training.best_metric is not None:
+        _validate_best_metric(config, training.best_metric)
     if training.resume and training.overwrite:
         raise config_error("training.resume", True, "false with training.overwrite=true", "Choose one of the two.")
     if training.freeze_backbone:
@@ -48,6 +64,14 @@ def validate_training(config: RunConfig) -> None:
         near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - parts))
         constraint = f"a divisor of training.batch_size={batch}"
         raise config_error("training.gradient_accumulation_steps", parts, constraint, f"The nearest is {near}.")
+
+
+def _validate_best_metric(config: RunConfig, name: str) -> None:
+    heads = ("segmentation", "diffusion") if config.task == "joint" else (config.task,)
+    known = [metric for metric in BEST_METRICS if metric.startswith(heads)]
+    if name not in known:
+        constraint = f"one of {', '.join(known)}, or null"
+        raise config_error("training.best_metric", name, constraint, f"Did you mean {nearest(name, known)}?")
 
 
 def _validate_init_from(config: RunConfig, path: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Tensor
-from tqdm import tqdm
 
+from unetdiff.console import progress_bar
 from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import cache_folder, files_in
@@ -309,7 +309,7 @@ class CachedFeatures:
     def _write(self, target: Path, captions: Sequence[str]) -> None:
         self.encoder.warn_truncated(captions)
         encoder = self.encoder
-        with tqdm(total=len(captions), desc="encoding captions", unit="caption", disable=None) as bar:
+        with progress_bar(total=len(captions), desc="encoding captions", unit="caption") as bar:
             for part in range(0, len(captions), PART):
                 chosen = captions[part : part + PART]
                 rows: list[Tensor] = []
