@@ -46,7 +46,7 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
     dataset = _whole_split(config, split, segmentation, layout)
     if split == "train" and config.regularization_root is not None:
         transform = Transform(config.size, config.augment, config.longest_side, layout)
-        dataset.regularization = regularization_images(config, transform)
+        dataset.regularization = regularization_images(config, transform, dataset.buckets)
     if split == "val" or config.train_fraction == 1:
         return dataset
     return Subset(dataset, subset_indices(len(dataset), config.train_fraction, config.train_fraction_seed))

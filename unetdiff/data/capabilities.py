@@ -5,8 +5,8 @@ from __future__ import annotations
 VOC_LAYOUT = ("voc", "voc_folder")
 VARYING_SIZES = (*VOC_LAYOUT, "image_folder", "captioned_folder", "parquet")
 """Datasets whose images may differ in size."""
-WITH_BUCKETS = ("image_folder", "captioned_folder")
-"""Datasets whose images' sizes are read from the headers of files."""
+WITH_BUCKETS = ("image_folder", "captioned_folder", "parquet")
+"""Datasets whose images' sizes are read from the headers of their files."""
 WITH_MASKS = ("scenes", *VOC_LAYOUT)
 WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")
 """One class per image ("label")."""

@@ -103,7 +103,7 @@ class DataConfig:
     """[height, width] that images are resized to (masks of a segmentation task keep their size in validation);
     None: not resized."""
     bucket_step: int | None = None
-    """image_folder and captioned_folder: resolution buckets, whose sides are multiples of this (64 for Stable
+    """image_folder, captioned_folder, parquet: resolution buckets, whose sides are multiples of this (64 for Stable
     Diffusion). Each training image is resized and cropped to the size nearest to its aspect ratio among those of the
     area of `size`, and each optimizer step has images of one size. None: all images have `size`."""
     longest_side: int | None = None

@@ -83,11 +83,18 @@ def read_sizes(files: Sequence[Path]) -> list[tuple[int, int]]:
     Raises:
         FileError: a file that is missing or not an image.
     """
-    sizes = []
-    for file in files:
-        with open_image(file) as image:
-            sizes.append(upright_size(image))
-    return sizes
+    return [read_size(file) for file in files]
+
+
+def read_size(source: Path | bytes, name: str = "") -> tuple[int, int]:
+    """(height, width) of an image file or its bytes, upright, from its header. Arguments and errors as of `decode`."""
+    try:
+        with open_image(source, name) as image:
+            return upright_size(image)
+    except FileError as error:
+        if isinstance(source, Path):
+            raise
+        raise BadFile.from_issue(row_issue(name, error)) from None
 
 
 def is_deep(image: Image.Image) -> bool:

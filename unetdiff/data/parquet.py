@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unetdiff.data.bucket_sizes import Size
 from unetdiff.data.captions import caption_issue, parquet_error, require_parquet
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
-from unetdiff.data.images import ImageSource, holdout_indices
+from unetdiff.data.decoding import decode, read_size
+from unetdiff.data.images import ImageSource, holdout_indices, training_buckets
 from unetdiff.data.issues import BadFile, Issue, raise_first_issue
 from unetdiff.data.name_lists import distinct_names
 from unetdiff.data.roots import dataset_root
@@ -65,6 +67,10 @@ class Table:
             remedy = f"Store the bytes of the images, or paths inside {self.file.parent}."
             raise BadFile.from_issue(Issue(name, "image outside of the folder", cell["path"], remedy)) from None
 
+    def sizes(self, rows: Sequence[int]) -> list[Size]:
+        """(height, width) of the images of some rows, from their headers; BadFile if one cannot be read."""
+        return [read_size(*self.source(i)) for i in rows]
+
     def image(self, i: int) -> Tensor:
         """The image of a row, uint8 (3, H, W); BadFile if it cannot be read."""
         return decode(*self.source(i), self.image_range)
@@ -90,6 +96,7 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
         transform,
         config.size,
         table.captions,
+        training_buckets(range(len(table.numbers)), config, role, table.sizes),
         source=lambda i: table.source(i)[0],
     )
 

@@ -99,7 +99,7 @@ class RunData:
         )
         sampler: StepSampler | PairedSampler = steps
         if others is not None:
-            dataset, sampler = PairedDataset(dataset, others), PairedSampler(steps, len(others))
+            dataset, sampler = PairedDataset(dataset, others), PairedSampler(steps, others)
         loader: DataLoader[Batch] = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=sampler,

@@ -69,7 +69,7 @@ def _validate_crop(config: RunConfig) -> None:
             constraint = f"null with {key}={as_yaml(value)}, which crops to data.size"
             raise config_error(f"data.augment.{name}", getattr(augment, name), constraint)
     if step is not None and data.name not in WITH_BUCKETS:
-        remedy = f"Only {' and '.join(WITH_BUCKETS)} support it."
+        remedy = f"Only {', '.join(WITH_BUCKETS)} support it."
         raise config_error(key, step, f"null with data.name={data.name}", remedy)
     if step is not None and data.size is not None:
         bucket_sizes(data.size, step)
@@ -78,7 +78,7 @@ def _validate_crop(config: RunConfig) -> None:
 
 
 def _validate_regularization(config: RunConfig) -> None:
-    """Images for prior preservation need captions, and the size of the training images of their step."""
+    """Images for prior preservation need captions."""
     data, weight = config.data, config.diffusion.prior_weight
     key, root = "data.regularization_root", data.regularization_root
     if root is None:
@@ -90,9 +90,6 @@ def _validate_regularization(config: RunConfig) -> None:
     if config.task != "diffusion" or data.name != "captioned_folder" or config.diffusion.condition != "text":
         constraint = "null without task=diffusion, data.name=captioned_folder and diffusion.condition=text"
         raise config_error(key, root, constraint)
-    if data.bucket_step is not None:
-        constraint = f"null with {key}={root}, whose images share the size of the training images of their step"
-        raise config_error("data.bucket_step", data.bucket_step, constraint)
 
 
 def _validate_size(config: RunConfig) -> None:
