@@ -186,11 +186,11 @@ def test_latents_of_buckets(tiny: Tiny, vae: Path, text_encoder: Path, tmp_path:
         noise_image(root / f"{number}.png", number, size)
         rows.append({"file_name": f"{number}.png", "text": f"number {number}"})
     (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    options: dict[str, Any] = {"data__name": name, "data__bucket_step": 8, "data__augment__flip": False}
+    options: dict[str, Any] = {"data__name": name, "data__bucket_step": 8, "data__size": [32, 32]}
     if name == "parquet":
         cells = [{"bytes": (root / row["file_name"]).read_bytes(), "path": None} for row in rows]
-        features = hf.Features({"image": hf.Image(), "text": hf.Value("string")})
-        table = hf.Dataset.from_dict({"image": cells, "text": [row["text"] for row in rows]}, features=features)
+        features = hf.Features({"img": hf.Image(), "text": hf.Value("string")})
+        table = hf.Dataset.from_dict({"img": cells, "text": [row["text"] for row in rows]}, features=features)
         root, options["data__caption_column"] = tmp_path / "table.parquet", "text"
         table.to_parquet(str(root))
     else:
@@ -203,6 +203,7 @@ def test_latents_of_buckets(tiny: Tiny, vae: Path, text_encoder: Path, tmp_path:
         "diffusion__text__encoder": str(text_encoder),
         "diffusion__text__cache_dir": str(tmp_path / "captions"),
         "training__batch_size": 2,
+        "data__augment__flip": False,
         "latent__cache": mode,
         "latent__cache_dir": str(tmp_path / "cache") if mode == "disk" else None,
     }

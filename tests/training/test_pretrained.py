@@ -22,7 +22,7 @@ from diffusers import (
 from huggingface_hub import constants
 
 from suite.stable_diffusion import write_latent_diffusion, write_stable_diffusion
-from unetdiff import GenerationPipeline, UNet
+from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml, load, parse
 from unetdiff.config.schema import RunConfig, flatten
@@ -170,6 +170,15 @@ def test_latent_diffusion(tmp_path: Path) -> None:
     assert not torch.allclose(*drawn)
     run = load_run(tmp_path / "run")
     assert run.diffusion is not None and isinstance(run.diffusion.conditioner, PromptConditioner)
+    keys = {"data.name": "scenes", "model.pretrained": str(source), **SHORT, "segmentation.context": "caption"}
+    for task in ("segmentation", "joint"):  # no part is there twice, under both names
+        masks = train(load(None, keys | {"training.output_dir": str(tmp_path / task)}, task)) / "best"
+        folders = {path.name for path in masks.iterdir() if path.is_dir()}
+        assert folders == {"unet", "scheduler", "vqvae", "bert", "tokenizer", "segmentation_context"}
+        segmenter, image = SegmentationPipeline.from_pretrained(masks), torch.zeros(3, 16, 16, dtype=torch.uint8)
+        prompts = [segmenter(image, True, prompt=prompt).logits for prompt in (None, "a red three")]
+        assert prompts[0].shape == (len(segmenter.classes), 16, 16) and not torch.equal(*prompts)
+        LDMTextToImagePipeline.from_pretrained(masks)
     config.training.resume, config.training.steps = True, 3
     shutil.rmtree(source)
     assert read_object(train(config) / "summary.json")["steps"] == 3

@@ -87,11 +87,11 @@ def test_regularization_images_have_the_size_of_their_steps_bucket(data: dict[st
         Image.new("RGB", size, (number, 0, 0)).save(Path(data["root"]) / f"{number}.png")
     names = [{"file_name": f"{number}.png", "text": "a red three"} for number in range(9)]
     (Path(data["root"]) / "metadata.jsonl").write_text("\n".join(map(json.dumps, names)))
-    train = build_dataset(DataConfig(**data, bucket_step=8), "train", False)
+    train = build_dataset(DataConfig(**data | {"size": [32, 32], "bucket_step": 8}), "train", False)
     others = train.regularization
     assert others is not None and train.buckets is not None
     used = np.unique(train.buckets.of_image)
-    assert 2 <= len(used) < len(train.buckets.sizes) and len(others) == 5 * len(used)
+    assert len(used) > 1 and len(others) == 5 * len(used)
     pairs = PairedDataset(train, others)
 
     def batches(**cut: int) -> list[list[Any]]:

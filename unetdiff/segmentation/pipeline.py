@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +15,7 @@ from torch import Tensor
 from unetdiff.data.voc import voc_colormap
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import is_there
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object, write_json
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.class_names import require_class_names, require_colors
@@ -212,21 +213,23 @@ class SegmentationPipeline:
             palette_image=palette_image(mask, self.palette, self.ignore_index),
         )
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, skip: Collection[str] = ()) -> None:
         """Write unet/, segmentation.json, and vae/ and segmentation_context/ if there are; other files are kept.
 
         Of a segmenter of captions also text_encoder/ and tokenizer/.
+
+        skip: parts that are not written, as another pipeline in the same directory has them: unet, vae, text_encoder.
         """
-        directory = Path(directory)
-        self.unet.save_pretrained(directory / "unet")
-        if self.segmenter.codec is not None:
-            self.segmenter.codec.vae.save_pretrained(directory / "vae")
-        if self.segmenter.context is not None:
-            self.segmenter.context.save_pretrained(directory / CONTEXT_FOLDER)
-            if self.segmenter.context.features is not None:
-                encoder = self.segmenter.context.features.encoder
-                encoder.model.save_pretrained(directory / "text_encoder")
-                encoder.tokenizer.save_pretrained(directory / "tokenizer")
+        directory, one = Path(directory), self.segmenter
+        if "unet" not in skip:
+            self.unet.save_pretrained(directory / "unet")
+        if one.codec is not None and "vae" not in skip:
+            one.codec.vae.save_pretrained(directory / "vae")
+        if one.context is not None:
+            one.context.save_pretrained(directory / CONTEXT_FOLDER)
+            if one.context.features is not None and "text_encoder" not in skip:
+                one.context.features.encoder.model.save_pretrained(directory / "text_encoder")
+                one.context.features.encoder.tokenizer.save_pretrained(directory / "tokenizer")
         self.save_settings(directory)
 
     def save_settings(self, directory: str | Path) -> None:
@@ -254,10 +257,11 @@ class SegmentationPipeline:
         settings = _read_settings(path)
         unet = UNet.from_pretrained(directory / "unet", torch_dtype=torch_dtype)
         codec = None
-        if (directory / "vae").is_dir():
+        vae = part(directory, "vae")
+        if vae.is_dir():
             from unetdiff.diffusion.codecs import LatentCodec
 
-            codec = LatentCodec.from_pretrained(directory / "vae", "vae")
+            codec = LatentCodec.from_pretrained(vae, "vae")
         folder = directory / CONTEXT_FOLDER
         context = SegmentationContext.from_pretrained(folder) if folder.is_dir() else None
         if context is not None and context.reads_captions:

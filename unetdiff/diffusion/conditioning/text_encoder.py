@@ -109,7 +109,9 @@ class TextEncoder:
         ).to(self.model.device)
         is_masked = self.model.config.to_dict().get("use_attention_mask")
         mask = tokens["attention_mask"] if is_masked else None
-        return self.model(tokens["input_ids"], attention_mask=mask)[0].float().cpu().clone()  # (B, n, width)
+        return (
+            self.model(tokens["input_ids"], attention_mask=mask, return_dict=True)[0].float().cpu().clone()
+        )  # (B, n, width)
 
     def warn_truncated(self, captions: Sequence[str]) -> None:
         """Warn of captions longer than `max_tokens`."""

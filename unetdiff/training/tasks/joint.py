@@ -119,8 +119,10 @@ class JointTask(Task):
         return images | samples, metrics | sample_metrics
 
     def save(self, directory: Path) -> None:
-        self.segmentation.save(directory)
-        self.diffusion.save(directory)
+        denoiser = self.diffusion.pipeline()
+        denoiser.save_pretrained(directory)
+        written = {name for name, part in denoiser.components.items() if part is not None}
+        self.segmentation.pipeline().save_pretrained(directory, skip=written)
 
 
 def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -284,9 +284,12 @@ class SegmentationTask(Task):
         return {"segmentation": image}, {}
 
     def save(self, directory: Path) -> None:
-        self.pipeline().save_pretrained(directory)
-        if self.kept is not None:
-            self.kept.save(self.unet, directory)
+        if self.kept is None:
+            self.pipeline().save_pretrained(directory)
+            return
+        self.kept.save(self.unet, directory)
+        parts = {name for name, part in self.kept.parts.items() if part is not None}
+        self.pipeline().save_pretrained(directory, skip={"unet", *parts})
 
     def pipeline(self) -> SegmentationPipeline:
         """A pipeline that shares this task's modules."""
