@@ -66,7 +66,9 @@ class JointTask(Task):
             logits = segmenter.logits(x0, timesteps, size, None if tokens is None else tokens[rows])
             return logits, self.diffusion.predict(noisy)
         tokens = noisy.conditioning.tokens
-        logits, output = self.unet.both(x0, noisy.sample, noisy.timesteps, tokens, timesteps)
+        logits, output = self.unet.both(
+            x0, noisy.sample, noisy.timesteps, tokens, timesteps, self.config.backbone_gradient
+        )
         return segmenter.at_image_size(logits, size), output
 
     def _no_segmentation(self, output: Tensor) -> Sums:
