@@ -15,10 +15,11 @@ from torch import Tensor
 from unetdiff.data.bucket_sizes import Size
 from unetdiff.data.captions import caption_issue, parquet_error, require_parquet
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode, read_size
+from unetdiff.data.decoding import RGB, bad_file, decode
 from unetdiff.data.images import ImageSource, holdout_indices, training_buckets
 from unetdiff.data.issues import BadFile, Issue, raise_first_issue
 from unetdiff.data.name_lists import distinct_names
+from unetdiff.data.raw_images import read_info
 from unetdiff.data.roots import dataset_root
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import FileError, UserError, config_error
@@ -47,7 +48,9 @@ class Table:
     issues: list[Issue]
     """Rows without a class, or without a caption if there is a caption column."""
     image_range: list[float] | None = None
-    """See `unetdiff.data.decoding.rgb`."""
+    """See `unetdiff.data.decoding.to_uint8`."""
+    channels: int = RGB
+    """`data.channels`."""
 
     def title(self, i: int) -> str:
         """Name of a row."""
@@ -69,11 +72,17 @@ class Table:
 
     def sizes(self, rows: Sequence[int]) -> list[Size]:
         """(height, width) of the images of some rows, from their headers; BadFile if one cannot be read."""
-        return [read_size(*self.source(i)) for i in rows]
+        found = []
+        for source, name in map(self.source, rows):
+            try:
+                found.append(read_info(source, name).size)
+            except FileError as error:
+                raise bad_file(source, name, error) from None
+        return found
 
     def image(self, i: int) -> Tensor:
-        """The image of a row, uint8 (3, H, W); BadFile if it cannot be read."""
-        return decode(*self.source(i), self.image_range)
+        """The image of a row, uint8 (channels, H, W); BadFile if it cannot be read."""
+        return decode(*self.source(i), self.image_range, self.channels)
 
 
 def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
@@ -136,8 +145,8 @@ def read_table(config: DataConfig, role: str) -> Table:
         rows = rows.select(chosen)
     if targets is not None:
         targets = [targets[i] for i in chosen]
-    column, image_range = config.image_column, config.image_range
-    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range)
+    column, image_range, channels = config.image_column, config.image_range, config.channels or RGB
+    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range, channels)
 
 
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:

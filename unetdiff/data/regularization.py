@@ -19,7 +19,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.buckets import Buckets
 from unetdiff.data.captions import CAPTION_COLUMN, METADATA, read_metadata
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.hashing import hash_words
 from unetdiff.data.images import ImageSource
 from unetdiff.data.issues import Issue, raise_first_issue
@@ -80,7 +80,7 @@ def regularization_images(config: DataConfig, transform: Transform, buckets: Buc
         captions, buckets = captions * len(used), Buckets(buckets.sizes, used.repeat(count))
 
     def open_image(i: int) -> Any:
-        return decode(files[i % count], image_range=config.image_range)
+        return decode(files[i % count], image_range=config.image_range, channels=config.channels or RGB)
 
     return ImageSource(
         open_image,
