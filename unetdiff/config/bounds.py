@@ -188,6 +188,7 @@ BOUNDS: dict[str, Bound] = {
         within(0, 1, open_high=True), "two numbers in [0, 1)", "Give e.g. [0.9, 0.999].", 2, 2
     ),
     "training.optimizer.weight_decay": at_least(0, 1000),
+    "training.optimizer.args": within(-(10**9), 10**9),
     "training.optimizer.max_grad_norm": at_least(0, 10**6),
     "training.schedule.min_lr_ratio": FRACTION,
     "training.schedule.warmup_ratio": FRACTION,
@@ -275,9 +276,10 @@ def check_text(key: str, value: str, max_bytes: int = MAX_PATH) -> None:
 
 def _check_numbers(key: str, value: Any, bound: Bound) -> None:
     if isinstance(value, dict):
-        for name, number in value.items():
-            if not bound.holds(number):
-                raise config_error(f"{key}.{name}", number, bound.constraint(number), bound.remedy)
+        for name, entry in value.items():
+            for number in entry if isinstance(entry, list) else [entry]:
+                if not bound.holds(number):
+                    raise config_error(f"{key}.{name}", entry, bound.constraint(number), bound.remedy)
     elif isinstance(value, list):
         if not bound.min_items <= len(value) <= bound.max_items or not all(bound.holds(item) for item in value):
             long = f" of at most {bound.max_items} items" if len(value) > bound.max_items > 2 else ""

@@ -15,6 +15,7 @@ from unetdiff.config.schema import (
     RunConfig,
     choices_of,
     describe,
+    entry_hint,
     first_key,
     flatten,
     is_known,
@@ -82,7 +83,7 @@ def assign(config: RunConfig, key: str, value: Any, shown: Any = None, remedy: s
         owner = inner
     try:
         if isinstance(owner, dict):
-            owner[name] = typed(float, value)
+            owner[name] = typed(entry_hint(key), value)
         else:
             setattr(owner, name, expanded(key, typed(KEYS[key], value)))
     except WrongType:
@@ -92,7 +93,7 @@ def assign(config: RunConfig, key: str, value: Any, shown: Any = None, remedy: s
 def type_error(key: str, value: Any, remedy: str = "") -> UserError:
     """The error for a value of the wrong type, with the nearest choice where the key has choices."""
     if key not in KEYS:  # an entry of a mapping
-        return config_error(key, value, "a number", remedy)
+        return config_error(key, value, describe(entry_hint(key)), remedy)
     near = difflib.get_close_matches(str(value), choices_of(key), n=1)
     hints = [f"Did you mean {near[0]}?"] if near else []
     if str in options_of(KEYS[key]) and isinstance(value, int | float | date):
@@ -102,7 +103,7 @@ def type_error(key: str, value: Any, remedy: str = "") -> UserError:
 
 def _assign_word(config: RunConfig, key: str, word: str, adds: bool) -> None:
     """Set a key to a word of the command line; `adds`: append it to the key's list instead."""
-    hint = KEYS.get(key, float)
+    hint = KEYS[key] if key in KEYS else entry_hint(key)
     try:
         value = from_word(hint, word)
     except WrongType:

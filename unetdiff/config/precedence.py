@@ -40,6 +40,7 @@ OPTIONS = (
     *("diffusion.noise", "diffusion.prediction_type", "diffusion.weighting", "diffusion.prior_weight"),
     *("diffusion.preview_steps", "diffusion.text.max_tokens"),
     *("joint.weighting", "joint.log_gradients"),
+    *("training.optimizer.betas", "training.optimizer.weight_decay", "training.optimizer.args"),
     *("training.freeze_encoder", "training.frozen_levels", "training.lora", "training.best_metric"),
 )
 """Keys, and sections, that a run can do without: how it trains, not what and on which data."""

@@ -90,6 +90,11 @@ def is_known(key: str) -> bool:
     return key in KEYS or (parent in KEYS and typing.get_origin(KEYS[parent]) is dict)
 
 
+def entry_hint(key: str) -> Any:
+    """The type of an entry of a mapping (segmentation.losses.focal)."""
+    return typing.get_args(KEYS[key.rpartition(".")[0]])[1]
+
+
 def is_optional(key: str) -> bool:
     """Whether a key accepts null."""
     return type(None) in typing.get_args(KEYS[key])
@@ -147,7 +152,7 @@ def describe(hint: Any) -> str:
         words = {int: "integers", float: "numbers", str: "strings"}
         return "a list of " + (words[args[0]] if args[0] in words else describe(args[0]).removeprefix("one of "))
     if origin is dict:
-        return "a mapping of names to numbers"
+        return "a mapping of names to " + ("numbers" if args[1] is float else "values")
     if isinstance(hint, type) and is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return "a section with " + ", ".join(f"{item.name} ({describe(hints[item.name])})" for item in fields(hint))
