@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--preprocess",
         action="store_true",
-        help="read images as they are: uint8 RGB (batch, height, width, 3), 0 to 255",
+        help="read images as they are: uint8 RGB (batch, height, width, 3)",
     )
     args = parser.parse_strictly(argv)
     if args.opset is not None and args.format != "onnx":
