@@ -227,11 +227,16 @@ NAMES = (
     "data.image_column",
     "data.label_column",
     "data.caption_column",
+    "training.best_metric",
 )
 """Keys of other texts."""
 MAX_PATH, MAX_NAME = 4096, 255
 """Bytes of a path and of a name, as common systems have them."""
-MAX_ENTRIES = {"data.scenes.held_out_pairs": (0, 60, "pairs"), "training.lora.targets": (1, 60, "layer names")}
+MAX_ENTRIES = {
+    "data.scenes.held_out_pairs": (0, 60, "pairs"),
+    "training.lora.targets": (1, 60, "layer names"),
+    "training.log_with": (0, 20, "trackers"),
+}
 """Keys of lists of texts -> least and largest number of entries, and what these are."""
 
 

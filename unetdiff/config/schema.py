@@ -152,7 +152,9 @@ def describe(hint: Any) -> str:
         words = {int: "integers", float: "numbers", str: "strings"}
         return "a list of " + (words[args[0]] if args[0] in words else describe(args[0]).removeprefix("one of "))
     if origin is dict:
-        return "a mapping of names to " + ("numbers" if args[1] is float else "values")
+        return "a mapping of names to " + (
+            "numbers" if args[1] is float else "numbers, lists of numbers or true and false"
+        )
     if isinstance(hint, type) and is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return "a section with " + ", ".join(f"{item.name} ({describe(hints[item.name])})" for item in fields(hint))

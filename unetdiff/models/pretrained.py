@@ -6,8 +6,9 @@ import io
 import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -72,7 +73,8 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     entry = torchvision.models.get_model_weights(name).DEFAULT
     console = Console()
     try:  # torch's words about a download are for a terminal: a failure is one line
-        with redirect_stderr(console if console.isatty() else io.StringIO()):  # type: ignore[type-var]
+        stream: Any = console if console.isatty() else io.StringIO()
+        with redirect_stdout(stream), redirect_stderr(stream):
             return dict(entry.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
