@@ -11,6 +11,7 @@ from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.run import validate
+from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_MASKS
 
 BASE = {"training.steps": 5, "model.conditioning.cross_attention_dim": 8}
 # (task, overrides, the message; the network's own messages: how they begin)
@@ -182,6 +183,22 @@ INVALID = [
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
     (
         "joint",
+        {"joint.log_gradients": 5, "joint.backbone_gradient": 0.0},
+        "joint.log_gradients=5: must be 0 with joint.backbone_gradient=0, which leaves one gradient to compare.",
+    ),
+    (
+        "joint",
+        {"joint.weighting": "gradient_norm", "joint.backbone_gradient": 0.0},
+        "joint.weighting=gradient_norm: must be fixed or uncertainty with joint.backbone_gradient=0, which leaves one "
+        "gradient.",
+    ),
+    (
+        "segmentation",
+        {"model.heads": {"segmentation": {"own_decoder_levels": 1}}},
+        "model.heads.segmentation.own_decoder_levels=1: must be 0 without a diffusion head to share the others with.",
+    ),
+    (
+        "joint",
         {"joint.weighting": "gradnorm"},
         "joint.weighting=gradnorm: must be one of fixed, uncertainty, gradient_norm. Did you mean gradient_norm?",
     ),
@@ -227,7 +244,7 @@ INVALID = [
     (
         "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},
-        "data.name=fashion_mnist: must be a dataset with masks for task=segmentation: scenes, voc, voc_folder.",
+        f"data.name=fashion_mnist: must be a dataset with masks for task=segmentation: {', '.join(WITH_MASKS)}.",
     ),
     (
         "segmentation",
@@ -283,8 +300,7 @@ INVALID = [
     (
         "segmentation",
         {"data.num_classes": 4},
-        "data.num_classes=4: must be null with data.name=scenes. Only voc_folder needs it; other datasets know "
-        "their classes.",
+        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(WITH_ENCODINGS)} support it.",
     ),
     (
         "segmentation",

@@ -163,6 +163,7 @@ def test_a_pyramid_head_lies_beside_diffusers_weights_and_comes_back(
     stock: UNet2DConditionModel, inputs: tuple[Tensor, Tensor], attention_maps: bool, tmp_path: Path
 ) -> None:
     head = {"num_classes": CLASSES, "pyramid": 8, "attention_maps": attention_maps}
+    head |= {"own_decoder_levels": 0, "task_embedding": False}
     unet = UNet.from_diffusers(stock).add_head("segmentation", **head).eval()
     unet.to_diffusers(tmp_path / "stock")
     unet.save_pretrained(tmp_path / "own")

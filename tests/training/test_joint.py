@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
+from unetdiff.models.config import SegmentationHeadConfig
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.joint import JointTask
 
@@ -38,3 +40,15 @@ def test_the_loss_is_the_weighted_sum_of_both_tasks(
     torch.testing.assert_close(losses["segmentation/loss"], segmentation)
     torch.testing.assert_close(losses["diffusion/loss"], diffusion)
     torch.testing.assert_close(losses["loss"], 0.5 * segmentation + 7 * diffusion)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.0])
+def test_a_run_with_a_decoder_of_its_own_is_resumed(
+    tiny: Tiny, cut_and_resumed: Callable[[RunConfig], dict[str, Tensor]], factor: float
+) -> None:
+    config = tiny("joint", joint__backbone_gradient=factor, joint__segmentation_fraction=0.5)
+    config.model.heads.segmentation = SegmentationHeadConfig(own_decoder_levels=1, task_embedding=True)
+    weights = cut_and_resumed(config)
+    assert any(".own_decoder." in name for name in weights)
+    embedding = next(value for name, value in weights.items() if name.endswith("task_embedding"))
+    assert embedding.any()

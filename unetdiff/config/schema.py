@@ -90,11 +90,6 @@ def is_known(key: str) -> bool:
     return key in KEYS or (parent in KEYS and typing.get_origin(KEYS[parent]) is dict)
 
 
-def entry_hint(key: str) -> Any:
-    """The type of an entry of a mapping (segmentation.losses.focal)."""
-    return typing.get_args(KEYS[key.rpartition(".")[0]])[1]
-
-
 def is_optional(key: str) -> bool:
     """Whether a key accepts null."""
     return type(None) in typing.get_args(KEYS[key])
@@ -141,6 +136,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_MANY: dict[Any, str] = {
+    int: "integers",
+    float: "numbers",
+    str: "strings",
+    list[int]: "lists of integers",
+    int | str: "integers or strings",
+    bool | float | list[float]: "numbers, lists of numbers, or true and false",
+}
+
+
 def describe(hint: Any) -> str:
     """A type hint in words: "one of a, b", "an integer or null"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -149,12 +154,10 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin is list:
-        words = {int: "integers", float: "numbers", str: "strings"}
-        return "a list of " + (words[args[0]] if args[0] in words else describe(args[0]).removeprefix("one of "))
+        return "a list of " + (_MANY[args[0]] if args[0] in _MANY else describe(args[0]).removeprefix("one of "))
     if origin is dict:
-        return "a mapping of names to " + (
-            "numbers" if args[1] is float else "numbers, lists of numbers or true and false"
-        )
+        names = "names" if args[0] is str else _MANY[args[0]]
+        return f"a mapping of {names} to {_MANY[args[1]]}"
     if isinstance(hint, type) and is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return "a section with " + ", ".join(f"{item.name} ({describe(hints[item.name])})" for item in fields(hint))

@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "conditioning.attention_head_dim": (1, MAX_CHANNELS),
     "heads.segmentation.num_classes": (1, 255),
     "heads.segmentation.pyramid": (1, MAX_CHANNELS),
+    "heads.segmentation.own_decoder_levels": (0, MAX_LEVELS),
     "heads.diffusion.out_channels": (1, MAX_CHANNELS),
     "imported.norm_eps": (0, 1),
     "imported.downsample_padding": (0, 1),

@@ -114,6 +114,12 @@ class SegmentationHeadConfig:
     attention_maps: bool = False
     """pyramid only: the cross-attention maps of num_classes tokens, one per class, as further channels of each level
     that attends (VPD, Zhao et al. 2023)."""
+    own_decoder_levels: int = 0
+    """Levels of a decoder of its own, finest first; the diffusion head keeps those of the backbone. 0: one decoder for
+    both heads. As many as the network has: both share the encoder and the mid block only."""
+    task_embedding: bool = False
+    """A learned vector that is added to the time embedding when the segmentation head is asked, so that the shared part
+    knows what it computes its maps for."""
 
 
 @dataclass

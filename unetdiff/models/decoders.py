@@ -43,16 +43,27 @@ class PyramidDecoder(nn.Module):
     """The expanding path of 2015, for the classic and the pretrained encoders.
 
     One block per level; levels finer than the finest skip are upsampled without one, up to the image's size.
+
+    finest: only so many of its levels, for a map and skips that another decoder left; None: all.
     """
 
     def __init__(
-        self, config: ModelConfig, in_channels: int, encoder: Encoder, time_dim: int | None, attention: AttentionPlan
+        self,
+        config: ModelConfig,
+        in_channels: int,
+        encoder: Encoder,
+        time_dim: int | None,
+        attention: AttentionPlan,
+        finest: int | None = None,
     ) -> None:
         super().__init__()
         decoder, skips = config.decoder, dict(encoder.skips)
         self.up_blocks, self.attentions = nn.ModuleList(), LevelAttention()
         channels = decoder.channels or []
-        self.levels = list(range(encoder.out_level - 1, encoder.out_level - 1 - len(channels), -1))
+        levels = list(range(encoder.out_level - 1, encoder.out_level - 1 - len(channels), -1))
+        first = 0 if finest is None else len(channels) - finest
+        in_channels = channels[first - 1] if first else in_channels
+        channels, self.levels = channels[first:], levels[first:]
         for level, width in zip(self.levels, channels, strict=True):
             upsample = Upsample2d(decoder.upsample or "nearest", in_channels, decoder.align_corners)
             joined = upsample.out_channels + skips.get(level, 0)
@@ -68,15 +79,31 @@ class PyramidDecoder(nn.Module):
         }
         """Name (of `UNet.features`) and channels of each level's last map, finest first."""
 
-    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
-        """`size`: (height, width) of the image. Pops the skips, so that each is freed after use."""
-        for level, up_block in zip(self.levels, self.up_blocks, strict=True):
+    def forward(
+        self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState, part: slice = slice(None)
+    ) -> Tensor:
+        """Pops the skips, so that each is freed after use.
+
+        Args:
+            h: the deepest map.
+            skips: the encoder's.
+            size: (height, width) of the image.
+            state: of the forward pass.
+            part: of its levels, coarsest first.
+        """
+        for level, up_block in list(zip(self.levels, self.up_blocks, strict=True))[part]:
             skip = skips.pop() if level in self.skip_levels else None
             h = state.run(up_block, h, skip, self._size(level, skip, size), state.temb)
             del skip
             h = self.attentions(level, h, state)
             state.record(f"decoder.{level}", h)
         return h  # (B, C, H, W)
+
+    def finest_modules(self, count: int) -> list[nn.Module]:
+        """Those of the `count` finest levels."""
+        levels = self.levels[len(self.levels) - count :]
+        attentions = [self.attentions[str(level)] for level in levels if str(level) in self.attentions]
+        return [*list(self.up_blocks)[len(self.up_blocks) - count :], *attentions]
 
     def _size(self, level: int, skip: Tensor | None, size: tuple[int, int]) -> tuple[int, int] | None:
         """The skip's size; without a skip ceil(size / 2^level), as a strided, padded stem has; None: double."""
@@ -124,28 +151,44 @@ class ResidualMidBlock(nn.Module):
 
 
 class ResidualDecoder(nn.Module):
-    """The decoder of DDPM and Stable Diffusion: a skip into every residual block. Tensor names are diffusers'."""
+    """The decoder of DDPM and Stable Diffusion: a skip into every residual block. Tensor names are diffusers'.
 
-    def __init__(self, config: ModelConfig, encoder: Encoder, time_dim: int | None, attention: AttentionPlan) -> None:
+    finest: only so many of its levels, for a map and skips that another decoder left; None: all.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        encoder: Encoder,
+        time_dim: int | None,
+        attention: AttentionPlan,
+        finest: int | None = None,
+    ) -> None:
         super().__init__()
         self.up_blocks = nn.ModuleList()
         channels, widths = config.encoder.channels or [], [width for _, width in encoder.skips]
         previous = channels[-1]
         for level in reversed(range(len(channels))):
             skips = [widths.pop() for _ in range(config.residual.layers_per_block + 1)]
-            self.up_blocks.append(UpBlock(previous, channels[level], skips, level, config, time_dim, attention))
+            if finest is None or level < finest:
+                self.up_blocks.append(UpBlock(previous, channels[level], skips, level, config, time_dim, attention))
             previous = channels[level]
         self.out_level, self.out_channels = 0, previous
         last = config.residual.layers_per_block
         self.level_maps = {level: (f"decoder.{level}.{last}", width) for level, width in enumerate(channels)}
         """Name (of `UNet.features`) and channels of each level's last map, finest first."""
 
-    def forward(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState) -> Tensor:
-        """Pops the skips. `size` is unused: both decoders have the same signature."""
-        for index, block in enumerate(self.up_blocks):
-            level = len(self.up_blocks) - 1 - index
+    def forward(
+        self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState, part: slice = slice(None)
+    ) -> Tensor:
+        """Pops the skips. Arguments as of `PyramidDecoder.forward`, `size` unused."""
+        for level, block in list(zip(reversed(range(len(self.up_blocks))), self.up_blocks, strict=True))[part]:
             h = block(h, skips, state, f"decoder.{level}")
         return h  # (B, C, H, W)
+
+    def finest_modules(self, count: int) -> list[nn.Module]:
+        """Those of the `count` finest levels."""
+        return list(self.up_blocks)[len(self.up_blocks) - count :]
 
 
 class UpBlock(nn.Module):
@@ -198,8 +241,25 @@ def build_mid_block_and_decoder(
         return mid_block, ResidualDecoder(config, encoder, time_dim, attention)
     channels, norm, padding = config.encoder.channels or [], config.encoder.norm or "group", config.encoder.padding
     bottom = (channels[-2], channels[-1]) if config.encoder.name == CLASSIC else None
-    width = bottom[1] if bottom else encoder.out_channels
     return (
         PyramidMidBlock(bottom, encoder.out_level, norm, padding, time_dim, attention),
-        PyramidDecoder(config, width, encoder, time_dim, attention),
+        PyramidDecoder(config, _deepest_width(config, encoder), encoder, time_dim, attention),
     )
+
+
+def build_own_decoder(
+    config: ModelConfig, encoder: Encoder, time_dim: int | None, attention: AttentionPlan
+) -> PyramidDecoder | ResidualDecoder | None:
+    """The segmentation head's decoder of its own (`heads.segmentation.own_decoder_levels`); None without one."""
+    head = config.heads.segmentation
+    if head is None or not head.own_decoder_levels:
+        return None
+    if config.encoder.name == RESIDUAL:
+        return ResidualDecoder(config, encoder, time_dim, attention, head.own_decoder_levels)
+    width = _deepest_width(config, encoder)
+    return PyramidDecoder(config, width, encoder, time_dim, attention, head.own_decoder_levels)
+
+
+def _deepest_width(config: ModelConfig, encoder: Encoder) -> int:
+    """Channels of the mid block's map."""
+    return (config.encoder.channels or [])[-1] if config.encoder.name == CLASSIC else encoder.out_channels

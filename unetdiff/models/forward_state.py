@@ -37,6 +37,16 @@ class ForwardState:
     inputs: StockInputs = field(default_factory=StockInputs)
     names: tuple[str, ...] | None = None
 
+    def split(self, count: int) -> tuple[ForwardState, ForwardState]:
+        """The states of the first `count` images, with the recorded maps, and of the others, which record none."""
+        states = []
+        for rows in (slice(count), slice(count, None)):
+            temb, context = (None if one is None else one[rows] for one in (self.temb, self.context))  # type: ignore[index]
+            states.append(ForwardState(temb, context, recompute=self.recompute))
+        if self.maps is not None:
+            states[0].maps, states[0].names = {name: one[:count] for name, one in self.maps.items()}, self.names
+        return states[0], states[1]
+
     def record(self, name: str, h: Tensor) -> Tensor:
         """Record a map for `UNet.features`; returns it."""
         if self.maps is not None and (self.names is None or name in self.names):
@@ -63,6 +73,13 @@ class ForwardState:
             return nullcontext(), _PausedBatchNorm(module)
 
         return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def scale_gradient(h: Tensor, factor: float) -> Tensor:
+    """The same numbers; the gradient is multiplied by `factor`, and stopped by 0."""
+    if factor == 1:
+        return h
+    return torch.lerp(h.detach(), h, factor) if factor else h.detach()
 
 
 class _PausedBatchNorm(AbstractContextManager[None]):

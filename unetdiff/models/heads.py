@@ -76,7 +76,11 @@ class DiffusionHead(nn.Module):
 
 
 def build_heads(
-    config: ModelConfig, decoder: PyramidDecoder | ResidualDecoder, time_dim: int | None, strided: bool
+    config: ModelConfig,
+    decoder: PyramidDecoder | ResidualDecoder,
+    time_dim: int | None,
+    strided: bool,
+    own_decoder: PyramidDecoder | ResidualDecoder | None = None,
 ) -> nn.ModuleDict:
     """The heads of a resolved config.
 
@@ -85,6 +89,7 @@ def build_heads(
         decoder: whose maps they read.
         time_dim: of the time embedding, or None.
         strided: the finest skip is below full resolution.
+        own_decoder: of the segmentation head, or None.
     """
     width = decoder.out_channels
     segmentation, diffusion, pixels = config.heads.segmentation, config.heads.diffusion, config.patch_size**2
@@ -100,6 +105,10 @@ def build_heads(
         kernel_size = config.imported.segmentation_kernel_size
         classes = segmentation.num_classes * pixels
         heads["segmentation"] = SegmentationHead(width, classes, groups if residual else None, eps, kernel_size)
+    if segmentation is not None:
+        embedding = nn.Parameter(torch.zeros(time_dim or 0)) if segmentation.task_embedding else None  # no effect yet
+        heads["segmentation"].register_module("own_decoder", own_decoder)
+        heads["segmentation"].register_parameter("task_embedding", embedding)
     if diffusion is not None:
         skip_channels = config.in_channels if strided else None
         heads["diffusion"] = DiffusionHead(width, diffusion.out_channels * pixels, groups, eps, time_dim, skip_channels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -29,13 +29,21 @@ def is_conditioning(name: str) -> bool:
     return any(part in name for part in CONDITIONING_PARAMS)
 
 
-def param_counts_by_part(unet: nn.Module, heads: Sequence[str]) -> dict[str, int]:
-    """Parameters of the encoder, mid block, decoder, conditioning, and of each head ("head.NAME")."""
+def param_counts_by_part(
+    unet: nn.Module, heads: Sequence[str], unshared: Collection[nn.Parameter] = ()
+) -> dict[str, int]:
+    """Parameters of the encoder, mid block, decoder, conditioning, and of each head ("head.NAME").
+
+    unshared: the decoder's parameters that count as the diffusion head's, as the other head has its own.
+    """
+    own = {id(parameter) for parameter in unshared}
     counts = dict.fromkeys(["encoder", "mid_block", "decoder", "conditioning", *(f"head.{name}" for name in heads)], 0)
     for name, parameter in unet.named_parameters():
         part = name.split(".")[0]
         if part == "heads":
             part = "head." + name.split(".")[1]
+        elif id(parameter) in own:
+            part = "head.diffusion"
         elif is_conditioning(name):
             part = "conditioning"
         counts[part] += parameter.numel()

@@ -18,12 +18,13 @@ def parameters_by_level(unet: UNet) -> dict[str, dict[str, nn.Parameter]]:
     The groups are "encoder.0" (full resolution) and deeper, "mid_block", "decoder.K" down to "decoder.0", and
     "conditioning" (as in `UNet.parameter_counts`): the embeddings of timestep and condition and their projections in
     the blocks. Maps of `UNet.features` have the same names, in residual networks followed by the number of the block
-    ("encoder.0.1"). Groups without parameters are left out.
+    ("encoder.0.1"). Groups without parameters are left out, and so are levels of which each head has its own.
     """
+    own = {id(parameter) for parameter in unet.unshared_parameters()}
     starts = {**_encoder(unet.encoder), "mid_block.": MID_BLOCK, **_decoder(unet.decoder)}
     groups: dict[str, dict[str, nn.Parameter]] = {group: {} for group in [*starts.values(), CONDITIONING]}
     for name, parameter in unet.named_parameters():
-        if name.startswith("heads."):
+        if name.startswith("heads.") or id(parameter) in own:
             continue
         group = (
             CONDITIONING if is_conditioning(name) else next(starts[start] for start in starts if name.startswith(start))

@@ -124,8 +124,9 @@ def resolve(config: Config) -> Config:
                 raise config_error(f"decoder.{key}", value, constraint)
     else:
         decoder = _sized(decoder, PRETRAINED_DECODER, "bilinear" if decoder.align_corners else "nearest", whole)
-    _validate_segmentation_head(replace(config, conditioning=conditioning))
     deepest = PRETRAINED_LEVELS if pretrained else len(encoder.channels or []) - 1
+    _validate_segmentation_head(replace(config, conditioning=conditioning))
+    _validate_sharing(config, deepest + 1 if encoder.name == RESIDUAL else deepest)
     levels = conditioning.attention_levels or []
     if any(not 0 <= level <= deepest for level in levels):
         raise config_error("conditioning.attention_levels", levels, f"levels in [0, {deepest}]")
@@ -151,6 +152,21 @@ def _validate_segmentation_head(config: ModelConfig) -> None:
     if conditioning.cross_attention_dim is None or not conditioning.attention_levels:
         constraint = "false without conditioning.cross_attention_dim and conditioning.attention_levels"
         raise config_error("heads.segmentation.attention_maps", True, constraint)
+
+
+def _validate_sharing(config: ModelConfig, levels: int) -> None:
+    """Check what the segmentation head does not share with a diffusion head; `levels`: of the decoder."""
+    head, diffusion = config.heads.segmentation, config.heads.diffusion is not None
+    if head is None:
+        return
+    if head.own_decoder_levels and not diffusion:
+        constraint = "0 without a diffusion head to share the others with"
+        raise config_error("heads.segmentation.own_decoder_levels", head.own_decoder_levels, constraint)
+    if head.own_decoder_levels > levels:
+        constraint = f"at most {levels}, the levels of the decoder"
+        raise config_error("heads.segmentation.own_decoder_levels", head.own_decoder_levels, constraint)
+    if head.task_embedding and not diffusion:
+        raise config_error("heads.segmentation.task_embedding", True, "false without a diffusion head")
 
 
 def _validate_encoder(config: ModelConfig, pretrained: bool) -> None:

@@ -11,6 +11,7 @@ Comments of this package number them "change 1 of 3" to "change 3 of 3"; docs/th
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -27,10 +28,10 @@ from unetdiff.models.add_head import with_head
 from unetdiff.models.attention import AttentionRecorder, CrossAttentionCache, null_context
 from unetdiff.models.attention_plan import AttentionPlan
 from unetdiff.models.config import RESIDUAL, ImportedConfig, ModelConfig
-from unetdiff.models.decoders import build_mid_block_and_decoder
+from unetdiff.models.decoders import build_mid_block_and_decoder, build_own_decoder
 from unetdiff.models.embeddings import TimestepEmbedding, timestep_sinusoids
-from unetdiff.models.encoders import build_encoder
-from unetdiff.models.forward_state import ForwardState
+from unetdiff.models.encoders import Skips, build_encoder
+from unetdiff.models.forward_state import ForwardState, scale_gradient
 from unetdiff.models.freezing import FreezingMixin
 from unetdiff.models.heads import build_heads
 from unetdiff.models.param_counts import param_counts_by_part
@@ -105,7 +106,8 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         self.encoder = build_encoder(config, time_dim, attention)
         self.mid_block, self.decoder = build_mid_block_and_decoder(config, self.encoder, time_dim, attention)
         strided = bool(self.encoder.skips) and self.encoder.skips[0][0] > 0
-        self.heads = build_heads(config, self.decoder, time_dim, strided)
+        own_decoder = build_own_decoder(config, self.encoder, time_dim, attention)
+        self.heads = build_heads(config, self.decoder, time_dim, strided, own_decoder)
 
     def register_to_config(self, **config: Any) -> None:
         super().register_to_config(**config)
@@ -157,7 +159,10 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             dim = self.config["conditioning"]["cross_attention_dim"]
             encoder_hidden_states = sample.new_zeros(sample.shape[0], self.num_classes or 1, dim)
         state = self._recording(self.embed(sample, timestep, encoder_hidden_states, class_labels, **inputs), head)
-        h = self.backbone(sample, state)
+        if head == "segmentation" and reader.task_embedding is not None:
+            assert state.temb is not None
+            state.temb = state.temb + reader.task_embedding.to(state.temb.dtype)
+        h = self.backbone(sample, state, head)
         out = self._predict(head, h, sample, state)[..., :height, :width]
         return UNet2DOutput(sample=out) if return_dict else (out,)
 
@@ -226,12 +231,30 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         imported = self.config["imported"]
         return timestep_sinusoids(numbers, self.num_sinusoids, imported["flip_sin_to_cos"], imported["freq_shift"])
 
-    def backbone(self, sample: Tensor, state: ForwardState) -> Tensor:
-        """Encoder, mid block, decoder: (B, in_channels, H, W) -> (B, C, H / patch_size, W / patch_size)."""
+    def backbone(self, sample: Tensor, state: ForwardState, head: Head = "diffusion") -> Tensor:
+        """Encoder, mid block, decoder: (B, in_channels, H, W) -> (B, C, H / patch_size, W / patch_size).
+
+        `head`: whose decoder computes the finest levels, where each head has one (`own_decoder_levels`).
+        """
+        h, skips, size = self._shared(sample, state)
+        return self._finest(h, skips, size, state, head)
+
+    def _shared(self, sample: Tensor, state: ForwardState) -> tuple[Tensor, Skips, tuple[int, int]]:
+        """The part that both heads share: its last map, the skips that are left, and the finest map's size."""
         x = patchify(sample, self.config["patch_size"])
         skips, h = self.encoder(x, state)
         skips, h = add_residuals(state.inputs, skips, self.mid_block(h, state))
-        return self.decoder(h, skips, (x.shape[-2], x.shape[-1]), state)
+        size = x.shape[-2], x.shape[-1]
+        return self.decoder(h, skips, size, state, slice(-self.own_decoder_levels or None)), skips, size
+
+    def _finest(self, h: Tensor, skips: Skips, size: tuple[int, int], state: ForwardState, head: Head) -> Tensor:
+        """A head's own decoder levels, on the map and the skips that `_shared` left."""
+        if not self.own_decoder_levels:
+            return h
+        if head == "segmentation":
+            reader: Any = self.heads[head]
+            return reader.own_decoder(h, skips, size, state)  # type: ignore[no-any-return]
+        return self.decoder(h, skips, size, state, slice(-self.own_decoder_levels, None))
 
     def _recording(self, state: ForwardState, head: Head) -> ForwardState:
         """The state that records the maps and the attention that a head reads."""
@@ -269,6 +292,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         timestep: Tensor,
         encoder_hidden_states: Tensor | None = None,
         clean_timestep: Tensor | None = None,
+        backbone_gradient: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         """Both heads in one pass of the backbone: segmentation of clean images, diffusion of noisy ones.
 
@@ -281,6 +305,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             timestep: (B,) of the noisy images.
             encoder_hidden_states: (B, tokens, cross_attention_dim) of the noisy images; None is one zero token.
             clean_timestep: (A,) of the clean images; None: 0.
+            backbone_gradient: factor of the segmentation head's gradient where it enters the shared part.
 
         Returns:
             Logits (A, num_classes, H, W) and noise (or x0, or v) (B, out_channels, H, W).
@@ -303,13 +328,22 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             torch.cat([timestep.new_zeros(clean) if clean_timestep is None else clean_timestep, timestep]),
             context,
         )
-        h = self.backbone(images, self._recording(state, "segmentation"))
-        temb = None if state.temb is None else state.temb[clean:]
-        maps = None if state.maps is None else {name: one[:clean] for name, one in state.maps.items()}
+        reader: Any = self.heads["segmentation"]
+        temb, added = state.temb, reader.task_embedding
+        if temb is not None and added is not None:  # to the clean images
+            state.temb = torch.cat([temb[:clean] + added.to(temb.dtype), temb[clean:]])
+        h, skips, size = self._shared(images, self._recording(state, "segmentation"))
         # split: its backward is one concatenation, that of two slices pads each gradient with zeros and adds them up
-        h_clean, h_noisy = h.split([clean, sample.shape[0]])
-        logits = self._predict("segmentation", h_clean, pixels, ForwardState(None, None, maps=maps))
-        noise = self._predict("diffusion", h_noisy, sample, ForwardState(temb, None))
+        (h_clean, h_noisy), *pairs = [one.split([clean, sample.shape[0]]) for one in (h, *skips)]
+        of_clean, of_noisy = state.split(clean)
+        scaled = partial(scale_gradient, factor=backbone_gradient)
+        if temb is not None and self.own_decoder_levels:
+            of_clean.temb = scaled(temb[:clean]) + (0 if added is None else added.to(temb.dtype))
+        of_clean.maps = None if of_clean.maps is None else {name: scaled(one) for name, one in of_clean.maps.items()}
+        h_clean = self._finest(scaled(h_clean), [scaled(skip) for skip, _ in pairs], size, of_clean, "segmentation")
+        h_noisy = self._finest(h_noisy, [skip for _, skip in pairs], size, of_noisy, "diffusion")
+        logits = self._predict("segmentation", h_clean, pixels, of_clean)
+        noise = self._predict("diffusion", h_noisy, sample, of_noisy)
         return logits[..., :height, :width], noise[..., :height, :width]
 
     def segment(
@@ -370,6 +404,17 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         return int(self.config["patch_size"] * least)
 
     @property
+    def own_decoder_levels(self) -> int:
+        """The decoder's finest levels of which each head has its own."""
+        head = self.config["heads"]["segmentation"]
+        return int(head["own_decoder_levels"]) if head else 0
+
+    def unshared_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the decoder's levels that only the diffusion head reads."""
+        modules = self.decoder.finest_modules(self.own_decoder_levels)
+        return [parameter for module in modules for parameter in module.parameters()]
+
+    @property
     def num_classes(self) -> int | None:
         """Classes of the segmentation head, or None."""
         head = self.config["heads"]["segmentation"]
@@ -383,7 +428,7 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
 
     def parameter_counts(self) -> dict[str, int]:
         """Parameters of the encoder, mid block, decoder, conditioning, and of each head."""
-        return param_counts_by_part(self, list(self.heads))
+        return param_counts_by_part(self, list(self.heads), self.unshared_parameters())
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters; diffusers' signature, whose `exclude_embeddings` is ignored."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unetdiff.config.training import JointConfig
+from unetdiff.models.param_groups import CONDITIONING, parameters_by_level
 from unetdiff.models.unet import UNet
 
 HEADS = ("segmentation", "diffusion")
@@ -131,8 +132,10 @@ class GradientNorm(Weighting):
 
 
 def last_shared_weight(unet: UNet) -> nn.Parameter:
-    """The weight of the last layer shared by both heads: the end of the decoder."""
-    return [parameter for parameter in unet.decoder.parameters() if parameter.ndim > 1][-1]
+    """The weight of the last layer shared by both heads: the end of the decoder, or where their own levels begin."""
+    groups = parameters_by_level(unet)
+    groups.pop(CONDITIONING, None)
+    return [weight for members in groups.values() for weight in members.values() if weight.ndim > 1][-1]
 
 
 WEIGHTINGS: dict[str, type[Weighting]] = {"fixed": Fixed, "uncertainty": Uncertainty, "gradient_norm": GradientNorm}

@@ -7,8 +7,17 @@ from unetdiff.errors import config_error
 
 
 def validate_joint(config: RunConfig) -> None:
-    """Check that each loss's gradient can be read."""
+    """Check what both heads share, and that each loss's gradient can be read."""
     joint, training = config.joint, config.training
+    if joint.backbone_gradient == 0 and joint.log_gradients:
+        constraint = "0 with joint.backbone_gradient=0, which leaves one gradient to compare"
+        raise config_error("joint.log_gradients", joint.log_gradients, constraint)
+    if joint.backbone_gradient == 0 and joint.weighting == "gradient_norm":
+        constraint = "fixed or uncertainty with joint.backbone_gradient=0, which leaves one gradient"
+        raise config_error("joint.weighting", "gradient_norm", constraint)
+    if joint.backbone_gradient != 1 and config.segmentation.context != "none":
+        constraint = f"1 with segmentation.context={config.segmentation.context}, which takes a pass of its own"
+        raise config_error("joint.backbone_gradient", joint.backbone_gradient, constraint)
     balanced = joint.weighting == "gradient_norm"
     if training.compile and (balanced or joint.log_gradients):  # several backward passes through one graph
         reader = "joint.weighting=gradient_norm" if balanced else f"joint.log_gradients={joint.log_gradients}"

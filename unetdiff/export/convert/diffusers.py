@@ -130,6 +130,8 @@ def _head_options(path: Path, header: Mapping[str, Entry]) -> dict[str, Any]:
         widths = {name: header.get(name.replace("laterals", "norms"), Entry("", (0,))).shape[0] for name in laterals}
         attends = any(laterals[name][1] != width for name, width in widths.items())
         options |= {"pyramid": shape[1], "attention_maps": attends}
+    own = {match[1] for name in header if (match := re.match(rf"{PREFIX}own_decoder\.up_blocks\.(\d+)\.", name))}
+    options |= {"own_decoder_levels": len(own), "task_embedding": f"{PREFIX}task_embedding" in header}
     return options
 
 

@@ -64,7 +64,9 @@ class JointTask(Task):
         if segmenter.context is not None:
             return segmenter.logits(x0, timesteps, size), self.diffusion.predict(noisy)
         tokens = noisy.conditioning.tokens
-        logits, output = self.unet.both(x0, noisy.sample, noisy.timesteps, tokens, timesteps)
+        logits, output = self.unet.both(
+            x0, noisy.sample, noisy.timesteps, tokens, timesteps, self.config.backbone_gradient
+        )
         return segmenter.at_image_size(logits, size), output
 
     def _no_segmentation(self, output: Tensor) -> Sums:
