@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-WITH_MASK_FILES = ("folders", "voc", "voc_folder")
+WITH_SHAPES = ("coco", "labelme", "label_studio")
+"""Datasets whose masks are drawn from annotations."""
+WITH_MASK_FILES = ("folders", "voc", "voc_folder", *WITH_SHAPES, "cityscapes", "ade20k", "huggingface")
 """Datasets of the readers in `unetdiff.data.masks`."""
-WITH_ENCODINGS = ("folders", "voc_folder")
+WITH_ENCODINGS = ("folders", "voc_folder", "huggingface")
 """Datasets whose masks may be stored in any way: data.mask_encoding, mask_values, mask_colors and class names."""
-WITH_VAL_FRACTION = ("folders",)
+WITH_VAL_FRACTION = ("folders", *WITH_SHAPES, "huggingface")
 """Datasets that hold out data.val_fraction."""
 WITH_PATTERNS = ("folders",)
 """Datasets of data.images and data.masks."""
