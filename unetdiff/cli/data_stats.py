@@ -23,7 +23,7 @@ MAX_COMMON_SIZES = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count both splits and print a table.
+    """Count both splits and print a table; returns 0, or 1 with the keys that fit, where the masks cannot be read.
 
     Raises:
         UserError: a dataset that cannot be read, or one with neither masks nor captions.
@@ -48,13 +48,29 @@ def main(argv: Sequence[str]) -> int:
         if os.path.lexists(args.output):
             require_writable("--output", args.output)
 
-    stats = count_both(parse(args.config, overrides))
+    config = parse(args.config, overrides)
+    try:
+        stats = count_both(config)
+    except UserError as error:
+        proposal = _propose_encoding(config)
+        if not proposal:
+            raise
+        print("\n".join([str(error), "", *proposal]))
+        return 1
     if args.output is not None:
         with file_errors(args.output, "Give another path for --output."):
             make_folder(args.output.parent)
             write_json(args.output, stats)
     print(table(stats))
     return 0
+
+
+def _propose_encoding(config: RunConfig) -> list[str]:
+    """What masks that cannot be counted hold, and the keys that read them; [] where there are no mask files."""
+    from unetdiff.data.masks.inspect import inspect_masks, mask_files, proposal
+
+    files = mask_files(config.data)
+    return proposal(inspect_masks(files)) if files else []
 
 
 def count_both(config: RunConfig) -> dict[str, Any]:

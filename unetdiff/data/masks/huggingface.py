@@ -72,7 +72,7 @@ def huggingface(config: DataConfig, role: Role, masks: bool) -> HuggingFaceReade
     """The rows of a split of `data.root`; without a validation split, `data.val_fraction` is held out."""
     import datasets as hf
 
-    tables, folder = _tables(config)
+    tables, folder = tables_of(config)
     train, val = (_table(tables, split) for split in (config.train_split, config.val_split))
     own = next(iter(tables)) if len(tables) == 1 and config.train_split == DataConfig.train_split else None
     whole = train or own
@@ -101,7 +101,7 @@ def huggingface(config: DataConfig, role: Role, masks: bool) -> HuggingFaceReade
     return reader
 
 
-def _tables(config: DataConfig) -> tuple[dict[str, Any], Path]:
+def tables_of(config: DataConfig) -> tuple[dict[str, Any], Path]:
     """The tables of a dataset by split, and the folder that its relative paths are in."""
     import datasets as hf
 
