@@ -184,6 +184,8 @@ def test_images_by_class_with_captions_and_alone(init: Any, tmp_path: Path) -> N
     (root / "metadata.jsonl").unlink()
     for path in list(root.rglob("*.png")):
         path.rename(root / f"{path.parent.name}{path.name}")
+    for name in ("cat", "dog"):
+        (root / name).rmdir()
     _, config = init("--overwrite")
     assert config.diffusion.condition == "none"
 

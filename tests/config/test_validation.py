@@ -10,8 +10,9 @@ import pytest
 from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
+from unetdiff.config.validation.masks import ONLY_FOR
 from unetdiff.config.validation.run import validate
-from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_MASKS
+from unetdiff.data.capabilities import WITH_MASKS
 
 BASE = {"training.steps": 5, "model.conditioning.cross_attention_dim": 8}
 # (task, overrides, the message; the network's own messages: how they begin)
@@ -300,7 +301,7 @@ INVALID = [
     (
         "segmentation",
         {"data.num_classes": 4},
-        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(WITH_ENCODINGS)} support it.",
+        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(ONLY_FOR['num_classes'])} support it.",
     ),
     (
         "segmentation",

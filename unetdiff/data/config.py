@@ -80,12 +80,14 @@ class DataConfig:
         "parquet",
         "fashion_mnist",
         "cifar10",
+        "custom",
     ] = "scenes"
     """scenes (built-in), folders (any folder of images and of masks), voc (PASCAL VOC 2012), voc_folder (any folder in
     VOC's layout), coco, labelme and label_studio (their JSON), cityscapes, ade20k, huggingface (images and masks in
     parquet, a folder of save_to_disk or on the Hub),
     image_folder (one folder per class), captioned_folder (images and a metadata.jsonl with their captions),
-    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
+    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10
+    (torchvision), custom (datasets given to `unetdiff.training.train` in Python)."""
     root: str | None = None
     """Folder (or parquet file) of the dataset; huggingface: also owner/name on the Hub; not for scenes."""
     download: bool = False

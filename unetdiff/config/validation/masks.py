@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_PATTERNS, WITH_SHAPES, WITH_VAL_FRACTION
+from unetdiff.data.capabilities import CUSTOM, WITH_ENCODINGS, WITH_PATTERNS, WITH_SHAPES, WITH_VAL_FRACTION
 from unetdiff.data.config import DataConfig
 from unetdiff.data.masks.color_tables import read_colors
 from unetdiff.data.masks.value_ranges import value_ranges
@@ -24,8 +24,8 @@ ONLY_FOR: dict[str, Sequence[str]] = {
     "mask_encoding": WITH_ENCODINGS,
     "mask_values": WITH_ENCODINGS,
     "mask_colors": WITH_ENCODINGS,
-    "class_names": (*WITH_ENCODINGS, *WITH_SHAPES),
-    "num_classes": WITH_ENCODINGS,
+    "class_names": (*WITH_ENCODINGS, *WITH_SHAPES, CUSTOM),
+    "num_classes": (*WITH_ENCODINGS, CUSTOM),
 }
 """Keys of `data:` -> the datasets (`data.name`) that read them."""
 
