@@ -147,7 +147,9 @@ def test_annotations_and_tables(init: Any, tmp_path: Path) -> None:
     features = hf.Features({"image": hf.Image(), "label": hf.Image()})
     (tmp_path / "other").mkdir()
     hf.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "other" / "rows.parquet"))
-    assert main(["init", "other", "--weights", "null"]) == 2  # classes are not in a table
+    assert main(["init", "other", "--weights", "null"]) == 0
+    data = load("other.yaml").data
+    assert (data.name, data.num_classes, data.val_fraction) == ("huggingface", 2, 0.2)
     for file in (root / "ann/mine.json", *root.glob("pics/*.json")):
         file.unlink()
 

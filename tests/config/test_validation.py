@@ -301,7 +301,8 @@ INVALID = [
     (
         "segmentation",
         {"data.num_classes": 4},
-        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(ONLY_FOR['num_classes'])} support it.",
+        "data.num_classes=4: must be null with data.name=scenes. "
+        f"Only {', '.join(ONLY_FOR['num_classes'])} support it.",
     ),
     (
         "segmentation",

@@ -26,6 +26,8 @@ SPLIT_NAMES = (*STAND_INS["train"], *STAND_INS["val"], "test", "testing")
 MIN_OVERLAP = 0.5
 """Fraction of the images that must have a mask of their name."""
 SMALL, MANY_CLASSES = 100, 5
+MAX_ROWS = 1000
+"""Rows of a table whose masks are read."""
 MAX_PROBED = 5
 """Files of a candidate that are decoded to see whether they are masks."""
 
@@ -161,21 +163,25 @@ def _tables(path: Path) -> Found | None:
     import datasets as hf
 
     from unetdiff.data.config import DataConfig
-    from unetdiff.data.masks.huggingface import tables_of
+    from unetdiff.data.masks.huggingface import columns_of, tables_of
 
     tables, _ = tables_of(DataConfig(name="huggingface", root=str(path)))
     features = next(iter(tables.values())).features
     columns = [name for name, kind in features.items() if isinstance(kind, hf.Image)]
     if len(columns) > 1:
-        return Found(
-            "segmentation",
-            "a Hugging Face table of images and masks",
-            {"name": "huggingface"},
-            {"name": f"columns {', '.join(columns)}"},
-        )
+        keys: dict[str, Any] = {"name": "huggingface"}
+        kind = "a Hugging Face table of images and masks"
+        found = Found("segmentation", kind, keys, {"name": f"columns {', '.join(columns)}"})
+        rows, config = next(iter(tables.values())), DataConfig(name="huggingface", root=str(path))
+        column = columns_of(config, rows, masks=True)[1]
+        cells = rows.select_columns([column]).cast_column(column, hf.Image(decode=False))
+        step = max(1, len(cells) // MAX_ROWS)
+        found.masks = inspect_masks([cells[i][column]["bytes"] or b"" for i in range(0, len(cells), step)])
+        _add_encoding(found, path)
+        return found
     if not columns or saved:
         return None
-    keys: dict[str, Any] = {"name": "parquet", "image_column": columns[0]}
+    keys = {"name": "parquet", "image_column": columns[0]}
     reasons = {"image_column": "the column of images"}
     labels = [name for name, kind in features.items() if isinstance(kind, hf.ClassLabel)]
     if labels:

@@ -89,7 +89,7 @@ def huggingface(config: DataConfig, role: Role, masks: bool) -> HuggingFaceReade
             ("data.train_split", config.train_split) if train is None else ("data.val_split", config.val_split)
         )
         raise config_error(key, split_name, f"a split of {config.root}: {', '.join(tables)}")
-    columns = _columns(config, rows, masks)
+    columns = columns_of(config, rows, masks)
     wanted = columns if masks else columns[:1]
     rows = rows.select_columns(list(wanted))
     for column in wanted:
@@ -134,7 +134,7 @@ def _table(tables: dict[str, Any], split: str) -> str | None:
     return next((name for name in STAND_INS.get(split, (split,)) if name in tables), None)
 
 
-def _columns(config: DataConfig, rows: Any, masks: bool) -> tuple[str, str]:
+def columns_of(config: DataConfig, rows: Any, masks: bool) -> tuple[str, str]:
     """The columns of images and masks: those named, else common names, else the first two with images."""
     import datasets as hf
 

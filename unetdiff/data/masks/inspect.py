@@ -99,8 +99,8 @@ class MaskValues:
         return f"values {shown}"
 
 
-def inspect_masks(files: Sequence[Path], max_files: int = MAX_FILES) -> MaskValues:
-    """The values of mask files; unreadable ones are counted."""
+def inspect_masks(files: Sequence[Path | bytes], max_files: int = MAX_FILES) -> MaskValues:
+    """The values of mask files, or of their bytes; unreadable ones are counted."""
     step = max(1, len(files) // max_files)
     found = MaskValues()
     for counts in map_in_threads(_counts, list(files)[::step], "masks", False):
@@ -123,11 +123,11 @@ def inspect_masks(files: Sequence[Path], max_files: int = MAX_FILES) -> MaskValu
     return found
 
 
-def _counts(path: Path) -> tuple[bool, dict[Any, int], int] | None:
+def _counts(source: Path | bytes) -> tuple[bool, dict[Any, int], int] | None:
     """Whether a mask is gray, the pixels of each of its values or colors, and its channels; None if it cannot be
     read."""
     try:
-        values = read_values(path, colors=False)
+        values = read_values(source, colors=False)
     except BadFile:
         return None
     channels = 1 if values.ndim == 2 else 3
