@@ -12,25 +12,16 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.capabilities import WITH_VAL_FRACTION
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import upright_size
 from unetdiff.data.discover import Found, add_val_fraction
-from unetdiff.data.images import ImageSource
+from unetdiff.data.image_format import resolve_image_format
 from unetdiff.data.masks.dataset import MaskedImages
+from unetdiff.data.raw_images import read_info
 from unetdiff.data.stats import SplitCounts, count
 from unetdiff.data.subset import Subset
 from unetdiff.errors import FileError, UserError, printable
-from unetdiff.files.images import open_image
 
 MAX_IMAGES = 1000
 """Images and masks that are read; of more, as many at equal distances."""
-DEPTHS = {
-    "I;16": "16-bit gray",
-    "I;16B": "16-bit gray",
-    "I": "32-bit gray",
-    "F": "float gray",
-    "L": "8-bit gray",
-    "1": "1-bit",
-}
 RARE = 0.3
 """Classes in a smaller fraction of the images are drawn more often, as in LVIS's repeat factor sampling."""
 MAX_SHOWN = 6
@@ -45,8 +36,11 @@ class Facts:
     num_val: int
     sizes: list[tuple[int, int]]
     """(height, width) of the images that were read."""
-    modes: Counter[str]
+    kinds: Counter[str]
+    """8-bit gray, 16-bit color, ..."""
     formats: Counter[str]
+    image_range: list[float] | None = None
+    """Of images of more than 8 bits: the values that become black and white."""
     classes: list[str] = field(default_factory=list)
     counts: SplitCounts | None = None
     counted: int = 0
@@ -75,9 +69,13 @@ class Facts:
                 f"{max(w for _, w in self.sizes)} x {max(h for h, _ in self.sizes)} (median {width} x {height})"
             )
         )
-        depth = ", ".join(DEPTHS.get(mode, "8-bit color") for mode, _ in self.modes.most_common())
-        kinds = ", ".join(dict.fromkeys(depth.split(", ")))
-        return f"{self.num_train + self.num_val}, {size}, {kinds}, {'/'.join(self.formats)}"
+        kinds = ", ".join(kind for kind, _ in self.kinds.most_common())
+        limits = (
+            ""
+            if self.image_range is None
+            else (", values " + ", ".join(f"{number:g}" for number in self.image_range) + " become black and white")
+        )
+        return f"{self.num_train + self.num_val}, {size}, {kinds}{limits}, {'/'.join(self.formats)}"
 
     @property
     def fractions(self) -> list[float]:
@@ -136,8 +134,8 @@ def gather(found: Found) -> Facts:
     if _is_held_out(train, val) and config.name in WITH_VAL_FRACTION and "val_fraction" not in found.keys:
         add_val_fraction(found, len(train) + len(val))
         train, val = _splits(data_config(found), masks)
-    sizes, modes, formats = _headers(train)
-    facts = Facts(found, len(train), len(val), sizes, modes, formats)
+    limits = resolve_image_format(data_config(found), masks).image_range
+    facts = Facts(found, len(train), len(val), *_headers(train), limits)
     facts.classes = train.classes if masks else train.labels
     if masks:
         part = Subset(train, range(0, len(train), max(1, len(train) // MAX_IMAGES)))
@@ -166,26 +164,23 @@ def data_config(found: Found) -> DataConfig:
 
 
 def _headers(data: ImageDataset) -> tuple[list[tuple[int, int]], Counter[str], Counter[str]]:
-    """Sizes, modes and formats of images, from the headers of their files."""
+    """Sizes, kinds and formats of images, from the headers of their files."""
     sizes: list[tuple[int, int]] = []
-    modes: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     formats: Counter[str] = Counter()
     for index in range(0, len(data), max(1, len(data) // MAX_IMAGES)):
         try:
-            source, name = _source(data, index)
-            with open_image(source, name) as image:
-                sizes.append(upright_size(image))
-                modes[image.mode] += 1
-                formats[image.format or "?"] += 1
+            source = data.image_source(index)
+            if source is None:
+                continue
+            info = read_info(source, data.sample_name(index))
         except FileError:
             continue
+        sizes.append(info.size)
+        color = {1: "gray", 3: "color"}.get(info.channels, f"of {info.channels} channels")
+        kinds[f"{'more than 8-bit' if info.is_deep else '8-bit'} {color}{' with alpha' if info.has_alpha else ''}"] += 1
+        suffix = source.suffix.lower().lstrip(".") if isinstance(source, Path) else ""
+        formats[{"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "": "table"}.get(suffix, suffix.upper())] += 1
     if not sizes:
         raise FileError.of("the dataset", "none of the images can be read", "Check the files.")
-    return sizes, modes, formats
-
-
-def _source(data: ImageDataset, index: int) -> tuple[Path | bytes, str]:
-    if isinstance(data, MaskedImages):
-        return data.reader.image(index)
-    assert isinstance(data, ImageSource)
-    return data.source(index), data.sample_name(index)
+    return sizes, kinds, formats

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset, classes_present, empty_palette
 from unetdiff.data.config import AugmentConfig, DataConfig
-from unetdiff.data.decoding import rgb, upright
+from unetdiff.data.decoding import RGB, image_pixels, with_channels
 from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.data.masks.encodings import wrong_values
 from unetdiff.data.name_lists import distinct_names
@@ -39,7 +39,7 @@ class CustomDataset(ImageDataset):
 
     Items have "image", and what the task needs of "mask", "label" and "caption"; "name" is optional.
 
-    - "image": uint8, (3, H, W) as a tensor or (H, W, 3) as an array, or (H, W); or a PIL image.
+    - "image": uint8, (C, H, W) as a tensor or (H, W, C) as an array, or (H, W); or a PIL image.
     - "mask": integers (H, W), tensor, array or PIL image: class indices, 255 = ignore.
     - "label": the index of the image's class. "caption": a string.
 
@@ -73,7 +73,7 @@ class CustomDataset(ImageDataset):
         self.source, self.title, self.needs = source, title, needs
         augment = config.augment if augmented else AugmentConfig()
         self.transform: Transform = Transform(config.size, augment, config.longest_side, layout)
-        self.image_range = config.image_range
+        self.image_range, self.channels = config.image_range, config.channels or RGB
         self.classes, self.palette, self.labels = [], empty_palette(), []
         if "mask" in needs or "label" in needs:
             names = _class_names(source, config, title)
@@ -109,7 +109,7 @@ class CustomDataset(ImageDataset):
         if missing:
             got = ", ".join(map(str, item)) or "nothing"
             raise UserError(f"{where}: must have the key {missing[0]} (got {got}).")
-        image = _image(item["image"], f'{where}["image"]', self.image_range)
+        image = _image(item["image"], f'{where}["image"]', self.image_range, self.channels)
         checked: dict[str, Any] = {"image": image, "name": str(item.get("name", self.sample_name(index)))}
         if "mask" in self.needs:
             checked["mask"] = _mask(item["mask"], f'{where}["mask"]', image, len(self.classes))
@@ -137,25 +137,40 @@ def _class_names(source: MapDataset, config: DataConfig, title: str) -> list[str
     return distinct_names([str(name) for name in names], [f"{title}.classes"] * len(names))
 
 
-def _image(value: Any, where: str, image_range: list[float] | None) -> Tensor:
-    """uint8 (3, H, W)."""
-    if isinstance(value, Image.Image):
-        value = np.array(rgb(upright(value), image_range))
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
-        if value.ndim == 3:
-            value = rearrange(value, "h w c -> c h w")
-    expected = "must be uint8 of (3, H, W) as a tensor, (H, W, 3) as an array, or a PIL image"
-    if not isinstance(value, Tensor):
-        raise UserError(f"{where}: {expected} (got {type(value).__name__}).")
-    if value.dtype != torch.uint8:
-        remedy = "Multiply values in [0, 1] by 255 and convert: (image * 255).round().to(torch.uint8)."
-        raise UserError(f"{where}: {expected} (got {value.dtype}). {remedy}")
-    if value.ndim == 2:
-        value = value[None]
-    if value.ndim != 3 or value.shape[0] not in (1, 3) or 0 in value.shape:
-        raise UserError(f"{where}: {expected} (got shape {tuple(value.shape)}).")
-    return value.expand(3, -1, -1).contiguous()
+def first_channels(source: MapDataset) -> int | None:
+    """Channels of the first image of a dataset: 1 or 3 of a PIL image; None where that is unclear."""
+    item = source[0] if len(source) else None
+    image = item.get("image") if isinstance(item, Mapping) else None
+    if isinstance(image, Image.Image):
+        return 1 if image.mode in ("L", "1", "I", "F", "I;16") else RGB
+    if isinstance(image, Tensor | np.ndarray) and image.ndim in (2, 3):
+        return 1 if image.ndim == 2 else int(image.shape[0 if isinstance(image, Tensor) else 2])
+    return None
+
+
+def _image(value: Any, where: str, image_range: list[float] | None, channels: int) -> Tensor:
+    """uint8 (channels, H, W)."""
+    expected = f"must be uint8 of ({channels}, H, W) as a tensor, (H, W, {channels}) as an array, or a PIL image"
+    try:
+        if isinstance(value, Image.Image):
+            value = image_pixels(value, image_range, channels)
+        if isinstance(value, Tensor) and value.ndim == 3:
+            value = rearrange(value, "c h w -> h w c")
+        if not isinstance(value, Tensor | np.ndarray):
+            raise UserError(f"{where}: {expected} (got {type(value).__name__}).")
+        array = np.asarray(value)
+        if array.dtype != np.uint8:
+            remedy = "Multiply values in [0, 1] by 255 and convert: (image * 255).round().to(torch.uint8)."
+            raise UserError(f"{where}: {expected} (got {array.dtype}). {remedy}")
+        array = array[..., None] if array.ndim == 2 else array
+        if array.ndim != 3 or array.size == 0:
+            raise UserError(f"{where}: {expected} (got shape {tuple(value.shape)}).")
+        array = with_channels(array, channels)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {expected} ({error}).") from None
+    return rearrange(torch.from_numpy(array), "h w c -> c h w").contiguous()
 
 
 def _mask(value: Any, where: str, image: Tensor, num_classes: int) -> Tensor:

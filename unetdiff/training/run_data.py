@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
-from unetdiff.config.validation.data import needs_layout
+from unetdiff.config.validation.data import needs_layout, reads_rgb
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
 from unetdiff.data.config import DataConfig
-from unetdiff.data.custom import CustomDataset, MapDataset
+from unetdiff.data.custom import CustomDataset, MapDataset, first_channels
+from unetdiff.data.image_format import resolve_image_format
 from unetdiff.data.regularization import PairedDataset, PairedSampler
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import UserError, config_error
+from unetdiff.segmentation.border_weights import BorderWeighted
 from unetdiff.training.latents import LatentCaches
 from unetdiff.training.signals import ignore_signals
 from unetdiff.training.tasks.base import Batch, Task
@@ -89,6 +93,7 @@ class RunData:
     """Both splits of a run, checked by the main process before they are read.
 
     Attributes:
+        config: with the channels and the range of the images, where the run's own leaves them to the data.
         train: the training split.
         val: the validation split.
         loaded_train, loaded_val: what batches are made of: the same, or with cached latents instead of images.
@@ -98,13 +103,18 @@ class RunData:
     def __init__(self, config: RunConfig, accelerator: Accelerator, given: GivenData | None = None) -> None:
         masks, layout = config.task != "diffusion", needs_layout(config)
         if given is None:
+            data: list[DataConfig] = [config.data]
             if accelerator.is_main_process:
-                require_clean(config.data, masks=masks or layout)
+                data = [resolve_image_format(config.data, masks, layout, reads_rgb(config))]
+                require_clean(data[0], masks=masks or layout)
             accelerator.wait_for_everyone()
-            self.train = build_dataset(config.data, "train", masks, layout)
-            self.val = build_dataset(config.data, "val", masks, layout)
+            self.config = replace(config, data=broadcast_object_list(data)[0])
+            self.train = build_dataset(self.config.data, "train", masks, layout)
+            self.val = build_dataset(self.config.data, "val", masks, layout)
         else:
             needs = keys_of_items(config, masks or layout)
+            channels = config.data.channels or (None if reads_rgb(config) else first_channels(given[0]))
+            config = self.config = replace(config, data=replace(config.data, channels=channels))
             self.train = CustomDataset(given[0], "train_data", config.data, needs, True, layout)
             self.val = CustomDataset(given[1], "val_data", config.data, needs, False, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
@@ -139,6 +149,9 @@ class RunData:
             buckets=self.train.buckets,
         )
         sampler: StepSampler | PairedSampler = steps
+        segmentation = self.config.segmentation
+        if self.config.task != "diffusion" and segmentation.border_weights is not None:
+            dataset = BorderWeighted(dataset, segmentation.border_weights, segmentation.ignore_index)
         if others is not None:
             dataset, sampler = PairedDataset(dataset, others), PairedSampler(steps, len(others))
         loader: DataLoader[Batch] = DataLoader(
