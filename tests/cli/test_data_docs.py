@@ -22,7 +22,7 @@ BLOCKS = dict(re.findall(r"### (.*?)\n.*?```bash\n(.*?)```", SECTION, re.DOTALL)
 TINY = [
     "--model.encoder.name=classic", "--model.encoder.weights=null", "--model.encoder.channels=[8, 8]",
     "--model.decoder.channels=null", "--model.decoder.upsample=nearest", "--training.optimizer.encoder_lr=null",
-    "--training.frozen_levels=0", "--training.steps=1", "--training.batch_size=2", "--training.num_workers=0",
+    "--training.frozen_levels=0", "--training.epochs=0.01", "--training.batch_size=2", "--training.num_workers=0",
     "--data.augment.crop=[32, 32]", "--training.mixed_precision=no",
 ]  # fmt: skip
 HEIGHT, WIDTH = 32, 40

@@ -101,6 +101,8 @@ class Facts:
         if fractions[rarest] == 0:
             return f"no pixel of {name} in the masks that were read"
         ratio = fractions[most] / fractions[rarest]
+        if ratio < 1.5:
+            return "all classes have about as many pixels"
         return f"{printable(self.classes[most])} has {ratio:.0f} times the pixels of {name}"
 
     @property

@@ -172,11 +172,11 @@ class DataConfig:
     Diffusion). Each training image is resized and cropped to the size nearest to its aspect ratio among those of the
     area of `size`, and each optimizer step has images of one size. None: all images have `size`."""
     longest_side: int | None = None
-    """voc and voc_folder: longest side that images are resized to before augmentation, aspect ratio kept (masks keep
-    their size in validation). Alternative to `size`."""
+    """Datasets with masks in files: longest side that images are resized to before augmentation, aspect ratio kept
+    (masks keep their size in validation). Alternative to `size`."""
     repeat_factor_threshold: float = 0.0
-    """voc and voc_folder: threshold t of repeat-factor sampling (Gupta et al. 2019): images with a class in a fraction
-    f < t of the images are drawn sqrt(t / f) times as often; 0: uniform."""
+    """Datasets with masks in files: threshold t of repeat-factor sampling (Gupta et al. 2019): images with a class in a
+    fraction f < t of the images are drawn sqrt(t / f) times as often; 0: uniform."""
     train_fraction: float = 1.0
     """Fraction of the training images that is used (at least one image), drawn by train_fraction_seed; a larger
     fraction contains every smaller one."""

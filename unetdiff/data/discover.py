@@ -80,7 +80,8 @@ def _known_layout(path: Path) -> Found | None:
         _add_encoding(found, path)
         _name_lists(found, path)
         return found
-    if (path / "leftImg8bit").is_dir() and (path / "gtFine").is_dir():
+    fine = files_in(path / "gtFine", {".png"}, recursive=True) if (path / "gtFine").is_dir() else []
+    if (path / "leftImg8bit").is_dir() and any(file.name.endswith("_gtFine_labelIds.png") for file in fine):
         return Found("segmentation", "Cityscapes", {"name": "cityscapes"})
     for root in (path, path / "ADEChallengeData2016"):
         if (root / "images" / "training").is_dir() and (root / "annotations" / "training").is_dir():
