@@ -49,12 +49,12 @@ def test_from_smp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_datasets_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run("docs/data.md", "# Datasets in Python", tmp_path, monkeypatch)
+    names = run("docs/data.md", "Datasets in Python", tmp_path, monkeypatch)
     assert (names["run"] / "latest").is_dir()
 
 
 def test_custom_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = run("docs/data.md", "# Custom training loops", tmp_path, monkeypatch)
+    names = run("docs/data.md", "Custom training loops", tmp_path, monkeypatch)
     assert 0 <= names["matrix"].compute()["mean_iou"] <= 1
 
 

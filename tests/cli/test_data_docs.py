@@ -93,7 +93,7 @@ def studio(root: Path) -> None:
 
 def table(root: Path) -> None:
     photo(Path("photo.png"))
-    rows = {"image": [Image.open("photo.png")] * 3, "label": [Image.fromarray(INDEX)] * 3}
+    rows = {"image": [Image.fromarray(np.asarray(Image.open("photo.png")))] * 3, "label": [Image.fromarray(INDEX)] * 3}
     root.mkdir(parents=True)
     features = hf.Features({"image": hf.Image(), "label": hf.Image()})
     hf.Dataset.from_dict(rows, features=features).to_parquet(str(root / "rows.parquet"))
