@@ -160,7 +160,7 @@ INVALID = [
         "diffusion",
         {"data.name": "voc_folder", "data.root": ".", "data.size": [64, 64]},
         "diffusion.condition=class: must be none with data.name=voc_folder, which has no class labels. Or use "
-        "data.name=scenes, image_folder, parquet, fashion_mnist, cifar10.",
+        "data.name=scenes, image_folder, parquet, fashion_mnist, cifar10, custom.",
     ),
     (
         "diffusion",

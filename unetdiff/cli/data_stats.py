@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         stats = count_both(config)
     except UserError as error:
-        proposal = _propose_encoding(config)
+        proposal = _propose_encoding(config, error)
         if not proposal:
             raise
         print("\n".join([str(error), "", *proposal]))
@@ -65,12 +65,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _propose_encoding(config: RunConfig) -> list[str]:
-    """What masks that cannot be counted hold, and the keys that read them; [] where there are no mask files."""
+def _propose_encoding(config: RunConfig, error: UserError) -> list[str]:
+    """What masks that cannot be counted hold, and the keys that read them; [] where these are set or would not help."""
     from unetdiff.data.masks.inspect import inspect_masks, mask_files, proposal
 
     files = mask_files(config.data)
-    return proposal(inspect_masks(files)) if files else []
+    if not files:
+        return []
+    found = inspect_masks(files)
+    keys = found.keys()
+    is_set = all(getattr(config.data, key) == value for key, value in keys.items())
+    is_about_classes = "num_classes" not in keys or "data.num_classes" in str(error)
+    return proposal(found) if is_about_classes and not is_set else []
 
 
 def count_both(config: RunConfig) -> dict[str, Any]:

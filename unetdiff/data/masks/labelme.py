@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from unetdiff.data.config import DataConfig
 from unetdiff.data.masks.globs import named_files
@@ -27,7 +25,7 @@ from unetdiff.data.masks.splits import Role
 from unetdiff.data.roots import dataset_root
 from unetdiff.data.threads import map_in_threads
 from unetdiff.errors import FileError
-from unetdiff.files.images import SUFFIXES
+from unetdiff.files.images import SUFFIXES, open_image
 from unetdiff.files.records import read_json
 
 
@@ -54,7 +52,7 @@ class LabelMeReader(ShapeReader):
 
 def _pasted(text: str, corner: list[float], size: tuple[int, int]) -> Region:
     """A mask that LabelMe stores as a PNG in base64, at its corner (x, y)."""
-    with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
+    with open_image(base64.b64decode(text, validate=True), "mask") as image:
         part = np.array(image).astype(bool)
     x, y = (int(number) for number in corner)
     region = np.zeros(size, bool)
