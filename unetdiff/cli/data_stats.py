@@ -23,7 +23,7 @@ MAX_COMMON_SIZES = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count both splits and print a table.
+    """Count both splits and print a table; returns 0, or 1 with the keys that fit, where the masks cannot be read.
 
     Raises:
         UserError: a dataset that cannot be read, or one with neither masks nor captions.
@@ -48,13 +48,35 @@ def main(argv: Sequence[str]) -> int:
         if os.path.lexists(args.output):
             require_writable("--output", args.output)
 
-    stats = count_both(parse(args.config, overrides))
+    config = parse(args.config, overrides)
+    try:
+        stats = count_both(config)
+    except UserError as error:
+        proposal = _propose_encoding(config, error)
+        if not proposal:
+            raise
+        print("\n".join([str(error), "", *proposal]))
+        return 1
     if args.output is not None:
         with file_errors(args.output, "Give another path for --output."):
             make_folder(args.output.parent)
             write_json(args.output, stats)
     print(table(stats))
     return 0
+
+
+def _propose_encoding(config: RunConfig, error: UserError) -> list[str]:
+    """What masks that cannot be counted hold, and the keys that read them; [] where these are set or would not help."""
+    from unetdiff.data.masks.inspect import inspect_masks, mask_files, proposal
+
+    files = mask_files(config.data)
+    if not files:
+        return []
+    found = inspect_masks(files)
+    keys = found.keys()
+    is_set = all(getattr(config.data, key) == value for key, value in keys.items())
+    is_about_classes = "num_classes" not in keys or "data.num_classes" in str(error)
+    return proposal(found) if is_about_classes and not is_set else []
 
 
 def count_both(config: RunConfig) -> dict[str, Any]:
@@ -76,7 +98,23 @@ def count_both(config: RunConfig) -> dict[str, Any]:
     if captions:
         require_captions("data.name", data.name, data)
         _count_captions(config, stats)
+    stats["images"] = _image_facts(config, masks)
     return stats
+
+
+def _image_facts(config: RunConfig, masks: bool) -> dict[str, Any] | None:
+    """Channels, range, mean and deviation of the training images, as training reads them; None where an image cannot be
+    read, as `data check` says."""
+    from unetdiff.config.validation.data import reads_rgb
+    from unetdiff.data.build import build_dataset
+    from unetdiff.data.image_format import pixel_statistics, resolve_image_format
+
+    data = resolve_image_format(config.data, masks, only_rgb=reads_rgb(config))
+    try:
+        mean, std = pixel_statistics(build_dataset(data, "train", masks))
+    except UserError:
+        return None
+    return {"channels": len(mean), "image_range": data.image_range, "mean": mean, "std": std}
 
 
 def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
@@ -140,7 +178,15 @@ def table(stats: Mapping[str, Any]) -> str:
         rows = ROWS | CAPTION_ROWS if "captions" in stats["train"] else ROWS
     facts = [["", *(f"{role} ({stats[role]['split']})" for role in SPLITS)]]
     facts += [[name, *(text(stats[role]) for role in SPLITS)] for name, text in rows.items()]
-    return "\n".join([*lines, "", *aligned(facts, "<")])
+    images = [] if stats["images"] is None else ["", _image_line(stats["images"])]
+    return "\n".join([*lines, "", *aligned(facts, "<"), *images])
+
+
+def _image_line(images: Mapping[str, Any]) -> str:
+    numbers = [", ".join(f"{x:g}" for x in images[key]) for key in ("mean", "std")]
+    limits = images["image_range"]
+    depth = "8 bits" if limits is None else f"more than 8 bits, [{', '.join(f'{x:g}' for x in limits)}] is 0..255"
+    return f"images: {images['channels']} channel(s), {depth}; in [0, 1], mean {numbers[0]}, deviation {numbers[1]}"
 
 
 def _class_table(stats: Mapping[str, Any]) -> list[str]:

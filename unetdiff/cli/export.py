@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--preprocess",
         action="store_true",
-        help="read images as they are: uint8 RGB (batch, height, width, 3)",
+        help="read images as they are: uint8 (batch, height, width, channels)",
     )
     args = parser.parse_strictly(argv)
     if args.opset is not None and args.format != "onnx":
@@ -124,4 +124,5 @@ def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
         "palette": pipeline.palette.tolist(),
         "size": pipeline.size,
         "ignore_index": pipeline.ignore_index,
+        "image_range": pipeline.inference.image_range,
     }

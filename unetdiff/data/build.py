@@ -8,6 +8,7 @@ from typing import Literal
 from unetdiff.data import captions, images, parquet
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, DataConfig, validate_image_range
+from unetdiff.data.decoding import RGB
 from unetdiff.data.masks.build import READERS, build_reader
 from unetdiff.data.masks.dataset import MaskedImages
 from unetdiff.data.regularization import regularization_images
@@ -52,6 +53,9 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
 def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:
     validate_image_range(config.image_range)
+    if config.name == "custom":
+        remedy = "Its datasets were given to unetdiff.training.train in Python, and are not known here."
+        raise config_error("data.name", "custom", "a dataset that can be read from files", remedy)
     augment = config.augment if split == "train" else AugmentConfig()
     masks = segmentation or layout
     if config.name == "scenes":
@@ -69,4 +73,5 @@ def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bo
     if not segmentation and config.size is None:
         constraint = f"set with data.name={config.name}, whose images differ in size"
         raise config_error("data.size", None, constraint, "Give [height, width], e.g. [64, 64].")
-    return MaskedImages(build_reader(config, split, masks), masks, transform, config.image_range)
+    reader = build_reader(config, split, masks)
+    return MaskedImages(reader, masks, transform, config.image_range, config.channels or RGB)

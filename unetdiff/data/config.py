@@ -38,10 +38,20 @@ class AugmentConfig:
 
     flip: bool = False
     """Flip images horizontally with probability 0.5."""
+    vertical_flip: bool = False
+    """Flip images vertically with probability 0.5, for images without an up, as under a microscope or from above."""
+    rotate: bool = False
+    """Rotate images by a random multiple of 90 degrees; images that are not square, and are not cropped, by 180."""
+    elastic: float = 0.0
+    """Elastic deformation (Ronneberger et al. 2015, section 3.1): standard deviation, in pixels of the resized image,
+    of random displacements of a grid of 3 x 3 points, with bicubic interpolation between them; the paper has 10."""
     scale: list[float] | None = None
     """Strong: scale jitter, [smallest, largest] factor, e.g. [0.5, 2.0]."""
     crop: list[int] | None = None
-    """[height, width] of a random crop (masks padded with 255 = ignore); None: the whole image."""
+    """[height, width] of a random crop; None: the whole image."""
+    crop_padding: Literal["ignore", "mirror"] = "ignore"
+    """Around images smaller than the crop: ignore (the image's mean color, masks 255 = ignore), or the image and its
+    mask mirrored (Ronneberger et al. 2015, figure 2)."""
     random_crop: bool = False
     """Images without masks: crop to data.size at a random place, after resizing by the shorter side; false: the
     center."""
@@ -50,8 +60,11 @@ class AugmentConfig:
 
 
 def unbounded_augmentation(augment: AugmentConfig) -> str | None:
-    """The first key of `data.augment` that makes every view of an image different; None: flips at most."""
+    """The first key of `data.augment` that makes more of an image than its mirror image; None: there is none."""
     keys = {
+        "vertical_flip": augment.vertical_flip,
+        "rotate": augment.rotate,
+        "elastic": augment.elastic > 0,
         "crop": augment.crop is not None,
         "random_crop": augment.random_crop,
         "scale": augment.scale is not None,
@@ -69,18 +82,27 @@ class DataConfig:
         "folders",
         "voc",
         "voc_folder",
+        "coco",
+        "labelme",
+        "label_studio",
+        "cityscapes",
+        "ade20k",
+        "huggingface",
         "image_folder",
         "captioned_folder",
         "parquet",
         "fashion_mnist",
         "cifar10",
+        "custom",
     ] = "scenes"
     """scenes (built-in), folders (any folder of images and of masks), voc (PASCAL VOC 2012), voc_folder (any folder in
-    VOC's layout),
+    VOC's layout), coco, labelme and label_studio (their JSON), cityscapes, ade20k, huggingface (images and masks in
+    parquet, a folder of save_to_disk or on the Hub),
     image_folder (one folder per class), captioned_folder (images and a metadata.jsonl with their captions),
-    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
+    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10
+    (torchvision), custom (datasets given to `unetdiff.training.train` in Python)."""
     root: str | None = None
-    """Folder (or parquet file) of the dataset; not for scenes."""
+    """Folder (or parquet file) of the dataset; huggingface: also owner/name on the Hub; not for scenes."""
     download: bool = False
     """Download the dataset with torchvision (voc, fashion_mnist, cifar10)."""
     train_split: str = "train"
@@ -89,15 +111,22 @@ class DataConfig:
     val_split: str = "val"
     """Validation split. folders: also a glob of names, e.g. "scene7_*"; all other images are for training."""
     val_fraction: float | None = None
-    """folders: fraction of the training images that is held out for validation, drawn by split_seed; None: 0.1 where
-    no list and no folder gives a validation split."""
+    """folders, coco, labelme, label_studio, huggingface: fraction of the training images that is held out for
+    validation, drawn by split_seed; None: 0.1 where no list, folder or file gives a validation split."""
     split_seed: int = 0
     """Seed of the images that val_fraction draws."""
     group_pattern: str | None = None
     """folders: regular expression of what the names of one group share (its match, or its first parenthesis);
     val_fraction holds out whole groups. E.g. "^[^_]+" for scene1_0001, scene1_0002: one scene is in one split."""
     images: str | None = None
-    """folders: folder of the images in root, or a glob: "leftImg8bit/**/*_leftImg8bit.png"."""
+    """folders: folder of the images in root, or a glob: "leftImg8bit/**/*_leftImg8bit.png". coco, labelme and
+    label_studio: folder of the images, where they are not next to the annotations; coco: "{split}" in it is the name of
+    the split."""
+    annotations: str | None = None
+    """coco: JSON file in root, "{split}" in it is the name of the split: "annotations/instances_{split}.json". labelme:
+    folder or glob of the JSON files. label_studio: the JSON export. None: where exporters put them."""
+    mask_column: str | None = None
+    """huggingface: column of the masks; None: mask, label, annotation, or the second column of images."""
     masks: str | None = None
     """folders: folder of the masks in root, or a glob: "gtFine/**/*_gtFine_labelIds.png". An image's mask is where the
     wildcards match the same."""
@@ -129,7 +158,12 @@ class DataConfig:
     """Column of the caption in captioned_folder's metadata file (None: text) or in parquet (None: no captions)."""
     image_range: list[float] | None = None
     """[black, white]: the values of images with more than 8 bits per channel that become 0 and 255, e.g. [0, 4095] for
-    a 12-bit camera; values outside are clipped. None: [0, 65535]. 8-bit images are not changed."""
+    a 12-bit camera, or two numbers per channel, [black, white, black, white, ...]; values outside are clipped. None:
+    the 0.1 and 99.9 percentiles of the training images, kept with the model. 8-bit images are not changed."""
+    channels: int | None = None
+    """Channels of the images: 1 (gray), 3 (RGB), or the number of bands of a TIFF. None: those of the training images
+    (segmentation of pixels; else 3). Gray images are repeated as RGB, RGB images become gray, alpha is composited over
+    white (with 4: it is the fourth channel); any other image must have this number."""
     size: list[int] | None = None
     """[height, width] that images are resized to (masks of a segmentation task keep their size in validation);
     None: not resized."""
@@ -138,11 +172,11 @@ class DataConfig:
     Diffusion). Each training image is resized and cropped to the size nearest to its aspect ratio among those of the
     area of `size`, and each optimizer step has images of one size. None: all images have `size`."""
     longest_side: int | None = None
-    """voc and voc_folder: longest side that images are resized to before augmentation, aspect ratio kept (masks keep
-    their size in validation). Alternative to `size`."""
+    """Datasets with masks in files: longest side that images are resized to before augmentation, aspect ratio kept
+    (masks keep their size in validation). Alternative to `size`."""
     repeat_factor_threshold: float = 0.0
-    """voc and voc_folder: threshold t of repeat-factor sampling (Gupta et al. 2019): images with a class in a fraction
-    f < t of the images are drawn sqrt(t / f) times as often; 0: uniform."""
+    """Datasets with masks in files: threshold t of repeat-factor sampling (Gupta et al. 2019): images with a class in a
+    fraction f < t of the images are drawn sqrt(t / f) times as often; 0: uniform."""
     train_fraction: float = 1.0
     """Fraction of the training images that is used (at least one image), drawn by train_fraction_seed; a larger
     fraction contains every smaller one."""
@@ -155,6 +189,10 @@ class DataConfig:
 
 
 def validate_image_range(limits: list[float] | None, key: str = "data.image_range") -> None:
-    """Check an `image_range`; UserError unless it is None or two ascending finite numbers."""
-    if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
-        raise config_error(key, limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")
+    """Check an `image_range`; UserError unless it is None or pairs of two ascending finite numbers."""
+    if limits is None:
+        return
+    pairs = list(zip(limits[::2], limits[1::2], strict=False))
+    if not limits or len(limits) % 2 or not all(-math.inf < low < high < math.inf for low, high in pairs):
+        constraint = "[black, white], two ascending numbers, or two per channel"
+        raise config_error(key, limits, constraint, "Give e.g. [0, 4095].")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.captions import caption_issue, parquet_error, require_parquet
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.images import ImageSource, holdout_indices
 from unetdiff.data.issues import BadFile, Issue, raise_first_issue
 from unetdiff.data.name_lists import distinct_names
@@ -45,7 +45,9 @@ class Table:
     issues: list[Issue]
     """Rows without a class, or without a caption if there is a caption column."""
     image_range: list[float] | None = None
-    """See `unetdiff.data.decoding.rgb`."""
+    """See `unetdiff.data.decoding.to_uint8`."""
+    channels: int = RGB
+    """`data.channels`."""
 
     def title(self, i: int) -> str:
         """Name of a row."""
@@ -66,8 +68,8 @@ class Table:
             raise BadFile.from_issue(Issue(name, "image outside of the folder", cell["path"], remedy)) from None
 
     def image(self, i: int) -> Tensor:
-        """The image of a row, uint8 (3, H, W); BadFile if it cannot be read."""
-        return decode(*self.source(i), self.image_range)
+        """The image of a row, uint8 (channels, H, W); BadFile if it cannot be read."""
+        return decode(*self.source(i), self.image_range, self.channels)
 
 
 def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
@@ -99,7 +101,7 @@ def read_table(config: DataConfig, role: str) -> Table:
     import datasets as hf  # slow to import; needed only here
 
     files, train, single = _files_of(config, role)
-    rows = _open(files)
+    rows = open_parquet(files)
     needed = [("image_column", config.image_column)]
     if config.caption_column is not None:
         needed.append(("caption_column", config.caption_column))
@@ -129,14 +131,14 @@ def read_table(config: DataConfig, role: str) -> Table:
         rows = rows.select(chosen)
     if targets is not None:
         targets = [targets[i] for i in chosen]
-    column, image_range = config.image_column, config.image_range
-    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range)
+    column, image_range, channels = config.image_column, config.image_range, config.channels or RGB
+    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range, channels)
 
 
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:
     """The files of a split, those of the training split, and whether the former hold both splits."""
     root = dataset_root(config)
-    train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
+    train, val = parquet_files(root, config.train_split), parquet_files(root, config.val_split)
     whole = files_in(root, {".parquet"}, recursive=True) if os.path.isdir(root) else [root]
     if not whole or not os.path.exists(whole[0]):
         raise config_error("data.root", config.root, "a parquet file or a folder with parquet files")
@@ -148,7 +150,8 @@ def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bo
     return files, train, single
 
 
-def _open(files: list[Path]) -> Any:
+def open_parquet(files: list[Path]) -> Any:
+    """A `datasets.Dataset` of parquet files; FileError for one that cannot be read."""
     import datasets as hf
 
     for file in files:
@@ -181,7 +184,7 @@ def _classes(column: str, rows: Any, file: Path, train: list[Path] | None) -> tu
     else:
         names = set(values) - {None}
         if train is not None:
-            other = _open(train)
+            other = open_parquet(train)
             known = set(_values(other, column, train[0])) - {None} if column in other.column_names else set()
             if names - known:
                 unknown = min(names - known)
@@ -242,7 +245,8 @@ def _split_name(file: Path) -> str:
     return file.stem.split("-")[0]
 
 
-def _parquet_files(root: Path, split: str) -> list[Path]:
+def parquet_files(root: Path, split: str) -> list[Path]:
+    """The parquet files in a folder whose names begin with the name of a split; [] if it is not a folder."""
     if not os.path.isdir(root):
         return []
     found = files_in(root, {".parquet"}, recursive=True)

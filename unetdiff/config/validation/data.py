@@ -8,6 +8,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.masks import validate_masks
 from unetdiff.data.bucket_sizes import bucket_sizes
 from unetdiff.data.capabilities import (
+    CUSTOM,
     DOWNLOADABLE,
     NATIVE_SIZE,
     VARYING_SIZES,
@@ -26,7 +27,7 @@ def validate_data(config: RunConfig) -> None:
     data, task = config.data, config.task
     if task != "diffusion" and data.name not in WITH_MASKS:
         raise config_error("data.name", data.name, f"a dataset with masks for task={task}: {', '.join(WITH_MASKS)}")
-    if data.name != "scenes" and data.root is None:
+    if data.name not in ("scenes", CUSTOM) and data.root is None:
         raise config_error("data.root", None, f"set with data.name={data.name}", "Give the folder of the dataset.")
     if data.download and data.name not in DOWNLOADABLE:
         right = ", ".join(DOWNLOADABLE)
@@ -39,6 +40,9 @@ def validate_data(config: RunConfig) -> None:
         raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
     _validate_size(config)
     validate_image_range(data.image_range)
+    if data.channels not in (None, 3) and reads_rgb(config):
+        constraint = "3 for a denoiser, latents, or a pretrained network"
+        raise config_error("data.channels", data.channels, constraint, "Gray images are read as RGB.")
     if data.repeat_factor_threshold and data.name not in WITH_MASK_FILES:
         raise config_error(
             "data.repeat_factor_threshold",
@@ -138,6 +142,11 @@ def needs_layout(config: RunConfig) -> bool:
     return config.task == "diffusion" and (
         diffusion.target == "mask" or diffusion.condition == "layout" or several_classes
     )
+
+
+def reads_rgb(config: RunConfig) -> bool:
+    """Whether the network reads RGB whatever the images are: a denoiser, a network of latents, a pretrained one."""
+    return config.task != "segmentation" or config.latent.vae is not None or config.model.pretrained is not None
 
 
 def image_size(config: RunConfig) -> list[int] | None:
