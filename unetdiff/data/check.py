@@ -17,6 +17,7 @@ from unetdiff.data.config import DataConfig, validate_image_range
 from unetdiff.data.depth import BitDepths
 from unetdiff.data.images import folder_files
 from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, raise_first_issue, size_issue, value_issue
+from unetdiff.data.labelled import unlabelled_files
 from unetdiff.data.parquet import read_table
 from unetdiff.data.regularization import read_regularization
 from unetdiff.data.threads import map_in_threads
@@ -32,7 +33,9 @@ QUICK_ROWS = 8
 
 
 def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Issue]:
-    """All issues of both splits (of all images, whatever `data.train_fraction`); [] for a clean dataset.
+    """All issues of both splits and of `data.unlabelled_root`; [] for a clean dataset.
+
+    All images are checked, whatever `data.train_fraction` and `data.label_fraction`.
 
     Args:
         config: the `data:` section.
@@ -44,7 +47,7 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
         UserError: the dataset cannot be listed (missing folder, split or class list).
     """
     validate_image_range(config.image_range)
-    config = replace(config, train_fraction=1.0)
+    config = replace(config, train_fraction=1.0, label_fraction=1.0)
     if config.name in ("voc", "voc_folder"):
         return _check_masked(config, masks, full, progress)
     if config.name == "image_folder":
@@ -92,6 +95,11 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
 
     for pair_issues in map_in_threads(examine, pairs, "check", progress):
         issues += pair_issues
+    if masks and (files := unlabelled_files(config)):
+        for file, image in _same_files(files, [pair.image for pair in val.pairs if pair.image.is_file()]):
+            found = "also an image of the validation split"
+            issues.append(Issue(str(file), found, str(image), "Remove it: the denoiser would have seen it."))
+        return issues + _image_issues(files, [], depths, progress)
     return issues + depths.issues()
 
 

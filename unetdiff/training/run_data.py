@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from unetdiff.config.validation.data import needs_layout
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
+from unetdiff.data.labelled import LabelledSampler
 from unetdiff.data.regularization import PairedDataset, PairedSampler
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
@@ -56,6 +58,7 @@ class RunData:
         train: the training split.
         val: the validation split.
         loaded_train, loaded_val: what batches are made of: the same, or with cached latents instead of images.
+        segmented: images of a step's batch that a joint run segments.
         repeat_factors: relative sampling frequency of each training image, (len(train),), or None.
     """
 
@@ -67,6 +70,7 @@ class RunData:
         self.train = build_dataset(config.data, "train", masks, layout)
         self.val = build_dataset(config.data, "val", masks, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
+        self.segmented = math.ceil(config.joint.segmentation_fraction * config.training.batch_size)
         threshold = config.data.repeat_factor_threshold if masks else None
         self.repeat_factors = repeat_factors(class_presence(self.train), threshold) if threshold else None
 
@@ -81,7 +85,8 @@ class RunData:
     ) -> Iterator[Batch]:
         """This process's batches of the optimizer steps `start` to `stop`, one per accumulated part.
 
-        With regularization images, a batch has as many of them, each after a training image.
+        With regularization images, a batch has as many of them, each after a training image. Where only some images
+        have masks, one of these is at every place that is segmented.
         """
         dataset, others = self.loaded_train, self.loaded_train.regularization
         steps = StepSampler(
@@ -97,7 +102,9 @@ class RunData:
             factors=self.repeat_factors,
             buckets=self.train.buckets,
         )
-        sampler: StepSampler | PairedSampler = steps
+        sampler: StepSampler | PairedSampler | LabelledSampler = steps
+        if self.train.labelled is not None:
+            sampler = LabelledSampler(steps, self.train.labelled, self.segmented)
         if others is not None:
             dataset, sampler = PairedDataset(dataset, others), PairedSampler(steps, len(others))
         loader: DataLoader[Batch] = DataLoader(
