@@ -80,7 +80,7 @@ def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -
     sized = config if masks else replace(config, size=config.size or [32, 32])
     splits: dict[str, VOCFolder] = {}
     for role in _roles():
-        built = build_dataset(sized, role, segmentation=masks)
+        built = build_dataset(replace(sized, unlabelled_root=None), role, segmentation=masks)
         assert isinstance(built, VOCFolder)
         splits[role] = built
     train, val = splits["train"], splits["val"]

@@ -57,7 +57,7 @@ class AgreementResults:
     kept: list[Kept] = field(default_factory=list)
     """Samples filtered by the segmenter, if requested."""
     classifier_accuracy: float | None = None
-    """Accuracy on real images of the classifier that judges those."""
+    """Accuracy on real images of the classifier that evaluates those."""
 
     @property
     def best_scale(self) -> float:

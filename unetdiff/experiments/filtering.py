@@ -1,7 +1,7 @@
 """Samples filtered by a segmenter: what an independent classifier says of those that it agrees with.
 
 A sample's score is the fraction of its foreground pixels that the segmenter gives the condition's class. Samples below
-a threshold are dropped; the others are judged by a classifier that had no part in that choice.
+a threshold are dropped; the others are classified by a network that had no part in that choice.
 """
 
 from __future__ import annotations
