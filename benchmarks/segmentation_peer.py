@@ -27,9 +27,9 @@ from tqdm import tqdm
 from suite.cases.images import normalize_imagenet
 from unetdiff.data.base import collate
 from unetdiff.data.config import AugmentConfig
+from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.transforms import Transform
-from unetdiff.data.voc import VOCFolder
 from unetdiff.segmentation.inference import resize_logits
 from unetdiff.segmentation.metrics import ConfusionMatrix
 

@@ -20,7 +20,8 @@ from unetdiff import SegmentationPipeline
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
-from unetdiff.data.voc import list_pairs, voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
+from unetdiff.data.masks.voc_lists import list_pairs
 from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.segmentation.palette import save_mask
 from unetdiff.training.checkpoints import model_directory

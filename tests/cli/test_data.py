@@ -30,7 +30,7 @@ def test_data_download_says_where_and_what_next(
     monkeypatch.setattr("unetdiff.data.download.download_voc", lambda root: root / "VOCdevkit" / "VOC2012")
     ids = tmp_path / "trainaug.txt"
     ids.write_text("a\nb\n")
-    monkeypatch.setattr("unetdiff.data.sbd.download_sbd", lambda root: ids)
+    monkeypatch.setattr("unetdiff.data.masks.sbd.download_sbd", lambda root: ids)
     assert main(["data", "download", "voc", "--root", "my data"]) == 0
     text = capsys.readouterr().out
     assert "VOC 2012 is in my data/VOCdevkit/VOC2012\n" in text

@@ -11,7 +11,7 @@ import yaml
 
 from unetdiff.config.help import options_help
 from unetdiff.config.reading import from_yaml, load, parse, to_yaml
-from unetdiff.config.schema import LEAVES, RunConfig, nearest_key
+from unetdiff.config.schema import KEYS, LEAVES, RunConfig, describe, nearest_key
 from unetdiff.errors import UserError
 
 
@@ -121,8 +121,7 @@ def test_unknown_keys_name_the_nearest(unknown: str, right: str, tmp_path: Path,
         (["--training.optimizer.lr=null"], "training.optimizer.lr=null: must be a number."),
         (
             ["--data.name", "scene"],
-            "data.name=scene: must be one of scenes, voc, voc_folder, image_folder, "
-            "captioned_folder, parquet, fashion_mnist, cifar10. Did you mean scenes?",
+            f"data.name=scene: must be {describe(KEYS['data.name'])}. Did you mean scenes?",
         ),
         (
             ["--model.heads.segmentation.num_classes", "x"],

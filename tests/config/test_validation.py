@@ -11,6 +11,7 @@ from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.run import validate
+from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_MASKS
 
 BASE = {"training.steps": 5, "model.conditioning.cross_attention_dim": 8}
 # (task, overrides, the message; the network's own messages: how they begin)
@@ -194,7 +195,7 @@ INVALID = [
     (
         "joint",
         {"data.unlabelled_root": "."},
-        "data.unlabelled_root=.: must be null with data.name=scenes. Only voc and voc_folder support it.",
+        "data.unlabelled_root=.: must be null with data.name=scenes. Only folders, voc, voc_folder support it.",
     ),
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
     (
@@ -260,7 +261,7 @@ INVALID = [
     (
         "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},
-        "data.name=fashion_mnist: must be a dataset with masks for task=segmentation: scenes, voc, voc_folder.",
+        f"data.name=fashion_mnist: must be a dataset with masks for task=segmentation: {', '.join(WITH_MASKS)}.",
     ),
     (
         "segmentation",
@@ -316,8 +317,7 @@ INVALID = [
     (
         "segmentation",
         {"data.num_classes": 4},
-        "data.num_classes=4: must be null with data.name=scenes. Only voc_folder needs it; other datasets know "
-        "their classes.",
+        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(WITH_ENCODINGS)} support it.",
     ),
     (
         "segmentation",

@@ -12,7 +12,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check, first_issue, require_clean
 from unetdiff.data.config import DataConfig
 from unetdiff.data.download import download_voc
-from unetdiff.data.sbd import download_sbd
+from unetdiff.data.masks.sbd import download_sbd
 from unetdiff.errors import UserError
 
 SaveMask = Callable[[Path, np.ndarray], None]
@@ -51,7 +51,7 @@ def test_every_fault_is_listed_with_file_value_and_remedy(voc_set: Path, make_ma
             ("train.txt", "a0"),
             ("val.txt", "ghost"),
             ("a0.png", "4, 99"),
-            ("a1.png", "mode RGB"),
+            ("a1.png", "mode RGB, 1 color"),
             ("a2.png", "50% of it is 255"),
             ("a3.png", "mask 40x20, image a3.jpg 40x30"),
             ("b0.jpg", next(p.value for p in issues if p.file.endswith("b0.jpg"))),
@@ -91,7 +91,7 @@ def test_every_fault_of_voc_and_its_trainaug_is_listed(net: Any, tmp_path: Path,
         assert {(Path(p.file).relative_to(voc).as_posix(), p.value) for p in issues} == {
             ("ImageSets/Segmentation/trainaug.txt", "2007_03"),
             ("SegmentationClassAug/2008_05.png", "21"),
-            ("SegmentationClassAug/2008_06.png", "mode RGB"),
+            ("SegmentationClassAug/2008_06.png", "mode RGB, 1 color"),
             ("SegmentationClassAug/2008_07.png", "25% of it is 255"),
             ("SegmentationClass/2007_02.png", "mask 16x20, image 2007_02.jpg 20x16"),
             ("JPEGImages/2007_03.jpg", next(p.value for p in issues if "truncated" in p.value)),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unetdiff.cli.main import main
-from unetdiff.data.voc import VOCFolder
+from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.experiments.runs import read_run
 from unetdiff.experiments.synthetic_dataset import SynthesisConfig, augment_layout, layout_miou
 from unetdiff.reports.record import Gallery, Table, read_record

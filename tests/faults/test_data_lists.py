@@ -24,8 +24,8 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check, require_clean
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.data.download import unpack
+from unetdiff.data.masks.voc_lists import list_pairs
 from unetdiff.data.scenes import Scenes
-from unetdiff.data.voc_lists import list_pairs
 from unetdiff.errors import FileError, UserError
 
 
@@ -107,9 +107,9 @@ def test_a14_two_files_of_one_id(voc: Path, folder: str, suffix: str) -> None:
 
 
 def test_a7_classes_given_in_python(voc: Path) -> None:
-    from unetdiff.data.voc import VOCFolder
+    from unetdiff.data.masks.voc import VOCFolder
 
-    with pytest.raises(FileError, match=r"classes\[2\]: class 'x' repeats that of classes\[1\]"):
+    with pytest.raises(FileError, match=r"class_names\[2\]: class 'x' repeats that of data.class_names\[1\]"):
         VOCFolder(voc, "train", classes=["a", "x", "x"])
 
 

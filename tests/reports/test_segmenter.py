@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.reports.segmenter import percent, write_segmenter_report
 from unetdiff.segmentation.evaluation import evaluate_segmenter
 from unetdiff.segmentation.palette import ERROR_COLOR, IGNORE_COLOR

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from unetdiff import UNet
 from unetdiff.data.base import ImageDataset, empty_palette
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.evaluation import evaluate_segmenter, network_logits
 from unetdiff.segmentation.inference import predict_masks

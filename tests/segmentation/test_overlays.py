@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.overlays import GAP, LINE, MARGIN, preview
 from unetdiff.segmentation.palette import ERROR_COLOR, IGNORE_COLOR

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unetdiff.data import scenes
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
     CORRECT_COLOR,

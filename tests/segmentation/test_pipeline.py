@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from unetdiff import SegmentationPipeline, UNet
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import predict_logits

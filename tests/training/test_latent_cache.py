@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.run import validate
-from unetdiff.data import images, voc
+from unetdiff.data import images
 from unetdiff.data.base import collate
 from unetdiff.data.cached_latents import CachedLatents
+from unetdiff.data.masks import dataset as masked
 from unetdiff.data.sampling import SampleKey
 from unetdiff.diffusion import latent_cache
 from unetdiff.errors import UserError
@@ -146,7 +147,7 @@ def test_masks_and_classes_stay(
     task, data, latents = cached(config)
     expected = collate([data.train[key] for key in KEYS])
     encoded = task.encode(expected)
-    monkeypatch.setattr(voc, "decode", lambda *_, **__: pytest.fail("decoded an image"))
+    monkeypatch.setattr(masked, "decode", lambda *_, **__: pytest.fail("decoded an image"))
     batch = collate([latents[key] for key in KEYS])
     torch.testing.assert_close(task.encode(batch), encoded, atol=2e-3, rtol=2e-3)
     assert batch.keys() - {"latents"} == expected.keys() - {"image"}

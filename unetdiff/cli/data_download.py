@@ -22,8 +22,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_strictly(argv)
 
     from unetdiff.data.download import download_voc
-    from unetdiff.data.sbd import download_sbd
-    from unetdiff.data.voc_lists import read_ids
+    from unetdiff.data.masks.sbd import download_sbd
+    from unetdiff.data.masks.voc_lists import read_ids
 
     root = shlex.quote(str(args.root))
     train = "unetdiff train segmentation configs/segmentation"

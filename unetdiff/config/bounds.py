@@ -110,6 +110,10 @@ BOUNDS: dict[str, Bound] = {
     "model.imported.num_class_embeds": at_least(1, 1_000_000),
     "model.imported.segmentation_kernel_size": at_least(1, 31),
     "data.num_classes": within(1, 255),
+    "data.val_fraction": within(0, 1, "Give e.g. 0.1.", open_low=True, open_high=True),
+    "data.split_seed": SEED,
+    "data.mask_values": at_least(0, 255),
+    "data.mask_colors": at_least(0, 255),
     "data.image_range": items(
         at_least(-(10**9)), "[black, white], two ascending numbers", "Give e.g. [0, 4095].", 2, 2
     ),
@@ -211,6 +215,9 @@ PATHS = (
     "model.pretrained",
     "model.encoder.weights",
     "data.root",
+    "data.images",
+    "data.masks",
+    "data.mask_colors",
     "data.regularization_root",
     "latent.vae",
     "latent.cache_dir",
@@ -225,6 +232,7 @@ NAMES = (
     "model.encoder.name",
     "data.train_split",
     "data.val_split",
+    "data.group_pattern",
     "data.regularization_prompt",
     "data.image_column",
     "data.label_column",
@@ -233,7 +241,11 @@ NAMES = (
 """Keys of other texts."""
 MAX_PATH, MAX_NAME = 4096, 255
 """Bytes of a path and of a name, as common systems have them."""
-MAX_ENTRIES = {"data.scenes.held_out_pairs": (0, 60, "pairs"), "training.lora.targets": (1, 60, "layer names")}
+MAX_ENTRIES = {
+    "data.class_names": (2, 254, "names"),
+    "data.scenes.held_out_pairs": (0, 60, "pairs"),
+    "training.lora.targets": (1, 60, "layer names"),
+}
 """Keys of lists of texts -> least and largest number of entries, and what these are."""
 
 
@@ -251,7 +263,7 @@ def check_bounds(values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if isinstance(value, str) and key in (*PATHS, *NAMES):
             check_text(key, value, MAX_PATH if key in PATHS else MAX_NAME)
-        elif key in MAX_ENTRIES:
+        elif key in MAX_ENTRIES and value is not None:
             low, high, what = MAX_ENTRIES[key]
             if not low <= len(value) <= high:
                 raise config_error(key, value, f"a list of {f'{low} to' if low else 'at most'} {high} {what}")
@@ -278,8 +290,11 @@ def check_text(key: str, value: str, max_bytes: int = MAX_PATH) -> None:
 
 def _check_numbers(key: str, value: Any, bound: Bound) -> None:
     if isinstance(value, dict):
-        for name, number in value.items():
-            if not bound.holds(number):
+        numbers = [
+            (name, number) for name, item in value.items() for number in (item if isinstance(item, list) else [item])
+        ]
+        for name, number in numbers:
+            if not isinstance(number, str) and not bound.holds(number):
                 raise config_error(f"{key}.{name}", number, bound.constraint(number), bound.remedy)
     elif isinstance(value, list):
         if not bound.min_items <= len(value) <= bound.max_items or not all(bound.holds(item) for item in value):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -82,7 +83,8 @@ def assign(config: RunConfig, key: str, value: Any, shown: Any = None, remedy: s
         owner = inner
     try:
         if isinstance(owner, dict):
-            owner[name] = typed(float, value)
+            keys, values = entry_types(key)
+            owner[typed(keys, from_word(keys, name))] = typed(values, value)
         else:
             setattr(owner, name, expanded(key, typed(KEYS[key], value)))
     except WrongType:
@@ -92,7 +94,7 @@ def assign(config: RunConfig, key: str, value: Any, shown: Any = None, remedy: s
 def type_error(key: str, value: Any, remedy: str = "") -> UserError:
     """The error for a value of the wrong type, with the nearest choice where the key has choices."""
     if key not in KEYS:  # an entry of a mapping
-        return config_error(key, value, "a number", remedy)
+        return config_error(key, value, describe(entry_types(key)[1]), remedy)
     near = difflib.get_close_matches(str(value), choices_of(key), n=1)
     hints = [f"Did you mean {near[0]}?"] if near else []
     if str in options_of(KEYS[key]) and isinstance(value, int | float | date):
@@ -100,9 +102,16 @@ def type_error(key: str, value: Any, remedy: str = "") -> UserError:
     return config_error(key, value, describe(KEYS[key]), " ".join([*hints, *([remedy] if remedy else [])]))
 
 
+def entry_types(key: str) -> tuple[Any, Any]:
+    """The types of the names and values of the mapping that a dotted key is an entry of."""
+    options = options_of(KEYS[key.rpartition(".")[0]])
+    names, values = next(typing.get_args(option) for option in options if typing.get_origin(option) is dict)
+    return names, values
+
+
 def _assign_word(config: RunConfig, key: str, word: str, adds: bool) -> None:
     """Set a key to a word of the command line; `adds`: append it to the key's list instead."""
-    hint = KEYS.get(key, float)
+    hint = KEYS[key] if key in KEYS else entry_types(key)[1]
     try:
         value = from_word(hint, word)
     except WrongType:
@@ -135,7 +144,9 @@ def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
         if not equals:
             bare = index == len(words) or words[index].startswith("--")
             if bare and KEYS.get(key) is not bool:
-                raise UserError(f"--{name}: must be followed by {describe(KEYS[key]) if key in KEYS else 'a number'}.")
+                raise UserError(
+                    f"--{name}: must be followed by {describe(KEYS[key] if key in KEYS else entry_types(key)[1])}."
+                )
             value = "true" if bare else words[index]
             index += not bare
         yield name, value

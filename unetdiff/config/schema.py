@@ -136,6 +136,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+_MANY: dict[Any, str] = {
+    int: "integers",
+    float: "numbers",
+    str: "strings",
+    list[int]: "lists of integers",
+    int | str: "integers or strings",
+}
+
+
 def describe(hint: Any) -> str:
     """A type hint in words: "one of a, b", "an integer or null"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -144,10 +153,10 @@ def describe(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(str(arg) for arg in args)
     if origin is list:
-        words = {int: "integers", float: "numbers", str: "strings"}
-        return "a list of " + (words[args[0]] if args[0] in words else describe(args[0]).removeprefix("one of "))
+        return "a list of " + (_MANY[args[0]] if args[0] in _MANY else describe(args[0]).removeprefix("one of "))
     if origin is dict:
-        return "a mapping of names to numbers"
+        names = "names" if args[0] is str else _MANY[args[0]]
+        return f"a mapping of {names} to {_MANY[args[1]]}"
     if isinstance(hint, type) and is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return "a section with " + ", ".join(f"{item.name} ({describe(hints[item.name])})" for item in fields(hint))

@@ -52,8 +52,8 @@ def typed(hint: Any, value: Any) -> Any:
             return word
     elif origin is list and isinstance(value, list | tuple):
         return [typed(args[0], item) for item in value]
-    elif origin is dict and isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: typed(args[1], item) for name, item in value.items()}
+    elif origin is dict and isinstance(value, Mapping):
+        return {typed(args[0], name): typed(args[1], item) for name, item in value.items()}
     elif isinstance(hint, type) and is_dataclass(hint):
         if isinstance(value, hint):
             return value
@@ -90,8 +90,10 @@ def from_word(hint: Any, word: str) -> Any:
         return [word]
     if word in [choice for option in options for choice in typing.get_args(option)]:
         return word
+    holds_mapping = any(typing.get_origin(option) is dict for option in options)
     try:
-        if str in options and not (int in options and word.isdecimal()):
+        is_number, is_mapping = int in options and word.isdecimal(), holds_mapping and word.startswith("{")
+        if str in options and not is_number and not is_mapping:
             if word in NULL and type(None) in options:
                 return None
             quoted = parse_yaml(word, "") if word[:1] in ("'", '"') else word

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from unetdiff.data import captions, images, parquet, voc
+from unetdiff.data import captions, images, parquet
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, DataConfig, validate_image_range
 from unetdiff.data.labelled import with_unlabelled
+from unetdiff.data.masks.build import READERS, build_reader
+from unetdiff.data.masks.dataset import MaskedImages
 from unetdiff.data.regularization import regularization_images
 from unetdiff.data.scenes import Scenes
 from unetdiff.data.subset import Subset, subset_indices
@@ -17,10 +19,6 @@ from unetdiff.errors import config_error
 
 Role = Literal["train", "val"]
 
-_WITH_MASKS: dict[str, Callable[[DataConfig, str, bool, Transform], ImageDataset]] = {
-    "voc": voc.voc,
-    "voc_folder": voc.voc_folder,
-}
 _WITHOUT_MASKS: dict[str, Callable[[DataConfig, str, Transform], ImageDataset]] = {
     "image_folder": images.image_folder,
     "captioned_folder": captions.captioned_folder,
@@ -67,15 +65,13 @@ def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bo
     if config.name in _WITHOUT_MASKS:
         if masks:
             purpose = "segmentation" if segmentation else "layouts"
-            raise config_error(
-                "data.name", config.name, f"a dataset with masks for {purpose}", "Use scenes, voc or voc_folder."
-            )
+            right = ", ".join(["scenes", *READERS])
+            raise config_error("data.name", config.name, f"a dataset with masks for {purpose}: {right}")
         return _WITHOUT_MASKS[config.name](config, split, transform)
-    if config.name not in _WITH_MASKS:
-        choices = ", ".join(["scenes", *_WITH_MASKS, *_WITHOUT_MASKS])
+    if config.name not in READERS:
+        choices = ", ".join(["scenes", *READERS, *_WITHOUT_MASKS])
         raise config_error("data.name", config.name, f"one of {choices}")
     if not segmentation and config.size is None:
         constraint = f"set with data.name={config.name}, whose images differ in size"
         raise config_error("data.size", None, constraint, "Give [height, width], e.g. [64, 64].")
-    name = config.train_split if split == "train" else config.val_split
-    return _WITH_MASKS[config.name](config, name, masks, transform)
+    return MaskedImages(build_reader(config, split, masks), masks, transform, config.image_range)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-VOC_LAYOUT = ("voc", "voc_folder")
-VARYING_SIZES = (*VOC_LAYOUT, "image_folder", "captioned_folder", "parquet")
+WITH_MASK_FILES = ("folders", "voc", "voc_folder")
+"""Datasets of the readers in `unetdiff.data.masks`."""
+WITH_ENCODINGS = ("folders", "voc_folder")
+"""Datasets whose masks may be stored in any way: data.mask_encoding, mask_values, mask_colors and class names."""
+WITH_VAL_FRACTION = ("folders",)
+"""Datasets that hold out data.val_fraction."""
+WITH_PATTERNS = ("folders",)
+"""Datasets of data.images and data.masks."""
+VARYING_SIZES = (*WITH_MASK_FILES, "image_folder", "captioned_folder", "parquet")
 """Datasets whose images may differ in size."""
 WITH_BUCKETS = ("image_folder", "captioned_folder")
 """Datasets whose images' sizes are read from the headers of files."""
-WITH_MASKS = ("scenes", *VOC_LAYOUT)
+WITH_MASKS = ("scenes", *WITH_MASK_FILES)
 WITH_LABELS = ("scenes", "image_folder", "parquet", "fashion_mnist", "cifar10")
 """One class per image ("label")."""
-WITH_CLASSES = (*WITH_LABELS, *VOC_LAYOUT)
+WITH_CLASSES = (*WITH_LABELS, *WITH_MASK_FILES)
 """Classes per image ("labels"): its one class, or those in its mask."""
 WITH_CAPTIONS = ("scenes", "captioned_folder", "parquet")
 """parquet: only with data.caption_column."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from unetdiff.console import progress_bar
 from unetdiff.data.build import build_dataset
@@ -16,14 +15,13 @@ from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig, validate_image_range
 from unetdiff.data.depth import BitDepths
 from unetdiff.data.images import folder_files
-from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, raise_first_issue, size_issue, value_issue
+from unetdiff.data.issues import BadFile, Issue, issue_of, raise_first_issue
 from unetdiff.data.labelled import unlabelled_files
+from unetdiff.data.masks.build import READERS, build_reader
+from unetdiff.data.masks.reader import MaskReader
 from unetdiff.data.parquet import read_table
 from unetdiff.data.regularization import read_regularization
 from unetdiff.data.threads import map_in_threads
-from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.data.voc import VOCFolder, read_indices, wrong_values
-from unetdiff.data.voc_lists import ImageMaskPair, split_file
 from unetdiff.errors import FileError
 from unetdiff.files.folders import size_of
 from unetdiff.files.writing import sha256_of
@@ -39,7 +37,7 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
 
     Args:
         config: the `data:` section.
-        masks: check the masks of a VOC-style dataset too (an unconditional denoiser needs none).
+        masks: check the masks of a dataset too (an unconditional denoiser needs none).
         full: decode every image; else read the header and end of a JPEG only, and decode it if these look wrong.
         progress: show a progress bar.
 
@@ -48,7 +46,7 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
     """
     validate_image_range(config.image_range)
     config = replace(config, train_fraction=1.0, label_fraction=1.0)
-    if config.name in ("voc", "voc_folder"):
+    if config.name in READERS:
         return _check_masked(config, masks, full, progress)
     if config.name == "image_folder":
         return _check_folder(config, full, progress)
@@ -77,84 +75,58 @@ def _roles() -> tuple[Literal["train", "val"], Literal["train", "val"]]:
 
 
 def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -> list[Issue]:
-    sized = config if masks else replace(config, size=config.size or [32, 32])
-    splits: dict[str, VOCFolder] = {}
-    for role in _roles():
-        built = build_dataset(replace(sized, unlabelled_root=None), role, segmentation=masks)
-        assert isinstance(built, VOCFolder)
-        splits[role] = built
-    train, val = splits["train"], splits["val"]
-    issues = list(_list_issues(train, val))
-    pairs = list({pair.name: pair for split in (train, val) for pair in split.pairs}.values())
-    count = len(train.classes) if masks else None
-
+    train, val = (build_reader(config, role, masks) for role in _roles())
+    issues = [*_list_issues(train, val, config), *dict.fromkeys([*train.issues(), *val.issues()])]
+    samples = {reader.names[i]: (reader, i) for reader in (train, val) for i in range(len(reader.names))}
     depths = BitDepths(config.image_range, full)
 
-    def examine(pair: ImageMaskPair) -> list[Issue]:
-        return _pair_issues(pair, count, depths, config.allow_binary_masks)
+    def examine(sample: tuple[MaskReader, int]) -> list[Issue]:
+        return _sample_issues(*sample, depths, masks)
 
-    for pair_issues in map_in_threads(examine, pairs, "check", progress):
-        issues += pair_issues
+    for sample_issues in map_in_threads(examine, list(samples.values()), "check", progress):
+        issues += sample_issues
     if masks and (files := unlabelled_files(config)):
-        for file, image in _same_files(files, [pair.image for pair in val.pairs if pair.image.is_file()]):
-            found = "also an image of the validation split"
-            issues.append(Issue(str(file), found, str(image), "Remove it: the denoiser would have seen it."))
-        return issues + _image_issues(files, [], depths, progress)
+        return issues + list(_seen_issues(files, val)) + _image_issues(files, [], depths, progress)
     return issues + depths.issues()
 
 
-def _list_issues(train: VOCFolder, val: VOCFolder) -> Iterator[Issue]:
-    """Ids that are in both splits, or twice in one."""
-    for split in (train, val):
-        names = [pair.name for pair in split.pairs]
-        repeated = sorted(name for name, n in Counter(names).items() if n > 1)
+def _seen_issues(files: list[Path], val: MaskReader) -> Iterator[Issue]:
+    """Images without masks that are also in the validation split."""
+    images = []
+    for index in range(len(val.names)):
+        with suppress(BadFile):
+            source, _ = val.image(index)
+            images += [source] if isinstance(source, Path) else []
+    for file, image in _same_files(files, images):
+        found = "also an image of the validation split"
+        yield Issue(str(file), found, str(image), "Remove it: the denoiser would have seen it.")
+
+
+def _list_issues(train: MaskReader, val: MaskReader, config: DataConfig) -> Iterator[Issue]:
+    """Names that are in both splits, or twice in one."""
+    for reader in (train, val):
+        repeated = sorted(name for name, n in Counter(reader.names).items() if n > 1)
         if repeated:
-            file = str(split_file(split.root, split.split))
-            yield Issue(
-                file, f"{len(repeated)} id(s) listed more than once", _first(repeated), "Keep one line of each."
-            )
-    shared = sorted({pair.name for pair in train.pairs} & {pair.name for pair in val.pairs})
+            message = f"{len(repeated)} id(s) listed more than once"
+            yield Issue(reader.place, message, _first(repeated), "Keep one line of each.")
+    shared = sorted(set(train.names) & set(val.names))
     if shared:
-        yield Issue(
-            str(split_file(train.root, train.split)),
-            f"{len(shared)} id(s) also in the split '{val.split}'",
-            _first(shared),
-            f"Remove them from {train.split}.txt: trained on, they inflate the metrics on '{val.split}'.",
+        remedy = (
+            f"Remove them from '{config.train_split}': trained on, they inflate the metrics on '{config.val_split}'."
         )
+        yield Issue(train.place, f"{len(shared)} id(s) also in the split '{config.val_split}'", _first(shared), remedy)
 
 
-def _pair_issues(pair: ImageMaskPair, num_classes: int | None, depths: BitDepths, allow_binary: bool) -> list[Issue]:
-    """Issues of an image and its mask; without `num_classes`, of the image only."""
-    if pair.ambiguous:
-        return [ambiguous_issue(pair.ambiguous)]
-    issues = []
-    size = None
+def _sample_issues(reader: MaskReader, index: int, depths: BitDepths, masks: bool) -> list[Issue]:
+    """Issues of an image, and of its mask if `masks`."""
+    issues, size = [], None
     try:
-        size = depths.image_size(pair.image)
+        size = depths.image_size(*reader.image(index))
     except BadFile as error:
-        issues.append(_issue_of(error))
-    if num_classes is None:
-        return issues
-    try:
-        values = read_indices(pair.mask)
-    except BadFile as error:
-        return [*issues, _issue_of(error)]
-    present = set(np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)).tolist())
-    wrong = wrong_values(values, num_classes)
-    if IGNORE_INDEX in present and present <= {0, IGNORE_INDEX} and not allow_binary:
-        issues.append(
-            Issue(
-                str(pair.mask),
-                f"a 0/{IGNORE_INDEX} mask, but {IGNORE_INDEX} is ignored in training",
-                f"{(values == IGNORE_INDEX).mean():.0%} of it is {IGNORE_INDEX}",
-                f"Write the class index instead of {IGNORE_INDEX}, or set data.allow_binary_masks=true to ignore it.",
-            )
-        )
-    elif wrong:
-        issues.append(value_issue(pair.mask, wrong, num_classes))
-    if size is not None and values.shape != size:
-        issues.append(size_issue(pair.image, pair.mask, size, values.shape))
-    return issues
+        issues.append(issue_of(error))
+    if masks:
+        issues += reader.mask_issues(index, size)
+    return list(dict.fromkeys(issues))  # several files of one name are reported for the image and for the mask
 
 
 def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
@@ -184,7 +156,7 @@ def _image_issues(
         try:
             depths.image_size(path)
         except BadFile as error:
-            return [_issue_of(error)]
+            return [issue_of(error)]
         return []
 
     for other, file in _same_files(train, val):
@@ -235,13 +207,8 @@ def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue
             try:
                 depths.image_size(*table.source(i))
             except BadFile as error:
-                issues.append(_issue_of(error))
+                issues.append(issue_of(error))
     return list(dict.fromkeys(issues)) + depths.issues()  # both splits may share a file
-
-
-def _issue_of(error: BadFile) -> Issue:
-    assert error.issue is not None
-    return error.issue
 
 
 def _first(names: list[str]) -> str:

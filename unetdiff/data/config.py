@@ -65,9 +65,18 @@ class DataConfig:
     """A dataset and its splits."""
 
     name: Literal[
-        "scenes", "voc", "voc_folder", "image_folder", "captioned_folder", "parquet", "fashion_mnist", "cifar10"
+        "scenes",
+        "folders",
+        "voc",
+        "voc_folder",
+        "image_folder",
+        "captioned_folder",
+        "parquet",
+        "fashion_mnist",
+        "cifar10",
     ] = "scenes"
-    """scenes (built-in), voc (PASCAL VOC 2012), voc_folder (any folder in VOC's layout),
+    """scenes (built-in), folders (any folder of images and of masks), voc (PASCAL VOC 2012), voc_folder (any folder in
+    VOC's layout),
     image_folder (one folder per class), captioned_folder (images and a metadata.jsonl with their captions),
     parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
     root: str | None = None
@@ -75,10 +84,32 @@ class DataConfig:
     download: bool = False
     """Download the dataset with torchvision (voc, fashion_mnist, cifar10)."""
     train_split: str = "train"
-    """Name of the training split: ImageSets/Segmentation/NAME.txt, a folder, or the name of parquet files. voc: train,
-    or trainaug (built by `unetdiff data download sbd`)."""
+    """Name of the training split: a list NAME.txt (voc: in ImageSets/Segmentation), a folder, or the name of parquet
+    files. voc: train, or trainaug (built by `unetdiff data download sbd`)."""
     val_split: str = "val"
-    """Validation split."""
+    """Validation split. folders: also a glob of names, e.g. "scene7_*"; all other images are for training."""
+    val_fraction: float | None = None
+    """folders: fraction of the training images that is held out for validation, drawn by split_seed; None: 0.1 where
+    no list and no folder gives a validation split."""
+    split_seed: int = 0
+    """Seed of the images that val_fraction draws."""
+    group_pattern: str | None = None
+    """folders: regular expression of what the names of one group share (its match, or its first parenthesis);
+    val_fraction holds out whole groups. E.g. "^[^_]+" for scene1_0001, scene1_0002: one scene is in one split."""
+    images: str | None = None
+    """folders: folder of the images in root, or a glob: "leftImg8bit/**/*_leftImg8bit.png"."""
+    masks: str | None = None
+    """folders: folder of the masks in root, or a glob: "gtFine/**/*_gtFine_labelIds.png". An image's mask is where the
+    wildcards match the same."""
+    mask_encoding: Literal["index", "binary"] = "index"
+    """Values of masks: index (of a class, 255 = ignore), or binary (0 background, 255 or 1 foreground)."""
+    mask_values: dict[int | str, int | str] | None = None
+    """Class of each stored value, instead of mask_encoding: {7: 0, 8: 1, "10-20": 2, else: ignore}."""
+    mask_colors: dict[str, list[int]] | str | None = None
+    """Color of each class, for masks in RGB: {road: [128, 64, 128], car: [64, 0, 128], void: [0, 0, 0]}, or a file in
+    root with lines such as "128 64 128 road". Colors named void or ignore are ignored."""
+    class_names: list[str] | None = None
+    """Names of the classes, that of index 0 first; None: the lines of classes.txt in root, or those of mask_colors."""
     regularization_root: str | None = None
     """captioned_folder: folder with images of the class that the training images are special ones of, for prior
     preservation (DreamBooth, Ruiz et al. 2023): each step has as many of them, weighted by diffusion.prior_weight. With
@@ -86,7 +117,7 @@ class DataConfig:
     regularization_prompt: str | None = None
     """Caption of all images of regularization_root, e.g. "a photo of a dog"; None: its metadata file has them."""
     num_classes: int | None = None
-    """voc_folder without classes.txt: number of classes, including background."""
+    """Number of classes, including background, where neither class_names nor classes.txt in root names them."""
     allow_binary_masks: bool = False
     """Accept masks with values 0 and 255 only, with 255 = ignore; an error by default, as 255 is often meant as
     foreground."""
@@ -121,7 +152,7 @@ class DataConfig:
     """joint: fraction of the training images whose masks are used (at least one image), drawn as by train_fraction; the
     diffusion head learns from all of them."""
     unlabelled_root: str | None = None
-    """joint, voc and voc_folder: folder of images without masks, with its subfolders, that the diffusion head learns
+    """joint, with masks in files: folder of images without masks, with its subfolders, that the diffusion head learns
     from in addition to the training split."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """Options of the built-in dataset."""

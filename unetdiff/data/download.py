@@ -12,8 +12,8 @@ from urllib.parse import urlparse
 from torchvision.datasets.utils import download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from unetdiff.data.voc_lists import list_pairs
-from unetdiff.data.voc_paths import SPLITS, VOC_FOLDER
+from unetdiff.data.masks.voc_lists import list_pairs
+from unetdiff.data.masks.voc_paths import SPLITS, VOC_FOLDER
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.archives import extract_archive
 from unetdiff.files.writing import make_folder, move, remove_tree

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unetdiff.data.masks.voc_paths import AUGMENTED_MASKS, VOC_FOLDER
 from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.data.voc_paths import AUGMENTED_MASKS, VOC_FOLDER
 from unetdiff.errors import FileError, printable
 from unetdiff.files.images import SUFFIXES
 
@@ -54,7 +54,13 @@ def raise_first_issue(issues: Sequence[Issue]) -> None:
         raise error
 
 
-def value_issue(path: Path, values: list[int], num_classes: int) -> Issue:
+def issue_of(error: BadFile) -> Issue:
+    """The issue of an error that was made of one."""
+    assert error.issue is not None
+    return error.issue
+
+
+def value_issue(path: Path | str, values: list[int], num_classes: int) -> Issue:
     """A mask with values that are not classes."""
     if len(values) > 20:
         remedy = "This looks like a gray or antialiased mask: convert it to class indices."

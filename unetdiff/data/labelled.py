@@ -72,7 +72,7 @@ def labelled_part(dataset: ImageDataset) -> ImageDataset:
 
 
 class WithUnlabelled(ImageDataset):
-    """A VOC-style split with masks at 0 to N - 1, and images without after it, whose masks are 255 = ignore."""
+    """A split with masks at 0 to N - 1, and images without after it, whose masks are 255 = ignore."""
 
     def __init__(self, dataset: ImageDataset, files: Sequence[Path], transform: Transform) -> None:
         self.dataset, self.files = dataset, list(files)

@@ -21,7 +21,7 @@ from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least, require_fraction
 from unetdiff.data.build import build_dataset
-from unetdiff.data.voc import VOCFolder
+from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.errors import UserError, config_error
 from unetdiff.experiments.runs import base_config, machine_info, seed_list, train_all, variant, yaml_configs
 from unetdiff.experiments.synthesis_report import SynthesisResults, synthesis_record

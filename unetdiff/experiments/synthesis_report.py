@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.data.sampling import evenly_spaced_indices
-from unetdiff.data.voc import VOCFolder
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.experiments.runs import aggregate, last_metric
 from unetdiff.experiments.synthetic_dataset import EXTENDED, LABELED, SYNTHETIC, SynthesisConfig

@@ -17,9 +17,9 @@ from torch import Tensor
 from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.hashing import generator_of
+from unetdiff.data.masks.voc import VOCFolder
+from unetdiff.data.masks.voc_paths import IMAGES, MASKS, SPLITS
 from unetdiff.data.transforms import resize_mask
-from unetdiff.data.voc import VOCFolder
-from unetdiff.data.voc_paths import IMAGES, MASKS, SPLITS
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.errors import FileError, UserError

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import is_there
 from unetdiff.files.records import read_object, write_json

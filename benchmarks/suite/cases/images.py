@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unetdiff.data.base import ImageDataset, classes_present, collate
+from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.voc import voc_colormap
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
 from unetdiff.training.tasks.base import Batch
 

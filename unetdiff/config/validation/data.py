@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.masks import validate_masks
 from unetdiff.data.bucket_sizes import bucket_sizes
 from unetdiff.data.capabilities import (
     DOWNLOADABLE,
     NATIVE_SIZE,
     VARYING_SIZES,
-    VOC_LAYOUT,
     WITH_BUCKETS,
     WITH_CAPTIONS,
+    WITH_MASK_FILES,
     WITH_MASKS,
 )
 from unetdiff.data.config import DataConfig, validate_image_range
@@ -32,20 +33,18 @@ def validate_data(config: RunConfig) -> None:
         raise config_error(
             "data.download", True, f"false with data.name={data.name}", f"Only {right} can be downloaded."
         )
-    if data.num_classes is not None and data.name != "voc_folder":
-        remedy = "Only voc_folder needs it; other datasets know their classes."
-        raise config_error("data.num_classes", data.num_classes, f"null with data.name={data.name}", remedy)
+    validate_masks(data)
     if data.caption_column is not None and (data.name not in WITH_CAPTIONS or data.name == "scenes"):
         remedy = "Only captioned_folder and parquet have caption columns."
         raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
     _validate_size(config)
     validate_image_range(data.image_range)
-    if data.repeat_factor_threshold and data.name not in VOC_LAYOUT:
+    if data.repeat_factor_threshold and data.name not in WITH_MASK_FILES:
         raise config_error(
             "data.repeat_factor_threshold",
             data.repeat_factor_threshold,
             f"0 with data.name={data.name}",
-            f"Only {' and '.join(VOC_LAYOUT)} support it.",
+            f"Only {', '.join(WITH_MASK_FILES)} support it.",
         )
     scale = data.augment.scale
     if scale is not None and scale[0] > scale[1]:
@@ -108,12 +107,13 @@ def _validate_unlabelled(config: RunConfig) -> None:
         remedy = "Use data.train_fraction." if config.task == "segmentation" else ""
         constraint = f"{default} with task={config.task}: a joint run's diffusion head learns without masks"
         raise config_error(key, value, constraint, remedy)
-    if data.unlabelled_root is not None and data.name not in VOC_LAYOUT:
-        raise config_error(key, value, f"null with data.name={data.name}", "Only voc and voc_folder support it.")
+    if data.unlabelled_root is not None and data.name not in WITH_MASK_FILES:
+        remedy = f"Only {', '.join(WITH_MASK_FILES)} support it."
+        raise config_error(key, value, f"null with data.name={data.name}", remedy)
     if config.joint.segmentation_fraction == 1:
         constraint = f"less than 1 with {key}={value}: the other images of a batch may have no mask"
         raise config_error("joint.segmentation_fraction", 1.0, constraint, "Give e.g. 0.25.")
-    from_masks = diffusion.condition == "class" and (data.name in VOC_LAYOUT or diffusion.max_classes > 1)
+    from_masks = diffusion.condition == "class" and (data.name in WITH_MASK_FILES or diffusion.max_classes > 1)
     if from_masks or (data.unlabelled_root is not None and diffusion.condition != "none"):
         constraint = f"none with {key}={value}, whose images have neither masks nor the condition"
         raise config_error("diffusion.condition", diffusion.condition, constraint)
@@ -125,8 +125,8 @@ def _validate_unlabelled(config: RunConfig) -> None:
 def _validate_size(config: RunConfig) -> None:
     data, task = config.data, config.task
     if data.longest_side is not None:
-        if data.name not in VOC_LAYOUT:
-            remedy = f"Only {' and '.join(VOC_LAYOUT)} support it."
+        if data.name not in WITH_MASK_FILES:
+            remedy = f"Only {', '.join(WITH_MASK_FILES)} support it."
             raise config_error("data.longest_side", data.longest_side, f"null with data.name={data.name}", remedy)
         if data.size is not None:
             raise config_error(

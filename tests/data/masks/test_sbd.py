@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from torchvision.datasets import SBDataset, VOCSegmentation
 
-from unetdiff.data import sbd as module
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
 from unetdiff.data.config import DataConfig
 from unetdiff.data.download import download_voc
-from unetdiff.data.sbd import download_sbd, read_mat, trainaug
-from unetdiff.data.voc import voc_colormap
+from unetdiff.data.masks import sbd as module
+from unetdiff.data.masks.classes import voc_colormap
+from unetdiff.data.masks.sbd import download_sbd, read_mat, trainaug
 from unetdiff.errors import UserError
 
 SaveMat = Callable[[Path, np.ndarray], None]

@@ -5,27 +5,16 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
-from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS
+from unetdiff.data.masks.pairs import ImageMaskPair
+from unetdiff.data.masks.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS
 from unetdiff.errors import FileError, config_error
 from unetdiff.files.folders import entries, files_in, inside
 from unetdiff.files.images import SUFFIXES
 from unetdiff.files.texts import read_lines
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-
-@dataclass(frozen=True)
-class ImageMaskPair:
-    """Paths of the image and the mask of one id of a split, whether or not they exist."""
-
-    name: str
-    image: Path
-    mask: Path
-    ambiguous: tuple[Path, ...] = ()
-    """Several images, or several masks, of this id; reading it is refused."""
 
 
 def list_pairs(root: Path, split: str) -> list[ImageMaskPair]:

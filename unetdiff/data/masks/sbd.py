@@ -21,9 +21,10 @@ from torchvision.datasets import SBDataset
 from unetdiff.console import progress_bar
 from unetdiff.data.download import Archive, fetch, unpack
 from unetdiff.data.issues import BadFile, Issue, first_values
-from unetdiff.data.voc import VOC_CLASSES, voc_colormap, wrong_values
-from unetdiff.data.voc_lists import list_pairs, read_ids
-from unetdiff.data.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER
+from unetdiff.data.masks.classes import VOC_CLASSES, voc_colormap
+from unetdiff.data.masks.encodings import wrong_values
+from unetdiff.data.masks.voc_lists import list_pairs, read_ids
+from unetdiff.data.masks.voc_paths import AUGMENTED_MASKS, AUGMENTED_SPLIT, IMAGES, MASKS, SPLITS, VOC_FOLDER
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import entries
 from unetdiff.files.images import save_image

@@ -12,8 +12,9 @@ from torchvision.datasets import VOCSegmentation
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig
+from unetdiff.data.masks.classes import VOC_CLASSES, voc_colormap
+from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.data.sampling import SampleKey
-from unetdiff.data.voc import VOC_CLASSES, VOCFolder, voc_colormap
 from unetdiff.errors import UserError
 
 SaveMask = Callable[[Path, np.ndarray], None]
