@@ -100,6 +100,7 @@ def test_data_check_of_captions(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"{tmp_path}/metadata.jsonl:2: caption missing",
         f"{tmp_path}/metadata.jsonl:3: image not found",
         f"{tmp_path}/metadata.jsonl:4: file_name 0.png repeated",
+        "note: 1 file(s) skipped, without a caption: 1 .png, e.g. " + f"{tmp_path}/2.png",
         f"captioned_folder in {tmp_path}: 3 problems found",
     ]
 

@@ -108,12 +108,17 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
     assert seen["segmentation/inference"] == {
         "tile": [16, 24],
         "overlap": 0.5,
+        "margin": 0,
         "flip": True,
         "scales": [1.0, 1.5],
         "batch_size": 8,
         "image_range": None,
     }
     assert seen["segmentation/nll"] != plain["segmentation/nll"]
+    assert "segmentation/v_rand" not in plain
+    scores = evaluated("--instances")
+    assert scores["segmentation/pixel_error"] == pytest.approx(1 - plain["segmentation/pixel_accuracy"])
+    assert 0 < scores["segmentation/v_rand"] <= 1 and 0 <= scores["segmentation/v_info"] <= 1
     report = (tmp_path / "report.html").read_text()
     assert "tiles, 4 views" in report and report.count('class="case"') == 4
     assert seen["segmentation/images"] == plain["segmentation/images"] == 4

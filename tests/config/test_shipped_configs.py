@@ -43,6 +43,7 @@ def test_all_configs_are_shipped() -> None:
         "joint/scenes",
         "joint/voc_latent",
         "segmentation/camvid_mobilenet_v2",
+        "segmentation/isbi_unet",
         "segmentation/scenes",
         "segmentation/voc_mobilenet_v2",
         "segmentation/voc_resnet50",
@@ -59,7 +60,8 @@ def test_the_reference_is_the_published_one() -> None:
     config.model.heads.segmentation = SegmentationHeadConfig(num_classes=21)
     unet = UNet(**{name: getattr(config.model, name) for name in ("encoder", "decoder", "heads")})
     assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(43.93, abs=0.005)
-    assert unet.encoder.scale.unique().tolist() == [0.5] and unet.encoder.shift.unique().tolist() == [0.5]  # [0, 1]
+    scale, shift = unet.encoder.normalization.scale, unet.encoder.normalization.shift
+    assert scale.unique().tolist() == [0.5] and shift.unique().tolist() == [0.5]  # [0, 1]
     assert config.segmentation.losses == {"cross_entropy": 1.0, "dice": 1.0}
     assert (given.epochs, given.optimizer.weight_decay, given.optimizer.max_grad_norm) == (50, 0, 0)
     assert given.optimizer.lr == given.optimizer.encoder_lr and not given.ema.enabled

@@ -36,7 +36,12 @@ INVALID = [
     ),
     ("segmentation", {"model.encoder.norm": "batch"}, "model.encoder.norm"),
     ("segmentation", {"model.encoder.padding": "valid"}, "model.encoder.padding"),
-    ("segmentation", {"model.in_channels": 1}, "model.in_channels=1: must be 3, as images are RGB."),
+    (
+        "segmentation",
+        {"model.in_channels": 1},
+        "model.in_channels=1: must be 3, its default. "
+        "The network's channels follow from the images; set data.channels to read them otherwise.",
+    ),
     ("diffusion", {"model.encoder.name": "classic", "model.encoder.padding": "valid"}, "model.encoder.padding"),
     ("joint", {"model.encoder.name": "resnet18", "model.encoder.norm": "batch"}, "model.encoder.norm"),
     ("joint", {"model.encoder.name": "resnet18", "model.decoder.norm": "batch"}, "model.decoder.norm"),

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from unetdiff.cli.main import main
-from unetdiff.config.reading import parse
+from unetdiff.config.reading import from_yaml, parse
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
@@ -30,7 +31,6 @@ from unetdiff.data.issues import BadFile
 from unetdiff.data.transforms import resize_image
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.inference import load_image
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.run_data import RunData
 
@@ -102,6 +102,17 @@ def images16(root: Path, low: int, high: int) -> None:
         save(path, Image.fromarray(np.linspace(low, high, 32 * 32).astype(np.uint16).reshape(SIZE)))
 
 
+def bands(path: Path, count: int, seed: int = 0) -> None:
+    """A TIFF of 12 bits per band."""
+    values = np.random.default_rng(seed).integers(100, 4000, (count, *SIZE), dtype=np.uint16)
+    tifffile.imwrite(path, values, photometric="minisblack", planarconfig="separate")
+
+
+def truncated_bands(path: Path) -> None:
+    bands(path, 4)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
 def run_data(root: Path, **data: Any) -> RunData:
     """What training reads, with its check."""
     overrides = {"data.name": "voc_folder", "data.root": str(root), **{f"data.{key}": v for key, v in data.items()}}
@@ -127,8 +138,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "c link to nothing": (lambda r: link(image(r), r / "none"), "file not found"),
     "c link to itself": (lambda r: link(image(r), image(r)), "file not found"),
     "c mask of one pixel": (lambda r: save(mask(r), Image.new("L", (1, 1))), "sizes differ"),
-    "a16 12 of 16 bits": (lambda r: images16(r, 660, 1553), "image_range=[0, 2047]"),
-    "a16 float": (lambda r: save(image(r), Image.new("F", SIZE, 3.0), "TIFF"), "values 3 to 3 of mode F have no fixed"),
+    "a16 four bands among RGB": (lambda r: bands(image(r), 4), "it has 4 channels, the dataset 3: set data.channels"),
+    "c truncated bands": (lambda r: truncated_bands(image(r)), "cannot be read"),
 }
 
 
@@ -191,6 +202,13 @@ GOOD: dict[str, Callable[[Path], object]] = {
     "a8 hidden files": hidden,
     "links of the user": elsewhere,
     "16 bits in full": lambda root: images16(root, 0, 65535),
+    "a16 12 of 16 bits": lambda root: images16(root, 660, 1553),
+    "a16 float": lambda root: save(image(root), Image.new("F", SIZE, 3.0), "TIFF"),
+    "a16 bmp": rgb("RGB", format="BMP"),
+    "a16 webp": rgb("RGB", format="WEBP"),
+    "a16 gif": rgb("P", format="GIF"),
+    "a16 rgba": rgb("RGBA"),
+    "a16 four bands": lambda root: [bands(root / f"JPEGImages/{name}.jpg", 4) for name in ("a0", "a1", "a2", "b0")],
 }
 
 
@@ -208,18 +226,20 @@ def test_a16_one_range_for_the_dataset(root: Path) -> None:
     """Values 660 to 1553 keep 5 gray values of 16 bits; a range of its own for each image would change brightness."""
     images16(root, 660, 1553)
     save(image(root, "a1"), Image.fromarray(np.full(SIZE, 700, np.uint16)))
-    with pytest.raises(
-        UserError, match=r"11 bits would keep 5 gray value.*values 660 to 1553.*image_range=\[0, 2047\]"
-    ):
-        run_data(root)
-    data = run_data(root, image_range=[0, 2047])
+    data = run_data(root)
+    limits = data.config.data.image_range
+    stored = np.concatenate([np.asarray(Image.open(image(root, name))).ravel() for name in IDS["train"]])
+    expected = np.percentile(stored, [0.1, 99.9])
+    assert limits is not None and limits == [np.floor(expected[0]), np.ceil(expected[1])]
+    assert data.config.data.channels == 1
     values = data.train[0]["image"]
-    assert len(values.unique()) == 112 and (int(values.min()), int(values.max())) == (82, 193)
-    assert data.train[1]["image"].unique().tolist() == [87]  # 700 is dark in every image
+    assert values.shape == (1, *SIZE) and len(values.unique()) > 200 and int(values.max()) == 255
+    dark = (700 - limits[0]) * 255 / (limits[1] - limits[0])
+    assert data.train[1]["image"].unique().tolist() == [round(dark)]  # 700 is dark in every image
     assert len(run_data(root, image_range=[0, 65535]).train[0]["image"].unique()) == 4  # the user insists
     with pytest.raises(UserError, match=r"all values are outside of data.image_range=\[2000, 3000\]"):
         run_data(root, image_range=[2000, 3000])
-    for limits in ([5, 5], [1], [0, float("nan")]):
+    for limits in ([5, 5], [1], [0, float("nan")], [0, 1, 1, 0]):
         with pytest.raises(UserError, match="data.image_range=.*two ascending numbers"):
             run_data(root, image_range=limits)
 
@@ -231,16 +251,27 @@ def test_a16_float_and_8_bit_images(tmp_path: Path) -> None:
     assert decode(tmp_path / "8.png", image_range=[0, 4095]).unique().tolist() == [7]
 
 
+def png16(values: np.ndarray) -> bytes:
+    """A PNG with colors of 16 bits, which Pillow cannot write; (H, W, 3 or 4)."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = (b"IHDR" + header, b"IDAT" + zlib.compress(rows), b"IEND")
+    parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
 def test_a16_color_images_of_16_bits(tmp_path: Path) -> None:
     """Pillow reads the upper byte of their values only."""
-    pixels = np.full((2, 2, 3), 1500, ">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    chunks = (b"IHDR" + struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0), b"IDAT" + zlib.compress(rows), b"IEND")
-    parts = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
-    for i in range(2):
-        (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
-    issues = check(DataConfig(name="image_folder", root=str(tmp_path)), progress=False)
-    assert any("16-bit color images are read by their upper 8 bits" in issue.message for issue in issues)
+    values = np.random.default_rng(0).integers(0, 4096, (5, 7, 3))
+    (tmp_path / "a.png").write_bytes(png16(values))
+    expected = np.rint(values * (255 / 4095)).transpose(2, 0, 1)
+    assert np.array_equal(decode(tmp_path / "a.png", image_range=[0, 4095]).numpy(), expected)
+    alpha = np.full((5, 7, 1), 65535)
+    (tmp_path / "b.png").write_bytes(png16(np.concatenate([values, alpha], axis=2)))
+    assert np.array_equal(decode(tmp_path / "b.png", image_range=[0, 4095]).numpy(), expected)
+    tifffile.imwrite(tmp_path / "c.tif", values.astype(np.uint16), photometric="rgb")
+    assert np.array_equal(decode(tmp_path / "c.tif", image_range=[0, 4095]).numpy(), expected)
 
 
 def test_c_an_error_in_a_loader_worker_is_one_line(root: Path) -> None:
@@ -273,16 +304,34 @@ def test_c_names_with_escape_codes_stay_off_the_terminal(root: Path, capsys: pyt
     assert "\x1b" not in output and r"x\x1b[31m.jpg: file not found" in output
 
 
-def test_a16_predict_uses_the_range_of_the_training(root: Path) -> None:
-    images16(root, 660, 1553)
-    words = ["train", "segmentation", "--data.name=voc_folder", f"--data.root={root}", "--data.image_range=[0, 2047]"]
-    words += ["--model.encoder.channels=[4,8]", "--training.steps=1", "--training.batch_size=3"]
-    assert main([*words, "--data.size=[32,32]", f"--training.output_dir={root.parent / 'run'}"]) == 0
-    pipeline = SegmentationPipeline.from_pretrained(root.parent / "run" / "latest")
-    assert pipeline.inference.image_range == [0, 2047]
-    pixels = decode(image(root), image_range=[0, 2047])
-    assert torch.equal(load_image(image(root), pipeline.inference.image_range), pixels)
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a16_predict_uses_the_range_and_channels_of_the_training(root: Path, channels: int) -> None:
+    """Microscopy of 12 bits and images of four bands: from files as they are to `predict`."""
+    if channels == 1:
+        images16(root, 660, 1553)
+    else:
+        for seed, path in enumerate(sorted((root / "JPEGImages").iterdir())):
+            bands(path, 4, seed)
+    run = root.parent / "run"
+    words = ["train", "segmentation", "--data.name=voc_folder", f"--data.root={root}", f"--training.output_dir={run}"]
+    words += ["--model.encoder.name=classic", "--model.encoder.channels=[4,8]", "--training.batch_size=3"]
+    assert main([*words, "--training.steps=1", "--data.size=[32,32]"]) == 0
+    config = from_yaml(run / "config.yaml")
+    pipeline = SegmentationPipeline.from_pretrained(run / "latest")
+    limits = pipeline.inference.image_range
+    assert limits is not None and limits == config.data.image_range and len(limits) == 2 * channels
+    assert pipeline.unet.config["in_channels"] == config.data.channels == channels
+    mean, std = config.model.encoder.mean, config.model.encoder.std
+    assert mean is not None and std is not None and len(mean) == len(std) == channels
+    train = [decode(image(root, name), image_range=limits, channels=channels) / 255 for name in IDS["train"]]
+    torch.testing.assert_close(torch.tensor(mean), torch.stack(train).mean(dim=(0, 2, 3)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.tensor(std), torch.stack(train).std(dim=(0, 2, 3)), atol=1e-3, rtol=0)
+    pixels = decode(image(root), image_range=limits, channels=channels)
+    assert torch.equal(pipeline.load_image(image(root)), pixels)
     options = [InferenceConfig(), InferenceConfig(image_range=[0, 65535])]
     own, other = (pipeline(image(root), return_logits=True, inference=option).logits for option in options)
     assert torch.equal(own, pipeline(pixels, return_logits=True).logits)  # type: ignore[arg-type]
     assert not torch.equal(own, other)  # type: ignore[arg-type]
+    assert main(["predict", str(run), str(image(root)), f"--output={root.parent / 'out'}"]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert main([*words, "--training.steps=2", "--data.size=[32,32]", "--training.resume=true"]) == 0

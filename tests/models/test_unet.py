@@ -391,3 +391,43 @@ class TestRefusals:
     def test_an_even_head_kernel(self) -> None:
         with pytest.raises(UserError, match="imported.segmentation_kernel_size=2: must be odd"):
             UNet(**TINY, heads={"segmentation": {"num_classes": 5}}, imported={"segmentation_kernel_size": 2})
+
+
+def test_mean_and_deviation_of_the_input() -> None:
+    """A network with mean and std computes what one without computes from normalized pixels."""
+    torch.manual_seed(0)
+    options = {"encoder": {"name": "classic", "channels": [4, 8]}, "heads": {"segmentation": {"num_classes": 2}}}
+    plain = UNet(in_channels=2, **options).eval()
+    options["encoder"] |= {"mean": [0.2, 0.7], "std": [0.1, 0.3]}
+    normalizing = UNet(in_channels=2, **options).eval()
+    normalizing.load_state_dict(plain.state_dict())
+    pixels = torch.rand(1, 2, 8, 8)
+    mean, std = torch.tensor([0.2, 0.7])[:, None, None], torch.tensor([0.1, 0.3])[:, None, None]
+    expected = plain.segment((pixels - mean) / std / 10)  # in [-1, 1], which segment() asks for
+    normalizing.encoder.normalization.scale /= 10
+    normalizing.encoder.normalization.shift /= 10
+    torch.testing.assert_close(normalizing.segment(2 * pixels - 1), expected)
+    for encoder, message in (
+        ({"mean": [0.5]}, "encoder.std=null: must be set with encoder.mean"),
+        ({"mean": [0.5], "std": [0.5]}, "encoder.mean=.*must be 2 values, one per channel"),
+        ({"name": "residual", "mean": [0.5], "std": [0.5]}, "null with encoder.name=residual"),
+    ):
+        with pytest.raises(UserError, match=message):
+            UNet(in_channels=2, encoder={"name": "classic", **encoder}, heads={"segmentation": {"num_classes": 2}})
+
+
+def test_dropout_at_the_end_of_the_contracting_path() -> None:
+    torch.manual_seed(0)
+    heads = {"segmentation": {"num_classes": 2}}
+    unet = UNet(encoder={"name": "classic", "channels": [4, 8, 16], "dropout": 0.5}, heads=heads)
+    dropouts = [name for name, module in unet.named_modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts == ["encoder.dropout", "mid_block.dropout"]
+    pixels = torch.rand(1, 3, 16, 16)
+    assert not torch.equal(unet.segment(pixels), unet.segment(pixels))
+    features = unet.features(pixels)
+    zeros = {name: float((value == 0).float().mean()) for name, value in features.items()}
+    assert zeros["encoder.1"] > 0.4 and zeros["mid_block"] > 0.4
+    unet.eval()
+    assert torch.equal(unet.segment(pixels), unet.segment(pixels))
+    with pytest.raises(UserError, match="encoder.dropout=0.5: must be 0 with encoder.name=resnet18"):
+        UNet(encoder={"name": "resnet18", "dropout": 0.5}, heads=heads)

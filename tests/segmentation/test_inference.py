@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from unetdiff import UNet
 from unetdiff.data.decoding import decode
+from unetdiff.data.transforms import to_model_range
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import (
@@ -120,7 +121,7 @@ def test_16_bit_grey_keeps_its_shades(tmp_path, suffix):
 def test_numbers_without_a_range_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "float.tif")
     for read in (load_image, decode):
-        with pytest.raises(UserError, match="float.tif: .*mode F have no fixed range: .*save it with 8 or 16 bits"):
+        with pytest.raises(UserError, match="float.tif: .*float32 have no fixed range: .*save it with 8 or 16 bits"):
             read(tmp_path / "float.tif")
 
 
@@ -220,3 +221,18 @@ def test_an_unpadded_network_answers_in_the_right_place(channels, size):
 def test_a_size_that_cannot_be_is_refused(unet):
     with pytest.raises(UserError, match="size"):
         predict_logits(unet, photo(32, 32), size=(0, 32))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": [36, 40]}, {"tile": [36, 40], "margin": 52}, {"margin": 24}])
+def test_tiles_of_an_unpadded_network_see_the_image_around_them(options):
+    """The overlap-tile strategy of 2015: a tile has the logits of the whole image, whose border is mirrored.
+
+    Tiles begin at multiples of 4, the stride of the network's max-pooling.
+    """
+    torch.manual_seed(0)
+    encoder = {"name": "classic", "channels": [4, 6, 8], "padding": "valid", "norm": "none"}
+    unet = UNet(encoder=encoder, heads={"segmentation": {"num_classes": 3}}).eval()
+    image = photo(72, 80)
+    whole = segment_whole(unet, to_model_range(image)[None])[0].detach()
+    logits = predict_logits(unet, image, options=InferenceConfig(overlap=0.0, **options))
+    torch.testing.assert_close(logits, whole, atol=1e-5, rtol=1e-4)

@@ -85,7 +85,7 @@ def test_refusals(mask):
         colorize(np.array([[0, 300]]), voc_colormap(21))
     with pytest.raises(UserError, match="size must be the"):
         overlay(np.zeros((3, 3, 3), np.uint8), mask, voc_colormap(21))
-    with pytest.raises(UserError, match=r"must be uint8 \(3, H, W\)"):
+    with pytest.raises(UserError, match=r"must be uint8 \(C, H, W\)"):
         overlay(torch.zeros(3, 9, 13), mask, voc_colormap(21))
 
 

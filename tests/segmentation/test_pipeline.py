@@ -79,6 +79,7 @@ def test_round_trip(pipeline, saved):
         "inference": {
             "tile": None,
             "overlap": 0.25,
+            "margin": 0,
             "flip": False,
             "scales": [1.0],
             "batch_size": 8,

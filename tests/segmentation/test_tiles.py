@@ -218,3 +218,21 @@ def test_a_large_image_is_given_out_from_the_top_while_it_is_worked_on() -> None
 def test_options_that_cannot_be_are_refused(options, says) -> None:
     with pytest.raises(UserError, match=says):
         next(tiled_logits(pixelwise, pixels(8, 8), InferenceConfig(**options)))
+
+
+@pytest.mark.parametrize(("tile", "margin"), [(None, 5), ([20, 24], 5), ([20, 24], 7)])
+def test_a_margin_of_the_receptive_field_gives_the_logits_of_the_mirrored_image(
+    convolution: nn.Module, tile: list[int] | None, margin: int
+) -> None:
+    """Overlap-tile strategy: no logit depends on where a tile ends, and none on zero padding."""
+    x = pixels(33, 47, 2)
+    expected = convolution(F.pad(x, [margin] * 4, mode="reflect"))[..., margin:-margin, margin:-margin]
+    for flip in (False, True):
+        config = InferenceConfig(tile=tile, overlap=0.0, margin=margin, flip=flip)
+        logits = segment_batch(convolution, x, config)
+        if flip:
+            mirrored = convolution(F.pad(x.flip(-1), [margin] * 4, mode="reflect"))[..., margin:-margin, margin:-margin]
+            both = (expected.softmax(1) + mirrored.flip(-1).softmax(1)) / 2
+            torch.testing.assert_close(logits.softmax(1), both, atol=1e-5, rtol=1e-4)
+        else:
+            torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-4)

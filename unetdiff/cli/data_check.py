@@ -25,13 +25,14 @@ def main(argv: Sequence[str]) -> int:
 
     from unetdiff.config.reading import parse
     from unetdiff.config.validation.data import needs_layout
-    from unetdiff.data.check import check
+    from unetdiff.data.check import examine
 
     config = parse(args.config, overrides)
     masks = (config.task != "diffusion" or needs_layout(config)) and not args.no_masks
-    issues = check(config.data, masks=masks, full=not args.quick)
-    for issue in issues:
-        print(issue)
+    report = examine(config.data, masks=masks, full=not args.quick)
+    issues = report.issues
+    for line in (*issues, *(printable(f"note: {note}") for note in report.notes)):
+        print(line)
     name = config.data.name if config.data.root is None else f"{config.data.name} in {config.data.root}"
     print(f"{printable(name)}: {len(issues) or 'no'} problem{'' if len(issues) == 1 else 's'} found")
     return 1 if issues else 0

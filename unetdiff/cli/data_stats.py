@@ -76,7 +76,23 @@ def count_both(config: RunConfig) -> dict[str, Any]:
     if captions:
         require_captions("data.name", data.name, data)
         _count_captions(config, stats)
+    stats["images"] = _image_facts(config, masks)
     return stats
+
+
+def _image_facts(config: RunConfig, masks: bool) -> dict[str, Any] | None:
+    """Channels, range, mean and deviation of the training images, as training reads them; None where an image cannot be
+    read, as `data check` says."""
+    from unetdiff.config.validation.data import reads_rgb
+    from unetdiff.data.build import build_dataset
+    from unetdiff.data.image_format import pixel_statistics, resolve_image_format
+
+    data = resolve_image_format(config.data, masks, only_rgb=reads_rgb(config))
+    try:
+        mean, std = pixel_statistics(build_dataset(data, "train", masks))
+    except UserError:
+        return None
+    return {"channels": len(mean), "image_range": data.image_range, "mean": mean, "std": std}
 
 
 def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
@@ -146,7 +162,15 @@ def table(stats: Mapping[str, Any]) -> str:
     facts += [[name, *(text(stats[role]) for role in SPLITS)] for name, text in rows.items()]
     if count := stats["train"].get("without_masks"):
         facts.insert(2, ["images without masks", f"{count:,}", ""])
-    return "\n".join([*lines, "", *aligned(facts, "<")])
+    images = [] if stats["images"] is None else ["", _image_line(stats["images"])]
+    return "\n".join([*lines, "", *aligned(facts, "<"), *images])
+
+
+def _image_line(images: Mapping[str, Any]) -> str:
+    numbers = [", ".join(f"{x:g}" for x in images[key]) for key in ("mean", "std")]
+    limits = images["image_range"]
+    depth = "8 bits" if limits is None else f"more than 8 bits, [{', '.join(f'{x:g}' for x in limits)}] is 0..255"
+    return f"images: {images['channels']} channel(s), {depth}; in [0, 1], mean {numbers[0]}, deviation {numbers[1]}"
 
 
 def _class_table(stats: Mapping[str, Any]) -> list[str]:

@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         config=config,
         inference=inference_options(args, saved_inference(model_directory(args.path))),
         num_worst=args.num_worst,
+        instances=args.instances,
     )
     output = evaluation.output
     if evaluation.segmentation is not None:
@@ -80,6 +81,11 @@ def build_parser() -> Parser:
     parser.add_argument("--output", type=Path, help="folder of the written files (default: PATH/evaluation-SPLIT)")
     parser.add_argument(
         "--num_worst", type=int, default=20, help="segmentation: worst images in the report; 0: none (default: 20)"
+    )
+    parser.add_argument(
+        "--instances",
+        action="store_true",
+        help="segmentation: pixel error, Rand and information scores of separate objects (the classes but the first)",
     )
     group = parser.add_argument_group("diffusion")
 

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set version; default: torch's")
     parser.add_argument(
-        "--preprocess", action="store_true", help="include preprocessing: the input is uint8 images (B, H, W, 3)"
+        "--preprocess", action="store_true", help="include preprocessing: the input is uint8 images (B, H, W, C)"
     )
     args = parser.parse_strictly(argv)
     if args.opset is not None and args.format != "onnx":
@@ -118,4 +118,5 @@ def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
         "palette": pipeline.palette.tolist(),
         "size": pipeline.size,
         "ignore_index": pipeline.ignore_index,
+        "image_range": pipeline.inference.image_range,
     }

@@ -18,7 +18,7 @@ MAX_TILE, MAX_SCALE, MAX_SCALES = 4096, 8, 16
 
 
 def add_inference(parser: Parser) -> None:
-    """Add --tile, --overlap, --flip and --scales; defaults are the model's own."""
+    """Add --tile, --overlap, --margin, --flip and --scales; defaults are the model's own."""
     group = parser.add_argument_group("inference (defaults: the model's segmentation.json)")
 
     def add(*words: str, **settings: Any) -> None:
@@ -26,6 +26,9 @@ def add_inference(parser: Parser) -> None:
 
     add("--tile", type=_tile, metavar="SIDE|H,W", help="size of overlapping tiles; 0: the whole image")
     add("--overlap", type=float, help="minimum overlap of tiles, as a fraction (0 to 0.9)")
+    add(
+        "--margin", type=int, help="pixels around each tile or image, mirrored beyond the border, that are seen as well"
+    )
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the horizontally flipped image")
     add("--scales", type=_numbers, metavar="A,B,...", help="average over scales of the image, e.g. 0.75,1,1.25")
 
@@ -35,7 +38,9 @@ def inference_options(args: argparse.Namespace, saved: InferenceConfig) -> Infer
     from unetdiff.segmentation.config import validate_inference
 
     options = vars(args)
-    names = [name for name in ("tile", "overlap", "flip", "scales", "batch_size") if options.get(name) is not None]
+    names = [
+        name for name in ("tile", "overlap", "margin", "flip", "scales", "batch_size") if options.get(name) is not None
+    ]
     changes: dict[str, Any] = {name: options[name] for name in names}
     if changes.get("tile") == [0, 0]:
         changes["tile"] = None

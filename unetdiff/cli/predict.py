@@ -139,14 +139,12 @@ def predict_images(
 ) -> None:
     """Save the prediction for each image, with its logits for `probabilities`; the messages of unreadable ones are
     added to `failed`."""
-    from unetdiff.segmentation.inference import load_image
-
     stems: deque[Path] = deque()
 
     def readable() -> Iterator[Any]:
         for source, stem in images:
             try:
-                image = load_image(source, pipeline.inference.image_range)  # (3, H, W)
+                image = pipeline.load_image(source)  # (C, H, W)
             except UserError as error:
                 failed.append(str(error))
                 bar.update()

@@ -165,7 +165,7 @@ def encoded(conditioner: Any, path: Path, size: tuple[int, int]) -> Any:
 
 def opened(path: Path) -> Any:
     """An image file, upright; a palette PNG stays indices."""
-    from unetdiff.data.decoding import upright
+    from unetdiff.data.raw_images import upright
 
     with open_image(path, remedy="Give an image.") as image:
         image.load()

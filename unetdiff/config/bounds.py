@@ -85,6 +85,11 @@ BOUNDS: dict[str, Bound] = {
         at_least(1, 16_384), "[height, width], or one number for both", "Give e.g. [64, 64].", 2, 2
     ),
     "model.encoder.channels": WIDTHS,
+    "model.encoder.mean": items(within(-1e6, 1e6), "a list with one number per channel", "Give e.g. [0.5].", 1, 64),
+    "model.encoder.std": items(
+        within(0, 1e6, open_low=True), "a list with one positive number per channel", "Give e.g. [0.25].", 1, 64
+    ),
+    "model.encoder.dropout": within(0, 1, "The 2015 network has 0.5.", open_high=True),
     "model.residual.layers_per_block": at_least(1, 32),
     "model.residual.norm_num_groups": at_least(1, 8192),
     "model.residual.dropout": within(0, 1, "Give e.g. 0.1.", open_high=True),
@@ -115,8 +120,9 @@ BOUNDS: dict[str, Bound] = {
     "data.mask_values": at_least(0, 255),
     "data.mask_colors": at_least(0, 255),
     "data.image_range": items(
-        at_least(-(10**9)), "[black, white], two ascending numbers", "Give e.g. [0, 4095].", 2, 2
+        within(-1e12, 1e12), "[black, white], two ascending numbers, or two per channel", "Give e.g. [0, 4095].", 2, 128
     ),
+    "data.channels": within(1, 64),
     "data.size": SIDES,
     "data.bucket_step": at_least(8, 1024),
     "data.longest_side": at_least(32, 16_384),
@@ -135,6 +141,7 @@ BOUNDS: dict[str, Bound] = {
         within(0.1, 10), "[smallest, largest], two factors from 0.1 to 10", "Give e.g. [0.5, 2.0].", 2, 2
     ),
     "data.augment.crop": SIDES,
+    "data.augment.elastic": within(0, 1000, "The 2015 paper has 10."),
     "data.augment.color": FRACTION,
     "segmentation.losses": at_least(0, 10**6),
     "segmentation.class_weights": items(
@@ -144,6 +151,9 @@ BOUNDS: dict[str, Bound] = {
     "segmentation.label_smoothing": within(0, 1, "Give e.g. 0.1.", open_high=True),
     "segmentation.ohem.threshold": FRACTION,
     "segmentation.ohem.min_fraction": FRACTION,
+    "segmentation.border_weights.w0": at_least(0, 10**6),
+    "segmentation.border_weights.sigma": within(0, 1000, "The 2015 paper has 5.", open_low=True),
+    "segmentation.border_weights.background": within(0, 254),
     "segmentation.ignore_index": within(0, 255, "Use 255."),
     "segmentation.timestep": at_least(0, 99_999),
     "segmentation.noise": FRACTION,

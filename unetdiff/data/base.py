@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ NO_LABEL = -1
 class ImageDataset(Dataset[dict[str, Any]], ABC):
     """A dataset of images with any of masks, labels and captions.
 
-    An item is a dict with "image", uint8 (3, H, W), and "name", and where the dataset has them
+    An item is a dict with "image", uint8 (`data.channels`, H, W), and "name", and where the dataset has them
     - "mask", uint8 (H, W): indices into `classes`, 255 = ignore;
     - "label", the class of the image, and "labels", the classes it contains (an ascending tuple without repetitions,
       possibly empty): indices into `labels`. Datasets with "label" or "mask" have "labels" too;
@@ -66,6 +67,10 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
     def release(self) -> None:  # noqa: B027
         """Free decoded images that the dataset keeps in memory; they are decoded again on access."""
+
+    def image_source(self, index: int) -> Path | bytes | None:
+        """The file of a sample's image, or its bytes; None for images that are not decoded from files."""
+        return None
 
     def image_hash(self, index: int) -> str:
         """A hash of a sample's image: of its file, which is not decoded, or of its pixels where there is none."""

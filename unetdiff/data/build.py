@@ -8,6 +8,7 @@ from typing import Literal
 from unetdiff.data import captions, images, parquet
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, DataConfig, validate_image_range
+from unetdiff.data.decoding import RGB
 from unetdiff.data.labelled import with_unlabelled
 from unetdiff.data.masks.build import READERS, build_reader
 from unetdiff.data.masks.dataset import MaskedImages
@@ -74,4 +75,5 @@ def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bo
     if not segmentation and config.size is None:
         constraint = f"set with data.name={config.name}, whose images differ in size"
         raise config_error("data.size", None, constraint, "Give [height, width], e.g. [64, 64].")
-    return MaskedImages(build_reader(config, split, masks), masks, transform, config.image_range)
+    reader = build_reader(config, split, masks)
+    return MaskedImages(reader, masks, transform, config.image_range, config.channels or RGB)

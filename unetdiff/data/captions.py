@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.images import ImageSource, holdout_indices, training_buckets
 from unetdiff.data.issues import Issue, raise_first_issue
 from unetdiff.data.roots import dataset_root, split_folders
@@ -63,7 +63,7 @@ def captioned_folder(config: DataConfig, role: str, transform: Transform) -> Ima
     files = [row.file for row in split.rows if row.file is not None]  # of all rows: one without is an issue
 
     def open_image(i: int) -> Tensor:
-        return decode(files[i], image_range=config.image_range)
+        return decode(files[i], image_range=config.image_range, channels=config.channels or RGB)
 
     return ImageSource(
         open_image,

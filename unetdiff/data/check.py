@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,9 @@ from unetdiff.console import progress_bar
 from unetdiff.data.build import build_dataset
 from unetdiff.data.captions import read_split
 from unetdiff.data.config import DataConfig, validate_image_range
-from unetdiff.data.depth import BitDepths
+from unetdiff.data.decoding import RGB
+from unetdiff.data.image_format import resolve_image_format
+from unetdiff.data.image_survey import ImageSurvey
 from unetdiff.data.images import folder_files
 from unetdiff.data.issues import BadFile, Issue, issue_of, raise_first_issue
 from unetdiff.data.labelled import unlabelled_files
@@ -23,17 +25,33 @@ from unetdiff.data.parquet import read_table
 from unetdiff.data.regularization import read_regularization
 from unetdiff.data.threads import map_in_threads
 from unetdiff.errors import FileError
-from unetdiff.files.folders import size_of
+from unetdiff.files.folders import files_in, size_of
+from unetdiff.files.images import SUFFIXES
 from unetdiff.files.writing import sha256_of
 
 QUICK_ROWS = 8
 """Rows of a parquet table of which a quick check decodes the image."""
 
 
-def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Issue]:
-    """All issues of both splits and of `data.unlabelled_root`; [] for a clean dataset.
+@dataclass(frozen=True)
+class CheckReport:
+    """The result of a check."""
 
-    All images are checked, whatever `data.train_fraction` and `data.label_fraction`.
+    issues: list[Issue]
+    """What must be corrected before training."""
+    notes: list[str]
+    """What is done with the images (alpha, ranges, further pages), and what is skipped, a line each."""
+
+
+def check(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> list[Issue]:
+    """The issues of `examine`."""
+    return examine(config, masks, full, progress).issues
+
+
+def examine(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> CheckReport:
+    """All issues of both splits and of `data.unlabelled_root`; none for a clean dataset.
+
+    All images are examined, whatever `data.train_fraction` and `data.label_fraction`.
 
     Args:
         config: the `data:` section.
@@ -45,18 +63,21 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
         UserError: the dataset cannot be listed (missing folder, split or class list).
     """
     validate_image_range(config.image_range)
-    config = replace(config, train_fraction=1.0, label_fraction=1.0)
+    config = resolve_image_format(replace(config, train_fraction=1.0, label_fraction=1.0), masks)
+    survey = ImageSurvey(config.image_range, config.channels or RGB, full)
     if config.name in READERS:
-        return _check_masked(config, masks, full, progress)
-    if config.name == "image_folder":
-        return _check_folder(config, full, progress)
-    if config.name == "captioned_folder":
-        return _check_captioned(config, full, progress)
-    if config.name == "parquet":
-        return _check_parquet(config, full, progress)
-    for split in _roles():  # scenes, fashion_mnist and cifar10 are read completely when built
-        build_dataset(config, split, segmentation=False)
-    return []
+        issues, skipped = _check_masked(config, masks, survey, progress)
+    elif config.name == "image_folder":
+        issues, skipped = _check_folder(config, survey, progress)
+    elif config.name == "captioned_folder":
+        issues, skipped = _check_captioned(config, survey, progress)
+    elif config.name == "parquet":
+        issues, skipped = _check_parquet(config, survey, progress)
+    else:
+        for split in _roles():  # scenes, fashion_mnist and cifar10 are read completely when built
+            build_dataset(config, split, segmentation=False)
+        issues, skipped = [], []
+    return CheckReport(issues + survey.issues(), survey.notes() + skipped)
 
 
 def first_issue(config: DataConfig, masks: bool = True) -> Issue | None:
@@ -74,20 +95,48 @@ def _roles() -> tuple[Literal["train", "val"], Literal["train", "val"]]:
     return "train", "val"
 
 
-def _check_masked(config: DataConfig, masks: bool, full: bool, progress: bool) -> list[Issue]:
+def _check_masked(
+    config: DataConfig, masks: bool, survey: ImageSurvey, progress: bool
+) -> tuple[list[Issue], list[str]]:
     train, val = (build_reader(config, role, masks) for role in _roles())
     issues = [*_list_issues(train, val, config), *dict.fromkeys([*train.issues(), *val.issues()])]
     samples = {reader.names[i]: (reader, i) for reader in (train, val) for i in range(len(reader.names))}
-    depths = BitDepths(config.image_range, full)
 
     def examine(sample: tuple[MaskReader, int]) -> list[Issue]:
-        return _sample_issues(*sample, depths, masks)
+        return _sample_issues(*sample, survey, masks)
 
     for sample_issues in map_in_threads(examine, list(samples.values()), "check", progress):
         issues += sample_issues
     if masks and (files := unlabelled_files(config)):
-        return issues + list(_seen_issues(files, val)) + _image_issues(files, [], depths, progress)
-    return issues + depths.issues()
+        issues += [*_seen_issues(files, val), *_image_issues(files, [], survey, progress)]
+    return issues, _unlisted(samples.values(), masks)
+
+
+def _unlisted(samples: Iterable[tuple[MaskReader, int]], masks: bool) -> list[str]:
+    """Files next to the images of both splits that are in neither, nor masks of theirs."""
+    listed: set[Path] = set()
+    folders: set[Path] = set()
+    for reader, index in samples:
+        try:
+            source, _ = reader.image(index)
+        except BadFile:
+            continue
+        if isinstance(source, Path):
+            listed.add(source)
+            folders.add(source.parent)
+        if masks:
+            listed.add(reader.mask_place(index))
+    others = [path for folder in sorted(folders) if folder.is_dir() for path in files_in(folder) if path not in listed]
+    return _skipped(others, "in no split")
+
+
+def _skipped(files: Sequence[Path], why: str = "not images by their suffix") -> list[str]:
+    """A note on files that are not read."""
+    if not files:
+        return []
+    counts = Counter(path.suffix.lower() or "no suffix" for path in files)
+    kinds = ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(5))
+    return [f"{len(files)} file(s) skipped, {why}: {kinds}, e.g. {min(files)}"]
 
 
 def _seen_issues(files: list[Path], val: MaskReader) -> Iterator[Issue]:
@@ -117,11 +166,11 @@ def _list_issues(train: MaskReader, val: MaskReader, config: DataConfig) -> Iter
         yield Issue(train.place, f"{len(shared)} id(s) also in the split '{config.val_split}'", _first(shared), remedy)
 
 
-def _sample_issues(reader: MaskReader, index: int, depths: BitDepths, masks: bool) -> list[Issue]:
+def _sample_issues(reader: MaskReader, index: int, survey: ImageSurvey, masks: bool) -> list[Issue]:
     """Issues of an image, and of its mask if `masks`."""
     issues, size = [], None
     try:
-        size = depths.image_size(*reader.image(index))
+        size = survey.image_size(*reader.image(index))
     except BadFile as error:
         issues.append(issue_of(error))
     if masks:
@@ -129,32 +178,38 @@ def _sample_issues(reader: MaskReader, index: int, depths: BitDepths, masks: boo
     return list(dict.fromkeys(issues))  # several files of one name are reported for the image and for the mask
 
 
-def _check_folder(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
+def _check_folder(config: DataConfig, survey: ImageSurvey, progress: bool) -> tuple[list[Issue], list[str]]:
     by_role = {}
     for role in _roles():
         files, _, chosen = folder_files(config, role)
         by_role[role] = [files[i][0] for i in chosen]
-    return _image_issues(by_role["train"], by_role["val"], BitDepths(config.image_range, full), progress)
+    issues = _image_issues(by_role["train"], by_role["val"], survey, progress)
+    folders = sorted({path.parent for files in by_role.values() for path in files})
+    others = [path for folder in folders for path in files_in(folder) if path.suffix.lower() not in SUFFIXES]
+    return issues, _skipped(others)
 
 
-def _check_captioned(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
+def _check_captioned(config: DataConfig, survey: ImageSurvey, progress: bool) -> tuple[list[Issue], list[str]]:
     splits = [read_split(config, role) for role in _roles()]
     train, val = ([row.file for row in split.rows if row.file is not None] for split in splits)
     # both splits may share a metadata file: report its issues once
     issues = list(dict.fromkeys(issue for split in splits for issue in split.issues))
     others, _, more = read_regularization(config)
-    return issues + more + _image_issues(train, val, BitDepths(config.image_range, full), progress, others)
+    listed = {*train, *val}
+    folders = sorted({path.parent for path in listed})
+    rest = [path for folder in folders if folder.is_dir() for path in files_in(folder, SUFFIXES) if path not in listed]
+    return issues + more + _image_issues(train, val, survey, progress, others), _skipped(rest, "without a caption")
 
 
 def _image_issues(
-    train: list[Path], val: list[Path], depths: BitDepths, progress: bool, others: Sequence[Path] = ()
+    train: list[Path], val: list[Path], survey: ImageSurvey, progress: bool, others: Sequence[Path] = ()
 ) -> list[Issue]:
     """Images that are in both splits or cannot be read; `others`: further images to read."""
     issues = []
 
     def examine(path: Path) -> list[Issue]:
         try:
-            depths.image_size(path)
+            survey.image_size(path)
         except BadFile as error:
             return [issue_of(error)]
         return []
@@ -163,7 +218,7 @@ def _image_issues(
         issues.append(Issue(str(file), "duplicate of a training image", str(other), "Remove one of the two."))
     for image_issues in map_in_threads(examine, [*train, *val, *others], "check", progress):
         issues += image_issues
-    return issues + depths.issues()
+    return issues
 
 
 def _same_files(train: list[Path], val: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -196,19 +251,21 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _check_parquet(config: DataConfig, full: bool, progress: bool) -> list[Issue]:
+def _check_parquet(config: DataConfig, survey: ImageSurvey, progress: bool) -> tuple[list[Issue], list[str]]:
     issues: list[Issue] = []
-    depths = BitDepths(config.image_range, full)
+    skipped = []
     for role in _roles():
         table = read_table(config, role)
         issues += table.issues
-        rows = range(len(table.rows)) if full else range(min(len(table.rows), QUICK_ROWS))
+        rows = range(len(table.rows)) if survey.full else range(min(len(table.rows), QUICK_ROWS))
+        if len(rows) < len(table.rows):
+            skipped.append(f"{len(table.rows) - len(rows)} image(s) of {role} not decoded")
         for i in progress_bar(rows, desc=f"check {role}", enabled=progress):
             try:
-                depths.image_size(*table.source(i))
+                survey.image_size(*table.source(i))
             except BadFile as error:
                 issues.append(issue_of(error))
-    return list(dict.fromkeys(issues)) + depths.issues()  # both splits may share a file
+    return list(dict.fromkeys(issues)), skipped  # both splits may share a file
 
 
 def _first(names: list[str]) -> str:

@@ -38,10 +38,20 @@ class AugmentConfig:
 
     flip: bool = False
     """Flip images horizontally with probability 0.5."""
+    vertical_flip: bool = False
+    """Flip images vertically with probability 0.5, for images without an up, as under a microscope or from above."""
+    rotate: bool = False
+    """Rotate images by a random multiple of 90 degrees; images that are not square, and are not cropped, by 180."""
+    elastic: float = 0.0
+    """Elastic deformation (Ronneberger et al. 2015, section 3.1): standard deviation, in pixels of the resized image,
+    of random displacements of a grid of 3 x 3 points, with bicubic interpolation between them; the paper has 10."""
     scale: list[float] | None = None
     """Strong: scale jitter, [smallest, largest] factor, e.g. [0.5, 2.0]."""
     crop: list[int] | None = None
-    """[height, width] of a random crop (masks padded with 255 = ignore); None: the whole image."""
+    """[height, width] of a random crop; None: the whole image."""
+    crop_padding: Literal["ignore", "mirror"] = "ignore"
+    """Around images smaller than the crop: ignore (the image's mean color, masks 255 = ignore), or the image and its
+    mask mirrored (Ronneberger et al. 2015, figure 2)."""
     random_crop: bool = False
     """Images without masks: crop to data.size at a random place, after resizing by the shorter side; false: the
     center."""
@@ -50,8 +60,11 @@ class AugmentConfig:
 
 
 def unbounded_augmentation(augment: AugmentConfig) -> str | None:
-    """The first key of `data.augment` that makes every view of an image different; None: flips at most."""
+    """The first key of `data.augment` that makes more of an image than its mirror image; None: there is none."""
     keys = {
+        "vertical_flip": augment.vertical_flip,
+        "rotate": augment.rotate,
+        "elastic": augment.elastic > 0,
         "crop": augment.crop is not None,
         "random_crop": augment.random_crop,
         "scale": augment.scale is not None,
@@ -129,7 +142,12 @@ class DataConfig:
     """Column of the caption in captioned_folder's metadata file (None: text) or in parquet (None: no captions)."""
     image_range: list[float] | None = None
     """[black, white]: the values of images with more than 8 bits per channel that become 0 and 255, e.g. [0, 4095] for
-    a 12-bit camera; values outside are clipped. None: [0, 65535]. 8-bit images are not changed."""
+    a 12-bit camera, or two numbers per channel, [black, white, black, white, ...]; values outside are clipped. None:
+    the 0.1 and 99.9 percentiles of the training images, kept with the model. 8-bit images are not changed."""
+    channels: int | None = None
+    """Channels of the images: 1 (gray), 3 (RGB), or the number of bands of a TIFF. None: those of the training images
+    (segmentation of pixels; else 3). Gray images are repeated as RGB, RGB images become gray, alpha is composited over
+    white (with 4: it is the fourth channel); any other image must have this number."""
     size: list[int] | None = None
     """[height, width] that images are resized to (masks of a segmentation task keep their size in validation);
     None: not resized."""
@@ -161,6 +179,10 @@ class DataConfig:
 
 
 def validate_image_range(limits: list[float] | None, key: str = "data.image_range") -> None:
-    """Check an `image_range`; UserError unless it is None or two ascending finite numbers."""
-    if limits is not None and not (len(limits) == 2 and -math.inf < limits[0] < limits[1] < math.inf):
-        raise config_error(key, limits, "[black, white], two ascending numbers", "Give e.g. [0, 4095].")
+    """Check an `image_range`; UserError unless it is None or pairs of two ascending finite numbers."""
+    if limits is None:
+        return
+    pairs = list(zip(limits[::2], limits[1::2], strict=False))
+    if not limits or len(limits) % 2 or not all(-math.inf < low < high < math.inf for low, high in pairs):
+        constraint = "[black, white], two ascending numbers, or two per channel"
+        raise config_error(key, limits, constraint, "Give e.g. [0, 4095].")

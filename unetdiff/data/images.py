@@ -19,7 +19,7 @@ from torchvision import datasets as tv
 from unetdiff.data.base import ImageDataset, empty_palette
 from unetdiff.data.buckets import Buckets
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode, read_sizes
+from unetdiff.data.decoding import RGB, decode, read_sizes
 from unetdiff.data.download import Archive, fetch
 from unetdiff.data.idx import read_idx
 from unetdiff.data.name_lists import distinct_names
@@ -148,6 +148,9 @@ class ImageSource(ImageDataset):
         self._cache.clear()
         self._bytes = 0
 
+    def image_source(self, index: int) -> Path | bytes | None:
+        return self.source(self.sample_index(index))
+
     def image_hash(self, index: int) -> str:
         source = self.source(self.sample_index(index))
         return sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
@@ -192,7 +195,7 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
     files, labels, chosen = folder_files(config, role)
 
     def open_image(i: int) -> Tensor:
-        return decode(files[chosen[i]][0], image_range=config.image_range)
+        return decode(files[chosen[i]][0], image_range=config.image_range, channels=config.channels or RGB)
 
     return ImageSource(
         open_image,

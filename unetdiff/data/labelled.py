@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.hashing import generator_of, hash_words
 from unetdiff.data.sampling import SampleKey, StepSampler
 from unetdiff.data.subset import Subset, subset_indices
@@ -61,7 +61,7 @@ def with_unlabelled(dataset: ImageDataset, config: DataConfig, transform: Transf
         return dataset
     labelled = subset_indices(count, config.label_fraction, config.train_fraction_seed)
     if files:
-        dataset = WithUnlabelled(dataset, files, transform)
+        dataset = WithUnlabelled(dataset, files, transform, config.channels or RGB)
     dataset.labelled = labelled
     return dataset
 
@@ -74,8 +74,8 @@ def labelled_part(dataset: ImageDataset) -> ImageDataset:
 class WithUnlabelled(ImageDataset):
     """A split with masks at 0 to N - 1, and images without after it, whose masks are 255 = ignore."""
 
-    def __init__(self, dataset: ImageDataset, files: Sequence[Path], transform: Transform) -> None:
-        self.dataset, self.files = dataset, list(files)
+    def __init__(self, dataset: ImageDataset, files: Sequence[Path], transform: Transform, channels: int = RGB) -> None:
+        self.dataset, self.files, self.channels = dataset, list(files), channels
         self.transform: Transform = transform
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
         self.image_range = dataset.image_range
@@ -91,7 +91,7 @@ class WithUnlabelled(ImageDataset):
         file = self._file(self.sample_index(key))
         if file is None:
             return self.dataset[key]
-        image = decode(file, image_range=self.image_range)
+        image = decode(file, image_range=self.image_range, channels=self.channels)
         image, mask = self.transform(image, torch.full(image.shape[1:], IGNORE_INDEX, dtype=torch.uint8), key)
         return {"image": image, "name": str(file), "mask": mask, "labels": ()}
 

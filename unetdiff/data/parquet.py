@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.captions import caption_issue, parquet_error, require_parquet
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.images import ImageSource, holdout_indices
 from unetdiff.data.issues import BadFile, Issue, raise_first_issue
 from unetdiff.data.name_lists import distinct_names
@@ -45,7 +45,9 @@ class Table:
     issues: list[Issue]
     """Rows without a class, or without a caption if there is a caption column."""
     image_range: list[float] | None = None
-    """See `unetdiff.data.decoding.rgb`."""
+    """See `unetdiff.data.decoding.to_uint8`."""
+    channels: int = RGB
+    """`data.channels`."""
 
     def title(self, i: int) -> str:
         """Name of a row."""
@@ -66,8 +68,8 @@ class Table:
             raise BadFile.from_issue(Issue(name, "image outside of the folder", cell["path"], remedy)) from None
 
     def image(self, i: int) -> Tensor:
-        """The image of a row, uint8 (3, H, W); BadFile if it cannot be read."""
-        return decode(*self.source(i), self.image_range)
+        """The image of a row, uint8 (channels, H, W); BadFile if it cannot be read."""
+        return decode(*self.source(i), self.image_range, self.channels)
 
 
 def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
@@ -129,8 +131,8 @@ def read_table(config: DataConfig, role: str) -> Table:
         rows = rows.select(chosen)
     if targets is not None:
         targets = [targets[i] for i in chosen]
-    column, image_range = config.image_column, config.image_range
-    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range)
+    column, image_range, channels = config.image_column, config.image_range, config.channels or RGB
+    return Table(rows, column, files[0], chosen, targets, labels, captions, issues, image_range, channels)
 
 
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:

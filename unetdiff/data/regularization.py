@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.captions import CAPTION_COLUMN, METADATA, read_metadata
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.hashing import hash_words
 from unetdiff.data.images import ImageSource
 from unetdiff.data.issues import Issue, raise_first_issue
@@ -73,7 +73,7 @@ def regularization_images(config: DataConfig, transform: Transform) -> ImageSour
     raise_first_issue(issues)
 
     def open_image(i: int) -> Any:
-        return decode(files[i], image_range=config.image_range)
+        return decode(files[i], image_range=config.image_range, channels=config.channels or RGB)
 
     return ImageSource(
         open_image, None, [], lambda i: str(files[i]), transform, config.size, captions, source=lambda i: files[i]

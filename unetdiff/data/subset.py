@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class Subset(ImageDataset):
 
     def release(self) -> None:
         self.dataset.release()
+
+    def image_source(self, index: int) -> Path | bytes | None:
+        return self.dataset.image_source(self.indices[self.sample_index(index)])
 
     def image_hash(self, index: int) -> str:
         return self.dataset.image_hash(self.indices[self.sample_index(index)])

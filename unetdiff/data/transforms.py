@@ -6,16 +6,15 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from unetdiff.data.config import AugmentConfig
+from unetdiff.data.geometry import IGNORE_INDEX, elastic, elastic_displacement, random_crop, rotate
 from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import config_error
-
-IGNORE_INDEX = 255
-"""Mask value of pixels that count in no loss and no metric; padding of masks."""
 
 Mask = TypeVar("Mask", Tensor, np.ndarray)
 
@@ -80,7 +79,7 @@ def _cover_size(image_size: tuple[int, ...], size: tuple[int, int]) -> tuple[int
 def resize_layout(
     image: Tensor, mask: Tensor, size: tuple[int, int] | None, longest_side: int | None
 ) -> tuple[Tensor, Tensor]:
-    """image uint8 (3, H, W) and mask uint8 (H, W) resized and cropped alike, aspect ratio kept.
+    """image uint8 (C, H, W) and mask uint8 (H, W) resized and cropped alike, aspect ratio kept.
 
     They are resized to `longest_side` and then to cover `size`, center-cropped, where these are not None.
     """
@@ -105,7 +104,7 @@ class EvalTransform:
         self.size, self.longest_side, self.layout = checked_size("data.size", size), longest_side, layout
 
     def __call__(self, image: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """image uint8 (3, H, W), mask uint8 (H, W) or None -> the same, resized."""
+        """image uint8 (C, H, W), mask uint8 (H, W) or None -> the same, resized."""
         if self.layout and mask is not None:
             return resize_layout(image, mask, self.size, self.longest_side)
         if self.longest_side is not None:
@@ -116,12 +115,12 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """Resize, scale jitter, random crop, flip, color jitter, in this order.
+    """Resize, scale jitter, elastic deformation, rotation, random crop, flips, color jitter, in this order.
 
     A pure function of the key's seed that leaves all global generators unchanged. `strong=False` disables scale and
-    color jitter; crop and flip stay. Crops larger than the image are padded with its mean color, masks with 255
-    (ignore). With scale jitter and no `crop`, the crop is `size`. With `random_crop`, the crop of an image without mask
-    to `size` is at a random place. `layout` as in `EvalTransform`.
+    color jitter; the others stay. Crops larger than the image are padded with its mean color, masks with 255 (ignore),
+    or both are mirrored. With scale jitter and no `crop`, the crop is `size`. With `random_crop`, the crop of an image
+    without mask to `size` is at a random place. `layout` as in `EvalTransform`.
 
     Raises:
         UserError: a size, crop, scale or color out of range, or scale jitter with neither crop nor size.
@@ -133,6 +132,8 @@ class TrainTransform:
         self.size, self.longest_side, self.layout = checked_size("data.size", size), longest_side, layout
         self.crop = checked_size("data.augment.crop", augment.crop)
         self.flip, self.random_crop = augment.flip, augment.random_crop
+        self.vertical_flip, self.rotate, self.elastic = augment.vertical_flip, augment.rotate, augment.elastic
+        self.mirrors = augment.crop_padding == "mirror"
         self.scale: tuple[float, float] | None = None
         if augment.scale is not None:
             if len(augment.scale) != 2 or not 0 < augment.scale[0] <= augment.scale[1]:
@@ -155,12 +156,13 @@ class TrainTransform:
             if augment.color > 0
             else None
         )
-        self.random = self.flip or self.crop is not None or self.jitter is not None or self.random_crop
+        moves = self.flip or self.vertical_flip or self.rotate or self.elastic > 0
+        self.random = moves or self.crop is not None or self.jitter is not None or self.random_crop
 
     def __call__(
         self, image: Tensor, mask: Tensor | None, seed: int, strong: bool, size: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """image uint8 (3, H, W), mask uint8 (H, W) or None -> both of one size.
+        """image uint8 (C, H, W), mask uint8 (H, W) or None -> both of one size.
 
         size: of an image without mask, instead of `size`: that of its bucket.
         """
@@ -178,21 +180,27 @@ class TrainTransform:
             if self.scale is not None and strong:
                 factor = float(torch.empty(()).uniform_(*self.scale))
             if mask is None and self.random_crop and size is not None:
-                image, _ = _random_crop(image, None, size)
+                image, _ = random_crop(image, None, size)
             elif mask is not None or size is None or factor != 1.0:
                 image, mask = self._resize(image, mask, factor)
+            if self.elastic:
+                image, mask = elastic(image, mask, elastic_displacement(image.shape[-2:], self.elastic))
+            if self.rotate:
+                image, mask = rotate(image, mask, turns_freely=self.crop is not None)
             if self.crop is not None:
-                image, mask = _random_crop(image, mask, self.crop)
-            if self.flip and bool(torch.rand(()) < 0.5):
-                image, mask = image.flip(-1), None if mask is None else mask.flip(-1)
+                image, mask = random_crop(image, mask, self.crop, self.mirrors)
+            for flips, dim in ((self.flip, -1), (self.vertical_flip, -2)):
+                if flips and bool(torch.rand(()) < 0.5):
+                    image, mask = image.flip(dim), None if mask is None else mask.flip(dim)
             if self.jitter is not None and strong:
-                image = self.jitter(image)
+                image = _by_channel(self.jitter, image)
         return image, mask
 
     @property
     def num_views(self) -> int | None:
         """Number of different images that augmentation makes of one: itself, and its mirror image; None: unbounded."""
-        if self.scale is not None or self.crop is not None or self.random_crop or self.jitter is not None:
+        moves = self.vertical_flip or self.rotate or self.elastic > 0
+        if moves or self.scale is not None or self.crop is not None or self.random_crop or self.jitter is not None:
             return None
         return 2 if self.flip else 1
 
@@ -224,7 +232,7 @@ class Transform:
     def __call__(
         self, image: Tensor, mask: Tensor | None, key: int | SampleKey, size: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """image uint8 (3, H, W), mask uint8 (H, W) or None, and the key that the sample was indexed with.
+        """image uint8 (C, H, W), mask uint8 (H, W) or None, and the key that the sample was indexed with.
 
         size: of an image without mask in training, instead of the configured one.
         """
@@ -242,19 +250,10 @@ def checked_size(key: str, size: list[int] | None) -> tuple[int, int] | None:
     return size[0], size[1]
 
 
-def _random_crop(image: Tensor, mask: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-    """A random window of `size` within the image, or around it where the image is smaller."""
-    offsets, padding = [], []
-    for length, crop in zip(image.shape[-2:], size, strict=True):
-        offset = int(torch.randint(abs(length - crop) + 1, ()))
-        before = offset if length < crop else 0
-        offsets.append(offset if length > crop else 0)
-        padding.append((before, max(0, crop - length) - before))
-    (top, bottom), (left, right) = padding
-    if top or bottom or left or right:
-        sides = [left, top, right, bottom]
-        mean = image.to(torch.float32).mean(dim=(-2, -1)).round().tolist()
-        image = F.pad_image(image, sides, fill=mean)
-        mask = None if mask is None else F.pad_mask(mask[None], sides, fill=IGNORE_INDEX)[0]
-    image = F.crop_image(image, *offsets, *size)
-    return image, None if mask is None else F.crop_mask(mask[None], *offsets, *size)[0]
+def _by_channel(jitter: v2.ColorJitter, image: Tensor) -> Tensor:
+    """Color jitter of an image uint8 (C, H, W) of any channels: those of other than gray and RGB images one by one,
+    with the same brightness and contrast."""
+    if image.shape[0] in (1, 3):
+        jittered: Tensor = jitter(image)
+        return jittered
+    return rearrange(jitter(rearrange(image, "c h w -> c 1 h w")), "c 1 h w -> c h w")

@@ -24,7 +24,10 @@ CPU_BATCH = 2  # 1.2x faster on CPUs, whose caches hold the maps of few images
 class PixelCodec:
     """x_0 is the image itself; see `LatentCodec` for the methods."""
 
-    channels, factor, bound = 3, 1, 1.0
+    factor, bound = 1, 1.0
+
+    def __init__(self, channels: int = 3) -> None:
+        self.channels = channels
 
     def grid(self, size: Size, key: str) -> Size:
         """The size itself."""

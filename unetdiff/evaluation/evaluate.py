@@ -29,6 +29,7 @@ from unetdiff.files.records import write_json
 from unetdiff.files.writing import file_errors, make_folder, require_writable
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
+from unetdiff.segmentation.instances import InstanceScores
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -70,6 +71,7 @@ def evaluate(
     config: EvaluationConfig | None = None,
     inference: InferenceConfig | None = None,
     num_worst: int = 20,
+    instances: bool = False,
 ) -> Evaluation:
     """Evaluate a run's best weights, or a model directory, and write metrics.json.
 
@@ -85,6 +87,7 @@ def evaluate(
         config: evaluation of the diffusion head.
         inference: inference of the segmentation head; None: that of its pipeline.
         num_worst: worst images kept for the report of a segmenter.
+        instances: also measure how well a segmenter keeps separate objects apart (`segmentation.instances`).
 
     Returns:
         The metrics, and what a report of the segmentation head needs. In metrics.json nan is null.
@@ -105,7 +108,8 @@ def evaluate(
     segmentation = None
     if run.segmentation is not None:
         options = inference or saved_inference(run.directory)
-        segmentation = _evaluate_segmentation(run, run.segmentation, split, options, num_worst)
+        scores = InstanceScores(ignore_index=run.config.segmentation.ignore_index) if instances else None
+        segmentation = _evaluate_segmentation(run, run.segmentation, split, options, num_worst, scores)
         metrics |= {f"segmentation/{name}": value for name, value in segmentation.evaluation.metrics().items()}
         if not options.is_whole_image:
             metrics["segmentation/inference"] = asdict(options)
@@ -120,11 +124,17 @@ def evaluate(
 
 
 def _evaluate_segmentation(
-    run: LoadedRun, task: SegmentationTask, split: str, inference: InferenceConfig, num_worst: int
+    run: LoadedRun,
+    task: SegmentationTask,
+    split: str,
+    inference: InferenceConfig,
+    num_worst: int,
+    instances: InstanceScores | None,
 ) -> SegmentationResult:
     original_data = replace(run.config.data, size=None, longest_side=None)
     images = run.images if original_data == run.config.data else split_of(original_data, split, run.masks)
-    evaluation = segmentation_metrics(task, images, run.config, inference, run.accelerator.mixed_precision, num_worst)
+    precision = run.accelerator.mixed_precision
+    evaluation = segmentation_metrics(task, images, run.config, inference, precision, num_worst, instances)
     conditions = {"model": str(run.directory), "dataset": run.config.data.name, "split": split}
     if not inference.is_whole_image:
         views = len(inference.views)
@@ -167,6 +177,7 @@ def segmentation_metrics(
     inference: InferenceConfig,
     precision: str,
     num_worst: int = 20,
+    instances: InstanceScores | None = None,
 ) -> SegmentationEvaluation:
     """Evaluate a task's network on images at their original size, each resized to data.size for the network only."""
     batch_size = config.training.eval_batch_size
@@ -178,6 +189,7 @@ def segmentation_metrics(
         num_worst,
         batch_size,
         partial(progress_bar, desc="evaluating", unit="batch"),
+        instances,
     )
 
 

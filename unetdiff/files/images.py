@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import warnings
@@ -64,6 +65,29 @@ def open_image(source: str | Path | bytes, name: str = "", remedy: str = "") -> 
     except DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileError.of(where, f"cannot be decoded ({reason})", remedy) from None
+
+
+def first_bytes(path: str | Path, count: int) -> bytes:
+    """The first bytes of a file, which say its format.
+
+    Raises:
+        FileError: missing, or not a regular file.
+    """
+    path = regular_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise FileError.from_os_error(path, error) from None
+
+
+def is_whole_jpeg(path: str | Path) -> bool:
+    """Whether a file begins as a JPEG and ends with the end-of-image marker."""
+    if first_bytes(path, 3) != b"\xff\xd8\xff":
+        return False
+    with Path(path).open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read(2) == b"\xff\xd9"
 
 
 def _too_large(where: str | Path, pixels: int, remedy: str) -> FileError:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from unetdiff.errors import as_yaml, config_error
 
 MAX_LEVELS = 16
+MAX_BANDS = 64
 MAX_CHANNELS = 1 << 16
 MAX_LAYERS = 64
 RANGES: dict[str, tuple[float, float]] = {
@@ -18,6 +19,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "sample_size": (1, MAX_CHANNELS),
     "encoder.channels": (1, MAX_CHANNELS),
     "residual.layers_per_block": (1, MAX_LAYERS),
+    "encoder.mean": (-1e6, 1e6),
+    "encoder.std": (1e-6, 1e6),
+    "encoder.dropout": (0, 1),
     "residual.norm_num_groups": (1, MAX_CHANNELS),
     "residual.dropout": (0, 1),
     "decoder.channels": (1, MAX_CHANNELS),
@@ -63,8 +67,9 @@ def require_valid(config: Any, prefix: str = "") -> None:
         low, high = RANGES.get(key, (-math.inf, math.inf))
         if key in RANGES and not all(low <= number <= high for number in numbers):
             raise config_error(key, _shown(value), f"in [{low}, {high}]")
-        if isinstance(value, list) and len(value) > MAX_LEVELS:
-            raise config_error(key, _shown(value), f"at most {MAX_LEVELS} values")
+        most = MAX_BANDS if key in ("encoder.mean", "encoder.std") else MAX_LEVELS
+        if isinstance(value, list) and len(value) > most:
+            raise config_error(key, _shown(value), f"at most {most} values")
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -17,6 +17,8 @@ PRETRAINED_ENCODERS = (
     "efficientnet_b0",
     "convnext_tiny",
 )
+TIMM_PREFIX = "timm/"
+"""Before the name of a network of timm, in `encoder.name`."""
 ENCODERS = (CLASSIC, RESIDUAL, *PRETRAINED_ENCODERS)
 STOCK_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
 """diffusers' U-Nets, as their config.json calls them."""
@@ -32,20 +34,30 @@ class EncoderConfig:
 
     name: str = RESIDUAL
     """classic (the 2015 network), residual (DDPM / Stable Diffusion blocks), or a pretrained encoder (a
-    torchvision classifier by its name)."""
+    torchvision classifier by its name, or timm/NAME: any network of timm with feature maps, e.g. timm/convnext_nano,
+    with the extra `timm`)."""
     channels: list[int] | None = None
     """Width of each level, full resolution first (classic, residual); None: 64, 128, 256, 512, and 1024 for
     classic."""
     weights: str | None = None
-    """Pretrained encoders only: "imagenet", the path of a safetensors file with torchvision's names, or None
-    (random initialization)."""
+    """Pretrained encoders only: "imagenet", the path of a safetensors file with torchvision's (or timm's) names, or
+    None (random initialization)."""
     norm: Norm | None = None
     """None: batch; with a diffusion head frozen (with weights) or group. residual: always group."""
     padding: Literal["same", "valid"] = "same"
     """classic only: "valid" is the paper's unpadded convolution, 572 x 572 in, 388 x 388 out."""
     statistics: Literal["imagenet", "none"] = "imagenet"
     """Pretrained encoders only: normalize pixels with ImageNet's mean and standard deviation, or map them to [0, 1]
-    ("none")."""
+    ("none"). Of no effect with mean and std."""
+    mean: list[float] | None = None
+    """classic and pretrained encoders: mean of each channel of the input, for pixels in [0, 1], which is subtracted.
+    None: as `statistics` says (classic: pixels in [-1, 1]). Training a segmenter without pretrained weights, or with
+    images of other than three channels, counts mean and std over the training images."""
+    std: list[float] | None = None
+    """Standard deviation of each channel, by which the input is divided; set with mean."""
+    dropout: float = 0.0
+    """classic only: dropout at the end of the contracting path, after its last two levels (Ronneberger et al. 2015,
+    section 3.1, whose network has 0.5)."""
 
 
 @dataclass

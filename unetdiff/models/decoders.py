@@ -26,16 +26,20 @@ class PyramidMidBlock(nn.Module):
         padding: str,
         time_dim: int | None,
         attention: AttentionPlan,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.block = DoubleConv(*channels, norm, padding, time_dim) if channels else None
         self.attention = attention.block(level, channels[1]) if channels else None
+        self.dropout = nn.Dropout(dropout) if dropout else None
 
     def forward(self, h: Tensor, state: ForwardState) -> Tensor:
         if self.block is not None:
             h = state.run(self.block, h, state.temb)
         if self.attention is not None:
             h = state.attend(self.attention, h)
+        if self.dropout is not None:
+            h = self.dropout(h)
         return state.record("mid_block", h)
 
 
@@ -242,7 +246,7 @@ def build_mid_block_and_decoder(
     channels, norm, padding = config.encoder.channels or [], config.encoder.norm or "group", config.encoder.padding
     bottom = (channels[-2], channels[-1]) if config.encoder.name == CLASSIC else None
     return (
-        PyramidMidBlock(bottom, encoder.out_level, norm, padding, time_dim, attention),
+        PyramidMidBlock(bottom, encoder.out_level, norm, padding, time_dim, attention, config.encoder.dropout),
         PyramidDecoder(config, _deepest_width(config, encoder), encoder, time_dim, attention),
     )
 

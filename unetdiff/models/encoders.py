@@ -8,17 +8,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from unetdiff.models.attention_plan import AttentionPlan, LevelAttention
 from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, replace_batch_norm
-from unetdiff.models.config import CLASSIC, RESIDUAL, ModelConfig
+from unetdiff.models.config import CLASSIC, RESIDUAL, TIMM_PREFIX, ModelConfig
 from unetdiff.models.embeddings import TimeModulation
 from unetdiff.models.forward_state import ForwardState
-from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder, widen_stem
+from unetdiff.models.input_normalization import RGB, InputNormalization, image_channels, pretrained_normalization
+from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder, replace_stem
+from unetdiff.models.timm_encoder import TimmEncoder
 
 Skips = list[Tensor]
 
@@ -63,6 +64,8 @@ class ClassicEncoder(nn.Module):
             in_channels = width
         self.skips = list(enumerate(channels[:-1]))
         self.out_level, self.out_channels = len(channels) - 1, channels[-2]
+        self.normalization = InputNormalization.of(config)
+        self.dropout = nn.Dropout(config.encoder.dropout) if config.encoder.dropout else None
 
     @property
     def lost_unpadded(self) -> int:
@@ -81,9 +84,13 @@ class ClassicEncoder(nn.Module):
 
     def forward(self, x: Tensor, state: ForwardState) -> tuple[Skips, Tensor]:
         skips: Skips = []
+        if self.normalization is not None:
+            x = self.normalization(x)
         for level, block in enumerate(self.levels):
             x = state.run(block, x, state.temb)  # (B, C, H / 2^level, W / 2^level)
             x = self.attentions(level, x, state)
+            if self.dropout is not None and level == self.out_level - 1:
+                x = self.dropout(x)
             skips.append(state.record(f"encoder.{level}", x))
             x = F.max_pool2d(x, 2)
         return skips, x
@@ -101,20 +108,12 @@ class PretrainedEncoder(nn.Module):
         super().__init__()
         encoder = config.encoder
         self.model = load_pretrained_encoder(encoder.name, encoder.weights)
-        if in_channels != 3:
-            widen_stem(self.model, in_channels, pretrained=encoder.weights is not None)
+        if in_channels != RGB:
+            images = image_channels(config)
+            replace_stem(self.model, images, in_channels - images, pretrained=encoder.weights is not None)
         if encoder.norm in ("frozen", "group"):
             replace_batch_norm(self.model, encoder.norm)
-        imagenet = encoder.statistics == "imagenet"
-        mean, std = (IMAGENET_MEAN, IMAGENET_STD) if imagenet else ((0.0,) * 3, (1.0,) * 3)
-        # pixels p in [-1, 1]: ((p + 1) / 2 - mean) / std; further channels are not normalized
-        scale = torch.tensor([0.5 / s for s in std] + [1.0] * (in_channels - 3))
-        shift = torch.tensor([(0.5 - m) / s for m, s in zip(mean, std, strict=True)] + [0.0] * (in_channels - 3))
-        self.scale: Tensor
-        self.shift: Tensor
-        self.register_buffer("scale", scale[:in_channels, None, None], persistent=False)
-        self.register_buffer("shift", shift[:in_channels, None, None], persistent=False)
-
+        self.normalization = pretrained_normalization(config, IMAGENET_MEAN, IMAGENET_STD)
         self.times, self.attentions = nn.ModuleDict(), LevelAttention()
         self.block_names: list[list[str]] = []  # by level, finest first
         self.skips: list[tuple[int, int]] = []
@@ -134,7 +133,7 @@ class PretrainedEncoder(nn.Module):
         return [self.model.get_submodule(name) for names in self.block_names[:count] for name in names]
 
     def forward(self, x: Tensor, state: ForwardState) -> tuple[Skips, Tensor]:
-        x = x * self.scale + self.shift
+        x = self.normalization(x)
         maps: Skips = []
         levels = [*[level for level, _ in self.skips], self.out_level]
         for level, names in zip(levels, self.block_names, strict=True):
@@ -244,11 +243,13 @@ def resnet_block(
 
 def build_encoder(
     config: ModelConfig, time_dim: int | None, attention: AttentionPlan
-) -> ClassicEncoder | PretrainedEncoder | ResidualEncoder:
+) -> ClassicEncoder | PretrainedEncoder | ResidualEncoder | TimmEncoder:
     """The encoder of a resolved config."""
     in_channels = config.in_channels * config.patch_size**2
     if config.encoder.name == CLASSIC:
         return ClassicEncoder(config, in_channels, time_dim, attention)
     if config.encoder.name == RESIDUAL:
         return ResidualEncoder(config, in_channels, time_dim, attention)
+    if config.encoder.name.startswith(TIMM_PREFIX):
+        return TimmEncoder(config, in_channels, time_dim, attention)
     return PretrainedEncoder(config, in_channels, time_dim, attention)

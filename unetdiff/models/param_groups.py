@@ -7,6 +7,7 @@ from torch import nn
 from unetdiff.models.decoders import PyramidDecoder, ResidualDecoder
 from unetdiff.models.encoders import ClassicEncoder, PretrainedEncoder, ResidualEncoder
 from unetdiff.models.param_counts import is_conditioning
+from unetdiff.models.timm_encoder import TimmEncoder
 from unetdiff.models.unet import UNet
 
 MID_BLOCK, CONDITIONING = "mid_block", "conditioning"
@@ -17,8 +18,9 @@ def parameters_by_level(unet: UNet) -> dict[str, dict[str, nn.Parameter]]:
 
     The groups are "encoder.0" (full resolution) and deeper, "mid_block", "decoder.K" down to "decoder.0", and
     "conditioning" (as in `UNet.parameter_counts`): the embeddings of timestep and condition and their projections in
-    the blocks. Maps of `UNet.features` have the same names, in residual networks followed by the number of the block
-    ("encoder.0.1"). Groups without parameters are left out, and so are levels of which each head has its own.
+    the blocks. An encoder of timm is one block, and counted at its deepest level. Maps of `UNet.features` have the same
+    names, in residual networks followed by the number of the block ("encoder.0.1"). Groups without parameters are left
+    out, and so are levels of which each head has its own.
     """
     own = {id(parameter) for parameter in unet.unshared_parameters()}
     starts = {**_encoder(unet.encoder), "mid_block.": MID_BLOCK, **_decoder(unet.decoder)}
@@ -41,6 +43,10 @@ def _encoder(encoder: nn.Module) -> dict[str, str]:
     if isinstance(encoder, ClassicEncoder):
         kinds = ("levels", "attentions")
         return {f"encoder.{kind}.{level}.": f"encoder.{level}" for level in range(encoder.out_level) for kind in kinds}
+    if isinstance(encoder, TimmEncoder):
+        levels = [*[level for level, _ in encoder.skips], encoder.out_level]
+        attentions = {f"encoder.attentions.{level}.": f"encoder.{level}" for level in levels}
+        return {"encoder.model.": f"encoder.{encoder.out_level}", **attentions}
     assert isinstance(encoder, PretrainedEncoder)
     starts: dict[str, str] = {}
     for level, names in zip(

@@ -105,25 +105,39 @@ def _block_names(module: nn.Module, prefix: str) -> Iterator[str]:
             yield path
 
 
-def widen_stem(model: nn.Module, in_channels: int, pretrained: bool) -> None:
-    """Give the first convolution `in_channels` inputs; if pretrained, the first three keep their weights."""
+def replace_stem(model: nn.Module, images: int, further: int, pretrained: bool) -> None:
+    """Give the first convolution of an RGB network `images` + `further` input channels.
+
+    The filters of an image of other than three channels are those of RGB: their sum for one (a gray image gives what it
+    gave as RGB), else repeated and scaled by 3 / `images`, as in timm and segmentation_models_pytorch. The filters of
+    further channels, a denoiser's condition, are zero. Without pretrained weights, all are random.
+    """
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, nn.Conv2d):
                 new = nn.Conv2d(
-                    in_channels,
+                    images + further,
                     child.out_channels,
                     child.kernel_size,  # type: ignore[arg-type]
                     child.stride,  # type: ignore[arg-type]
                     child.padding,  # type: ignore[arg-type]
                     bias=child.bias is not None,
                 )
-                with torch.no_grad():
-                    if pretrained:
+                if pretrained:
+                    with torch.no_grad():
                         new.weight.zero_()
-                        shared = min(3, in_channels)
-                        new.weight[:, :shared] = child.weight[:, :shared]
+                        new.weight[:, :images] = adapt_filters(child.weight, images)
                         if child.bias is not None and new.bias is not None:
                             new.bias.copy_(child.bias)
                 setattr(module, name, new)
                 return
+
+
+def adapt_filters(weight: Tensor, channels: int) -> Tensor:
+    """RGB filters (O, 3, k, k) for images of other channels, (O, channels, k, k), as `replace_stem` describes."""
+    if channels == 3:
+        return weight
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeated = weight.repeat(1, (channels + 2) // 3, 1, 1)[:, :channels]
+    return repeated * (3 / channels)

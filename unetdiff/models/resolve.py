@@ -11,6 +11,7 @@ from unetdiff.models.config import (
     CLASSIC,
     ENCODERS,
     RESIDUAL,
+    TIMM_PREFIX,
     ConditioningConfig,
     DecoderConfig,
     EncoderConfig,
@@ -91,9 +92,9 @@ def resolve(config: Config) -> Config:
     """
     require_valid(config)
     encoder, heads = config.encoder, config.heads
-    if encoder.name not in ENCODERS:
+    if encoder.name not in ENCODERS and not encoder.name.startswith(TIMM_PREFIX):
         remedy = f"Did you mean {nearest(str(encoder.name), ENCODERS)}?"
-        raise config_error("encoder.name", encoder.name, f"one of {', '.join(ENCODERS)}", remedy)
+        raise config_error("encoder.name", encoder.name, f"one of {', '.join(ENCODERS)}, {TIMM_PREFIX}NAME", remedy)
     pretrained = encoder.name not in (CLASSIC, RESIDUAL)
     if heads.segmentation is None and heads.diffusion is None:
         raise UserError("heads: must have segmentation, diffusion or both (got neither).")
@@ -176,10 +177,27 @@ def _validate_encoder(config: ModelConfig, pretrained: bool) -> None:
     if encoder.channels is not None and pretrained:
         constraint = f"null with encoder.name={encoder.name}, whose widths are fixed"
         raise config_error("encoder.channels", encoder.channels, constraint)
+    if encoder.dropout and encoder.name != CLASSIC:
+        raise config_error("encoder.dropout", encoder.dropout, f"0 with encoder.name={encoder.name}")
+    _validate_statistics(config)
     if encoder.padding == "valid" and encoder.name != CLASSIC:
         raise config_error("encoder.padding", "valid", f"same with encoder.name={encoder.name}")
     if encoder.padding == "valid" and config.heads.diffusion is not None:
         raise config_error("encoder.padding", "valid", "same with a diffusion head, which needs every pixel")
+
+
+def _validate_statistics(config: ModelConfig) -> None:
+    encoder = config.encoder
+    if (encoder.mean is None) != (encoder.std is None):
+        raise config_error("encoder.std", encoder.std, "set with encoder.mean, and null without it")
+    if encoder.mean is None:
+        return
+    for key, values in (("encoder.mean", encoder.mean), ("encoder.std", encoder.std or [])):
+        if encoder.name == RESIDUAL or config.patch_size > 1:
+            constraint = "null with encoder.name=residual or patch_size, whose input is pixels in [-1, 1]"
+            raise config_error(key, values, constraint)
+        if len(values) != config.in_channels:
+            raise config_error(key, values, f"{config.in_channels} values, one per channel of the input")
 
 
 def _residual(config: ModelConfig, channels: list[int], conditioning: ConditioningConfig) -> ResidualConfig:

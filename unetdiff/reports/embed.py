@@ -17,16 +17,19 @@ LARGEST = 480
 
 
 def as_array(image: Tensor | np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) of a uint8 tensor (3, H, W), a float tensor (3, H, W) in [0, 1], or an array (H, W, 3)."""
+    """uint8 (H, W, 3) of a uint8 tensor (C, H, W), a float tensor (C, H, W) in [0, 1], or an array (H, W, C).
+
+    Of more than three channels the first three are shown, of two the second twice, and one is gray.
+    """
     if isinstance(image, Tensor):
         array = rearrange(image.detach().cpu(), "c h w -> h w c").numpy()
     else:
         array = np.asarray(image)
     if array.dtype != np.uint8:
         array = (array.astype(np.float32) * 255).round().clip(0, 255).astype(np.uint8)
-    if array.shape[-1] == 1:
-        array = np.repeat(array, 3, axis=-1)
-    return array[..., :3]
+    if array.shape[-1] == 3:
+        return array
+    return array[..., [min(channel, array.shape[-1] - 1) for channel in range(3)]]
 
 
 def data_uri(source: Tensor | np.ndarray, photo: bool = True, largest: int = LARGEST) -> str:

@@ -18,7 +18,6 @@ from unetdiff.reports import table
 from unetdiff.reports.embed import data_uri, is_small
 from unetdiff.reports.templates import render
 from unetdiff.segmentation.evaluation import SegmentationEvaluation, WorstImage
-from unetdiff.segmentation.inference import load_image
 from unetdiff.segmentation.palette import ERROR_COLOR, IGNORE_COLOR, as_mask, colorize, error_map
 from unetdiff.segmentation.plots import draw_confusion, draw_reliability
 
@@ -127,7 +126,7 @@ def _cards(metrics: Mapping[str, Any], classes: int) -> list[tuple[str, str, str
 def _case(one: WorstImage, images: ImageDataset, evaluation: SegmentationEvaluation) -> Case:
     item = images[one.index]
     truth, ignore = as_mask(item["mask"]), evaluation.matrix.ignore_index
-    image = load_image(item["image"])
+    image = item["image"]
     backdrop = image if tuple(image.shape[-2:]) == truth.shape else None
     tiles = [
         ("image", data_uri(image, largest=LARGEST)),

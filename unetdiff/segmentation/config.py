@@ -10,7 +10,7 @@ from unetdiff.errors import config_error
 
 MAX_SIDE = 1 << 16
 """Largest height or width of a tile or of the size that images are resized to."""
-MAX_SCALES, MAX_SCALE, MAX_BATCH = 32, 16.0, 4096
+MAX_SCALES, MAX_SCALE, MAX_BATCH, MAX_MARGIN = 32, 16.0, 4096, 4096
 LOSS_NAMES = ("cross_entropy", "focal", "dice", "lovasz")
 """The keys of `SegmentationConfig.losses`."""
 
@@ -23,6 +23,18 @@ class OHEMConfig:
     """A pixel is hard if the probability of its true class is below this; 0: only min_fraction counts."""
     min_fraction: float = 0.2
     """Minimum fraction of the valid pixels that is kept, the hardest first (mmsegmentation: 100,000 of 512 x 1024)."""
+
+
+@dataclass
+class BorderWeightsConfig:
+    """Weights of the background between close objects (Ronneberger et al. 2015, equation 2)."""
+
+    w0: float = 10.0
+    """Largest weight, between objects that touch."""
+    sigma: float = 5.0
+    """Its decay with the sum of the distances to the two nearest objects, in pixels of the training images."""
+    background: int = 0
+    """The class between the objects. Objects are the connected components of each other class."""
 
 
 @dataclass
@@ -41,6 +53,9 @@ class SegmentationConfig:
     """Label smoothing of cross_entropy, in [0, 1) (torch's definition)."""
     ohem: OHEMConfig | None = None
     """Average cross_entropy over hard pixels only; null: over all."""
+    border_weights: BorderWeightsConfig | None = None
+    """Added to the class weights of cross_entropy in training: the background between close objects counts more; null:
+    nothing is added."""
     ignore_index: int = 255
     """Mask value excluded from losses and metrics. 255 is excluded as well, as it pads crops."""
     timestep: int = 0
@@ -70,6 +85,10 @@ class InferenceConfig:
     """[height, width] of overlapping tiles; None: the whole image. Smaller images are padded by reflection."""
     overlap: float = 0.25
     """Minimum overlap of neighboring tiles as a fraction of the tile, 0 to 0.9; logits are blended there."""
+    margin: int = 0
+    """Pixels around each tile, or the whole image, that the network sees in addition: of the image, mirrored beyond its
+    border (Ronneberger et al. 2015, figure 2). Their logits are dropped. Unpadded networks have as many as they lose,
+    at least."""
     flip: bool = False
     """Average with the horizontally flipped image."""
     scales: list[float] = field(default_factory=lambda: [1.0])
@@ -87,7 +106,7 @@ class InferenceConfig:
     @property
     def is_whole_image(self) -> bool:
         """Whether inference is a single forward pass of the whole image."""
-        return self.tile is None and self.views == [(1.0, False)]
+        return self.tile is None and self.margin == 0 and self.views == [(1.0, False)]
 
 
 def validate_inference(config: InferenceConfig, prefix: str = "") -> None:
@@ -106,6 +125,8 @@ def validate_inference(config: InferenceConfig, prefix: str = "") -> None:
         )
     if not 0 <= config.overlap <= 0.9:
         raise config_error(f"{prefix}overlap", config.overlap, "in [0, 0.9], a fraction of the tile", "Give e.g. 0.25.")
+    if not 0 <= config.margin <= MAX_MARGIN:
+        raise config_error(f"{prefix}margin", config.margin, f"in [0, {MAX_MARGIN}], pixels", "Give e.g. 92.")
     if not 1 <= len(config.scales) <= MAX_SCALES:
         shown = config.scales if len(config.scales) <= MAX_SCALES else f"{len(config.scales)} values"
         raise config_error(f"{prefix}scales", shown, f"a list of 1 to {MAX_SCALES} factors", "Give e.g. [1.0].")

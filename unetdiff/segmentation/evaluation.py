@@ -21,6 +21,7 @@ from unetdiff.segmentation.boundary import BoundaryIoU
 from unetdiff.segmentation.calibration import Calibration
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.inference import InputSize, logits_by_size, resize_logits
+from unetdiff.segmentation.instances import InstanceScores
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.segmentation.segmenter import Segmenter
 
@@ -58,12 +59,16 @@ class SegmentationEvaluation:
     images_per_class: Tensor
     """Images whose target contains the class, int64 (C,)."""
     images: int = 0
+    instances: InstanceScores | None = None
+    """Scores of separate objects, if they are measured."""
     worst: list[WorstImage] = field(default_factory=list)
     """Ascending by score; images without a valid pixel have no score and are not included."""
 
     def metrics(self) -> dict[str, Any]:
         """All metrics by name; per-class metrics as {class: value} under `..._per_class`."""
         metrics = self.matrix.compute() | self.boundary.compute() | self.calibration.compute()
+        if self.instances is not None:
+            metrics |= {"pixel_error": 1 - metrics["pixel_accuracy"], **self.instances.compute()}
         pixels = self.matrix.matrix.cpu().sum(dim=1).double()  # (C,)
         metrics["pixel_fraction_per_class"] = (pixels / pixels.sum()).tolist()
         metrics["images_per_class"] = self.images_per_class.tolist()
@@ -100,6 +105,7 @@ def evaluate_segmenter(
     worst: int = 20,
     batch_size: int = 8,
     progress: Callable[[Iterable[list[int]]], Iterable[list[int]]] = iter,
+    instances: InstanceScores | None = None,
 ) -> SegmentationEvaluation:
     """Evaluate a function from images to logits, each image at the size of its mask.
 
@@ -113,6 +119,7 @@ def evaluate_segmenter(
         worst: number of images kept.
         batch_size: images passed to `logits_of` at once.
         progress: wraps the batches of indices, e.g. `tqdm`.
+        instances: also measure how well separate objects are kept apart.
 
     Raises:
         UserError: the dataset has no masks, or two classes of one name.
@@ -129,6 +136,7 @@ def evaluate_segmenter(
         BoundaryIoU(len(classes), ignore_index),
         Calibration(ignore_index=ignore_index),
         torch.zeros(len(classes), dtype=torch.int64),
+        instances=instances,
     )
     heap: list[tuple[float, int, WorstImage]] = []  # (-score, -index, image): the best of the worst on top
     for indices in progress(EvalSampler(len(images), batch_size)):
@@ -140,6 +148,8 @@ def evaluate_segmenter(
             total.matrix.merge(one)
             total.boundary.update(prediction, target)
             total.calibration.update(logits, target)
+            if instances is not None:
+                instances.update(logits, target)
             total.images_per_class += (one.matrix.sum(dim=1) > 0).cpu()
             total.images += 1
             scored = _score(one, index, name)

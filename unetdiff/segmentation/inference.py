@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unetdiff.data.decoding import rgb, upright
+from unetdiff.data.decoding import RGB, image_pixels, to_channels, to_uint8, with_channels
+from unetdiff.data.raw_images import read_values
 from unetdiff.data.transforms import checked_size, fit_longest_side, resize_image, to_model_range
-from unetdiff.errors import config_error
-from unetdiff.files.images import open_image
+from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.palette import ImageInput, as_rgb_array
-from unetdiff.segmentation.segmenter import Segmenter, as_segmenter, segment_whole
+from unetdiff.segmentation.palette import ImageInput, as_uint8_array
+from unetdiff.segmentation.segmenter import Segmenter, as_segmenter, segment_whole, unpadded_margins
 from unetdiff.segmentation.tiles import resize_logits, tiled_logits
 
 if TYPE_CHECKING:
@@ -49,17 +49,35 @@ MAX_WHOLE = 1 << 24
 MAX_RESIZED_LOGITS = 1 << 25  # values resized at once by `argmax_at`: 128 MiB of float32
 
 
-def load_image(image: ImageLike, image_range: Sequence[float] | None = None) -> Tensor:
-    """A file or its bytes (upright by EXIF), PIL image, array (H, W, 3) or tensor (3, H, W) -> uint8 (3, H, W).
+def load_image(image: ImageLike, image_range: Sequence[float] | None = None, channels: int = RGB) -> Tensor:
+    """An image of any kind as uint8 (channels, H, W).
 
-    Raises UserError for a file that is missing, truncated, not an image, or too large.
+    Args:
+        image: a file or its bytes (upright by EXIF), a PIL image, an array (H, W, C) or a tensor uint8 (C, H, W).
+        image_range: `data.image_range` of files, PIL images and arrays of more than 8 bits.
+        channels: gray is repeated for RGB, RGB becomes gray; else C must be this.
+
+    Raises:
+        UserError: a file that is missing, truncated, not an image, or too large, or an image of other channels.
     """
-    if isinstance(image, str | Path | bytes):
-        with open_image(image if isinstance(image, bytes) else Path(image), remedy="Replace or remove it.") as file:
-            image = rgb(upright(file), image_range)
-    elif isinstance(image, Image.Image) and image_range is not None:
-        image = rgb(image, image_range)
-    return torch.from_numpy(as_rgb_array(image).transpose(2, 0, 1).copy())  # one copy: images may be large
+    where = str(image) if isinstance(image, str | Path) else "image"
+    try:
+        if isinstance(image, str | Path | bytes):
+            source = image if isinstance(image, bytes) else Path(image)
+            values = to_channels(read_values(source), channels, image_range)
+        elif isinstance(image, Image.Image):
+            values = image_pixels(image, image_range, channels)
+        elif isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype != np.uint8 and image_range is not None:
+            values = to_uint8(with_channels(image, channels), image_range)
+        else:
+            values = with_channels(as_uint8_array(image), channels)
+    except FileError as error:
+        raise FileError.of(error.path, error.reason, "Replace or remove it.") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise FileError.of(where, f"cannot be decoded ({error})") from None
+    return torch.from_numpy(values.transpose(2, 0, 1).copy())  # one copy: images may be large
 
 
 @contextmanager
@@ -83,7 +101,7 @@ class Prediction:
     """The prediction for one image, at the image's own size."""
 
     image: Tensor
-    """uint8 (3, H, W), as read."""
+    """uint8 (C, H, W), as read."""
     mask: Tensor
     """Class indices, uint8 (H, W), on the CPU."""
     logits: Tensor | None
@@ -105,7 +123,7 @@ def predictions(
 
     Args:
         network: a network of pixels, or a segmenter; set to eval mode for each batch and back.
-        images: files, bytes, PIL images, arrays uint8 (H, W, 3) or tensors uint8 (3, H, W).
+        images: files, bytes, PIL images, arrays uint8 (H, W, C) or tensors uint8 (C, H, W), C as the network reads.
         size: (H, W) or longest side that images are resized to first, before tiles and scales; None: not resized.
         options: tiles, views and batch size; None: the whole image, one view.
         autocast: e.g. torch.bfloat16; None: the weights' precision.
@@ -122,19 +140,24 @@ def predictions(
 
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
-            loaded = load_image(image, chosen.image_range)
+            loaded = load_image(image, chosen.image_range, segmenter.image_channels)
             input_size = _input_size(loaded, size)
             _require_tiles(input_size, chosen)
             pending[index] = _PredictionBuilder(loaded, input_size, keep_logits)
             yield resize_image(loaded, input_size)
 
+    unpadded = unet.config["encoder"]["padding"] == "valid" and segmenter.codec is None
+
     def forward(batch: Tensor) -> Tensor:
         pixels = _network_input(segmenter, batch)
         with eval_mode(unet, unet.device.type, autocast):
-            return segmenter(pixels)
+            return segmenter.unpadded_logits(pixels) if unpadded else segmenter(pixels)
+
+    def margins(length: int) -> tuple[int, int]:
+        return unpadded_margins(unet, length, chosen.margin) if unpadded else (chosen.margin, chosen.margin)
 
     next_index = 0
-    for index, strip in tiled_logits(forward, resized(), chosen):
+    for index, strip in tiled_logits(forward, resized(), chosen, margins):
         pending[index].add(strip)
         while next_index in pending and (result := pending[next_index].result) is not None:
             yield result
@@ -143,22 +166,9 @@ def predictions(
 
 
 def _network_input(segmenter: Segmenter, images: Tensor) -> Tensor:
-    """uint8 RGB images (B, 3, h, w) as pixels in [-1, 1], (B, in_channels, h, w): gray for a network of one channel.
-
-    Raises:
-        UserError: a network of another number of channels.
-    """
+    """uint8 images (B, C, h, w) as pixels in [-1, 1], (B, C, h, w)."""
     unet = segmenter.unet
-    pixels = to_model_range(images.to(unet.device)).to(unet.dtype)
-    if segmenter.codec is not None:
-        return pixels
-    channels = unet.config["in_channels"]
-    if channels == 1:
-        weights = pixels.new_tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
-        return torch.einsum("b c h w, c -> b h w", pixels, weights)[:, None]
-    if channels != 3:
-        raise config_error("in_channels", channels, "1 (gray) or 3 (RGB) to segment images")
-    return pixels
+    return to_model_range(images.to(unet.device)).to(unet.dtype)
 
 
 def _require_tiles(size: tuple[int, int], options: InferenceConfig) -> None:
@@ -171,6 +181,9 @@ def _require_tiles(size: tuple[int, int], options: InferenceConfig) -> None:
 def _require_whole_cells(options: InferenceConfig, segmenter: Segmenter) -> None:
     """UserError for tiles that would cut a latent cell."""
     factor = 1 if segmenter.codec is None else segmenter.codec.factor
+    if options.margin % factor:
+        constraint = f"a multiple of {factor}, the autoencoder's downsampling factor"
+        raise config_error("inference.margin", options.margin, constraint)
     if options.tile is not None and any(length % factor for length in options.tile):
         nearest = [max(1, round(length / factor)) * factor for length in options.tile]
         constraint = f"multiples of {factor}, the autoencoder's downsampling factor"

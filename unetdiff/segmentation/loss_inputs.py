@@ -62,6 +62,7 @@ class LossInputs:
         logits: (B, C, H, W), any float dtype.
         target: (B, H, W), int64, 0..C-1; class 0 at ignored pixels.
         valid: (B, H, W), bool; False at ignored pixels.
+        border: added to the class weights of the pixels in cross-entropy, (B, H, W), or None.
         stats_fn: computes `stats`; `unetdiff.kernels.losses` has a faster one for training.
     """
 
@@ -69,6 +70,7 @@ class LossInputs:
     target: Tensor
     valid: Tensor
     stats_fn: SoftmaxStatsFn = field(default=softmax_stats, repr=False)
+    border: Tensor | None = None
 
     def in_full_precision(self) -> LossInputs:
         """The same with logits of at least float32, in which gradients of several losses are added up."""
@@ -77,8 +79,9 @@ class LossInputs:
 
     def images(self) -> list[LossInputs]:
         """One for each image."""
-        parts = zip(self.logits.split(1), self.target.split(1), self.valid.split(1), strict=True)
-        return [replace(self, logits=logits, target=target, valid=valid) for logits, target, valid in parts]
+        border = [None] * len(self.logits) if self.border is None else self.border.split(1)
+        parts = zip(self.logits.split(1), self.target.split(1), self.valid.split(1), border, strict=True)
+        return [replace(self, logits=z, target=target, valid=valid, border=b) for z, target, valid, b in parts]
 
     @cached_property
     def stats(self) -> SoftmaxStats:
@@ -111,6 +114,16 @@ def prepare(logits: Tensor, target: Tensor, ignore_index: int, stats_fn: Softmax
                 f"(got {int(target[wrong][0])}). Run `unetdiff data check`."
             )
     return LossInputs(logits, target.masked_fill(~valid, 0), valid, stats_fn)
+
+
+def pixel_weights(inputs: LossInputs, class_weights: ClassWeights) -> Tensor | None:
+    """The weight of each pixel in cross-entropy, (B, H, W): that of its class, and of a border; None: all are 1."""
+    weight = class_weight_tensor(class_weights, inputs.logits)
+    weight = None if weight is None else weight[inputs.target]
+    if inputs.border is None:
+        return weight
+    border = inputs.border.to(full_dtype(inputs.logits.dtype))
+    return border + (1 if weight is None else weight)
 
 
 def class_weight_tensor(class_weights: ClassWeights, logits: Tensor) -> Tensor | None:

@@ -23,6 +23,7 @@ from unetdiff.segmentation.loss_inputs import (
     SoftmaxStatsFn,
     class_weight_tensor,
     divisor,
+    pixel_weights,
     prepare,
     softmax_stats,
 )
@@ -73,14 +74,15 @@ def _cross_entropy_sums(
     if label_smoothing:
         inputs = inputs.in_full_precision()
     nll, mask = inputs.stats.nll, inputs.valid  # (B, H, W)
-    weight = class_weight_tensor(class_weights, inputs.logits)  # (C,)
+    weight = pixel_weights(inputs, class_weights)  # (B, H, W)
     if ohem is not None:
         bound = hard_bound(nll.detach()[mask], ohem.min_fraction) if bound is None else bound
         mask = select_hard(nll, mask, ohem.threshold, bound)
-    pixel_weight = mask.to(nll.dtype) if weight is None else weight[inputs.target] * mask  # w_t, (B, H, W)
+    pixel_weight = mask.to(nll.dtype) if weight is None else weight * mask  # w_t, (B, H, W)
     total = (nll * pixel_weight).sum()
     if label_smoothing:
-        smooth = _nll_of_all_classes(inputs, weight).masked_fill(~mask, 0).sum() / inputs.logits.shape[1]
+        by_class = class_weight_tensor(class_weights, inputs.logits)  # (C,)
+        smooth = _nll_of_all_classes(inputs, by_class).masked_fill(~mask, 0).sum() / inputs.logits.shape[1]
         total = (1 - label_smoothing) * total + label_smoothing * smooth
     return torch.stack([total, pixel_weight.sum()])
 
@@ -198,9 +200,9 @@ class WeightedLoss:
         """Whether the loss of a batch is linear in what a network predicts for its pixels' losses."""
         return set(self.losses) <= {"cross_entropy", "focal"} and self.ohem is None
 
-    def prepare(self, logits: Tensor, target: Tensor) -> LossInputs:
-        """The checked inputs of `sums`; errors as in `cross_entropy`."""
-        inputs = prepare(logits, target, self.ignore_index, self.stats_fn)
+    def prepare(self, logits: Tensor, target: Tensor, border: Tensor | None = None) -> LossInputs:
+        """The checked inputs of `sums`; errors as in `cross_entropy`. border: see `LossInputs`."""
+        inputs = replace(prepare(logits, target, self.ignore_index, self.stats_fn), border=border)
         if self.label_smoothing or "lovasz" in self.losses:  # these read the logits too: add up gradients in float32
             return inputs.in_full_precision()
         return inputs
@@ -222,22 +224,22 @@ class WeightedLoss:
                 sums[name] = lovasz_loss(inputs, None)  # ()
         return sums
 
-    def target_sums(self, target: Tensor, num_classes: int) -> Sums:
+    def target_sums(self, target: Tensor, num_classes: int, border: Tensor | None = None) -> Sums:
         """`sums` of a linear loss with 0 for all that a network predicts: the divisors of its means."""
         batch, height, width = target.shape
         logits = torch.zeros((), device=target.device).expand(batch, num_classes, height, width)
-        inputs = prepare(logits, target, self.ignore_index)
-        weight = class_weight_tensor(self.class_weights, logits)
+        inputs = replace(prepare(logits, target, self.ignore_index), border=border)
+        weight = pixel_weights(inputs, self.class_weights)
         pixels = inputs.valid.sum().to(logits.dtype)
-        total = pixels if weight is None else (weight[inputs.target] * inputs.valid).sum()
+        total = pixels if weight is None else (weight * inputs.valid).sum()
         divisors = {"cross_entropy": total, "focal": pixels}
         return {name: torch.stack([torch.zeros_like(pixels), divisors[name]]) for name in self.losses}
 
     def pixels(self, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """The valid pixels' -log p_t and class weights, (P,) and (P,), without gradient."""
         nll = inputs.stats.nll.detach()[inputs.valid]
-        weight = class_weight_tensor(self.class_weights, inputs.logits)
-        return nll, torch.ones_like(nll) if weight is None else weight[inputs.target[inputs.valid]]
+        weight = pixel_weights(inputs, self.class_weights)
+        return nll, torch.ones_like(nll) if weight is None else weight[inputs.valid]
 
     def hard_bound(self, nll: Tensor, sum_over: SumOver | None = None) -> Tensor | None:
         """Of the valid pixels' nll (P,) of a whole batch, for `sums`; None without `ohem`. Collective by `sum_over`."""

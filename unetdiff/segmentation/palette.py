@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.data.decoding import rgb
+from unetdiff.data.decoding import image_pixels
 from unetdiff.data.transforms import IGNORE_INDEX, ignore_mask
 from unetdiff.errors import UserError
 from unetdiff.files.images import save_image
@@ -21,6 +22,7 @@ __all__ = [
     "as_mask",
     "as_palette",
     "as_rgb_array",
+    "as_uint8_array",
     "colorize",
     "error_map",
     "overlay",
@@ -63,19 +65,30 @@ def as_mask(mask: Mask) -> np.ndarray:
 
 
 def as_rgb_array(image: ImageInput) -> np.ndarray:
-    """An image as uint8 (H, W, 3), from PIL, an array (H, W, 3), or a uint8 tensor (3, H, W)."""
+    """An image as uint8 (H, W, 3), from PIL, an array (H, W, C), or a uint8 tensor (C, H, W).
+
+    Of an image of more than three channels the first three are shown, of two the second twice, and one is gray.
+    """
     if isinstance(image, Image.Image):
         try:
-            return np.asarray(rgb(image))
+            return image_pixels(image)
         except ValueError as error:
             raise UserError(f"image: {error}") from None
+    array = as_uint8_array(image)
+    if array.shape[2] == 3:
+        return array
+    return array[..., [min(channel, array.shape[2] - 1) for channel in range(3)]]
+
+
+def as_uint8_array(image: Tensor | np.ndarray) -> np.ndarray:
+    """A tensor uint8 (C, H, W) or an array uint8 (H, W, C), (H, W) with one channel, as an array (H, W, C)."""
     if isinstance(image, Tensor):
-        if image.ndim == 3 and image.shape[0] == 3 and image.dtype == torch.uint8:
-            return image.detach().cpu().permute(1, 2, 0).contiguous().numpy()
-        raise UserError(f"image: tensors must be uint8 (3, H, W) (got {image.dtype} {tuple(image.shape)}).")
-    if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
-        return image
-    raise UserError(f"image: arrays must be uint8 (H, W, 3) (got {image.dtype} {image.shape}).")
+        if image.ndim != 3 or image.dtype != torch.uint8:
+            raise UserError(f"image: tensors must be uint8 (C, H, W) (got {image.dtype} {tuple(image.shape)}).")
+        return np.ascontiguousarray(rearrange(image.detach().cpu(), "c h w -> h w c").numpy())
+    if image.ndim not in (2, 3) or image.dtype != np.uint8:
+        raise UserError(f"image: arrays must be uint8 (H, W, C) (got {image.dtype} {image.shape}).")
+    return image if image.ndim == 3 else image[..., None]
 
 
 def _lookup_table(palette: Palette, ignore_index: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from unetdiff.models.unet import UNet
 from unetdiff.segmentation.config import MAX_SIDE, InferenceConfig, validate_inference
 from unetdiff.segmentation.context import FOLDER as CONTEXT_FOLDER
 from unetdiff.segmentation.context import SegmentationContext
-from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, predictions
+from unetdiff.segmentation.inference import ImageLike, InputSize, Prediction, load_image, predictions
 from unetdiff.segmentation.palette import Palette, as_palette, overlay, palette_image
 from unetdiff.segmentation.segmenter import Autoencoder, NetworkInput, Segmenter
 
@@ -105,10 +105,6 @@ class SegmentationPipeline:
             raise UserError(f"classes: must be different names (got {', '.join(map(str, classes))}).")
         self.segmenter = Segmenter(unet, input or NetworkInput(), codec, context)
         _require_fitting(self.segmenter)
-        if codec is None and unet.config["in_channels"] not in (1, 3):
-            constraint = "1 (gray) or 3 (RGB), as images have"
-            remedy = "Call unet.segment with tensors of your own channels."
-            raise config_error("in_channels", unet.config["in_channels"], constraint, remedy)
         self.size = size if isinstance(size, int) or size is None else tuple(int(length) for length in size)
         if size is not None and not _is_size(size if isinstance(size, int) else list(size)):
             raise config_error("size", size, SIZES)
@@ -130,6 +126,10 @@ class SegmentationPipeline:
         if self.segmenter.context is not None:
             self.segmenter.context.to(*args, **kwargs)
         return self
+
+    def load_image(self, image: ImageLike) -> Tensor:
+        """An image as the network reads it, uint8 (C, H, W); errors as of `unetdiff.segmentation.inference`."""
+        return load_image(image, self.inference.image_range, self.segmenter.image_channels)
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> SegmentationPipeline:
         """See `accelerate_inference_`: faster, but can no longer be saved. Returns self."""
@@ -164,7 +164,8 @@ class SegmentationPipeline:
     ) -> SegmentationOutput | list[SegmentationOutput]:
         """Segment an image, or a list of them (in batches), each at its own size.
 
-        An image is a path, a file's bytes, a PIL image, an array uint8 (H, W, 3) or a tensor uint8 (3, H, W).
+        An image is a path, a file's bytes, a PIL image, an array uint8 (H, W, C) or a tensor uint8 (C, H, W), with the
+        channels that the network reads (gray and RGB are converted into each other).
         `inference` and `batch_size` override the pipeline's own. `autocast`: e.g. torch.bfloat16; None: the weights'
         dtype. Raises UserError for an unreadable file.
         """
@@ -301,6 +302,7 @@ def _read_inference(path: Path, section: Any) -> InferenceConfig:
     if (
         not (config.tile is None or _integers(config.tile, 2))
         or not _integers([config.batch_size], 1)
+        or not _integers([config.margin], 1)
         or not isinstance(config.flip, bool)
         or not (config.image_range is None or _is_numbers(config.image_range))
         or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in [config.overlap, *numbers])

@@ -70,6 +70,11 @@ class Segmenter:
     codec: Autoencoder | None = None
     context: SegmentationContext | None = None
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images that the network, or its autoencoder, reads."""
+        return int(self.unet.config["in_channels"]) if self.codec is None else 3
+
     def __call__(self, pixels: Tensor, timestep: Tensor | int | None = None) -> Tensor:
         """Logits (B, classes, H, W) for every pixel of images (B, C, H, W) in [-1, 1].
 
@@ -102,6 +107,12 @@ class Segmenter:
         if self.unet.config["encoder"]["padding"] == "valid":
             return _segment_unpadded(self.unet, sample, timestep)
         return self.at_image_size(self.unet.segment(sample, timestep, *self._tokens(sample)), size)
+
+    def unpadded_logits(self, pixels: Tensor) -> Tensor:
+        """Logits (B, classes, h, w) of the center of pixels (B, C, H, W) of a size that an unpadded network has."""
+        x0 = self.view.at(pixels)
+        logits: Tensor = self.unet.segment(x0, self.view.timestep or None)
+        return logits
 
     def features(self, pixels: Tensor) -> dict[str, Tensor]:
         """The maps of `UNet.features` of images (B, C, H, W) in [-1, 1], as the network sees them."""
@@ -140,17 +151,29 @@ def as_segmenter(network: UNet | Segmenter) -> Segmenter:
     return network if isinstance(network, Segmenter) else Segmenter(network)
 
 
+def lost_unpadded(unet: UNet) -> int:
+    """Pixels of height (or width) that the convolutions of a network with `padding: valid` lose."""
+    classic: Any = unet.encoder
+    return int(classic.lost_unpadded)
+
+
+def unpadded_margins(unet: UNet, length: int, margin: int = 0) -> tuple[int, int]:
+    """Pixels before and after an axis of an unpadded network's input, so that its logits cover all `length` pixels.
+
+    At least `margin` on each side; the sum is the smallest that the network computes.
+    """
+    classic: Any = unet.encoder
+    lost, stride = lost_unpadded(unet), 2**classic.out_level
+    extra = max(0, 2 * margin - lost)
+    valid = (length + lost + extra + 4 + stride - 1) // stride * stride - 4  # next valid input size
+    before = (valid - lost - length) // 2 + lost // 2
+    return before, valid - length - before
+
+
 def _segment_unpadded(unet: UNet, pixels: Tensor, timestep: Tensor | int | None) -> Tensor:
     """`segment_whole` of an unpadded network."""
-    classic: Any = unet.encoder
-    margin, stride = classic.lost_unpadded, 2**classic.out_level
-    pads, starts = [], []
-    for length in pixels.shape[-2:]:
-        valid = (length + margin + 4 + stride - 1) // stride * stride - 4  # next valid input size
-        start = (valid - margin - length) // 2
-        pads.append((start + margin // 2, valid - length - start - margin // 2))
-        starts.append(start)
-    (top, bottom), (left, right) = pads
+    (top, bottom), (left, right) = (unpadded_margins(unet, length) for length in pixels.shape[-2:])
+    starts = [before - lost_unpadded(unet) // 2 for before in (top, left)]
     height, width = pixels.shape[-2:]
     reflectable = bottom < height and right < width  # top and left are never larger
     padded = F.pad(pixels, (left, right, top, bottom), mode="reflect" if reflectable else "replicate")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unetdiff.data.geometry import reflected
 from unetdiff.data.transforms import resize_image
 from unetdiff.segmentation.config import InferenceConfig, validate_inference
 
@@ -62,6 +63,10 @@ def blend_weights(starts: list[int], tile: int) -> Tensor:
     return (raw / sums).float()
 
 
+Margins = Callable[[int], tuple[int, int]]
+"""Length of a network's input along an axis -> the pixels before and after it that the network sees in addition."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """A rectangle of an image in one view."""
@@ -79,23 +84,28 @@ class Tile:
     columns: Tensor
     """(width,): weights of its columns. A pixel's weight is its row's times its column's."""
 
-    def cut(self, image: Tensor) -> Tensor:
-        """Image (3, H, W) -> network input (3, h, w); padded by reflection beyond the image border."""
-        for axis, start, length in ((-2, self.top, self.shape[0]), (-1, self.left, self.shape[1])):
-            if start + length <= image.shape[axis]:
-                image = image.narrow(axis, start, length)
+    def cut(self, image: Tensor, margins: Margins) -> Tensor:
+        """Image (C, H, W) -> network input (C, h, w) with its margins; mirrored beyond the image border."""
+        size = []
+        for axis, start, length, side in zip((-2, -1), (self.top, self.left), self.shape, self.input_size, strict=True):
+            before, after = margins(side)
+            size.append(before + side + after)
+            start, stop = start - round(before * length / side), start + length + round(after * length / side)
+            if start >= 0 and stop <= image.shape[axis]:
+                image = image.narrow(axis, start, stop - start)
             else:
-                index = _reflected(start + torch.arange(length), image.shape[axis])
+                index = reflected(torch.arange(start, stop), image.shape[axis])
                 image = image.index_select(axis, index.to(image.device))
-        image = resize_image(image, self.input_size)
+        image = resize_image(image, (size[0], size[1]))
         return image.flip(-1) if self.flip else image
 
-
-def _reflected(index: Tensor, length: int) -> Tensor:
-    """Indices beyond the end reflected into 0..length-1: ..., n-2, n-1, n-2, ..., 1, 0, 1, ..."""
-    period = max(1, 2 * (length - 1))
-    index = index % period
-    return torch.minimum(index, period - index)
+    def crop(self, logits: Tensor, margins: Margins) -> Tensor:
+        """Logits (B, C, h, w) of what `cut` returns, or of its center, at `input_size`."""
+        for axis, side in zip((-2, -1), self.input_size, strict=True):
+            before, after = margins(side)
+            lost = before + side + after - logits.shape[axis]  # by unpadded convolutions
+            logits = logits.narrow(axis, before - lost // 2, side)
+        return logits
 
 
 def split_into_tiles(size: tuple[int, int], config: InferenceConfig) -> list[Tile]:
@@ -162,7 +172,9 @@ Forward = Callable[[Tensor], Tensor]
 Job = tuple[Canvas, Tile, Tensor]
 
 
-def tiled_logits(forward: Forward, images: Iterable[Tensor], config: InferenceConfig) -> Iterator[tuple[int, Tensor]]:
+def tiled_logits(
+    forward: Forward, images: Iterable[Tensor], config: InferenceConfig, margins: Margins | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of the image, logits (C, rows, W) float32), strip by strip from top to bottom.
 
     Tiles of one input size share batches across images and views. Memory is bounded: a few batches of tiles, and the
@@ -170,41 +182,46 @@ def tiled_logits(forward: Forward, images: Iterable[Tensor], config: InferenceCo
     view the logits, blended where tiles overlap.
 
     Args:
-        forward: pixels (B, 3, h, w) -> logits (B, C, h, w).
-        images: (3, H, W) each, read lazily.
+        forward: pixels (B, C, h, w) -> logits (B, classes, h, w), or those of the input's center.
+        images: (C, H, W) each, read lazily.
         config: tiles, views and batch size.
+        margins: of the network's input; None: `config.margin` on each side.
 
     Raises:
         UserError: an option out of range.
     """
     validate_inference(config)
+    around = margins or (lambda _: (config.margin, config.margin))
     waiting: dict[tuple[int, int], list[Job]] = {}
-    for job in _jobs(images, config):
+    for job in _jobs(images, config, around):
         shape = job[1].input_size
         waiting.setdefault(shape, []).append(job)
         if len(waiting[shape]) >= config.batch_size:
-            yield from _run(forward, waiting.pop(shape), len(config.views))
+            yield from _run(forward, waiting.pop(shape), len(config.views), around)
         elif sum(map(len, waiting.values())) >= MAX_WAITING_BATCHES * config.batch_size:
-            yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))  # the one that waits longest
+            yield from _run(
+                forward, waiting.pop(next(iter(waiting))), len(config.views), around
+            )  # the one that waits longest
     while waiting:
-        yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views))
+        yield from _run(forward, waiting.pop(next(iter(waiting))), len(config.views), around)
 
 
-def _jobs(images: Iterable[Tensor], config: InferenceConfig) -> Iterator[Job]:
+def _jobs(images: Iterable[Tensor], config: InferenceConfig, margins: Margins) -> Iterator[Job]:
     for index, image in enumerate(images):
         size = (image.shape[-2], image.shape[-1])
         tiles = split_into_tiles(size, config)
         canvas = Canvas(index, size, tiles)
         for tile in tiles:
-            yield canvas, tile, tile.cut(image)
+            yield canvas, tile, tile.cut(image, margins)
 
 
-def _run(forward: Forward, jobs: list[Job], views: int) -> Iterator[tuple[int, Tensor]]:
+def _run(forward: Forward, jobs: list[Job], views: int, margins: Margins) -> Iterator[tuple[int, Tensor]]:
     """Run one batch through the network and add it to the canvases; yields complete strips."""
     logits = forward(torch.stack([pixels for _, _, pixels in jobs]))  # (B, C, h, w)
     for (canvas, tile, _), tile_logits in zip(jobs, logits, strict=True):
         values = tile_logits[None].float()  # one at a time: resized, a batch would be the largest tensor of all
-        values = resize_logits(values.flip(-1) if tile.flip else values, tile.shape)  # (1, C, height, width)
+        values = tile.crop(values.flip(-1) if tile.flip else values, margins)
+        values = resize_logits(values, tile.shape)  # (1, C, height, width)
         finished = canvas.add(tile, (values.softmax(dim=1) if views > 1 else values)[0])
         if finished is not None:
             if views > 1:

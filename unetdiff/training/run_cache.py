@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.stats import CLASS_WEIGHT_METHODS
 from unetdiff.errors import UserError
 from unetdiff.files.records import read_object
-from unetdiff.training.rundir import CONFIG, SUMMARY, directory_state
+from unetdiff.training.rundir import CONFIG, FROM_DATA, SUMMARY, directory_state
 
 FLAGS = ("output_dir", "resume", "overwrite", "num_workers")
 """Keys of `training` that do not change the result of a run."""
@@ -46,7 +47,11 @@ def run_state(folder: Path, config: RunConfig) -> str:
         return "new"
     requested, stored = asdict(config), asdict(from_yaml(folder / CONFIG))  # a key newer than the file has its default
     method, weights = (tree["segmentation"]["class_weights"] for tree in (requested, stored))
+    empty = [key for key in FROM_DATA if _value(requested, key) is None]
     for tree in (requested, stored):
+        for key in empty:  # computed by the trainer, and compared when it resumes
+            section, _, name = key.rpartition(".")
+            del _value(tree, section)[name]
         if method in CLASS_WEIGHT_METHODS and isinstance(weights, list):
             del tree["segmentation"]["class_weights"]  # computed by the trainer, and compared when it resumes
         if config.task != "joint":
@@ -63,6 +68,11 @@ def run_state(folder: Path, config: RunConfig) -> str:
             "another --output."
         )
     return "finished" if (folder / SUMMARY).is_file() else "interrupted"
+
+
+def _value(tree: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key."""
+    return reduce(lambda section, name: section[name], key.split("."), tree)
 
 
 def _source_changed(folder: Path, source: Path) -> bool:

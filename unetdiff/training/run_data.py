@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
-from unetdiff.config.validation.data import needs_layout
+from unetdiff.config.validation.data import needs_layout, reads_rgb
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import require_clean
+from unetdiff.data.config import DataConfig
+from unetdiff.data.image_format import resolve_image_format
 from unetdiff.data.labelled import LabelledSampler
 from unetdiff.data.regularization import PairedDataset, PairedSampler
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
 from unetdiff.data.stats import class_presence
 from unetdiff.errors import config_error
+from unetdiff.segmentation.border_weights import BorderWeighted
 from unetdiff.training.latents import LatentCaches
 from unetdiff.training.signals import ignore_signals
 from unetdiff.training.tasks.base import Batch, Task
@@ -55,6 +60,7 @@ class RunData:
     """Both splits of a run, checked by the main process before they are read.
 
     Attributes:
+        config: with the channels and the range of the images, where the run's own leaves them to the data.
         train: the training split.
         val: the validation split.
         loaded_train, loaded_val: what batches are made of: the same, or with cached latents instead of images.
@@ -64,11 +70,14 @@ class RunData:
 
     def __init__(self, config: RunConfig, accelerator: Accelerator) -> None:
         masks, layout = config.task != "diffusion", needs_layout(config)
+        data: list[DataConfig] = [config.data]
         if accelerator.is_main_process:
-            require_clean(config.data, masks=masks or layout)
+            data = [resolve_image_format(config.data, masks, layout, reads_rgb(config))]
+            require_clean(data[0], masks=masks or layout)
         accelerator.wait_for_everyone()
-        self.train = build_dataset(config.data, "train", masks, layout)
-        self.val = build_dataset(config.data, "val", masks, layout)
+        self.config = replace(config, data=broadcast_object_list(data)[0])
+        self.train = build_dataset(self.config.data, "train", masks, layout)
+        self.val = build_dataset(self.config.data, "val", masks, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
         self.segmented = math.ceil(config.joint.segmentation_fraction * config.training.batch_size)
         threshold = config.data.repeat_factor_threshold if masks else None
@@ -105,6 +114,9 @@ class RunData:
         sampler: StepSampler | PairedSampler | LabelledSampler = steps
         if self.train.labelled is not None:
             sampler = LabelledSampler(steps, self.train.labelled, self.segmented)
+        segmentation = self.config.segmentation
+        if self.config.task != "diffusion" and segmentation.border_weights is not None:
+            dataset = BorderWeighted(dataset, segmentation.border_weights, segmentation.ignore_index)
         if others is not None:
             dataset, sampler = PairedDataset(dataset, others), PairedSampler(steps, len(others))
         loader: DataLoader[Batch] = DataLoader(

@@ -7,6 +7,7 @@ writes them, and names the first other file. A directory that another process tr
 from __future__ import annotations
 
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,22 @@ FREE = {
 }
 # keys that change the length of a run: a resumed run follows the schedule of the new length
 LENGTH = ("training.steps", "training.epochs", "training.early_stopping_patience")
+
+
+FROM_DATA = ("data.channels", "data.image_range", "model.encoder.mean", "model.encoder.std")
+"""Keys that a run fills in from its training images where they are null."""
+
+
+def with_saved_values(config: RunConfig, run: Path) -> RunConfig:
+    """The config of a resumed run with the values of `FROM_DATA` that it began with, where they are null."""
+    if not config.training.resume or directory_state(run) != "run":
+        return config
+    config, saved = deepcopy(config), from_yaml(run / CONFIG)
+    for section, source in ((config.data, saved.data), (config.model.encoder, saved.model.encoder)):
+        for name in (key.rpartition(".")[2] for key in FROM_DATA):
+            if getattr(section, name, ...) is None:
+                setattr(section, name, getattr(source, name))
+    return config
 
 
 def check_run(config: RunConfig) -> None:
@@ -219,6 +236,7 @@ def _require_same(old: RunConfig, new: RunConfig, run: Path) -> None:
     free = FREE.union(LENGTH)
     if new.segmentation.class_weights in CLASS_WEIGHT_METHODS and isinstance(old.segmentation.class_weights, list):
         free.add("segmentation.class_weights")  # compared when they are computed
+    free |= {key for key in FROM_DATA if now.get(key) is None}  # taken from the run
     changed = [k for k in now | before if k not in free and before.get(k) != now.get(k)]
     if changed:
         key = changed[0]

@@ -36,6 +36,7 @@ from unetdiff.training.logger import RunLogger, log_losses
 from unetdiff.training.nonfinite import skip_nonfinite
 from unetdiff.training.optimizer import LearningRate, build_optimizer
 from unetdiff.training.peak import reset_peak
+from unetdiff.training.pixel_statistics import follow_source, resolve_pixel_statistics
 from unetdiff.training.pretrained import pretrained_directory
 from unetdiff.training.progress import Progress
 from unetdiff.training.run_data import RunData, require_open_files
@@ -109,8 +110,10 @@ class Trainer:
         require_trackers(settings.log_with)
         if self.accelerator.is_main_process:
             self.claim.check(config)
-        self.data = RunData(config, self.accelerator)
-        self.config = resolve_class_weights(config, self.data.train, self.accelerator)
+        config = rundir.with_saved_values(config, self.directory)
+        self.data = RunData(follow_source(config), self.accelerator)
+        self.config = resolve_class_weights(self.data.config, self.data.train, self.accelerator)
+        self.config = resolve_pixel_statistics(self.config, self.data.train, self.accelerator)
         self.class_weights = class_weights_source(config, self.config, self.data.train.classes)
         self.epoch_steps = len(self.data.train) / settings.batch_size
         self.steps = settings.steps or max(1, round((settings.epochs or 1) * self.epoch_steps))

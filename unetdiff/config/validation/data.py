@@ -39,6 +39,9 @@ def validate_data(config: RunConfig) -> None:
         raise config_error("data.caption_column", data.caption_column, f"null with data.name={data.name}", remedy)
     _validate_size(config)
     validate_image_range(data.image_range)
+    if data.channels not in (None, 3) and reads_rgb(config):
+        constraint = "3 for a denoiser, latents, or a pretrained network"
+        raise config_error("data.channels", data.channels, constraint, "Gray images are read as RGB.")
     if data.repeat_factor_threshold and data.name not in WITH_MASK_FILES:
         raise config_error(
             "data.repeat_factor_threshold",
@@ -166,6 +169,11 @@ def needs_layout(config: RunConfig) -> bool:
     return config.task == "diffusion" and (
         diffusion.target == "mask" or diffusion.condition == "layout" or several_classes
     )
+
+
+def reads_rgb(config: RunConfig) -> bool:
+    """Whether the network reads RGB whatever the images are: a denoiser, a network of latents, a pretrained one."""
+    return config.task != "segmentation" or config.latent.vae is not None or config.model.pretrained is not None
 
 
 def image_size(config: RunConfig) -> list[int] | None:

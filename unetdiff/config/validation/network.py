@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from unetdiff.config.schema import RunConfig
-from unetdiff.config.validation.data import image_size
+from unetdiff.config.validation.data import image_size, reads_rgb
 from unetdiff.errors import UserError, config_error
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
 from unetdiff.models.resolve import resolve
@@ -19,7 +19,13 @@ def validate_network(config: RunConfig) -> None:
         constraint = f"at most {min(size)}, the shorter side of the training images"
         raise config_error("model.patch_size", model.patch_size, constraint)
     if model.in_channels != 3:
-        raise config_error("model.in_channels", model.in_channels, "3, as images are RGB")
+        remedy = "The network's channels follow from the images; set data.channels to read them otherwise."
+        raise config_error("model.in_channels", model.in_channels, "3, its default", remedy)
+    own = model.encoder.mean or model.encoder.std
+    if own is not None and noisy:
+        key, value = ("mean", model.encoder.mean) if model.encoder.mean is not None else ("std", model.encoder.std)
+        raise config_error(f"model.encoder.{key}", value, f"null with task={config.task}, whose input is noised")
+    channels = 3 if reads_rgb(config) else config.data.channels or len(own or [0] * 3)
     imported = model.imported
     if imported.num_class_embeds is not None:
         constraint = "null: it describes imported networks and is not trained"
@@ -33,7 +39,7 @@ def validate_network(config: RunConfig) -> None:
         DiffusionHeadConfig() if noisy else None,
     )
     try:
-        resolve(replace(model, heads=heads))
+        resolve(replace(model, heads=heads, in_channels=channels))
     except UserError as error:
         raise UserError(f"model.{error}") from None
 

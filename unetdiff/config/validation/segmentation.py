@@ -107,9 +107,15 @@ def _validate_cross_entropy(segmentation: SegmentationConfig) -> None:
         if smoothing:
             constraint = "0 without cross_entropy in segmentation.losses"
             raise config_error("segmentation.label_smoothing", smoothing, constraint, remedy)
+        if segmentation.border_weights is not None:
+            constraint, value = "null without cross_entropy in segmentation.losses", asdict(segmentation.border_weights)
+            raise config_error("segmentation.border_weights", value, constraint, remedy)
         if ohem is not None:
             constraint = "null without cross_entropy in segmentation.losses"
             raise config_error("segmentation.ohem", asdict(ohem), constraint, remedy)
+    if smoothing and segmentation.border_weights is not None:
+        constraint = "0 with segmentation.border_weights, which weight the true class only"
+        raise config_error("segmentation.label_smoothing", smoothing, constraint)
     if ohem is not None and ohem.threshold == 0 and ohem.min_fraction == 0:
         constraint = "positive with segmentation.ohem.min_fraction=0, or no pixel is kept"
         raise config_error("segmentation.ohem.threshold", 0.0, constraint, "Give e.g. 0.7 and 0.2.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from unetdiff.data.base import ImageDataset, classes_present, empty_palette
-from unetdiff.data.decoding import decode
+from unetdiff.data.decoding import RGB, decode
 from unetdiff.data.issues import BadFile
 from unetdiff.data.masks.reader import Indices, MaskReader
 from unetdiff.data.sampling import SampleKey
@@ -33,7 +33,8 @@ class MaskedImages(ImageDataset):
         reader: lists and reads them.
         segmentation: return masks, and the classes in them as "labels"; else images only.
         transform: resizing and augmentation.
-        image_range: see `unetdiff.data.decoding.rgb`.
+        image_range: see `unetdiff.data.decoding.to_uint8`.
+        channels: of the images, see `unetdiff.data.decoding.with_channels`.
 
     Raises:
         UserError: on access to a sample: a missing or truncated file, a mask of another size than its image, or with a
@@ -46,11 +47,12 @@ class MaskedImages(ImageDataset):
         segmentation: bool = True,
         transform: Transform | None = None,
         image_range: list[float] | None = None,
+        channels: int = RGB,
     ) -> None:
         self.reader = reader
         self.segmentation = segmentation
         self.transform: Transform = transform or Transform(None)
-        self.image_range = image_range
+        self.image_range, self.channels = image_range, channels
         self.classes = list(reader.classes) if segmentation else []
         self.palette = reader.palette if segmentation else empty_palette()
         self.labels = list(self.classes)
@@ -74,6 +76,9 @@ class MaskedImages(ImageDataset):
             item |= _targets(resized)
         return item
 
+    def image_source(self, index: int) -> Path | bytes:
+        return self.reader.image(self.sample_index(index))[0]
+
     def image_hash(self, index: int) -> str:
         source, _ = self.reader.image(self.sample_index(index))
         return sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
@@ -84,7 +89,7 @@ class MaskedImages(ImageDataset):
 
     def __getitem__(self, key: int | SampleKey) -> dict[str, Any]:
         index = self.sample_index(key)
-        image = decode(*self.reader.image(index), image_range=self.image_range)
+        image = decode(*self.reader.image(index), image_range=self.image_range, channels=self.channels)
         mask = None
         if self.segmentation:
             mask = self.mask(index)

@@ -158,7 +158,9 @@ def _codec(config: RunConfig, train: ImageDataset) -> Codec:
     if config.task != "segmentation" and diffusion.target == "mask":
         return MaskCodec(train.classes, train.palette.tolist())
     vae = config.latent.vae
-    return PixelCodec() if vae is None else LatentCodec.from_pretrained(component_path(config, vae))
+    if vae is None:
+        return PixelCodec(config.data.channels or 3)
+    return LatentCodec.from_pretrained(component_path(config, vae))
 
 
 def _sample_size(size: list[int] | None, data: ImageDataset, codec: Codec) -> int | list[int] | None:

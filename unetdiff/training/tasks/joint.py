@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unetdiff.config.training import JointConfig
 from unetdiff.data.labelled import is_segmented
 from unetdiff.data.transforms import IGNORE_INDEX
+from unetdiff.segmentation.border_weights import KEY as BORDER_WEIGHT
 from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
@@ -47,7 +48,8 @@ class JointTask(Task):
         rows = self.clean_rows(draws)
         if rows:
             logits, output = self._both(noisy, rows, draws)
-            segmentation = self.segmentation.sums(logits, batch["mask"][rows])
+            border = batch.get(BORDER_WEIGHT)
+            segmentation = self.segmentation.sums(logits, batch["mask"][rows], None if border is None else border[rows])
         else:
             output = self.diffusion.predict(noisy)
             segmentation = self._no_segmentation(output)
@@ -99,7 +101,7 @@ class JointTask(Task):
         for batch, draws in parts:
             require_one_size(network_input(batch))
             rows = self.clean_rows(draws)
-            clean.append({**batch, "mask": batch["mask"][rows]})
+            clean.append({**batch, **{key: batch[key][rows] for key in ("mask", BORDER_WEIGHT) if key in batch}})
         diffusion = self.diffusion.reference(parts, layers)
         return _prefixed("segmentation", self.segmentation.target_sums(clean)) | _prefixed("diffusion", diffusion)
 

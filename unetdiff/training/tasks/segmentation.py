@@ -22,6 +22,7 @@ from unetdiff.diffusion.processes.load import process_of
 from unetdiff.kernels.losses import accelerate_loss
 from unetdiff.models.blocks import center_crop
 from unetdiff.models.unet import UNet
+from unetdiff.segmentation.border_weights import KEY as BORDER_WEIGHT
 from unetdiff.segmentation.config import InferenceConfig, SegmentationConfig
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.dataset_loss import DatasetLoss
@@ -119,8 +120,9 @@ class SegmentationTask(Task):
         x0, size = self.encode(batch)
         sample, timesteps = self.add_noise(x0, draws)
         if isinstance(self.codec, PixelCodec) and self.context is None:
-            return self.sums(self.unet.segment(sample, timesteps), batch["mask"])
-        return self.sums(self.segmenter.logits(sample, timesteps, size), batch["mask"])
+            return self.sums(self.unet.segment(sample, timesteps), batch["mask"], batch.get(BORDER_WEIGHT))
+        logits = self.segmenter.logits(sample, timesteps, size)
+        return self.sums(logits, batch["mask"], batch.get(BORDER_WEIGHT))
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[int, int]]:
         """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
@@ -160,13 +162,15 @@ class SegmentationTask(Task):
         sample = torch.where(rearrange(is_noisy, "b -> b 1 1 1"), sample, x0)
         return sample, torch.where(is_noisy, timesteps, 0)
 
-    def sums(self, logits: Tensor, masks: Tensor) -> Sums:
-        """The sums of the losses over logits (B, C, H, W) and masks (B, H, W)."""
+    def sums(self, logits: Tensor, masks: Tensor, border: Tensor | None = None) -> Sums:
+        """The sums of the losses over logits (B, C, H, W) and masks (B, H, W), with border weights (B, H, W)."""
         target = masks.to(logits.device, non_blocking=True)
+        border = None if border is None else border.to(logits.device, non_blocking=True)
         if target.shape[-2:] != logits.shape[-2:]:  # valid padding: the logits cover the center
-            target = center_crop(target, (logits.shape[-2], logits.shape[-1]))
+            size = (logits.shape[-2], logits.shape[-1])
+            target, border = center_crop(target, size), None if border is None else center_crop(border, size)
         loss = self._annealed_loss()
-        inputs, bound = loss.prepare(logits, target), self._hard_bound
+        inputs, bound = loss.prepare(logits, target, border), self._hard_bound
         if self._pixels is not None:
             self._pixels.append(loss.pixels(inputs))
         elif loss.ohem is not None and bound is None and self.process[1] > 1:
@@ -195,7 +199,13 @@ class SegmentationTask(Task):
         loss, classes = self._annealed_loss(), self.unet.num_classes or 0
         for batch in batches:
             require_one_size(network_input(batch))
-        return reduce(add, (loss.target_sums(batch["mask"].to(self.unet.device), classes) for batch in batches))
+
+        def of(batch: Batch) -> Sums:
+            border = batch.get(BORDER_WEIGHT)
+            border = None if border is None else border.to(self.unet.device)
+            return loss.target_sums(batch["mask"].to(self.unet.device), classes, border)
+
+        return reduce(add, map(of, batches))
 
     @contextmanager
     def hard_pixels(self) -> Iterator[Sums]:
