@@ -14,6 +14,7 @@ from unetdiff.errors import TrainingStopped, UserError
 
 LISTED = [
     "quickstart",
+    "init",
     "train",
     "evaluate",
     "predict",
@@ -57,7 +58,7 @@ def test_python_m_unetdiff() -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unetdiff: unknown command 'predcit'. Did you mean predict? "
-        "(one of quickstart, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
+        "(one of quickstart, init, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
+from unetdiff.config.validation.masks import ONLY_FOR
 from unetdiff.config.validation.run import validate
-from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_MASKS
+from unetdiff.data.capabilities import WITH_MASKS
 
 BASE = {"training.steps": 5, "model.conditioning.cross_attention_dim": 8}
 # (task, overrides, the message; the network's own messages: how they begin)
@@ -159,7 +160,7 @@ INVALID = [
         "diffusion",
         {"data.name": "voc_folder", "data.root": ".", "data.size": [64, 64]},
         "diffusion.condition=class: must be none with data.name=voc_folder, which has no class labels. Or use "
-        "data.name=scenes, image_folder, parquet, fashion_mnist, cifar10.",
+        "data.name=scenes, image_folder, parquet, fashion_mnist, cifar10, custom.",
     ),
     (
         "diffusion",
@@ -322,7 +323,8 @@ INVALID = [
     (
         "segmentation",
         {"data.num_classes": 4},
-        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(WITH_ENCODINGS)} support it.",
+        "data.num_classes=4: must be null with data.name=scenes. "
+        f"Only {', '.join(ONLY_FOR['num_classes'])} support it.",
     ),
     (
         "segmentation",

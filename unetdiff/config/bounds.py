@@ -228,6 +228,7 @@ PATHS = (
     "data.images",
     "data.masks",
     "data.mask_colors",
+    "data.annotations",
     "data.regularization_root",
     "latent.vae",
     "latent.cache_dir",
@@ -245,6 +246,7 @@ NAMES = (
     "data.group_pattern",
     "data.regularization_prompt",
     "data.image_column",
+    "data.mask_column",
     "data.label_column",
     "data.caption_column",
 )

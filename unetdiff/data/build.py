@@ -58,6 +58,9 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
 def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:
     validate_image_range(config.image_range)
+    if config.name == "custom":
+        remedy = "Its datasets were given to unetdiff.training.train in Python, and are not known here."
+        raise config_error("data.name", "custom", "a dataset that can be read from files", remedy)
     augment = config.augment if split == "train" else AugmentConfig()
     masks = segmentation or layout
     if config.name == "scenes":

@@ -8,6 +8,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.masks import validate_masks
 from unetdiff.data.bucket_sizes import bucket_sizes
 from unetdiff.data.capabilities import (
+    CUSTOM,
     DOWNLOADABLE,
     NATIVE_SIZE,
     VARYING_SIZES,
@@ -26,7 +27,7 @@ def validate_data(config: RunConfig) -> None:
     data, task = config.data, config.task
     if task != "diffusion" and data.name not in WITH_MASKS:
         raise config_error("data.name", data.name, f"a dataset with masks for task={task}: {', '.join(WITH_MASKS)}")
-    if data.name != "scenes" and data.root is None:
+    if data.name not in ("scenes", CUSTOM) and data.root is None:
         raise config_error("data.root", None, f"set with data.name={data.name}", "Give the folder of the dataset.")
     if data.download and data.name not in DOWNLOADABLE:
         right = ", ".join(DOWNLOADABLE)
