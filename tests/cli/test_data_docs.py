@@ -12,6 +12,7 @@ from typing import Any
 import datasets as hf
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from unetdiff.cli.main import main
@@ -55,6 +56,22 @@ def streets(root: Path) -> None:
 def colors(root: Path) -> None:
     pairs(root, "frames/{}.png", "labels/{}_L.png", np.array([[128, 64, 128], [0, 0, 0]])[INDEX])
     (root / "label_colors.txt").write_text("128 64 128\tRoad\n0 0 0\tVoid\n64 0 128\tCar\n")
+
+
+def microscope(root: Path) -> None:
+    for i in range(5):
+        (root / "raw").mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(i).integers(100, 900, INDEX.shape) + INDEX.astype(int) * 3000
+        Image.fromarray(values.astype(np.uint16)).save(root / f"raw/{i}.tif")
+        save(root / f"labels/{i}.png", INDEX)
+
+
+def satellite(root: Path) -> None:
+    for i in range(5):
+        (root / "tiles").mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(i).integers(0, 5000, (HEIGHT, WIDTH, 4)).astype(np.uint16)
+        tifffile.imwrite(root / f"tiles/{i}.tif", values)
+        save(root / f"labels/{i}.png", INDEX * 255)
 
 
 def coco(root: Path) -> None:
@@ -121,6 +138,8 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "Nested folders and suffixes": streets,
     "Masks in colors": colors,
     "Other values": lambda root: pairs(root, "images/{}.png", "masks/{}.png", INDEX + 7),
+    "Microscopy of 12 bits": microscope,
+    "Images of four bands": satellite,
     "COCO": coco,
     "LabelMe": labelme,
     "Label Studio": studio,

@@ -87,6 +87,8 @@ def data_lines(facts: Facts) -> list[str]:
             lines += [line(2, name, color) for name, color in value.items()]
         elif key != "name":
             lines.append(line(1, key, value, found.reasons.get(key, "")))
+    if facts.image_range is not None:
+        lines.append(line(1, "image_range", None, f"from the training images: {facts.range_text}"))
     return lines
 
 

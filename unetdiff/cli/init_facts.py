@@ -37,7 +37,7 @@ class Facts:
     sizes: list[tuple[int, int]]
     """(height, width) of the images that were read."""
     kinds: Counter[str]
-    """8-bit gray, 16-bit color, ..."""
+    """8-bit gray, color of more than 8 bits, ..."""
     formats: Counter[str]
     image_range: list[float] | None = None
     """Of images of more than 8 bits: the values that become black and white."""
@@ -70,12 +70,15 @@ class Facts:
             )
         )
         kinds = ", ".join(kind for kind, _ in self.kinds.most_common())
-        limits = (
-            ""
-            if self.image_range is None
-            else (", values " + ", ".join(f"{number:g}" for number in self.image_range) + " become black and white")
-        )
+        limits = "" if self.image_range is None else f" ({self.range_text})"
         return f"{self.num_train + self.num_val}, {size}, {kinds}{limits}, {'/'.join(self.formats)}"
+
+    @property
+    def range_text(self) -> str:
+        """The values that become black and white, "100 to 2898", of each channel."""
+        limits = self.image_range or []
+        pairs = zip(limits[::2], limits[1::2], strict=True)
+        return "; ".join(f"{low:g} to {high:g}" for low, high in pairs) + " become black to white"
 
     @property
     def fractions(self) -> list[float]:
@@ -179,8 +182,9 @@ def _headers(data: ImageDataset) -> tuple[list[tuple[int, int]], Counter[str], C
         except FileError:
             continue
         sizes.append(info.size)
-        color = {1: "gray", 3: "color"}.get(info.channels, f"of {info.channels} channels")
-        kinds[f"{'more than 8-bit' if info.is_deep else '8-bit'} {color}{' with alpha' if info.has_alpha else ''}"] += 1
+        color = {1: "gray", 3: "color"}.get(info.channels, f"{info.channels} channels")
+        alpha = " with alpha" if info.has_alpha else ""
+        kinds[f"{color} of more than 8 bits{alpha}" if info.is_deep else f"8-bit {color}{alpha}"] += 1
         suffix = source.suffix.lower().lstrip(".") if isinstance(source, Path) else ""
         formats[{"jpg": "JPEG", "jpeg": "JPEG", "tif": "TIFF", "": "table"}.get(suffix, suffix.upper())] += 1
     if not sizes:

@@ -129,6 +129,7 @@ BOUNDS: dict[str, Bound] = {
     "data.repeat_factor_threshold": FRACTION,
     "data.train_fraction": within(0, 1, open_low=True),
     "data.train_fraction_seed": SEED,
+    "data.label_fraction": within(0, 1, open_low=True),
     "data.scenes.train_images": at_least(1, 1_000_000),
     "data.scenes.val_images": at_least(1, 1_000_000),
     "data.scenes.digits": within(1, 9),

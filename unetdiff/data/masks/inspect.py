@@ -96,7 +96,7 @@ class MaskValues:
         if ignored and self.encoding == "index":
             classes = [value for value in values if value != IGNORE_INDEX]
             return f"{classes[0]} to {classes[-1]}, and 255 ({ignored:.1%}, ignored)"
-        return f"values {shown}"
+        return shown
 
 
 def inspect_masks(files: Sequence[Path | bytes], max_files: int = MAX_FILES) -> MaskValues:
