@@ -59,11 +59,7 @@ def test_python_m_unetdiff() -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unetdiff: unknown command 'predcit'. Did you mean predict? "
-<<<<<<< HEAD
-        "(one of quickstart, train, configs, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
-=======
-        "(one of quickstart, init, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
->>>>>>> main
+        "(one of quickstart, init, train, configs, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
     )
 
 
