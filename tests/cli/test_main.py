@@ -16,6 +16,7 @@ LISTED = [
     "quickstart",
     "init",
     "train",
+    "configs",
     "evaluate",
     "predict",
     "sample",
@@ -58,7 +59,11 @@ def test_python_m_unetdiff() -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unetdiff: unknown command 'predcit'. Did you mean predict? "
+<<<<<<< HEAD
+        "(one of quickstart, train, configs, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
+=======
         "(one of quickstart, init, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
+>>>>>>> main
     )
 
 

@@ -186,6 +186,23 @@ INVALID = [
     ),
     ("joint", {"joint.diffusion_weight": 0}, "joint.diffusion_weight=0.0: must be a positive number."),
     ("joint", {"joint.segmentation_fraction": 0}, "joint.segmentation_fraction=0.0: must be in (0, 1]."),
+    (
+        "segmentation",
+        {"data.label_fraction": 0.5},
+        "data.label_fraction=0.5: must be 1 with task=segmentation: a joint run's diffusion head learns without masks. "
+        "Use data.train_fraction.",
+    ),
+    (
+        "joint",
+        {"data.label_fraction": 0.5},
+        "joint.segmentation_fraction=1.0: must be less than 1 with data.label_fraction=0.5: the other images of a "
+        "batch may have no mask. Give e.g. 0.25.",
+    ),
+    (
+        "joint",
+        {"data.unlabelled_root": "."},
+        "data.unlabelled_root=.: must be null with data.name=scenes. Only folders, voc, voc_folder support it.",
+    ),
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
     (
         "joint",

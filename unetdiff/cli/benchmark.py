@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, printable
+from unetdiff.config.shipped import find_config
+from unetdiff.errors import printable
 from unetdiff.files.records import write_json
 from unetdiff.files.writing import file_errors, require_writable
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     overrides, words = split_overrides(argv, known=[])
     args = parser.parse_strictly(words)
     if not args.path.exists():
-        raise UserError(f"'{args.path}' does not exist. Give a config file or a run directory.")
+        args.path = find_config(str(args.path))
     if args.output is not None:
         require_writable("--output", args.output)
 
@@ -66,7 +67,7 @@ def build_parser() -> Parser:
         "Time training steps, predictions and samples of a network on this machine, with its own dataset.",
         USAGE,
     )
-    parser.add_argument("path", type=Path, help="a config file (fresh weights), or a run directory")
+    parser.add_argument("path", type=Path, help="a run directory, or a config file or TASK/NAME (fresh weights)")
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, 4, 16, ... up to training.batch_size"
     )

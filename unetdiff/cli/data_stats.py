@@ -119,15 +119,19 @@ def _image_facts(config: RunConfig, masks: bool) -> dict[str, Any] | None:
 
 def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
     from unetdiff.data.build import build_dataset
+    from unetdiff.data.labelled import labelled_part
     from unetdiff.data.stats import CLASS_WEIGHT_METHODS, class_weights, count
 
-    datasets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
+    whole = build_dataset(config.data, "train", segmentation=True)
+    datasets = {"train": labelled_part(whole), "val": build_dataset(config.data, "val", segmentation=True)}
     classes = stats["classes"] = datasets["train"].classes
     counts: dict[str, SplitCounts] = {
         role: count(images, config.segmentation.ignore_index, description=role) for role, images in datasets.items()
     }
     for role in SPLITS:
         stats[role] |= _split_stats(counts[role], classes)
+    if whole.labelled is not None:
+        stats["train"]["without_masks"] = len(whole) - len(whole.labelled)
     stats["class_weights"] = {
         method: dict(zip(classes, class_weights(method, counts["train"]), strict=True))
         for method in CLASS_WEIGHT_METHODS
@@ -178,6 +182,8 @@ def table(stats: Mapping[str, Any]) -> str:
         rows = ROWS | CAPTION_ROWS if "captions" in stats["train"] else ROWS
     facts = [["", *(f"{role} ({stats[role]['split']})" for role in SPLITS)]]
     facts += [[name, *(text(stats[role]) for role in SPLITS)] for name, text in rows.items()]
+    if count := stats["train"].get("without_masks"):
+        facts.insert(2, ["images without masks", f"{count:,}", ""])
     images = [] if stats["images"] is None else ["", _image_line(stats["images"])]
     return "\n".join([*lines, "", *aligned(facts, "<"), *images])
 

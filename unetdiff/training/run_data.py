@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from unetdiff.data.check import require_clean
 from unetdiff.data.config import DataConfig
 from unetdiff.data.custom import CustomDataset, MapDataset, first_channels
 from unetdiff.data.image_format import resolve_image_format
+from unetdiff.data.labelled import LabelledSampler
 from unetdiff.data.regularization import PairedDataset, PairedSampler
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
@@ -97,6 +99,7 @@ class RunData:
         train: the training split.
         val: the validation split.
         loaded_train, loaded_val: what batches are made of: the same, or with cached latents instead of images.
+        segmented: images of a step's batch that a joint run segments.
         repeat_factors: relative sampling frequency of each training image, (len(train),), or None.
     """
 
@@ -118,6 +121,7 @@ class RunData:
             self.train = CustomDataset(given[0], "train_data", config.data, needs, True, layout)
             self.val = CustomDataset(given[1], "val_data", config.data, needs, False, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
+        self.segmented = math.ceil(config.joint.segmentation_fraction * config.training.batch_size)
         threshold = config.data.repeat_factor_threshold if masks else None
         self.repeat_factors = repeat_factors(class_presence(self.train), threshold) if threshold else None
 
@@ -132,7 +136,8 @@ class RunData:
     ) -> Iterator[Batch]:
         """This process's batches of the optimizer steps `start` to `stop`, one per accumulated part.
 
-        With regularization images, a batch has as many of them, each after a training image.
+        With regularization images, a batch has as many of them, each after a training image. Where only some images
+        have masks, one of these is at every place that is segmented.
         """
         dataset, others = self.loaded_train, self.loaded_train.regularization
         steps = StepSampler(
@@ -148,7 +153,9 @@ class RunData:
             factors=self.repeat_factors,
             buckets=self.train.buckets,
         )
-        sampler: StepSampler | PairedSampler = steps
+        sampler: StepSampler | PairedSampler | LabelledSampler = steps
+        if self.train.labelled is not None:
+            sampler = LabelledSampler(steps, self.train.labelled, self.segmented)
         segmentation = self.config.segmentation
         if self.config.task != "diffusion" and segmentation.border_weights is not None:
             dataset = BorderWeighted(dataset, segmentation.border_weights, segmentation.ignore_index)

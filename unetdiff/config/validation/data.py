@@ -55,6 +55,7 @@ def validate_data(config: RunConfig) -> None:
         raise config_error("data.augment.scale", scale, "[smallest, largest]", f"Give [{scale[1]}, {scale[0]}].")
     _validate_crop(config)
     _validate_regularization(config)
+    _validate_unlabelled(config)
     held_out_pairs(data.scenes)
 
 
@@ -96,6 +97,33 @@ def _validate_regularization(config: RunConfig) -> None:
     if data.bucket_step is not None:
         constraint = f"null with {key}={root}, whose images share the size of the training images of their step"
         raise config_error("data.bucket_step", data.bucket_step, constraint)
+
+
+def _validate_unlabelled(config: RunConfig) -> None:
+    """Images without masks are the denoiser's alone, and nothing of them may come from a mask."""
+    data, diffusion = config.data, config.diffusion
+    key = "data.label_fraction" if data.unlabelled_root is None else "data.unlabelled_root"
+    value: float | str | None = data.label_fraction if data.unlabelled_root is None else data.unlabelled_root
+    default = "1" if data.unlabelled_root is None else "null"
+    if data.label_fraction == 1 and data.unlabelled_root is None:
+        return
+    if config.task != "joint":
+        remedy = "Use data.train_fraction." if config.task == "segmentation" else ""
+        constraint = f"{default} with task={config.task}: a joint run's diffusion head learns without masks"
+        raise config_error(key, value, constraint, remedy)
+    if data.unlabelled_root is not None and data.name not in WITH_MASK_FILES:
+        remedy = f"Only {', '.join(WITH_MASK_FILES)} support it."
+        raise config_error(key, value, f"null with data.name={data.name}", remedy)
+    if config.joint.segmentation_fraction == 1:
+        constraint = f"less than 1 with {key}={value}: the other images of a batch may have no mask"
+        raise config_error("joint.segmentation_fraction", 1.0, constraint, "Give e.g. 0.25.")
+    from_masks = diffusion.condition == "class" and (data.name in WITH_MASK_FILES or diffusion.max_classes > 1)
+    if from_masks or (data.unlabelled_root is not None and diffusion.condition != "none"):
+        constraint = f"none with {key}={value}, whose images have neither masks nor the condition"
+        raise config_error("diffusion.condition", diffusion.condition, constraint)
+    if data.repeat_factor_threshold:
+        constraint = f"0 with {key}={value}: it needs the mask of every image"
+        raise config_error("data.repeat_factor_threshold", data.repeat_factor_threshold, constraint)
 
 
 def _validate_size(config: RunConfig) -> None:

@@ -27,6 +27,8 @@ def check_files(config: RunConfig) -> None:
     regularization = data.regularization_root
     if regularization is not None and not Path(regularization).is_dir():
         raise config_error("data.regularization_root", regularization, "an existing folder of images, or null")
+    if data.unlabelled_root is not None and not Path(data.unlabelled_root).expanduser().is_dir():
+        raise config_error("data.unlabelled_root", data.unlabelled_root, "an existing folder of images, or null")
     name, vae = config.model.pretrained, config.latent.vae
     if vae is not None and vae != name and not Path(vae).is_dir():
         raise config_error(
