@@ -97,6 +97,11 @@ def colored(root: Path) -> None:
         save(root / f"labels/{i}_L.png", table[np.minimum(classes(), 3)])
 
 
+def colored_with_table(root: Path) -> None:
+    colored(root)
+    (root / "class_dict.csv").write_text("name,r,g,b\nroad,128,64,128\ncar,64,0,128\nsign,9,9,200\nVoid,0,0,0\n")
+
+
 def sparse(root: Path) -> None:
     for i in range(8):
         photo(root / f"scene{i // 2}_{i}.png")
@@ -112,6 +117,7 @@ def sparse(root: Path) -> None:
         (by_split, {"images": "*/images", "masks": "*/labels", "val_fraction": None}, "4 for training, 4 for valid"),
         (colored, {"images": "pics", "mask_colors": {f"class {i}": color for i, color in enumerate(
             [[0, 0, 0], [9, 9, 200], [64, 0, 128], [128, 64, 128]])}}, "4 colors in RGB"),
+        (colored_with_table, {"mask_colors": "class_dict.csv"}, "3: road 3"),
         (sparse, {"mask_values": {0: 0, 80: 1, 160: 2, 240: 3}, "group_pattern": r"^.*?(?=[_-]?\d+$)"},
          "4 scenes such as scene0 (2 images) stay whole"),
     ],
