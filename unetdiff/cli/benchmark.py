@@ -10,11 +10,12 @@ from typing import Any
 
 from unetdiff.cli.model_path import local_model
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, printable
+from unetdiff.config.shipped import find_config
+from unetdiff.errors import printable
 from unetdiff.files.records import write_json
 from unetdiff.files.writing import file_errors, require_writable
 
-CONFIGS = (".yaml", ".yml")
+CONFIGS, TASKS = (".yaml", ".yml"), ("segmentation", "diffusion", "joint")
 USAGE = "unetdiff benchmark {CONFIG,RUN} [--batch_sizes N ...] [--output FILE] [--key value ...]"
 
 
@@ -27,11 +28,13 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser()
     overrides, words = split_overrides(argv, known=[])
     args = parser.parse_strictly(words)
+    path = args.path
+    if not path.exists():
+        is_config = path.suffix in CONFIGS or path.parts[0] in TASKS or len(path.parts) != 2
+        path = find_config(str(path)) if is_config else local_model(path)
+        args.path = path if is_config else args.path
     if args.output is not None:
         require_writable("--output", args.output)
-    path = args.path if args.path.suffix in CONFIGS else local_model(args.path)
-    if not path.exists():
-        raise UserError(f"'{args.path}' does not exist. Give a config file or a run directory.")
 
     from unetdiff.benchmark import peak_throughput
     from unetdiff.benchmark.device import machine_info, select_device
@@ -70,7 +73,7 @@ def build_parser() -> Parser:
         USAGE,
     )
     parser.add_argument(
-        "path", type=Path, help="a config file (fresh weights), a run directory, or OWNER/NAME on the Hub"
+        "path", type=Path, help="a run directory, OWNER/NAME on the Hub, or a config file or TASK/NAME (fresh weights)"
     )
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, 4, 16, ... up to training.batch_size"

@@ -25,7 +25,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         "unetdiff export",
         "Write a trained network to one file, or a denoiser to a diffusers pipeline directory; batch size, height and "
-        "width are dynamic.",
+        "width are dynamic. A segmenter's file reads images in RGB order: pixels (batch, 3, height, width), float32 in "
+        "[-1, 1], or with --preprocess uint8 images (batch, height, width, 3); its output is logits (batch, classes, "
+        "height, width). Resizing to the size of the metadata is the caller's, as is the softmax or argmax.",
     )
     parser.add_argument("path", type=Path, help=HELP)
     parser.add_argument(
@@ -46,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set version; default: torch's")
     parser.add_argument(
-        "--preprocess", action="store_true", help="include preprocessing: the input is uint8 images (B, H, W, C)"
+        "--preprocess",
+        action="store_true",
+        help="read images as they are: uint8 (batch, height, width, channels)",
     )
     args = parser.parse_strictly(argv)
     if args.opset is not None and args.format != "onnx":
@@ -99,6 +103,8 @@ def _print(done: Exported) -> int:
     """Print inputs, output and the largest difference to the network."""
     inputs = ", ".join(f"{name} ({', '.join(map(str, dims))})" for name, dims in done.inputs.items())
     print(f"{printable(str(done.path))}: {inputs} -> {done.output}")
+    if done.expected is not None:
+        print(f"pixels: {done.expected}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in done.checked)
     print(f"largest difference to the network at {shapes}: {done.difference:.1e}, outputs up to {done.scale:.2g}")
     return 0

@@ -115,7 +115,7 @@ def read_table(config: DataConfig, role: str) -> Table:
     import datasets as hf  # slow to import; needed only here
 
     files, train, single = _files_of(config, role)
-    rows = _open(files)
+    rows = open_parquet(files)
     needed = [("image_column", config.image_column)]
     if config.caption_column is not None:
         needed.append(("caption_column", config.caption_column))
@@ -152,7 +152,7 @@ def read_table(config: DataConfig, role: str) -> Table:
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:
     """The files of a split, those of the training split, and whether the former hold both splits."""
     root = dataset_root(config)
-    train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
+    train, val = parquet_files(root, config.train_split), parquet_files(root, config.val_split)
     whole = files_in(root, {".parquet"}, recursive=True) if os.path.isdir(root) else [root]
     if not whole or not os.path.exists(whole[0]):
         raise config_error("data.root", config.root, "a parquet file or a folder with parquet files")
@@ -164,7 +164,8 @@ def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bo
     return files, train, single
 
 
-def _open(files: list[Path]) -> Any:
+def open_parquet(files: list[Path]) -> Any:
+    """A `datasets.Dataset` of parquet files; FileError for one that cannot be read."""
     import datasets as hf
 
     for file in files:
@@ -197,7 +198,7 @@ def _classes(column: str, rows: Any, file: Path, train: list[Path] | None) -> tu
     else:
         names = set(values) - {None}
         if train is not None:
-            other = _open(train)
+            other = open_parquet(train)
             known = set(_values(other, column, train[0])) - {None} if column in other.column_names else set()
             if names - known:
                 unknown = min(names - known)
@@ -258,7 +259,8 @@ def _split_name(file: Path) -> str:
     return file.stem.split("-")[0]
 
 
-def _parquet_files(root: Path, split: str) -> list[Path]:
+def parquet_files(root: Path, split: str) -> list[Path]:
+    """The parquet files in a folder whose names begin with the name of a split; [] if it is not a folder."""
     if not os.path.isdir(root):
         return []
     found = files_in(root, {".parquet"}, recursive=True)

@@ -30,7 +30,7 @@ MIN_USES = 2
 NOT_OF_PIXELS = (
     "root", "download", "train_split", "val_split", "num_classes", "allow_binary_masks", "image_column", "label_column",
     "caption_column", "regularization_root", "regularization_prompt", "repeat_factor_threshold", "train_fraction",
-    "train_fraction_seed", "augment",
+    "train_fraction_seed", "label_fraction", "unlabelled_root", "augment",
 )  # fmt: skip
 """Keys of `data:` that do not change an image of a given file."""
 

@@ -64,6 +64,7 @@ def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
         "model.pretrained": config.model.pretrained,
         "data.root": None if config.data.name == "scenes" else config.data.root,
         "data.regularization_root": config.data.regularization_root,
+        "data.unlabelled_root": config.data.unlabelled_root,
         "model.encoder.weights": config.model.encoder.weights,
         "latent.vae": config.latent.vae,
         "diffusion.text.encoder": config.diffusion.text.encoder if prompts or class_names else None,

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.config.training import JointConfig
+from unetdiff.data.labelled import is_segmented
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.segmentation.border_weights import KEY as BORDER_WEIGHT
 from unetdiff.training.draws import RowDraws
@@ -84,8 +85,7 @@ class JointTask(Task):
     def clean_rows(self, draws: RowDraws) -> list[int]:
         """The rows whose images are segmented: `segmentation_fraction` of the step's batch, evenly spaced in it."""
         count, places = math.ceil(self.config.segmentation_fraction * draws.images), range(draws.first, draws.images)
-        chosen = [(i + 1) * count // draws.images > i * count // draws.images for i in places[: draws.count]]
-        return [row for row, is_chosen in enumerate(chosen) if is_chosen]
+        return [row for row, place in enumerate(places[: draws.count]) if is_segmented(place, count, draws.images)]
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tasks = {"segmentation": self.segmentation, "diffusion": self.diffusion}
