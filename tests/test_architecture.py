@@ -40,6 +40,7 @@ EVERYWHERE = {"console", "errors", "files", "text"}
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("config.pretrained", "export.convert.from_diffusers"): "keys of a pretrained U-Net, imported when called",
+    ("segmentation.pipeline", "diffusion.conditioning.text_encoder"): "the text encoder of a segmenter of captions",
     ("segmentation.pipeline", "diffusion.codecs"): "the autoencoder of a segmenter of latents, imported when there is",
     ("models.serialization", "export.convert.diffusers"): "UNet.from_diffusers and to_diffusers, imported when called",
     ("models.serialization", "export.convert.smp"): "UNet.from_smp, imported when called",

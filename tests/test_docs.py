@@ -48,6 +48,16 @@ def test_from_smp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "mine" / "segmentation.json").is_file()
 
 
+def test_datasets_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/data.md", "Datasets in Python", tmp_path, monkeypatch)
+    assert (names["run"] / "latest").is_dir()
+
+
+def test_custom_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/data.md", "Custom training loops", tmp_path, monkeypatch)
+    assert 0 <= names["matrix"].compute()["mean_iou"] <= 1
+
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOREIGN = {"cpu", "num_processes", "nproc_per_node", "logdir", "no-deps"}
 """Options of other programs: accelerate, torchrun, tensorboard, pip."""

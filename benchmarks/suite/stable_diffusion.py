@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import string
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,21 @@ def _text_parts() -> tuple[Any, Any]:
     ids = {"bos_token_id": len(letters), "eos_token_id": len(letters) + 1, "pad_token_id": len(letters) + 1}
     config = CLIPTextConfig(vocab_size=len(vocabulary), max_position_embeddings=MAX_TOKENS, **sizes, **ids)
     return tokenizer, CLIPTextModel(config)
+
+
+def write_latent_diffusion(folder: Path) -> None:
+    """Write an `LDMTextToImagePipeline` of the same sizes, with a text encoder of diffusers' own and 77 tokens."""
+    import torch
+    from diffusers import DDIMScheduler, LDMTextToImagePipeline, StableDiffusionPipeline
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
+
+    write_stable_diffusion(folder / "parts")
+    parts = StableDiffusionPipeline.from_pretrained(folder / "parts")
+    torch.manual_seed(1)
+    sizes = {"encoder_layers": 1, "encoder_ffn_dim": 16, "encoder_attention_heads": 2, "head_dim": 4, "d_model": WIDTH}
+    text_encoder = LDMBertModel(LDMBertConfig(vocab_size=len(parts.tokenizer), **sizes)).eval()
+    parts.tokenizer.model_max_length = 512
+    scheduler = DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    pipeline = LDMTextToImagePipeline(parts.vae, text_encoder, parts.tokenizer, parts.unet, scheduler)
+    pipeline.save_pretrained(folder)
+    shutil.rmtree(folder / "parts")

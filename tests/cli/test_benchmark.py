@@ -60,7 +60,7 @@ def test_batch_sizes_unless_they_are_given() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' does not exist. Give a config file or a run directory."),
+        (["nowhere"], "config nowhere: must be a file or the name of a config."),
         (["EMPTY"], "must contain config.yaml. Use a run directory or a config file"),
         (["CONFIG", "--rounds", "0"], "--rounds=0: must be at least 1."),
         (["CONFIG", "--warmups", "-1"], "--warmups=-1: must be at least 0."),

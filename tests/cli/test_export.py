@@ -23,8 +23,9 @@ from unetdiff.segmentation.pipeline import SegmentationPipeline
 def test_images_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "net.onnx"
     assert main(["export", str(run), "--output", str(file), "--preprocess"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    first, expected_input, second = capsys.readouterr().out.splitlines()
     assert first == f"{file}: pixels (batch, height, width, 3) -> logits"
+    assert expected_input == "pixels: RGB, uint8, 0 to 255, channels last"
     assert second.startswith("largest difference to the network at 1x2x25x3 and 3x23x17x3: ")
 
     pipeline = SegmentationPipeline.from_pretrained(run / "best")
@@ -34,7 +35,7 @@ def test_images_in_logits_out(run: Path, tmp_path: Path, capsys: pytest.CaptureF
     expected = pipeline(image, return_logits=True).logits
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
     notes = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert notes["classes"] == pipeline.classes
+    assert notes["classes"] == pipeline.classes and notes["pixels"] == expected_input.removeprefix("pixels: ")
     assert notes["palette"] == pipeline.palette.tolist()
     assert notes["size"] is None and pipeline.size is None  # scenes are seen at their own
 

@@ -14,7 +14,9 @@ from unetdiff.errors import TrainingStopped, UserError
 
 LISTED = [
     "quickstart",
+    "init",
     "train",
+    "configs",
     "evaluate",
     "predict",
     "sample",
@@ -57,7 +59,8 @@ def test_python_m_unetdiff() -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unetdiff: unknown command 'predcit'. Did you mean predict? "
-        "(one of quickstart, train, evaluate, predict, sample, experiment, compare, data, export, benchmark)\n"
+        "(one of quickstart, init, train, configs, evaluate, predict, sample, experiment, compare, data, export, "
+        "benchmark)\n"
     )
 
 

@@ -52,7 +52,7 @@ def test_without_a_file(trained: list[tuple[RunConfig, str]]) -> None:
         (["--lr", "3"], "unknown option --lr. Did you mean --training.optimizer.lr?"),
         (["--resum"], "unknown option --resum. Did you mean --training.resume?"),
         (["--training.steps", "many"], "training.steps=many: must be an integer or null."),
-        (["--training.epochs", "3"], "training.steps=2: must be null with training.epochs=3.0."),
+        (["--training.epochs=3", "--training.steps=2"], "training.steps=2: must be null with training.epochs=3.0."),
         (["--resume", "--overwrite"], "training.resume=true: must be false with training.overwrite=true."),
         (["more.yaml"], "unexpected argument 'more.yaml'"),
     ],

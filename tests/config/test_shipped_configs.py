@@ -43,6 +43,7 @@ def test_all_configs_are_shipped() -> None:
         "joint/scenes",
         "joint/voc_latent",
         "segmentation/camvid_mobilenet_v2",
+        "segmentation/default",
         "segmentation/isbi_unet",
         "segmentation/scenes",
         "segmentation/voc_mobilenet_v2",

@@ -10,8 +10,9 @@ import pytest
 from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
+from unetdiff.config.validation.masks import ONLY_FOR
 from unetdiff.config.validation.run import validate
-from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_MASKS
+from unetdiff.data.capabilities import WITH_MASKS
 
 BASE = {"training.steps": 5, "model.conditioning.cross_attention_dim": 8}
 # (task, overrides, the message; the network's own messages: how they begin)
@@ -159,7 +160,7 @@ INVALID = [
         "diffusion",
         {"data.name": "voc_folder", "data.root": ".", "data.size": [64, 64]},
         "diffusion.condition=class: must be none with data.name=voc_folder, which has no class labels. Or use "
-        "data.name=scenes, image_folder, parquet, fashion_mnist, cifar10.",
+        "data.name=scenes, image_folder, parquet, fashion_mnist, cifar10, custom.",
     ),
     (
         "diffusion",
@@ -185,6 +186,23 @@ INVALID = [
     ),
     ("joint", {"joint.diffusion_weight": 0}, "joint.diffusion_weight=0.0: must be a positive number."),
     ("joint", {"joint.segmentation_fraction": 0}, "joint.segmentation_fraction=0.0: must be in (0, 1]."),
+    (
+        "segmentation",
+        {"data.label_fraction": 0.5},
+        "data.label_fraction=0.5: must be 1 with task=segmentation: a joint run's diffusion head learns without masks. "
+        "Use data.train_fraction.",
+    ),
+    (
+        "joint",
+        {"data.label_fraction": 0.5},
+        "joint.segmentation_fraction=1.0: must be less than 1 with data.label_fraction=0.5: the other images of a "
+        "batch may have no mask. Give e.g. 0.25.",
+    ),
+    (
+        "joint",
+        {"data.unlabelled_root": "."},
+        "data.unlabelled_root=.: must be null with data.name=scenes. Only folders, voc, voc_folder support it.",
+    ),
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
     (
         "joint",
@@ -239,6 +257,12 @@ INVALID = [
         "joint",
         {"joint.log_gradients": 5, "training.freeze_backbone": True},
         "joint.log_gradients=5: must be 0 with training.freeze_backbone=true, which leaves no shared layer to train.",
+    ),
+    (
+        "segmentation",
+        {"data.name": "voc", "data.root": ".", "data.size": [64, 64], "segmentation.context": "caption"},
+        "data.name=voc: must be a dataset with captions for segmentation.context=caption: scenes, captioned_folder, "
+        "parquet.",
     ),
     (
         "segmentation",
@@ -305,7 +329,8 @@ INVALID = [
     (
         "segmentation",
         {"data.num_classes": 4},
-        f"data.num_classes=4: must be null with data.name=scenes. Only {', '.join(WITH_ENCODINGS)} support it.",
+        "data.num_classes=4: must be null with data.name=scenes. "
+        f"Only {', '.join(ONLY_FOR['num_classes'])} support it.",
     ),
     (
         "segmentation",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from unetdiff.errors import UserError
 from unetdiff.evaluation.layout_consistency import ClassConsistency, layout_consistency
 from unetdiff.experiments import agreement, agreement_report
 from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages
+from unetdiff.experiments.filtering import condition_scores, filter_findings, filter_table, kept_samples
 from unetdiff.reports.record import Gallery, Heatmap, Table, read_record, write_record
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training.trainer import train
@@ -108,3 +110,36 @@ def test_refusals(tmp_path: Path, joint_run: Path, tiny_config: Callable, option
     unconditional = train(config)
     with pytest.raises(UserError, match="RUN=.*: must be conditional"):
         agreement.run(options(agreement, unconditional), [], tmp_path, "")
+
+
+def test_samples_are_filtered_by_the_segmenter_and_judged_by_another(
+    tmp_path: Path, joint_run: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "CLASSIFIER_STEPS", 2)
+    args = options(
+        agreement, joint_run, "--guidance_scales", 2, "--num_images", 6, "--num_inference_steps", 2,
+        "--filter_thresholds", 0.01,
+    )  # fmt: skip
+    record = agreement.run(args, [], tmp_path, "")
+    write_record(record, tmp_path)
+    assert read_record(tmp_path) == record
+    kept = record.parts[1]
+    assert isinstance(kept, Table)
+    assert [name for name, _ in kept.rows] == ["guidance 2, all samples", "guidance 2, score ≥ 0.01"]
+    assert kept.rows[0][1][0].mean == 1
+    args.filter_thresholds = [2.0]
+    with pytest.raises(UserError, match="--filter_thresholds=.*must be in"):
+        agreement.run(args, [], tmp_path, "")
+
+
+def test_scores_and_what_is_kept_by_hand() -> None:
+    masks = [np.array([[0, 3], [3, 2]]), np.array([[0, 0], [0, 1]]), np.zeros((2, 2), int)]
+    scores = condition_scores(masks, [3, 1, 1], background=0)
+    assert scores.tolist() == pytest.approx([2 / 3, 1, 0])
+    kept = kept_samples(4.0, scores, np.array([False, True, True]), [0.9, 0.5])
+    assert [(one.threshold, one.num_kept, one.num_correct) for one in kept] == [(0, 3, 2), (0.5, 2, 1), (0.9, 1, 1)]
+    assert [[value.mean for value in values] for _, values in filter_table(kept, 0.9).rows] == [
+        pytest.approx([1, 2 / 3]), pytest.approx([2 / 3, 0.5]), pytest.approx([1 / 3, 1]),
+    ]  # fmt: skip
+    (line,) = filter_findings(kept)
+    assert "66.7% (95 % interval" in line and line.endswith("1 samples) of those with a score of at least 0.9.")

@@ -55,7 +55,7 @@ def test_from_training_to_the_record(
         ("segmentation", 3, 1, 2)
     }
 
-    monkeypatch.setattr(trainer, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(trainer, "train", lambda *_, **__: pytest.fail("trained again"))
     again = noise.run(args, changes, tmp_path / "out", "the command")
     assert again.parts == record.parts and again.findings == record.findings
 

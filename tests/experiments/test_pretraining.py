@@ -17,9 +17,12 @@ from tests.experiments.test_budget import TINY
 from unetdiff.data.scenes import PALETTE
 from unetdiff.errors import UserError
 from unetdiff.experiments import pretraining
-from unetdiff.experiments.pretraining import DENOISER, ENCODER, RANDOM, Plan
+from unetdiff.experiments.linear_probes import ProbeTraining
+from unetdiff.experiments.pretraining import CLASS_DENOISER, DENOISER, ENCODER, RANDOM, Plan
 from unetdiff.experiments.pretraining_report import chart, findings, label_table
-from unetdiff.experiments.runs import with_last_weights
+from unetdiff.experiments.runs import train_run, with_last_weights
+from unetdiff.experiments.start_timestep import CleanFeatures, probe_timesteps
+from unetdiff.files.records import read_object
 from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery, read_record, write_record
@@ -56,7 +59,7 @@ def test_config_of_each_run(parse_args: Callable[..., Any], tmp_path: Path) -> N
                                  "--segmenter_train_steps", "6", "--denoiser_train_steps", "9",
                                  "--training.frozen_levels=1", *TINY)  # fmt: skip
     plan = Plan(args, overrides, tmp_path)
-    noise = plan.denoiser
+    noise = plan.denoisers[DENOISER]
     assert (noise.task, noise.diffusion.condition, noise.data.train_fraction, noise.training.steps) == (
         "diffusion",
         "none",
@@ -78,6 +81,7 @@ def test_config_of_each_run(parse_args: Callable[..., Any], tmp_path: Path) -> N
         (["--label_fractions", "0", "1"], "--label_fractions=.*: must be in"),
         (["--encoder_weights", "x"], "--encoder_weights=x: must be set with --encoder_config"),
         (["--segmenter_train_steps", "0"], "training.steps=0"),
+        (["--timesteps", "0", "1000"], r"--timesteps=\[0, 1000\]: must be in 0..999"),
         (["--data.root=.", "--data.name=cifar10"], "data.name=cifar10: must be a dataset with masks"),
     ):
         args, overrides = parse_args("pretraining", *words)
@@ -116,6 +120,7 @@ def test_a_pretrained_encoder_keeps_its_own_network(parse_args: Callable[..., An
 def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path) -> None:
     args, overrides = parse_args("pretraining", "--label_fractions", "0.05", "1", "--num_seeds", "1",
                                  "--segmenter_train_steps", "3", "--denoiser_train_steps", "3", "--num_rows", "2",
+                                 "--timesteps", "0", "300", "--probe_train_steps", "2", "--layer_decay", "0.5",
                                  *TINY)  # fmt: skip
     record = pretraining.run(args, overrides, tmp_path, "unetdiff experiment pretraining")
     write_record(record, tmp_path)
@@ -134,6 +139,14 @@ def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path
         shown = np.asarray(Image.open(tmp_path / files[-1]).convert("RGB"))
         expected = predictions(with_last_weights(run), [item], dataset.classes)[0]
         assert np.array_equal(shown, PALETTE[expected])
+    probes = read_object(tmp_path / "pretrained.probes.json")["result"]
+    assert set(probes) == {"0", "300"} and any(
+        "trained on half of the fewest labeled" in line for line in record.method
+    )
+    best = int(max(probes, key=lambda t: probes[t]))
+    assert run.config["segmentation"]["timestep"] == best and run.config["training"]["optimizer"]["layer_decay"] == 0.5
+    other = read_run(tmp_path / "random-init" / "fraction-0.05" / "seed-0").config
+    assert other["segmentation"]["timestep"] == 0 and other["training"]["optimizer"]["layer_decay"] == 1
     assert run.summary["init_from"]["network"].startswith(str(tmp_path / "pretrained"))
     assert run.summary["init_from"]["fresh"]["parts"] == ["segmentation head"], "the whole backbone was taken"
 
@@ -143,3 +156,21 @@ def test_a_whole_tiny_pretraining(parse_args: Callable[..., Any], tmp_path: Path
         UserError, match="denoiser-init/fraction-0.05/seed-0' was initialized from an older version of .*pretrained"
     ):
         pretraining.run(args, overrides, tmp_path, "")
+
+
+def test_probes_find_the_timestep_whose_maps_know_the_classes(tmp_path: Path, parse_args: Callable[..., Any]) -> None:
+    """Maps that are zero at every timestep but one."""
+    args, overrides = parse_args("pretraining", "--class_denoiser", "--denoiser_train_steps", "1", *TINY)
+    plan = Plan(args, overrides, tmp_path)
+    assert plan.denoisers[CLASS_DENOISER].diffusion.condition == "class"
+    run = train_run("denoiser", plan.denoisers[CLASS_DENOISER], "")
+    segmenter = plan.segmenters[CLASS_DENOISER, 1.0, 0]
+    maps = CleanFeatures._maps
+
+    def only_at_150(self: CleanFeatures, images: Any, names: Any, level: Any) -> Any:
+        return {k: v if level == 150 else 0 * v for k, v in maps(self, images, names, level).items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CleanFeatures, "_maps", only_at_150)
+        found = probe_timesteps(run, [0, 150, 300], segmenter, ProbeTraining(steps=20), tmp_path / "probes.json")
+    assert max(found, key=lambda t: found[t]) == 150 and found[0] == found[300]

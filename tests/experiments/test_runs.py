@@ -20,6 +20,7 @@ from unetdiff.experiments.runs import (
     seed_list,
     variant,
 )
+from unetdiff.models.config import SegmentationHeadConfig
 from unetdiff.reports.runs import Run
 
 
@@ -80,3 +81,10 @@ def test_metrics_of_runs() -> None:
     assert seed_list(2) == [0, 1]
     with pytest.raises(UserError, match="--num_seeds=0: must be at least 1"):
         seed_list(0)
+
+
+def test_a_segmenter_alone_has_one_decoder(tmp_path: Path) -> None:
+    base = quickstart_configs(tmp_path, tiny=True)["joint"]
+    base.model.heads.segmentation = SegmentationHeadConfig(own_decoder_levels=1, task_embedding=True)
+    assert variant(base, "joint", tmp_path).model.heads.segmentation == base.model.heads.segmentation
+    assert variant(base, "segmentation", tmp_path).model.heads.segmentation == SegmentationHeadConfig()

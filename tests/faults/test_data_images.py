@@ -315,6 +315,7 @@ def test_a16_predict_uses_the_range_and_channels_of_the_training(root: Path, cha
     run = root.parent / "run"
     words = ["train", "segmentation", "--data.name=voc_folder", f"--data.root={root}", f"--training.output_dir={run}"]
     words += ["--model.encoder.name=classic", "--model.encoder.channels=[4,8]", "--training.batch_size=3"]
+    words += ["--data.augment.crop=null"]
     assert main([*words, "--training.steps=1", "--data.size=[32,32]"]) == 0
     config = from_yaml(run / "config.yaml")
     pipeline = SegmentationPipeline.from_pretrained(run / "latest")

@@ -449,13 +449,16 @@ def test_c_confusion_of_many_classes(tmp_path: Path) -> None:
     assert time.process_time() - start < 10  # 58 s with a layout that measures every name
 
 
-def test_c_imagenet_weights_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_c_imagenet_weights_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise OSError("<urlopen error [Errno -2] Name or service not known>")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     refused(load_pretrained_encoder, "resnet18", "imagenet", says="model.encoder.weights=imagenet: .*Put this file at")
+    assert capsys.readouterr() == ("", "")  # the refusal is all that is said
 
 
 def test_c_videos_of_two_pixels(saved: Path, tmp_path: Path) -> None:

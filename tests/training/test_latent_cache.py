@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets as hf
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,52 @@ def test_images_resized_for_masks_have_entries_of_their_own(
     data = RunData(config, accelerator)
     data.cache_latents(config, build_task(config, data.train, data.val), 100, accelerator)
     assert len(list(cache.iterdir())) == 3
+
+
+@pytest.mark.parametrize("mode", ["memory", "disk"])
+@pytest.mark.parametrize("name", ["parquet", "captioned_folder"])
+def test_latents_of_buckets(tiny: Tiny, vae: Path, text_encoder: Path, tmp_path: Path, name: str, mode: str) -> None:
+    """Cached latents are those of each image at the size of its step; of a folder, of regularization images too. The
+    sizes of a parquet table's images are read from the headers of its cells."""
+    root, rows = tmp_path / "data", []
+    for number, size in enumerate([(16, 16), (16, 40), (40, 16), (17, 16), (16, 39), (40, 17)] * 2):
+        noise_image(root / f"{number}.png", number, size)
+        rows.append({"file_name": f"{number}.png", "text": f"number {number}"})
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options: dict[str, Any] = {"data__name": name, "data__bucket_step": 8, "data__size": [32, 32]}
+    if name == "parquet":
+        cells = [{"bytes": (root / row["file_name"]).read_bytes(), "path": None} for row in rows]
+        features = hf.Features({"img": hf.Image(), "text": hf.Value("string")})
+        table = hf.Dataset.from_dict({"img": cells, "text": [row["text"] for row in rows]}, features=features)
+        root, options["data__caption_column"] = tmp_path / "table.parquet", "text"
+        table.to_parquet(str(root))
+    else:
+        for number in range(3):
+            noise_image(tmp_path / "class" / f"{number}.png", 100 + number, (24, 24))
+        options["data__regularization_root"] = str(tmp_path / "class")
+        options["data__regularization_prompt"] = "a number"
+    options |= {
+        "diffusion__condition": "text",
+        "diffusion__text__encoder": str(text_encoder),
+        "diffusion__text__cache_dir": str(tmp_path / "captions"),
+        "training__batch_size": 2,
+        "data__augment__flip": False,
+        "latent__cache": mode,
+        "latent__cache_dir": str(tmp_path / "cache") if mode == "disk" else None,
+    }
+    config = folder_config(tiny, root, vae, **options)
+    task, data, _ = cached(config)
+    plain, accelerator = RunData(config, build_accelerator(config.training)), build_accelerator(config.training)
+    batches = [source.batches(config.training, 0, 9, 9, accelerator) for source in (data, plain)]
+    shapes = set()
+    for batch, expected in zip(*batches, strict=True):
+        assert batch["name"] == expected["name"] and "image" not in batch
+        assert name == "parquet" or batch["regularization"].tolist() == [0, 1, 0, 1]
+        shapes.add(tuple(expected["image"].shape[-2:]))
+        torch.testing.assert_close(task.encode(batch), task.encode(expected), atol=2e-3, rtol=2e-3)
+    assert len(shapes) == 3
+    losses = task.batch_losses(batch, 0)
+    assert losses["loss"].isfinite() and (name == "parquet" or losses["prior_loss"] > 0)
 
 
 def test_buckets_are_of_whole_cells(tiny: Tiny, photographs: Path, vae: Path) -> None:

@@ -54,12 +54,70 @@ def _script_loss(
     return (loss.mean(dim=[1, 2, 3]) * mse_loss_weights).mean()
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_the_loss_is_that_of_the_script(prediction_type: str, tmp_path: Path) -> None:
-    """With and without Min-SNR (snr_gamma) and offset noise (noise_offset)."""
+def _inpainting_loss(
+    source: Path, latents: Tensor, noise: Tensor, timesteps: Tensor, masks: Tensor, masked_latents: Tensor, text: Tensor
+) -> Tensor:
+    """train_dreambooth_inpaint.py (diffusers' research projects) from `noisy_latents` to `loss`."""
+    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
+    noise_scheduler = DDPMScheduler.from_pretrained(source, subfolder="scheduler")
+    noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
+    mask = torch.stack([F.interpolate(one[None], size=latents.shape[-2:]) for one in masks])
+    mask = mask.reshape(-1, 1, *latents.shape[-2:])
+    latent_model_input = torch.cat([noisy_latents, mask, masked_latents], dim=1)
+    noise_pred = unet(latent_model_input, timesteps, text).sample
+    return F.mse_loss(noise_pred.float(), noise.float(), reduction="mean")
+
+
+def test_the_loss_of_inpainting(tmp_path: Path) -> None:
+    """All latents count, under the mask or not; masks and latents of masked images are new in each step."""
     source = tmp_path / "source"
-    write_stable_diffusion(source, prediction_type=prediction_type)
-    config = load(
+    write_stable_diffusion(source, in_channels=9)
+    trainer = Trainer(_config(source, tmp_path), None)
+    trainer.close()
+    task: Any = trainer.task.train()
+    batch = collate([trainer.data.train[SampleKey(i, i, True)] for i in range(IMAGES)])
+    drawn: dict[str, Any] = {}
+    add_noise_at, encode = task.add_noise_at, task.codec.encode
+
+    def record(x0: Tensor, noise: Tensor, timesteps: Tensor, *rest: Any) -> Any:
+        drawn.update(latents=x0, noise=noise, timesteps=timesteps)
+        return add_noise_at(x0, noise, timesteps, *rest)
+
+    def encoded(pixels: Tensor, noise: Tensor | None = None) -> Tensor:
+        drawn.update(pixels=pixels, masked_latents=encode(pixels, noise), posterior=noise)
+        return drawn["masked_latents"]
+
+    task.add_noise_at, task.codec.encode = record, encoded
+    tokenizer = CLIPTokenizer.from_pretrained(source, subfolder="tokenizer")
+    text_encoder = CLIPTextModel.from_pretrained(source, subfolder="text_encoder")
+    ids = tokenizer(
+        batch["caption"],
+        max_length=tokenizer.model_max_length,
+        padding="max_length",
+        truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    vae, seen = AutoencoderKL.from_pretrained(source, subfolder="vae"), []
+    for seed in (7, 8):
+        with torch.no_grad():
+            loss = task.losses(task(batch, whole_batch(seed, IMAGES, "cpu")))["loss"]
+            images = batch["image"] / 127.5 - 1
+            masks = (drawn["pixels"] != images).any(dim=1, keepdim=True).float()  # gray is no color of the scenes
+            posterior = vae.encode(images * (masks < 0.5)).latent_dist
+            masked = (posterior.mean + posterior.std * drawn["posterior"]) * vae.config.scaling_factor
+            torch.testing.assert_close(drawn["masked_latents"], masked, atol=1e-4, rtol=1e-4)
+            names = ("latents", "noise", "timesteps", "masked_latents")
+            expected = _inpainting_loss(
+                source, masks=masks, text=text_encoder(ids)[0], **{name: drawn[name] for name in names}
+            )
+        assert loss > 0.01 and float(loss) == pytest.approx(float(expected), abs=1e-5)
+        assert 0.05 < masks.mean() < 0.95
+        seen.append(masks)
+    assert not torch.equal(*seen)
+
+
+def _config(source: Path, folder: Path) -> Any:
+    return load(
         None,
         {
             "data.name": "scenes",
@@ -67,8 +125,8 @@ def test_the_loss_is_that_of_the_script(prediction_type: str, tmp_path: Path) ->
             "data.scenes.val_images": 2,
             "model.pretrained": str(source),
             "diffusion.condition_dropout": 0.0,
-            "diffusion.text.cache_dir": str(tmp_path / "captions"),
-            "training.output_dir": str(tmp_path / "run"),
+            "diffusion.text.cache_dir": str(folder / "captions"),
+            "training.output_dir": str(folder / "run"),
             "training.steps": 1,
             "training.batch_size": IMAGES,
             "training.ema.enabled": False,
@@ -76,7 +134,14 @@ def test_the_loss_is_that_of_the_script(prediction_type: str, tmp_path: Path) ->
         },
         "diffusion",
     )
-    trainer = Trainer(config, None)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_the_loss_is_that_of_the_script(prediction_type: str, tmp_path: Path) -> None:
+    """With and without Min-SNR (snr_gamma) and offset noise (noise_offset)."""
+    source = tmp_path / "source"
+    write_stable_diffusion(source, prediction_type=prediction_type)
+    trainer = Trainer(_config(source, tmp_path), None)
     trainer.close()
     task: Any = trainer.task.train()
     batch = collate([trainer.data.train[SampleKey(i, i, True)] for i in range(IMAGES)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -9,17 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDPMScheduler,
+    LDMTextToImagePipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
 from huggingface_hub import constants
 
-from suite.stable_diffusion import write_stable_diffusion
-from unetdiff import GenerationPipeline, UNet
+from suite.stable_diffusion import write_latent_diffusion, write_stable_diffusion
+from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml, load, parse
 from unetdiff.config.schema import RunConfig, flatten
+from unetdiff.data.base import collate
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.errors import UserError
+from unetdiff.evaluation.load_run import load_run
 from unetdiff.files.records import read_object
 from unetdiff.training.trainer import Trainer, train
 
@@ -133,10 +144,121 @@ def test_resumed_and_loaded_without_the_pretrained_model(trained: tuple[Path, Pa
     assert read_object(tmp_path / "run" / "summary.json")["steps"] == 3
 
 
-def test_an_inpainting_network_is_not_trained(tmp_path: Path) -> None:
+def test_latent_diffusion(tmp_path: Path) -> None:
+    """The pipeline before Stable Diffusion: other names of its parts, and a text encoder of diffusers' own.
+
+    Ours draws from it, and from what it trains, what diffusers' own draws.
+    """
+    source = tmp_path / "source"
+    write_latent_diffusion(source)
+    config = config_of(source, tmp_path / "run", training__mixed_precision="no")
+    assert config.diffusion.condition == "text" and not config.diffusion.text.projection
+    assert config.latent.vae == config.diffusion.text.encoder == str(source)
+    best = train(config) / "best"
+    assert read_object(best / "model_index.json") | {"_diffusers_version": ""} == read_object(
+        source / "model_index.json"
+    ) | {"_diffusers_version": ""}
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "latents": latents}
+    drawn = []
+    for folder in (source, best):
+        stock = LDMTextToImagePipeline.from_pretrained(folder)
+        expected = stock(["a red three"], **options, height=64, width=64, output_type="pt")  # its cells are of 8 pixels
+        ours = GenerationPipeline.from_pretrained(folder)(prompt="a red three", **options, output_type="pt")
+        torch.testing.assert_close(ours.images, expected.images, atol=1e-4, rtol=1e-4)
+        drawn.append(ours.images)
+    assert not torch.allclose(*drawn)
+    run = load_run(tmp_path / "run")
+    assert run.diffusion is not None and isinstance(run.diffusion.conditioner, PromptConditioner)
+    keys = {"data.name": "scenes", "model.pretrained": str(source), **SHORT, "segmentation.context": "caption"}
+    for task in ("segmentation", "joint"):  # no part is there twice, under both names
+        masks = train(load(None, keys | {"training.output_dir": str(tmp_path / task)}, task)) / "best"
+        folders = {path.name for path in masks.iterdir() if path.is_dir()}
+        assert folders == {"unet", "scheduler", "vqvae", "bert", "tokenizer", "segmentation_context"}
+        segmenter, image = SegmentationPipeline.from_pretrained(masks), torch.zeros(3, 16, 16, dtype=torch.uint8)
+        prompts = [segmenter(image, True, prompt=prompt).logits for prompt in (None, "a red three")]
+        assert prompts[0].shape == (len(segmenter.classes), 16, 16) and not torch.equal(*prompts)
+        LDMTextToImagePipeline.from_pretrained(masks)
+    config.training.resume, config.training.steps = True, 3
+    shutil.rmtree(source)
+    assert read_object(train(config) / "summary.json")["steps"] == 3
+
+
+@pytest.mark.parametrize("in_channels", [9, 4])
+def test_inpainting(in_channels: int, tmp_path: Path) -> None:
+    """Trained from an inpainting model, or from one of text to image, whose new channels start at zero.
+
+    The result is diffusers' inpainting pipeline and draws what ours draws; it is evaluated and resumed.
+    """
+    source = tmp_path / "source"
+    write_stable_diffusion(source, in_channels=in_channels)
+    changes = {} if in_channels == 9 else {"diffusion__inpainting__enabled": True}
+    config = config_of(source, tmp_path / "run", **changes, training__mixed_precision="no")
+    assert config.diffusion.inpainting.enabled and config.diffusion.inpainting.full_mask_fraction == 0.25
+    started = Trainer(config, None)
+    started.close()
+    weight, expected = started.task.unet.encoder.conv_in.weight, UNet.from_diffusers(source).encoder.conv_in.weight
+    assert torch.equal(weight[:, :in_channels], expected) and not weight[:, in_channels:].any()
+    best = train(config) / "best"
+    assert not torch.equal(UNet.from_pretrained(best / "unet").encoder.conv_in.weight[:, 4:], weight[:, 4:])
+    assert list((tmp_path / "run" / "images").glob("*samples.png"))
+    assert read_object(best / "model_index.json")["_class_name"] == "StableDiffusionInpaintPipeline"
+
+    pipeline, stock = GenerationPipeline.from_pretrained(best), StableDiffusionInpaintPipeline.from_pretrained(best)
+    generator = torch.Generator().manual_seed(3)
+    image, latents = torch.rand(1, 3, 16, 16, generator=generator), torch.randn(1, 4, 8, 8, generator=generator)
+    mask = torch.zeros(1, 16, 16)
+    mask[:, 4:12, 6:] = 1
+    options: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.0, "latents": latents}
+    gray = pipeline.codec.encode((image * 2 - 1) * (1 - mask[:, None]))
+    given = {"image": image * 2 - 1, "mask_image": mask[:, None], "masked_image_latents": gray, "strength": 1.0}
+    drawn = stock("a red three", **given, **options, height=16, width=16, output_type="latent").images
+    ours = pipeline.inpaint(image, mask, prompt="a red three", **options, output_type="latent").images
+    torch.testing.assert_close(ours, drawn, atol=1e-3, rtol=1e-3)
+
+    run = load_run(tmp_path / "run")
+    assert run.diffusion is not None and run.diffusion.is_inpainting
+    batch = collate([run.images[i] for i in range(2)])
+    metrics = run.diffusion.evaluate([batch], run.accelerator)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line["kind"] == "validation")
+    assert metrics["diffusion/loss"] == pytest.approx(logged["diffusion/loss"], rel=1e-4)
+    config.training.resume, config.training.steps = True, 3
+    assert read_object(train(config) / "summary.json")["steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("joint", {}, "diffusion.inpainting.enabled=true: must be false with task=joint, .* Give a model of 4 input"),
+        (
+            "diffusion",
+            {"latent.cache": "memory"},
+            "latent.cache=memory: must be auto or none with diffusion.inpainting",
+        ),
+        (
+            "diffusion",
+            {"diffusion.condition": "class"},
+            "diffusion.inpainting.enabled=true: must be false without .*text",
+        ),
+        (
+            "diffusion",
+            {"diffusion.inpainting.enabled": False},
+            "inpainting.enabled=false: must be true, as of model.pre",
+        ),
+    ],
+)
+def test_what_an_inpainting_model_cannot_be(task: Any, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     write_stable_diffusion(tmp_path / "inpainting", in_channels=9)
-    with pytest.raises(UserError, match="in_channels=9: must be 4, as model.pretrained"):
-        config_of(tmp_path / "inpainting", tmp_path / "run")
+    keys = {"data.name": "scenes", "model.pretrained": str(tmp_path / "inpainting"), **SHORT}
+    with pytest.raises(UserError, match=message):
+        load(None, keys | changes, task)
+
+
+def test_an_adapter_of_new_input_channels_has_the_first_convolution(stable_diffusion: Path, tmp_path: Path) -> None:
+    changes = {"diffusion__inpainting__enabled": True, "training__lora__rank": 2}
+    with pytest.raises(UserError, match="training.lora.targets=.*: must be a list with conv_in: 5 input channels"):
+        Trainer(config_of(stable_diffusion, tmp_path / "run", **changes), None)
 
 
 def test_init_from_refuses_what_differs(stable_diffusion: Path, tmp_path: Path) -> None:

@@ -24,9 +24,12 @@ from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.errors import FileError, UserError
+from unetdiff.evaluation.evaluate import evaluate
 from unetdiff.evaluation.load_run import load_run
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.context import SegmentationContext
+from unetdiff.training.draws import whole_batch
+from unetdiff.training.logger import read_lines
 from unetdiff.training.optimizer import build_optimizer
 from unetdiff.training.overwriting import require_deletable
 from unetdiff.training.segmentation_context import class_embeddings
@@ -93,7 +96,7 @@ def test_the_adapter_is_a_residual_of_two_layers(tmp_path: Path) -> None:
     torch.testing.assert_close(context(2), expected.expand(2, 3, 6))
     context.save_pretrained(tmp_path)
     assert torch.equal(SegmentationContext.from_pretrained(tmp_path)(1), context(1))
-    (tmp_path / "config.json").write_text('{"tokens": 3, "dim": -6, "adapter": true}')
+    (tmp_path / "config.json").write_text('{"tokens": 3, "dim": -6, "adapter": true, "captions": false}')
     with pytest.raises(FileError, match="dim must be an integer in"):
         SegmentationContext.from_pretrained(tmp_path)
 
@@ -151,6 +154,64 @@ def test_the_headline_says_what_is_trained(
     trained = sum(p.numel() for p in trainer.task.parameters() if p.requires_grad)
     assert f"({trained / 1e6:.2f} M trained: {message})" in line
     assert trained < sum(p.numel() for p in task.parameters())
+
+
+CAPTIONS = {"segmentation__context": "caption", "model__heads__segmentation__attention_maps": False}
+
+
+def test_each_image_has_the_tokens_of_its_caption(config_of: Callable[..., RunConfig], text_encoder: Path) -> None:
+    """Or those of the empty prompt, in a fraction of the training images."""
+    encoder = TextEncoder.from_pretrained(str(text_encoder), padded=True)
+    for task_name in ("segmentation", "joint"):
+        task, batch = build(config_of(task_name, **CAPTIONS, diffusion__condition="none"))
+        segmentation = getattr(task, "segmentation", task)
+        expected, empty = encoder(batch["caption"]), encoder([""])[0]
+        torch.testing.assert_close(segmentation.tokens(batch), expected)
+        segmentation.caption_dropout = 0.5
+        tokens = segmentation.tokens(batch, whole_batch(1, 4, "cpu"))
+        is_empty = (tokens == empty).flatten(1).all(dim=1)
+        assert 0 < is_empty.sum() < 4 and torch.equal(tokens[~is_empty], expected[~is_empty])
+        segmentation.caption_dropout = 0.0
+        asked: list[Tensor] = []
+        segment = task.unet.segment
+        task.unet.segment = lambda *inputs: asked.append(inputs[2]) or segment(*inputs)  # noqa: B023
+        task.batch_losses(batch, 0)["loss"].backward()
+        assert len(asked) == 1 and torch.equal(asked[0], expected)
+
+
+def test_a_run_with_captions(config_of: Callable[..., RunConfig], text_encoder: Path) -> None:
+    """Evaluated with the captions of the dataset; of other images the prompt is one, or empty."""
+    run = train(config_of(**CAPTIONS, training__mixed_precision="no"))
+    metrics = read_lines(run / "metrics.jsonl")[-1]
+    evaluated = evaluate(run / "latest").metrics
+    assert evaluated["segmentation/mean_iou"] == pytest.approx(metrics["segmentation/mean_iou"], abs=1e-6)
+    assert evaluated["segmentation/pixel_accuracy"] == pytest.approx(metrics["segmentation/pixel_accuracy"], abs=1e-6)
+    pipeline = SegmentationPipeline.from_pretrained(run / "latest")
+    image = np.random.default_rng(0).integers(0, 256, (20, 26, 3)).astype(np.uint8)
+    latents = pipeline.segmenter.encode(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    encoder = TextEncoder.from_pretrained(str(text_encoder), padded=True)
+    logits = []
+    for prompt in (None, "a red two"):
+        with torch.no_grad():
+            small = pipeline.unet.segment(latents, None, encoder([prompt or ""]))
+        logits.append(pipeline(image, return_logits=True, prompt=prompt).logits)
+        expected = F.interpolate(small, scale_factor=2, mode="bilinear")[0]
+        torch.testing.assert_close(logits[-1], expected, rtol=1e-3, atol=1e-4)
+    assert (logits[0] - logits[1]).abs().max() > 1e-6
+    both = pipeline([image, image], return_logits=True, prompt=["", "a red two"])
+    assert all(torch.allclose(one.logits, other, atol=1e-5) for one, other in zip(both, logits, strict=True))
+    with pytest.raises(UserError, match="prompt: must be one, or one per image .got 1 for 2 images"):
+        pipeline([image, image], prompt=["a"])
+
+
+def test_a_prompt_without_captions(config_of: Callable[..., RunConfig], tmp_path: Path) -> None:
+    for options in ({}, {"segmentation__context": "none", "model__heads__segmentation__attention_maps": False}):
+        task, _ = build(config_of(**options))
+        task.save(tmp_path / "model")
+        pipeline = SegmentationPipeline.from_pretrained(tmp_path / "model")
+        with pytest.raises(UserError, match="prompt: must be None for a segmenter that was trained without"):
+            pipeline(np.zeros((8, 8, 3), np.uint8), prompt="a")
+        shutil.rmtree(tmp_path / "model")
 
 
 def test_what_learns(config_of: Callable[..., RunConfig]) -> None:

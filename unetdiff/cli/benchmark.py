@@ -8,11 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from unetdiff.cli.model_path import local_model
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, printable
+from unetdiff.config.shipped import find_config
+from unetdiff.errors import printable
 from unetdiff.files.records import write_json
 from unetdiff.files.writing import file_errors, require_writable
 
+CONFIGS, TASKS = (".yaml", ".yml"), ("segmentation", "diffusion", "joint")
 USAGE = "unetdiff benchmark {CONFIG,RUN} [--batch_sizes N ...] [--output FILE] [--key value ...]"
 
 
@@ -25,8 +28,11 @@ def main(argv: Sequence[str]) -> int:
     parser = build_parser()
     overrides, words = split_overrides(argv, known=[])
     args = parser.parse_strictly(words)
-    if not args.path.exists():
-        raise UserError(f"'{args.path}' does not exist. Give a config file or a run directory.")
+    path = args.path
+    if not path.exists():
+        is_config = path.suffix in CONFIGS or path.parts[0] in TASKS or len(path.parts) != 2
+        path = find_config(str(path)) if is_config else local_model(path)
+        args.path = path if is_config else args.path
     if args.output is not None:
         require_writable("--output", args.output)
 
@@ -38,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.text import markdown
 
     device = select_device(args.device)
-    target = BenchmarkTarget(args.path, overrides)
+    target = BenchmarkTarget(path, overrides)
     machine, peak_flops = machine_info(), peak_throughput.measure_peak_flops(device)
     parts = target.task.unet.parameter_counts()
     print(
@@ -66,7 +72,9 @@ def build_parser() -> Parser:
         "Time training steps, predictions and samples of a network on this machine, with its own dataset.",
         USAGE,
     )
-    parser.add_argument("path", type=Path, help="a config file (fresh weights), or a run directory")
+    parser.add_argument(
+        "path", type=Path, help="a run directory, OWNER/NAME on the Hub, or a config file or TASK/NAME (fresh weights)"
+    )
     parser.add_argument(
         "--batch_sizes", type=int, nargs="+", metavar="N", help="default: 1, 4, 16, ... up to training.batch_size"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from unetdiff.cli.model_path import local_model
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError, printable
 
@@ -12,7 +13,13 @@ from unetdiff.errors import UserError, printable
 def main(argv: Sequence[str]) -> int:
     """Write the report; prints its path."""
     parser = Parser("unetdiff compare", "Write a self-contained HTML report that compares runs and shows experiments.")
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="run directories; none: only experiments")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        type=Path,
+        metavar="RUN",
+        help="run directories, or OWNER/NAME on the Hub; none: only experiments",
+    )
     parser.add_argument(
         "--experiments",
         nargs="+",
@@ -25,12 +32,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_strictly(argv)
     if not args.runs and not args.experiments:
         raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
-    for run in args.runs:
+    runs = [local_model(run, "RUN") for run in args.runs]
+    for run in runs:
         if not (run / "config.yaml").is_file() and not (run / "model_index.json").is_file():
             raise UserError(f"{run} is not a run directory: it has no config.yaml. Give a training.output_dir.")
 
     from unetdiff.reports.report import write_report
 
-    write_report(args.runs, args.output, experiments=args.experiments)
+    write_report(runs, args.output, experiments=args.experiments)
     print(printable(str(args.output)))
     return 0

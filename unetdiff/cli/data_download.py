@@ -26,15 +26,15 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.data.masks.voc_lists import read_ids
 
     root = shlex.quote(str(args.root))
-    train = "unetdiff train segmentation configs/segmentation"
+    train = "unetdiff train segmentation"
     if args.dataset == "voc":
         print(f"VOC 2012 is in {download_voc(args.root)}")
-        print(f"Next: {train}/voc_resnet50_reference.yaml --data.root {root}")
+        print(f"Next: {train} voc_resnet50_reference --data.root {root}")
         print(f"For 10,582 training images instead of 1,464: unetdiff data download sbd --root {root}")
     else:
         path = download_sbd(args.root)
         print(f"{path}: {len(read_ids(path))} training images, none of them in val")
-        print(f"Next: {train}/voc_resnet50.yaml --data.root {root}")
+        print(f"Next: {train} voc_resnet50 --data.root {root}")
         leftover = [str(args.root / name) for name in ("benchmark.tgz", "sbd") if (args.root / name).exists()]
         if leftover:
             print(f"No longer needed: {', '.join(leftover)}")

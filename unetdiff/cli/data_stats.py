@@ -23,7 +23,7 @@ MAX_COMMON_SIZES = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Count both splits and print a table.
+    """Count both splits and print a table; returns 0, or 1 with the keys that fit, where the masks cannot be read.
 
     Raises:
         UserError: a dataset that cannot be read, or one with neither masks nor captions.
@@ -48,13 +48,35 @@ def main(argv: Sequence[str]) -> int:
         if os.path.lexists(args.output):
             require_writable("--output", args.output)
 
-    stats = count_both(parse(args.config, overrides))
+    config = parse(args.config, overrides)
+    try:
+        stats = count_both(config)
+    except UserError as error:
+        proposal = _propose_encoding(config, error)
+        if not proposal:
+            raise
+        print("\n".join([str(error), "", *proposal]))
+        return 1
     if args.output is not None:
         with file_errors(args.output, "Give another path for --output."):
             make_folder(args.output.parent)
             write_json(args.output, stats)
     print(table(stats))
     return 0
+
+
+def _propose_encoding(config: RunConfig, error: UserError) -> list[str]:
+    """What masks that cannot be counted hold, and the keys that read them; [] where these are set or would not help."""
+    from unetdiff.data.masks.inspect import inspect_masks, mask_files, proposal
+
+    files = mask_files(config.data)
+    if not files:
+        return []
+    found = inspect_masks(files)
+    keys = found.keys()
+    is_set = all(getattr(config.data, key) == value for key, value in keys.items())
+    is_about_classes = "num_classes" not in keys or "data.num_classes" in str(error)
+    return proposal(found) if is_about_classes and not is_set else []
 
 
 def count_both(config: RunConfig) -> dict[str, Any]:
@@ -97,15 +119,19 @@ def _image_facts(config: RunConfig, masks: bool) -> dict[str, Any] | None:
 
 def _count_masks(config: RunConfig, stats: dict[str, Any]) -> None:
     from unetdiff.data.build import build_dataset
+    from unetdiff.data.labelled import labelled_part
     from unetdiff.data.stats import CLASS_WEIGHT_METHODS, class_weights, count
 
-    datasets = {role: build_dataset(config.data, role, segmentation=True) for role in SPLITS}
+    whole = build_dataset(config.data, "train", segmentation=True)
+    datasets = {"train": labelled_part(whole), "val": build_dataset(config.data, "val", segmentation=True)}
     classes = stats["classes"] = datasets["train"].classes
     counts: dict[str, SplitCounts] = {
         role: count(images, config.segmentation.ignore_index, description=role) for role, images in datasets.items()
     }
     for role in SPLITS:
         stats[role] |= _split_stats(counts[role], classes)
+    if whole.labelled is not None:
+        stats["train"]["without_masks"] = len(whole) - len(whole.labelled)
     stats["class_weights"] = {
         method: dict(zip(classes, class_weights(method, counts["train"]), strict=True))
         for method in CLASS_WEIGHT_METHODS
@@ -156,6 +182,8 @@ def table(stats: Mapping[str, Any]) -> str:
         rows = ROWS | CAPTION_ROWS if "captions" in stats["train"] else ROWS
     facts = [["", *(f"{role} ({stats[role]['split']})" for role in SPLITS)]]
     facts += [[name, *(text(stats[role]) for role in SPLITS)] for name, text in rows.items()]
+    if count := stats["train"].get("without_masks"):
+        facts.insert(2, ["images without masks", f"{count:,}", ""])
     images = [] if stats["images"] is None else ["", _image_line(stats["images"])]
     return "\n".join([*lines, "", *aligned(facts, "<"), *images])
 

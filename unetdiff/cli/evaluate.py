@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.inference import add_inference, inference_options
+from unetdiff.cli.model_path import HELP, local_model, output_folder
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.evaluation.text_report import denoiser_lines
+from unetdiff.files.hub import shown_name
 from unetdiff.text import aligned
 
 if TYPE_CHECKING:
@@ -44,19 +46,22 @@ def main(argv: Sequence[str]) -> int:
     if not 0 <= args.num_worst <= MAX_WORST:
         raise config_error("--num_worst", args.num_worst, f"from 0 to {MAX_WORST}")
     config = evaluation_config(args)
-    data = data_section(args.path, overrides) if overrides else None
+    output, path = args.output, local_model(args.path)
+    if output is None and path != args.path:  # not into the Hub's cache
+        output = output_folder(args.path) / f"evaluation-{args.split}"
+    data = data_section(path, overrides) if overrides else None
 
     from unetdiff.evaluation.evaluate import evaluate
     from unetdiff.segmentation.pipeline import saved_inference
     from unetdiff.training.checkpoints import model_directory
 
     evaluation = evaluate(
-        args.path,
+        path,
         data=data,
         split=args.split,
-        output=args.output,
+        output=output,
         config=config,
-        inference=inference_options(args, saved_inference(model_directory(args.path))),
+        inference=inference_options(args, saved_inference(model_directory(path))),
         num_worst=args.num_worst,
         instances=args.instances,
     )
@@ -64,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     if evaluation.segmentation is not None:
         from unetdiff.reports.segmenter import write_segmenter_report
 
-        result, title = evaluation.segmentation, f"{args.path.resolve().name} on {args.split}"
+        result, title = evaluation.segmentation, f"{shown_name(path)} on {args.split}"
         write_segmenter_report(result.evaluation, result.images, output, title, result.conditions)
     print(table(evaluation.metrics))
     print(f"{printable(str(output))}: {', '.join(name for name in WRITTEN if (output / name).is_file())}")
@@ -76,7 +81,7 @@ def build_parser() -> Parser:
     parser = Parser(
         "unetdiff evaluate", "Evaluate a trained model on a split of its dataset, or of another dataset.", USAGE
     )
-    parser.add_argument("path", type=Path, help="run directory or model directory")
+    parser.add_argument("path", type=Path, help=HELP)
     parser.add_argument("--split", choices=("val", "train"), default="val", help="split to evaluate on")
     parser.add_argument("--output", type=Path, help="folder of the written files (default: PATH/evaluation-SPLIT)")
     parser.add_argument(

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from unetdiff.cli.model_path import local_model
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.errors import UserError, nearest, printable
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.files.writing import file_errors, require_writable
+
+MODELS = {"run": "RUN", "runs": "RUN", **{name: f"--{name}" for name in ("segmenter", "eval_segmenter", "joint_run")}}
+"""Arguments of experiments that are models, and their names in messages."""
 
 
 def help_text() -> str:
@@ -55,6 +59,11 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.reports.record_text import record_text
 
     validate_options(args)
+    for name, option in MODELS.items():
+        value = getattr(args, name, None)
+        if value is not None:
+            paths = [local_model(one, option) for one in (value if isinstance(value, list) else [value])]
+            setattr(args, name, paths if isinstance(value, list) else paths[0])
     with file_errors(args.output, "Make room, or give another --output; finished parts are kept."):
         record = experiment.run(args, overrides, args.output, command)
     write_record(record, args.output)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unetdiff.cli.model_path import HELP, local_model, output_folder
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.writing import file_errors, require_writable
@@ -24,9 +25,11 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         "unetdiff export",
         "Write a trained network to one file, or a denoiser to a diffusers pipeline directory; batch size, height and "
-        "width are dynamic.",
+        "width are dynamic. A segmenter's file reads images in RGB order: pixels (batch, 3, height, width), float32 in "
+        "[-1, 1], or with --preprocess uint8 images (batch, height, width, 3); its output is logits (batch, classes, "
+        "height, width). Resizing to the size of the metadata is the caller's, as is the softmax or argmax.",
     )
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    parser.add_argument("path", type=Path, help=HELP)
     parser.add_argument(
         "--format",
         choices=(*SUFFIXES, DIFFUSERS),
@@ -45,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set version; default: torch's")
     parser.add_argument(
-        "--preprocess", action="store_true", help="include preprocessing: the input is uint8 images (B, H, W, C)"
+        "--preprocess",
+        action="store_true",
+        help="read images as they are: uint8 (batch, height, width, channels)",
     )
     args = parser.parse_strictly(argv)
     if args.opset is not None and args.format != "onnx":
@@ -59,16 +64,17 @@ def main(argv: Sequence[str]) -> int:
 
     from unetdiff.training.checkpoints import model_directory
 
-    directory = model_directory(args.path)
+    folder, path = output_folder(args.path), local_model(args.path)
+    directory = model_directory(path)
     default = DIFFUSERS if args.format == DIFFUSERS else f"{args.head or 'segmentation'}{SUFFIXES[args.format]}"
-    require_writable("--output", args.output or args.path / default, folder=args.format == DIFFUSERS)
+    require_writable("--output", args.output or folder / default, folder=args.format == DIFFUSERS)
 
     from unetdiff.export.files import to_onnx, to_torch_export
     from unetdiff.export.stock import to_diffusers
 
     if args.format == DIFFUSERS:
-        return _print(to_diffusers(directory, args.output or args.path / DIFFUSERS))
-    unet, settings = load(args.path, args.head)
+        return _print(to_diffusers(directory, args.output or folder / DIFFUSERS))
+    unet, settings = load(path, args.head)
     head = args.head or ("segmentation" if settings else "diffusion")
     size = args.size
     if args.fixed and size is None:
@@ -84,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         "preprocess": args.preprocess,
         "metadata": settings,
     }
-    output = args.output or args.path / f"{head}{SUFFIXES[args.format]}"
+    output = args.output or folder / f"{head}{SUFFIXES[args.format]}"
     with file_errors(output):
         if args.format == "onnx":
             done = to_onnx(unet, output, opset=args.opset, **options)
@@ -97,6 +103,8 @@ def _print(done: Exported) -> int:
     """Print inputs, output and the largest difference to the network."""
     inputs = ", ".join(f"{name} ({', '.join(map(str, dims))})" for name, dims in done.inputs.items())
     print(f"{printable(str(done.path))}: {inputs} -> {done.output}")
+    if done.expected is not None:
+        print(f"pixels: {done.expected}")
     shapes = " and ".join("x".join(map(str, shape)) for shape in done.checked)
     print(f"largest difference to the network at {shapes}: {done.difference:.1e}, outputs up to {done.scale:.2g}")
     return 0

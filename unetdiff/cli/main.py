@@ -16,7 +16,9 @@ MAX_MESSAGE_CHARS = 2000
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
 COMMANDS = {
     "quickstart": ("unetdiff.cli.quickstart", "train both heads on the embedded scenes and write a report"),
+    "init": ("unetdiff.cli.init", "look at a folder of data and write a config that trains on it"),
     "train": ("unetdiff.cli.train", "train segmentation, diffusion or both jointly from a config file"),
+    "configs": ("unetdiff.cli.configs", "list the configs of the package, or print one"),
     "evaluate": ("unetdiff.cli.evaluate", "evaluate a trained model on a split"),
     "predict": ("unetdiff.cli.predict", "predict masks and overlays for images, folders, globs and videos"),
     "sample": ("unetdiff.cli.sample", "sample images, unconditionally or by class, text, layout or image"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.inference import add_inference, chosen_device, inference_options
+from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser
 from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources
 from unetdiff.cli.streams import write_binary
@@ -58,8 +59,9 @@ def main(argv: Sequence[str]) -> int:
     inference_options(args, InferenceConfig())  # check before loading anything
     if videos:
         require_pyav()
-    pipeline = SegmentationPipeline.from_pretrained(model_directory(args.path))
+    pipeline = SegmentationPipeline.from_pretrained(model_directory(local_model(args.path)))
     pipeline.inference = inference_options(args, pipeline.inference)
+    pipeline.segmenter = pipeline.segmenter.with_prompt(args.prompt)
     device = chosen_device(args.device)
     pipeline.to(device).optimize_for_inference(autocast_dtype(device=device.type), args.compile)
 
@@ -100,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser("unetdiff predict", "Segment images and videos with a trained model.")
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    parser.add_argument("path", type=Path, help=HELP)
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -115,6 +117,9 @@ def _parser() -> Parser:
         help="folder, or - to write one mask (PNG) to standard output",
     )
     parser.add_argument("--masks", action="store_true", help="for videos, write the mask of each frame, too")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="caption of all inputs, for a model of segmentation.context=caption"
+    )
     parser.add_argument(
         "--probabilities",
         action="store_true",

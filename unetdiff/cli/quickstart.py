@@ -63,7 +63,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
         say(
             f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps", sys.stdout
         )
-        train(config, command)
+        train(config, command=command)
 
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.cli.file_names import file_names
+from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser, finite
 from unetdiff.diffusion.scheduler_names import SCHEDULER_NAMES
 from unetdiff.errors import UserError, printable
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     args = build_parser().parse_strictly(argv)
     require_writable("--output", args.output, folder=True)
     require_writable("--output", args.output / IMAGES, folder=True)
-    pipeline = load(args.path, args.scheduler, args.compile)
+    pipeline = load(local_model(args.path), args.scheduler, args.compile)
     rows = rows_of(pipeline, args)
     options = options_of(pipeline, args)
     if args.interpolate_to_seed is not None:
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 def build_parser() -> Parser:
     """The command's options."""
     parser = Parser("unetdiff sample", "Sample images with a trained denoiser.", USAGE)
-    parser.add_argument("path", type=Path, help="a run directory or a model directory")
+    parser.add_argument("path", type=Path, help=HELP)
     condition = parser.add_argument_group("condition (as the model was trained; one row each)")
     condition.add_argument(
         "--class", dest="classes", nargs="+", metavar="NAME", help="classes (cat+dog: both in one image); default: all"

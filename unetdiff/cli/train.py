@@ -25,11 +25,16 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.config.help import options_help
     from unetdiff.config.reading import load, to_yaml
     from unetdiff.config.schema import Task
+    from unetdiff.config.shipped import default_config, find_config
+    from unetdiff.console import say
 
     parser = Parser("unetdiff train", "Train one head, or both jointly, on one U-Net.", usage=USAGE)
     parser.add_argument("task", choices=get_args(Task), help="what to train")
     parser.add_argument(
-        "config", nargs="?", help="YAML file; without one, the defaults apply and --training.steps is required"
+        "config",
+        nargs="?",
+        help="YAML file, or the name of a config of the package (unetdiff configs); without one: scenes, or for a "
+        "segmenter on other data: default",
     )
     parser.add_argument("--output_dir", help="run directory; short for --training.output_dir")
     parser.add_argument("--resume", action="store_true", help="resume from the run directory's latest checkpoint")
@@ -47,18 +52,24 @@ def main(argv: Sequence[str]) -> int:
     overrides += unknown  # a key without a dot: the error names the nearest dotted one
     if unknown and not unknown[0].startswith("--"):
         raise UserError(f"unexpected argument {unknown[0]!r}. Give one config file, then --key value.")
+    path = None if args.config is None else find_config(args.config, args.task)
     if args.output_dir is not None:
         overrides.append(f"--training.output_dir={args.output_dir}")
     overrides += [f"--training.{flag}=true" for flag in ("resume", "overwrite") if getattr(args, flag)]
-    if args.resume and args.config is not None and not _names_output(overrides) and _is_run(Path(args.config)):
-        overrides.append(f"--training.output_dir={Path(args.config).parent}")
-    config = load(args.config, overrides, args.task)
+    if args.resume and path is not None and not _names_output(overrides) and _is_run(path):
+        overrides.append(f"--training.output_dir={path.parent}")
+    notes: list[str] = []
+    is_default = path is None
+    if path is None:
+        path = default_config(args.task, any(word.startswith(("--data.name", "--data.root")) for word in overrides))
+    config = load(path, overrides, args.task, notes, is_default)
+    for note in notes if is_main_process() and not is_default else []:
+        say(f"unetdiff: {note}")
     if args.print_config:
         if is_main_process():
             print(to_yaml(config), end="")
         return 0
 
-    from unetdiff.console import say
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))

@@ -129,6 +129,7 @@ BOUNDS: dict[str, Bound] = {
     "data.repeat_factor_threshold": FRACTION,
     "data.train_fraction": within(0, 1, open_low=True),
     "data.train_fraction_seed": SEED,
+    "data.label_fraction": within(0, 1, open_low=True),
     "data.scenes.train_images": at_least(1, 1_000_000),
     "data.scenes.val_images": at_least(1, 1_000_000),
     "data.scenes.digits": within(1, 9),
@@ -179,6 +180,7 @@ BOUNDS: dict[str, Bound] = {
     "diffusion.layout.grid": at_least(0, 256),
     "diffusion.layout.channels": at_least(0, 1024),
     "diffusion.image.strength": positive(1000),
+    "diffusion.inpainting.full_mask_fraction": FRACTION,
     "diffusion.preview_steps": at_least(1, 100_000),
     "diffusion.preview_per_class": at_least(1, 1000),
     "diffusion.guidance_scale": at_least(0, 1000),
@@ -204,6 +206,7 @@ BOUNDS: dict[str, Bound] = {
         within(0, 1, open_high=True), "two numbers in [0, 1)", "Give e.g. [0.9, 0.999].", 2, 2
     ),
     "training.optimizer.weight_decay": at_least(0, 1000),
+    "training.optimizer.args": within(-(10**9), 10**9),
     "training.optimizer.max_grad_norm": at_least(0, 10**6),
     "training.schedule.min_lr_ratio": FRACTION,
     "training.schedule.warmup_ratio": FRACTION,
@@ -227,6 +230,7 @@ PATHS = (
     "data.images",
     "data.masks",
     "data.mask_colors",
+    "data.annotations",
     "data.regularization_root",
     "latent.vae",
     "latent.cache_dir",
@@ -244,8 +248,10 @@ NAMES = (
     "data.group_pattern",
     "data.regularization_prompt",
     "data.image_column",
+    "data.mask_column",
     "data.label_column",
     "data.caption_column",
+    "training.best_metric",
 )
 """Keys of other texts."""
 MAX_PATH, MAX_NAME = 4096, 255
@@ -254,6 +260,7 @@ MAX_ENTRIES = {
     "data.class_names": (2, 254, "names"),
     "data.scenes.held_out_pairs": (0, 60, "pairs"),
     "training.lora.targets": (1, 60, "layer names"),
+    "training.log_with": (0, 20, "trackers"),
 }
 """Keys of lists of texts -> least and largest number of entries, and what these are."""
 

@@ -16,6 +16,7 @@ from unetdiff.config.schema import KEYS, RunConfig, flatten
 from unetdiff.errors import FileError, UserError, as_yaml, config_error
 from unetdiff.files import hub
 from unetdiff.files.folders import is_there
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object, read_yaml
 from unetdiff.files.writing import OLD
 from unetdiff.models.config import STOCK_CLASSES
@@ -144,7 +145,7 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
     if not is_pipeline:
         return
     yield from _noise(directory)
-    yield "latent.vae", name if (directory / "vae").is_dir() else None
+    yield "latent.vae", name if part(directory, "vae").is_dir() else None
     index = read_object(directory / INDEX) if is_there(directory / INDEX) else {}
     yield "diffusion.target", "mask" if index.get("masks") else "image"
     conditioner = directory / "conditioner" / CONFIG
@@ -156,8 +157,9 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
             yield from ((key, values[own]) for own, key in keys.items() if own in values)
         if condition == "text":
             yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", True))
-    elif (directory / "text_encoder").is_dir():
-        _require_no_mask_input(directory / UNET / CONFIG)
+    elif part(directory, "text_encoder").is_dir():
+        if _is_inpainting(directory / UNET / CONFIG):
+            yield "diffusion.inpainting.enabled", True
         yield "diffusion.condition", "text"
         yield from ((TEXT_ENCODER, name), ("diffusion.text.projection", False))
         yield "diffusion.text.max_tokens", None
@@ -165,13 +167,14 @@ def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
         yield "diffusion.condition", "none"
 
 
-def _require_no_mask_input(path: Path) -> None:
-    """Refuse an inpainting U-Net, whose training would draw masks."""
+def _is_inpainting(path: Path) -> bool:
+    """Whether a U-Net of Stable Diffusion takes a mask and masked latents next to noisy ones; FileError for others."""
     config = read_object(path)
     channels, latents = config.get("in_channels", 4), config.get("out_channels", 4)
-    if config.get("_class_name") in STOCK_CLASSES and channels != latents:
-        remedy = "Sample with it, or train on from the model that it was made of."
-        raise FileError.of(path, f"in_channels={channels}: must be {latents}, as {KEY}", remedy)
+    if config.get("_class_name") in STOCK_CLASSES and channels not in (latents, 2 * latents + 1):
+        known = f"{latents}, or {2 * latents + 1} for inpainting"
+        raise FileError.of(path, f"in_channels={channels}: must be {known}, as {KEY}")
+    return bool(channels != latents)
 
 
 def _network(directory: Path) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from unetdiff.config.model import RunModelConfig
 from unetdiff.config.schema import RunConfig, Task
 from unetdiff.config.training import EMAConfig, JointConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
-from unetdiff.diffusion.config import DiffusionConfig
+from unetdiff.diffusion.config import DiffusionConfig, NoiseConfig
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ResidualConfig
 
 TASKS: tuple[Task, ...] = ("segmentation", "diffusion", "joint")
@@ -32,11 +32,14 @@ SCENES = ScenesConfig(colors=2, clutter=0.1, spread=0.0)
 STEPS: dict[Task, int] = {"segmentation": 450, "diffusion": 1300, "joint": 1800}
 """Optimizer steps of each run."""
 
-GUIDANCE_SCALE = 6.0
+INPUT_SCALE = 0.35
+"""More timesteps at much noise, where shape and color are decided: a scene's flat areas show through little noise."""
+
+GUIDANCE_SCALE = 4.0
 """For the samples: higher than the default, since the runs are short."""
 
-JOINT = JointConfig(segmentation_weight=0.5, diffusion_weight=10.0, segmentation_fraction=0.25)
-"""The segmentation loss converges first, so a quarter of each batch and a small weight are enough for it."""
+JOINT = JointConfig(segmentation_weight=1.0, diffusion_weight=10.0, segmentation_fraction=0.25)
+"""The diffusion loss is the smaller one; a quarter of each batch is enough for segmentation."""
 
 
 def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig]:
@@ -62,6 +65,7 @@ def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig
                 preview_steps=2 if tiny else 25,
                 preview_per_class=1 if tiny else 4,
                 guidance_scale=DiffusionConfig.guidance_scale if task == "segmentation" else GUIDANCE_SCALE,
+                noise=NoiseConfig() if task == "segmentation" else NoiseConfig(input_scale=INPUT_SCALE),
             ),
             joint=deepcopy(JOINT) if task == "joint" else JointConfig(),
             training=TrainingConfig(

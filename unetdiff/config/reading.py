@@ -10,6 +10,7 @@ from typing import Any
 
 from unetdiff.config.bounds import check_bounds
 from unetdiff.config.command_line import Overrides, apply, assign, given_keys
+from unetdiff.config.precedence import leave_out_contradictions, replace_alternatives
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.schema import (
     KEYS,
@@ -30,22 +31,47 @@ from unetdiff.files import records
 from unetdiff.files.folders import files_in
 
 
-def load(path: str | Path | None = None, overrides: Overrides | None = None, task: Task | None = None) -> RunConfig:
-    """`parse`, then `validate` and `check_files`: a config that is ready to train. Arguments as of `parse`."""
-    config = parse(path, overrides, task)
-    validate(config)
+def load(
+    path: str | Path | None = None,
+    overrides: Overrides | None = None,
+    task: Task | None = None,
+    notes: list[str] | None = None,
+    is_default: bool = False,
+) -> RunConfig:
+    """`parse`, then `validate` and `check_files`: a config that is ready to train.
+
+    Options of the file that contradict the overrides are left out (`precedence`).
+
+    Args:
+        path, overrides, task, is_default: as of `parse`.
+        notes: gets a line for each option that is left out.
+    """
+    config, flags = parse(path, overrides, task, is_default), given_keys(overrides)
+    if path is None or not flags:
+        validate(config)
+    else:
+        keys = [key for key in flatten(read_yaml(Path(path))) if key not in flags]
+        config = leave_out_contradictions(
+            config, keys, validate, lambda: parse(path, None, task, is_default), [] if notes is None else notes
+        )
     check_files(config)
     return config
 
 
-def parse(path: str | Path | None = None, overrides: Overrides | None = None, task: Task | None = None) -> RunConfig:
+def parse(
+    path: str | Path | None = None,
+    overrides: Overrides | None = None,
+    task: Task | None = None,
+    is_default: bool = False,
+) -> RunConfig:
     """A typed config from a YAML file and overrides; keys, types and ranges are checked, and the keys that follow from
     `model.pretrained` are filled in.
 
     Args:
         path: the file; None: the defaults.
-        overrides: applied on top of the file.
+        overrides: applied on top of the file; an override replaces the alternative in the file (steps the epochs).
         task: what is trained; must agree with the file's task, if it has one.
+        is_default: the file has defaults, not choices: a pretrained model may contradict them.
 
     Raises:
         UserError: an unreadable file, an unknown key, a value of the wrong type or out of range, or one that
@@ -55,10 +81,12 @@ def parse(path: str | Path | None = None, overrides: Overrides | None = None, ta
     config = build(tree, f"Edit {path}.", f" in {path}")
     if task is not None and "task" in tree and config.task != task:
         raise config_error("task", config.task, f"{task} to train {task}", f"Train {config.task}, or edit {path}.")
-    config = apply(config, overrides)
+    config, flags = apply(config, overrides), given_keys(overrides)
+    replaced = replace_alternatives(config, flags)
     if task is not None:
         config.task = task
-    return follow_pretrained(config, {*flatten(tree), *given_keys(overrides)})
+    chosen = [] if is_default else [key for key in flatten(tree) if key not in replaced]
+    return follow_pretrained(config, {*chosen, *flags})
 
 
 def override(config: RunConfig, overrides: Overrides | None) -> RunConfig:

@@ -142,6 +142,7 @@ _MANY: dict[Any, str] = {
     str: "strings",
     list[int]: "lists of integers",
     int | str: "integers or strings",
+    bool | float | list[float]: "numbers, lists of numbers, or true and false",
 }
 
 

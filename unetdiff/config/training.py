@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+Optimizer = Literal[
+    "AdamW", "Adam", "SGD", "RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "Adafactor", "ASGD", "Rprop"
+]
+"""Classes of torch.optim that train any parameter from its gradient alone."""
+WITH_BETAS = ("AdamW", "Adam", "NAdam", "RAdam", "Adamax")
+WITHOUT_WEIGHT_DECAY = ("Rprop",)
 Tracker = Literal[
     "tensorboard", "csv", "wandb", "mlflow", "trackio", "aim", "clearml", "comet_ml", "dvclive", "swanlab"
 ]
@@ -13,8 +19,12 @@ Tracker = Literal[
 
 @dataclass
 class OptimizerConfig:
-    """AdamW, fused where available."""
+    """The optimizer of all weights, a class of torch.optim."""
 
+    name: Optimizer = "AdamW"
+    """Class of torch.optim; AdamW and Adam are fused."""
+    args: dict[str, bool | float | list[float]] = field(default_factory=dict)
+    """Further arguments of the class by name, e.g. {momentum: 0.9, nesterov: true} of SGD."""
     lr: float = 1e-3
     """Peak learning rate, except of a pretrained encoder."""
     encoder_lr: float | None = None
@@ -24,9 +34,10 @@ class OptimizerConfig:
     first levels of a pretrained network change least (Clark et al. 2020). Time embedding and cross-attention have the
     mid block's rate. 1: one rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    """Decay rates of the two moments."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay of parameters with two or more dimensions."""
+    """Decay rates of the two moments (of classes that have them)."""
+    weight_decay: float | None = None
+    """Weight decay of parameters with two or more dimensions: decoupled in AdamW, an L2 penalty in others; None: 0.01
+    of AdamW, else 0."""
     max_grad_norm: float = 1.0
     """Clip gradients to this norm; 0: no clipping."""
 

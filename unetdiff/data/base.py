@@ -50,6 +50,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
     """Resolution buckets of a training split: the size of an image indexed with a `SampleKey`."""
     regularization: ImageDataset | None = None
     """Images of the class, for prior preservation (`unetdiff.data.regularization`); of a training split."""
+    labelled: list[int] | None = None
+    """Ascending indices of the images whose masks may be used (`unetdiff.data.labelled`); None: all."""
 
     @abstractmethod
     def __len__(self) -> int: ...

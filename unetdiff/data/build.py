@@ -9,6 +9,7 @@ from unetdiff.data import captions, images, parquet
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.config import AugmentConfig, DataConfig, validate_image_range
 from unetdiff.data.decoding import RGB
+from unetdiff.data.labelled import with_unlabelled
 from unetdiff.data.masks.build import READERS, build_reader
 from unetdiff.data.masks.dataset import MaskedImages
 from unetdiff.data.regularization import regularization_images
@@ -33,8 +34,8 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
 
     Args:
         config: the `data:` section.
-        split: "train" (`data.train_fraction` of it, augmented as configured when indexed with a `SampleKey`) or "val"
-            (never augmented, always the whole split).
+        split: "train" (`data.train_fraction` of it, with the images of `data.unlabelled_root` after it, augmented as
+            configured when indexed with a `SampleKey`) or "val" (never augmented, always the whole split).
         segmentation: return masks. Without, a VOC-style dataset returns images only and needs `data.size`.
         layout: return masks as conditions of a denoiser: image and mask are resized alike, keeping their aspect ratio,
             and center-cropped to `data.size`, in validation too. Takes precedence over `segmentation`.
@@ -45,14 +46,21 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
     dataset = _whole_split(config, split, segmentation, layout)
     if split == "train" and config.regularization_root is not None:
         transform = Transform(config.size, config.augment, config.longest_side, layout)
-        dataset.regularization = regularization_images(config, transform)
-    if split == "val" or config.train_fraction == 1:
+        dataset.regularization = regularization_images(config, transform, dataset.buckets)
+    if split == "val":
         return dataset
-    return Subset(dataset, subset_indices(len(dataset), config.train_fraction, config.train_fraction_seed))
+    if config.train_fraction != 1:
+        dataset = Subset(dataset, subset_indices(len(dataset), config.train_fraction, config.train_fraction_seed))
+    if not segmentation:
+        return dataset
+    return with_unlabelled(dataset, config, Transform(config.size, config.augment, config.longest_side, layout))
 
 
 def _whole_split(config: DataConfig, split: Role, segmentation: bool, layout: bool) -> ImageDataset:
     validate_image_range(config.image_range)
+    if config.name == "custom":
+        remedy = "Its datasets were given to unetdiff.training.train in Python, and are not known here."
+        raise config_error("data.name", "custom", "a dataset that can be read from files", remedy)
     augment = config.augment if split == "train" else AugmentConfig()
     masks = segmentation or layout
     if config.name == "scenes":

@@ -26,7 +26,7 @@ class CachedLatents(ImageDataset):
     def __init__(self, dataset: ImageDataset, moments: Callable[[int, int], Tensor]) -> None:
         self.dataset, self.moments = dataset, moments
         self.classes, self.palette, self.labels = dataset.classes, dataset.palette, dataset.labels
-        self.image_range, self.transform = dataset.image_range, dataset.transform
+        self.image_range, self.transform, self.buckets = dataset.image_range, dataset.transform, dataset.buckets
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from unetdiff.data.image_format import resolve_image_format
 from unetdiff.data.image_survey import ImageSurvey
 from unetdiff.data.images import folder_files
 from unetdiff.data.issues import BadFile, Issue, issue_of, raise_first_issue
+from unetdiff.data.labelled import unlabelled_files
 from unetdiff.data.masks.build import READERS, build_reader
 from unetdiff.data.masks.reader import MaskReader
 from unetdiff.data.parquet import read_table
@@ -47,7 +49,9 @@ def check(config: DataConfig, masks: bool = True, full: bool = True, progress: b
 
 
 def examine(config: DataConfig, masks: bool = True, full: bool = True, progress: bool = True) -> CheckReport:
-    """All issues of both splits (of all images, whatever `data.train_fraction`); none for a clean dataset.
+    """All issues of both splits and of `data.unlabelled_root`; none for a clean dataset.
+
+    All images are examined, whatever `data.train_fraction` and `data.label_fraction`.
 
     Args:
         config: the `data:` section.
@@ -59,7 +63,7 @@ def examine(config: DataConfig, masks: bool = True, full: bool = True, progress:
         UserError: the dataset cannot be listed (missing folder, split or class list).
     """
     validate_image_range(config.image_range)
-    config = resolve_image_format(replace(config, train_fraction=1.0), masks)
+    config = resolve_image_format(replace(config, train_fraction=1.0, label_fraction=1.0), masks)
     survey = ImageSurvey(config.image_range, config.channels or RGB, full)
     if config.name in READERS:
         issues, skipped = _check_masked(config, masks, survey, progress)
@@ -103,6 +107,8 @@ def _check_masked(
 
     for sample_issues in map_in_threads(examine, list(samples.values()), "check", progress):
         issues += sample_issues
+    if masks and (files := unlabelled_files(config)):
+        issues += [*_seen_issues(files, val), *_image_issues(files, [], survey, progress)]
     return issues, _unlisted(samples.values(), masks)
 
 
@@ -131,6 +137,18 @@ def _skipped(files: Sequence[Path], why: str = "not images by their suffix") -> 
     counts = Counter(path.suffix.lower() or "no suffix" for path in files)
     kinds = ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(5))
     return [f"{len(files)} file(s) skipped, {why}: {kinds}, e.g. {min(files)}"]
+
+
+def _seen_issues(files: list[Path], val: MaskReader) -> Iterator[Issue]:
+    """Images without masks that are also in the validation split."""
+    images = []
+    for index in range(len(val.names)):
+        with suppress(BadFile):
+            source, _ = val.image(index)
+            images += [source] if isinstance(source, Path) else []
+    for file, image in _same_files(files, images):
+        found = "also an image of the validation split"
+        yield Issue(str(file), found, str(image), "Remove it: the denoiser would have seen it.")
 
 
 def _list_issues(train: MaskReader, val: MaskReader, config: DataConfig) -> Iterator[Issue]:

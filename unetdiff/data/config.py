@@ -82,18 +82,27 @@ class DataConfig:
         "folders",
         "voc",
         "voc_folder",
+        "coco",
+        "labelme",
+        "label_studio",
+        "cityscapes",
+        "ade20k",
+        "huggingface",
         "image_folder",
         "captioned_folder",
         "parquet",
         "fashion_mnist",
         "cifar10",
+        "custom",
     ] = "scenes"
     """scenes (built-in), folders (any folder of images and of masks), voc (PASCAL VOC 2012), voc_folder (any folder in
-    VOC's layout),
+    VOC's layout), coco, labelme and label_studio (their JSON), cityscapes, ade20k, huggingface (images and masks in
+    parquet, a folder of save_to_disk or on the Hub),
     image_folder (one folder per class), captioned_folder (images and a metadata.jsonl with their captions),
-    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10 (torchvision)."""
+    parquet (Hugging Face image with a label, a caption or both), fashion_mnist and cifar10
+    (torchvision), custom (datasets given to `unetdiff.training.train` in Python)."""
     root: str | None = None
-    """Folder (or parquet file) of the dataset; not for scenes."""
+    """Folder (or parquet file) of the dataset; huggingface: also owner/name on the Hub; not for scenes."""
     download: bool = False
     """Download the dataset with torchvision (voc, fashion_mnist, cifar10)."""
     train_split: str = "train"
@@ -102,15 +111,22 @@ class DataConfig:
     val_split: str = "val"
     """Validation split. folders: also a glob of names, e.g. "scene7_*"; all other images are for training."""
     val_fraction: float | None = None
-    """folders: fraction of the training images that is held out for validation, drawn by split_seed; None: 0.1 where
-    no list and no folder gives a validation split."""
+    """folders, coco, labelme, label_studio, huggingface: fraction of the training images that is held out for
+    validation, drawn by split_seed; None: 0.1 where no list, folder or file gives a validation split."""
     split_seed: int = 0
     """Seed of the images that val_fraction draws."""
     group_pattern: str | None = None
     """folders: regular expression of what the names of one group share (its match, or its first parenthesis);
     val_fraction holds out whole groups. E.g. "^[^_]+" for scene1_0001, scene1_0002: one scene is in one split."""
     images: str | None = None
-    """folders: folder of the images in root, or a glob: "leftImg8bit/**/*_leftImg8bit.png"."""
+    """folders: folder of the images in root, or a glob: "leftImg8bit/**/*_leftImg8bit.png". coco, labelme and
+    label_studio: folder of the images, where they are not next to the annotations; coco: "{split}" in it is the name of
+    the split."""
+    annotations: str | None = None
+    """coco: JSON file in root, "{split}" in it is the name of the split: "annotations/instances_{split}.json". labelme:
+    folder or glob of the JSON files. label_studio: the JSON export. None: where exporters put them."""
+    mask_column: str | None = None
+    """huggingface: column of the masks; None: mask, label, annotation, or the second column of images."""
     masks: str | None = None
     """folders: folder of the masks in root, or a glob: "gtFine/**/*_gtFine_labelIds.png". An image's mask is where the
     wildcards match the same."""
@@ -152,20 +168,26 @@ class DataConfig:
     """[height, width] that images are resized to (masks of a segmentation task keep their size in validation);
     None: not resized."""
     bucket_step: int | None = None
-    """image_folder and captioned_folder: resolution buckets, whose sides are multiples of this (64 for Stable
+    """image_folder, captioned_folder, parquet: resolution buckets, whose sides are multiples of this (64 for Stable
     Diffusion). Each training image is resized and cropped to the size nearest to its aspect ratio among those of the
     area of `size`, and each optimizer step has images of one size. None: all images have `size`."""
     longest_side: int | None = None
-    """voc and voc_folder: longest side that images are resized to before augmentation, aspect ratio kept (masks keep
-    their size in validation). Alternative to `size`."""
+    """Datasets with masks in files: longest side that images are resized to before augmentation, aspect ratio kept
+    (masks keep their size in validation). Alternative to `size`."""
     repeat_factor_threshold: float = 0.0
-    """voc and voc_folder: threshold t of repeat-factor sampling (Gupta et al. 2019): images with a class in a fraction
-    f < t of the images are drawn sqrt(t / f) times as often; 0: uniform."""
+    """Datasets with masks in files: threshold t of repeat-factor sampling (Gupta et al. 2019): images with a class in a
+    fraction f < t of the images are drawn sqrt(t / f) times as often; 0: uniform."""
     train_fraction: float = 1.0
     """Fraction of the training images that is used (at least one image), drawn by train_fraction_seed; a larger
     fraction contains every smaller one."""
     train_fraction_seed: int = 0
     """Seed of the subset that train_fraction draws."""
+    label_fraction: float = 1.0
+    """joint: fraction of the training images whose masks are used (at least one image), drawn as by train_fraction; the
+    diffusion head learns from all of them."""
+    unlabelled_root: str | None = None
+    """joint, with masks in files: folder of images without masks, with its subfolders, that the diffusion head learns
+    from in addition to the training split."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """Options of the built-in dataset."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

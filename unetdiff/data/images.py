@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 from torchvision import datasets as tv
 
 from unetdiff.data.base import ImageDataset, empty_palette
+from unetdiff.data.bucket_sizes import Size
 from unetdiff.data.buckets import Buckets
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import RGB, decode, read_sizes
@@ -153,7 +154,8 @@ class ImageSource(ImageDataset):
 
     def image_hash(self, index: int) -> str:
         source = self.source(self.sample_index(index))
-        return sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+        name = sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+        return name if self.buckets is None else f"{name}-{'x'.join(map(str, self.buckets.size_of(index)))}"
 
     def _image(self, index: int, size: tuple[int, int] | None, training: bool) -> Tensor:
         whole = training and self.transform.train.random_crop  # cropped by the transform
@@ -209,11 +211,16 @@ def image_folder(config: DataConfig, role: str, transform: Transform) -> ImageSo
     )
 
 
-def training_buckets(files: Sequence[Path], config: DataConfig, role: str) -> Buckets | None:
-    """The resolution buckets of a training split; None: all images have `data.size`."""
+def training_buckets(
+    images: Sequence[Any], config: DataConfig, role: str, read: Callable[[Sequence[Any]], list[Size]] = read_sizes
+) -> Buckets | None:
+    """The resolution buckets of a training split; None: all images have `data.size`.
+
+    read: the sizes (height, width) of the images, which are files by default.
+    """
     if role != "train" or config.bucket_step is None or config.size is None:
         return None
-    return Buckets.of(read_sizes(files), config.size, config.bucket_step)
+    return Buckets.of(read(images), config.size, config.bucket_step)
 
 
 def folder_files(config: DataConfig, role: str) -> tuple[list[tuple[Path, int]], list[str], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unetdiff.data.bucket_sizes import Size
 from unetdiff.data.captions import caption_issue, parquet_error, require_parquet
 from unetdiff.data.config import DataConfig
-from unetdiff.data.decoding import RGB, decode
-from unetdiff.data.images import ImageSource, holdout_indices
+from unetdiff.data.decoding import RGB, bad_file, decode
+from unetdiff.data.images import ImageSource, holdout_indices, training_buckets
 from unetdiff.data.issues import BadFile, Issue, raise_first_issue
 from unetdiff.data.name_lists import distinct_names
+from unetdiff.data.raw_images import read_info
 from unetdiff.data.roots import dataset_root
 from unetdiff.data.transforms import Transform
 from unetdiff.errors import FileError, UserError, config_error
@@ -67,6 +70,16 @@ class Table:
             remedy = f"Store the bytes of the images, or paths inside {self.file.parent}."
             raise BadFile.from_issue(Issue(name, "image outside of the folder", cell["path"], remedy)) from None
 
+    def sizes(self, rows: Sequence[int]) -> list[Size]:
+        """(height, width) of the images of some rows, from their headers; BadFile if one cannot be read."""
+        found = []
+        for source, name in map(self.source, rows):
+            try:
+                found.append(read_info(source, name).size)
+            except FileError as error:
+                raise bad_file(source, name, error) from None
+        return found
+
     def image(self, i: int) -> Tensor:
         """The image of a row, uint8 (channels, H, W); BadFile if it cannot be read."""
         return decode(*self.source(i), self.image_range, self.channels)
@@ -92,6 +105,7 @@ def parquet(config: DataConfig, role: str, transform: Transform) -> ImageSource:
         transform,
         config.size,
         table.captions,
+        training_buckets(range(len(table.numbers)), config, role, table.sizes),
         source=lambda i: table.source(i)[0],
     )
 
@@ -101,7 +115,7 @@ def read_table(config: DataConfig, role: str) -> Table:
     import datasets as hf  # slow to import; needed only here
 
     files, train, single = _files_of(config, role)
-    rows = _open(files)
+    rows = open_parquet(files)
     needed = [("image_column", config.image_column)]
     if config.caption_column is not None:
         needed.append(("caption_column", config.caption_column))
@@ -138,7 +152,7 @@ def read_table(config: DataConfig, role: str) -> Table:
 def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bool]:
     """The files of a split, those of the training split, and whether the former hold both splits."""
     root = dataset_root(config)
-    train, val = _parquet_files(root, config.train_split), _parquet_files(root, config.val_split)
+    train, val = parquet_files(root, config.train_split), parquet_files(root, config.val_split)
     whole = files_in(root, {".parquet"}, recursive=True) if os.path.isdir(root) else [root]
     if not whole or not os.path.exists(whole[0]):
         raise config_error("data.root", config.root, "a parquet file or a folder with parquet files")
@@ -150,7 +164,8 @@ def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bo
     return files, train, single
 
 
-def _open(files: list[Path]) -> Any:
+def open_parquet(files: list[Path]) -> Any:
+    """A `datasets.Dataset` of parquet files; FileError for one that cannot be read."""
     import datasets as hf
 
     for file in files:
@@ -183,7 +198,7 @@ def _classes(column: str, rows: Any, file: Path, train: list[Path] | None) -> tu
     else:
         names = set(values) - {None}
         if train is not None:
-            other = _open(train)
+            other = open_parquet(train)
             known = set(_values(other, column, train[0])) - {None} if column in other.column_names else set()
             if names - known:
                 unknown = min(names - known)
@@ -244,7 +259,8 @@ def _split_name(file: Path) -> str:
     return file.stem.split("-")[0]
 
 
-def _parquet_files(root: Path, split: str) -> list[Path]:
+def parquet_files(root: Path, split: str) -> list[Path]:
+    """The parquet files in a folder whose names begin with the name of a split; [] if it is not a folder."""
     if not os.path.isdir(root):
         return []
     found = files_in(root, {".parquet"}, recursive=True)

@@ -12,9 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Sampler
 
 from unetdiff.data.base import ImageDataset
+from unetdiff.data.buckets import Buckets
 from unetdiff.data.captions import CAPTION_COLUMN, METADATA, read_metadata
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import RGB, decode
@@ -63,20 +65,33 @@ def read_regularization(config: DataConfig) -> tuple[list[Path], list[str], list
     return files, [prompt] * len(files), []
 
 
-def regularization_images(config: DataConfig, transform: Transform) -> ImageSource:
-    """The images of `read_regularization` as a dataset.
+def regularization_images(config: DataConfig, transform: Transform, buckets: Buckets | None = None) -> ImageSource:
+    """The images of `read_regularization` as a dataset, with the resolution buckets of the training images: all of them
+    at the size of the first bucket that has training images, then all of them at that of the second, and so on.
 
     Raises:
         UserError: as of `read_regularization`, and the first issue of the metadata file.
     """
     files, captions, issues = read_regularization(config)
     raise_first_issue(issues)
+    count = len(files)
+    if buckets is not None:
+        used = np.unique(buckets.of_image)
+        captions, buckets = captions * len(used), Buckets(buckets.sizes, used.repeat(count))
 
     def open_image(i: int) -> Any:
-        return decode(files[i], image_range=config.image_range, channels=config.channels or RGB)
+        return decode(files[i % count], image_range=config.image_range, channels=config.channels or RGB)
 
     return ImageSource(
-        open_image, None, [], lambda i: str(files[i]), transform, config.size, captions, source=lambda i: files[i]
+        open_image,
+        None,
+        [],
+        lambda i: str(files[i % count]),
+        transform,
+        config.size,
+        captions,
+        buckets,
+        source=lambda i: files[i % count],
     )
 
 
@@ -105,15 +120,22 @@ class PairedDataset(ImageDataset):
 
 
 class PairedSampler(Sampler[list[SampleKey]]):
-    """The batches of `images`, each sample followed by one of `length` regularization images (a `PairedDataset`'s).
+    """The batches of `images`, each sample followed by a regularization image (a `PairedDataset`'s) of its size.
 
     Their order is that of a `StepSampler` with a seed of its own.
+
+    Args:
+        images: the training images.
+        others: the regularization images.
     """
 
-    def __init__(self, images: StepSampler, length: int) -> None:
-        self.images = images
+    def __init__(self, images: StepSampler, others: ImageDataset) -> None:
+        self.images, self.first, count = images, {}, len(others)
+        if others.buckets is not None:  # where the images of each size begin
+            used, first = np.unique(others.buckets.of_image, return_index=True)
+            self.first, count = dict(zip(used.tolist(), first.tolist(), strict=True)), len(others) // len(used)
         self.others = StepSampler(
-            length,
+            count,
             images.batch_size,
             hash_words(images.seed, STREAM) >> 1,
             start=images.start,
@@ -129,5 +151,8 @@ class PairedSampler(Sampler[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for keys, others in zip(self.images, self.others, strict=True):
-            shifted = [key._replace(index=key.index + self.images.length) for key in others]
+            start = self.images.length
+            if self.images.buckets is not None:
+                start += self.first[int(self.images.buckets.of_image[keys[0].index])]
+            shifted = [key._replace(index=key.index + start) for key in others]
             yield list(chain.from_iterable(zip(keys, shifted, strict=True)))

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
+from unetdiff.files.pipeline_parts import part
 from unetdiff.models import loading
 from unetdiff.models.bounds import MAX_CHANNELS, MAX_LAYERS, MAX_LEVELS
 
@@ -52,8 +53,8 @@ def load_autoencoder(path: str | Path, key: str = "latent.vae") -> Autoencoder:
         return UserError(f"{constraint} (it {why}).")
 
     folder = Path(path)
-    if not (folder / loading.CONFIG).is_file() and (folder / "vae" / loading.CONFIG).is_file():
-        folder = folder / "vae"
+    if not (folder / loading.CONFIG).is_file() and (part(folder, "vae") / loading.CONFIG).is_file():
+        folder = part(folder, "vae")
     if not (folder / loading.CONFIG).is_file():
         raise config_error("has no config.json" if folder.is_dir() else "does not exist")
     file = folder / loading.WEIGHTS

@@ -20,10 +20,13 @@ from unetdiff.diffusion.conditioning.load import KINDS, load_conditioner
 from unetdiff.diffusion.conditioning.text_encoder import saved_model
 from unetdiff.diffusion.mask_codec import INDEX, MASKS, MaskCodec
 from unetdiff.diffusion.scheduler_file import SCHEDULER_CLASSES, load_scheduler
+from unetdiff.diffusion.stable_diffusion import LATENT_DIFFUSION, LDM_LIBRARY, UNUSED, prompt_conditioner
 from unetdiff.diffusion.stable_diffusion import PIPELINES as STABLE_DIFFUSION
-from unetdiff.diffusion.stable_diffusion import UNUSED, prompt_conditioner
 from unetdiff.errors import FileError, UserError
-from unetdiff.files import records
+from unetdiff.files import hub, records
+from unetdiff.files.folders import is_there
+from unetdiff.files.pipeline_parts import LATENT_DIFFUSION as LATENT_DIFFUSION_PARTS
+from unetdiff.files.pipeline_parts import part
 from unetdiff.models.config import STOCK_CLASSES
 from unetdiff.models.unet import UNet
 
@@ -40,6 +43,8 @@ LIBRARIES: dict[str, dict[str, tuple[str, ...]]] = {
 """Component -> library -> classes. Text encoder and tokenizer are loaded as transformers' own classes, whatever the
 index calls them."""
 TRANSFORMERS = ("text_encoder", "tokenizer")
+LDM = {LDM_LIBRARY: ("LDMBertModel",)}
+"""Latent Diffusion's text encoder, of diffusers."""
 ABSENT = ([None, None], None)
 REQUIRED = ("unet", "scheduler")
 
@@ -56,23 +61,25 @@ def read_index(directory: Path) -> dict[str, Any]:
     if kind not in PIPELINES:
         raise FileError.of(path, f"_class_name={kind}: must be {' or '.join(PIPELINES)}")
     parts: dict[str, Any] = {}
-    for name, value in index.items():
+    renamed = {other: name for name, other in LATENT_DIFFUSION_PARTS.items()} if kind == LATENT_DIFFUSION else {}
+    for folder, value in index.items():
+        name = renamed.get(folder, folder)
         if name.startswith("_") or (kind in STABLE_DIFFUSION and name in UNUSED):
             continue
         if name == MASKS:
             parts[MASKS] = MaskCodec.parse(path, value)
             continue
         if name not in (*LIBRARIES, *TRANSFORMERS):
-            raise FileError.of(path, f"'{name}' is not a part of this version's pipelines")
+            raise FileError.of(path, f"'{folder}' is not a part of this version's pipelines")
         if value not in ABSENT and not (isinstance(value, list) and [type(one) for one in value] == [str, str]):
-            raise FileError.of(path, f"'{name}' must be [library, class], or two nulls (got {value!r:.80})")
+            raise FileError.of(path, f"'{folder}' must be [library, class], or two nulls (got {value!r:.80})")
         if value in ABSENT:
             continue
         library, class_name = value
-        allowed = {"transformers": (class_name,)} if name in TRANSFORMERS else LIBRARIES[name]
+        allowed = {"transformers": (class_name,), **LDM} if name in TRANSFORMERS else LIBRARIES[name]
         if class_name not in allowed.get(library, ()):
             known = ", ".join(f"{module}.{one}" for module, classes in allowed.items() for one in classes[:4])
-            raise FileError.of(path, f"'{name}' must be one of {known} (got {library}.{class_name})")
+            raise FileError.of(path, f"'{folder}' must be one of {known} (got {library}.{class_name})")
         parts[name] = (library, class_name)
     required = (*REQUIRED, "vae", *TRANSFORMERS) if kind in STABLE_DIFFUSION else REQUIRED
     missing = [name for name in required if name not in parts]
@@ -96,7 +103,7 @@ def load_components(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]
     for name in index:
         if name in given or name in (MASKS, *TRANSFORMERS):
             continue
-        folder = directory / name
+        folder = part(directory, name)
         if not folder.is_dir():
             raise FileError.of(folder, f"must exist, as {directory / INDEX} names it")
         if name == "unet":
@@ -144,19 +151,29 @@ def require_agreement(directory: Path, parts: Mapping[str, Any]) -> None:
 
 
 def downloaded(name: str, revision: str | None = None) -> Path:
-    """A pipeline's directory on the hub, downloaded, without pickles and without code.
+    """A model's directory on the Hub, downloaded if it is not in the Hub's cache, without pickles and without code.
+
+    Of diffusers' pipelines, the files that diffusers itself would load; of ours, all.
 
     Args:
         name: "owner/model".
         revision: branch, tag or commit; None: its main branch.
 
     Raises:
-        UserError: no such pipeline, or no connection.
+        UserError: no such model, or no connection.
     """
+    import diffusers
+
+    if hub.NAME.fullmatch(name) is None:
+        raise UserError(f"'{name}' does not exist. Give a model directory, or OWNER/NAME on the Hub.")
+    directory = hub.resolved(name, ("*.json", "*/*.json"), revision=revision)
+    index = records.read_object(directory / INDEX) if is_there(directory / INDEX) else {}
+    if not hasattr(diffusers, str(index.get("_class_name"))):
+        return hub.resolved(name, hub.MODEL_FILES, revision=revision)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, use_safetensors=True, trust_remote_code=False))
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"'{name}': is neither a directory nor a pipeline on the hub ({reason[:200]}).") from None
+        raise UserError(f"{name}: must be a directory or a model on the Hub ({reason[:200]}).") from None

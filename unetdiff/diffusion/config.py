@@ -117,6 +117,18 @@ class ImageConfig:
 
 
 @dataclass
+class InpaintingConfig:
+    """A denoiser of latents that repaints the masked part of an image (Rombach et al. 2022, section 4.5)."""
+
+    enabled: bool = False
+    """The network sees a mask and the masked image's latents as further input channels, as Stable Diffusion's
+    inpainting models (9 channels); masks are random boxes and brush strokes (Suvorov et al. 2022, "LaMa")."""
+    full_mask_fraction: float = 0.25
+    """Fraction of the training images that are masked as a whole, so that prompts alone can be drawn (Stable
+    Diffusion: 0.25)."""
+
+
+@dataclass
 class DiffusionConfig:
     """Training objective, condition and previews of the diffusion head."""
 
@@ -153,6 +165,8 @@ class DiffusionConfig:
     """Masks."""
     image: ImageConfig = field(default_factory=ImageConfig)
     """Restoration."""
+    inpainting: InpaintingConfig = field(default_factory=InpaintingConfig)
+    """Inpainting."""
     preview_steps: int = 25
     """Denoising steps of the preview images."""
     preview_per_class: int = 4

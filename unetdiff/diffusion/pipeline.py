@@ -34,6 +34,7 @@ from unetdiff.diffusion.conditioning.text_encoder import TextEncoder
 from unetdiff.diffusion.denoising import Generators, GuidedDenoiser, OnStepEnd, PredictOutput, denoise
 from unetdiff.diffusion.editing import ImageStart, Inpainting, KnownImage, Mask, start_sampling
 from unetdiff.diffusion.guidance import Guidance
+from unetdiff.diffusion.inpainting import has_mask_input, with_mask
 from unetdiff.diffusion.loss_guidance import LossGuidance, apply_loss_guidance
 from unetdiff.diffusion.mask_codec import INDEX
 from unetdiff.diffusion.pipeline_inputs import (
@@ -45,7 +46,7 @@ from unetdiff.diffusion.pipeline_inputs import (
     validate_tensors,
 )
 from unetdiff.diffusion.processes.load import process_of
-from unetdiff.diffusion.stable_diffusion import inpainting_channels, save_stable_diffusion
+from unetdiff.diffusion.stable_diffusion import save_stable_diffusion
 from unetdiff.errors import UserError
 from unetdiff.files.folders import is_there
 from unetdiff.kernels.accelerate import accelerate_inference_
@@ -251,10 +252,11 @@ class GenerationPipeline(DiffusionPipeline):
             schedulers.set_steps(scheduler, num_inference_steps, device)
             xt, timesteps, known = start_sampling(start, scheduler, latents, num_inference_steps, codec)
             callbacks: list[OnStepEnd] = [] if known is None else [Inpainting(known, scheduler, timesteps)]
-            if isinstance(self.conditioner, PromptConditioner) and self.conditioner.channels:
-                channels, callbacks = inpainting_channels(known, latents, codec), []  # the network keeps the image
-                conditional = replace(conditional, channels=channels)
-                unconditional = None if unconditional is None else replace(unconditional, channels=channels)
+            if has_mask_input(self.conditioner):
+                conditional = with_mask(conditional, self.conditioner, (shape[-2], shape[-1]), codec, known)
+                if unconditional is not None:
+                    unconditional = replace(unconditional, channels=conditional.channels)
+                callbacks = []  # the network keeps the image
             predict: PredictOutput = GuidedDenoiser(
                 self.unet, conditional, unconditional, guidance, process, self.autocast_dtype
             )

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from unetdiff.diffusion.codecs import Codec
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
 from unetdiff.diffusion.conditioning.text_encoder import max_length
-from unetdiff.diffusion.editing import KnownImage
 from unetdiff.diffusion.mask_codec import INDEX
 from unetdiff.errors import FileError, UserError
-from unetdiff.files import records
+from unetdiff.files import pipeline_parts, records
 from unetdiff.models.unet import UNet
 
 STABLE_DIFFUSION, INPAINTING = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
-PIPELINES = (STABLE_DIFFUSION, "StableDiffusionImg2ImgPipeline", INPAINTING)
-"""Classes of pipelines with Stable Diffusion's parts."""
+LATENT_DIFFUSION = "LDMTextToImagePipeline"
+PIPELINES = (STABLE_DIFFUSION, "StableDiffusionImg2ImgPipeline", INPAINTING, LATENT_DIFFUSION)
+"""Classes of pipelines with Stable Diffusion's parts; Latent Diffusion's has a text encoder of diffusers' own."""
+LDM_MODULE, LDM_LIBRARY = "diffusers.pipelines.latent_diffusion", "latent_diffusion"
+"""Module of Latent Diffusion's text encoder, and its name in model_index.json."""
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
 """Parts of theirs that are not read."""
 PARTS = ("unet", "scheduler", "vae", "text_encoder", "tokenizer")
@@ -50,18 +48,24 @@ def save_stable_diffusion(pipeline: Any, directory: Path) -> None:
     """
     if pipeline.vae is None or pipeline.text_encoder is None or pipeline.tokenizer is None:
         raise UserError("save_pretrained: Stable Diffusion must have an autoencoder, a text encoder and a tokenizer.")
-    index: dict[str, Any] = {"_class_name": INPAINTING if pipeline.conditioner.channels else STABLE_DIFFUSION}
-    index |= {"_diffusers_version": _version()}
+    is_latent_diffusion = type(pipeline.text_encoder).__module__.startswith(LDM_MODULE)
+    names = pipeline_parts.LATENT_DIFFUSION if is_latent_diffusion else {}
+    kind = (
+        LATENT_DIFFUSION if is_latent_diffusion else INPAINTING if pipeline.conditioner.channels else STABLE_DIFFUSION
+    )
+    index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": _version()}
     for name in PARTS:
-        part = getattr(pipeline, name)
+        part, folder = getattr(pipeline, name), directory / names.get(name, name)
         kind, library = type(part).__name__, type(part).__module__.partition(".")[0]
+        library = LDM_LIBRARY if type(part).__module__.startswith(LDM_MODULE) else library
         if isinstance(part, UNet):
-            part.to_diffusers(directory / name)
+            part.to_diffusers(folder)
             kind, library = "UNet2DConditionModel", "diffusers"
         else:
-            part.save_pretrained(directory / name)
-        index[name] = [library, kind]
-    index |= {name: [None, None] for name in UNUSED[:-1]} | {UNUSED[-1]: False}
+            part.save_pretrained(folder)
+        index[folder.name] = [library, kind]
+    if not is_latent_diffusion:
+        index |= {name: [None, None] for name in UNUSED[:-1]} | {UNUSED[-1]: False}
     records.write_json(directory / INDEX, index, indent=2)
 
 
@@ -69,23 +73,3 @@ def _version() -> str:
     import diffusers
 
     return diffusers.__version__
-
-
-def inpainting_channels(known: KnownImage | None, latents: Tensor, codec: Codec) -> Tensor:
-    """The input of an inpainting U-Net in addition to x_t: the mask and the masked image's latents, (B, 1 + C, h, w).
-
-    As `StableDiffusionInpaintPipeline`: 1 where the image is repainted, and the image is gray there.
-
-    Args:
-        known: the image and its mask; None, or without a mask: all of it is painted.
-        latents: noise, (B, C, h, w).
-        codec: of the denoiser.
-    """
-    size = latents.shape[-2] * codec.factor, latents.shape[-1] * codec.factor
-    if known is None or known.mask is None:
-        mask = latents.new_ones(len(latents), 1, *size)
-        gray = latents.new_zeros(len(latents), 3, *size)
-    else:
-        mask, gray = known.mask, known.pixels * (1 - known.mask)
-    cells = torch.nn.functional.interpolate(mask, latents.shape[-2:])  # the nearest pixel, as in diffusers
-    return torch.cat([cells, codec.encode(gray).to(latents)], dim=1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.console import progress_bar
@@ -28,7 +30,7 @@ from unetdiff.evaluation.types import EvalSplits, SamplingConfig
 from unetdiff.files.records import write_json
 from unetdiff.files.writing import file_errors, make_folder, require_writable
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.evaluation import SegmentationEvaluation, evaluate_segmenter, network_logits
+from unetdiff.segmentation.evaluation import Logits, SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.instances import InstanceScores
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.training.checkpoints import model_directory
@@ -183,7 +185,7 @@ def segmentation_metrics(
     batch_size = config.training.eval_batch_size
     options = replace(inference, batch_size=batch_size) if inference.is_whole_image else inference
     return evaluate_segmenter(
-        network_logits(task.segmenter, task.data.size, options, AUTOCAST.get(precision)),
+        _logits_of(task, images, options, precision),
         images,
         config.segmentation.ignore_index,
         num_worst,
@@ -191,6 +193,21 @@ def segmentation_metrics(
         partial(progress_bar, desc="evaluating", unit="batch"),
         instances,
     )
+
+
+def _logits_of(task: SegmentationTask, images: ImageDataset, options: InferenceConfig, precision: str) -> Logits:
+    """A function for `evaluate_segmenter`; of a segmenter of captions, each image with its own, if it has one."""
+    arguments = (task.data.size, options, AUTOCAST.get(precision))
+    reads_captions = task.context is not None and task.context.reads_captions
+    if not reads_captions or "caption" not in images.without_image(0):
+        return network_logits(task.segmenter, *arguments)
+    captions = (images.caption(index) for index in range(len(images)))  # in the order of the evaluation
+
+    def logits_of(batch: Sequence[Tensor]) -> Iterator[Tensor]:
+        for image, caption in zip(batch, captions, strict=False):
+            yield from network_logits(task.segmenter.with_prompt(caption), *arguments)([image])
+
+    return logits_of
 
 
 def evaluate_masks(

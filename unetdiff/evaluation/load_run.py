@@ -18,6 +18,7 @@ from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.errors import FileError, UserError
 from unetdiff.evaluation.class_names import require_classes_of_task
 from unetdiff.files.folders import is_there
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object
 from unetdiff.models.loading import is_stock
 from unetdiff.models.unet import UNet
@@ -116,7 +117,7 @@ def is_pretrained(path: Path) -> bool:
 
 def trained_size(directory: Path) -> list[int] | None:
     """Height and width in pixels that the denoiser of a pipeline directory was trained at; None: unknown."""
-    size, vae = UNet.read_config(directory / "unet")["sample_size"], directory / "vae" / "config.json"
+    size, vae = UNet.read_config(directory / "unet")["sample_size"], part(directory, "vae") / "config.json"
     levels = len(read_object(vae).get("block_out_channels") or [0]) if is_there(vae) else 1
     sides = [size, size] if isinstance(size, int) else size
     return None if sides is None else [side * 2 ** (levels - 1) for side in sides]

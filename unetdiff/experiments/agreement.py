@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,19 +23,26 @@ from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
-from unetdiff.errors import UserError
+from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.layout_consistency import BATCH, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
 from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages, agreement_record
+from unetdiff.experiments.filtering import condition_scores, kept_samples
 from unetdiff.experiments.run_inputs import diffusion_task, open_segmenter, refuse_overrides
+from unetdiff.reports.consistency import SampleClassifier, train_sample_classifier
+from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.record import Record
-from unetdiff.reports.runs import data_name
+from unetdiff.reports.runs import data_name, read_run
+from unetdiff.reports.samples import Budget, conditional
 from unetdiff.segmentation.inference import predict_masks
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.training import runtime as machine
 from unetdiff.training.checkpoints import model_directory
+
+CLASSIFIER_STEPS = Budget.classifier_steps
+"""Optimizer steps of the independent classifier."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_images", type=int, default=200, help="samples per guidance scale")
     parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps per sample")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise, which all guidance scales share")
+    parser.add_argument(
+        "--filter_thresholds",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="SCORE",
+        help="keep samples whose foreground is the condition's class to at least this fraction, and report the class "
+        "consistency of what is left by an independent classifier",
+    )
     parser.add_argument("--num_rows", type=int, default=6, help="samples in the gallery")
 
 
@@ -56,6 +73,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     """
     start = time.perf_counter()
     refuse_overrides(overrides)
+    if any(not 0 < threshold <= 1 for threshold in args.filter_thresholds):
+        raise config_error("--filter_thresholds", args.filter_thresholds, "in (0, 1]")
     for name in ("num_images", "num_inference_steps", "num_rows"):
         require_at_least(f"--{name}", getattr(args, name), 1)
     loaded = load_run(args.run, layouts=True)
@@ -94,6 +113,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         elif not classes:
             classes = [foreground_classes(images, index) for index in indices]
         samples[scale] = segment(pixels, classes, indices)
+    kept, classifier = [], None
+    if args.filter_thresholds:
+        classifier = _classifier(args.run, images, output)
+        for scale, one in samples.items():
+            wanted = [next(iter(condition)) for condition in classes]
+            scores = condition_scores(one.masks, wanted, background)
+            predicted = [classifier.labels[label] for label in classifier.classify(one.images / 255).tolist()]
+            is_correct = np.array([images.classes[c] == name for c, name in zip(wanted, predicted, strict=True)])
+            kept += kept_samples(scale, scores, is_correct, args.filter_thresholds)
     results = AgreementResults(
         real,
         samples,
@@ -101,6 +129,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         has_layouts=has_layouts,
         has_classes=not has_layouts or background is not None,
         shared_backbone=model_directory(segmenter_path) == loaded.directory,
+        kept=kept,
+        classifier_accuracy=None if classifier is None else classifier.accuracy,
     )
     return agreement_record(
         results,
@@ -113,6 +143,16 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         machine=machine.facts(loaded.accelerator),
         minutes=(time.perf_counter() - start) / 60,
     )
+
+
+def _classifier(run: Path, images: ImageDataset, output: Path) -> SampleClassifier:
+    """The independent classifier of the run's dataset, trained once."""
+    one = read_run(run)
+    validation = open_dataset(one, segmentation=False)
+    if not validation.labels or not set(validation.labels) <= set(images.classes) or not conditional(one):
+        constraint = "left out unless each image has one class and the denoiser is conditioned on it"
+        raise UserError(f"--filter_thresholds: must be {constraint} ({run}).")
+    return train_sample_classifier(one, validation, CLASSIFIER_STEPS, output / ".classifiers")
 
 
 def foreground_classes(images: ImageDataset, index: int) -> set[int]:

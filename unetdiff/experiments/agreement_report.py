@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.evaluation.layout_consistency import ClassConsistency, background_of
+from unetdiff.experiments.filtering import Kept, filter_findings, filter_table
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.reports.consistency import wilson
 from unetdiff.reports.record import Column, Gallery, Heatmap, Part, Record, Table, Value
@@ -53,6 +54,10 @@ class AgreementResults:
     nothing about the sample."""
     shared_backbone: bool
     """The segmenter is the denoiser's own segmentation head."""
+    kept: list[Kept] = field(default_factory=list)
+    """Samples filtered by the segmenter, if requested."""
+    classifier_accuracy: float | None = None
+    """Accuracy on real images of the classifier that evaluates those."""
 
     @property
     def best_scale(self) -> float:
@@ -65,6 +70,8 @@ def agreement_record(
 ) -> Record:
     """The record; `fields` are the remaining fields of `Record`."""
     parts: list[Part] = [table(results)]
+    if results.kept:
+        parts.append(filter_table(results.kept, results.classifier_accuracy or 0.0))
     if all(len(classes) == 1 for classes in results.classes) and len(images.classes) <= MAX_HEATMAP_CLASSES:
         parts.append(_heatmap(results, images.classes))
     parts.append(_gallery(results, images, args.num_rows, output))
@@ -166,6 +173,7 @@ def findings(results: AgreementResults) -> list[str]:
         )
     if results.has_classes:
         lines += _class_findings(results)
+    lines += filter_findings(results.kept)
     if results.shared_backbone:
         lines.append("The segmenter shares its backbone with the denoiser, so its accuracy may be overestimated.")
     return lines

@@ -1,10 +1,10 @@
 """Label efficiency of denoising pre-training (Brempong et al. 2022, "Denoising Pretraining for Semantic Segmentation").
 
 A denoiser is trained on all training images without labels. Segmenters are then trained on a fraction of the labels,
-for the same number of optimizer steps each: from random weights, from the denoiser (`training.init_from`) and, with
-`--encoder_config`, from a pretrained ImageNet encoder. The paper's denoiser is trained at one noise level, and its best
-variant pre-trains only the decoder on top of an ImageNet encoder; here the whole network is pre-trained at all noise
-levels, as a generative model.
+for the same number of optimizer steps each: from random weights, from the denoiser (`training.init_from`, at the
+timestep that linear probes of its maps find best) and, with `--encoder_config`, from a pretrained ImageNet encoder. The
+paper's denoiser is trained at one noise level, and its best variant pre-trains only the decoder on top of an ImageNet
+encoder; here the whole network is pre-trained at all noise levels, as a generative model.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
+from unetdiff.config.validation.run import validate
 from unetdiff.data.build import build_dataset
+from unetdiff.data.capabilities import WITH_LABELS
 from unetdiff.data.subset import subset_length
 from unetdiff.errors import config_error
 from unetdiff.experiments.gallery import mask_gallery
+from unetdiff.experiments.linear_probes import ProbeTraining
 from unetdiff.experiments.pretraining_report import pretraining_record
 from unetdiff.experiments.runs import (
     base_config,
@@ -36,9 +39,15 @@ from unetdiff.experiments.runs import (
     variant,
     with_shared_backbone,
 )
+from unetdiff.experiments.start_timestep import probe_timesteps
 from unetdiff.reports.record import Record
 
 RANDOM, DENOISER, ENCODER = "random init", "denoiser init", "ImageNet encoder"
+CLASS_DENOISER = "class denoiser init"
+CONDITIONS = {DENOISER: "none", CLASS_DENOISER: "class"}
+"""`diffusion.condition` of the denoiser of an initialization."""
+TIMESTEPS = (0, 50, 150, 300)
+"""Default timesteps that probes choose from."""
 LABEL_FRACTIONS = (0.01, 0.05, 0.2, 1.0)
 TRAIN_STEPS = 200
 """Default optimizer steps of each segmenter without --segmenter_train_steps and CONFIG."""
@@ -83,6 +92,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder_weights", metavar="FILE", help="its model.encoder.weights (default: its own), e.g. imagenet"
     )
+    parser.add_argument(
+        "--timesteps",
+        nargs="+",
+        type=int,
+        default=list(TIMESTEPS),
+        help="timesteps that probes choose from for the segmenters that start from a denoiser; one: no probe",
+    )
+    parser.add_argument("--probe_train_steps", type=int, default=200, help="optimizer steps of the probes")
+    parser.add_argument(
+        "--layer_decay",
+        type=float,
+        default=1.0,
+        help="training.optimizer.layer_decay of those segmenters: a lower learning rate for the denoiser's weights",
+    )
+    parser.add_argument(
+        "--class_denoiser", action="store_true", help="a class-conditional denoiser as a further initialization"
+    )
     parser.add_argument("--num_rows", type=int, default=6, help="validation images in the gallery")
 
 
@@ -90,7 +116,7 @@ class Plan:
     """The configs of all runs, validated before any training.
 
     Attributes:
-        denoiser: config of the pre-training.
+        denoisers: configs of the pre-training, by initialization.
         segmenters: by initialization, label fraction and seed.
         inits: names of the initializations.
         fractions: label fractions, in ascending order.
@@ -111,17 +137,40 @@ class Plan:
         denoiser_steps = args.denoiser_train_steps
         if denoiser_steps is None:
             denoiser_steps = QUICKSTART_STEPS["diffusion"] if args.config is None else steps
-        unconditional = {"diffusion.condition": "none", "data.train_fraction": 1.0}
-        folder = output / "pretrained"
-        self.denoiser = variant(
-            base, "diffusion", folder, {**FROM_SCRATCH, **unconditional, **_train_length(denoiser_steps)}
-        )
-        check_files(self.denoiser)
+        self.denoisers = {
+            name: variant(
+                base,
+                "diffusion",
+                output / ("pretrained" if name == DENOISER else "pretrained-class"),
+                {
+                    **FROM_SCRATCH,
+                    "diffusion.condition": condition,
+                    "data.train_fraction": 1.0,
+                    **_train_length(denoiser_steps),
+                },
+            )
+            for name, condition in CONDITIONS.items()
+            if name == DENOISER or args.class_denoiser
+        }
+        check_files(self.denoisers[DENOISER])
+        if args.class_denoiser and base.data.name not in WITH_LABELS:
+            constraint = f"left out with data.name={base.data.name}, whose classes are in the masks"
+            raise config_error("--class_denoiser", True, constraint)
+        count = base.diffusion.noise.num_train_timesteps
+        if any(not 0 <= t < count for t in args.timesteps):
+            raise config_error("--timesteps", args.timesteps, f"in 0..{count - 1}")
+        self.timesteps = sorted(set(args.timesteps))
         self.seeds = seed_list(args.num_seeds, base.training.seed)
         inits: dict[str, tuple[RunConfig, dict[str, Any]]] = {
             RANDOM: (base, FROM_SCRATCH),
-            DENOISER: (base, {**FROM_SCRATCH, "training.init_from": str(folder)}),
         }
+        for name, denoiser in self.denoisers.items():
+            start = {
+                "training.init_from": denoiser.training.output_dir,
+                "segmentation.timestep": self.timesteps[0],
+                "training.optimizer.layer_decay": args.layer_decay,
+            }
+            inits[name] = base, {**FROM_SCRATCH, **start}
         if args.encoder_config is not None:
             inits[ENCODER] = self._pretrained_encoder(base, args.encoder_config, args.encoder_weights)
         elif args.encoder_weights is not None:
@@ -141,6 +190,13 @@ class Plan:
                     )
         self.inits = list(inits)
         self.num_images = len(build_dataset(replace(base.data, train_fraction=1.0), "train", segmentation=True))
+
+    def start_at(self, init: str, timestep: int) -> None:
+        """Set the timestep of the segmenters of an initialization."""
+        for (name, _, _), config in self.segmenters.items():
+            if name == init:
+                config.segmentation.timestep = timestep
+                validate(config)
 
     @staticmethod
     def _pretrained_encoder(base: RunConfig, path: Path, weights: str | None) -> tuple[RunConfig, dict[str, Any]]:
@@ -173,7 +229,14 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     start = time.perf_counter()
     require_at_least("--num_rows", args.num_rows, 1)
     plan = Plan(args, overrides, output)
-    denoiser = train_run("denoiser", plan.denoiser, command)
+    denoisers = {name: train_run(name, config, command) for name, config in plan.denoisers.items()}
+    fewest, seed = plan.fractions[0], plan.seeds[0]
+    probed: dict[str, dict[int, float]] = {}
+    for name, denoiser in denoisers.items() if len(plan.timesteps) > 1 else ():
+        training = ProbeTraining(steps=args.probe_train_steps)
+        file = Path(plan.denoisers[name].training.output_dir).with_suffix(".probes.json")
+        probed[name] = probe_timesteps(denoiser, plan.timesteps, plan.segmenters[name, fewest, seed], training, file)
+        plan.start_at(name, max(probed[name], key=lambda t: probed[name][t]))
     names = {key: _run_name(*key) for key in plan.segmenters}
     trained = train_all({names[key]: config for key, config in plan.segmenters.items()}, command)
     runs = {key: trained[name] for key, name in names.items()}
@@ -185,7 +248,6 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         for init in plan.inits
     }
     counts = {fraction: subset_length(plan.num_images, fraction) for fraction in plan.fractions}
-    fewest, seed = plan.fractions[0], plan.seeds[0]
     gallery = mask_gallery(
         f"Masks of segmenters trained with {counts[fewest]:,} labeled image{'s' * (counts[fewest] > 1)}",
         {init: runs[init, fewest, seed] for init in plan.inits},
@@ -198,11 +260,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         miou,
         counts,
         gallery,
-        {"denoiser": denoiser, **trained},
+        denoisers | trained,
         reference=RANDOM,
         num_images=plan.num_images,
         encoder=encoder,
         seeds=plan.seeds,
+        probed=probed,
         command=command,
         minutes=(time.perf_counter() - start) / 60,
     )

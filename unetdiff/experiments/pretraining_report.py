@@ -31,6 +31,7 @@ def pretraining_record(
     num_images: int,
     encoder: str | None,
     seeds: list[int],
+    probed: Mapping[str, Mapping[int, float]],
     command: str,
     minutes: float,
 ) -> Record:
@@ -40,22 +41,24 @@ def pretraining_record(
         miou: results by initialization.
         counts: number of labeled images.
         gallery: masks of the segmenters with the fewest labels.
-        runs: all runs by name, the denoiser first, then the segmenters.
+        runs: all runs by name, the denoisers first, then the segmenters.
         reference: initialization that the others are compared with.
         num_images: images the denoiser was trained on.
         encoder: name of the pretrained encoder; None: there is none.
         seeds: seeds of the segmenters.
+        probed: mIoU of the denoiser's best probe by initialization, then by timestep; {} without probes.
         command: the command line.
         minutes: duration of the experiment.
     """
-    denoiser, *segmenters = runs.values()
+    denoiser = next(iter(runs.values()))
+    segmenter = next(run for run in runs.values() if run.task == "segmentation")
     return Record(
         name="pretraining",
         title="Label efficiency of denoising pre-training",
         question="Does initialization from a denoiser improve a segmenter trained with few labels?",
         findings=findings(miou, counts, reference),
         parts=[chart(miou, counts), label_table(miou, counts), gallery],
-        method=_method(denoiser, segmenters[0], num_images, encoder),
+        method=_method(denoiser, segmenter, num_images, encoder) + _starts(probed),
         source="Brempong et al. 2022, “Denoising Pretraining for Semantic Segmentation”",
         command=command,
         seeds=seeds,
@@ -145,5 +148,18 @@ def _method(denoiser: Run, segmenter: Run, num_images: int, encoder: str | None)
         lines.append(
             f"The network with the ImageNet encoder ({encoder}) differs in architecture, size and optimizer settings, "
             "and was pretrained on over a million labeled images: a point of reference, not a like-for-like comparison."
+        )
+    return lines
+
+
+def _starts(probed: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """What the probes found, a line per denoiser."""
+    lines = []
+    for init, by_timestep in probed.items():
+        best = max(by_timestep, key=lambda timestep: by_timestep[timestep])
+        found = ", ".join(f"{miou:.3f} at t = {timestep}" for timestep, miou in by_timestep.items())
+        lines.append(
+            f"Segmenters with {init} receive timestep {best}: linear probes of the denoiser's maps of clean images, "
+            f"trained on half of the fewest labeled images and chosen on the other half, have mIoU {found}."
         )
     return lines

@@ -50,12 +50,16 @@ def base_config(path: Path | None, overrides: Sequence[str], default: RunConfig)
 def variant(base: RunConfig, task: Task, folder: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
     """A validated copy of `base` with another task, output folder and some keys, e.g. {"training.seed": 1}.
 
+    A segmenter alone has one decoder and no task embedding, whatever the joint run has.
+
     Raises:
         UserError: contradicting keys.
         KeyError: an unknown key in `changes`.
     """
     config = deepcopy(base)
-    config.task = task
+    config.task, head = task, config.model.heads.segmentation
+    if task == "segmentation" and head is not None:
+        config.model.heads.segmentation = replace(head, own_decoder_levels=0, task_embedding=False)
     for key, value in {"training.output_dir": str(folder), **(changes or {})}.items():
         section: Any = config
         *path, leaf = key.split(".")

@@ -54,6 +54,8 @@ class Exported:
     """Largest absolute difference of the outputs at these shapes."""
     scale: float
     """Largest absolute output of the network at these shapes."""
+    expected: str | None = None
+    """What the input `pixels` must hold: channels, type, range; None for a denoiser."""
 
 
 def to_onnx(
@@ -197,7 +199,7 @@ def write(
     with file_errors(path, "Give another path."):
         write_into_directory(path.parent, save_checked)
     difference, scale = compared[0]
-    return Exported(path, plan.shapes, plan.output, checked, difference, scale)
+    return Exported(path, plan.shapes, plan.output, checked, difference, scale, plan.expected)
 
 
 def _compare(

@@ -136,12 +136,22 @@ class Plan:
             self.inputs(3, (3 * unit - 1, 2 * unit + 1), seed=2),
         ]
 
+    @property
+    def expected(self) -> str | None:
+        """What the input `pixels` must hold; None for a denoiser."""
+        if (dims := self.arguments.get("pixels")) is None:
+            return None
+        is_uint8 = "pixels" in self.upper_bounds
+        channels = dims[-1] if is_uint8 else dims[1]
+        order = {1: "gray", 3: "RGB"}.get(channels, "channels as trained")  # type: ignore[arg-type]
+        if is_uint8:
+            return f"{order}, uint8, 0 to 255, channels last"
+        return f"{order}, float32, -1 to 1 (x / 127.5 - 1 of x in 0 to 255), channels first"
+
     def metadata(self, extra: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Metadata of the file: names, shapes and range of its inputs, the output's name, and `extra`."""
-        pixels = (
-            "uint8, 0 to 255" if "pixels" in self.upper_bounds else "float32, -1 to 1: x / 127.5 - 1 of x in 0 to 255"
-        )
-        return {"inputs": self.shapes, "output": self.output, "pixels": pixels, **(extra or {})}
+        """Metadata of the file: names and shapes of its inputs, what pixels hold, the output's name, and `extra`."""
+        pixels = {} if self.expected is None else {"pixels": self.expected}
+        return {"inputs": self.shapes, "output": self.output, **pixels, **(extra or {})}
 
 
 def make_plan(

@@ -11,6 +11,10 @@ from unetdiff.errors import UserError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """owner/model."""
+MODEL_FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+"""Files of a model directory of ours; weights that lie next to the folders of a pipeline are another program's."""
+CACHED = "models--"
+"""Before the name of a model's folder in the cache."""
 
 
 class HubOptions(TypedDict, total=False):
@@ -54,3 +58,11 @@ def resolved(source: str | Path, patterns: Sequence[str], **options: Unpack[HubO
         revision = f", revision={options['revision']}" if options.get("revision") else ""
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{source}{revision}: must be a directory or a model on the Hub ({reason}).") from None
+
+
+def shown_name(path: Path) -> str:
+    """The name of a model's directory for people: owner/model of a snapshot in the Hub's cache, else its last part."""
+    path = path.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith(CACHED):
+        return path.parent.parent.name.removeprefix(CACHED).replace("--", "/", 1)
+    return path.name

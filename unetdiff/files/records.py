@@ -15,7 +15,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from unetdiff.errors import FileError
-from unetdiff.files.texts import read_text
+from unetdiff.files.texts import MAX_BYTES, read_text
 from unetdiff.files.writing import write_text
 
 MAX_DEPTH = 50
@@ -30,13 +30,13 @@ MAX_INTEGER = 300
 # ------------------------------------------------------------------------------------------------ JSON
 
 
-def read_json(path: str | Path, remedy: str = "") -> Any:
+def read_json(path: str | Path, remedy: str = "", max_bytes: int = MAX_BYTES) -> Any:
     """The content of a JSON file.
 
     Raises:
         FileError: missing, not UTF-8, not JSON (with the line), a key that occurs twice, or nested too deeply.
     """
-    return parse_json(read_text(path, remedy=remedy), path, remedy)
+    return parse_json(read_text(path, max_bytes, remedy), path, remedy)
 
 
 def read_object(path: str | Path, remedy: str = "") -> dict[str, Any]:

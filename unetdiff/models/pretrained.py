@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from unetdiff.console import Console
 from unetdiff.errors import UserError, config_error
 from unetdiff.models.loading import read_tensors
 
@@ -67,8 +71,11 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
         UserError: no connection, or a damaged file; it says where the file belongs.
     """
     entry = torchvision.models.get_model_weights(name).DEFAULT
-    try:
-        return dict(entry.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    console = Console()
+    try:  # torch's words about a download are for a terminal: a failure is one line
+        stream: Any = console if console.isatty() else io.StringIO()
+        with redirect_stdout(stream), redirect_stderr(stream):
+            return dict(entry.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         constraint = f"downloaded from {entry.url} ({' '.join(str(error).split()) or type(error).__name__})"

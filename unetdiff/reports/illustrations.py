@@ -13,6 +13,7 @@ from unetdiff.data.base import collate
 from unetdiff.data.transforms import to_model_range
 from unetdiff.diffusion.codecs import Codec
 from unetdiff.diffusion.conditioning.base import Conditioning
+from unetdiff.diffusion.inpainting import with_mask
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.noise import noise_for
 from unetdiff.diffusion.processes.load import process_of
@@ -63,7 +64,8 @@ def _illustrations(run: Run, model: Path, seed: int, noise_level: float) -> dict
                 conditions = conditioner.from_batch(collate([item]))
             else:
                 conditions = conditioner.null_condition(1, size)
-            conditioning = conditioner(conditions, (clean.shape[-2], clean.shape[-1]))
+            grid = clean.shape[-2], clean.shape[-1]
+            conditioning = with_mask(conditioner(conditions, grid), conditioner, grid, pipeline.codec)
         output = pipeline.unet.eval()(conditioning.concat_channels(noised), t, conditioning.tokens).sample
         uris["noised"] = data_uri((pipeline.codec.decode(noised)[0] / 2 + 0.5).clamp(0, 1))
         channels = 3 if output.shape[1] >= 3 else 1  # two channels do not make an image

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Required, TypedDict
 from unetdiff.config.reading import from_yaml
 from unetdiff.errors import FileError, UserError
 from unetdiff.evaluation.load_run import is_pretrained, run_config, trained_size
+from unetdiff.files.hub import shown_name
 from unetdiff.files.records import jsonable, numbered_json_lines, read_object
 from unetdiff.files.typed import typed
 from unetdiff.models.config import ModelConfig
@@ -202,7 +203,7 @@ def read_run(path: Path, name: str | None = None) -> Run:
         problems.append(f"its config.yaml is of task {config['task']}, its summary.json of task {summary['task']}")
     model = next((path / part for part in ("best", "latest") if (path / part / "unet" / CONFIG_JSON).is_file()), None)
     return Run(
-        name=name or path.resolve().name,
+        name=name or shown_name(path),
         path=path,
         task=str(config["task"]),
         config=config,
@@ -222,7 +223,7 @@ def _pretrained(path: Path, name: str | None) -> Run:
     summary = {"task": config.task, "steps": 0, "minutes": 0.0, "parameters": {}}
     network = read_model_config(path / "unet" / CONFIG_JSON)
     options: JsonDict = {"config": asdict(config), "summary": summary, "model": path, "model_config": network}
-    return Run(name or path.resolve().name, path, config.task, **options, is_pretrained=True)
+    return Run(name or shown_name(path), path, config.task, **options, is_pretrained=True)
 
 
 def read_model_config(path: Path) -> JsonDict:

@@ -64,10 +64,11 @@ class SegmentationConfig:
     noised: bool = False
     """Noise the images to segmentation.timestep of `diffusion.noise`: with new noise in each training step, with the
     same noise for every image in inference; false: clean images (Zhao et al. 2023)."""
-    context: Literal["none", "empty", "classes"] = "none"
-    """Tokens of the cross-attention (model.conditioning.cross_attention_dim) for every image: none (one zero token),
-    empty (the empty prompt), or classes (one embedding per class name, with a trained residual adapter: VPD, Zhao et
-    al. 2023), by the text encoder of `diffusion.text.encoder`."""
+    context: Literal["none", "empty", "classes", "caption"] = "none"
+    """Tokens of the cross-attention (model.conditioning.cross_attention_dim): none (one zero token), empty (the empty
+    prompt), classes (one embedding per class name, with a trained residual adapter: VPD, Zhao et al. 2023), or caption
+    (each image's own, a fraction diffusion.condition_dropout of them empty), by the text encoder of
+    `diffusion.text.encoder`."""
     noise: float = 0.0
     """Fraction of the training images that are noised to a uniform timestep of `diffusion.noise`, as for a denoiser; 0:
     none. The network receives the timestep if model.conditioning.timestep is true."""

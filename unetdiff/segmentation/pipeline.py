@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, overload
@@ -15,6 +15,7 @@ from torch import Tensor
 from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import is_there
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object, write_json
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.class_names import require_class_names, require_colors
@@ -144,6 +145,7 @@ class SegmentationPipeline:
         batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
         inference: InferenceConfig | None = ...,
+        prompt: str | Sequence[str] | None = ...,
     ) -> SegmentationOutput: ...
     @overload
     def __call__(
@@ -153,6 +155,7 @@ class SegmentationPipeline:
         batch_size: int | None = ...,
         autocast: torch.dtype | None = ...,
         inference: InferenceConfig | None = ...,
+        prompt: str | Sequence[str] | None = ...,
     ) -> list[SegmentationOutput]: ...
     def __call__(
         self,
@@ -161,17 +164,25 @@ class SegmentationPipeline:
         batch_size: int | None = None,
         autocast: torch.dtype | None = None,
         inference: InferenceConfig | None = None,
+        prompt: str | Sequence[str] | None = None,
     ) -> SegmentationOutput | list[SegmentationOutput]:
         """Segment an image, or a list of them (in batches), each at its own size.
 
         An image is a path, a file's bytes, a PIL image, an array uint8 (H, W, C) or a tensor uint8 (C, H, W), with the
         channels that the network reads (gray and RGB are converted into each other).
         `inference` and `batch_size` override the pipeline's own. `autocast`: e.g. torch.bfloat16; None: the weights'
-        dtype. Raises UserError for an unreadable file.
+        dtype. `prompt`: one caption for all images, or one for each, of a segmenter that was trained with captions;
+        None: the empty one. Raises UserError for an unreadable file.
         """
-        if isinstance(images, list | tuple):
-            return list(self.stream(images, return_logits, batch_size, autocast, inference))
-        return next(self.stream([images], return_logits, batch_size, autocast, inference))
+        options = (return_logits, batch_size, autocast, inference)
+        many = list(images) if isinstance(images, list | tuple) else [images]
+        if prompt is None or isinstance(prompt, str):
+            results = list(self.stream(many, *options, prompt))
+        elif len(prompt) != len(many):
+            raise UserError(f"prompt: must be one, or one per image (got {len(prompt)} for {len(many)} images).")
+        else:
+            results = [next(self.stream([one], *options, text)) for one, text in zip(many, prompt, strict=True)]
+        return results if isinstance(images, list | tuple) else results[0]
 
     def stream(
         self,
@@ -180,14 +191,16 @@ class SegmentationPipeline:
         batch_size: int | None = None,
         autocast: torch.dtype | None = None,
         inference: InferenceConfig | None = None,
+        prompt: str | None = None,
     ) -> Iterator[SegmentationOutput]:
         """As `__call__` for an iterable of images, read lazily; yields in order."""
+        segmenter = self.segmenter.with_prompt(prompt)
         options = inference or self.inference
         if options.image_range is None:
             options = replace(options, image_range=self.inference.image_range)  # the network was trained with it
         if batch_size is not None:
             options = replace(options, batch_size=batch_size)
-        for one in predictions(self.segmenter, images, self.size, options, autocast, return_logits):
+        for one in predictions(segmenter, images, self.size, options, autocast, return_logits):
             yield self._output(one)
 
     def _output(self, one: Prediction) -> SegmentationOutput:
@@ -201,14 +214,23 @@ class SegmentationPipeline:
             palette_image=palette_image(mask, self.palette, self.ignore_index),
         )
 
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write unet/ and segmentation.json, and vae/ and segmentation_context/ if there are; other files are kept."""
-        directory = Path(directory)
-        self.unet.save_pretrained(directory / "unet")
-        if self.segmenter.codec is not None:
-            self.segmenter.codec.vae.save_pretrained(directory / "vae")
-        if self.segmenter.context is not None:
-            self.segmenter.context.save_pretrained(directory / CONTEXT_FOLDER)
+    def save_pretrained(self, directory: str | Path, skip: Collection[str] = ()) -> None:
+        """Write unet/, segmentation.json, and vae/ and segmentation_context/ if there are; other files are kept.
+
+        Of a segmenter of captions also text_encoder/ and tokenizer/.
+
+        skip: parts that are not written, as another pipeline in the same directory has them: unet, vae, text_encoder.
+        """
+        directory, one = Path(directory), self.segmenter
+        if "unet" not in skip:
+            self.unet.save_pretrained(directory / "unet")
+        if one.codec is not None and "vae" not in skip:
+            one.codec.vae.save_pretrained(directory / "vae")
+        if one.context is not None:
+            one.context.save_pretrained(directory / CONTEXT_FOLDER)
+            if one.context.features is not None and "text_encoder" not in skip:
+                one.context.features.encoder.model.save_pretrained(directory / "text_encoder")
+                one.context.features.encoder.tokenizer.save_pretrained(directory / "tokenizer")
         self.save_settings(directory)
 
     def save_settings(self, directory: str | Path) -> None:
@@ -236,12 +258,17 @@ class SegmentationPipeline:
         settings = _read_settings(path)
         unet = UNet.from_pretrained(directory / "unet", torch_dtype=torch_dtype)
         codec = None
-        if (directory / "vae").is_dir():
+        vae = part(directory, "vae")
+        if vae.is_dir():
             from unetdiff.diffusion.codecs import LatentCodec
 
-            codec = LatentCodec.from_pretrained(directory / "vae", "vae")
+            codec = LatentCodec.from_pretrained(vae, "vae")
         folder = directory / CONTEXT_FOLDER
         context = SegmentationContext.from_pretrained(folder) if folder.is_dir() else None
+        if context is not None and context.reads_captions:
+            from unetdiff.diffusion.conditioning.text_encoder import SavedFeatures
+
+            context.features = SavedFeatures(directory, context.config["tokens"])
         if context is not None and torch_dtype is not None:
             context.to(torch_dtype)
         try:

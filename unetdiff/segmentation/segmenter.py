@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unetdiff.errors import UserError
 from unetdiff.models.unet import UNet
 from unetdiff.segmentation.context import SegmentationContext
 from unetdiff.segmentation.tiles import resize_logits
@@ -85,9 +86,23 @@ class Segmenter:
             return self.clean_logits(self.encode(pixels), size)
         return self.logits(self.encode(pixels), timestep, size)
 
-    def clean_logits(self, x0: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, classes, H, W) of x_0 at the timestep and with the noise of `view`; `size` as of `logits`."""
-        return self.logits(self.view.at(x0), self.view.timestep or None, size)
+    def with_prompt(self, prompt: str | None) -> Segmenter:
+        """The segmenter with the tokens of a prompt for every image; itself for None.
+
+        Raises:
+            UserError: it was not trained with captions, or its text encoder is not loaded.
+        """
+        if prompt is None:
+            return self
+        if self.context is None:
+            raise UserError(
+                "prompt: must be None for a segmenter that was trained without segmentation.context=caption."
+            )
+        return replace(self, context=self.context.of_prompt(prompt))
+
+    def clean_logits(self, x0: Tensor, size: tuple[int, int], tokens: Tensor | None = None) -> Tensor:
+        """Logits (B, classes, H, W) of x_0 at the timestep and with the noise of `view`; others as of `logits`."""
+        return self.logits(self.view.at(x0), self.view.timestep or None, size, tokens)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, C, H, W) as x_0: themselves, or the mean of their latents.
@@ -102,11 +117,16 @@ class Segmenter:
             pixels = pixels.index_select(dim, index.clamp(max=length - 1))  # unlike F.pad, exported for every size
         return self.codec.encode(pixels).to(self.unet.dtype)
 
-    def logits(self, sample: Tensor, timestep: Tensor | int | None, size: tuple[int, int]) -> Tensor:
-        """Logits (B, classes, H, W) of x_t, at the size (H, W) of its images."""
+    def logits(
+        self, sample: Tensor, timestep: Tensor | int | None, size: tuple[int, int], tokens: Tensor | None = None
+    ) -> Tensor:
+        """Logits (B, classes, H, W) of x_t, at the size (H, W) of its images.
+
+        tokens: of the images' captions, (B, tokens, dim); None: those of the context.
+        """
         if self.unet.config["encoder"]["padding"] == "valid":
             return _segment_unpadded(self.unet, sample, timestep)
-        return self.at_image_size(self.unet.segment(sample, timestep, *self._tokens(sample)), size)
+        return self.at_image_size(self.unet.segment(sample, timestep, *self._tokens(sample, tokens)), size)
 
     def unpadded_logits(self, pixels: Tensor) -> Tensor:
         """Logits (B, classes, h, w) of the center of pixels (B, C, H, W) of a size that an unpadded network has."""
@@ -119,9 +139,11 @@ class Segmenter:
         sample = self.view.at(self.encode(pixels))
         return self.unet.features(sample, self.view.timestep or None, *self._tokens(sample))
 
-    def _tokens(self, sample: Tensor) -> tuple[Tensor, ...]:
+    def _tokens(self, sample: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, ...]:
         """The network's further argument, if there is a context."""
-        return () if self.context is None else (self.context(sample.shape[0]).to(sample.dtype),)
+        if self.context is None:
+            return ()
+        return ((self.context(sample.shape[0]) if tokens is None else tokens).to(sample.dtype),)
 
     def at_image_size(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits of latents (B, classes, h, w) upsampled to the images' size (H, W), bilinear; those of pixels as they

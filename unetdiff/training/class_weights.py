@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
+from unetdiff.data.labelled import labelled_part
 from unetdiff.data.stats import class_weights, count
 from unetdiff.errors import UserError
 
@@ -37,7 +38,7 @@ def resolve_class_weights(config: RunConfig, train: ImageDataset, accelerator: A
         return config
     weights: list[Any] = [None]
     if accelerator.is_main_process:
-        counts = count(train, config.segmentation.ignore_index, description="class weights")
+        counts = count(labelled_part(train), config.segmentation.ignore_index, description="class weights")
         weights = [class_weights(method, counts)]
     broadcast_object_list(weights)
     return replace(config, segmentation=replace(config.segmentation, class_weights=weights[0]))

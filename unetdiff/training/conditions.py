@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 
 def condition_channels(config: RunConfig, codec: Codec) -> int:
-    """Channels that the condition concatenates to the noisy image (or latents)."""
+    """Channels that the condition concatenates to the noisy image (or latents), or inpainting's to the latents."""
     if config.task == "segmentation":
         return 0
+    if config.diffusion.inpainting.enabled:
+        return 1 + codec.channels
     channels = {"layout": config.diffusion.layout.channels, "image": channels_of(_latent_channels(codec))}
     return channels.get(config.diffusion.condition, 0)
 
@@ -58,7 +60,7 @@ def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> C
             "Use e.g. 64, or diffusion.condition=none."
         )
     if diffusion.condition == "text":
-        return _text_conditioner(config, train, dim)
+        return _text_conditioner(config, train, dim, condition_channels(config, codec))
     if not train.labels:
         raise UserError(
             f"diffusion.condition=class: must be none with data.name={config.data.name}, which has no labels."
@@ -66,7 +68,7 @@ def build_conditioner(config: RunConfig, train: ImageDataset, codec: Codec) -> C
     return ClassConditioner(len(train.labels), dim, diffusion.class_tokens, train.labels, diffusion.max_classes)
 
 
-def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> CaptionConditioner:
+def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int, channels: int) -> CaptionConditioner:
     text = config.diffusion.text
     captions = [part.caption(i) for part in (train, train.regularization) if part for i in range(len(part))]
     encoder = TextEncoder.from_pretrained(component_path(config, text.encoder), text.max_tokens, not text.projection)
@@ -75,7 +77,7 @@ def _text_conditioner(config: RunConfig, train: ImageDataset, dim: int) -> Capti
         if encoder.width != dim:
             constraint = f"{encoder.width}, the width of {text.encoder}, with diffusion.text.projection=false"
             raise config_error("model.conditioning.cross_attention_dim", dim, constraint)
-        prompts = PromptConditioner(dim, encoder.max_tokens)
+        prompts = PromptConditioner(dim, encoder.max_tokens, channels)
         prompts.features = CachedFeatures(encoder, captions, cache)
         return prompts
     if text.max_tokens is None:

@@ -17,11 +17,14 @@ from unetdiff.diffusion.processes.base import Process
 from unetdiff.diffusion.processes.load import process_of
 from unetdiff.diffusion.scheduler_file import CONFIG, load_scheduler
 from unetdiff.errors import UserError, config_error
+from unetdiff.files.pipeline_parts import part
 from unetdiff.models import loading
+from unetdiff.models.config import RESIDUAL
 from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
 from unetdiff.models.unet import UNet
 from unetdiff.models.weights_files import fingerprint
+from unetdiff.models.widen_input import widen_input_
 from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.latents import codec_of
@@ -62,6 +65,8 @@ class InitReport:
     """The source's time embedding at timestep 0 was folded into convolutions and norms."""
     conditioner: str | None
     """ "loaded", "fresh" (the source has none, or a different one), or None for a task without a conditioner."""
+    widened: int = 0
+    """Input channels that the source lacks, those of inpainting, which start at zero."""
 
     def summary(self) -> dict[str, Any]:
         """For summary.json."""
@@ -73,6 +78,7 @@ class InitReport:
         notes = [f"{label}: {', '.join(count.parts)} ({count})" for label, count in groups if count.tensors]
         notes += ["time embedding folded at timestep 0"] if self.folded else []
         notes += [f"conditioner: {self.conditioner}"] if self.conditioner else []
+        notes += [f"{self.widened} input channels for mask and masked image start at zero"] if self.widened else []
         return "; ".join([f"initialized from {self.network}: {self.loaded} loaded", *notes])
 
 
@@ -93,6 +99,7 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
         _require_same_scheduler(task, source, directory, Path(path), key)
         _require_same_autoencoder(task, directory, path, key)
         _require_same_prompts(task, directory, path, key)
+    widened = _widen(source, task)
     result = transfer(source, task.unet, str(path), key)
     return InitReport(
         str(directory),
@@ -102,7 +109,19 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
         _count(result.unused, source),
         result.folded,
         _initialize_conditioner(task, directory),
+        widened,
     )
+
+
+def _widen(source: UNet, task: Task) -> int:
+    """Give the source the input channels of an inpainting task, if it has the others; their number."""
+    conditioner = task.trainable_modules().get("conditioner")
+    extra = conditioner.channels if isinstance(conditioner, PromptConditioner) else 0
+    channels = task.unet.config["in_channels"]
+    if not extra or source.config["in_channels"] != channels - extra or source.config["encoder"]["name"] != RESIDUAL:
+        return 0
+    widen_input_(source, channels)
+    return extra
 
 
 def _require_same_scheduler(task: Task, source: UNet, directory: Path, path: Path, key: str) -> None:
@@ -129,17 +148,16 @@ def _require_same_timesteps(task: Task, process: Process, source: str) -> None:
     images are its limit c_noise = ln(s) / 4 -> -∞, scaled by c_in = 1 / sigma_data, and timestep 0 is that of s = 1.
     """
     process.require_clean_timestep(source)
-    parts = [part for part in task.modules() if isinstance(part, SegmentationTask)]
     last = int(process.at_fraction(torch.tensor(1.0)))
-    for part in parts:
-        if part.config.timestep > last:
-            constraint = f"at most {last}, the last timestep of {source}"
-            raise config_error("segmentation.timestep", part.config.timestep, constraint)
+    timesteps = [one.config.timestep for one in task.modules() if isinstance(one, SegmentationTask)]
+    if timesteps and timesteps[0] > last:
+        constraint = f"at most {last}, the last timestep of {source}"
+        raise config_error("segmentation.timestep", timesteps[0], constraint)
 
 
 def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: str) -> None:
     """Refuse the weights of a network of another autoencoder's latents."""
-    codec, saved = codec_of(task), network.parent / "vae"
+    codec, saved = codec_of(task), part(network.parent, "vae")
     if not saved.is_dir() or codec is None:
         return
     source = autoencoders.load_autoencoder(saved, key)
@@ -152,7 +170,7 @@ def _require_same_autoencoder(task: Task, network: Path, path: str | Path, key: 
 
 def _require_same_prompts(task: Task, network: Path, path: str | Path, key: str) -> None:
     """Refuse to put a new projection between a text encoder and the network that was trained on its features."""
-    has_prompts = (network.parent / "text_encoder").is_dir() and not (network.parent / "conditioner").is_dir()
+    has_prompts = part(network.parent, "text_encoder").is_dir() and not (network.parent / "conditioner").is_dir()
     if has_prompts and isinstance(task.trainable_modules().get("conditioner"), TextConditioner):
         constraint = f"false, as {key}={path} was trained on the text encoder's features themselves"
         remedy = f"Set it, or model.pretrained={path}, or give {network} to use only the weights."

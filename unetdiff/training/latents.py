@@ -30,7 +30,7 @@ MIN_USES = 2
 NOT_OF_PIXELS = (
     "root", "download", "train_split", "val_split", "num_classes", "allow_binary_masks", "image_column", "label_column",
     "caption_column", "regularization_root", "regularization_prompt", "repeat_factor_threshold", "train_fraction",
-    "train_fraction_seed", "augment",
+    "train_fraction_seed", "label_fraction", "unlabelled_root", "augment",
 )  # fmt: skip
 """Keys of `data:` that do not change an image of a given file."""
 
@@ -119,7 +119,8 @@ class LatentCaches:
 def resolve_mode(config: RunConfig, codec: LatentCodec, train: ImageDataset, steps: int) -> str:
     """`latent.cache` with auto resolved: memory where augmentation allows it, it pays and it fits; else none."""
     views = num_views(train)
-    if config.latent.cache != "auto" or views is None or config.diffusion.condition == "image":
+    reads_pixels = config.diffusion.condition == "image" or config.diffusion.inpainting.enabled
+    if config.latent.cache != "auto" or views is None or reads_pixels:
         return "none" if config.latent.cache == "auto" else config.latent.cache
     others = 0 if train.regularization is None else len(train.regularization)  # each step uses as many of both
     uses = steps * config.training.batch_size / (views * max(len(train), others))

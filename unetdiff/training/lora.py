@@ -28,6 +28,8 @@ MARK = ".lora_"
 """In the name of every tensor of an adapter."""
 BASE = ".base_layer"
 """What peft adds to the name of an adapted layer's own tensors."""
+INPUT = "conv_in"
+"""The first convolution."""
 TRAINED_HEAD = "heads.segmentation."
 """Parameters that are trained whole next to an adapter: a pretrained denoiser has no segmentation head."""
 
@@ -81,6 +83,17 @@ def _targets(unet: UNet, names: list[str]) -> list[str]:
             remedy = f"'{name}' is none of them. Did you mean {nearest(name, known)}?"
             raise config_error("training.lora.targets", names, constraint, remedy)
     return [layer for layer in layers if any(_ends_with(layer, name) for name in names)]
+
+
+def require_trained_input(config: LoRAConfig, channels: int) -> None:
+    """Refuse an adapter that leaves new input channels at zero.
+
+    Raises:
+        UserError: the first convolution is not among the targets.
+    """
+    if config.rank is not None and INPUT not in config.targets:
+        constraint = f"a list with {INPUT}: {channels} input channels, those of inpainting, start at zero"
+        raise config_error("training.lora.targets", config.targets, constraint)
 
 
 def _ends_with(layer: str, name: str) -> bool:

@@ -1,27 +1,36 @@
-"""AdamW over parameter groups: the encoder and the rest, each with and without weight decay, and by level."""
+"""A torch.optim class over parameter groups: encoder and rest, each with and without weight decay, and by level."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
-from unetdiff.config.training import OptimizerConfig, ScheduleConfig
+from unetdiff.config.training import WITH_BETAS, WITHOUT_WEIGHT_DECAY, OptimizerConfig, ScheduleConfig
+from unetdiff.errors import config_error, nearest
 from unetdiff.models.param_groups import CONDITIONING, MID_BLOCK, parameters_by_level
 from unetdiff.training import lora
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
 from unetdiff.training.tasks.base import Task
 
+KEY = "training.optimizer"
+DECOUPLED_WEIGHT_DECAY = 0.01  # of AdamW, if `weight_decay` is null
+FUSED = ("AdamW", "Adam")
 PRETRAINED_LR_RATIO = 0.1  # of a pretrained encoder's learning rate to `lr`, if `encoder_lr` is null
 MIN_CLAMPED_EPOCHS = 20  # in shorter runs, the reference's minimum of one epoch per phase is dropped
 
 
-def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; each group has its "peak_lr" and the "names" of its parameters.
+def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer of a task; each group has its "peak_lr" and the "names" of its parameters.
 
     Norms, biases and other vectors have no weight decay. The weights that an adapter leaves as they are have no group.
+
+    Raises:
+        UserError: arguments that the class does not have or accept.
     """
     encoder = {id(p) for p in task.unet.encoder_parameters()}
     pretrained = task.unet.config["encoder"]["weights"] is not None
@@ -29,6 +38,8 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
     if encoder_lr is None:
         encoder_lr = config.lr * (PRETRAINED_LR_RATIO if pretrained else 1.0)
     factors = _factors_by_level(task, config.layer_decay)
+    decoupled = DECOUPLED_WEIGHT_DECAY if config.name == "AdamW" else 0.0
+    weight_decay = decoupled if config.weight_decay is None else config.weight_decay
     groups: dict[tuple[bool, bool, float], dict] = {}
     frozen = lora.frozen_parameters(task)
     for name, parameter in task.named_parameters():
@@ -37,20 +48,38 @@ def build_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
         factor = factors.get(id(parameter), 1.0)
         key = (id(parameter) in encoder, parameter.ndim > 1, factor)
         group = groups.setdefault(
-            key,
-            {
-                "params": [],
-                "names": [],
-                "peak_lr": (encoder_lr if key[0] else config.lr) * factor,
-                "weight_decay": config.weight_decay if key[1] else 0.0,
-            },
+            key, {"params": [], "names": [], "peak_lr": (encoder_lr if key[0] else config.lr) * factor}
         )
+        if config.name not in WITHOUT_WEIGHT_DECAY:
+            group["weight_decay"] = weight_decay if key[1] else 0.0
         group["params"].append(parameter)
         group["names"].append(name)
-    betas = (config.betas[0], config.betas[1])
-    optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
+    optimizer = make_optimizer(list(groups.values()), config)
     optimizer.register_step_pre_hook(match_memory_formats)
     return optimizer
+
+
+def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool = True) -> torch.optim.Optimizer:
+    """The class of torch.optim that a config names, with its arguments. Errors as of `build_optimizer`."""
+    cls: Any = getattr(torch.optim, config.name)
+    args: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in config.args.items()
+    }
+    known = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr", "betas")]
+    for name in args:
+        if name not in known:
+            remedy = f"Did you mean {nearest(name, known)}?"
+            constraint = f"an argument of torch.optim.{config.name}: {', '.join(known)}"
+            raise config_error(f"{KEY}.args.{name}", config.args[name], constraint, remedy)
+    if config.name in WITH_BETAS:
+        args["betas"] = (config.betas[0], config.betas[1])
+    if config.name in FUSED:  # the others' fused kernels take no new parameters in the middle of a run
+        args.setdefault("fused", fused)
+    try:
+        return cls(groups, lr=config.lr, **args)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise config_error(f"{KEY}.args", config.args, f"accepted by torch.optim.{config.name} ({reason})") from None
 
 
 def _factors_by_level(task: Task, decay: float) -> dict[int, float]:

@@ -24,7 +24,18 @@ OVERWRITING = f"{WRITING}overwrite"
 """Exists while `--overwrite` deletes a run: a directory with it counts as empty, whatever was not deleted yet."""
 SYSTEM = frozenset({".ds_store", *JUNK})
 FILES = (CONFIG, METRICS, SUMMARY, NONFINITE)
-PARTS = ("unet", "scheduler", "conditioner", "vae", "text_encoder", "tokenizer", CONTEXT, re.escape(LORA_WEIGHTS))
+PARTS = (
+    "unet",
+    "scheduler",
+    "conditioner",
+    "vae",
+    "vqvae",
+    "text_encoder",
+    "bert",
+    "tokenizer",
+    CONTEXT,
+    re.escape(LORA_WEIGHTS),
+)
 MODEL = "|".join([*PARTS, r".*\.json"])
 OURS = {
     **{name: None for name in FILES},
@@ -53,6 +64,7 @@ def _inputs(config: RunConfig) -> Iterator[tuple[str, str]]:
         "model.pretrained": config.model.pretrained,
         "data.root": None if config.data.name == "scenes" else config.data.root,
         "data.regularization_root": config.data.regularization_root,
+        "data.unlabelled_root": config.data.unlabelled_root,
         "model.encoder.weights": config.model.encoder.weights,
         "latent.vae": config.latent.vae,
         "diffusion.text.encoder": config.diffusion.text.encoder if prompts or class_names else None,

@@ -33,7 +33,7 @@ def train_once(config: RunConfig, command: str | None = None) -> Path:
     if state == "finished":
         return folder
     config.training.resume = state == "interrupted"
-    return train(config, command)
+    return train(config, command=command)
 
 
 def run_state(folder: Path, config: RunConfig) -> str:

@@ -57,6 +57,7 @@ FREE = {
     "joint.log_gradients",
     "data.root",
     "data.regularization_root",
+    "data.unlabelled_root",
     "data.download",
     "latent.cache_dir",
     "diffusion.text.cache_dir",

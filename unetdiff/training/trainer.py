@@ -21,6 +21,7 @@ from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.schema import RunConfig, flatten
 from unetdiff.config.validation.run import validate
 from unetdiff.config.validation.training import BEST_METRICS
+from unetdiff.data.custom import MapDataset
 from unetdiff.errors import TrainingStopped
 from unetdiff.files.records import jsonable
 from unetdiff.kernels.accelerate import accelerate_training_
@@ -39,7 +40,7 @@ from unetdiff.training.peak import reset_peak
 from unetdiff.training.pixel_statistics import follow_source, resolve_pixel_statistics
 from unetdiff.training.pretrained import pretrained_directory
 from unetdiff.training.progress import Progress
-from unetdiff.training.run_data import RunData, require_open_files
+from unetdiff.training.run_data import GivenData, RunData, given_data, require_open_files
 from unetdiff.training.saver import Saver
 from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
 from unetdiff.training.step import optimizer_step
@@ -55,11 +56,18 @@ MAX_NONFINITE_STEPS = 5
 """Non-finite losses in a row that stop the run."""
 
 
-def train(config: RunConfig, command: str | None = None) -> Path:
+def train(
+    config: RunConfig,
+    train_data: MapDataset | None = None,
+    val_data: MapDataset | None = None,
+    command: str | None = None,
+) -> Path:
     """Train as configured; returns the run directory (docs/runs.md lists its files).
 
     Args:
         config: the whole run.
+        train_data, val_data: map-style datasets of dicts, as of `unetdiff.data.custom.CustomDataset`, instead of what
+            `data.name` and `data.root` say; both or none.
         command: the command line, for summary.json.
 
     Raises:
@@ -67,10 +75,11 @@ def train(config: RunConfig, command: str | None = None) -> Path:
         TrainingStopped: ended early by a signal, a full disk or non-finite losses; the message says how to resume.
     """
     config = follow_pretrained(config)
+    data = given_data(config, train_data, val_data)
     validate(config)
     run, trainer, stop = Path(config.training.output_dir), None, StopRequest()
     try:
-        trainer = Trainer(config, command)
+        trainer = Trainer(config, command, data)
         with stop_on_signals() as stop:
             trainer.run(stop)
         trainer.close()
@@ -91,7 +100,8 @@ def train(config: RunConfig, command: str | None = None) -> Path:
 class Trainer:
     """The state of a run: datasets, task, EMA, optimizer, progress."""
 
-    def __init__(self, config: RunConfig, command: str | None) -> None:
+    def __init__(self, config: RunConfig, command: str | None, data: GivenData | None = None) -> None:
+        self.given_data = data
         self.command, self.directory = command, Path(config.training.output_dir)
         self.logger: RunLogger | None = None
         self.claim = rundir.Claim(self.directory)
@@ -111,7 +121,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.claim.check(config)
         config = rundir.with_saved_values(config, self.directory)
-        self.data = RunData(follow_source(config), self.accelerator)
+        self.data = RunData(follow_source(config), self.accelerator, self.given_data)
         self.config = resolve_class_weights(self.data.config, self.data.train, self.accelerator)
         self.config = resolve_pixel_statistics(self.config, self.data.train, self.accelerator)
         self.class_weights = class_weights_source(config, self.config, self.data.train.classes)
@@ -170,6 +180,8 @@ class Trainer:
             report = initialize(self.task, directory, PRETRAINED)
         elif settings.init_from is not None:
             report = initialize(self.task, settings.init_from)
+        if report is not None and report.widened:
+            lora.require_trained_input(settings.lora, report.widened)
         if checkpoint is not None:  # it has the adapter alone
             return None
         calibrate(self.task, self.data.train, CALIBRATION_IMAGES, settings.eval_batch_size)

@@ -101,9 +101,16 @@ def test_stable_diffusions_pipelines(name: str, parts: dict[str, Any]) -> None:
     require_same(*both)
 
 
-def test_a_controlnet(parts: dict[str, Any]) -> None:
+def test_a_controlnet(parts: dict[str, Any], tmp_path: Path) -> None:
+    """Made of diffusers' network, or of what ours writes: its encoder's weights."""
     stock = made(UNet2DConditionModel, **SMALL)
-    controlnet = randomized(ControlNetModel.from_unet(stock, conditioning_embedding_out_channels=(4,)), seed=1)
+    UNet.from_diffusers(stock).to_diffusers(tmp_path)
+    options = {"conditioning_embedding_out_channels": (4,)}
+    controlnet = ControlNetModel.from_unet(UNet2DConditionModel.from_pretrained(tmp_path), **options)
+    copied = {name for name, tensor in stock.state_dict().items() if name in controlnet.state_dict()}
+    assert {name.split(".")[0] for name in copied} == {"conv_in", "time_embedding", "down_blocks", "mid_block"}
+    assert all(torch.equal(controlnet.state_dict()[name], stock.state_dict()[name]) for name in copied)
+    randomized(controlnet, seed=1)
     both = []
     for unet in (stock, UNet.from_diffusers(stock)):
         pipeline = StableDiffusionControlNetPipeline(unet=unet, controlnet=controlnet, **parts)

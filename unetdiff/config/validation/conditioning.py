@@ -5,6 +5,7 @@ from __future__ import annotations
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.data import require_captions
 from unetdiff.data.capabilities import WITH_LABELS, WITH_MASKS
+from unetdiff.diffusion.config import InpaintingConfig
 from unetdiff.errors import config_error
 
 
@@ -62,6 +63,30 @@ def _validate_prompts(config: RunConfig) -> None:
     if tokens is not None:
         constraint = "null with diffusion.text.projection=false, which pads prompts to the encoder's maximum"
         raise config_error("diffusion.text.max_tokens", tokens, constraint)
+
+
+def validate_inpainting(config: RunConfig) -> None:
+    """Inpainting needs latents and Stable Diffusion's prompts, and the images themselves in each step."""
+    diffusion, key = config.diffusion, "diffusion.inpainting.enabled"
+    default = InpaintingConfig()
+    if not diffusion.inpainting.enabled:
+        fraction = diffusion.inpainting.full_mask_fraction
+        if fraction != default.full_mask_fraction:
+            constraint = f"{default.full_mask_fraction} without {key}"
+            raise config_error("diffusion.inpainting.full_mask_fraction", fraction, constraint)
+        return
+    if config.task != "diffusion":
+        constraint = f"false with task={config.task}, whose segmentation head sees images without a mask"
+        remedy = "Give a model of 4 input channels." if config.model.pretrained else ""
+        raise config_error(key, True, constraint, remedy)
+    if config.latent.vae is None or diffusion.condition != "text" or diffusion.text.projection:
+        constraint = "false without latent.vae, diffusion.condition=text and diffusion.text.projection=false"
+        raise config_error(key, True, constraint, "Set them, or model.pretrained.")
+    if config.latent.cache not in ("auto", "none"):
+        constraint = (
+            f"auto or none with {key}=true: the mask of an image is another in each step, and so are its latents"
+        )
+        raise config_error("latent.cache", config.latent.cache, constraint, "Use none.")
 
 
 def _validate_layout(config: RunConfig) -> None:

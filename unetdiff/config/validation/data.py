@@ -8,6 +8,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.masks import validate_masks
 from unetdiff.data.bucket_sizes import bucket_sizes
 from unetdiff.data.capabilities import (
+    CUSTOM,
     DOWNLOADABLE,
     NATIVE_SIZE,
     VARYING_SIZES,
@@ -26,7 +27,7 @@ def validate_data(config: RunConfig) -> None:
     data, task = config.data, config.task
     if task != "diffusion" and data.name not in WITH_MASKS:
         raise config_error("data.name", data.name, f"a dataset with masks for task={task}: {', '.join(WITH_MASKS)}")
-    if data.name != "scenes" and data.root is None:
+    if data.name not in ("scenes", CUSTOM) and data.root is None:
         raise config_error("data.root", None, f"set with data.name={data.name}", "Give the folder of the dataset.")
     if data.download and data.name not in DOWNLOADABLE:
         right = ", ".join(DOWNLOADABLE)
@@ -54,6 +55,7 @@ def validate_data(config: RunConfig) -> None:
         raise config_error("data.augment.scale", scale, "[smallest, largest]", f"Give [{scale[1]}, {scale[0]}].")
     _validate_crop(config)
     _validate_regularization(config)
+    _validate_unlabelled(config)
     held_out_pairs(data.scenes)
 
 
@@ -71,7 +73,7 @@ def _validate_crop(config: RunConfig) -> None:
             constraint = f"null with {key}={as_yaml(value)}, which crops to data.size"
             raise config_error(f"data.augment.{name}", getattr(augment, name), constraint)
     if step is not None and data.name not in WITH_BUCKETS:
-        remedy = f"Only {' and '.join(WITH_BUCKETS)} support it."
+        remedy = f"Only {', '.join(WITH_BUCKETS)} support it."
         raise config_error(key, step, f"null with data.name={data.name}", remedy)
     if step is not None and data.size is not None:
         bucket_sizes(data.size, step)
@@ -80,7 +82,7 @@ def _validate_crop(config: RunConfig) -> None:
 
 
 def _validate_regularization(config: RunConfig) -> None:
-    """Images for prior preservation need captions, and the size of the training images of their step."""
+    """Images for prior preservation need captions."""
     data, weight = config.data, config.diffusion.prior_weight
     key, root = "data.regularization_root", data.regularization_root
     if root is None:
@@ -92,9 +94,33 @@ def _validate_regularization(config: RunConfig) -> None:
     if config.task != "diffusion" or data.name != "captioned_folder" or config.diffusion.condition != "text":
         constraint = "null without task=diffusion, data.name=captioned_folder and diffusion.condition=text"
         raise config_error(key, root, constraint)
-    if data.bucket_step is not None:
-        constraint = f"null with {key}={root}, whose images share the size of the training images of their step"
-        raise config_error("data.bucket_step", data.bucket_step, constraint)
+
+
+def _validate_unlabelled(config: RunConfig) -> None:
+    """Images without masks are the denoiser's alone, and nothing of them may come from a mask."""
+    data, diffusion = config.data, config.diffusion
+    key = "data.label_fraction" if data.unlabelled_root is None else "data.unlabelled_root"
+    value: float | str | None = data.label_fraction if data.unlabelled_root is None else data.unlabelled_root
+    default = "1" if data.unlabelled_root is None else "null"
+    if data.label_fraction == 1 and data.unlabelled_root is None:
+        return
+    if config.task != "joint":
+        remedy = "Use data.train_fraction." if config.task == "segmentation" else ""
+        constraint = f"{default} with task={config.task}: a joint run's diffusion head learns without masks"
+        raise config_error(key, value, constraint, remedy)
+    if data.unlabelled_root is not None and data.name not in WITH_MASK_FILES:
+        remedy = f"Only {', '.join(WITH_MASK_FILES)} support it."
+        raise config_error(key, value, f"null with data.name={data.name}", remedy)
+    if config.joint.segmentation_fraction == 1:
+        constraint = f"less than 1 with {key}={value}: the other images of a batch may have no mask"
+        raise config_error("joint.segmentation_fraction", 1.0, constraint, "Give e.g. 0.25.")
+    from_masks = diffusion.condition == "class" and (data.name in WITH_MASK_FILES or diffusion.max_classes > 1)
+    if from_masks or (data.unlabelled_root is not None and diffusion.condition != "none"):
+        constraint = f"none with {key}={value}, whose images have neither masks nor the condition"
+        raise config_error("diffusion.condition", diffusion.condition, constraint)
+    if data.repeat_factor_threshold:
+        constraint = f"0 with {key}={value}: it needs the mask of every image"
+        raise config_error("data.repeat_factor_threshold", data.repeat_factor_threshold, constraint)
 
 
 def _validate_size(config: RunConfig) -> None:

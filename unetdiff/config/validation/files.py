@@ -7,6 +7,7 @@ from pathlib import Path
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.capabilities import DOWNLOADABLE
 from unetdiff.errors import config_error
+from unetdiff.files.hub import NAME
 
 
 def check_files(config: RunConfig) -> None:
@@ -18,12 +19,16 @@ def check_files(config: RunConfig) -> None:
     weights, data = config.model.encoder.weights, config.data
     if weights is not None and weights != "imagenet" and not Path(weights).is_file():
         raise config_error("model.encoder.weights", weights, "an existing safetensors file, imagenet or null")
-    if data.root is not None and data.name != "scenes" and not data.download and not Path(data.root).exists():
+    is_on_hub = data.name == "huggingface" and data.root is not None and NAME.fullmatch(data.root) is not None
+    is_needed = data.name != "scenes" and not data.download and not is_on_hub
+    if data.root is not None and is_needed and not Path(data.root).exists():
         remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
     regularization = data.regularization_root
     if regularization is not None and not Path(regularization).is_dir():
         raise config_error("data.regularization_root", regularization, "an existing folder of images, or null")
+    if data.unlabelled_root is not None and not Path(data.unlabelled_root).expanduser().is_dir():
+        raise config_error("data.unlabelled_root", data.unlabelled_root, "an existing folder of images, or null")
     name, vae = config.model.pretrained, config.latent.vae
     if vae is not None and vae != name and not Path(vae).is_dir():
         raise config_error(

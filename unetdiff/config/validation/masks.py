@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdiff.data.capabilities import WITH_ENCODINGS, WITH_PATTERNS, WITH_VAL_FRACTION
+from unetdiff.data.capabilities import CUSTOM, WITH_ENCODINGS, WITH_PATTERNS, WITH_SHAPES, WITH_VAL_FRACTION
 from unetdiff.data.config import DataConfig
 from unetdiff.data.masks.color_tables import read_colors
 from unetdiff.data.masks.value_ranges import value_ranges
@@ -14,16 +14,18 @@ from unetdiff.data.name_lists import distinct_names
 from unetdiff.errors import as_yaml, config_error
 
 ONLY_FOR: dict[str, Sequence[str]] = {
-    "images": WITH_PATTERNS,
+    "images": (*WITH_PATTERNS, *WITH_SHAPES),
     "masks": WITH_PATTERNS,
+    "annotations": WITH_SHAPES,
+    "mask_column": ("huggingface",),
     "val_fraction": WITH_VAL_FRACTION,
     "split_seed": WITH_VAL_FRACTION,
     "group_pattern": WITH_VAL_FRACTION,
     "mask_encoding": WITH_ENCODINGS,
     "mask_values": WITH_ENCODINGS,
     "mask_colors": WITH_ENCODINGS,
-    "class_names": WITH_ENCODINGS,
-    "num_classes": WITH_ENCODINGS,
+    "class_names": (*WITH_ENCODINGS, *WITH_SHAPES, CUSTOM),
+    "num_classes": (*WITH_ENCODINGS, CUSTOM),
 }
 """Keys of `data:` -> the datasets (`data.name`) that read them."""
 

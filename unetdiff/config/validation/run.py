@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from unetdiff.config.bounds import check_bounds
 from unetdiff.config.schema import RunConfig, flatten
+from unetdiff.config.validation.conditioning import validate_inpainting
 from unetdiff.config.validation.data import validate_data
 from unetdiff.config.validation.diffusion import validate_diffusion
 from unetdiff.config.validation.joint import validate_joint
@@ -27,6 +28,7 @@ def validate(config: RunConfig) -> None:
     validate_heads(config)
     validate_data(config)
     validate_latent(config)
+    validate_inpainting(config)
     if config.task != "diffusion":
         validate_segmentation(config)
     if config.task != "segmentation":

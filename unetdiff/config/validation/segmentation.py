@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.validation.data import require_captions
 from unetdiff.config.validation.diffusion import validate_noise
 from unetdiff.errors import config_error, nearest
 from unetdiff.segmentation.config import LOSS_NAMES, SegmentationConfig
@@ -62,6 +63,8 @@ def _validate_context(config: RunConfig) -> None:
     if context != "none" and config.model.encoder.padding == "valid":
         constraint = "none with model.encoder.padding=valid"
         raise config_error("segmentation.context", context, constraint, "Use padding=same.")
+    if context == "caption":
+        require_captions("segmentation.context", context, config.data)
     if head is not None and head.attention_maps and context != "classes":
         constraint = "false without segmentation.context=classes, one token per class"
         raise config_error("model.heads.segmentation.attention_maps", True, constraint)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from unetdiff.config.intervals import validate_interval
 from unetdiff.config.schema import RunConfig
+from unetdiff.config.training import WITH_BETAS, WITHOUT_WEIGHT_DECAY, OptimizerConfig
 from unetdiff.errors import config_error, nearest
 
 SEGMENTATION_METRICS = (
@@ -35,6 +36,7 @@ def validate_training(config: RunConfig) -> None:
     training = config.training
     validate_interval("training.validate_every", training.validate_every)
     validate_interval("training.checkpoint_every", training.checkpoint_every)
+    _validate_optimizer(training.optimizer)
     if training.best_metric is not None:
         _validate_best_metric(config, training.best_metric)
     if training.resume and training.overwrite:
@@ -64,6 +66,17 @@ def validate_training(config: RunConfig) -> None:
         near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - parts))
         constraint = f"a divisor of training.batch_size={batch}"
         raise config_error("training.gradient_accumulation_steps", parts, constraint, f"The nearest is {near}.")
+
+
+def _validate_optimizer(config: OptimizerConfig) -> None:
+    key, name = "training.optimizer", config.name
+    if name not in WITH_BETAS and config.betas != OptimizerConfig().betas:
+        raise config_error(f"{key}.betas", config.betas, f"left out with {key}.name={name}, which has none")
+    if name in WITHOUT_WEIGHT_DECAY and config.weight_decay:
+        raise config_error(f"{key}.weight_decay", config.weight_decay, f"left out with {key}.name={name}")
+    for own in ("lr", "betas", "weight_decay"):
+        if own in config.args:
+            raise config_error(f"{key}.args", config.args, f"without {own}", f"Set {key}.{own}.")
 
 
 def _validate_best_metric(config: RunConfig, name: str) -> None:

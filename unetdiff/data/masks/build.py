@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from unetdiff.data.config import DataConfig
+from unetdiff.data.masks.coco import coco
 from unetdiff.data.masks.folders import folders
+from unetdiff.data.masks.huggingface import huggingface
+from unetdiff.data.masks.label_studio import label_studio
+from unetdiff.data.masks.labelme import labelme
+from unetdiff.data.masks.presets import ade20k, cityscapes
 from unetdiff.data.masks.reader import MaskReader
 from unetdiff.data.masks.splits import Role
 from unetdiff.data.masks.voc import voc, voc_folder
@@ -14,6 +19,12 @@ READERS: dict[str, Callable[[DataConfig, Role, bool], MaskReader]] = {
     "folders": folders,
     "voc": lambda config, role, masks: voc(config, _split(config, role), masks),
     "voc_folder": lambda config, role, masks: voc_folder(config, _split(config, role), masks),
+    "coco": coco,
+    "labelme": labelme,
+    "label_studio": label_studio,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
+    "huggingface": huggingface,
 }
 """`data.name` -> (config, role, masks) -> reader; without `masks`, of the images alone."""
 

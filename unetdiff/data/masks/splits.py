@@ -23,7 +23,7 @@ from unetdiff.files.folders import files_in
 Role = Literal["train", "val"]
 VAL_FRACTION = 0.1
 """Held out where nothing else gives the validation split."""
-STAND_INS = {"val": ("val", "validation", "valid")}
+STAND_INS = {"train": ("train", "training"), "val": ("val", "validation", "valid")}
 """Names of folders and lists for the default name of a split."""
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from unetdiff.console import progress_bar
 from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import cache_folder, files_in
+from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object
 from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
 from unetdiff.files.writing import file_errors, write_into_directory
@@ -56,7 +58,7 @@ class TextEncoder:
             UserError: it cannot be loaded, or its maximum is smaller.
         """
         try:
-            is_pipeline = (Path(name) / TEXT_ENCODER).is_dir()
+            is_pipeline = part(Path(name), TEXT_ENCODER).is_dir()
             model, tokenizer = saved_model(Path(name)) if is_pipeline else load_encoder(name, name)
         except FileError as error:
             reason = error.reason
@@ -107,7 +109,9 @@ class TextEncoder:
         ).to(self.model.device)
         is_masked = self.model.config.to_dict().get("use_attention_mask")
         mask = tokens["attention_mask"] if is_masked else None
-        return self.model(tokens["input_ids"], attention_mask=mask)[0].float().cpu().clone()  # (B, n, width)
+        return (
+            self.model(tokens["input_ids"], attention_mask=mask, return_dict=True)[0].float().cpu().clone()
+        )  # (B, n, width)
 
     def warn_truncated(self, captions: Sequence[str]) -> None:
         """Warn of captions longer than `max_tokens`."""
@@ -135,10 +139,11 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        known = _latent_diffusions(Path(model))
+        config = (AutoConfig if known is None else known.config_class).from_pretrained(model, trust_remote_code=False)
         _inspect(Path(model), config)
         with errors_only(logging):  # its table of missing tensors, which are refused in one line
-            tower, info = _tower(config).from_pretrained(
+            tower, info = (known or _tower(config)).from_pretrained(
                 model, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
         words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
@@ -180,6 +185,15 @@ def _inspect(folder: Path, config: Any) -> None:
             raise FileError.of(folder / "config.json", f"{key}={value}: must be at most {count}, as of the weights")
 
 
+def _latent_diffusions(folder: Path) -> Any:
+    """The class of Latent Diffusion's text encoder, which is diffusers' own, if a folder holds one; else None."""
+    if not (folder / "config.json").is_file() or read_object(folder / "config.json").get("model_type") != "ldmbert":
+        return None
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertModel
+
+    return LDMBertModel
+
+
 def _tower(config: Any) -> Any:
     """The class of a text encoder; for CLIP and T5, of the text encoder alone."""
     from transformers import AutoModel, CLIPTextModel, T5EncoderModel
@@ -194,7 +208,7 @@ def saved_model(directory: Path) -> tuple[Any, Any]:
     Raises:
         FileError: missing or damaged folders.
     """
-    folders = directory / TEXT_ENCODER, directory / "tokenizer"
+    folders = part(directory, TEXT_ENCODER), directory / "tokenizer"
     if not folders[0].is_dir() or not folders[1].is_dir():
         raise FileError.of(directory, "must hold text_encoder/ and tokenizer/ for a text-conditional model")
     return load_encoder(*folders)
@@ -204,6 +218,25 @@ def max_length(model: Any, tokenizer: Any) -> int:
     """The maximal number of tokens of a text."""
     positions = model.config.to_dict().get("max_position_embeddings") or DEFAULT_MAX_TOKENS  # T5 has no such limit
     return int(min(positions, tokenizer.model_max_length, DEFAULT_MAX_TOKENS))
+
+
+class SavedFeatures:
+    """The padded text encoder of a model directory, loaded when it is first called. Its copies are itself."""
+
+    def __init__(self, directory: Path, max_tokens: int) -> None:
+        self.directory, self.max_tokens = directory, max_tokens
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SavedFeatures:
+        return self
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text encoder; FileError for missing or damaged files."""
+        return TextEncoder(*saved_model(self.directory), self.max_tokens, padded=True)
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """(B, max_tokens, width) float32."""
+        return self.encoder(captions)
 
 
 class CachedFeatures:

@@ -13,13 +13,14 @@ from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.images import ImageConditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
 from unetdiff.diffusion.conditioning.prompt import PromptConditioner
-from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, TextEncoder, saved_model
+from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures, SavedFeatures, TextEncoder, saved_model
 from unetdiff.diffusion.mask_codec import MaskCodec
 from unetdiff.diffusion.objectives import build_scheduler
 from unetdiff.diffusion.scheduler_file import load_scheduler
 from unetdiff.diffusion.stable_diffusion import prompt_conditioner
 from unetdiff.errors import config_error
 from unetdiff.export.convert.to_diffusers import config_to_diffusers
+from unetdiff.files.pipeline_parts import part
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models import loading
 from unetdiff.models.config import DiffusionHeadConfig, HeadsConfig, SegmentationHeadConfig
@@ -71,7 +72,7 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     kept = None if source is None else kept_denoiser(config, unet, codec)
     if isinstance(conditioner if kept is None else kept.parts.get("conditioner"), PromptConditioner):
         config_to_diffusers(parse(**loading.plain(unet.config)))  # refuses now what could not be saved
-    task = _assemble(config, unet, conditioner, val, codec, build_context(config, train.classes))
+    task = _assemble(config, unet, conditioner, val, codec, build_context(config, train))
     denoiser, segmentation, scheduler = denoiser_of(task), segmentation_of(task), pretrained_scheduler(config)
     if denoiser is not None and scheduler is not None:
         denoiser.scheduler = scheduler
@@ -89,11 +90,11 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
     """
     unet = accelerate_training_(UNet.from_pretrained(directory / "unet"))
     heads = unet.config["heads"]
-    conditioner, text, vae = None, None, directory / "vae"
+    conditioner, text, vae = None, None, part(directory, "vae")
     codec = MaskCodec.saved(directory) or (LatentCodec.from_pretrained(vae, "vae") if vae.is_dir() else PixelCodec())
     if (directory / "conditioner").is_dir():
         conditioner = load_conditioner(directory / "conditioner")
-    elif heads["diffusion"] and (directory / "text_encoder").is_dir():
+    elif heads["diffusion"] and part(directory, "text_encoder").is_dir():
         text = saved_model(directory)
         conditioner = prompt_conditioner(directory, unet, *text)
     if isinstance(conditioner, CaptionConditioner):
@@ -105,6 +106,8 @@ def load_task(config: RunConfig, directory: Path, val: ImageDataset) -> Task:
         config.task = "joint" if all(heads.values()) else ("segmentation" if heads["segmentation"] else "diffusion")
     folder = directory / CONTEXT_FOLDER
     context = SegmentationContext.from_pretrained(folder) if folder.is_dir() and heads["segmentation"] else None
+    if context is not None and context.reads_captions:
+        context.features = SavedFeatures(directory, context.config["tokens"])
     task = _assemble(config, unet, conditioner, val, codec, context)
     segmentation = segmentation_of(task)
     if segmentation is not None:
@@ -135,19 +138,26 @@ def _assemble(
     codec: Codec,
     context: SegmentationContext | None = None,
 ) -> Task:
-    size = config.data.size or config.data.longest_side
+    size, dropout = config.data.size or config.data.longest_side, config.diffusion.condition_dropout
     if config.task == "segmentation":
         assert not isinstance(codec, MaskCodec)
         noisy = config.segmentation.noise or config.segmentation.noised
         scheduler = build_scheduler(config.diffusion) if noisy else None
         noise = config.diffusion.noise
-        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context)
+        return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context, dropout)
     diffusion = DiffusionTask(unet, conditioner, config.diffusion, val, config.training.seed, codec, config.data.size)
     if config.task == "diffusion":
         return diffusion
     assert not isinstance(codec, MaskCodec)  # refused by the validation
     segmentation = SegmentationTask(
-        unet, config.segmentation, val, size, diffusion.scheduler, codec=codec, context=context
+        unet,
+        config.segmentation,
+        val,
+        size,
+        diffusion.scheduler,
+        codec=codec,
+        context=context,
+        caption_dropout=dropout,
     )
     return JointTask(segmentation, diffusion, config.joint)
 

@@ -26,6 +26,13 @@ from unetdiff.diffusion.conditioning.captions import CaptionConditioner
 from unetdiff.diffusion.conditioning.text_encoder import CachedFeatures
 from unetdiff.diffusion.config import DiffusionConfig
 from unetdiff.diffusion.images import color_error, grid, table
+from unetdiff.diffusion.inpainting import (
+    has_mask_input,
+    inpainting_channels,
+    mask_numbers,
+    random_masks,
+    with_mask,
+)
 from unetdiff.diffusion.mask_codec import MaskCodec, loss_mask
 from unetdiff.diffusion.noise import generators_for, image_indices
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
@@ -37,6 +44,7 @@ from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
 from unetdiff.training.tasks.base import Batch, Previews, Task, ValidationData, freeze_unused_heads
+from unetdiff.training.tasks.inpainting import eval_numbers, masked_start
 
 PREVIEW_ROWS = 8
 """Captions, masks or images of the validation split that previews are sampled for."""
@@ -129,7 +137,11 @@ class DiffusionTask(Task):
         if self.conditioner is not None and conditions is not None:
             dropped = draws(objectives.uniform) < self.config.condition_dropout
             conditions = self.conditioner.drop_where(conditions, dropped)
-        noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
+        channels = None
+        if self.is_inpainting:
+            numbers, fraction = draws(mask_numbers), self.config.inpainting.full_mask_fraction
+            channels = self.masked(batch, numbers, fraction, self._posterior_noise(x0.shape[1:], draws))
+        noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch), channels)
         return replace(noisy, is_prior=is_prior)
 
     def encode(self, batch: Batch, draws: RowDraws | None = None) -> Tensor:
@@ -143,11 +155,26 @@ class DiffusionTask(Task):
         if isinstance(self.codec, PixelCodec):
             return self.pixels(batch["image"])
         moments = self.moments(batch, self.codec)
-        noise = None
-        if draws is not None and self.codec.has_posterior:
-            shape = self.codec.channels, moments.shape[-2], moments.shape[-1]
-            noise = draws(lambda count, generator: objectives.sample_noise((count, *shape), generator), shape)
+        noise = self._posterior_noise((self.codec.channels, *moments.shape[-2:]), draws)
         return self.codec.sample(moments, noise).to(self.unet.dtype)
+
+    def _posterior_noise(self, shape: Sequence[int], draws: RowDraws | None) -> Tensor | None:
+        """Noise of images' latents of this shape (C, h, w), (B, C, h, w); None: their mean."""
+        if draws is None or not isinstance(self.codec, LatentCodec) or not self.codec.has_posterior:
+            return None
+        size = tuple(shape)
+        return draws(lambda count, generator: objectives.sample_noise((count, *size), generator), size)
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the network sees a mask and the masked image's latents."""
+        return has_mask_input(self.conditioner)
+
+    def masked(self, batch: Batch, numbers: Tensor, full_fraction: float, noise: Tensor | None = None) -> Tensor:
+        """`inpainting_channels` of a batch with the random masks of these numbers, (B, 1 + C, h, w)."""
+        pixels = self.pixels(batch["image"])
+        masks = random_masks(numbers.to(pixels.device), (pixels.shape[-2], pixels.shape[-1]), full_fraction)
+        return inpainting_channels(masks, pixels, self.codec, noise)
 
     def loss_mask(self, batch: Batch) -> Tensor | None:
         """Pixels included in the loss, bool (B, 1, H, W): those of generated masks that are not ignored; None: all."""
@@ -161,8 +188,11 @@ class DiffusionTask(Task):
         return None if self.conditioner is None else self.conditioner.from_batch(batch).to(device)
 
     def conditioning(self, conditions: Tensor | None, size: Size) -> Conditioning:
-        """Tokens and channels of the conditions, for images or latents of `size`."""
-        return Conditioning() if self.conditioner is None else self.conditioner(conditions, size)
+        """Tokens and channels of the conditions, for images or latents of `size`; of inpainting, to paint all of it."""
+        if self.conditioner is None:
+            return Conditioning()
+        conditioning: Conditioning = self.conditioner(conditions, size)
+        return with_mask(conditioning, self.conditioner, size, self.codec)
 
     def predict(self, noisy: NoisyBatch) -> Tensor:
         """The network's output, (B, C, H, W)."""
@@ -211,21 +241,33 @@ class DiffusionTask(Task):
         return objectives.diffusion_loss(output, noisy.target, weight, noisy.loss_mask)
 
     def add_noise_at(
-        self, x0: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensor | None, loss_mask: Tensor | None = None
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        conditions: Tensor | None,
+        loss_mask: Tensor | None = None,
+        channels: Tensor | None = None,
     ) -> NoisyBatch:
         """x0 (B, K, h, w) at timesteps (B,) with this noise and these conditions.
 
-        loss_mask: pixels included in the loss, bool (B, 1, h, w); None: all.
+        Args:
+            x0, noise, timesteps, conditions: of the images.
+            loss_mask: pixels included in the loss, bool (B, 1, h, w); None: all.
+            channels: of `masked`, in the place of those of the conditions; None: theirs.
         """
         sample = objectives.add_noise(self.scheduler, x0, noise, timesteps)
-        conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
+        if channels is None or self.conditioner is None:
+            conditioning = self.conditioning(conditions, (x0.shape[-2], x0.shape[-1]))
+        else:
+            conditioning = replace(self.conditioner(conditions, (0, 0)), channels=channels)
         target = objectives.target(self.scheduler, x0, noise, timesteps)
         return NoisyBatch(conditioning.concat_channels(sample), timesteps, conditioning, target, loss_mask, x0)
 
     def evaluate(self, loader: Iterable[Batch], accelerator: Accelerator) -> dict[str, Any]:
         """The training loss on the validation images, in total and by quartile of the timestep.
 
-        Noise and timestep are functions of the image's name: metrics of different steps and runs are comparable.
+        Noise, timestep and mask are functions of the image's name: metrics of different steps and runs are comparable.
         """
         sums = torch.zeros(5, 2, dtype=torch.float64, device=accelerator.device)  # all, q0..q3: loss, images
         for batch in loader:
@@ -236,7 +278,12 @@ class DiffusionTask(Task):
             noise = torch.stack([noise for _, noise in draws]).to(x0.device)
             conditions = self.conditions(batch, x0.device)
             with eval_mode(self, accelerator.device.type, None), accelerator.autocast():
-                noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch))
+                channels = None
+                if self.is_inpainting:
+                    channels = self.masked(
+                        batch, eval_numbers(batch["name"]), self.config.inpainting.full_mask_fraction
+                    )
+                noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch), channels)
                 losses = self.per_sample(self.predict(noisy), noisy).double()
             quartiles = self.forward_process.quartile(timesteps)
             rows = torch.stack([torch.zeros_like(quartiles), 1 + quartiles])
@@ -255,13 +302,14 @@ class DiffusionTask(Task):
     def preview(self, accelerator: Accelerator) -> Previews:
         """Samples of the same noise and conditions every time, one row per condition, and their color statistics.
 
-        A layout or condition image precedes its row, and the real image or mask follows it. The images are those that
-        `unetdiff sample` draws with the same seed.
+        A layout, a condition image or a masked image precedes its row, and the real image or mask follows it. The
+        images are those that `unetdiff sample` draws with the same seed.
         """
         config, val = self.config, self.data.val
         across, rows, conditions = config.preview_per_class, None, None
         indices: Sequence[int] = range(across * across)
-        shown = truth = None
+        shown = truth = start = None
+        pipeline, (height, width) = self.pipeline(), self.image_size()
         if self.conditioner is not None:
             items = [val[i] for i in evenly_spaced_indices(len(val), PREVIEW_ROWS)]
             examples = self.conditioner.examples(items)
@@ -270,13 +318,15 @@ class DiffusionTask(Task):
             shown = self.conditioner.visualize(examples.conditions)
             if shown is not None:
                 truth, rows = self._ground_truth(collate(items)), None  # file names are no labels
+            if self.is_inpainting:
+                start, shown, truth = masked_start(items, len(examples.rows), across, (height, width))
         real = [val[i]["image"] for i in evenly_spaced_indices(len(val), COLOR_IMAGES)]
-        pipeline, (height, width) = self.pipeline(), self.image_size()
         pipeline.set_progress_bar_config(disable=True)
         with accelerator.autocast():
             output = pipeline(
                 conditions=conditions,
                 batch_size=len(indices),
+                start=start,
                 num_inference_steps=config.preview_steps,
                 guidance_scale=config.guidance_scale if conditions is not None else 1.0,
                 height=height,

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.config.training import JointConfig
+from unetdiff.data.labelled import is_segmented
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.segmentation.border_weights import KEY as BORDER_WEIGHT
 from unetdiff.training.draws import RowDraws
@@ -46,7 +47,7 @@ class JointTask(Task):
         noisy = self.diffusion.add_noise(batch, draws)
         rows = self.clean_rows(draws)
         if rows:
-            logits, output = self._both(noisy, rows, draws)
+            logits, output = self._both(batch, noisy, rows, draws)
             border = batch.get(BORDER_WEIGHT)
             segmentation = self.segmentation.sums(logits, batch["mask"][rows], None if border is None else border[rows])
         else:
@@ -54,7 +55,7 @@ class JointTask(Task):
             segmentation = self._no_segmentation(output)
         return _prefixed("segmentation", segmentation) | _prefixed("diffusion", self.diffusion.sums(output, noisy))
 
-    def _both(self, noisy: NoisyBatch, rows: list[int], draws: RowDraws) -> tuple[Tensor, Tensor]:
+    def _both(self, batch: Batch, noisy: NoisyBatch, rows: list[int], draws: RowDraws) -> tuple[Tensor, Tensor]:
         """Logits of the images in `rows` at their size, and the denoiser's output for all: in one pass of the backbone
         where both heads have the same context, or the segmentation head none."""
         assert noisy.x0 is not None
@@ -64,7 +65,9 @@ class JointTask(Task):
         factor = self.diffusion.codec.factor
         size = x0.shape[-2] * factor, x0.shape[-1] * factor
         if segmenter.context is not None:
-            return segmenter.logits(x0, timesteps, size), self.diffusion.predict(noisy)
+            tokens = self.segmentation.tokens(batch, draws)
+            logits = segmenter.logits(x0, timesteps, size, None if tokens is None else tokens[rows])
+            return logits, self.diffusion.predict(noisy)
         tokens = noisy.conditioning.tokens
         logits, output = self.unet.both(
             x0, noisy.sample, noisy.timesteps, tokens, timesteps, self.config.backbone_gradient
@@ -82,8 +85,7 @@ class JointTask(Task):
     def clean_rows(self, draws: RowDraws) -> list[int]:
         """The rows whose images are segmented: `segmentation_fraction` of the step's batch, evenly spaced in it."""
         count, places = math.ceil(self.config.segmentation_fraction * draws.images), range(draws.first, draws.images)
-        chosen = [(i + 1) * count // draws.images > i * count // draws.images for i in places[: draws.count]]
-        return [row for row, is_chosen in enumerate(chosen) if is_chosen]
+        return [row for row, place in enumerate(places[: draws.count]) if is_segmented(place, count, draws.images)]
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tasks = {"segmentation": self.segmentation, "diffusion": self.diffusion}
@@ -121,8 +123,10 @@ class JointTask(Task):
         return images | samples, metrics | sample_metrics
 
     def save(self, directory: Path) -> None:
-        self.segmentation.save(directory)
-        self.diffusion.save(directory)
+        denoiser = self.diffusion.pipeline()
+        denoiser.save_pretrained(directory)
+        written = {name for name, part in denoiser.components.items() if part is not None}
+        self.segmentation.pipeline().save_pretrained(directory, skip=written)
 
 
 def _prefixed(prefix: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -62,6 +62,7 @@ class SegmentationTask(Task):
         noise: the config of that process, for its training timesteps.
         codec: of the network's input; None: pixels.
         context: tokens for its cross-attention, or None.
+        caption_dropout: fraction of the training images with the empty prompt, where the context reads captions.
 
     Attributes:
         kept: what the frozen diffusion head of a pretrained network samples with, or None.
@@ -80,8 +81,10 @@ class SegmentationTask(Task):
         noise: NoiseConfig | None = None,
         codec: PixelCodec | LatentCodec | None = None,
         context: SegmentationContext | None = None,
+        caption_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.caption_dropout = caption_dropout
         self.codec, self.context = codec or PixelCodec(), context
         self.unet, self.config = unet, config
         self.set_scheduler(scheduler, noise)
@@ -121,8 +124,21 @@ class SegmentationTask(Task):
         sample, timesteps = self.add_noise(x0, draws)
         if isinstance(self.codec, PixelCodec) and self.context is None:
             return self.sums(self.unet.segment(sample, timesteps), batch["mask"], batch.get(BORDER_WEIGHT))
-        logits = self.segmenter.logits(sample, timesteps, size)
+        logits = self.segmenter.logits(sample, timesteps, size, self.tokens(batch, draws))
         return self.sums(logits, batch["mask"], batch.get(BORDER_WEIGHT))
+
+    def tokens(self, batch: Batch, draws: RowDraws | None = None) -> Tensor | None:
+        """The tokens of a batch's captions, (B, tokens, dim); None for a context that is the same for every image.
+
+        draws: a fraction `caption_dropout` is that of the empty prompt; None: none.
+        """
+        if self.context is None or not self.context.reads_captions:
+            return None
+        tokens = self.context.of_captions(batch["caption"])
+        if draws is None:
+            return tokens
+        dropped = (draws(objectives.uniform) < self.caption_dropout).to(tokens.device)
+        return torch.where(rearrange(dropped, "b -> b 1 1"), self.context(len(tokens)), tokens)
 
     def encode(self, batch: Batch) -> tuple[Tensor, tuple[int, int]]:
         """Images as x_0: pixels or the mean of their latents, (B, C, h, w); and the images' height and width."""
@@ -241,7 +257,7 @@ class SegmentationTask(Task):
         for batch in loader:
             for part in _same_size(batch):
                 with eval_mode(unet, accelerator.device.type, None), accelerator.autocast():
-                    logits = self.segmenter.clean_logits(*self.encode(part))
+                    logits = self.segmenter.clean_logits(*self.encode(part), self.tokens(part))
                     target = part["mask"].to(logits.device)
                     logits = resize_logits(logits, (target.shape[-2], target.shape[-1]))
                     matrix.update(logits.argmax(dim=1), target)
@@ -261,7 +277,9 @@ class SegmentationTask(Task):
         predictions = []
         for item in items:
             with eval_mode(self.unet, accelerator.device.type, None), accelerator.autocast():
-                logits = segment_whole(self.segmenter, self.pixels(collate([item])["image"]))
+                reads_captions = self.context is not None and self.context.reads_captions
+                segmenter = self.segmenter.with_prompt(item["caption"] if reads_captions else None)
+                logits = segment_whole(segmenter, self.pixels(collate([item])["image"]))
             mask = item["mask"]
             predictions.append(resize_logits(logits, (mask.shape[-2], mask.shape[-1]))[0].argmax(dim=0).cpu())
         image = preview(
@@ -276,9 +294,12 @@ class SegmentationTask(Task):
         return {"segmentation": image}, {}
 
     def save(self, directory: Path) -> None:
-        self.pipeline().save_pretrained(directory)
-        if self.kept is not None:
-            self.kept.save(self.unet, directory)
+        if self.kept is None:
+            self.pipeline().save_pretrained(directory)
+            return
+        self.kept.save(self.unet, directory)
+        parts = {name for name, part in self.kept.parts.items() if part is not None}
+        self.pipeline().save_pretrained(directory, skip={"unet", *parts})
 
     def pipeline(self) -> SegmentationPipeline:
         """A pipeline that shares this task's modules."""
@@ -300,7 +321,8 @@ class SegmentationTask(Task):
 def _same_size(batch: Batch) -> list[Batch]:
     """A batch as batches of images, or latents, and masks of equal size: the batch itself, or one per image."""
     name = "latents" if "latents" in batch else "image"
-    inputs, masks = batch[name], batch["mask"]
+    inputs, masks, captions = batch[name], batch["mask"], batch.get("caption", [None] * len(batch["mask"]))
     if isinstance(inputs, Tensor) and isinstance(masks, Tensor):
-        return [{name: inputs, "mask": masks}]
-    return [{name: one[None], "mask": mask[None]} for one, mask in zip(inputs, masks, strict=True)]
+        return [{name: inputs, "mask": masks, "caption": captions}]
+    parts = zip(inputs, masks, captions, strict=True)
+    return [{name: one[None], "mask": mask[None], "caption": [caption]} for one, mask, caption in parts]

@@ -1,0 +1,73 @@
+"""OWNER/NAME on the Hub as a command's PATH, from the Hub's cache without a connection."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from PIL import Image
+
+from unetdiff.cli import compare, evaluate, experiment, export, predict, sample
+from unetdiff.config.schema import RunConfig
+from unetdiff.data.build import build_dataset
+from unetdiff.errors import UserError
+from unetdiff.files.hub import shown_name
+from unetdiff.training.tasks.build import build_task
+
+
+@pytest.fixture
+def cached(
+    stable_diffusion: Path, tiny: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The Hub's cache, with owner/tiny of diffusers and owner/masks, a segmenter of ours; the current folder."""
+    config = tiny("segmentation")
+    data = build_dataset(config.data, "train", True)
+    build_task(config, data, data).save(tmp_path / "masks")
+    for name, source in (("tiny", stable_diffusion), ("masks", tmp_path / "masks")):
+        model = tmp_path / "cache" / f"models--owner--{name}"
+        shutil.copytree(source, model / "snapshots" / "0123")
+        (model / "refs").mkdir()
+        (model / "refs" / "main").write_text("0123")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def test_commands(cached: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What they write by default lies here, not in the Hub's cache."""
+    before = sorted((cached.parent / "cache").rglob("*"))
+    sample.main(["owner/tiny", "--prompt", "a", "--num_images", "1", "--num_inference_steps", "2"])
+    assert (cached / "samples" / "grid.png").is_file()
+    options = ["--data.name=scenes", "--data.scenes.val_images=2", "--data.scenes.train_images=4"]
+    evaluate.main(["owner/masks", *options])
+    assert (cached / "owner--masks" / "evaluation-val" / "metrics.json").is_file()
+    assert "owner/masks on val" in (cached / "owner--masks" / "evaluation-val" / "report.html").read_text()
+    export.main(["owner/masks", "--format", "torch"])
+    assert (cached / "owner--masks" / "segmentation.pt2").is_file()
+    image = next((cached / "samples").rglob("*.png"))
+    predict.main(["owner/masks", str(image), "--output", "masks"])
+    assert list((cached / "masks").rglob("*.png"))
+    assert sorted((cached.parent / "cache").rglob("*")) == before
+    snapshot = cached.parent / "cache" / "models--owner--tiny" / "snapshots" / "0123"
+    assert shown_name(snapshot) == "owner/tiny" and shown_name(cached) == "here"
+
+
+def test_what_is_nowhere(cached: Path) -> None:
+    missing = "owner/none: must be a directory or a model on the Hub"
+    Image.new("RGB", (8, 8)).save("x.png")
+    for command, words, name in (
+        (sample, ["owner/none"], "PATH"),
+        (evaluate, ["owner/none"], "PATH"),
+        (export, ["owner/none"], "PATH"),
+        (predict, ["owner/none", "x.png"], "PATH"),
+        (compare, ["owner/none"], "RUN"),
+        (experiment, ["probe", "owner/none"], "RUN"),
+    ):
+        with pytest.raises(UserError, match=f"^{name}={missing}"):
+            command.main(words)
+    assert list(cached.rglob("*.*")) == [cached / "x.png"]

@@ -1,0 +1,83 @@
+"""`unetdiff init PATH`: look at a folder, say what it holds, and write a config that trains on it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unetdiff.cli.parser import Parser
+from unetdiff.errors import config_error, printable
+
+if TYPE_CHECKING:
+    from unetdiff.cli.init_facts import Facts
+
+USAGE = "unetdiff init PATH [--output CONFIG.yaml] [--weights imagenet|FILE|null] [--overwrite]"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Describe the dataset, write the config and check the data; returns 0, or 1 where the data has problems.
+
+    Raises:
+        UserError: a folder without a dataset, or a config that exists.
+    """
+    about = "Look at a folder: its images, masks, encoding, classes and sizes; write a config with a reason per choice."
+    parser = Parser("unetdiff init", about, USAGE)
+    parser.add_argument("path", type=Path, help="folder with the data")
+    parser.add_argument("--output", type=Path, help="config to write (default: NAME.yaml here, by the folder's name)")
+    parser.add_argument(
+        "--weights", default="imagenet", help="of the segmenter's encoder: imagenet, a safetensors file, or null"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing config")
+    args = parser.parse_strictly(argv)
+
+    from unetdiff.cli.init_config import config_text, next_commands
+    from unetdiff.cli.init_facts import gather
+    from unetdiff.config.reading import load
+    from unetdiff.data.check import check
+    from unetdiff.data.discover import discover
+    from unetdiff.files.writing import file_errors, make_folder, require_writable, write_text
+
+    path: Path = args.path.expanduser()
+    name = re.sub(r"\W+", "_", path.resolve().name) or "data"
+    output: Path = args.output or Path(f"{name}.yaml")
+    if os.path.lexists(output) and not args.overwrite:
+        raise config_error("--output", output, "a new file", "Give another name, or --overwrite.")
+    require_writable("--output", output.parent, folder=True)
+    facts = gather(discover(path))
+    for line in describe(path, facts):
+        print(line)
+    text = config_text(facts, name, output, args.weights)
+    with file_errors(output, "Give another path for --output."):
+        make_folder(output.parent)
+        write_text(output, text)
+    config = load(output)
+    issues = check(config.data, masks=facts.found.task == "segmentation", full=False, progress=False)
+    for issue in issues[:5]:
+        print(issue)
+    if issues:
+        more = f", {len(issues) - 5} more" if len(issues) > 5 else ""
+        print(f"{len(issues)} problem{'' if len(issues) == 1 else 's'} found{more}: see `unetdiff data check {output}`")
+    print(f"\nwrote {printable(str(output))}. Next:")
+    for command in next_commands(facts, name, output):
+        print(f"  {command}")
+    return 1 if issues else 0
+
+
+def describe(path: Path, facts: Facts) -> list[str]:
+    """What was found, as lines."""
+    lines = [f"{printable(str(path))}: {facts.found.kind}", f"  images   {facts.images}"]
+    if facts.found.masks is not None:
+        lines.append(
+            f"  masks    {facts.found.masks.files}, {facts.found.masks.describe()} ({facts.found.masks.encoding})"
+        )
+    if facts.classes:
+        lines.append(f"  classes  {facts.class_line}")
+    if facts.problem:
+        lines.append(f"  problem  {facts.problem}")
+    elif facts.imbalance:
+        lines.append(f"  balance  {facts.imbalance}")
+    lines.append(f"  splits   {facts.splits}")
+    return lines
