@@ -57,15 +57,16 @@ def test_binary_masks_without_lists_are_trained_on_and_predicted(init: Any, tmp_
     assert "images   10, 64 x 64, 8-bit gray, PNG" in text and "10, 0 and 255: 25% is 255 (binary)" in text
     assert "2: background 75.0%, foreground 25.0%" in text and "background has 3 times the pixels of foreground" in text
     assert "8 for training, 2 for validation" in text
+    command = next(line for line in text.splitlines() if "unetdiff predict" in line).split()
     data = config.data
     assert (data.name, data.images, data.masks, data.mask_encoding) == ("folders", "images", "masks", "binary")
     assert data.val_fraction == 0.2 and data.augment.crop == [64, 64] and config.training.epochs == 300
     reasons = [line for line in Path("set.yaml").read_text().splitlines() if "#" in line]
     assert len(reasons) > 15
     config.training.steps, config.training.epochs, config.training.batch_size = 1, None, 2
-    run = train(config)
-    assert main(["predict", str(run), "set/images/slice_00.png", "--output", "out"]) == 0
-    assert any(path.suffix == ".png" for path in Path("out").rglob("*"))
+    train(config)
+    assert main(command[1:]) == 0  # as it was printed
+    assert any(path.suffix == ".png" for path in Path(command[-1]).rglob("*"))
 
 
 def flat(root: Path) -> None:
@@ -88,6 +89,13 @@ def by_split(root: Path) -> None:
         for i in range(4):
             photo(root / f"{split}/images/{split}{i}.png")
             save(root / f"{split}/labels/{split}{i}.png", classes())
+
+
+def split_and_suffix(root: Path) -> None:
+    for i in range(9):
+        part = f"{'train' if i < 6 else 'val'}/{'aachen' if i < 6 else 'bonn'}/{i}"
+        photo(root / f"{part}_rgb.png")
+        save(root / f"{part}_labels.png", classes())
 
 
 def colored(root: Path) -> None:
@@ -115,6 +123,8 @@ def sparse(root: Path) -> None:
         (nested, {"images": "leftImg8bit/**/*_leftImg8bit.png", "masks": "gt/**/*_gt_labelIds.png", "num_classes": 4},
          "48 x 40 to 48 x 45"),
         (by_split, {"images": "*/images", "masks": "*/labels", "val_fraction": None}, "4 for training, 4 for valid"),
+        (split_and_suffix, {"images": "**/*_rgb.png", "masks": "**/*_labels.png", "val_fraction": None},
+         "6 for training, 3 for validation"),
         (colored, {"images": "pics", "mask_colors": {f"class {i}": color for i, color in enumerate(
             [[0, 0, 0], [9, 9, 200], [64, 0, 128], [128, 64, 128]])}}, "4 colors in RGB"),
         (colored_with_table, {"mask_colors": "class_dict.csv"}, "3: road 3"),
@@ -183,7 +193,7 @@ def test_images_by_class_with_captions_and_alone(init: Any, tmp_path: Path) -> N
         for i in range(5):
             photo(root / name / f"{i}.png")
     text, config = init()
-    assert "2 folders of images, one per class (5 to 5 images each)" in text and "--class cat" in text
+    assert "2 folders of images, one per class (5 images each)" in text and "--class cat" in text
     assert (config.task, config.data.name, config.diffusion.condition) == ("diffusion", "image_folder", "class")
     captions = "".join(json.dumps({"file_name": f"cat/{i}.png", "text": "a cat"}) + "\n" for i in range(5))
     (root / "metadata.jsonl").write_text(captions)
@@ -205,7 +215,8 @@ def test_what_cannot_be_written_is_refused(init: Any, tmp_path: Path, capsys: py
     init()
     assert main(["init", "set"]) == 2
     assert "--output=set.yaml: must be a new file" in capsys.readouterr().err
-    assert main(["init", "nowhere"]) == 2
+    assert main(["init", "nowhere"]) == 2 and "nowhere: does not exist." in capsys.readouterr().err
+    assert main(["init"]) == 2 and capsys.readouterr().err.startswith("unetdiff init: missing path (folder with")
 
 
 def test_stats_propose_the_keys_of_masks_that_they_cannot_count(

@@ -28,7 +28,10 @@ def test_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert find_config("missing.yaml", "segmentation") == Path("missing.yaml")
     with pytest.raises(UserError, match=r"config voc_mobilenet: must be a file .* Did you mean voc_mobilenet_v2\?"):
         find_config("voc_mobilenet", "segmentation")
-    with pytest.raises(UserError, match="config cifar10: must be one of task=joint .got one of diffusion"):
+    with pytest.raises(
+        UserError,
+        match="config cifar10: must be of task joint .got one of diffusion.. Run `unetdiff train diffusion cifar10`",
+    ):
         find_config("cifar10", "joint")
 
 

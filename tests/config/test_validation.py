@@ -477,7 +477,10 @@ def test_invalid_combination(task, overrides: dict, message: str, error_of) -> N
 
 def test_missing_files(tmp_path: Path, error_of) -> None:
     base = {"training.steps": 5, "data.name": "voc_folder", "data.root": str(tmp_path / "no")}
-    assert error_of(None, base) == (f"data.root={tmp_path}/no: must be the existing folder or file of the dataset.")
+    assert error_of(None, base) == (
+        f"data.root={tmp_path}/no: must be the existing folder or file of the dataset. "
+        "Give its folder: --data.root DIR."
+    )
     encoder = {"training.steps": 5, "model.encoder.name": "resnet18", "model.encoder.weights": "no.safetensors"}
     assert error_of(None, encoder) == (
         "model.encoder.weights=no.safetensors: must be an existing safetensors file, imagenet or null."

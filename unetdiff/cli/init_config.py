@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def next_commands(facts: Facts, name: str, output: Path) -> list[str]:
     """The commands that follow."""
     train = f"unetdiff train {facts.found.task} {output}"
     if facts.found.task == "segmentation":
-        return [f"unetdiff data check {output}", train, f"unetdiff predict runs/{name} IMAGES --output predictions"]
+        image = "IMAGES" if facts.example is None else shlex.quote(str(facts.example))
+        return [f"unetdiff data check {output}", train, f"unetdiff predict runs/{name} {image} --output predictions"]
     option = {"class": f" --class {_quoted(facts.classes[0])}" if facts.classes else "", "text": ' --prompt "..."'}
     return [train, f"unetdiff sample runs/{name}{option.get(facts.found.condition, '')}"]
 

@@ -39,6 +39,8 @@ class Facts:
     kinds: Counter[str]
     """8-bit gray, color of more than 8 bits, ..."""
     formats: Counter[str]
+    example: Path | None = None
+    """An image for a first prediction: of the validation split, where there is one."""
     image_range: list[float] | None = None
     """Of images of more than 8 bits: the values that become black and white."""
     classes: list[str] = field(default_factory=list)
@@ -140,7 +142,9 @@ def gather(found: Found) -> Facts:
         add_val_fraction(found, len(train) + len(val))
         train, val = _splits(data_config(found), masks)
     limits = resolve_image_format(data_config(found), masks).image_range
-    facts = Facts(found, len(train), len(val), *_headers(train), limits)
+    facts = Facts(found, len(train), len(val), *_headers(train), image_range=limits)
+    source = (val if len(val) else train).image_source(0)
+    facts.example = source if isinstance(source, Path) else None
     facts.classes = train.classes if masks else train.labels
     if masks:
         part = Subset(train, range(0, len(train), max(1, len(train) // MAX_IMAGES)))

@@ -97,7 +97,8 @@ def _run(words: list[str]) -> int:
 
 def _fail(message: str, status: int) -> int:
     """Print a message on one line; returns the status."""
-    print(f"unetdiff: {shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
+    prefix = "" if message.startswith("unetdiff ") else "unetdiff: "  # some name their command
+    print(f"{prefix}{shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
     return status
 
 

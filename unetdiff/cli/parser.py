@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from unetdiff.errors import UserError, config_error, nearest
 
+REQUIRED = "the following arguments are required: "
+"""The start of argparse's message."""
 MAX_INTEGER = 2**32 - 1
 """Largest integer of any option: that of a seed."""
 COUNT, STEPS, SEED, FRACTION = (1, 1_000_000), (1, 100_000), (0, MAX_INTEGER), (0, 1)
@@ -87,7 +89,19 @@ class Parser(argparse.ArgumentParser):
             self.register("type", type_, checked)
 
     def error(self, message: str) -> NoReturn:
+        names = message.removeprefix(REQUIRED)
+        if names != message:
+            message = f"missing {', '.join(map(self._with_meaning, names.split(', ')))}"
         raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")
+
+    def _with_meaning(self, name: str) -> str:
+        """ "task (one of segmentation, diffusion, joint)": an argument's choices, or else its help."""
+        for action in self._actions:
+            if name in (action.metavar, action.dest, "/".join(action.option_strings)):
+                choices = "" if action.choices is None else f"one of {', '.join(map(str, action.choices))}"
+                meaning = choices or action.help
+                return f"{name} ({meaning})" if meaning else name
+        return name
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

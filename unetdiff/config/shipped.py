@@ -59,7 +59,9 @@ def find_config(name: str, task: str | None = None) -> Path:
     same = [full for full in configs if full.partition("/")[2] == short]
     if same:
         other = same[0].partition("/")[0]
-        raise UserError(f"config {name}: must be one of task={task} (got one of {other}). Train {other}.")
+        raise UserError(
+            f"config {name}: must be of task {task} (got one of {other}). Run `unetdiff train {other} {short}`."
+        )
     remedy = f"Did you mean {nearest(short, own)}? `unetdiff configs` lists those of the package."
     raise FileError.of(f"config {name}", "must be a file or the name of a config", remedy)
 

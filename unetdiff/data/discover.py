@@ -57,6 +57,8 @@ def discover(path: Path) -> Found:
     Raises:
         UserError: not a folder, or nothing in it that is a dataset.
     """
+    if not os.path.exists(path):
+        raise FileError.of(path, "does not exist", "Give the folder that holds the dataset.")
     if not path.is_dir():
         raise FileError.of(path, "must be a folder of images", "Give the folder that holds the dataset.")
     for look in (_known_layout, _annotations, _tables, _captions, _image_and_mask_folders, _class_folders):
@@ -225,8 +227,9 @@ def _image_and_mask_folders(path: Path) -> Found | None:
             except UserError:
                 continue
             overlap = sum(pair.mask.is_file() and not pair.ambiguous for pair in pairs) / len(pairs)
-            score = overlap + len(pairs) / len(files)
+            score = overlap + (len(pairs) + 0.1 * len(masks)) / len(files)  # masks of all splits before those of one
             score += _score(mask_pattern, values[mask_pattern]) - _score(image_pattern, values[image_pattern])
+            score -= 0.01 * (mask_pattern + image_pattern).count("*")
             if overlap >= MIN_OVERLAP and (best is None or score > best[0]):
                 best = (score, image_pattern, mask_pattern)
     if best is None:
@@ -253,19 +256,20 @@ def _candidates(path: Path, files: list[Path]) -> list[str]:
         groups.setdefault(parts[0], []).append(parts[-1])
         for depth in range(1, len(parts) - 1):  # split/images, sample/images
             groups.setdefault("*/" * depth + parts[depth], []).append(parts[-1])
+    groups["**"] = [file.name for file in files if file.parent != path]  # split/x_rgb.png: by the ends of names alone
     patterns: list[str] = []
     for folder, names in groups.items():
         if len(groups) > 200 and len(names) < 0.05 * len(files):  # a folder per sample
             continue
         endings = Counter(_ending(name) for name in names)
         common = [ending for ending, number in endings.items() if number >= max(1, 0.1 * len(names)) and ending[0]]
-        if folder:
+        if folder and folder != "**":
             patterns.append(folder)
-        nested = "**/*" if folder else "*"
+        nested = "**/*" if folder and folder != "**" else "*"
         base = f"{folder}/" if folder else ""
         patterns += [f"{base}{nested}{stem}{suffix}" for stem, suffix in common]
         suffixes = Counter(PurePosixPath(name).suffix for name in names)
-        if len(suffixes) > 1 or not folder:
+        if (len(suffixes) > 1 and folder != "**") or not folder:
             patterns += [f"{base}{nested}{suffix}" for suffix in suffixes]
     return list(dict.fromkeys(patterns))[:60]
 
@@ -286,7 +290,7 @@ def _score(pattern: str, values: MaskValues) -> float:
     """How much a pattern looks like one of masks."""
     words = sum(word in pattern.lower() for word in MASK_WORDS) > 0
     kind = {"none": 0.0, "antialiased": 0.3, "colors": 0.5, "values": 0.7}.get(values.encoding, 0.8)
-    return 0.5 * words + kind - 0.2 * values.in_rgb - 0.01 * pattern.count("*")
+    return 0.5 * words + kind - 0.2 * values.in_rgb
 
 
 def _add_encoding(found: Found, path: Path) -> None:
@@ -340,7 +344,8 @@ def _class_folders(path: Path) -> Found | None:
         keys["train_split"], reasons["train_split"] = base.name, "the name of its folder"
     if len(classes) > 1:
         counts = [len(files_in(base / name, SUFFIXES, recursive=True)) for name in classes]
-        kind = f"{len(classes)} folders of images, one per class ({min(counts)} to {max(counts)} images each)"
+        each = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
+        kind = f"{len(classes)} folders of images, one per class ({each} images each)"
         return Found("diffusion", kind, keys, reasons, condition="class")
     if any(item.is_file() and item.suffix.lower() in SUFFIXES for item in entries(base)) or classes:
         return Found("diffusion", "images without masks, classes or captions", keys, reasons)

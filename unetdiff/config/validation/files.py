@@ -22,7 +22,9 @@ def check_files(config: RunConfig) -> None:
     is_on_hub = data.name == "huggingface" and data.root is not None and NAME.fullmatch(data.root) is not None
     is_needed = data.name != "scenes" and not data.download and not is_on_hub
     if data.root is not None and is_needed and not Path(data.root).exists():
-        remedy = "Set data.download=true to download the dataset." if data.name in DOWNLOADABLE else ""
+        remedy = "Give its folder: --data.root DIR."
+        if data.name in DOWNLOADABLE:
+            remedy = "Give its folder (--data.root DIR), or download it: --data.download true."
         raise config_error("data.root", data.root, "the existing folder or file of the dataset", remedy)
     regularization = data.regularization_root
     if regularization is not None and not Path(regularization).is_dir():
