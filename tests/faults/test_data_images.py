@@ -336,3 +336,16 @@ def test_a16_predict_uses_the_range_and_channels_of_the_training(root: Path, cha
     assert main(["predict", str(run), str(image(root)), f"--output={root.parent / 'out'}"]) == 0
     assert main(["evaluate", str(run)]) == 0
     assert main([*words, "--training.steps=2", "--data.size=[32,32]", "--training.resume=true"]) == 0
+
+
+def test_a16_a_denoiser_of_12_bit_images_sees_their_range(root: Path) -> None:
+    images16(root, 660, 1553)
+    run = root.parent / "run"
+    words = ["train", "diffusion", "--data.name=image_folder", f"--data.root={root / 'JPEGImages'}"]
+    words += ["--data.size=[16,16]", "--model.encoder.channels=[8,16]", "--diffusion.condition=none"]
+    assert main([*words, "--training.steps=1", "--training.batch_size=2", f"--training.output_dir={run}"]) == 0
+    config = from_yaml(run / "config.yaml")
+    assert config.data.channels == 3 and config.data.image_range == [660, 1553]
+    pixels = build_dataset(config.data, "train", False)[0]["image"]
+    assert pixels.shape[0] == 3 and (int(pixels.min()), int(pixels.max())) > (0, 200)
+    assert config.model.encoder.mean is None

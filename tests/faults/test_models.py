@@ -422,7 +422,9 @@ def test_c_networks_of_one_and_four_channels() -> None:
     expected = np.asarray(Image.fromarray(image).convert("L"))
     logits = inference.predict_logits(gray, image)
     assert torch.allclose(logits, gray.segment(torch.tensor(expected)[None, None] / 127.5 - 1)[0], atol=0.02)
-    refused(lambda: SegmentationPipeline(UNet(**SEGMENTER, in_channels=4), ["a", "b", "c"]), says="in_channels=4")
+    bands = SegmentationPipeline(UNet(**SEGMENTER, in_channels=4), ["a", "b", "c"])
+    refused(lambda: bands(image), says="it has 3 channels, the dataset 4")
+    assert bands(np.zeros((8, 8, 4), np.uint8)).mask.shape == (8, 8)
 
 
 def test_c_large_images_need_tiles(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unetdiff import UNet
 from unetdiff.errors import UserError
+from unetdiff.export.files import to_onnx
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.blocks import FrozenBatchNorm2d
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
@@ -131,3 +132,9 @@ def test_a_gray_image_gives_what_it_gave_as_rgb() -> None:
     replace_stem(rgb, 3, 2, pretrained=True)
     more = torch.cat([image.expand(-1, 3, -1, -1), torch.randn(2, 2, 8, 8)], dim=1)
     torch.testing.assert_close(rgb(more), gray(image), atol=1e-5, rtol=1e-5)
+
+
+def test_onnx_takes_any_size(tmp_path: Path) -> None:
+    unet = UNet(in_channels=2, encoder={"name": "timm/resnet10t"}, heads=SEGMENTATION).eval()
+    exported = to_onnx(unet, tmp_path / "net.onnx", preprocess=True)  # compares at sizes that are no multiples of 32
+    assert exported.inputs == {"pixels": ["batch", "height", "width", 2]} and len(exported.checked) > 1

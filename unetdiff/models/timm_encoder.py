@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.compiler import is_exporting
 
 from unetdiff.errors import UserError, config_error, nearest
 from unetdiff.models.attention_plan import AttentionPlan, LevelAttention
@@ -65,11 +65,12 @@ class TimmEncoder(nn.Module):
 
     def forward(self, x: Tensor, state: ForwardState) -> tuple[list[Tensor], Tensor]:
         height, width = x.shape[-2:]
-        x = F.pad(self.normalization(x), (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate")
+        x = _padded(self.normalization(x))
         found = state.run(self._maps, x, owner=self.model)
         maps = []
         for level, h in zip([*[level for level, _ in self.skips], self.out_level], found, strict=True):
-            h = h[..., : -(-height >> level), : -(-width >> level)]  # (B, C, ceil(H / 2^level), ceil(W / 2^level))
+            stride = 2**level
+            h = h[..., : (height + stride - 1) // stride, : (width + stride - 1) // stride]  # (B, C, H / s, W / s)
             if state.temb is not None and str(level) in self.times:
                 h = self.times[str(level)](h, state.temb)
             h = self.attentions(level, h, state)
@@ -79,6 +80,16 @@ class TimmEncoder(nn.Module):
     def _maps(self, x: Tensor) -> Any:
         maps = self.model(x)
         return tuple(h.permute(0, 3, 1, 2) if self.is_channels_last else h for h in maps)
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) with the right and bottom border replicated up to multiples of `STRIDE`."""
+    for dim in (-2, -1):
+        length = x.shape[dim]
+        if is_exporting() or length % STRIDE:
+            index = torch.arange((length + STRIDE - 1) // STRIDE * STRIDE, device=x.device)
+            x = x.index_select(dim, index.clamp(max=length - 1))  # unlike F.pad, exported for every size
+    return x
 
 
 def load_timm_encoder(name: str, weights: str | None, channels: int) -> tuple[Any, bool]:

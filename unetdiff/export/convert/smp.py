@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from unetdiff.errors import UserError, as_yaml, config_error
 from unetdiff.models import loading
+from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
+from unetdiff.models.input_normalization import RGB
 from unetdiff.models.pretrained import load_pretrained_encoder
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -73,7 +75,7 @@ def load(cls: type[Model], model: Any, upsample: str | None, statistics: str, ba
         raise config_error("upsample", upsample, f"one of {', '.join(UPSAMPLE)}")
     unet = cls(
         in_channels=in_channels,
-        encoder={"name": encoder_name, "norm": "batch", "statistics": statistics},
+        encoder={"name": encoder_name, "norm": "batch", "statistics": statistics, **_input(in_channels, statistics)},
         decoder={
             "channels": channels,
             "norm": "batch" if f"{FIRST}.1.running_mean" in state else "none",
@@ -86,6 +88,16 @@ def load(cls: type[Model], model: Any, upsample: str | None, statistics: str, ba
     below = [encoder.out_channels, *channels[:-1]]
     loading.fill(unet, converted(state, below, background), source.name)
     return unet.eval()
+
+
+def _input(channels: int, statistics: str) -> dict[str, list[float]]:
+    """Mean and deviation of an input of other than three channels: the first three are RGB, the others are not changed
+    (0.5 and 0.5 for pixels in [-1, 1])."""
+    if channels == RGB:
+        return {}
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if statistics == "imagenet" else ((0.0,) * RGB, (1.0,) * RGB)
+    rest = [0.5] * (channels - RGB)
+    return {"mean": [*mean[:channels], *rest], "std": [*std[:channels], *rest]}
 
 
 def read(source: Any) -> Source:
