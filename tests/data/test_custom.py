@@ -11,11 +11,15 @@ import torch
 from PIL import Image
 
 from unetdiff.config.reading import load
+from unetdiff.config.schema import RunConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
 from unetdiff.data.custom import CustomDataset
 from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError
+from unetdiff.segmentation.config import SegmentationConfig
 from unetdiff.training import train
+from unetdiff.training.run_data import RunData, keys_of_items
+from unetdiff.training.runtime import build_accelerator
 
 CONFIG = DataConfig(name="custom", num_classes=3)
 
@@ -114,3 +118,20 @@ def test_a_run_on_datasets_given_in_python(tmp_path: Path) -> None:
     config.data.name = "voc"
     with pytest.raises(UserError, match="data.name=voc: must be left out where train_data"):
         train(config, items(), items())
+
+
+def test_the_fractions_of_the_config_hold_for_them_too(tmp_path: Path) -> None:
+    options = {**TINY, "training.output_dir": str(tmp_path / "run")}
+    half = load(None, options | {"data.train_fraction": 0.5}, "segmentation")
+    data = RunData(half, build_accelerator(half.training), (items(), items(2)))
+    assert (len(data.train), len(data.val)) == (3, 2)
+    some = {"data.label_fraction": 0.5, "joint.segmentation_fraction": 0.5, "diffusion.condition": "none"}
+    joint = load(None, options | some, "joint")
+    data = RunData(joint, build_accelerator(joint.training), (items(), items(2)))
+    assert len(data.train) == 6 and len(data.train.labelled or []) == 3
+
+
+def test_a_segmenter_of_captions_reads_them() -> None:
+    config = RunConfig(task="segmentation", segmentation=SegmentationConfig(context="caption"))
+    assert keys_of_items(config, masks=True) == ("mask", "caption")
+    assert keys_of_items(RunConfig(task="segmentation"), masks=True) == ("mask",)

@@ -14,6 +14,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
 from unetdiff.data.config import DataConfig, ScenesConfig
+from unetdiff.data.image_format import resolve_image_format
 from unetdiff.data.labelled import LabelledSampler, is_segmented, labelled_part
 from unetdiff.data.sampling import SampleKey, StepSampler
 from unetdiff.errors import UserError
@@ -79,6 +80,21 @@ def test_images_without_masks_follow_the_split(voc_set: Path, extra: Path) -> No
     assert [train.sample_name(i) for i in range(4)] == ["a0", "a1", "a2", "a3"]
     assert sorted(Path(train.sample_name(i)).name for i in range(4, 7)) == ["x.png", "y.jpg", "z.png"]
     assert len(build_dataset(config, "val", segmentation=True)) == 2
+
+
+def test_the_range_of_deep_images_is_found_next_to_images_without_masks(voc_set: Path, tmp_path: Path) -> None:
+    """A joint run on 12-bit images with `data.unlabelled_root` reads both parts with one range."""
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    for i, place in enumerate([*sorted((voc_set / "JPEGImages").iterdir()), deep / "x.png"]):
+        side = Image.open(place).size if place.exists() else (9, 9)
+        place.unlink(missing_ok=True)
+        Image.fromarray(np.full(side[::-1], 4000 * (i % 2), np.uint16)).save(place.with_suffix(".png"))
+    config = DataConfig(name="voc_folder", root=str(voc_set), size=[16, 16], unlabelled_root=str(deep))
+    resolved = resolve_image_format(config, masks=True, only_rgb=True)
+    assert (resolved.channels, resolved.image_range) == (3, [0.0, 4000.0])
+    train = build_dataset(resolved, "train", segmentation=True)
+    assert {int(train[i]["image"].max()) for i in range(len(train))} == {0, 255}
 
 
 def test_check_and_stats_know_them(voc_set: Path, extra: Path) -> None:

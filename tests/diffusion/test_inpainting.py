@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from unetdiff.diffusion.inpainting import BOXES, NUMBERS, SEGMENTS, mask_numbers, random_masks
+from unetdiff.training.tasks.inpainting import masked_start
 
 SIZE = (12, 20)
 STROKE_AT, BOX_AT = 3, NUMBERS - 4 * BOXES
@@ -61,3 +62,16 @@ def test_many_masks() -> None:
     )
     assert torch.equal(random_masks(numbers[3:5], SIZE, 0.25), masks[3:5])  # of the image's own numbers alone
     assert len(masks.flatten(1).unique(dim=0)) > 1000
+
+
+def test_previews_start_from_the_first_image_of_each_caption() -> None:
+    """The captions of the rows are in the order of their first images (`CaptionConditioner.examples`)."""
+    captions = ["red", "blue", "red"]
+    items = [
+        {"image": torch.full((3, 8, 8), 50 * i, dtype=torch.uint8), "name": str(i), "caption": caption}
+        for i, caption in enumerate(captions)
+    ]
+    start, _, images = masked_start(items, rows=2, across=2, size=(8, 8))
+    assert [round(float(image.mean()) * 255) for image in images] == [0, 50]
+    masks = start.mask_image
+    assert isinstance(masks, torch.Tensor) and len(masks) == 4 and torch.equal(masks[0], masks[1])

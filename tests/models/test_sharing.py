@@ -14,6 +14,7 @@ from unetdiff.errors import UserError
 from unetdiff.kernels.accelerate import accelerate_training_
 from unetdiff.models.param_groups import parameters_by_level
 from unetdiff.models.unet import UNet
+from unetdiff.training.tasks.base import freeze_unused_heads
 from unetdiff.training.weighting import last_shared_weight
 
 RESIDUAL: dict[str, Any] = {
@@ -104,6 +105,14 @@ def test_only_what_both_heads_read_counts_as_shared() -> None:
     assert counts["head.diffusion"] == one_decoder["head.diffusion"] + level
     assert counts["head.segmentation"] == one_decoder["head.segmentation"] + level
     assert sum(counts.values()) == unet.num_parameters()
+
+
+def test_a_segmenter_trains_no_level_that_only_the_other_head_reads() -> None:
+    unet = network(own_decoder_levels=1)
+    freeze_unused_heads(unet, "segmentation")
+    unet.segment(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))).sum().backward()
+    trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, parameter in unet.named_parameters() if parameter.grad is not None}
 
 
 def test_a_new_head_changes_no_noise_and_is_saved_next_to_diffusers_weights(

@@ -115,6 +115,13 @@ def test_a_time_embedding_and_attention_that_are_new_start_as_the_identity(
     assert {name for name in moved.initialized if name.startswith("heads.")} == diffusion
 
 
+def test_dropout_may_differ() -> None:
+    source = _with(CLASSIC, SEGMENTATION)
+    target = _with({**CLASSIC, "encoder": {**CLASSIC["encoder"], "dropout": 0.5}}, SEGMENTATION)
+    transfer(source, target, "run")
+    assert torch.equal(target.eval().segment(X), source.eval().segment(X))
+
+
 def test_a_head_of_another_size_starts_fresh_as_a_whole() -> None:
     five = _with(RESIDUAL, SEGMENTATION | DIFFUSION)
     seven = _with(RESIDUAL, {"segmentation": {"num_classes": 7}} | DIFFUSION)

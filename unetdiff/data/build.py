@@ -49,6 +49,11 @@ def build_dataset(config: DataConfig, split: Role, segmentation: bool, layout: b
         dataset.regularization = regularization_images(config, transform, dataset.buckets)
     if split == "val":
         return dataset
+    return training_part(dataset, config, segmentation, layout)
+
+
+def training_part(dataset: ImageDataset, config: DataConfig, segmentation: bool, layout: bool = False) -> ImageDataset:
+    """`data.train_fraction` of a training split; with masks also `data.label_fraction` and `data.unlabelled_root`."""
     if config.train_fraction != 1:
         dataset = Subset(dataset, subset_indices(len(dataset), config.train_fraction, config.train_fraction_seed))
     if not segmentation:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
@@ -152,7 +153,7 @@ def _seen_issues(files: list[Path], val: MaskReader) -> Iterator[Issue]:
 
 
 def _list_issues(train: MaskReader, val: MaskReader, config: DataConfig) -> Iterator[Issue]:
-    """Names that are in both splits, or twice in one."""
+    """Names that are in both splits, or twice in one, and classes that differ between the splits."""
     for reader in (train, val):
         repeated = sorted(name for name, n in Counter(reader.names).items() if n > 1)
         if repeated:
@@ -164,6 +165,12 @@ def _list_issues(train: MaskReader, val: MaskReader, config: DataConfig) -> Iter
             f"Remove them from '{config.train_split}': trained on, they inflate the metrics on '{config.val_split}'."
         )
         yield Issue(train.place, f"{len(shared)} id(s) also in the split '{config.val_split}'", _first(shared), remedy)
+    if train.classes != val.classes:  # the index of a class would mean another one
+        pairs = zip_longest(train.classes, val.classes, fillvalue="none")
+        number, (own, other) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+        found = f"class {number} is '{other}', and '{own}' in '{config.train_split}'"
+        remedy = "List the same classes in the same order for both splits."
+        yield Issue(val.place, f"other classes than those of '{config.train_split}'", found, remedy)
 
 
 def _sample_issues(reader: MaskReader, index: int, survey: ImageSurvey, masks: bool) -> list[Issue]:

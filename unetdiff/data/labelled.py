@@ -103,6 +103,10 @@ class WithUnlabelled(ImageDataset):
     def release(self) -> None:
         self.dataset.release()
 
+    def image_source(self, index: int) -> Path | bytes | None:
+        file = self._file(self.sample_index(index))
+        return self.dataset.image_source(index) if file is None else file
+
     def image_hash(self, index: int) -> str:
         file = self._file(self.sample_index(index))
         return self.dataset.image_hash(index) if file is None else sha256_of(file)

@@ -21,6 +21,7 @@ from unetdiff.models.unet import UNet
 
 HEADS_AND_TRAINING = {
     "encoder.weights",
+    "encoder.dropout",
     "residual.dropout",
     "imported.num_class_embeds",
     "imported.class_embed_type",

@@ -14,7 +14,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
 from unetdiff.config.validation.data import needs_layout, reads_rgb
 from unetdiff.data.base import collate
-from unetdiff.data.build import build_dataset
+from unetdiff.data.build import build_dataset, training_part
 from unetdiff.data.check import require_clean
 from unetdiff.data.config import DataConfig
 from unetdiff.data.custom import CustomDataset, MapDataset, first_channels
@@ -84,10 +84,11 @@ def given_data(config: RunConfig, train_data: MapDataset | None, val_data: MapDa
 def keys_of_items(config: RunConfig, masks: bool) -> tuple[str, ...]:
     """The keys, next to "image", that a run reads from the items of its datasets."""
     condition = config.diffusion.condition if config.task != "segmentation" else "none"
+    reads_captions = condition == "text" or (config.task != "diffusion" and config.segmentation.context == "caption")
     return (
         *(("mask",) if masks else ()),
         *(("label",) if condition == "class" and not masks else ()),
-        *(("caption",) if condition == "text" else ()),
+        *(("caption",) if reads_captions else ()),
     )
 
 
@@ -118,7 +119,8 @@ class RunData:
             needs = keys_of_items(config, masks or layout)
             channels = config.data.channels or (None if reads_rgb(config) else first_channels(given[0]))
             config = self.config = replace(config, data=replace(config.data, channels=channels))
-            self.train = CustomDataset(given[0], "train_data", config.data, needs, True, layout)
+            whole = CustomDataset(given[0], "train_data", config.data, needs, True, layout)
+            self.train = training_part(whole, config.data, masks, layout)
             self.val = CustomDataset(given[1], "val_data", config.data, needs, False, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
         self.segmented = math.ceil(config.joint.segmentation_fraction * config.training.batch_size)

@@ -12,6 +12,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
 from unetdiff.data.config import DataConfig
 from unetdiff.data.issues import BadFile
+from unetdiff.data.masks.classes import classes_of
 from unetdiff.data.masks.color_tables import read_colors
 from unetdiff.data.masks.encodings import Binary, ClassIndices, ColorTable, ValueMap, value_table
 from unetdiff.data.masks.pairs import read_values
@@ -132,3 +133,12 @@ def test_decoded_colors_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         plain = DataConfig(name="folders", root=str(tmp_path), images="images", masks="masks", num_classes=2)
         build_dataset(plain, "train", segmentation=True)[0]
     assert check(config, progress=False) == []
+
+
+def test_a_number_of_classes_that_a_value_map_contradicts_is_refused(tmp_path: Path) -> None:
+    for values, names in (({7: 0, 8: 4}, None), ({7: 0, 8: 1}, ["road", "car"])):
+        config = DataConfig(name="folders", root=str(tmp_path), num_classes=3, mask_values=values, class_names=names)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"data.num_classes=3: must be null or [25], as in data.mask_values"):
+            classes_of(config, tmp_path)
+    config = DataConfig(name="folders", root=str(tmp_path), num_classes=3, mask_values={7: 0, 8: 1})
+    assert classes_of(config, tmp_path)[1] == ["class 0", "class 1", "class 2"]

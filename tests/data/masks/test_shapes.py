@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
@@ -72,6 +73,18 @@ def test_coco_draws_small_instances_over_large_ones_as_pycocotools_draws_each(tm
     assert np.array_equal(only.mask(0).numpy(), dog & (expected == 2))
     with pytest.raises(UserError, match="labels of the annotations .no dgo.. Did you mean dog?"):
         build_dataset(config("coco", tmp_path, class_names=["background", "dgo"]), "train", True)
+
+
+def test_coco_files_of_other_categories_are_refused(tmp_path: Path) -> None:
+    """An index of the validation masks would be another class than in training."""
+    images(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    coco_json(tmp_path / "train.json", ["a.jpg", "b.jpg"])
+    coco_json(tmp_path / "val.json", ["c.jpg"])
+    content = json.loads((tmp_path / "val.json").read_text())
+    content["categories"].append({"id": 1, "name": "bird"})
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    (issue,) = check(config("coco", tmp_path, annotations="{split}.json"), progress=False)
+    assert "val.json: other classes than those of 'train' (class 1 is 'bird', and 'cat' in 'train')" in str(issue)
 
 
 @pytest.mark.parametrize(
@@ -212,13 +225,19 @@ def test_label_studio_s_regions(tmp_path: Path) -> None:
         for i, (name, link) in enumerate(zip(names, links, strict=True))
     ]
     tasks.append({"id": 9, "data": {"image": "9.png"}, "annotations": []})  # not labeled yet
+    images(tmp_path / "images", [*names, "empty.png"])
+    tasks.append({"id": 10, "data": {"image": "empty.png"}, "annotations": [{"result": []}]})  # nothing in it
     (tmp_path / "export.json").write_text(json.dumps(tasks))
     data = build_dataset(config("label_studio", tmp_path), "train", segmentation=True)
-    assert data.classes == ["background", "car", "road", "tree"] and len(data) == 4
+    assert data.classes == ["background", "car", "road", "tree"]
+    both = [data, build_dataset(config("label_studio", tmp_path), "val", segmentation=True)]
+    masks = {part.sample_name(i): part.mask(i) for part in both for i in range(len(part))}
+    assert set(masks) == {"0", "1", "2", "3", "4", "empty"}
+    assert masks.pop("empty").equal(torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8))
     expected = np.where(drawn([(3, 2), (21, 2), (21, 16)]), 2, 0)
     expected[10:16, 6:13] = 1
     expected[shape] = 3
-    assert np.array_equal(data.mask(0).numpy(), expected)
+    assert all(np.array_equal(mask.numpy(), expected) for mask in masks.values())
     assert check(config("label_studio", tmp_path), progress=False) == []
     with pytest.raises(ValueError, match="truncated"):
         decode_rle(brush(shape)[:20])

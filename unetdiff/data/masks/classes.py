@@ -66,6 +66,7 @@ def classes_of(
         if count > len(names):
             constraint = f"classes below {len(names)}, the number of class names"
             raise config_error("data.mask_values", config.mask_values, constraint)
+        require_count("data.num_classes", config.num_classes, len(names), "data.mask_values and the class names")
         return ValueMap(table), _checked(names, root), voc_colormap(len(names))
     own = first_palette(masks)
     names = _given(config) or class_names(root, config.num_classes, own)

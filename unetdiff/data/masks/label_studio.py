@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlparse
@@ -23,6 +24,7 @@ from unetdiff.data.masks.polygons import (
     split_samples,
 )
 from unetdiff.data.masks.splits import Role
+from unetdiff.data.raw_images import read_info
 from unetdiff.data.roots import dataset_root
 from unetdiff.errors import FileError, config_error
 from unetdiff.files.folders import files_in
@@ -151,11 +153,12 @@ def _task(task: dict[str, Any], path: Path, folders: list[Path]) -> Annotated | 
         if kind in KINDS and entry.get("value", {}).get(kind):
             shapes.append(entry)
             size = (int(entry["original_height"]), int(entry["original_width"]))
-    if size is None:  # labeled without a region: all of it is background, as large as the image
-        return None
     short = re.sub(r"^[0-9a-f]{8}-", "", Path(names[0]).name)  # Label Studio puts a hash before the name
     image = find_image(names[0], folders)
     image = image if image.is_file() else find_image(short, folders)
+    if size is None:  # labeled without a region: all of it is background, as large as the image
+        with suppress(FileError):  # reported when the image is read
+            size = read_info(image).size
     return Annotated(Path(image.name).stem, image, f"{path}, task {task.get('id', '?')}", size, shapes)
 
 

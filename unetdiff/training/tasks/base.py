@@ -164,10 +164,13 @@ def require_one_size(images: Tensor | list[Tensor]) -> None:
 
 
 def freeze_unused_heads(unet: UNet, used: str) -> None:
-    """Disable the gradients of every head but `used`."""
+    """Disable the gradients of every head but `used`, and of decoder levels that only the other one reads."""
     for name, head in unet.heads.items():
         if name != used:
             head.requires_grad_(False)
+    if used == "segmentation":
+        for parameter in unet.unshared_parameters():
+            parameter.requires_grad_(False)
 
 
 class ValidationData:

@@ -30,8 +30,10 @@ def masked_start(items: Sequence[Batch], rows: int, across: int, size: Size) -> 
         across: previews of each.
         size: of the previews, in pixels.
     """
-    by_caption = {item["caption"]: item for item in reversed(items)}
-    chosen = list(by_caption.values())[::-1][:rows]
+    by_caption: dict[str, Batch] = {}
+    for item in items:
+        by_caption.setdefault(item["caption"], item)
+    chosen = list(by_caption.values())[:rows]
     images = torch.cat([fitted(unit_image(item["image"]), size) for item in chosen])
     masks = random_masks(eval_numbers([item["name"] for item in chosen]), size)
     start = ImageStart(images.repeat_interleave(across, dim=0), masks[:, 0].repeat_interleave(across, dim=0), 1.0)
