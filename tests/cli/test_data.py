@@ -34,10 +34,10 @@ def test_data_download_says_where_and_what_next(
     assert main(["data", "download", "voc", "--root", "my data"]) == 0
     text = capsys.readouterr().out
     assert "VOC 2012 is in my data/VOCdevkit/VOC2012\n" in text
-    assert "voc_resnet50_reference.yaml --data.root 'my data'\n" in text and "download sbd --root 'my data'\n" in text
+    assert "voc_resnet50_reference --data.root 'my data'\n" in text and "download sbd --root 'my data'\n" in text
     assert main(["data", "download", "sbd", "--root", "data"]) == 0
     text = capsys.readouterr().out
-    assert f"{ids}: 2 training images" in text and "voc_resnet50.yaml --data.root data\n" in text
+    assert f"{ids}: 2 training images" in text and "voc_resnet50 --data.root data\n" in text
 
 
 def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
