@@ -60,15 +60,15 @@ def test_a_run_stops_and_so_does_a_resumed_one(
 
 
 def test_more_patience_continues_as_if_it_had_always_been_so(tiny: Tiny) -> None:
-    run = train(tiny("segmentation", **STILL))
-    longer = STILL | {"training__early_stopping_patience": 4}
-    train(tiny("segmentation", training__resume=True, **longer))
-    whole = train(tiny("segmentation", "whole", **longer))
-    assert state(run) == state(whole) and state(run)["step"] == 10
+    run = train(tiny("segmentation", **STILL | {"training__early_stopping_patience": 1}))
+    assert state(run)["step"] == 4
+    train(tiny("segmentation", training__resume=True, **STILL))
+    whole = train(tiny("segmentation", "whole", **STILL))
+    assert state(run) == state(whole) and state(run)["step"] == 6
     for name in (checkpoints.MODEL, checkpoints.EMA_WEIGHTS, checkpoints.OPTIMIZER):
         one, other = (load_file(checkpoints.newest(r) / name) for r in (run, whole))  # type: ignore[operator]
         assert all(torch.equal(one[key], other[key]) for key in other)
-    assert from_yaml(run / "config.yaml").training.early_stopping_patience == 4
+    assert from_yaml(run / "config.yaml").training.early_stopping_patience == 2
 
 
 def test_the_best_weights_by_another_metric(tiny: Tiny) -> None:
