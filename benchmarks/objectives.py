@@ -44,11 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     references: ReferenceFeatures | None = None
     runs: list[dict[str, Any]] = []
     tiles: list[tuple[str, Tensor]] = []
-    for name, path in args.runs:
-        loaded = load_run(path)
+    loaded_runs = [(name, load_run(path), _budget(path)) for name, path in args.runs]  # all, before one is sampled
+    for name, loaded, budget in loaded_runs:
         task = loaded.diffusion
         if task is None:
-            raise SystemExit(f"{path}: must have a diffusion head.")
+            raise SystemExit(f"{name}: must have a diffusion head.")
         denoiser = as_denoiser(task)
         if networks is None or references is None:
             splits = EvalSplits(loaded.config.data.name, loaded.split("train"), loaded.images, "val")
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             references.get(network, "train"),
             networks.classifier,
         )
-        runs.append({"name": name, "process": process, **_budget(path), **result.metrics()})
+        runs.append({"name": name, "process": process, **budget, **result.metrics()})
     make_folder(args.output)
     lines = _table(runs, args)
     write_text(args.output / "table.md", "\n".join(lines) + "\n")

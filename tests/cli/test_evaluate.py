@@ -115,13 +115,13 @@ def test_evaluate_in_tiles_and_views(run: Path, tmp_path: Path, capsys: pytest.C
         "image_range": None,
     }
     assert seen["segmentation/nll"] != plain["segmentation/nll"]
+    report = (tmp_path / "report.html").read_text()
+    assert "tiles, 4 views" in report and report.count('class="case"') == 4
+    assert seen["segmentation/images"] == plain["segmentation/images"] == 4
     assert "segmentation/v_rand" not in plain
     scores = evaluated("--instances")
     assert scores["segmentation/pixel_error"] == pytest.approx(1 - plain["segmentation/pixel_accuracy"])
     assert 0 < scores["segmentation/v_rand"] <= 1 and 0 <= scores["segmentation/v_info"] <= 1
-    report = (tmp_path / "report.html").read_text()
-    assert "tiles, 4 views" in report and report.count('class="case"') == 4
-    assert seen["segmentation/images"] == plain["segmentation/images"] == 4
     for words, part in (
         (["--overlap", "2"], "--overlap=2.0: must be in [0, 0.9]"),
         (["--tile", "a"], "a: must be a side"),

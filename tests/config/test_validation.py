@@ -201,7 +201,8 @@ INVALID = [
     (
         "joint",
         {"data.unlabelled_root": "."},
-        "data.unlabelled_root=.: must be null with data.name=scenes. Only folders, voc, voc_folder support it.",
+        "data.unlabelled_root=.: must be null with data.name=scenes. Only folders, voc, voc_folder, coco, "
+        "labelme, label_studio, cityscapes, ade20k, huggingface support it.",
     ),
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
     (
@@ -262,7 +263,7 @@ INVALID = [
         "segmentation",
         {"data.name": "voc", "data.root": ".", "data.size": [64, 64], "segmentation.context": "caption"},
         "data.name=voc: must be a dataset with captions for segmentation.context=caption: scenes, captioned_folder, "
-        "parquet.",
+        "parquet, custom.",
     ),
     (
         "segmentation",

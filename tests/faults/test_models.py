@@ -297,7 +297,7 @@ def test_d1_d2_text_encoders_run_no_code_and_read_no_pickle(
 
     for says, spoil in (
         ("cannot be loaded as a text encoder", lambda: edited(config, custom)),
-        ("cannot be loaded as a text encoder", lambda: config.write_text("{")),
+        ("text_encoder/config.json: must be JSON", lambda: config.write_text("{")),
         ("cannot be loaded as a text encoder", lambda: tokenizer.write_text("[]")),
         ("cannot be loaded as a text encoder", lambda: edited(config, lambda c: c.update(hidden_size=10**6))),
         ("_attn_implementation=", lambda: edited(config, lambda c: c.update(_attn_implementation="evil/kernel"))),

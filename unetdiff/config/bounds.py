@@ -232,6 +232,7 @@ PATHS = (
     "data.mask_colors",
     "data.annotations",
     "data.regularization_root",
+    "data.unlabelled_root",
     "latent.vae",
     "latent.cache_dir",
     "diffusion.text.encoder",

@@ -13,7 +13,9 @@ REMEDY = "Give pixels / 127.5 - 1, or call SegmentationPipeline with images."
 
 
 def require_pixels(pixels: Tensor) -> None:
-    """Refuse integers, and images of 0 to 255 as floats; nothing is read of a tensor without values (tracing).
+    """Refuse integers, and images of 0 to 255 as floats.
+
+    Nothing is read of a tensor without values (tracing), nor of one on a GPU in training, which would wait for it.
 
     Raises:
         UserError: says how pixels of 0 to 255 become those of [-1, 1].
@@ -21,6 +23,8 @@ def require_pixels(pixels: Tensor) -> None:
     if not pixels.is_floating_point():
         raise UserError(f"pixels: must be floats in [-1, 1] (got {pixels.dtype}). {REMEDY}")
     if torch.compiler.is_compiling() or pixels.is_meta or not pixels.numel():
+        return
+    if pixels.device.type != "cpu" and torch.is_grad_enabled():
         return
     largest = float(pixels.detach().amax())
     if largest > MAX_PIXEL:
