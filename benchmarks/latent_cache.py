@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 
-from unetdiff.config.reading import load
+from unetdiff.config.reading import load, parse
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.trainer import Trainer
 
@@ -85,14 +85,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each (default: 8)")
     parser.add_argument("--batch_size", type=int, default=32, help="images per step (default: 32)")
     parser.add_argument("--images", type=int, default=64, help="images in the dataset (default: 64)")
-    parser.add_argument(
-        "--first_channels", type=int, nargs="+", default=[64], help="widths; deeper levels are 2 and 4 times as wide"
-    )
+    parser.add_argument("--factors", type=float, nargs="+", default=[1.0], help="of the config's channels (default: 1)")
     args = parser.parse_args()
     with TemporaryDirectory() as output:
         few_images(args.root, Path(output) / "data", args.images)
-        for first in args.first_channels:
-            compare(args, [first, 2 * first, 4 * first], Path(output))
+        channels = parse(CONFIG, {}).model.encoder.channels or []
+        for factor in args.factors:
+            compare(args, [round(factor * width) for width in channels], Path(output))
 
 
 if __name__ == "__main__":

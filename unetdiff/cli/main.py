@@ -97,8 +97,7 @@ def _run(words: list[str]) -> int:
 
 def _fail(message: str, status: int) -> int:
     """Print a message on one line; returns the status."""
-    prefix = "" if message.startswith("unetdiff ") else "unetdiff: "  # some name their command
-    print(f"{prefix}{shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
+    print(f"unetdiff: {shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
     return status
 
 
