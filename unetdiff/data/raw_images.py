@@ -22,7 +22,8 @@ from PIL import Image
 
 from unetdiff.errors import FileError
 from unetdiff.files.folders import size_of
-from unetdiff.files.images import MAX_PIXELS, first_bytes, open_image
+from unetdiff.files.images import MAX_PIXELS, open_image
+from unetdiff.files.texts import read_start
 
 MAX_CHANNELS = 64
 """Most channels of an image."""
@@ -188,7 +189,7 @@ def _deep_png(source: Path | bytes, name: str, image: Image.Image) -> RawImage:
         where = source if isinstance(source, Path) else name
         reason = "PNG images with colors of 16 bits need imagecodecs"
         raise FileError.of(where, reason, "Run `pip install 'unetdiff[images]'`.") from None
-    content = source if isinstance(source, bytes) else first_bytes(source, size_of(source))
+    content = source if isinstance(source, bytes) else read_start(source, size_of(source))
     values = png_decode(content)  # (H, W, 3 or 4), uint16
     if turn != 1:
         planes = [Image.fromarray(values[..., c]).transpose(TRANSPOSE[turn]) for c in range(values.shape[2])]
@@ -212,7 +213,7 @@ def _tiff_of_bands(source: Path | bytes, name: str) -> Iterator[tifffile.TiffFil
         FileError: what goes wrong inside the block too.
     """
     where = source if isinstance(source, Path) else name or f"<{len(source)} bytes>"
-    magic = first_bytes(source, 4) if isinstance(source, Path) else source[:4]
+    magic = read_start(source, 4) if isinstance(source, Path) else source[:4]
     if magic not in TIFF_MAGIC:
         yield None
         return

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import regular_file
+from unetdiff.files.texts import read_start
 from unetdiff.files.writing import write_file
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -67,23 +68,9 @@ def open_image(source: str | Path | bytes, name: str = "", remedy: str = "") -> 
         raise FileError.of(where, f"cannot be decoded ({reason})", remedy) from None
 
 
-def first_bytes(path: str | Path, count: int) -> bytes:
-    """The first bytes of a file, which say its format.
-
-    Raises:
-        FileError: missing, or not a regular file.
-    """
-    path = regular_file(path)
-    try:
-        with path.open("rb") as file:
-            return file.read(count)
-    except OSError as error:
-        raise FileError.from_os_error(path, error) from None
-
-
 def is_whole_jpeg(path: str | Path) -> bool:
     """Whether a file begins as a JPEG and ends with the end-of-image marker."""
-    if first_bytes(path, 3) != b"\xff\xd8\xff":
+    if read_start(path, 3) != b"\xff\xd8\xff":
         return False
     with Path(path).open("rb") as file:
         file.seek(-2, os.SEEK_END)
