@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
-from unetdiff.data.capabilities import WITH_MASKS
+from unetdiff.data.capabilities import NATIVE_SIZE, WITH_MASKS
 from unetdiff.data.config import DataConfig
 from unetdiff.data.decoding import RGB
 from unetdiff.data.raw_images import ImageInfo, read_info, read_values
@@ -50,8 +50,8 @@ def resolve_image_format(config: DataConfig, masks: bool, layout: bool = False, 
 
     A dataset that cannot be read is left as it is: the check of the dataset says why.
     """
-    if config.channels is not None and config.image_range is not None:
-        return config
+    if config.name in NATIVE_SIZE or (config.channels is not None and config.image_range is not None):
+        return config  # images without files are of 8 bits
     try:
         masks, layout = masks and config.name in WITH_MASKS, layout and config.name in WITH_MASKS
         size = config.size if masks or layout else config.size or ANY_SIZE
