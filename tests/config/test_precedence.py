@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = """
 task: segmentation
 model:
-  encoder: {name: mobilenet_v2}
+  encoder: {name: mobilenet_v2, weights: imagenet}
   decoder: {channels: [32, 16], upsample: bilinear}
 data: {name: voc, root: ., longest_side: 320, repeat_factor_threshold: 0.3, augment: {crop: [64, 64]}}
 segmentation: {class_weights: median_frequency, class_weights_anneal_until: 0.5, ohem: {threshold: 0.6}}
@@ -41,7 +41,7 @@ def test_keys_exist() -> None:
         (["--training.steps", "7"], {"training.steps": 7, "training.epochs": None}),
         (["--data.size", "[64, 64]"], {"data.size": [64, 64], "data.longest_side": None}),
         (
-            ["--training.freeze_backbone", "--model.encoder.weights", "imagenet"],
+            ["--training.freeze_backbone"],
             {"training.freeze_encoder": 0, "training.frozen_levels": 0},
         ),
         (["--segmentation.noise", "0.5"], {"segmentation.noise": 0.5, "segmentation.timestep": 0}),
@@ -62,6 +62,7 @@ def test_alternatives_replace_each_other_without_a_word(file: Path, words: list[
             ["segmentation.class_weights=median_frequency", "segmentation.ohem"],
         ),
         (["--data.name", "scenes"], ["data.longest_side=320", "data.repeat_factor_threshold=0.3"]),
+        (["--model.encoder.weights", "null"], ["training.frozen_levels=1", "training.freeze_encoder=0.5"]),
         (["--model.encoder.name", "residual"], ["model.decoder.channels=[32, 16]", "model.decoder.upsample=bilinear"]),
     ],
 )

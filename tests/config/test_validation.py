@@ -273,6 +273,19 @@ INVALID = [
     ),
     (
         "segmentation",
+        {"training.frozen_levels": 2},
+        "training.frozen_levels=2: must be 0 without model.pretrained, training.init_from or model.encoder.weights, "
+        "as levels would stay random. Give the weights to freeze, or training.frozen_levels=0.",
+    ),
+    (
+        "joint",
+        {"training.freeze_encoder": 0.5},
+        "training.freeze_encoder=0.5: must be 0 without model.pretrained, training.init_from or "
+        "model.encoder.weights, as the encoder would stay random. Give the weights to freeze, or "
+        "training.freeze_encoder=0.",
+    ),
+    (
+        "segmentation",
         {"data.name": "fashion_mnist", "data.root": "."},
         f"data.name=fashion_mnist: must be a dataset with masks for task=segmentation: {', '.join(WITH_MASKS)}.",
     ),

@@ -24,6 +24,7 @@ from unetdiff.cli.processes import torch_launch
 from unetdiff.config.reading import parse, to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
+from unetdiff.models.unet import UNet
 from unetdiff.training import checkpoints, runtime
 from unetdiff.training.logger import read_lines
 from unetdiff.training.trainer import train
@@ -108,7 +109,12 @@ def free_port() -> str:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunConfig]:
     folder = tmp_path_factory.mktemp("runs")
 
+    network = {key.rpartition(".")[2]: value for key, value in BATCH_NORM.items()}
+    UNet(encoder=network, heads={"segmentation": {"num_classes": 2}}).save_pretrained(folder / "start")
+
     def build(case: str, name: str, **training: Any) -> RunConfig:
+        if CASES[case].get("training.freeze_encoder"):
+            training["init_from"] = str(folder / "start")
         built = parse(None, {**TINY, **CASES[case]}, TASKS.get(case, "segmentation"))  # type: ignore[arg-type]
         return replace(built, training=replace(built.training, output_dir=str(folder / f"{case}-{name}"), **training))
 

@@ -91,7 +91,9 @@ def test_a_run_with_sgd(
     tiny: Callable[..., RunConfig], cut_and_resumed: Callable[[RunConfig], dict[str, Tensor]]
 ) -> None:
     options: dict[str, Any] = {"training__optimizer__name": "SGD", "training__optimizer__args": {"momentum": 0.9}}
-    cut_and_resumed(tiny("segmentation", training__optimizer__lr=0.01, training__freeze_encoder=0.4, **options))
+    start = train(tiny("segmentation", "start", training__steps=1))
+    options |= {"training__init_from": str(start), "training__freeze_encoder": 0.4}
+    cut_and_resumed(tiny("segmentation", training__optimizer__lr=0.01, **options))
     wrong = tiny("segmentation", "wrong", training__optimizer__name="SGD", training__optimizer__args={"momentun": 0.9})
     with pytest.raises(UserError, match=r"args.momentun=0.9: must be an argument of .*SGD.* Did you mean momentum\?"):
         train(wrong)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torchvision.models import resnet18
 
 from unetdiff import GenerationPipeline, SegmentationPipeline, UNet
 from unetdiff.config.schema import RunConfig
@@ -94,9 +95,11 @@ def test_accumulation_gives_the_same_step(tiny: Tiny) -> None:
     assert json.loads((whole / "summary.json").read_text())["precision"] == "float32"
 
 
-def test_frozen_phase_then_free(tiny: Tiny) -> None:
+def test_frozen_phase_then_free(tiny: Tiny, tmp_path: Path) -> None:
+    save_file(resnet18().state_dict(), tmp_path / "resnet18.safetensors")
     options = {
         "model__encoder__name": "resnet18",
+        "model__encoder__weights": str(tmp_path / "resnet18.safetensors"),
         "model__encoder__channels": None,
         "model__conditioning__attention_levels": None,
         "model__conditioning__cross_attention_dim": None,

@@ -34,7 +34,7 @@ from unetdiff.evaluation.sampling import sample_batches
 from unetdiff.evaluation.types import SamplingConfig, concat_batches
 from unetdiff.experiments.loss_guidance_report import UNGUIDED, GuidedSamples, loss_guidance_record
 from unetdiff.experiments.run_inputs import diffusion_task, open_segmenter, refuse_overrides
-from unetdiff.experiments.runs import train_run, variant
+from unetdiff.experiments.runs import ALL_TRAINED, train_run, variant
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import data_name
 from unetdiff.segmentation.inference import segment_whole
@@ -188,6 +188,8 @@ def _train_eval_segmenter(config: RunConfig, steps: int | None, output: Path, co
         "training.overwrite": False,
         "training.seed": config.training.seed + 1,
     }
+    if config.training.init_from is not None:  # random weights instead
+        changes |= ALL_TRAINED
     if steps is not None:
         changes |= {"training.steps": steps, "training.epochs": None}
     folder = output / "eval_segmenter"

@@ -30,6 +30,7 @@ from unetdiff.experiments.gallery import mask_gallery
 from unetdiff.experiments.linear_probes import ProbeTraining
 from unetdiff.experiments.pretraining_report import pretraining_record
 from unetdiff.experiments.runs import (
+    ALL_TRAINED,
     base_config,
     last_metric,
     num_train_steps,
@@ -51,12 +52,7 @@ TIMESTEPS = (0, 50, 150, 300)
 LABEL_FRACTIONS = (0.01, 0.05, 0.2, 1.0)
 TRAIN_STEPS = 200
 """Default optimizer steps of each segmenter without --segmenter_train_steps and CONFIG."""
-FROM_SCRATCH: dict[str, Any] = {
-    "model.encoder.weights": None,
-    "training.init_from": None,
-    "training.frozen_levels": 0,
-    "training.freeze_encoder": 0.0,
-}
+FROM_SCRATCH: dict[str, Any] = {"model.encoder.weights": None, "training.init_from": None, **ALL_TRAINED}
 """Config keys for a network without pretrained weights."""
 
 

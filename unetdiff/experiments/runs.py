@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from unetdiff.config.reading import override, parse
 from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.training import LoRAConfig
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.config.validation.files import check_files
 from unetdiff.config.validation.run import validate
@@ -26,6 +27,13 @@ from unetdiff.reports.record import Line, Value
 from unetdiff.reports.runs import Run, read_run
 from unetdiff.training.run_cache import train_once
 
+ALL_TRAINED: dict[str, Any] = {
+    "training.frozen_levels": 0,
+    "training.freeze_encoder": 0.0,
+    "training.freeze_backbone": False,
+    "training.lora": LoRAConfig(),
+}
+"""Config keys for a network of random weights, of which none stays as it is."""
 MACHINE_KEYS = ("device", "processes", "threads", "precision", "versions")
 """Entries of summary.json that describe the machine."""
 

@@ -50,12 +50,7 @@ def validate_training(config: RunConfig) -> None:
         if training.lora.rank is not None:
             constraint = f"false with training.lora.rank={training.lora.rank}, which freezes the backbone itself"
             raise config_error("training.freeze_backbone", True, constraint)
-        if training.init_from is None and config.model.pretrained is None and config.model.encoder.weights is None:
-            constraint = (
-                "false without model.pretrained, training.init_from or model.encoder.weights, as a backbone of random "
-                "weights would stay random"
-            )
-            raise config_error("training.freeze_backbone", True, constraint, "Give the network to freeze.")
+    _require_weights_to_freeze(config)
     model = config.model
     if model.revision is not None and model.pretrained is None:
         raise config_error("model.revision", model.revision, "null without model.pretrained")
@@ -66,6 +61,22 @@ def validate_training(config: RunConfig) -> None:
         near = min((n for n in range(1, batch + 1) if batch % n == 0), key=lambda n: abs(n - parts))
         constraint = f"a divisor of training.batch_size={batch}"
         raise config_error("training.gradient_accumulation_steps", parts, constraint, f"The nearest is {near}.")
+
+
+def _require_weights_to_freeze(config: RunConfig) -> None:
+    """Check that what is frozen was trained before: random weights would stay random."""
+    training = config.training
+    if training.init_from or config.model.pretrained or config.model.encoder.weights:
+        return
+    without = "without model.pretrained, training.init_from or model.encoder.weights"
+    if training.freeze_backbone:
+        constraint = f"false {without}, as a backbone of random weights would stay random"
+        raise config_error("training.freeze_backbone", True, constraint, "Give the network to freeze.")
+    reasons = {"frozen_levels": "levels would stay random", "freeze_encoder": "the encoder would stay random"}
+    for name, reason in reasons.items():
+        if value := getattr(training, name):
+            remedy = f"Give the weights to freeze, or training.{name}=0."
+            raise config_error(f"training.{name}", value, f"0 {without}, as {reason}", remedy)
 
 
 def _validate_optimizer(config: OptimizerConfig) -> None:
