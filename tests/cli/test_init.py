@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unetdiff.cli.init_config import _denoiser_epochs, _epochs
 from unetdiff.cli.main import main
 from unetdiff.config.reading import load
 from unetdiff.config.schema import RunConfig
@@ -231,3 +234,32 @@ def test_stats_propose_the_keys_of_masks_that_they_cannot_count(
         save(path, np.minimum(classes(), 1) * 255)
     assert main([*words, "--data.masks=labels/*_L.png"]) == 1
     assert "Set:\ndata:\n  mask_encoding: binary" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "steps"),
+    [(1, 8, (300, 300)), (17, 8, (600, 700)), (120, 8, (1900, 2100)), (9000, 16, (12_000, 12_500))],
+)
+def test_segmenters_of_any_number_of_images_train_for_some_hundred_steps_at_least(
+    images: int, batch: int, steps: tuple[int, int]
+) -> None:
+    epochs, reason = _epochs(images, batch)
+    assert steps[0] <= epochs * images / batch <= steps[1] and reason
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(1, 1000), (17, 1000), (640, 1000), (1000, 640), (9000, 71), (10**6, 0.64)]
+)
+def test_denoisers_see_no_image_more_than_a_thousand_times(images: int, epochs: float) -> None:
+    assert _denoiser_epochs(images)[0] == epochs
+
+
+def test_an_existing_config_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set.yaml").write_text("task: diffusion\n")
+    code = (
+        "import sys; from unetdiff.cli.main import main; status = main(['init', 'set']); "
+        "print(status, [m for m in ('torch', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert result.stdout == "2 []\n" and "--output=set.yaml: must be a new file" in result.stderr

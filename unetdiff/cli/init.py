@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import config_error, printable
+from unetdiff.files.writing import file_errors, make_folder, require_writable, write_text
 
 if TYPE_CHECKING:
     from unetdiff.cli.init_facts import Facts
@@ -33,19 +34,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing config")
     args = parser.parse_strictly(argv)
 
-    from unetdiff.cli.init_config import config_text, next_commands
-    from unetdiff.cli.init_facts import gather
-    from unetdiff.config.reading import load
-    from unetdiff.data.check import check
-    from unetdiff.data.discover import discover
-    from unetdiff.files.writing import file_errors, make_folder, require_writable, write_text
-
-    path: Path = args.path.expanduser()
+    path: Path = args.path
     name = re.sub(r"\W+", "_", path.resolve().name) or "data"
     output: Path = args.output or Path(f"{name}.yaml")
     if os.path.lexists(output) and not args.overwrite:
         raise config_error("--output", output, "a new file", "Give another name, or --overwrite.")
     require_writable("--output", output.parent, folder=True)
+
+    from unetdiff.cli.init_config import config_text, next_commands  # imports torch
+    from unetdiff.cli.init_facts import gather
+    from unetdiff.config.reading import load
+    from unetdiff.data.check import check
+    from unetdiff.data.discover import discover
+
     facts = gather(discover(path))
     for line in describe(path, facts):
         print(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,13 @@ from unetdiff.files.records import dump_yaml
 COLUMN = 40
 """Of the comments."""
 SAMPLES_PER_RUN, MIN_EPOCHS, MAX_EPOCHS, MAX_SAMPLES = 16_000, 48, 300, 200_000
-"""Training length: this many images, but between these numbers of epochs, and at most this many images."""
+"""Length of a segmenter's training: this many images, but between these numbers of epochs, and at most this many."""
+MIN_STEPS = 300
+"""Of a segmenter, however few its images are: its decoder starts at random weights."""
+DENOISER_SAMPLES, DENOISER_EPOCHS = 640_000, 1000
+"""Length of a denoiser's training: this many images, but at most so many epochs."""
+FEW = 500
+"""Images of which a denoiser's batches are half as large: twice the steps in the same epochs."""
 CROP_AREA = {"cpu": 256 * 256, "gpu": 512 * 512}
 LONGEST_SIDE = {"cpu": 320, "gpu": 640}
 IMBALANCED = 20
@@ -100,8 +107,8 @@ def _segmentation(facts: Facts, name: str, weights: str, machine: str) -> list[s
     scale_to = longest if (varied and max(height, width) > longest) or max(height, width) > 3 * longest else None
     factor = 1.0 if scale_to is None else scale_to / max(height, width)
     crop = _crop(height * factor, width * factor, CROP_AREA[machine])
-    epochs = _epochs(facts.num_train)
     batch = 8 if facts.num_train < 1000 else 16
+    epochs, why = _epochs(facts.num_train, batch)
     samples = epochs * facts.num_train
     encoder = "mobilenet_v2" if machine == "cpu" else "resnet50"
     where = {"cpu": "light: this machine has no GPU", "gpu": "this machine has a GPU"}[machine]
@@ -144,7 +151,7 @@ def _segmentation(facts: Facts, name: str, weights: str, machine: str) -> list[s
     lines += [
         line(0, "training", _SECTION),
         line(1, "output_dir", f"runs/{name}"),
-        line(1, "epochs", epochs, f"{round(samples / batch):,} steps"),
+        line(1, "epochs", epochs, f"{round(samples / batch):,} steps; {why}"),
         line(1, "batch_size", batch),
         line(1, "eval_batch_size", 8 if varied else 4),
     ]
@@ -161,9 +168,24 @@ def _segmentation(facts: Facts, name: str, weights: str, machine: str) -> list[s
     return lines
 
 
-def _epochs(images: int) -> int:
-    epochs = min(MAX_EPOCHS, max(MIN_EPOCHS, round(SAMPLES_PER_RUN / images)))
-    return max(1, min(epochs, MAX_SAMPLES // images))
+def _epochs(images: int, batch: int) -> tuple[int, str]:
+    """Length of a segmenter's training on so many images, and why."""
+    if images * MAX_EPOCHS < MIN_STEPS * batch:
+        return math.ceil(MIN_STEPS * batch / images), "fewer teach a new decoder little"
+    if MAX_EPOCHS * images <= SAMPLES_PER_RUN:
+        return MAX_EPOCHS, "more passes over few images overfit"
+    if MIN_EPOCHS * images <= SAMPLES_PER_RUN:
+        return _rounded(SAMPLES_PER_RUN / images, 2), f"{SAMPLES_PER_RUN:,} images, augmented"
+    epochs = max(1, min(MIN_EPOCHS, MAX_SAMPLES // images))
+    return epochs, "each image with many augmentations" if epochs == MIN_EPOCHS else f"{MAX_SAMPLES:,} images at most"
+
+
+def _denoiser_epochs(images: int) -> tuple[float, str]:
+    """Length of a denoiser's training on so many images, and why."""
+    if images * DENOISER_EPOCHS <= DENOISER_SAMPLES:
+        return DENOISER_EPOCHS, "with more, a denoiser copies its few images"
+    epochs = DENOISER_SAMPLES / images
+    return _rounded(epochs, 2) if epochs >= 10 else float(f"{epochs:.2g}"), f"{DENOISER_SAMPLES:,} images"
 
 
 def _crop(height: float, width: float, area: int) -> list[int]:
@@ -172,16 +194,19 @@ def _crop(height: float, width: float, area: int) -> list[int]:
     return [max(32, int(side * factor) // 32 * 32) for side in (height, width)]
 
 
-def _rounded(number: int) -> int:
-    digits = 10 ** (len(str(number)) - 1)
-    return max(1, number // digits) * digits
+def _rounded(number: float, digits: int = 1) -> int:
+    """A number of at least 1, down to so many significant digits."""
+    unit = 10 ** max(0, len(str(int(number))) - digits)
+    return max(1, int(number) // unit) * unit
 
 
 def _diffusion(facts: Facts, name: str) -> list[str]:
     condition = facts.found.condition
     side = 64 if min(facts.median_size) >= 48 else 32
     patch = 2 if side == 64 else 1
-    steps = min(20_000, max(4000, 40 * facts.num_train))
+    batch = 16 if facts.num_train < FEW else 32
+    epochs, why = _denoiser_epochs(facts.num_train)
+    samples = epochs * facts.num_train
     lines = [
         line(0, "model", _SECTION),
         line(1, "sample_size", side, "of the samples; same as data.size"),
@@ -217,9 +242,9 @@ def _diffusion(facts: Facts, name: str) -> list[str]:
         *lines,
         line(0, "training", _SECTION),
         line(1, "output_dir", f"runs/{name}"),
-        line(1, "steps", steps, f"{steps * 32 / facts.num_train:.0f} epochs of {facts.num_train} images"),
-        line(1, "batch_size", 32),
+        line(1, "epochs", epochs, f"{round(samples / batch):,} steps; {why}"),
+        line(1, "batch_size", batch),
         line(1, "eval_batch_size", 64),
         line(1, "optimizer", {"lr": 1e-3, "betas": [0.9, 0.99]}),
-        line(1, "ema", {"half_life_images": _rounded(min(20_000, steps * 32 // 16))}),
+        line(1, "ema", {"half_life_images": _rounded(min(20_000, max(100, samples // 16)))}),
     ]
