@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Self
 
 MAX_VALUE_CHARS = 200
 """Longest value that is repeated in a message."""
+MIN_SIMILARITY, MIN_PART = 0.6, 3
+"""Of words that "Did you mean" proposes: fraction of the characters that agree, and length of a word within another."""
 
 
 OS_REMEDIES = {
@@ -119,9 +122,37 @@ def as_yaml(value: Any) -> str:
     return f"'{text}'" if not text or " " in text else text
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The choice most similar to a word that is not among them, for "Did you mean ...?"."""
-    return difflib.get_close_matches(word[:MAX_VALUE_CHARS], list(choices), n=1, cutoff=0.0)[0]
+def similarity(a: str, b: str) -> float:
+    """Fraction of the characters of two words that agree, 0 to 1, without case and leading dashes."""
+    return difflib.SequenceMatcher(None, a.lower().lstrip("-"), b.lower().lstrip("-")).ratio()
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that a word was most likely meant to be; None where none is alike.
+
+    Alike are words of which `MIN_SIMILARITY` of the characters agree, and a choice that has the word as a part.
+    """
+    word, choices = word[:MAX_VALUE_CHARS], list(choices)
+    shared = {choice: len(os.path.commonprefix([word, choice])) for choice in choices}  # decides between equals
+    best = max(choices, key=lambda choice: (similarity(word, choice), shared[choice]), default=None)
+    if best is not None and similarity(word, best) >= MIN_SIMILARITY:
+        return best
+    part = word.lower().lstrip("-")
+    holders = [choice for choice in choices if part in choice.lower()] if len(part) >= MIN_PART else []
+    return min(holders, key=len, default=None)
+
+
+def did_you_mean(word: str, choices: Iterable[str], form: str = "{}", otherwise: str = "") -> str:
+    """ "Did you mean X?" for a word that is not among the choices.
+
+    Args:
+        word: what was given.
+        choices: what it may be.
+        form: of the choice in the message, e.g. "encoder.{}".
+        otherwise: the sentence where no choice is alike.
+    """
+    near = nearest(word, choices)
+    return otherwise if near is None else f"Did you mean {form.format(near)}?"
 
 
 def shortened(text: str, length: int = MAX_VALUE_CHARS) -> str:

@@ -42,7 +42,7 @@ def test_data_download_says_where_and_what_next(
 
 def test_data_download_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words, part in (
-        ([], "unetdiff data download: missing dataset (one of "),
+        ([], "missing dataset (one of "),
         (["voc"], "missing --root ("),
         (["camvid", "--root", "x"], "dataset=camvid: must be one of voc, sbd"),
         (["voc", "--roto", "x"], "--root"),

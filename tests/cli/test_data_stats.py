@@ -92,7 +92,7 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["data", "stats"], "unetdiff data stats: nothing to count. Give a config file, or --data.name and"),
+        (["data", "stats"], "nothing to count. Give a config file, or --data.name and"),
         (
             ["data", "stats", "--data.name=cifar10", "--data.root=."],
             "data.name=cifar10: must be a dataset with masks or captions",
@@ -103,10 +103,10 @@ def test_captions_are_counted_with_the_empty_and_the_repeated(
         ),
         (
             ["data", "stats", "--outptu", "x"],
-            "unetdiff data stats: unknown argument '--outptu'. Did you mean --output?",
+            "unknown argument '--outptu'. Did you mean --output?",
         ),
         (["data", "stats", "--data.name=scenes", "--output", "."], "--output=.: must be a file. Give e.g. stats.json."),
-        (["data", "chek"], "unetdiff data: unknown action 'chek'. Did you mean check?"),
+        (["data", "chek"], "unknown action 'chek'. Did you mean check?"),
     ],
 )
 def test_refusals(argv: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,7 +135,7 @@ def test_evaluate_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     for words, part in (
         ([str(run), "--training.steps", "3"], "must be a --data.KEY"),
         ([str(run), "--data.rot", "3"], "unknown option --data.rot. Did you mean --data.root?"),
-        ([str(run), "--split", "test"], "--split=test: must be one of val, train. Did you mean"),
+        ([str(run), "--split", "test"], "--split=test: must be one of val, train."),
         ([str(run), "--num_worst", "-1"], "--num_worst=-1: must be from 0 to 1000"),
         ([str(run), "--num_distance_samples", "1"], "--num_distance_samples=1: must be from 2 to 1000000"),
         ([str(run), "--features", "mobilenet"], "Did you mean mobilenet_v2?"),

@@ -219,7 +219,7 @@ def test_what_cannot_be_written_is_refused(init: Any, tmp_path: Path, capsys: py
     assert main(["init", "set"]) == 2
     assert "--output=set.yaml: must be a new file" in capsys.readouterr().err
     assert main(["init", "nowhere"]) == 2 and "nowhere: does not exist." in capsys.readouterr().err
-    assert main(["init"]) == 2 and "unetdiff init: missing path (folder with" in capsys.readouterr().err
+    assert main(["init"]) == 2 and "unetdiff: missing path (folder with" in capsys.readouterr().err
 
 
 def test_stats_propose_the_keys_of_masks_that_they_cannot_count(

@@ -108,4 +108,8 @@ def test_unknown_option_names_the_nearest(capsys: pytest.CaptureFixture[str]) ->
     assert main(["sample", "run", "--step", "5"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "unknown argument '--step'. Did you mean --" in error
+    assert "unknown argument '--step'. Did you mean --num_inference_steps? See unetdiff sample --help." in error
+    assert main(["sample", "run", "--xyzzy"]) == 2
+    assert capsys.readouterr().err == "unetdiff: unknown argument '--xyzzy'. See unetdiff sample --help.\n"
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err.startswith("unetdiff: missing task (one of segmentation,")

@@ -38,11 +38,15 @@ def test_config_flags_and_overrides(config: Path, trained: list[tuple[RunConfig,
     )
 
 
-def test_without_a_file(trained: list[tuple[RunConfig, str]]) -> None:
+def test_without_a_file(trained: list[tuple[RunConfig, str]], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "segmentation", "--training.steps=3", "--overwrite"]) == 0
     [(given, _)] = trained
     assert given.training.steps == 3 and given.training.overwrite
     assert given.data.name == "scenes"
+    line = "No dataset was given: using the embedded scenes. For a config of your own images: unetdiff init PATH\n"
+    assert line in capsys.readouterr().err
+    assert main(["train", "segmentation", "scenes"]) == 0
+    assert line not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,11 @@ def test_unknown_keys_name_the_nearest(unknown: str, right: str, tmp_path: Path,
     assert error_of(path) == f"unknown key {unknown}=3 in {path}. Did you mean {right}?"
 
 
+def test_keys_that_are_not_alike_are_not_proposed(error_of: typing.Any) -> None:
+    assert error_of(None, ["--gpu", "3"]) == "unknown option --gpu. `unetdiff train --help` lists the keys."
+    assert error_of(None, ["--batch", "3"]) == "unknown option --batch. Did you mean --training.batch_size?"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

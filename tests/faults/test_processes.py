@@ -260,7 +260,7 @@ def test_a4_other_commands_run_in_one_process(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)  # no store: the main process reports
     assert main([command, "runs/run"]) == 2
-    assert f"unetdiff {command}: must run in a single process" in capsys.readouterr().err
+    assert f"unetdiff: {command}: must run in a single process" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     assert main([command, "runs/run"]) == 1
     assert capsys.readouterr().err == ""

@@ -12,6 +12,7 @@ from unetdiff.errors import UserError
 from unetdiff.export.files import to_onnx
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.kernels.fold_batch_norm import fold_batch_norm
+from unetdiff.kernels.packing import can_pack
 from unetdiff.models.unet import UNet
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -98,6 +99,29 @@ def test_a_network_optimized_for_inference_answers_the_same(name: str) -> None:
     rough = answer(unet, side, torch.bfloat16)
     assert rough.dtype == torch.bfloat16
     assert (rough.float() - expected).abs().mean() < 0.05 * expected.abs().mean() + 1e-3
+
+
+@pytest.mark.parametrize("name", ["resnet18", "classic"])
+def test_a_head_with_decoder_levels_of_its_own_is_folded_and_packed_whole(name: str) -> None:
+    torch.manual_seed(0)
+    segmentation = {"num_classes": 3, "own_decoder_levels": 1}
+    encoder = {"name": name, "norm": "frozen"} | ({"channels": [4, 8, 8]} if name == "classic" else {})
+    unet = UNet(encoder=encoder, decoder={"norm": "frozen"}, heads={"segmentation": segmentation, "diffusion": {}})
+    unet = lively(unet)
+    images = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def answers() -> list[torch.Tensor]:
+        return [unet(images, return_dict=False, head=head)[0] for head in ("segmentation", "diffusion") for _ in "123"]
+
+    expected = answers()
+    accelerate_inference_(unet)
+    own = unet.heads["segmentation"].own_decoder
+    for kind in (nn.BatchNorm2d, *([nn.Conv2d] if can_pack(torch.float32) else [])):
+        for part in (own, unet.encoder, unet.decoder):
+            assert not any(type(module) is kind for module in part.modules())
+    for one, other in zip(answers(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))
 
 
 @pytest.mark.parametrize(("levels", "patch_size"), [(8, 1), (6, 4)])

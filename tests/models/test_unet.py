@@ -253,7 +253,11 @@ class TestRefusals:
             ),
             (
                 {"encoder": {"familly": "resnet50"}, "heads": SEGMENTATION},
-                "encoder.familly: unknown key. Did you mean encoder",
+                "encoder.familly: unknown key. The keys are channels, ",
+            ),
+            (
+                {"encoder": {"wieghts": None}, "heads": SEGMENTATION},
+                "encoder.wieghts: unknown key. Did you mean encoder.weights",
             ),
             (
                 {"encoder": {"norm": "layer", "name": "classic"}, "heads": SEGMENTATION},

@@ -17,6 +17,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.errors import UserError
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import read_lines
+from unetdiff.training.tasks.segmentation import SegmentationTask
 from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]
@@ -87,3 +88,13 @@ def test_the_best_weights_by_another_metric(tiny: Tiny) -> None:
         train(tiny("segmentation", "x", training__best_metric="segmentation/mean_dic"))
     with pytest.raises(UserError, match="best_metric=segmentation/loss: must be one of diffusion/loss, or null"):
         train(tiny("diffusion", "x", training__best_metric="segmentation/loss"))
+
+
+def test_a_run_whose_best_metric_was_never_a_number_says_so(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = SegmentationTask.evaluate
+    lost = {"segmentation/mean_iou": float("nan")}
+    monkeypatch.setattr(SegmentationTask, "evaluate", lambda *args: evaluate(*args) | lost)
+    train(tiny("segmentation", **STILL))
+    assert "stopped early at step 4 of 40: segmentation/mean_iou was never a number\n" in capsys.readouterr().err

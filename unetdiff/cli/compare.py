@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the HTML file")
     args = parser.parse_strictly(argv)
     if not args.runs and not args.experiments:
-        raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
+        raise UserError("nothing to show. Give run directories, or --experiments DIR.")
     runs = [local_model(run, "RUN") for run in args.runs]
     for run in runs:
         if not (run / "config.yaml").is_file() and not (run / "model_index.json").is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, did_you_mean
 
 # action -> (module with `main(argv) -> exit status`, help)
 ACTIONS = {
@@ -28,10 +28,8 @@ def main(argv: Sequence[str]) -> int:
         print("\n`unetdiff data ACTION --help` lists an action's options.")
         return 0
     if not argv:
-        raise UserError(f"unetdiff data: no action. Give one of {', '.join(ACTIONS)}.")
+        raise UserError(f"no action. Give one of {', '.join(ACTIONS)}.")
     if argv[0] not in ACTIONS:
-        near = nearest(argv[0], ACTIONS)
-        raise UserError(
-            f"unetdiff data: unknown action {argv[0]!r}. Did you mean {near}? (one of {', '.join(ACTIONS)})"
-        )
+        near = f"{did_you_mean(argv[0], ACTIONS)} (one of {', '.join(ACTIONS)})".lstrip()
+        raise UserError(f"unknown action {argv[0]!r}. {near}")
     return import_module(ACTIONS[argv[0]][0]).main(argv[1:])

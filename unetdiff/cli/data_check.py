@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="decode an image only if its file looks damaged")
     args = parser.parse_strictly(words)
     if args.config is None and not overrides:
-        raise UserError("unetdiff data check: nothing to check. Give a config file, or --data.name and --data.root.")
+        raise UserError("nothing to check. Give a config file, or --data.name and --data.root.")
 
     from unetdiff.config.reading import parse
     from unetdiff.config.validation.data import needs_layout

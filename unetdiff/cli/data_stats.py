@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="also write the statistics to this JSON file")
     args = parser.parse_strictly(words)
     if args.config is None and not overrides:
-        raise UserError("unetdiff data stats: nothing to count. Give a config file, or --data.name and --data.root.")
+        raise UserError("nothing to count. Give a config file, or --data.name and --data.root.")
 
     from unetdiff.config.reading import parse
     from unetdiff.files.records import write_json

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unetdiff.cli.model_path import local_model
 from unetdiff.cli.parser import Parser, split_overrides
-from unetdiff.errors import UserError, nearest, printable
+from unetdiff.errors import UserError, did_you_mean, printable
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.files.writing import file_errors, require_writable
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if name not in EXPERIMENTS:
         raise UserError(
             f"unknown experiment {name!r}: must be one of {', '.join(EXPERIMENTS)}. "
-            f"Did you mean {nearest(name, EXPERIMENTS)}?"
+            f"{did_you_mean(name, EXPERIMENTS)}".rstrip()
         )
     module, summary = EXPERIMENTS[name]
     experiment = import_module(module)

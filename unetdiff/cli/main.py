@@ -10,7 +10,15 @@ from importlib import import_module
 import unetdiff
 from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_process
 from unetdiff.cli.streams import status_of, tolerant_streams
-from unetdiff.errors import AnotherProcessFailed, FileError, TrainingStopped, UserError, nearest, printable, shortened
+from unetdiff.errors import (
+    AnotherProcessFailed,
+    FileError,
+    TrainingStopped,
+    UserError,
+    did_you_mean,
+    printable,
+    shortened,
+)
 
 MAX_MESSAGE_CHARS = 2000
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
@@ -72,8 +80,8 @@ def _run(words: list[str]) -> int:
     try:
         with report_once():
             if words[0] not in COMMANDS:
-                near = nearest(words[0], COMMANDS)
-                raise UserError(f"unknown command {words[0]!r}. Did you mean {near}? (one of {', '.join(COMMANDS)})")
+                near = f"{did_you_mean(words[0], COMMANDS)} (one of {', '.join(COMMANDS)})".lstrip()
+                raise UserError(f"unknown command {words[0]!r}. {near}")
             _set_threads()
             if words[0] != "train":
                 require_single_process(words[0])

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from unetdiff.errors import UserError, config_error, nearest
+from unetdiff.errors import UserError, config_error, did_you_mean
 
 REQUIRED = "the following arguments are required: "
 """The start of argparse's message."""
@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
         names = message.removeprefix(REQUIRED)
         if names != message:
             message = f"missing {', '.join(map(self._with_meaning, names.split(', ')))}"
-        raise UserError(f"{self.prog}: {message}. See {self.prog} --help.")
+        raise UserError(f"{message}. See {self.prog} --help.")
 
     def _with_meaning(self, name: str) -> str:
         """ "task (one of segmentation, diffusion, joint)": an argument's choices, or else its help."""
@@ -107,8 +107,7 @@ class Parser(argparse.ArgumentParser):
         if action.choices is not None and value not in action.choices:
             name = action.option_strings[0] if action.option_strings else action.dest
             choices = [str(choice) for choice in action.choices]
-            remedy = f"Did you mean {nearest(str(value), choices)}?"
-            raise config_error(name, value, f"one of {', '.join(choices)}", remedy)
+            raise config_error(name, value, f"one of {', '.join(choices)}", did_you_mean(str(value), choices))
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all arguments.
@@ -126,8 +125,8 @@ class Parser(argparse.ArgumentParser):
     def unknown_argument(self, word: str) -> UserError:
         """The error for an argument that this command does not have."""
         options = [option for action in self._actions for option in action.option_strings]
-        near = nearest(word.partition("=")[0], options)
-        return UserError(f"{self.prog}: unknown argument {word!r}. Did you mean {near}? See {self.prog} --help.")
+        near = did_you_mean(word.partition("=")[0], options)
+        return UserError(" ".join(filter(None, (f"unknown argument {word!r}.", near, f"See {self.prog} --help."))))
 
 
 def _check_limits(name: str, value: Any) -> None:

@@ -80,9 +80,7 @@ def require_single_process(command: str) -> None:
         UserError: started by a launcher of several processes.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" or needs_relaunch(os.environ):
-        raise UserError(
-            f"unetdiff {command}: must run in a single process. Start it without torchrun or accelerate launch."
-        )
+        raise UserError(f"{command}: must run in a single process. Start it without torchrun or accelerate launch.")
 
 
 def is_main_process() -> bool:

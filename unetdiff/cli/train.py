@@ -61,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
     notes: list[str] = []
     is_default = path is None
     if path is None:
-        path = default_config(args.task, any(word.startswith(("--data.name", "--data.root")) for word in overrides))
+        has_own_data = any(word.startswith(("--data.name", "--data.root")) for word in overrides)
+        path = default_config(args.task, has_own_data)
+        if not has_own_data and is_main_process():
+            say("No dataset was given: using the embedded scenes. For a config of your own images: unetdiff init PATH")
     config = load(path, overrides, args.task, notes, is_default)
     for note in notes if is_main_process() and not is_default else []:
         say(f"unetdiff: {note}")

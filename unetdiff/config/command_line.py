@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -21,11 +20,11 @@ from unetdiff.config.schema import (
     is_known,
     is_optional,
     is_section,
-    nearest_key,
+    mean_key,
     section_class,
 )
 from unetdiff.config.values import WrongType, from_word, options_of, typed
-from unetdiff.errors import UserError, config_error
+from unetdiff.errors import UserError, config_error, did_you_mean
 
 Overrides = Mapping[str, Any] | Sequence[str]
 """{"training.steps": 5}, or command-line arguments: ["--training.steps", "5"]."""
@@ -95,11 +94,10 @@ def type_error(key: str, value: Any, remedy: str = "") -> UserError:
     """The error for a value of the wrong type, with the nearest choice where the key has choices."""
     if key not in KEYS:  # an entry of a mapping
         return config_error(key, value, describe(entry_types(key)[1]), remedy)
-    near = difflib.get_close_matches(str(value), choices_of(key), n=1)
-    hints = [f"Did you mean {near[0]}?"] if near else []
+    hints = [did_you_mean(str(value), choices_of(key)), remedy]
     if str in options_of(KEYS[key]) and isinstance(value, int | float | date):
-        hints.append(f"Put it in quotes: '{value}'.")
-    return config_error(key, value, describe(KEYS[key]), " ".join([*hints, *([remedy] if remedy else [])]))
+        hints.insert(1, f"Put it in quotes: '{value}'.")
+    return config_error(key, value, describe(KEYS[key]), " ".join(filter(None, hints)))
 
 
 def entry_types(key: str) -> tuple[Any, Any]:
@@ -154,6 +152,6 @@ def _pairs(words: Sequence[str]) -> Iterable[tuple[str, str]]:
 
 def _require_option(key: str, name: str) -> None:
     if not is_known(key):
-        raise UserError(f"unknown option {name}. Did you mean --{nearest_key(key)}?")
+        raise UserError(f"unknown option {name}. {mean_key(key, '--')}")
     if key in KEYS and is_section(key) and not is_optional(key):
         raise UserError(f"{name} is a section. Set its keys one by one, e.g. --{first_key(key)}.")

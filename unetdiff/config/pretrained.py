@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from unetdiff.config.command_line import assign
-from unetdiff.config.schema import KEYS, RunConfig, flatten
+from unetdiff.config.schema import KEYS, RunConfig, Task, flatten
 from unetdiff.errors import FileError, UserError, as_yaml, config_error
 from unetdiff.files import hub
 from unetdiff.files.folders import is_there
 from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object, read_yaml
 from unetdiff.files.writing import OLD
-from unetdiff.models.config import STOCK_CLASSES
+from unetdiff.models.config import RESIDUAL, STOCK_CLASSES, ModelConfig
 from unetdiff.models.resolve import parse, resolve
 
 KEY = "model.pretrained"
@@ -61,6 +61,11 @@ CONDITIONERS: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 """Class of a conditioner -> `diffusion.condition`, and its arguments' keys."""
+ATTENTION = tuple(
+    f"model.conditioning.{key}" for key in ("attention_levels", "cross_attention_dim", "attention_head_dim")
+)
+"""Keys of the attention that a condition adds to a network without any."""
+RGB = 3
 HUB_PATTERNS = ("*.json", "*/*.json")
 """The files of a model on the Hub that its keys are read from."""
 
@@ -81,7 +86,7 @@ def follow_pretrained(config: RunConfig, given: Collection[str] | None = None) -
         return config
     directory = facts_directory(config)
     config, defaults, values = deepcopy(config), flatten(asdict(RunConfig())), flatten(asdict(config))
-    facts = dict(_facts(directory, name))
+    facts = dict(_facts(directory, name, config.task))
     if given is None:
         followed = all(values.get(key) == value for key, value in facts.items() if key.startswith("model."))
         given = [key for key, value in values.items() if followed or value != defaults.get(key)]
@@ -138,10 +143,10 @@ def exported_model(run: Path) -> Path | None:
     return next((run / name for name in names if is_there(run / name / UNET / CONFIG)), None)
 
 
-def _facts(directory: Path, name: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that follows from a model directory; `name` is the value of the key."""
+def _facts(directory: Path, name: str, task: Task) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all that follows from a model directory for a task; `name` is the value of the key."""
     is_pipeline = is_there(directory / UNET / CONFIG)
-    yield from _network(directory / UNET if is_pipeline else directory)
+    yield from _network(directory / UNET if is_pipeline else directory, name, task)
     if not is_pipeline:
         return
     yield from _noise(directory)
@@ -177,7 +182,7 @@ def _is_inpainting(path: Path) -> bool:
     return bool(channels != latents)
 
 
-def _network(directory: Path) -> Iterator[tuple[str, Any]]:
+def _network(directory: Path, name: str, task: Task) -> Iterator[tuple[str, Any]]:
     """The keys of the network, all of them that fix its backbone."""
     path = directory / CONFIG
     if not is_there(path):
@@ -194,9 +199,25 @@ def _network(directory: Path) -> Iterator[tuple[str, Any]]:
         network = resolve(parse(**own))
     except (TypeError, UserError) as error:
         raise FileError.of(path, f"describes no network ({error})") from None
-    for key, value in flatten({"model": asdict(network)}).items():
-        if not key.startswith(FREE):
-            yield key, value
+    facts = {key: value for key, value in flatten({"model": asdict(network)}).items() if not key.startswith(FREE)}
+    yield from (facts if network.heads.diffusion else _of_segmenter(facts, network, name, task)).items()
+
+
+def _of_segmenter(facts: dict[str, Any], network: ModelConfig, name: str, task: Task) -> dict[str, Any]:
+    """The keys of a network without a diffusion head, whose images are read as RGB, with what a new one needs."""
+    channels = network.in_channels
+    if channels not in (1, RGB):
+        remedy = f"Set training.init_from={name} instead, which reads images as its segmenter does."
+        raise config_error(KEY, name, f"a network of RGB or gray images (got {channels} channels)", remedy)
+    if channels == 1:
+        facts |= {key: facts[key] and facts[key] * RGB for key in ("model.encoder.mean", "model.encoder.std")}
+    if task == "segmentation":
+        return facts
+    facts["model.conditioning.timestep"] = True
+    facts |= {key: "frozen" for key in ("model.encoder.norm", "model.decoder.norm") if facts[key] == "batch"}
+    if network.encoder.name != RESIDUAL and not network.conditioning.attention_levels:
+        facts = {key: value for key, value in facts.items() if key not in ATTENTION}
+    return facts
 
 
 def _noise(directory: Path) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +21,11 @@ from unetdiff.config.schema import (
     is_known,
     is_optional,
     is_section,
-    nearest_key,
+    mean_key,
 )
 from unetdiff.config.validation.files import check_files
 from unetdiff.config.validation.run import validate
-from unetdiff.errors import FileError, UserError, as_yaml, config_error
+from unetdiff.errors import FileError, UserError, as_yaml, config_error, nearest
 from unetdiff.files import records
 from unetdiff.files.folders import files_in
 
@@ -149,7 +148,7 @@ def build(tree: Mapping[str, Any], remedy: str = "", where: str = "") -> RunConf
     config = RunConfig()
     for key, value in flatten(tree).items():
         if not is_known(key):
-            raise UserError(f"unknown key {key}={as_yaml(value)}{where}. Did you mean {nearest_key(key)}?")
+            raise UserError(f"unknown key {key}={as_yaml(value)}{where}. {mean_key(key)}")
         if key in KEYS and is_section(key) and not (is_optional(key) and value is None):
             if not isinstance(value, Mapping):
                 raise config_error(key, value, f"a section with keys such as {first_key(key)}", remedy)
@@ -161,8 +160,8 @@ def build(tree: Mapping[str, Any], remedy: str = "", where: str = "") -> RunConf
 
 def _similar_file(path: Path) -> str:
     try:
-        others = [str(other) for other in files_in(path.parent, {".yaml", ".yml"})]
+        others = {other.stem: str(other) for other in files_in(path.parent, {".yaml", ".yml"})}
     except FileError:
         return ""
-    near = difflib.get_close_matches(str(path), others, n=1, cutoff=0.3)
-    return f"Did you mean {near[0]}?" if near else ""
+    near = nearest(path.stem, others)
+    return "" if near is None else f"Did you mean {others[near]}?"

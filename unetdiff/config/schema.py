@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from unetdiff.config.model import RunModelConfig
 from unetdiff.config.training import JointConfig, TrainingConfig
 from unetdiff.data.config import DataConfig
 from unetdiff.diffusion.config import DiffusionConfig, LatentConfig
-from unetdiff.errors import MAX_VALUE_CHARS, UserError, as_yaml
+from unetdiff.errors import MAX_VALUE_CHARS, MIN_SIMILARITY, UserError, as_yaml, nearest, similarity
 from unetdiff.segmentation.config import SegmentationConfig
 
 Task = Literal["segmentation", "diffusion", "joint"]
@@ -100,23 +99,24 @@ def first_key(section: str) -> str:
     return next(leaf for leaf in LEAVES if leaf.startswith(f"{section}."))
 
 
-def nearest_key(key: str) -> str:
-    """The known key most similar to an unknown one: the same last word (or its initials), else the closest."""
+def mean_key(key: str, before: str = "") -> str:
+    """ "Did you mean KEY?" for an unknown key, or where to find all keys; `before`: of the key, e.g. "--"."""
+    near = nearest_key(key)
+    return "`unetdiff train --help` lists the keys." if near is None else f"Did you mean {before}{near}?"
+
+
+def nearest_key(key: str) -> str | None:
+    """The known key most similar to an unknown one: the same last word (or its initials), else the closest; None where
+    neither the last word nor the whole key is alike."""
     key = key[:MAX_VALUE_CHARS]
     leaf = key.rsplit(".", 1)[-1]
     initials = "".join(word[:1] for word in leaf.split("_"))  # learning_rate -> lr
     same_leaf = [known for known in LEAVES if known.rsplit(".", 1)[-1] in (leaf, initials)]
     if same_leaf:
-        return max(same_leaf, key=lambda known: _similarity(key, known))
-
-    def score(known: str) -> float:
-        return _similarity(key, known) + _similarity(leaf, known.rsplit(".", 1)[-1])
-
-    return max(LEAVES, key=score)
-
-
-def _similarity(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
+        return max(same_leaf, key=lambda known: similarity(key, known))
+    scores = {known: (similarity(key, known), similarity(leaf, known.rsplit(".", 1)[-1])) for known in LEAVES}
+    alike = [known for known, both in scores.items() if max(both) >= MIN_SIMILARITY]
+    return max(alike, key=lambda known: sum(scores[known]), default=None) or nearest(key, LEAVES)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import unetdiff
 from unetdiff.config.schema import Task
-from unetdiff.errors import FileError, UserError, nearest
+from unetdiff.errors import FileError, UserError, did_you_mean
 from unetdiff.files.folders import files_in, folders_in
 from unetdiff.files.texts import read_text
 
@@ -62,7 +62,7 @@ def find_config(name: str, task: str | None = None) -> Path:
         raise UserError(
             f"config {name}: must be of task {task} (got one of {other}). Run `unetdiff train {other} {short}`."
         )
-    remedy = f"Did you mean {nearest(short, own)}? `unetdiff configs` lists those of the package."
+    remedy = f"{did_you_mean(short, own)} `unetdiff configs` lists those of the package.".lstrip()
     raise FileError.of(f"config {name}", "must be a file or the name of a config", remedy)
 
 

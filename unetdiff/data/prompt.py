@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unetdiff.data.config import ScenesConfig
-from unetdiff.errors import config_error, nearest
+from unetdiff.errors import config_error, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,8 +101,8 @@ def _pair(text: str, config: ScenesConfig) -> tuple[int, int]:
     color, digit = words
     if color not in colors:
         constraint = f"one of the colors {', '.join(colors)}, and a digit"
-        raise config_error(key, text, constraint, f"Did you mean {nearest(color, colors)}?")
+        raise config_error(key, text, constraint, did_you_mean(color, colors))
     numerals = [str(number) for number in range(10)]
     if digit not in (*numerals, *DIGITS):
-        raise config_error(key, text, "a color and a digit, 0 to 9", f"Did you mean {nearest(digit, DIGITS)}?")
+        raise config_error(key, text, "a color and a digit, 0 to 9", did_you_mean(digit, DIGITS))
     return (numerals if digit in numerals else DIGITS).index(digit), colors.index(color)

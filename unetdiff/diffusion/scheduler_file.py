@@ -12,7 +12,7 @@ import torch
 
 from unetdiff.diffusion.processes.load import OTHER_PROCESSES
 from unetdiff.diffusion.schedulers import EDM_KEYS
-from unetdiff.errors import FileError, nearest
+from unetdiff.errors import FileError, did_you_mean
 from unetdiff.files import records
 
 CONFIG = "scheduler_config.json"
@@ -89,7 +89,7 @@ def load_scheduler(directory: Path, strict: bool = True) -> Any:
     own = {key: value for key, value in config.items() if not key.startswith("_")}
     for key, value in own.items():
         if key not in known:
-            raise FileError.of(path, f"'{key}' is not a key of {name}", f"Did you mean {nearest(key, known)}?")
+            raise FileError.of(path, f"'{key}' is not a key of {name}", did_you_mean(key, known))
         if not _fits(value, known[key]):
             raise FileError.of(path, f"{key}={value!r:.80}: must be of the type of {known[key]!r}")
     missing = [key for key in REQUIRED[process] if key in _defaults(name) and key not in own]

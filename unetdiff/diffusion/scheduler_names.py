@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, did_you_mean
 
 SCHEDULERS = {
     "ddpm": {
@@ -39,4 +39,4 @@ def check_name(process: str, name: str, key: str = "scheduler") -> None:
     constraint = f"{key}={name}: must be one of {', '.join(SCHEDULERS[process])}"
     if name in SCHEDULER_NAMES:
         raise UserError(f"{constraint} for a model trained with diffusion.noise.process={process}.")
-    raise UserError(f"{constraint}. Did you mean {nearest(name, SCHEDULERS[process])}?")
+    raise UserError(f"{constraint}. {did_you_mean(name, SCHEDULERS[process])}".rstrip())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unetdiff.diffusion.scheduler_names import SCHEDULER_NAMES
-from unetdiff.errors import UserError, config_error, nearest
+from unetdiff.errors import UserError, config_error, did_you_mean
 from unetdiff.models.config import PRETRAINED_ENCODERS
 
 INCEPTION, CLASSIFIER = "inception", "classifier"
@@ -102,7 +102,7 @@ def parse_features(text: str) -> tuple[str, str | None]:
     name, _, weights = text.partition("=")
     known = (INCEPTION, CLASSIFIER, *PRETRAINED_ENCODERS)
     if name not in known:
-        raise UserError(f"features={name}: must be one of {', '.join(known)}. Did you mean {nearest(name, known)}?")
+        raise config_error("features", name, f"one of {', '.join(known)}", did_you_mean(name, known))
     if name == CLASSIFIER and weights:
         raise UserError(f"features={text}: must be classifier without weights. It is trained on the dataset itself.")
     if weights and weights != IMAGENET and not Path(weights).is_file():
@@ -121,7 +121,8 @@ def parse_sweep(text: str) -> SweepConfig:
     for part in text.split():
         name, _, values = part.partition("=")
         if name not in parsers:
-            raise UserError(f"sweep: unknown setting {part!r}. Did you mean {nearest(name, parsers)}?")
+            remedy = did_you_mean(name, parsers, otherwise=f"The settings are {', '.join(parsers)}.")
+            raise UserError(f"sweep: unknown setting {part!r}. {remedy}")
         if name in settings:
             raise UserError(f"sweep.{name}: must be set once. Separate its values with commas.")
         settings[name] = tuple(parsers[name](value) for value in values.split(","))
@@ -138,8 +139,8 @@ def _steps(text: str) -> int:
 
 def _scheduler(text: str) -> str:
     if text not in SCHEDULER_NAMES:
-        near = nearest(text, SCHEDULER_NAMES)
-        raise UserError(f"sweep.scheduler={text}: must be one of {', '.join(SCHEDULER_NAMES)}. Did you mean {near}?")
+        constraint = f"one of {', '.join(SCHEDULER_NAMES)}"
+        raise config_error("sweep.scheduler", text, constraint, did_you_mean(text, SCHEDULER_NAMES))
     return text
 
 

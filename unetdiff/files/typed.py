@@ -22,7 +22,7 @@ from typing import (
     is_typeddict,
 )
 
-from unetdiff.errors import FileError, as_yaml, nearest
+from unetdiff.errors import FileError, as_yaml
 from unetdiff.files.records import type_name
 
 Type = TypeVar("Type")
@@ -137,8 +137,7 @@ class _Reader:
             content = {}
             unknown = [str(name) for name in value if name not in hints]
             if unknown:
-                near = nearest(unknown[0], hints)
-                raise self.fail(_join(key, unknown[0]), f"unknown key of another version (the nearest is {near})")
+                raise self.fail(_join(key, unknown[0]), "unknown key of another version")
         for name, inner in hints.items():
             if name in value:
                 content[name] = self.read(inner, value[name], _join(key, name))

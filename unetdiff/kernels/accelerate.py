@@ -99,16 +99,22 @@ def accelerate_inference_(unet: UNet, dtype: torch.dtype | None = None, compile:
         side = _example_side(unet)
         example = torch.zeros(1, unet.config["in_channels"], side, side, device=unet.device)
         nn.Module.to(unet, dtype=torch.float32)  # not ModelMixin.to, which warns about every dtype
-        fold_batch_norm(unet, lambda: unet(example, return_dict=False)[0])
+        fold_batch_norm(unet, lambda: _outputs(unet, example))
     nn.Module.to(unet, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return_freed_memory()  # of the old weights
     accelerate_training_(unet)
     if compile:
         unet.compile(options={"freezing": True})
     elif unet.device.type == "cpu" and can_pack(dtype) and isinstance(unet.decoder, PyramidDecoder):
-        pack(nn.ModuleList([unet.encoder, unet.mid_block, unet.decoder]))
+        own = [getattr(head, "own_decoder", None) for head in unet.heads.values()]
+        pack(nn.ModuleList([unet.encoder, unet.mid_block, unet.decoder, *(part for part in own if part is not None)]))
     unet.optimized_for_inference = True
     return unet
+
+
+def _outputs(unet: UNet, example: torch.Tensor) -> torch.Tensor:
+    """The outputs of all heads, side by side: a head may have decoder levels of its own."""
+    return torch.cat([unet(example, return_dict=False, head=head)[0].flatten() for head in unet.heads])
 
 
 def _example_side(unet: UNet) -> int:

@@ -17,7 +17,7 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
 
     Args:
         network: in float32.
-        forward: runs it on an example; hooks record which norm follows which convolution.
+        forward: runs all of it on an example; hooks record which norm follows which convolution.
 
     Returns:
         Number of folded norms.
@@ -28,7 +28,7 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
     network.eval()
     forward = _without_tf32(forward)
     outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # by the tensor's id, which stays unique as the tensor is kept
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}  # each once, however often it runs
 
     def after(module: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d)
@@ -37,7 +37,7 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
     def before(module: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(module, nn.BatchNorm2d)
         if id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], module))
+            pairs[module] = outputs[id(inputs[0])][0]
 
     hooks = [m.register_forward_hook(after) for m in network.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(before) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -45,7 +45,7 @@ def fold_batch_norm(network: nn.Module, forward: Callable[[], Tensor]) -> int:
     for hook in hooks:
         hook.remove()
     names = {module: name for name, module in network.named_modules()}
-    for conv, norm in pairs:
+    for norm, conv in pairs.items():
         _fold(conv, norm)
         parent, _, child = names[norm].rpartition(".")
         setattr(network.get_submodule(parent), child, nn.Identity())

@@ -228,3 +228,9 @@ class ModelConfig:
     """Heads; training fills them in from the task and the dataset."""
     imported: ImportedConfig = field(default_factory=ImportedConfig)
     """Options of imported networks."""
+
+
+def image_channels(config: ModelConfig) -> int:
+    """Channels of the image in the input: all, or those of the noise, which a denoiser's condition follows."""
+    diffusion = config.heads.diffusion
+    return config.in_channels if diffusion is None else min(config.in_channels, diffusion.out_channels)

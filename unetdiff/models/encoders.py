@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from unetdiff.models.attention_plan import AttentionPlan, LevelAttention
 from unetdiff.models.blocks import DoubleConv, Downsample, ResnetBlock, replace_batch_norm
-from unetdiff.models.config import CLASSIC, RESIDUAL, TIMM_PREFIX, ModelConfig
+from unetdiff.models.config import CLASSIC, RESIDUAL, TIMM_PREFIX, ModelConfig, image_channels
 from unetdiff.models.embeddings import TimeModulation
 from unetdiff.models.forward_state import ForwardState
-from unetdiff.models.input_normalization import RGB, InputNormalization, image_channels, pretrained_normalization
+from unetdiff.models.input_normalization import RGB, InputNormalization, pretrained_normalization
 from unetdiff.models.pretrained import feature_levels, load_pretrained_encoder, replace_stem
 from unetdiff.models.timm_encoder import TimmEncoder
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unetdiff.models.config import ModelConfig
+from unetdiff.models.config import ModelConfig, image_channels
 
 RGB = 3
 
@@ -34,12 +34,6 @@ class InputNormalization(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         return pixels * self.scale + self.shift
-
-
-def image_channels(config: ModelConfig) -> int:
-    """Channels of the image in the input: all, or those of the noise, which a denoiser's condition follows."""
-    diffusion = config.heads.diffusion
-    return config.in_channels if diffusion is None else min(config.in_channels, diffusion.out_channels)
 
 
 def pretrained_normalization(config: ModelConfig, mean: Sequence[float], std: Sequence[float]) -> InputNormalization:

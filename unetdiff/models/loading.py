@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from unetdiff.errors import FileError, UserError, nearest
+from unetdiff.errors import FileError, UserError, did_you_mean
 from unetdiff.files import records, tensors
 from unetdiff.files.folders import files_in, regular_file
 from unetdiff.models import weights_files
@@ -110,7 +110,7 @@ def _require_keys(path: Path, section: Mapping[str, Any], default: Any, prefix: 
     unknown, missing = [key for key in section if key not in known], [key for key in known if key not in section]
     if unknown:
         reason = f"'{prefix}{unknown[0]}' is not a key of this version of unetdiff"
-        raise FileError.of(path, reason, f"Did you mean {prefix}{nearest(unknown[0], known)}?")
+        raise FileError.of(path, reason, did_you_mean(unknown[0], known, prefix + "{}"))
     if missing and prefix != "imported.":  # an option added since: its default is what older networks compute
         raise FileError.of(path, f"must have the key '{prefix}{missing[0]}'", "Write it again with save_pretrained.")
     for key in known:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from unetdiff.errors import UserError, as_yaml, config_error, nearest
+from unetdiff.errors import UserError, as_yaml, config_error, did_you_mean
 from unetdiff.models.bounds import require_valid
 from unetdiff.models.config import (
     CLASSIC,
@@ -19,6 +19,7 @@ from unetdiff.models.config import (
     ImportedConfig,
     ModelConfig,
     ResidualConfig,
+    image_channels,
 )
 
 Section = TypeVar("Section")
@@ -72,7 +73,8 @@ def section(cls: type[Section], value: Any, name: str) -> Section:
     values: dict[str, Any] = {}
     for key, item in value.items():
         if key not in known:
-            raise UserError(f"{name}.{key}: unknown key. Did you mean {name}.{nearest(key, known)}?")
+            remedy = did_you_mean(key, known, name + ".{}", f"The keys are {', '.join(sorted(known))}.")
+            raise UserError(f"{name}.{key}: unknown key. {remedy}")
         inner = [h for h in (hints[key], *get_args(hints[key])) if is_dataclass(h)]
         if inner and item is not None:
             item = section(inner[0], item, f"{name}.{key}")  # type: ignore[arg-type]
@@ -93,7 +95,7 @@ def resolve(config: Config) -> Config:
     require_valid(config)
     encoder, heads = config.encoder, config.heads
     if encoder.name not in ENCODERS and not encoder.name.startswith(TIMM_PREFIX):
-        remedy = f"Did you mean {nearest(str(encoder.name), ENCODERS)}?"
+        remedy = did_you_mean(str(encoder.name), ENCODERS)
         raise config_error("encoder.name", encoder.name, f"one of {', '.join(ENCODERS)}, {TIMM_PREFIX}NAME", remedy)
     pretrained = encoder.name not in (CLASSIC, RESIDUAL)
     if heads.segmentation is None and heads.diffusion is None:
@@ -196,7 +198,7 @@ def _validate_statistics(config: ModelConfig) -> None:
         if encoder.name == RESIDUAL or config.patch_size > 1:
             constraint = "null with encoder.name=residual or patch_size, whose input is pixels in [-1, 1]"
             raise config_error(key, values, constraint)
-        if len(values) != config.in_channels:
+        if len(values) not in (config.in_channels, image_channels(config)):
             raise config_error(key, values, f"{config.in_channels} values, one per channel of the input")
 
 

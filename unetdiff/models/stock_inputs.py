@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from unetdiff.errors import UserError, as_yaml, nearest
+from unetdiff.errors import UserError, as_yaml, did_you_mean
 from unetdiff.models.attention import CrossAttentionCache
 from unetdiff.models.embeddings import timestep_sinusoids
 
@@ -62,7 +62,7 @@ def require_supported(inputs: StockInputs, imported: Mapping[str, Any]) -> None:
     known = StockInputs.__annotations__
     for name, value in inputs.items():
         if name not in known:
-            raise UserError(f"{name}: must be an input of UNet. Did you mean {nearest(name, known)}?")
+            raise UserError(f"{name}: must be an input of UNet. {did_you_mean(name, known)}".rstrip())
         empty = value is None or (isinstance(value, Mapping) and not value)
         if name in UNSUPPORTED and not empty:
             content = f" (got {', '.join(map(str, value))})" if isinstance(value, Mapping) else ""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from unetdiff.errors import UserError, config_error, nearest
+from unetdiff.errors import UserError, config_error, did_you_mean
 from unetdiff.models.attention_plan import AttentionPlan, LevelAttention
 from unetdiff.models.blocks import replace_batch_norm
-from unetdiff.models.config import TIMM_PREFIX, ModelConfig
+from unetdiff.models.config import TIMM_PREFIX, ModelConfig, image_channels
 from unetdiff.models.embeddings import TimeModulation
 from unetdiff.models.forward_state import ForwardState
-from unetdiff.models.input_normalization import image_channels, pretrained_normalization
+from unetdiff.models.input_normalization import pretrained_normalization
 from unetdiff.models.loading import read_tensors
 
 STRIDE = 32
@@ -112,8 +112,8 @@ def load_timm_encoder(name: str, weights: str | None, channels: int) -> tuple[An
 
     short = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model(short):
-        close = nearest(short, timm.list_models())
-        raise config_error("encoder.name", name, "the name of a network of timm", f"Did you mean timm/{close}?")
+        remedy = did_you_mean(short, timm.list_models(), TIMM_PREFIX + "{}", "timm.list_models() lists them.")
+        raise config_error("encoder.name", name, "the name of a network of timm", remedy)
     options: dict[str, Any] = {"features_only": True, "in_chans": channels}
     if weights is not None:
         options["pretrained"] = True

@@ -15,6 +15,13 @@ TARGETS = {
     "sample": "clean image x₀",
 }
 """What the diffusion head predicts, by prediction type."""
+CONTEXTS = {
+    "none": "Segmentation is unconditional and uses a single zero token.",
+    "empty": "Segmentation attends to the tokens of the empty prompt.",
+    "classes": "Segmentation attends to one token per class, of the text encoder.",
+    "caption": "Segmentation attends to the tokens of each image's caption.",
+}
+"""What a segmentation head attends to, by `segmentation.context`."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +37,30 @@ class Change:
 
 def changes(spec: NetworkSpec, run: Run) -> list[Change]:
     """The three changes from the U-Net of 2015 to Stable Diffusion's denoiser, in this network."""
-    return [_timestep(spec), _attention(spec, run), _output(spec, run)]
+    return [_timestep(spec, run), _attention(spec, run), _output(spec, run)]
 
 
-def _timestep(spec: NetworkSpec) -> Change:
+def _timestep(spec: NetworkSpec, run: Run) -> Change:
     title, why = "Timestep embedding", "A denoiser is conditioned on the noise level. "
     if not spec.timestep:
         return Change(1, title, why + "This network has no timestep embedding; it only segments clean images.", False)
     use = "scales and shifts the features of" if spec.scale_shift else "is added to the features of"
     text = (
         f"{why}A sinusoidal embedding of the timestep passes through an MLP and {use} every block. "
-        "The segmentation of a clean image uses no timestep."
+        f"{_segmentation_timestep(run)}"
     )
-    return Change(1, title, text, True)
+    return Change(1, title, text.rstrip(), True)
+
+
+def _segmentation_timestep(run: Run) -> str:
+    """What a segmentation head of the run is passed as its timestep."""
+    config = run.config.get("segmentation") or {}
+    timestep = config.get("timestep", 0)
+    if "segmentation" not in run.heads:
+        return ""
+    if not timestep:
+        return "The segmentation of a clean image uses no timestep."
+    return f"Segmentation uses timestep {timestep}, of {'noised' if config.get('noised') else 'clean'} images."
 
 
 def _attention(spec: NetworkSpec, run: Run) -> Change:
@@ -59,7 +77,9 @@ def _attention(spec: NetworkSpec, run: Run) -> Change:
     else:
         tokens = "tokens"
     text = f"{why}At {at}, every pixel attends to {tokens} of dimension {spec.cross_attention_dim}. "
-    return Change(2, title, text + "Segmentation is unconditional and uses a single zero token.", True)
+    if "segmentation" in run.heads:
+        text += CONTEXTS[(run.config.get("segmentation") or {}).get("context", "none")]
+    return Change(2, title, text.rstrip(), True)
 
 
 def _output(spec: NetworkSpec, run: Run) -> Change:

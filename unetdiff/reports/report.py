@@ -67,7 +67,7 @@ def write_report(
     output = Path(output)
     page = output if output.suffix.lower() in (".html", ".htm") else output / "report.html"
     if not runs and not experiments:
-        raise UserError("unetdiff compare: nothing to show. Give run directories, or --experiments DIR.")
+        raise UserError("nothing to show. Give run directories, or --experiments DIR.")
     _require_output(page)
     budget = budget or Budget()
     sections = read_sections(experiments)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, did_you_mean
 from unetdiff.segmentation.config import OHEMConfig
 from unetdiff.segmentation.loss_inputs import (
     ClassWeights,
@@ -281,8 +281,7 @@ def combined(
     for name, weight in losses.items():
         if name not in LOSSES:
             raise UserError(
-                f"segmentation.losses.{name}: must be one of {', '.join(LOSSES)}. "
-                f"Did you mean '{nearest(name, LOSSES)}'?"
+                f"segmentation.losses.{name}: must be one of {', '.join(LOSSES)}. {did_you_mean(name, LOSSES)}".strip()
             )
         if not 0 <= weight < float("inf"):
             raise UserError(f"segmentation.losses.{name}={weight}: must be finite and at least 0.")

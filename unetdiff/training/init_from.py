@@ -24,14 +24,14 @@ from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
 from unetdiff.models.unet import UNet
 from unetdiff.models.weights_files import fingerprint
-from unetdiff.models.widen_input import widen_input_
+from unetdiff.models.widen_input import gray_to_rgb, is_gray, widen_input_
 from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
 from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.latents import codec_of
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
-KEY = "training.init_from"
+KEY, RGB = "training.init_from", 3
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def initialize(task: Task, path: str | Path, key: str = KEY) -> InitReport:
         _require_same_scheduler(task, source, directory, Path(path), key)
         _require_same_autoencoder(task, directory, path, key)
         _require_same_prompts(task, directory, path, key)
+    if is_gray(source.config) and task.unet.config["in_channels"] == RGB:
+        source = gray_to_rgb(source)
     widened = _widen(source, task)
     result = transfer(source, task.unet, str(path), key)
     return InitReport(

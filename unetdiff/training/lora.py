@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unetdiff.config.training import LoRAConfig
-from unetdiff.errors import config_error, nearest
+from unetdiff.errors import config_error, did_you_mean
 from unetdiff.models.config import RESIDUAL
 from unetdiff.models.unet import UNet
 from unetdiff.training.tasks.base import Task
@@ -80,8 +80,8 @@ def _targets(unet: UNet, names: list[str]) -> list[str]:
         if not any(_ends_with(layer, name) for layer in layers):
             known = sorted({_last_part(layer) for layer in layers})
             constraint = "the last parts of the names of linear layers or convolutions of the network"
-            remedy = f"'{name}' is none of them. Did you mean {nearest(name, known)}?"
-            raise config_error("training.lora.targets", names, constraint, remedy)
+            near = did_you_mean(name, known, otherwise=f"They are {', '.join(known)}.")
+            raise config_error("training.lora.targets", names, constraint, f"'{name}' is none of them. {near}")
     return [layer for layer in layers if any(_ends_with(layer, name) for name in names)]
 
 

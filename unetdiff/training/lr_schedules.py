@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, config_error, did_you_mean
 
 __all__ = ["SCHEDULES", "constant", "is_no_aug", "phase_lengths", "schedule", "step_decay", "warmup_cosine"]
 
@@ -111,6 +111,6 @@ def schedule(name: str) -> Schedule:
     Raises UserError naming the nearest right name.
     """
     if name not in SCHEDULES:
-        near = nearest(name, SCHEDULES)
-        raise UserError(f"training.schedule.name={name}: must be one of {', '.join(SCHEDULES)}. Did you mean '{near}'?")
+        remedy = did_you_mean(name, SCHEDULES)
+        raise config_error("training.schedule.name", name, f"one of {', '.join(SCHEDULES)}", remedy)
     return SCHEDULES[name]

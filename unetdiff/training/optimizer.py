@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from unetdiff.config.training import WITH_BETAS, WITHOUT_WEIGHT_DECAY, OptimizerConfig, ScheduleConfig
-from unetdiff.errors import config_error, nearest
+from unetdiff.errors import config_error, did_you_mean
 from unetdiff.models.param_groups import CONDITIONING, MID_BLOCK, parameters_by_level
 from unetdiff.training import lora
 from unetdiff.training.lr_schedules import is_no_aug, phase_lengths, schedule
@@ -68,9 +68,8 @@ def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, fused:
     known = [name for name in inspect.signature(cls).parameters if name not in ("params", "lr", "betas")]
     for name in args:
         if name not in known:
-            remedy = f"Did you mean {nearest(name, known)}?"
             constraint = f"an argument of torch.optim.{config.name}: {', '.join(known)}"
-            raise config_error(f"{KEY}.args.{name}", config.args[name], constraint, remedy)
+            raise config_error(f"{KEY}.args.{name}", config.args[name], constraint, did_you_mean(name, known))
     if config.name in WITH_BETAS:
         args["betas"] = (config.betas[0], config.betas[1])
     if config.name in FUSED:  # the others' fused kernels take no new parameters in the middle of a run

@@ -16,18 +16,21 @@ from unetdiff.data.image_format import pixel_statistics
 from unetdiff.errors import UserError
 from unetdiff.models.config import RESIDUAL
 from unetdiff.models.unet import UNet
+from unetdiff.models.widen_input import in_rgb, is_gray
 from unetdiff.training.init_from import network_directory
 
 RGB = 3
 
 
 def follow_source(config: RunConfig) -> RunConfig:
-    """The config of a segmenter of pixels that starts from another network: with that one's channels, mean and std.
+    """The config of a network of pixels that starts from another one: with that one's mean and std, and channels.
+
+    A denoiser reads RGB: of a segmenter of gray images it has mean and std in every channel.
 
     Without a readable network in `training.init_from` the config is left as it is: loading the weights says why.
     """
     path = config.training.init_from
-    if path is None or reads_rgb(config):
+    if path is None or config.latent.vae is not None:
         return config
     try:
         source = UNet.read_config(network_directory(Path(path)))
@@ -36,7 +39,12 @@ def follow_source(config: RunConfig) -> RunConfig:
     diffusion, encoder = source["heads"]["diffusion"], config.model.encoder
     channels = diffusion["out_channels"] if diffusion else source["in_channels"]
     if encoder.mean is None:
-        encoder = replace(encoder, mean=source["encoder"]["mean"], std=source["encoder"]["std"])
+        mean, std = source["encoder"]["mean"], source["encoder"]["std"]
+        if reads_rgb(config) and is_gray(source):
+            mean, std = in_rgb(mean), in_rgb(std)
+        encoder = replace(encoder, mean=mean, std=std)
+    if reads_rgb(config):
+        return replace(config, model=replace(config.model, encoder=encoder))
     data = replace(config.data, channels=config.data.channels or channels)
     return replace(config, data=data, model=replace(config.model, encoder=encoder))
 

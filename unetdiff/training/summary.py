@@ -54,6 +54,13 @@ def _frozen(config: RunConfig, step: int, steps: int) -> str:
     return f": {training.frozen_levels} encoder levels are frozen" if training.frozen_levels else ""
 
 
+def early_stop(progress: Progress, task: Task, steps: int) -> str:
+    """The log line of a run that ends before its last step; without a best step, no validation measured the metric."""
+    name, best = task.best_metric[0], progress.best_step
+    reason = f"{name} is not better than that of step {best}" if best is not None else f"{name} was never a number"
+    return f"stopped early at step {progress.step} of {steps}: {reason}"
+
+
 def _trained(task: Task) -> int:
     return sum(parameter.numel() for parameter in task.parameters() if parameter.requires_grad)
 

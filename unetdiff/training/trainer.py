@@ -45,7 +45,7 @@ from unetdiff.training.saver import Saver
 from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
-from unetdiff.training.summary import headline, write_summary
+from unetdiff.training.summary import early_stop, headline, write_summary
 from unetdiff.training.sums import require_sums
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import build_task
@@ -247,8 +247,7 @@ class Trainer:
                 number = stop.number or 15
                 raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(self.directory)}", 128 + number)
         if self.logger is not None and progress.step < self.steps:
-            name, at = self.task.best_metric[0], f"that of step {progress.best_step}"
-            self.logger.info(f"stopped early at step {progress.step} of {self.steps}: {name} is not better than {at}")
+            self.logger.info(early_stop(progress, self.task, self.steps))
         if self.accelerator.is_main_process:
             extra = {"class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, metrics, extra)

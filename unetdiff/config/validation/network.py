@@ -22,7 +22,7 @@ def validate_network(config: RunConfig) -> None:
         remedy = "The network's channels follow from the images; set data.channels to read them otherwise."
         raise config_error("model.in_channels", model.in_channels, "3, its default", remedy)
     own = model.encoder.mean or model.encoder.std
-    if own is not None and noisy:
+    if own is not None and noisy and config.training.init_from is None and model.pretrained is None:
         key, value = ("mean", model.encoder.mean) if model.encoder.mean is not None else ("std", model.encoder.std)
         raise config_error(f"model.encoder.{key}", value, f"null with task={config.task}, whose input is noised")
     channels = 3 if reads_rgb(config) else config.data.channels or len(own or [0] * 3)

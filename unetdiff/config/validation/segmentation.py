@@ -7,7 +7,7 @@ from dataclasses import asdict
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.validation.data import require_captions
 from unetdiff.config.validation.diffusion import validate_noise
-from unetdiff.errors import config_error, nearest
+from unetdiff.errors import config_error, did_you_mean
 from unetdiff.segmentation.config import LOSS_NAMES, SegmentationConfig
 
 
@@ -80,7 +80,7 @@ def _validate_losses(losses: dict[str, float]) -> None:
                 "segmentation.losses",
                 losses,
                 f"a mapping with keys among {', '.join(LOSS_NAMES)}",
-                f"Did you mean {nearest(name, LOSS_NAMES)}?",
+                did_you_mean(name, LOSS_NAMES),
             )
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from unetdiff.config.intervals import validate_interval
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import WITH_BETAS, WITHOUT_WEIGHT_DECAY, OptimizerConfig
-from unetdiff.errors import config_error, nearest
+from unetdiff.errors import config_error, did_you_mean
 
 SEGMENTATION_METRICS = (
     *("mean_iou", "fw_iou", "mean_dice", "mean_precision", "mean_recall", "mean_accuracy", "pixel_accuracy"),
@@ -95,7 +95,7 @@ def _validate_best_metric(config: RunConfig, name: str) -> None:
     known = [metric for metric in BEST_METRICS if metric.startswith(heads)]
     if name not in known:
         constraint = f"one of {', '.join(known)}, or null"
-        raise config_error("training.best_metric", name, constraint, f"Did you mean {nearest(name, known)}?")
+        raise config_error("training.best_metric", name, constraint, did_you_mean(name, known))
 
 
 def _validate_init_from(config: RunConfig, path: str) -> None:

@@ -20,7 +20,7 @@ from unetdiff.data.masks.reader import Indices, MaskReader
 from unetdiff.data.masks.splits import Role, split_of
 from unetdiff.data.name_lists import distinct_names
 from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.errors import FileError, config_error, nearest
+from unetdiff.errors import FileError, config_error, did_you_mean
 
 BACKGROUND = ("background", "_background_")
 IGNORED = ("ignore", "__ignore__", "void")
@@ -127,8 +127,8 @@ def label_classes(labels: Iterable[str], config: DataConfig, place: Path) -> tup
             raise config_error("data.class_names", names, constraint)
         unknown = [name for name in names[1:] if name not in own]
         if unknown:
-            hint = f"Did you mean {nearest(unknown[0], own)}?" if own else ""
-            raise config_error("data.class_names", names, f"labels of the annotations (no {unknown[0]})", hint)
+            constraint = f"labels of the annotations (no {unknown[0]})"
+            raise config_error("data.class_names", names, constraint, did_you_mean(unknown[0], own))
     if not 2 <= len(names) < IGNORE_INDEX:
         raise FileError.of(place, f"must have labels of 1 to {IGNORE_INDEX - 2} classes (got {len(names) - 1})")
     distinct_names(names, [str(place)] * len(names))

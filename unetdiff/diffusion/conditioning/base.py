@@ -17,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from unetdiff.errors import FileError, nearest
+from unetdiff.errors import FileError, did_you_mean
 from unetdiff.files.tensors import Entry
 from unetdiff.models import loading
 from unetdiff.models.attention import CrossAttentionCache
@@ -151,7 +151,7 @@ def _read_arguments(cls: type[Conditioner], path: Path) -> dict[str, Any]:
     for key, value in arguments.items():
         if key not in known:
             reason = f"'{key}' is not a key of {cls.__name__}"
-            raise FileError.of(path, reason, f"Did you mean {nearest(key, known)}?")
+            raise FileError.of(path, reason, did_you_mean(key, known))
         if not fits(value, hints[key]):
             raise FileError.of(path, f"{key}={value!r:.80}: must be {in_words(hints[key])}")
     missing = [key for key in known if key not in arguments]

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.diffusion.conditioning.base import Conditioner, Conditioning, Examples, Size
-from unetdiff.errors import UserError, nearest
+from unetdiff.errors import UserError, did_you_mean
 
 EMPTY = -1
 """An unused slot: its tokens are zeros."""
@@ -123,10 +123,11 @@ class ClassConditioner(Conditioner):
             if condition in self.labels:
                 return self.labels.index(condition)
             if not condition.isdecimal():
-                lowered = {label.lower(): label for label in self.labels}
-                near = lowered[nearest(condition.lower(), lowered)]
                 known = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
-                raise UserError(f"unknown class '{condition}'. Did you mean '{near}'? The classes are {known}.")
+                near = did_you_mean(condition, self.labels, "'{}'")
+                raise UserError(
+                    " ".join(filter(None, (f"unknown class '{condition}'.", near, f"The classes are {known}.")))
+                )
         index = int(condition)
         if not 0 <= index < self.num_classes:
             raise UserError(f"class {index}: must be in 0..{self.num_classes - 1}.")
