@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": ("unetdiff.cli.compare", "write a report that compares runs and experiments"),
     "data": ("unetdiff.cli.data", "check a dataset, print its statistics, or download PASCAL VOC and SBD"),
     "export": ("unetdiff.cli.export", "export a network to ONNX, torch.export or diffusers"),
+    "push": ("unetdiff.cli.push", "upload a run's model with its model card to the Hugging Face Hub"),
     "benchmark": ("unetdiff.cli.benchmark", "measure training, prediction and sampling speed on this machine"),
 }
 

@@ -49,6 +49,7 @@ from unetdiff.diffusion.processes.load import process_of
 from unetdiff.diffusion.stable_diffusion import save_stable_diffusion
 from unetdiff.errors import UserError
 from unetdiff.files.folders import is_there
+from unetdiff.files.push import PushMixin
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.unet import UNet
 
@@ -67,7 +68,7 @@ class GenerationOutput(ImagePipelineOutput):
         return self.images
 
 
-class GenerationPipeline(DiffusionPipeline):
+class GenerationPipeline(PushMixin, DiffusionPipeline):
     """Samples images with a trained denoiser.
 
     Args:
@@ -163,6 +164,12 @@ class GenerationPipeline(DiffusionPipeline):
         if isinstance(self.conditioner, PromptConditioner):
             return save_stable_diffusion(self, Path(save_directory))
         return super().save_pretrained(save_directory, **options)
+
+    def card_facts(self) -> dict[str, Any]:
+        """Arguments of the model card."""
+        text = isinstance(self.conditioner, CaptionConditioner | PromptConditioner)
+        facts = {"heads": ["diffusion"], "loaders": ["GenerationPipeline"], "about": "A denoising U-Net"}
+        return facts | {"condition": "text" if text else "none"}
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> Self:
         """See `accelerate_inference_`: faster, but can no longer be saved; also sets `autocast_dtype`."""

@@ -11,7 +11,7 @@ from unetdiff.errors import UserError
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """owner/model."""
-MODEL_FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
+MODEL_FILES = ("README.md", "*.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 """Files of a model directory of ours; weights that lie next to the folders of a pipeline are another program's."""
 CACHED = "models--"
 """Before the name of a model's folder in the cache."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unetdiff.errors import UserError
 from unetdiff.files.hub import HubOptions, resolved
+from unetdiff.files.push import PushMixin
 from unetdiff.models import loading
 from unetdiff.models.adapters import AdapterMixin
 from unetdiff.models.weights_files import hub_patterns
@@ -20,7 +21,7 @@ NO_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "disable_mmap")
 """Options of diffusers' `from_pretrained` that do not change what is loaded."""
 
 
-class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
+class SerializationMixin(PushMixin, AdapterMixin, ModelMixin):  # type: ignore[misc]
     """The loading and saving methods of `UNet`."""
 
     optimized_for_inference: bool
@@ -29,6 +30,11 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         """UserError after `accelerate_inference_`: the config no longer describes the weights."""
         if self.optimized_for_inference:
             raise UserError(f"{what}: this UNet was optimized for inference (BatchNorm folded). Load it again.")
+
+    def card_facts(self) -> dict[str, Any]:
+        """Arguments of the model card."""
+        encoder = self.config["encoder"]["name"]
+        return {"heads": list(self.heads), "about": f"A U-Net ({encoder}) with a {' and a '.join(self.heads)} head"}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json and diffusion_pytorch_model.safetensors; diffusers' other options are passed on.
@@ -55,7 +61,8 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
         A directory of diffusers' `UNet2DModel` or `UNet2DConditionModel` is loaded as by `from_diffusers`.
 
         Args:
-            pretrained_model_name_or_path: a directory, or owner/model on the Hub.
+            pretrained_model_name_or_path: a directory, or owner/model on the Hub: of a network, or of a pipeline with
+                its network in unet/.
             subfolder: of the directory or of the model on the Hub.
             variant: of the files, e.g. "fp16" for diffusion_pytorch_model.fp16.safetensors.
             dtype: of the weights; None: float32.
@@ -75,8 +82,10 @@ class SerializationMixin(AdapterMixin, ModelMixin):  # type: ignore[misc]
             raise UserError(
                 "from_pretrained: use_safetensors=False: must be None or True, as pickles are never loaded."
             )
-        patterns = hub_patterns(variant, (subfolder or "",))
-        directory = resolved(pretrained_model_name_or_path, patterns, **hub) / (subfolder or "")  # type: ignore[arg-type]
+        folders = (subfolder,) if subfolder else ("", "unet")
+        directory = resolved(pretrained_model_name_or_path, hub_patterns(variant, folders), **hub)  # type: ignore[arg-type]
+        found = [directory / folder for folder in folders if (directory / folder / loading.CONFIG).is_file()]
+        directory = found[0] if found else directory / folders[0]
         if loading.is_stock(directory):
             return cls.from_diffusers(directory, variant=variant, torch_dtype=dtype)
         return loading.load(cls, directory, dtype, variant)

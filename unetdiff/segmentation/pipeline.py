@@ -14,8 +14,10 @@ from torch import Tensor
 
 from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.errors import FileError, UserError, config_error
+from unetdiff.files import hub
 from unetdiff.files.folders import is_there
 from unetdiff.files.pipeline_parts import part
+from unetdiff.files.push import PushMixin
 from unetdiff.files.records import read_object, write_json
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.models.class_names import require_class_names, require_colors
@@ -62,7 +64,7 @@ class SegmentationOutput:
         return None if self.logits is None else self.logits.softmax(dim=0)
 
 
-class SegmentationPipeline:
+class SegmentationPipeline(PushMixin):
     """Semantic segmentation of images of any size.
 
         pipeline = SegmentationPipeline.from_pretrained("runs/camvid/best")
@@ -233,6 +235,11 @@ class SegmentationPipeline:
                 one.context.features.encoder.tokenizer.save_pretrained(directory / "tokenizer")
         self.save_settings(directory)
 
+    def card_facts(self) -> dict[str, Any]:
+        """Arguments of the model card."""
+        facts = self.unet.card_facts() | {"heads": ["segmentation"], "loaders": ["SegmentationPipeline"]}
+        return facts | {"details": {"classes": ", ".join(self.classes)}}
+
     def save_settings(self, directory: str | Path) -> None:
         """Write segmentation.json only."""
         settings = {
@@ -246,12 +253,21 @@ class SegmentationPipeline:
         write_json(Path(directory) / SETTINGS_FILE, settings)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, torch_dtype: torch.dtype | None = None) -> SegmentationPipeline:
+    def from_pretrained(
+        cls, directory: str | Path, torch_dtype: torch.dtype | None = None, revision: str | None = None
+    ) -> SegmentationPipeline:
         """Load a directory that `save_pretrained` or a training run (`RUN/best`, `RUN/latest`) wrote.
 
-        Raises UserError for a file that is missing, truncated, invalid, or does not match the others.
+        Args:
+            directory: the directory, or OWNER/NAME on the Hub.
+            torch_dtype: of the weights; None: float32.
+            revision: branch, tag or commit on the Hub.
+
+        Raises:
+            UserError: a file that is missing, truncated, invalid, or does not match the others; no such model on the
+                Hub, or no connection.
         """
-        directory = Path(directory)
+        directory = hub.resolved(directory, hub.MODEL_FILES, revision=revision)
         path = directory / SETTINGS_FILE
         if not is_there(path):
             raise _missing_settings(directory)

@@ -27,6 +27,7 @@ from unetdiff.training.agreement import require_tensors
 from unetdiff.training.logger import METRICS
 from unetdiff.training.optimizer_state import load_optimizer, optimizer_tensors
 from unetdiff.training.progress import REMEDY, STATE, Progress, checkpoint_name, read_progress
+from unetdiff.training.run_card import write_run_card
 from unetdiff.training.tasks.base import Task
 
 FOLDER = "checkpoints"
@@ -147,6 +148,7 @@ def export(run: Path, name: str, task: Task) -> Path:
     def write(directory: Path) -> None:
         with lora.merged(task):
             task.save(directory)
+        write_run_card(directory, run)
         if lora.has_adapter(task.unet):
             task.unet.save_lora_adapter(directory, lora.ADAPTER, prefix="unet")
 

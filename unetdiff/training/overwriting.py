@@ -10,6 +10,7 @@ from unetdiff.config.reading import from_yaml, to_yaml
 from unetdiff.config.schema import RunConfig
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.files.folders import JUNK, names_in
+from unetdiff.files.model_card import CARD
 from unetdiff.files.texts import read_text
 from unetdiff.files.writing import OLD, WRITING, delete_whole, remove_tree, write_text
 from unetdiff.models.adapters import LORA_WEIGHTS
@@ -17,9 +18,9 @@ from unetdiff.segmentation.context import FOLDER as CONTEXT
 from unetdiff.training import checkpoints
 from unetdiff.training.logger import IMAGES, METRICS
 from unetdiff.training.nonfinite import NONFINITE
+from unetdiff.training.run_card import CONFIG, SUMMARY
 from unetdiff.training.trackers import CSV, FOLDERS, TENSORBOARD
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 OVERWRITING = f"{WRITING}overwrite"
 """Exists while `--overwrite` deletes a run: a directory with it counts as empty, whatever was not deleted yet."""
 SYSTEM = frozenset({".ds_store", *JUNK})
@@ -36,7 +37,7 @@ PARTS = (
     CONTEXT,
     re.escape(LORA_WEIGHTS),
 )
-MODEL = "|".join([*PARTS, r".*\.json"])
+MODEL = "|".join([*PARTS, r".*\.json", re.escape(CARD), r"[\w-]+\.png"])
 OURS = {
     **{name: None for name in FILES},
     "best": MODEL,

@@ -40,6 +40,7 @@ from unetdiff.training.peak import reset_peak
 from unetdiff.training.pixel_statistics import follow_source, resolve_pixel_statistics
 from unetdiff.training.pretrained import pretrained_directory
 from unetdiff.training.progress import Progress
+from unetdiff.training.run_card import refresh_cards
 from unetdiff.training.run_data import GivenData, RunData, given_data, require_open_files
 from unetdiff.training.saver import Saver
 from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
@@ -251,6 +252,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             extra = {"class_weights": self.class_weights, "command": self.command}
             write_summary(self.directory, config, progress, self.task, self.accelerator, metrics, extra)
+            refresh_cards(self.directory)
         self.accelerator.wait_for_everyone()
 
     def _is_validation_step(self) -> bool:
