@@ -30,6 +30,11 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["noise"].shape == (1, 3, 64, 64) and set(names["unet"].heads) == {"segmentation", "diffusion"}
 
 
+def test_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/index.md", "In Python", tmp_path, monkeypatch)
+    assert names["logits"].shape == (1, 21, 250, 333) and names["noise"].shape == (1, 3, 64, 64)
+
+
 def test_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run("docs/experiments.md", "Custom experiments", tmp_path, monkeypatch)
     # (0.81 + 0.84 + 0.83) / 3 = 0.82667 against (0.80 + 0.79 + 0.83) / 3 = 0.80667
@@ -58,12 +63,12 @@ def test_custom_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 0 <= names["matrix"].compute()["mean_iou"] <= 1
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOREIGN = {"cpu", "num_processes", "nproc_per_node", "logdir", "no-deps"}
 """Options of other programs: accelerate, torchrun, tensorboard, pip."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_option_and_config_key_exists(page: Path) -> None:
     sources = [path.read_text() for folder in ("unetdiff", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     words = set(re.findall(r"\"--([\w-]+)\"", "".join(sources)))
@@ -75,7 +80,7 @@ def test_every_option_and_config_key_exists(page: Path) -> None:
             assert option in words or option in FOREIGN, f"--{option}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_to_files_and_lines(page: Path) -> None:
     for text, target in re.findall(r"\[([^\]]+)\]\(([^)#\s]*(?:#[^)\s]*)?)\)", page.read_text()):
         path, _, anchor = target.partition("#")
