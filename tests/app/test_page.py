@@ -1,0 +1,85 @@
+"""The page as a browser and `gradio_client` see it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="the page needs gradio")
+
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from unetdiff.app.page import build_page, launch, missing_tabs
+from unetdiff.app.runs import AppRun
+from unetdiff.app.segment_tab import example_sources
+from unetdiff.errors import UserError
+
+Serve = Callable[..., str]
+
+
+def client_of(address: str) -> Client:
+    return Client(address, verbose=False, download_files=False)
+
+
+def test_segment(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
+    run = runs["segmenter"]
+    client = client_of(serve(run))
+    source = example_sources(run)[1]
+    file = tmp_path / "my street.png"
+    Image.fromarray(source.image.permute(1, 2, 0).numpy()).save(file)
+    client.predict(handle_file(file), api_name="/segment_upload")
+    options = {"tile": 0, "overlap": 0.25, "flip": False, "prompt": "", "opacity": 0.5, "kind": "overlay"}
+    facts = [client.predict(noise=noise, **options, api_name="/segment")[1] for noise in (0, 60)]
+    assert all("my street.png · 32 × 32 pixels" in text for text in facts)
+    assert "no noise" in facts[0] and "timestep 599" in facts[1] and facts[0] != facts[1]
+    assert file.is_file()
+    names = [path.name for path in (tmp_path / "page").rglob("*street*")]
+    assert not names  # uploads are not kept
+
+
+def test_bad_uploads_are_answered_as_predict_does(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
+    client = client_of(serve(runs["segmenter"]))
+    whole = tmp_path / "whole.png"
+    Image.new("RGB", (64, 64), "red").save(whole)
+    contents = {"text.png": b"no image", "empty.jpg": b"", "cut.png": whole.read_bytes()[:70], "a.mp4": b"\0" * 50}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError) as expected:
+            runs["segmenter"].segmentation.load_image(tmp_path / name)  # type: ignore[union-attr]
+        with pytest.raises(Exception, match="must be|cannot be") as answer:
+            client.predict(handle_file(tmp_path / name), api_name="/segment_upload")
+        assert str(answer.value) == str(expected.value).replace(str(tmp_path / name), name)
+    client.predict(handle_file(whole), api_name="/segment_upload")  # and the page still works
+
+
+def test_served_on_this_machine_without_the_web(serve: Serve, runs: dict[str, AppRun]) -> None:
+    address = serve(runs["segmenter"])
+    assert address.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(address) as answer:
+        page = answer.read().decode()
+    with urllib.request.urlopen(f"{address}config") as answer:
+        config = json.load(answer)
+    assert config["analytics_enabled"] is False
+    assert "fonts.googleapis" not in page
+    with pytest.raises(UserError, match="--port=.*: must be a free port"):
+        launch(build_page([runs["segmenter"]]), int(address.rstrip("/").rpartition(":")[2]))
+    host = socket.gethostbyname(socket.gethostname())
+    if not host.startswith("127."):
+        with pytest.raises(OSError):
+            urllib.request.urlopen(address.replace("127.0.0.1", host), timeout=2)
+
+
+def test_tabs_and_why_one_is_missing(runs: dict[str, AppRun]) -> None:
+    def tabs(*names: str) -> list[str]:
+        blocks = build_page([runs[name] for name in names]).blocks.values()
+        return [block.label for block in blocks if type(block).__name__ == "Tab"]
+
+    assert tabs("segmenter") == ["Segment"]
+    assert missing_tabs([runs["denoiser"]]) == ["No Segment: denoiser has no segmentation head."]
+    assert tabs("segmenter", "joint") == ["Segment", "segmenter", "joint"]
