@@ -1,12 +1,13 @@
 # make quickstart   the whole thing in small: three trainings and one page, six to sixteen minutes on two cores
 # make test         lint, types and tests
+# make docs         the documentation as a site, in site/
 # make PYTHON=python3.12 ...   with another interpreter (3.11 or newer)
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 .DEFAULT_GOAL := test
 
 # Rebuilt only when the requirements change.
@@ -30,5 +31,10 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $${PYTEST_WORKERS:-2} --dist loadgroup
 
+# Strict: a broken link or a faulty docstring ends the build. The tests build it, too.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site"
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf site .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -58,12 +58,12 @@ def test_custom_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 0 <= names["matrix"].compute()["mean_iou"] <= 1
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOREIGN = {"cpu", "num_processes", "nproc_per_node", "logdir", "no-deps"}
 """Options of other programs: accelerate, torchrun, tensorboard, pip."""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_option_and_config_key_exists(page: Path) -> None:
     sources = [path.read_text() for folder in ("unetdiff", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     words = set(re.findall(r"\"--([\w-]+)\"", "".join(sources)))
@@ -75,7 +75,7 @@ def test_every_option_and_config_key_exists(page: Path) -> None:
             assert option in words or option in FOREIGN, f"--{option}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_to_files_and_lines(page: Path) -> None:
     for text, target in re.findall(r"\[([^\]]+)\]\(([^)#\s]*(?:#[^)\s]*)?)\)", page.read_text()):
         path, _, anchor = target.partition("#")

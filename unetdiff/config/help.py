@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 
 from unetdiff.config.schema import KEYS, LEAVES, RunConfig, describe, section_class
 from unetdiff.errors import as_yaml
@@ -14,32 +15,52 @@ INDENT = 24
 WIDTH = 100
 
 
+@dataclass(frozen=True)
+class Option:
+    """One key of the config, as the help and the reference show it."""
+
+    key: str
+    text: str
+    """The string below the attribute, on one line."""
+    type: str
+    """What the key holds, in words."""
+    default: str | None
+    """As YAML; None: the key of a section that is null by default."""
+
+
+def options() -> Iterator[Option]:
+    """Every key that holds a value, section by section."""
+    texts = docstrings()
+    defaults = _defaults(RunConfig())
+    for key in LEAVES:
+        default = as_yaml(defaults[key]) if key in defaults else None
+        yield Option(key, texts[key], describe(KEYS[key]), default)
+
+
 def options_help() -> str:
     """`--key TYPE: docstring (default: ...)` of every key, section by section."""
-    texts = _docstrings(RunConfig)
-    defaults = _defaults(RunConfig())
     lines = []
-    for key in LEAVES:
-        default = f" (default: {as_yaml(defaults[key])})" if key in defaults else ""
-        text = f"{texts[key]} [{describe(KEYS[key])}]{default}"
-        lines.append(f"  --{key}")
+    for option in options():
+        default = "" if option.default is None else f" (default: {option.default})"
+        text = f"{option.text} [{option.type}]{default}"
+        lines.append(f"  --{option.key}")
         lines += textwrap.wrap(text, WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
     return "\n".join(lines)
 
 
-def _docstrings(cls: type, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> the string below its attribute."""
+def docstrings(cls: type = RunConfig, prefix: str = "") -> dict[str, str]:
+    """Dotted key, of sections too -> the string below its attribute, on one line."""
     texts: dict[str, str] = {}
     for base in cls.__bases__:
         if is_dataclass(base):
-            texts |= _docstrings(base, prefix)
+            texts |= docstrings(base, prefix)
     body = ast.parse(inspect.getsource(cls)).body[0].body  # type: ignore[attr-defined]
     for node, below in zip(body, body[1:], strict=False):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             key = prefix + node.target.id
             texts[key] = inspect.cleandoc(ast.literal_eval(below.value)).replace("\n", " ")
             if (inner := section_class(KEYS[key])) is not None:
-                texts |= _docstrings(inner, f"{key}.")
+                texts |= docstrings(inner, f"{key}.")
     return texts
 
 
