@@ -75,11 +75,39 @@ def test_served_on_this_machine_without_the_web(serve: Serve, runs: dict[str, Ap
             urllib.request.urlopen(address.replace("127.0.0.1", host), timeout=2)
 
 
+def test_generate(serve: Serve, runs: dict[str, AppRun]) -> None:
+    client = client_of(serve(runs["joint"]))
+    job = client.submit("three", "(none)", 2, 3, 2.0, "ddim", 5, None, 0.6, api_name="/generate")
+    *_, legend = job.result(60)
+    texts = [output[2] for output in job.outputs()]
+    assert "3 steps, seed 5" in texts[-1] and len(texts) >= 3
+    assert 'class="legend"' in legend
+    with pytest.raises(Exception, match=r"seed=4294967296: must be an integer in \[0, 4,294,967,295\]"):
+        client.predict("three", "(none)", 1, 3, 2.0, "ddim", 2**32, None, 0.6, api_name="/generate")
+    with pytest.raises(Exception, match="num_inference_steps"):
+        client.predict("three", "(none)", 1, None, 2.0, "ddim", 0, None, 0.6, api_name="/generate")
+
+
+def test_compare(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
+    client = client_of(serve(runs["joint"], runs["denoiser"], runs["segmenter"]))
+    file = tmp_path / "x.png"
+    Image.new("RGB", (48, 40), "green").save(file)
+    client.predict(handle_file(file), api_name="/compare_upload")
+    answer = client.predict(noise=50, api_name="/compare")
+    assert "50 % of the timesteps · the segmenters agree on" in answer[0]
+    assert all("x.png · 48 × 40 pixels · timestep 500" in text for text in (answer[2], answer[6]))
+    sampled = client.predict("two", "(none)", 1, 2, 2.0, "ddim", 0, api_name="/compare_sample")
+    assert "Finished, seed 0" in sampled[0]
+
+
 def test_tabs_and_why_one_is_missing(runs: dict[str, AppRun]) -> None:
     def tabs(*names: str) -> list[str]:
         blocks = build_page([runs[name] for name in names]).blocks.values()
         return [block.label for block in blocks if type(block).__name__ == "Tab"]
 
     assert tabs("segmenter") == ["Segment"]
-    assert missing_tabs([runs["denoiser"]]) == ["No Segment: denoiser has no segmentation head."]
-    assert tabs("segmenter", "joint") == ["Segment", "segmenter", "joint"]
+    assert tabs("denoiser", "joint") == ["Segment", "Generate", "denoiser", "joint", "Compare"]
+    alone = missing_tabs([runs["denoiser"]])
+    assert alone[0] == "No Segment: denoiser has no segmentation head." and alone[1].startswith("No Compare: ")
+    assert missing_tabs([runs["segmenter"]])[0] == "No Generate: segmenter has no diffusion head."
+    assert missing_tabs([runs["joint"], runs["denoiser"]]) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,29 @@ def _resized(image: Image.Image, shrinking: Image.Resampling) -> Image.Image:
     height, width = shown_size(image.height, image.width)
     enlarged = height > image.height
     return image.resize((width, height), Image.Resampling.NEAREST if enlarged else shrinking)
+
+
+def montage(images: Sequence[Array], enlarged: bool = True) -> Image.Image:
+    """Images of one size next to each other, in rows of up to four, with transparent gaps.
+
+    enlarged: as `shown_image`, the size of the whole; otherwise pixels stay pixels.
+    """
+    columns = min(4, len(images)) if len(images) != 6 else 3
+    rows = -(-len(images) // columns)
+    height, width = images[0].shape[:2]
+    factor = max(1, -(-SMALLEST // (max(height, width) * columns))) if enlarged else 1
+    gap = 8 if enlarged else 2
+    cells = [Image.fromarray(as_rgb_array(image)) for image in images]
+    cells = [cell.resize((width * factor, height * factor), Image.Resampling.NEAREST) for cell in cells]
+    size = (columns * (width * factor + gap) - gap, rows * (height * factor + gap) - gap)
+    canvas = Image.new("RGBA" if len(images) > 1 else "RGB", size)
+    for number, cell in enumerate(cells):
+        row, column = divmod(number, columns)
+        canvas.paste(cell, (column * (width * factor + gap), row * (height * factor + gap)))
+    if not enlarged or max(canvas.size) <= 2 * LARGEST:
+        return canvas
+    canvas.thumbnail((2 * LARGEST, 2 * LARGEST))
+    return canvas
 
 
 def as_shown(pixels: Tensor) -> Array:

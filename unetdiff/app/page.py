@@ -11,6 +11,8 @@ from typing import Any
 import gradio as gr
 
 from unetdiff.app import html
+from unetdiff.app.compare_tab import build_compare_tab
+from unetdiff.app.generate_tab import build_generate_tab
 from unetdiff.app.runs import AppRun
 from unetdiff.app.segment_tab import build_segment_tab
 from unetdiff.errors import UserError, config_error
@@ -30,6 +32,10 @@ def missing_tabs(runs: Sequence[AppRun]) -> list[str]:
     sentences = []
     if not any(run.segmentation for run in runs):
         sentences.append(f"No Segment: {names} {has} no segmentation head.")
+    if not any(run.generation for run in runs):
+        sentences.append(f"No Generate: {names} {has} no diffusion head.")
+    if len(runs) < 2:
+        sentences.append("No Compare: it needs two runs. Stop the page and give them: unetdiff app RUN RUN.")
     return sentences
 
 
@@ -45,6 +51,18 @@ def build_page(runs: Sequence[AppRun]) -> gr.Blocks:
             if segmenters:
                 with gr.Tab("Segment", id="segment"):
                     _per_run(segmenters, build_segment_tab, "segment")
+            denoisers = [run for run in runs if run.generation]
+            if denoisers:
+                with gr.Tab("Generate", id="generate"):
+
+                    def build(run: AppRun, api: str) -> None:
+                        own = run if run.segmentation or not segmenters else segmenters[0]
+                        build_generate_tab(run, own if own.segmentation else None, api)
+
+                    _per_run(denoisers, build, "generate")
+            if len(runs) > 1:
+                with gr.Tab("Compare", id="compare"):
+                    build_compare_tab(runs)
     return page
 
 

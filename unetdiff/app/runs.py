@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,13 @@ class AppRun:
     """None without a diffusion head."""
     process: Process
     """The forward process: of the denoiser, or of the config's `diffusion.noise` for a segmenter alone."""
+    scheduler: Any
+    """The denoiser's own sampler; None without one."""
     guidance_scale: float
     """`diffusion.guidance_scale` of the config."""
     examples: Examples
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while the denoiser samples: its scheduler has a state."""
 
     @property
     def condition(self) -> str | None:
@@ -104,6 +109,7 @@ def load_run(path: Path, name: str, device: torch.device) -> AppRun:
         segmentation,
         generation,
         process_of(build_scheduler(config.diffusion) if generation is None else generation.scheduler),
+        None if generation is None else generation.scheduler,
         config.diffusion.guidance_scale,
         examples_of(path, config, segmentation, generation),
     )
