@@ -23,11 +23,12 @@ def example(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_every_example_is_run() -> None:
-    """Here, or in a file of its own: test_draw_network.py, test_minimal_unet.py."""
+    """Here, or in a file of its own: test_draw_network.py, test_masks_from_colors.py, test_minimal_unet.py."""
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "compare_heads",
         "draw_network",
         "layout_to_image",
+        "masks_from_colors",
         "minimal_unet",
         "text_to_image",
         "train_conditional_ddpm",
