@@ -95,7 +95,7 @@ def test_compare(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
     client.predict(handle_file(file), api_name="/compare_upload")
     answer = client.predict(noise=50, api_name="/compare")
     assert "50 % of the timesteps · the segmenters agree on" in answer[0]
-    assert all("x.png · 48 × 40 pixels · timestep 500" in text for text in (answer[2], answer[6]))
+    assert all("x.png · 48 × 40 pixels · timestep 500" in text for text in (answer[3], answer[6]))
     sampled = client.predict("two", "(none)", 1, 2, 2.0, "ddim", 0, api_name="/compare_sample")
     assert "Finished, seed 0" in sampled[0]
 

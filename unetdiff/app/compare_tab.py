@@ -56,11 +56,13 @@ def _build_image(runs: Sequence[AppRun], api: str) -> None:
     with gr.Row():
         for run in runs:
             with gr.Column(min_width=260):
-                gr.HTML(f'<p class="legend-title">{html.escape(run.name)}</p>')
+                gr.HTML(html.heading(run.name))
                 if run.segmentation is not None:
-                    outputs += [_image("Mask"), gr.HTML()]
+                    outputs.append(_image("Mask"))
                 if run.generation is not None:
                     outputs.append(_image("Denoised in one pass"))
+                if run.segmentation is not None:
+                    outputs.append(gr.HTML())
 
     @answered
     def update(source: Source | None, noise: float) -> list[Any]:
@@ -92,7 +94,7 @@ def _build_image(runs: Sequence[AppRun], api: str) -> None:
 
 
 def compared(runs: Sequence[AppRun], first: AppRun, source: Source, noise: float) -> list[Any]:
-    """What the tab shows of an image: a sentence, then for each run its mask, its legend and its denoised image.
+    """What the tab shows of an image: a sentence, then for each run its mask, its denoised image and its legend.
 
     Args:
         runs: the runs, in order.
@@ -103,18 +105,17 @@ def compared(runs: Sequence[AppRun], first: AppRun, source: Source, noise: float
     results: list[Segmented] = []
     shown: list[Any] = []
     for run in runs:
-        pipeline = run.segmentation
+        pipeline, result = run.segmentation, None
         if pipeline is not None:
             same = first.segmentation is not None and pipeline.classes == first.segmentation.classes
             image = source if pipeline.segmenter.image_channels == source.image.shape[0] else _converted(source, run)
             result = segmenting.segment(run, image if same else replace(image, truth=None), noise)
-            shown += [
-                segmenting.render(result, pipeline, segmenting.OVERLAY, 0.55),
-                segmenting.summary(result, pipeline),
-            ]
+            shown.append(segmenting.render(result, pipeline, segmenting.OVERLAY, 0.55))
             results.append(result)
         if run.generation is not None:
             shown.append(_denoised(run, source, noise))
+        if pipeline is not None and result is not None:
+            shown.append(segmenting.summary(result, pipeline))
     return [html.note(_agreement(runs, results, noise)), *shown]
 
 
@@ -147,7 +148,7 @@ def _agreement(runs: Sequence[AppRun], results: Sequence[Segmented], noise: floa
 
 
 def _build_sampling(denoisers: Sequence[AppRun], api: str) -> None:
-    gr.HTML(f'<p class="legend-title">Generate</p>{html.note(SAMPLE_HELP)}')
+    gr.HTML(html.heading("Generate") + html.note(SAMPLE_HELP))
     with gr.Row():
         with gr.Column(min_width=300):
             condition = ConditionFields(denoisers)

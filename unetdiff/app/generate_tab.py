@@ -29,6 +29,10 @@ HELP = (
     "The network starts with noise and removes a little of it at every step. On the left is what it is given, on the "
     "right the clean image that it predicts from it."
 )
+START_HELP = (
+    "Image to image: all of it changes, the more the larger the strength. Inpainting: paint over a part, and only that "
+    "is repainted."
+)
 KINDS = {
     "class_labels": "Choose a class.",
     "prompt": "Describe the image.",
@@ -130,13 +134,13 @@ def sampling_fields(runs: Sequence[AppRun]) -> list[Any]:
 
 def _start_fields(run: AppRun) -> tuple[Any, Any]:
     """The editor of the image to start from, and the strength."""
-    gr.HTML(html.note("Image to image changes all of it; paint over a part to repaint only that (inpainting)."))
+    gr.HTML(html.note(START_HELP))
     upload = gr.File(label="Drop an image", height=140)
     items = run.examples.items
     if items:
         gallery = example_gallery([Source(item["image"], str(item["name"])) for item in items])
     editor = start_editor()
-    strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength: how far from the image (without a painted part)")
+    strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength of image to image")
     remove = gr.Button("Start from noise again", size="sm")
 
     @answered

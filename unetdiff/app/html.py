@@ -37,7 +37,7 @@ def bars(rows: Sequence[tuple[str, Color, float]], title: str = "") -> str:
         f"<em>{percent(fraction)}</em></li>"
         for name, color, fraction in rows
     ]
-    head = f'<p class="legend-title">{escape(title)}</p>' if title else ""
+    head = heading(title) if title else ""
     return f'{head}<ul class="legend">{"".join(lines)}</ul>'
 
 
@@ -60,6 +60,11 @@ def legend(mask: NDArray[np.uint8], classes: Sequence[str], palette: NDArray[np.
             name, color = (classes[value], palette[value]) if known else ("ignore", IGNORE_COLOR)
             rows.append((name, color, counts[value] / mask.size))
     return bars(rows, title)
+
+
+def heading(text: str) -> str:
+    """A small heading."""
+    return f'<p class="legend-title">{escape(text)}</p>'
 
 
 def note(text: str) -> str:

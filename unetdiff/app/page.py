@@ -106,6 +106,7 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False) -> str
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
+            _frontend=False,  # no check of the address, which fails where an answer takes more than three seconds
             enable_monitoring=False,
             footer_links=["settings"],
             theme=theme(),

@@ -89,7 +89,7 @@ def start_editor() -> Any:
     """An editor for the image that sampling starts from, without an image, hidden."""
     return gr.ImageEditor(
         None,
-        label="Paint over what is to be repainted (nothing: all of the image changes a little)",
+        label="Paint over a part",
         image_mode="RGBA",
         type="numpy",
         format="png",

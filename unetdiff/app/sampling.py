@@ -28,7 +28,7 @@ from unetdiff.diffusion.schedulers import make_scheduler
 from unetdiff.errors import UserError, config_error
 from unetdiff.segmentation.segmenter import NetworkInput
 
-OWN_SAMPLER = "the model's own"
+OWN_SAMPLER = "default"
 MAX_IMAGES, MAX_STEPS, MAX_SEED = 8, 1000, 2**32 - 1
 PREVIEW_SECONDS = 0.1
 """Least time between two previews; they take at most half of the time."""

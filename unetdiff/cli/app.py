@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _parser().parse_strictly(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    for name in ("NO_PROXY", "no_proxy"):  # gradio's own requests to the page
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     require_gradio()
 
     import sys
