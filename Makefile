@@ -33,7 +33,7 @@ test: lint
 
 # Strict: a broken link or a faulty docstring ends the build. The tests build it, too.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site/index.html; with search: $(BIN)/python -m http.server -d site"
 
 clean:

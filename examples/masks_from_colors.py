@@ -1,4 +1,4 @@
-"""Masks of photographs that nobody labeled: the colors in the middle of an image against those around them.
+"""Masks of photographs that no one labeled: the colors in the middle of an image against those around them.
 
     python examples/masks_from_colors.py flowers masks    # flowers/SPLIT/CLASS/x.jpg: masks/SPLIT/CLASS/x.png
     unetdiff train segmentation --data.name folders --data.root . --data.images flowers --data.masks masks \\

@@ -30,6 +30,11 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["noise"].shape == (1, 3, 64, 64) and set(names["unet"].heads) == {"segmentation", "diffusion"}
 
 
+def test_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = run("docs/index.md", "In Python", tmp_path, monkeypatch)
+    assert names["logits"].shape == (1, 21, 250, 333) and names["noise"].shape == (1, 3, 64, 64)
+
+
 def test_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run("docs/experiments.md", "Custom experiments", tmp_path, monkeypatch)
     # (0.81 + 0.84 + 0.83) / 3 = 0.82667 against (0.80 + 0.79 + 0.83) / 3 = 0.80667

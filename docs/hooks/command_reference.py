@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -13,6 +14,9 @@ from unetdiff.cli import data, experiment
 from unetdiff.cli.main import COMMANDS
 from unetdiff.cli.parser import Parser
 from unetdiff.experiments import EXPERIMENTS
+
+WIDTH = 88
+"""Characters of a line of a usage."""
 
 
 class _Built(Exception):
@@ -56,7 +60,8 @@ def command(parser: Parser) -> str:
     """One command: description, usage, arguments by group."""
     name = parser.prog.removeprefix("unetdiff ")
     anchor = name.replace(" ", "-")
-    usage = parser.format_usage().removeprefix("usage: ").strip()
+    with patch.dict(os.environ, COLUMNS=str(WIDTH)):  # not the width of the terminal
+        usage = parser.format_usage().removeprefix("usage: ").strip()
     lines = [
         f"## `unetdiff {name}` {{ #{anchor} data-toc-label='{name}' }}\n",
         f"{escaped(parser.description or '')}\n",
@@ -81,8 +86,8 @@ def argument(action: argparse.Action, command_anchor: str) -> str:
     name = action.option_strings[-1].lstrip("-") if action.option_strings else action.dest
     text = (action.help or "").replace("%%", "%")
     facts = []
-    silent = action.default in (None, False, argparse.SUPPRESS, []) or "default:" in text
-    if not silent:
+    unsaid = action.default is None or action.default is False or action.default in (argparse.SUPPRESS, [])
+    if not unsaid and "default:" not in text:
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else action.default
         facts.append(f"default `{default}`")
     if action.required and action.option_strings:

@@ -2,8 +2,8 @@
 
 `<!-- include: CONTRIBUTING.md -->` stands for the file: Markdown as it is, Python in parts (`python_page`).
 
-A link to a file outside of docs/ becomes, in this order: the page that holds the file; for a class or function of the
-package, its entry in the API reference; the file in the repository, if pyproject.toml names one; else its text alone.
+A link to a file outside of docs/ becomes, in this order: the page that holds the file; for a module of the package or a
+class in it, its entry in the API reference; the file in the repository, if pyproject.toml names one; else its text.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,13 @@ def repository_url() -> str | None:
     urls = {name.lower(): url for name, url in project.get("urls", {}).items()}
     url = urls.get("repository") or urls.get("source")
     return None if url is None else url.rstrip("/")
+
+
+@cache
+def documented_modules() -> set[str]:
+    """The modules of the API reference."""
+    texts = [page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md"))]
+    return {name for text in texts for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
 
 
 def on_config(config: Any) -> Any:
@@ -83,10 +91,10 @@ def link_on_page(text: str, target: str, folder: Path, page: str) -> str:
         return _to_page(text, PAGES[name], anchor, page)
     if name.startswith("configs/"):
         return _to_page(text, CONFIGS, config_anchor(name) if file.suffix else "", page)
-    defined = re.fullmatch(r"`(?:class|def) (\w+)`", text)
-    if name.startswith("unetdiff/") and defined:
-        module = name.removesuffix(".py").replace("/", ".")
-        return f"[{text}][{module}.{defined[1]}]"
+    module = name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+    if module in documented_modules():
+        defined = re.fullmatch(r"`(?:class|def) (\w+)`", text)
+        return f"[{text}][{module}.{defined[1]}]" if defined else f"[{text}][{module}]"
     if (url := repository_url()) is not None:
         return f"[{text}]({url}/blob/main/{name}{'#' + anchor if anchor else ''})"
     return text

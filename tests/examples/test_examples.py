@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -27,6 +28,7 @@ def test_every_example_is_run() -> None:
     assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == [
         "compare_heads",
         "draw_network",
+        "label_and_draw",
         "layout_to_image",
         "masks_from_colors",
         "minimal_unet",
@@ -80,3 +82,8 @@ def test_layout_to_image(example) -> None:
     run = example("layout_to_image")
     assert (run / "layouts.png").is_file()
     assert json.loads((run / "best" / "unet" / "config.json").read_text())["in_channels"] == 3 + 8
+
+
+def test_label_and_draw(example) -> None:
+    run = example("label_and_draw")
+    assert Image.open(run / "label_and_draw.png").width > 6 * 32

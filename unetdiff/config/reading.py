@@ -43,7 +43,10 @@ def load(
     Options of the file that contradict the overrides are left out (`precedence`).
 
     Args:
-        path, overrides, task, is_default: as of `parse`.
+        path: as of `parse`.
+        overrides: as of `parse`.
+        task: as of `parse`.
+        is_default: as of `parse`.
         notes: gets a line for each option that is left out.
     """
     config, flags = parse(path, overrides, task, is_default), given_keys(overrides)

@@ -38,7 +38,8 @@ class StepSampler(Sampler[list[SampleKey]]):
         seed: seed of order and augmentation.
         stop: the run's number of optimizer steps.
         start: first step (on resume, the number of steps done).
-        rank, world_size: this process and the number of processes.
+        rank: this process.
+        world_size: number of processes.
         accumulation_steps: micro-batches per step and rank.
         strong_until: first step without strong augmentation; None: strong until the end.
         factors: (length,), relative sampling frequency of each image (`unetdiff.data.repeat_factors`); None: uniform.

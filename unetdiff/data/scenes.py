@@ -38,7 +38,10 @@ class Scenes(ImageDataset):
     """The scenes of a split, rendered at construction and held in memory as uint8.
 
     Args:
-        split, config, size, augment: see `build_dataset`.
+        split: its digit images are in no other split.
+        config: number of scenes, digits, colors, backgrounds.
+        size: [height, width] that scenes are resized to; None: 32 x 32.
+        augment: augmentation of the training split; None: none.
         segmentation: return masks.
         layout: return masks resized with the image (see `Transform`).
 

@@ -123,7 +123,8 @@ def median_frequency(pixels: Counts, image_pixels: Counts, max_weight: float = M
 
     Args:
         pixels: int64 (C,), pixels of each class.
-        context: int64 (C,), valid pixels of the images that contain the class.
+        image_pixels: int64 (C,), valid pixels of the images that contain the class.
+        max_weight: upper bound of the weights.
     """
     present = pixels > 0
     frequency = pixels[present] / image_pixels[present]

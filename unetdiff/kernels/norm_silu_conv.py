@@ -40,7 +40,8 @@ def norm_silu(norm: nn.Module, x: Tensor, scale: Tensor | None = None, shift: Te
     Args:
         norm: the normalization layer.
         x: (B, C, H, W).
-        scale, shift: (B, C, 1, 1), both or neither.
+        scale: (B, C, 1, 1), or None, as shift.
+        shift: (B, C, 1, 1), or None, as scale.
     """
     if _is_replaceable(norm, x):
         weight, bias = _affine(norm, scale, shift)

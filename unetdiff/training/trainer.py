@@ -66,8 +66,9 @@ def train(
 
     Args:
         config: the whole run.
-        train_data, val_data: map-style datasets of dicts, as of `unetdiff.data.custom.CustomDataset`, instead of what
-            `data.name` and `data.root` say; both or none.
+        train_data: map-style dataset of dicts, as of `unetdiff.data.custom.CustomDataset`, instead of what `data.name`
+            and `data.root` say; None: those.
+        val_data: of validation, likewise; both or none.
         command: the command line, for summary.json.
 
     Raises:

@@ -252,7 +252,10 @@ class DiffusionTask(Task):
         """x0 (B, K, h, w) at timesteps (B,) with this noise and these conditions.
 
         Args:
-            x0, noise, timesteps, conditions: of the images.
+            x0: clean images or latents.
+            noise: as x0.
+            timesteps: (B,).
+            conditions: of the images; None: without a condition.
             loss_mask: pixels included in the loss, bool (B, 1, h, w); None: all.
             channels: of `masked`, in the place of those of the conditions; None: theirs.
         """
