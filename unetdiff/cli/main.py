@@ -16,6 +16,7 @@ from unetdiff.errors import (
     TrainingStopped,
     UserError,
     did_you_mean,
+    is_out_of_memory,
     printable,
     shortened,
 )
@@ -32,6 +33,7 @@ COMMANDS = {
     "sample": ("unetdiff.cli.sample", "sample images, unconditionally or by class, text, layout or image"),
     "experiment": ("unetdiff.cli.experiment", "run an experiment on what the two heads share"),
     "compare": ("unetdiff.cli.compare", "write a report that compares runs and experiments"),
+    "app": ("unetdiff.cli.app", "segment, generate and compare on a local page in the browser"),
     "data": ("unetdiff.cli.data", "check a dataset, print its statistics, or download PASCAL VOC and SBD"),
     "export": ("unetdiff.cli.export", "export a network to ONNX, torch.export or diffusers"),
     "push": ("unetdiff.cli.push", "upload a run's model with its model card to the Hugging Face Hub"),
@@ -108,12 +110,6 @@ def _fail(message: str, status: int) -> int:
     """Print a message on one line; returns the status."""
     print(f"unetdiff: {shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
     return status
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is torch's or Python's word for too little memory."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _set_threads() -> None:
