@@ -22,6 +22,7 @@ ORDER = (
     "benchmark",
     "reports",
     "experiments",
+    "app",
     "cli",
 )
 """Each room imports only rooms before it."""

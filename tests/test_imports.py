@@ -21,8 +21,9 @@ HEAVY = (
     "datasets",
     "matplotlib",
     "sklearn",
+    "gradio",
 )
-LATER = ("evaluation", "benchmark", "reports", "experiments", "cli")
+LATER = ("evaluation", "benchmark", "reports", "experiments", "app", "cli")
 """Rooms that training must not import."""
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCENES = str(CONFIGS / "segmentation" / "scenes.yaml")

@@ -82,6 +82,12 @@ class AnotherProcessFailed(RuntimeError):
     """Another process of this run failed and reported why; this one ends without a message."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is torch's or Python's word for too little memory."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
 def _own_line(message: str) -> str:
     """A message without the traceback that torch puts before that of an error in a worker of a data loader."""
     if not (message.startswith("Caught ") and "\nOriginal Traceback" in message):

@@ -10,7 +10,16 @@ from importlib import import_module
 import unetdiff
 from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_process
 from unetdiff.cli.streams import status_of, tolerant_streams
-from unetdiff.errors import AnotherProcessFailed, FileError, TrainingStopped, UserError, nearest, printable, shortened
+from unetdiff.errors import (
+    AnotherProcessFailed,
+    FileError,
+    TrainingStopped,
+    UserError,
+    is_out_of_memory,
+    nearest,
+    printable,
+    shortened,
+)
 
 MAX_MESSAGE_CHARS = 2000
 # command -> (module with `main(argv) -> exit status`, help); imported when called, which keeps --help fast
@@ -24,6 +33,7 @@ COMMANDS = {
     "sample": ("unetdiff.cli.sample", "sample images, unconditionally or by class, text, layout or image"),
     "experiment": ("unetdiff.cli.experiment", "run an experiment on what the two heads share"),
     "compare": ("unetdiff.cli.compare", "write a report that compares runs and experiments"),
+    "app": ("unetdiff.cli.app", "segment, generate and compare on a local page in the browser"),
     "data": ("unetdiff.cli.data", "check a dataset, print its statistics, or download PASCAL VOC and SBD"),
     "export": ("unetdiff.cli.export", "export a network to ONNX, torch.export or diffusers"),
     "benchmark": ("unetdiff.cli.benchmark", "measure training, prediction and sampling speed on this machine"),
@@ -99,12 +109,6 @@ def _fail(message: str, status: int) -> int:
     """Print a message on one line; returns the status."""
     print(f"unetdiff: {shortened(printable(message), MAX_MESSAGE_CHARS)}", file=sys.stderr)
     return status
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is torch's or Python's word for too little memory."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _set_threads() -> None:

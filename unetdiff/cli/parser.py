@@ -27,6 +27,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "num_images": COUNT,
     "num_inference_steps": STEPS,
     "opset": (1, 1000),
+    "port": (1, 65_535),
     "rounds": STEPS,
     "seed": SEED,
     "size": (1, 16_384),

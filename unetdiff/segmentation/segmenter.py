@@ -41,7 +41,7 @@ class NetworkInput:
     Baranchuk et al. 2022 segment noised images at small timesteps, Zhao et al. 2023 (VPD) clean ones.
     """
 
-    timestep: int = 0
+    timestep: float = 0
     """0: a clean image."""
     noise_level: tuple[float, float] | None = None
     """(a, b): the network sees a x_0 + b ε, with the same noise ε for every image; None: x_0."""
@@ -118,7 +118,7 @@ class Segmenter:
         return self.codec.encode(pixels).to(self.unet.dtype)
 
     def logits(
-        self, sample: Tensor, timestep: Tensor | int | None, size: tuple[int, int], tokens: Tensor | None = None
+        self, sample: Tensor, timestep: Tensor | float | None, size: tuple[int, int], tokens: Tensor | None = None
     ) -> Tensor:
         """Logits (B, classes, H, W) of x_t, at the size (H, W) of its images.
 
@@ -192,7 +192,7 @@ def unpadded_margins(unet: UNet, length: int, margin: int = 0) -> tuple[int, int
     return before, valid - length - before
 
 
-def _segment_unpadded(unet: UNet, pixels: Tensor, timestep: Tensor | int | None) -> Tensor:
+def _segment_unpadded(unet: UNet, pixels: Tensor, timestep: Tensor | float | None) -> Tensor:
     """`segment_whole` of an unpadded network."""
     (top, bottom), (left, right) = (unpadded_margins(unet, length) for length in pixels.shape[-2:])
     starts = [before - lost_unpadded(unet) // 2 for before in (top, left)]

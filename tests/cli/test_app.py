@@ -1,0 +1,31 @@
+"""`unetdiff app`: its errors are one line, before the page is served."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from unetdiff.cli.main import main
+
+
+def test_without_gradio(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert main(["app", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert error == "unetdiff: The page needs gradio. Run `pip install 'unetdiff[app]'`.\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="the page needs gradio")
+def test_invalid_arguments(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, part in (
+        ([], "missing RUN"),
+        ([str(tmp_path / "nowhere")], "does not exist"),
+        ([str(run), "--port", "0"], "--port=0: must be at least 1"),
+        ([str(run), "--device", "gpu"], "--device=gpu: must be available"),
+    ):
+        assert main(["app", *words]) == 2
+        error = capsys.readouterr().err
+        assert part in error and error.count("\n") == 1
