@@ -85,7 +85,8 @@ def test_a_run_on_latents_is_evaluated_predicted_saved_and_loaded(tiny: Tiny, va
     )
     run = train(config)
     best = run / "best"
-    assert sorted(path.name for path in best.iterdir()) == ["segmentation.json", "unet", "vae"]
+    names = ["README.md", "segmentation.json", "segmentation.png", "unet", "vae"]
+    assert sorted(path.name for path in best.iterdir()) == names
     saved = json.loads((best / "segmentation.json").read_text())["input"]
     # the cosine schedule (Nichol & Dhariwal 2021, equation 17)
     alpha = np.cos((0.3 + 0.008) / 1.008 * np.pi / 2) / np.cos(0.008 / 1.008 * np.pi / 2)

@@ -82,16 +82,16 @@ def _leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-def processes_line(accelerator: Accelerator) -> str | None:
-    """ "4 processes on 2 machines (gloo, MULTI_CPU)": the log line of several processes, else None."""
+def processes_text(accelerator: Accelerator) -> str:
+    """ ", 4 processes on 2 machines (gloo, MULTI_CPU)", for the headline of a run; "" for one process."""
     count = accelerator.num_processes
     if count == 1:
-        return None
+        return ""
     local, nodes = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("SLURM_NNODES")  # torchrun's, or srun's
     machines = -(-count // int(local)) if local else int(nodes) if nodes else None
     where = "" if machines is None else f" on {machines} machine{'' if machines == 1 else 's'}"
     backend = f"{dist.get_backend()}, " if dist.is_initialized() else ""
-    return f"{count} processes{where} ({backend}{accelerator.distributed_type.value})"
+    return f", {count} processes{where} ({backend}{accelerator.distributed_type.value})"
 
 
 def facts(accelerator: Accelerator) -> dict[str, Any]:

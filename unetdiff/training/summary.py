@@ -31,13 +31,13 @@ def headline(
     trained, why = "", _frozen(config, progress.step, steps)
     if not all(parameter.requires_grad for parameter in task.unet.parameters()):
         trained = f" ({_trained(task) / 1e6:.2f} M trained{why})"
-    facts = runtime.facts(accelerator)
+    facts, processes = runtime.facts(accelerator), runtime.processes_text(accelerator)
     resumed = f", resumed at step {progress.step}" if progress.step else ""
     return (
         f"{config.task} on {config.data.name}: {images[0]} training and {images[1]} validation "
         f"images, {sum(counts.values()) / 1e6:.2f} M parameters{trained}, {steps} steps of "
         f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
-        f"{facts['device']}, {facts['threads']} threads{resumed}"
+        f"{facts['device']}, {facts['threads']} threads{processes}{resumed}"
     )
 
 

@@ -282,8 +282,7 @@ class Trainer:
         if self.config.training.resume and not self.progress.step:
             self.logger.info(f"{self.directory}: no checkpoint to resume; training starts at step 0")
         weights = None if self.class_weights is None else describe(self.class_weights)
-        processes = runtime.processes_line(self.accelerator)
-        for line in (processes, self.replanned, self.init_report, weights, self.latents):
+        for line in (self.replanned, self.init_report, weights, self.latents):
             if line is not None:
                 self.logger.info(str(line))
 
