@@ -68,7 +68,7 @@ class GenerationOutput(ImagePipelineOutput):
         return self.images
 
 
-class GenerationPipeline(PushMixin, DiffusionPipeline):
+class GenerationPipeline(PushMixin, DiffusionPipeline):  # type: ignore[misc]
     """Samples images with a trained denoiser.
 
     Args:
