@@ -25,11 +25,12 @@ def standalone_svg(model: dict[str, Any], size: int = 32) -> str:
     """The drawing of a network for images of `size` pixels a side, with the page's style sheet in it."""
     svg = draw_network(read_network_spec(model, size), wide=True)
     style = files("unetdiff.reports").joinpath("page.css").read_text(encoding="utf-8")
-    light = style.partition("@media (prefers-color-scheme: dark)")[0]
+    colors = style.partition("\n* {")[0]  # light, and dark where the reader prefers it
     rules = "\n".join(line for line in style.splitlines() if line.startswith(".net"))
     head, body = svg.split(">", 1)
     head = head.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return f"{head}>\n<style>\n{light}{rules}\n</style>\n<rect width='100%' height='100%' fill='#fbfaf6'/>{body}"
+    ground = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+    return f"{head}>\n<style>\n{colors}\n{rules}\n</style>\n{ground}{body}"
 
 
 def main(output: str = "three_changes.svg") -> None:
