@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,11 +52,11 @@ def _resized(image: Image.Image, shrinking: Image.Resampling) -> Image.Image:
 
 
 def montage(images: Sequence[Array], enlarged: bool = True) -> Image.Image:
-    """Images of one size next to each other, in rows of up to four, with transparent gaps.
+    """Images of one size next to each other, about as many rows as columns, with transparent gaps.
 
     enlarged: as `shown_image`, the size of the whole; otherwise pixels stay pixels.
     """
-    columns = min(4, len(images)) if len(images) != 6 else 3
+    columns = math.ceil(len(images) ** 0.5)
     rows = -(-len(images) // columns)
     height, width = images[0].shape[:2]
     factor = max(1, -(-SMALLEST // (max(height, width) * columns))) if enlarged else 1
