@@ -22,8 +22,10 @@ LISTED = [
     "sample",
     "experiment",
     "compare",
+    "app",
     "data",
     "export",
+    "push",
     "benchmark",
 ]
 
