@@ -61,8 +61,8 @@ def test_python_m_unetdiff() -> None:
     assert result.stdout == ""
     assert result.stderr == (
         "unetdiff: unknown command 'predcit'. Did you mean predict? "
-        "(one of quickstart, init, train, configs, evaluate, predict, sample, experiment, compare, data, export, "
-        "benchmark)\n"
+        "(one of quickstart, init, train, configs, evaluate, predict, sample, experiment, compare, app, data, export, "
+        "push, benchmark)\n"
     )
 
 
