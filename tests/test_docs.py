@@ -64,8 +64,13 @@ def test_custom_training_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOREIGN = {"cpu", "num_processes", "nproc_per_node", "logdir", "no-deps"}
-"""Options of other programs: accelerate, torchrun, tensorboard, pip."""
+FOREIGN = {
+    *("cpu", "num_processes", "num_machines", "machine_rank", "main_process_ip", "main_process_port", "use_fsdp"),
+    *("nproc_per_node", "nnodes", "node_rank", "rdzv_backend", "rdzv_endpoint", "rdzv_id", "master_addr"),
+    *("job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "time", "signal", "logdir", "no-deps"),
+    "master_port",
+}
+"""Options of other programs: accelerate, torchrun, sbatch and srun, tensorboard, pip."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -94,7 +94,7 @@ def test_a_run_is_pushed_with_its_card(
         [one, *_] = card.data.eval_results
         assert one.dataset_split == "validation" and one.dataset_args == {"num_images": config.data.scenes.val_images}
         assert one.metric_type == "mean_iou" and one.dataset_name == "scenes"
-        assert "unetdiff train joint mine.yaml" in card.text and "](samples.png)" in card.text
+        assert "unetdiff train joint config.yaml" in card.text and "](samples.png)" in card.text
         assert (run / name / "samples.png").is_file() and (run / name / "segmentation.png").is_file()
     capsys.readouterr()
     assert main(["push", str(run), "me/two-heads", "--dry_run"]) == 0

@@ -37,8 +37,7 @@ def write_run_card(directory: Path, run: Path, name: str | None = None, step: in
     lines = read_lines(run / METRICS) if is_there(run / METRICS) else []
     lines = [line for line in lines if line["kind"] == "validation" and step in (None, line["step"])]
     line = lines[-1] if lines else {}
-    summary = read_object(run / SUMMARY) if is_there(run / SUMMARY) else {}
-    run_card(config, line, summary, name or str(run), _copy_previews(directory, run, line.get("step"))).write(directory)
+    run_card(config, line, name or str(run), _copy_previews(directory, run, line.get("step"))).write(directory)
 
 
 def step_of(model: Path) -> int | None:
@@ -52,20 +51,22 @@ def step_of(model: Path) -> int | None:
     return read_object(states[-1]).get("best_step") if states else None
 
 
-def refresh_cards(run: Path) -> None:
-    """Write the cards of a finished run again, with its command."""
-    for name in ("best", "latest"):
+def refresh_cards(run: Path, best_step: int | None) -> None:
+    """Write the cards of a run again after its last validation, which followed the export of `latest`.
+
+    best_step: the step whose validation measured `best`.
+    """
+    for name, step in (("best", best_step), ("latest", None)):
         if (run / name).is_dir():
-            write_run_card(run / name, run, step=step_of(run / name))
+            write_run_card(run / name, run, step=step)
 
 
-def run_card(config: RunConfig, line: dict[str, Any], summary: dict[str, Any], name: str, images: list[str]) -> Card:
+def run_card(config: RunConfig, line: dict[str, Any], name: str, images: list[str]) -> Card:
     """The card of a run's weights.
 
     Args:
         config: of the run.
         line: of metrics.jsonl, with the validation of these weights; {} without one.
-        summary: summary.json; {} of a run that has not finished.
         name: of the model.
         images: names of image files next to the card.
     """
@@ -90,15 +91,13 @@ def run_card(config: RunConfig, line: dict[str, Any], summary: dict[str, Any], n
         dataset_id=root if is_hub else None,
         metrics=measured,
         images=images,
-        command=summary.get("command"),
+        command=f"unetdiff train {config.task} {CONFIG}",
         details={
-            "steps": f"{line.get('step', summary.get('steps', 'unknown'))} of {training.batch_size} images",
+            "steps": f"{line.get('step', 'unknown')} of {training.batch_size} images",
             "seed": str(training.seed),
             "initial weights": str(
                 training.init_from or config.model.pretrained or config.model.encoder.weights or "random"
             ),
-            **({"precision": str(summary["precision"])} if "precision" in summary else {}),
-            **({"device": str(summary["device"])} if "device" in summary else {}),
         },
         limits=_limits(config, heads),
     )

@@ -252,8 +252,8 @@ class Trainer:
             self.logger.info(early_stop(progress, self.task, self.steps))
         if self.accelerator.is_main_process:
             extra = {"class_weights": self.class_weights, "command": self.command}
+            refresh_cards(self.directory, progress.best_step)  # before the summary, which ends the run
             write_summary(self.directory, config, progress, self.task, self.accelerator, metrics, extra)
-            refresh_cards(self.directory)
         self.accelerator.wait_for_everyone()
 
     def _is_validation_step(self) -> bool:
