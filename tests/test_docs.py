@@ -75,7 +75,9 @@ FOREIGN = {
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_every_option_and_config_key_exists(page: Path) -> None:
-    sources = [path.read_text() for folder in ("unetdiff", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path.read_text() for folder in ("unetdiff", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+    ]
     words = set(re.findall(r"\"--([\w-]+)\"", "".join(sources)))
     for option in re.findall(r"(?<![\w-])--([a-zA-Z][\w.-]*)", page.read_text()):
         option = option.rstrip(".")
