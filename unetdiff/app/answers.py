@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,17 @@ def shown(message: str) -> gr.Error:
     return gr.Error(printable(message), duration=None, print_exception=False)
 
 
-def _as_answer(error: Exception) -> gr.Error | None:
-    if isinstance(error, UserError):
-        return shown(str(error))
-    if is_out_of_memory(error):
-        return shown("out of memory. Use a smaller image, tiles, or fewer images at once.")
-    return None
+@contextmanager
+def _answers() -> Iterator[None]:
+    """UserErrors, and running out of memory, as messages."""
+    try:
+        yield
+    except UserError as error:
+        raise shown(str(error)) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise shown("out of memory. Use a smaller image, tiles, or fewer images at once.") from None
 
 
 def answered(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,23 +43,15 @@ def answered(function: Callable[..., Any]) -> Callable[..., Any]:
 
         @wraps(function)
         def generator(*args: Any, **kwargs: Any) -> Any:
-            try:
+            with _answers():
                 yield from function(*args, **kwargs)
-            except Exception as error:
-                if (answer := _as_answer(error)) is None:
-                    raise
-                raise answer from None
 
         return generator
 
     @wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        try:
+        with _answers():
             return function(*args, **kwargs)
-        except Exception as error:
-            if (answer := _as_answer(error)) is None:
-                raise
-            raise answer from None
 
     return plain
 

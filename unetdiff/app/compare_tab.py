@@ -13,9 +13,9 @@ import numpy as np
 from unetdiff.app import html, sampling, segmenting
 from unetdiff.app.answers import answered, read_upload
 from unetdiff.app.conditions import ConditionFields
-from unetdiff.app.display import montage, shown_image
+from unetdiff.app.display import as_pixels, montage, shown_image
 from unetdiff.app.events import NETWORK, QUIET
-from unetdiff.app.generate_tab import as_pixels, sampling_fields
+from unetdiff.app.generate_tab import sampling_fields
 from unetdiff.app.runs import AppRun
 from unetdiff.app.sampling import Options
 from unetdiff.app.segment_tab import example_gallery, example_sources

@@ -74,10 +74,10 @@ def montage(images: Sequence[Array], enlarged: bool = True) -> Image.Image:
     return canvas
 
 
-def as_shown(pixels: Tensor) -> Array:
-    """Pixels (C, H, W) in [-1, 1], clamped, as uint8 (H, W, C)."""
-    values = ((pixels.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
-    return rearrange(values, "c h w -> h w c").numpy().astype(np.uint8)
+def as_pixels(images: Tensor) -> list[Array]:
+    """Images (B, 3, H, W) in [0, 1] as uint8 (H, W, 3)."""
+    values = rearrange((images * 255).round().clamp(0, 255), "b c h w -> b h w c")
+    return list(values.numpy().astype(np.uint8))
 
 
 def download(image: Image.Image, name: str) -> str:

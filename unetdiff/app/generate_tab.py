@@ -8,15 +8,13 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from unetdiff.app import html, sampling, segmenting
 from unetdiff.app.answers import answered, read_upload
 from unetdiff.app.conditions import ConditionFields
-from unetdiff.app.display import download, montage
+from unetdiff.app.display import as_pixels, download, montage
 from unetdiff.app.events import NETWORK, QUIET, download_buttons
 from unetdiff.app.painting import painted_hole, start_canvas, start_editor, start_image
 from unetdiff.app.runs import AppRun
@@ -163,12 +161,6 @@ def image_start(painting: dict[str, Any] | None, strength: float) -> ImageStart 
     if image is None:
         return None
     return ImageStart(image, hole, strength if hole is None else 1.0)
-
-
-def as_pixels(images: Tensor) -> list[NDArray[np.uint8]]:
-    """Images (B, 3, H, W) in [0, 1] as uint8 (H, W, 3)."""
-    values = rearrange((images * 255).round().clamp(0, 255), "b c h w -> b h w c")
-    return list(values.numpy().astype(np.uint8))
 
 
 def what_is_seen(segmenter: AppRun, images: Sequence[NDArray[np.uint8]]) -> tuple[Image.Image, str]:

@@ -21,6 +21,17 @@ HOLE_COLOR = "#e11d74"
 """Of the strokes over what is repainted."""
 MAX_DISTANCE = 3 * 255**2
 
+EDITOR: dict[str, Any] = {
+    "image_mode": "RGBA",
+    "type": "numpy",
+    "format": "png",
+    "sources": (),
+    "transforms": (),
+    "layers": False,
+    "buttons": [],
+    "elem_classes": "painting",
+}
+"""Of both editors: only painting is offered."""
 Editor = dict[str, Any]
 """The value of an ImageEditor: "background", "layers", "composite", RGBA arrays (H, W, 4) or None."""
 
@@ -39,18 +50,11 @@ def layout_editor(palette: NDArray[np.uint8], size: tuple[int, int], class_index
     return gr.ImageEditor(
         layout_canvas(None, size, palette),
         label="Paint the layout",
-        image_mode="RGBA",
-        type="numpy",
-        format="png",
-        sources=(),
-        transforms=(),
-        layers=False,
         canvas_size=(width, height),
         fixed_canvas=True,
         brush=layout_brush(palette, min(class_index, len(palette) - 1), size),
         eraser=gr.Eraser(default_size=height // 8),
-        buttons=[],
-        elem_classes="painting",
+        **EDITOR,
     )
 
 
@@ -90,17 +94,10 @@ def start_editor() -> Any:
     return gr.ImageEditor(
         None,
         label="Paint over a part",
-        image_mode="RGBA",
-        type="numpy",
-        format="png",
-        sources=(),
-        transforms=(),
-        layers=False,
         brush=gr.Brush(60, [HOLE_COLOR], HOLE_COLOR, color_mode="fixed"),
         eraser=gr.Eraser(default_size=60),
-        buttons=[],
         visible=False,
-        elem_classes="painting",
+        **EDITOR,
     )
 
 

@@ -25,6 +25,7 @@ from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.diffusion.pipeline_inputs import make_conditionings
 from unetdiff.diffusion.scheduler_names import SCHEDULERS
 from unetdiff.diffusion.schedulers import make_scheduler
+from unetdiff.diffusion.trajectory import step_images
 from unetdiff.errors import UserError, config_error
 from unetdiff.segmentation.segmenter import NetworkInput
 
@@ -180,9 +181,7 @@ class _Previews:
             raise _Stopped
         start = time.monotonic()
         if step + 1 < pipeline.num_timesteps and start >= self.next_at:
-            xt = state["model_input"]
-            x0 = predicted_x0(pipeline.scheduler, state["model_output"], xt, timestep.expand(len(xt)))
-            images = pipeline.decode(xt), pipeline.decode(x0)
+            images = step_images(pipeline, timestep, state)
             self.messages.put(Preview(step + 1, pipeline.num_timesteps, float(timestep), *images))
             end = time.monotonic()
             self.next_at = end + max(PREVIEW_SECONDS, end - start)

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 
 from unetdiff.app import html
-from unetdiff.app.display import as_shown, shown_image, shown_mask
+from unetdiff.app.display import shown_image, shown_mask
 from unetdiff.app.runs import AppRun, timestep_at
-from unetdiff.data.transforms import fit_longest_side, resize_image, to_model_range
+from unetdiff.data.transforms import ignore_mask, resize_image, to_model_range, to_uint8
 from unetdiff.errors import UserError, config_error
 from unetdiff.segmentation.config import InferenceConfig
-from unetdiff.segmentation.inference import predictions
+from unetdiff.segmentation.inference import input_size_of, predictions
 from unetdiff.segmentation.palette import as_rgb_array, colorize, error_map, overlay, palette_image
-from unetdiff.segmentation.pipeline import BACKGROUND, SegmentationPipeline
+from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.segmentation.segmenter import NetworkInput, Segmenter
 
 MAX_PROBABILITIES = 1 << 26
@@ -125,14 +125,14 @@ def network_input(run: AppRun, noise: float) -> NetworkInput:
 def noised(segmenter: Segmenter, image: Tensor, size: Any) -> NDArray[np.uint8]:
     """An image uint8 (C, H, W) as the network sees it, (H, W, 3) at its own size; latents are decoded."""
     height, width = image.shape[-2:]
-    input_size = fit_longest_side((height, width), size) if isinstance(size, int) else size or (height, width)
+    input_size = input_size_of(image, size)
     unet, codec = segmenter.unet, segmenter.codec
     pixels = to_model_range(resize_image(image, input_size)[None].to(unet.device)).to(unet.dtype)
     xt = segmenter.view.at(segmenter.encode(pixels)).float()
     if codec is not None:
         decoding: Any = codec
         xt = decoding.decode(xt)[..., : input_size[0], : input_size[1]]
-    seen = Image.fromarray(as_rgb_array(as_shown(xt[0])))
+    seen = Image.fromarray(as_rgb_array(to_uint8(xt[0]).cpu()))
     return np.asarray(seen.resize((width, height), Image.Resampling.NEAREST))
 
 
@@ -162,8 +162,7 @@ def blend(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], pipeline: SegmentationPipeline, opacity: float
 ) -> NDArray[np.uint8]:
     """An image (H, W, 3) blended with the colors of its mask, except for the background's."""
-    clear = [index for index, name in enumerate(pipeline.classes) if name == BACKGROUND]
-    return overlay(image, mask, pipeline.palette, opacity, pipeline.ignore_index, clear)
+    return overlay(image, mask, pipeline.palette, opacity, pipeline.ignore_index, pipeline.transparent)
 
 
 def full_overlay(result: Segmented, pipeline: SegmentationPipeline, opacity: float) -> Image.Image:
@@ -182,7 +181,7 @@ def summary(result: Segmented, pipeline: SegmentationPipeline) -> str:
     facts = [result.source.name, f"{width} × {height} pixels", result.timestep]
     truth = result.source.truth
     if truth is not None:
-        counted = (truth != pipeline.ignore_index) & (truth != 255)
+        counted = ~ignore_mask(truth, pipeline.ignore_index)
         if counted.any():
             accuracy = float((truth == result.mask)[counted].mean())
             facts.append(f"pixel accuracy {html.percent(accuracy)}")

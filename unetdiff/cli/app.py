@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,8 +27,6 @@ def main(argv: Sequence[str]) -> int:
     for name in ("NO_PROXY", "no_proxy"):  # gradio's own requests to the page
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     require_gradio()
-
-    import sys
 
     from unetdiff.app.page import build_page, serve
     from unetdiff.app.runs import load_runs

@@ -9,7 +9,7 @@ from unetdiff.cli.model_path import output_folder
 from unetdiff.cli.parser import Parser
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.folders import files_in
-from unetdiff.files.model_card import CARD
+from unetdiff.files.model_card import CARD, Card
 from unetdiff.files.push import require_name, staged, upload
 from unetdiff.files.writing import require_writable
 
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _write_card(folder: Path, source: Path, name: str) -> None:
     """The card of a run's model with its name on the Hub; of another directory its own, or a plain one."""
-    from unetdiff.files.model_card import Card
-    from unetdiff.training.run_card import CONFIG, step_of, write_run_card
+    from unetdiff.training.logger import CONFIG
+    from unetdiff.training.run_card import step_of, write_run_card
 
     if (source.parent / CONFIG).is_file():
         write_run_card(folder, source.parent, name, step_of(source))

@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
     if args.resume and path is not None and not _names_output(overrides) and _is_run(path):
         overrides.append(f"--training.output_dir={path.parent}")
     notes: list[str] = []
-    is_default, has_own_data = path is None, True
+    is_default = path is None
+    has_own_data = any(word.startswith(("--data.name", "--data.root")) for word in overrides)
     if path is None:
-        has_own_data = any(word.startswith(("--data.name", "--data.root")) for word in overrides)
         path = default_config(args.task, has_own_data)
     config = load(path, overrides, args.task, notes, is_default)
-    if not has_own_data and is_main_process():
+    if is_default and not has_own_data and is_main_process():
         say("No dataset was given: using the embedded scenes. For a config of your own images: unetdiff init PATH")
     for note in notes if is_main_process() and not is_default else []:
         say(f"unetdiff: {note}")

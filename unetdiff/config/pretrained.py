@@ -19,7 +19,7 @@ from unetdiff.files.folders import is_there
 from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object, read_yaml
 from unetdiff.files.writing import OLD
-from unetdiff.models.config import RESIDUAL, STOCK_CLASSES, ModelConfig
+from unetdiff.models.config import RESIDUAL, RGB, STOCK_CLASSES, ModelConfig, in_rgb
 from unetdiff.models.resolve import parse, resolve
 
 KEY = "model.pretrained"
@@ -65,7 +65,6 @@ ATTENTION = tuple(
     f"model.conditioning.{key}" for key in ("attention_levels", "cross_attention_dim", "attention_head_dim")
 )
 """Keys of the attention that a condition adds to a network without any."""
-RGB = 3
 HUB_PATTERNS = ("*.json", "*/*.json")
 """The files of a model on the Hub that its keys are read from."""
 
@@ -210,7 +209,7 @@ def _of_segmenter(facts: dict[str, Any], network: ModelConfig, name: str, task: 
         remedy = f"Set training.init_from={name} instead, which reads images as its segmenter does."
         raise config_error(KEY, name, f"a network of RGB or gray images (got {channels} channels)", remedy)
     if channels == 1:
-        facts |= {key: facts[key] and facts[key] * RGB for key in ("model.encoder.mean", "model.encoder.std")}
+        facts |= {key: in_rgb(facts[key]) for key in ("model.encoder.mean", "model.encoder.std")}
     if task == "segmentation":
         return facts
     facts["model.conditioning.timestep"] = True

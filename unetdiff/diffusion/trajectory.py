@@ -46,9 +46,7 @@ class TrajectoryRecorder:
         if step == 0:
             self._entries = []
         if step in evenly_spaced(pipeline.num_timesteps, self.num_entries - 1):
-            xt = state["model_input"]
-            x0 = predicted_x0(pipeline.scheduler, state["model_output"], xt, timestep.expand(len(xt)))
-            self._entries.append((_rounded(float(timestep)), pipeline.decode(xt), pipeline.decode(x0)))
+            self._entries.append((_rounded(float(timestep)), *step_images(pipeline, timestep, state)))
         if step == pipeline.num_timesteps - 1:
             image = pipeline.decode(state["latents"])
             self._entries.append((0, image, image))
@@ -59,6 +57,19 @@ class TrajectoryRecorder:
         """Of the latest call of the pipeline."""
         timesteps, noisy, predicted = zip(*self._entries, strict=True)
         return Trajectory(list(timesteps), torch.stack(noisy), torch.stack(predicted))
+
+
+def step_images(pipeline: GenerationPipeline, timestep: Tensor, state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """x_t of a step, and the x_0 predicted from it, as images in [0, 1], (B, C, H, W) each.
+
+    Args:
+        pipeline: that samples.
+        timestep: of the step, ().
+        state: of the step, as a `callback_on_step_end` gets it.
+    """
+    xt = state["model_input"]
+    x0 = predicted_x0(pipeline.scheduler, state["model_output"], xt, timestep.expand(len(xt)))
+    return pipeline.decode(xt), pipeline.decode(x0)
 
 
 def _rounded(timestep: float) -> float:

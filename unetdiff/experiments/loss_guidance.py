@@ -25,7 +25,6 @@ from unetdiff.config.validation.checks import require_at_least
 from unetdiff.console import progress_bar
 from unetdiff.data.base import collate
 from unetdiff.data.sampling import evenly_spaced_indices
-from unetdiff.data.transforms import fit_longest_side
 from unetdiff.diffusion.loss_guidance import LossGuidance, layout_loss
 from unetdiff.errors import UserError, config_error
 from unetdiff.evaluation.layout_consistency import layout_consistency
@@ -37,7 +36,7 @@ from unetdiff.experiments.run_inputs import diffusion_task, open_segmenter, refu
 from unetdiff.experiments.runs import ALL_TRAINED, train_run, variant
 from unetdiff.reports.record import Record
 from unetdiff.reports.runs import data_name
-from unetdiff.segmentation.inference import segment_whole
+from unetdiff.segmentation.inference import input_size_of, segment_whole
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 from unetdiff.training import runtime as machine
 from unetdiff.training.tasks.diffusion import DiffusionTask
@@ -162,9 +161,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 
 def segment_at_size(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
     """Logits (B, classes, h, w) of images in [-1, 1] (B, 3, H, W), at the segmenter's input size; differentiable."""
-    size, own = segmenter.size, (images.shape[-2], images.shape[-1])
-    target = own if size is None else fit_longest_side(own, size) if isinstance(size, int) else (size[0], size[1])
-    if target != own:
+    target = input_size_of(images, segmenter.size)
+    if target != images.shape[-2:]:
         images = F.interpolate(images, size=target, mode="bilinear", antialias=True, align_corners=False)
     return segment_whole(segmenter.segmenter, images)
 

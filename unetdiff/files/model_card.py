@@ -77,7 +77,7 @@ class Card:
         """The Hub's name of the task; a model with both heads is listed as a segmenter."""
         if "segmentation" in self.heads:
             return IMAGE_SEGMENTATION
-        return TEXT_TO_IMAGE if self.condition == "text" else UNCONDITIONAL
+        return self._generation_tag
 
     def metadata(self) -> str:
         """The YAML block, made and checked by huggingface_hub; without a license, which the author of a model sets."""

@@ -17,6 +17,7 @@ PRETRAINED_ENCODERS = (
     "efficientnet_b0",
     "convnext_tiny",
 )
+RGB = 3
 TIMM_PREFIX = "timm/"
 """Before the name of a network of timm, in `encoder.name`."""
 ENCODERS = (CLASSIC, RESIDUAL, *PRETRAINED_ENCODERS)
@@ -234,3 +235,8 @@ def image_channels(config: ModelConfig) -> int:
     """Channels of the image in the input: all, or those of the noise, which a denoiser's condition follows."""
     diffusion = config.heads.diffusion
     return config.in_channels if diffusion is None else min(config.in_channels, diffusion.out_channels)
+
+
+def in_rgb(values: list[float] | None) -> list[float] | None:
+    """Mean or deviation of gray images as those of RGB."""
+    return values * RGB if values is not None and len(values) == 1 else values

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unetdiff.models.config import ModelConfig, image_channels
-
-RGB = 3
+from unetdiff.models.config import RGB, ModelConfig, image_channels
 
 
 class InputNormalization(nn.Module):

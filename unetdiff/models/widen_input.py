@@ -9,9 +9,8 @@ from einops import repeat
 from torch import nn
 
 from unetdiff.models import loading
+from unetdiff.models.config import RGB, in_rgb
 from unetdiff.models.unet import UNet
-
-RGB = 3
 
 
 def widen_input_(unet: UNet, in_channels: int) -> None:
@@ -51,8 +50,3 @@ def gray_to_rgb(unet: UNet) -> UNet:
             state[name] = repeat(state[name], "o i h w -> o (c i) h w", c=RGB) / RGB
     result.load_state_dict(state)
     return result.train(unet.training)
-
-
-def in_rgb(values: list[float] | None) -> list[float] | None:
-    """Mean or deviation of gray images as those of RGB."""
-    return values * RGB if values is not None and len(values) == 1 else values

@@ -141,7 +141,7 @@ def predictions(
     def resized() -> Iterator[Tensor]:
         for index, image in enumerate(images):
             loaded = load_image(image, chosen.image_range, segmenter.image_channels)
-            input_size = _input_size(loaded, size)
+            input_size = input_size_of(loaded, size)
             _require_tiles(input_size, chosen)
             pending[index] = _PredictionBuilder(loaded, input_size, keep_logits)
             yield resize_image(loaded, input_size)
@@ -190,7 +190,7 @@ def _require_whole_cells(options: InferenceConfig, segmenter: Segmenter) -> None
         raise config_error("inference.tile", options.tile, constraint, f"Give {nearest}.")
 
 
-def _input_size(image: Tensor, size: InputSize) -> tuple[int, int]:
+def input_size_of(image: Tensor, size: InputSize) -> tuple[int, int]:
     """(H, W) of the network's input for an image (3, H, W)."""
     image_size = (image.shape[-2], image.shape[-1])
     if isinstance(size, int):

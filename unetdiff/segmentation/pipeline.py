@@ -205,10 +205,14 @@ class SegmentationPipeline(PushMixin):
         for one in predictions(segmenter, images, self.size, options, autocast, return_logits):
             yield self._output(one)
 
+    @property
+    def transparent(self) -> list[int]:
+        """The classes that overlays do not blend."""
+        return [index for index, name in enumerate(self.classes) if name == BACKGROUND]
+
     def _output(self, one: Prediction) -> SegmentationOutput:
         mask = one.mask.numpy()
-        transparent = [index for index, name in enumerate(self.classes) if name == BACKGROUND]
-        blend = overlay(one.image, mask, self.palette, ignore_index=self.ignore_index, transparent=transparent)
+        blend = overlay(one.image, mask, self.palette, ignore_index=self.ignore_index, transparent=self.transparent)
         return SegmentationOutput(
             mask=mask,
             logits=None if one.logits is None else one.logits.cpu(),

@@ -19,7 +19,7 @@ from unetdiff.diffusion.scheduler_file import CONFIG, load_scheduler
 from unetdiff.errors import UserError, config_error
 from unetdiff.files.pipeline_parts import part
 from unetdiff.models import loading
-from unetdiff.models.config import RESIDUAL
+from unetdiff.models.config import RESIDUAL, RGB
 from unetdiff.models.param_counts import TIME_PARAMS
 from unetdiff.models.transfer import transfer
 from unetdiff.models.unet import UNet
@@ -31,7 +31,7 @@ from unetdiff.training.latents import codec_of
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
-KEY, RGB = "training.init_from", 3
+KEY = "training.init_from"
 
 
 @dataclass(frozen=True)

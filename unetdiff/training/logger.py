@@ -23,7 +23,7 @@ from unetdiff.training.agreement import require_metrics
 from unetdiff.training.progress import Progress
 from unetdiff.training.trackers import Trackers
 
-METRICS, IMAGES = "metrics.jsonl", "images"
+CONFIG, METRICS, IMAGES, SUMMARY = "config.yaml", "metrics.jsonl", "images", "summary.json"
 
 
 class RunLogger:

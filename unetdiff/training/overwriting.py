@@ -16,9 +16,8 @@ from unetdiff.files.writing import OLD, WRITING, delete_whole, remove_tree, writ
 from unetdiff.models.adapters import LORA_WEIGHTS
 from unetdiff.segmentation.context import FOLDER as CONTEXT
 from unetdiff.training import checkpoints
-from unetdiff.training.logger import IMAGES, METRICS
+from unetdiff.training.logger import CONFIG, IMAGES, METRICS, SUMMARY
 from unetdiff.training.nonfinite import NONFINITE
-from unetdiff.training.run_card import CONFIG, SUMMARY
 from unetdiff.training.trackers import CSV, FOLDERS, TENSORBOARD
 
 OVERWRITING = f"{WRITING}overwrite"

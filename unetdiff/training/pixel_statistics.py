@@ -14,12 +14,10 @@ from unetdiff.config.validation.data import reads_rgb
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.image_format import pixel_statistics
 from unetdiff.errors import UserError
-from unetdiff.models.config import RESIDUAL
+from unetdiff.models.config import RESIDUAL, RGB, in_rgb
 from unetdiff.models.unet import UNet
-from unetdiff.models.widen_input import in_rgb, is_gray
+from unetdiff.models.widen_input import is_gray
 from unetdiff.training.init_from import network_directory
-
-RGB = 3
 
 
 def follow_source(config: RunConfig) -> RunConfig:

@@ -11,10 +11,9 @@ from unetdiff.files.folders import files_in, is_there
 from unetdiff.files.hub import NAME
 from unetdiff.files.model_card import Card, CardMetric, copy_image
 from unetdiff.files.records import read_object
-from unetdiff.training.logger import IMAGES, METRICS, read_lines
+from unetdiff.training.logger import CONFIG, IMAGES, METRICS, SUMMARY, read_lines
 from unetdiff.training.progress import STATE
 
-CONFIG, SUMMARY = "config.yaml", "summary.json"
 SHOWN = {
     "segmentation": ("mean_iou", "mean_accuracy", "pixel_accuracy", "fw_iou", "mean_dice"),
     "diffusion": ("loss",),
@@ -49,16 +48,6 @@ def step_of(model: Path) -> int | None:
         return (read_object(run / SUMMARY).get("best") or {}).get("step")
     states = [path for path in files_in(run / "checkpoints", {".json"}, recursive=True) if path.name == STATE]
     return read_object(states[-1]).get("best_step") if states else None
-
-
-def refresh_cards(run: Path, best_step: int | None) -> None:
-    """Write the cards of a run again after its last validation, which followed the export of `latest`.
-
-    best_step: the step whose validation measured `best`.
-    """
-    for name, step in (("best", best_step), ("latest", None)):
-        if (run / name).is_dir():
-            write_run_card(run / name, run, step=step)
 
 
 def run_card(config: RunConfig, line: dict[str, Any], name: str, images: list[str]) -> Card:

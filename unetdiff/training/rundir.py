@@ -29,12 +29,10 @@ from unetdiff.files.writing import (
     write_text,
 )
 from unetdiff.training import checkpoints
-from unetdiff.training.logger import IMAGES, METRICS
+from unetdiff.training.logger import CONFIG, IMAGES, METRICS, SUMMARY
 from unetdiff.training.overwriting import (
-    CONFIG,
     FILES,
     OVERWRITING,
-    SUMMARY,
     delete,
     own_names,
     require_deletable,

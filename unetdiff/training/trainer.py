@@ -40,7 +40,7 @@ from unetdiff.training.peak import reset_peak
 from unetdiff.training.pixel_statistics import follow_source, resolve_pixel_statistics
 from unetdiff.training.pretrained import pretrained_directory
 from unetdiff.training.progress import Progress
-from unetdiff.training.run_card import refresh_cards
+from unetdiff.training.run_card import write_run_card
 from unetdiff.training.run_data import GivenData, RunData, given_data, require_open_files
 from unetdiff.training.saver import Saver
 from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
@@ -252,7 +252,8 @@ class Trainer:
             self.logger.info(early_stop(progress, self.task, self.steps))
         if self.accelerator.is_main_process:
             extra = {"class_weights": self.class_weights, "command": self.command}
-            refresh_cards(self.directory, progress.best_step)  # before the summary, which ends the run
+            # its card had no validation when it was exported; before the summary, which ends the run
+            write_run_card(self.directory / "latest", self.directory)
             write_summary(self.directory, config, progress, self.task, self.accelerator, metrics, extra)
         self.accelerator.wait_for_everyone()
 

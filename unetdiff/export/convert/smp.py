@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from unetdiff.errors import UserError, as_yaml, config_error
 from unetdiff.models import loading
+from unetdiff.models.config import RGB
 from unetdiff.models.encoders import IMAGENET_MEAN, IMAGENET_STD
-from unetdiff.models.input_normalization import RGB
 from unetdiff.models.pretrained import load_pretrained_encoder
 
 Model = TypeVar("Model", bound=nn.Module)
