@@ -1,4 +1,4 @@
-"""Previews of a segmentation model: rows of image | target | prediction | errors, and a legend."""
+"""Previews of a segmentation model: rows of image | ground truth | prediction | errors, and a legend."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from unetdiff.segmentation.palette import (
 
 __all__ = ["preview"]
 
-HEADERS = ("image", "target", "prediction", "errors")
+HEADERS = ("image", "ground truth", "prediction", "errors")
 MIN_SIDE, MAX_SIDE = (
     160,
     320,

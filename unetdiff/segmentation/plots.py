@@ -67,13 +67,13 @@ def draw_confusion(target: Path | IO[bytes], matrix: np.ndarray, classes: Sequen
         axes.spines[:].set_visible(False)
         padding = 4 if few else 72 * margin - 8  # points
         axes.set_xlabel("predicted", labelpad=padding)
-        axes.set_ylabel("target", labelpad=padding)
+        axes.set_ylabel("ground truth", labelpad=padding)
         bar_axes = axes.inset_axes((1 + 0.15 / (count * cell), 0, 0.14 / (count * cell), 1))  # 0.14 inches wide
         bar = figure.colorbar(image, cax=bar_axes)
         bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "1 %", "10 %", "25 %", "50 %", "100 %"])
         bar.outline.set_visible(False)  # type: ignore[operator]
         bar.ax.tick_params(length=0, labelsize=9)
-        bar.set_label("fraction of the target class's pixels", fontsize=9)
+        bar.set_label("fraction of the ground-truth class", fontsize=9)
         large = {"dpi": 160 if count <= 60 else 120, "pil_kwargs": {"compress_level": 1}}
         _save(figure, target, **({"bbox_inches": "tight", "pad_inches": 0.12} if few else large))
 
