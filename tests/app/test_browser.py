@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -92,10 +93,29 @@ class Visit:
         self.page.mouse.move(x + 0.6 * box["width"], y, steps=4)
         self.page.mouse.up()
 
+    def require_order(self, *texts: str) -> None:
+        """These texts stand under each other."""
+        places = [self.page.get_by_text(text, exact=True).filter(visible=True).first for text in texts]
+        tops = [place.bounding_box()["y"] for place in places]
+        assert tops == sorted(tops)
+
+    def require_contrast(self, selector: str) -> None:
+        """The border of an element stands out from its ground as WCAG 2.1, 1.4.11, asks of a control: 3 to 1."""
+        read = "e => [getComputedStyle(e).borderTopColor, getComputedStyle(e).backgroundColor]"
+        colors = self.visible(selector).first.evaluate(read)
+        lights = sorted(luminance([int(part) for part in re.findall(r"\d+", color)[:3]]) for color in colors)
+        assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 3
+
     def end(self) -> None:
         assert not self.errors
         assert self.page.evaluate("document.documentElement.scrollWidth") <= self.page.viewport_size["width"]
         self.page.close()
+
+
+def luminance(color: list[int]) -> float:
+    """Relative luminance of sRGB in [0, 255], as WCAG defines it."""
+    linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in (one / 255 for one in color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_a_desk(
@@ -142,18 +162,24 @@ def test_a_desk(
     visit.end()
 
 
-def test_a_phone(browser: Any, serve: Callable[..., str], runs: dict[str, AppRun]) -> None:
-    visit = Visit(browser, serve(runs["joint"], runs["segmenter"]), 390)
+def test_a_phone_in_the_dark(browser: Any, serve: Callable[..., str], runs: dict[str, AppRun]) -> None:
+    visit = Visit(browser, serve(runs["joint"], runs["segmenter"]) + "?__theme=dark", 390)
     visit.wait("no noise")
+    visit.require_order("Drop an image", "Segmentation", "Tiles and flips")
+    visit.require_contrast("input[type=radio]:not(:checked)")
     visit.visible(".examples button").nth(1).click()
     visit.wait("32 × 32 pixels")
     visit.tab("Generate")
+    visit.wait("Noisy input")
+    visit.require_order("Class", "Noisy input", "Sampling")
+    assert not visit.visible("button:has-text('Download images')").count()  # there is none yet
     visit.visible(".label-wrap").get_by_text("Start from an image").click()
     visit.visible(".examples button").first.click()
     visit.stroke()
     visit.number("Steps", 2)
     visit.press("Generate")
     visit.wait("2 steps, seed 0")
+    visit.wait("Download images")
     visit.tab("Compare")
     visit.wait("30 % of the timesteps · the segmenters agree on")
     visit.end()

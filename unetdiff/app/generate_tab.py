@@ -24,8 +24,8 @@ from unetdiff.app.segmenting import Source
 from unetdiff.diffusion.editing import ImageStart
 
 HELP = (
-    "The network starts with noise and removes a little of it at every step. On the left is what it is given, on the "
-    "right the clean image that it predicts from it."
+    "The network starts with noise and removes a little of it at every step: from the noisy input it predicts the "
+    "clean image."
 )
 START_HELP = (
     "Image to image: all of it changes, the more the larger the strength. Inpainting: paint over a part, and only that "
@@ -50,28 +50,29 @@ def build_generate_tab(run: AppRun, segmenter: AppRun | None = None, api: str = 
     """
     gr.HTML(html.note(f"{KINDS[run.condition]} {HELP}"))
     with gr.Row(elem_classes="workspace"):
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(min_width=300):
             condition = ConditionFields([run])
             with gr.Row():
                 start, stop = gr.Button("Generate", variant="primary"), gr.Button("Stop", min_width=80, scale=0)
-            fields = sampling_fields([run])
-            with gr.Accordion("Start from an image", open=False):
-                editor, strength = _start_fields(run)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(min_width=300):
             with gr.Row():
-                noisy = gr.Image(label="Given to the network", format="png", interactive=False, buttons=["fullscreen"])
+                noisy = gr.Image(label="Noisy input", format="png", interactive=False, buttons=["fullscreen"])
                 clean = gr.Image(label="Predicted image", format="png", interactive=False, buttons=["fullscreen"])
             status, images = gr.HTML(), gr.State(None)
-            with gr.Row(elem_classes="downloads"):
+            with gr.Row(elem_classes="downloads", visible=False) as downloads:
                 get_images = download_buttons(f"{api}-images", "images")
             seen = gr.Image(
                 label=f"What the segmenter of {segmenter.name} sees" if segmenter else "",
-                visible=segmenter is not None,
+                visible=False,  # until there is an image
                 format="png",
                 interactive=False,
                 buttons=["fullscreen"],
             )
             legend = gr.HTML()
+        with gr.Column(min_width=300):
+            fields = sampling_fields([run])
+            with gr.Accordion("Start from an image", open=False):
+                editor, strength = _start_fields(run)
 
     count = len(condition.components)
 
@@ -93,6 +94,11 @@ def build_generate_tab(run: AppRun, segmenter: AppRun | None = None, api: str = 
             yield given, predicted, html.note(_finished(preview, options)), pixels, labeled, classes
 
     outputs = [noisy, clean, status, images, seen, legend]
+
+    def show_results() -> tuple[Any, Any]:
+        return gr.Row(visible=True), gr.Image(visible=segmenter is not None)
+
+    start.click(show_results, None, [downloads, seen], **QUIET)
     running = start.click(
         generate,
         [*condition.components, *fields, editor, strength],
@@ -123,7 +129,7 @@ def sampling_fields(runs: Sequence[AppRun]) -> list[Any]:
             images = gr.Slider(1, MAX_IMAGES, 1, step=1, label="Images", min_width=140)
             names = sampling.sampler_names(*runs)
             sampler = gr.Dropdown(names, value=names[0], label="Sampler", min_width=140)
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="seed"):
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=120)
             new = gr.Button("New seed", size="sm", min_width=90, scale=0)
     new.click(lambda: secrets.randbelow(10**6), None, seed, **QUIET)

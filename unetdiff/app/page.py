@@ -83,8 +83,9 @@ def _heads(run: AppRun) -> str:
 
 
 def theme() -> Any:
-    """Fonts of the system: nothing is loaded from the web."""
-    return gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=SANS, font_mono=MONO)
+    """Fonts of the system: nothing is loaded from the web. Boxes to check are seen in the dark, too."""
+    own = gr.themes.Default(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=SANS, font_mono=MONO)
+    return own.set(checkbox_border_color="*neutral_400", checkbox_border_color_dark="*neutral_400")
 
 
 def launch(page: gr.Blocks, port: int | None = None, share: bool = False) -> str:

@@ -61,30 +61,34 @@ def build_segment_tab(run: AppRun, api: str = "segment") -> None:
     gr.HTML(html.note(HELP))
     source, result = gr.State(sources[0] if sources else None), gr.State(None)
     with gr.Row(elem_classes="workspace"):
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(min_width=300):
             upload = gr.File(label="Drop an image", height=140, elem_classes="drop")
             if sources:
                 gallery = example_gallery(sources)
             else:
                 gr.HTML(html.note(f"No validation images: {run.examples.reason}."))
-            with gr.Accordion("Tiles and flips", open=False):
-                tile = gr.Number(own.tile[0] if own.tile else 0, label="Side of the tiles", precision=0, minimum=0)
-                gr.HTML(html.note("In pixels; 0: the whole image at once. Large photos need tiles, e.g. 512."))
-                overlap = gr.Slider(0, 0.9, own.overlap, step=0.05, label="Overlap of the tiles")
-                flip = gr.Checkbox(own.flip, label="Average with the mirrored image")
             prompt = gr.Textbox(label="Caption of the image", visible=reads_captions)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(min_width=300):
             view = gr.Image(label="Segmentation", format="png", interactive=False, buttons=["fullscreen"])
             noise = gr.Slider(0, 100, 0, step=1, label="Noise in % of the timesteps (0: the clean image)")
             with gr.Row():
-                opacity = gr.Slider(0, 1, 0.55, step=0.05, label="Opacity of the mask", min_width=180)
+                opacity = gr.Slider(0, 1, 0.55, step=0.05, label="Opacity", min_width=200)
                 kind = _views(sources[0] if sources else None)
             pointer = gr.HTML(html.note(POINTER))
             facts = gr.HTML()
-            get_mask, get_overlay = (
-                download_buttons(f"{api}-mask", "mask"),
-                download_buttons(f"{api}-overlay", "overlay"),
+            with gr.Row(elem_classes="downloads"):
+                get_mask = download_buttons(f"{api}-mask", "mask")
+                get_overlay = download_buttons(f"{api}-overlay", "overlay")
+        with gr.Column(min_width=300), gr.Accordion("Tiles and flips", open=False):
+            tile = gr.Number(
+                own.tile[0] if own.tile else 0,
+                label="Side of the tiles",
+                info="In pixels; 0: the whole image at once. Large photos need tiles, e.g. 512.",
+                precision=0,
+                minimum=0,
             )
+            overlap = gr.Slider(0, 0.9, own.overlap, step=0.05, label="Overlap of the tiles")
+            flip = gr.Checkbox(own.flip, label="Average with the mirrored image")
 
     options = [noise, tile, overlap, flip, prompt, opacity, kind]
 
@@ -172,7 +176,7 @@ def build_segment_tab(run: AppRun, api: str = "segment") -> None:
 def _views(source: Source | None) -> Any:
     """The choice of what is shown of an image."""
     truth = segmenting.TRUTH_VIEWS if source is not None and source.truth is not None else ()
-    return gr.Radio([*segmenting.VIEWS, *truth], value=segmenting.OVERLAY, label="Show", min_width=180)
+    return gr.Radio([*segmenting.VIEWS, *truth], value=segmenting.OVERLAY, label="Show", min_width=280, scale=2)
 
 
 def _stem(result: Segmented, kind: str) -> str:
