@@ -65,7 +65,7 @@ def command(parser: Parser) -> str:
     lines = [
         f"## `unetdiff {name}` {{ #{anchor} data-toc-label='{name}' }}\n",
         f"{escaped(parser.description or '')}\n",
-        f"```text\n{usage}\n```\n",
+        f"``` {{.text .usage}}\n{usage}\n```\n",
     ]
     for group in parser._action_groups:
         actions = [action for action in group._group_actions if action.help is not argparse.SUPPRESS]

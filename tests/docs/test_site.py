@@ -50,6 +50,19 @@ def test_no_page_loads_anything_from_another_host(site: Path) -> None:
         assert not re.search(r"url\([\"']?(https?:)?//|@import [\"'](https?:)?//", style.read_text(encoding="utf-8"))
 
 
+def test_options_do_not_break_after_their_hyphens(site: Path) -> None:
+    """No word of a command or of code within a text begins with a hyphen outside of an element that does not wrap."""
+    for name in ("recipes.html", "reference/commands.html", "reference/configuration.html"):
+        html = (site / name).read_text(encoding="utf-8")
+        codes = re.findall(r'<div class="language-bash highlight">.*?</div>', html, re.DOTALL)
+        codes += re.findall(r'<div class="language-text usage highlight">.*?</div>', html, re.DOTALL)
+        codes += re.findall(r"(?<!</span>)<code>(?!<span id).*?</code>", html)
+        assert any('<span class="option">--' in code for code in codes)
+        for code in codes:
+            text = re.sub(r"<[^>]*>", "", re.sub(r'<span class="option">[^<]*</span>', "", code))
+            assert not re.search(r"(?<![^\s\[])--?[A-Za-z]", text), code
+
+
 def test_every_config_key_is_in_the_reference(site: Path) -> None:
     missing = set(LEAVES) - ids(site / "reference" / "configuration.html")
     assert not missing
