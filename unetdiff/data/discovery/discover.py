@@ -1,4 +1,4 @@
-"""The kinds of datasets in the order in which a folder is asked for them."""
+"""The kinds of datasets, in the order in which a folder is searched for them."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def confident_labels(logits: Tensor, confidence: float, ignore_index: int) -> Te
     Args:
         logits: (B, C, H, W).
         confidence: in [0, 1].
-        ignore_index: a class that is no label either.
+        ignore_index: a class that never is a label.
     """
     probability, labels = logits.float().softmax(dim=1).max(dim=1)
     return labels.masked_fill((probability < confidence) | (labels == ignore_index), IGNORE_INDEX)
