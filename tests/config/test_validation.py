@@ -423,8 +423,8 @@ INVALID = [
     (
         "segmentation",
         {"segmentation.pseudo_labels": {"confidence": 0.9}},
-        "segmentation.pseudo_labels={confidence: 0.9, weight: 1.0, max_noise: 0.5, labelled_fraction: 0.5}: must be null "
-        "without images that have no masks. Give data.label_fraction or data.unlabelled_root.",
+        "segmentation.pseudo_labels={confidence: 0.9, weight: 1.0, max_noise: 0.5, labelled_fraction: 0.5}: must be "
+        "null without images that have no masks. Give data.label_fraction or data.unlabelled_root.",
     ),
     (
         "segmentation",
