@@ -46,6 +46,13 @@ def test_the_metadata_of_the_wheel_are_valid(wheel: Path) -> None:
     assert BytesParser().parsebytes(text)["License-Expression"] == "Apache-2.0"
 
 
+def test_twine_accepts_the_wheel_and_its_description(wheel: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "twine", "--no-color", "check", "--strict", str(wheel)], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "PASSED" in done.stdout, done.stdout + done.stderr
+
+
 def test_the_wheel_alone_finds_its_configs_and_templates(wheel: Path, tmp_path: Path) -> None:
     """As `pipx install unetdiff` leaves it, without a clone next to it."""
     target = tmp_path / "target"

@@ -190,7 +190,7 @@ INVALID = [
         "segmentation",
         {"data.label_fraction": 0.5},
         "data.label_fraction=0.5: must be 1 with task=segmentation: a joint run's diffusion head learns without masks. "
-        "Use data.train_fraction.",
+        "Use data.train_fraction, or segmentation.pseudo_labels.",
     ),
     (
         "joint",
@@ -421,10 +421,28 @@ INVALID = [
     ),
     ("segmentation", {"segmentation.noise": 1.5}, "segmentation.noise=1.5: must be in [0, 1]."),
     (
-        "joint",
-        {"segmentation.noise": 0.5},
-        "segmentation.noise=0.5: must be 0 with task=joint, whose segmentation head trains on clean images. Or "
-        "use task=segmentation.",
+        "segmentation",
+        {"segmentation.pseudo_labels": {"confidence": 0.9}},
+        "segmentation.pseudo_labels={confidence: 0.9, weight: 1.0, max_noise: 0.5, labelled_fraction: 0.5}: must be "
+        "null without images that have no masks. Give data.label_fraction or data.unlabelled_root.",
+    ),
+    (
+        "segmentation",
+        {
+            "segmentation.pseudo_labels": {"weight": 2},
+            "data.label_fraction": 0.5,
+            "model.encoder.padding": "valid",
+            "model.encoder.name": "classic",
+            "model.encoder.channels": [8, 8],
+            "data.size": None,
+        },
+        "segmentation.pseudo_labels={confidence: 0.95, weight: 2.0, max_noise: 0.5, labelled_fraction: 0.5}: must be "
+        "null with model.encoder.padding=valid, whose logits are smaller than its images.",
+    ),
+    (
+        "segmentation",
+        {"segmentation.pseudo_labels": {"max_noise": 0}, "data.label_fraction": 0.5},
+        "segmentation.pseudo_labels.max_noise=0.0: must be in (0, 1]. Give e.g. 0.5.",
     ),
     (
         "segmentation",

@@ -54,6 +54,21 @@ def test_gradient_against_finite_differences(prediction: str, through: str) -> N
         assert float(gradient[place]) == pytest.approx(float(slope), rel=1e-4, abs=1e-6)
 
 
+def test_a_loss_of_x_t_is_classifier_guidance() -> None:
+    """Dhariwal & Nichol 2021, algorithm 2: the gradient with respect to x_t, whatever the denoiser predicts."""
+    seen = []
+
+    def noisy_loss(xt: Tensor, timesteps: Tensor) -> Tensor:
+        seen.append(timesteps)
+        return loss(xt) * timesteps.to(xt)
+
+    guidance = LossGuidance(noisy_loss, sees="xt")
+    output, gradient = loss_gradient(guidance, build_scheduler(DiffusionConfig(), None), predict, NOISY, T)
+    by_hand = (3 * NOISY**2 + NOISY.roll(1, dims=-1) + NOISY.roll(-1, dims=-1)) * T.to(NOISY)[:, None, None, None]
+    assert torch.allclose(gradient, by_hand) and torch.equal(output, predict(NOISY))
+    assert torch.equal(seen[0], T)
+
+
 def test_the_noise_moves_by_the_scale_and_the_image_against_the_gradient() -> None:
     scheduler = build_scheduler(DiffusionConfig(), bound=None)
     alpha, sigma = (level.double()[:, None, None, None] for level in alpha_sigma(scheduler, T))
@@ -178,6 +193,7 @@ def test_layout_loss_by_hand() -> None:
         ({"scale": float("nan")}, "scale=nan"),
         ({"interval": (0.5, 0.2)}, r"interval=\[0.5, 0.2\]"),
         ({"backprop_through": "nothing"}, "backprop_through='nothing'.*network or image"),
+        ({"sees": "x1"}, "sees='x1'.*x0 or xt"),
     ],
 )
 def test_refusals(options: dict, message: str) -> None:
@@ -189,5 +205,27 @@ def test_latents_are_refused(pipeline: GenerationPipeline, vae) -> None:
     from diffusers import AutoencoderKL
 
     of_latents = GenerationPipeline(pipeline.unet, pipeline.scheduler, vae=AutoencoderKL.from_pretrained(vae))
-    with pytest.raises(UserError, match="loss_guidance: must be None for a denoiser of latents"):
+    with pytest.raises(UserError, match="loss_guidance: must be None, .* for a denoiser of latents"):
         of_latents(loss_guidance=LossGuidance(distance), num_inference_steps=1)
+
+
+def test_a_loss_of_x_t_guides_latents(pipeline: GenerationPipeline, vae) -> None:
+    from diffusers import AutoencoderKL
+
+    codec = AutoencoderKL.from_pretrained(vae)
+    channels = codec.config["latent_channels"]
+    unet = UNet(
+        in_channels=channels, sample_size=8, encoder={"channels": [8, 8]}, residual={"norm_num_groups": 4},
+        conditioning={"timestep": True}, heads={"diffusion": {"out_channels": channels}},
+    )  # fmt: skip
+    latents = GenerationPipeline(unet, pipeline.scheduler, vae=codec)
+    options = {"num_inference_steps": 2, "output_type": "latent", "batch_size": 1}
+
+    def energy(xt: Tensor, timesteps: Tensor) -> Tensor:
+        return xt.square().flatten(1).sum(dim=1)
+
+    plain, guided = (
+        latents(generator=torch.Generator().manual_seed(0), loss_guidance=one, **options).images
+        for one in (None, LossGuidance(energy, scale=0.3, sees="xt"))
+    )
+    assert float(guided.square().sum()) < float(plain.square().sum())

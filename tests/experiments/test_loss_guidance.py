@@ -44,6 +44,28 @@ def test_the_segmenter_in_both_roles_agrees_with_itself(tmp_path: Path, joint_ru
     assert isinstance(table, Table) and all(row[0] == row[1] for _, row in table.rows)
 
 
+def test_the_own_head_guides_at_x_t(tmp_path: Path, make_run: Callable[..., Path], options: Callable) -> None:
+    run = make_run("noisy", "joint", **{"segmentation.noise": 0.5})
+    words = ("--eval_segmenter", run, "--loss_scales", 0.5, "--num_images", 2, "--num_inference_steps", 2,
+             "--loss_sees", "xt")  # fmt: skip
+    record = loss_guidance.run(options(loss_guidance, run, *words), [], tmp_path / "out", "")
+    gallery = record.parts[1]
+    assert isinstance(gallery, Gallery) and "it sees the noisy image at its timestep" in " ".join(record.method)
+    before, after = (Image.open(tmp_path / "out" / gallery.rows[0][1][place]).tobytes() for place in (1, 4))
+    assert before != after
+
+
+def test_a_segmenter_of_clean_images_is_refused_at_x_t(
+    tmp_path: Path, make_run: Callable[..., Path], joint_run: Path, options: Callable
+) -> None:
+    with pytest.raises(UserError, match="--segmenter=.*trained on noisy images.*segmentation.noise=0.5"):
+        loss_guidance.run(options(loss_guidance, joint_run, "--loss_sees", "xt"), [], tmp_path, "")
+    other = make_run("other", "joint", **{"segmentation.noise": 0.5, "diffusion.noise.input_scale": 0.5})
+    with pytest.raises(UserError, match="with the denoiser's diffusion.noise"):
+        words = ("--loss_sees", "xt", "--segmenter", other)
+        loss_guidance.run(options(loss_guidance, joint_run, *words), [], tmp_path, "")
+
+
 def test_the_ignore_index_is_that_of_the_segmenter(
     tmp_path: Path, joint_run: Path, background_is_ignored: Path, options: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.cli.init_facts import gather
     from unetdiff.config.reading import load
     from unetdiff.data.check import check
-    from unetdiff.data.discover import discover
+    from unetdiff.data.discovery.discover import discover
 
     facts = gather(discover(path))
     for line in describe(path, facts):

@@ -12,7 +12,7 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.capabilities import WITH_VAL_FRACTION
 from unetdiff.data.config import DataConfig
-from unetdiff.data.discover import Found, add_val_fraction
+from unetdiff.data.discovery.found import Found, add_val_fraction
 from unetdiff.data.image_format import resolve_image_format
 from unetdiff.data.masks.dataset import MaskedImages
 from unetdiff.data.raw_images import read_info

@@ -37,6 +37,7 @@ OPTIONS = (
     *("data.repeat_factor_threshold", "data.augment"),
     *("segmentation.class_weights", "segmentation.class_weights_anneal_until", "segmentation.label_smoothing"),
     *("segmentation.ohem", "segmentation.timestep", "segmentation.noised", "segmentation.noise"),
+    "segmentation.pseudo_labels",
     *("diffusion.noise", "diffusion.prediction_type", "diffusion.weighting", "diffusion.prior_weight"),
     *("diffusion.preview_steps", "diffusion.text.max_tokens"),
     *("joint.weighting", "joint.log_gradients"),

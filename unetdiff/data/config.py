@@ -183,11 +183,11 @@ class DataConfig:
     train_fraction_seed: int = 0
     """Seed of the subset that train_fraction draws."""
     label_fraction: float = 1.0
-    """joint: fraction of the training images whose masks are used (at least one image), drawn as by train_fraction; the
-    diffusion head learns from all of them."""
+    """joint, or with segmentation.pseudo_labels: fraction of the training images whose masks are used (at least one
+    image), drawn as by train_fraction; the diffusion head, and pseudo-labels, learn from all of them."""
     unlabelled_root: str | None = None
-    """joint, with masks in files: folder of images without masks, with its subfolders, that the diffusion head learns
-    from in addition to the training split."""
+    """joint, or with segmentation.pseudo_labels; masks in files: folder of images without masks, with its subfolders,
+    that the diffusion head, and pseudo-labels, learn from in addition to the training split."""
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
     """Options of the built-in dataset."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

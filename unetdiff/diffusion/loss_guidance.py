@@ -1,8 +1,9 @@
-"""Loss guidance: samples are guided by the gradient of a loss of the predicted clean image x_0.
+"""Loss guidance: samples are guided by the gradient of a loss of the predicted clean image x_0, or of x_t.
 
-Classifier guidance (Dhariwal & Nichol 2021, algorithm 2) adds the gradient of a classifier of noisy images to the
-predicted noise. Here the loss sees the clean image that the denoiser predicts, so any network trained on clean images
-can be used (universal guidance, Bansal et al. 2023, equation 6; diffusion posterior sampling, Chung et al. 2023).
+Classifier guidance (Dhariwal & Nichol 2021, algorithm 2) adds the gradient of a classifier of noisy images x_t to the
+predicted noise: that of a network trained on noisy images, such as a denoiser's own segmentation head. Where the loss
+sees the clean image that the denoiser predicts, any network trained on clean images can be used (universal guidance,
+Bansal et al. 2023, equation 6; diffusion posterior sampling, Chung et al. 2023).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import reduce
@@ -27,8 +28,11 @@ from unetdiff.errors import UserError
 from unetdiff.segmentation.tiles import resize_logits
 
 Target = Literal["network", "image"]
+Seen = Literal["x0", "xt"]
 ImageLoss = Callable[[Tensor], Tensor]
 """Clean images in [-1, 1], (B, 3, H, W), to the loss of each, (B,)."""
+NoisyLoss = Callable[[Tensor, Tensor], Tensor]
+"""x_t (B, C, H, W) and its timesteps (B,), as the denoiser sees them, to the loss of each, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,18 @@ class LossGuidance:
         UserError: a negative scale, or an interval outside [0, 1].
     """
 
-    loss: ImageLoss
-    """To be minimized."""
+    loss: ImageLoss | NoisyLoss
+    """To be minimized: an `ImageLoss`, or, where it sees x_t, a `NoisyLoss`."""
     scale: float = 0.1
     """Norm of what is added to an image's predicted noise, as a fraction of that noise's own norm; 0: nothing."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Fractions of the timesteps, 0 clean to 1 noise, between which the samples are guided."""
     backprop_through: Target = "image"
     """network: the gradient passes through the denoiser to x_t, at the cost of about two more passes. image: it ends at
-    the predicted x_0, as if the predicted noise did not depend on x_t."""
+    the predicted x_0, as if the predicted noise did not depend on x_t. Without effect where the loss sees x_t."""
+    sees: Seen = "x0"
+    """x0: the predicted clean image, of pixels only. xt: the noisy image or latents, with the timestep; the gradient
+    does not pass through the denoiser."""
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -57,6 +64,8 @@ class LossGuidance:
             raise UserError(f"interval={list(self.interval)}: must be two increasing fractions in [0, 1], e.g. 0,1.")
         if self.backprop_through not in ("network", "image"):
             raise UserError(f"backprop_through={self.backprop_through!r}: must be network or image.")
+        if self.sees not in ("x0", "xt"):
+            raise UserError(f"sees={self.sees!r}: must be x0 or xt.")
 
 
 def apply_loss_guidance(
@@ -111,11 +120,16 @@ def loss_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The network's output at x_t and the gradient of each image's loss with respect to x_t, (B, C, H, W) each.
 
-    The loss sees x_0 clipped to its range, if it has one.
+    A loss of x_0 sees it clipped to its range, if it has one.
     """
     process = process_of(scheduler)
+    loss: Any = guidance.loss
     with torch.enable_grad():
         x = xt.detach().requires_grad_()
+        if guidance.sees == "xt":
+            (gradient,) = torch.autograd.grad(loss(x, timesteps).sum(), x)
+            with torch.no_grad():
+                return predict(xt).detach(), gradient.detach()
         if guidance.backprop_through == "network":
             output = predict(x)
             x0 = process.predicted_x0(output, x, timesteps)
@@ -127,26 +141,27 @@ def loss_gradient(
         bound = _bound(scheduler)
         if bound is not None:
             x0 = x0.clamp(-bound, bound)
-        (gradient,) = torch.autograd.grad(guidance.loss(x0).sum(), x)
+        (gradient,) = torch.autograd.grad(loss(x0).sum(), x)
     return output.detach(), gradient.detach()
 
 
-def layout_loss(segment: Callable[[Tensor], Tensor], layouts: Tensor, ignore_index: int = 255) -> ImageLoss:
+def layout_loss(segment: Callable[..., Tensor], layouts: Tensor, ignore_index: int = 255) -> Callable[..., Tensor]:
     """The cross-entropy of a segmenter's logits against the layouts that the samples should have.
 
     Args:
-        segment: images in [-1, 1] (B, 3, H, W) to logits (B, classes, h, w); its weights need no gradient.
+        segment: images in [-1, 1] (B, 3, H, W), or x_t and its timesteps, to logits (B, classes, h, w); its weights
+            need no gradient.
         layouts: class indices and `ignore_index`, (B, H', W'); the logits are resized to them.
         ignore_index: pixels without a required class.
 
     Returns:
-        Images to the mean over each one's pixels that are not ignored, (B,); 0 where all are.
+        What `segment` takes to the mean over each image's pixels that are not ignored, (B,); 0 where all are.
     """
 
-    def loss(images: Tensor) -> Tensor:
+    def loss(images: Tensor, *timesteps: Tensor) -> Tensor:
         targets = layouts.to(images.device).long()
         targets = targets.masked_fill(ignore_mask(targets, ignore_index), ignore_index)
-        logits = resize_logits(segment(images), (targets.shape[-2], targets.shape[-1]))
+        logits = resize_logits(segment(images, *timesteps), (targets.shape[-2], targets.shape[-1]))
         losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")  # (B, H', W')
         pixels = reduce((targets != ignore_index).float(), "b h w -> b", "sum").clamp(min=1)
         return reduce(losses, "b h w -> b", "sum") / pixels

@@ -216,7 +216,8 @@ class GenerationPipeline(PushMixin, DiffusionPipeline):  # type: ignore[misc]
             start: an image to start from instead of noise; see `image_to_image` and `inpaint`.
             num_inference_steps: denoising steps.
             guidance_scale: of classifier-free guidance, 1 = none; or a `Guidance` with rescaling and an interval.
-            loss_guidance: guidance by the gradient of a loss (`unetdiff.diffusion.loss_guidance`); pixels only.
+            loss_guidance: guidance by the gradient of a loss (`unetdiff.diffusion.loss_guidance`); of pixels, unless
+                it sees x_t.
             height: pixels; None: the size that the model was trained at.
             width: pixels; None: the size that the model was trained at.
             generator: of the starting noise and of the steps' noise; a list has one per image

@@ -35,8 +35,11 @@ def validate_options(
         raise UserError(
             f"num_inference_steps={num_inference_steps}: must be in 1..{num_train_timesteps}, the training timesteps."
         )
-    if loss_guidance is not None and not isinstance(codec, PixelCodec):
-        raise UserError("loss_guidance: must be None for a denoiser of latents or masks. The loss sees pixels.")
+    if loss_guidance is not None and loss_guidance.sees == "x0" and not isinstance(codec, PixelCodec):
+        raise UserError(
+            "loss_guidance: must be None, or of a loss that sees x_t (sees='xt'), for a denoiser of latents or masks. "
+            "A loss of x_0 sees pixels."
+        )
 
 
 def validate_process(trained: str, process: str, scheduler: str) -> None:

@@ -1,9 +1,10 @@
 """Layout guidance of a denoiser by the gradient of a segmenter.
 
-At each DDIM step the predicted x_0 is segmented, and the gradient of the cross-entropy against a target layout is added
-to the predicted noise (`unetdiff.diffusion.loss_guidance`). The layouts are masks of validation images, which the
-denoiser was not trained on. Following the gradient of one network may only fool that network, as adversarial examples
-do, so the samples are evaluated twice: by the guiding segmenter and by an independent one.
+At each DDIM step the predicted x_0 is segmented, or x_t itself by a segmenter of noisy images, such as the denoiser's
+own head. The gradient of the cross-entropy against a target layout is added to the predicted noise
+(`unetdiff.diffusion.loss_guidance`). The layouts are masks of validation images, which the denoiser was not trained on.
+Following the gradient of one network may only fool that network, as adversarial examples do, so the samples are
+evaluated twice: by the guiding segmenter and by an independent one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +70,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timesteps with loss guidance, as fractions: 0 is clean, 1 is noise",
     )
     parser.add_argument(
+        "--loss_sees",
+        choices=("x0", "xt"),
+        default="x0",
+        help="segment the predicted clean image, or the noisy one (a segmenter with segmentation.noise)",
+    )
+    parser.add_argument(
         "--backprop_through",
         choices=("network", "image"),
         default="network",
-        help="backpropagate through the denoiser, or only to the predicted x_0",
+        help="of x0: backpropagate through the denoiser, or only to the predicted x_0",
     )
     parser.add_argument("--conditional", action="store_true", help="also give the denoiser the images' own condition")
     parser.add_argument("--guidance_scale", type=float, default=1.0, help="guidance scale with --conditional")
@@ -95,8 +104,11 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     task, images = diffusion_task(loaded, args.run), loaded.images
     segmenter_path = args.segmenter or args.run
     segmenter = open_segmenter(segmenter_path, images.classes, loaded)
-    if segmenter.segmenter.codec is not None:
-        remedy = "Give a run without latent.vae."
+    sees_noise = args.loss_sees == "xt"
+    if sees_noise:
+        _require_noise(segmenter_path, run_config(segmenter_path), loaded.config)
+    elif segmenter.segmenter.codec is not None:
+        remedy = "Give a run without latent.vae, or --loss_sees xt."
         raise config_error("--segmenter", segmenter_path, "a segmenter of pixels, through which gradients flow", remedy)
     eval_path = args.eval_segmenter or _train_eval_segmenter(
         run_config(segmenter_path), args.segmenter_train_steps, output, command
@@ -117,7 +129,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
 
         def guidance(numbers: range) -> LossGuidance:
             targets = layouts[numbers.start : numbers.stop]
-            loss = layout_loss(lambda x: segment_at_size(segmenter, x), targets, segmenter.ignore_index)
+            segment = partial(segment_noisy if sees_noise else segment_at_size, segmenter)
+            loss = layout_loss(segment, targets, segmenter.ignore_index)
             return LossGuidance(loss, **(options or {}))
 
         start = time.perf_counter()
@@ -167,9 +180,35 @@ def segment_at_size(segmenter: SegmentationPipeline, images: Tensor) -> Tensor:
     return segment_whole(segmenter.segmenter, images)
 
 
+def segment_noisy(segmenter: SegmentationPipeline, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    """Logits (B, classes, H, W) of x_t (B, C, h, w), pixels or latents, at its timesteps (B,); differentiable."""
+    codec = segmenter.segmenter.codec
+    factor = 1 if codec is None else codec.factor
+    size = noisy.shape[-2] * factor, noisy.shape[-1] * factor
+    return segmenter.segmenter.logits(noisy.to(segmenter.unet.dtype), timesteps, size)
+
+
+def _require_noise(path: Path, config: RunConfig, denoiser: RunConfig) -> None:
+    """Raise UserError unless a segmenter was trained on the denoiser's noisy images, and so knows the timestep."""
+    if not config.segmentation.noise:
+        remedy = "Train it with segmentation.noise=0.5, or give --loss_sees x0."
+        constraint = "trained on noisy images (segmentation.noise) for --loss_sees xt"
+        raise config_error("--segmenter", path, constraint, remedy)
+    for key in ("diffusion.noise", "latent.vae", "data.size"):
+        own, other = (attrgetter(key)(one) for one in (config, denoiser))
+        if own != other:
+            constraint = f"a run with the denoiser's {key}, {other}, for --loss_sees xt (got {own})"
+            raise config_error("--segmenter", path, constraint, "Give the denoiser's own head, or --loss_sees x0.")
+
+
 def _guidance_options(scale: float, args: argparse.Namespace) -> dict[str, Any]:
     """Options of `LossGuidance`, validated before anything is loaded or trained."""
-    options = {"scale": scale, "interval": tuple(args.loss_interval), "backprop_through": args.backprop_through}
+    options = {
+        "scale": scale,
+        "interval": tuple(args.loss_interval),
+        "backprop_through": args.backprop_through,
+        "sees": args.loss_sees,
+    }
     try:
         LossGuidance(lambda x: x, **options)
     except UserError as error:

@@ -73,7 +73,11 @@ def loss_guidance_record(
         shown[best] = guided[best]
     gallery = _gallery(shown, layouts[: args.num_rows], (segmenter, eval_segmenter), palette, output)
     low, high = args.loss_interval
-    gradient = "through the denoiser" if args.backprop_through == "network" else "to the predicted x_0 only"
+    if args.loss_sees == "xt":
+        gradient = "it sees the noisy image at its timestep"
+    else:
+        end = "through the denoiser" if args.backprop_through == "network" else "to the predicted x_0 only"
+        gradient = f"it sees the predicted x_0, with backpropagation {end}"
     condition = f"their own condition (guidance scale {args.guidance_scale:g})" if args.conditional else "no condition"
     return Record(
         name="loss_guidance",
@@ -84,9 +88,8 @@ def loss_guidance_record(
         method=[
             f"{len(layouts)} masks of the validation split with one sample each, {args.num_inference_steps} DDIM "
             "steps, the same noise at every scale.",
-            f"Guiding segmenter: {paths[0]}, applied at timesteps from {low:g} to {high:g} of the schedule, with "
-            f"backpropagation {gradient}. The scale is the norm of the added gradient relative to that of the "
-            "predicted noise.",
+            f"Guiding segmenter: {paths[0]}, applied at timesteps from {low:g} to {high:g} of the schedule; "
+            f"{gradient}. The scale is the norm of the added gradient relative to that of the predicted noise.",
             f"Independent segmenter: {paths[1]}"
             + ("." if args.eval_segmenter else ", the guiding segmenter's config trained with another seed."),
             f"The denoiser gets {condition}.",

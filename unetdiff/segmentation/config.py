@@ -38,6 +38,21 @@ class BorderWeightsConfig:
 
 
 @dataclass
+class PseudoLabelsConfig:
+    """Training on images without masks (FixMatch, Sohn et al. 2020): the network's own labels of a clean image, where
+    it is confident, are the mask of the same image with noise."""
+
+    confidence: float = 0.95
+    """Probability from which a pixel's class is its pseudo-label."""
+    weight: float = 1.0
+    """Weight of the cross-entropy over these pixels."""
+    max_noise: float = 0.5
+    """The images are noised as for a denoiser, at this fraction of the timesteps that `diffusion.noise` draws."""
+    labelled_fraction: float = 0.5
+    """Fraction of each batch that has masks. In a joint run: joint.segmentation_fraction, and as many without."""
+
+
+@dataclass
 class SegmentationConfig:
     """Losses and class imbalance of the segmentation head."""
 
@@ -72,6 +87,8 @@ class SegmentationConfig:
     noise: float = 0.0
     """Fraction of the training images that are noised to a uniform timestep of `diffusion.noise`, as for a denoiser; 0:
     none. The network receives the timestep if model.conditioning.timestep is true."""
+    pseudo_labels: PseudoLabelsConfig | None = None
+    """Learn from the images without masks, too (data.label_fraction, data.unlabelled_root); null: not from them."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import TrainingConfig
-from unetdiff.config.validation.data import needs_layout, reads_rgb
+from unetdiff.config.validation.data import needs_layout, reads_rgb, segmented_fraction
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset, training_part
 from unetdiff.data.check import require_clean
@@ -123,7 +123,7 @@ class RunData:
             self.train = training_part(whole, config.data, masks, layout)
             self.val = CustomDataset(given[1], "val_data", config.data, needs, False, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
-        self.segmented = math.ceil(config.joint.segmentation_fraction * config.training.batch_size)
+        self.segmented = math.ceil(segmented_fraction(config) * config.training.batch_size)
         threshold = config.data.repeat_factor_threshold if masks else None
         self.repeat_factors = repeat_factors(class_presence(self.train), threshold) if threshold else None
 

@@ -97,30 +97,38 @@ def _validate_regularization(config: RunConfig) -> None:
 
 
 def _validate_unlabelled(config: RunConfig) -> None:
-    """Images without masks are the denoiser's alone, and nothing of them may come from a mask."""
-    data, diffusion = config.data, config.diffusion
+    """Images without masks are the denoiser's and the pseudo-labels', and nothing of them may come from a mask."""
+    data, diffusion, pseudo_labels = config.data, config.diffusion, config.segmentation.pseudo_labels
     key = "data.label_fraction" if data.unlabelled_root is None else "data.unlabelled_root"
     value: float | str | None = data.label_fraction if data.unlabelled_root is None else data.unlabelled_root
     default = "1" if data.unlabelled_root is None else "null"
     if data.label_fraction == 1 and data.unlabelled_root is None:
         return
-    if config.task != "joint":
-        remedy = "Use data.train_fraction." if config.task == "segmentation" else ""
+    if config.task != "joint" and (config.task == "diffusion" or pseudo_labels is None):
+        remedy = "Use data.train_fraction, or segmentation.pseudo_labels." if config.task == "segmentation" else ""
         constraint = f"{default} with task={config.task}: a joint run's diffusion head learns without masks"
         raise config_error(key, value, constraint, remedy)
     if data.unlabelled_root is not None and data.name not in WITH_MASK_FILES:
         remedy = f"Only {', '.join(WITH_MASK_FILES)} support it."
         raise config_error(key, value, f"null with data.name={data.name}", remedy)
-    if config.joint.segmentation_fraction == 1:
+    if config.task == "joint" and config.joint.segmentation_fraction == 1:
         constraint = f"less than 1 with {key}={value}: the other images of a batch may have no mask"
         raise config_error("joint.segmentation_fraction", 1.0, constraint, "Give e.g. 0.25.")
+    if config.task == "segmentation":
+        _validate_uniform_drawing(config, key, value)
+        return
     from_masks = diffusion.condition == "class" and (data.name in WITH_MASK_FILES or diffusion.max_classes > 1)
     if from_masks or (data.unlabelled_root is not None and diffusion.condition != "none"):
         constraint = f"none with {key}={value}, whose images have neither masks nor the condition"
         raise config_error("diffusion.condition", diffusion.condition, constraint)
-    if data.repeat_factor_threshold:
+    _validate_uniform_drawing(config, key, value)
+
+
+def _validate_uniform_drawing(config: RunConfig, key: str, value: float | str | None) -> None:
+    threshold = config.data.repeat_factor_threshold
+    if threshold:
         constraint = f"0 with {key}={value}: it needs the mask of every image"
-        raise config_error("data.repeat_factor_threshold", data.repeat_factor_threshold, constraint)
+        raise config_error("data.repeat_factor_threshold", threshold, constraint)
 
 
 def _validate_size(config: RunConfig) -> None:
@@ -167,6 +175,14 @@ def needs_layout(config: RunConfig) -> bool:
     return config.task == "diffusion" and (
         diffusion.target == "mask" or diffusion.condition == "layout" or several_classes
     )
+
+
+def segmented_fraction(config: RunConfig) -> float:
+    """Fraction of each batch whose masks are used, where some images have none."""
+    pseudo_labels = config.segmentation.pseudo_labels
+    if config.task == "segmentation" and pseudo_labels is not None:
+        return pseudo_labels.labelled_fraction
+    return config.joint.segmentation_fraction
 
 
 def reads_rgb(config: RunConfig) -> bool:

@@ -26,11 +26,25 @@ def validate_segmentation(config: RunConfig) -> None:
         raise config_error("diffusion.noise.process", "edm", constraint)
     _validate_timestep(config)
     _validate_context(config)
-    if segmentation.noise:
-        if config.task == "joint":
-            constraint = "0 with task=joint, whose segmentation head trains on clean images"
-            raise config_error("segmentation.noise", segmentation.noise, constraint, "Or use task=segmentation.")
+    _validate_pseudo_labels(config)
+    if segmentation.noise or segmentation.pseudo_labels is not None:
         validate_noise(config)
+
+
+def _validate_pseudo_labels(config: RunConfig) -> None:
+    given = config.segmentation.pseudo_labels
+    if given is None:
+        return
+    key, value = "segmentation.pseudo_labels", asdict(given)
+    if config.data.label_fraction == 1 and config.data.unlabelled_root is None:
+        constraint = "null without images that have no masks"
+        raise config_error(key, value, constraint, "Give data.label_fraction or data.unlabelled_root.")
+    if config.model.encoder.padding == "valid":
+        raise config_error(
+            key, value, "null with model.encoder.padding=valid, whose logits are smaller than its images"
+        )
+    if config.segmentation.context == "caption":
+        raise config_error(key, value, "null with segmentation.context=caption", "Use context=classes or none.")
 
 
 def _validate_timestep(config: RunConfig) -> None:

@@ -141,7 +141,8 @@ def _assemble(
     size, dropout = config.data.size or config.data.longest_side, config.diffusion.condition_dropout
     if config.task == "segmentation":
         assert not isinstance(codec, MaskCodec)
-        noisy = config.segmentation.noise or config.segmentation.noised
+        segmentation_config = config.segmentation
+        noisy = segmentation_config.noise or segmentation_config.noised or segmentation_config.pseudo_labels
         scheduler = build_scheduler(config.diffusion) if noisy else None
         noise = config.diffusion.noise
         return SegmentationTask(unet, config.segmentation, val, size, scheduler, noise, codec, context, dropout)
@@ -155,6 +156,7 @@ def _assemble(
         val,
         size,
         diffusion.scheduler,
+        config.diffusion.noise,
         codec=codec,
         context=context,
         caption_dropout=dropout,

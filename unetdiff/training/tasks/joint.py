@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from unetdiff.config.training import JointConfig
 from unetdiff.data.labelled import is_segmented
 from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.segmentation.border_weights import KEY as BORDER_WEIGHT
 from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
 from unetdiff.training.tasks.base import Batch, Previews, Task, network_input, require_one_size
 from unetdiff.training.tasks.diffusion import DiffusionTask, NoisyBatch
-from unetdiff.training.tasks.segmentation import SegmentationTask
+from unetdiff.training.tasks.pseudo_labels import known_sums
+from unetdiff.training.tasks.segmentation import SegmentationTask, of_rows
 from unetdiff.training.weighting import WEIGHTINGS
 
 
@@ -45,34 +45,34 @@ class JointTask(Task):
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
         noisy = self.diffusion.add_noise(batch, draws)
-        rows = self.clean_rows(draws)
-        if rows:
-            logits, output = self._both(batch, noisy, rows, draws)
-            border = batch.get(BORDER_WEIGHT)
-            segmentation = self.segmentation.sums(logits, batch["mask"][rows], None if border is None else border[rows])
+        if self.clean_rows(draws):
+            segmentation, output = self._both(batch, noisy, draws)
         else:
             output = self.diffusion.predict(noisy)
             segmentation = self._no_segmentation(output)
         return _prefixed("segmentation", segmentation) | _prefixed("diffusion", self.diffusion.sums(output, noisy))
 
-    def _both(self, batch: Batch, noisy: NoisyBatch, rows: list[int], draws: RowDraws) -> tuple[Tensor, Tensor]:
-        """Logits of the images in `rows` at their size, and the denoiser's output for all: in one pass of the backbone
-        where both heads have the same context, or the segmentation head none."""
+    def _both(self, batch: Batch, noisy: NoisyBatch, draws: RowDraws) -> tuple[Sums, Tensor]:
+        """The segmentation's sums of `clean_rows`, and the denoiser's output for all images: in one pass of the
+        backbone where both heads have the same context, or the segmentation head none."""
         assert noisy.x0 is not None
-        segmenter = self.segmentation.segmenter
-        x0, timesteps = self.segmentation.add_noise(noisy.x0, draws)
-        x0, timesteps = x0[rows], None if timesteps is None else timesteps[rows]
-        factor = self.diffusion.codec.factor
-        size = x0.shape[-2] * factor, x0.shape[-1] * factor
+        task, segmenter = self.segmentation, self.segmentation.segmenter
+        masked, others = self.masked_rows(draws), self.pseudo_rows(draws)
+        rows, factor = masked + others, self.diffusion.codec.factor
+        size = noisy.x0.shape[-2] * factor, noisy.x0.shape[-1] * factor
+        sample, timesteps = task.add_noise(noisy.x0, draws)
+        labels, sample, timesteps = task.with_pseudo_labels(others, sample, timesteps, noisy.x0, size, draws)
+        sample, timesteps = sample[rows], None if timesteps is None else timesteps[rows]
         if segmenter.context is not None:
-            tokens = self.segmentation.tokens(batch, draws)
-            logits = segmenter.logits(x0, timesteps, size, None if tokens is None else tokens[rows])
-            return logits, self.diffusion.predict(noisy)
-        tokens = noisy.conditioning.tokens
-        logits, output = self.unet.both(
-            x0, noisy.sample, noisy.timesteps, tokens, timesteps, self.config.backbone_gradient
-        )
-        return segmenter.at_image_size(logits, size), output
+            tokens = task.tokens(batch, draws)
+            logits = segmenter.logits(sample, timesteps, size, None if tokens is None else tokens[rows])
+            output = self.diffusion.predict(noisy)
+        else:
+            tokens, gradient = noisy.conditioning.tokens, self.config.backbone_gradient
+            logits, output = self.unet.both(sample, noisy.sample, noisy.timesteps, tokens, timesteps, gradient)
+            logits = segmenter.at_image_size(logits, size)
+        count = len(masked)
+        return task.sums_of_rows(logits[:count], of_rows(batch, masked), logits[count:], labels), output
 
     def _no_segmentation(self, output: Tensor) -> Sums:
         """Zero sums, with a zero gradient for the head: DDP expects one of every parameter."""
@@ -80,12 +80,33 @@ class JointTask(Task):
         logits = output.new_zeros(1, self.unet.num_classes or 0, *output.shape[2:])
         modules = [self.unet.heads["segmentation"], self.segmentation.context or nn.Identity()]
         zero = sum(parameter.sum() * 0 for module in modules for parameter in module.parameters())
-        return self.segmentation.sums(logits + zero, nothing)
+        sums = self.segmentation.sums(logits + zero, nothing)
+        return sums if self.segmentation.config.pseudo_labels is None else sums | known_sums(0, output.device)
 
     def clean_rows(self, draws: RowDraws) -> list[int]:
-        """The rows whose images are segmented: `segmentation_fraction` of the step's batch, evenly spaced in it."""
-        count, places = math.ceil(self.config.segmentation_fraction * draws.images), range(draws.first, draws.images)
-        return [row for row, place in enumerate(places[: draws.count]) if is_segmented(place, count, draws.images)]
+        """The rows whose images are segmented: with masks, then with pseudo-labels."""
+        return self.masked_rows(draws) + self.pseudo_rows(draws)
+
+    def masked_rows(self, draws: RowDraws) -> list[int]:
+        """The rows whose masks are used: `segmentation_fraction` of the step's batch, evenly spaced in it."""
+        return self._rows(draws, self._masked_places(draws.images))
+
+    def pseudo_rows(self, draws: RowDraws) -> list[int]:
+        """As many of the other rows, or all of them, evenly spaced; none without `segmentation.pseudo_labels`."""
+        if self.segmentation.config.pseudo_labels is None:
+            return []
+        masked = self._masked_places(draws.images)
+        others = [place for place in range(draws.images) if place not in masked]
+        count = min(len(masked), len(others))
+        return self._rows(draws, {place for k, place in enumerate(others) if is_segmented(k, count, len(others))})
+
+    def _masked_places(self, images: int) -> set[int]:
+        count = math.ceil(self.config.segmentation_fraction * images)
+        return {place for place in range(images) if is_segmented(place, count, images)}
+
+    def _rows(self, draws: RowDraws, places: set[int]) -> list[int]:
+        """The rows of a micro-batch at these places of the step's batch."""
+        return [row for row in range(draws.count) if draws.first + row in places]
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tasks = {"segmentation": self.segmentation, "diffusion": self.diffusion}
@@ -99,13 +120,11 @@ class JointTask(Task):
             with self.segmentation.hard_pixels() as hard:
                 sums = super().reference(parts, layers)
             return sums | _prefixed("segmentation", hard)
-        clean = []
-        for batch, draws in parts:
+        for batch, _ in parts:
             require_one_size(network_input(batch))
-            rows = self.clean_rows(draws)
-            clean.append({**batch, **{key: batch[key][rows] for key in ("mask", BORDER_WEIGHT) if key in batch}})
+        rows = [(batch, self.masked_rows(draws), self.pseudo_rows(draws)) for batch, draws in parts]
         diffusion = self.diffusion.reference(parts, layers)
-        return _prefixed("segmentation", self.segmentation.target_sums(clean)) | _prefixed("diffusion", diffusion)
+        return _prefixed("segmentation", self.segmentation.known_sums(rows)) | _prefixed("diffusion", diffusion)
 
     def observer(self) -> Callable[[dict[str, Tensor]], None] | None:
         return partial(self.weighting.observe, self.unet) if self.weighting.observes else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -14,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
+from unetdiff.data.labelled import is_segmented
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import LatentCodec, PixelCodec
@@ -44,6 +46,14 @@ from unetdiff.training.tasks.base import (
     freeze_unused_heads,
     network_input,
     require_one_size,
+)
+from unetdiff.training.tasks.pseudo_labels import (
+    as_teacher,
+    confident_labels,
+    known_sums,
+    pseudo_losses,
+    pseudo_sums,
+    split_off,
 )
 
 PREVIEW_IMAGES = 6
@@ -122,10 +132,75 @@ class SegmentationTask(Task):
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
         x0, size = self.encode(batch)
         sample, timesteps = self.add_noise(x0, draws)
+        masked, others = self.masked_rows(draws)
+        labels, sample, timesteps = self.with_pseudo_labels(others, sample, timesteps, x0, size, draws)
         if isinstance(self.codec, PixelCodec) and self.context is None:
-            return self.sums(self.unet.segment(sample, timesteps), batch["mask"], batch.get(BORDER_WEIGHT))
-        logits = self.segmenter.logits(sample, timesteps, size, self.tokens(batch, draws))
-        return self.sums(logits, batch["mask"], batch.get(BORDER_WEIGHT))
+            logits = self.unet.segment(sample, timesteps)
+        else:
+            logits = self.segmenter.logits(sample, timesteps, size, self.tokens(batch, draws))
+        if labels is None:
+            return self.sums(logits, batch["mask"], batch.get(BORDER_WEIGHT))
+        return self.sums_of_rows(logits[masked], of_rows(batch, masked), logits[others], labels)
+
+    def sums_of_rows(self, logits: Tensor, batch: Batch, others: Tensor, labels: Tensor | None) -> Sums:
+        """The sums of the images with masks, and of the others.
+
+        Args:
+            logits: of the images with masks, (A, C, H, W).
+            batch: their masks and border weights, (A, H, W).
+            others: logits of the images with pseudo-labels, (B, C, H, W).
+            labels: their pseudo-labels, (B, H, W); None: the config has none.
+        """
+        sums = self.sums(logits, batch["mask"], batch.get(BORDER_WEIGHT))
+        return sums if labels is None else sums | pseudo_sums(others, labels)
+
+    def masked_rows(self, draws: RowDraws) -> tuple[list[int], list[int]]:
+        """The rows of a micro-batch whose masks are used, and those that have pseudo-labels."""
+        rows, settings = range(draws.count), self.config.pseudo_labels
+        if settings is None:
+            return list(rows), []
+        count = math.ceil(settings.labelled_fraction * draws.images)
+        masked = [row for row in rows if is_segmented(draws.first + row, count, draws.images)]
+        return masked, sorted(set(rows) - set(masked))
+
+    def with_pseudo_labels(
+        self,
+        rows: list[int],
+        sample: Tensor,
+        timesteps: Tensor | None,
+        x0: Tensor,
+        size: tuple[int, int],
+        draws: RowDraws,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """`confident_labels` (len(rows), H, W) of the clean images of some rows, None without `config.pseudo_labels`;
+        and the batch with these images noised.
+
+        Args:
+            rows: of the images without masks.
+            sample: of `add_noise`, (B, C, h, w).
+            timesteps: of `add_noise`.
+            x0: the clean images or latents, (B, C, h, w).
+            size: the images' (H, W).
+            draws: random numbers of the batch.
+        """
+        settings = self.config.pseudo_labels
+        if settings is None:
+            return None, sample, timesteps
+        assert self.scheduler is not None
+        if rows:
+            with as_teacher(self.unet, x0.device):
+                logits = self.segmenter.clean_logits(x0[rows], size)
+                labels = confident_labels(logits, settings.confidence, self.config.ignore_index)
+        else:
+            labels = torch.empty(0, *size, dtype=torch.long, device=x0.device)
+        process = process_of(self.scheduler, self.noise)
+        drawn = draws(process.sample_timesteps)
+        at = (drawn * settings.max_noise).to(drawn.dtype)
+        noisy = process.add_noise(x0, self.image_noise(draws, x0), at)
+        is_noised = torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
+        is_noised[rows] = True
+        sample = torch.where(rearrange(is_noised, "b -> b 1 1 1"), noisy, sample)
+        return labels, sample, None if timesteps is None else torch.where(is_noised, at.to(timesteps.dtype), timesteps)
 
     def tokens(self, batch: Batch, draws: RowDraws | None = None) -> Tensor | None:
         """The tokens of a batch's captions, (B, tokens, dim); None for a context that is the same for every image.
@@ -194,12 +269,18 @@ class SegmentationTask(Task):
         return loss.sums(inputs, bound)
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        total, parts = self.loss.total(dict(sums))
-        return {"loss": total, **{f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}}
+        own, pseudo = split_off(sums)
+        total, parts = self.loss.total(own)
+        logged = {f"loss_{name}": part for name, part in parts.items() if len(parts) > 1}
+        if pseudo:
+            assert self.config.pseudo_labels is not None
+            logged |= pseudo_losses(pseudo)
+            total = total + self.config.pseudo_labels.weight * logged["pseudo_loss"]
+        return {"loss": total, **logged}
 
     def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
         if self.is_linear:
-            return self.target_sums([batch for batch, _ in parts])
+            return self.known_sums([(batch, *self.masked_rows(draws)) for batch, draws in parts])
         with self.hard_pixels() as hard:
             sums = super().reference(parts, layers)
         return sums | hard
@@ -209,6 +290,15 @@ class SegmentationTask(Task):
         """Whether the masks alone determine how the loss depends on the network's predictions."""
         valid_padding = self.unet.config["encoder"]["padding"] == "valid"  # the logits crop the masks
         return self.loss.is_linear and not valid_padding
+
+    def known_sums(self, parts: Sequence[tuple[Batch, list[int], list[int]]]) -> Sums:
+        """The sums of a linear loss that depend on the masks alone, over several micro-batches, each with the rows that
+        have masks and those that have pseudo-labels."""
+        sums = self.target_sums([of_rows(batch, masked) for batch, masked, _ in parts])
+        if self.config.pseudo_labels is None:
+            return sums
+        pixels = sum(len(others) * batch["mask"][0].numel() for batch, _, others in parts)
+        return sums | known_sums(pixels, self.unet.device)
 
     def target_sums(self, batches: Sequence[Batch]) -> Sums:
         """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
@@ -316,6 +406,11 @@ class SegmentationTask(Task):
             one.view,
             one.context,
         )
+
+
+def of_rows(batch: Batch, rows: list[int]) -> Batch:
+    """The masks, and their border weights, of these rows; the images as they are."""
+    return {**batch, **{key: batch[key][rows] for key in ("mask", BORDER_WEIGHT) if key in batch}}
 
 
 def _same_size(batch: Batch) -> list[Batch]:
