@@ -13,6 +13,7 @@ from unetdiff.errors import UserError
 from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
 from unetdiff.reports.table import METRICS, percent
+from unetdiff.reports.templates import unbroken
 
 TINY = Budget(images=10, steps=2, classifier_steps=3, rows=2)
 
@@ -42,6 +43,7 @@ class Page(HTMLParser):
         self._value = tag == "span" and given.get("class") == "value"
 
     def handle_data(self, data):
+        data = data.replace("\xa0", " ")
         self.text += data
         if self._cell and self._value:
             self.cells.setdefault(self._cell[0], []).append((data, self._cell[1]))
@@ -74,6 +76,14 @@ def test_page_is_self_contained(three):
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert not re.search(r"https?://(?!www\.w3\.org/(2000/svg|1999/xlink))", html)
     assert len(page.ids) == len(set(page.ids)), "two elements with one id"
+
+
+def test_numbers_stay_with_their_units(three):
+    _, _, html = three
+    text = unbroken("10.0 % of 93.7 k, 4.0 points (n = 50), 3 minutes, 2 kinds")
+    assert text == "10.0\xa0% of 93.7\xa0k, 4.0\xa0points (n\xa0=\xa050), 3 minutes, 2 kinds"
+    sentences = re.findall(r'<div class="what">.*?</div><p>(.*?)</p>', html)
+    assert len(sentences) >= 4 and not any(re.search(r"\d (%|(min|k|points)\b)", sentence) for sentence in sentences)
 
 
 def test_numbers_of_the_page_are_those_of_the_json(three):
