@@ -136,6 +136,27 @@ def test_it_goes_to_another_precision_and_serves_autocast() -> None:
     torch.testing.assert_close(found.float(), conv(x).relu(), rtol=0.05, atol=0.02)
 
 
+@torch.no_grad()
+def test_a_cpu_without_bfloat16_computes_with_plain_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packed network is moved to a dtype that oneDNN refuses on this CPU: slow, but right."""
+    monkeypatch.setattr(packing, "supports", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", refused, raising=False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_transpose_pointwise", refused, raising=False)
+    block = PyramidUpBlock(Upsample2d("nearest", 3), DoubleConv(3 + 4, 6, "none"))
+    network = nn.ModuleList([copy.deepcopy(block)])
+    pack(network)
+    network.to(torch.bfloat16)
+    h, skip = drawn(2, 3, 5, 7), drawn(2, 4, 10, 14)
+    for _ in range(3):
+        found = network[0](h.bfloat16(), skip.bfloat16(), (10, 14), None)
+    expected = block(h, skip, (10, 14), None)
+    assert found.dtype == torch.bfloat16 and (found.float() - expected).norm() < 0.02 * expected.norm()
+
+
+def refused(*args: object) -> Tensor:
+    raise AssertionError("a fused operator was called in an unsupported dtype")
+
+
 def test_a_gradient_of_what_it_reads_is_the_networks() -> None:
     # oneDNN's operators have none: steering by a prediction of a packed network would have gone without it
     network = resnet18(num_classes=5).eval().requires_grad_(False)

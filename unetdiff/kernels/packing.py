@@ -4,6 +4,7 @@ in the same pass."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,11 +41,18 @@ def can_pack(dtype: torch.dtype) -> bool:
     """Whether this torch has oneDNN and the operators its own compiler uses for it, and this CPU supports the dtype."""
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS):
         return False
+    return supports(dtype)
+
+
+@cache
+def supports(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this dtype on this CPU; its operators raise an error where it does not (bfloat16
+    without AVX-512)."""
     lower = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
     }
-    return dtype == torch.float32 or (dtype in lower and lower[dtype]())
+    return dtype == torch.float32 or (dtype in lower and bool(lower[dtype]()))
 
 
 @torch.no_grad()
@@ -100,9 +108,9 @@ def _has_no_norms(block: nn.Module) -> bool:
 
 
 def _needs_plain_weights(x: Tensor) -> bool:
-    """Whether to compute with plain weights: on another device, under FlopCounterMode, or for a gradient with respect
-    to x, which oneDNN's fused operators do not have."""
-    return not is_eager_cpu(x) or (x.requires_grad and torch.is_grad_enabled())
+    """Whether to compute with plain weights: on another device, under FlopCounterMode, in a dtype that oneDNN does not
+    support here, or for a gradient with respect to x, which its fused operators do not have."""
+    return not is_eager_cpu(x) or not supports(x.dtype) or (x.requires_grad and torch.is_grad_enabled())
 
 
 class PackedConv(nn.Module):
