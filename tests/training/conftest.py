@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unetdiff.config.schema import RunConfig
+from unetdiff.data import scenes
+from unetdiff.data.subset import subset_indices
 from unetdiff.training import checkpoints
 from unetdiff.training.trainer import train
 
@@ -32,3 +36,24 @@ def cut_and_resumed() -> Callable[[RunConfig], dict[str, Tensor]]:
         return after
 
     return resume
+
+
+@pytest.fixture
+def wrong_masks() -> Callable[[float], AbstractContextManager[None]]:
+    """with wrong_masks(fraction): the training images of scenes without a label (data.label_fraction) have class 3."""
+
+    @contextmanager
+    def spoil(label_fraction: float) -> Iterator[None]:
+        render = scenes.render_scenes
+
+        def spoiled(split: str, config: Any, indices: Any) -> Any:
+            images, masks, digits, colors = render(split, config, indices)  # type: ignore[arg-type]
+            kept = subset_indices(len(images), label_fraction, 0)
+            masks[[i for i in range(len(masks)) if i not in kept]] = 3
+            return images, masks if split == "train" else masks.clamp(max=10), digits, colors
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scenes, "render_scenes", spoiled)
+            yield
+
+    return spoil

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from unetdiff.config.schema import RunConfig
-from unetdiff.data import scenes
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.data.subset import subset_indices
 from unetdiff.models.config import SegmentationHeadConfig
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.joint import JointTask
@@ -57,19 +54,12 @@ def test_a_run_with_a_decoder_of_its_own_is_resumed(
     assert embedding.any()
 
 
-def test_only_labelled_images_are_segmented(tiny: Tiny, cut_and_resumed: Callable[..., dict[str, Tensor]]) -> None:
+def test_only_labelled_images_are_segmented(
+    tiny: Tiny, cut_and_resumed: Callable[..., dict[str, Tensor]], wrong_masks: Callable
+) -> None:
     """With wrong masks everywhere else, the weights are the same."""
     options = {"joint__segmentation_fraction": 0.5, "data__label_fraction": 0.2, "training__validate_every": 100}
     weights = cut_and_resumed(tiny("joint", "first", **options))
-    render = scenes.render_scenes
-
-    def spoiled(split: str, config: Any, indices: Any) -> Any:
-        images, masks, digits, colors = render(split, config, indices)  # type: ignore[arg-type]
-        kept = subset_indices(len(images), 0.2, 0)
-        masks[[i for i in range(len(masks)) if i not in kept]] = 3
-        return images, masks if split == "train" else masks.clamp(max=10), digits, colors
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scenes, "render_scenes", spoiled)
+    with wrong_masks(0.2):
         again = cut_and_resumed(tiny("joint", "second", **options))
     assert all(torch.equal(weights[name], again[name]) for name in weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.config.schema import RunConfig
-from unetdiff.data import scenes
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
-from unetdiff.data.subset import subset_indices
 from unetdiff.segmentation.config import PseudoLabelsConfig
 from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import build_task
@@ -90,20 +87,11 @@ def test_labelled_rows_learn_from_masks_and_the_others_from_the_network(tiny: Ti
 
 @pytest.mark.parametrize("task", ["segmentation", "joint"])
 def test_masks_of_unlabelled_images_are_never_read(
-    tiny: Tiny, task: str, cut_and_resumed: Callable[..., dict[str, Tensor]]
+    tiny: Tiny, task: str, cut_and_resumed: Callable[..., dict[str, Tensor]], wrong_masks: Callable
 ) -> None:
     """Resumed runs with right and with wrong masks there end with the same weights."""
     weights = cut_and_resumed(with_pseudo_labels(tiny(task, "first", **FEW), confidence=0.12))
-    render = scenes.render_scenes
-
-    def spoiled(split: str, config: Any, indices: Any) -> Any:
-        images, masks, digits, colors = render(split, config, indices)  # type: ignore[arg-type]
-        kept = subset_indices(len(images), 0.2, 0)
-        masks[[i for i in range(len(masks)) if i not in kept]] = 3
-        return images, masks if split == "train" else masks.clamp(max=10), digits, colors
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scenes, "render_scenes", spoiled)
+    with wrong_masks(0.2):
         again = cut_and_resumed(with_pseudo_labels(tiny(task, "second", **FEW), confidence=0.12))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
