@@ -11,7 +11,9 @@ from torch import Tensor
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
+from unetdiff.errors import UserError
 from unetdiff.training.draws import whole_batch
+from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.segmentation import SegmentationTask
 
@@ -41,6 +43,17 @@ def test_images_are_noised_as_a_denoiser_sees_them(tiny: Tiny) -> None:
     again, _ = task.add_noise(clean, whole_batch(3, 16, "cpu"))
     other, _ = task.add_noise(clean, whole_batch(4, 16, "cpu"))
     assert torch.equal(sample, again) and not torch.equal(sample, other)
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "joint"])
+def test_images_of_several_sizes_in_micro_batches_are_refused(tiny: Tiny, kind: str) -> None:
+    config = tiny(kind, segmentation__losses={"cross_entropy": 1.0, "dice": 0.0})
+    data = build_dataset(config.data, "train", True)
+    task = build_task(config, data, data)
+    images = [torch.zeros(3, side, side, dtype=torch.uint8) for side in (32, 40)]
+    batch = {"image": images, "mask": [image[0] for image in images], "name": ["a", "b"]}
+    with pytest.raises(UserError, match=r"data.size: must be set if the images differ in size \(got \(32, 32\)"):
+        task.reference([(batch, whole_batch(0, 2, "cpu"))], StepLayers(task, 1, None))
 
 
 def test_the_network_is_told_only_where_it_can_be(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@ from all (`data.label_fraction`, `data.unlabelled_root`)."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,17 @@ STREAM = 0x1ABE1
 def is_segmented(place: int, count: int, batch_size: int) -> bool:
     """Whether an image at this place of a step's batch is among the `count` that are segmented, evenly spaced in it."""
     return (place + 1) * count // batch_size > place * count // batch_size
+
+
+def segmented_count(fraction: float, batch_size: int) -> int:
+    """How many of a step's images are segmented: this fraction, rounded up."""
+    return math.ceil(fraction * batch_size)
+
+
+def segmented_places(fraction: float, batch_size: int) -> set[int]:
+    """The places of a step's batch that are segmented, evenly spaced in it."""
+    count = segmented_count(fraction, batch_size)
+    return {place for place in range(batch_size) if is_segmented(place, count, batch_size)}
 
 
 def unlabelled_files(config: DataConfig) -> list[Path]:

@@ -83,14 +83,21 @@ def load_image(image: ImageLike, image_range: Sequence[float] | None = None, cha
 @contextmanager
 def eval_mode(module: nn.Module, device_type: str, autocast: torch.dtype | None) -> Iterator[None]:
     """eval mode, inference mode and optional autocast; restores the mode of every module on exit."""
+    with (
+        evaluating(module),
+        torch.inference_mode(),
+        torch.autocast(device_type, dtype=autocast, enabled=autocast is not None),
+    ):
+        yield
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """eval mode; restores the mode of every module on exit."""
     training = [child for child in module.modules() if child.training]
     module.eval()
     try:
-        with (
-            torch.inference_mode(),
-            torch.autocast(device_type, dtype=autocast, enabled=autocast is not None),
-        ):
-            yield
+        yield
     finally:
         for child in training:
             child.training = True

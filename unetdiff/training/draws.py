@@ -6,7 +6,7 @@ images. So the same batch gets the same numbers however it is cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor
@@ -59,6 +59,10 @@ class RowDraws:
         """The next draw, (count, ...). `shape`: of one image's numbers, where it depends on the image."""
         self._number += 1
         return self.step.whole(self._number, draw, shape)[self.first : self.first + self.count]
+
+    def rows_at(self, places: Container[int]) -> list[int]:
+        """Those of the images that are at these places of the step's batch, numbered from `first`."""
+        return [row for row in range(self.count) if self.first + row in places]
 
     def again(self) -> RowDraws:
         """The same numbers from the first draw on, for a second pass."""

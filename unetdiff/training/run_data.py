@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,7 +18,7 @@ from unetdiff.data.check import require_clean
 from unetdiff.data.config import DataConfig
 from unetdiff.data.custom import CustomDataset, MapDataset, first_channels
 from unetdiff.data.image_format import resolve_image_format
-from unetdiff.data.labelled import LabelledSampler
+from unetdiff.data.labelled import LabelledSampler, segmented_count
 from unetdiff.data.regularization import PairedDataset, PairedSampler
 from unetdiff.data.repeat_factors import repeat_factors
 from unetdiff.data.sampling import StepSampler
@@ -123,7 +122,7 @@ class RunData:
             self.train = training_part(whole, config.data, masks, layout)
             self.val = CustomDataset(given[1], "val_data", config.data, needs, False, layout)
         self.loaded_train, self.loaded_val = self.train, self.val
-        self.segmented = math.ceil(segmented_fraction(config) * config.training.batch_size)
+        self.segmented = segmented_count(segmented_fraction(config), config.training.batch_size)
         threshold = config.data.repeat_factor_threshold if masks else None
         self.repeat_factors = repeat_factors(class_presence(self.train), threshold) if threshold else None
 

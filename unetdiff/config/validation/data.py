@@ -104,7 +104,7 @@ def _validate_unlabelled(config: RunConfig) -> None:
     default = "1" if data.unlabelled_root is None else "null"
     if data.label_fraction == 1 and data.unlabelled_root is None:
         return
-    if config.task != "joint" and (config.task == "diffusion" or pseudo_labels is None):
+    if config.task == "diffusion" or (config.task == "segmentation" and pseudo_labels is None):
         remedy = "Use data.train_fraction, or segmentation.pseudo_labels." if config.task == "segmentation" else ""
         constraint = f"{default} with task={config.task}: a joint run's diffusion head learns without masks"
         raise config_error(key, value, constraint, remedy)
@@ -114,21 +114,14 @@ def _validate_unlabelled(config: RunConfig) -> None:
     if config.task == "joint" and config.joint.segmentation_fraction == 1:
         constraint = f"less than 1 with {key}={value}: the other images of a batch may have no mask"
         raise config_error("joint.segmentation_fraction", 1.0, constraint, "Give e.g. 0.25.")
-    if config.task == "segmentation":
-        _validate_uniform_drawing(config, key, value)
-        return
     from_masks = diffusion.condition == "class" and (data.name in WITH_MASK_FILES or diffusion.max_classes > 1)
-    if from_masks or (data.unlabelled_root is not None and diffusion.condition != "none"):
+    conditional = from_masks or (data.unlabelled_root is not None and diffusion.condition != "none")
+    if config.task == "joint" and conditional:
         constraint = f"none with {key}={value}, whose images have neither masks nor the condition"
         raise config_error("diffusion.condition", diffusion.condition, constraint)
-    _validate_uniform_drawing(config, key, value)
-
-
-def _validate_uniform_drawing(config: RunConfig, key: str, value: float | str | None) -> None:
-    threshold = config.data.repeat_factor_threshold
-    if threshold:
+    if data.repeat_factor_threshold:
         constraint = f"0 with {key}={value}: it needs the mask of every image"
-        raise config_error("data.repeat_factor_threshold", threshold, constraint)
+        raise config_error("data.repeat_factor_threshold", data.repeat_factor_threshold, constraint)
 
 
 def _validate_size(config: RunConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,14 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from unetdiff.config.training import JointConfig
-from unetdiff.data.labelled import is_segmented
+from unetdiff.data.labelled import is_segmented, segmented_places
 from unetdiff.data.transforms import IGNORE_INDEX
 from unetdiff.training.draws import RowDraws
 from unetdiff.training.step_layers import StepLayers
 from unetdiff.training.sums import Sums
-from unetdiff.training.tasks.base import Batch, Previews, Task, network_input, require_one_size
+from unetdiff.training.tasks.base import Batch, Previews, Task
 from unetdiff.training.tasks.diffusion import DiffusionTask, NoisyBatch
-from unetdiff.training.tasks.pseudo_labels import known_sums
+from unetdiff.training.tasks.pseudo_labels import sums_without_labels
 from unetdiff.training.tasks.segmentation import SegmentationTask, of_rows
 from unetdiff.training.weighting import WEIGHTINGS
 
@@ -81,7 +80,7 @@ class JointTask(Task):
         modules = [self.unet.heads["segmentation"], self.segmentation.context or nn.Identity()]
         zero = sum(parameter.sum() * 0 for module in modules for parameter in module.parameters())
         sums = self.segmentation.sums(logits + zero, nothing)
-        return sums if self.segmentation.config.pseudo_labels is None else sums | known_sums(0, output.device)
+        return sums if self.segmentation.config.pseudo_labels is None else sums | sums_without_labels(0, output.device)
 
     def clean_rows(self, draws: RowDraws) -> list[int]:
         """The rows whose images are segmented: with masks, then with pseudo-labels."""
@@ -89,24 +88,16 @@ class JointTask(Task):
 
     def masked_rows(self, draws: RowDraws) -> list[int]:
         """The rows whose masks are used: `segmentation_fraction` of the step's batch, evenly spaced in it."""
-        return self._rows(draws, self._masked_places(draws.images))
+        return draws.rows_at(segmented_places(self.config.segmentation_fraction, draws.images))
 
     def pseudo_rows(self, draws: RowDraws) -> list[int]:
         """As many of the other rows, or all of them, evenly spaced; none without `segmentation.pseudo_labels`."""
         if self.segmentation.config.pseudo_labels is None:
             return []
-        masked = self._masked_places(draws.images)
+        masked = segmented_places(self.config.segmentation_fraction, draws.images)
         others = [place for place in range(draws.images) if place not in masked]
         count = min(len(masked), len(others))
-        return self._rows(draws, {place for k, place in enumerate(others) if is_segmented(k, count, len(others))})
-
-    def _masked_places(self, images: int) -> set[int]:
-        count = math.ceil(self.config.segmentation_fraction * images)
-        return {place for place in range(images) if is_segmented(place, count, images)}
-
-    def _rows(self, draws: RowDraws, places: set[int]) -> list[int]:
-        """The rows of a micro-batch at these places of the step's batch."""
-        return [row for row in range(draws.count) if draws.first + row in places]
+        return draws.rows_at({place for k, place in enumerate(others) if is_segmented(k, count, len(others))})
 
     def losses(self, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tasks = {"segmentation": self.segmentation, "diffusion": self.diffusion}
@@ -120,11 +111,9 @@ class JointTask(Task):
             with self.segmentation.hard_pixels() as hard:
                 sums = super().reference(parts, layers)
             return sums | _prefixed("segmentation", hard)
-        for batch, _ in parts:
-            require_one_size(network_input(batch))
         rows = [(batch, self.masked_rows(draws), self.pseudo_rows(draws)) for batch, draws in parts]
         diffusion = self.diffusion.reference(parts, layers)
-        return _prefixed("segmentation", self.segmentation.known_sums(rows)) | _prefixed("diffusion", diffusion)
+        return _prefixed("segmentation", self.segmentation.target_sums(rows)) | _prefixed("diffusion", diffusion)
 
     def observer(self) -> Callable[[dict[str, Tensor]], None] | None:
         return partial(self.weighting.observe, self.unet) if self.weighting.observes else None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unetdiff.data.transforms import IGNORE_INDEX
+from unetdiff.segmentation.inference import evaluating
 from unetdiff.training.sums import Sums
 
 LOSS, PIXELS, CONFIDENT = "pseudo", "pseudo_pixels", "pseudo_confident"
@@ -21,20 +22,15 @@ LOSS, PIXELS, CONFIDENT = "pseudo", "pseudo_pixels", "pseudo_confident"
 
 @contextmanager
 def as_teacher(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """eval mode without gradients, for a pass in the middle of a training step; restores the mode of every module.
+    """eval mode without gradients, for a pass in the middle of a training step.
 
     Autocast keeps its dtype but not its cache: weights that it casts without gradients would be taken for those of the
     training pass.
     """
-    training = [child for child in network.modules() if child.training]
-    network.eval()
     kind, enabled = device.type, torch.is_autocast_enabled(device.type)
-    try:
-        with torch.no_grad(), torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False):
-            yield
-    finally:
-        for child in training:
-            child.training = True
+    autocast = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled, cache_enabled=False)
+    with evaluating(network), torch.no_grad(), autocast:
+        yield
 
 
 def confident_labels(logits: Tensor, confidence: float, ignore_index: int) -> Tensor:
@@ -52,11 +48,14 @@ def confident_labels(logits: Tensor, confidence: float, ignore_index: int) -> Te
 def pseudo_sums(logits: Tensor, labels: Tensor) -> Sums:
     """The sums of logits (B, C, H, W) against `confident_labels` (B, H, W)."""
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return known_sums(labels.numel(), logits.device) | {LOSS: loss, CONFIDENT: (labels != IGNORE_INDEX).float().sum()}
+    return sums_without_labels(labels.numel(), logits.device) | {
+        LOSS: loss,
+        CONFIDENT: (labels != IGNORE_INDEX).float().sum(),
+    }
 
 
-def known_sums(pixels: int, device: torch.device) -> Sums:
-    """`pseudo_sums` as far as they are known before the network has seen the images: the loss is linear in the rest."""
+def sums_without_labels(pixels: int, device: torch.device) -> Sums:
+    """`pseudo_sums` of pixels that have no label, and what of them is known before the network has seen the images."""
     zero = torch.zeros((), device=device)
     return {LOSS: zero, CONFIDENT: zero, PIXELS: zero + pixels}
 

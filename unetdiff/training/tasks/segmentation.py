@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from unetdiff.data.base import ImageDataset, collate
-from unetdiff.data.labelled import is_segmented
+from unetdiff.data.labelled import segmented_places
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion import objectives
 from unetdiff.diffusion.codecs import LatentCodec, PixelCodec
@@ -50,10 +50,10 @@ from unetdiff.training.tasks.base import (
 from unetdiff.training.tasks.pseudo_labels import (
     as_teacher,
     confident_labels,
-    known_sums,
     pseudo_losses,
     pseudo_sums,
     split_off,
+    sums_without_labels,
 )
 
 PREVIEW_IMAGES = 6
@@ -156,12 +156,9 @@ class SegmentationTask(Task):
 
     def masked_rows(self, draws: RowDraws) -> tuple[list[int], list[int]]:
         """The rows of a micro-batch whose masks are used, and those that have pseudo-labels."""
-        rows, settings = range(draws.count), self.config.pseudo_labels
-        if settings is None:
-            return list(rows), []
-        count = math.ceil(settings.labelled_fraction * draws.images)
-        masked = [row for row in rows if is_segmented(draws.first + row, count, draws.images)]
-        return masked, sorted(set(rows) - set(masked))
+        settings, places = self.config.pseudo_labels, set(range(draws.images))
+        masked = places if settings is None else segmented_places(settings.labelled_fraction, draws.images)
+        return draws.rows_at(masked), draws.rows_at(places - masked)
 
     def with_pseudo_labels(
         self,
@@ -280,7 +277,7 @@ class SegmentationTask(Task):
 
     def reference(self, parts: Sequence[tuple[Batch, RowDraws]], layers: StepLayers) -> Sums:
         if self.is_linear:
-            return self.known_sums([(batch, *self.masked_rows(draws)) for batch, draws in parts])
+            return self.target_sums([(batch, *self.masked_rows(draws)) for batch, draws in parts])
         with self.hard_pixels() as hard:
             sums = super().reference(parts, layers)
         return sums | hard
@@ -291,27 +288,23 @@ class SegmentationTask(Task):
         valid_padding = self.unet.config["encoder"]["padding"] == "valid"  # the logits crop the masks
         return self.loss.is_linear and not valid_padding
 
-    def known_sums(self, parts: Sequence[tuple[Batch, list[int], list[int]]]) -> Sums:
+    def target_sums(self, parts: Sequence[tuple[Batch, list[int], list[int]]]) -> Sums:
         """The sums of a linear loss that depend on the masks alone, over several micro-batches, each with the rows that
         have masks and those that have pseudo-labels."""
-        sums = self.target_sums([of_rows(batch, masked) for batch, masked, _ in parts])
-        if self.config.pseudo_labels is None:
-            return sums
-        pixels = sum(len(others) * batch["mask"][0].numel() for batch, _, others in parts)
-        return sums | known_sums(pixels, self.unet.device)
-
-    def target_sums(self, batches: Sequence[Batch]) -> Sums:
-        """The sums of a linear loss that depend on the masks alone, over several micro-batches."""
         loss, classes = self._annealed_loss(), self.unet.num_classes or 0
-        for batch in batches:
+        for batch, _, _ in parts:
             require_one_size(network_input(batch))
 
-        def of(batch: Batch) -> Sums:
-            border = batch.get(BORDER_WEIGHT)
+        def of(batch: Batch, masked: list[int], others: list[int]) -> Sums:
+            part = of_rows(batch, masked)
+            border = part.get(BORDER_WEIGHT)
             border = None if border is None else border.to(self.unet.device)
-            return loss.target_sums(batch["mask"].to(self.unet.device), classes, border)
+            sums = loss.target_sums(part["mask"].to(self.unet.device), classes, border)
+            if self.config.pseudo_labels is None:
+                return sums
+            return sums | sums_without_labels(len(others) * batch["mask"][0].numel(), self.unet.device)
 
-        return reduce(add, map(of, batches))
+        return reduce(add, starmap(of, parts))
 
     @contextmanager
     def hard_pixels(self) -> Iterator[Sums]:
