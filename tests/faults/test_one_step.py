@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import one_step
@@ -110,7 +111,8 @@ def test_a3_random_numbers_follow_the_image() -> None:
 def test_a3_which_images_a_joint_step_segments(tiny: Tiny, fraction: float, chosen: int) -> None:
     task = JointTask.__new__(JointTask)
     torch.nn.Module.__init__(task)
-    task.config = tiny("joint", joint__segmentation_fraction=fraction).joint
+    config = tiny("joint", joint__segmentation_fraction=fraction)
+    task.config, task.segmentation = config.joint, SimpleNamespace(config=config.segmentation)
     step = StepDraws(0, 16, "cpu")
     whole = task.clean_rows(step.rows(0, 16))
     gaps = [b - a for a, b in zip(whole, [*whole[1:], whole[0] + 16], strict=True)]
