@@ -42,8 +42,8 @@ class FamilyTester:
     decoder: ClassVar[dict[str, Any]] = {"channels": [16, 16, 8, 8, 8]}
     kinds: ClassVar[list[str]] = [f"{head}-{condition}" for head in HEADS for condition in CONDITIONS]
     """Heads and conditions."""
-    costly_kinds: ClassVar[list[str]] = kinds
-    """Those of the tests that take long."""
+    costly_kinds: ClassVar[list[str]] = ["segmentation-plain", "both-conditioned"]
+    """Those of the tests that take long: with nothing, and with everything."""
 
     @pytest.fixture
     def unet(self, kind: str) -> UNet:
@@ -252,7 +252,7 @@ class TestResidualPatches(TestResidual):
 class PretrainedTester(FamilyTester):
     """A trained BatchNorm, and frozen ones with every condition; what stands between them is tested on resnet18."""
 
-    kinds: ClassVar = ["segmentation-plain", "both-conditioned"]
+    kinds: ClassVar = FamilyTester.costly_kinds
     costly_kinds: ClassVar = ["both-conditioned"]
 
 
@@ -266,6 +266,7 @@ class DeeperTester(PretrainedTester):
 class TestResNet18(PretrainedTester):
     encoder: ClassVar = {"name": "resnet18"}
     kinds: ClassVar = FamilyTester.kinds
+    costly_kinds: ClassVar = FamilyTester.costly_kinds
 
 
 class TestResNet34(DeeperTester):
