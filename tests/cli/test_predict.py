@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -57,6 +58,40 @@ def test_images_in_masks_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         palette = np.array(mask.getpalette()).reshape(-1, 3)
         np.testing.assert_array_equal(palette[: len(pipeline.classes)], pipeline.palette)
         assert (np.asarray(mask) == pipeline(one).mask).mean() > 0.95  # bf16 where the machine has it
+
+
+def test_all_images_of_a_stack(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slices = np.random.default_rng(0).integers(0, 256, (10, 36, 40), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "slices.tif", slices, photometric="minisblack")
+    for number, values in enumerate(slices):
+        Image.fromarray(values).save(photo(tmp_path / "files" / f"{number}.png", (40, 36)))
+    output = tmp_path / "out"
+    inputs = [str(tmp_path / "slices.tif"), str(tmp_path / "files"), "--output", str(output)]
+    assert main(["predict", str(run), *inputs]) == 0
+    for number in range(10):
+        pages, files = (output / "masks" / name for name in (f"slices/{number:04d}.png", f"{number}.png"))
+        with Image.open(pages) as mask, Image.open(files) as same:
+            assert (np.asarray(mask) == np.asarray(same)).mean() > 0.95  # bf16, in another batch
+    assert f"{output}: 20 masks" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="a stack of 10 images, of which the first is read"):
+        SegmentationPipeline.from_pretrained(run / "best").load_image(tmp_path / "slices.tif")
+
+
+def test_a_camera_of_12_bits_and_a_model_of_8_bit_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (36, 40), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "camera.tif", gray.astype(np.uint16) * 16 + 8)
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    pipeline = SegmentationPipeline.from_pretrained(run / "best")
+    with pytest.warns(UserWarning, match=r"camera\.tif: the brightest value is 40\d\d of 65535.*--image_range 0,4095"):
+        pipeline.load_image(tmp_path / "camera.tif")
+    inputs = [str(tmp_path / name) for name in ("camera.tif", "gray.png")]
+    assert main(["predict", str(run), *inputs, "--output", str(tmp_path / "out"), "--image_range", "0,4095"]) == 0
+    with Image.open(tmp_path / "out/masks/camera.png") as mask, Image.open(tmp_path / "out/masks/gray.png") as same:
+        assert (np.asarray(mask) == np.asarray(same)).mean() > 0.95  # rounded apart by one gray value
+    assert main(["predict", str(run), *inputs, "--image_range", "5"]) == 2
+    assert "--image_range=[5.0]: must be [black, white]" in capsys.readouterr().err
 
 
 def test_bad_images_are_named_and_the_rest_is_done(

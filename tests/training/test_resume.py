@@ -70,14 +70,14 @@ def _wait_for(run: Path, step: int, process: Forked) -> None:
 
 
 def test_killed_and_resumed_equals_never_stopped(tiny: Tiny, tmp_path: Path) -> None:
-    settings = {"training__steps": 40, "training__log_every": 1, "training__checkpoint_every": 7}
-    settings["training__validate_every"] = 13
+    settings = {"training__steps": 24, "training__log_every": 1, "training__checkpoint_every": 5}
+    settings["training__validate_every"] = 9
     torch.set_num_threads(1)
     whole = train(tiny("joint", "whole", **settings))
 
     config = tiny("joint", "killed", **settings)
     run = Path(config.training.output_dir)
-    for step in (10, 24):  # killed twice, off the checkpoints' steps
+    for step in (7, 16):  # killed twice, off the checkpoints' steps
         process = _start(config, tmp_path, *(["--resume"] if run.exists() else []))
         _wait_for(run, step, process)
         process.send_signal(signal.SIGKILL)

@@ -30,7 +30,7 @@ def add_inference(parser: Parser) -> None:
         "--margin", type=int, help="pixels around each tile or image, mirrored beyond the border, that are seen as well"
     )
     add("--flip", action=argparse.BooleanOptionalAction, help="average with the horizontally flipped image")
-    add("--scales", type=_numbers, metavar="A,B,...", help="average over scales of the image, e.g. 0.75,1,1.25")
+    add("--scales", type=numbers, metavar="A,B,...", help="average over scales of the image, e.g. 0.75,1,1.25")
 
 
 def inference_options(args: argparse.Namespace, saved: InferenceConfig) -> InferenceConfig:
@@ -38,10 +38,8 @@ def inference_options(args: argparse.Namespace, saved: InferenceConfig) -> Infer
     from unetdiff.segmentation.config import validate_inference
 
     options = vars(args)
-    names = [
-        name for name in ("tile", "overlap", "margin", "flip", "scales", "batch_size") if options.get(name) is not None
-    ]
-    changes: dict[str, Any] = {name: options[name] for name in names}
+    names = ("tile", "overlap", "margin", "flip", "scales", "batch_size", "image_range")
+    changes: dict[str, Any] = {name: options[name] for name in names if options.get(name) is not None}
     if changes.get("tile") == [0, 0]:
         changes["tile"] = None
     config = replace(saved, **changes)
@@ -77,7 +75,8 @@ def _tile(word: str) -> list[int]:
     return sides * 2 if len(sides) == 1 else sides
 
 
-def _numbers(word: str) -> list[float]:
+def numbers(word: str) -> list[float]:
+    """An option's numbers, separated by commas."""
     try:
         return [finite(part) for part in word.split(",")]
     except ValueError:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unetdiff.cli.inference import add_inference, chosen_device, inference_options
+from unetdiff.cli.inference import add_inference, chosen_device, inference_options, numbers
 from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser
 from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources, masks_of_run
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     failed: list[str] = []
     replaced = [path for _, stem in videos if (path := args.output / OVERLAYS / f"{stem}.mp4").exists()]
     try:
-        predict_images(pipeline, images, save, failed, args.probabilities)
+        written = predict_images(pipeline, images, save, failed, args.probabilities, stacks=not to_stdout)
         failed_images = len(failed)
         predict_videos(pipeline, videos, args.output, args.masks, failed)
     finally:
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
     summary = []
     if images:
         kinds = "masks, overlays and probabilities" if args.probabilities else "masks and overlays"
-        summary.append(f"{len(images) - failed_images} {kinds}")
+        summary.append(f"{written} {kinds}")
     if videos:
         summary.append(f"{len(videos) - len(failed) + failed_images} overlay videos")
     if replaced:
@@ -117,7 +117,7 @@ def _parser() -> Parser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="image, video, folder of them, quoted glob, or - (one image on standard input)",
+        help="image, TIFF stack, video, folder of them, quoted glob, or - (one image on standard input)",
     )
     parser.add_argument("--list", action="store_true", help="with -: standard input is a list of inputs, one per line")
     parser.add_argument(
@@ -135,6 +135,14 @@ def _parser() -> Parser:
         action="store_true",
         help="for images, write the probability of each class at each pixel, too: NAME.npz with the array "
         "probabilities, float16 (classes, height, width)",
+    )
+    parser.add_argument(
+        "--image_range",
+        "--image-range",
+        type=numbers,
+        metavar="BLACK,WHITE",
+        help="values of images of more than 8 bits that become black and white (default: the model's, of its training "
+        "images; 0,65535 for a model of 8-bit images)",
     )
     parser.add_argument("--batch_size", "--batch-size", type=int, help="images or tiles per forward pass")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if available)")
@@ -158,26 +166,39 @@ def predict_images(
     save: Callable[[SegmentationOutput, Path], None],
     failed: list[str],
     probabilities: bool = False,
-) -> None:
+    stacks: bool = True,
+) -> int:
     """Save the prediction for each image, with its logits for `probabilities`; the messages of unreadable ones are
-    added to `failed`."""
-    stems: deque[Path] = deque()
+    added to `failed`.
+
+    Args:
+        stacks: all images of a TIFF stack, as NAME/0000 and so on; else its first.
+
+    Returns:
+        How many were saved.
+    """
+    from unetdiff.data.stacks import stack_size
+
+    outputs: deque[Path] = deque()
+    written = 0
 
     def readable() -> Iterator[Any]:
         for source, stem in images:
             try:
-                image = pipeline.load_image(source)  # (C, H, W)
+                count = stack_size(source, pipeline.segmenter.image_channels) if stacks else 1
+                for page in range(count):
+                    image = pipeline.load_image(source, page if count > 1 else None)  # (C, H, W)
+                    outputs.append(stem / f"{page:04d}" if count > 1 else stem)
+                    yield image
             except UserError as error:
                 failed.append(str(error))
-                bar.update()
-                continue
-            stems.append(stem)
-            yield image
+            bar.update()
 
     with progress_bar(total=len(images), unit="image", enabled=bool(images)) as bar:
         for result in pipeline.stream(readable(), return_logits=probabilities):
-            save(result, stems.popleft())
-            bar.update()
+            save(result, outputs.popleft())
+            written += 1
+    return written
 
 
 def predict_videos(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def read_info(source: Path | bytes, name: str = "") -> ImageInfo:
     Raises:
         FileError: missing, not a regular file, not an image, or too large.
     """
-    with _tiff_of_bands(source, name) as tiff:
+    with opened_tiff(source, _has_bands, name) as tiff:
         if tiff is not None:
             return _tiff_info(tiff)
     with open_image(source, name) as image:
@@ -94,7 +94,7 @@ def read_values(source: Path | bytes, name: str = "") -> RawImage:
     Raises:
         FileError: as of `read_info`, or truncated, or with a compression that is not supported.
     """
-    with _tiff_of_bands(source, name) as tiff:
+    with opened_tiff(source, _has_bands, name) as tiff:
         if tiff is not None:
             return RawImage(_tiff_values(tiff), None, None)
     with open_image(source, name) as image:
@@ -206,8 +206,10 @@ def _deep_png(source: Path | bytes, name: str, image: Image.Image) -> RawImage:
 
 
 @contextmanager
-def _tiff_of_bands(source: Path | bytes, name: str) -> Iterator[tifffile.TiffFile | None]:
-    """An opened TIFF that Pillow cannot read without loss; None for all other files.
+def opened_tiff(
+    source: Path | bytes, wanted: Callable[[tifffile.TiffFile], bool], name: str = ""
+) -> Iterator[tifffile.TiffFile | None]:
+    """An opened TIFF that is `wanted`; None for all other files, and for one too damaged to say.
 
     Raises:
         FileError: what goes wrong inside the block too.
@@ -224,29 +226,37 @@ def _tiff_of_bands(source: Path | bytes, name: str) -> Iterator[tifffile.TiffFil
         return
     with tiff:
         try:
-            plain = _pillow_suffices(tiff)
+            chosen = wanted(tiff)
         except Exception:
-            plain = True
+            chosen = False
         try:
-            yield None if plain else tiff
+            yield tiff if chosen else None
         except FileError:
             raise
         except Exception as error:
-            if plain:
+            if not chosen:
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
             remedy = "Run `pip install 'unetdiff[images]'`." if "imagecodecs" in reason else ""
             raise FileError.of(where, f"cannot be decoded ({reason})", remedy) from None
 
 
-def _pillow_suffices(tiff: tifffile.TiffFile) -> bool:
-    """Whether Pillow reads the first image of a TIFF without loss."""
+def _has_bands(tiff: tifffile.TiffFile) -> bool:
+    """Whether Pillow cannot read the first image of a TIFF without loss."""
+    return bands_are_pages(tiff) or not pillow_suffices(tiff.pages[0])
+
+
+def bands_are_pages(tiff: tifffile.TiffFile) -> bool:
+    """Whether the pages of a TIFF may be the bands of one image (or the slices of a stack: the file does not say)."""
     page: Any = tiff.pages[0]
+    return bool(set(tiff.series[0].axes) & BANDS and len(tiff.pages) > 1 and page.samplesperpixel == 1)
+
+
+def pillow_suffices(page: Any) -> bool:
+    """Whether Pillow reads a page of a TIFF without loss."""
     bits = page.bitspersample
     if isinstance(bits, tuple):
         bits = max(bits)
-    if set(tiff.series[0].axes) & BANDS and len(tiff.pages) > 1 and page.samplesperpixel == 1:
-        return False  # the bands are pages
     if page.samplesperpixel == 1:
         return bool(bits <= 16 and (page.dtype is None or page.dtype.kind in "bu")) or page.dtype == np.float32
     if bits > 8 or page.photometric == tifffile.PHOTOMETRIC.MINISBLACK:
@@ -284,7 +294,11 @@ def _tiff_name(tiff: tifffile.TiffFile) -> str:
 def _tiff_values(tiff: tifffile.TiffFile) -> NDArray[Any]:
     _tiff_info(tiff)  # refuses before memory is taken
     image, axes = _bands_axes(tiff)
-    values = image.asarray()
+    return stored_values(image.asarray(), axes)
+
+
+def stored_values(values: NDArray[Any], axes: str) -> NDArray[Any]:
+    """Values of tifffile's axes as (H, W, C)."""
     if np.iscomplexobj(values):
         raise ValueError("complex values")
     spatial = [axes.index("Y"), axes.index("X")]

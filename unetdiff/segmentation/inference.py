@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from unetdiff.data.decoding import RGB, image_pixels, to_channels, to_uint8, with_channels
-from unetdiff.data.raw_images import read_values
+from unetdiff.data.raw_images import RawImage, read_values
+from unetdiff.data.stacks import read_page, stack_size
 from unetdiff.data.transforms import checked_size, fit_longest_side, resize_image, to_model_range
 from unetdiff.errors import FileError, UserError, config_error
 from unetdiff.segmentation.config import InferenceConfig
@@ -46,25 +49,36 @@ InputSize = Sequence[int] | int | None
 """Size that images are resized to for the network: (H, W), the longest side (aspect ratio kept), or None."""
 MAX_WHOLE = 1 << 24
 """Pixels of the largest image that a network computes as a whole, 4096 x 4096; larger ones need tiles."""
+MAX_DARK = 1 << 14
+"""Values of 16-bit files below it are probably those of a camera with fewer bits."""
 MAX_RESIZED_LOGITS = 1 << 25  # values resized at once by `argmax_at`: 128 MiB of float32
 
 
-def load_image(image: ImageLike, image_range: Sequence[float] | None = None, channels: int = RGB) -> Tensor:
+def load_image(
+    image: ImageLike, image_range: Sequence[float] | None = None, channels: int = RGB, page: int | None = None
+) -> Tensor:
     """An image of any kind as uint8 (channels, H, W).
 
     Args:
         image: a file or its bytes (upright by EXIF), a PIL image, an array (H, W, C) or a tensor uint8 (C, H, W).
         image_range: `data.image_range` of files, PIL images and arrays of more than 8 bits.
         channels: gray is repeated for RGB, RGB becomes gray; else C must be this.
+        page: which image of a TIFF stack; None: the first, with a warning.
 
     Raises:
         UserError: a file that is missing, truncated, not an image, or too large, or an image of other channels.
+
+    Warns:
+        UserWarning: values of 16 bits that are all dark, and no `image_range`.
     """
     where = str(image) if isinstance(image, str | Path) else "image"
     try:
         if isinstance(image, str | Path | bytes):
             source = image if isinstance(image, bytes) else Path(image)
-            values = to_channels(read_values(source), channels, image_range)
+            raw = _read(source, channels, page, where)
+            if image_range is None:
+                _warn_of_dark_values(raw.values, where)
+            values = to_channels(raw, channels, image_range)
         elif isinstance(image, Image.Image):
             values = image_pixels(image, image_range, channels)
         elif isinstance(image, np.ndarray) and image.ndim == 3 and image.dtype != np.uint8 and image_range is not None:
@@ -78,6 +92,32 @@ def load_image(image: ImageLike, image_range: Sequence[float] | None = None, cha
     except ValueError as error:
         raise FileError.of(where, f"cannot be decoded ({error})") from None
     return torch.from_numpy(values.transpose(2, 0, 1).copy())  # one copy: images may be large
+
+
+def _read(source: Path | bytes, channels: int, page: int | None, where: str) -> RawImage:
+    """The stored values of a file, or of one image of a TIFF stack."""
+    if page is None:
+        size = stack_size(source, channels)
+        if size == 1:
+            return read_values(source)
+        warnings.warn(
+            f"{where}: a stack of {size} images, of which the first is read. `unetdiff predict` reads all.",
+            stacklevel=3,
+        )
+    return read_page(source, page or 0)
+
+
+def _warn_of_dark_values(values: NDArray[Any], where: str) -> None:
+    """Cameras of 10 to 14 bits write to files of 16: without a range, what they saw is nearly black."""
+    if values.dtype.kind not in "ui" or values.dtype.itemsize != 2 or not 255 < values.max() < MAX_DARK:
+        return
+    brightest = int(values.max())
+    full = 2 ** brightest.bit_length() - 1
+    warnings.warn(
+        f"{where}: the brightest value is {brightest} of 65535, nearly black to a network that was trained on 8-bit "
+        f"images. If the camera has {full.bit_length()} bits: --image_range 0,{full}.",
+        stacklevel=3,
+    )
 
 
 @contextmanager

@@ -130,9 +130,9 @@ class SegmentationPipeline(PushMixin):
             self.segmenter.context.to(*args, **kwargs)
         return self
 
-    def load_image(self, image: ImageLike) -> Tensor:
-        """An image as the network reads it, uint8 (C, H, W); errors as of `unetdiff.segmentation.inference`."""
-        return load_image(image, self.inference.image_range, self.segmenter.image_channels)
+    def load_image(self, image: ImageLike, page: int | None = None) -> Tensor:
+        """An image as the network reads it, uint8 (C, H, W); arguments and errors as of `inference.load_image`."""
+        return load_image(image, self.inference.image_range, self.segmenter.image_channels, page)
 
     def optimize_for_inference(self, dtype: torch.dtype | None = None, compile: bool = False) -> SegmentationPipeline:
         """See `accelerate_inference_`: faster, but can no longer be saved. Returns self."""
