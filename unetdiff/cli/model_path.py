@@ -19,8 +19,8 @@ def local_model(path: Path, option: str = "PATH") -> Path:
         option: its name, for messages.
 
     Raises:
-        UserError: the path is not of a model, OWNER/NAME is neither a directory here nor a model on the Hub, or there
-            is no connection.
+        UserError: the path is not of a model, OWNER/NAME is neither a directory here nor a model on the Hub, or the
+            Hub cannot be reached.
     """
     from unetdiff.config.model_directory import model_directory
 
@@ -63,10 +63,13 @@ def is_on_hub(path: Path) -> bool:
 
 def unvalidated(directory: Path) -> str:
     """ "runs/cells: weights of step 51 of 712, not validated" of a run's `latest`; "" of other model directories."""
+    from unetdiff.files.folders import files_in
     from unetdiff.training.progress import STATE, read_progress
 
     run = directory.parent
-    states = sorted(run.glob(f"checkpoints/step-*/{STATE}")) if directory.name == "latest" else []
+    if directory.name != "latest" or not (run / "checkpoints").is_dir():
+        return ""
+    states = [file for file in files_in(run / "checkpoints", {".json"}, recursive=True) if file.name == STATE]
     if not states:
         return ""
     try:
