@@ -18,6 +18,7 @@ from PIL import Image
 from playwright.sync_api import TimeoutError as StillWaiting
 from playwright.sync_api import sync_playwright
 
+from tests.contrast import contrast
 from unetdiff.app import sampling
 from unetdiff.app.runs import AppRun
 
@@ -103,19 +104,13 @@ class Visit:
         """The border of an element stands out from its ground as WCAG 2.1, 1.4.11, asks of a control: 3 to 1."""
         read = "e => [getComputedStyle(e).borderTopColor, getComputedStyle(e).backgroundColor]"
         colors = self.visible(selector).first.evaluate(read)
-        lights = sorted(luminance([int(part) for part in re.findall(r"\d+", color)[:3]]) for color in colors)
-        assert (lights[1] + 0.05) / (lights[0] + 0.05) >= 3
+        border, ground = ([int(part) for part in re.findall(r"\d+", color)[:3]] for color in colors)
+        assert contrast(border, ground) >= 3
 
     def end(self) -> None:
         assert not self.errors
         assert self.page.evaluate("document.documentElement.scrollWidth") <= self.page.viewport_size["width"]
         self.page.close()
-
-
-def luminance(color: list[int]) -> float:
-    """Relative luminance of sRGB in [0, 255], as WCAG defines it."""
-    linear = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in (one / 255 for one in color)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def test_a_desk(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.contrast import contrast
+from unetdiff import reports
 from unetdiff.errors import UserError
 from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
@@ -129,6 +131,15 @@ def test_light_and_dark_and_a_phone(three):
     _, _, html = three
     assert "prefers-color-scheme: dark" in html and 'content="width=device-width' in html
     assert html.count('<svg class="net ') == 2
+
+
+def test_swatches_of_black_and_white_classes_are_seen_in_both_themes():
+    css = "".join((Path(reports.__file__).with_name(name)).read_text() for name in ("page.css", "segmenter.css"))
+    edge, *papers = map(bytes.fromhex, re.findall(r"--(?:swatch-edge|paper): #(\w{6})", css))
+    assert len(papers) == 2
+    assert all(contrast(edge, ground) >= 3 for ground in (*papers, (0, 0, 0), (255, 255, 255)))
+    for rule in (r"\.palette i", r"\.classes th i"):
+        assert re.search(rule + r" {[^}]*outline: 1px solid var\(--swatch-edge\)", css)
 
 
 def test_one_segmenter_alone(make_run, tmp_path):

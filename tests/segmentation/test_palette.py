@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from unetdiff.data import scenes
-from unetdiff.data.masks.classes import voc_colormap
+from unetdiff.data.masks.classes import binary_colors, voc_colormap
 from unetdiff.errors import UserError
 from unetdiff.segmentation.palette import (
     CORRECT_COLOR,
@@ -63,6 +63,19 @@ def test_overlay_blends_and_leaves_void_and_transparent_bare():
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     assert np.array_equal(overlay(Image.fromarray(image), mask, palette), overlay(tensor, mask, palette))
     assert image.max() == image.min() == 100
+
+
+@pytest.mark.parametrize("names", [["background", "foreground"], ["gap", "cell"]])
+def test_two_classes_of_a_gray_image_are_seen(names):
+    gray = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, axis=2)
+    transparent = [index for index, name in enumerate(names) if name == "background"]
+    blends = [
+        overlay(gray, np.full((1, gray.shape[1]), index), binary_colors(names), transparent=transparent).astype(int)
+        for index in (0, 1)
+    ]
+    assert np.ptp(blends[1], axis=2).min() > 100  # a hue at every brightness
+    assert (np.ptp(blends[0], axis=2) == 0).all() == bool(transparent)
+    assert np.abs(blends[1] - blends[0]).max(axis=2).min() > 60
 
 
 def test_error_map():

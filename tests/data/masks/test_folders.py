@@ -13,6 +13,7 @@ from PIL import Image
 from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
 from unetdiff.data.config import DataConfig
+from unetdiff.data.masks.classes import BLACK, BLUE, ORANGE
 from unetdiff.data.masks.folders import common_suffix
 from unetdiff.data.masks.globs import named_files
 from unetdiff.data.masks.splits import group_of
@@ -57,8 +58,9 @@ def test_two_folders_without_lists(tmp_path: Path) -> None:
     train, val = names(config(make(tmp_path, TEN)))
     assert sorted(train + val) == TEN and len(val) == 1
     data = build_dataset(config(tmp_path), "train", segmentation=True)
-    assert data.classes == ["background", "foreground"] and data.palette.tolist() == [[0] * 3, [255] * 3]
-    assert build_dataset(config(tmp_path, class_names=["cell", "gap"]), "val", True).classes == ["cell", "gap"]
+    assert data.classes == ["background", "foreground"] and data.palette.tolist() == [list(BLACK), list(ORANGE)]
+    named = build_dataset(config(tmp_path, class_names=["cell", "gap"]), "val", True)
+    assert named.classes == ["cell", "gap"] and named.palette.tolist() == [list(BLUE), list(ORANGE)]
     assert check(config(tmp_path), progress=False) == []
 
 

@@ -12,7 +12,7 @@ from torchvision.datasets import VOCSegmentation
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig, DataConfig
-from unetdiff.data.masks.classes import VOC_CLASSES, voc_colormap
+from unetdiff.data.masks.classes import VOC_CLASSES, colors_of, first_palette, voc_colormap
 from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.data.sampling import SampleKey
 from unetdiff.errors import UserError
@@ -79,6 +79,19 @@ def test_grey_masks_get_voc_s_colours_and_names(voc_set: Path) -> None:
     assert folder.classes == VOC_CLASSES
     assert np.array_equal(folder.palette, voc_colormap(21))
     assert set(folder[0]["mask"].unique().tolist()) == {0, 1, 2, 3, 255}
+
+
+@pytest.mark.parametrize("grays", [(0, 255), (0, 255, 90), tuple(range(256))], ids=["two", "three", "ramp"])
+def test_a_palette_of_grays_is_not_a_choice_of_colors(tmp_path: Path, grays: tuple[int, ...]) -> None:
+    mask = Image.new("P", (4, 4))
+    mask.putpalette([level for level in grays for _ in range(3)])
+    mask.save(tmp_path / "mask.png")
+    assert np.array_equal(colors_of(first_palette([tmp_path / "mask.png"]), 2), voc_colormap(2))
+    mask.putpalette([0, 0, 0, 255, 255, 255, 200, 0, 0])  # a white class among others stays white
+    mask.save(tmp_path / "mask.png")
+    palette = first_palette([tmp_path / "mask.png"])
+    assert colors_of(palette, 3)[1].tolist() == [255, 255, 255]
+    assert np.array_equal(colors_of(palette, 2), voc_colormap(2))
 
 
 def test_training_item_and_batch(voc_set: Path) -> None:

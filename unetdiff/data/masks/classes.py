@@ -23,6 +23,9 @@ VOC_CLASSES = [
     "tvmonitor",
 ]  # fmt: skip
 BINARY_CLASSES = ["background", "foreground"]
+BLACK, BLUE, ORANGE = (0, 0, 0), (31, 119, 180), (255, 127, 14)
+"""Colors of the classes of 0/255 masks. Blue and orange are told apart by all kinds of color vision, and both stand out
+from a gray image, as white would not."""
 MAX_PALETTE_FILES = 20
 """Masks that are opened to find one with a palette."""
 
@@ -43,7 +46,8 @@ def classes_of(
     """The encoding of a dataset's mask files, its class names, and their colors, (C, 3).
 
     Names are `data.class_names`, those of the color table, the lines of `root`/classes.txt, or "class i". Colors are
-    those of the color table, of the first of `masks` with a palette, or VOC's.
+    those of the color table, of the first of `masks` with a palette that is not gray, or VOC's; of 0/255 masks those of
+    `binary_colors`.
 
     Raises:
         UserError: neither names nor a number of classes, or a number that contradicts the names.
@@ -57,7 +61,7 @@ def classes_of(
         if len(names) != 2:
             raise config_error("data.class_names", names, "two names with data.mask_encoding=binary")
         require_count("data.num_classes", config.num_classes, 2, "data.mask_encoding=binary")
-        return Binary(), list(names), np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
+        return Binary(), list(names), binary_colors(names)
     if config.mask_values is not None:
         table = value_table(config.mask_values)
         classes = table[(table >= 0) & (table != IGNORE_INDEX)]
@@ -72,6 +76,11 @@ def classes_of(
     names = _given(config) or class_names(root, config.num_classes, own)
     require_count("data.num_classes", config.num_classes, len(names), "data.class_names")
     return ClassIndices(len(names), config.allow_binary_masks), names, colors_of(own, len(names))
+
+
+def binary_colors(names: Sequence[str]) -> NDArray[np.uint8]:
+    """The colors of two classes, (2, 3): black for a background, which overlays leave bare, else blue; and orange."""
+    return np.array([BLACK if names[0] == BINARY_CLASSES[0] else BLUE, ORANGE], np.uint8)
 
 
 def class_names(root: Path, num_classes: int | None, palette: NDArray[np.uint8] | None) -> list[str]:
@@ -114,12 +123,13 @@ def _checked(names: list[str], root: Path) -> list[str]:
 
 
 def colors_of(palette: NDArray[np.uint8] | None, count: int) -> NDArray[np.uint8]:
-    """The colors of `count` classes: the palette's, or VOC's."""
-    return palette[:count] if palette is not None and len(palette) >= count else voc_colormap(count)
+    """The colors of `count` classes: the palette's, or VOC's where it has fewer or only grays."""
+    own = None if palette is None else palette[:count]
+    return voc_colormap(count) if own is None or len(own) < count or _is_gray(own) else own
 
 
 def first_palette(masks: Sequence[Path]) -> NDArray[np.uint8] | None:
-    """Colors of the first mask with a palette; None if there is none, or only a gray ramp."""
+    """Colors of the first mask with a palette; None if there is none, or only one of grays."""
     for path in masks[:MAX_PALETTE_FILES]:
         try:
             with open_image(path) as image:
@@ -129,6 +139,10 @@ def first_palette(masks: Sequence[Path]) -> NDArray[np.uint8] | None:
         if colors is None:
             return None
         palette = np.array(colors, np.uint8).reshape(-1, 3)
-        ramp = np.repeat(np.arange(len(palette), dtype=np.uint8)[:, None], 3, axis=1)
-        return None if np.array_equal(palette, ramp) else palette
+        return None if _is_gray(palette) else palette
     return None
+
+
+def _is_gray(palette: NDArray[np.uint8]) -> bool:
+    """Whether no color has a hue: such a palette was not chosen, and could not be seen over a gray image."""
+    return bool((palette == palette[:, :1]).all())
