@@ -19,6 +19,8 @@ MASK_WORDS = ("mask", "label", "gt", "seg", "annot", "truth", "lbl")
 """In the paths of masks."""
 MIN_OVERLAP = 0.5
 """Fraction of the images that must have a mask of their name."""
+MIN_BLOCKS = 5
+"""Blocks of ten pages of a stack from which whole ones are held out."""
 MAX_PROBED = 5
 """Files of a candidate that are decoded to see whether they are masks."""
 
@@ -58,6 +60,14 @@ def find_image_and_mask_folders(path: Path) -> Found | None:
     found.masks = inspect_masks([file for group in named[masks_glob].values() for file in group])
     add_encoding(found, path)
     own = named[image_glob]
+    if found.masks.files > count:
+        found.kind = "stacks of images and of masks"
+        found.reasons["masks"] = f"{count} of the same names, {found.masks.files} pages"
+        add_val_fraction(found, found.masks.files)
+        if found.masks.files >= MIN_BLOCKS * 10:
+            found.keys["group_pattern"] = r"^.*(?=\d$)"
+            found.reasons["group_pattern"] = "ten neighboring pages, which are alike, stay together"
+        return found
     _add_splits(found, path, list(own), [file for group in own.values() for file in group])
     return found
 
