@@ -52,8 +52,8 @@ def resume_hint(run: Path) -> str:
     except (FileError, OSError):  # the directory cannot be read any more
         checkpoint = None
     if checkpoint is None:
-        return "No checkpoint was written yet; start again with --resume."
-    return f"The last complete checkpoint is {checkpoint}; continue with --resume."
+        return "No checkpoint was written yet; start again with the same command and --resume."
+    return f"The last complete checkpoint is {checkpoint}; continue with the same command and --resume."
 
 
 def save(
