@@ -135,7 +135,7 @@ def _with_task(words: Sequence[str]) -> list[str]:
     if task not in TASKS:
         remedy = f"Run `unetdiff train TASK {first}`, or set it in the file."
         raise config_error("task", task, f"one of {', '.join(TASKS)} in {first}", remedy)
-    return [task, *words]
+    return [str(task), *words]
 
 
 def _config_file(name: str, task: str | None) -> Path:
