@@ -36,13 +36,13 @@ def masks_of_run(model: Path) -> Masks:
         model: the run's model directory.
     """
     from unetdiff.config.reading import from_yaml
-    from unetdiff.data.masks.mask_files import mask_files
+    from unetdiff.data.masks.mask_files import masks_in_layout
 
     try:
         data = from_yaml(model.parent / "config.yaml").data
     except UserError:
         return no_masks
-    return lambda folder: mask_files(data, (data.root, folder))
+    return lambda folder: masks_in_layout(data, (data.root, folder))
 
 
 def list_sources(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unetdiff.data.config import DataConfig
-from unetdiff.data.masks.mask_files import mask_files
+from unetdiff.data.masks.mask_files import masks_in_layout
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,10 @@ def test_layouts(config: DataConfig, mask: str, tmp_path: Path) -> None:
     for name in (mask, "images/a.png", "train/a.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert mask_files(config, (tmp_path, tmp_path / "nowhere", None)) == {str((tmp_path / mask).resolve())}
+    assert masks_in_layout(config, (tmp_path, tmp_path / "nowhere", None)) == {str((tmp_path / mask).resolve())}
 
 
 def test_without_mask_files(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     for name in ("scenes", "coco"):
-        assert not mask_files(DataConfig(name=name), (tmp_path,))
+        assert not masks_in_layout(DataConfig(name=name), (tmp_path,))

@@ -19,7 +19,7 @@ PATTERNS = {
 """`data.name` -> folders of masks; others have `data.masks`, or masks that are no image files."""
 
 
-def mask_files(config: DataConfig, roots: Iterable[str | Path | None]) -> set[str]:
+def masks_in_layout(config: DataConfig, roots: Iterable[str | Path | None]) -> set[str]:
     """The real paths of the masks of a dataset, or of one in its layout, in any of these folders; none where there are
     no masks or no files of them."""
     pattern = config.masks if config.name == "folders" else PATTERNS.get(config.name)
