@@ -242,7 +242,7 @@ def test_a_folder_next_to_its_masks(init: Any, tmp_path: Path) -> None:
         save(tmp_path / f"masks/{i}.png", classes())
     note = "the folder masks next to it has masks of the same 8 names; `unetdiff init .` would train a segmenter"
     text, config = init()
-    assert f"  note     {note}\n" in text and config.task == "diffusion"
+    assert f"  note     {note}\n" in text and config.task == "diffusion" and "  classes" not in text
     assert f"# Note: {note}\n" in Path("set.yaml").read_text()
 
 

@@ -15,10 +15,13 @@ from huggingface_hub import constants
 from PIL import Image
 
 from unetdiff.cli import compare, evaluate, experiment, export, predict, sample
+from unetdiff.cli.experiment import OF_RUNS
 from unetdiff.cli.model_path import local_model
+from unetdiff.cli.parser import Parser
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
+from unetdiff.experiments import EXPERIMENTS
 from unetdiff.files.hub import shown_name
 from unetdiff.training.tasks.build import build_task
 
@@ -87,6 +90,7 @@ def test_a_mistyped_run(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ["benchmark", mistyped],
         ["compare", mistyped],
         ["evaluate", mistyped],
+        *(["experiment", name, mistyped] for name in OF_RUNS),
         ["export", mistyped],
         ["predict", mistyped, "x.png"],
         ["push", mistyped, "owner/name"],
@@ -113,3 +117,11 @@ def test_weights_that_were_not_validated(
     state.write_text(json.dumps(content))
     local_model(early)
     assert capsys.readouterr().err == f"unetdiff: {early}: weights of step 2 of 712, not validated\n"
+
+
+def test_experiments_of_runs() -> None:
+    for name, (module, _) in EXPERIMENTS.items():
+        parser = Parser(name, "")
+        import_module(module).add_arguments(parser)
+        positional = [action.dest for action in parser._actions if not action.option_strings]
+        assert (positional in (["run"], ["runs"])) == (name in OF_RUNS)

@@ -328,7 +328,7 @@ def test_c_every_number_of_every_command_is_bounded(
     names = [[name] for name in COMMANDS if name not in ("experiment", "data")]
     names += [["data", action] for action in ("check", "stats", "download")] + [["experiment", n] for n in EXPERIMENTS]
     for words in names:
-        main([*words, "x"])
+        main([*words, "--x" if words[0] == "experiment" else "x"])
     monkeypatch.undo()
     capsys.readouterr()
     assert len(parsers) == len(names)

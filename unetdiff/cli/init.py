@@ -79,7 +79,7 @@ def describe(facts: Facts) -> list[str]:
         lines.append(
             f"  masks    {facts.found.masks.files}, {facts.found.masks.describe()} ({facts.found.masks.encoding})"
         )
-    if facts.classes:
+    if facts.classes and (facts.found.task == "segmentation" or facts.found.condition == "class"):
         lines.append(f"  classes  {facts.class_line}")
     if facts.problem:
         lines.append(f"  problem  {facts.problem}")
