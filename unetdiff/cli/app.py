@@ -28,11 +28,14 @@ def main(argv: Sequence[str]) -> int:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     require_gradio()
 
+    paths = [local_model(path, "RUN") for path in args.runs]
+    say(f"Loading {', '.join(map(str, paths))} …", sys.stdout)
+
     from unetdiff.app.page import build_page, serve
     from unetdiff.app.runs import load_runs
 
     device = chosen_device(args.device)
-    runs = load_runs([local_model(path, "RUN") for path in args.runs], device)
+    runs = load_runs(paths, device)
     with temporary_folder() as folder:  # of uploads and results
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         if args.share:
