@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import AugmentConfig
@@ -58,7 +59,7 @@ def sample_checkpoints(run: Path, val: ImageDataset, args: argparse.Namespace) -
         if file.is_file():
             continue
         if task is None:
-            loaded = load_task(run_config(run), checkpoints.model_directory(run), val)
+            loaded = load_task(run_config(run), model_directory(run), val)
             if not isinstance(loaded, DiffusionTask):
                 raise SystemExit(f"{run}: must be a diffusion run.")
             task = loaded

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from unetdiff import GenerationPipeline
+from unetdiff.config.model_directory import model_directory
 from unetdiff.data.prompt import Prompt, prompts
 from unetdiff.data.scene_pairs import ScenePairs
 from unetdiff.data.transforms import to_uint8
@@ -27,7 +28,6 @@ from unetdiff.diffusion.noise import generators_for
 from unetdiff.evaluation.classifier import train_classifier
 from unetdiff.evaluation.load_run import run_config
 from unetdiff.training import runtime as machine
-from unetdiff.training.checkpoints import model_directory
 
 COLUMNS = 8  # samples of each prompt in the grid
 

@@ -18,11 +18,11 @@ from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
 from unetdiff import GenerationPipeline, SegmentationPipeline
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.reading import load
 from unetdiff.diffusion.images import grid
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.trajectory import TrajectoryRecorder
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.run_cache import train_once
 
 CONFIG = Path(__file__).parents[1] / "configs/joint/scenes.yaml"

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from unetdiff import GenerationPipeline
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.build import build_dataset
@@ -25,7 +26,6 @@ from unetdiff.diffusion.config import DiffusionConfig, LayoutConfig
 from unetdiff.diffusion.images import table
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.run_cache import train_once
 
 

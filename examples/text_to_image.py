@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from unetdiff import GenerationPipeline
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.build import build_dataset
@@ -23,7 +24,6 @@ from unetdiff.diffusion.config import DiffusionConfig, TextConfig
 from unetdiff.diffusion.images import grid
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.run_cache import train_once
 
 

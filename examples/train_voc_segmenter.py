@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from unetdiff import SegmentationPipeline
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.schema import RunConfig
 from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import AugmentConfig, DataConfig
@@ -24,7 +25,6 @@ from unetdiff.data.masks.classes import voc_colormap
 from unetdiff.data.masks.voc_lists import list_pairs
 from unetdiff.models.config import EncoderConfig, ModelConfig
 from unetdiff.segmentation.palette import save_mask
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.run_cache import train_once
 
 

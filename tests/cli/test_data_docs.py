@@ -66,6 +66,13 @@ def microscope(root: Path) -> None:
         save(root / f"labels/{i}.png", INDEX)
 
 
+def volume(root: Path) -> None:
+    root.mkdir(parents=True)
+    slices = np.random.default_rng(0).integers(0, 256, (8, HEIGHT, WIDTH)).astype(np.uint8)
+    tifffile.imwrite(root / "train-volume.tif", slices, photometric="minisblack")
+    tifffile.imwrite(root / "train-labels.tif", INDEX[None].repeat(8, 0) * np.uint8(255), photometric="minisblack")
+
+
 def satellite(root: Path) -> None:
     for i in range(5):
         (root / "tiles").mkdir(parents=True, exist_ok=True)
@@ -139,6 +146,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "Masks in colors": colors,
     "Other values": lambda root: pairs(root, "images/{}.png", "masks/{}.png", INDEX + 7),
     "Microscopy of 12 bits": microscope,
+    "TIFF stacks": volume,
     "Images of four bands": satellite,
     "COCO": coco,
     "LabelMe": labelme,

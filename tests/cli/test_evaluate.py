@@ -185,7 +185,7 @@ def test_compare_hands_on_the_runs(run: Path, tmp_path: Path, monkeypatch: pytes
     assert calls == [([run, run], tmp_path / "page.html")]
     assert capsys.readouterr().out == f"{tmp_path / 'page.html'}\n"
     assert main(["compare", str(tmp_path)]) == 2
-    assert f"{tmp_path} is not a run directory" in capsys.readouterr().err
+    assert f"{tmp_path}: contains no model" in capsys.readouterr().err
 
 
 def test_quickstart_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

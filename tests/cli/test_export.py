@@ -173,7 +173,7 @@ def test_refusals(words: list[str], message: str, run: Path, capsys: pytest.Capt
 
 def test_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path / "nowhere")]) == 2
-    assert f"'{tmp_path}/nowhere' does not exist" in capsys.readouterr().err
+    assert f"{tmp_path}/nowhere: does not exist" in capsys.readouterr().err
 
 
 def test_no_denoiser(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -217,7 +217,7 @@ def test_what_cannot_be_written_is_refused(init: Any, tmp_path: Path, capsys: py
     flat(tmp_path / "set")
     init()
     assert main(["init", "set"]) == 2
-    assert "--output=set.yaml: must be a new file" in capsys.readouterr().err
+    assert "set.yaml: exists already. --overwrite replaces it, with your edits; " in capsys.readouterr().err
     assert main(["init", "nowhere"]) == 2 and "nowhere: does not exist." in capsys.readouterr().err
     assert main(["init"]) == 2 and "unetdiff: missing path (folder with" in capsys.readouterr().err
 
@@ -234,6 +234,28 @@ def test_stats_propose_the_keys_of_masks_that_they_cannot_count(
         save(path, np.minimum(classes(), 1) * 255)
     assert main([*words, "--data.masks=labels/*_L.png"]) == 1
     assert "Set:\ndata:\n  mask_encoding: binary" in capsys.readouterr().out
+
+
+def test_a_folder_next_to_its_masks(init: Any, tmp_path: Path) -> None:
+    for i in range(8):
+        photo(tmp_path / f"set/{i}.png")
+        save(tmp_path / f"masks/{i}.png", classes())
+    note = "the folder masks next to it has masks of the same 8 names; `unetdiff init .` would train a segmenter"
+    text, config = init()
+    assert f"  note     {note}\n" in text and config.task == "diffusion" and "  classes" not in text
+    assert f"# Note: {note}\n" in Path("set.yaml").read_text()
+
+
+def test_length_and_download_are_said(init: Any, tmp_path: Path) -> None:
+    flat(tmp_path / "set")
+    text, _ = init()
+    assert "It trains for 400 epochs (300 steps). Shorter: --training.epochs 100\n" in text
+    assert "downloads" not in text
+    text, config = init("--weights", "imagenet")
+    assert f"The first training downloads the weights of {config.model.encoder.name}. Without a network: " in text
+    assert "--model.encoder.weights null" in text
+    without = load("set.yaml", ["--model.encoder.weights", "null"])
+    assert without.training.frozen_levels == 0 and without.training.optimizer.encoder_lr is None
 
 
 @pytest.mark.parametrize(
@@ -262,4 +284,4 @@ def test_an_existing_config_is_refused_before_torch_is_imported(tmp_path: Path) 
         "print(status, [m for m in ('torch', 'numpy') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert result.stdout == "2 []\n" and "--output=set.yaml: must be a new file" in result.stderr
+    assert result.stdout == "2 []\n" and "set.yaml: exists already." in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from unetdiff.cli.main import main
-from unetdiff.cli.predict_inputs import list_images
+from unetdiff.cli.predict_inputs import list_images, masks_of_run
 from unetdiff.errors import UserError
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.pipeline import SegmentationPipeline
@@ -46,9 +47,13 @@ def test_images_in_masks_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ):
             assert mask.mode == "P" and mask.size == size
             assert over.mode == "RGB" and over.size == size
-    assert f"{output}: 3 masks" in capsys.readouterr().out
+    first = capsys.readouterr().out
+    assert f"{output}: 3 masks and overlays\n" in first
+    assert main(["predict", str(run), *words]) == 0
+    assert f"{output}: 3 masks and overlays, replaced 6 files of an earlier prediction\n" in capsys.readouterr().out
 
     pipeline = SegmentationPipeline.from_pretrained(run / "best")
+    assert first.splitlines()[-1].startswith(f"masks hold class indices: 0 {pipeline.classes[0]}, 1 ")
     with Image.open(output / "masks" / "one.png") as mask:
         palette = np.array(mask.getpalette()).reshape(-1, 3)
         np.testing.assert_array_equal(palette[: len(pipeline.classes)], pipeline.palette)
@@ -103,6 +108,30 @@ def test_bad_images_are_named_and_the_rest_is_done(
     assert str(tmp_path / "in" / "1.png") in lines[0] and str(tmp_path / "in" / "text.jpg") in lines[1]
     assert {path.name for path in (tmp_path / "out" / "masks").iterdir()} == {"0.png", "2.png"}
     assert "2 masks" in captured.out
+
+
+def test_masks_of_the_dataset_are_left_out(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of images and masks in the layout of the run's dataset; the masks alone are taken as images."""
+    model, data = tmp_path / "run", tmp_path / "data"
+    shutil.copytree(run, model)
+    config = (model / "config.yaml").read_text()
+    config = config.replace("name: scenes", "name: folders", 1).replace("masks: null", "masks: masks", 1)
+    (model / "config.yaml").write_text(config.replace("root: null", f"root: {data / 'own'}", 1))
+    for name in ("own/images/a", "own/masks/a", "new/images/b", "new/masks/b"):
+        photo(data / f"{name}.png", (16, 16))
+    masks = masks_of_run(model / "best")
+    for name, image in (("own", "images/a"), ("new", "images/b")):
+        found = list_images([str(data / name)], masks=masks)
+        assert [str(stem) for _, stem in found] == [image]
+        assert capsys.readouterr().err == (
+            f"unetdiff: {data / name}: 1 masks of the dataset left out ({data / name / 'masks'}).\n"
+        )
+    assert len(list_images([str(data)], masks=masks)) == 3  # those of its own dataset, whose place is known
+    capsys.readouterr()
+    for alone in (str(data / "own" / "masks"), str(data / "own" / "masks" / "*.png")):
+        assert len(list_images([alone], masks=masks)) == 1
+    assert not capsys.readouterr().err
+    assert len(list_images([str(data / "own")], masks=masks_of_run(tmp_path))) == 2  # a model without a config
 
 
 def test_names_that_meet_do_not_overwrite_each_other(tmp_path: Path) -> None:
@@ -241,7 +270,7 @@ def test_videos_beside_images(run: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["predict", str(run), str(tmp_path / "in"), "--output", str(output), "--masks"]) == 1
     captured = capsys.readouterr()
     assert "broken.mov: not a readable video" in captured.err
-    assert captured.out == f"{output}: 1 masks and overlays, 1 overlay videos\n"
+    assert captured.out.startswith(f"{output}: 1 masks and overlays, 1 overlay videos\n")
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
     frames = {f"masks/clip/{number:06d}.png" for number in range(3)}
     assert found == {"masks/x.png", "overlays/x.png", "overlays/clip.mp4"} | frames

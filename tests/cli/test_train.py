@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from unetdiff.cli.main import main
+from unetdiff.cli.train import next_commands
 from unetdiff.config.reading import from_yaml
 from unetdiff.config.schema import RunConfig
 
@@ -108,3 +109,49 @@ def test_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = capsys.readouterr().err
     assert "--resume" in error and "--overwrite" in error and error.count("\n") == 1
     assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("words", [["{config}"], ["{config}", "--resume", "--training.steps=3"], ["joint/scenes"]])
+def test_the_task_of_the_file(config: Path, trained: list[tuple[RunConfig, str]], words: list[str]) -> None:
+    assert main(["train", *(word.format(config=config) for word in words)]) == 0
+    [(given, _)] = trained
+    assert given.task == "joint"
+
+
+def test_a_file_without_a_task(config: Path, trained: list, capsys: pytest.CaptureFixture[str]) -> None:
+    config.write_text("training: {steps: 2}\n")
+    assert main(["train", str(config)]) == 2
+    assert f"Run `unetdiff train TASK {config}`" in capsys.readouterr().err
+    assert main(["train", str(config.with_name("joins.yaml"))]) == 2
+    assert "joins.yaml: does not exist. Did you mean" in capsys.readouterr().err
+
+
+def test_a_run_in_place_of_a_config(run: Path, trained: list, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([str(run)], ["joint", str(run)]):
+        assert main(["train", *words]) == 2
+        assert f"Continue it with `unetdiff train joint {run}/config.yaml --resume`" in capsys.readouterr().err
+
+
+def test_what_comes_next(config: Path, trained: list, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "joint", str(config), "--output_dir", "runs/a b"]) == 0
+    expected = ["evaluate 'runs/a b'", "predict 'runs/a b' IMAGE", "sample 'runs/a b'", "app 'runs/a b'"]
+    assert capsys.readouterr().err.splitlines()[-4:] == [f"  unetdiff {command}" for command in expected]
+    assert [line.split()[1] for line in next_commands("segmentation", Path("x"))] == ["evaluate", "predict", "app"]
+    assert [line.split()[1] for line in next_commands("diffusion", Path("x"))] == ["evaluate", "sample", "app"]
+
+
+def test_a_resumed_run_that_was_shortened_by_a_flag(
+    run: Path, trained: list, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its length becomes that of the file, with a notice before the training; a flag that names a length has none."""
+    file = tmp_path / "longer.yaml"
+    file.write_text((run.parent / "joint.yaml").read_text().replace("{steps: 2", "{epochs: 90"))
+    words = ["train", "joint", str(file), "--output_dir", str(run), "--resume"]
+    assert main(words) == 0
+    notice = f"{run}: its length changes from 2 steps to 90 epochs, as in {file}. --training.steps 2 keeps its length."
+    assert capsys.readouterr().err.startswith(f"unetdiff: {notice}\n")
+    for more in (["--training.steps", "2"], ["--training.epochs=90"]):
+        assert main([*words, *more]) == 0
+        assert "its length changes" not in capsys.readouterr().err
+    assert main(["train", str(run / "config.yaml"), "--resume"]) == 0
+    assert "its length changes" not in capsys.readouterr().err

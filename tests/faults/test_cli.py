@@ -328,7 +328,7 @@ def test_c_every_number_of_every_command_is_bounded(
     names = [[name] for name in COMMANDS if name not in ("experiment", "data")]
     names += [["data", action] for action in ("check", "stats", "download")] + [["experiment", n] for n in EXPERIMENTS]
     for words in names:
-        main([*words, "x"])
+        main([*words, "--x" if words[0] == "experiment" else "x"])
     monkeypatch.undo()
     capsys.readouterr()
     assert len(parsers) == len(names)
@@ -396,7 +396,7 @@ def test_c_home_folder_in_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_c_paths_in_messages_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["sample", "a\x1b[2J\nb"], ["predict", "x", "a\x1b[2J\nb"], ["compare", "a\x1b[2J\nb"],
+    for words in (["sample", "a\x1b[2J\nb"], ["predict", "a\x1b[2J\nb", "x"], ["compare", "a\x1b[2J\nb"],
                   ["evaluate", "a\x1b[2J\nb"], ["export", "a\x1b[2J\nb"], ["benchmark", "a\x1b[2J\nb"],
                   ["sam\x1b[2Jple"], ["experiment", "a\nb"], ["data", "a\nb"]):  # fmt: skip
         assert main(words) == 2

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unetdiff.cli.main import main
+from unetdiff.config.model_directory import model_directory
 from unetdiff.diffusion.codecs import LatentCodec
 from unetdiff.diffusion.conditioning.classes import ClassConditioner
 from unetdiff.diffusion.conditioning.text import TextConditioner
@@ -34,7 +35,6 @@ from unetdiff.segmentation import inference
 from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
 from unetdiff.segmentation.plots import draw_confusion
-from unetdiff.training.checkpoints import model_directory
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TINY: dict[str, Any] = {"encoder": {"channels": [8, 16]}, "residual": {"layers_per_block": 1, "norm_num_groups": 2}}
@@ -457,7 +457,7 @@ def test_c_imagenet_weights_without_a_network(
 
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    refused(load_pretrained_encoder, "resnet18", "imagenet", says="model.encoder.weights=imagenet: .*Put this file at")
+    refused(load_pretrained_encoder, "resnet18", "imagenet", says="=imagenet: .*--model.encoder.weights null")
     assert capsys.readouterr() == ("", "")  # the refusal is all that is said
 
 

@@ -484,7 +484,7 @@ def test_b1_a_full_disk_also_while_closing(tmp_path: Path, whole: Path, monkeypa
         train(config_of(run))
     assert str(stopped.value) == (
         f"{run}/metrics.jsonl: no space left on device. The last complete checkpoint is "
-        f"{run}/checkpoints/step-00000002; continue with --resume."
+        f"{run}/checkpoints/step-00000002; continue with the same command and --resume."
     )
     resume(run)
     assert_same(run, whole)
@@ -566,7 +566,9 @@ def test_b6_hangup_stops_a_run_unless_it_is_ignored(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(logger.LossMeter, "add", hang_up)
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
-        with pytest.raises(TrainingStopped, match="step-00000002; continue with --resume") as stopped:
+        with pytest.raises(
+            TrainingStopped, match="step-00000002; continue with the same command and --resume"
+        ) as stopped:
             train(config_of(tmp_path / "run"))
         assert stopped.value.status == 128 + signal.SIGHUP
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
@@ -598,7 +600,7 @@ unetdiff.errors.FileError: a.png: cannot be decoded.
 def test_b7_in_one_line(whole: Path, error: Exception, message: str) -> None:
     text = str(explained(error, whole, 4, True))
     assert text.startswith(message) and "\n" not in text
-    assert text.endswith("step-00000004; continue with --resume.")
+    assert text.endswith("step-00000004; continue with the same command and --resume.")
 
 
 def test_b7_a_failure_within_a_step(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,7 +616,7 @@ def test_b7_a_failure_within_a_step(tmp_path: Path, whole: Path, monkeypatch: py
         return result
 
     run = tmp_path / "run"
-    message = "step-00000001; continue with --resume"
+    message = "step-00000001; continue with the same command and --resume"
     with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match=message):
         patch.setattr(SegmentationTask, "forward", fails)
         train(config_of(run))
@@ -645,7 +647,10 @@ def test_b12_the_checkpoint_is_written_before_the_validation(
         raise error
 
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="step-00000003; continue with --resume"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(TrainingStopped, match="step-00000003; continue with the same command and --resume"),
+    ):
         patch.setattr(SegmentationTask, "evaluate", fails)
         train(config_of(run))
     resume(run)

@@ -135,7 +135,7 @@ def test_the_network_may_be_one_of_diffusers_or_a_directory_of_its_own(
             {"model__encoder__channels": [8, 24]},
             r"model.encoder.channels=\[8, 24\]: must be \[8, 16\], as in the network",
         ),
-        ({"training__init_from": "nowhere"}, "training.init_from: 'nowhere' does not exist. Give a run directory"),
+        ({"training__init_from": "nowhere"}, "training.init_from: nowhere: does not exist. Give a run directory"),
     ],
 )
 def test_refused_before_anything_is_written(tiny: Tiny, denoiser: Path, options: dict[str, Any], message: str) -> None:

@@ -102,7 +102,9 @@ def test_signals_end_with_a_checkpoint_and_a_word(
     os.killpg(process.pid, number)
     status, errors = process.wait(), process.stderr()
     assert status == 128 + number, errors
-    assert "continue with --resume" in errors.splitlines()[-1]
+    assert "continue with the same command and --resume" in errors.splitlines()[-1]
+    word = {signal.SIGINT: "Ctrl-C"}.get(number, number.name)
+    assert f"Stopped by {word}. " in errors.splitlines()[-1]
     step = json.loads((checkpoints.newest(run) / checkpoints.STATE).read_text())["step"]  # type: ignore[operator]
     assert read_lines(run / "metrics.jsonl")[-1]["step"] == step >= 4
 

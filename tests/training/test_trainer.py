@@ -199,7 +199,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tiny: Tiny, monkeypatch: p
 
     monkeypatch.setattr(checkpoints, "write_tensors", full)
     config = tiny("segmentation")
-    with pytest.raises(TrainingStopped, match="no space left on device. .*step-00000002; continue with --resume"):
+    with pytest.raises(
+        TrainingStopped, match="no space left on device. .*step-00000002; continue with the same command and --resume"
+    ):
         train(config)
     run = Path(config.training.output_dir)
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-00000002"]
@@ -215,7 +217,9 @@ def test_a_full_disk_is_told_whoever_was_writing(tiny: Tiny, monkeypatch: pytest
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(UNet, "save_pretrained", full)
-    with pytest.raises(TrainingStopped, match="no space left on device. .*step-00000002; continue with --resume"):
+    with pytest.raises(
+        TrainingStopped, match="no space left on device. .*step-00000002; continue with the same command and --resume"
+    ):
         train(tiny("segmentation"))
 
 
@@ -223,7 +227,7 @@ def test_a_validation_that_fails_loses_nothing(tiny: Tiny, monkeypatch: pytest.M
     def out_of_memory(self: SegmentationTask, *args: object) -> None:
         raise RuntimeError("out of memory")
 
-    message = "Out of memory after step 3 .*eval_batch_size.*step-00000003; continue with --resume"
+    message = "Out of memory after step 3 .*eval_batch_size.*step-00000003; continue with the same command and --resume"
     with monkeypatch.context() as broken, pytest.raises(TrainingStopped, match=message):
         broken.setattr(SegmentationTask, "evaluate", out_of_memory)
         train(tiny("segmentation", training__checkpoint_every=100))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
@@ -24,7 +25,6 @@ from unetdiff.evaluation.load_run import is_pretrained, run_config, split_of
 from unetdiff.files.folders import is_there
 from unetdiff.reports.runs import distinct_names
 from unetdiff.segmentation.pipeline import SETTINGS_FILE, SegmentationPipeline
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.runtime import autocast_dtype
 

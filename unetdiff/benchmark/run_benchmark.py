@@ -15,6 +15,7 @@ from unetdiff.benchmark.multiply_adds import count_macs
 from unetdiff.benchmark.peak_throughput import precision_name
 from unetdiff.benchmark.timing import Quartiles, Times, Workload, synchronizer, time_interleaved
 from unetdiff.benchmark.workloads import prediction_workload, sampling_workload, training_workload
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.reading import load, override
 from unetdiff.config.validation.data import needs_layout
 from unetdiff.config.validation.run import validate
@@ -26,7 +27,6 @@ from unetdiff.evaluation.load_run import is_pretrained, run_config, trained_size
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.kernels.accelerate import accelerate_inference_
 from unetdiff.training import runtime
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.base import Batch, Task
 from unetdiff.training.tasks.build import build_task, denoiser_of, load_task, segmentation_of

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: gradio is not installed, a run that cannot be loaded, or a port that is not free.
     """
     args = _parser().parse_strictly(argv)
+    paths = [local_model(path, "RUN") for path in args.runs]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     for name in ("NO_PROXY", "no_proxy"):  # gradio's own requests to the page
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))

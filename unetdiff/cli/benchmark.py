@@ -29,10 +29,11 @@ def main(argv: Sequence[str]) -> int:
     overrides, words = split_overrides(argv, known=[])
     args = parser.parse_strictly(words)
     path = args.path
-    if not path.exists():
-        is_config = path.suffix in CONFIGS or path.parts[0] in TASKS or len(path.parts) != 2
-        path = find_config(str(path)) if is_config else local_model(path)
-        args.path = path if is_config else args.path
+    is_config = path.is_file() or path.suffix in CONFIGS or path.parts[0] in TASKS or len(path.parts) == 1
+    if is_config and not path.is_dir():
+        path = args.path = find_config(str(path))
+    else:
+        path = local_model(path)
     if args.output is not None:
         require_writable("--output", args.output)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unetdiff.cli.model_path import local_model
+from unetdiff.cli.model_path import local_directory
 from unetdiff.cli.parser import Parser
+from unetdiff.config.model_directory import no_model
 from unetdiff.errors import UserError, printable
 
 
@@ -32,10 +33,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_strictly(argv)
     if not args.runs and not args.experiments:
         raise UserError("nothing to show. Give run directories, or --experiments DIR.")
-    runs = [local_model(run, "RUN") for run in args.runs]
+    runs = [local_directory(run, "RUN") for run in args.runs]
     for run in runs:
         if not (run / "config.yaml").is_file() and not (run / "model_index.json").is_file():
-            raise UserError(f"{run} is not a run directory: it has no config.yaml. Give a training.output_dir.")
+            raise no_model(run)
 
     from unetdiff.reports.report import write_report
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.inference import add_inference, inference_options
 from unetdiff.cli.model_path import HELP, local_model, output_folder
 from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.config.model_directory import model_directory
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.evaluation.text_report import denoiser_lines
 from unetdiff.files.hub import shown_name
@@ -47,13 +49,14 @@ def main(argv: Sequence[str]) -> int:
         raise config_error("--num_worst", args.num_worst, f"from 0 to {MAX_WORST}")
     config = evaluation_config(args)
     output, path = args.output, local_model(args.path)
+    if args.segmenter is not None:
+        config = replace(config, segmenter=local_model(args.segmenter, "--segmenter"))
     if output is None and path != args.path:  # not into the Hub's cache
         output = output_folder(args.path) / f"evaluation-{args.split}"
     data = data_section(path, overrides) if overrides else None
 
     from unetdiff.evaluation.evaluate import evaluate
     from unetdiff.segmentation.pipeline import saved_inference
-    from unetdiff.training.checkpoints import model_directory
 
     evaluation = evaluate(
         path,

@@ -5,16 +5,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 
-from unetdiff.cli.model_path import local_model
+from unetdiff.cli.model_path import local_directory, local_model
 from unetdiff.cli.parser import Parser, split_overrides
+from unetdiff.config.model_directory import model_directory
 from unetdiff.errors import UserError, did_you_mean, printable
 from unetdiff.experiments import EXPERIMENTS
 from unetdiff.files.writing import file_errors, require_writable
 
 MODELS = {"run": "RUN", "runs": "RUN", **{name: f"--{name}" for name in ("segmenter", "eval_segmenter", "joint_run")}}
 """Arguments of experiments that are models, and their names in messages."""
+
+OF_RUNS = ("agreement", "loss_guidance", "probe", "similarity")
+"""Experiments that begin with runs."""
 
 
 def help_text() -> str:
@@ -44,6 +49,9 @@ def main(argv: Sequence[str]) -> int:
             f"{did_you_mean(name, EXPERIMENTS)}".rstrip()
         )
     module, summary = EXPERIMENTS[name]
+    if name in OF_RUNS:  # a mistyped one is named before torch is imported
+        for word in takewhile(lambda word: not word.startswith("-"), argv[1:]):
+            model_directory(local_directory(Path(word), "RUN"))
     experiment = import_module(module)
     parser = Parser(f"unetdiff experiment {name}", summary[0].upper() + summary[1:] + ".")
     experiment.add_arguments(parser)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unetdiff.cli.model_path import HELP, local_model, output_folder
 from unetdiff.cli.parser import Parser
+from unetdiff.config.model_directory import model_directory
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.writing import file_errors, require_writable
 
@@ -62,8 +63,6 @@ def main(argv: Sequence[str]) -> int:
             if getattr(args, option) not in (None, False):
                 raise UserError(f"--{option}: must be left out with --format={DIFFUSERS}.")
 
-    from unetdiff.training.checkpoints import model_directory
-
     folder, path = output_folder(args.path), local_model(args.path)
     directory = model_directory(path)
     default = DIFFUSERS if args.format == DIFFUSERS else f"{args.head or 'segmentation'}{SUFFIXES[args.format]}"
@@ -115,7 +114,6 @@ def load(path: Path, head: str | None) -> tuple[Any, dict[str, Any]]:
     from unetdiff.files.folders import is_there
     from unetdiff.models.unet import UNet
     from unetdiff.segmentation.pipeline import SETTINGS_FILE, SegmentationPipeline
-    from unetdiff.training.checkpoints import model_directory
 
     directory = model_directory(path)
     if head == "diffusion" or not is_there(directory / SETTINGS_FILE):

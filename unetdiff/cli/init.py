@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unetdiff.cli.parser import Parser
-from unetdiff.errors import config_error, printable
+from unetdiff.errors import FileError, printable
 from unetdiff.files.writing import file_errors, make_folder, require_writable, write_text
 
 if TYPE_CHECKING:
     from unetdiff.cli.init_facts import Facts
+    from unetdiff.config.schema import RunConfig
 
+MAX_NAMED = 3
 USAGE = "unetdiff init PATH [--output CONFIG.yaml] [--weights imagenet|FILE|null] [--overwrite]"
 
 
@@ -38,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     name = re.sub(r"\W+", "_", path.resolve().name) or "data"
     output: Path = args.output or Path(f"{name}.yaml")
     if os.path.lexists(output) and not args.overwrite:
-        raise config_error("--output", output, "a new file", "Give another name, or --overwrite.")
+        remedy = "--overwrite replaces it, with your edits; --output NAME.yaml writes another."
+        raise FileError.of(output, "exists already", remedy)
     require_writable("--output", output.parent, folder=True)
 
     from unetdiff.cli.init_config import config_text, next_commands  # imports torch
@@ -48,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.data.discovery.discover import discover
 
     facts = gather(discover(path))
-    for line in describe(path, facts):
+    for line in describe(facts):
         print(line)
     text = config_text(facts, name, output, args.weights)
     with file_errors(output, "Give another path for --output."):
@@ -64,21 +67,44 @@ def main(argv: Sequence[str]) -> int:
     print(f"\nwrote {printable(str(output))}. Next:")
     for command in next_commands(facts, name, output):
         print(f"  {command}")
+    for line in about_training(config, facts):
+        print(line)
     return 1 if issues else 0
 
 
-def describe(path: Path, facts: Facts) -> list[str]:
+def describe(facts: Facts) -> list[str]:
     """What was found, as lines."""
-    lines = [f"{printable(str(path))}: {facts.found.kind}", f"  images   {facts.images}"]
+    lines = [f"{printable(str(facts.found.root))}: {facts.found.kind}", f"  images   {facts.images}"]
     if facts.found.masks is not None:
         lines.append(
             f"  masks    {facts.found.masks.files}, {facts.found.masks.describe()} ({facts.found.masks.encoding})"
         )
-    if facts.classes:
+    if facts.classes and (facts.found.task == "segmentation" or facts.found.condition == "class"):
         lines.append(f"  classes  {facts.class_line}")
     if facts.problem:
         lines.append(f"  problem  {facts.problem}")
     elif facts.imbalance:
         lines.append(f"  balance  {facts.imbalance}")
     lines.append(f"  splits   {facts.splits}")
+    if facts.found.left_out:
+        shown = ", ".join(printable(str(one)) for one in facts.found.left_out[:MAX_NAMED])
+        more = f" and {len(facts.found.left_out) - MAX_NAMED} more" if len(facts.found.left_out) > MAX_NAMED else ""
+        lines.append(f"  left out {shown}{more}: environments, packages or runs")
+    if facts.found.hint:
+        lines.append(f"  note     {facts.found.hint}")
+    return lines
+
+
+def about_training(config: RunConfig, facts: Facts) -> list[str]:
+    """How long it trains and how to shorten that; that weights are downloaded, and how to go without."""
+    from unetdiff.cli.init_config import rounded
+
+    epochs = config.training.epochs or 1
+    steps = round(epochs * facts.num_train / config.training.batch_size)
+    lines = [f"It trains for {epochs:g} epochs ({steps:,} steps). Shorter: --training.epochs {rounded(0.3 * epochs)}"]
+    if config.model.encoder.weights == "imagenet":
+        lines.append(
+            f"The first training downloads the weights of {config.model.encoder.name}. Without a network: "
+            "--model.encoder.weights null (random weights, which learn less from few images)"
+        )
     return lines

@@ -36,6 +36,7 @@ def config_text(facts: Facts, name: str, output: Path, weights: str) -> str:
     head = [
         f"# {facts.found.kind}. Images: {facts.images}",
         f"# unetdiff train {facts.found.task} {output}",
+        *([f"# Note: {facts.found.hint}"] if facts.found.hint else []),
         f"task: {facts.found.task}",
     ]
     if facts.found.task == "segmentation":
@@ -163,7 +164,7 @@ def _segmentation(facts: Facts, name: str, weights: str, machine: str) -> list[s
         *([line(2, "encoder_lr", 5e-4, "the pretrained encoder")] if is_pretrained else []),
         line(2, "weight_decay", 0.05 if facts.num_train >= 1000 else 0.01),
         line(1, "ema", _SECTION),
-        line(2, "half_life_images", _rounded(min(4000, max(100, samples // 16))), "a sixteenth of the run at most"),
+        line(2, "half_life_images", rounded(min(4000, max(100, samples // 16))), "a sixteenth of the run at most"),
     ]
     return lines
 
@@ -175,7 +176,7 @@ def _epochs(images: int, batch: int) -> tuple[int, str]:
     if MAX_EPOCHS * images <= SAMPLES_PER_RUN:
         return MAX_EPOCHS, "more passes over few images overfit"
     if MIN_EPOCHS * images <= SAMPLES_PER_RUN:
-        return _rounded(SAMPLES_PER_RUN / images, 2), f"{SAMPLES_PER_RUN:,} images, augmented"
+        return rounded(SAMPLES_PER_RUN / images, 2), f"{SAMPLES_PER_RUN:,} images, augmented"
     epochs = max(1, min(MIN_EPOCHS, MAX_SAMPLES // images))
     return epochs, "each image with many augmentations" if epochs == MIN_EPOCHS else f"{MAX_SAMPLES:,} images at most"
 
@@ -185,7 +186,7 @@ def _denoiser_epochs(images: int) -> tuple[float, str]:
     if images * DENOISER_EPOCHS <= DENOISER_SAMPLES:
         return DENOISER_EPOCHS, "with more, a denoiser copies its few images"
     epochs = DENOISER_SAMPLES / images
-    return _rounded(epochs, 2) if epochs >= 10 else float(f"{epochs:.2g}"), f"{DENOISER_SAMPLES:,} images"
+    return rounded(epochs, 2) if epochs >= 10 else float(f"{epochs:.2g}"), f"{DENOISER_SAMPLES:,} images"
 
 
 def _crop(height: float, width: float, area: int) -> list[int]:
@@ -194,7 +195,7 @@ def _crop(height: float, width: float, area: int) -> list[int]:
     return [max(32, int(side * factor) // 32 * 32) for side in (height, width)]
 
 
-def _rounded(number: float, digits: int = 1) -> int:
+def rounded(number: float, digits: int = 1) -> int:
     """A number of at least 1, down to so many significant digits."""
     unit = 10 ** max(0, len(str(int(number))) - digits)
     return max(1, int(number) // unit) * unit
@@ -246,5 +247,5 @@ def _diffusion(facts: Facts, name: str) -> list[str]:
         line(1, "batch_size", batch),
         line(1, "eval_batch_size", 64),
         line(1, "optimizer", {"lr": 1e-3, "betas": [0.9, 0.99]}),
-        line(1, "ema", {"half_life_images": _rounded(min(20_000, max(100, samples // 16)))}),
+        line(1, "ema", {"half_life_images": rounded(min(20_000, max(100, samples // 16)))}),
     ]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from unetdiff.cli.inference import add_inference, chosen_device, inference_options, numbers
 from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser
-from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources
+from unetdiff.cli.predict_inputs import STDIN, Source, is_video, list_sources, masks_of_run
 from unetdiff.cli.streams import write_binary
+from unetdiff.config.model_directory import model_directory
 from unetdiff.console import progress_bar
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.images import save_image
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
 """Folders of the output."""
+MAX_CLASSES = 10
+"""Classes that are printed with their indices."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
         UserError: an invalid option or model, or an output that cannot be written; finished outputs are kept.
     """
     args = _parser().parse_strictly(argv)
+    model = model_directory(local_model(args.path))
     names = [MASKS, OVERLAYS, *([PROBABILITIES] if args.probabilities else [])]
     folders = [args.output / name for name in names]
-    sources = list_sources(args.inputs, args.list, skip=folders)
+    sources = list_sources(args.inputs, args.list, folders, masks_of_run(model))
     videos = [source for source in sources if is_video(source[0])]
     images = [source for source in sources if not is_video(source[0])]
     to_stdout = str(args.output) == STDIN
@@ -53,13 +57,12 @@ def main(argv: Sequence[str]) -> int:
     from unetdiff.segmentation.config import InferenceConfig
     from unetdiff.segmentation.pipeline import SegmentationPipeline
     from unetdiff.segmentation.video import require_pyav
-    from unetdiff.training.checkpoints import model_directory
     from unetdiff.training.runtime import autocast_dtype
 
     inference_options(args, InferenceConfig())  # check before loading anything
     if videos:
         require_pyav()
-    pipeline = SegmentationPipeline.from_pretrained(model_directory(local_model(args.path)))
+    pipeline = SegmentationPipeline.from_pretrained(model)
     pipeline.inference = inference_options(args, pipeline.inference)
     pipeline.segmenter = pipeline.segmenter.with_prompt(args.prompt)
     device = chosen_device(args.device)
@@ -72,16 +75,19 @@ def main(argv: Sequence[str]) -> int:
             return
         for folder, image in zip(folders, (result.palette_image, result.overlay), strict=False):
             path = folder / f"{stem}.png"
+            replaced.extend([path] if path.exists() else [])
             with file_errors(path):
                 make_folder(path.parent)
                 save_image(image, path)
         if result.probabilities is not None:
             path = args.output / PROBABILITIES / f"{stem}.npz"
+            replaced.extend([path] if path.exists() else [])
             with file_errors(path):
                 make_folder(path.parent)
                 write_arrays(path, probabilities=result.probabilities.half().numpy())
 
     failed: list[str] = []
+    replaced = [path for _, stem in videos if (path := args.output / OVERLAYS / f"{stem}.mp4").exists()]
     try:
         written = predict_images(pipeline, images, save, failed, args.probabilities, stacks=not to_stdout)
         failed_images = len(failed)
@@ -95,8 +101,12 @@ def main(argv: Sequence[str]) -> int:
         summary.append(f"{written} {kinds}")
     if videos:
         summary.append(f"{len(videos) - len(failed) + failed_images} overlay videos")
+    if replaced:
+        summary.append(f"replaced {len(replaced)} files of an earlier prediction")
     if not to_stdout:
         print(f"{printable(str(args.output))}: {', '.join(summary)}")
+        if images or args.masks:
+            print(class_indices(pipeline.classes))
     return 1 if failed else 0
 
 
@@ -141,6 +151,13 @@ def _parser() -> Parser:
     )
     add_inference(parser)
     return parser
+
+
+def class_indices(classes: Sequence[str]) -> str:
+    """ "masks hold class indices: 0 background, 1 cell"."""
+    shown = [f"{index} {printable(name)}" for index, name in enumerate(classes[:MAX_CLASSES])]
+    more = [f"{len(classes) - MAX_CLASSES} more"] if len(classes) > MAX_CLASSES else []
+    return f"masks hold class indices: {', '.join([*shown, *more])}"
 
 
 def predict_images(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unetdiff.errors import FileError, UserError, printable
@@ -20,15 +20,41 @@ PACKET, SYNC = 188, 0x47
 
 Source = tuple[Path | bytes, Path]
 """A file (or an image's bytes) and its output path, relative and without suffix."""
+Masks = Callable[[Path], set[str]]
+"""The masks in a folder that is searched, as real paths."""
 
 
-def list_sources(inputs: Sequence[str], listed: bool = False, skip: Sequence[Path] = ()) -> list[Source]:
+def no_masks(folder: Path) -> set[str]:
+    """The `Masks` of a model without a dataset of masks."""
+    return set()
+
+
+def masks_of_run(model: Path) -> Masks:
+    """The masks of a run's dataset, where it lies and in a folder of the same layout; `no_masks` without its config.
+
+    Args:
+        model: the run's model directory.
+    """
+    from unetdiff.config.reading import from_yaml
+    from unetdiff.data.masks.mask_files import masks_in_layout
+
+    try:
+        data = from_yaml(model.parent / "config.yaml").data
+    except UserError:
+        return no_masks
+    return lambda folder: masks_in_layout(data, (data.root, folder))
+
+
+def list_sources(
+    inputs: Sequence[str], listed: bool = False, skip: Sequence[Path] = (), masks: Masks = no_masks
+) -> list[Source]:
     """The files of all inputs; "-" is an image on standard input or, with `listed`, a list of inputs, one per line.
 
     Args:
         inputs: files, folders, globs, "-".
         listed: whether standard input is a list.
         skip: folders that are left out of searches: those of the output.
+        masks: the masks of the model's dataset, left out of searches of a folder that holds more.
 
     Raises:
         UserError: an input without a file, or standard input that cannot be read.
@@ -36,7 +62,7 @@ def list_sources(inputs: Sequence[str], listed: bool = False, skip: Sequence[Pat
     if STDIN not in inputs:
         if listed:
             raise UserError("--list: an input must be -. Give - for the list on standard input.")
-        return list(list_images(inputs, skip))
+        return list(list_images(inputs, skip, masks))
     if not listed:
         if len(inputs) > 1:
             raise UserError("-: must be the only input. Give files, or a list on standard input with --list.")
@@ -48,10 +74,10 @@ def list_sources(inputs: Sequence[str], listed: bool = False, skip: Sequence[Pat
     expanded = [path for entry in inputs for path in (lines if entry == STDIN else [entry])]
     if not expanded:
         raise UserError("-: the list on standard input is empty. Give one input per line.")
-    return list(list_images(expanded, skip))
+    return list(list_images(expanded, skip, masks))
 
 
-def list_images(inputs: Sequence[str], skip: Sequence[Path] = ()) -> list[tuple[Path, Path]]:
+def list_images(inputs: Sequence[str], skip: Sequence[Path] = (), masks: Masks = no_masks) -> list[tuple[Path, Path]]:
     """(image or video, output path without suffix) of all inputs; folders are searched recursively.
 
     Hidden files, folders with the name of an image, and text files with a video's suffix (TypeScript's .ts) are left
@@ -60,6 +86,7 @@ def list_images(inputs: Sequence[str], skip: Sequence[Path] = ()) -> list[tuple[
     Args:
         inputs: files, folders and globs.
         skip: folders that are left out of searches.
+        masks: as of `list_sources`.
 
     Raises:
         UserError: an input without a file, a pipe or device, or a folder that cannot be read.
@@ -68,7 +95,7 @@ def list_images(inputs: Sequence[str], skip: Sequence[Path] = ()) -> list[tuple[
     skipped = [Path(os.path.realpath(folder)) for folder in skip]
     for entry in inputs:
         with file_errors(entry):
-            matches = _matches(entry, skipped)
+            matches = _matches(entry, skipped, masks)
         if not matches:
             raise FileError.of(entry, "no image or video found", "Give an image, a video, a folder or a quoted glob.")
         stems |= {file: stem for file, stem in matches if file not in stems}
@@ -89,12 +116,13 @@ def is_video(source: Path | bytes) -> bool:
     return isinstance(source, Path) and source.suffix.lower() in VIDEO_SUFFIXES
 
 
-def _matches(entry: str, skipped: Sequence[Path]) -> list[tuple[Path, Path]]:
+def _matches(entry: str, skipped: Sequence[Path], masks: Masks) -> list[tuple[Path, Path]]:
     """The files of one input and their output paths."""
     path = Path(entry)
     if path.is_dir():
         files = files_in(path, SUFFIXES | VIDEO_SUFFIXES, recursive=True)
-        return [(file, file.relative_to(path).with_suffix("")) for file in _searched(files, skipped)]
+        found = _without_masks(path, _searched(files, skipped), masks(path))
+        return [(file, file.relative_to(path).with_suffix("")) for file in found]
     if path.exists():
         if not _is_media(regular_file(path)):
             raise FileError.of(path, "must be a video (got a file with a video's suffix and other content)")
@@ -115,6 +143,20 @@ def _searched(files: Sequence[Path], skipped: Sequence[Path]) -> list[Path]:
             kept.append(file)
         else:
             print(f"unetdiff: {printable(str(file))}: skipped, not a video despite its suffix.", file=sys.stderr)
+    return kept
+
+
+def _without_masks(folder: Path, files: list[Path], masks: set[str]) -> list[Path]:
+    """The files of a folder that are not the dataset's masks, and says how many are; all of them where all are."""
+    kept = [file for file in files if os.path.realpath(file) not in masks]
+    if not kept or len(kept) == len(files):
+        return files
+    left = [file for file in files if file not in set(kept)]
+    where = printable(os.path.commonpath([file.parent for file in left]))
+    print(
+        f"unetdiff: {printable(str(folder))}: {len(left)} masks of the dataset left out ({where}).",
+        file=sys.stderr,
+    )
     return kept
 
 

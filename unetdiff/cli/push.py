@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unetdiff.cli.model_path import output_folder
 from unetdiff.cli.parser import Parser
+from unetdiff.config.model_directory import model_directory
 from unetdiff.errors import UserError, config_error, printable
 from unetdiff.files.folders import files_in
 from unetdiff.files.model_card import CARD, Card
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--message", help="commit message")
     parser.add_argument("--dry_run", action="store_true", help="write the folder OWNER--NAME here instead of uploading")
     args = parser.parse_strictly(argv)
+    source = model_directory(args.path)
     require_name(args.name)
     target = output_folder(Path(args.name)) if args.dry_run else None
     if target is not None:
@@ -39,9 +41,6 @@ def main(argv: Sequence[str]) -> int:
             raise config_error("--dry_run", target, "a new folder", "Delete it, or run the command elsewhere.")
         require_writable("--dry_run", target, folder=True)
 
-    from unetdiff.training.checkpoints import model_directory
-
-    source = model_directory(args.path)
     with staged(source, target) as folder:
         _write_card(folder, source, args.name)
         for path in files_in(folder, recursive=True):

@@ -45,9 +45,10 @@ class Rows:
 def main(argv: Sequence[str]) -> int:
     """Sample; prints the files that show all images."""
     args = build_parser().parse_strictly(argv)
+    path = local_model(args.path)
     require_writable("--output", args.output, folder=True)
     require_writable("--output", args.output / IMAGES, folder=True)
-    pipeline = load(local_model(args.path), args.scheduler, args.compile)
+    pipeline = load(path, args.scheduler, args.compile)
     rows = rows_of(pipeline, args)
     options = options_of(pipeline, args)
     if args.interpolate_to_seed is not None:
@@ -109,9 +110,9 @@ def load(path: Path, scheduler: str | None, compile: bool = False) -> Any:
     """The GenerationPipeline of a run or model directory, optionally with another sampler."""
     import torch
 
+    from unetdiff.config.model_directory import model_directory
     from unetdiff.diffusion.pipeline import GenerationPipeline
     from unetdiff.diffusion.schedulers import make_scheduler
-    from unetdiff.training.checkpoints import model_directory
     from unetdiff.training.runtime import autocast_dtype
 
     pipeline = GenerationPipeline.from_pretrained(model_directory(path))

@@ -1,4 +1,4 @@
-"""`unetdiff train TASK CONFIG [--key value]`: one run from a config file and overrides."""
+"""`unetdiff train [TASK] CONFIG [--key value]`: one run from a config file and overrides."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from typing import get_args
 
 from unetdiff.cli.parser import Parser, split_overrides
 from unetdiff.cli.processes import is_main_process
-from unetdiff.errors import UserError
+from unetdiff.config.model_directory import CONFIG, is_run
+from unetdiff.config.reading import from_yaml, load, read_yaml, to_yaml
+from unetdiff.config.schema import RunConfig, Task
+from unetdiff.config.shipped import default_config, find_config, shipped_configs
+from unetdiff.console import say
+from unetdiff.errors import UserError, config_error
 
 USAGE = "unetdiff train {segmentation,diffusion,joint} [CONFIG] [--key value ...]"
+TASKS = get_args(Task)
+CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,13 +30,9 @@ def main(argv: Sequence[str]) -> int:
         UserError: an invalid config, or a dataset or run directory that cannot be used.
     """
     from unetdiff.config.help import options_help
-    from unetdiff.config.reading import load, to_yaml
-    from unetdiff.config.schema import Task
-    from unetdiff.config.shipped import default_config, find_config
-    from unetdiff.console import say
 
     parser = Parser("unetdiff train", "Train one head, or both jointly, on one U-Net.", usage=USAGE)
-    parser.add_argument("task", choices=get_args(Task), help="what to train")
+    parser.add_argument("task", choices=TASKS, help="what to train; may be left out before a file that names it")
     parser.add_argument(
         "config",
         nargs="?",
@@ -48,15 +51,16 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     overrides, words = split_overrides(argv, known=[])
-    args, unknown = parser.parse_known_args(words)
+    args, unknown = parser.parse_known_args(_with_task(words))
     overrides += unknown  # a key without a dot: the error names the nearest dotted one
     if unknown and not unknown[0].startswith("--"):
         raise UserError(f"unexpected argument {unknown[0]!r}. Give one config file, then --key value.")
-    path = None if args.config is None else find_config(args.config, args.task)
+    path = None if args.config is None else _config_file(args.config, args.task)
     if args.output_dir is not None:
         overrides.append(f"--training.output_dir={args.output_dir}")
     overrides += [f"--training.{flag}=true" for flag in ("resume", "overwrite") if getattr(args, flag)]
-    if args.resume and path is not None and not _names_output(overrides) and _is_run(path):
+    is_of_run = path is not None and path.name == CONFIG and is_run(path.parent)
+    if args.resume and path is not None and is_of_run and not _names(overrides, "output_dir"):
         overrides.append(f"--training.output_dir={path.parent}")
     notes: list[str] = []
     is_default = path is None
@@ -73,19 +77,76 @@ def main(argv: Sequence[str]) -> int:
             print(to_yaml(config), end="")
         return 0
 
+    if config.training.resume and path is not None and not _names(overrides, "steps", "epochs"):
+        notice = length_notice(config, path)
+        if notice and is_main_process():
+            say(f"unetdiff: {notice}")
+
     from unetdiff.training.trainer import train
 
     directory = train(config, command=shlex.join(["unetdiff", "train", *argv]))
     if is_main_process():
-        say(f"{directory}: finished. Next: unetdiff evaluate {directory}")
+        say(f"{directory}: finished. Next:")
+        for command in next_commands(config.task, directory):
+            say(f"  {command}")
     return 0
 
 
-def _names_output(overrides: Sequence[str]) -> bool:
-    return any(word.partition("=")[0] == "--training.output_dir" for word in overrides)
+def next_commands(task: Task, run: Path) -> list[str]:
+    """What a trained model is for."""
+    place = shlex.quote(str(run))
+    own = {"segmentation": [f"predict {place} IMAGE"], "diffusion": [f"sample {place}"]}
+    heads = own.get(task) or [*own["segmentation"], *own["diffusion"]]
+    return [f"unetdiff {command}" for command in (f"evaluate {place}", *heads, f"app {place}")]
 
 
-def _is_run(file: Path) -> bool:
-    """Whether a config file is that of a run that was started: it continues where it lies now, moved or not."""
-    run = file.parent
-    return file.name == "config.yaml" and ((run / "checkpoints").is_dir() or (run / "metrics.jsonl").is_file())
+def length_notice(config: RunConfig, path: Path) -> str:
+    """That a resumed run gets the length of its config file, where a flag had given it another; "" where it keeps its
+    length.
+
+    Args:
+        config: to train, whose length comes from its file.
+        path: of the file.
+    """
+    run = Path(config.training.output_dir)
+    if not is_run(run):
+        return ""
+    (key, now), (old_key, before) = _length(config), _length(from_yaml(run / CONFIG))
+    if (key, now) == (old_key, before) or before is None:
+        return ""
+    return (
+        f"{run}: its length changes from {before:g} {old_key} to {now:g} {key}, as in {path}. "
+        f"--training.{old_key} {before:g} keeps its length."
+    )
+
+
+def _length(config: RunConfig) -> tuple[str, float | None]:
+    training = config.training
+    return ("epochs", training.epochs) if training.steps is None else ("steps", training.steps)
+
+
+def _with_task(words: Sequence[str]) -> list[str]:
+    """The words of the command line with the task of a config file that goes first: `unetdiff train cells.yaml`."""
+    first = words[0] if words else ""
+    is_config = Path(first).suffix in CONFIG_SUFFIXES or is_run(Path(first)) or first in dict(shipped_configs())
+    if first in TASKS or not is_config:
+        return list(words)
+    task = read_yaml(_config_file(first, None)).get("task")
+    if task not in TASKS:
+        remedy = f"Run `unetdiff train TASK {first}`, or set it in the file."
+        raise config_error("task", task, f"one of {', '.join(TASKS)} in {first}", remedy)
+    return [str(task), *words]
+
+
+def _config_file(name: str, task: str | None) -> Path:
+    """As `find_config`; a run is named with the command that continues it."""
+    if is_run(Path(name)):
+        own = from_yaml(Path(name) / CONFIG).task
+        command = f"unetdiff train {own} {Path(name) / CONFIG} --resume"
+        raise UserError(f"config {name}: must be a file (got a run). Continue it with `{command}`.")
+    return find_config(name, task)
+
+
+def _names(overrides: Sequence[str], *names: str) -> bool:
+    """Whether one of these keys of `training` is on the command line."""
+    return any(word.partition("=")[0] in {f"--training.{name}" for name in names} for word in overrides)

@@ -45,6 +45,10 @@ OPTIONS = (
     *("training.freeze_encoder", "training.frozen_levels", "training.lora", "training.best_metric"),
 )
 """Keys, and sections, that a run can do without: how it trains, not what and on which data."""
+FOLLOWERS = {
+    "model.encoder.weights": ("training.optimizer.encoder_lr", "it is that of pretrained weights"),
+}
+"""A key that a flag turns off -> a key that belongs to it, and why; a config may have it all the same."""
 MAX_LEFT_OUT = 50
 
 
@@ -57,6 +61,21 @@ def replace_alternatives(config: RunConfig, flags: Collection[str]) -> list[str]
                 assign(config, other, value_of(RunConfig(), other))
                 replaced.append(other)
     return replaced
+
+
+def leave_out_followers(config: RunConfig, keys: Collection[str], flags: Collection[str], notes: list[str]) -> None:
+    """Leave out, in place, keys of the file that belong to what a flag turns off (`FOLLOWERS`).
+
+    Args:
+        config: file and command line.
+        keys: that the file sets and the command line does not.
+        flags: that the command line sets.
+        notes: gets a line for each key that is left out.
+    """
+    for flag, (key, reason) in FOLLOWERS.items():
+        if flag in flags and key in keys and value_of(config, flag) is None and value_of(config, key) is not None:
+            notes.append(f"{key}={_shown(value_of(config, key))} of the config is left out: {reason}")
+            assign(config, key, value_of(RunConfig(), key))
 
 
 def leave_out_contradictions(

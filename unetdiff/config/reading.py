@@ -9,7 +9,7 @@ from typing import Any
 
 from unetdiff.config.bounds import check_bounds
 from unetdiff.config.command_line import Overrides, apply, assign, given_keys
-from unetdiff.config.precedence import leave_out_contradictions, replace_alternatives
+from unetdiff.config.precedence import leave_out_contradictions, leave_out_followers, replace_alternatives
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.schema import (
     KEYS,
@@ -53,9 +53,9 @@ def load(
         validate(config)
     else:
         keys = [key for key in flatten(read_yaml(Path(path))) if key not in flags]
-        config = leave_out_contradictions(
-            config, keys, validate, lambda: parse(path, None, task, is_default), [] if notes is None else notes
-        )
+        notes = [] if notes is None else notes
+        leave_out_followers(config, keys, flags, notes)
+        config = leave_out_contradictions(config, keys, validate, lambda: parse(path, None, task, is_default), notes)
     check_files(config)
     return config
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,20 @@ def _files_of(config: DataConfig, role: str) -> tuple[list[Path], list[Path], bo
     return files, train, single
 
 
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Without the progress bars of datasets: "Generating train split" of files that are only opened."""
+    import datasets as hf
+
+    was_quiet = hf.are_progress_bars_disabled()
+    hf.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_quiet:
+            hf.enable_progress_bars()
+
+
 def open_parquet(files: list[Path]) -> Any:
     """A `datasets.Dataset` of parquet files; FileError for one that cannot be read."""
     import datasets as hf
@@ -174,7 +189,8 @@ def open_parquet(files: list[Path]) -> Any:
     remedy = "It holds the tables that Hugging Face datasets reads. Set HF_DATASETS_CACHE to a folder that is writable."
     with file_errors(cache, remedy):
         try:
-            return hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
+            with quiet_datasets():
+                return hf.Dataset.from_parquet([str(file) for file in files], keep_in_memory=False)
         except OSError:
             raise
         except Exception as error:  # pyarrow and datasets share no base class

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tifffile
 
-from unetdiff.data.raw_images import (
-    RawImage,
-    bands_are_pages,
-    opened_tiff,
-    pillow_suffices,
-    pillow_values,
-    stored_values,
-    upright,
-)
+from unetdiff.data.raw_images import RawImage, bands_are_pages, opened_tiff, pillow_suffices, read_values
 from unetdiff.files.images import open_image
 
 GRAY_OR_COLOR = (1, 3, 4)
 """Samples of a page that a network of gray or RGB images reads."""
+
+
+def page_count(source: Path | bytes) -> int:
+    """The pages of a TIFF that have the shape and type of its first; 1 for every other file.
+
+    Raises:
+        FileError: a file that is missing or cannot be read.
+    """
+    with opened_tiff(source, lambda tiff: len(_pages(tiff)) > 1) as tiff:
+        return 1 if tiff is None else len(_pages(tiff))
 
 
 def stack_size(source: Path | bytes, channels: int) -> int:
@@ -43,19 +47,31 @@ def stack_size(source: Path | bytes, channels: int) -> int:
         return 1 if tiff is None else len(_pages(tiff))
 
 
-def read_page(source: Path | bytes, index: int) -> RawImage:
-    """The stored values of one image of a stack, which `stack_size` has counted.
+def page_file(source: Path | bytes, index: int) -> bytes:
+    """One page of a stack as a TIFF of its own, with the same values, colors and palette.
 
     Raises:
         FileError: a file that cannot be read.
     """
+    file = io.BytesIO()
     with opened_tiff(source, lambda tiff: not pillow_suffices(tiff.pages[0])) as tiff:
         if tiff is not None:
             page = _pages(tiff)[index]
-            return RawImage(stored_values(page.asarray(), page.axes), None, None)
+            values = page.asarray()
+            if values.dtype == np.bool_:
+                values = values.astype(np.uint8) * 255
+            extra = {"planarconfig": page.planarconfig} if page.samplesperpixel > 1 else {}
+            tifffile.imwrite(file, values, photometric=page.photometric, metadata=None, **extra)
+            return file.getvalue()
     with open_image(source) as image:
         image.seek(index)
-        return pillow_values(upright(image))
+        image.save(file, format="TIFF", compression="raw")
+        return file.getvalue()
+
+
+def read_page(source: Path | bytes, index: int) -> RawImage:
+    """The stored values of one image of a stack; errors as of `page_file`."""
+    return read_values(page_file(source, index))
 
 
 def _pages(tiff: tifffile.TiffFile) -> Sequence[Any]:

@@ -25,6 +25,7 @@ from unetdiff.diffusion.stable_diffusion import PIPELINES as STABLE_DIFFUSION
 from unetdiff.errors import FileError, UserError
 from unetdiff.files import hub, records
 from unetdiff.files.folders import is_there
+from unetdiff.files.hub_errors import hub_reason
 from unetdiff.files.pipeline_parts import LATENT_DIFFUSION as LATENT_DIFFUSION_PARTS
 from unetdiff.files.pipeline_parts import part
 from unetdiff.models.config import STOCK_CLASSES
@@ -175,5 +176,4 @@ def downloaded(name: str, revision: str | None = None) -> Path:
     try:
         return Path(DiffusionPipeline.download(name, revision=revision, use_safetensors=True, trust_remote_code=False))
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{name}: must be a directory or a model on the Hub ({reason[:200]}).") from None
+        raise UserError(f"{name}: must be a directory or a model on the Hub ({hub_reason(error)}).") from None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.schema import RunConfig
 from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
@@ -33,7 +34,6 @@ from unetdiff.segmentation.config import InferenceConfig
 from unetdiff.segmentation.evaluation import Logits, SegmentationEvaluation, evaluate_segmenter, network_logits
 from unetdiff.segmentation.instances import InstanceScores
 from unetdiff.segmentation.pipeline import SegmentationPipeline, saved_inference
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.diffusion import DiffusionTask
 from unetdiff.training.tasks.segmentation import SegmentationTask
 

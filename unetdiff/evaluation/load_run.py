@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.pretrained import follow_pretrained
 from unetdiff.config.reading import from_yaml
 from unetdiff.config.schema import RunConfig
@@ -23,7 +24,6 @@ from unetdiff.files.records import read_object
 from unetdiff.models.loading import is_stock
 from unetdiff.models.unet import UNet
 from unetdiff.training import runtime as machine
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.rundir import CONFIG
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.build import denoiser_of, load_task, segmentation_of

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.config.reading import to_yaml
 from unetdiff.config.validation.checks import require_at_least
 from unetdiff.data.base import ImageDataset
@@ -39,7 +40,6 @@ from unetdiff.reports.samples import Budget, conditional
 from unetdiff.segmentation.inference import predict_masks
 from unetdiff.segmentation.metrics import ConfusionMatrix
 from unetdiff.training import runtime as machine
-from unetdiff.training.checkpoints import model_directory
 
 CLASSIFIER_STEPS = Budget.classifier_steps
 """Optimizer steps of the independent classifier."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.data.base import ImageDataset
 from unetdiff.data.build import build_dataset
 from unetdiff.data.config import DataConfig
@@ -18,7 +19,6 @@ from unetdiff.models.resolve import section
 from unetdiff.reports.dataset_groups import group_by_dataset
 from unetdiff.reports.runs import Run, read_runs
 from unetdiff.segmentation.pipeline import SegmentationPipeline
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.tasks.diffusion import DiffusionTask
 
 MAX_COUNT = 10_000_000

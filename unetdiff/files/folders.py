@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from unetdiff.errors import FileError, printable
@@ -55,22 +55,28 @@ def folders_in(folder: str | Path) -> list[Path]:
     return [path for path in entries(folder) if path.is_dir()]
 
 
-def files_in(folder: str | Path, suffixes: Collection[str] = (), recursive: bool = False) -> list[Path]:
+def files_in(
+    folder: str | Path,
+    suffixes: Collection[str] = (),
+    recursive: bool = False,
+    skip: Callable[[Path], bool] | None = None,
+) -> list[Path]:
     """The files in a folder, sorted, without hidden ones; broken links too, so that whoever reads them names them.
 
     Args:
         folder: the folder.
         suffixes: in lower case, with their dot; files with others are left out. Empty: all files.
         recursive: include the files of its folders, at any depth; links to folders are not followed twice.
+        skip: folders in it that are left out.
 
     Raises:
         FileError: as of `entries`, for any of the folders.
     """
-    found = _walk(Path(folder), set()) if recursive else (path for path in entries(folder) if _is_file(path))
+    found = _walk(Path(folder), set(), skip) if recursive else (path for path in entries(folder) if _is_file(path))
     return [path for path in found if not suffixes or path.suffix.lower() in suffixes]
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[tuple[int, int]], skip: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     status = folder.stat() if folder.exists() else None
     if status is not None:
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
@@ -78,7 +84,8 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
     for path in entries(folder):
         if path.is_dir():
-            yield from _walk(path, seen)
+            if skip is None or not skip(path):
+                yield from _walk(path, seen, skip)
         elif _is_file(path):
             yield path
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from unetdiff.errors import UserError
+from unetdiff.files.hub_errors import hub_reason
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """owner/model."""
@@ -56,7 +57,7 @@ def resolved(source: str | Path, patterns: Sequence[str], **options: Unpack[HubO
         return Path(snapshot_download(source, allow_patterns=list(patterns), **options))
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         revision = f", revision={options['revision']}" if options.get("revision") else ""
-        reason = " ".join(str(error).split())[:200]
+        reason = hub_reason(error)
         raise UserError(f"{source}{revision}: must be a directory or a model on the Hub ({reason}).") from None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from unetdiff.errors import UserError, config_error
 from unetdiff.files.hub import NAME
+from unetdiff.files.hub_errors import hub_reason
 from unetdiff.files.model_card import CARD, Card
 from unetdiff.files.writing import file_errors
 
@@ -49,9 +50,9 @@ def upload(
         message = commit_message or "Upload with unetdiff"
         api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
-        reason = " ".join(str(error).split())[:200]
         remedy = "Check the connection, and log in with `hf auth login`."
-        raise config_error("name", name, f"a model that can be written on the Hub ({reason})", remedy) from None
+        constraint = f"a model that can be written on the Hub ({hub_reason(error)})"
+        raise config_error("name", name, constraint, remedy) from None
     return address
 
 

@@ -79,7 +79,10 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(entry.url).name
         constraint = f"downloaded from {entry.url} ({' '.join(str(error).split()) or type(error).__name__})"
-        remedy = f"Put this file at '{cached}', give a safetensors file, or set null (random initialization)."
+        remedy = (
+            f"Put this file at '{cached}', give a safetensors file (--model.encoder.weights FILE), or train from "
+            "random weights (--model.encoder.weights null)."
+        )
         raise config_error("model.encoder.weights", "imagenet", constraint, remedy) from None
 
 

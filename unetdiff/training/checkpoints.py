@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unetdiff.config.pretrained import exported_model
 from unetdiff.errors import FileError, UserError
-from unetdiff.files.folders import folders_in, is_there
+from unetdiff.files.folders import folders_in
 from unetdiff.files.records import write_json
 from unetdiff.files.tensors import read_header, read_tensors, write_tensors
 from unetdiff.files.writing import delete_whole, replace_directory, sync, write_file
@@ -53,8 +52,8 @@ def resume_hint(run: Path) -> str:
     except (FileError, OSError):  # the directory cannot be read any more
         checkpoint = None
     if checkpoint is None:
-        return "No checkpoint was written yet; start again with --resume."
-    return f"The last complete checkpoint is {checkpoint}; continue with --resume."
+        return "No checkpoint was written yet; start again with the same command and --resume."
+    return f"The last complete checkpoint is {checkpoint}; continue with the same command and --resume."
 
 
 def save(
@@ -170,25 +169,6 @@ def is_exported(run: Path, name: str, task: Task) -> bool:
     except UserError:
         return False
     return set(state) == set(weights) and all(torch.equal(state[k], v.cpu()) for k, v in weights.items())
-
-
-def model_directory(path: str | Path) -> Path:
-    """Resolve a path to a model directory: a run's `best`, else its `latest`, else the path itself.
-
-    Raises:
-        UserError: no model there.
-    """
-    path = Path(path)
-    exported = exported_model(path)
-    if exported is not None:
-        return exported
-    if is_there(path / "unet" / "config.json"):
-        return path
-    if not path.exists():
-        raise UserError(f"'{path}' does not exist. Give a run directory (with best/ or latest/) or a model directory.")
-    raise UserError(
-        f"'{path}' contains no model (no best/unet, latest/unet or unet). Has the run completed a validation?"
-    )
 
 
 def _tensors(task: Task) -> dict[str, Tensor]:

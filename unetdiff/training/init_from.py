@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from unetdiff.config.model_directory import model_directory
 from unetdiff.diffusion import autoencoders
 from unetdiff.diffusion.conditioning.base import Conditioner
 from unetdiff.diffusion.conditioning.load import load_conditioner
@@ -26,7 +27,6 @@ from unetdiff.models.unet import UNet
 from unetdiff.models.weights_files import fingerprint
 from unetdiff.models.widen_input import gray_to_rgb, is_gray, widen_input_
 from unetdiff.training.agreement import describe_scheduler, scheduler_difference, scheduler_of
-from unetdiff.training.checkpoints import model_directory
 from unetdiff.training.latents import codec_of
 from unetdiff.training.tasks.base import Task
 from unetdiff.training.tasks.segmentation import SegmentationTask

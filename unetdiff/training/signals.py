@@ -14,6 +14,16 @@ from accelerate import Accelerator
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
+def signal_name(number: int) -> str:
+    """ "Ctrl-C" for SIGINT, the name of another signal."""
+    if number == signal.SIGINT:
+        return "Ctrl-C"
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class StopRequest:
     """The signal received, if any; a handler for `signal.signal`."""
 

@@ -32,11 +32,12 @@ def headline(
     if not all(parameter.requires_grad for parameter in task.unet.parameters()):
         trained = f" ({_trained(task) / 1e6:.2f} M trained{why})"
     facts, processes = runtime.facts(accelerator), runtime.processes_text(accelerator)
+    length = f"{epochs:.1f}" if config.training.epochs is None else f"{config.training.epochs:g}"
     resumed = f", resumed at step {progress.step}" if progress.step else ""
     return (
         f"{config.task} on {config.data.name}: {images[0]} training and {images[1]} validation "
         f"images, {sum(counts.values()) / 1e6:.2f} M parameters{trained}, {steps} steps of "
-        f"{config.training.batch_size} ({epochs:.1f} epochs), {facts['precision']}, "
+        f"{config.training.batch_size} ({length} epochs), {facts['precision']}, "
         f"{facts['device']}, {facts['threads']} threads{processes}{resumed}"
     )
 

@@ -43,7 +43,7 @@ from unetdiff.training.progress import Progress
 from unetdiff.training.run_card import write_run_card
 from unetdiff.training.run_data import GivenData, RunData, given_data, require_open_files
 from unetdiff.training.saver import Saver
-from unetdiff.training.signals import StopRequest, any_stopped, stop_on_signals
+from unetdiff.training.signals import StopRequest, any_stopped, signal_name, stop_on_signals
 from unetdiff.training.step import optimizer_step
 from unetdiff.training.step_layers import StepLayers, require_batch_norm_images
 from unetdiff.training.summary import early_stop, headline, write_summary
@@ -89,7 +89,7 @@ def train(
         raise
     except KeyboardInterrupt:
         number = stop.number or 2
-        raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(run)}", 128 + number) from None
+        raise TrainingStopped(f"Stopped by {signal_name(number)}. {resume_hint(run)}", 128 + number) from None
     except Exception as error:
         end_run(error, run, None if trainer is None else trainer.saver)
     finally:
@@ -247,7 +247,7 @@ class Trainer:
                 stopped = any_stopped(stop, self.accelerator) and not is_last
             if stopped:
                 number = stop.number or 15
-                raise TrainingStopped(f"Stopped by signal {number}. {resume_hint(self.directory)}", 128 + number)
+                raise TrainingStopped(f"Stopped by {signal_name(number)}. {resume_hint(self.directory)}", 128 + number)
         if self.logger is not None and progress.step < self.steps:
             self.logger.info(early_stop(progress, self.task, self.steps))
         if self.accelerator.is_main_process:

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from unetdiff.data.discovery.found import Found
+from unetdiff.data.discovery.stray_folders import dataset_files
 from unetdiff.errors import UserError
-from unetdiff.files.folders import files_in
 from unetdiff.files.images import SUFFIXES
 from unetdiff.files.records import read_json
 from unetdiff.files.texts import read_start
@@ -16,7 +16,7 @@ from unetdiff.files.texts import read_start
 
 def find_annotations(path: Path) -> Found | None:
     """COCO, LabelMe or Label Studio JSON."""
-    files = files_in(path, {".json"}, recursive=True)
+    files = dataset_files(path, {".json"})
     kinds = Counter(_json_kind(file) for file in files[:50])
     if kinds["coco"]:
         found = Found("segmentation", "COCO annotations", {"name": "coco"})
@@ -63,7 +63,7 @@ def _place_coco(found: Found, path: Path, files: list[Path]) -> None:
         config.annotations = found.keys["annotations"]
     sample = coco(config, "train", False).samples[0]
     if not sample.image.is_file():
-        folder = next((p.parent for p in files_in(path, SUFFIXES, recursive=True) if p.name == sample.image.name), None)
+        folder = next((p.parent for p in dataset_files(path, SUFFIXES) if p.name == sample.image.name), None)
         if folder is not None:
             found.keys["images"] = folder.relative_to(path).as_posix()
             found.reasons["images"] = f"where {sample.image.name} is"

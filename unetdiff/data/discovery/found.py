@@ -30,6 +30,10 @@ class Found:
     """Of a denoiser."""
     masks: MaskValues | None = None
     """Of mask files."""
+    left_out: list[Path] = field(default_factory=list)
+    """Folders with images that are not data: environments, packages, runs."""
+    hint: str = ""
+    """What another folder would be."""
 
 
 def add_encoding(found: Found, path: Path) -> None:

@@ -7,27 +7,29 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from unetdiff.data.discovery.found import Found, add_encoding, add_val_fraction
+from unetdiff.data.discovery.stray_folders import dataset_files, is_stray
 from unetdiff.data.masks.folders import match_files
 from unetdiff.data.masks.globs import named_files
 from unetdiff.data.masks.inspect import MaskValues, inspect_masks
 from unetdiff.data.masks.splits import STAND_INS
 from unetdiff.errors import UserError
-from unetdiff.files.folders import files_in
 from unetdiff.files.images import SUFFIXES
 
 MASK_WORDS = ("mask", "label", "gt", "seg", "annot", "truth", "lbl")
 """In the paths of masks."""
 MIN_OVERLAP = 0.5
 """Fraction of the images that must have a mask of their name."""
+MIN_BLOCKS = 5
+"""Blocks of ten pages of a stack from which whole ones are held out."""
 MAX_PROBED = 5
 """Files of a candidate that are decoded to see whether they are masks."""
 
 
 def find_image_and_mask_folders(path: Path) -> Found | None:
     """The two globs whose files pair best, one of images and one of masks."""
-    files = files_in(path, SUFFIXES, recursive=True)
+    files = dataset_files(path, SUFFIXES)
     candidates = _candidates(path, files)
-    named = {pattern: named_files("data.images", pattern, path) for pattern in candidates}
+    named = {pattern: matched for pattern in candidates if (matched := _named(path, pattern))}
     values = {pattern: _probe(found) for pattern, found in named.items()}
     best: tuple[float, str, str] | None = None
     for mask_pattern, masks in named.items():
@@ -58,8 +60,32 @@ def find_image_and_mask_folders(path: Path) -> Found | None:
     found.masks = inspect_masks([file for group in named[masks_glob].values() for file in group])
     add_encoding(found, path)
     own = named[image_glob]
+    if found.masks.files > count:
+        found.kind = "stacks of images and of masks"
+        found.reasons["masks"] = f"{count} of the same names, {found.masks.files} pages"
+        add_val_fraction(found, found.masks.files)
+        if found.masks.files >= MIN_BLOCKS * 10:
+            found.keys["group_pattern"] = r"^.*(?=\d$)"
+            found.reasons["group_pattern"] = "ten neighboring pages, which are alike, stay together"
+        return found
     _add_splits(found, path, list(own), [file for group in own.values() for file in group])
     return found
+
+
+def _named(path: Path, pattern: str) -> dict[str, list[Path]]:
+    """The files of a candidate by name, without stray ones; none where it reads as something else (a folder v1.0)."""
+    try:
+        named = named_files("data.images", pattern, path)
+    except UserError:
+        return {}
+    stray: dict[Path, bool] = {}
+
+    def is_in_stray(file: Path) -> bool:
+        folders = list(file.relative_to(path).parents)[:-1]
+        return any(stray.setdefault(one, is_stray(path / one)) for one in folders)
+
+    kept = {name: [file for file in files if not is_in_stray(file)] for name, files in named.items()}
+    return {name: files for name, files in kept.items() if files}
 
 
 def _candidates(path: Path, files: list[Path]) -> list[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from unetdiff.data.captions import METADATA
 from unetdiff.data.discovery.found import Found, add_encoding
+from unetdiff.data.discovery.stray_folders import dataset_files
 from unetdiff.data.masks.inspect import inspect_masks
-from unetdiff.files.folders import files_in
 
 MAX_ROWS = 1000
 """Rows of a table whose masks are read."""
@@ -17,7 +17,7 @@ MAX_ROWS = 1000
 def find_tables(path: Path) -> Found | None:
     """Hugging Face tables: with two columns of images, masks; with one, classes or captions."""
     saved = (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file()
-    files = [file for file in files_in(path, {".parquet"}, recursive=True) if file.name not in METADATA]
+    files = [file for file in dataset_files(path, {".parquet"}) if file.name not in METADATA]
     if not saved and not files:
         return None
     import datasets as hf

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from unetdiff.data.base import empty_palette
 from unetdiff.data.config import DataConfig
+from unetdiff.data.decoding import RGB
 from unetdiff.data.issues import Issue
 from unetdiff.data.masks.classes import classes_of
 from unetdiff.data.masks.globs import named_files
 from unetdiff.data.masks.pairs import ImageMaskPair, PairReader
 from unetdiff.data.masks.splits import Role, split_of
 from unetdiff.data.roots import dataset_root
-from unetdiff.errors import UserError, config_error
+from unetdiff.data.stacks import page_count, stack_size
+from unetdiff.errors import FileError, UserError, config_error
 
 Files = Mapping[str, list[Path]]
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 
 
 def folders(config: DataConfig, role: Role, masks: bool) -> PairReader:
@@ -31,6 +35,7 @@ def folders(config: DataConfig, role: Role, masks: bool) -> PairReader:
         raise config_error("data.masks", None, "set with data.name=folders", "Give a folder or a glob in data.root.")
     image_files = _without(named_files("data.images", config.images, root), mask_files, config)
     pairs, listing = match_files(image_files, mask_files, root) if masks else (_images(image_files), [])
+    pairs = _pages(pairs, config.channels or RGB)
     split = split_of([pair.name for pair in pairs], [pair.image for pair in pairs], root, config, role)
     pairs = [pairs[i] for i in split.indices]
     if not masks:
@@ -51,6 +56,8 @@ def match_files(images: Files, masks: Files, root: Path) -> tuple[list[ImageMask
         flat_images, flat_masks = _flat(images), _flat(masks)
         if flat_images is not None and flat_masks is not None and set(flat_images) & set(flat_masks):
             masks = {name: flat_masks.get(PurePosixPath(name).name, []) for name in images}
+    if len(images) == len(masks) == 1:  # two stacks
+        masks = dict(zip(images, masks.values(), strict=True))
     if not any(masks.get(name) for name in images):
         raise UserError(
             f"data.root={root}: no image has a mask of its name ({_first(images)} of data.images, {_first(masks)} of "
@@ -67,6 +74,35 @@ def match_files(images: Files, masks: Files, root: Path) -> tuple[list[ImageMask
         return pairs, []
     remedy = "Correct data.masks, or remove the masks."
     return pairs, [Issue(str(alone[0]), f"{len(alone)} mask(s) without an image", alone[0].name, remedy)]
+
+
+def _pages(pairs: list[ImageMaskPair], channels: int) -> list[ImageMaskPair]:
+    """The pairs of all pages, NAME/0000 and so on, if the first image is a stack (and its mask one of as many pages).
+
+    Raises:
+        UserError: stacks of an image and its mask whose pages differ in number.
+    """
+    if not pairs or not _is_stack(pairs[0], channels):
+        return pairs
+    pages = []
+    for pair in pairs:
+        count = page_count(pair.image)
+        if pair.mask != pair.image and pair.mask.is_file() and page_count(pair.mask) != count:
+            reason = f"has {page_count(pair.mask)} pages, its image {pair.image.name} {count}"
+            raise FileError.of(pair.mask, reason, "Correct or remove it.")
+        pages += [replace(pair, name=f"{pair.name}/{page:04d}", page=page) for page in range(count)]
+    return pages
+
+
+def _is_stack(pair: ImageMaskPair, channels: int) -> bool:
+    if pair.image.suffix.lower() not in TIFF_SUFFIXES or pair.ambiguous:
+        return False
+    try:
+        if pair.mask == pair.image:  # images alone
+            return stack_size(pair.image, channels) > 1
+        return pair.mask.is_file() and page_count(pair.mask) > 1
+    except FileError:
+        return False
 
 
 def _without(images: Files, masks: Files, config: DataConfig) -> Files:

@@ -23,13 +23,13 @@ def is_glob(pattern: str) -> bool:
 def named_files(key: str, pattern: str, root: Path, suffixes: Collection[str] = SUFFIXES) -> dict[str, list[Path]]:
     """The files of a folder or glob by name, sorted; names are what the wildcards match, without the suffix.
 
-    A folder stands for all files in it, at any depth. `leftImg8bit/**/*_leftImg8bit.png` names
-    leftImg8bit/train/aachen/aachen_0_leftImg8bit.png "train/aachen/aachen_0".
+    A folder stands for all files in it, at any depth; a file (a stack) for itself.
+    `leftImg8bit/**/*_leftImg8bit.png` names leftImg8bit/train/aachen/aachen_0_leftImg8bit.png "train/aachen/aachen_0".
 
     Args:
         key: the config's key, for messages.
-        pattern: a folder or a glob, relative to `root` or absolute; `*` and `?` match within a name, `**` folders at
-            any depth.
+        pattern: a folder, a glob or a file, relative to `root` or absolute; `*` and `?` match within a name, `**`
+            folders at any depth.
         root: the dataset's folder.
         suffixes: of the files, in lower case.
 
@@ -37,6 +37,8 @@ def named_files(key: str, pattern: str, root: Path, suffixes: Collection[str] = 
         UserError: a folder that does not exist, or a pattern that no file matches.
     """
     text = os.path.expanduser(pattern).replace(os.sep, "/").rstrip("/") or "/"
+    if (root / text).is_file():
+        return {Path(text).stem: [root / text]}
     if not is_glob(text) or "." not in text.rpartition("/")[2].removeprefix("."):
         text += "/**/*.*"
     parts = text.split("/")

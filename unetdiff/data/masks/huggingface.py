@@ -19,6 +19,7 @@ from unetdiff.data.roots import dataset_root
 from unetdiff.errors import UserError, config_error
 from unetdiff.files.folders import files_in, inside
 from unetdiff.files.hub import NAME
+from unetdiff.files.hub_errors import hub_reason
 from unetdiff.files.writing import file_errors
 
 IMAGE_COLUMNS, MASK_COLUMNS = ("image", "img", "pixel_values"), ("mask", "label", "annotation", "segmentation_mask")
@@ -125,8 +126,7 @@ def tables_of(config: DataConfig) -> tuple[dict[str, Any], Path]:
     try:
         loaded = hf.load_dataset(str(config.root))
     except Exception as error:  # the Hub's client has many types
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"data.root={config.root}: cannot be loaded from the Hub ({reason}).") from None
+        raise UserError(f"data.root={config.root}: cannot be loaded from the Hub ({hub_reason(error)}).") from None
     return dict(loaded), Path()
 
 

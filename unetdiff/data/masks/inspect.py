@@ -15,9 +15,10 @@ from unetdiff.data.masks.encodings import pack
 from unetdiff.data.masks.globs import named_files
 from unetdiff.data.masks.pairs import read_values
 from unetdiff.data.masks.voc_paths import MASKS
+from unetdiff.data.stacks import page_count, page_file
 from unetdiff.data.threads import map_in_threads
 from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.errors import UserError
+from unetdiff.errors import FileError, UserError
 
 MAX_FILES = 2000
 """Masks that are read; of more, as many at equal distances."""
@@ -100,10 +101,10 @@ class MaskValues:
 
 
 def inspect_masks(files: Sequence[Path | bytes], max_files: int = MAX_FILES) -> MaskValues:
-    """The values of mask files, or of their bytes; unreadable ones are counted."""
-    step = max(1, len(files) // max_files)
+    """The values of mask files (of every page of a stack), or of their bytes; unreadable ones are counted."""
+    pages = [(file, page) for file in files[:: max(1, len(files) // max_files)] for page in _pages(file)]
     found = MaskValues()
-    for counts in map_in_threads(_counts, list(files)[::step], "masks", False):
+    for counts in map_in_threads(_counts, pages[:: max(1, len(pages) // max_files)], "masks", False):
         if counts is None:
             found.unreadable += 1
             continue
@@ -123,12 +124,22 @@ def inspect_masks(files: Sequence[Path | bytes], max_files: int = MAX_FILES) -> 
     return found
 
 
-def _counts(source: Path | bytes) -> tuple[bool, dict[Any, int], int] | None:
-    """Whether a mask is gray, the pixels of each of its values or colors, and its channels; None if it cannot be
-    read."""
+def _pages(file: Path | bytes) -> Sequence[int | None]:
+    """The pages of a stack; [None] for any other file."""
     try:
-        values = read_values(source, colors=False)
-    except BadFile:
+        count = page_count(file)
+    except FileError:
+        return [None]
+    return range(count) if count > 1 else [None]
+
+
+def _counts(source: tuple[Path | bytes, int | None]) -> tuple[bool, dict[Any, int], int] | None:
+    """Whether a mask, a file or a page of one, is gray, the pixels of each of its values or colors, and its channels;
+    None if it cannot be read."""
+    file, page = source
+    try:
+        values = read_values(file if page is None else page_file(file, page), colors=False)
+    except (BadFile, FileError):
         return None
     channels = 1 if values.ndim == 2 else 3
     if values.ndim == 3 and (values == values[..., :1]).all():

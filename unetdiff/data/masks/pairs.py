@@ -13,6 +13,7 @@ from PIL import Image
 from unetdiff.data.issues import BadFile, Issue, ambiguous_issue, issue_of, row_issue, unreadable_issue
 from unetdiff.data.masks.encodings import Encoding
 from unetdiff.data.masks.reader import Indices, MaskReader
+from unetdiff.data.stacks import page_file
 from unetdiff.errors import FileError
 from unetdiff.files.images import open_image
 
@@ -29,6 +30,8 @@ class ImageMaskPair:
     mask: Path
     ambiguous: tuple[Path, ...] = ()
     """Several images, or several masks, of this name; reading it is refused."""
+    page: int | None = None
+    """Which page of both files, if they are stacks."""
 
 
 class PairReader(MaskReader):
@@ -57,15 +60,16 @@ class PairReader(MaskReader):
         self.keeps = encoding is not None and encoding.of_colors
 
     def image(self, index: int) -> tuple[Path | bytes, str]:
-        return self._pair(index).image, ""
+        pair = self._pair(index)
+        return _file(pair.image, pair.page)
 
     def mask_place(self, index: int) -> Path:
         return self.pairs[index].mask
 
     def mask(self, index: int) -> Indices:
         assert self.encoding is not None
-        path = self._pair(index).mask
-        return self.encoding.decode(read_values(path, self.encoding.of_colors), str(path))
+        values, place = self._values(index)
+        return self.encoding.decode(values, place)
 
     def issues(self) -> list[Issue]:
         return self.listing
@@ -73,18 +77,35 @@ class PairReader(MaskReader):
     def mask_issues(self, index: int, image_size: tuple[int, int] | None) -> list[Issue]:
         assert self.encoding is not None
         try:
-            path = self._pair(index).mask
-            values = read_values(path, self.encoding.of_colors)
+            values, place = self._values(index)
         except BadFile as error:
             return [issue_of(error)]
-        issue = self.encoding.issue(values, str(path))
+        issue = self.encoding.issue(values, place)
         return ([] if issue is None else [issue]) + self.size_issues(index, image_size, values.shape[:2])
+
+    def _values(self, index: int) -> tuple[NDArray[np.generic], str]:
+        """The stored values of a mask, and where they stand."""
+        assert self.encoding is not None
+        pair = self._pair(index)
+        source, name = _file(pair.mask, pair.page)
+        return read_values(source, self.encoding.of_colors, name), name or str(source)
 
     def _pair(self, index: int) -> ImageMaskPair:
         pair = self.pairs[index]
         if pair.ambiguous:
             raise BadFile.from_issue(ambiguous_issue(pair.ambiguous))
         return pair
+
+
+def _file(path: Path, page: int | None) -> tuple[Path | bytes, str]:
+    """A file, or the bytes of a page of a stack and where they stand."""
+    if page is None:
+        return path, ""
+    name = f"{path}, page {page}"
+    try:
+        return page_file(path, page), name
+    except FileError as error:
+        raise BadFile.from_issue(row_issue(name, error)) from None
 
 
 def read_values(source: Path | bytes, colors: bool, name: str = "") -> NDArray[np.generic]:

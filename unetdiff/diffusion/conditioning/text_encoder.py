@@ -18,6 +18,8 @@ from unetdiff.console import progress_bar
 from unetdiff.diffusion.quiet import errors_only
 from unetdiff.errors import FileError, UserError
 from unetdiff.files.folders import cache_folder, files_in
+from unetdiff.files.hub import NAME
+from unetdiff.files.hub_errors import hub_reason
 from unetdiff.files.pipeline_parts import part
 from unetdiff.files.records import read_object
 from unetdiff.files.tensors import PICKLES, conversion, open_tensors, read_header, write_tensors
@@ -151,7 +153,9 @@ def load_encoder(model: str | Path, tokenizer: str | Path) -> tuple[Any, Any]:
     except FileError:
         raise
     except Exception as error:  # transformers' readers of many formats: a damaged file raises anything
-        reason = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+        is_hub = NAME.fullmatch(str(model)) is not None and not Path(model).exists()
+        own = " ".join(str(error).strip().split("\n")[0].split()) or type(error).__name__
+        reason = hub_reason(error) if is_hub else own
         raise FileError.of(model, f"cannot be loaded as a text encoder ({reason})") from error
     missing = [name for name in info["missing_keys"] if "pooler" not in name]  # not used, and often not saved
     if missing:
