@@ -48,17 +48,19 @@ class FileError(UserError):
     Attributes:
         path: the file, or where in it ("list.txt, line 3").
         reason: what is wrong, without path and remedy.
+        remedy: what to do; empty where the caller knows better.
     """
 
     path: str = ""
     reason: str = ""
+    remedy: str = ""
 
     @classmethod
     def of(cls, path: str | Path, reason: str, remedy: str = "") -> Self:
         """`path: reason. remedy`; escape codes and line breaks in the path are shown, not sent to the terminal."""
         where, reason = printable(str(path)), printable(reason)
         error = cls(f"{where}: {reason}." + (f" {remedy}" if remedy else ""))
-        error.path, error.reason = where, reason
+        error.path, error.reason, error.remedy = where, reason, remedy
         return error
 
     @classmethod

@@ -21,6 +21,7 @@ from playwright.sync_api import sync_playwright
 from tests.contrast import contrast
 from unetdiff.app import sampling
 from unetdiff.app.runs import AppRun
+from unetdiff.app.segment_tab import POINTER
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
@@ -118,12 +119,20 @@ def test_a_desk(
 ) -> None:
     visit = Visit(browser, serve(runs["joint"], runs["layout"]), 1280)
     visit.wait("no noise")
+    (tmp_path / "text.png").write_text("no image")
+    visit.page.set_input_files("input[type=file]", tmp_path / "text.png")
+    visit.wait("text.png: must be an image")
+    assert not visit.visible(".image-frame img").count() and not visit.visible("text=32 × 32 pixels").count()
+    assert not visit.visible("button:has-text('Download')").count() and not visit.visible(".toast-wrap *").count()
     file = tmp_path / "two colors.png"
     Image.fromarray(np.repeat(np.eye(40, 60, dtype=np.uint8)[..., None] * 255, 3, axis=2)).save(file)
     visit.page.set_input_files("input[type=file]", file)
     visit.wait("two colors.png · 60 × 40 pixels")
-    visit.number("Noise in % of the timesteps (0: the clean image)", 40)
-    visit.wait("timestep 400")
+    visit.wait("Segmentation of two colors.png")
+    assert not visit.visible("text=must be an image").count()
+    assert visit.visible("button:has-text('Download')").count() == 2  # not the links that they press
+    visit.number("Noise (%)", 40)
+    visit.wait("40 % noise (timestep 400)")
     visit.point(2, 2, "Pixel (0, 0)")
     with visit.page.expect_download() as download:
         visit.press("Download mask")
@@ -152,15 +161,15 @@ def test_a_desk(
     assert set(np.unique(given[0]["layout"])) == {0, 1} and given[0]["layout"][16, 16] == 1  # the stroke is its class
 
     visit.tab("Compare")
-    visit.number("Noise in % of the timesteps (0: the clean image)", 60)
-    visit.wait("60 % of the timesteps")
+    visit.number("Noise (%)", 60)
+    visit.wait("60 % noise")
     visit.end()
 
 
 def test_a_phone_in_the_dark(browser: Any, serve: Callable[..., str], runs: dict[str, AppRun]) -> None:
     visit = Visit(browser, serve(runs["joint"], runs["segmenter"]) + "?__theme=dark", 390)
     visit.wait("no noise")
-    visit.require_order("Drop an image", "Segmentation", "Tiles and flips")
+    visit.require_order("Drop an image", POINTER, "Tiles and flips")
     visit.require_contrast("input[type=radio]:not(:checked)")
     visit.visible(".examples button").nth(1).click()
     visit.wait("32 × 32 pixels")
@@ -176,5 +185,5 @@ def test_a_phone_in_the_dark(browser: Any, serve: Callable[..., str], runs: dict
     visit.wait("2 steps, seed 0")
     visit.wait("Download images")
     visit.tab("Compare")
-    visit.wait("30 % of the timesteps · the segmenters agree on")
+    visit.wait("30 % noise · the segmenters agree on")
     visit.end()

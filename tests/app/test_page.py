@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import urllib.request
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,12 @@ pytest.importorskip("gradio", reason="the page needs gradio")
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from unetdiff.app.page import build_page, launch, missing_tabs
+from tests.contrast import contrast
+from unetdiff.app.page import CSS, build_page, launch, missing_tabs
 from unetdiff.app.runs import AppRun
 from unetdiff.app.segment_tab import example_sources
 from unetdiff.errors import UserError
+from unetdiff.segmentation import inference
 
 Serve = Callable[..., str]
 
@@ -37,13 +41,16 @@ def test_segment(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
     options = {"tile": 0, "overlap": 0.25, "flip": False, "prompt": "", "opacity": 0.5, "kind": "overlay"}
     facts = [client.predict(noise=noise, **options, api_name="/segment")[1] for noise in (0, 60)]
     assert all("my street.png · 32 × 32 pixels" in text for text in facts)
-    assert "no noise" in facts[0] and "timestep 599" in facts[1] and facts[0] != facts[1]
+    assert "no noise" in facts[0] and "60 % noise" in facts[1] and facts[0] != facts[1]
     assert file.is_file()
     names = [path.name for path in (tmp_path / "page").rglob("*street*")]
     assert not names  # uploads are not kept
 
 
-def test_bad_uploads_are_answered_as_predict_does(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
+OPTIONS = {"noise": 0, "tile": 0, "overlap": 0.25, "flip": False, "prompt": "", "opacity": 0.5, "kind": "overlay"}
+
+
+def test_a_bad_upload_takes_the_place_of_the_result(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
     client = client_of(serve(runs["segmenter"]))
     whole = tmp_path / "whole.png"
     Image.new("RGB", (64, 64), "red").save(whole)
@@ -52,10 +59,29 @@ def test_bad_uploads_are_answered_as_predict_does(serve: Serve, runs: dict[str, 
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError) as expected:
             runs["segmenter"].segmentation.load_image(tmp_path / name)  # type: ignore[union-attr]
-        with pytest.raises(Exception, match="must be|cannot be") as answer:
-            client.predict(handle_file(tmp_path / name), api_name="/segment_upload")
-        assert str(answer.value) == str(expected.value).replace(str(tmp_path / name), name)
+        client.predict(handle_file(tmp_path / name), api_name="/segment_upload")
+        image, facts, pointer, message = client.predict(**OPTIONS, api_name="/segment")
+        assert message["visible"] and name in message["value"]
+        assert unescape(message["value"]).count(str(expected.value).replace(str(tmp_path / name), name)) == 1
+        assert (image["value"], image["visible"], facts, pointer) == (None, False, "", "")
     client.predict(handle_file(whole), api_name="/segment_upload")  # and the page still works
+    image, facts, _, message = client.predict(**OPTIONS, api_name="/segment")
+    assert image["visible"] and image["label"] == "Segmentation of whole.png" and "whole.png · 64 × 64" in facts
+    assert not message["visible"]
+
+
+def test_an_image_that_needs_tiles(
+    serve: Serve, runs: dict[str, AppRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "MAX_WHOLE", 1000)
+    client = client_of(serve(runs["segmenter"]))
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "large.png")
+    client.predict(handle_file(tmp_path / "large.png"), api_name="/segment_upload")
+    image, *_, message = client.predict(**OPTIONS, api_name="/segment")
+    assert image["value"] is None and "Set the side of the tiles" in message["value"]
+    assert "resize or crop the image" in message["value"]
+    image, *_, message = client.predict(**OPTIONS | {"tile": 32}, api_name="/segment")
+    assert image["visible"] and not message["visible"]
 
 
 def test_served_on_this_machine_without_the_web(serve: Serve, runs: dict[str, AppRun]) -> None:
@@ -67,7 +93,8 @@ def test_served_on_this_machine_without_the_web(serve: Serve, runs: dict[str, Ap
         config = json.load(answer)
     assert config["analytics_enabled"] is False
     assert "fonts.googleapis" not in page
-    with pytest.raises(UserError, match="--port=.*: must be a free port"):
+    taken = r"--port=\d+: must be a free port \(in use\)\. Leave it out to take the first free one from 7860\.$"
+    with pytest.raises(UserError, match=taken):
         launch(build_page([runs["segmenter"]]), int(address.rstrip("/").rpartition(":")[2]))
     host = socket.gethostbyname(socket.gethostname())
     if not host.startswith("127."):
@@ -82,10 +109,13 @@ def test_generate(serve: Serve, runs: dict[str, AppRun]) -> None:
     texts = [output[2] for output in job.outputs()]
     assert "3 steps, seed 5" in texts[-1] and len(texts) >= 3
     assert 'class="legend"' in legend
-    with pytest.raises(Exception, match=r"seed=4294967296: must be an integer in \[0, 4,294,967,295\]"):
-        client.predict("three", "(none)", 1, 3, 2.0, "ddim", 2**32, None, 0.6, api_name="/generate")
-    with pytest.raises(Exception, match="seed=null: must be an integer"):
-        client.predict("three", "(none)", 1, 3, 2.0, "ddim", None, None, 0.6, api_name="/generate")
+    for seed, message in (
+        (2**32, "seed=4294967296: must be an integer in [0, 4,294,967,295]"),
+        (None, "seed=null: must be an integer"),
+    ):
+        answer = client.predict("three", "(none)", 1, 3, 2.0, "ddim", seed, None, 0.6, api_name="/generate")
+        assert message in answer[2] and 'class="error"' in answer[2]
+        assert answer[:2] == (None, None) and not answer[4]  # nothing of the last images
 
 
 def test_compare(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
@@ -94,8 +124,13 @@ def test_compare(serve: Serve, runs: dict[str, AppRun], tmp_path: Path) -> None:
     Image.new("RGB", (48, 40), "green").save(file)
     client.predict(handle_file(file), api_name="/compare_upload")
     answer = client.predict(noise=50, api_name="/compare")
-    assert "50 % of the timesteps · the segmenters agree on" in answer[0]
-    assert all("x.png · 48 × 40 pixels · timestep 500" in text for text in (answer[3], answer[6]))
+    assert "50 % noise · the segmenters agree on" in answer[0]
+    assert "x.png · 48 × 40 pixels · 50 % noise (timestep 500)" in answer[3]
+    assert "x.png · 48 × 40 pixels · 50 % noise<" in answer[6]  # a segmenter that does not know of timesteps
+    file.write_text("no image")
+    client.predict(handle_file(file), api_name="/compare_upload")
+    message, *images = client.predict(noise=50, api_name="/compare")
+    assert "x.png: must be an image" in message and not any(images)
     sampled = client.predict("two", "(none)", 1, 2, 2.0, "ddim", 0, api_name="/compare_sample")
     assert "Finished, seed 0" in sampled[0]
 
@@ -108,6 +143,30 @@ def test_tabs_and_why_one_is_missing(runs: dict[str, AppRun]) -> None:
     assert tabs("segmenter") == ["Segment"]
     assert tabs("denoiser", "joint") == ["Segment", "Generate", "denoiser", "joint", "Compare"]
     alone = missing_tabs([runs["denoiser"]])
-    assert alone[0] == "No Segment: denoiser has no segmentation head." and alone[1].startswith("No Compare: ")
-    assert missing_tabs([runs["segmenter"]])[0] == "No Generate: segmenter has no diffusion head."
+    assert alone[0] == "No tab “Segment”: denoiser has no segmentation head." and alone[1].startswith("To compare")
+    assert missing_tabs([runs["segmenter"]])[0] == "No tab “Generate”: segmenter has no diffusion head."
     assert missing_tabs([runs["joint"], runs["denoiser"]]) == []
+    blocks = list(build_page([runs["segmenter"]]).blocks.values())
+    places = {getattr(block, "label", None) or str(getattr(block, "value", "")): at for at, block in enumerate(blocks)}
+    note = next(at for text, at in places.items() if "No tab" in text)
+    assert note > places["Drop an image"]
+
+
+def test_noise_is_folded_away_for_a_segmenter_that_never_saw_it(runs: dict[str, AppRun]) -> None:
+    def noise(*names: str) -> list[tuple[bool, float]]:
+        blocks = list(build_page([runs[name] for name in names]).blocks.values())
+        folds = [block.open for block in blocks if type(block).__name__ == "Accordion" and block.label == "Noise"]
+        values = [block.value for block in blocks if getattr(block, "label", None) == "Noise (%)"]
+        return list(zip(folds, values, strict=True))
+
+    assert noise("segmenter") == [(False, 0)]
+    assert noise("joint") == [(True, 0)]
+    assert noise("segmenter", "joint") == [(False, 0), (True, 0), (True, 30)]  # of each, and to compare
+
+
+def test_a_white_and_a_black_class_are_seen_in_both_themes() -> None:
+    css = CSS.read_text()
+    edge = bytes.fromhex(re.findall(r"--edge: #(\w{6})", css)[0])
+    assert min(contrast(edge, ground) for ground in ((0, 0, 0), (255, 255, 255))) >= 3
+    for rule in (r"\.legend i, \.chip i", r"\.legend \.bar span", r"::-webkit-slider-thumb", r"::-moz-range-thumb"):
+        assert re.search(rule + r" {[^}]*var\(--edge\)", css)

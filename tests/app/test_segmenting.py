@@ -44,7 +44,7 @@ def test_noise_is_that_of_the_forward_process(runs: dict[str, AppRun]) -> None:
     assert np.abs(result.seen - seen).max() <= 1
     logits = run.segmentation.unet.segment(xt[None].to(run.segmentation.unet.dtype), timestep)
     assert (logits[0].argmax(0).numpy() == result.mask).mean() > 0.98  # rounding of another layout in memory
-    assert result.timestep == "timestep 500"
+    assert result.noise == "50 % noise (timestep 500)"
 
 
 def test_tiles_and_flips(runs: dict[str, AppRun]) -> None:

@@ -19,6 +19,27 @@ def test_without_gradio(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="the page needs gradio")
+def test_says_at_once_that_it_loads(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unetdiff.app import page, runs
+
+    heard = []
+    monkeypatch.setattr(runs, "load_runs", lambda *_: heard.append(capsys.readouterr().out))
+    monkeypatch.setattr(page, "build_page", lambda _: None)
+    monkeypatch.setattr(page, "launch", lambda *_: "http://127.0.0.1:7860/")
+    monkeypatch.setattr(page.time, "sleep", _interrupted)
+    with pytest.raises(AttributeError, match="close"):  # of the page that is none
+        main(["app", str(run)])
+    assert heard == [f"Loading {run} …\n"]
+    assert capsys.readouterr().out == "http://127.0.0.1:7860 (open it in a browser; stop with Ctrl-C)\n"
+
+
+def _interrupted(_: float) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="the page needs gradio")
 def test_invalid_arguments(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, part in (
         ([], "missing RUN"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,47 +13,83 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from torch import Tensor
 
+from unetdiff.app import html
+from unetdiff.app.segmenting import Source
 from unetdiff.errors import UserError, is_out_of_memory, printable
 from unetdiff.files.writing import remove_tree
 from unetdiff.segmentation.inference import load_image
 from unetdiff.segmentation.pipeline import SegmentationPipeline
 
-
-def shown(message: str) -> gr.Error:
-    """The message as the page shows it, without a traceback in the terminal."""
-    return gr.Error(printable(message), duration=None, print_exception=False)
+TOAST_SECONDS = 15
+"""How long a message stays that has no place of its own on the page."""
 
 
-@contextmanager
-def _answers() -> Iterator[None]:
-    """UserErrors, and running out of memory, as messages."""
-    try:
-        yield
-    except UserError as error:
-        raise shown(str(error)) from None
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise shown("out of memory. Use a smaller image, tiles, or fewer images at once.") from None
+@dataclass(frozen=True)
+class Rejected:
+    """A file that was dropped and could not be read."""
+
+    message: str
+
+
+def message_of(error: Exception) -> str:
+    """What the page says of a UserError, and of running out of memory; raises any other error again."""
+    if isinstance(error, UserError):
+        return printable(str(error))
+    if is_out_of_memory(error):
+        return "out of memory. Use a smaller image, tiles, or fewer images at once."
+    raise error
+
+
+def problem(message: str = "") -> Any:
+    """The place of a message, or what it is updated to: hidden without one."""
+    return gr.HTML(html.error(message), visible=bool(message))
 
 
 def answered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An event's function whose UserErrors, and running out of memory, are answered by a message."""
+    """An event's function whose errors (`message_of`) are shown for a while on top of the page."""
+    return _answering(function, _toast)
+
+
+def answered_in_place(show: Callable[[str], Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """As `answered`, with the message in place of the result, which would seem to be that of the new input.
+
+    show: the event's outputs for a message.
+    """
+    return lambda function: _answering(function, show)
+
+
+def _answering(function: Callable[..., Any], answer: Callable[[str], Any]) -> Callable[..., Any]:
     if inspect.isgeneratorfunction(function):
 
         @wraps(function)
         def generator(*args: Any, **kwargs: Any) -> Any:
-            with _answers():
+            try:
                 yield from function(*args, **kwargs)
+            except Exception as error:
+                yield answer(message_of(error))
 
         return generator
 
     @wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        with _answers():
+        try:
             return function(*args, **kwargs)
+        except Exception as error:
+            return answer(message_of(error))
 
     return plain
+
+
+def _toast(message: str) -> Any:
+    raise gr.Error(message, duration=TOAST_SECONDS, print_exception=False) from None
+
+
+def read_source(path: str | None, pipeline: SegmentationPipeline | None = None) -> Source | Rejected:
+    """An uploaded file, or why it cannot be read, as `read_upload`."""
+    try:
+        return Source(read_upload(path, pipeline), Path(str(path)).name)
+    except Exception as error:
+        return Rejected(message_of(error))
 
 
 def read_upload(path: str | None, pipeline: SegmentationPipeline | None = None) -> Tensor:

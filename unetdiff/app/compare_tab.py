@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 
 from unetdiff.app import html, sampling, segmenting
-from unetdiff.app.answers import answered, read_upload
+from unetdiff.app.answers import Rejected, answered_in_place, read_source
 from unetdiff.app.conditions import ConditionFields
 from unetdiff.app.display import as_pixels, montage, shown_image
 from unetdiff.app.events import NETWORK, QUIET
 from unetdiff.app.generate_tab import sampling_fields
 from unetdiff.app.runs import AppRun
 from unetdiff.app.sampling import Options
-from unetdiff.app.segment_tab import example_gallery, example_sources
+from unetdiff.app.segment_tab import example_gallery, example_sources, noise_slider
 from unetdiff.app.segmenting import Segmented, Source
 from unetdiff.errors import UserError
 
-HELP = (
-    "All runs see the same image with the same noise. Segmenters label it; denoisers predict, in one pass and "
-    "without a condition, the clean image behind the noise."
-)
+HELP = "All runs see the same image, with the same noise."
+DENOISER_HELP = "Denoisers predict, in one pass and without a condition, the clean image behind the noise."
+NOISE = 30
+"""Of denoisers and segmenters that know noise, at first, in %."""
 SAMPLE_HELP = "All denoisers start from the same noise, with the same condition, seed and options."
 
 
@@ -43,7 +42,8 @@ def build_compare_tab(runs: Sequence[AppRun], api: str = "compare") -> None:
 def _build_image(runs: Sequence[AppRun], api: str) -> None:
     first = next((run for run in runs if run.examples.items), runs[0])
     sources = example_sources(first)
-    gr.HTML(html.note(HELP))
+    denoises = any(run.generation is not None for run in runs)
+    gr.HTML(html.note(f"{HELP} {DENOISER_HELP}" if denoises else HELP))
     source = gr.State(sources[0] if sources else None)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -51,7 +51,7 @@ def _build_image(runs: Sequence[AppRun], api: str) -> None:
         with gr.Column(scale=3, min_width=300):
             if sources:
                 gallery = example_gallery(sources, f"Validation images of {first.name}")
-            noise = gr.Slider(0, 100, 30, step=1, label="Noise in % of the timesteps (0: the clean image)")
+            noise = noise_slider(runs, NOISE)
     outputs: list[Any] = [gr.HTML()]
     with gr.Row():
         for run in runs:
@@ -64,17 +64,18 @@ def _build_image(runs: Sequence[AppRun], api: str) -> None:
                 if run.segmentation is not None:
                     outputs.append(gr.HTML())
 
-    @answered
-    def update(source: Source | None, noise: float) -> list[Any]:
+    def without_result(text: str) -> list[Any]:
+        return [text] + [None] * (len(outputs) - 1)
+
+    @answered_in_place(lambda message: without_result(html.error(message)))
+    def update(source: Source | Rejected | None, noise: float) -> list[Any]:
         if source is None:
-            return [html.note("Drop an image to compare the runs on it.")] + [None] * (len(outputs) - 1)
+            return without_result(html.note("Drop an image to compare the runs on it."))
+        if isinstance(source, Rejected):
+            return without_result(html.error(source.message))
         return compared(runs, first, source, noise / 100)
 
-    @answered
-    def read(path: str | None) -> Any:
-        return Source(read_upload(path), Path(str(path)).name)
-
-    dropped = upload.upload(read, upload, source, show_progress="hidden", api_name=f"{api}_upload")
+    dropped = upload.upload(read_source, upload, source, show_progress="hidden", api_name=f"{api}_upload")
     dropped.success(update, [source, noise], outputs, api_visibility="private", **NETWORK)
     dropped.then(lambda: None, None, upload, **QUIET)
     if sources:
@@ -139,7 +140,7 @@ def _denoised(run: AppRun, source: Source, noise: float) -> Any:
 def _agreement(runs: Sequence[AppRun], results: Sequence[Segmented], noise: float) -> str:
     """How many pixels get the same class from all segmenters, if they have the same classes."""
     classes = [run.segmentation.classes for run in runs if run.segmentation is not None]
-    at = f"{100 * noise:.0f} % of the timesteps"
+    at = segmenting.noise_text(noise)
     if len(results) < 2 or any(names != classes[0] for names in classes):
         return at
     masks = np.stack([result.mask for result in results])
@@ -163,7 +164,7 @@ def _build_sampling(denoisers: Sequence[AppRun], api: str) -> None:
             with gr.Column(min_width=260):
                 images.append(_image(run.name))
 
-    @answered
+    @answered_in_place(lambda message: [html.error(message), *[None] * len(denoisers)])
     def generate(*values: Any) -> Iterator[list[Any]]:
         options = Options.of(*values[len(condition.components) :])
         chosen = [condition.of(run, values[: len(condition.components)]) for run in denoisers]

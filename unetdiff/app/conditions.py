@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unetdiff.app import html
-from unetdiff.app.answers import answered, read_upload
+from unetdiff.app.answers import answered_in_place, problem, read_upload
 from unetdiff.app.display import shown_image
 from unetdiff.app.events import QUIET
 from unetdiff.app.painting import layout_brush, layout_canvas, layout_editor, painted_layout
@@ -93,14 +93,14 @@ class ConditionFields:
     def _add_image(self) -> None:
         upload = gr.File(label="Drop the image to restore", height=140)
         shown = gr.Image(label="Condition", interactive=False, visible=False, format="png")
-        image = gr.State(None)
+        message, image = problem(), gr.State(None)
 
-        @answered
-        def read(path: str | None) -> tuple[Any, Any]:
+        @answered_in_place(lambda text: (None, gr.Image(None, visible=False), problem(text)))
+        def read(path: str | None) -> tuple[Any, Any, Any]:
             pixels = read_upload(path)
-            return pixels, gr.Image(shown_image(pixels), visible=True, label=Path(str(path)).name)
+            return pixels, gr.Image(shown_image(pixels), visible=True, label=Path(str(path)).name), problem()
 
-        upload.upload(read, upload, [image, shown], **QUIET).then(lambda: None, None, upload, **QUIET)
+        upload.upload(read, upload, [image, shown, message], **QUIET).then(lambda: None, None, upload, **QUIET)
         self._add("condition_image", image)
 
     def of(self, run: AppRun, values: Sequence[Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def download_buttons(key: str, what: str) -> Callable[[Callable[..., Any], Seque
         A function that connects it: (function that returns the file's path or None, its inputs).
     """
     button = gr.Button(f"Download {what}", size="sm", min_width=140)
-    link = gr.DownloadButton(visible="hidden", elem_id=f"download-{key}")
+    link = gr.DownloadButton(elem_id=f"download-{key}", elem_classes="file-link")
 
     def connect(function: Callable[..., Any], inputs: Sequence[Any]) -> None:
         button.click(function, list(inputs), link, **QUIET).success(None, js=_pressing(key))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from unetdiff.app import html, sampling, segmenting
-from unetdiff.app.answers import answered, read_upload
+from unetdiff.app.answers import answered, answered_in_place, problem, read_upload
 from unetdiff.app.conditions import ConditionFields
 from unetdiff.app.display import as_pixels, download, montage
 from unetdiff.app.events import NETWORK, QUIET, download_buttons
@@ -76,7 +76,7 @@ def build_generate_tab(run: AppRun, segmenter: AppRun | None = None, api: str = 
 
     count = len(condition.components)
 
-    @answered
+    @answered_in_place(lambda message: (None, None, html.error(message), None, None, ""))
     def generate(*values: Any) -> Iterator[tuple[Any, ...]]:
         chosen = condition.of(run, values[:count])
         *numbers, painting, strength = values[count:]
@@ -143,21 +143,24 @@ def _start_fields(run: AppRun) -> tuple[Any, Any]:
     items = run.examples.items
     if items:
         gallery = example_gallery([Source(item["image"], str(item["name"])) for item in items])
-    editor = start_editor()
+    message, editor = problem(), start_editor()
     strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength of image to image")
     remove = gr.Button("Start from noise again", size="sm")
 
-    @answered
-    def choose_upload(path: str | None) -> Any:
-        return start_canvas(read_upload(path))
+    def empty(text: str = "") -> tuple[Any, Any]:
+        return gr.ImageEditor(None, visible=False), problem(text)
 
-    def choose_example(event: gr.SelectData) -> Any:
-        return start_canvas(items[event.index]["image"])
+    @answered_in_place(empty)
+    def choose_upload(path: str | None) -> tuple[Any, Any]:
+        return start_canvas(read_upload(path)), problem()
 
-    upload.upload(choose_upload, upload, editor, **QUIET).then(lambda: None, None, upload, **QUIET)
+    def choose_example(event: gr.SelectData) -> tuple[Any, Any]:
+        return start_canvas(items[event.index]["image"]), problem()
+
+    upload.upload(choose_upload, upload, [editor, message], **QUIET).then(lambda: None, None, upload, **QUIET)
     if items:
-        gallery.select(choose_example, None, editor, **QUIET)
-    remove.click(lambda: gr.ImageEditor(None, visible=False), None, editor, **QUIET)
+        gallery.select(choose_example, None, [editor, message], **QUIET)
+    remove.click(empty, None, [editor, message], **QUIET)
     return editor, strength
 
 

@@ -72,6 +72,6 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
-def notice(text: str) -> str:
-    """A paragraph that stands out."""
-    return f'<p class="notice">{escape(text)}</p>'
+def error(text: str) -> str:
+    """A message in place of a result."""
+    return f'<p class="error" role="alert">{escape(text)}</p>'

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
 from collections.abc import Callable, Sequence
 from html import escape
@@ -19,6 +21,8 @@ from unetdiff.errors import UserError, config_error
 
 CSS = Path(__file__).with_name("page.css")
 HOST = "127.0.0.1"
+FIRST_PORT = 7860
+"""Of those that gradio tries without --port."""
 SWEEP_SECONDS, KEEP_SECONDS = 300, 3600
 """How often files of the page are deleted, and from which age; all of them are when it ends."""
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "Arial", "sans-serif"]
@@ -31,11 +35,11 @@ def missing_tabs(runs: Sequence[AppRun]) -> list[str]:
     has = "has" if len(runs) == 1 else "have"
     sentences = []
     if not any(run.segmentation for run in runs):
-        sentences.append(f"No Segment: {names} {has} no segmentation head.")
+        sentences.append(f"No tab “Segment”: {names} {has} no segmentation head.")
     if not any(run.generation for run in runs):
-        sentences.append(f"No Generate: {names} {has} no diffusion head.")
+        sentences.append(f"No tab “Generate”: {names} {has} no diffusion head.")
     if len(runs) < 2:
-        sentences.append("No Compare: it needs two runs. Stop the page and give them: unetdiff app RUN RUN.")
+        sentences.append("To compare two models: unetdiff app RUN RUN.")
     return sentences
 
 
@@ -43,9 +47,7 @@ def build_page(runs: Sequence[AppRun]) -> gr.Blocks:
     """The page of some runs; `serve` shows it."""
     with gr.Blocks(title="unetdiff", analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEEP_SECONDS)) as page:
         heads = " · ".join(f"<b>{escape(run.name)}</b> ({_heads(run)})" for run in runs)
-        gr.HTML(f'<div class="app-head"><h1>unetdiff</h1><p>One U-Net, two heads: {heads}</p></div>')
-        for sentence in missing_tabs(runs):
-            gr.HTML(html.notice(sentence))
+        gr.HTML(f'<div class="app-head"><h1>unetdiff</h1><p>{heads}</p></div>')
         with gr.Tabs():
             segmenters = [run for run in runs if run.segmentation]
             if segmenters:
@@ -63,6 +65,8 @@ def build_page(runs: Sequence[AppRun]) -> gr.Blocks:
             if len(runs) > 1:
                 with gr.Tab("Compare", id="compare"):
                     build_compare_tab(runs)
+        if missing := missing_tabs(runs):
+            gr.HTML(html.note(" ".join(missing)), elem_classes="missing-tabs")
     return page
 
 
@@ -99,6 +103,8 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False) -> str
     Raises:
         UserError: the port is not free.
     """
+    if port is not None:
+        _require_free(port)
     try:
         _, local, public = page.queue(default_concurrency_limit=8).launch(
             server_name=HOST,
@@ -113,17 +119,31 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False) -> str
             theme=theme(),
             css_paths=CSS,
         )
-    except OSError as error:
-        raise config_error("--port", port, f"a free port ({str(error).splitlines()[0].rstrip('.')})") from None
+    except OSError:
+        raise UserError(
+            "All of the ports that a page takes by itself are in use. Give another one: --port 8000."
+        ) from None
     if share and not public:
         raise UserError("--share: the public address could not be made. Check your connection, or leave it out.")
     return str(public or local)
 
 
+def _require_free(port: int) -> None:
+    """UserError for a port that another program listens on, or that this user may not open."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or "cannot be opened").lower()
+            remedy = f"Leave it out to take the first free one from {FIRST_PORT}."
+            raise config_error("--port", port, f"a free port ({reason})", remedy) from None
+
+
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False, say: Callable[[str], Any] = print) -> None:
     """Serve the page until Ctrl-C. Errors as of `launch`."""
     address = launch(page, port, share)
-    say(f"{address.rstrip('/')} (stop with Ctrl-C)")
+    say(f"{address.rstrip('/')} (open it in a browser; stop with Ctrl-C)")
     try:
         while True:
             time.sleep(3600)

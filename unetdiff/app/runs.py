@@ -59,6 +59,8 @@ class AppRun:
     """The denoiser's own sampler; None without one."""
     guidance_scale: float
     """`diffusion.guidance_scale` of the config."""
+    trained_on_noise: bool
+    """Whether the network has seen noise in training: with a denoiser, or with `segmentation.noise` or `noised`."""
     examples: Examples
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the denoiser samples: its scheduler has a state."""
@@ -111,6 +113,7 @@ def load_run(path: Path, name: str, device: torch.device) -> AppRun:
         process_of(build_scheduler(config.diffusion) if generation is None else generation.scheduler),
         None if generation is None else generation.scheduler,
         config.diffusion.guidance_scale,
+        generation is not None or config.segmentation.noised or config.segmentation.noise > 0,
         examples_of(path, config, segmentation, generation),
     )
 

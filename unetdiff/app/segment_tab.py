@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from unetdiff.app import html, segmenting
-from unetdiff.app.answers import answered, read_upload
+from unetdiff.app.answers import Rejected, answered, answered_in_place, problem, read_source
 from unetdiff.app.display import download, shown_image, shown_size
 from unetdiff.app.events import NETWORK, QUIET, download_buttons
 from unetdiff.app.runs import AppRun
 from unetdiff.app.segmenting import Segmented, Source
 
-HELP = (
-    "Drop an image, or choose one of the validation set. The network labels every pixel. Move the noise slider to see "
-    "how the mask holds up: the noise is the one that the denoiser learns to remove. Click the image for the "
-    "probabilities at a point."
-)
-POINTER = "Click the image: the probabilities at that point appear here."
+HELP = "Drop an image, or choose one of the validation set: the network labels every pixel."
+POINTER = "Click the image for the probabilities of the classes at a point."
+NOISE_HELP = "Adds noise to the image, to see how the mask holds. 0 %: the image as it is; 100 %: nothing but noise."
+RESULT = "Segmentation"
 
 
 def example_sources(run: AppRun) -> list[Source]:
@@ -47,6 +46,14 @@ def example_gallery(sources: list[Source], label: str = "Validation images") -> 
     )
 
 
+def noise_slider(runs: Sequence[AppRun], percent: int = 0) -> Any:
+    """A slider of the noise in %, folded away and at 0 if none of the runs was trained on noise."""
+    trained = any(run.trained_on_noise for run in runs)
+    with gr.Accordion("Noise", open=trained):
+        gr.HTML(html.note(NOISE_HELP))
+        return gr.Slider(0, 100, percent if trained else 0, step=1, label="Noise (%)")
+
+
 def build_segment_tab(run: AppRun, api: str = "segment") -> None:
     """The components and events of one run, inside of a Blocks context.
 
@@ -69,32 +76,38 @@ def build_segment_tab(run: AppRun, api: str = "segment") -> None:
                 gr.HTML(html.note(f"No validation images: {run.examples.reason}."))
             prompt = gr.Textbox(label="Caption of the image", visible=reads_captions)
         with gr.Column(min_width=300):
-            view = gr.Image(label="Segmentation", format="png", interactive=False, buttons=["fullscreen"])
-            noise = gr.Slider(0, 100, 0, step=1, label="Noise in % of the timesteps (0: the clean image)")
+            message = problem()
+            view = gr.Image(label=RESULT, format="png", interactive=False, buttons=["fullscreen"])
+            pointer = gr.HTML(html.note(POINTER))
             with gr.Row():
                 opacity = gr.Slider(0, 1, 0.55, step=0.05, label="Opacity", min_width=200)
                 kind = _views(sources[0] if sources else None)
-            pointer = gr.HTML(html.note(POINTER))
+        with gr.Column(min_width=300):
             facts = gr.HTML()
-            with gr.Row(elem_classes="downloads"):
+            with gr.Row(elem_classes="downloads", visible=False) as downloads:
                 get_mask = download_buttons(f"{api}-mask", "mask")
                 get_overlay = download_buttons(f"{api}-overlay", "overlay")
-        with gr.Column(min_width=300), gr.Accordion("Tiles and flips", open=False):
-            tile = gr.Number(
-                own.tile[0] if own.tile else 0,
-                label="Side of the tiles",
-                info="In pixels; 0: the whole image at once. Large photos need tiles, e.g. 512.",
-                precision=0,
-                minimum=0,
-            )
-            overlap = gr.Slider(0, 0.9, own.overlap, step=0.05, label="Overlap of the tiles")
-            flip = gr.Checkbox(own.flip, label="Average with the mirrored image")
+            noise = noise_slider([run])
+            with gr.Accordion("Tiles and flips", open=False):
+                tile = gr.Number(
+                    own.tile[0] if own.tile else 0,
+                    label="Side of the tiles",
+                    info="In pixels; 0: the whole image at once. Large photos need tiles, e.g. 512.",
+                    precision=0,
+                    minimum=0,
+                )
+                overlap = gr.Slider(0, 0.9, own.overlap, step=0.05, label="Overlap of the tiles")
+                flip = gr.Checkbox(own.flip, label="Average with the mirrored image")
 
     options = [noise, tile, overlap, flip, prompt, opacity, kind]
 
-    @answered
+    def without_result(text: str = "") -> tuple[Any, ...]:
+        hidden = gr.Row(visible=False)
+        return None, gr.Image(None, label=RESULT, visible=not text), "", "", problem(text), hidden
+
+    @answered_in_place(without_result)
     def update(
-        source: Source | None,
+        source: Source | Rejected | None,
         noise: float,
         tile: float | None,
         overlap: float,
@@ -103,22 +116,22 @@ def build_segment_tab(run: AppRun, api: str = "segment") -> None:
         opacity: float,
         kind: str,
     ) -> tuple[Any, ...]:
-        if source is None:
-            return None, None, "", html.note(POINTER)
+        if not isinstance(source, Source):
+            return without_result("" if source is None else source.message)
         chosen = segmenting.inference_options(run, tile, overlap, flip)
         caption = prompt if reads_captions else None
         segmented = segmenting.segment(run, source, noise / 100, chosen, caption)
         kind = kind if source.truth is not None or kind in segmenting.VIEWS else segmenting.OVERLAY
-        image = segmenting.render(segmented, pipeline, kind, opacity)
-        return segmented, image, segmenting.summary(segmented, pipeline), html.note(POINTER)
+        image = gr.Image(
+            segmenting.render(segmented, pipeline, kind, opacity), label=f"{RESULT} of {source.name}", visible=True
+        )
+        shown = gr.Row(visible=True)
+        return segmented, image, segmenting.summary(segmented, pipeline), html.note(POINTER), problem(), shown
 
-    outputs = [result, view, facts, pointer]
+    outputs = [result, view, facts, pointer, message, downloads]
 
-    @answered
     def choose_upload(path: str | None) -> tuple[Any, Any]:
-        if path is None:
-            return gr.skip(), gr.skip()
-        chosen = Source(read_upload(path, pipeline), Path(path).name)
+        chosen = read_source(path, pipeline)
         return chosen, _views(chosen)
 
     def choose_example(event: gr.SelectData) -> tuple[Any, Any]:
@@ -173,9 +186,9 @@ def build_segment_tab(run: AppRun, api: str = "segment") -> None:
     root.load(update, [source, *options], outputs, api_visibility="private", show_progress="hidden", **NETWORK)
 
 
-def _views(source: Source | None) -> Any:
+def _views(source: Source | Rejected | None) -> Any:
     """The choice of what is shown of an image."""
-    truth = segmenting.TRUTH_VIEWS if source is not None and source.truth is not None else ()
+    truth = segmenting.TRUTH_VIEWS if isinstance(source, Source) and source.truth is not None else ()
     return gr.Radio([*segmenting.VIEWS, *truth], value=segmenting.OVERLAY, label="Show", min_width=280, scale=2)
 
 

@@ -54,8 +54,8 @@ class Segmented:
     """Class indices, (H, W)."""
     probabilities: NDArray[np.float16] | None
     """(classes, H, W); None for large images."""
-    timestep: str
-    """Of the noise, as a text."""
+    noise: str
+    """How much noise it has, as a text."""
 
 
 def inference_options(
@@ -106,8 +106,15 @@ def segment(
     if one.logits is not None:
         probabilities = one.logits.softmax(dim=0).half().cpu().numpy()
     seen = as_rgb_array(one.image) if noise == 0 else noised(segmenter, one.image, pipeline.size)
-    timestep = "no noise" if noise == 0 else f"timestep {float(timestep_at(run.process, noise)):g}"
-    return Segmented(source, seen, one.mask.numpy(), probabilities, timestep)
+    return Segmented(source, seen, one.mask.numpy(), probabilities, noise_text(noise, run))
+
+
+def noise_text(noise: float, run: AppRun | None = None) -> str:
+    """An amount of noise, a fraction in [0, 1], as a text; of a run that was trained on noise with its timestep."""
+    if noise == 0:
+        return "no noise"
+    timestep = f" (timestep {float(timestep_at(run.process, noise)):g})" if run and run.trained_on_noise else ""
+    return f"{100 * noise:.0f} % noise{timestep}"
 
 
 def network_input(run: AppRun, noise: float) -> NetworkInput:
@@ -178,7 +185,7 @@ def mask_file(result: Segmented, pipeline: SegmentationPipeline) -> Image.Image:
 def summary(result: Segmented, pipeline: SegmentationPipeline) -> str:
     """The legend with the fraction of each class, and with a ground truth the pixel accuracy."""
     height, width = result.mask.shape
-    facts = [result.source.name, f"{width} × {height} pixels", result.timestep]
+    facts = [result.source.name, f"{width} × {height} pixels", result.noise]
     truth = result.source.truth
     if truth is not None:
         counted = ~ignore_mask(truth, pipeline.ignore_index)

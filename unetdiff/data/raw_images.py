@@ -22,7 +22,7 @@ from PIL import Image
 
 from unetdiff.errors import FileError
 from unetdiff.files.folders import size_of
-from unetdiff.files.images import MAX_PIXELS, open_image
+from unetdiff.files.images import MAX_PIXELS, open_image, too_large
 from unetdiff.files.texts import read_start
 
 MAX_CHANNELS = 64
@@ -280,9 +280,10 @@ def _tiff_info(tiff: tifffile.TiffFile) -> ImageInfo:
     sides = dict(zip(axes, image.shape, strict=True))
     height, width = sides["Y"], sides["X"]
     channels = math.prod(length for axis, length in zip(axes, image.shape, strict=True) if axis in BANDS)
-    if height * width > MAX_PIXELS or channels > MAX_CHANNELS:
-        limits = f"{MAX_PIXELS:,} pixels and {MAX_CHANNELS} channels"
-        raise FileError.of(_tiff_name(tiff), f"must have at most {limits} (got {height} x {width}, {channels})")
+    if height * width > MAX_PIXELS:
+        raise too_large(_tiff_name(tiff), height * width)
+    if channels > MAX_CHANNELS:
+        raise FileError.of(_tiff_name(tiff), f"must have at most {MAX_CHANNELS} channels (got {channels})")
     pages = 1 if image is tiff.series[0] else len(tiff.pages)
     return ImageInfo((height, width), channels, False, image.dtype != np.uint8, pages)
 

@@ -55,12 +55,12 @@ def open_image(source: str | Path | bytes, name: str = "", remedy: str = "") -> 
             image = Image.open(file, formats=FORMATS)
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise _too_large(where, image.width * image.height, remedy)
+                raise too_large(where, image.width * image.height)
             yield image
     except UnidentifiedImageError:
         raise FileError.of(where, f"must be an image ({', '.join(FORMATS)})", remedy) from None
     except Image.DecompressionBombError as error:  # its text has the number of pixels first
-        raise _too_large(where, int((re.findall(r"\d+", str(error)) or ["0"])[0]), remedy) from None
+        raise too_large(where, int((re.findall(r"\d+", str(error)) or ["0"])[0])) from None
     except UserError:  # also of what is done with the image in the block
         raise
     except DECODING_ERRORS as error:
@@ -77,9 +77,10 @@ def is_whole_jpeg(path: str | Path) -> bool:
         return file.read(2) == b"\xff\xd9"
 
 
-def _too_large(where: str | Path, pixels: int, remedy: str) -> FileError:
+def too_large(where: str | Path, pixels: int) -> FileError:
+    """The error for an image of more than `MAX_PIXELS` pixels."""
     reason = f"must have at most {MAX_PIXELS:,} pixels (got {pixels:,})"
-    return FileError.of(where, reason, remedy or "Split it or make it smaller.")
+    return FileError.of(where, reason, "Resize it, or crop it into parts.")
 
 
 def save_image(image: Image.Image, path: str | Path, **options: object) -> None:

@@ -86,7 +86,7 @@ def load_image(
         else:
             values = with_channels(as_uint8_array(image), channels)
     except FileError as error:
-        raise FileError.of(error.path, error.reason, "Replace or remove it.") from None
+        raise FileError.of(error.path, error.reason, error.remedy or "Replace or remove it.") from None
     except UserError:
         raise
     except ValueError as error:
@@ -222,7 +222,8 @@ def _require_tiles(size: tuple[int, int], options: InferenceConfig) -> None:
     """UserError for an image (H, W) whose feature maps are too large for memory as a whole."""
     if options.tile is None and size[0] * size[1] * max(options.scales) ** 2 > MAX_WHOLE:
         constraint = f"set for images of more than {MAX_WHOLE:,} pixels (got {size[0]:,} x {size[1]:,})"
-        raise config_error("inference.tile", None, constraint, "Give e.g. --tile 512, or [512, 512].")
+        remedy = "Set the side of the tiles, e.g. to 512 (--tile 512), or resize or crop the image."
+        raise config_error("inference.tile", None, constraint, remedy)
 
 
 def _require_whole_cells(options: InferenceConfig, segmenter: Segmenter) -> None:
