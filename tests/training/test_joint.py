@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.models.config import SegmentationHeadConfig
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.joint import JointTask
+from unetdiff.training.trainer import train
 
 Tiny = Callable[..., RunConfig]
 
@@ -63,3 +65,14 @@ def test_only_labelled_images_are_segmented(
     with wrong_masks(0.2):
         again = cut_and_resumed(tiny("joint", "second", **options))
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_each_head_is_validated_with_a_count_of_its_own(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("unetdiff.console.LINE_SECONDS", 0.0)
+    monkeypatch.delenv("UNETDIFF_NO_BAR", raising=False)
+    train(tiny("joint", training__steps=1))
+    counts = re.findall(r"validation: (\d+)/(\d+) batches", capsys.readouterr().err)
+    total = int(counts[0][1])
+    assert [int(count) for count, _ in counts] == [*range(1, total + 1)] * 2

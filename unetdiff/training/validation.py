@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 
 from unetdiff.console import progress_bar
 from unetdiff.data.base import ImageDataset
@@ -38,8 +40,7 @@ def run_validation(
         accelerator: of this run.
     """
     loader = eval_loader(val, batch_size, accelerator.process_index, accelerator.num_processes)
-    shown = progress_bar(loader, desc="validation", unit="batch", leave=False, enabled=logger is not None)
-    metrics = task.evaluate(shown, accelerator)
+    metrics = task.evaluate(_Shown(loader, enabled=logger is not None), accelerator)
     if logger is not None:
         images, more = task.preview(accelerator)
         metrics |= more
@@ -59,3 +60,17 @@ def run_validation(
         logger.info(f"step {progress.step}: {name} {value:.4f}{star}")
     accelerator.wait_for_everyone()
     return metrics
+
+
+class _Shown:
+    """A loader with a progress bar each time it is iterated: a joint task does so once for each head."""
+
+    def __init__(self, loader: DataLoader[dict[str, Any]], enabled: bool) -> None:
+        self.loader, self.enabled = loader, enabled
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        bar = progress_bar(self.loader, desc="validation", unit="batch", leave=False, enabled=self.enabled)
+        yield from bar
