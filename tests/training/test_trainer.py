@@ -285,3 +285,8 @@ def test_classic_valid_and_unconditional_runs(tiny: Tiny, head: str) -> None:
     run = train(tiny(head, **options))
     assert (run / "best" / "unet").is_dir()
     evaluate(run, config=EvaluationConfig(samples_per_class=1, num_inference_steps=2))
+
+
+def test_the_length_is_shown_as_it_was_given(tiny: Tiny, capsys: pytest.CaptureFixture) -> None:
+    train(tiny("segmentation", training__steps=None, training__epochs=1.23))
+    assert " (1.23 epochs)" in capsys.readouterr().err
