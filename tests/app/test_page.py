@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("gradio", reason="the page needs gradio")
 
+from gradio import http_server
 from gradio_client import Client, handle_file
 from PIL import Image
 
@@ -100,6 +101,14 @@ def test_served_on_this_machine_without_the_web(serve: Serve, runs: dict[str, Ap
     if not host.startswith("127."):
         with pytest.raises(OSError):
             urllib.request.urlopen(address.replace("127.0.0.1", host), timeout=2)
+
+
+def test_no_port_left(runs: dict[str, AppRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(http_server, "INITIAL_PORT_VALUE", server.getsockname()[1])
+        monkeypatch.setattr(http_server, "TRY_NUM_PORTS", 1)
+        with pytest.raises(UserError, match="^--port: must be given, as 7860 and the ports after it are in use.$"):
+            launch(build_page([runs["segmenter"]]))
 
 
 def test_generate(serve: Serve, runs: dict[str, AppRun]) -> None:

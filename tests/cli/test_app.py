@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_says_at_once_that_it_loads(
         main(["app", str(run)])
     assert heard == [f"Loading {run} …\n"]
     assert capsys.readouterr().out == "http://127.0.0.1:7860 (open it in a browser; stop with Ctrl-C)\n"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="the page needs gradio")
+def test_a_taken_port_is_refused_before_anything_is_loaded(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert main(["app", str(run), "--port", str(port)]) == 2
+    captured = capsys.readouterr()
+    remedy = "Leave it out to take the first free one from 7860."
+    assert (captured.out, captured.err) == ("", f"unetdiff: --port={port}: must be a free port (in use). {remedy}\n")
 
 
 def _interrupted(_: float) -> None:

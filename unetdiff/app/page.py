@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
 import time
 from collections.abc import Callable, Sequence
 from html import escape
@@ -15,14 +13,12 @@ import gradio as gr
 from unetdiff.app import html
 from unetdiff.app.compare_tab import build_compare_tab
 from unetdiff.app.generate_tab import build_generate_tab
+from unetdiff.app.port import FIRST_PORT, HOST, require_free_port
 from unetdiff.app.runs import AppRun
 from unetdiff.app.segment_tab import build_segment_tab
-from unetdiff.errors import UserError, config_error
+from unetdiff.errors import UserError
 
 CSS = Path(__file__).with_name("page.css")
-HOST = "127.0.0.1"
-FIRST_PORT = 7860
-"""Of those that gradio tries without --port."""
 SWEEP_SECONDS, KEEP_SECONDS = 300, 3600
 """How often files of the page are deleted, and from which age; all of them are when it ends."""
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "Arial", "sans-serif"]
@@ -104,7 +100,7 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False) -> str
         UserError: the port is not free.
     """
     if port is not None:
-        _require_free(port)
+        require_free_port(port)
     try:
         _, local, public = page.queue(default_concurrency_limit=8).launch(
             server_name=HOST,
@@ -120,24 +116,10 @@ def launch(page: gr.Blocks, port: int | None = None, share: bool = False) -> str
             css_paths=CSS,
         )
     except OSError:
-        raise UserError(
-            "All of the ports that a page takes by itself are in use. Give another one: --port 8000."
-        ) from None
+        raise UserError(f"--port: must be given, as {FIRST_PORT} and the ports after it are in use.") from None
     if share and not public:
         raise UserError("--share: the public address could not be made. Check your connection, or leave it out.")
     return str(public or local)
-
-
-def _require_free(port: int) -> None:
-    """UserError for a port that another program listens on, or that this user may not open."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = "in use" if error.errno == errno.EADDRINUSE else (error.strerror or "cannot be opened").lower()
-            remedy = f"Leave it out to take the first free one from {FIRST_PORT}."
-            raise config_error("--port", port, f"a free port ({reason})", remedy) from None
 
 
 def serve(page: gr.Blocks, port: int | None = None, share: bool = False, say: Callable[[str], Any] = print) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from unetdiff.app.port import require_free_port
 from unetdiff.cli.inference import chosen_device
 from unetdiff.cli.model_path import HELP, local_model
 from unetdiff.cli.parser import Parser
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
         UserError: gradio is not installed, a run that cannot be loaded, or a port that is not free.
     """
     args = _parser().parse_strictly(argv)
+    if args.port is not None:
+        require_free_port(args.port)
     paths = [local_model(path, "RUN") for path in args.runs]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     for name in ("NO_PROXY", "no_proxy"):  # gradio's own requests to the page
