@@ -68,14 +68,17 @@ def test_masks_of_two_classes(voc_layout, tmp_path, side):
 def test_captions_of_what_the_segmentation_head_reads(
     task: str, segmentation: dict[str, Any], timestep: str, tokens: str, tmp_path: Path
 ) -> None:
-    model = {
+    model: dict[str, Any] = {
         "encoder": {"name": "residual", "channels": [8, 16]},
         "residual": {"layers_per_block": 1, "norm_num_groups": 4},
         "conditioning": {"timestep": True, "cross_attention_dim": 8, "attention_levels": [1], "attention_head_dim": 8},
     }
+    if task != "diffusion":
+        model["heads"] = {"segmentation": {"num_classes": 3, "pyramid": 16}}
     config = {"task": task, "model": model, "segmentation": segmentation}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     run = read_run(tmp_path)
-    first, second, _ = changes(read_network_spec(run.model_config), run)
+    first, second, third = changes(read_network_spec(run.model_config), run)
+    assert ("The segmentation head is a feature pyramid to 3 classes" in third.text) == (task != "diffusion")
     assert timestep in first.text and tokens in second.text
     assert first.text.count("egmentation") == second.text.count("egmentation") == (task != "diffusion")

@@ -115,3 +115,14 @@ def test_text_follows_the_config():
     svg = draw_network(read_network_spec(CONFIGS["residual"], sample_size=32), True, shared="12 weights")
     for text in ("32×32 · 8 channels", "16×16 · 16", "8×8 · 24", "11 classes", "3 channels", "12 weights"):
         assert text in svg
+
+
+def test_the_segmentation_head_is_drawn_as_it_is():
+    heads = {"segmentation": {"num_classes": 11, "pyramid": 96}}
+    for config, words in (
+        (CONFIGS["classic"], "1×1 convolution"),
+        ({**CONFIGS["residual"], "heads": heads}, "feature pyramid"),
+    ):
+        drawing = draw_network(read_network_spec(config, 64), True)
+        assert words in drawing
+    assert "1×1" not in drawing

@@ -83,8 +83,8 @@ def _attention(spec: NetworkSpec, run: Run) -> Change:
 
 
 def _output(spec: NetworkSpec, run: Run) -> Change:
-    title, kernel = "Output convolution", f"{spec.head_kernel}×{spec.head_kernel}"
-    segmentation = f"The segmentation head is a {kernel} convolution to {spec.num_classes} classes"
+    title = "Output convolution"
+    segmentation = f"The segmentation head is a {spec.segmentation_head} to {spec.num_classes} classes"
     if spec.out_channels is None:
         return Change(3, title, f"{segmentation}; a denoiser has as many output channels as the noise.", False)
     count = run.head_parameters("diffusion")

@@ -222,7 +222,7 @@ def _heads(spec: NetworkSpec, target: str) -> list[dict[str, float | str]]:
                 "kind": "segmentation",
                 "tile_kind": "mask",
                 "title": "segmentation",
-                "line1": f"{spec.head_kernel}\u00d7{spec.head_kernel} convolution",
+                "line1": spec.segmentation_head,
                 "line2": f"\u2192 {spec.num_classes} classes",
                 "note": "class per pixel",
             }

@@ -51,8 +51,8 @@ class NetworkSpec:
     """Classes of the segmentation head; None: no segmentation head."""
     out_channels: int | None
     """Channels of the diffusion head; None: no diffusion head."""
-    head_kernel: int
-    """Kernel size of the segmentation head."""
+    segmentation_head: str
+    """What the segmentation head is: "1×1 convolution" or "feature pyramid"."""
 
     @property
     def attention_levels(self) -> list[int]:
@@ -105,8 +105,15 @@ def read_network_spec(config: JsonDict, sample_size: int | None = None) -> Netwo
         cross_attention_dim=conditioning.cross_attention_dim,
         num_classes=segmentation.num_classes if segmentation else None,
         out_channels=diffusion.out_channels if diffusion else None,
-        head_kernel=model.imported.segmentation_kernel_size,
+        segmentation_head=_segmentation_head(model),
     )
+
+
+def _segmentation_head(model: ModelConfig) -> str:
+    head, kernel = model.heads.segmentation, model.imported.segmentation_kernel_size
+    if head is not None and head.pyramid is not None:
+        return "feature pyramid"
+    return f"{kernel}×{kernel} convolution"
 
 
 Row = tuple[int, int | None, int | None, int, int]
