@@ -61,7 +61,7 @@ def test_batch_sizes_unless_they_are_given() -> None:
     ("words", "message"),
     [
         (["nowhere"], "config nowhere: must be a file or the name of a config."),
-        (["EMPTY"], "must contain config.yaml. Use a run directory or a config file"),
+        (["EMPTY"], "empty: contains no model"),
         (["CONFIG", "--rounds", "0"], "--rounds=0: must be at least 1."),
         (["CONFIG", "--warmups", "-1"], "--warmups=-1: must be at least 0."),
         (["CONFIG", "--batch_sizes", "4", "0"], "--batch_sizes=0: must be at least 1."),

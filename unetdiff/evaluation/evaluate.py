@@ -240,7 +240,7 @@ def load_layout_segmenter(task: DiffusionTask, path: Path) -> SegmentationPipeli
     try:
         segmenter = SegmentationPipeline.from_pretrained(model_directory(path))
     except UserError as error:
-        raise UserError(f"segmenter={path}: {error}") from None
+        raise UserError(f"segmenter: {error}") from None
     remedy = "Give a segmenter trained on the dataset of the model."
     rule = "the segmenter must have the classes of the layouts"
     require_same_classes(task.conditioner.labels, segmenter.classes, f"segmenter={path}", remedy, rule)
