@@ -31,8 +31,6 @@ def main(argv: Sequence[str]) -> int:
     for name in ("NO_PROXY", "no_proxy"):  # gradio's own requests to the page
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     require_gradio()
-
-    paths = [local_model(path, "RUN") for path in args.runs]
     say(f"Loading {', '.join(map(str, paths))} …", sys.stdout)
 
     from unetdiff.app.page import build_page, serve

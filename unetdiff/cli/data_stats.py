@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _propose_encoding(config: RunConfig, error: UserError) -> list[str]:
     """What masks that cannot be counted hold, and the keys that read them; [] where these are set or would not help."""
-    from unetdiff.data.masks.inspect import inspect_masks, mask_files, proposal
+    from unetdiff.data.masks.inspect import inspect_masks, proposal
+    from unetdiff.data.masks.mask_files import mask_files
 
     files = mask_files(config.data)
     if not files:

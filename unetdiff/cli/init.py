@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from unetdiff.cli.init_facts import Facts
     from unetdiff.config.schema import RunConfig
 
-MAX_NAMED = 3
 USAGE = "unetdiff init PATH [--output CONFIG.yaml] [--weights imagenet|FILE|null] [--overwrite]"
 
 
@@ -74,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
 
 def describe(facts: Facts) -> list[str]:
     """What was found, as lines."""
+    from unetdiff.data.issues import first_values
+
     lines = [f"{printable(str(facts.found.root))}: {facts.found.kind}", f"  images   {facts.images}"]
     if facts.found.masks is not None:
         lines.append(
@@ -87,9 +88,8 @@ def describe(facts: Facts) -> list[str]:
         lines.append(f"  balance  {facts.imbalance}")
     lines.append(f"  splits   {facts.splits}")
     if facts.found.left_out:
-        shown = ", ".join(printable(str(one)) for one in facts.found.left_out[:MAX_NAMED])
-        more = f" and {len(facts.found.left_out) - MAX_NAMED} more" if len(facts.found.left_out) > MAX_NAMED else ""
-        lines.append(f"  left out {shown}{more}: environments, packages or runs")
+        shown = first_values([printable(str(one)) for one in facts.found.left_out])
+        lines.append(f"  left out {shown}: environments, packages or runs")
     if facts.found.hint:
         lines.append(f"  note     {facts.found.hint}")
     return lines

@@ -10,7 +10,7 @@ from pathlib import Path
 from unetdiff.config.pretrained import exported_model
 from unetdiff.errors import FileError, UserError, did_you_mean, printable
 from unetdiff.files import records
-from unetdiff.files.folders import entries, files_in, folders_in, is_there
+from unetdiff.files.folders import entries, files_in, folders_in, is_started_run, is_there
 from unetdiff.files.images import SUFFIXES
 
 CONFIG = "config.yaml"
@@ -35,9 +35,8 @@ def model_directory(path: str | Path) -> Path:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is the directory of a run that was started."""
-    started = (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
-    return (folder / CONFIG).is_file() and (started or exported_model(folder) is not None)
+    """Whether a folder is the directory of a run that was started, or of its exported model with its config."""
+    return is_started_run(folder) or ((folder / CONFIG).is_file() and exported_model(folder) is not None)
 
 
 def runs_below(folder: Path) -> list[Path]:

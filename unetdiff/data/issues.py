@@ -112,7 +112,7 @@ def row_issue(place: str, error: FileError) -> Issue:
     return Issue(place, f"image {message}", value, "Remove the row.")
 
 
-def first_values(values: list[int]) -> str:
+def first_values(values: Sequence[object]) -> str:
     """The first values, e.g. "21, 37, 40 and 12 more"."""
     shown = ", ".join(str(value) for value in values[:3])
     return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"

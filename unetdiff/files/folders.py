@@ -76,6 +76,12 @@ def files_in(
     return [path for path in found if not suffixes or path.suffix.lower() in suffixes]
 
 
+def is_started_run(folder: Path) -> bool:
+    """Whether a training has begun in a folder: it has a config, and checkpoints or metrics."""
+    begun = (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
+    return begun and (folder / "config.yaml").is_file()
+
+
 def _walk(folder: Path, seen: set[tuple[int, int]], skip: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     status = folder.stat() if folder.exists() else None
     if status is not None:

@@ -68,9 +68,5 @@ class _Shown:
     def __init__(self, loader: DataLoader[dict[str, Any]], enabled: bool) -> None:
         self.loader, self.enabled = loader, enabled
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        bar = progress_bar(self.loader, desc="validation", unit="batch", leave=False, enabled=self.enabled)
-        yield from bar
+        yield from progress_bar(self.loader, desc="validation", unit="batch", leave=False, enabled=self.enabled)

@@ -27,6 +27,12 @@ def mask(path: Path) -> None:
     Image.fromarray(np.repeat([[0] * 4 + [255] * 4], 8, 0).astype(np.uint8)).save(path)
 
 
+def images_and_masks(folder: Path) -> None:
+    for i in range(6):
+        photo(folder / f"images/{i}.png")
+        mask(folder / f"masks/{i}.png")
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """An environment, packages and a run, each with images, and nothing else."""
@@ -49,9 +55,7 @@ def test_what_is_stray(project: Path) -> None:
 
 
 def test_images_and_masks_in_a_sub_folder(project: Path) -> None:
-    for i in range(6):
-        photo(project / f"cells/images/{i}.png")
-        mask(project / f"cells/masks/{i}.png")
+    images_and_masks(project / "cells")
     found = discover(project)
     assert (found.task, found.root) == ("segmentation", project / "cells")
     assert (found.keys["images"], found.keys["masks"]) == ("images", "masks")
@@ -60,9 +64,7 @@ def test_images_and_masks_in_a_sub_folder(project: Path) -> None:
 
 def test_images_and_masks_next_to_them(project: Path) -> None:
     """Folders by name: training reads nothing else."""
-    for i in range(6):
-        photo(project / f"images/{i}.png")
-        mask(project / f"masks/{i}.png")
+    images_and_masks(project)
     found = discover(project)
     assert (found.task, found.root, found.keys["images"]) == ("segmentation", project, "images")
 
@@ -77,9 +79,7 @@ def test_images_in_a_sub_folder_and_next_to_them(project: Path) -> None:
 
 
 def test_a_folder_with_a_dot_in_its_name(tmp_path: Path) -> None:
-    for i in range(6):
-        photo(tmp_path / f"a/v1.0/images/{i}.png")
-        mask(tmp_path / f"a/v1.0/masks/{i}.png")
+    images_and_masks(tmp_path / "a/v1.0")
     assert discover(tmp_path).task == "segmentation"
 
 

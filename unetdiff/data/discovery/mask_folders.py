@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from unetdiff.data.discovery.found import Found, add_encoding, add_val_fraction
@@ -17,6 +18,8 @@ from unetdiff.files.images import SUFFIXES
 
 MASK_WORDS = ("mask", "label", "gt", "seg", "annot", "truth", "lbl")
 """In the paths of masks."""
+ENDING = re.compile(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$")
+"""Of a file's stem: "_mask", "_gtFine_labelIds"."""
 MIN_OVERLAP = 0.5
 """Fraction of the images that must have a mask of their name."""
 MIN_BLOCKS = 5
@@ -30,7 +33,7 @@ def find_image_and_mask_folders(path: Path) -> Found | None:
     files = dataset_files(path, SUFFIXES)
     candidates = _candidates(path, files)
     named = {pattern: matched for pattern in candidates if (matched := _named(path, pattern))}
-    values = {pattern: _probe(found) for pattern, found in named.items()}
+    values = {pattern: probe([files[0] for files in found.values()]) for pattern, found in named.items()}
     best: tuple[float, str, str] | None = None
     for mask_pattern, masks in named.items():
         if values[mask_pattern].encoding == "none":
@@ -120,12 +123,12 @@ def _candidates(path: Path, files: list[Path]) -> list[str]:
 def _ending(name: str) -> tuple[str, str]:
     """("_gtFine_labelIds", ".png") of aachen_0_gtFine_labelIds.png; ("", ".png") where the name ends otherwise."""
     stem, dot, suffix = name.rpartition(".")
-    match = re.search(r"(?:[_-][A-Za-z][A-Za-z0-9]*)+$", stem)
+    match = ENDING.search(stem)
     return (match[0] if match else "", dot + suffix)
 
 
-def _probe(named: dict[str, list[Path]]) -> MaskValues:
-    files = [found[0] for found in named.values()]
+def probe(files: Sequence[Path]) -> MaskValues:
+    """The values of a few files at equal distances, to see whether they are masks."""
     return inspect_masks(files[:: max(1, len(files) // MAX_PROBED)][:MAX_PROBED])
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from unetdiff.files.folders import files_in, folders_in
+from unetdiff.files.folders import files_in, folders_in, is_started_run
 from unetdiff.files.images import SUFFIXES
 
 STRAY = frozenset({"site-packages", "node_modules", "__pycache__"})
@@ -16,10 +16,8 @@ DATA = SUFFIXES | {".parquet"}
 
 def is_stray(folder: Path) -> bool:
     """Whether a folder holds a virtual environment, packages, or a run of ours."""
-    if folder.name in STRAY or (folder / "pyvenv.cfg").is_file() or (folder / "conda-meta").is_dir():
-        return True
-    is_run = (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file()
-    return is_run and (folder / "config.yaml").is_file()
+    is_environment = (folder / "pyvenv.cfg").is_file() or (folder / "conda-meta").is_dir()
+    return folder.name in STRAY or is_environment or is_started_run(folder)
 
 
 def dataset_files(folder: Path, suffixes: Collection[str]) -> list[Path]:

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from unetdiff.data.config import DataConfig
 from unetdiff.data.issues import BadFile
 from unetdiff.data.masks.encodings import pack
-from unetdiff.data.masks.globs import named_files
 from unetdiff.data.masks.pairs import read_values
-from unetdiff.data.masks.voc_paths import MASKS
 from unetdiff.data.stacks import page_count, page_file
 from unetdiff.data.threads import map_in_threads
 from unetdiff.data.transforms import IGNORE_INDEX
-from unetdiff.errors import FileError, UserError
+from unetdiff.errors import FileError
 
 MAX_FILES = 2000
 """Masks that are read; of more, as many at equal distances."""
@@ -150,19 +147,6 @@ def _counts(source: tuple[Path | bytes, int | None]) -> tuple[bool, dict[Any, in
     distinct, counts = np.unique(pack(values), return_counts=True)
     colors = [(key >> 16, key >> 8 & 255, key & 255) for key in distinct.tolist()]
     return False, dict(zip(colors, counts.tolist(), strict=True)), channels
-
-
-def mask_files(config: DataConfig) -> list[Path]:
-    """The mask files of a dataset; [] where masks are not files of their own."""
-    root = Path(config.root or ".").expanduser()
-    try:
-        if config.name == "folders" and config.masks is not None:
-            return [path for found in named_files("data.masks", config.masks, root).values() for path in found]
-        if config.name == "voc_folder":
-            return [path for found in named_files("data.root", MASKS, root).values() for path in found]
-    except UserError:
-        pass
-    return []
 
 
 def proposal(found: MaskValues) -> list[str]:
