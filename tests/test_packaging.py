@@ -8,12 +8,15 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from contextlib import suppress
 from email.parser import BytesParser
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.metadata import Metadata
+from packaging.specifiers import SpecifierSet
 
 from unetdiff import __version__
 from unetdiff.config.shipped import shipped_configs
@@ -72,6 +75,19 @@ def test_the_wheel_alone_finds_its_configs_and_templates(wheel: Path, tmp_path: 
     assert yaml.safe_load("\n".join(lines[len(names) :]))["task"] == "joint"
     for name in ("reports/page.html", "reports/page.css", "reports/diagram.svg", "py.typed"):
         assert (target / "unetdiff" / name).is_file()
+
+
+def test_the_constraints_install_on_the_oldest_python_of_the_project() -> None:
+    """pymdown-extensions 13 needs 3.11.5: `make` failed with the 3.11.2 of Debian 12."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=") + ".0"
+    lines = [line.split("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    needs = {}
+    for name in (line.partition("==")[0] for line in lines if line):
+        with suppress(PackageNotFoundError):  # of another platform
+            needs[name] = distribution(name).metadata["Requires-Python"]
+    assert len(needs) > 50
+    assert [name for name, spec in needs.items() if spec and oldest not in SpecifierSet(spec)] == []
 
 
 def test_the_citation_is_that_of_this_version() -> None:

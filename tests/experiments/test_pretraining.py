@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,13 +21,13 @@ from unetdiff.experiments import pretraining
 from unetdiff.experiments.linear_probes import ProbeTraining
 from unetdiff.experiments.pretraining import CLASS_DENOISER, DENOISER, ENCODER, RANDOM, Plan
 from unetdiff.experiments.pretraining_report import chart, findings, label_table
-from unetdiff.experiments.runs import train_run, with_last_weights
+from unetdiff.experiments.runs import best_metric, last_metric, train_run, with_last_weights
 from unetdiff.experiments.start_timestep import CleanFeatures, probe_timesteps
 from unetdiff.files.records import read_object
 from unetdiff.reports.dataset_groups import open_dataset
 from unetdiff.reports.masks import predictions
 from unetdiff.reports.record import Gallery, read_record, write_record
-from unetdiff.reports.runs import read_run
+from unetdiff.reports.runs import Run, read_run
 
 MIOU = {
     RANDOM: {0.01: [0.10, 0.20], 1.0: [0.80, 0.82]},
@@ -81,6 +82,8 @@ def test_config_of_each_run(parse_args: Callable[..., Any], tmp_path: Path) -> N
         (["--label_fractions", "0", "1"], "--label_fractions=.*: must be in"),
         (["--encoder_weights", "x"], "--encoder_weights=x: must be set with --encoder_config"),
         (["--segmenter_train_steps", "0"], "training.steps=0"),
+        (["--num_validations", "0"], "--num_validations=0: must be at least 1"),
+        (["--num_validations", "300"], "--num_validations=300: must be at most the steps of a segmenter, 200"),
         (["--timesteps", "0", "1000"], r"--timesteps=\[0, 1000\]: must be in 0..999"),
         (["--data.root=.", "--data.name=cifar10"], "data.name=cifar10: must be a dataset with masks"),
     ):
@@ -91,6 +94,17 @@ def test_config_of_each_run(parse_args: Callable[..., Any], tmp_path: Path) -> N
     with pytest.raises(UserError, match="--num_rows=0"):
         pretraining.run(args, overrides, tmp_path / "rows", "")
     assert not (tmp_path / "rows").exists()
+
+
+def test_the_best_of_several_validations(parse_args: Callable[..., Any], tmp_path: Path) -> None:
+    args, overrides = parse_args("pretraining", "--num_validations", "4", "--segmenter_train_steps", "10", *TINY)
+    plan = Plan(args, overrides, tmp_path)
+    assert all(config.training.validate_every == 3 for config in plan.segmenters.values())
+    assert plan.denoisers[DENOISER].training.validate_every == plan.denoisers[DENOISER].training.steps
+    rising = [{"miou": 0.3}, {"miou": 0.5}, {}, {"miou": 0.4}]
+    run = Run("", tmp_path, "segmentation", {}, validation=rising)
+    assert best_metric(run, "miou") == 0.5 and last_metric(run, "miou") == 0.4
+    assert math.isnan(best_metric(run, "other"))
 
 
 def test_a_pretrained_encoder_keeps_its_own_network(parse_args: Callable[..., Any], tmp_path: Path) -> None:

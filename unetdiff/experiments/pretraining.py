@@ -10,6 +10,7 @@ encoder; here the whole network is pre-trained at all noise levels, as a generat
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from unetdiff.experiments.pretraining_report import pretraining_record
 from unetdiff.experiments.runs import (
     ALL_TRAINED,
     base_config,
-    last_metric,
+    best_metric,
     num_train_steps,
     seed_list,
     train_all,
@@ -73,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--segmenter_train_steps",
         type=int,
         help=f"optimizer steps of each segmenter (default: CONFIG's, or {TRAIN_STEPS})",
+    )
+    parser.add_argument(
+        "--num_validations",
+        type=int,
+        default=1,
+        help="validations of each segmenter, evenly spaced; the best one counts (1: the last)",
     )
     parser.add_argument(
         "--denoiser_train_steps",
@@ -130,6 +137,8 @@ class Plan:
         steps = args.segmenter_train_steps
         if steps is None:
             steps = num_train_steps(replace(base, task="segmentation"))
+        require_at_least("--num_validations", args.num_validations, 1)
+        interval = math.ceil(steps / args.num_validations)
         denoiser_steps = args.denoiser_train_steps
         if denoiser_steps is None:
             denoiser_steps = QUICKSTART_STEPS["diffusion"] if args.config is None else steps
@@ -182,8 +191,11 @@ class Plan:
                         "training.seed": seed,
                     }
                     self.segmenters[name, fraction, seed] = variant(
-                        config, "segmentation", run_folder, {**_train_length(steps), **changes, **subset}
+                        config, "segmentation", run_folder, {**_train_length(steps, interval), **changes, **subset}
                     )
+        if args.num_validations > steps:
+            constraint = f"at most the steps of a segmenter, {steps}"
+            raise config_error("--num_validations", args.num_validations, constraint)
         self.inits = list(inits)
         self.num_images = len(build_dataset(replace(base.data, train_fraction=1.0), "train", segmentation=True))
 
@@ -215,9 +227,9 @@ class Plan:
         return config, changes
 
 
-def _train_length(steps: int) -> dict[str, Any]:
-    """Config keys for a number of optimizer steps with one validation at the end."""
-    return {"training.steps": steps, "training.epochs": None, "training.validate_every": steps}
+def _train_length(steps: int, interval: int | None = None) -> dict[str, Any]:
+    """Config keys for a number of optimizer steps, with a validation every so many of them (None: one at the end)."""
+    return {"training.steps": steps, "training.epochs": None, "training.validate_every": interval or steps}
 
 
 def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, command: str) -> Record:
@@ -238,7 +250,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     runs = {key: trained[name] for key, name in names.items()}
     miou = {
         init: {
-            fraction: [last_metric(runs[init, fraction, seed], "segmentation/mean_iou") for seed in plan.seeds]
+            fraction: [best_metric(runs[init, fraction, seed], "segmentation/mean_iou") for seed in plan.seeds]
             for fraction in plan.fractions
         }
         for init in plan.inits

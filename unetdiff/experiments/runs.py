@@ -161,6 +161,15 @@ def last_metric(run: Run, key: str) -> float:
     return math.nan if value is None else float(value)
 
 
+def best_metric(run: Run, key: str) -> float:
+    """The highest value of a metric over a run's validations; NaN where it is missing.
+
+    For runs that are longer than they need: with few labels, a segmenter's validation rises and falls again.
+    """
+    values = [float(line[key]) for line in run.validation if line.get(key) is not None]
+    return max(values, default=math.nan)
+
+
 def aggregate(runs: Sequence[Run], metric: Callable[[Run], float]) -> Value:
     """Mean and standard deviation of a metric over runs that differ in their seed."""
     return Value.of([metric(run) for run in runs])
