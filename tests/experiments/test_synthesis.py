@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from unetdiff.cli.main import main
 from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.experiments.runs import read_run
-from unetdiff.experiments.synthetic_dataset import SynthesisConfig, augment_layout, layout_miou
+from unetdiff.experiments.synthetic_dataset import Scores, SynthesisConfig, augment_layout, layout_miou, mean_entropy
 from unetdiff.reports.record import Gallery, Table, read_record
 
 CONFIG = SynthesisConfig(
@@ -40,6 +41,15 @@ def test_miou_of_a_layout() -> None:
     assert layout_miou(torch.tensor([[0, 1, 1, 2]]), layout, 3) == pytest.approx((1 / 2 + 1 / 2) / 2)
     assert layout_miou(torch.tensor([[0, 0, 1, 2]]), layout, 3) == 1
     assert layout_miou(torch.tensor([[0, 1, 1, 2]]), layout, 3, ignore_index=0) == 1
+
+
+def test_the_hardest_of_the_images_that_match() -> None:
+    assert mean_entropy(torch.full((4, 2, 2), 0.25)) == pytest.approx(math.log(4))
+    assert mean_entropy(torch.eye(2).view(2, 1, 2)) == 0
+    scores = Scores({"a": 0.9, "b": 0.6, "c": 0.2, "d": 0.7}, {"a": 0.1, "b": 0.5, "c": 0.9, "d": 0.3})
+    assert scores.kept(CONFIG) == ["a", "b", "d"]
+    assert scores.kept(replace(CONFIG, hard_fraction=0.5)) == ["b", "d"]  # 1.5 of 3, rounded up
+    assert scores.kept(replace(CONFIG, hard_fraction=0.1)) == ["b"]
 
 
 def test_layouts_are_windows_of_larger_ones() -> None:
@@ -77,6 +87,13 @@ def test_trained_sampled_filtered_and_trained_again(tmp_path: Path, capsys: pyte
     assert "8 of 8 synthetic images (100 %)" in record.findings[1]
     assert {"denoiser", "labeled 0", "extended 1"} <= record.configs.keys()
 
+    passes = ["--min_miou", "0", "--equal_passes", "--hard_fraction", "0.5", "--num_seeds", "1"]
+    assert main([*words, *passes, "--output", str(tmp_path / "passes")]) == 0
+    longer = read_run(tmp_path / "passes" / "extended-0").config["training"]
+    assert longer["steps"] == 6, "8 images, 4 of them labeled: twice as many as 3"
+    text = " ".join(read_record(tmp_path / "passes").method)
+    assert "3 steps on these alone, 6 on the extended dataset" in text and "least certain" in text
+
     written = (extended / "miou.json").stat().st_mtime_ns
     assert main([*words, "--min_miou", "0"]) == 0
     assert (extended / "miou.json").stat().st_mtime_ns == written
@@ -101,6 +118,7 @@ def test_trained_sampled_filtered_and_trained_again(tmp_path: Path, capsys: pyte
     ("words", "message"),
     [
         (["--label_fraction", "0"], "--label_fraction=0.0: must be in (0, 1]."),
+        (["--hard_fraction", "0"], "--hard_fraction=0.0: must be in (0, 1]."),
         (["--max_zoom", "0.9"], "--max_zoom=0.9: must be at least 1"),
         (["--min_miou", "2"], "--min_miou=2.0: must be in [0, 1]."),
         (

@@ -2,8 +2,8 @@
 
 A layout-conditioned denoiser is trained on the few labeled images and samples new images for augmented layouts. A
 segmenter trained on the same images segments them; images whose segmentation matches the layout are kept, and
-segmenters are trained without and with them for the same number of steps. Yang et al. 2023 ("FreeMask") do so with a
-large pretrained denoiser, and filter regions instead of whole images.
+segmenters are trained without and with them, for the same number of steps or of passes over the labeled images. Yang
+et al. 2023 ("FreeMask") do so with a large pretrained denoiser, and filter regions instead of whole images.
 """
 
 from __future__ import annotations
@@ -61,6 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num_samples", type=int, default=2, help="synthetic images per labeled layout")
     parser.add_argument("--min_miou", type=float, default=0.6, help="minimum mIoU with the layout of a kept image")
+    parser.add_argument(
+        "--hard_fraction",
+        type=float,
+        default=1.0,
+        help="fraction of these to keep: those on which the first segmenter is least certain",
+    )
+    parser.add_argument(
+        "--equal_passes",
+        action="store_true",
+        help="as many passes over the labeled images with synthetic ones as without: more steps, not the same number",
+    )
     parser.add_argument("--max_zoom", type=float, default=1.1, help="maximum enlargement of layouts before cropping")
     parser.add_argument("--hflip", action="store_true", help="flip half of the layouts horizontally (not for digits)")
     parser.add_argument("--num_inference_steps", type=int, default=25, help="denoising steps per sample")
@@ -103,7 +114,13 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     denoiser = train_all({"denoiser": _denoiser(args, base, labeled, output)}, command)["denoiser"]
 
     config = SynthesisConfig(
-        args.num_samples, args.min_miou, args.max_zoom, args.hflip, args.num_inference_steps, args.guidance_scale
+        args.num_samples,
+        args.min_miou,
+        args.max_zoom,
+        args.hflip,
+        args.num_inference_steps,
+        args.guidance_scale,
+        args.hard_fraction,
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser_path, segmenter_path = denoiser.path / LAST, before[f"labeled {seeds[0]}"].path / LAST
@@ -136,8 +153,9 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("num_samples", "num_inference_steps", "num_rows", "max_zoom"):
         require_at_least(f"--{name}", getattr(args, name), 1)
     require_fraction("--min_miou", args.min_miou)
-    if not 0 < args.label_fraction <= 1:
-        raise config_error("--label_fraction", args.label_fraction, "in (0, 1]")
+    for name in ("label_fraction", "hard_fraction"):
+        if not 0 < getattr(args, name) <= 1:
+            raise config_error(f"--{name}", getattr(args, name), "in (0, 1]")
     for name in ("denoiser_train_steps", "segmenter_train_steps"):
         if getattr(args, name) is not None:
             require_at_least(f"--{name}", getattr(args, name), 1)
@@ -192,7 +210,12 @@ def _segmenter(
 ) -> RunConfig:
     run_folder = output / f"{'labeled' if split == LABELED else 'extended'}-{seed}"
     length = _train_length(args.segmenter_train_steps, args, SEGMENTER_STEPS)
-    return variant(base, "segmentation", run_folder, {**_data(base, folder, split), **length, "training.seed": seed})
+    config = variant(base, "segmentation", run_folder, {**_data(base, folder, split), **length, "training.seed": seed})
+    steps = config.training.steps
+    if split == EXTENDED and args.equal_passes and steps is not None:  # a length in epochs is one in passes already
+        ratio = len(VOCFolder(folder, EXTENDED)) / len(VOCFolder(folder, LABELED))
+        return variant(config, "segmentation", run_folder, _train_length(round(steps * ratio), args, 0))
+    return config
 
 
 def _denoiser(args: argparse.Namespace, base: RunConfig, folder: Path, output: Path) -> RunConfig:

@@ -15,7 +15,7 @@ from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.experiments.gallery import ImageWriter, legend
 from unetdiff.experiments.runs import aggregate, last_metric
-from unetdiff.experiments.synthetic_dataset import EXTENDED, LABELED, SYNTHETIC, SynthesisConfig
+from unetdiff.experiments.synthetic_dataset import EXTENDED, LABELED, SYNTHETIC, Scores, SynthesisConfig
 from unetdiff.reports.record import Chart, Column, Gallery, Line, Record, Table, Value
 from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import Run
@@ -34,8 +34,8 @@ class SynthesisResults:
     folder: Path
     """The extended dataset."""
     config: SynthesisConfig
-    scores: dict[str, float]
-    """mIoU between segmentation and layout of every synthetic image."""
+    scores: Scores
+    """Of every synthetic image."""
     real_miou: float
     """Mean of the same over real validation images."""
     before: list[Run]
@@ -48,13 +48,13 @@ class SynthesisResults:
     @property
     def kept(self) -> list[str]:
         """Names of the images that pass the filter."""
-        return [name for name, score in self.scores.items() if score >= self.config.min_miou]
+        return self.scores.kept(self.config)
 
     @property
     def discarded(self) -> list[str]:
         """Names of the others."""
         kept = set(self.kept)
-        return [name for name in self.scores if name not in kept]
+        return [name for name in self.scores.miou if name not in kept]
 
 
 def synthesis_record(results: SynthesisResults, args: argparse.Namespace, output: Path, **fields: Any) -> Record:
@@ -79,13 +79,35 @@ def synthesis_record(results: SynthesisResults, args: argparse.Namespace, output
             "are trained on. Validation: the whole split, at the networks' input size.",
             f"Synthetic images: {config.num_samples} per labeled layout ({augmentation}), {config.num_inference_steps} "
             f"DDIM steps, guidance scale {config.guidance_scale}. An image is kept if the mIoU between the first "
-            f"segmenter's mask and the layout is at least {config.min_miou}; its label is the layout.",
-            "All segmenters are trained for the same number of steps with the same batch size, so those on the "
-            "extended dataset see each labeled image less often. Last weights, not the best.",
+            f"segmenter's mask and the layout is at least {config.min_miou}; its label is the layout."
+            + _hardest(config),
+            _budget(args.equal_passes, results),
             "± is over seeds of the segmenter; labeled images, denoiser and synthetic images are the same.",
         ],
         source="Yang et al. 2023, FreeMask: Synthetic Images with Dense Annotations",
         **fields,
+    )
+
+
+def _hardest(config: SynthesisConfig) -> str:
+    if config.hard_fraction == 1:
+        return ""
+    return (
+        f" Of these, the fraction of {config.hard_fraction} is kept on which the first segmenter is least certain: the "
+        "highest mean entropy of the pixels' class probabilities."
+    )
+
+
+def _budget(equal_passes: bool, results: SynthesisResults) -> str:
+    before, after = (runs[0].config["training"]["steps"] for runs in (results.before, results.after))
+    if equal_passes:
+        return (
+            f"All segmenters pass as often over the labeled images, with the same batch size: {before:,} steps on "
+            f"these alone, {after:,} on the extended dataset. Last weights, not the best."
+        )
+    return (
+        f"All segmenters are trained for the same number of steps ({before:,}) with the same batch size, so those on "
+        "the extended dataset see each labeled image less often. Last weights, not the best."
     )
 
 
@@ -116,7 +138,7 @@ def filter_table(results: SynthesisResults) -> Table:
         Column("mIoU, kept", "neither", "fraction"),
         Column("mIoU, real images", "neither", "fraction", "validation images, by the same segmenter"),
     ]
-    kept, scores = results.kept, results.scores
+    kept, scores = results.kept, results.scores.miou
     values = (
         len(scores),
         len(kept),
@@ -132,7 +154,7 @@ def filter_table(results: SynthesisResults) -> Table:
 def threshold_chart(results: SynthesisResults) -> Chart:
     """The fraction of kept images at every threshold."""
     thresholds = torch.linspace(0, 1, NUM_THRESHOLDS).tolist()
-    scores = [score for score in results.scores.values() if math.isfinite(score)]
+    scores = [score for score in results.scores.miou.values() if math.isfinite(score)]
     fractions = [sum(score >= threshold for score in scores) / len(scores) for threshold in thresholds]
     line = Line("synthetic images", [round(x, 3) for x in thresholds], [Value(fraction) for fraction in fractions])
     return Chart(
@@ -152,9 +174,9 @@ def gallery(results: SynthesisResults, num_rows: int, output: Path) -> Gallery:
             all_masks += masks
             layout, segmentation = (colorize(mask, data.palette) for mask in masks)
             files = [writer.add(image) for image in (layout, item["image"], segmentation)]
-            rows.append((f"{title}, mIoU {results.scores[name]:.2f}", files))
+            rows.append((f"{title}, mIoU {results.scores.miou[name]:.2f}", files))
     columns = ["layout", "synthetic image", "segmentation"]
-    note = f"Images with an mIoU of at least {results.config.min_miou} are kept."
+    note = f"The images that are kept {_rule(results.config)}."
     entries = legend(data.classes, np.asarray(data.palette), all_masks)
     return Gallery("Synthetic images and their segmentation", columns, rows, note, entries)
 
@@ -173,15 +195,22 @@ def findings(results: SynthesisResults) -> list[str]:
     else:
         details = f"{change:+.3f}, standard deviation {std:.3f} over {before.n} seeds"
         verdict = verdict if abs(change) > std else "change mIoU by less than one std"
-    kept, scores = results.kept, results.scores
+    kept, scores = results.kept, results.scores.miou
     num_labeled = len(VOCFolder(results.folder, LABELED))
     return [
         f"Synthetic images {verdict} with {num_labeled} labeled images: {as_text(before, 'fraction')} without, "
         f"{as_text(after, 'fraction')} with synthetic images ({details}).",
-        f"{len(kept)} of {len(scores)} synthetic images ({100 * len(kept) / len(scores):.0f} %) have an mIoU with "
-        f"their layout of at least {results.config.min_miou}. Mean over all synthetic images: "
-        f"{mean([*scores.values()]):.3f}; over real validation images: {results.real_miou:.3f}.",
+        f"{len(kept)} of {len(scores)} synthetic images ({100 * len(kept) / len(scores):.0f} %) "
+        f"{_rule(results.config)}. Mean over all synthetic images: {mean([*scores.values()]):.3f}; over real validation images: {results.real_miou:.3f}.",
     ]
+
+
+def _rule(config: SynthesisConfig) -> str:
+    """What the kept images have in common."""
+    match = f"have an mIoU with their layout of at least {config.min_miou}"
+    return (
+        match if config.hard_fraction == 1 else f"{match} and are the hardest {100 * config.hard_fraction:g} % of those"
+    )
 
 
 def mean(values: list[float]) -> float:

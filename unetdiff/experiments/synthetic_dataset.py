@@ -36,7 +36,7 @@ from unetdiff.training.run_cache import first_difference
 
 LABELED, EXTENDED, SYNTHETIC, VAL = "labeled", "labeled_and_synthetic", "synthetic", "val"
 """Split files: the labeled images; these and the kept synthetic ones; all synthetic images; validation."""
-SOURCE, SETTINGS, SCORES = "source.json", "settings.json", "miou.json"
+SOURCE, SETTINGS, SCORES, ENTROPIES = "source.json", "settings.json", "miou.json", "entropy.json"
 BATCH = 32
 """Images sampled at once."""
 DELETE = "Delete the folder and everything made from it, or give another --output."
@@ -57,8 +57,27 @@ class SynthesisConfig:
     num_inference_steps: int
     """Denoising steps."""
     guidance_scale: float
+    hard_fraction: float = 1.0
+    """Fraction kept of the images that match their layout, those on which the segmenter is least certain; 1: all."""
     seed: int = 0
     """Seed of crops, flips and noise."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the filtering segmenter says of every synthetic image, by name."""
+
+    miou: dict[str, float]
+    """mIoU between segmentation and layout; NaN where all of the layout is ignored."""
+    entropy: dict[str, float]
+    """Mean entropy of the pixels' class probabilities, in nats."""
+
+    def kept(self, config: SynthesisConfig) -> list[str]:
+        """Names of the images that match their layout; of these, the fraction with the highest entropy."""
+        names = [name for name, score in self.miou.items() if score >= config.min_miou]
+        count = math.ceil(config.hard_fraction * len(names))
+        hardest = set(sorted(names, key=lambda name: self.entropy[name], reverse=True)[:count])
+        return [name for name in names if name in hardest]
 
 
 def augment_layout(layout: Tensor, config: SynthesisConfig, number: int) -> Tensor:
@@ -133,7 +152,7 @@ def synthesize(
     config: SynthesisConfig,
     networks: Mapping[str, str],
     autocast: torch.dtype | None = None,
-) -> dict[str, float]:
+) -> Scores:
     """Sample images for the labeled layouts, and write the splits `SYNTHETIC` and `EXTENDED`.
 
     An existing folder with the same settings is kept.
@@ -147,9 +166,6 @@ def synthesize(
         networks: fingerprints of denoiser and segmenter, by name.
         autocast: precision of the denoiser.
 
-    Returns:
-        mIoU between segmentation and layout of every synthetic image, by name.
-
     Raises:
         UserError: the folder exists with other settings or networks, or no image passes the filter.
     """
@@ -158,7 +174,7 @@ def synthesize(
         _require_equal(folder, SETTINGS, settings)
         return _read_scores(folder)
     data = VOCFolder(labeled, LABELED)
-    scores: dict[str, float] = {}
+    scores = Scores({}, {})
 
     def write(target: Path) -> None:
         copy_tree(labeled, target)
@@ -167,35 +183,48 @@ def synthesize(
             batch = numbers[start : start + BATCH]
             layouts = [augment_layout(data.mask(number % len(data)), config, number) for number in batch]
             images = sample_images(denoiser, layouts, batch, config, autocast)
-            outputs = segmenter([*images])
+            outputs = segmenter([*images], return_logits=True)
             for number, image, layout, output in zip(batch, images, layouts, outputs, strict=True):
                 name = f"{SYNTHETIC}_{number:06d}"
                 write_pair(target, name, image, layout, data.palette)
-                scores[name] = layout_miou(output.mask, layout, len(data.classes), segmenter.ignore_index)
-        kept = [name for name, score in scores.items() if score >= config.min_miou]
+                scores.miou[name] = layout_miou(output.mask, layout, len(data.classes), segmenter.ignore_index)
+                scores.entropy[name] = mean_entropy(output.probabilities)
+        kept = scores.kept(config)
         if not kept:
-            highest = max((score for score in scores.values() if score == score), default=0.0)
+            highest = max((score for score in scores.miou.values() if score == score), default=0.0)
             raise UserError(
                 f"--min_miou={config.min_miou}: must be at most {highest:.3f}, the highest mIoU of a "
                 "synthetic image. Decrease it or train the denoiser for longer."
             )
-        write_split(target, SYNTHETIC, list(scores))
+        write_split(target, SYNTHETIC, list(scores.miou))
         write_split(target, EXTENDED, [*(pair.name for pair in data.pairs), *kept])
-        write_json(target / SCORES, scores)
+        write_json(target / SCORES, scores.miou)
+        write_json(target / ENTROPIES, scores.entropy)
         write_json(target / SETTINGS, settings)
 
     replace_directory(folder, write)
     return scores
 
 
-def _read_scores(folder: Path) -> dict[str, float]:
-    """The mIoU of every synthetic image, by name; nan where all of its layout is ignored."""
-    file = folder / SCORES
-    scores = typed(dict[str, float | None], read_object(file, DELETE), file, remedy=DELETE)
+def mean_entropy(probabilities: Tensor | None) -> float:
+    """Mean over the pixels of the entropy of their class probabilities (classes, H, W), in nats."""
+    assert probabilities is not None
+    return float(torch.special.entr(probabilities).sum(dim=0).mean())
+
+
+def _read_scores(folder: Path) -> Scores:
+    """The scores of every synthetic image."""
+    miou, entropy = (_read_values(folder, file) for file in (SCORES, ENTROPIES))
+    return Scores(miou, entropy)
+
+
+def _read_values(folder: Path, name: str) -> dict[str, float]:
+    file = folder / name
+    values = typed(dict[str, float | None], read_object(file, DELETE), file, remedy=DELETE)
     names = [name for name in read_lines(folder / SPLITS / f"{SYNTHETIC}.txt") if name]
-    if list(scores) != names:
-        raise FileError.of(file, f"must have the {len(names)} names of {SYNTHETIC}.txt (got {len(scores)})", DELETE)
-    return {name: math.nan if score is None else score for name, score in scores.items()}
+    if list(values) != names:
+        raise FileError.of(file, f"must have the {len(names)} names of {SYNTHETIC}.txt (got {len(values)})", DELETE)
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def _require_equal(folder: Path, file: str, settings: Mapping[str, Any]) -> None:
