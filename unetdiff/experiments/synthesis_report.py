@@ -201,7 +201,8 @@ def findings(results: SynthesisResults) -> list[str]:
         f"Synthetic images {verdict} with {num_labeled} labeled images: {as_text(before, 'fraction')} without, "
         f"{as_text(after, 'fraction')} with synthetic images ({details}).",
         f"{len(kept)} of {len(scores)} synthetic images ({100 * len(kept) / len(scores):.0f} %) "
-        f"{_rule(results.config)}. Mean over all synthetic images: {mean([*scores.values()]):.3f}; over real validation images: {results.real_miou:.3f}.",
+        f"{_rule(results.config)}. Mean over all synthetic images: {mean([*scores.values()]):.3f}; "
+        f"over real validation images: {results.real_miou:.3f}.",
     ]
 
 
