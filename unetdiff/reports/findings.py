@@ -117,10 +117,12 @@ def _time(runs: Sequence[Run], table: Table) -> Finding | None:
         denoiser = next((i for i in same if runs[i].heads == ["diffusion"]), None)
         if segmenter is None or denoiser is None:
             continue
+        separate = times[segmenter] + times[denoiser]
         sentence = (
             f"Separate training took {minutes(times[segmenter])} (segmentation) and {minutes(times[denoiser])} "
-            f"(diffusion), {minutes(times[segmenter] + times[denoiser])} in total."
+            f"(diffusion), {minutes(separate)} in total"
         )
+        sentence += f": the joint run took {times[joint] / separate:.2f} times that." if separate > 0 else "."
         return Finding(minutes(times[joint]), "of joint training for both heads", sentence, "--c1")
     total = sum(times.values())
     many = f"{len(times)} runs" if len(times) > 1 else f"“{runs[next(iter(times))].name}”"
