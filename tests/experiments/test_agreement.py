@@ -11,6 +11,7 @@ import torch
 
 from unetdiff.data.build import build_dataset
 from unetdiff.errors import UserError
+from unetdiff.evaluation.distances import Gaussian
 from unetdiff.evaluation.layout_consistency import ClassConsistency, layout_consistency
 from unetdiff.experiments import agreement, agreement_report
 from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages
@@ -136,10 +137,28 @@ def test_scores_and_what_is_kept_by_hand() -> None:
     masks = [np.array([[0, 3], [3, 2]]), np.array([[0, 0], [0, 1]]), np.zeros((2, 2), int)]
     scores = condition_scores(masks, [3, 1, 1], background=0)
     assert scores.tolist() == pytest.approx([2 / 3, 1, 0])
-    kept = kept_samples(4.0, scores, np.array([False, True, True]), [0.9, 0.5])
+    features = torch.tensor([[0.0], [2.0], [4.0]])
+    real = Gaussian(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), 9)
+    is_correct = np.array([False, True, True])
+    kept = kept_samples(4.0, scores, is_correct, [0.9, 0.5], features, real)
     assert [(one.threshold, one.num_kept, one.num_correct) for one in kept] == [(0, 3, 2), (0.5, 2, 1), (0.9, 1, 1)]
-    assert [[value.mean for value in values] for _, values in filter_table(kept, 0.9).rows] == [
+    assert [one.distance for one in kept] == [None, None, None], "one sample has no covariance"
+    assert [[value.mean for value in values[:2]] for _, values in filter_table(kept, 0.9).rows] == [
         pytest.approx([1, 2 / 3]), pytest.approx([2 / 3, 0.5]), pytest.approx([1 / 3, 1]),
     ]  # fmt: skip
     (line,) = filter_findings(kept)
     assert "66.7% (95 % interval" in line and line.endswith("1 samples) of those with a score of at least 0.9.")
+
+
+def test_distances_are_of_equally_many_samples() -> None:
+    features = torch.tensor([[0.0], [2.0], [4.0]])
+    real = Gaussian(torch.zeros(1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), 9)
+    everything, high = kept_samples(4.0, np.array([0.1, 1, 0.9]), np.ones(3, bool), [0.8], features, real)
+    # means 1 and 3, both with variance 2: μ² + (√2 - 1)²
+    assert everything.num_compared == high.num_compared == 2
+    assert everything.distance == pytest.approx(1 + (2**0.5 - 1) ** 2)
+    assert high.distance == pytest.approx(9 + (2**0.5 - 1) ** 2)
+    (line,) = filter_findings([everything, high])
+    assert line.endswith("; Fréchet distance 1.17 and 9.17, 2 samples each.")
+    table = filter_table([everything, high], 0.9)
+    assert table.note is not None and table.note.endswith("Samples in each Fréchet distance: 2 at guidance 4.")

@@ -25,8 +25,10 @@ from unetdiff.data.base import ImageDataset
 from unetdiff.data.sampling import evenly_spaced_indices
 from unetdiff.diffusion.conditioning.layouts import LayoutConditioner
 from unetdiff.errors import UserError, config_error
+from unetdiff.evaluation.distances import Gaussian
 from unetdiff.evaluation.layout_consistency import BATCH, background_of, class_consistency
 from unetdiff.evaluation.load_run import load_run, run_config
+from unetdiff.evaluation.reference import image_batches
 from unetdiff.evaluation.sampling import sample
 from unetdiff.evaluation.types import SamplingConfig
 from unetdiff.experiments.agreement_report import AgreementResults, SegmentedImages, agreement_record
@@ -116,12 +118,16 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
     kept, classifier = [], None
     if args.filter_thresholds:
         classifier = _classifier(args.run, images, output)
+        network = classifier.classifier
+        batches = image_batches(images, "real images")
+        reference = Gaussian.fit(torch.cat([network.features(batch["image"]) for batch in batches]))
         for scale, one in samples.items():
             wanted = [next(iter(condition)) for condition in classes]
             scores = condition_scores(one.masks, wanted, background)
             predicted = [classifier.labels[label] for label in classifier.classify(one.images / 255).tolist()]
             is_correct = np.array([images.classes[c] == name for c, name in zip(wanted, predicted, strict=True)])
-            kept += kept_samples(scale, scores, is_correct, args.filter_thresholds)
+            features = network.features(one.images)
+            kept += kept_samples(scale, scores, is_correct, args.filter_thresholds, features, reference)
     results = AgreementResults(
         real,
         samples,
