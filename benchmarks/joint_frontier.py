@@ -1,11 +1,13 @@
 """Both metrics against minutes: two networks apart, and ways to train both heads on one backbone, each at its lengths.
 
     python benchmarks/joint_frontier.py --seeds 0 1 2 --output runs/frontier
+    python benchmarks/joint_frontier.py --config configs/joint/camvid.yaml --data.root CAMVID --steps 600 600
 
-Every run is `unetdiff train` with the shipped `scenes` configs, in its own process, one after another. Lengths are
-fractions of the image passes of the two networks apart (450 and 1,300 steps of 16). Finished runs are kept: a second
-call resumes, and `--seeds` and `--ways` share the work between processes. Prints a table in Markdown and draws curves;
-± is the standard deviation over the seeds. Class consistency is that of `unetdiff compare`, of the last weights.
+Every run is `unetdiff train` in its own process, one after another, with the config of a joint run (the quickstart's).
+Lengths are fractions of the image passes of the two networks apart: `--steps` of a segmenter and a denoiser, of 16
+images. Finished runs are kept: a second call resumes, and `--seeds` and `--ways` share the work between processes.
+Prints a table in Markdown and draws curves; ± is the standard deviation over the seeds. Class consistency is that of
+`unetdiff compare`, of the last weights, where the denoiser is conditioned on a class.
 """
 
 from __future__ import annotations
@@ -15,54 +17,84 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from unetdiff.config.quickstart import STEPS
+from unetdiff.config.quickstart import STEPS, quickstart_configs
+from unetdiff.config.reading import to_yaml
+from unetdiff.config.schema import RunConfig, Task
 from unetdiff.experiments.class_consistency import class_consistency
+from unetdiff.experiments.runs import base_config, variant, with_shared_backbone
+from unetdiff.models.config import SegmentationHeadConfig
 from unetdiff.reports.runs import read_run
 from unetdiff.reports.samples import Budget
 
 APART = "two networks"
 BATCH = 16
-PASSES = BATCH * (STEPS["segmentation"] + STEPS["diffusion"])  # of both apart
+NOISE_FIRST, START_LENGTH = "noise first, then 8 + 8", 0.5
+"""A way that starts from a denoiser of this length; the rest of its passes are joint."""
+TASKS: tuple[Task, Task] = ("segmentation", "diffusion")
 SAMPLING = Budget(steps=20)
-METRICS = ("minutes", "mIoU", "loss", "consistency", "memory")
+METRICS = {"minutes": 1, "mIoU": 3, "loss": 3, "consistency": 3, "memory": 0}
+"""Columns of the table, and their digits."""
 Row = dict[str, float]
 
 
-def joint(noisy: int, clean: int, weight: float = 1.0, own_levels: int = 0) -> list[str]:
-    """Command-line words of a joint run: noisy images in each step, and how many of them pass clean as well."""
-    words = [f"--training.batch_size={noisy}", f"--joint.segmentation_fraction={clean / noisy:.4f}"]
-    words += [f"--joint.segmentation_weight={weight:g}"]
-    return words + ([f"--model.heads.segmentation.own_decoder_levels={own_levels}"] if own_levels else [])
+def joint(noisy: int, clean: int, weight: float = 1.0, own_levels: int = 0) -> dict[str, Any]:
+    """Config keys of a joint run: noisy images in each step, how many of them pass clean as well, the weight of the
+    segmentation loss, and the levels of a decoder of its own for the segmentation head."""
+    keys = {
+        "training.batch_size": noisy,
+        "joint.segmentation_fraction": clean / noisy,
+        "joint.segmentation_weight": weight,
+    }
+    own = {"model.heads.segmentation": SegmentationHeadConfig(own_decoder_levels=own_levels)} if own_levels else {}
+    return keys | own
 
 
-WAYS: dict[str, tuple[int, list[str]]] = {  # images that pass in each step, and what is changed
+WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # images that pass in each step, and what is changed
     "joint, 12 noisy + 4 clean": (16, joint(12, 4)),
     "the same, segmentation weight 3": (16, joint(12, 4, weight=3.0)),
     "joint, 8 noisy + 8 clean": (16, joint(8, 8)),
     "joint, 12 + 4, encoder shared alone": (16, joint(12, 4, own_levels=3)),
-    "noise first, then 8 + 8": (16, joint(8, 8)),
+    NOISE_FIRST: (16, joint(8, 8)),
 }
-NOISE_FIRST = 0.5
-"""Length of the denoiser that the last way starts from; the rest of its passes are joint."""
 
 
-def train(task: str, folder: Path, seed: int, steps: int, words: list[str]) -> Path:
-    """Train, or resume an interrupted run."""
-    if not (folder / "summary.json").is_file():
+@dataclass(frozen=True)
+class Study:
+    """What all runs share."""
+
+    base: RunConfig
+    steps: dict[str, int]
+    """Of a segmenter and a denoiser apart, at a length of 1."""
+    output: Path
+
+    @property
+    def passes(self) -> int:
+        """Images that pass through the two networks apart."""
+        return BATCH * sum(self.steps.values())
+
+    def train(self, task: Task, folder: Path, seed: int, steps: int, changes: Mapping[str, Any]) -> Path:
+        """Train, or resume an interrupted run; finished ones are kept."""
+        if (folder / "summary.json").is_file():
+            return folder
         quarter = -(-steps // 4)
-        command = [sys.executable, "-m", "unetdiff", "train", task, "scenes", *words]
-        command += [f"--training.output_dir={folder}", f"--training.seed={seed}", f"--training.steps={steps}"]
-        command += [f"--training.validate_every={quarter}", f"--training.checkpoint_every={quarter}"]
+        length = {"training.steps": steps, "training.validate_every": quarter, "training.checkpoint_every": quarter}
+        config = variant(self.base, task, folder, {**length, "training.seed": seed, **changes})
+        file = folder.with_suffix(".yaml")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(to_yaml(config))
+        command = [sys.executable, "-m", "unetdiff", "train", task, str(file)]
         subprocess.run(command + (["--resume"] if folder.exists() else []), check=True)
-    return folder
+        return folder
 
 
 def metrics(folder: Path, cache: Path) -> Row:
@@ -74,35 +106,33 @@ def metrics(folder: Path, cache: Path) -> Row:
             row[name] = summary["final"][key]
     if "loss" in row:
         found = class_consistency(read_run(folder), SAMPLING, cache)
-        assert found is not None
-        row["consistency"] = found.value
+        row |= {} if found is None else {"consistency": found.value}
     return row
 
 
-def two_networks(output: Path, length: float, seed: int) -> Row:
+def two_networks(study: Study, length: float, seed: int) -> Row:
     """A segmenter and a denoiser: minutes and memory add up."""
     rows = []
-    for task in ("segmentation", "diffusion"):
-        folder = output / f"{task}-{length:g}" / f"seed-{seed}"
-        train(task, folder, seed, round(length * STEPS[task]), [])
-        rows.append(metrics(folder, output / ".classifiers"))
+    for task in TASKS:
+        folder = study.output / f"{task}-{length:g}" / f"seed-{seed}"
+        study.train(task, folder, seed, round(length * study.steps[task]), {"training.batch_size": BATCH})
+        rows.append(metrics(folder, study.output / ".classifiers"))
     segmentation, diffusion = rows
     return segmentation | diffusion | {key: segmentation[key] + diffusion[key] for key in ("minutes", "memory")}
 
 
-def one_network(output: Path, way: str, length: float, seed: int) -> Row:
+def one_network(study: Study, way: str, length: float, seed: int) -> Row:
     """A joint run with as many image passes as this fraction of the two networks'."""
-    images, words = WAYS[way]
-    name = f"joint-{list(WAYS).index(way)}-{length:g}"
-    folder, passes = output / name / f"seed-{seed}", length * PASSES
-    minutes = 0.0
-    if way.startswith("noise first"):
-        start, steps = output / f"start-{NOISE_FIRST:g}" / f"seed-{seed}", round(NOISE_FIRST * STEPS["diffusion"])
-        train("diffusion", start, seed, steps, [])
+    images, changes = WAYS[way]
+    folder = study.output / f"joint-{list(WAYS).index(way)}-{length:g}" / f"seed-{seed}"
+    passes, minutes = length * study.passes, 0.0
+    if way == NOISE_FIRST:
+        start, steps = study.output / "start" / f"seed-{seed}", round(START_LENGTH * study.steps["diffusion"])
+        study.train("diffusion", start, seed, steps, {"training.batch_size": BATCH})
         minutes = json.loads((start / "summary.json").read_text())["train_minutes"]
-        words, passes = [*words, f"--training.init_from={start}"], passes - steps * BATCH
-    train("joint", folder, seed, round(passes / images), words)
-    row = metrics(folder, output / ".classifiers")
+        changes, passes = {**changes, "training.init_from": str(start)}, passes - steps * BATCH
+    study.train("joint", folder, seed, round(passes / images), changes)
+    row = metrics(folder, study.output / ".classifiers")
     return row | {"minutes": minutes + row["minutes"]}
 
 
@@ -121,6 +151,7 @@ def draw(results: dict[tuple[str, float], list[Row]], file: Path) -> None:
     for axis, metric, title in zip(axes, ("mIoU", "consistency"), ("mIoU", "class consistency"), strict=True):
         for way in dict.fromkeys(way for way, _ in results):
             points = [rows for (name, _), rows in sorted(results.items(), key=lambda one: one[0][1]) if name == way]
+            points = [rows for rows in points if metric in rows[0]]
             x, y = ([mean([row[key] for row in rows]) for rows in points] for key in ("minutes", metric))
             error = [statistics.stdev([row[metric] for row in rows]) if len(rows) > 1 else 0.0 for rows in points]
             axis.errorbar(x, y, yerr=error, marker="o", markersize=4, capsize=2, label=way)
@@ -133,28 +164,27 @@ def draw(results: dict[tuple[str, float], list[Row]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, help="YAML of a joint run (default: the quickstart's)")
+    parser.add_argument("--steps", type=int, nargs=2, metavar=("SEGMENTATION", "DIFFUSION"), help="of the two apart")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--apart_lengths", type=float, nargs="+", default=[0.75, 1.0])
     parser.add_argument("--joint_lengths", type=float, nargs="+", default=[0.75])
     parser.add_argument("--ways", nargs="*", default=[APART, *WAYS], choices=[APART, *WAYS])
     parser.add_argument("--output", type=Path, default=Path("runs/frontier"))
-    args = parser.parse_args()
+    args, overrides = parser.parse_known_args()
+    base = with_shared_backbone(base_config(args.config, overrides, quickstart_configs(args.output)["joint"]))
+    steps = dict(zip(TASKS, args.steps or [STEPS[task] for task in TASKS], strict=True))
+    study = Study(base, steps, args.output)
     results: dict[tuple[str, float], list[Row]] = {}
     for seed in args.seeds:
         for way in args.ways:
             for length in args.apart_lengths if way == APART else args.joint_lengths:
-                row = (
-                    two_networks(args.output, length, seed)
-                    if way == APART
-                    else one_network(args.output, way, length, seed)
-                )
+                row = two_networks(study, length, seed) if way == APART else one_network(study, way, length, seed)
                 results.setdefault((way, length), []).append(row)
     print("| | length | minutes | mIoU | loss of the noise | class consistency | peak memory, MB |")
     print("|---|---|---|---|---|---|---|")
     for (way, length), rows in results.items():
-        cells = [
-            cell([row[key] for row in rows], 0 if key == "memory" else 1 if key == "minutes" else 3) for key in METRICS
-        ]
+        cells = [cell([row[key] for row in rows], digits) if key in rows[0] else "–" for key, digits in METRICS.items()]
         print(f"| {way} | {length:g} | {' | '.join(cells)} |")
     draw(results, args.output / "frontier.png")
     print(args.output / "frontier.png")
