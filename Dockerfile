@@ -4,7 +4,7 @@
 # docker run --rm --gpus all --shm-size 8g -v "$PWD:/data" unetdiff:cuda unetdiff train segmentation /data/my.yaml
 
 # torch's wheels bring CUDA's libraries: a GPU needs an image that the container toolkit gives the driver to.
-ARG BASE=python:3.12-slim
+ARG BASE=debian:bookworm-slim
 FROM ${BASE}
 
 RUN apt-get update \
