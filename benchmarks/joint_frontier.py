@@ -4,9 +4,9 @@
     python benchmarks/joint_frontier.py --config configs/joint/camvid.yaml --data.root CAMVID --steps 600 600
 
 Every run is `unetdiff train` in its own process, one after another, with the config of a joint run (the quickstart's).
-Lengths are fractions of the image passes of the two networks apart: `--steps` of a segmenter and a denoiser, of 16
-images. Finished runs are kept: a second call resumes, and `--seeds` and `--ways` share the work between processes.
-Prints a table in Markdown and draws curves; ± is the standard deviation over the seeds. Class consistency is that of
+Lengths are fractions of the image passes of the two networks apart: `--steps` of a segmenter and a denoiser with the
+config's batch. Finished runs are kept: a second call resumes, and `--seeds` and `--ways` share the work between
+processes. Prints a table in Markdown and draws curves; ± is the standard deviation over the seeds. Class consistency is that of
 `unetdiff compare`, of the last weights, where the denoiser is conditioned on a class.
 """
 
@@ -37,9 +37,6 @@ from unetdiff.reports.runs import read_run
 from unetdiff.reports.samples import Budget
 
 APART = "two networks"
-BATCH = 16
-NOISE_FIRST, START_LENGTH = "noise first, then 8 + 8", 0.5
-"""A way that starts from a denoiser of this length; the rest of its passes are joint."""
 TASKS: tuple[Task, Task] = ("segmentation", "diffusion")
 SAMPLING = Budget(steps=20)
 METRICS = {"minutes": 1, "mIoU": 3, "loss": 3, "consistency": 3, "memory": 0}
@@ -47,24 +44,30 @@ METRICS = {"minutes": 1, "mIoU": 3, "loss": 3, "consistency": 3, "memory": 0}
 Row = dict[str, float]
 
 
-def joint(noisy: int, clean: int, weight: float = 1.0, own_levels: int = 0) -> dict[str, Any]:
-    """Config keys of a joint run: noisy images in each step, how many of them pass clean as well, the weight of the
-    segmentation loss, and the levels of a decoder of its own for the segmentation head."""
-    keys = {
-        "training.batch_size": noisy,
-        "joint.segmentation_fraction": clean / noisy,
-        "joint.segmentation_weight": weight,
-    }
-    own = {"model.heads.segmentation": SegmentationHeadConfig(own_decoder_levels=own_levels)} if own_levels else {}
-    return keys | own
+@dataclass(frozen=True)
+class Way:
+    """A way to train both heads on one backbone."""
+
+    clean: float
+    """Fraction of a step's image passes that are segmented; the others are noisy."""
+    own_levels: int = 0
+    """Levels of a decoder of its own for the segmentation head."""
+    noise_first: float = 0.0
+    """Length of a denoiser that it starts from; the rest of its passes are joint."""
+
+    def changes(self, batch: int) -> dict[str, Any]:
+        """Config keys of the run: as many image passes in a step as a separate run has."""
+        clean = round(self.clean * batch)
+        keys = {"training.batch_size": batch - clean, "joint.segmentation_fraction": clean / (batch - clean)}
+        head = SegmentationHeadConfig(own_decoder_levels=self.own_levels)
+        return keys | ({"model.heads.segmentation": head} if self.own_levels else {})
 
 
-WAYS: dict[str, tuple[int, dict[str, Any]]] = {  # images that pass in each step, and what is changed
-    "joint, 12 noisy + 4 clean": (16, joint(12, 4)),
-    "the same, segmentation weight 3": (16, joint(12, 4, weight=3.0)),
-    "joint, 8 noisy + 8 clean": (16, joint(8, 8)),
-    "joint, 12 + 4, encoder shared alone": (16, joint(12, 4, own_levels=3)),
-    NOISE_FIRST: (16, joint(8, 8)),
+WAYS = {
+    "one network, a quarter clean": Way(0.25),
+    "one network, half clean": Way(0.5),
+    "two decoders, a quarter clean": Way(0.25, own_levels=3),
+    "one network, noise first, then half clean": Way(0.5, noise_first=0.5),
 }
 
 
@@ -78,9 +81,14 @@ class Study:
     output: Path
 
     @property
+    def batch(self) -> int:
+        """Images in a step of a separate run."""
+        return self.base.training.batch_size
+
+    @property
     def passes(self) -> int:
         """Images that pass through the two networks apart."""
-        return BATCH * sum(self.steps.values())
+        return self.batch * sum(self.steps.values())
 
     def train(self, task: Task, folder: Path, seed: int, steps: int, changes: Mapping[str, Any]) -> Path:
         """Train, or resume an interrupted run; finished ones are kept."""
@@ -115,7 +123,7 @@ def two_networks(study: Study, length: float, seed: int) -> Row:
     rows = []
     for task in TASKS:
         folder = study.output / f"{task}-{length:g}" / f"seed-{seed}"
-        study.train(task, folder, seed, round(length * study.steps[task]), {"training.batch_size": BATCH})
+        study.train(task, folder, seed, round(length * study.steps[task]), {})
         rows.append(metrics(folder, study.output / ".classifiers"))
     segmentation, diffusion = rows
     return segmentation | diffusion | {key: segmentation[key] + diffusion[key] for key in ("minutes", "memory")}
@@ -123,15 +131,15 @@ def two_networks(study: Study, length: float, seed: int) -> Row:
 
 def one_network(study: Study, way: str, length: float, seed: int) -> Row:
     """A joint run with as many image passes as this fraction of the two networks'."""
-    images, changes = WAYS[way]
+    method, passes, minutes = WAYS[way], length * study.passes, 0.0
     folder = study.output / f"joint-{list(WAYS).index(way)}-{length:g}" / f"seed-{seed}"
-    passes, minutes = length * study.passes, 0.0
-    if way == NOISE_FIRST:
-        start, steps = study.output / "start" / f"seed-{seed}", round(START_LENGTH * study.steps["diffusion"])
-        study.train("diffusion", start, seed, steps, {"training.batch_size": BATCH})
+    changes = method.changes(study.batch)
+    if method.noise_first:
+        start, steps = study.output / "start" / f"seed-{seed}", round(method.noise_first * study.steps["diffusion"])
+        study.train("diffusion", start, seed, steps, {})
         minutes = json.loads((start / "summary.json").read_text())["train_minutes"]
-        changes, passes = {**changes, "training.init_from": str(start)}, passes - steps * BATCH
-    study.train("joint", folder, seed, round(passes / images), changes)
+        changes, passes = {**changes, "training.init_from": str(start)}, passes - steps * study.batch
+    study.train("joint", folder, seed, round(passes / study.batch), changes)
     row = metrics(folder, study.output / ".classifiers")
     return row | {"minutes": minutes + row["minutes"]}
 
