@@ -6,8 +6,8 @@
 Every run is `unetdiff train` in its own process, one after another, with the config of a joint run (the quickstart's).
 Lengths are fractions of the image passes of the two networks apart: `--steps` of a segmenter and a denoiser with the
 config's batch. Finished runs are kept: a second call resumes, and `--seeds` and `--ways` share the work between
-processes. Prints a table in Markdown and draws curves; ± is the standard deviation over the seeds. Class consistency is that of
-`unetdiff compare`, of the last weights, where the denoiser is conditioned on a class.
+processes. Prints a table in Markdown and draws curves; ± is the standard deviation over the seeds. Class consistency
+is that of `unetdiff compare`, of the last weights, where the denoiser is conditioned on a class.
 """
 
 from __future__ import annotations
