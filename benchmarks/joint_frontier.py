@@ -65,6 +65,7 @@ class Way:
 
 WAYS = {
     "one network, a quarter clean": Way(0.25),
+    "one network, three eighths clean": Way(0.375),
     "one network, half clean": Way(0.5),
     "two decoders, a quarter clean": Way(0.25, own_levels=3),
     "one network, noise first, then half clean": Way(0.5, noise_first=0.5),
