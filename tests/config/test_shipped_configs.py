@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unetdiff.config.quickstart import BACKBONE
+from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.config.reading import parse
 from unetdiff.config.validation.run import validate
 from unetdiff.models.config import SegmentationHeadConfig
@@ -22,8 +22,13 @@ def test_shipped_configs(path: Path, stable_diffusion: Path) -> None:
     config = parse(path, {"model.pretrained": str(stable_diffusion)} if path.stem == "stable_diffusion" else None)
     validate(config)
     assert config.task == path.parent.name
-    if path.stem == "scenes":
-        assert config.model == BACKBONE  # three objectives, one definition, the quickstart's
+    if path.stem == "scenes":  # three objectives, one definition, the quickstart's
+        quickstart = quickstart_configs(Path("quickstart"))[config.task]
+        quickstart.training.output_dir = config.training.output_dir
+        quickstart.training.log_every = config.training.log_every
+        quickstart.diffusion.preview_steps = config.diffusion.preview_steps
+        quickstart.diffusion.preview_per_class = config.diffusion.preview_per_class
+        assert config == quickstart
 
 
 def test_all_configs_are_shipped() -> None:

@@ -32,9 +32,6 @@ SCENES = ScenesConfig(colors=2, clutter=0.1, spread=0.0)
 STEPS: dict[Task, int] = {"segmentation": 450, "diffusion": 1300, "joint": 1800}
 """Optimizer steps of each run."""
 
-LEARNING_RATE = 1.4e-3
-"""With 8 images per step: smaller steps, and more of them, learn more from as many images than 16 at 2e-3."""
-
 INPUT_SCALE = 0.35
 """More timesteps at much noise, where shape and color are decided: a scene's flat areas show through little noise."""
 
@@ -74,9 +71,9 @@ def quickstart_configs(output: Path, tiny: bool = False) -> dict[Task, RunConfig
             training=TrainingConfig(
                 output_dir=str(output / task),
                 steps=steps,
-                batch_size=8,
+                batch_size=8 if tiny else 16,
                 eval_batch_size=16 if tiny else 100,
-                optimizer=OptimizerConfig(lr=LEARNING_RATE, betas=[0.9, 0.99]),
+                optimizer=OptimizerConfig(lr=2e-3, betas=[0.9, 0.99]),
                 ema=EMAConfig(half_life_images=2000),
                 log_every=2 if tiny else 20,
                 validate_every=max(2, quarter),
