@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,8 @@ import torch
 from unetdiff.cli.main import main
 from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.experiments.runs import read_run
-from unetdiff.experiments.synthetic_dataset import Scores, SynthesisConfig, augment_layout, layout_miou, mean_entropy
+from unetdiff.experiments.synthetic_dataset import Scores, SynthesisConfig, augment_layout, layout_miou
+from unetdiff.files.records import read_object
 from unetdiff.reports.record import Gallery, Table, read_record
 
 CONFIG = SynthesisConfig(
@@ -44,8 +44,6 @@ def test_miou_of_a_layout() -> None:
 
 
 def test_the_hardest_of_the_images_that_match() -> None:
-    assert mean_entropy(torch.full((4, 2, 2), 0.25)) == pytest.approx(math.log(4))
-    assert mean_entropy(torch.eye(2).view(2, 1, 2)) == 0
     scores = Scores({"a": 0.9, "b": 0.6, "c": 0.2, "d": 0.7}, {"a": 0.1, "b": 0.5, "c": 0.9, "d": 0.3})
     assert scores.kept(CONFIG) == ["a", "b", "d"]
     assert scores.kept(replace(CONFIG, hard_fraction=0.5)) == ["b", "d"]  # 1.5 of 3, rounded up
@@ -91,6 +89,11 @@ def test_trained_sampled_filtered_and_trained_again(tmp_path: Path, capsys: pyte
     assert main([*words, *passes, "--output", str(tmp_path / "passes")]) == 0
     longer = read_run(tmp_path / "passes" / "extended-0").config["training"]
     assert longer["steps"] == 6, "8 images, 4 of them labeled: twice as many as 3"
+    kept = VOCFolder(tmp_path / "passes" / "extended_dataset", "labeled_and_synthetic")
+    unsure = read_object(tmp_path / "passes" / "extended_dataset" / "uncertainty.json")
+    assert len(unsure) == 8 and all(0 <= value <= 1 for value in unsure.values())
+    hardest = sorted(unsure, key=lambda name: unsure[name], reverse=True)[:4]
+    assert {pair.name for pair in kept.pairs[4:]} == set(hardest)
     text = " ".join(read_record(tmp_path / "passes").method)
     assert "3 steps on these alone, 6 on the extended dataset" in text and "least certain" in text
 
@@ -112,6 +115,16 @@ def test_trained_sampled_filtered_and_trained_again(tmp_path: Path, capsys: pyte
     shutil.rmtree(output / "labeled_dataset")
     assert main([*words, "--min_miou", "0", "--label_fraction", "0.2"]) == 2
     assert f"Delete {output / 'denoiser'}, {output / 'extended-0'}, " in capsys.readouterr().err
+
+
+def test_a_config_in_epochs_passes_equally_often_over_the_labeled_images(tmp_path: Path) -> None:
+    config = tmp_path / "epochs.yaml"
+    config.write_text("task: segmentation\ndata: {name: scenes}\ntraining: {epochs: 3}\n")
+    words = [word for word in SHORT if word not in ("--segmenter_train_steps", "3")]
+    output = tmp_path / "out"
+    words = ["experiment", "synthesis", str(config), *words, "--min_miou", "0", "--num_seeds", "1", *TINY]
+    assert main([*words, "--model.encoder.name=residual", "--data.size=[32, 32]", "--output", str(output)]) == 0
+    assert "3 steps on these alone, 9 on the extended dataset" in " ".join(read_record(output).method)
 
 
 @pytest.mark.parametrize(

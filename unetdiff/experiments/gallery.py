@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from unetdiff.experiments.runs import with_last_weights
 from unetdiff.files.images import save_image
 from unetdiff.files.writing import make_folder
 from unetdiff.reports.dataset_groups import choose, open_dataset
@@ -59,7 +58,7 @@ def hex_color(color: Sequence[int] | np.ndarray) -> str:
 
 
 def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, num_rows: int, seed: int) -> Gallery:
-    """Validation images as rows: the image, its ground truth, and the masks of each run's last weights.
+    """Validation images as rows: the image, its ground truth, and the masks of each run.
 
     Args:
         title: title of the gallery.
@@ -72,7 +71,7 @@ def mask_gallery(title: str, runs: Mapping[str, Run], folder: Path, num_rows: in
     items = [data[index] for index in choose(data, num_rows, seed)]
     masks = {"ground truth": [as_mask(item["mask"]) for item in items]}
     for name, run in runs.items():
-        masks[name] = predictions(with_last_weights(run), items, data.classes)
+        masks[name] = predictions(run, items, data.classes)
     writer = ImageWriter(folder, "masks")
 
     def add(image: np.ndarray, photo: bool) -> str:

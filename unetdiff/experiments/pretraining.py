@@ -39,10 +39,12 @@ from unetdiff.experiments.runs import (
     train_all,
     train_run,
     variant,
+    with_last_weights,
     with_shared_backbone,
 )
 from unetdiff.experiments.start_timestep import probe_timesteps
 from unetdiff.reports.record import Record
+from unetdiff.reports.runs import Run
 
 RANDOM, DENOISER, ENCODER = "random init", "denoiser init", "ImageNet encoder"
 CLASS_DENOISER = "class denoiser init"
@@ -255,10 +257,15 @@ def run(args: argparse.Namespace, overrides: Sequence[str], output: Path, comman
         }
         for init in plan.inits
     }
+
+    def shown(run: Run) -> Run:
+        """With the weights that its mIoU is of."""
+        return run if args.num_validations > 1 else with_last_weights(run)
+
     counts = {fraction: subset_length(plan.num_images, fraction) for fraction in plan.fractions}
     gallery = mask_gallery(
         f"Masks of segmenters trained with {counts[fewest]:,} labeled image{'s' * (counts[fewest] > 1)}",
-        {init: runs[init, fewest, seed] for init in plan.inits},
+        {init: shown(runs[init, fewest, seed]) for init in plan.inits},
         output,
         args.num_rows,
         seed,

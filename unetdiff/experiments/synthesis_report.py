@@ -81,7 +81,7 @@ def synthesis_record(results: SynthesisResults, args: argparse.Namespace, output
             f"DDIM steps, guidance scale {config.guidance_scale}. An image is kept if the mIoU between the first "
             f"segmenter's mask and the layout is at least {config.min_miou}; its label is the layout."
             + _hardest(config),
-            _budget(args.equal_passes, results),
+            _budget(results),
             "± is over seeds of the segmenter; labeled images, denoiser and synthetic images are the same.",
         ],
         source="Yang et al. 2023, FreeMask: Synthetic Images with Dense Annotations",
@@ -98,16 +98,16 @@ def _hardest(config: SynthesisConfig) -> str:
     )
 
 
-def _budget(equal_passes: bool, results: SynthesisResults) -> str:
-    before, after = (runs[0].config["training"]["steps"] for runs in (results.before, results.after))
-    if equal_passes:
+def _budget(results: SynthesisResults) -> str:
+    before, after = (runs[0].summary["steps"] for runs in (results.before, results.after))
+    if before == after:
         return (
-            f"All segmenters pass as often over the labeled images, with the same batch size: {before:,} steps on "
-            f"these alone, {after:,} on the extended dataset. Last weights, not the best."
+            f"All segmenters are trained for the same number of steps ({before:,}) with the same batch size, so those "
+            "on the extended dataset see each labeled image less often. Last weights, not the best."
         )
     return (
-        f"All segmenters are trained for the same number of steps ({before:,}) with the same batch size, so those on "
-        "the extended dataset see each labeled image less often. Last weights, not the best."
+        f"All segmenters pass as often over the labeled images, with the same batch size: {before:,} steps on these "
+        f"alone, {after:,} on the extended dataset. Last weights, not the best."
     )
 
 

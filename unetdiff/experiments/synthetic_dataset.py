@@ -20,6 +20,7 @@ from unetdiff.data.hashing import generator_of
 from unetdiff.data.masks.voc import VOCFolder
 from unetdiff.data.masks.voc_paths import IMAGES, MASKS, SPLITS
 from unetdiff.data.transforms import resize_mask
+from unetdiff.diffusion.mask_sampling import uncertainty
 from unetdiff.diffusion.noise import generators_for
 from unetdiff.diffusion.pipeline import GenerationOutput, GenerationPipeline
 from unetdiff.errors import FileError, UserError
@@ -36,7 +37,7 @@ from unetdiff.training.run_cache import first_difference
 
 LABELED, EXTENDED, SYNTHETIC, VAL = "labeled", "labeled_and_synthetic", "synthetic", "val"
 """Split files: the labeled images; these and the kept synthetic ones; all synthetic images; validation."""
-SOURCE, SETTINGS, SCORES, ENTROPIES = "source.json", "settings.json", "miou.json", "entropy.json"
+SOURCE, SETTINGS, SCORES, UNCERTAINTIES = "source.json", "settings.json", "miou.json", "uncertainty.json"
 BATCH = 32
 """Images sampled at once."""
 DELETE = "Delete the folder and everything made from it, or give another --output."
@@ -69,14 +70,14 @@ class Scores:
 
     miou: dict[str, float]
     """mIoU between segmentation and layout; NaN where all of the layout is ignored."""
-    entropy: dict[str, float]
-    """Mean entropy of the pixels' class probabilities, in nats."""
+    uncertainty: dict[str, float]
+    """Mean over the pixels of the entropy of their class probabilities, as a fraction of its maximum."""
 
     def kept(self, config: SynthesisConfig) -> list[str]:
-        """Names of the images that match their layout; of these, the fraction with the highest entropy."""
+        """Names of the images that match their layout; of these, the fraction with the highest uncertainty."""
         names = [name for name, score in self.miou.items() if score >= config.min_miou]
         count = math.ceil(config.hard_fraction * len(names))
-        hardest = set(sorted(names, key=lambda name: self.entropy[name], reverse=True)[:count])
+        hardest = set(sorted(names, key=lambda name: self.uncertainty[name], reverse=True)[:count])
         return [name for name in names if name in hardest]
 
 
@@ -188,7 +189,8 @@ def synthesize(
                 name = f"{SYNTHETIC}_{number:06d}"
                 write_pair(target, name, image, layout, data.palette)
                 scores.miou[name] = layout_miou(output.mask, layout, len(data.classes), segmenter.ignore_index)
-                scores.entropy[name] = mean_entropy(output.probabilities)
+                assert output.probabilities is not None
+                scores.uncertainty[name] = float(uncertainty(output.probabilities).mean())
         kept = scores.kept(config)
         if not kept:
             highest = max((score for score in scores.miou.values() if score == score), default=0.0)
@@ -199,23 +201,16 @@ def synthesize(
         write_split(target, SYNTHETIC, list(scores.miou))
         write_split(target, EXTENDED, [*(pair.name for pair in data.pairs), *kept])
         write_json(target / SCORES, scores.miou)
-        write_json(target / ENTROPIES, scores.entropy)
+        write_json(target / UNCERTAINTIES, scores.uncertainty)
         write_json(target / SETTINGS, settings)
 
     replace_directory(folder, write)
     return scores
 
 
-def mean_entropy(probabilities: Tensor | None) -> float:
-    """Mean over the pixels of the entropy of their class probabilities (classes, H, W), in nats."""
-    assert probabilities is not None
-    return float(torch.special.entr(probabilities).sum(dim=0).mean())
-
-
 def _read_scores(folder: Path) -> Scores:
     """The scores of every synthetic image."""
-    miou, entropy = (_read_values(folder, file) for file in (SCORES, ENTROPIES))
-    return Scores(miou, entropy)
+    return Scores(_read_values(folder, SCORES), _read_values(folder, UNCERTAINTIES))
 
 
 def _read_values(folder: Path, name: str) -> dict[str, float]:
