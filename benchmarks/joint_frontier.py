@@ -13,11 +13,9 @@ is that of `unetdiff compare`, of the last weights, where the denoiser is condit
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +31,22 @@ from unetdiff.config.schema import RunConfig, Task
 from unetdiff.experiments.class_consistency import class_consistency
 from unetdiff.experiments.runs import base_config, variant, with_shared_backbone
 from unetdiff.models.config import SegmentationHeadConfig
+from unetdiff.reports.record import Unit, Value
+from unetdiff.reports.record_text import as_text
 from unetdiff.reports.runs import read_run
 from unetdiff.reports.samples import Budget
 
 APART = "two networks"
 TASKS: tuple[Task, Task] = ("segmentation", "diffusion")
 SAMPLING = Budget(steps=20)
-METRICS = {"minutes": 1, "mIoU": 3, "loss": 3, "consistency": 3, "memory": 0}
-"""Columns of the table, and their digits."""
+METRICS: dict[str, Unit] = {
+    "minutes": "minutes",
+    "mIoU": "fraction",
+    "loss": "fraction",
+    "consistency": "fraction",
+    "memory": "megabytes",
+}
+"""Columns of the table, and their units."""
 Row = dict[str, float]
 
 
@@ -108,19 +114,20 @@ class Study:
 
 def metrics(folder: Path, cache: Path) -> Row:
     """The figures of a finished run; those that its heads do not have are left out."""
-    summary = json.loads((folder / "summary.json").read_text())
+    run = read_run(folder)
+    summary = run.summary
     row = {"minutes": summary["train_minutes"], "memory": summary["peak_memory"] / 1e6}
     for name, key in (("mIoU", "segmentation/mean_iou"), ("loss", "diffusion/loss")):
         if key in summary["final"]:
             row[name] = summary["final"][key]
     if "loss" in row:
-        found = class_consistency(read_run(folder), SAMPLING, cache)
+        found = class_consistency(run, SAMPLING, cache)
         row |= {} if found is None else {"consistency": found.value}
     return row
 
 
 def two_networks(study: Study, length: float, seed: int) -> Row:
-    """A segmenter and a denoiser: minutes and memory add up."""
+    """A segmenter and a denoiser: minutes add up, and so does the peak memory of their processes."""
     rows = []
     for task in TASKS:
         folder = study.output / f"{task}-{length:g}" / f"seed-{seed}"
@@ -138,20 +145,16 @@ def one_network(study: Study, way: str, length: float, seed: int) -> Row:
     if method.noise_first:
         start, steps = study.output / "start" / f"seed-{seed}", round(method.noise_first * study.steps["diffusion"])
         study.train("diffusion", start, seed, steps, {})
-        minutes = json.loads((start / "summary.json").read_text())["train_minutes"]
+        minutes = read_run(start).summary["train_minutes"]
         changes, passes = {**changes, "training.init_from": str(start)}, passes - steps * study.batch
     study.train("joint", folder, seed, round(passes / study.batch), changes)
     row = metrics(folder, study.output / ".classifiers")
     return row | {"minutes": minutes + row["minutes"]}
 
 
-def mean(values: Sequence[float]) -> float:
-    return statistics.fmean(values)
-
-
-def cell(values: Sequence[float], digits: int) -> str:
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
+def values(rows: list[Row], key: str) -> Value:
+    """A figure over the seeds."""
+    return Value.of([row[key] for row in rows if key in row])
 
 
 def draw(results: dict[tuple[str, float], list[Row]], file: Path) -> None:
@@ -160,10 +163,10 @@ def draw(results: dict[tuple[str, float], list[Row]], file: Path) -> None:
     for axis, metric, title in zip(axes, ("mIoU", "consistency"), ("mIoU", "class consistency"), strict=True):
         for way in dict.fromkeys(way for way, _ in results):
             points = [rows for (name, _), rows in sorted(results.items(), key=lambda one: one[0][1]) if name == way]
-            points = [rows for rows in points if metric in rows[0]]
-            x, y = ([mean([row[key] for row in rows]) for rows in points] for key in ("minutes", metric))
-            error = [statistics.stdev([row[metric] for row in rows]) if len(rows) > 1 else 0.0 for rows in points]
-            axis.errorbar(x, y, yerr=error, marker="o", markersize=4, capsize=2, label=way)
+            x, y = ([values(rows, key) for rows in points if metric in rows[0]] for key in ("minutes", metric))
+            error = [value.spread or 0.0 for value in y]
+            means = ([value.mean for value in side] for side in (x, y))
+            axis.errorbar(*means, yerr=error, marker="o", markersize=4, capsize=2, label=way)
         axis.set(xlabel="training minutes, both heads", ylabel=title, xlim=(0, None), ylim=(None, 1))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
@@ -190,10 +193,10 @@ def main() -> None:
             for length in args.apart_lengths if way == APART else args.joint_lengths:
                 row = two_networks(study, length, seed) if way == APART else one_network(study, way, length, seed)
                 results.setdefault((way, length), []).append(row)
-    print("| | length | minutes | mIoU | loss of the noise | class consistency | peak memory, MB |")
+    print("| | length | minutes | mIoU | loss of the noise | class consistency | peak memory |")
     print("|---|---|---|---|---|---|---|")
     for (way, length), rows in results.items():
-        cells = [cell([row[key] for row in rows], digits) if key in rows[0] else "–" for key, digits in METRICS.items()]
+        cells = [as_text(values(rows, key), unit) for key, unit in METRICS.items()]
         print(f"| {way} | {length:g} | {' | '.join(cells)} |")
     draw(results, args.output / "frontier.png")
     print(args.output / "frontier.png")
