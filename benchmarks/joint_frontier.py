@@ -16,7 +16,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,23 +56,30 @@ class Way:
 
     clean: float
     """Fraction of a step's image passes that are segmented; the others are noisy."""
+    last_map: bool = False
+    """The segmentation head is a convolution of the decoder's last map, whatever the config has."""
     own_levels: int = 0
     """Levels of a decoder of its own for the segmentation head."""
     noise_first: float = 0.0
     """Length of a denoiser that it starts from; the rest of its passes are joint."""
 
-    def changes(self, batch: int) -> dict[str, Any]:
+    def changes(self, base: RunConfig) -> dict[str, Any]:
         """Config keys of the run: as many image passes in a step as a separate run has."""
+        batch, head = base.training.batch_size, base.model.heads.segmentation or SegmentationHeadConfig()
         clean = round(self.clean * batch)
-        keys = {"training.batch_size": batch - clean, "joint.segmentation_fraction": clean / (batch - clean)}
-        head = SegmentationHeadConfig(own_decoder_levels=self.own_levels)
-        return keys | ({"model.heads.segmentation": head} if self.own_levels else {})
+        head = replace(head, own_decoder_levels=self.own_levels, pyramid=None if self.last_map else head.pyramid)
+        return {
+            "training.batch_size": batch - clean,
+            "joint.segmentation_fraction": clean / (batch - clean),
+            "model.heads.segmentation": head,
+        }
 
 
 WAYS = {
     "one network, a quarter clean": Way(0.25),
     "one network, three eighths clean": Way(0.375),
     "one network, half clean": Way(0.5),
+    "one network, a quarter clean, head on the last map": Way(0.25, last_map=True),
     "two decoders, a quarter clean": Way(0.25, own_levels=3),
     "one network, noise first, then half clean": Way(0.5, noise_first=0.5),
 }
@@ -141,7 +148,7 @@ def one_network(study: Study, way: str, length: float, seed: int) -> Row:
     """A joint run with as many image passes as this fraction of the two networks'."""
     method, passes, minutes = WAYS[way], length * study.passes, 0.0
     folder = study.output / f"joint-{list(WAYS).index(way)}-{length:g}" / f"seed-{seed}"
-    changes = method.changes(study.batch)
+    changes = method.changes(study.base)
     if method.noise_first:
         start, steps = study.output / "start" / f"seed-{seed}", round(method.noise_first * study.steps["diffusion"])
         study.train("diffusion", start, seed, steps, {})

@@ -19,7 +19,14 @@ from unetdiff.config.schema import RunConfig, Task
 from unetdiff.config.training import EMAConfig, OptimizerConfig, TrainingConfig
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.diffusion.config import DiffusionConfig
-from unetdiff.models.config import ConditioningConfig, EncoderConfig, ModelConfig, ResidualConfig
+from unetdiff.models.config import (
+    ConditioningConfig,
+    EncoderConfig,
+    HeadsConfig,
+    ModelConfig,
+    ResidualConfig,
+    SegmentationHeadConfig,
+)
 from unetdiff.reports.report import write_report
 from unetdiff.reports.samples import Budget
 from unetdiff.training.run_cache import train_once
@@ -40,6 +47,7 @@ def main() -> None:
         conditioning=ConditioningConfig(
             cross_attention_dim=8 if args.tiny else 64, attention_levels=[1 if args.tiny else 2], attention_head_dim=8
         ),
+        heads=HeadsConfig(segmentation=SegmentationHeadConfig(pyramid=8 if args.tiny else 48)),  # reads every level
     )
     runs = [
         train_once(make_config(task, backbone, args.output / task, 3 if args.tiny else args.steps, args.tiny))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from unetdiff.cli.quickstart import metrics_table, run
+from unetdiff.cli.quickstart import _train, metrics_table, run
 from unetdiff.config.quickstart import TASKS, quickstart_configs
 from unetdiff.config.reading import load, to_yaml
 
@@ -65,3 +65,24 @@ def test_quickstart_and_again(tmp_path, monkeypatch, capsys):
     run(tmp_path, tiny=True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
     assert yaml.safe_load((tmp_path / "joint" / "config.yaml").read_text())["task"] == "joint"
+
+
+@pytest.mark.parametrize(
+    ("threads", "accelerator", "finished", "side_by_side"),
+    [(2, False, [], True), (1, False, [], False), (2, True, [], False), (2, False, ["joint"], False)],
+)
+def test_several_threads_train_the_joint_run_and_the_others_at_once(
+    tmp_path, monkeypatch, threads, accelerator, finished, side_by_side
+):
+    trained = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: accelerator)
+    monkeypatch.setattr("unetdiff.training.trainer.train", lambda config, command: trained.append(config.task))
+    monkeypatch.setattr(
+        "unetdiff.training.side_by_side.train_side_by_side",
+        lambda lanes, threads, command: trained.extend(["+".join(lane) for lane in lanes]),
+    )
+    configs = quickstart_configs(tmp_path, tiny=True)
+    _train({task: config for task, config in configs.items() if task not in finished}, "unetdiff quickstart")
+    apart = [task for task in TASKS if task not in finished]
+    assert trained == (["segmentation+diffusion", "joint"] if side_by_side else apart)

@@ -15,7 +15,7 @@ from unetdiff.data.build import build_dataset
 from unetdiff.data.check import check
 from unetdiff.data.config import DataConfig, ScenesConfig
 from unetdiff.data.image_format import resolve_image_format
-from unetdiff.data.labelled import LabelledSampler, is_segmented, labelled_part
+from unetdiff.data.labelled import LabelledSampler, is_segmented, labelled_part, segmented_count
 from unetdiff.data.sampling import SampleKey, StepSampler
 from unetdiff.errors import UserError
 
@@ -35,6 +35,13 @@ def extra(tmp_path: Path) -> Path:
 def stream(start: int = 0, rank: int = 0, world: int = 1, accumulation: int = 1) -> list[list[SampleKey]]:
     steps = StepSampler(20, BATCH, 3, start=start, stop=9, rank=rank, world_size=world, accumulation_steps=accumulation)
     return list(LabelledSampler(steps, [4, 7, 11], COUNT))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "batch", "count"), [(0.25, 16, 4), (0.33, 12, 4), (0.334, 6, 2), (0.05, 4, 1), (1.0, 7, 7)]
+)
+def test_a_fraction_is_the_nearest_number_of_images_and_at_least_one(fraction: float, batch: int, count: int) -> None:
+    assert segmented_count(fraction, batch) == count
 
 
 def test_every_segmented_place_has_a_mask_and_all_of_them_come_equally_often() -> None:

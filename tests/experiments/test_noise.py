@@ -102,4 +102,4 @@ def test_refusals_come_before_any_training(
 def test_without_a_config_it_is_the_quickstarts_backbone() -> None:
     config = noise.base_config(None, ["--data.scenes.val_images", "7"], None)
     assert (config.task, config.data.name, config.data.scenes.val_images) == ("segmentation", "scenes", 7)
-    assert config.model.encoder.channels == [48, 96, 96] and config.training.steps == 450
+    assert config.model.encoder.channels == [48, 96, 96] and config.training.steps == 400

@@ -9,6 +9,7 @@ from typing import Any
 
 from unetdiff.cli.parser import Parser
 from unetdiff.config.quickstart import TASKS, quickstart_configs
+from unetdiff.config.schema import RunConfig, Task
 from unetdiff.errors import UserError
 from unetdiff.files.records import read_object
 from unetdiff.files.writing import require_writable
@@ -48,7 +49,6 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     from unetdiff.reports.report import write_report
     from unetdiff.reports.samples import Budget
     from unetdiff.training.run_cache import run_state
-    from unetdiff.training.trainer import train
 
     output = require_writable("--output", output, folder=True)
     configs = quickstart_configs(output, tiny)
@@ -63,7 +63,7 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
         say(
             f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps", sys.stdout
         )
-        train(config, command=command)
+    _train({task: config for task, config in configs.items() if states[task] != "finished"}, command)
 
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
@@ -75,6 +75,24 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
         write_report(runs, page, TITLE, budget=budget, command=command, cache=output / ".classifiers")
     say(metrics_table(read_object(page.with_suffix(".json"))), sys.stdout)
     return page
+
+
+def _train(configs: Mapping[Task, RunConfig], command: str) -> None:
+    """Train these runs: on a CPU with several threads, the joint one and the others at the same time."""
+    import torch
+
+    from unetdiff.training.side_by_side import train_side_by_side
+    from unetdiff.training.trainer import train
+
+    lanes: list[dict[str, RunConfig]] = [
+        {task: config for task, config in configs.items() if (task == "joint") == joint} for joint in (False, True)
+    ]
+    threads = torch.get_num_threads()
+    if all(lanes) and threads > 1 and not torch.accelerator.is_available():
+        train_side_by_side(lanes, threads, command)
+        return
+    for config in configs.values():
+        train(config, command=command)
 
 
 def is_newer(page: Path, others: list[Path]) -> bool:

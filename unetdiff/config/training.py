@@ -96,7 +96,8 @@ class JointConfig:
     diffusion_weight: float = 1.0
     """Weight of the diffusion loss, likewise."""
     segmentation_fraction: float = 1.0
-    """Fraction of each batch that the segmentation loss is computed on; the diffusion loss is computed on all of it."""
+    """Fraction of each batch that the segmentation loss is computed on, at least one image; the diffusion loss is
+    computed on all of it."""
     backbone_gradient: float = 1.0
     """Factor of the segmentation loss's gradient where it enters the part that both heads share; 0: the segmentation
     head, with its own decoder levels, learns from maps that the diffusion loss alone determines."""

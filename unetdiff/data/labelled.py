@@ -35,8 +35,8 @@ def is_segmented(place: int, count: int, batch_size: int) -> bool:
 
 
 def segmented_count(fraction: float, batch_size: int) -> int:
-    """How many of a step's images are segmented: this fraction, rounded up."""
-    return math.ceil(fraction * batch_size)
+    """How many of a step's images are segmented: this fraction, rounded to a whole number, at least one."""
+    return max(1, math.floor(fraction * batch_size + 0.5))
 
 
 def segmented_places(fraction: float, batch_size: int) -> set[int]:

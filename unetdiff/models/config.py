@@ -121,9 +121,9 @@ class SegmentationHeadConfig:
     num_classes: int = 21
     """Classes, including background."""
     pyramid: int | None = None
-    """Channels of a pyramid over the last map of every decoder level (semantic FPN, Kirillov et al. 2019), for
-    backbones at a fraction of the image's size, such as denoisers of latents; None: a 1x1 convolution of the last
-    map."""
+    """Channels of a pyramid over the last map of every decoder level (semantic FPN, Kirillov et al. 2019): for both
+    heads on one backbone, where labels then reach the deep levels at once, and for backbones at a fraction of the
+    image's size, such as denoisers of latents. None: a 1x1 convolution of the last map."""
     attention_maps: bool = False
     """pyramid only: the cross-attention maps of num_classes tokens, one per class, as further channels of each level
     that attends (VPD, Zhao et al. 2023)."""
