@@ -22,7 +22,13 @@ Tiny = Callable[..., RunConfig]
 
 @pytest.mark.parametrize(
     ("fraction", "clean", "process"),
-    [(1.0, [0, 1, 2, 3], "ddpm"), (0.5, [1, 3], "ddpm"), (0.3, [3], "ddpm"), (0.4, [1, 3], "ddpm"), (0.5, [1, 3], "flow")],
+    [
+        (1.0, [0, 1, 2, 3], "ddpm"),
+        (0.5, [1, 3], "ddpm"),
+        (0.3, [3], "ddpm"),
+        (0.4, [1, 3], "ddpm"),
+        (0.5, [1, 3], "flow"),
+    ],
 )
 def test_the_loss_is_the_weighted_sum_of_both_tasks(
     tiny: Tiny, fraction: float, clean: list[int], process: str

@@ -1,4 +1,4 @@
-"""Trainings at the same time: the same files as one after the other, one message, and nothing lost when they stop."""
+"""Trainings at the same time: their share of the threads, one message, and no process left when they stop."""
 
 from __future__ import annotations
 

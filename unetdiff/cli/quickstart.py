@@ -54,16 +54,18 @@ def run(output: Path, overwrite: bool = False, tiny: bool = False) -> Path:
     configs = quickstart_configs(output, tiny)
     states = {task: "new" if overwrite else run_state(output / task, config) for task, config in configs.items()}
     command = f"unetdiff quickstart --output {output}" + (" --tiny" if tiny else "")
+    missing: dict[Task, RunConfig] = {}
     for task, config in configs.items():
         if states[task] == "finished":
             say(f"{task}: already finished, kept", sys.stdout)
             continue
+        missing[task] = config
         config.training.overwrite = overwrite
         config.training.resume = states[task] == "interrupted"
         say(
             f"{task}: {'resuming' if config.training.resume else 'training'}, {config.training.steps} steps", sys.stdout
         )
-    _train({task: config for task, config in configs.items() if states[task] != "finished"}, command)
+    _train(missing, command)
 
     page = output / "report.html"
     if set(states.values()) != {"finished"} or not is_newer(page, [output / task / "summary.json" for task in TASKS]):
