@@ -40,7 +40,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert list(lines) == [name for name, _ in shipped_configs()] and len(lines) > 15
     assert lines["segmentation/scenes"].strip() == (
-        "Digit segmentation on the embedded scenes; about a minute on two cores"
+        "Digit segmentation on the embedded scenes; about three minutes on one core"
     )
     for _, path in shipped_configs():
         title, first = title_of(path), path.read_text().splitlines()[0]
