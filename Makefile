@@ -29,7 +29,7 @@ lint: $(STAMP)
 
 # Two workers with a thread each: the tests are many and small. Nothing is fetched from a hub.
 test: lint
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $${PYTEST_WORKERS:-2} --dist loadgroup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -q -n $${PYTEST_WORKERS:-2} --dist loadgroup --durations=25
 
 # Strict: a broken link or a faulty docstring ends the build. The tests build it, too.
 docs: $(STAMP)

@@ -56,6 +56,8 @@ class Way:
 
     clean: float
     """Fraction of a step's image passes that are segmented; the others are noisy."""
+    noisy: bool = False
+    """Noisy images with little noise are segmented as well, as the config has it (`joint.segment_noise_below`)."""
     last_map: bool = False
     """The segmentation head is a convolution of the decoder's last map, whatever the config has."""
     own_levels: int = 0
@@ -71,16 +73,18 @@ class Way:
         return {
             "training.batch_size": batch - clean,
             "joint.segmentation_fraction": clean / (batch - clean),
+            "joint.segment_noise_below": base.joint.segment_noise_below if self.noisy else 0.0,
             "model.heads.segmentation": head,
         }
 
 
 WAYS = {
-    "one network, a quarter clean": Way(0.25),
-    "one network, three eighths clean": Way(0.375),
-    "one network, half clean": Way(0.5),
-    "one network, a quarter clean, head on the last map": Way(0.25, last_map=True),
-    "two decoders, a quarter clean": Way(0.25, own_levels=3),
+    "one network": Way(0.25, noisy=True),
+    "one network, labels of clean images alone": Way(0.25),
+    "one network, three eighths clean": Way(0.375, noisy=True),
+    "one network, half clean": Way(0.5, noisy=True),
+    "one network, head on the last map": Way(0.25, last_map=True),
+    "two decoders": Way(0.25, own_levels=3),
     "one network, noise first, then half clean": Way(0.5, noise_first=0.5),
 }
 

@@ -198,6 +198,7 @@ CASES: dict[str, Case] = {
     "several classes": Case("diffusion", None, {**MASKS, "diffusion.max_classes": 2}),
     "joint, uncertainty": Case("joint", None, {**JOINT, "joint.weighting": "uncertainty"}),
     "joint, gradient norm": Case("joint", None, {**JOINT, "joint.weighting": "gradient_norm"}),
+    "joint, little noise": Case("joint", None, {**JOINT, "joint.segment_noise_below": 0.5}),
     "joint, dropout, OHEM": Case(
         "joint", None, {**JOINT, "model.residual.dropout": 0.2, "segmentation.ohem": {"min_fraction": 0.3}}
     ),

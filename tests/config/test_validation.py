@@ -205,6 +205,20 @@ INVALID = [
         "labelme, label_studio, cityscapes, ade20k, huggingface support it.",
     ),
     ("joint", {"joint.log_gradients": -1}, "joint.log_gradients=-1: must be at least 0."),
+    ("joint", {"joint.segment_noise_below": 1.5}, "joint.segment_noise_below=1.5: must be in [0, 1]."),
+    *(
+        (
+            "joint",
+            {"joint.segment_noise_below": 0.2, key: value},
+            f"joint.segment_noise_below=0.2: must be 0 with {key}={shown}: the maps that denoise an image are not "
+            "those that segment it.",
+        )
+        for key, value, shown in (
+            ("model.heads.segmentation.own_decoder_levels", 1, "1"),
+            ("model.heads.segmentation.task_embedding", True, "true"),
+            ("segmentation.context", "classes", "classes"),
+        )
+    ),
     (
         "joint",
         {"joint.log_gradients": 5, "joint.backbone_gradient": 0.0},

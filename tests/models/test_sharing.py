@@ -56,6 +56,31 @@ def test_one_pass_of_both_heads_has_the_numbers_of_two(
     torch.testing.assert_close(noise, unet(sample, timesteps).sample)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("pyramid", [None, 8])
+@pytest.mark.parametrize("clean", [2, 0])
+def test_noisy_images_are_segmented_on_the_maps_that_denoise_them(
+    name: str, pyramid: int | None, clean: int, images: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    unet, (pixels, sample, timesteps) = network(name, pyramid=pyramid), images
+    tokens = torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(2)) if name == "residual" else None
+    logits, noise = unet.both(pixels[:clean], sample, timesteps, tokens, segmented=[0, 2])
+    of_noisy = unet(sample, timesteps, tokens, head="segmentation").sample[[0, 2]]
+    torch.testing.assert_close(logits, torch.cat([unet.segment(pixels)[:clean], of_noisy]))
+    torch.testing.assert_close(noise, unet(sample, timesteps, tokens).sample)
+    weight = next(unet.decoder.finest_modules(1)[0].parameters())
+    logits[clean:].sum().backward()
+    assert weight.grad is not None and weight.grad.any()
+
+
+@pytest.mark.parametrize("own", [{"own_decoder_levels": 1}, {"task_embedding": True}])
+def test_a_pass_of_the_segmentation_heads_own_segments_no_noisy_image(
+    own: dict[str, Any], images: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    with pytest.raises(UserError, match=r"segmented: must be \(\) with a decoder or a task embedding"):
+        network(**own).both(*images, segmented=[0])
+
+
 def test_the_own_decoder_is_the_backbones_where_it_has_its_weights(images: tuple[Tensor, Tensor, Tensor]) -> None:
     shared, own = network(), network(own_decoder_levels=1)
     own.load_state_dict(shared.state_dict(), strict=False)

@@ -13,6 +13,7 @@ from unetdiff.config.schema import RunConfig
 from unetdiff.data.base import collate
 from unetdiff.data.build import build_dataset
 from unetdiff.models.config import SegmentationHeadConfig
+from unetdiff.training.draws import whole_batch
 from unetdiff.training.tasks.build import build_task
 from unetdiff.training.tasks.joint import JointTask
 from unetdiff.training.trainer import train
@@ -50,6 +51,30 @@ def test_the_loss_is_the_weighted_sum_of_both_tasks(
     torch.testing.assert_close(losses["loss"], 0.5 * segmentation + 7 * diffusion)
 
 
+@pytest.mark.parametrize("process", ["ddpm", "flow"])
+def test_images_with_little_noise_are_segmented_too(tiny: Tiny, process: str) -> None:
+    """Against a pass of each head: of the clean image, and of the first quarter of the noisy ones."""
+    keys = {"joint__segment_noise_below": 0.25, "joint__segmentation_fraction": 0.25, "model__residual__dropout": 0.0}
+    config = tiny("joint", diffusion__noise__process=process, diffusion__condition_dropout=0.0, **keys)
+    train = build_dataset(config.data, "train", True)
+    task = build_task(config, train, build_dataset(config.data, "val", True))
+    assert isinstance(task, JointTask) and task.diffusion.conditioner is not None
+    for parameter in task.unet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch, draws = collate([train[i] for i in range(8)]), whole_batch(5, 8, "cpu")
+    rows = task.noisy_rows(batch, draws.again())
+    assert rows == {"ddpm": [0, 1], "flow": [0]}[process]  # of eight stratified timesteps
+    sums, noisy = task(batch, draws.again()), task.diffusion.add_noise(batch, draws.again())
+    tokens, x0 = noisy.conditioning.tokens, noisy.x0
+    assert tokens is not None and x0 is not None
+    for name, value in task.diffusion.sums(task.diffusion.predict(noisy), noisy).items():
+        torch.testing.assert_close(sums[f"diffusion/{name}"], value, rtol=1e-4, atol=1e-4)
+    clean = task.unet.segment(x0[[3, 7]])
+    of_noisy = task.unet(noisy.sample, noisy.timesteps, tokens, head="segmentation").sample[rows]
+    for name, value in task.segmentation.sums(torch.cat([clean, of_noisy]), batch["mask"][[3, 7, *rows]]).items():
+        torch.testing.assert_close(sums[f"segmentation/{name}"], value, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("factor", [1.0, 0.0])
 def test_a_run_with_a_decoder_of_its_own_is_resumed(
     tiny: Tiny, cut_and_resumed: Callable[[RunConfig], dict[str, Tensor]], factor: float
@@ -62,11 +87,13 @@ def test_a_run_with_a_decoder_of_its_own_is_resumed(
     assert embedding.any()
 
 
+@pytest.mark.parametrize("below", [0.0, 1.0])
 def test_only_labelled_images_are_segmented(
-    tiny: Tiny, cut_and_resumed: Callable[..., dict[str, Tensor]], wrong_masks: Callable
+    tiny: Tiny, cut_and_resumed: Callable[..., dict[str, Tensor]], wrong_masks: Callable, below: float
 ) -> None:
-    """With wrong masks everywhere else, the weights are the same."""
+    """With wrong masks everywhere else, the weights are the same; `below`: of the noisy images, too."""
     options = {"joint__segmentation_fraction": 0.5, "data__label_fraction": 0.2, "training__validate_every": 100}
+    options["joint__segment_noise_below"] = below
     weights = cut_and_resumed(tiny("joint", "first", **options))
     with wrong_masks(0.2):
         again = cut_and_resumed(tiny("joint", "second", **options))

@@ -191,6 +191,7 @@ BOUNDS: dict[str, Bound] = {
     "joint.segmentation_weight": positive(),
     "joint.diffusion_weight": positive(),
     "joint.segmentation_fraction": within(0, 1, open_low=True),
+    "joint.segment_noise_below": within(0, 1),
     "joint.backbone_gradient": at_least(0),
     "joint.log_gradients": at_least(0),
     "training.seed": SEED,

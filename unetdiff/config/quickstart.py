@@ -49,7 +49,7 @@ INPUT_SCALE = 0.35
 GUIDANCE_SCALE = 4.0
 """For the samples: higher than the default, since the runs are short."""
 
-JOINT = JointConfig(segmentation_weight=1.0, diffusion_weight=10.0, segmentation_fraction=0.33)
+JOINT = JointConfig(segmentation_weight=1.5, diffusion_weight=10.0, segmentation_fraction=0.33, segment_noise_below=0.2)
 """The diffusion loss is the smaller one; a third of each batch is enough for segmentation."""
 
 

@@ -98,6 +98,9 @@ class JointConfig:
     segmentation_fraction: float = 1.0
     """Fraction of each batch that the segmentation loss is computed on, at least one image; the diffusion loss is
     computed on all of it."""
+    segment_noise_below: float = 0.0
+    """Noisy images with less than this fraction of a sampler's steps left are segmented too, on the maps that denoise
+    them; 0: clean images alone."""
     backbone_gradient: float = 1.0
     """Factor of the segmentation loss's gradient where it enters the part that both heads share; 0: the segmentation
     head, with its own decoder levels, learns from maps that the diffusion loss alone determines."""

@@ -10,6 +10,7 @@ Comments of this package number them "change 1 of 3" to "change 3 of 3"; docs/th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, Unpack
@@ -293,11 +294,12 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
         encoder_hidden_states: Tensor | None = None,
         clean_timestep: Tensor | None = None,
         backbone_gradient: float = 1.0,
+        segmented: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         """Both heads in one pass of the backbone: segmentation of clean images, diffusion of noisy ones.
 
         The same numbers as `segment(pixels)` and `forward(sample, timestep, encoder_hidden_states)`, faster: with a
-        diffusion head no norm mixes the images of a batch.
+        diffusion head no norm mixes the images of a batch. Noisy images can be segmented on the maps that denoise them.
 
         Args:
             pixels: (A, in_channels, H, W) clean images.
@@ -306,17 +308,21 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             encoder_hidden_states: (B, tokens, cross_attention_dim) of the noisy images; None is one zero token.
             clean_timestep: (A,) of the clean images; None: 0.
             backbone_gradient: factor of the segmentation head's gradient where it enters the shared part.
+            segmented: S rows of the noisy images that are segmented as well, with their own timestep and condition.
 
         Returns:
-            Logits (A, num_classes, H, W) and noise (or x0, or v) (B, out_channels, H, W).
+            Logits (A + S, num_classes, H, W) and noise (or x0, or v) (B, out_channels, H, W).
 
         Raises:
-            UserError: a head is missing.
+            UserError: a head is missing, or `segmented` with a segmentation head whose pass differs.
         """
         self._require("segmentation")
         self._require("diffusion")
+        reader: Any = self.heads["segmentation"]
         if self.config["heads"]["segmentation"]["attention_maps"]:
             raise UserError("both: must be two passes with heads.segmentation.attention_maps.")
+        if segmented and (self.own_decoder_levels or reader.task_embedding is not None):
+            raise UserError("segmented: must be () with a decoder or a task embedding of the segmentation head's own.")
         clean, context = pixels.shape[0], encoder_hidden_states
         if context is not None:  # the clean images' null condition: to_k and to_v have no bias, so zeros add nothing
             context = torch.cat([context.new_zeros(clean, *context.shape[1:]), context])
@@ -328,14 +334,18 @@ class UNet(FreezingMixin, SerializationMixin, ModelMixin, ConfigMixin):  # type:
             torch.cat([timestep.new_zeros(clean) if clean_timestep is None else clean_timestep, timestep]),
             context,
         )
-        reader: Any = self.heads["segmentation"]
         temb, added = state.temb, reader.task_embedding
         if temb is not None and added is not None:  # to the clean images
             state.temb = torch.cat([temb[:clean] + added.to(temb.dtype), temb[clean:]])
         h, skips, size = self._shared(images, self._recording(state, "segmentation"))
         # split: its backward is one concatenation, that of two slices pads each gradient with zeros and adds them up
-        (h_clean, h_noisy), *pairs = [one.split([clean, sample.shape[0]]) for one in (h, *skips)]
+        sizes = [clean, sample.shape[0]]
+        (h_clean, h_noisy), *pairs = [one.split(sizes) for one in (h, *skips)]
         of_clean, of_noisy = state.split(clean)
+        if segmented:
+            h_clean = torch.cat([h_clean, h_noisy[list(segmented)]])
+            maps = {name: one.split(sizes) for name, one in (state.maps or {}).items()}
+            of_clean.maps = {name: torch.cat([one, other[list(segmented)]]) for name, (one, other) in maps.items()}
         scaled = partial(scale_gradient, factor=backbone_gradient)
         if temb is not None and self.own_decoder_levels:
             of_clean.temb = scaled(temb[:clean]) + (0 if added is None else added.to(temb.dtype))

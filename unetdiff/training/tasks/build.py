@@ -76,6 +76,8 @@ def build_task(config: RunConfig, train: ImageDataset, val: ImageDataset) -> Tas
     denoiser, segmentation, scheduler = denoiser_of(task), segmentation_of(task), pretrained_scheduler(config)
     if denoiser is not None and scheduler is not None:
         denoiser.scheduler = scheduler
+    if isinstance(task, JointTask):
+        task.all_labelled = train.labelled is None
     if segmentation is not None:
         segmentation.kept = kept
     if segmentation is not None and segmentation.scheduler is not None and scheduler is not None:

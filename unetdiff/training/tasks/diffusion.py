@@ -128,10 +128,9 @@ class DiffusionTask(Task):
 
     def add_noise(self, batch: Batch, draws: RowDraws) -> NoisyBatch:
         """A training batch at random timesteps, with condition dropout."""
+        timesteps = self.timesteps(batch, draws)
         x0 = self.encode(batch, draws)
         is_prior = batch[REGULARIZATION].to(x0.device) > 0 if REGULARIZATION in batch else None
-        kinds = 1 if is_prior is None else 2  # training and regularization images alternate
-        timesteps = draws(partial(objectives.sample_timesteps_of_kinds, self.forward_process, kinds))
         noise = self.image_noise(draws, x0, self.config.offset_noise)
         conditions = self.conditions(batch, x0.device)
         if self.conditioner is not None and conditions is not None:
@@ -143,6 +142,11 @@ class DiffusionTask(Task):
             channels = self.masked(batch, numbers, fraction, self._posterior_noise(x0.shape[1:], draws))
         noisy = self.add_noise_at(x0, noise, timesteps, conditions, self.loss_mask(batch), channels)
         return replace(noisy, is_prior=is_prior)
+
+    def timesteps(self, batch: Batch, draws: RowDraws) -> Tensor:
+        """The timesteps of a training batch, (B,): the first draw of its step."""
+        kinds = 2 if REGULARIZATION in batch else 1  # training and regularization images alternate
+        return draws(partial(objectives.sample_timesteps_of_kinds, self.forward_process, kinds))
 
     def encode(self, batch: Batch, draws: RowDraws | None = None) -> Tensor:
         """x0 of a batch: pixels in [-1, 1], latents, or encoded masks, (B, K, h, w).

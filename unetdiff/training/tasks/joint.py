@@ -1,4 +1,5 @@
-"""Both heads on one backbone in one forward pass: segmentation of clean images, denoising of noisy ones."""
+"""Both heads on one backbone in one forward pass: segmentation of clean images, denoising of noisy ones, and the
+segmentation of those with little noise."""
 
 from __future__ import annotations
 
@@ -25,9 +26,14 @@ from unetdiff.training.weighting import WEIGHTINGS
 
 
 class JointTask(Task):
-    """The weighted sum of a segmentation and a diffusion task that share one UNet."""
+    """The weighted sum of a segmentation and a diffusion task that share one UNet.
+
+    Attributes:
+        all_labelled: whether every training image has a mask that may be used; false: only those at `masked_rows`.
+    """
 
     best_metric = ("segmentation/mean_iou", "max")
+    all_labelled: bool = True
 
     def __init__(self, segmentation: SegmentationTask, diffusion: DiffusionTask, config: JointConfig) -> None:
         super().__init__()
@@ -43,17 +49,18 @@ class JointTask(Task):
         return self.segmentation.trainable_modules() | self.diffusion.trainable_modules() | weighting
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
+        both = self.noisy_rows(batch, draws.again())
         noisy = self.diffusion.add_noise(batch, draws)
-        if self.clean_rows(draws):
-            segmentation, output = self._both(batch, noisy, draws)
+        if self.clean_rows(draws) or both:
+            segmentation, output = self._both(batch, noisy, both, draws)
         else:
             output = self.diffusion.predict(noisy)
             segmentation = self._no_segmentation(output)
         return _prefixed("segmentation", segmentation) | _prefixed("diffusion", self.diffusion.sums(output, noisy))
 
-    def _both(self, batch: Batch, noisy: NoisyBatch, draws: RowDraws) -> tuple[Sums, Tensor]:
-        """The segmentation's sums of `clean_rows`, and the denoiser's output for all images: in one pass of the
-        backbone where both heads have the same context, or the segmentation head none."""
+    def _both(self, batch: Batch, noisy: NoisyBatch, both: list[int], draws: RowDraws) -> tuple[Sums, Tensor]:
+        """The segmentation's sums of `clean_rows` and of the noisy rows `both`, and the denoiser's output for all
+        images: in one pass of the backbone where both heads have the same context, or the segmentation head none."""
         assert noisy.x0 is not None
         task, segmenter = self.segmentation, self.segmentation.segmenter
         masked, others = self.masked_rows(draws), self.pseudo_rows(draws)
@@ -68,10 +75,11 @@ class JointTask(Task):
             output = self.diffusion.predict(noisy)
         else:
             tokens, gradient = noisy.conditioning.tokens, self.config.backbone_gradient
-            logits, output = self.unet.both(sample, noisy.sample, noisy.timesteps, tokens, timesteps, gradient)
+            logits, output = self.unet.both(sample, noisy.sample, noisy.timesteps, tokens, timesteps, gradient, both)
             logits = segmenter.at_image_size(logits, size)
-        count = len(masked)
-        return task.sums_of_rows(logits[:count], of_rows(batch, masked), logits[count:], labels), output
+        of_masked, of_others, of_noisy = logits.split([len(masked), len(others), len(both)])
+        of_masked = torch.cat([of_masked, of_noisy])
+        return task.sums_of_rows(of_masked, of_rows(batch, masked + both), of_others, labels), output
 
     def _no_segmentation(self, output: Tensor) -> Sums:
         """Zero sums, with a zero gradient for the head: DDP expects one of every parameter."""
@@ -89,6 +97,16 @@ class JointTask(Task):
     def masked_rows(self, draws: RowDraws) -> list[int]:
         """The rows whose masks are used: `segmentation_fraction` of the step's batch, evenly spaced in it."""
         return draws.rows_at(segmented_places(self.config.segmentation_fraction, draws.images))
+
+    def noisy_rows(self, batch: Batch, draws: RowDraws) -> list[int]:
+        """The rows that are denoised and segmented: those with little noise, of images whose masks are used
+        (`joint.segment_noise_below`)."""
+        bound = self.config.segment_noise_below
+        if not bound:
+            return []
+        noise = self.diffusion.forward_process.fraction(self.diffusion.timesteps(batch, draws))  # (B,)
+        allowed = range(draws.count) if self.all_labelled else self.masked_rows(draws)
+        return [row for row in (noise < bound).nonzero().flatten().tolist() if row in allowed]
 
     def pseudo_rows(self, draws: RowDraws) -> list[int]:
         """As many of the other rows, or all of them, evenly spaced; none without `segmentation.pseudo_labels`."""
@@ -111,7 +129,10 @@ class JointTask(Task):
             with self.segmentation.hard_pixels() as hard:
                 sums = super().reference(parts, layers)
             return sums | _prefixed("segmentation", hard)
-        rows = [(batch, self.masked_rows(draws), self.pseudo_rows(draws)) for batch, draws in parts]
+        rows = [
+            (batch, self.masked_rows(draws) + self.noisy_rows(batch, draws.again()), self.pseudo_rows(draws))
+            for batch, draws in parts
+        ]
         diffusion = self.diffusion.reference(parts, layers)
         return _prefixed("segmentation", self.segmentation.target_sums(rows)) | _prefixed("diffusion", diffusion)
 
