@@ -80,6 +80,7 @@ def plan(args: argparse.Namespace, overrides: Sequence[str], output: Path) -> di
     default = quickstart_configs(output)["joint"]
     default.training.steps = TRAIN_STEPS
     default.joint.segmentation_fraction = 1.0  # each head sees as many images as in its separate run
+    default.joint.segment_noise_below = 0.0  # and no noisy ones
     default.joint.segmentation_weight = 0.5  # of four times as many images as in the quickstart
     base = with_shared_backbone(base_config(args.config, overrides, default))
     steps = num_train_steps(replace(base, task="joint")) if args.train_steps is None else args.train_steps
