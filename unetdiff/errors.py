@@ -93,6 +93,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
+def in_one_line(error: Exception) -> UserError | TrainingStopped | None:
+    """What a user is told of an exception: of the system, of too little memory, or itself; None: a bug."""
+    if isinstance(error, UserError | TrainingStopped):
+        return error
+    if isinstance(error, OSError):  # the last resort: commands name their files themselves
+        return FileError.from_os_error(error.filename or "a file", error)
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
+        return UserError("out of memory. Use smaller images, a smaller batch size, or tiles (predict --tile).")
+    return None
+
+
 def _own_line(message: str) -> str:
     """A message without the traceback that torch puts before that of an error in a worker of a data loader."""
     if not (message.startswith("Caught ") and "\nOriginal Traceback" in message):

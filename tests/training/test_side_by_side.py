@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ import pytest
 from unetdiff.config.quickstart import quickstart_configs
 from unetdiff.errors import UserError
 from unetdiff.files.records import read_object
-from unetdiff.training.side_by_side import Prefixed, train_side_by_side
+from unetdiff.training.side_by_side import Prefixed, _train_lane, train_side_by_side
 
 LONG = 100_000
 """Steps that no test waits for."""
@@ -46,6 +48,29 @@ def test_the_first_error_is_reported_and_the_others_stop_with_a_checkpoint(tmp_p
     with pytest.raises(UserError, match="joint: must be a folder"):
         train_side_by_side(lanes, threads=2)
     assert not (tmp_path / "segmentation" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "runs/x: no space left on device. Free space"),
+        (MemoryError(), "out of memory. Use smaller images"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory. Use smaller images"),
+    ],
+)
+def test_what_is_no_bug_is_one_line_of_the_process_that_started_it(monkeypatch, error, message):
+    def train(config, command):
+        raise error
+
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr("unetdiff.training.trainer.train", train)
+    monkeypatch.setattr("unetdiff.training.side_by_side.os.setpgrp", lambda: None)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)  # restored
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("unetdiff.training.side_by_side.threading.Thread.start", lambda thread: None)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        _train_lane({"joint": None}, 1, None, theirs)
+    assert str(ours.recv()).startswith(message)
 
 
 STOPPED = """

@@ -12,11 +12,10 @@ from unetdiff.cli.processes import relaunch_on_cpu, report_once, require_single_
 from unetdiff.cli.streams import status_of, tolerant_streams
 from unetdiff.errors import (
     AnotherProcessFailed,
-    FileError,
     TrainingStopped,
     UserError,
     did_you_mean,
-    is_out_of_memory,
+    in_one_line,
     printable,
     shortened,
 )
@@ -90,20 +89,15 @@ def _run(words: list[str]) -> int:
                 require_single_process(words[0])
             relaunch_on_cpu(words)
             return import_module(COMMANDS[words[0]][0]).main(words[1:])
-    except UserError as error:
-        return _fail(str(error), 2)
-    except TrainingStopped as error:
-        return _fail(str(error), error.status)
     except AnotherProcessFailed:
         return 1
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except OSError as error:  # the last resort: commands name their files themselves
-        return _fail(str(FileError.from_os_error(error.filename or "a file", error)), 2)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        told = in_one_line(error)
+        if told is None:
             raise
-        return _fail("out of memory. Use smaller images, a smaller batch size, or tiles (predict --tile).", 2)
+        return _fail(str(told), told.status if isinstance(told, TrainingStopped) else 2)
 
 
 def _fail(message: str, status: int) -> int:

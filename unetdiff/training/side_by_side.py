@@ -19,7 +19,7 @@ from typing import Any
 
 from unetdiff.config.schema import RunConfig
 from unetdiff.console import Console
-from unetdiff.errors import TrainingStopped, UserError
+from unetdiff.errors import TrainingStopped, in_one_line
 from unetdiff.training.signals import signal_name, stop_on_signals
 
 Lane = Mapping[str, RunConfig]
@@ -99,8 +99,11 @@ def _train_lane(lane: Lane, threads: int, command: str | None, pipe: Connection)
         for name, config in lane.items():
             sys.stderr = Prefixed(sys.__stderr__, f"{name}: ")  # type: ignore[assignment]
             train(config, command=command)
-    except (UserError, TrainingStopped) as error:
-        pipe.send(error)
+    except Exception as error:
+        told = in_one_line(error)
+        if told is None:
+            raise
+        pipe.send(told)
         sys.exit(1)
 
 
