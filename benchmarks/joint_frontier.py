@@ -1,7 +1,8 @@
 """Both metrics against minutes: two networks apart, and ways to train both heads on one backbone, each at its lengths.
 
     python benchmarks/joint_frontier.py --seeds 0 1 2 --output runs/frontier
-    python benchmarks/joint_frontier.py --config configs/joint/camvid.yaml --data.root CAMVID --training.batch_size 16 --steps 300 600
+    python benchmarks/joint_frontier.py --config configs/joint/camvid.yaml --data.root CAMVID \\
+        --training.batch_size 16 --steps 300 600
 
 Every run is `unetdiff train` in its own process, one after another, with the config of a joint run (the quickstart's).
 Lengths are fractions of the image passes of the two networks apart: `--steps` of a segmenter and a denoiser with the
