@@ -94,7 +94,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def in_one_line(error: Exception) -> UserError | TrainingStopped | None:
-    """What a user is told of an exception: of the system, of too little memory, or itself; None: a bug."""
+    """An exception as one with a message of one line: of the system, of too little memory, or itself; None: a bug."""
     if isinstance(error, UserError | TrainingStopped):
         return error
     if isinstance(error, OSError):  # the last resort: commands name their files themselves

@@ -53,7 +53,7 @@ def test_what_is_noised_is_a_sample_of_the_posterior(tiny: Tiny, vae: Path) -> N
     noised = task.add_noise(batch, whole_batch(3, 4, "cpu"))
     with torch.no_grad():
         posterior = theirs.encode(to_model_range(batch["image"])).latent_dist
-        z = (posterior.sample(generator_of(3, 1)) - 0.3) * 0.6
+        z = (posterior.sample(generator_of(3, 2)) - 0.3) * 0.6
     alpha, sigma = (level[:, None, None, None] for level in alpha_sigma(task.scheduler, noised.timesteps))
     torch.testing.assert_close(noised.sample, alpha * z + sigma * noised.target, atol=1e-4, rtol=1e-4)
     assert torch.equal(task.add_noise(batch, whole_batch(3, 4, "cpu")).sample, noised.sample)

@@ -94,10 +94,10 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except Exception as error:
-        told = in_one_line(error)
-        if told is None:
+        known = in_one_line(error)
+        if known is None:
             raise
-        return _fail(str(told), told.status if isinstance(told, TrainingStopped) else 2)
+        return _fail(str(known), known.status if isinstance(known, TrainingStopped) else 2)
 
 
 def _fail(message: str, status: int) -> int:

@@ -100,10 +100,10 @@ def _train_lane(lane: Lane, threads: int, command: str | None, pipe: Connection)
             sys.stderr = Prefixed(sys.__stderr__, f"{name}: ")  # type: ignore[assignment]
             train(config, command=command)
     except Exception as error:
-        told = in_one_line(error)
-        if told is None:
+        known = in_one_line(error)
+        if known is None:
             raise
-        pipe.send(told)
+        pipe.send(known)
         sys.exit(1)
 
 
