@@ -1,4 +1,4 @@
-# make quickstart   the whole thing in small: three trainings and one page, six to twenty-five minutes on two cores
+# make quickstart   the whole thing in small: three trainings and one page, six to sixteen minutes on two cores
 # make test         lint, types and tests
 # make docs         the documentation as a site, in site/
 # make PYTHON=python3.12 ...   with another interpreter (3.11 or newer)
