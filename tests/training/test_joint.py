@@ -62,7 +62,7 @@ def test_images_with_little_noise_are_segmented_too(tiny: Tiny, process: str) ->
     for parameter in task.unet.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     batch, draws = collate([train[i] for i in range(8)]), whole_batch(5, 8, "cpu")
-    rows = task.noisy_rows(batch, draws.again())
+    rows = task.noisy_rows(task.diffusion.timesteps(batch, draws.again()), draws)
     assert rows == {"ddpm": [0, 1], "flow": [0]}[process]  # of eight stratified timesteps
     sums, noisy = task(batch, draws.again()), task.diffusion.add_noise(batch, draws.again())
     tokens, x0 = noisy.conditioning.tokens, noisy.x0

@@ -49,8 +49,8 @@ class JointTask(Task):
         return self.segmentation.trainable_modules() | self.diffusion.trainable_modules() | weighting
 
     def forward(self, batch: Batch, draws: RowDraws) -> Sums:
-        both = self.noisy_rows(batch, draws.again())
         noisy = self.diffusion.add_noise(batch, draws)
+        both = self.noisy_rows(noisy.timesteps, draws)
         if self.clean_rows(draws) or both:
             segmentation, output = self._both(batch, noisy, both, draws)
         else:
@@ -98,13 +98,13 @@ class JointTask(Task):
         """The rows whose masks are used: `segmentation_fraction` of the step's batch, evenly spaced in it."""
         return draws.rows_at(segmented_places(self.config.segmentation_fraction, draws.images))
 
-    def noisy_rows(self, batch: Batch, draws: RowDraws) -> list[int]:
+    def noisy_rows(self, timesteps: Tensor, draws: RowDraws) -> list[int]:
         """The rows that are denoised and segmented: those with little noise, of images whose masks are used
         (`joint.segment_noise_below`)."""
         bound = self.config.segment_noise_below
         if not bound:
             return []
-        noise = self.diffusion.forward_process.fraction(self.diffusion.timesteps(batch, draws))  # (B,)
+        noise = self.diffusion.forward_process.fraction(timesteps)  # (B,)
         allowed = range(draws.count) if self.all_labelled else self.masked_rows(draws)
         return [row for row in (noise < bound).nonzero().flatten().tolist() if row in allowed]
 
@@ -129,10 +129,10 @@ class JointTask(Task):
             with self.segmentation.hard_pixels() as hard:
                 sums = super().reference(parts, layers)
             return sums | _prefixed("segmentation", hard)
-        rows = [
-            (batch, self.masked_rows(draws) + self.noisy_rows(batch, draws.again()), self.pseudo_rows(draws))
-            for batch, draws in parts
-        ]
+        rows = []
+        for batch, draws in parts:
+            noisy = self.noisy_rows(self.diffusion.timesteps(batch, draws.again()), draws)
+            rows.append((batch, self.masked_rows(draws) + noisy, self.pseudo_rows(draws)))
         diffusion = self.diffusion.reference(parts, layers)
         return _prefixed("segmentation", self.segmentation.target_sums(rows)) | _prefixed("diffusion", diffusion)
 
